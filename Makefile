@@ -19,13 +19,13 @@ SEED_OPTION = $(if $(SEED),--seed $(SEED))
 	chaos soak docs gen format wheel lock audit clean
 
 run: $(RUN_READY) ## start everything in the foreground; Ctrl-C stops it
-	@exec $(BIN)/python -m evershell.server up
+	@exec $(BIN)/python -m evershell.commands up
 
 restart: $(RUN_READY) ## restart the programs of the running stack one by one, without losing a call
-	@exec $(BIN)/python -m evershell.server restart
+	@exec $(BIN)/python -m evershell.commands restart
 
 demo: $(RUN_READY) ## show a cancellation and check every promise, on the running stack or on one of its own
-	@exec $(BIN)/python -m evershell.server demo
+	@exec $(BIN)/python -m evershell.commands demo
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .
@@ -51,7 +51,7 @@ test-fast: $(READY) ## run the tests that need no running stack, in about 20 sec
 test-exhaustive: $(READY) $(DOCS_READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
 	@exec $(BIN)/python -m pytest tests/exhaustive $(PYTEST_OPTIONS)
 
-coverage: $(READY) ## run the tests of make test, and print the lines of evershell/server/ that they do not reach
+coverage: $(READY) ## run the tests of make test, and print the lines of the product that they do not reach
 	@$(BIN)/coverage erase
 	-@$(BIN)/coverage run -m pytest --ignore=tests/exhaustive
 	@$(BIN)/coverage combine --quiet
@@ -112,7 +112,7 @@ help: ## list the targets
 # Sets up the environment from a lock file. pip installs the locked uv, and uv, which is faster,
 # installs the other packages. Both check every hash. uv does not compile Python, so what the programs
 # import is compiled last: with PYTHONDONTWRITEBYTECODE, each start of a program would do it again.
-PROGRAMS := evershell.cli.main, evershell.server.cli.demo, evershell.server.programs, evershell.server.stack.up
+PROGRAMS := evershell.cli.main, evershell.commands.demo, evershell.app.programs, evershell.local.up
 define set_up
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) was not found. Install Python 3.11 or newer." >&2; exit 1; }

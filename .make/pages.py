@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from evershell.server.config import Settings
+from evershell.app.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 # `up` and the tests set these. They are no settings for operators.
@@ -33,7 +33,7 @@ SECTIONS = {
 CONFIGURATION = """\
 # Configuration
 
-<!-- Written by `make gen` from evershell/server/config.py. Do not edit. -->
+<!-- Written by `make gen` from server/evershell/app/settings.py. Do not edit. -->
 
 All settings of the service are environment variables. The commands `up`, `serve`, `fleet`, `edge`
 and `migrate` of `evershell` read them once, when they start. A value that is not valid stops the

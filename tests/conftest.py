@@ -16,9 +16,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from evershell.server.stack import postgres
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import Pool, open_pool
+from evershell.local import postgres
+from evershell.store.migrate import migrate
+from evershell.store.pool import Pool, open_pool
 
 pytest_plugins = [
     "tests.support.browser",

@@ -7,7 +7,7 @@ from click import ClickException
 from click.testing import CliRunner
 
 from evershell.cli.main import main
-from evershell.server.cli.environment import read_settings
+from evershell.commands.environment import read_settings
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import structlog
 
-from evershell.server import bootstrap
-from evershell.server.agent import program
-from evershell.server.api.server import Server
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.config import Settings
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
-from evershell.server.crash_points import CrashPoints, kind_of
-from evershell.server.pod.spec import PodSpec
-from evershell.server.telemetry.metrics import Metrics
+from evershell.agents import program
+from evershell.api.server import Server
+from evershell.app import wiring as bootstrap
+from evershell.app.settings import Settings
+from evershell.auth.signing_keys import new_key
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.pod.crash_points import CrashPoints, kind_of
+from evershell.pod.spec import PodSpec
+from evershell.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
 
 ITERATION, END = IterationCompleted(number=1, payload={}), TaskEnded(status=TaskStatus.COMPLETED)
@@ -31,7 +31,7 @@ async def double(number: int) -> int:
 
 CALLING = """
 import asyncio, pathlib, sys
-from evershell.server.crash_points import CrashPoints
+from evershell.pod.crash_points import CrashPoints
 
 async def call():
     print("called")
@@ -52,7 +52,7 @@ def test_an_armed_point_kills_once(tmp_path: Path, point: str, output: str) -> N
 
 CANCELLED = """
 import asyncio, pathlib, sys
-from evershell.server.crash_points import CrashPoints
+from evershell.pod.crash_points import CrashPoints
 
 async def main():
     started = asyncio.Event()

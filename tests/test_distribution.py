@@ -34,7 +34,7 @@ def test_the_wheel_has_the_files_of_the_packages_and_no_others(files: dict[str, 
         "server",
         "workspace",
     }
-    assert "evershell/server/store/functions/record_cancellation.sql" in files
+    assert "evershell/store/functions/record_cancellation.sql" in files
     assert "evershell/edge/envoy.yaml" in files
 
 

@@ -14,11 +14,11 @@ import pytest
 import structlog
 from prometheus_client import generate_latest
 
-from evershell.server.core import trace
-from evershell.server.core.trace import TraceContext
-from evershell.server.telemetry import logs
-from evershell.server.telemetry.logs import Sampler, Sink
-from evershell.server.telemetry.metrics import Metrics
+from evershell.core import trace
+from evershell.core.trace import TraceContext
+from evershell.telemetry import logs
+from evershell.telemetry.logs import Sampler, Sink
+from evershell.telemetry.metrics import Metrics
 from tests.support.small_disk import fill, free, small_disk
 
 Lines = Callable[[], list[dict[str, Any]]]
@@ -280,7 +280,7 @@ def test_a_program_with_a_full_log_continues(tmp_path: Path) -> None:
     """The program also causes asyncio to report a failed task through the logging module."""
     program = """
 import asyncio, structlog
-from evershell.server.telemetry import logs
+from evershell.telemetry import logs
 sink = logs.configure("serve", "INFO")
 async def main():
     async def fails(): raise RuntimeError("lost")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.auth.agent_certificates import AgentCertificates
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key, with_first_key, with_new_key
-from evershell.server.config import Settings
-from evershell.server.core.runtime import AgentIdentity
-from evershell.server.pod_backends import spec_for
+from evershell.app.pod_backends import spec_for
+from evershell.app.settings import Settings
+from evershell.auth.agent_certificates import AgentCertificates
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key, with_first_key, with_new_key
+from evershell.core.runtime import AgentIdentity
 from tests.support.agent_tls import is_issued_by
 
 OLD = new_key()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from evershell.app.settings import Settings
+from evershell.auth.signing_keys import new_key
 from evershell.cli.main import main
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.config import Settings
 from tests.support.programs import run
 
 
@@ -76,7 +76,7 @@ def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: st
 @pytest.mark.parametrize("spec", ["", "{", "[]", '{"workspace_id": "ws_1"}', '{"unknown": 1}'])
 def test_an_agent_refuses_an_invalid_spec_in_one_line(spec: str) -> None:
     refused = subprocess.run(
-        [sys.executable, "-m", "evershell.server.agent"],
+        [sys.executable, "-m", "evershell.agents"],
         input=spec,
         capture_output=True,
         text=True,

@@ -21,8 +21,8 @@ from evershell.client import (
     ToolResult,
     ToolStatus,
 )
-from evershell.server.cli import demo, demo_stack
-from evershell.server.cli.demo import FollowedTask
+from evershell.commands import demo, demo_stack
+from evershell.commands.demo import FollowedTask
 
 # Escape sequences with two introducers, control characters, invisible and bidirectional characters,
 # line separators, a private character and half of a surrogate pair.

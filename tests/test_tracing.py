@@ -5,11 +5,11 @@ import logging
 import pytest
 from opentelemetry.trace import SpanKind
 
-from evershell.server.core import trace
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.trace import TraceContext
-from evershell.server.telemetry.export_warnings import limit_export_warnings
-from evershell.server.telemetry.tracing import Tracing
+from evershell.core import trace
+from evershell.core.errors import UnavailableError
+from evershell.core.trace import TraceContext
+from evershell.telemetry.export_warnings import limit_export_warnings
+from evershell.telemetry.tracing import Tracing
 from tests.support.otlp import Receiver
 
 CALLER = TraceContext("a" * 32, "b" * 16)

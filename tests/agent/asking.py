@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from evershell.server.agent.active_task import ActiveTask
-from evershell.server.agent.iteration import Limits
-from evershell.server.agent.loop import run_task
-from evershell.server.agent.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
-from evershell.server.agent.openai_model import OpenAIModel
-from evershell.server.agent.tools import ShellTool
-from evershell.server.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
+from evershell.agents.active_task import ActiveTask
+from evershell.agents.iteration import Limits
+from evershell.agents.loop import run_task
+from evershell.agents.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
+from evershell.agents.openai_model import OpenAIModel
+from evershell.agents.tools import ShellTool
+from evershell.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
 from tests.support.model_server import Answer, ModelServer
 
 KEY = "sk-a-secret-key"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import structlog
 
-from evershell.server.agent.program import run
-from evershell.server.agent.shutdown import ExitCode
-from evershell.server.agent.tools import ToolCall
-from evershell.server.pod.spec import PodSpec
+from evershell.agents.program import run
+from evershell.agents.shutdown import ExitCode
+from evershell.agents.tools import ToolCall
+from evershell.pod.spec import PodSpec
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 from tests.support.model_server import ModelServer, model_server
 

@@ -32,11 +32,11 @@ from evershell.agent.v1.runtime_service_pb2_grpc import (
     add_RuntimeServiceServicer_to_server,
 )
 
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core.errors import Failure
-from evershell.server.pod.tls import Connector, TlsIdentity, agent_name, listen
-from evershell.server.pod.tokens import TIME_TRAILER
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.core.errors import Failure
+from evershell.pod.tls import Connector, TlsIdentity, agent_name, listen
+from evershell.pod.tokens import TIME_TRAILER
 
 if TYPE_CHECKING:
     from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
@@ -177,7 +177,7 @@ class ControlPlane(RuntimeServiceServicer):
         return directive
 
     def _commit(self, task_id: str, event: TaskEvent) -> None:
-        """Commits an event by the rules of evershell.server.core.task_lifecycle.commit."""
+        """Commits an event by the rules of evershell.core.task_lifecycle.commit."""
         if self.fenced or self.task is None or self.task.task_id != task_id:
             return
         if event.HasField("task_started") and any(

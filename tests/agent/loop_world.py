@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from evershell.server.agent.active_task import ActiveTask
-from evershell.server.agent.encoding import encode_event
-from evershell.server.agent.iteration import Limits
-from evershell.server.agent.loop import RejectedError, run_task
-from evershell.server.agent.model import History, ModelReply, PartialReply
-from evershell.server.agent.tools import ToolCall, ToolResult, ToolStatus
-from evershell.server.core.task_lifecycle import AgentEvent, TaskEnded
+from evershell.agents.active_task import ActiveTask
+from evershell.agents.encoding import encode_event
+from evershell.agents.iteration import Limits
+from evershell.agents.loop import RejectedError, run_task
+from evershell.agents.model import History, ModelReply, PartialReply
+from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
+from evershell.core.task_lifecycle import AgentEvent, TaskEnded
 
 CALL = ToolCall(id="c", name="shell", arguments="{}")
 OK = ToolResult(status=ToolStatus.EXITED, output="ok")

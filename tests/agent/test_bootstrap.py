@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from evershell.server.agent.shutdown import ExitCode
-from evershell.server.pod.spec import PodSpec
+from evershell.agents.shutdown import ExitCode
+from evershell.pod.spec import PodSpec
 from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 from tests.support.agent_tls import certificates, fields
@@ -83,7 +83,7 @@ async def test_an_agent_listens_where_its_own_spec_says(
 def test_an_agent_hides_from_other_processes_of_its_user() -> None:
     """PR_GET_DUMPABLE is 3: prctl(2)."""
     code = (
-        "import ctypes; from evershell.server.pod.process import become_unreadable\n"
+        "import ctypes; from evershell.pod.process import become_unreadable\n"
         "become_unreadable(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

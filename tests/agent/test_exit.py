@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from evershell.server.agent.shutdown import ExitCode
+from evershell.agents.shutdown import ExitCode
 from tests.agent.conftest import Start, is_alive, started
 from tests.agent.control_plane import ControlPlane
 from tests.support.waiting import eventually_async

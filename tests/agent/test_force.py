@@ -6,11 +6,11 @@ from contextlib import suppress
 
 import pytest
 
-from evershell.server.agent import iteration
-from evershell.server.agent.model import ModelFailure
-from evershell.server.core.bounds import FORCE_MARGIN
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.agents import iteration
+from evershell.agents.model import ModelFailure
+from evershell.core.bounds import FORCE_MARGIN
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from tests.agent.loop_world import REPLIES, World, a_reply, a_task, run_loop, wait_forever
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from evershell.server.agent.iteration import Limits
-from evershell.server.agent.loop import run_task
-from evershell.server.agent.model import ModelFailure
-from evershell.server.agent.tools import ToolResult, ToolStatus
-from evershell.server.core.task import Phase, TaskStatus
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.agents.iteration import Limits
+from evershell.agents.loop import run_task
+from evershell.agents.model import ModelFailure
+from evershell.agents.tools import ToolResult, ToolStatus
+from evershell.core.task import Phase, TaskStatus
+from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from tests.agent.loop_world import OK, REPLIES, World, a_reply, a_task, run_loop, wait_forever
 
 

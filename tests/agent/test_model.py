@@ -2,9 +2,9 @@
 
 import pytest
 
-from evershell.server.agent.model import History, Iteration, ModelFailure, ModelReply, PartialReply
-from evershell.server.agent.program import UnknownModelError, create_model
-from evershell.server.agent.tools import ToolResult, ToolStatus
+from evershell.agents.model import History, Iteration, ModelFailure, ModelReply, PartialReply
+from evershell.agents.program import UnknownModelError, create_model
+from evershell.agents.tools import ToolResult, ToolStatus
 
 
 async def _replies(description: str, *statuses: ToolStatus) -> list[ModelReply]:

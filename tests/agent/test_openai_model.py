@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from evershell.server.agent.model import Endpoint, History, Iteration, ModelReply, PartialReply
-from evershell.server.agent.openai_model import OpenAIModel
-from evershell.server.agent.program import UnknownModelError, create_model
-from evershell.server.agent.tools import ToolCall, ToolResult, ToolStatus
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded
-from evershell.server.pod.spec import PodSpec
+from evershell.agents.model import Endpoint, History, Iteration, ModelReply, PartialReply
+from evershell.agents.openai_model import OpenAIModel
+from evershell.agents.program import UnknownModelError, create_model
+from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import TaskEnded
+from evershell.pod.spec import PodSpec
 from tests.agent.asking import KEY, TASK, Run, next_reply
 from tests.support.model_server import (
     Answer,
@@ -226,7 +226,7 @@ def test_the_repr_of_settings_hides_the_key() -> None:
 
 def test_the_scripted_model_does_not_load_the_sdk() -> None:
     program = (
-        "import sys, evershell.server.agent.program as p; p.create_model('scripted');"
+        "import sys, evershell.agents.program as p; p.create_model('scripted');"
         " sys.exit('openai' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from evershell.server.agent.model import PartialReply
-from evershell.server.agent.tools import ToolCall
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded
+from evershell.agents.model import PartialReply
+from evershell.agents.tools import ToolCall
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import TaskEnded
 from tests.agent.asking import KEY, TASK, Run, failure, model_at, next_reply
 from tests.support.model_server import (
     DONE,

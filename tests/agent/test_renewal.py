@@ -8,14 +8,14 @@ import pytest
 import structlog
 from evershell.agent.v1.runtime_service_pb2 import Directive, HeartbeatResponse
 
-from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
-from evershell.server.agent.heartbeat import JITTER, Heartbeat
-from evershell.server.agent.lease import Lease
-from evershell.server.agent.runtime_client import RuntimeClient
-from evershell.server.agent.session import Session
-from evershell.server.agent.shutdown import Shutdown
-from evershell.server.core.task import Phase
-from evershell.server.pod.tokens import SECRET_BYTES
+from evershell.agents.credential import ControlPlaneClock, RuntimeCredential
+from evershell.agents.heartbeat import JITTER, Heartbeat
+from evershell.agents.lease import Lease
+from evershell.agents.runtime_client import RuntimeClient
+from evershell.agents.session import Session
+from evershell.agents.shutdown import Shutdown
+from evershell.core.task import Phase
+from evershell.pod.tokens import SECRET_BYTES
 
 NOW = 100.0
 

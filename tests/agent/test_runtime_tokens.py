@@ -11,16 +11,16 @@ import structlog
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 
-from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
-from evershell.server.agent.lease import Lease
-from evershell.server.agent.runtime_client import RuntimeClient, RuntimeStub
-from evershell.server.agent.session import Session
-from evershell.server.agent.shutdown import AgentEndingError, ExitCode, Shutdown
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core import workspace_lifecycle
-from evershell.server.core.task import Phase
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.agents.credential import ControlPlaneClock, RuntimeCredential
+from evershell.agents.lease import Lease
+from evershell.agents.runtime_client import RuntimeClient, RuntimeStub
+from evershell.agents.session import Session
+from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.core import workspace_lifecycle
+from evershell.core.task import Phase
+from evershell.core.workspace import WorkspaceStatus
 from tests.agent.conftest import Start, started
 from tests.agent.control_plane import ControlPlane
 from tests.api.running import INTERNAL, Failed, Running, bearer, running

@@ -10,13 +10,13 @@ import structlog
 from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 
-from evershell.server.agent.active_task import ActiveTask
-from evershell.server.agent.lease import Lease
-from evershell.server.agent.loop import RejectedError
-from evershell.server.agent.session import Session, WrongTaskError
-from evershell.server.agent.shutdown import ExitCode, Shutdown
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded
+from evershell.agents.active_task import ActiveTask
+from evershell.agents.lease import Lease
+from evershell.agents.loop import RejectedError
+from evershell.agents.session import Session, WrongTaskError
+from evershell.agents.shutdown import ExitCode, Shutdown
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import TaskEnded
 from tests.support.waiting import settle
 
 

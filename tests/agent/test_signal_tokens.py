@@ -13,14 +13,14 @@ from evershell.agent.v1.agent_service_pb2_grpc import (
     add_AgentServiceServicer_to_server,
 )
 
-from evershell.server.agent.admission import Admission
-from evershell.server.agent.service import AgentService
-from evershell.server.agent.session import Session
-from evershell.server.agent.shutdown import ExitCode, Shutdown
-from evershell.server.agent.token_verifier import TokenVerifier
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core.errors import Failure
+from evershell.agents.admission import Admission
+from evershell.agents.service import AgentService
+from evershell.agents.session import Session
+from evershell.agents.shutdown import ExitCode, Shutdown
+from evershell.agents.token_verifier import TokenVerifier
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.core.errors import Failure
 from tests.agent.conftest import Start
 from tests.support.runtime_tokens import runtime_token
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.agent.shutdown import ExitCode
+from evershell.agents.shutdown import ExitCode
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
 # Runs the program of an agent, and prints the names of the loaded modules when it has ended.
 PROGRAM = """
 import json, sys
-from evershell.server.agent.__main__ import main
+from evershell.agents.__main__ import main
 code = main()
 print(json.dumps(sorted(sys.modules)))
 sys.exit(code)
@@ -36,13 +36,13 @@ ALLOWED = {
     "_distutils_hack",
 }
 # No other room of the service.
-ALLOWED_ROOMS = {"agent", "core", "crash_points", "pod", "telemetry"}
+ALLOWED_ROOMS = {"agent", "agents", "core", "pod", "telemetry", "workspace"}
 # Of the core, only what the protos of an agent mention.
 ALLOWED_CORE = {
-    "evershell.server.core",
-    "evershell.server.core.agent_events",
-    "evershell.server.core.task",
-    "evershell.server.core.trace",
+    "evershell.core",
+    "evershell.core.agent_events",
+    "evershell.core.task",
+    "evershell.core.trace",
 }
 # grpc loads only the names of these packages, not their content.
 HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
@@ -90,12 +90,12 @@ async def test_the_scripted_model_needs_few_packages(
     output, _ = await agent.communicate()
     assert agent.returncode == ExitCode.STOPPED
     modules = json.loads(output)
-    assert "evershell.server.agent.scripted_model" in modules
+    assert "evershell.agents.scripted_model" in modules
     packages = {name.split(".")[0] for name in modules}
     assert packages - ALLOWED <= set(sys.stdlib_module_names)
     assert [name for name in modules if name.partition(".")[0] in HOLLOW] == sorted(
         HOLLOW & packages
     )
-    rooms = {name.split(".")[2] for name in modules if name.startswith("evershell.server.")}
+    rooms = {name.split(".")[1] for name in modules if name.startswith("evershell.")}
     assert rooms <= ALLOWED_ROOMS
-    assert {name for name in modules if name.startswith("evershell.server.core")} <= ALLOWED_CORE
+    assert {name for name in modules if name.startswith("evershell.core")} <= ALLOWED_CORE

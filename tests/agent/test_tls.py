@@ -8,7 +8,7 @@ import pytest
 from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
-from evershell.server.pod.tls import Connector, TlsIdentity, agent_name
+from evershell.pod.tls import Connector, TlsIdentity, agent_name
 from tests.agent.conftest import Start, started
 from tests.agent.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 from tests.support.agent_tls import Certificates, certificates, fields

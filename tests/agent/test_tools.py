@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evershell.server.agent import descendants, tools
-from evershell.server.agent.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
-from evershell.server.agent.tools import ShellTool, ToolCall, ToolResult, ToolStatus
-from evershell.server.pod.process import become_subreaper
+from evershell.agents import descendants, tools
+from evershell.agents.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
+from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
+from evershell.pod.process import become_subreaper
 from tests.agent.conftest import shell_call
 from tests.support.waiting import eventually_async
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evershell.server.agent.tools import ShellTool, ToolFailure
+from evershell.agents.tools import ShellTool, ToolFailure
 from tests.agent.conftest import shell_call
 
 

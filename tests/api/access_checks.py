@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.server.core.audit_entry import AuditEntry, AuditFilter
-from evershell.server.core.ids import new_task_id, new_workspace_id
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.ids import new_task_id, new_workspace_id
+from evershell.core.workspace import WorkspaceStatus
 from tests.api.access_rules import RULES, Principal, Target, refusal, required
 from tests.api.running import Failed, Metadata, Running, bearer
 from tests.support.identity_provider import token

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from evershell.server.core.task import Phase, Task, TaskLimits, TaskStatus, Usage
+from evershell.core.task import Phase, Task, TaskLimits, TaskStatus, Usage
 from tests.support.world import NOW, intent
 
 USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)

@@ -10,24 +10,24 @@ import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from evershell.server.api import chain
-from evershell.server.api.interceptors.auditing import Auditing
-from evershell.server.api.interceptors.authentication import Authentication
-from evershell.server.api.interceptors.rate_limits import RateLimits
-from evershell.server.api.interceptors.request_log import RequestLog
-from evershell.server.api.runtime_servicer import RuntimeServicer
-from evershell.server.api.server import AgentListener, Server
-from evershell.server.api.workspace_servicer import WorkspaceServicer
-from evershell.server.auth.api_keys import ApiKeys, fingerprint
-from evershell.server.auth.authenticator import Authenticator, HostBinding
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core.api_key import ApiKey, KeyTemplate
-from evershell.server.core.caller import Caller
-from evershell.server.core.runtime import Runtime
-from evershell.server.pod.tls import TlsIdentity
-from evershell.server.telemetry.metrics import Metrics
+from evershell.api import chain
+from evershell.api.interceptors.auditing import Auditing
+from evershell.api.interceptors.authentication import Authentication
+from evershell.api.interceptors.rate_limits import RateLimits
+from evershell.api.interceptors.request_log import RequestLog
+from evershell.api.runtime_servicer import RuntimeServicer
+from evershell.api.server import AgentListener, Server
+from evershell.api.workspace_servicer import WorkspaceServicer
+from evershell.auth.api_keys import ApiKeys, fingerprint
+from evershell.auth.authenticator import Authenticator, HostBinding
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.auth.signing_keys import new_key
+from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.caller import Caller
+from evershell.core.runtime import Runtime
+from evershell.pod.tls import TlsIdentity
+from evershell.telemetry.metrics import Metrics
 from tests.support.audit import FakeAuditQueue
 from tests.support.fakes import FakeStore
 from tests.support.runtime_tokens import runtime_token

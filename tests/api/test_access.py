@@ -8,12 +8,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evershell.server.api.effects import public_methods
-from evershell.server.auth.api_keys import ApiKeys, fingerprint
-from evershell.server.auth.authenticator import Authenticator
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core.api_key import ApiKey, KeyTemplate
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.api.effects import public_methods
+from evershell.auth.api_keys import ApiKeys, fingerprint
+from evershell.auth.authenticator import Authenticator
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.workspace import WorkspaceStatus
 from tests.api.access_checks import ORGS, Asked, Checking
 from tests.api.access_rules import METHODS, RULES, TEMPLATES, Principal
 from tests.api.running import PUBLIC, running

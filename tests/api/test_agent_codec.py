@@ -6,12 +6,12 @@ import pytest
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import task_pb2
 
-from evershell.server.api import codec
-from evershell.server.core.agent_rules import BreachError
-from evershell.server.core.event import Event, EventType
-from evershell.server.core.runtime import Directive
-from evershell.server.core.task import Phase, TaskStatus
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.api import codec
+from evershell.core.agent_rules import BreachError
+from evershell.core.event import Event, EventType
+from evershell.core.runtime import Directive
+from evershell.core.task import Phase, TaskStatus
+from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from tests.api.full_task import INTENT, ITERATION, TASK
 from tests.support.world import NOW
 

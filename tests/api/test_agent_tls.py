@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatResponse
 
-from evershell.server.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
+from evershell.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
 from tests.api.running import (
     INTERNAL,
     PUBLIC,

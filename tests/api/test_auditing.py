@@ -7,12 +7,12 @@ import grpc
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.server.api.effects import public_methods
-from evershell.server.api.interceptors import auditing
-from evershell.server.core.audit_entry import AuditEntry, AuditFilter
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.validation import Page
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.api.effects import public_methods
+from evershell.api.interceptors import auditing
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.errors import UnavailableError
+from evershell.core.validation import Page
+from evershell.core.workspace import WorkspaceStatus
 from tests.api.running import HOLDER, PUBLIC, READER, SECRET, FailingStore, Running, bearer
 from tests.support.store.examples import permission
 from tests.support.waiting import eventually_async

@@ -9,10 +9,10 @@ from evershell.agent.v1 import runtime_service_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from evershell.server.auth.api_keys import ApiKeys
-from evershell.server.auth.authenticator import Authenticator, HostBinding
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.auth.api_keys import ApiKeys
+from evershell.auth.authenticator import Authenticator, HostBinding
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core.workspace import WorkspaceStatus
 from tests.api.access_rules import METHODS
 from tests.api.credentials import INTERNAL_METHODS, RUNTIME_METHODS, unauthenticated
 from tests.api.running import (

@@ -5,7 +5,7 @@ import json
 import pytest
 from evershell.agent.v1 import runtime_service_pb2
 
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core.workspace import WorkspaceStatus
 from tests.api.access_rules import METHODS
 from tests.api.credentials import RUNTIME_METHODS, unauthenticated
 from tests.api.running import INTERNAL, POD_TOKENS, PUBLIC, Running, agent_bearer, bearer

@@ -10,8 +10,8 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.event import Event
+from evershell.core.errors import UnavailableError
+from evershell.core.event import Event
 from tests.api.running import PUBLIC, Failed, FailingStore, Running, bearer
 from tests.support.world import World, iteration
 

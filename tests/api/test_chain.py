@@ -10,20 +10,20 @@ from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import workspace_service_pb2
 from grpc_health.v1 import health_pb2
 
-from evershell.server.api import call as calls
-from evershell.server.api import chain
-from evershell.server.api.call import Call
-from evershell.server.api.handlers import Handlers
-from evershell.server.api.interceptors.auditing import Auditing
-from evershell.server.api.interceptors.authentication import Authentication
-from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.server.api.interceptors.rate_limits import Rate, RateLimits
-from evershell.server.api.interceptors.request_log import RequestLog
-from evershell.server.auth.api_keys import ApiKeys
-from evershell.server.auth.authenticator import Authenticator
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core import deadline, trace
-from evershell.server.telemetry.metrics import Metrics
+from evershell.api import call as calls
+from evershell.api import chain
+from evershell.api.call import Call
+from evershell.api.handlers import Handlers
+from evershell.api.interceptors.auditing import Auditing
+from evershell.api.interceptors.authentication import Authentication
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.interceptors.rate_limits import Rate, RateLimits
+from evershell.api.interceptors.request_log import RequestLog
+from evershell.auth.api_keys import ApiKeys
+from evershell.auth.authenticator import Authenticator
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core import deadline, trace
+from evershell.telemetry.metrics import Metrics
 from tests.api.running import (
     INTERNAL,
     POD_TOKENS,

@@ -12,16 +12,16 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.server.api import codec, emergency
-from evershell.server.core import event
-from evershell.server.core.cancel_task import CancelResult, Outcome
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Event, EventType, NewEvent, Origin
-from evershell.server.core.task import Phase, Task, TaskStatus
-from evershell.server.core.task_filter import AllTasks, TaskFilter
-from evershell.server.core.watch_events import Heartbeat
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.pod.messages import timestamp
+from evershell.api import codec, emergency
+from evershell.core import event
+from evershell.core.cancel_task import CancelResult, Outcome
+from evershell.core.errors import Failure
+from evershell.core.event import Event, EventType, NewEvent, Origin
+from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.task_filter import AllTasks, TaskFilter
+from evershell.core.watch_events import Heartbeat
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.pod.messages import timestamp
 from tests.api.full_task import INTENT, ITERATION, TASK
 from tests.support.world import NOW
 

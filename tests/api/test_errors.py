@@ -15,17 +15,17 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from evershell.workspace.v1.error_slugs import Slug
 from google.protobuf.message import Message
 
-from evershell.server import core
-from evershell.server.api import status
-from evershell.server.api.call import Call
-from evershell.server.api.interceptors.errors import Errors
-from evershell.server.api.interceptors.interceptor import Method
-from evershell.server.auth.api_keys import ApiKeys
-from evershell.server.auth.authenticator import Authenticator
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core import errors
-from evershell.server.core.api_key import ApiKey
-from evershell.server.core.errors import Failure, UnavailableError
+from evershell import core
+from evershell.api import status
+from evershell.api.call import Call
+from evershell.api.interceptors.errors import Errors
+from evershell.api.interceptors.interceptor import Method
+from evershell.auth.api_keys import ApiKeys
+from evershell.auth.authenticator import Authenticator
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core import errors
+from evershell.core.api_key import ApiKey
+from evershell.core.errors import Failure, UnavailableError
 from tests.api.running import HOLDER, PUBLIC, Failed, FailingStore, Running, bearer, running
 from tests.support.world import World
 

@@ -12,10 +12,10 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.json_format import MessageToDict
 
-from evershell.server.api import codec, event_stream
-from evershell.server.core import watch_events
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.event import Event, EventType
+from evershell.api import codec, event_stream
+from evershell.core import watch_events
+from evershell.core.errors import UnavailableError
+from evershell.core.event import Event, EventType
 from tests.api.running import Running, bearer
 from tests.support.world import NOW, World, iteration
 

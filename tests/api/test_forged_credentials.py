@@ -12,9 +12,9 @@ import grpc
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.server.auth.api_keys import ApiKeys
-from evershell.server.auth.authenticator import Authenticator, HostBinding
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
+from evershell.auth.api_keys import ApiKeys
+from evershell.auth.authenticator import Authenticator, HostBinding
+from evershell.auth.session_tokens import JwkSet, SessionTokens
 from tests.api.running import (
     INTERNAL,
     PUBLIC,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest, HeartbeatResponse
 
-from evershell.server.api import runtime_servicer
+from evershell.api import runtime_servicer
 from tests.api.running import INTERNAL, Running, agent_bearer
 from tests.support.world import World
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.server.api.idempotency import fingerprint
+from evershell.api.idempotency import fingerprint
 from tests.api.running import Running, bearer
 from tests.support.world import World
 

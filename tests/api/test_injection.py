@@ -9,8 +9,8 @@ import pytest
 import structlog
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.server.core.audit_entry import AuditFilter
-from evershell.server.telemetry import logs
+from evershell.core.audit_entry import AuditFilter
+from evershell.telemetry import logs
 from tests.api.running import PUBLIC, Failed, Running, bearer
 from tests.support.injections import INJECTIONS, PRINTABLE
 from tests.support.store.examples import permission

@@ -11,8 +11,8 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import LogCapture
 
-from evershell.server.core.errors import UnavailableError
-from evershell.server.telemetry import logs
+from evershell.core.errors import UnavailableError
+from evershell.telemetry import logs
 from tests.api.running import FailingStore, Running, bearer
 from tests.support.waiting import eventually_async
 from tests.support.world import ORG, World

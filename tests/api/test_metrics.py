@@ -11,13 +11,13 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from grpc_health.v1 import health_pb2
 
-from evershell.server.api.status import RULES
-from evershell.server.core import task_lifecycle, workspace_lifecycle
-from evershell.server.core.change import Change, unchanged
-from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.core.task import TaskLimits, TaskStatus, Usage
-from evershell.server.core.task_lifecycle import AgentEvent, TaskEnded
-from evershell.server.telemetry.metrics import MeasuredAgents, Metrics, serve_metrics
+from evershell.api.status import RULES
+from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.change import Change, unchanged
+from evershell.core.errors import AgentUnreachableError
+from evershell.core.task import TaskLimits, TaskStatus, Usage
+from evershell.core.task_lifecycle import AgentEvent, TaskEnded
+from evershell.telemetry.metrics import MeasuredAgents, Metrics, serve_metrics
 from tests.api.running import (
     INTERNAL,
     PUBLIC,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.server.api import codec
-from evershell.server.core.errors import Failure
+from evershell.api import codec
+from evershell.core.errors import Failure
 from tests.api.running import OBSERVER, Running, bearer, running
 from tests.support.world import World, workspace
 

@@ -16,8 +16,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from evershell.server.api import codec, payloads
-from evershell.server.core.event import Event, EventType
+from evershell.api import codec, payloads
+from evershell.core.event import Event, EventType
 from tests.support.world import NOW
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

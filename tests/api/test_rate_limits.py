@@ -9,11 +9,11 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from grpc_health.v1 import health_pb2
 from throttled import utils
 
-from evershell.server.api.call import Call
-from evershell.server.api.interceptors.interceptor import Method
-from evershell.server.api.interceptors.rate_limits import Rate, RateLimits
-from evershell.server.core.caller import Caller
-from evershell.server.core.errors import Failure
+from evershell.api.call import Call
+from evershell.api.interceptors.interceptor import Method
+from evershell.api.interceptors.rate_limits import Rate, RateLimits
+from evershell.core.caller import Caller
+from evershell.core.errors import Failure
 from tests.api.running import (
     INTERNAL,
     OBSERVER,
@@ -246,7 +246,7 @@ async def test_the_memory_of_many_callers_is_bounded(
     clock: Monotonic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The least recently used bucket is evicted; a busy one is kept."""
-    monkeypatch.setattr("evershell.server.api.interceptors.rate_limits._MAX_BUCKETS", 100)
+    monkeypatch.setattr("evershell.api.interceptors.rate_limits._MAX_BUCKETS", 100)
     limits = RateLimits(CALLS, CANCELS)
     first, busy = (
         caller("workspace:write", actor_id="first"),

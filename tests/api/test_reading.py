@@ -9,10 +9,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from evershell.server.api.effects import public_methods
-from evershell.server.api.interceptors import reading
-from evershell.server.core.errors import Failure
-from evershell.server.telemetry.metrics import Metrics
+from evershell.api.effects import public_methods
+from evershell.api.interceptors import reading
+from evershell.core.errors import Failure
+from evershell.telemetry.metrics import Metrics
 from tests.api.running import (
     INTERNAL,
     PUBLIC,

@@ -18,9 +18,9 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evershell.server.api.effects import public_methods
-from evershell.server.api.rest_body import merge_rest_body
-from evershell.server.core.errors import Failure
+from evershell.api.effects import public_methods
+from evershell.api.rest_body import merge_rest_body
+from evershell.core.errors import Failure
 
 
 def merged(request: Message, body: bytes) -> Any:

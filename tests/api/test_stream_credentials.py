@@ -13,15 +13,15 @@ import pytest
 from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.server.api.call import Call
-from evershell.server.api.interceptors.authentication import Authentication
-from evershell.server.api.interceptors.interceptor import Method
-from evershell.server.auth.api_keys import ApiKeys, fingerprint
-from evershell.server.auth.authenticator import Authenticator
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core.api_key import ApiKey
-from evershell.server.core.errors import UnavailableError
+from evershell.api.call import Call
+from evershell.api.interceptors.authentication import Authentication
+from evershell.api.interceptors.interceptor import Method
+from evershell.auth.api_keys import ApiKeys, fingerprint
+from evershell.auth.authenticator import Authenticator
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core.api_key import ApiKey
+from evershell.core.errors import UnavailableError
 from tests.api.running import READER, SECRET, Failed, Running, bearer, find_key, running
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.support.waiting import eventually_async
@@ -56,8 +56,8 @@ async def server(
     world: World, keys: Keys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[Running]:
     """A server that checks credentials again every 20 ms."""
-    monkeypatch.setattr("evershell.server.api.interceptors.authentication.RECHECK_SECONDS", 0.02)
-    monkeypatch.setattr("evershell.server.auth.api_keys.CACHE_SECONDS", 0.01)
+    monkeypatch.setattr("evershell.api.interceptors.authentication.RECHECK_SECONDS", 0.02)
+    monkeypatch.setattr("evershell.auth.api_keys.CACHE_SECONDS", 0.01)
     (tmp_path / "jwks.json").write_text(jwk_set(EC))
     authenticator = Authenticator(
         ApiKeys(keys.find), SessionTokens(JwkSet(str(tmp_path / "jwks.json")), ISSUER, AUDIENCE)
@@ -186,7 +186,7 @@ async def test_a_caller_that_leaves_when_its_credential_ends(
     caller_leaves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the check's own cancellation becomes an error; a caller's remains one."""
-    monkeypatch.setattr("evershell.server.api.interceptors.authentication.RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr("evershell.api.interceptors.authentication.RECHECK_SECONDS", 0.0)
     authenticator = EndingCredential()
     handling: asyncio.Future[Any]
 

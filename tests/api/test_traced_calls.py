@@ -8,12 +8,12 @@ import grpc
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
-from evershell.server.api.call import Call
-from evershell.server.api.interceptors.interceptor import Method
-from evershell.server.api.interceptors.traced_calls import TracedCalls
-from evershell.server.core import trace
-from evershell.server.core.trace import TraceContext
-from evershell.server.telemetry.tracing import Tracing
+from evershell.api.call import Call
+from evershell.api.interceptors.interceptor import Method
+from evershell.api.interceptors.traced_calls import TracedCalls
+from evershell.core import trace
+from evershell.core.trace import TraceContext
+from evershell.telemetry.tracing import Tracing
 
 PUBLIC = Method("evershell.workspace.v1.WorkspaceService", "CancelTask", bytes, is_stream=False)
 INTERNAL = Method("evershell.agent.v1.RuntimeService", "Heartbeat", bytes, is_stream=False)

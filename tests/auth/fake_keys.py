@@ -3,9 +3,9 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from evershell.server.auth.api_keys import fingerprint, new_secret
-from evershell.server.core.api_key import ApiKey, KeyTemplate
-from evershell.server.core.errors import UnavailableError
+from evershell.auth.api_keys import fingerprint, new_secret
+from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.errors import UnavailableError
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

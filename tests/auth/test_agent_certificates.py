@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from evershell.server.auth import agent_certificates
-from evershell.server.auth.agent_certificates import AgentCertificates
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core.runtime import AgentIdentity
-from evershell.server.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
+from evershell.auth import agent_certificates
+from evershell.auth.agent_certificates import AgentCertificates
+from evershell.auth.signing_keys import new_key
+from evershell.core.runtime import AgentIdentity
+from evershell.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
 from tests.support.agent_tls import is_issued_by, parsed
 
 KEY = new_key()

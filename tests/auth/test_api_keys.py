@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 from cachetools import TTLCache
 
-from evershell.server.auth import api_keys
-from evershell.server.auth.api_keys import CACHE_SECONDS, ApiKeys, fingerprint, new_secret
-from evershell.server.core.errors import Failure, UnavailableError
+from evershell.auth import api_keys
+from evershell.auth.api_keys import CACHE_SECONDS, ApiKeys, fingerprint, new_secret
+from evershell.core.errors import Failure, UnavailableError
 from tests.auth.fake_keys import FakeKeys, FakeTimer
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

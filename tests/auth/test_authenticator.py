@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from cachetools import TTLCache
 
-from evershell.server.auth import authenticator
-from evershell.server.auth.api_keys import ApiKeys
-from evershell.server.auth.authenticator import Authenticator, HostBinding, bearer_token
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core.caller import Caller, CredentialKind
-from evershell.server.core.errors import Failure
+from evershell.auth import authenticator
+from evershell.auth.api_keys import ApiKeys
+from evershell.auth.authenticator import Authenticator, HostBinding, bearer_token
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.errors import Failure
 from tests.auth.fake_keys import FakeKeys, FakeTimer
 from tests.support.identity_provider import AUDIENCE, ISSUER, RSA, jwk_set, token
 

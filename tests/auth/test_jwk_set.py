@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from joserfc.jwk import ECKey
 
-from evershell.server.auth.session_tokens import JwkSet
-from evershell.server.core.errors import UnavailableError
+from evershell.auth.session_tokens import JwkSet
+from evershell.core.errors import UnavailableError
 from tests.auth.fake_keys import FakeTimer
 from tests.auth.verifying import MAX_AGE_SECONDS, REFRESH_SECONDS, refused, sessions
 from tests.support.identity_provider import EC, ED, RSA, jwk_set, token

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from joserfc.jwk import OKPKey
 
-from evershell.server.auth.session_tokens import JwkSet
-from evershell.server.core.errors import UnavailableError
+from evershell.auth.session_tokens import JwkSet
+from evershell.core.errors import UnavailableError
 from tests.auth.fake_keys import FakeTimer
 from tests.auth.verifying import MAX_AGE_SECONDS, REFRESH_SECONDS, sessions
 from tests.support.identity_provider import ED, RSA, jwk_set, token

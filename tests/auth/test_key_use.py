@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from evershell.server.auth import key_use
-from evershell.server.auth.key_use import KeyUse
-from evershell.server.core.errors import UnavailableError
+from evershell.auth import key_use
+from evershell.auth.key_use import KeyUse
+from evershell.core.errors import UnavailableError
 from tests.support.waiting import settle
 
 

@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from evershell.server.auth import pod_tokens
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core.errors import Failure
-from evershell.server.core.runtime import AgentIdentity
-from evershell.server.pod.tokens import signal_token
+from evershell.auth import pod_tokens
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.core.errors import Failure
+from evershell.core.runtime import AgentIdentity
+from evershell.pod.tokens import signal_token
 from tests.auth.fake_keys import FakeTimer
 from tests.support.runtime_tokens import runtime_token
 

@@ -11,8 +11,8 @@ import pytest
 from joserfc import jws, jwt
 from joserfc.jwk import ECKey, RSAKey
 
-from evershell.server.auth.session_tokens import LEEWAY_SECONDS, SessionTokens
-from evershell.server.core.caller import CredentialKind
+from evershell.auth.session_tokens import LEEWAY_SECONDS, SessionTokens
+from evershell.core.caller import CredentialKind
 from tests.auth.verifying import a_verifier, refused
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, RSA, claims, token
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from evershell.cli.folder_lock import folder_lock
-from evershell.server.auth.agent_certificates import AgentCertificates
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import (
+from evershell.auth.agent_certificates import AgentCertificates
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import (
     SigningKeysError,
     new_key,
     private_keys,
@@ -19,9 +18,10 @@ from evershell.server.auth.signing_keys import (
     with_first_key,
     with_new_key,
 )
-from evershell.server.cli.rotate import rotate
-from evershell.server.core.errors import Failure
-from evershell.server.core.runtime import AgentIdentity
+from evershell.cli.folder_lock import folder_lock
+from evershell.commands.rotate import rotate
+from evershell.core.errors import Failure
+from evershell.core.runtime import AgentIdentity
 from tests.support.agent_tls import is_issued_by
 from tests.support.runtime_tokens import runtime_token
 from tests.support.waiting import eventually

@@ -11,9 +11,9 @@ import pytest
 from cachetools import TTLCache
 from joserfc import jws
 
-from evershell.server.auth import session_tokens as sessions
-from evershell.server.auth.session_tokens import CACHE_SECONDS, FORGERIES_PER_SECOND, SessionTokens
-from evershell.server.core.errors import Failure
+from evershell.auth import session_tokens as sessions
+from evershell.auth.session_tokens import CACHE_SECONDS, FORGERIES_PER_SECOND, SessionTokens
+from evershell.core.errors import Failure
 from tests.auth.fake_keys import FakeTimer
 from tests.auth.verifying import a_verifier, refused
 from tests.support.identity_provider import token

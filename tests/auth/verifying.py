@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core.errors import Failure
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core.errors import Failure
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set
 
 # A token with an unknown key id triggers a refresh of the set, at most once in this time.

@@ -17,13 +17,13 @@ from statistics import median, quantiles
 from rich.console import Console
 from rich.table import Table
 
-from evershell.server.auth.api_keys import ApiKeys, fingerprint, new_secret
-from evershell.server.auth.authenticator import Authenticator
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.core import ids
-from evershell.server.core.api_key import ApiKey, KeyTemplate
-from evershell.server.store.keys import PostgresKeys
-from evershell.server.store.pool import open_pool
+from evershell.auth.api_keys import ApiKeys, fingerprint, new_secret
+from evershell.auth.authenticator import Authenticator
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core import ids
+from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.store.keys import PostgresKeys
+from evershell.store.pool import open_pool
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set, token
 from tests.support.stack import Stack
 

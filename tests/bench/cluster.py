@@ -17,17 +17,17 @@ import grpc.aio
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from tenacity import AsyncRetrying, retry_if_exception, wait_random
 
-from evershell.server.auth.api_keys import fingerprint, new_secret
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core import ids
-from evershell.server.core.api_key import ApiKey, KeyTemplate
-from evershell.server.fleet.kubernetes.api import Api
-from evershell.server.stack import postgres
-from evershell.server.store.keys import PostgresKeys
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import open_pool
-from evershell.server.store.service_clock import machine_clock
+from evershell.auth.api_keys import fingerprint, new_secret
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.core import ids
+from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.fleet.kubernetes.api import Api
+from evershell.local import postgres
+from evershell.store.keys import PostgresKeys
+from evershell.store.migrate import migrate
+from evershell.store.pool import open_pool
+from evershell.store.service_clock import machine_clock
 from tests.bench import processes
 from tests.bench.simulated_nodes import SimulatedNodes
 from tests.support.kubernetes import new_namespace
@@ -176,7 +176,7 @@ def _program(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     with (folder / f"{arguments[0]}.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "evershell.server", *arguments],
+            [sys.executable, "-m", "evershell.commands", *arguments],
             env=environment,
             stdout=log,
             stderr=log,

@@ -19,7 +19,7 @@ from evershell.workspace.v1 import workspace_service_pb2_grpc
 from rich.console import Console
 from rich.table import Table
 
-from evershell.server.core.ids import new_task_id, new_workspace_id
+from evershell.core.ids import new_task_id, new_workspace_id
 from tests.support.stack import Stack, Workspace
 
 # Each workspace is asked for several times, as by an attacker who looks for a small difference.

@@ -22,12 +22,12 @@ import psutil
 import psycopg
 import uvloop
 
-from evershell.server.core.ports import RecordedCancellation
-from evershell.server.stack import postgres
-from evershell.server.store.announce import announce_to_nobody
-from evershell.server.store.cancellations import Cancellations
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import Pool, open_pool
+from evershell.core.ports import RecordedCancellation
+from evershell.local import postgres
+from evershell.store.announce import announce_to_nobody
+from evershell.store.cancellations import Cancellations
+from evershell.store.migrate import migrate
+from evershell.store.pool import Pool, open_pool
 from tests.support.store.examples import ORG, USER, intent, permission
 
 _WARM_UP_CALLS = 100

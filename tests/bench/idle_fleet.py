@@ -30,9 +30,9 @@ from pathlib import Path
 
 import psycopg
 
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.stack import postgres
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.local import postgres
 from tests.bench import processes
 from tests.bench.figures import Row, Summary, at_most
 from tests.bench.simulated_agents import INTERVAL_SECONDS, LEASE_SECONDS, Agents
@@ -107,9 +107,9 @@ def running(checkout: Path, folder: Path) -> Iterator[ControlPlane]:
 
         server = start(postgres.command(places.data_dir, places.socket_dir))
         eventually(lambda: _answers(url), 20)
-        migrate = f"from evershell.server.store.migrate import migrate; migrate({url!r})"
+        migrate = f"from evershell.store.migrate import migrate; migrate({url!r})"
         subprocess.run([python, "-c", migrate], cwd=checkout, env=environment, check=True)
-        worker = start([python, "-m", "evershell.server", "serve", "--port", str(port)])
+        worker = start([python, "-m", "evershell.commands", "serve", "--port", str(port)])
         processes.await_listening(worker, port, log)
         environment["METRICS_PORT"] = str(processes.free_port())
         controller = start([python, str(_CONTROLLER)])

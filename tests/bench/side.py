@@ -17,7 +17,7 @@ from tests.bench.http2 import Connection
 from tests.support.stack import ROOT, Stack
 
 SERVICE = "/evershell.workspace.v1.WorkspaceService"
-# The lock of evershell/server/store/leadership.py. All fleet controllers compete for it.
+# The lock of server/evershell/store/leadership.py. All fleet controllers compete for it.
 _LEADER_LOCK = 0x6576_6C64
 
 

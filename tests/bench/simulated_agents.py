@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest, HeartbeatResponse
 
-from evershell.server.agent.heartbeat import JITTER
-from evershell.server.agent.lease import HEARTBEATS_A_LEASE
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.pod.tokens import minute_of
+from evershell.agents.heartbeat import JITTER
+from evershell.agents.lease import HEARTBEATS_A_LEASE
+from evershell.auth.pod_tokens import PodTokens
+from evershell.pod.tokens import minute_of
 from tests.bench.http2 import Connection, message
 from tests.bench.load import collecting_no_garbage
 from tests.support.runtime_tokens import runtime_token

@@ -7,9 +7,9 @@ import grpc.aio
 from evershell.agent.v1.runtime_service_pb2 import RegisterRequest
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.fleet.kubernetes.api import Api, GoneError, Object
-from evershell.server.fleet.kubernetes.objects import EPOCH_LABEL, WORKSPACE_LABEL
+from evershell.auth.pod_tokens import PodTokens
+from evershell.fleet.kubernetes.api import Api, GoneError, Object
+from evershell.fleet.kubernetes.objects import EPOCH_LABEL, WORKSPACE_LABEL
 from tests.support.kubernetes import LIMIT_SECONDS, Node
 from tests.support.runtime_tokens import runtime_token
 

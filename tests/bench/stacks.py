@@ -24,21 +24,21 @@ PARTS = (ENGINE, INTERCEPTORS, LOG, CODEC, USE_CASE, DATABASE, SIGNAL, LOOP, RES
 # The part of a stack is that of the frame nearest to the leaf whose file is listed here.
 _OWNERS = {
     SIGNAL: (
-        "evershell/server/fleet/",
-        "evershell/server/pod/",
-        "evershell/server/auth/pod_tokens.py",
+        "server/evershell/fleet/",
+        "server/evershell/pod/",
+        "server/evershell/auth/pod_tokens.py",
         "grpc/aio/_call.py",
         "grpc/aio/_channel.py",
     ),
-    DATABASE: ("evershell/server/store/", "psycopg", "libpq"),
+    DATABASE: ("server/evershell/store/", "psycopg", "libpq"),
     LOG: (
-        "evershell/server/api/interceptors/request_log.py",
-        "evershell/server/telemetry/logs.py",
+        "server/evershell/api/interceptors/request_log.py",
+        "server/evershell/telemetry/logs.py",
         "structlog/",
     ),
-    CODEC: ("evershell/server/api/codec.py", "evershell/server/api/payloads.py"),
-    USE_CASE: ("evershell/server/core/", "evershell/server/api/workspace_servicer.py"),
-    INTERCEPTORS: ("evershell/server/api/", "evershell/server/auth/"),
+    CODEC: ("server/evershell/api/codec.py", "server/evershell/api/payloads.py"),
+    USE_CASE: ("server/evershell/core/", "server/evershell/api/workspace_servicer.py"),
+    INTERCEPTORS: ("server/evershell/api/", "server/evershell/auth/"),
 }
 # If no frame has an owner, it is the part of the frame nearest to the leaf that is listed here.
 # These libraries also work for the parts above, and then belong to them.
@@ -50,9 +50,9 @@ _LIBRARIES = {
 # What runs before the event loop does, in every stack of the main thread.
 _STARTUP = (
     "<frozen runpy>",
-    "evershell/server/__main__.py",
-    "evershell/server/cli/",
-    "evershell/cli/",
+    "server/evershell/commands/__main__.py",
+    "server/evershell/commands/",
+    "client/evershell/cli/",
     "click/",
     "asyncio/runners.py",
     "uvloop/__init__.py",

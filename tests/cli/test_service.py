@@ -139,7 +139,7 @@ def test_standard_input_without_a_token_is_said_in_a_line(
     """None: standard input is closed."""
     (tmp_path / "binary").write_bytes(b"sk_\xff\n")
     redirection = "<&-" if stdin is None else f"< {tmp_path / stdin}"
-    command = f"{sys.executable} -m evershell.server cancel ws_1 --url x --token-file -"
+    command = f"{sys.executable} -m evershell.commands cancel ws_1 --url x --token-file -"
     done = subprocess.run(
         ["/bin/sh", "-c", f"exec {command} {redirection}"],
         env=dict(os.environ),

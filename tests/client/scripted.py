@@ -6,8 +6,8 @@ from typing import Any
 
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 
-from evershell.server.api.status import rich_status
-from evershell.server.core.errors import Failure
+from evershell.api.status import rich_status
+from evershell.core.errors import Failure
 from tests.support.fake_channel import CODES, trailers
 
 

@@ -26,8 +26,8 @@ from evershell.client import (
     ValidationError,
     WorkspaceNotFoundError,
 )
-from evershell.server.core import errors
-from evershell.server.core.errors import Failure
+from evershell.core import errors
+from evershell.core.errors import Failure
 from tests.client.scripted import Scripted
 
 Reply = workspace_service_pb2.CancelTaskResponse

@@ -7,13 +7,13 @@ import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2
 
+from evershell.api.status import RULES
 from evershell.client import CallError, EvershellError
 from evershell.client import errors as client_errors
 from evershell.client._failures import from_stream_error
 from evershell.client.errors import BY_SLUG
-from evershell.server.api.status import RULES
-from evershell.server.core import errors
-from evershell.server.core.errors import Failure
+from evershell.core import errors
+from evershell.core.errors import Failure
 from tests.support.fake_channel import Service, failed, start, trailers
 
 UNREACHABLE = errors.agent_unreachable(
@@ -25,7 +25,7 @@ FALLBACKS = {"not_found", "method_not_allowed"}
 
 def test_each_slug_that_a_grpc_caller_can_get_has_a_class() -> None:
     slugs = {slug for slug, rule in RULES.items() if not rule.edge_only} | FALLBACKS
-    assert set(BY_SLUG) == slugs, "add the class of a new slug to evershell/client/errors.py"
+    assert set(BY_SLUG) == slugs, "add the class of a new slug to client/evershell/client/errors.py"
     for slug, error in BY_SLUG.items():
         assert error.__name__.lower() == f"{slug.removesuffix('_error').replace('_', '')}error"
         assert error.__doc__

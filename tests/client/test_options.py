@@ -7,7 +7,7 @@ import pytest
 from evershell.workspace.v1 import task_pb2, workspace_pb2
 
 from evershell.client import Answer, Client, ConfigurationError, WorkspaceNotFoundError
-from evershell.server.core import errors
+from evershell.core import errors
 from tests.support.fake_channel import TIMEOUT_SECONDS, Service, start
 
 

@@ -8,8 +8,8 @@ import pytest
 from evershell.workspace.v1 import workspace_pb2, workspace_service_pb2
 
 from evershell.client import CancelOutcome, ConfigurationError
-from evershell.server.core import errors
-from evershell.server.core.errors import Failure
+from evershell.core import errors
+from evershell.core.errors import Failure
 from tests.support.fake_channel import TIMEOUT_SECONDS, Service, failed, start
 
 Reply = workspace_service_pb2.CancelTaskResponse

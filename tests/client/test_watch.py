@@ -8,7 +8,7 @@ import pytest
 from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_service_pb2
 
 from evershell.client import DeadlineExceededError, TaskCompleted, TaskStatus
-from evershell.server.core import errors
+from evershell.core import errors
 from tests.support.fake_channel import TIMEOUT_SECONDS, Service, failed, start
 from tests.support.waiting import eventually
 

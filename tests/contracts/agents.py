@@ -12,20 +12,20 @@ import grpc.aio
 import structlog
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 
-from evershell.server.agent.active_task import ActiveTask
-from evershell.server.agent.admission import Admission
-from evershell.server.agent.service import AgentService
-from evershell.server.agent.session import Session
-from evershell.server.agent.shutdown import Shutdown
-from evershell.server.agent.token_verifier import TokenVerifier
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core.ports import Agents
-from evershell.server.core.task import Task
-from evershell.server.core.task_lifecycle import TaskEnded
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet.agent_client import AgentClient
-from evershell.server.store.service_clock import machine_clock
+from evershell.agents.active_task import ActiveTask
+from evershell.agents.admission import Admission
+from evershell.agents.service import AgentService
+from evershell.agents.session import Session
+from evershell.agents.shutdown import Shutdown
+from evershell.agents.token_verifier import TokenVerifier
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.core.ports import Agents
+from evershell.core.task import Task
+from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.workspace import Workspace
+from evershell.fleet.agent_client import AgentClient
+from evershell.store.service_clock import machine_clock
 from tests.support import world
 from tests.support.ports import free_ports
 from tests.support.world import FakeAgents, intent

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from evershell.server.core.ports import Store
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.ports import Store
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.announced import Announced
 

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet.kubernetes.api import Api, ApiError, Object
-from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from evershell.server.fleet.kubernetes.objects import PodTemplate, claim_name, pod_name
-from evershell.server.fleet.pods import Pods
+from evershell.core.workspace import Workspace
+from evershell.fleet.kubernetes.api import Api, ApiError, Object
+from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
+from evershell.fleet.kubernetes.objects import PodTemplate, claim_name, pod_name
+from evershell.fleet.pods import Pods
 from tests.support.kubernetes import LIMIT_SECONDS, Node, new_namespace
 from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async

@@ -8,10 +8,10 @@ from typing import Any
 from psycopg import AsyncConnection, AsyncTransaction
 from psycopg.types.json import Jsonb
 
-from evershell.server.core.event import cancel_requested_payload
-from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.workspace import Workspace
-from evershell.server.store.rows import (
+from evershell.core.event import cancel_requested_payload
+from evershell.core.task import CancelIntent, Task
+from evershell.core.workspace import Workspace
+from evershell.store.rows import (
     TASK_COLUMNS,
     WORKSPACE_COLUMNS,
     task_values,

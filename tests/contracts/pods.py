@@ -11,13 +11,13 @@ from typing import Protocol
 
 import pytest
 
-from evershell.server.core.runtime import Runtime
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet import processes
-from evershell.server.fleet.isolation import Isolation
-from evershell.server.fleet.local_pods import LocalPods
-from evershell.server.fleet.pods import Pods
-from evershell.server.fleet.processes import Pod
+from evershell.core.runtime import Runtime
+from evershell.core.workspace import Workspace
+from evershell.fleet import processes
+from evershell.fleet.isolation import Isolation
+from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.pods import Pods
+from evershell.fleet.processes import Pod
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
 from tests.invariants.pods import Pods as InvariantsPods

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from evershell.server.core.workspace import Workspace
+from evershell.core.workspace import Workspace
 from tests.contracts.pods import PodsCase, WithFiles
 from tests.support import world
 from tests.support.fleet import RUN_ID

@@ -8,11 +8,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-import evershell.server.store.migrate
-from evershell.server.store import postgres_store, queries, rows, writes
+import evershell.store.migrate
+from evershell.store import postgres_store, queries, rows, writes
 
 _FILE = Path(__file__).with_suffix(".sql")
-_MIGRATIONS = Path(evershell.server.store.migrate.__file__).parent / "migrations"
+_MIGRATIONS = Path(evershell.store.migrate.__file__).parent / "migrations"
 _STATEMENT = re.compile(r"^-- name: (\w+)\n((?:(?!-- ).*\n)+)", re.MULTILINE)
 _SCHEMA = re.compile(r"^-- schema: (\w+)$", re.MULTILINE)
 

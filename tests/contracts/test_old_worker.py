@@ -12,13 +12,13 @@ import pytest
 import yoyo
 from psycopg import AsyncConnection
 
-from evershell.server.core.change import unchanged
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.workspace import WorkspaceStatus
-from evershell.server.store import migrate as migration
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import Pool, open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.change import unchanged
+from evershell.core.task import TaskStatus
+from evershell.core.workspace import WorkspaceStatus
+from evershell.store import migrate as migration
+from evershell.store.migrate import migrate
+from evershell.store.pool import Pool, open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.contracts.old_worker import (
     OldWorker,
     released_row,
@@ -201,7 +201,7 @@ async def test_a_connected_old_worker_continues_after_the_migration(
 
 def migrate_to(database_url: str, last_migration: str) -> None:
     """Migrates an empty database to an earlier schema."""
-    source = resources.files("evershell.server.store") / "migrations"
+    source = resources.files("evershell.store") / "migrations"
     with (
         resources.as_file(source) as folder,
         yoyo.get_backend(migration._yoyo_url(database_url)) as backend,

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evershell.server.core import task_lifecycle, workspace_lifecycle
-from evershell.server.core.agent_rules import BreachError
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure
-from evershell.server.core.ports import Store
-from evershell.server.core.task import Phase, Task, TaskStatus
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.agent_rules import BreachError
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.core.ports import Store
+from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, intent, permission, task, workspace
 

@@ -8,16 +8,16 @@ from itertools import product
 
 import pytest
 
-from evershell.server.core import task_lifecycle, workspace_lifecycle
-from evershell.server.core.audit_entry import AuditEntry, AuditFilter
-from evershell.server.core.caller import Permission
-from evershell.server.core.cancel_task import outcome_of
-from evershell.server.core.change import Change, Locked, unchanged
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.ids import new_task_id
-from evershell.server.core.ports import Store
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.caller import Permission
+from evershell.core.cancel_task import outcome_of
+from evershell.core.change import Change, Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.ids import new_task_id
+from evershell.core.ports import Store
+from evershell.core.workspace import WorkspaceStatus
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,

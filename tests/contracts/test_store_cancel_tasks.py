@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.audit_entry import AuditFilter
-from evershell.server.core.event import cancel_requested_payload
-from evershell.server.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks, Store
-from evershell.server.core.task import Task, TaskStatus
-from evershell.server.core.task_filter import AllTasks, TaskFilter, TaskSelection
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core import task_lifecycle
+from evershell.core.audit_entry import AuditFilter
+from evershell.core.event import cancel_requested_payload
+from evershell.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks, Store
+from evershell.core.task import Task, TaskStatus
+from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.announced import Announced
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (

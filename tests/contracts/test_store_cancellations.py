@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.event import cancel_requested_payload
-from evershell.server.core.ids import new_task_id
-from evershell.server.core.ports import Store
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.event import cancel_requested_payload
+from evershell.core.ids import new_task_id
+from evershell.core.ports import Store
+from evershell.core.task import TaskStatus
+from evershell.core.workspace import WorkspaceStatus
 from tests.support.store.announced import Announced
 from tests.support.store.examples import (
     NOW,

@@ -6,15 +6,15 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.audit_entry import AuditFilter
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure
-from evershell.server.core.hold import Hold
-from evershell.server.core.ports import Store
-from evershell.server.core.task import Task
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core import task_lifecycle
+from evershell.core.audit_entry import AuditFilter
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.core.hold import Hold
+from evershell.core.ports import Store
+from evershell.core.task import Task
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import NOW, ORG, USER, permission, task, workspace
 from tests.support.store.locks import held, waiting_sessions

@@ -6,12 +6,12 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.audit_entry import AuditFilter
-from evershell.server.core.change import Change, Locked, unchanged
-from evershell.server.core.errors import Failure
-from evershell.server.core.idempotency_key import KEPT, FirstCall, KeyTakenError
-from evershell.server.core.ports import Store
+from evershell.core import task_lifecycle
+from evershell.core.audit_entry import AuditFilter
+from evershell.core.change import Change, Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.idempotency_key import KEPT, FirstCall, KeyTakenError
+from evershell.core.ports import Store
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,

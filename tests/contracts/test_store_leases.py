@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core.change import unchanged
-from evershell.server.core.ports import Store
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.change import unchanged
+from evershell.core.ports import Store
+from evershell.core.task import Task
+from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import (
     NOW,

@@ -6,10 +6,10 @@ from datetime import timedelta
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.ports import Store
-from evershell.server.core.task import Task, TaskLimits
-from evershell.server.core.task_lifecycle import TaskStarted
+from evershell.core import task_lifecycle
+from evershell.core.ports import Store
+from evershell.core.task import Task, TaskLimits
+from evershell.core.task_lifecycle import TaskStarted
 from tests.support.store.examples import NOW, USER, complete, intent, permission, task, workspace
 
 MINUTE = TaskLimits(max_duration_seconds=60.25)

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.ids import new_task_id
-from evershell.server.core.ports import Store
-from evershell.server.core.validation import Page
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.ids import new_task_id
+from evershell.core.ports import Store
+from evershell.core.validation import Page
+from evershell.core.workspace import WorkspaceStatus
 from tests.support.store.examples import (
     complete,
     intent,

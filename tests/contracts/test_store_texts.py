@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.audit_entry import AuditFilter
-from evershell.server.core.caller import Caller, CredentialKind, Permission
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.ports import Store
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded, TaskStarted
+from evershell.core import task_lifecycle
+from evershell.core.audit_entry import AuditFilter
+from evershell.core.caller import Caller, CredentialKind, Permission
+from evershell.core.change import Change, Locked
+from evershell.core.ports import Store
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import TaskEnded, TaskStarted
 from tests.support.injections import INJECTIONS
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import NOW, intent, task, workspace

@@ -6,14 +6,14 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.change import Change, Locked, unchanged
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import EventType, Origin
-from evershell.server.core.ports import Store
-from evershell.server.core.task import Phase, TaskStatus, Usage
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskStarted
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.change import Change, Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.event import EventType, Origin
+from evershell.core.ports import Store
+from evershell.core.task import Phase, TaskStatus, Usage
+from evershell.core.task_lifecycle import IterationCompleted, TaskStarted
+from evershell.core.workspace import WorkspaceStatus
 from tests.support.store.announced import Announced
 from tests.support.store.examples import (
     NOW,

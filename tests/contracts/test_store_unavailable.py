@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from evershell.server.core.audit_entry import AuditFilter
-from evershell.server.core.change import unchanged
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.hold import Hold
-from evershell.server.core.ports import Store
-from evershell.server.core.task_filter import AllTasks
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.audit_entry import AuditFilter
+from evershell.core.change import unchanged
+from evershell.core.errors import UnavailableError
+from evershell.core.hold import Hold
+from evershell.core.ports import Store
+from evershell.core.task_filter import AllTasks
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, first_call, intent, permission, workspace
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from evershell.server.core.ports import Wakeup, Wakeups
-from evershell.server.store import watched_workspaces
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
-from evershell.server.store.wakeups import PostgresWakeups
+from evershell.core.ports import Wakeup, Wakeups
+from evershell.store import watched_workspaces
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.wakeups import PostgresWakeups
 from tests.support.fakes import FakeWakeups
 from tests.support.store.examples import workspace
 from tests.support.waiting import settle

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.runtime import Runtime
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.runtime import Runtime
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.contracts.agents import Fault
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock

@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.task_lifecycle import AgentEvent
+from evershell.core import task_lifecycle
+from evershell.core.change import Change, Locked
+from evershell.core.task_lifecycle import AgentEvent
 from tests.support.world import NOW
 
 LATER = NOW + timedelta(minutes=1)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core.agent_rules import (
+from evershell.core.agent_rules import (
     ITERATION_BYTES,
     MAX_CALL_TOKENS,
     MAX_EVENTS,
@@ -14,9 +14,9 @@ from evershell.server.core.agent_rules import (
     check_address,
     check_events,
 )
-from evershell.server.core.change import Locked
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import IterationCompleted
+from evershell.core.change import Locked
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import IterationCompleted
 from tests.core.committing import commit
 from tests.support.world import iteration, locked_busy
 

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core.api_key import TEMPLATE_SCOPES, ApiKey, KeyTemplate
-from evershell.server.core.caller import CredentialKind
-from evershell.server.core.errors import Failure
+from evershell.core.api_key import TEMPLATE_SCOPES, ApiKey, KeyTemplate
+from evershell.core.caller import CredentialKind
+from evershell.core.errors import Failure
 from tests.support.world import NOW, ORG, USER, caller, workspace
 
 KEY = CredentialKind.API_KEY

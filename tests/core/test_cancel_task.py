@@ -5,10 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core.cancel_task import Outcome
-from evershell.server.core.errors import Failure, UnavailableError
-from evershell.server.core.task import CancelIntent, Task, TaskStatus
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.cancel_task import Outcome
+from evershell.core.errors import Failure, UnavailableError
+from evershell.core.task import CancelIntent, Task, TaskStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import NOW, USER, World, caller
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from evershell.server.core.caller import Caller, CredentialKind
-from evershell.server.core.cancel_task import CancelTask
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.cancel_task import CancelTask
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import World, caller
 
 STRANGER = caller("workspace:write:own", actor_id="user_2")

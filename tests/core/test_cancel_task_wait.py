@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import deadline
-from evershell.server.core.cancel_task import MAX_WAIT_SECONDS, CancelResult, Outcome
-from evershell.server.core.errors import Failure
-from evershell.server.core.task import Task, TaskStatus
-from evershell.server.core.workspace import Workspace
+from evershell.core import deadline
+from evershell.core.cancel_task import MAX_WAIT_SECONDS, CancelResult, Outcome
+from evershell.core.errors import Failure
+from evershell.core.task import Task, TaskStatus
+from evershell.core.workspace import Workspace
 from tests.support.world import World
 
 LIMIT_SECONDS = 10

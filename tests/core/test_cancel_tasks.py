@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import cancel_tasks as use_case
-from evershell.server.core import workspace_lifecycle
-from evershell.server.core.caller import Caller, CredentialKind
-from evershell.server.core.cancel_tasks import (
+from evershell.core import cancel_tasks as use_case
+from evershell.core import workspace_lifecycle
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.cancel_tasks import (
     MAX_BATCH,
     MAX_TASKS,
     CancelTasks,
@@ -18,10 +18,10 @@ from evershell.server.core.cancel_tasks import (
     cancel_tasks,
     cancel_until_done,
 )
-from evershell.server.core.errors import Failure, UnavailableError
-from evershell.server.core.event import EventType, Origin
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_filter import AllTasks, TaskFilter, TaskSelection
+from evershell.core.errors import Failure, UnavailableError
+from evershell.core.event import EventType, Origin
+from evershell.core.task import TaskStatus
+from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from tests.support.world import NOW, USER, World, caller, intent
 
 ALL = AllTasks()

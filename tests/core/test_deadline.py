@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evershell.server.core import deadline
+from evershell.core import deadline
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import holds, tasks, workspaces
-from evershell.server.core.caller import Caller
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.hold import Hold
-from evershell.server.core.holds import HoldOrg
-from evershell.server.core.idempotency_key import IdempotencyKey
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core import holds, tasks, workspaces
+from evershell.core.caller import Caller
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.hold import Hold
+from evershell.core.holds import HoldOrg
+from evershell.core.idempotency_key import IdempotencyKey
+from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, ORG, USER, World, caller
 
 

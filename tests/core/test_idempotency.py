@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import tasks, workspaces
-from evershell.server.core.audit_entry import AuditFilter
-from evershell.server.core.caller import Caller
-from evershell.server.core.errors import Failure, UnavailableError
-from evershell.server.core.event import Origin
-from evershell.server.core.idempotency_key import KEPT, FirstCall, IdempotencyKey
-from evershell.server.core.task import Task, TaskStatus
-from evershell.server.core.task_lifecycle import TaskStarted
-from evershell.server.core.tasks import SubmitTask
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import tasks, workspaces
+from evershell.core.audit_entry import AuditFilter
+from evershell.core.caller import Caller
+from evershell.core.errors import Failure, UnavailableError
+from evershell.core.event import Origin
+from evershell.core.idempotency_key import KEPT, FirstCall, IdempotencyKey
+from evershell.core.task import Task, TaskStatus
+from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.tasks import SubmitTask
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import permission
 from tests.support.world import ORG, World, caller

@@ -10,15 +10,15 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from evershell.server.core import task_lifecycle, workspace_lifecycle
-from evershell.server.core.agent_rules import BreachError
-from evershell.server.core.caller import Permission
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Event
-from evershell.server.core.task import CancelIntent, Phase, Task, TaskStatus
-from evershell.server.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.agent_rules import BreachError
+from evershell.core.caller import Permission
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.core.event import Event
+from evershell.core.task import CancelIntent, Phase, Task, TaskStatus
+from evershell.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fakes import FakeStore
 from tests.support.world import USER, FakeClock, caller, finish, intent, iteration, task, workspace
 

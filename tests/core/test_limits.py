@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import limits, task_lifecycle, tasks
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import EventType, Origin
-from evershell.server.core.task import TaskLimits, TaskStatus
-from evershell.server.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
-from evershell.server.core.tasks import SubmitTask
+from evershell.core import limits, task_lifecycle, tasks
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.core.event import EventType, Origin
+from evershell.core.task import TaskLimits, TaskStatus
+from evershell.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
+from evershell.core.tasks import SubmitTask
 from tests.core.committing import types
 from tests.support.world import NOW, World, caller, intent, iteration, locked_busy
 

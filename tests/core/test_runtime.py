@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure, UnavailableError
-from evershell.server.core.ports import Leased
-from evershell.server.core.runtime import AgentIdentity, Directive, Runtime
-from evershell.server.core.task import Phase, Task, TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded, TaskStarted
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure, UnavailableError
+from evershell.core.ports import Leased
+from evershell.core.runtime import AgentIdentity, Directive, Runtime
+from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.task_lifecycle import TaskEnded, TaskStarted
+from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, World, iteration, task
 
 FENCED = Directive(fenced=True, task=None)

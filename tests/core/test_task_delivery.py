@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.change import Change, Locked, unchanged
-from evershell.server.core.errors import Failure
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.change import Change, Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.task import TaskStatus
+from evershell.core.workspace import WorkspaceStatus
 from tests.core.committing import LATER, types
 from tests.support.world import USER, intent, locked_busy, task, workspace
 

@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.change import Locked, unchanged
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.task import Phase, TaskStatus, Usage
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.change import Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.task import Phase, TaskStatus, Usage
+from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.core.workspace import WorkspaceStatus
 from tests.core.committing import LATER, after, commit, types
 from tests.support.world import NOW, intent, iteration, locked_busy, workspace
 

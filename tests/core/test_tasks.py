@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import task_lifecycle, tasks
-from evershell.server.core.caller import Caller
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.task import Task, TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded, TaskStarted
-from evershell.server.core.tasks import SubmitTask
-from evershell.server.core.validation import MAX_PAGE_CHARACTERS, Page
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import task_lifecycle, tasks
+from evershell.core.caller import Caller
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.task import Task, TaskStatus
+from evershell.core.task_lifecycle import TaskEnded, TaskStarted
+from evershell.core.tasks import SubmitTask
+from evershell.core.validation import MAX_PAGE_CHARACTERS, Page
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import World, caller, intent
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from evershell.server.core import trace
-from evershell.server.core.trace import TraceContext
+from evershell.core import trace
+from evershell.core.trace import TraceContext
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE}-{SPAN}-01"

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.tasks import SubmitTask
-from evershell.server.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
-from evershell.server.core.workspace import Workspace
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.tasks import SubmitTask
+from evershell.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
+from evershell.core.workspace import Workspace
 from tests.support.world import workspace
 
 

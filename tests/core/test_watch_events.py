@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core.caller import Caller
-from evershell.server.core.errors import Failure, UnavailableError
-from evershell.server.core.event import Event
-from evershell.server.core.task_lifecycle import TaskStarted
-from evershell.server.core.watch_events import (
+from evershell.core.caller import Caller
+from evershell.core.errors import Failure, UnavailableError
+from evershell.core.event import Event
+from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.watch_events import (
     BATCH_EVENTS,
     HEARTBEAT_SECONDS,
     Heartbeat,

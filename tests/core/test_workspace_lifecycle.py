@@ -5,12 +5,12 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core import task_lifecycle, workspace_lifecycle
-from evershell.server.core.change import Change, Locked, unchanged
-from evershell.server.core.errors import Failure
-from evershell.server.core.task import Phase, TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.change import Change, Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.task import Phase, TaskStatus
+from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.workspace import WorkspaceStatus
 from tests.core.committing import types
 from tests.support.world import NOW, intent, locked_busy, workspace
 

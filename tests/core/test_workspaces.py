@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core import workspaces
-from evershell.server.core.caller import Caller, CredentialKind
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.validation import Page
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import workspaces
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.validation import Page
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import ORG, USER, World, caller
 
 

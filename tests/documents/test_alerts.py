@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from evershell.server.api.status import RULES
-from evershell.server.config import Settings
-from evershell.server.core.bounds import CANCEL_MARGIN
-from evershell.server.core.task import Limit
-from evershell.server.telemetry.metrics import Metrics
+from evershell.api.status import RULES
+from evershell.app.settings import Settings
+from evershell.core.bounds import CANCEL_MARGIN
+from evershell.core.task import Limit
+from evershell.telemetry.metrics import Metrics
 from tests.support.alerts import ALERTS, PANELS
 from tests.support.stack import ROOT
 from tests.support.world import NOW

@@ -37,7 +37,7 @@ def test_the_page_of_the_errors_is_up_to_date() -> None:
 
 
 def test_every_setting_is_on_its_page_unless_it_is_internal() -> None:
-    from evershell.server.config import Settings
+    from evershell.app.settings import Settings
 
     page = (DOCS / "configuration.md").read_text()
     listed = re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)

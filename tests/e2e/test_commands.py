@@ -177,7 +177,7 @@ def test_a_terminal_shows_what_the_task_is_doing(
     ours, theirs = pty.openpty()
     kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
     process = subprocess.Popen(
-        [sys.executable, "-m", "evershell.server", "cancel", workspace.id, "--wait", "25s"],
+        [sys.executable, "-m", "evershell.commands", "cancel", workspace.id, "--wait", "25s"],
         cwd=ROOT,
         env={
             **kept,

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from evershell.client import Client, UnauthenticatedError
-from evershell.server.core.errors import UnavailableError
-from evershell.server.store.keys import PostgresKeys
+from evershell.core.errors import UnavailableError
+from evershell.store.keys import PostgresKeys
 from tests.support.commands import Run
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
@@ -114,7 +114,7 @@ def test_a_key_can_create_its_organization(call: Run, stack: Stack) -> None:
 def test_no_key_is_created_whose_secret_cannot_be_printed(call: Run, stack: Stack) -> None:
     keys = ("keys", "list", "--org", "org_demo")
     before = call(*keys).stdout
-    command = [sys.executable, "-m", "evershell.server", "keys", "create", "--org", "org_demo"]
+    command = [sys.executable, "-m", "evershell.commands", "keys", "create", "--org", "org_demo"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [*command, "--template", "full_access"],

@@ -58,7 +58,7 @@ def test_a_call_has_one_log_line_in_envoy_and_one_in_its_worker(
 
 def test_a_worker_without_an_exporter_does_not_load_opentelemetry() -> None:
     program = (
-        "import sys, evershell.server.bootstrap; "
+        "import sys, evershell.app.wiring; "
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=30).returncode == 0

@@ -13,7 +13,7 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
 from evershell.client import CancelOutcome, Client, UnavailableError
-from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
+from evershell.local.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
 from tests.support.edge.certificates import HOST, Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.running_edge import RunningEdge, running_edge

@@ -4,8 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from evershell.server.stack.envoy.collector import Collector
-from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
+from evershell.local.envoy.collector import Collector
+from evershell.local.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
 from tests.support.edge.certificates import Authority
 
 

@@ -5,9 +5,9 @@ import threading
 import pytest
 from opentelemetry.trace import SpanKind
 
-from evershell.server.core import trace
-from evershell.server.core.trace import TraceContext
-from evershell.server.telemetry.tracing import Tracing
+from evershell.core import trace
+from evershell.core.trace import TraceContext
+from evershell.telemetry.tracing import Tracing
 
 CALLER = TraceContext("a" * 32, "b" * 16)
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet import agent_client, processes
-from evershell.server.fleet.local_pods import LocalPods
-from evershell.server.fleet.processes import Pod
+from evershell.core.workspace import Workspace
+from evershell.fleet import agent_client, processes
+from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.processes import Pod
 from tests.support import world
 from tests.support.fleet import RUN_ID, Fleet
 from tests.support.small_agent import AGENT, spec_for

@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from grpc.aio import Channel
 
-from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.fleet import agent_channels
-from evershell.server.fleet.agent_channels import AgentChannel, AgentChannels, Key
-from evershell.server.fleet.agent_client import AgentClient
-from evershell.server.store.service_clock import machine_clock
+from evershell.core.errors import AgentUnreachableError
+from evershell.fleet import agent_channels
+from evershell.fleet.agent_channels import AgentChannel, AgentChannels, Key
+from evershell.fleet.agent_client import AgentClient
+from evershell.store.service_clock import machine_clock
 from tests.fleet.test_agent_client import TOKENS, Context, FakeAgent, cancel
 from tests.support.waiting import eventually_async
 

@@ -14,14 +14,14 @@ import pytest
 from evershell.agent.v1 import agent_service_pb2 as messages
 from evershell.agent.v1 import agent_service_pb2_grpc
 
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.auth.signing_keys import new_key, with_new_key
-from evershell.server.core import deadline, trace
-from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.core.trace import TraceContext
-from evershell.server.fleet import agent_client
-from evershell.server.fleet.agent_client import AgentClient
-from evershell.server.pod.tls import TlsIdentity, listen
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key, with_new_key
+from evershell.core import deadline, trace
+from evershell.core.errors import AgentUnreachableError
+from evershell.core.trace import TraceContext
+from evershell.fleet import agent_client
+from evershell.fleet.agent_client import AgentClient
+from evershell.pod.tls import TlsIdentity, listen
 from tests.support.ports import free_ports
 from tests.support.world import NOW, intent, locked_busy
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from evershell.server.config import Settings
-from evershell.server.fleet.isolation import NoIsolation, Started
-from evershell.server.fleet.local_pods import LocalPods
+from evershell.app.settings import Settings
+from evershell.fleet.isolation import NoIsolation, Started
+from evershell.fleet.local_pods import LocalPods
 from tests.support.store.examples import workspace
 
 
@@ -35,5 +35,5 @@ async def test_the_command_is_that_of_the_settings(tmp_path: Path, command: tupl
     )
     with pytest.raises(Refused) as started:
         await pods.start(replace(workspace(), run_id="run_1"))
-    expected = list(command) or ["-P", "-m", "evershell.server.agent"]
+    expected = list(command) or ["-P", "-m", "evershell.agents"]
     assert started.value.args[0][-len(expected) :] == expected

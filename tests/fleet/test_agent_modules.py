@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.fleet.agent_modules import compile_agent_modules
+from evershell.fleet.agent_modules import compile_agent_modules
 
 # Runs the program of an agent, which ends because it gets no spec. Prints the loaded modules that
 # have a source, and no compiled form below the folder of compiled modules.
 PROGRAM = """
 import json, os, sys
-from evershell.server.agent.__main__ import main
+from evershell.agents.__main__ import main
 main()
 specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
 sources = [spec for spec in specs if spec and spec.cached and spec.origin.endswith(".py")]

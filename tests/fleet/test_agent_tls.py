@@ -6,13 +6,13 @@ import grpc
 import pytest
 from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
 
-from evershell.server.auth.signing_keys import new_key, with_first_key, with_new_key
-from evershell.server.core import deadline
-from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.fleet import agent_client
-from evershell.server.fleet.agent_channels import AgentChannels
-from evershell.server.fleet.agent_client import AgentClient
-from evershell.server.store.service_clock import machine_clock
+from evershell.auth.signing_keys import new_key, with_first_key, with_new_key
+from evershell.core import deadline
+from evershell.core.errors import AgentUnreachableError
+from evershell.fleet import agent_client
+from evershell.fleet.agent_channels import AgentChannels
+from evershell.fleet.agent_client import AgentClient
+from evershell.store.service_clock import machine_clock
 from tests.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
 from tests.support.agent_tls import Certificates, certificates
 

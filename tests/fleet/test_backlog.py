@@ -4,10 +4,10 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core.workspace import WorkspaceStatus
-from evershell.server.fleet import redelivery
-from evershell.server.fleet.redelivery import FIRST_AFTER
-from evershell.server.telemetry.metrics import Metrics
+from evershell.core.workspace import WorkspaceStatus
+from evershell.fleet import redelivery
+from evershell.fleet.redelivery import FIRST_AFTER
+from evershell.telemetry.metrics import Metrics
 from tests.support.fleet import Fleet
 from tests.support.waiting import settle
 

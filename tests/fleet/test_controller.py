@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.fleet.controller import END_GRACE_SECONDS
+from evershell.core.task import TaskStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.fleet.controller import END_GRACE_SECONDS
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW

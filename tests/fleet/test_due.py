@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core.bounds import FORCE_MARGIN
-from evershell.server.core.change import Change, unchanged
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.fleet import due
-from evershell.server.fleet.due import SWEEP_SECONDS, Due, Overdue, Sweep
+from evershell.core.bounds import FORCE_MARGIN
+from evershell.core.change import Change, unchanged
+from evershell.core.errors import UnavailableError
+from evershell.core.task import TaskStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.fleet import due
+from evershell.fleet.due import SWEEP_SECONDS, Due, Overdue, Sweep
 from tests.support.fleet import BOUNDS, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, World

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet import processes
-from evershell.server.fleet.local_pods import LocalPods, end_every_pod
-from evershell.server.fleet.processes import Pod
-from evershell.server.fleet.scans import ProcessId
+from evershell.core.workspace import Workspace
+from evershell.fleet import processes
+from evershell.fleet.local_pods import LocalPods, end_every_pod
+from evershell.fleet.processes import Pod
+from evershell.fleet.scans import ProcessId
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.small_agent import spec_for, wait_start

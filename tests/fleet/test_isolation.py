@@ -17,12 +17,12 @@ from typing import Any, Literal
 import psutil
 import pytest
 
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet import isolation, processes
-from evershell.server.fleet.isolation import IsolationError, Sandbox
-from evershell.server.fleet.local_pods import LocalPods
-from evershell.server.fleet.processes import Pod
-from evershell.server.pod.sandbox import FILES, ToolLimits, ToolSandbox, agent_command
+from evershell.core.workspace import Workspace
+from evershell.fleet import isolation, processes
+from evershell.fleet.isolation import IsolationError, Sandbox
+from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.processes import Pod
+from evershell.pod.sandbox import FILES, ToolLimits, ToolSandbox, agent_command
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.sandbox import working_sandbox

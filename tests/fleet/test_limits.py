@@ -1,9 +1,9 @@
 """The controller cancels the tasks whose duration has reached its limit."""
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.task import Task, TaskLimits, TaskStatus
-from evershell.server.core.task_lifecycle import TaskStarted
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.task import Task, TaskLimits, TaskStatus
+from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fleet import BOUNDS, Fleet
 from tests.support.waiting import settle
 from tests.support.world import USER, task

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evershell.server.core.runtime import AgentIdentity
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet import local_pods, pod_files, processes
-from evershell.server.fleet.local_pods import LocalPods
-from evershell.server.fleet.processes import Pod
-from evershell.server.pod.process import wait_exit
+from evershell.core.runtime import AgentIdentity
+from evershell.core.workspace import Workspace
+from evershell.fleet import local_pods, pod_files, processes
+from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.processes import Pod
+from evershell.pod.process import wait_exit
 from tests.support.small_agent import spec_for, wait_start
 from tests.support.waiting import eventually_async, settle
 
@@ -30,7 +30,7 @@ async def test_an_agent_receives_its_secrets_on_standard_input_only(
     await pods.start(workspace)
     received = await wait_start(tmp_path, workspace)
     files = str(tmp_path / "pods" / workspace.id / "files")
-    assert received["argv"] == ["-P", "-m", "evershell.server.agent"]
+    assert received["argv"] == ["-P", "-m", "evershell.agents"]
     assert json.loads(str(received["stdin"])) == asdict(spec_for(AgentIdentity(workspace.id, 3)))
     environment = received["environment"]
     assert isinstance(environment, dict)

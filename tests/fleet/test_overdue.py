@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.server.core import workspace_lifecycle
-from evershell.server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.task import Phase, Task, TaskStatus
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import workspace_lifecycle
+from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
+from evershell.core.errors import UnavailableError
+from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fleet import BOUNDS, Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW

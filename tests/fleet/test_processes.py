@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.core.ids import new_workspace_id
-from evershell.server.fleet import processes, scans
-from evershell.server.fleet.processes import AllPods, Pod
-from evershell.server.pod.process import STATE_DIR_MARKER, WORKSPACE_MARKER
+from evershell.core.ids import new_workspace_id
+from evershell.fleet import processes, scans
+from evershell.fleet.processes import AllPods, Pod
+from evershell.pod.process import STATE_DIR_MARKER, WORKSPACE_MARKER
 
 # Runs `{prelude}`, prints a line, and waits.
 WAIT = """

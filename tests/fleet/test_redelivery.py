@@ -6,12 +6,12 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from evershell.server.core import task_lifecycle, workspace_lifecycle
-from evershell.server.core.ports import UNSIGNALLED
-from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet import redelivery
-from evershell.server.fleet.redelivery import FIRST_AFTER, Redelivery
+from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.ports import UNSIGNALLED
+from evershell.core.task import CancelIntent, Task
+from evershell.core.workspace import Workspace
+from evershell.fleet import redelivery
+from evershell.fleet.redelivery import FIRST_AFTER, Redelivery
 from tests.support.fleet import Fleet
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent

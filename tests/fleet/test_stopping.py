@@ -2,12 +2,12 @@
 
 from datetime import timedelta
 
-from evershell.server.core import workspace_lifecycle
-from evershell.server.core.bounds import FORCE_MARGIN
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.workspace import WorkspaceStatus
-from evershell.server.fleet.controller import END_GRACE_SECONDS
+from evershell.core import workspace_lifecycle
+from evershell.core.bounds import FORCE_MARGIN
+from evershell.core.change import Change, Locked
+from evershell.core.task import TaskStatus
+from evershell.core.workspace import WorkspaceStatus
+from evershell.fleet.controller import END_GRACE_SECONDS
 from tests.support.fleet import Fleet
 from tests.support.world import NOW, intent
 

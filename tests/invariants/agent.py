@@ -12,12 +12,12 @@ from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 from structlog.typing import FilteringBoundLogger
 
-from evershell.server.agent import agent as program
-from evershell.server.agent.credential import ControlPlaneClock, RuntimeCredential
-from evershell.server.agent.iteration import Limits
-from evershell.server.agent.shutdown import ExitCode
-from evershell.server.core.runtime import AgentIdentity, Runtime
-from evershell.server.pod.tokens import SECRET_BYTES
+from evershell.agents import agent as program
+from evershell.agents.credential import ControlPlaneClock, RuntimeCredential
+from evershell.agents.iteration import Limits
+from evershell.agents.shutdown import ExitCode
+from evershell.core.runtime import AgentIdentity, Runtime
+from evershell.pod.tokens import SECRET_BYTES
 from tests.invariants.clock import Clock
 from tests.invariants.gates import Gates, Surroundings
 from tests.invariants.record import Record

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from evershell.server.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
-from evershell.server.core.task import Task, TaskStatus
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
+from evershell.core.task import Task, TaskStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.product import BOUNDS, CALLER
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.wire import Network

@@ -1,7 +1,7 @@
 """Invariant 11: only what was asked for is forced, at the earliest deadline."""
 
-from evershell.server.core.event import Event, EventType
-from evershell.server.core.task import Task, TaskStatus
+from evershell.core.event import Event, EventType
+from evershell.core.task import Task, TaskStatus
 from tests.invariants.view import View
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from evershell.server.agent.model import History, ModelFailure, ModelReply, PartialReply
-from evershell.server.agent.tools import ToolCall, ToolResult, ToolStatus
+from evershell.agents.model import History, ModelFailure, ModelReply, PartialReply
+from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
 from tests.invariants.record import Iteration, Record
 
 

@@ -6,11 +6,11 @@ and limits.py have some of them. Checks that need only rows and logs are in test
 
 from dataclasses import replace
 
-from evershell.server.agent.shutdown import ExitCode
-from evershell.server.core.event import EventType, cancel_requested_payload
-from evershell.server.core.limits import REQUESTER
-from evershell.server.core.task import CancelIntent, TaskLimits, TaskStatus
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.agents.shutdown import ExitCode
+from evershell.core.event import EventType, cancel_requested_payload
+from evershell.core.limits import REQUESTER
+from evershell.core.task import CancelIntent, TaskLimits, TaskStatus
+from evershell.core.workspace import WorkspaceStatus
 from tests.invariants import forcing, iterations, limits
 from tests.invariants.trouble import Fault, Link
 from tests.invariants.view import View

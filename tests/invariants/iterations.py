@@ -1,6 +1,6 @@
 """Invariant 4: the iteration in flight is finished and recorded, and no other begins."""
 
-from evershell.server.core.event import Event, EventType
+from evershell.core.event import Event, EventType
 from tests.invariants.record import Iteration
 from tests.invariants.view import View
 

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from evershell.server.core.task import TaskLimits
+from evershell.core.task import TaskLimits
 from tests.invariants.ending import end_all
 from tests.invariants.invariants import INVARIANTS
 from tests.invariants.product import CALLERS, STEP_SECONDS

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from evershell.server.core.workspace import Workspace
+from evershell.core.workspace import Workspace
 from tests.invariants.agent import Agent, Surrounded
 
 

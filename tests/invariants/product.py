@@ -10,16 +10,16 @@ from datetime import datetime, timedelta
 from itertools import count
 from typing import Any, TypeVar
 
-from evershell.server.core import workspaces
-from evershell.server.core.bounds import Bounds
-from evershell.server.core.caller import Caller, CredentialKind
-from evershell.server.core.event import Event, Origin
-from evershell.server.core.ports import UNSIGNALLED, Store
-from evershell.server.core.runtime import Runtime
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet.controller import Controller
-from evershell.server.store.announce import Announce
+from evershell.core import workspaces
+from evershell.core.bounds import Bounds
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.event import Event, Origin
+from evershell.core.ports import UNSIGNALLED, Store
+from evershell.core.runtime import Runtime
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
+from evershell.fleet.controller import Controller
+from evershell.store.announce import Announce
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
 from tests.invariants.pods import Changes, Pods

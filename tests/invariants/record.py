@@ -4,9 +4,9 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from evershell.server.core.caller import Caller
-from evershell.server.core.cancel_task import CancelResult
-from evershell.server.core.task import CancelIntent, Task
+from evershell.core.caller import Caller
+from evershell.core.cancel_task import CancelResult
+from evershell.core.task import CancelIntent, Task
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,10 +5,10 @@ from contextlib import AsyncExitStack
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from evershell.server.core.ports import Clock, Store
-from evershell.server.store.announce import Announce
-from evershell.server.store.pool import connected, open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.ports import Clock, Store
+from evershell.store.announce import Announce
+from evershell.store.pool import connected, open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.invariants.machine import CancellationMachine
 from tests.invariants.product import OpenStores
 from tests.support.fakes import FakeStore

@@ -17,12 +17,12 @@ from evershell.agent.v1.runtime_service_pb2 import (
 )
 from evershell.workspace.v1.task_pb2 import Task
 
-from evershell.server.api import codec
-from evershell.server.core.errors import Failure, UnavailableError
-from evershell.server.core.runtime import AgentIdentity, Runtime
-from evershell.server.core.runtime import Directive as CoreDirective
-from evershell.server.core.task import Phase, TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded
+from evershell.api import codec
+from evershell.core.errors import Failure, UnavailableError
+from evershell.core.runtime import AgentIdentity, Runtime
+from evershell.core.runtime import Directive as CoreDirective
+from evershell.core.task import Phase, TaskStatus
+from evershell.core.task_lifecycle import TaskEnded
 from tests.invariants.record import Hop, Record
 from tests.invariants.spy_store import SpyStore
 from tests.invariants.trouble import Fault, Link

@@ -7,23 +7,23 @@ from datetime import datetime
 from enum import Enum
 from typing import TypeVar
 
-from evershell.server.core.audit_entry import AuditEntry, AuditFilter
-from evershell.server.core.caller import Permission
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure, UnavailableError
-from evershell.server.core.event import Event
-from evershell.server.core.hold import Hold
-from evershell.server.core.idempotency_key import FirstCall
-from evershell.server.core.ports import (
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.caller import Permission
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure, UnavailableError
+from evershell.core.event import Event
+from evershell.core.hold import Hold
+from evershell.core.idempotency_key import FirstCall
+from evershell.core.ports import (
     Clock,
     Leased,
     MatchedTasks,
     RecordedCancellation,
     Store,
 )
-from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.task_filter import TaskSelection
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.task import CancelIntent, Task
+from evershell.core.task_filter import TaskSelection
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.record import Record
 
 Returned = TypeVar("Returned")

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 
 from hypothesis.stateful import RuleBasedStateMachine
 
-from evershell.server.core.task import TaskLimits
-from evershell.server.core.workspace import WorkspaceStatus
+from evershell.core.task import TaskLimits
+from evershell.core.workspace import WorkspaceStatus
 from tests.invariants.agent import Agent
 from tests.invariants.limits import duration_ends_at
 from tests.invariants.product import STEP_SECONDS, OpenStores

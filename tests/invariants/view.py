@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from evershell.server.core.event import Event, EventType
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace
+from evershell.core.event import Event, EventType
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
 from tests.invariants.record import Call, Iteration, Record
 from tests.invariants.world import World
 from tests.promises.history import EventRecord, History, TaskRecord

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from evershell.agent.v1.agent_service_pb2 import Cancellation
 
-from evershell.server.agent.session import WrongTaskError
-from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.core.ports import Clock, Store
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace
-from evershell.server.pod.messages import cancellation_fields, encode_assignment
+from evershell.agents.session import WrongTaskError
+from evershell.core.errors import AgentUnreachableError
+from evershell.core.ports import Clock, Store
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
+from evershell.pod.messages import cancellation_fields, encode_assignment
 from tests.invariants.agent import Agent
 from tests.invariants.record import Record, Signal
 

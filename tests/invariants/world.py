@@ -6,16 +6,16 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
-from evershell.server.core import tasks, workspaces
-from evershell.server.core.caller import Caller
-from evershell.server.core.cancel_task import CancelResult, CancelTask, Outcome, cancel_task
-from evershell.server.core.cancel_tasks import CancelTasks, cancel_tasks
-from evershell.server.core.errors import AgentUnreachableError, Failure, UnavailableError
-from evershell.server.core.event import Origin
-from evershell.server.core.holds import HoldOrg, hold_org, release_org
-from evershell.server.core.task import Task, TaskLimits
-from evershell.server.core.task_filter import AllTasks
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import tasks, workspaces
+from evershell.core.caller import Caller
+from evershell.core.cancel_task import CancelResult, CancelTask, Outcome, cancel_task
+from evershell.core.cancel_tasks import CancelTasks, cancel_tasks
+from evershell.core.errors import AgentUnreachableError, Failure, UnavailableError
+from evershell.core.event import Origin
+from evershell.core.holds import HoldOrg, hold_org, release_org
+from evershell.core.task import Task, TaskLimits
+from evershell.core.task_filter import AllTasks
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.invariants.product import CALLER, OpenStores, Product
 from tests.invariants.record import Call
 from tests.invariants.wire import SLOW_SECONDS, Network

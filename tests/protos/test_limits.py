@@ -8,11 +8,11 @@ from evershell.workspace.v1 import field_pb2, workspace_service_pb2
 from google.protobuf import json_format
 from jsonschema import ValidationError
 
-from evershell.server.api import codec, emergency
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.validation import Fields
-from evershell.server.core.workspaces import MAX_NAME_CHARACTERS
+from evershell.api import codec, emergency
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.validation import Fields
+from evershell.core.workspaces import MAX_NAME_CHARACTERS
 from tests.support.openapi import validate
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]

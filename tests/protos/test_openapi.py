@@ -11,8 +11,8 @@ from google.api import annotations_pb2
 from google.protobuf import json_format
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from evershell.server.api import idempotency
-from evershell.server.core.idempotency_key import MAX_KEY_CHARACTERS
+from evershell.api import idempotency
+from evershell.core.idempotency_key import MAX_KEY_CHARACTERS
 from tests.support.openapi import (
     Operation,
     document,

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from evershell.server.stack.envoy.collector import Collector
-from evershell.server.stack.envoy.config import EdgeConfigurationError
+from evershell.local.envoy.collector import Collector
+from evershell.local.envoy.config import EdgeConfigurationError
 
 ENDPOINT = "http://127.0.0.1:4318"
 

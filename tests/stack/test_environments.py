@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from evershell.server.config import Settings
-from evershell.server.stack.environments import (
+from evershell.app.settings import Settings
+from evershell.local.environments import (
     edge_environment,
     edge_metrics_port,
     fleet_environment,
     foreign_environment,
     worker_environment,
 )
-from evershell.server.stack.envoy.collector import Collector
-from evershell.server.stack.envoy.config import Edge
+from evershell.local.envoy.collector import Collector
+from evershell.local.envoy.config import Edge
 
 SECRETS = {
     "DATABASE_URL": "postgresql://service:secret@host/db",

@@ -4,10 +4,10 @@ from typing import Literal
 
 import pytest
 
-from evershell.server.config import Settings
-from evershell.server.fleet import isolation
-from evershell.server.fleet.isolation import IsolationError
-from evershell.server.stack import up
+from evershell.app.settings import Settings
+from evershell.fleet import isolation
+from evershell.fleet.isolation import IsolationError
+from evershell.local import up
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from evershell.server.stack import log_files
-from evershell.server.stack.log_files import LogFile
-from evershell.server.stack.supervisor import Program, Supervisor
-from evershell.server.telemetry.logs import Sink
+from evershell.local import log_files
+from evershell.local.log_files import LogFile
+from evershell.local.supervisor import Program, Supervisor
+from evershell.telemetry.logs import Sink
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.waiting import eventually, eventually_async
 

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from evershell.server.cli.migrate import migrate
+from evershell.commands.migrate import migrate
 
 
 def test_it_brings_an_empty_database_to_the_schema_and_may_be_repeated(

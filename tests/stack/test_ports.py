@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.config import Settings
-from evershell.server.stack.ports import PortError, check_ports
+from evershell.app.settings import Settings
+from evershell.local.ports import PortError, check_ports
 from tests.support.ports import free_ports
 
 

@@ -14,11 +14,11 @@ LIMIT_SECONDS = 20
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from evershell.server.signals import stop_signal
-from evershell.server.stack.envoy.process import EdgeProcess
-from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError
-from evershell.server.stack.rolling_restart import RollingRestart
-from evershell.server.stack.supervisor import Supervisor
+from evershell.app.signals import stop_signal
+from evershell.local.envoy.process import EdgeProcess
+from evershell.local.envoy.config import Edge, EdgeConfigurationError
+from evershell.local.rolling_restart import RollingRestart
+from evershell.local.supervisor import Supervisor
 
 async def main():
     folder = Path(sys.argv[1])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.stack import run_lock
+from evershell.local import run_lock
 from tests.support.programs import run
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.fleet import processes, scans
-from evershell.server.stack import watchdogs
-from evershell.server.stack.supervisor import Program, Supervisor
+from evershell.fleet import processes, scans
+from evershell.local import watchdogs
+from evershell.local.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
 
 

@@ -12,15 +12,15 @@ from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 
-from evershell.server.core.audit_entry import AuditEntry, AuditFilter
-from evershell.server.core.errors import UnavailableError
-from evershell.server.store import audit_queue
-from evershell.server.store.audit import store_audit_entries
-from evershell.server.store.audit_partitions import add_partitions, prune
-from evershell.server.store.audit_queue import AuditQueue
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import Pool, open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.errors import UnavailableError
+from evershell.store import audit_queue
+from evershell.store.audit import store_audit_entries
+from evershell.store.audit_partitions import add_partitions, prune
+from evershell.store.audit_queue import AuditQueue
+from evershell.store.migrate import migrate
+from evershell.store.pool import Pool, open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import intent, permission, with_task
 from tests.support.waiting import eventually_async

@@ -7,9 +7,9 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.sql import SQL, Literal
 
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.ports import RecordedCancellation
-from evershell.server.store.pool import Pool
+from evershell.core.errors import UnavailableError
+from evershell.core.ports import RecordedCancellation
+from evershell.store.pool import Pool
 from tests.support.store.announced import Announced
 from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 from tests.support.waiting import settle

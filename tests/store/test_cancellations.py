@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.event import cancel_requested_payload
-from evershell.server.core.ids import new_task_id, new_workspace_id
-from evershell.server.store.pool import Pool, open_pool
+from evershell.core.errors import UnavailableError
+from evershell.core.event import cancel_requested_payload
+from evershell.core.ids import new_task_id, new_workspace_id
+from evershell.store.pool import Pool, open_pool
 from tests.support.store.announced import Announced
 from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 from tests.support.store.examples import complete, intent, permission
@@ -135,7 +135,7 @@ async def test_many_requests_for_locked_workspaces_leave_connections_to_others(
 async def test_the_wait_for_a_locked_workspace_is_limited(
     cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evershell.server.store.cancellations.ANSWER_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("evershell.store.cancellations.ANSWER_TIMEOUT_SECONDS", 0.2)
     ((locked, _),) = await cell.busy(1)
     async with held(cell.url, locked.id):
         found = await asyncio.gather(

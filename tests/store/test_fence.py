@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 
-from evershell.server.cli.fence import fence as command
-from evershell.server.store.fence import FenceRefusedError, fence
-from evershell.server.store.pool import Pool, conninfo
+from evershell.commands.fence import fence as command
+from evershell.store.fence import FenceRefusedError, fence
+from evershell.store.pool import Pool, conninfo
 
 _WORKSPACE = """
     INSERT INTO workspaces (
@@ -111,7 +111,7 @@ def test_the_sessions_of_commands_that_are_ending_do_not_count(
 
 def test_a_schema_of_an_earlier_version(empty_database_url: str) -> None:
     """Its agents are fenced, whether it is migrated before or after."""
-    first = resources.files("evershell.server.store") / "migrations" / "0001_schema.sql"
+    first = resources.files("evershell.store") / "migrations" / "0001_schema.sql"
     with psycopg.connect(empty_database_url) as connection:
         connection.execute(first.read_text().encode())
     add(empty_database_url, ("ws_1", "idle", 3, "run"))

@@ -12,14 +12,14 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
-from evershell.server.core import workspace_lifecycle
-from evershell.server.core.runtime import AgentIdentity, Runtime
-from evershell.server.core.workspace import WorkspaceStatus
-from evershell.server.store.command_session import COMMAND_NAME
-from evershell.server.store.fence import FenceRefusedError, fence
-from evershell.server.store.leadership import Leadership
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core import workspace_lifecycle
+from evershell.core.runtime import AgentIdentity, Runtime
+from evershell.core.workspace import WorkspaceStatus
+from evershell.store.command_session import COMMAND_NAME
+from evershell.store.fence import FenceRefusedError, fence
+from evershell.store.leadership import Leadership
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import (
     NOW,
     intent,
@@ -212,7 +212,7 @@ def test_a_fence_that_is_killed_changes_nothing(database_url: str) -> None:
         with psycopg.connect(database_url) as holder:
             holder.execute("SELECT FROM workspaces WHERE id = 'ws_2' FOR UPDATE")
             process = subprocess.Popen(
-                [sys.executable, "-m", "evershell.server", "fence"],
+                [sys.executable, "-m", "evershell.commands", "fence"],
                 env={**os.environ, "DATABASE_URL": database_url},
             )
             try:

@@ -13,18 +13,18 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from evershell.server.core import task_lifecycle, workspace_lifecycle
-from evershell.server.core.agent_events import TaskStarted
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure
-from evershell.server.core.hold import Hold
-from evershell.server.core.runtime import AgentIdentity, Runtime
-from evershell.server.core.task import Phase, Task, TaskStatus
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.fleet.controller import Controller
-from evershell.server.store.fence import fence
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.agent_events import TaskStarted
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.core.hold import Hold
+from evershell.core.runtime import AgentIdentity, Runtime
+from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.fleet.controller import Controller
+from evershell.store.fence import fence
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.promises.database import read_history
 from tests.promises.promises import violations
 from tests.support.fleet import BOUNDS, RUN_ID, FakeChanges, FakePods

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from evershell.server.core import deadline
-from evershell.server.core.errors import UnavailableError
-from evershell.server.store import group_commit
-from evershell.server.store.group_commit import GroupCommit
+from evershell.core import deadline
+from evershell.core.errors import UnavailableError
+from evershell.store import group_commit
+from evershell.store.group_commit import GroupCommit
 from tests.support.store.doubling import Table, start
 from tests.support.waiting import eventually_async, settle
 

@@ -6,9 +6,9 @@ import gc
 import psycopg
 import pytest
 
-from evershell.server.core.errors import UnavailableError
-from evershell.server.store import group_commit
-from evershell.server.store.group_commit import GroupCommit
+from evershell.core.errors import UnavailableError
+from evershell.store import group_commit
+from evershell.store.group_commit import GroupCommit
 from tests.support.store.doubling import Table, start
 from tests.support.waiting import settle
 

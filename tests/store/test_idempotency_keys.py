@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.core.idempotency_key import KEPT, KeyTakenError
-from evershell.server.store.pool import Pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.idempotency_key import KEPT, KeyTakenError
+from evershell.store.pool import Pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import NOW, first_call, workspace
 from tests.support.store.locks import waiting_sessions
 

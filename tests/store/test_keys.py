@@ -8,12 +8,12 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from evershell.server.core import deadline
-from evershell.server.core.api_key import ApiKey, KeyTemplate
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.ids import new_key_id
-from evershell.server.store.keys import PostgresKeys
-from evershell.server.store.pool import Pool
+from evershell.core import deadline
+from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.errors import UnavailableError
+from evershell.core.ids import new_key_id
+from evershell.store.keys import PostgresKeys
+from evershell.store.pool import Pool
 from tests.support.store.examples import NOW
 
 SHA256 = hashlib.sha256(b"sk_secret").digest()

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from psycopg import AsyncConnection
 
-from evershell.server.core.change import unchanged
-from evershell.server.core.runtime import AgentIdentity, Runtime
-from evershell.server.core.task import Phase
-from evershell.server.store.pool import Pool, connected
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.change import unchanged
+from evershell.core.runtime import AgentIdentity, Runtime
+from evershell.core.task import Phase
+from evershell.store.pool import Pool, connected
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import NOW, with_task, workspace
 from tests.support.store.locks import held
 

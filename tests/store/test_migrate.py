@@ -10,12 +10,12 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from yoyo.backends.base import DatabaseBackend
 
-from evershell.server.config import Settings
-from evershell.server.core.errors import UnavailableError
-from evershell.server.stack.database import prepare_database
-from evershell.server.store import migrate as migration
-from evershell.server.store.audit_partitions import add_partitions
-from evershell.server.store.migrate import ForeignTablesError, migrate
+from evershell.app.settings import Settings
+from evershell.core.errors import UnavailableError
+from evershell.local.database import prepare_database
+from evershell.store import migrate as migration
+from evershell.store.audit_partitions import add_partitions
+from evershell.store.migrate import ForeignTablesError, migrate
 
 MIGRATIONS = sorted(
     path.stem for path in (Path(migration.__file__).parent / "migrations").glob("*.sql")

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.core import workspace_lifecycle
-from evershell.server.core.workspace import WorkspaceStatus
-from evershell.server.store.fleet_wakeups import PostgresFleetWakeups
-from evershell.server.store.notifications import _payloads
-from evershell.server.store.pool import Pool
-from evershell.server.store.postgres_store import PostgresStore
-from evershell.server.store.wakeups import PostgresWakeups
+from evershell.core import workspace_lifecycle
+from evershell.core.workspace import WorkspaceStatus
+from evershell.store.fleet_wakeups import PostgresFleetWakeups
+from evershell.store.notifications import _payloads
+from evershell.store.pool import Pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.wakeups import PostgresWakeups
 from tests.support.store.examples import NOW, intent, workspace
 from tests.support.store.sessions import end_sessions
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from evershell.server.store import leadership, notifications
-from evershell.server.store.leadership import Leadership
-from evershell.server.store.pool import Pool
-from evershell.server.store.primary import PoolerError
-from evershell.server.store.wakeups import PostgresWakeups
+from evershell.store import leadership, notifications
+from evershell.store.leadership import Leadership
+from evershell.store.pool import Pool
+from evershell.store.primary import PoolerError
+from evershell.store.wakeups import PostgresWakeups
 
 LIMIT_SECONDS = 10
 

@@ -6,13 +6,13 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.task import TaskStatus
-from evershell.server.core.task_lifecycle import IterationCompleted, TaskStarted
-from evershell.server.core.workspace import WorkspaceStatus
-from evershell.server.store.pool import Pool, open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core import task_lifecycle
+from evershell.core.change import Change, Locked
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import IterationCompleted, TaskStarted
+from evershell.core.workspace import WorkspaceStatus
+from evershell.store.pool import Pool, open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, set_status, with_task
 from tests.support.store.locks import held

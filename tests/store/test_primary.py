@@ -7,10 +7,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from evershell.server.store.command_session import primary_conninfo
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import connected, open_pool
-from evershell.server.store.primary import PrimaryConnection, primary_of
+from evershell.store.command_session import primary_conninfo
+from evershell.store.migrate import migrate
+from evershell.store.pool import connected, open_pool
+from evershell.store.primary import PrimaryConnection, primary_of
 
 NOBODY = "/nonexistent"
 

@@ -7,10 +7,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from evershell.server.store import schema
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import Pool, open_pool
-from evershell.server.store.schema import await_schema
+from evershell.store import schema
+from evershell.store.migrate import migrate
+from evershell.store.pool import Pool, open_pool
+from evershell.store.schema import await_schema
 
 LIMIT_SECONDS = 10.0
 

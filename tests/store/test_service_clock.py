@@ -10,10 +10,10 @@ from datetime import datetime
 
 import pytest
 
-from evershell.server.core.errors import UnavailableError
-from evershell.server.store import service_clock
-from evershell.server.store.pool import Pool
-from evershell.server.store.service_clock import ServiceClock
+from evershell.core.errors import UnavailableError
+from evershell.store import service_clock
+from evershell.store.pool import Pool
+from evershell.store.service_clock import ServiceClock
 
 HOUR = 3_600.0
 # Far more than a query takes, and far less than an hour.

@@ -6,9 +6,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from evershell.server.store.command_session import connect_for_command
-from evershell.server.store.migrate import migrate
-from evershell.server.store.session_settings import SETTINGS, store_as_defaults
+from evershell.store.command_session import connect_for_command
+from evershell.store.migrate import migrate
+from evershell.store.session_settings import SETTINGS, store_as_defaults
 
 
 @pytest.fixture

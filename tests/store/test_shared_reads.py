@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from evershell.server.store.shared_reads import BatchedReads, SharedReads
+from evershell.store.shared_reads import BatchedReads, SharedReads
 from tests.support.waiting import settle
 
 

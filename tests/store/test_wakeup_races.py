@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.event import Event
-from evershell.server.core.task_lifecycle import TaskStarted
-from evershell.server.core.workspace import Workspace
-from evershell.server.store.notifications import Channel
-from evershell.server.store.pool import Pool, open_pool
-from evershell.server.store.postgres_store import PostgresStore
-from evershell.server.store.service_clock import machine_clock
-from evershell.server.store.wakeups import PostgresWakeups
+from evershell.core import task_lifecycle
+from evershell.core.event import Event
+from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.workspace import Workspace
+from evershell.store.notifications import Channel
+from evershell.store.pool import Pool, open_pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
+from evershell.store.wakeups import PostgresWakeups
 from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, with_task
 from tests.support.store.locks import waiting_sessions

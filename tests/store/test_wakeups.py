@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.store.pool import Pool
-from evershell.server.store.postgres_store import PostgresStore
-from evershell.server.store.wakeups import PostgresWakeups
+from evershell.store.pool import Pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.wakeups import PostgresWakeups
 from tests.support.store.examples import workspace
 from tests.support.store.sessions import end_sessions
 from tests.support.waiting import eventually_async

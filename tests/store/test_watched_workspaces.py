@@ -8,11 +8,11 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from evershell.server.store import watched_workspaces
-from evershell.server.store.background import running
-from evershell.server.store.pool import Pool
-from evershell.server.store.postgres_store import PostgresStore
-from evershell.server.store.watched_workspaces import WatchedWorkspaces
+from evershell.store import watched_workspaces
+from evershell.store.background import running
+from evershell.store.pool import Pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.watched_workspaces import WatchedWorkspaces
 from tests.support.store.examples import workspace
 from tests.support.store.locks import held
 from tests.support.store.sessions import end_sessions

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from evershell.server.auth.agent_certificates import AgentCertificates
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.core.runtime import AgentIdentity
-from evershell.server.pod.tls import TlsIdentity
+from evershell.auth.agent_certificates import AgentCertificates
+from evershell.auth.signing_keys import new_key
+from evershell.core.runtime import AgentIdentity
+from evershell.pod.tls import TlsIdentity
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from evershell.server.core.audit_entry import AuditEntry, AuditFilter
-from evershell.server.core.caller import Permission
-from evershell.server.core.workspace import Workspace
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.caller import Permission
+from evershell.core.workspace import Workspace
 
 _EXACT = ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
 

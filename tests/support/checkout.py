@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tests.support.stack import ROOT
 
-_SERVER = Path("evershell/server")
+_SERVER = Path("server/evershell")
 
-# A file of `evershell/server`, a text in it, and what replaces the text.
+# A file of `server/evershell`, a text in it, and what replaces the text.
 Edit = tuple[str, str, str]
 
 

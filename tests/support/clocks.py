@@ -15,7 +15,7 @@ _LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 # a controller starts its agents with it.
 _SITECUSTOMIZE = """
 import os, sys
-name = sys.orig_argv[3] if sys.orig_argv[1:3] == ["-m", "evershell.server"] else ""
+name = sys.orig_argv[3] if sys.orig_argv[1:3] == ["-m", "evershell.commands"] else ""
 if name in ("serve", "fleet"):
     if "LD_PRELOAD" not in os.environ:
         own = {own}

@@ -9,7 +9,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from evershell.server.stack import postgres
+from evershell.local import postgres
 from tests.support.npm import cache_folder
 
 

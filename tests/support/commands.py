@@ -29,7 +29,7 @@ def run(stack: Stack) -> Run:
         *arguments: str, typed: str = "", **environment: str
     ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "evershell.server", *arguments],
+            [sys.executable, "-m", "evershell.commands", *arguments],
             cwd=ROOT,
             env={**kept, **NO_PROFILES, "STATE_DIR": str(stack.state_dir), **environment},
             input=typed,

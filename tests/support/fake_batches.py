@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.audit_entry import AuditEntry
-from evershell.server.core.caller import Permission
-from evershell.server.core.change import Locked
-from evershell.server.core.event import Origin
-from evershell.server.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks
-from evershell.server.core.task import CancelIntent, Task
-from evershell.server.core.task_filter import AllTasks, TaskSelection
-from evershell.server.core.workspace import Workspace
+from evershell.core import task_lifecycle
+from evershell.core.audit_entry import AuditEntry
+from evershell.core.caller import Permission
+from evershell.core.change import Locked
+from evershell.core.event import Origin
+from evershell.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks
+from evershell.core.task import CancelIntent, Task
+from evershell.core.task_filter import AllTasks, TaskSelection
+from evershell.core.workspace import Workspace
 from tests.support.fake_rows import FakeRows
 
 

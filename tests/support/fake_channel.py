@@ -9,9 +9,9 @@ import grpc
 import grpc_testing
 from evershell.workspace.v1 import workspace_service_pb2
 
+from evershell.api.status import rich_status
 from evershell.client import CallError, Client, EvershellError
-from evershell.server.api.status import rich_status
-from evershell.server.core.errors import Failure
+from evershell.core.errors import Failure
 
 SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 TIMEOUT_SECONDS = 10.0

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.audit_entry import AuditEntry, AuditFilter
-from evershell.server.core.caller import Permission
-from evershell.server.core.change import Locked
-from evershell.server.core.event import Event
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.caller import Permission
+from evershell.core.change import Locked
+from evershell.core.event import Event
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fake_rows import FakeRows
 
 _Listed = TypeVar("_Listed", Workspace, Task)

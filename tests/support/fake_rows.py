@@ -4,15 +4,15 @@ from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.event import Event, NewEvent
-from evershell.server.core.hold import Hold
-from evershell.server.core.idempotency_key import FirstCall, KeyTakenError
-from evershell.server.core.ports import Clock
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace
-from evershell.server.store.announce import Announce, announce_to_nobody
+from evershell.core.change import Change, Locked
+from evershell.core.errors import UnavailableError
+from evershell.core.event import Event, NewEvent
+from evershell.core.hold import Hold
+from evershell.core.idempotency_key import FirstCall, KeyTakenError
+from evershell.core.ports import Clock
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
+from evershell.store.announce import Announce, announce_to_nobody
 from tests.support.audit import FakeAuditLog
 
 

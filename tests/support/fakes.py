@@ -10,18 +10,18 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.audit_entry import AuditEntry
-from evershell.server.core.caller import Permission
-from evershell.server.core.cancel_task import outcome_of
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import Failure
-from evershell.server.core.event import Origin
-from evershell.server.core.hold import Hold
-from evershell.server.core.idempotency_key import FirstCall
-from evershell.server.core.ports import RENEW_BELOW_SHARE, Leased, RecordedCancellation
-from evershell.server.core.task import CancelIntent
-from evershell.server.core.workspace import Workspace
+from evershell.core import task_lifecycle
+from evershell.core.audit_entry import AuditEntry
+from evershell.core.caller import Permission
+from evershell.core.cancel_task import outcome_of
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.hold import Hold
+from evershell.core.idempotency_key import FirstCall
+from evershell.core.ports import RENEW_BELOW_SHARE, Leased, RecordedCancellation
+from evershell.core.task import CancelIntent
+from evershell.core.workspace import Workspace
 from tests.support.fake_batches import FakeBatches
 from tests.support.fake_reads import FakeReads
 

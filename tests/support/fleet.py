@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.bounds import Bounds
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.fleet.controller import Controller
-from evershell.server.fleet.due import SCAN_SECONDS
-from evershell.server.telemetry.backlog import Backlog
+from evershell.core import task_lifecycle
+from evershell.core.bounds import Bounds
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.fleet.controller import Controller
+from evershell.fleet.due import SCAN_SECONDS
+from evershell.telemetry.backlog import Backlog
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
 

@@ -8,7 +8,7 @@ import grpc
 from evershell.agent.v1 import runtime_service_pb2 as messages
 from evershell.agent.v1 import runtime_service_pb2_grpc
 
-from evershell.server.auth.pod_tokens import PodTokens
+from evershell.auth.pod_tokens import PodTokens
 from tests.support.runtime_tokens import runtime_token
 from tests.support.stack import Stack, Workspace
 from tests.support.wires import grpc_failure

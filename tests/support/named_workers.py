@@ -142,7 +142,7 @@ class NamedWorkers:
     def _run(self, *command: str, **environment: str) -> psutil.Popen:
         with (self._folder / f"{command[0]}.log").open("ab") as log:
             process = psutil.Popen(
-                [*self.runner, sys.executable, "-m", "evershell.server", *command],
+                [*self.runner, sys.executable, "-m", "evershell.commands", *command],
                 cwd=ROOT,
                 env=self._environment | environment,
                 stdout=log,

@@ -11,7 +11,7 @@ def run(
 ) -> "subprocess.CompletedProcess[str]":
     given = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     return subprocess.run(
-        [sys.executable, "-m", "evershell.server", program, *arguments],
+        [sys.executable, "-m", "evershell.commands", program, *arguments],
         env={**given, "STATE_DIR": str(state_dir), **environment},
         capture_output=True,
         text=True,

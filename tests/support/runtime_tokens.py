@@ -2,9 +2,9 @@
 
 import time
 
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.pod.tokens import minute_of
-from evershell.server.pod.tokens import runtime_token as token_of
+from evershell.auth.pod_tokens import PodTokens
+from evershell.pod.tokens import minute_of
+from evershell.pod.tokens import runtime_token as token_of
 
 
 def runtime_token(

@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from evershell.server.core.runtime import AgentIdentity
-from evershell.server.core.workspace import Workspace
-from evershell.server.pod.spec import PodSpec
+from evershell.core.runtime import AgentIdentity
+from evershell.core.workspace import Workspace
+from evershell.pod.spec import PodSpec
 
 # Writes its arguments, input, environment and folder to received.json, prints two lines, and waits.
 AGENT = f"""#!{sys.executable} -S

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from evershell.server.fleet import processes
-from evershell.server.fleet.processes import Pod
+from evershell.fleet import processes
+from evershell.fleet.processes import Pod
 from tests.support import secrets
 from tests.support.cluster import copy_cluster
 from tests.support.edge.shared_memory import shared_memory
@@ -83,7 +83,9 @@ class Stack(Service):
 
     @property
     def module(self) -> str:
-        """The service's package in the checkout, which may be of an earlier release."""
+        """The package of the commands in the checkout, which may be an earlier one."""
+        if (self.checkout / "server" / "evershell").is_dir():
+            return "evershell.commands"
         return "evershell.server" if (self.checkout / "evershell").is_dir() else "server"
 
     def refuses_to_start(self) -> str:

@@ -5,21 +5,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.caller import Caller, CredentialKind
-from evershell.server.core.cancel_task import CancelResult, CancelTask, cancel_task
-from evershell.server.core.change import Change, Locked
-from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.core.event import Event, Origin
-from evershell.server.core.ids import new_task_id, new_workspace_id
-from evershell.server.core.task import CancelIntent, Task, TaskStatus
-from evershell.server.core.task_lifecycle import (
+from evershell.core import task_lifecycle
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.cancel_task import CancelResult, CancelTask, cancel_task
+from evershell.core.change import Change, Locked
+from evershell.core.errors import AgentUnreachableError
+from evershell.core.event import Event, Origin
+from evershell.core.ids import new_task_id, new_workspace_id
+from evershell.core.task import CancelIntent, Task, TaskStatus
+from evershell.core.task_lifecycle import (
     AgentEvent,
     IterationCompleted,
     TaskEnded,
     TaskStarted,
 )
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fakes import FakeStore, FakeWakeups
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

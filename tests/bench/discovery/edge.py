@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import yaml
 
-from evershell.server.stack.environments import edge_environment
-from evershell.server.stack.envoy import config as envoy
+from evershell.local.environments import edge_environment
+from evershell.local.envoy import config as envoy
 from tests.bench import processes
 from tests.support.named_workers import NAME, NamedWorkers
 from tests.support.ports import free_ports

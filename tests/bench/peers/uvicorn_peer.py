@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from evershell.server.config import Settings
+from evershell.app.settings import Settings
 from tests.bench.peers import Address, HttpRequest, WrongOutcomeError, agent
 from tests.bench.peers.database import PeerDatabase
 from tests.bench.peers.server_process import ServerProcess

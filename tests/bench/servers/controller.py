@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import uvloop
 
-from evershell.server import pod_backends, programs
-from evershell.server.config import Settings
+from evershell.app import pod_backends, programs
+from evershell.app.settings import Settings
 
 
 class AlivePods:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from joserfc.jwk import ECKey
 
-from evershell.server.auth.pod_tokens import PodTokens
+from evershell.auth.pod_tokens import PodTokens
 from tests.api.access_rules import RULES
 from tests.exhaustive.attacks.caller_attacks import (
     AGENT_METHODS,

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from evershell.server.stack import postgres
+from evershell.local import postgres
 from tests.exhaustive.attacks.sandbox_attacks import ATTACKS, THROUGH, Attack, Target
 from tests.support import faults
 from tests.support.sandbox import skip_without_sandbox

@@ -15,7 +15,7 @@ from itertools import cycle
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2
 
-from evershell.server.auth.pod_tokens import PodTokens
+from evershell.auth.pod_tokens import PodTokens
 from tests.bench import arming, idle_fleet, windows
 from tests.bench.http2 import message
 from tests.bench.rows.replay import read_stream

@@ -22,8 +22,8 @@ from typing import Any
 
 import uvloop
 
-from evershell.server import programs
-from evershell.server.config import Settings
+from evershell.app import programs
+from evershell.app.settings import Settings
 
 SLOW_SECONDS = 0.2
 _SAMPLE_SECONDS = 0.002

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from evershell.server.store.leadership import LEADER_LOCK_KEY
+from evershell.store.leadership import LEADER_LOCK_KEY
 from tests.exhaustive.chaos.disks import Disks
 from tests.exhaustive.chaos.plan import Fault, Kind, Target
 from tests.support.stack import Stack
@@ -151,7 +151,7 @@ class Faults:
             with suppress(psutil.Error, IndexError):
                 command = child.cmdline()
                 is_target = {
-                    Target.FLEET: command[1:4] == ["-m", "evershell.server", "fleet"],
+                    Target.FLEET: command[1:4] == ["-m", "evershell.commands", "fleet"],
                     Target.ENVOY: Path(command[0]).name == "envoy",
                     # The first process. The command of the others is "postgres: " and their task.
                     Target.DATABASE: Path(command[0]).name == "postgres",

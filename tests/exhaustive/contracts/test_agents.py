@@ -7,11 +7,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from evershell.server.core.errors import AgentUnreachableError
-from evershell.server.core.ports import Agents
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace
-from evershell.server.telemetry.metrics import MeasuredAgents, Metrics
+from evershell.core.errors import AgentUnreachableError
+from evershell.core.ports import Agents
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
+from evershell.telemetry.metrics import MeasuredAgents, Metrics
 from tests.contracts.agents import AgentCase, ClientCase, FakeCase, Fault, cancelled
 from tests.contracts.wire_case import WireCase
 from tests.support import world

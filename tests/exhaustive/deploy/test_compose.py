@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evershell.server.config import Settings
+from evershell.app.settings import Settings
 from tests.conftest import drop_database, new_database
 from tests.exhaustive.deploy import tools
 from tests.support.faults import assert_a_task_is_cancelled

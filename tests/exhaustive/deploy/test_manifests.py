@@ -11,13 +11,13 @@ import httpx2
 import pytest
 import yaml
 
-from evershell.server.auth.session_tokens import JwkSet, SessionTokens
-from evershell.server.config import Settings
-from evershell.server.core.runtime import AgentIdentity
-from evershell.server.fleet.kubernetes import objects
-from evershell.server.fleet.kubernetes.api import ApiError
-from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from evershell.server.programs import DRAIN_SECONDS
+from evershell.app.programs import DRAIN_SECONDS
+from evershell.app.settings import Settings
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core.runtime import AgentIdentity
+from evershell.fleet.kubernetes import objects
+from evershell.fleet.kubernetes.api import ApiError
+from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
 from tests.contracts.kubernetes_case import END_SECONDS, TEMPLATE, KubernetesCase
 from tests.exhaustive.deploy import tools
 from tests.support import world

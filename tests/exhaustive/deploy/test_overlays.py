@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from evershell.api.liveness import LIVENESS
+from evershell.app.settings import Settings
 from evershell.cli.duration import DURATION
-from evershell.server.api.liveness import LIVENESS
-from evershell.server.config import Settings
-from evershell.server.core.cancel_task import MAX_WAIT_SECONDS
+from evershell.core.cancel_task import MAX_WAIT_SECONDS
 from tests.exhaustive.deploy import tools
 from tests.support.documents import blocks
 

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from evershell.server.fleet.kubernetes.objects import AGENT_PORT
+from evershell.fleet.kubernetes.objects import AGENT_PORT
 from tests.exhaustive.deploy import tools
 from tests.exhaustive.deploy.traffic import OUTSIDE, Peer, is_allowed
 

@@ -13,8 +13,8 @@ from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
+from evershell.auth.pod_tokens import PodTokens
+from evershell.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
 from tests.api.running import bearer
 from tests.support.agent_tls import Certificates, certificates
 from tests.support.programs import run

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from evershell.server.stack import postgres
+from evershell.local import postgres
 from tests.support import faults
 from tests.support.clocks import Clocks
 from tests.support.metrics import scrape

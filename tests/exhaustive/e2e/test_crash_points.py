@@ -2,7 +2,7 @@
 
 The response to the caller must remain true, and the system must recover. Each row of CASES gives
 the crash point, the program that dies, the permitted responses, the state of the intent and the
-final status of the task. `evershell/server/crash_points.py` defines the crash points.
+final status of the task. `server/evershell/pod/crash_points.py` defines the crash points.
 """
 
 from contextlib import nullcontext

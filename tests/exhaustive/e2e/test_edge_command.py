@@ -20,7 +20,7 @@ LIMIT_SECONDS = 30
 
 def edge(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "evershell.server", "edge", *options],
+        [sys.executable, "-m", "evershell.commands", "edge", *options],
         env={**os.environ, "TMPDIR": str(folder), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

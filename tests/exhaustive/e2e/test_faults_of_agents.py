@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from evershell.server.agent.shutdown import ExitCode
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.core import workspace_lifecycle
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.agents.shutdown import ExitCode
+from evershell.auth.pod_tokens import PodTokens
+from evershell.core import workspace_lifecycle
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support import faults
 from tests.support.stack import STOP_SECONDS, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
@@ -135,7 +135,7 @@ def agent_by_hand(
     folder: Path,
     *,
     registers: bool = True,
-    program: Sequence[str] = ("-m", "evershell.server.agent"),
+    program: Sequence[str] = ("-m", "evershell.agents"),
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Starts an agent without a controller and waits for registration if `registers` is set."""
     before = _address(workspace)

@@ -250,7 +250,7 @@ def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
 def _standby(leader: int, folder: Path) -> Iterator[None]:
     """Runs a second controller with the settings of the first and waits until it is a standby."""
     with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-m", "evershell.server", "fleet"]
+        command = [sys.executable, "-m", "evershell.commands", "fleet"]
         process = subprocess.Popen(
             command, cwd=ROOT, env=psutil.Process(leader).environ(), stderr=log
         )

@@ -15,7 +15,7 @@ from threading import Thread
 import grpc
 import pytest
 
-from evershell.server.auth import session_tokens
+from evershell.auth import session_tokens
 from tests.support.checkout import changed_checkout
 from tests.support.documents import blocks
 from tests.support.stack import ROOT, Stack

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from evershell.server.stack import postgres
-from evershell.server.store.leadership import LEADER_LOCK_KEY
-from evershell.server.store.migrate import migrate
+from evershell.local import postgres
+from evershell.store.leadership import LEADER_LOCK_KEY
+from evershell.store.migrate import migrate
 from tests.support.ports import free_ports
 from tests.support.stack import READY_SECONDS, Gate, Stack, Workspace, processes_of
 from tests.support.waiting import eventually

@@ -2,7 +2,7 @@
 
 import psutil
 
-from evershell.server.config import Settings
+from evershell.app.settings import Settings
 from tests.support.sandbox import has_sandbox
 from tests.support.stack import Stack, Workspace
 

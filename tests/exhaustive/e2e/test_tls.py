@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from evershell.server.stack.ready import trust
+from evershell.local.ready import trust
 from tests.support.edge.certificates import Authority
 from tests.support.stack import ROOT, Stack
 
@@ -43,7 +43,7 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
             )
         ]
         assert len(calls) == 2
-        for call in [*calls, f"{sys.executable} -m evershell.server cancel {workspace_id}"]:
+        for call in [*calls, f"{sys.executable} -m evershell.commands cancel {workspace_id}"]:
             called = subprocess.run(
                 ["/bin/sh", "-c", call],
                 cwd=ROOT,

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
-from evershell.server.stack.envoy.config import Edge, EdgeConfigurationError, Tls
-from evershell.server.stack.envoy.process import DRAIN_SECONDS, EdgeProcess
-from evershell.server.stack.supervisor import Program, Supervisor
+from evershell.local.envoy.config import Edge, EdgeConfigurationError, Tls
+from evershell.local.envoy.process import DRAIN_SECONDS, EdgeProcess
+from evershell.local.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.shared_memory import shared_memory

@@ -7,9 +7,9 @@ from typing import cast
 import httpx2
 import pytest
 
-from evershell.server.core.workspace import WorkspaceStatus
-from evershell.server.fleet import due
-from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
+from evershell.core.workspace import WorkspaceStatus
+from evershell.fleet import due
+from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
 from tests.contracts.kubernetes_case import (
     END_SECONDS,
     START_SECONDS,

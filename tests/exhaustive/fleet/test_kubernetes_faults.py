@@ -8,10 +8,10 @@ from dataclasses import replace
 import httpx2
 import pytest
 
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet.kubernetes.api import ApiError
-from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from evershell.server.fleet.kubernetes.objects import claim_name, pod_name
+from evershell.core.workspace import Workspace
+from evershell.fleet.kubernetes.api import ApiError
+from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
+from evershell.fleet.kubernetes.objects import claim_name, pod_name
 from tests.contracts.kubernetes_case import TEMPLATE, KubernetesCase, new_port
 from tests.support import world
 from tests.support.kubernetes import LIMIT_SECONDS
@@ -84,7 +84,7 @@ async def test_what_happens_during_an_outage_is_known_after_it(
 async def test_a_term_that_begins_during_an_outage_starts_no_second_pod(
     case: KubernetesCase, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evershell.server.fleet.kubernetes.kubernetes_pods._SYNC_SECONDS", 0.1)
+    monkeypatch.setattr("evershell.fleet.kubernetes.kubernetes_pods._SYNC_SECONDS", 0.1)
     unknown = world.workspace(epoch=1, run_id=case.pods.run_id)
     async with cuttable(case) as (pods, line):
         await line.cut()

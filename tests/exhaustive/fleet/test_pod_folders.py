@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.core.ids import new_workspace_id
-from evershell.server.core.runtime import AgentIdentity
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
-from evershell.server.fleet.local_pods import LocalPods
-from evershell.server.pod.spec import PodSpec
+from evershell.core.ids import new_workspace_id
+from evershell.core.runtime import AgentIdentity
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.fleet.local_pods import LocalPods
+from evershell.pod.spec import PodSpec
 from tests.support.fleet import RUN_ID
 from tests.support.world import NOW, ORG
 
@@ -51,7 +51,7 @@ def pods(tmp_path: Path) -> LocalPods:
     return LocalPods(tmp_path, spec_for)
 
 
-@pytest.mark.parametrize("module", ["evershell/server/__init__.py", "select.py"])
+@pytest.mark.parametrize("module", ["evershell/core/__init__.py", "select.py"])
 async def test_an_agent_runs_no_module_of_the_workspace(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, module: str
 ) -> None:

@@ -25,7 +25,7 @@ def main(*hosts: str) -> None:
     os.write(memory, json.dumps(spec).encode())
     os.lseek(memory, 0, os.SEEK_SET)
     os.dup2(memory, 0)
-    agent = [sys.executable, "-P", "-m", "evershell.server.agent"]
+    agent = [sys.executable, "-P", "-m", "evershell.agents"]
     os.execvp("nsenter", ["nsenter", f"--net={namespace}", "--", *agent])  # noqa: S606, S607
 
 

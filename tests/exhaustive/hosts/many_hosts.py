@@ -19,19 +19,19 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.config import Settings
-from evershell.server.fleet.local_pods import end_every_pod
-from evershell.server.stack import postgres
-from evershell.server.stack.database import prepare_database
-from evershell.server.stack.private_file import write_private
-from evershell.server.stack.ready import Demo
-from evershell.server.stack.seed import seed
-from evershell.server.store.keys import PostgresKeys
-from evershell.server.store.leadership import LEADER_LOCK_KEY
-from evershell.server.store.pool import open_pool
-from evershell.server.store.postgres_store import PostgresStore
-from evershell.server.store.service_clock import machine_clock
+from evershell.app.settings import Settings
+from evershell.auth.signing_keys import new_key
+from evershell.fleet.local_pods import end_every_pod
+from evershell.local import postgres
+from evershell.local.database import prepare_database
+from evershell.local.private_file import write_private
+from evershell.local.ready import Demo
+from evershell.local.seed import seed
+from evershell.store.keys import PostgresKeys
+from evershell.store.leadership import LEADER_LOCK_KEY
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.exhaustive.hosts import agent_on_host
 from tests.support import secrets
 from tests.support.network import Network
@@ -178,7 +178,7 @@ class ManyHosts(Stack):
         return socket_url
 
     def _start(self, host: str, program: str, **environment: str) -> None:
-        self._run(host, sys.executable, "-m", "evershell.server", program, **environment)
+        self._run(host, sys.executable, "-m", "evershell.commands", program, **environment)
 
     def _run(self, host: str, *command: str, **environment: str) -> None:
         with (self.state_dir / "logs" / f"{host}.log").open("ab") as log:

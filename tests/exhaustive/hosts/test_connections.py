@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import grpc.aio
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest
 
-from evershell.server.agent.runtime_client import RuntimeStub, connect
+from evershell.agents.runtime_client import RuntimeStub, connect
 from tests.exhaustive.hosts.many_hosts import DATABASE, WORKERS, ManyHosts
 from tests.support.network import TEST, Network, both_ways, network, require
 from tests.support.stack import ROOT

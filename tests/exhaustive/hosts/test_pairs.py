@@ -9,8 +9,8 @@ import httpx
 import psutil
 import pytest
 
-from evershell.server.agent.shutdown import ExitCode
-from evershell.server.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
+from evershell.agents.shutdown import ExitCode
+from evershell.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
 from tests.exhaustive.hosts.conftest import LEASE_SECONDS
 from tests.exhaustive.hosts.many_hosts import (
     AGENTS,

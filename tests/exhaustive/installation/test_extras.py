@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from evershell.agents.program import UnknownModelError, create_model
+from evershell.app import wiring as bootstrap
+from evershell.app.settings import Settings
+from evershell.auth.signing_keys import new_key
 from evershell.cli.main import COMMANDS
-from evershell.server import bootstrap
-from evershell.server.agent.program import UnknownModelError, create_model
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.config import Settings
-from evershell.server.stack import postgres
-from evershell.server.stack.envoy import config as envoy
-from evershell.server.telemetry.metrics import Metrics
+from evershell.local import postgres
+from evershell.local.envoy import config as envoy
+from evershell.telemetry.metrics import Metrics
 from tests.support.installation import IMPORT, PUBLIC, run
 
 # Runs the commands, each with its own list of arguments.
@@ -37,7 +37,7 @@ def test_without_extras_every_public_module_can_be_imported() -> None:
 
 
 def test_the_agent_extra_is_enough_for_an_agent() -> None:
-    imported = run(IMPORT, "evershell.server.agent", extras="agent")
+    imported = run(IMPORT, "evershell.agents", extras="agent")
     assert imported.returncode == 0, imported.stderr
 
 
@@ -68,7 +68,7 @@ def test_a_command_needs_no_more_than_its_extra(extra: str) -> None:
 
 def test_a_hosted_model_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    monkeypatch.delitem(sys.modules, "evershell.server.agent.openai_model", raising=False)
+    monkeypatch.delitem(sys.modules, "evershell.agents.openai_model", raising=False)
     with pytest.raises(UnknownModelError, match="extra `agent`"):
         create_model("openai:any")
 
@@ -89,7 +89,7 @@ async def test_spans_need_their_extra(monkeypatch: pytest.MonkeyPatch, tmp_path:
         if module.partition(".")[0] == "opentelemetry":
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    monkeypatch.delitem(sys.modules, "evershell.server.telemetry.tracing", raising=False)
+    monkeypatch.delitem(sys.modules, "evershell.telemetry.tracing", raising=False)
     settings = Settings(
         state_dir=tmp_path,
         database_url="postgresql://127.0.0.1:1/absent",

@@ -11,7 +11,7 @@ from tests.support.checkout import Edit, changed_checkout
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """Replaces texts in files of `evershell/server`."""
+    """Replaces texts in files of `server/evershell`."""
 
     edits: tuple[Edit, ...]
     # A part of the report about what was found.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from evershell.server.auth.signing_keys import new_key
+from evershell.auth.signing_keys import new_key
 from tests.exhaustive.deploy import tools
 from tests.support.service import Service
 

@@ -36,7 +36,7 @@ def running_stack(folder: Path, **environment: str) -> Iterator[Stack]:
         POD_MEMORY_REQUEST="32Mi",
         POD_CPU_REQUEST="10m",
         POD_MEMORY_LIMIT=MEMORY_LIMIT,
-        AGENT_COMMAND="/opt/evershell/bin/python -P -m evershell.server.agent",
+        AGENT_COMMAND="/opt/evershell/bin/python -P -m evershell.agents",
         LISTEN_HOST="0.0.0.0",  # noqa: S104 - pods call the workers
         SERVER_PORT=str(first),
         AGENT_TLS="on",

@@ -9,7 +9,7 @@ from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1.workspace_service_pb2 import ListWorkspacesRequest
 from evershell.workspace.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 
-from evershell.server.pod.tls import CONTROL_PLANE
+from evershell.pod.tls import CONTROL_PLANE
 from tests.exhaustive.deploy.tools import kubectl
 from tests.exhaustive.node.pods import GATE, await_no_pods, open_gate, pod, running_pod
 from tests.exhaustive.node.stacks import NodeWorkspace

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from evershell.server.stack import postgres
+from evershell.local import postgres
 
 _SECONDS = 60.0
 

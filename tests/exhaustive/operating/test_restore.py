@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from evershell.server.stack import postgres
+from evershell.local import postgres
 from tests.conftest import drop_database, new_database
 from tests.exhaustive.e2e.canceller import SHORT, Canceller
 from tests.exhaustive.e2e.load import Load, RestCaller

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.server.auth.signing_keys import private_keys
+from evershell.auth.signing_keys import private_keys
 from tests.exhaustive.e2e.canceller import SHORT, Canceller
 from tests.exhaustive.e2e.load import Caller, Load
 from tests.exhaustive.operating.credentials import ISSUER, Credential, Grpc, Issuer, Rest

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 import yoyo
 
-from evershell.server.auth.signing_keys import new_key
-from evershell.server.store import migrate as migration
-from evershell.server.store.migrate import migrate
+from evershell.auth.signing_keys import new_key
+from evershell.store import migrate as migration
+from evershell.store.migrate import migrate
 from tests.support.faults import health_of
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
@@ -36,7 +36,7 @@ def programs(state_dir: Path, database_url: str) -> Iterator[str]:
     with (state_dir / "log").open("wb") as log:
         started = [
             subprocess.Popen(
-                [sys.executable, "-m", "evershell.server", *arguments],
+                [sys.executable, "-m", "evershell.commands", *arguments],
                 env=environment,
                 stdout=log,
                 stderr=log,

@@ -101,7 +101,7 @@ class Processes:
 
 
 def _program(command: bytes) -> str:
-    """A short name: `evershell.server serve`, `envoy`, `sh`."""
+    """A short name: `evershell.commands serve`, `envoy`, `sh`."""
     words = command.decode(errors="replace").split("\0")
     if "-m" in words:
         after = words[words.index("-m") + 1 :]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from evershell.server.auth.pod_tokens import PodTokens
-from evershell.server.pod.tokens import minute_of, signal_token
-from evershell.server.stack import postgres
+from evershell.auth.pod_tokens import PodTokens
+from evershell.local import postgres
+from evershell.pod.tokens import minute_of, signal_token
 from tests.exhaustive.secrets import evidence
 from tests.exhaustive.secrets.calls import Calls, new_key
 from tests.support import faults

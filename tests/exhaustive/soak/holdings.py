@@ -79,11 +79,11 @@ def _held(each: list[tuple[int, int, float]]) -> Holding:
 
 def _program(process: psutil.Process) -> str:
     command = process.cmdline()
-    if "evershell.server.agent" in command:
+    if "evershell.agents" in command:
         return "agent"
-    if "evershell.server" in command:
+    if "evershell.commands" in command:
         return {"up": "up", "serve": "worker", "fleet": "fleet"}[
-            command[command.index("evershell.server") + 1]
+            command[command.index("evershell.commands") + 1]
         ]
     if command[0].startswith("postgres:"):
         return "postgres, a connection" if "[local]" in command[0] else "postgres, background"

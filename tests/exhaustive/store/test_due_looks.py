@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.store import queries
-from evershell.server.store.pool import Pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.store import queries
+from evershell.store.pool import Pool
+from evershell.store.postgres_store import PostgresStore
 
 _IDLE, _BUSY, _CANCELLED = 100_000, 200, 20
 # Far fewer than the 8 kB pages of the tables.

@@ -16,15 +16,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.event import EventType
-from evershell.server.core.hold import Hold
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace
-from evershell.server.stack import postgres
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import connected, open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.errors import UnavailableError
+from evershell.core.event import EventType
+from evershell.core.hold import Hold
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
+from evershell.local import postgres
+from evershell.store.migrate import migrate
+from evershell.store.pool import connected, open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.store.examples import NOW, USER, intent, permission, with_task, workspace
 from tests.support.waiting import eventually_async

@@ -8,7 +8,7 @@ import sys
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.store.leadership import Leadership, Term
+from evershell.store.leadership import Leadership, Term
 
 LIMIT_SECONDS = 30
 
@@ -83,7 +83,7 @@ async def test_a_leader_notices_that_its_database_session_has_ended(database_url
 # whether it already knew when it was resumed, and exits.
 LEADER = """
 import asyncio, signal, sys
-from evershell.server.store.leadership import Leadership
+from evershell.store.leadership import Leadership
 
 async def lead():
     async with Leadership(sys.argv[1]).acquired() as term:

@@ -14,14 +14,14 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.server.core import deadline, task_lifecycle
-from evershell.server.core.change import unchanged
-from evershell.server.core.errors import UnavailableError
-from evershell.server.core.task_lifecycle import TaskStarted
-from evershell.server.store import pool as pool_module
-from evershell.server.store.hang_up import answered_within
-from evershell.server.store.pool import Pool, connected, open_pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core import deadline, task_lifecycle
+from evershell.core.change import unchanged
+from evershell.core.errors import UnavailableError
+from evershell.core.task_lifecycle import TaskStarted
+from evershell.store import pool as pool_module
+from evershell.store.hang_up import answered_within
+from evershell.store.pool import Pool, connected, open_pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import (
     NOW,
     complete,

@@ -9,15 +9,15 @@ import pytest
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
-from evershell.server.cli.migrate import migrate as migrate_command
-from evershell.server.core.ports import RecordedCancellation
-from evershell.server.store.leadership import Leadership
-from evershell.server.store.migrate import migrate
-from evershell.server.store.pool import connected, open_pool
-from evershell.server.store.postgres_store import PostgresStore
-from evershell.server.store.primary import PoolerError
-from evershell.server.store.session_settings import SETTINGS
-from evershell.server.store.wakeups import PostgresWakeups
+from evershell.commands.migrate import migrate as migrate_command
+from evershell.core.ports import RecordedCancellation
+from evershell.store.leadership import Leadership
+from evershell.store.migrate import migrate
+from evershell.store.pool import connected, open_pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.primary import PoolerError
+from evershell.store.session_settings import SETTINGS
+from evershell.store.wakeups import PostgresWakeups
 from tests.support.pgbouncer import SERVER_CONNECTIONS, PgBouncer, needs_pgbouncer
 from tests.support.store.examples import intent, permission, with_task
 from tests.support.waiting import eventually_async

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 
-from evershell.server.fleet.kubernetes.api import Api, Object
+from evershell.fleet.kubernetes.api import Api, Object
 
 Handler = Callable[[httpx2.Request], httpx2.Response | Awaitable[httpx2.Response]]
 

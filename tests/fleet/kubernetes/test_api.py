@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from evershell.server.fleet.kubernetes import api
-from evershell.server.fleet.kubernetes.api import ApiError, GoneError, UnreachableError
+from evershell.fleet.kubernetes import api
+from evershell.fleet.kubernetes.api import ApiError, GoneError, UnreachableError
 from tests.fleet.kubernetes.scripted import Script, failure, listed, pod, scripted, watched
 
 LIMIT_SECONDS = 60.0

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import httpx2
 import pytest
 
-from evershell.server.fleet.kubernetes import cache as cache_module
-from evershell.server.fleet.kubernetes.api import Object
-from evershell.server.fleet.kubernetes.cache import Cache
+from evershell.fleet.kubernetes import cache as cache_module
+from evershell.fleet.kubernetes.api import Object
+from evershell.fleet.kubernetes.cache import Cache
 from tests.fleet.kubernetes.scripted import Script, failure, listed, pod, scripted, watched
 from tests.support.waiting import eventually_async
 

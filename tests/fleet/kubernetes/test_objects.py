@@ -2,8 +2,8 @@
 
 import pytest
 
-from evershell.server.fleet.kubernetes import objects
-from evershell.server.fleet.kubernetes.objects import PodTemplate
+from evershell.fleet.kubernetes import objects
+from evershell.fleet.kubernetes.objects import PodTemplate
 from tests.support import world
 
 TEMPLATE = PodTemplate(image="evershell:1", command=["python3"])

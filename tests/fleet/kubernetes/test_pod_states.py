@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from evershell.server.fleet.kubernetes import pod_states
+from evershell.fleet.kubernetes import pod_states
 from tests.fleet.kubernetes.scripted import pod, running_status
 
 

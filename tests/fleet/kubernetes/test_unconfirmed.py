@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from evershell.server.core.workspace import Workspace
-from evershell.server.fleet.kubernetes.api import Object
-from evershell.server.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from evershell.server.fleet.kubernetes.objects import PodTemplate
+from evershell.core.workspace import Workspace
+from evershell.fleet.kubernetes.api import Object
+from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
+from evershell.fleet.kubernetes.objects import PodTemplate
 from tests.fleet.kubernetes.scripted import Script, failure, pod, running_status, scripted
 from tests.support import world
 from tests.support.small_agent import spec_for

@@ -5,7 +5,7 @@ from typing import Any
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from evershell.server.api.status import DOMAIN
+from evershell.api.status import DOMAIN
 
 
 def metadata_of(error: Any) -> dict[str, Any]:

@@ -22,15 +22,15 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from evershell.server.api import event_stream
-from evershell.server.api.call import Call
-from evershell.server.api.handlers import Handlers, Methods
-from evershell.server.api.interceptors.errors import Errors
-from evershell.server.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.server.api.rest_body import merge_rest_body
-from evershell.server.api.server import OPTIONS
-from evershell.server.core import errors
-from evershell.server.core.event import Event, EventType
+from evershell.api import event_stream
+from evershell.api.call import Call
+from evershell.api.handlers import Handlers, Methods
+from evershell.api.interceptors.errors import Errors
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.rest_body import merge_rest_body
+from evershell.api.server import OPTIONS
+from evershell.core import errors
+from evershell.core.event import Event, EventType
 from tests.support.edge.answers import rule
 
 START_SECONDS = 15

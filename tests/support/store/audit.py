@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Any
 
-from evershell.server.core.audit_entry import AuditEntry
-from evershell.server.core.ids import new_audit_id
+from evershell.core.audit_entry import AuditEntry
+from evershell.core.ids import new_audit_id
 from tests.support.store.examples import NOW, ORG, USER
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from evershell.server.core.caller import Permission
-from evershell.server.core.ports import RecordedCancellation
-from evershell.server.core.task import Task
-from evershell.server.core.workspace import Workspace
-from evershell.server.store.pool import Pool
-from evershell.server.store.postgres_store import PostgresStore
+from evershell.core.caller import Permission
+from evershell.core.ports import RecordedCancellation
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
+from evershell.store.pool import Pool
+from evershell.store.postgres_store import PostgresStore
 from tests.support.store.announced import Announced
 from tests.support.store.examples import intent, permission, with_task
 from tests.support.waiting import eventually_async, settle

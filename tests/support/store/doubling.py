@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from evershell.server.store.group_commit import GroupCommit
+from evershell.store.group_commit import GroupCommit
 from tests.support.waiting import settle
 
 

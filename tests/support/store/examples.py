@@ -4,15 +4,15 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from evershell.server.core import task_lifecycle
-from evershell.server.core.caller import Caller, CredentialKind, Permission
-from evershell.server.core.change import unchanged
-from evershell.server.core.idempotency_key import FirstCall
-from evershell.server.core.ids import new_task_id, new_workspace_id
-from evershell.server.core.ports import Store
-from evershell.server.core.task import CancelIntent, Task, TaskStatus
-from evershell.server.core.task_lifecycle import TaskEnded
-from evershell.server.core.workspace import Workspace, WorkspaceStatus
+from evershell.core import task_lifecycle
+from evershell.core.caller import Caller, CredentialKind, Permission
+from evershell.core.change import unchanged
+from evershell.core.idempotency_key import FirstCall
+from evershell.core.ids import new_task_id, new_workspace_id
+from evershell.core.ports import Store
+from evershell.core.task import CancelIntent, Task, TaskStatus
+from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.workspace import Workspace, WorkspaceStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
 ORG = "org_a"

@@ -1,0 +1,129 @@
+"""The command `evershell`: the group of all commands.
+
+A command's module is imported only when the command runs. So a command does not load the programs
+of the others, and works without their packages.
+"""
+
+import importlib
+import io
+import os
+import sys
+from dataclasses import dataclass
+
+import click
+
+from evershell.cli.exit_codes import TABLE
+from evershell.cli.terminal import Commands
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command `name`: the object `name` of the module `name`.
+
+    The module is in evershell.cli, or in evershell.commands if the command needs an extra.
+    """
+
+    help: str
+    # The extra of the distribution that has the packages of the command.
+    extra: str = ""
+
+
+# In the order of use.
+_CALLS = {
+    "cancel": Command("Cancel the task that runs in a workspace."),
+    "hold": Command("Refuse new tasks and agents in your organization."),
+    "release": Command("End the hold of your organization."),
+    "submit": Command("Submit a task to the agent of a workspace."),
+    "tasks": Command("List the tasks of a workspace."),
+    "task": Command("Show one task."),
+    "watch": Command("Print the events of a workspace as they happen."),
+    "workspaces": Command("List the workspaces of your organization."),
+    "workspace": Command("Show, create, stop and resume a workspace."),
+    "audit": Command("List the audit log; prune it."),
+    "login": Command("Store the address of a service and a credential for it."),
+    "completion": Command("Print the script for the completion of a shell."),
+}
+_OPERATIONS = {
+    "up": Command("Start everything on this machine, in the foreground.", "local"),
+    "restart": Command(
+        "Restart the programs of the running stack, without losing a call.", "local"
+    ),
+    "demo": Command("Show a cancellation and check every promise.", "local"),
+    "keys": Command("Create, list and revoke API keys.", "server"),
+    "orgs": Command("Create and list organizations.", "server"),
+    "serve": Command("Run one control-plane worker.", "server"),
+    "fleet": Command("Run one fleet controller, which leads or stands by.", "server"),
+    "edge": Command("Run Envoy in front of the workers of EDGE_WORKERS.", "local"),
+    "rotate": Command("Replace the signing key of the control plane.", "server"),
+    "migrate": Command("Bring the database to the schema of this version.", "server"),
+    "fence": Command("Fence all agents after a restore of the database.", "server"),
+}
+COMMANDS = _CALLS | _OPERATIONS
+_HELP = f"""The cancel button of an agent platform.
+
+A command that calls the service takes its address from --url, EVERSHELL_URL, a profile of
+`evershell login`, or the stack that runs on this machine, and its credential from --token-file,
+EVERSHELL_API_KEY, the profile or the stack. It calls over gRPC.
+
+{TABLE}"""
+
+
+class _LazyCommands(Commands):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = COMMANDS.get(cmd_name)
+        return None if command is None else load(cmd_name, command.extra)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing their modules."""
+        for title, commands in (
+            ("Commands that call the service", _CALLS),
+            ("Commands for operators", _OPERATIONS),
+        ):
+            with formatter.section(title):
+                formatter.write_dl([(name, command.help) for name, command in commands.items()])
+
+
+def load(name: str, extra: str, full_name: str = "") -> click.Command:
+    """The command of the module of this name.
+
+    Raises click.ClickException, which says what to install, if a package is missing.
+    """
+    package = "evershell.commands" if extra else "evershell.cli"
+    try:
+        module = importlib.import_module(f"{package}.{name}")
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "evershell":
+            raise
+        command = f"evershell {full_name or name}"
+        raise click.ClickException(
+            f"`{command}` needs the package {error.name}, which is not installed. "
+            f"Install the extra `{extra}` of evershell."
+        ) from error
+    loaded: click.Command = getattr(module, name)
+    return loaded
+
+
+@click.group(cls=_LazyCommands, help=_HELP)
+@click.version_option(package_name="evershell")
+def main() -> None:
+    """Prepares the process for every command."""
+    # Opens standard streams that are closed. Otherwise a socket could get the descriptor of
+    # standard error, and the log would be written to the socket.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    # Python has none of those that were closed when the program started.
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # The encoding of the locale may lack characters of other people's texts.
+            stream.reconfigure(errors="backslashreplace")
+    # The lines of gRPC's library in C are plain text, and nothing limits or redacts them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

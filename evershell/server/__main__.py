@@ -1,6 +1,0 @@
-"""`python -m evershell.server`: the same commands as `evershell`."""
-
-from evershell.cli.main import main
-
-if __name__ == "__main__":
-    main()

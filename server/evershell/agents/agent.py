@@ -1,0 +1,109 @@
+"""The agent: wires its parts, runs until the shutdown begins, and ends its tools."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from evershell.agents.active_task import ActiveTask
+from evershell.agents.credential import RuntimeCredential
+from evershell.agents.heartbeat import Heartbeat
+from evershell.agents.iteration import Limits
+from evershell.agents.lease import Lease
+from evershell.agents.loop import RejectedError, run_task
+from evershell.agents.model import Model
+from evershell.agents.runtime_client import RuntimeClient, RuntimeStub
+from evershell.agents.session import Session
+from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
+from evershell.agents.tools import Tool
+from evershell.core.agent_events import TaskEnded
+from evershell.pod.crash_points import CrashPoints, kind_of
+from evershell.telemetry.logs import Log
+
+# The time limit for ending the background work, which may hang.
+_CLOSING_SECONDS = 3.0
+
+
+class Agent:
+    """The agent of one workspace and one epoch."""
+
+    def __init__(
+        self,
+        workers: dict[str, RuntimeStub],
+        credential: RuntimeCredential,
+        model: Model,
+        tool: Tool,
+        limits: Limits,
+        log: Log,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        crash_points: CrashPoints | None = None,
+    ) -> None:
+        """`workers` maps the address of each worker to its stub."""
+        self._log = log
+        self.shutdown = Shutdown()
+        self.session = Session(self._work, self.shutdown, self._beat_now, log, monotonic)
+        self._lease = Lease(monotonic)
+        runtime = RuntimeClient(workers, credential, self._lease, self.shutdown, self.session, log)
+        self._runtime = runtime if crash_points is None else _armed(runtime, crash_points)
+        self._heartbeat = Heartbeat(self._runtime, self._lease, self.session)
+        self._model = model
+        self._tool = tool
+        self._limits = limits
+
+    async def run(self, address: str) -> None:
+        """Registers `address` (host:port) and works until the shutdown begins.
+
+        All tools have ended when it returns.
+        """
+        background = [
+            asyncio.create_task(self._guard(self._register_and_beat(address))),
+            asyncio.create_task(self._guard(self._watch_lease())),
+        ]
+        try:
+            await self.shutdown.wait()
+            self._log.info(
+                "agent_ending", reason=self.shutdown.reason, exit_code=int(self.shutdown.code)
+            )
+        finally:
+            # Tools end before the process, because the controller treats the end of the process as
+            # the end of its tools.
+            await self.session.close()
+            for part in background:
+                part.cancel()
+            await asyncio.wait(background, timeout=_CLOSING_SECONDS)
+
+    async def _work(self, task: ActiveTask) -> TaskEnded | None:
+        return await run_task(
+            task, self._model, self._tool, self._runtime.commit, self._limits, self._beat_now
+        )
+
+    def _beat_now(self) -> None:
+        self._heartbeat.beat_now()
+
+    async def _register_and_beat(self, address: str) -> None:
+        await self._runtime.register(address, os.getpid())
+        self._log.info("agent_registered", address=address)
+        await self._heartbeat.run()
+
+    async def _watch_lease(self) -> None:
+        await self._lease.wait_over()
+        self.shutdown.begin(ExitCode.LEASE_OVER, "the lease could not be renewed in time")
+
+    async def _guard(self, part: Coroutine[Any, Any, None]) -> None:
+        """Ends the agent if the part raises."""
+        try:
+            await part
+        except AgentEndingError:
+            # The shutdown has begun already.
+            pass
+        except RejectedError as error:
+            self.shutdown.begin(ExitCode.REJECTED, f"the control plane refused the agent: {error}")
+        except Exception as error:  # noqa: BLE001 - logged, with its traceback
+            self._log.exception("agent_crashed")
+            self.shutdown.begin(ExitCode.CRASHED, repr(error))
+
+
+def _armed(runtime: RuntimeClient, points: CrashPoints) -> RuntimeClient:
+    return points.armed(runtime, commit=lambda _, events: f"{kind_of(events)}_commit")

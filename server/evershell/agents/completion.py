@@ -1,0 +1,234 @@
+"""Reads a chat completion: one JSON document, or chunks in server-sent events."""
+
+import json
+import re
+from typing import Any, TypeVar
+
+import httpx2
+from pydantic import BaseModel, Field, ValidationError
+
+from evershell.agents.model import PartialReply
+from evershell.core.agent_rules import MAX_CALL_TOKENS
+
+# An iteration must fit into one message to the control plane.
+_MAX_ANSWER_BYTES = 1024 * 1024
+_MAX_QUOTED_CHARACTERS = 300
+# Enough of an answer to detect a web page.
+_HTML_BYTES = 1024
+_HTML = re.compile(r"\s*(<!doctype html|<html)", re.IGNORECASE)
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+class AnswerError(Exception):
+    """The answer cannot be used. The text is a predicate of the endpoint: "answered with …"."""
+
+
+class Function(BaseModel):
+    """The function of a tool call; in a stream, a part of it."""
+
+    name: str | None = None
+    # Some endpoints send a JSON object instead of its text.
+    arguments: str | dict[str, Any] | None = None
+
+    @property
+    def arguments_text(self) -> str:
+        """The arguments, or a part of them, as text."""
+        return (
+            json.dumps(self.arguments) if isinstance(self.arguments, dict) else self.arguments or ""
+        )
+
+
+class FunctionCall(BaseModel):
+    """A tool call; in a stream, a part of one."""
+
+    id: str | None = None
+    index: int | None = None
+    function: Function = Field(default_factory=Function)
+
+
+class Message(BaseModel):
+    """The model's message; in a stream, a part of it."""
+
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[FunctionCall] | None = None
+
+    @property
+    def text(self) -> str:
+        """The human-readable text: the content, or the refusal."""
+        return self.content or self.refusal or ""
+
+
+class _Choice(BaseModel):
+    message: Message
+
+
+class Completion(BaseModel):
+    """The fields of a chat completion that are used. Many endpoints omit or misuse the others."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    model: str | None = None
+    usage: Any = None
+
+
+class _ChunkChoice(BaseModel):
+    delta: Message | None = None
+    finish_reason: Any = None
+
+
+class _Chunk(BaseModel):
+    choices: list[_ChunkChoice] | None = None
+    model: str | None = None
+    usage: Any = None
+    error: Any = None
+
+
+async def receive(response: httpx2.Response, partial: PartialReply) -> Completion:
+    """Reads an answer to its end. Each chunk of a stream is added to `partial` when it arrives.
+
+    Raises AnswerError, and httpx2.TransportError if the connection breaks.
+    """
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "text/event-stream":
+        try:
+            return await _receive_stream(response, partial)
+        except httpx2.SSEError:
+            raise _too_long() from None
+    received = bytearray()
+    async for data in response.aiter_bytes():
+        received += data
+        _check_size(len(received))
+    if is_html(received[:_HTML_BYTES].decode(errors="replace")):
+        raise AnswerError("answered with an HTML page, not with JSON; is its base URL right?")
+    return _parse(Completion, received)
+
+
+def tokens(usage: Any, name: str) -> int:
+    """The token count; 0 if the endpoint reports none or an invalid one."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and 0 <= count <= MAX_CALL_TOKENS else 0
+
+
+def quoted(error: Any) -> str:
+    """The endpoint's own error message, shortened; empty if it has none."""
+    text = error.get("message") if isinstance(error, dict) else error
+    if not isinstance(text, str) or is_html(text):
+        return ""
+    text = " ".join(text.split())
+    short = text if len(text) <= _MAX_QUOTED_CHARACTERS else text[:_MAX_QUOTED_CHARACTERS] + "…"
+    return short.rstrip(".")
+
+
+def is_html(text: str) -> bool:
+    """Whether the text is a web page."""
+    return _HTML.match(text) is not None
+
+
+async def _receive_stream(response: httpx2.Response, partial: PartialReply) -> Completion:
+    partial.restart()
+    answer = _Streamed(partial)
+    async for event in httpx2.EventSource(response, max_event_size=_MAX_ANSWER_BYTES):
+        if event.data == "[DONE]":
+            return answer.completion()
+        if event.data:
+            answer.add(_parse(_Chunk, event.data))
+    if not answer.is_finished:
+        raise AnswerError("ended its answer in the middle")
+    return answer.completion()
+
+
+class _Streamed:
+    """Assembles a completion from the chunks of a stream, with only the first tool call."""
+
+    def __init__(self, partial: PartialReply) -> None:
+        self._partial = partial
+        self._model: str | None = None
+        self._usage: Any = None
+        self._call: FunctionCall | None = None
+        self._arguments: list[str] = []
+        self._bytes = 0
+        self._has_message = False
+        # Whether the endpoint has sent a finish reason. Only the usage may follow it.
+        self.is_finished = False
+
+    def add(self, chunk: _Chunk) -> None:
+        """Appends a chunk. Raises AnswerError."""
+        if chunk.error is not None:
+            text = quoted(chunk.error)
+            raise AnswerError(
+                f"ended its answer with an error: {text}"
+                if text
+                else "ended its answer with an error"
+            )
+        if chunk.model:
+            self._model = self._partial.model = chunk.model
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+            self._partial.input_tokens = tokens(chunk.usage, "prompt_tokens")
+            self._partial.output_tokens = tokens(chunk.usage, "completion_tokens")
+        for choice in (chunk.choices or [])[:1]:
+            self.is_finished |= bool(choice.finish_reason)
+            if choice.delta is not None:
+                self._add_message(choice.delta)
+
+    def completion(self) -> Completion:
+        """The assembled completion. Raises AnswerError."""
+        if not self._has_message:
+            raise AnswerError("did not answer with a chat completion (the stream has no message)")
+        if self._call is not None:
+            self._call.function.arguments = "".join(self._arguments)
+        message = Message(content=self._partial.content, tool_calls=self._call and [self._call])
+        return Completion(choices=[_Choice(message=message)], model=self._model, usage=self._usage)
+
+    def _add_message(self, part: Message) -> None:
+        self._has_message = True
+        if part.text:
+            self._count(part.text)
+            self._partial.add(part.text)
+        for call in part.tool_calls or []:
+            if self._call is None:
+                self._call = call
+            elif self._is_another(call):
+                continue
+            else:
+                self._call.function.name = self._call.function.name or call.function.name
+            self._count(call.function.arguments_text)
+            self._arguments.append(call.function.arguments_text)
+
+    def _is_another(self, call: FunctionCall) -> bool:
+        """Whether this part belongs to a call other than the first.
+
+        The index alone is not enough: some endpoints give all calls the same index. Nor is the id:
+        some give each part a new id.
+        """
+        assert self._call is not None
+        if call.index is not None and call.index != self._call.index:
+            return True
+        return bool(
+            call.function.name and call.id and call.id != self._call.id and self._call.function.name
+        )
+
+    def _count(self, text: str) -> None:
+        self._bytes += len(text.encode())
+        _check_size(self._bytes)
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_ANSWER_BYTES:
+        raise _too_long()
+
+
+def _too_long() -> AnswerError:
+    return AnswerError(f"answered with more than {_MAX_ANSWER_BYTES:,} bytes")
+
+
+def _parse(model: type[_M], data: str | bytearray) -> _M:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    raise AnswerError(
+        f"did not answer with a chat completion ({where + ': ' if where else ''}{problem['msg']})"
+    )

@@ -1,0 +1,165 @@
+"""The program `agent`: builds an agent from its spec and runs it."""
+
+import asyncio
+import base64
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import grpc.aio
+from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+
+from evershell.agents import bootstrap
+from evershell.agents.admission import Admission
+from evershell.agents.agent import Agent
+from evershell.agents.credential import ControlPlaneClock, RuntimeCredential
+from evershell.agents.iteration import Limits
+from evershell.agents.model import Endpoint, Model
+from evershell.agents.runtime_client import connect
+from evershell.agents.scripted_model import ScriptedModel
+from evershell.agents.service import AgentService
+from evershell.agents.shutdown import ExitCode
+from evershell.agents.token_verifier import TokenVerifier
+from evershell.agents.tools import ShellTool, Tool
+from evershell.pod.crash_points import CrashPoints
+from evershell.pod.process import become_subreaper, become_unreadable
+from evershell.pod.sandbox import ToolLimits, ToolSandbox
+from evershell.pod.spec import PodSpec
+from evershell.pod.tls import TlsIdentity, listen
+from evershell.telemetry.logs import Log
+
+# The time limit for closing the server and the channels, which may hang.
+_CLOSING_SECONDS = 3.0
+# The loop's time limit for a model call is longer than the model's own by this much, so that the
+# model reports the timeout. It knows more about the cause.
+_MODEL_MARGIN_SECONDS = 1.0
+
+
+class UnknownModelError(Exception):
+    """No model of that name exists, or its package is not installed."""
+
+
+async def run(
+    spec: PodSpec, log: Log, model: Model | None = None, tool: Tool | None = None
+) -> ExitCode:
+    """Runs the agent until SIGTERM or SIGINT, or until it has to end for a reason that it logs.
+
+    All tools have ended when it returns. `model` and `tool` replace those of the spec.
+    """
+    become_subreaper()
+    if spec.bootstrap_token:
+        # From here on, no tool of the same user can read the secrets in this process.
+        become_unreadable()
+        try:
+            spec = await bootstrap.complete(spec, _tls(spec), log)
+        except (bootstrap.RefusedError, ValueError, TypeError) as error:
+            log.error("bootstrap_refused", reason=str(error))
+            return ExitCode.UNAUTHORIZED
+    try:
+        model = model or create_model(spec.model, _endpoint(spec))
+        clock = ControlPlaneClock()
+        verifier = TokenVerifier(spec.signal_secret, clock)
+        credential = RuntimeCredential(spec.workspace_id, spec.epoch, spec.runtime_secret, clock)
+    except (UnknownModelError, ValueError) as error:
+        log.error("spec_unusable", reason=str(error))
+        return ExitCode.BAD_SPEC
+    crash_points = CrashPoints(Path(spec.crash_points_dir)) if spec.crash_points_dir else None
+    tls = _tls(spec)
+    channels, workers = connect(spec.runtime_addresses, tls)
+    agent = Agent(
+        workers,
+        credential,
+        model,
+        tool or _shell(spec),
+        Limits(model_timeout_seconds=spec.model_timeout_seconds + _MODEL_MARGIN_SECONDS),
+        log,
+        crash_points=crash_points,
+    )
+    service = AgentService(agent.session, spec.workspace_id, spec.epoch)
+    if crash_points is not None:
+        service = crash_points.armed(service, CancelTask="ack")
+    server = grpc.aio.server(interceptors=[Admission(verifier)])
+    add_AgentServiceServicer_to_server(service, server)
+    host = _host(spec)
+    port = listen(server, f"{host}:{spec.listen_port}", tls)
+    with _signals(partial(agent.shutdown.begin, ExitCode.STOPPED, "asked to stop")):
+        await server.start()
+        await agent.run(f"{host}:{port}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING_SECONDS):
+                await server.stop(grace=None)
+                await asyncio.gather(*(channel.close() for channel in channels))
+    return agent.shutdown.code
+
+
+def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
+    """The model `scripted` or `openai:<model>`.
+
+    Raises UnknownModelError, or ValueError if the settings of the endpoint are not valid.
+    """
+    if name == ScriptedModel.name:
+        return ScriptedModel()
+    kind, _, hosted = name.partition(":")
+    if kind == "openai" and hosted:
+        try:
+            # Imported here, because the SDK takes a second and 30 MB.
+            from evershell.agents.openai_model import OpenAIModel
+        except ModuleNotFoundError as error:
+            raise UnknownModelError(
+                f"The model {name!r} needs the package {error.name}, which is not installed. "
+                "Install the extra `agent` of evershell."
+            ) from error
+        return OpenAIModel(hosted, endpoint or Endpoint())
+    raise UnknownModelError(
+        f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'."
+    )
+
+
+def _host(spec: PodSpec) -> str:
+    host = spec.listen_host or os.environ.get("POD_IP", "")
+    return f"[{host}]" if ":" in host else host
+
+
+def _tls(spec: PodSpec) -> TlsIdentity | None:
+    if not spec.tls_certificate:
+        return None
+    return TlsIdentity(
+        certificate=spec.tls_certificate, private_key=spec.tls_key, trusted=spec.tls_trusted
+    )
+
+
+def _endpoint(spec: PodSpec) -> Endpoint:
+    return Endpoint(
+        base_url=spec.openai_base_url,
+        api_key=spec.openai_api_key,
+        timeout_seconds=spec.model_timeout_seconds,
+    )
+
+
+def _shell(spec: PodSpec) -> ShellTool:
+    own = Path(spec.files_dir), spec.workspace_id, spec.epoch, spec.tool_timeout_seconds
+    if not spec.bwrap:
+        return ShellTool(*own)
+    limits = ToolLimits(
+        memory_bytes=spec.tool_memory_mb * 2**20,
+        processes=spec.tool_processes,
+        file_bytes=spec.tool_file_mb * 2**20,
+        has_network=spec.tool_has_network,
+    )
+    return ShellTool(*own, ToolSandbox(spec.bwrap, limits, base64.b64decode(spec.tool_filter)))
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` at SIGTERM and SIGINT for the duration of the context."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,232 @@
+"""The agent's client of RuntimeService."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+from evershell.agent.v1.runtime_service_pb2 import (
+    CommitEventsRequest,
+    CommitEventsResponse,
+    Directive,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    RegisterRequest,
+    RegisterResponse,
+)
+from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
+from evershell.workspace.v1.task_pb2 import Task
+
+from evershell.agents.credential import RuntimeCredential
+from evershell.agents.encoding import encode_event
+from evershell.agents.lease import HEARTBEATS_A_LEASE, Lease
+from evershell.agents.loop import RejectedError
+from evershell.agents.session import Session
+from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
+from evershell.core import trace
+from evershell.core.agent_events import AgentEvent
+from evershell.core.task import Phase
+from evershell.core.trace import TraceContext
+from evershell.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
+from evershell.pod.tokens import TIME_TRAILER
+from evershell.telemetry.logs import Log
+
+if TYPE_CHECKING:
+    from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
+
+MAX_ATTEMPT_SECONDS = 3.0
+MAX_BACKOFF_SECONDS = 1.0
+_FIRST_BACKOFF_SECONDS = 0.05
+_UNAUTHORIZED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+# Errors that a retry does not change.
+_REJECTED = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        # The message exceeds the size limit of the worker's gRPC library.
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+_CHANNEL_OPTIONS = (
+    # Reconnects to a restarted worker within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Workers behind a name may all be replaced within a lease. By default, gRPC asks for the
+    # addresses again after 30 s.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # Behind a name, all calls go to one worker. If it is frozen or unreachable, a ping during a
+    # call notices it, and the agent connects to another one. With the default lease, heartbeats
+    # are so frequent that a worker that answers gets no ping.
+    ("grpc.keepalive_time_ms", 6_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+T = TypeVar("T")
+# Only the type stubs have a class for asynchronous calls.
+RuntimeStub: TypeAlias = "RuntimeServiceAsyncStub"
+
+
+def connect(
+    addresses: Sequence[str], tls: TlsIdentity | None
+) -> tuple[list[grpc.aio.Channel], dict[str, RuntimeStub]]:
+    """Channels to the control plane workers at these addresses, and their stubs."""
+    connector = Connector(tls)
+    channels = [connector.open(address, CONTROL_PLANE, _CHANNEL_OPTIONS) for address in addresses]
+    return channels, dict(zip(addresses, map(RuntimeServiceStub, channels), strict=True))
+
+
+class RuntimeClient:
+    """Retries each call, on one worker after the other, until it is acknowledged or the agent ends.
+
+    Register and Heartbeat renew the lease. A commit does not renew it in the database, so it does
+    not renew it here either.
+    """
+
+    def __init__(
+        self,
+        workers: dict[str, RuntimeStub],
+        credential: RuntimeCredential,
+        lease: Lease,
+        shutdown: Shutdown,
+        session: Session,
+        log: Log,
+    ) -> None:
+        """`workers` maps the address of each worker to its stub.
+
+        The session applies the directive in each reply.
+        """
+        self._addresses, self._stubs = list(workers), list(workers.values())
+        # The index of the worker that answered last.
+        self._current = 0
+        self._credential = credential
+        self._lease = lease
+        self._shutdown = shutdown
+        self._session = session
+        self._log = log
+
+    async def register(self, address: str, pid: int) -> None:
+        """Registers the address on which the agent listens, host:port. Raises AgentEndingError."""
+
+        async def attempt(stub: RuntimeStub) -> RegisterResponse:
+            return await stub.Register(RegisterRequest(address=address, pid=pid), **self._options())
+
+        await self._renewing(attempt)
+
+    async def heartbeat(self, current: Callable[[], tuple[str, Phase]]) -> None:
+        """Renews the lease. `current` returns the task id and the phase for each attempt.
+
+        Raises AgentEndingError.
+        """
+
+        async def attempt(stub: RuntimeStub) -> HeartbeatResponse:
+            task_id, phase = current()
+            request = HeartbeatRequest(
+                task_id=task_id, phase=Task.Phase.Value(str(phase) or "phase_unspecified")
+            )
+            return await stub.Heartbeat(request, **self._options())
+
+        await self._renewing(attempt)
+
+    async def commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
+        """Implements loop.Commit. Raises AgentEndingError, RejectedError."""
+        request = CommitEventsRequest(
+            task_id=task_id, events=[encode_event(event) for event in events]
+        )
+
+        async def attempt(stub: RuntimeStub) -> tuple[int, CommitEventsResponse]:
+            sent_at = self._session.mark()
+            return sent_at, await stub.CommitEvents(request, **self._options(self._session.trace))
+
+        sent_at, response = await self._until_acknowledged(attempt)
+        self._session.apply(response.directive, sent_at, task_id)
+        if self._shutdown.is_begun:
+            raise AgentEndingError
+        return response.directive.task.task_id == task_id
+
+    async def _renewing(
+        self,
+        attempt: Callable[[RuntimeStub], Awaitable[RegisterResponse | HeartbeatResponse]],
+    ) -> None:
+        async def timed(stub: RuntimeStub) -> tuple[float, int, Directive]:
+            sent, sent_at = self._lease.clock(), self._session.mark()
+            return sent, sent_at, (await attempt(stub)).directive
+
+        sent, sent_at, directive = await self._until_acknowledged(timed)
+        if not directive.fenced:
+            length_ms = directive.lease_length_ms or directive.lease_ms
+            self._lease.renew(sent, directive.lease_ms / 1000, length_ms / 1000)
+        self._session.apply(directive, sent_at)
+        if self._shutdown.is_begun:
+            raise AgentEndingError
+
+    async def _until_acknowledged(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
+        backoff_seconds = _FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                return await self._attempt(attempt)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - no secret
+                backoff_seconds = min(2 * backoff_seconds, MAX_BACKOFF_SECONDS)
+
+    async def _attempt(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
+        if self._shutdown.is_begun:
+            raise AgentEndingError
+        used = self._current
+        try:
+            return await attempt(self._stubs[used])
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            if code in _UNAUTHORIZED:
+                self._renew_token(error)
+                raise
+            if code in _REJECTED:
+                raise RejectedError(error.details() or code.name) from None
+            self._log.warning(
+                "rpc_failed", worker=self._addresses[used], code=code.name, details=error.details()
+            )
+            # Several calls may fail on the same worker. Only the first one changes the worker.
+            if self._current == used:
+                self._current = (used + 1) % len(self._stubs)
+            raise
+
+    def _renew_token(self, refusal: grpc.aio.AioRpcError) -> None:
+        """Prepares the next attempt after a token was refused only because of its time.
+
+        The clocks differ, or the process was frozen while it sent the call. Raises AgentEndingError
+        if the control plane refuses the agent itself.
+        """
+        now = _control_plane_time(refusal)
+        if now is None:
+            self._shutdown.begin(
+                ExitCode.UNAUTHORIZED,
+                f"the control plane answered {refusal.code().name}: {refusal.details()}",
+            )
+            raise AgentEndingError from None
+        self._log.warning("token_expired", control_plane_time=now)
+        self._credential.clock.set(now)
+
+    def _options(self, context: TraceContext | None = None) -> dict[str, Any]:
+        """The options of a call, which continues the trace if one is named."""
+        lease_seconds = self._lease.length_seconds
+        limit_seconds = (
+            min(MAX_ATTEMPT_SECONDS, lease_seconds / HEARTBEATS_A_LEASE)
+            if lease_seconds
+            else MAX_ATTEMPT_SECONDS
+        )
+        metadata = self._credential.metadata
+        if context is not None:
+            metadata = (*metadata, (trace.HEADER, context.traceparent))
+        return {"metadata": metadata, "timeout": limit_seconds}
+
+
+def _control_plane_time(error: grpc.aio.AioRpcError) -> int | None:
+    """The time with which the control plane refused the token; None for any other failure."""
+    for name, value in error.trailing_metadata() or ():
+        if name == TIME_TRAILER and str(value).isdecimal():
+            return int(str(value))
+    return None

@@ -1,0 +1,296 @@
+"""The tool that models may call: a shell command in the workspace's files."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from evershell.agents import pod_memory
+from evershell.agents.descendants import Descendants
+from evershell.agents.output import BoundedOutput
+from evershell.agents.working_directory import DirectoryLostError, WorkingDirectory
+from evershell.pod.process import EPOCH_MARKER, WORKSPACE_MARKER
+from evershell.pod.sandbox import ToolSandbox
+
+# How long to wait for more output after the shell has exited.
+_LATE_OUTPUT_SECONDS = 0.2
+# How often in a row to read output that is available, so that a flood does not block the loop.
+_READS_AT_ONCE = 16
+# How long to wait for the end of a killed process, which may hang in the kernel.
+_KILLED_SECONDS = 1.0
+_READ_BYTES = 64 * 1024
+# A tool can use some hundred megabytes more in this time.
+_WATCH_SECONDS = 0.2
+_OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
+
+
+class ToolStatus(StrEnum):
+    """The values of ToolResult.Status in the protos."""
+
+    EXITED = "exited"
+    TIMED_OUT = "timed_out"
+    INTERRUPTED = "interrupted"
+    NOT_RUN = "not_run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A tool call that the model asks for. The arguments are a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult:
+    """The result of a tool call."""
+
+    status: ToolStatus
+    # If a signal ended the process: minus its number; in a sandbox, 128 and its number.
+    exit_code: int = 0
+    output: str = ""
+    truncated_bytes: int = 0
+
+
+class ToolFailure(Exception):
+    """The agent can no longer run tools. The human-readable text says why."""
+
+
+class Tool(Protocol):
+    """Runs the tool calls of the model."""
+
+    async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
+        """Runs the call to its end. A call that fails has a result too. Raises ToolFailure.
+
+        Once `interrupt` is set, it ends everything that the call has started and returns the result
+        `interrupted` with the output so far. When cancelled, it also ends everything first.
+        """
+
+
+class ShellTool:
+    """Runs `/bin/sh -c command` in the workspace's folder.
+
+    The environment contains no secret. Standard input is empty; standard output and standard error
+    are one text.
+
+    No descendant outlives its tool call. When the shell has exited, the tool waits 0.2 s for more
+    output of the processes that are left. Then it kills the process group and all other
+    descendants, even if they have changed their session or environment. Processes that another
+    program (a container engine, a job scheduler) starts for the command are not descendants and
+    continue.
+    """
+
+    name = "shell"
+
+    def __init__(
+        self,
+        files_dir: Path,
+        workspace_id: str,
+        epoch: int,
+        timeout_seconds: float,
+        sandbox: ToolSandbox | None = None,
+    ) -> None:
+        """Without `sandbox`, commands can do what this process can.
+
+        Raises OSError if the folder cannot be opened.
+        """
+        self._directory = WorkingDirectory(files_dir)
+        self._timeout_seconds = timeout_seconds
+        self._sandbox = sandbox
+        self._environment: Mapping[str, str] = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(self._directory.path),
+            "LANG": "C.UTF-8",
+            WORKSPACE_MARKER: workspace_id,
+            EPOCH_MARKER: str(epoch),
+        }
+
+    async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
+        """Implements Tool. A call that cannot be started is `not_run`, with the reason as output.
+
+        Raises ToolFailure if the workspace's folder is lost, because then no call can be started.
+        """
+        try:
+            command = _command(call)
+        except ValueError as error:
+            return ToolResult(status=ToolStatus.NOT_RUN, output=str(error))
+        try:
+            self._directory.check()
+        except DirectoryLostError as error:
+            raise ToolFailure(str(error)) from error
+        shell = ["/bin/sh", "-c", command]
+        descendants = Descendants()
+        read_end, write_end = os.pipe()
+        # With a pipe of asyncio, `process.wait` would return only when the last process that holds
+        # the pipe has ended.
+        with os.fdopen(read_end, "rb", buffering=0) as reader:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(self._sandbox.command(shell) if self._sandbox else shell),
+                    cwd=self._directory.by_descriptor,
+                    env=self._environment,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=write_end,
+                    stderr=asyncio.subprocess.STDOUT,
+                    # A new process group, so that all of it can be killed.
+                    process_group=0,
+                    pass_fds=self._sandbox.descriptors if self._sandbox else (),
+                )
+            except (OSError, ValueError) as error:
+                return ToolResult(
+                    status=ToolStatus.NOT_RUN, output=f"The command could not be started: {error}"
+                )
+            except asyncio.CancelledError:
+                descendants.kill()
+                raise
+            finally:
+                os.close(write_end)
+            max_bytes = self._sandbox.limits.memory_bytes if self._sandbox else None
+            running = _Running(process, descendants, reader.fileno(), max_bytes)
+            return await self._finish(running, interrupt)
+
+    async def _finish(self, running: "_Running", interrupt: asyncio.Event) -> ToolResult:
+        exited = asyncio.ensure_future(running.process.wait())
+        interrupted = asyncio.ensure_future(interrupt.wait())
+        watching = asyncio.ensure_future(running.watch())
+        running.start_reading()
+        try:
+            await asyncio.wait(
+                {exited, interrupted},
+                timeout=self._timeout_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if exited.done():
+                status = ToolStatus.EXITED
+                await running.wait_output(_LATE_OUTPUT_SECONDS, interrupt=interrupted)
+            else:
+                status = ToolStatus.INTERRUPTED if interrupted.done() else ToolStatus.TIMED_OUT
+            running.kill()
+            if not exited.done():
+                await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
+            await running.wait_output(_KILLED_SECONDS)
+        finally:
+            interrupted.cancel()
+            watching.cancel()
+            running.stop_reading()
+            # Nothing may run after this, even if this coroutine is cancelled.
+            if not exited.done():
+                running.kill()
+                await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
+                exited.cancel()
+            await running.wait_gone(_KILLED_SECONDS)
+        output, truncated_bytes = running.finished_output()
+        # The return code is None if the killed process hangs in the kernel.
+        exit_code = (
+            running.process.returncode
+            if running.process.returncode is not None
+            else -signal.SIGKILL
+        )
+        return ToolResult(
+            status=status, exit_code=exit_code, output=output, truncated_bytes=truncated_bytes
+        )
+
+
+class _Running:
+    """A running shell and its output."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        descendants: Descendants,
+        read_end: int,
+        max_bytes: int | None,
+    ) -> None:
+        """`max_bytes` is the memory of all processes together, in a sandbox."""
+        self.process = process
+        self.output = BoundedOutput()
+        self._descendants = descendants
+        self._max_bytes = max_bytes
+        self._read_end = read_end
+        self._ended = asyncio.Event()
+        # Why the call was killed.
+        self._notice = b""
+
+    def finished_output(self) -> tuple[str, int]:
+        """The output with the notice of a kill, and how many bytes were cut. Call it once."""
+        self.output.feed(self._notice)
+        return self.output.finish()
+
+    def start_reading(self) -> None:
+        os.set_blocking(self._read_end, False)
+        asyncio.get_running_loop().add_reader(self._read_end, self._read)
+
+    def stop_reading(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._read_end)
+
+    def _read(self) -> bool:
+        """Reads available output. Returns whether there may be more."""
+        try:
+            data = os.read(self._read_end, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        self.output.feed(data)
+        if not data:
+            self.stop_reading()
+            self._ended.set()
+        return bool(data)
+
+    async def wait_output(
+        self, timeout_seconds: float, interrupt: "asyncio.Future[Any] | None" = None
+    ) -> None:
+        """Returns when all processes have closed the pipe, at the timeout, or when interrupted."""
+        for _ in range(_READS_AT_ONCE):
+            if self._ended.is_set() or not self._read():
+                break
+        if self._ended.is_set():
+            return
+        ended = asyncio.ensure_future(self._ended.wait())
+        either: set[asyncio.Future[Any]] = {ended} if interrupt is None else {ended, interrupt}
+        try:
+            await asyncio.wait(either, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+
+    async def wait_gone(self, timeout_seconds: float) -> None:
+        await self._descendants.wait_gone(self.process.pid, timeout_seconds)
+
+    def kill(self) -> None:
+        """Kills the process group and the descendants that have left it."""
+        # The kernel does not reuse the shell's process id while its group has a member.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._descendants.kill(self.process.pid)
+
+    async def watch(self) -> None:
+        """Reaps orphans, and kills the call if it uses too much memory. Runs until cancelled.
+
+        A command that leaves many orphans could otherwise use up the machine's process ids.
+        """
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._descendants.reap(self.process.pid)
+            if self._max_bytes is not None and pod_memory.exceeds(self._max_bytes):
+                self._notice = _OUT_OF_MEMORY % (self._max_bytes // 2**20)
+                self.kill()
+                return
+
+
+def _command(call: ToolCall) -> str:
+    """The command of the call. Raises ValueError; its text is for the model."""
+    if call.name != ShellTool.name:
+        raise ValueError(f"There is no tool {call.name!r}. The only one is {ShellTool.name!r}.")
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError:
+        arguments = None
+    command = arguments.get("command") if isinstance(arguments, dict) else None
+    if not isinstance(command, str):
+        raise ValueError('The arguments must be a JSON object with the text "command".')
+    return command

@@ -1,0 +1,125 @@
+"""The current call. Interceptors get it as an argument; servicers read it here."""
+
+import uuid
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+
+from evershell.core.audit_entry import OK, AuditEntry
+from evershell.core.caller import Caller
+from evershell.core.event import Origin
+from evershell.core.runtime import AgentIdentity
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# The edge's REST listener sets this header, and its gRPC listener strips it. Errors of REST calls
+# carry the envelope.
+EDGE_HEADER = "x-evershell-edge"
+# The host that the client named, as the edge received it.
+HOST_HEADER = "x-evershell-host"
+# The HTTP status for the edge: in the initial metadata of a success, in the trailers of an error.
+STATUS_HEADER = "x-evershell-status"
+ENVELOPE_TRAILER = "x-evershell-error"
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, with the facts that the interceptors add to it."""
+
+    context: Context
+    metadata: dict[str, str]
+    # The edge's id, or one of our own. Log lines and events of the call carry it.
+    request_id: str
+    # Whether it came through the edge's REST listener.
+    is_rest: bool
+    # The parsed request; None until it is read.
+    request: Any = None
+    # Empty if the call belongs to no trace.
+    trace_id: str = ""
+    # The slug of the failure; empty for a success.
+    slug: str = ""
+    # Whether a stream has sent a message. An error then has to be sent as a message too.
+    has_streamed: bool = False
+    caller: Caller | None = None
+    # Makes the entry of this call in the audit log, with an outcome; None for a method without one.
+    audit: Callable[["Call", str], AuditEntry] | None = None
+    agent: AgentIdentity | None = None
+
+
+_current: ContextVar[Call] = ContextVar("call")
+
+
+def begin(context: Context) -> Call:
+    """Makes a call that has arrived the current one, with the facts of its metadata."""
+    # Only keys that end with `-bin` have values of bytes. This service reads none of them.
+    pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
+    metadata = dict(pairs)
+    if len(metadata) != len(pairs):
+        metadata = _joined(pairs)
+    call = Call(
+        context=context,
+        metadata=metadata,
+        request_id=_request_id(metadata),
+        is_rest=metadata.get(EDGE_HEADER) == "rest",
+    )
+    _current.set(call)
+    return call
+
+
+def _request_id(metadata: dict[str, str]) -> str:
+    """The id that the edge has chosen, or an id of our own if the call did not pass the edge.
+
+    A worker trusts the headers of the edge: a caller who reaches it directly must not choose the
+    id, unless it imitates the edge.
+    """
+    chosen = metadata.get("x-request-id") if HOST_HEADER in metadata else None
+    return chosen or str(uuid.uuid4())
+
+
+def _joined(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The values of each key, joined by commas (RFC 9110, section 5.3).
+
+    Two credentials are thus no credential. Otherwise a proxy could check one of them and this
+    service the other.
+    """
+    joined: dict[str, str] = {}
+    for name, value in pairs:
+        joined[name] = f"{joined[name]},{value}" if name in joined else value
+    return joined
+
+
+def current() -> Call:
+    """The current call."""
+    return _current.get()
+
+
+def caller() -> Caller:
+    """The authenticated caller of the current call."""
+    caller = current().caller
+    assert caller is not None, "the method is missing from the authentication table"
+    return caller
+
+
+def agent() -> AgentIdentity:
+    """The authenticated agent of the current call."""
+    agent = current().agent
+    assert agent is not None, "the method is missing from the authentication table"
+    return agent
+
+
+def origin() -> Origin:
+    """The current call as the origin of the events that it causes."""
+    call = current()
+    return Origin(call.request_id, call.trace_id, call.audit and call.audit(call, OK))
+
+
+async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Makes the edge answer a REST call with 200 instead of the method's usual status.
+
+    Used if what the call requested is done, and not only accepted.
+    """
+    if current().is_rest:
+        await context.send_initial_metadata(((STATUS_HEADER, "200"),))

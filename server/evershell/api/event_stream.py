@@ -1,0 +1,92 @@
+"""Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from evershell.workspace.v1 import error_pb2, workspace_service_pb2
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.json_format import MessageToDict
+
+from evershell.api import codec
+from evershell.api.call import current
+from evershell.core import errors
+from evershell.core.event import Event
+
+HEADER = "last-event-id"
+# An event of this type is the last one. The name `error` would be that of the events with which
+# browsers report a lost connection.
+ERROR_TYPE = "stream_error"
+# How long a client waits before it reconnects, in milliseconds.
+_RETRY_MS = 1_000
+_MAX_SEQ = 2**63 - 1
+# JSON does not require that these are escaped. Parsers that split lines as Unicode does would end a
+# field at them.
+_LINE_ENDS = {end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+# The first message of a stream, which sets its content type. Neither it nor a heartbeat has an
+# empty line, at which some libraries would report an event without data.
+OPENING = HttpBody(content_type="text/event-stream", data=f"retry: {_RETRY_MS}\n".encode())
+HEARTBEAT = HttpBody(data=b": heartbeat\n")
+
+
+def position(after: int) -> int:
+    """The `seq` after which the stream of the current call begins.
+
+    A client that reconnects repeats the URL of its first call, with the id of the last event that
+    it received in a header. Raises Failure validation_error.
+    """
+    last_id = current().metadata.get(HEADER)
+    if not last_id:
+        return after
+    if not (last_id.isascii() and last_id.isdigit() and int(last_id) <= _MAX_SEQ):
+        raise errors.invalid({HEADER: "must be the `seq` of an event"})
+    return int(last_id)
+
+
+class Frames(Sequence[HttpBody]):
+    """The frames of a batch of events, each made when a watcher first needs it.
+
+    The JSON of a large event takes a millisecond, so a whole batch would delay other calls.
+    """
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events = events
+        self._frames: list[HttpBody | None] = [None] * len(events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._frames[index]
+        if found is None:
+            found = self._frames[index] = frame(self._events[index])
+        return found
+
+
+def frame(event: Event) -> HttpBody:
+    """The event, with its `seq` as its id.
+
+    The id is last: a library that resumes after an id as soon as it has read its line would lose
+    an event that is cut after the id.
+    """
+    data = _json(codec.encode_event(event))
+    return HttpBody(data=f"event: {event.type}\ndata: {data}\nid: {event.seq}\n\n".encode())
+
+
+def error_frame(error: error_pb2.Error) -> HttpBody:
+    """The error that ends a stream. It has no id, so a client resumes after the last event."""
+    data = _json(workspace_service_pb2.WatchEventsResponse(error=error))
+    return HttpBody(data=f"event: {ERROR_TYPE}\ndata: {data}\n\n".encode())
+
+
+def _json(message: workspace_service_pb2.WatchEventsResponse) -> str:
+    """The message on one line, in the form in which the edge prints all other messages."""
+    content = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    if not text.isascii():
+        for end, escape in _LINE_ENDS.items():
+            text = text.replace(end, escape)
+    return text

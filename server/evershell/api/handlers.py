@@ -1,0 +1,117 @@
+"""The handlers of the server: one for each method, composed of the interceptors and the servicer.
+
+grpc.aio builds its own chain of interceptors again for each call. This one is composed once, when
+the server is made.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeAlias, cast
+
+import grpc
+
+from evershell.api import call as calls
+from evershell.api.call import Call, Context
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+
+# The stubs declare type parameters that the class of grpcio does not have at run time.
+MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Behavior = Callable[[Any, Context], Any]
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """Finds the handler of a method by its path."""
+
+    def __init__(
+        self, methods: "Mapping[str, MethodHandler]", interceptors: Sequence[Interceptor]
+    ) -> None:
+        """`methods` has the method of a servicer for each path. `interceptors`: outermost first.
+
+        Each method takes one message. A method that takes a stream is not supported.
+        """
+        self._by_path = {
+            path: _composed(path, method, interceptors) for path, method in methods.items()
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "MethodHandler | None":
+        """The handler; None for a method that does not exist."""
+        return self._by_path.get(handler_call_details.method)
+
+
+class Methods(dict[str, "MethodHandler"]):
+    """Collects the methods of servicers by path, in place of a server.
+
+    The generated functions `add_…Servicer_to_server` register with it.
+    """
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Ignores the handlers: they hold the methods of `add_registered_method_handlers`."""
+
+    def add_registered_method_handlers(
+        self, service: str, methods: "Mapping[str, MethodHandler]"
+    ) -> None:
+        """Adds the methods of a service, by name."""
+        self.update({f"/{service}/{name}": method for name, method in methods.items()})
+
+
+def _composed(
+    path: str, registered: "MethodHandler", interceptors: Sequence[Interceptor]
+) -> "MethodHandler":
+    """The method as gRPC calls it.
+
+    gRPC reads the request of a unary method before it calls the handler, so a caller without a
+    credential could make a worker buffer it. Every method is therefore registered as one that takes
+    a stream, and the interceptor `Reading` reads the message when the others have admitted the
+    call.
+    """
+    _, service, name = path.split("/")
+    assert registered.request_deserializer is not None, "the generated code sets it"
+    is_stream = bool(registered.response_streaming)
+    method = Method(service, name, registered.request_deserializer, is_stream)
+    serialize = registered.response_serializer
+    if is_stream:
+        handler = _streaming(cast(_Behavior, registered.unary_stream))
+    else:
+        handler = _unary(cast(_Behavior, registered.unary_unary))
+    for interceptor in reversed(interceptors):
+        handler = interceptor.wrap(method, handler)
+
+    async def answer(messages: object, context: Context) -> Any:
+        try:
+            return await handler(calls.begin(context))
+        except grpc.aio.AbortError as error:
+            # gRPC stores the error in the call. If its traceback referred to the call, the call and
+            # all that belongs to it would exist until the next garbage collection.
+            del messages, context
+            error.__context__ = None
+            raise error.with_traceback(None)  # noqa: B904 - its context is what has to go
+
+    if is_stream:
+        return grpc.stream_stream_rpc_method_handler(answer, response_serializer=serialize)
+    return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serialize)
+
+
+def _unary(behavior: _Behavior) -> Handler:
+    async def respond(call: Call) -> Any:
+        return await behavior(call.request, call.context)
+
+    return respond
+
+
+def _streaming(behavior: _Behavior) -> Handler:
+    """Writes the messages itself, so that the interceptors surround all of the stream."""
+
+    async def stream(call: Call) -> None:
+        context = call.context
+        produced = behavior(call.request, context)
+        if not hasattr(produced, "__aiter__"):
+            await produced
+            return
+        # Closes the generator at once. A watcher that has stopped reading would otherwise keep its
+        # subscription.
+        async with aclosing(cast(AsyncGenerator[Any, None], produced)):
+            async for message in produced:
+                await context.write(message)
+                call.has_streamed = True
+
+    return stream

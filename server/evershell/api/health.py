@@ -1,0 +1,62 @@
+"""The health service. It also knows whether its clients have learned of a drain."""
+
+import time
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2
+
+from evershell.api.liveness import LIVENESS
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# A client that has not asked for this long does not ask regularly. The edge asks every second.
+_FORGET_SECONDS = 1.5
+
+
+class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has no types
+    """Remembers which peers ask for the health. They send calls until they see NOT_SERVING."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The peers that have not seen NOT_SERVING, and when each of them last asked.
+        self._unaware: dict[str, float] = {}
+        self._is_draining = False
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        if request.service == LIVENESS:
+            # A probe of the process sends no calls, so a drain does not wait for it.
+            pass
+        elif self._is_draining:
+            self._unaware.pop(context.peer(), None)
+        else:
+            self._forget()
+            self._unaware[context.peer()] = time.monotonic()
+        response: health_pb2.HealthCheckResponse = await super().Check(request, context)
+        return response
+
+    async def List(
+        self, request: health_pb2.HealthListRequest, context: Context
+    ) -> health_pb2.HealthListResponse:
+        """Lists the status of every service. The base class does not implement this method."""
+        statuses = {
+            name: health_pb2.HealthCheckResponse(status=status)
+            for name, status in self._server_status.items()
+        }
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+    async def enter_graceful_shutdown(self) -> None:
+        """Sets NOT_SERVING. Later changes have no effect."""
+        self._is_draining = True
+        await super().enter_graceful_shutdown()
+
+    def is_drain_known(self) -> bool:
+        """Whether all peers that ask regularly have seen NOT_SERVING."""
+        self._forget()
+        return not self._unaware
+
+    def _forget(self) -> None:
+        since = time.monotonic() - _FORGET_SECONDS
+        self._unaware = {peer: asked for peer, asked in self._unaware.items() if asked > since}

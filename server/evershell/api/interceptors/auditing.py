@@ -1,0 +1,139 @@
+"""Gives each call that changes something its entry in the audit log, and records refusals.
+
+The entry of an allowed call is stored with the change (see core/audit_entry.py). This interceptor
+records all other entries. The entry of a call has the same id in both places, so it is stored once.
+"""
+
+from datetime import datetime
+from functools import partial
+from time import monotonic
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import grpc
+
+from evershell.api.call import Call
+from evershell.api.effects import public_methods
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.core.audit_entry import OK, AuditEntry
+from evershell.core.ids import new_audit_id
+from evershell.core.ports import Clock
+from evershell.core.validation import MAX_REASON_CHARACTERS, is_identifier
+
+# Ends after which the change may still be committed, with its entry.
+_UNCERTAIN = frozenset({"unavailable", "deadline_exceeded", "internal", "caller_gone"})
+# Failures that are decided after the call's entry is stored.
+_STORED = {
+    "CancelTask": frozenset(
+        {
+            "workspace_not_found",
+            "task_not_found",
+            "workspace_provisioning",
+            "workspace_stopped",
+            "workspace_failed",
+            "agent_unreachable",
+        }
+    ),
+    "SubmitTask": frozenset({"agent_unreachable"}),
+}
+# Anyone can make unauthenticated calls, so the number of their entries is limited.
+_MAX_UNAUTHENTICATED_PER_SECOND = 20
+_MAX_REQUEST_ID_CHARACTERS = 128
+# The longest IPv6 address as text (INET6_ADDRSTRLEN without the NUL).
+_MAX_ADDRESS_CHARACTERS = 45
+
+
+class Queue(Protocol):
+    """Stores entries in the background. It never blocks and never raises."""
+
+    def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
+        """Stores the entry soon. If `uncertain`, only if the call itself has not stored it."""
+
+    def lose(self) -> None:
+        """Counts an entry that is not stored."""
+
+
+class Auditing(Interceptor):
+    """Records refused and failed calls of the methods that change something."""
+
+    def __init__(self, queue: Queue, clock: Clock) -> None:
+        self._audited = public_methods(with_effect=True)
+        self._queue = queue
+        self._clock = clock
+        self._second = 0
+        self._unauthenticated = 0
+
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        if method.path not in self._audited:
+            return proceed
+        rpc, stored = method.name, _STORED.get(method.name, frozenset())
+
+        async def audited(call: Call) -> Any:
+            now = self._clock()
+            entry_id = new_audit_id(now)
+            # Does not contain the call: a cycle would keep everything of the call, in gRPC too,
+            # until the next garbage collection.
+            call.audit = audit = partial(_entry, entry_id, now, rpc)
+            outcome = "caller_gone"
+            try:
+                response = await proceed(call)
+                outcome = OK
+                return response
+            except grpc.aio.AbortError:
+                outcome = call.slug
+                raise
+            finally:
+                if outcome != OK and outcome not in stored:
+                    self._record(call, audit(call, outcome))
+
+        return audited
+
+    def _record(self, call: Call, entry: AuditEntry) -> None:
+        if call.caller is None and not self._admits_unauthenticated():
+            self._queue.lose()
+        else:
+            self._queue.put(entry, uncertain=entry.outcome in _UNCERTAIN)
+
+    def _admits_unauthenticated(self) -> bool:
+        second = int(monotonic())
+        if second != self._second:
+            self._second, self._unauthenticated = second, 0
+        self._unauthenticated += 1
+        return self._unauthenticated <= _MAX_UNAUTHENTICATED_PER_SECOND
+
+
+def _entry(entry_id: str, now: datetime, rpc: str, call: Call, outcome: str) -> AuditEntry:
+    """The entry of the call. Fields of the request that are not valid are left empty."""
+    caller, request = call.caller, call.request
+    reason = getattr(request, "reason", "")
+    return AuditEntry(
+        id=entry_id,
+        time=now,
+        org_id=caller.org_id if caller is not None else "",
+        actor_id=caller.actor_id if caller is not None else "",
+        credential_kind=str(caller.credential_kind) if caller is not None else "",
+        credential_id=caller.credential_id if caller is not None else "",
+        rpc=rpc,
+        workspace_id=_identifier(getattr(request, "workspace_id", "")),
+        task_id=_identifier(getattr(request, "task_id", "")),
+        outcome=outcome,
+        reason=reason if len(reason) <= MAX_REASON_CHARACTERS and "\0" not in reason else "",
+        request_id=call.request_id[:_MAX_REQUEST_ID_CHARACTERS],
+        trace_id=call.trace_id,
+        client_address=_client_address(call)[:_MAX_ADDRESS_CHARACTERS],
+    )
+
+
+def _identifier(value: str) -> str:
+    return value if is_identifier(value) else ""
+
+
+def _client_address(call: Call) -> str:
+    """The IP address of the client, as the edge saw it, or of the peer of a direct call."""
+    forwarded = call.metadata.get("x-forwarded-for")
+    if forwarded:
+        # The edge appends the address of its peer. What stands before it was sent by the client.
+        return forwarded.rpartition(",")[2].strip()
+    # `ipv4:127.0.0.1:50051`, `ipv6:%5B::1%5D:50051` or `unix:`.
+    kind, _, address = call.context.peer().partition(":")
+    return kind if kind == "unix" else unquote(address).rpartition(":")[0].strip("[]")

@@ -1,0 +1,156 @@
+"""Authenticates the caller or the agent of each call."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from evershell.api.call import HOST_HEADER, Call
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.auth.authenticator import Authenticator, HostBinding, bearer_token
+from evershell.auth.pod_tokens import PodTokens
+from evershell.core import errors
+from evershell.core.errors import UnavailableError
+from evershell.core.runtime import AgentIdentity
+from evershell.pod.tls import agent_name
+
+# How often the credential of an open stream is checked again. With the time for which keys are
+# cached, this stays within the 10 s after which a revoked key no longer works.
+RECHECK_SECONDS = 3.0
+
+# Sets the caller or the agent of the call. Raises Failure; UnavailableError.
+_Authenticate = Callable[[Call], Awaitable[None]]
+
+
+class Authentication(Interceptor):
+    """Authenticates before the request is read.
+
+    One table says which kind of credential each service takes. A server with a service that is not
+    in the table cannot be made.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        pod_tokens: PodTokens,
+        host_binding: HostBinding | None,
+        *,
+        agent_tls: bool = False,
+    ) -> None:
+        """`agent_tls`: agents have a listener of their own, and a certificate each."""
+        self._authenticator = authenticator
+        self._pod_tokens = pod_tokens
+        self._host_binding = host_binding
+        self._agent_tls = agent_tls
+        self._by_service: dict[str, _Authenticate | None] = {
+            "evershell.workspace.v1.WorkspaceService": self._authenticate_caller,
+            "evershell.agent.v1.RuntimeService": self._authenticate_agent,
+            "grpc.health.v1.Health": None,
+            "grpc.reflection.v1.ServerReflection": None,
+            "grpc.reflection.v1alpha.ServerReflection": None,
+        }
+
+        # Methods that take another kind of credential than the rest of their service.
+        self._by_method: dict[str, _Authenticate] = {
+            "/evershell.agent.v1.RuntimeService/Bootstrap": self._authenticate_bootstrapping,
+        }
+
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        authenticate = self._by_method.get(method.path) or self._by_service[method.service]
+        if authenticate is None:
+            return proceed
+
+        async def authenticated(call: Call) -> Any:
+            await authenticate(call)
+            return await proceed(call)
+
+        async def checked_again(call: Call) -> Any:
+            await authenticate(call)
+            return await _Rechecks(authenticate, call).surround(proceed)
+
+        return checked_again if method.is_stream else authenticated
+
+    async def _authenticate_caller(self, call: Call) -> None:
+        if self._agent_tls and _certificate_names(call):
+            raise errors.unauthenticated("The connection of an agent is only for RuntimeService.")
+        call.caller = await self._authenticator.authenticate(call.metadata.get("authorization"))
+        host = call.metadata.get(HOST_HEADER)
+        if self._host_binding is not None and host:
+            await self._host_binding.check(call.caller, host)
+
+    async def _authenticate_agent(self, call: Call) -> None:
+        self._set_agent(
+            call, self._pod_tokens.identify(bearer_token(call.metadata.get("authorization")))
+        )
+
+    async def _authenticate_bootstrapping(self, call: Call) -> None:
+        token = bearer_token(call.metadata.get("authorization"))
+        self._set_agent(call, self._pod_tokens.identify_bootstrapping(token))
+
+    def _set_agent(self, call: Call, agent: AgentIdentity) -> None:
+        name = agent_name(agent.workspace_id, agent.epoch).encode()
+        if self._agent_tls and name not in _certificate_names(call):
+            raise errors.unauthenticated("The certificate of the connection is not the agent's.")
+        call.agent = agent
+
+
+def _certificate_names(call: Call) -> list[bytes]:
+    """The names in the certificate that the peer has presented; none without TLS."""
+    return list(call.context.auth_context().get("x509_subject_alternative_name", ()))
+
+
+class _Rechecks:
+    """Checks the credential of a stream again, and ends the stream when it is no longer valid.
+
+    There may be thousands of streams, which mostly wait. Each has a timer, and a task only while
+    its credential is being checked.
+    """
+
+    __slots__ = ("_authenticate", "_call", "_check", "_error", "_stream", "_timer")
+
+    def __init__(self, authenticate: _Authenticate, call: Call) -> None:
+        stream = asyncio.current_task()
+        assert stream is not None, "a call runs in a task"
+        self._authenticate = authenticate
+        self._call = call
+        self._stream = stream
+        self._timer: asyncio.TimerHandle | None = None
+        self._check: asyncio.Task[None] | None = None
+        self._error: Exception | None = None
+
+    async def surround(self, proceed: Handler) -> Any:
+        """Handles the call. Raises the error of a check that failed."""
+        self._schedule()
+        try:
+            return await proceed(self._call)
+        except asyncio.CancelledError:
+            # The caller may have cancelled the call as well.
+            if self._error is not None and not self._stream.uncancel():
+                raise self._error from None
+            raise
+        finally:
+            self._stop()
+
+    def _schedule(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(RECHECK_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._check = asyncio.create_task(self._check_once())
+
+    async def _check_once(self) -> None:
+        try:
+            # If the database cannot be reached, the next check decides.
+            with suppress(UnavailableError):
+                await self._authenticate(self._call)
+        except Exception as error:  # noqa: BLE001 - raised in the stream
+            self._error = error
+            self._stream.cancel()
+        else:
+            self._check = None
+            self._schedule()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._check is not None:
+            self._check.cancel()

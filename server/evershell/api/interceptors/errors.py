@@ -1,0 +1,104 @@
+"""Turns exceptions into the status and the REST envelope."""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import structlog
+from evershell.workspace.v1 import error_pb2, workspace_service_pb2
+from google.protobuf.message import Message
+
+from evershell.api import event_stream, status
+from evershell.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.repeats import repeat_advice
+from evershell.core import errors
+from evershell.core.errors import Failure, UnavailableError
+from evershell.pod.tokens import TIME_TRAILER
+from evershell.telemetry.logs import Sampler
+
+log = structlog.get_logger()
+
+# Much longer than gRPC takes on an idle machine, and much shorter than a caller notices.
+_RESET_REPORTED_SECONDS = 0.002
+
+# The last message of a stream that fails after its first message, by method.
+_LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
+    "WatchEvents": lambda error: workspace_service_pb2.WatchEventsResponse(error=error),
+    "StreamEvents": event_stream.error_frame,
+}
+
+
+class Errors(Interceptor):
+    """Aborts a failed call with the failure's status.
+
+    An unexpected exception is logged. Callers receive `internal` without its text.
+    """
+
+    def __init__(self) -> None:
+        # A caller can repeat a request that triggers a defect any number of times.
+        self._sampler = Sampler()
+
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        async def guarded(call: Call) -> Any:
+            try:
+                return await proceed(call)
+            except Failure as failure:
+                await _abort(call, failure, method)
+            except UnavailableError:
+                await _abort(call, errors.unavailable(repeat_advice(method.path, call)), method)
+            except grpc.aio.AbortError:
+                raise
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    # The caller cancelled the call, or the server ends it.
+                    raise
+                # A defect in an inner interceptor or the servicer raised it. If it were raised
+                # again, the call would end without a status.
+                await self._abort_for_defect(call, method)
+            except Exception:  # noqa: BLE001 - logged, with its traceback
+                await self._abort_for_defect(call, method)
+
+        return guarded
+
+    async def _abort_for_defect(self, call: Call, method: Method) -> None:
+        repeats = self._sampler.admit("defect")
+        if repeats is not None:
+            log.exception(
+                "unexpected_error", method=method.path, request_id=call.request_id, **repeats
+            )
+        await _abort(call, errors.internal(repeat_advice(method.path, call)), method)
+
+
+async def _abort(call: Call, failure: Failure, method: Method) -> None:
+    # A call that its caller has reset ends here, once gRPC has reported the reset. The library
+    # would never free the status of such a call (https://github.com/grpc/grpc/issues/43360).
+    await asyncio.sleep(_RESET_REPORTED_SECONDS)
+    call.slug = failure.slug
+    context = call.context
+    if call.has_streamed and (message := _LAST_MESSAGES.get(method.name)) is not None:
+        # The edge ends a broken stream with status 200, so the last message carries the error.
+        error = message(status.stream_error(failure, call.request_id))
+        # Fails if the client has not read the previous message. The status has the error too.
+        with suppress(grpc.aio.InternalError):
+            await context.write(error)
+    rich = status.rich_status(failure, call.request_id).SerializeToString()
+    trailers = [(status.DETAILS_TRAILER, rich), ("x-request-id", call.request_id)]
+    if call.is_rest:
+        trailers += [
+            (STATUS_HEADER, status.HTTP_STATUSES[failure.slug]),
+            (ENVELOPE_TRAILER, status.envelope_json(failure, call.request_id)),
+        ]
+        if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):
+            trailers.append(("x-should-retry", "false"))
+    if failure.slug == "unauthenticated":
+        trailers.append(("www-authenticate", "Bearer"))
+    if "unix_seconds" in failure.details:
+        trailers.append((TIME_TRAILER, str(failure.details["unix_seconds"])))
+    if "retry_after_seconds" in failure.details:
+        trailers.append(("retry-after", str(math.ceil(failure.details["retry_after_seconds"]))))
+    await context.abort(status.GRPC_CODES[failure.slug], failure.message, tuple(trailers))

@@ -1,0 +1,41 @@
+"""The base class of the interceptors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from evershell.api.call import Call
+
+# Serves a call: returns its response, or writes a stream of responses and returns None.
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of a service."""
+
+    # The full name of the service: `package.Service`.
+    service: str
+    name: str
+    # Parses a request. Raises DecodeError.
+    parse: Callable[[bytes], Any]
+    # Whether it responds with a stream.
+    is_stream: bool
+
+    @property
+    def path(self) -> str:
+        """`/package.Service/Method`."""
+        return f"/{self.service}/{self.name}"
+
+
+class Interceptor(ABC):
+    """Does something before or after every call."""
+
+    @abstractmethod
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        """The handler of the method that does this and calls `proceed`, the rest of the chain.
+
+        Called once for each method, when the server is made. What depends only on the method is
+        decided here. Returns `proceed` itself for a method that needs nothing.
+        """

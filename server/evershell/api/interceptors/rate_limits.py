@@ -1,0 +1,82 @@
+"""Limits the rate of calls of each credential. Each worker counts for itself.
+
+A limit keeps one caller's runaway loop from slowing down everyone else. Each credential has a
+bucket of its own, so a loop uses up only its own allowance; others can still cancel, even in the
+same workspace. Cancellations and holds have separate buckets, so a credential that has used up its
+other calls can still cancel.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from throttled import MemoryStore, RateLimiterType, Throttled, per_sec
+
+from evershell.api.call import Call
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.core import errors
+
+_SERVICE = "/evershell.workspace.v1.WorkspaceService/"
+# The methods that share the buckets for cancellations.
+_CANCELS = ("CancelTask", "CancelTasks", "HoldOrg", "ReleaseOrg")
+# The least recently used buckets are dropped. An empty bucket is full again after two seconds, in
+# which a worker serves fewer calls than this, so a dropped bucket was full. A bucket takes 300
+# bytes.
+_MAX_BUCKETS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A number of calls per second, and a number of calls at once after a pause."""
+
+    per_second: int
+    burst: int
+
+
+class _Buckets:
+    """The buckets of one kind, by key. Implements the generic cell rate algorithm (ITU-T I.371)."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._throttled = Throttled(
+            using=RateLimiterType.GCRA.value,
+            quota=per_sec(rate.per_second, burst=rate.burst),
+            store=MemoryStore(options={"MAX_SIZE": _MAX_BUCKETS}),
+        )
+
+    def spend(self, key: str, subject: str) -> None:
+        """Takes one call from the bucket. Raises Failure rate_limited if the bucket is empty."""
+        found = self._throttled.limit(key)
+        if found.limited:
+            raise errors.rate_limited(
+                f"{subject} more than {self._rate.per_second} times a second, and "
+                f"{self._rate.burst} times at once.",
+                # Whole seconds, as in the header `retry-after`. The next call may reach a worker
+                # whose bucket is emptier.
+                math.ceil(found.state.retry_after),
+                limit_per_second=self._rate.per_second,
+                limit_burst=self._rate.burst,
+            )
+
+
+class RateLimits(Interceptor):
+    """Counts the calls of each credential. A stream counts once, when it is opened.
+
+    Calls without a caller (of agents, health, reflection) are not limited.
+    """
+
+    def __init__(self, calls_rate: Rate, cancels_rate: Rate) -> None:
+        self._calls = _Buckets(calls_rate)
+        self._cancels = _Buckets(cancels_rate)
+
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        buckets, subject = self._calls, "Your credential has called"
+        if method.path.removeprefix(_SERVICE) in _CANCELS:
+            buckets, subject = self._cancels, "Your credential has cancelled, held or released"
+
+        async def limited(call: Call) -> Any:
+            if call.caller is not None:
+                buckets.spend(call.caller.key, subject)
+            return await proceed(call)
+
+        return limited

@@ -1,0 +1,82 @@
+"""Returns the request id of each call and writes its log line."""
+
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+import grpc
+import structlog
+
+from evershell.api import status
+from evershell.api.call import Call
+from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.core import trace
+from evershell.core.trace import TraceContext
+from evershell.telemetry.logs import Sampler
+
+log = structlog.get_logger()
+
+_OWN_SERVICES = "evershell."
+# The slugs of calls that are refused, not failed by the service.
+_REFUSALS = frozenset(
+    slug for slug, rule in status.RULES.items() if rule.http < HTTPStatus.INTERNAL_SERVER_ERROR
+)
+
+
+class RequestLog(Interceptor):
+    """Writes one line for each call, even when the call fails or its caller goes away."""
+
+    def __init__(self) -> None:
+        # Calls of the project's own services that have arrived so far.
+        self.arrived_calls = 0
+        self._sampler = Sampler()
+
+    def wrap(self, method: Method, proceed: Handler) -> Handler:
+        path, is_own = method.path, method.service.startswith(_OWN_SERVICES)
+
+        async def logged(call: Call) -> Any:
+            began = perf_counter()
+            self.arrived_calls += is_own
+            if (traceparent := call.metadata.get(trace.HEADER)) is not None:
+                trace.begin(TraceContext.parse(traceparent))
+                call.trace_id = trace.current_id()
+            call.context.set_trailing_metadata((("x-request-id", call.request_id),))
+            outcome = "caller_gone"
+            try:
+                response = await proceed(call)
+                outcome = "ok"
+                return response
+            except grpc.aio.AbortError:
+                outcome = call.slug or "failed"
+                raise
+            finally:
+                self._write(path, call, outcome, perf_counter() - began)
+
+        return logged
+
+    def _write(self, path: str, call: Call, outcome: str, seconds: float) -> None:
+        """Writes the line.
+
+        Lines of unauthenticated and refused calls have a rate limit per outcome, so that no caller
+        can fill the disk.
+        """
+        facts: dict[str, Any] = {}
+        if (call.caller is None and call.agent is None) or outcome in _REFUSALS:
+            repeats = self._sampler.admit(outcome)
+            if repeats is None:
+                return
+            facts.update(repeats)
+        if call.trace_id:
+            facts["trace_id"] = call.trace_id
+        if call.caller is not None:
+            facts["org_id"], facts["actor_id"] = call.caller.org_id, call.caller.actor_id
+        if call.agent is not None:
+            facts["workspace_id"] = call.agent.workspace_id
+        log.info(
+            "rpc_completed",
+            outcome=outcome,
+            duration_ms=round(seconds * 1000, 2),
+            method=path,
+            request_id=call.request_id,
+            **facts,
+        )

@@ -1,0 +1,85 @@
+"""RuntimeService, which agents call. Each method decodes, calls the core, encodes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import grpc
+import structlog
+from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
+
+from evershell.api import codec
+from evershell.api.call import agent, current
+from evershell.core.agent_rules import BreachError
+from evershell.core.errors import Failure
+from evershell.core.runtime import AgentIdentity, Directive, Runtime
+from evershell.pod.spec import PodSpec
+
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# The heartbeats of idle agents wait for the next of the moments that are this far apart, so that
+# those of many agents share a statement.
+_GATHER_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
+    """The internal service. runtime_service.proto has the contract of each method."""
+
+    runtime: Runtime
+    # Makes the spec of an agent.
+    spec_for: Callable[[AgentIdentity], PodSpec]
+
+    async def Bootstrap(
+        self, request: runtime_service_pb2.BootstrapRequest, context: Context
+    ) -> runtime_service_pb2.BootstrapResponse:
+        await self.runtime.begin_bootstrap(agent())
+        return runtime_service_pb2.BootstrapResponse(
+            spec=json.dumps(asdict(self.spec_for(agent())))
+        )
+
+    async def Register(
+        self, request: runtime_service_pb2.RegisterRequest, context: Context
+    ) -> runtime_service_pb2.RegisterResponse:
+        async with self._breaches_recorded():
+            directive = await self.runtime.register(agent(), request.address)
+        return runtime_service_pb2.RegisterResponse(directive=self._encode(directive))
+
+    async def Heartbeat(
+        self, request: runtime_service_pb2.HeartbeatRequest, context: Context
+    ) -> runtime_service_pb2.HeartbeatResponse:
+        if not request.task_id:
+            await asyncio.sleep(-asyncio.get_running_loop().time() % _GATHER_SECONDS)
+        async with self._breaches_recorded():
+            phase = codec.decode_phase(request.phase)
+            directive = await self.runtime.heartbeat(agent(), request.task_id, phase)
+        return runtime_service_pb2.HeartbeatResponse(directive=self._encode(directive))
+
+    async def CommitEvents(
+        self, request: runtime_service_pb2.CommitEventsRequest, context: Context
+    ) -> runtime_service_pb2.CommitEventsResponse:
+        async with self._breaches_recorded():
+            events = codec.decode_agent_events(request.events)
+            directive = await self.runtime.commit_events(
+                agent(), request.task_id, events, current().trace_id
+            )
+        return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
+
+    @asynccontextmanager
+    async def _breaches_recorded(self) -> AsyncIterator[None]:
+        """Inside the block, a breach is recorded and refused. Raises Failure validation_error."""
+        try:
+            yield
+        except BreachError as breach:
+            if await self.runtime.record_breach(agent(), breach):
+                log.warning("agent_broke_rule", workspace_id=agent().workspace_id, rule=str(breach))
+            message = f"The message is refused, and the pod is ended: {breach}."
+            raise Failure("validation_error", message, fields={}) from breach
+
+    def _encode(self, directive: Directive) -> runtime_service_pb2.Directive:
+        return codec.encode_directive(directive, self.runtime.lease_seconds, self.runtime.clock())

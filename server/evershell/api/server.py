@@ -1,0 +1,142 @@
+"""The gRPC server of one control-plane worker."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import grpc
+from evershell.agent.v1 import runtime_service_pb2_grpc
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from evershell.api import reflection
+from evershell.api.handlers import Handlers, Methods
+from evershell.api.health import Health
+from evershell.api.interceptors.interceptor import Interceptor
+from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
+from evershell.api.interceptors.request_log import RequestLog
+from evershell.api.liveness import LIVENESS
+from evershell.api.runtime_servicer import RuntimeServicer
+from evershell.api.workspace_servicer import WorkspaceServicer
+from evershell.pod.tls import TlsIdentity, listen
+
+_MAX_METADATA_BYTES = 64 * 1024
+OPTIONS: Sequence[tuple[str, int]] = (
+    # Tokens may be long, and trailers carry the envelope of an error. By default gRPC rejects
+    # metadata above 8 KiB at random.
+    ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Limits what gRPC buffers of a call before the request is read. The probe would raise the
+    # limit to megabytes on a fast connection.
+    ("grpc.http2.lookahead_bytes", 64 * 1024),
+    ("grpc.http2.bdp_probe", 0),
+    # Makes a second worker on the same port fail instead of sharing the port.
+    ("grpc.so_reuseport", 0),
+    # Detects a peer that has vanished, so that its streams end.
+    ("grpc.keepalive_time_ms", 60_000),
+    # The edge pings every second, to detect a frozen worker at once. By default gRPC closes such a
+    # connection.
+    ("grpc.http2.max_ping_strikes", 0),
+)
+# The names under which the health service answers. The empty name stands for the whole server.
+_EVERY_SERVICE = ""
+_PUBLIC_SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name
+# A draining server serves new calls until every client of the health service has seen NOT_SERVING
+# and no call has arrived for _QUIET_SECONDS, at most for _ARRIVALS_SECONDS.
+_QUIET_SECONDS = 0.1
+_ARRIVALS_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentListener:
+    """Where agents call with TLS: host:port, and the certificate of the control plane."""
+
+    address: str
+    identity: TlsIdentity
+
+
+class Server:
+    """Listens on one address, from `start` until `drain` has returned."""
+
+    def __init__(
+        self,
+        public: WorkspaceServicer,
+        internal: RuntimeServicer,
+        request_log: RequestLog,
+        interceptors: Sequence[Interceptor],
+        drain_waits: Callable[[], None] = lambda: None,
+        agent_listener: AgentListener | None = None,
+    ) -> None:
+        """`interceptors` is the list of chain.py, and contains `request_log`.
+
+        `drain_waits` makes every call that waits answer at once, now and later. With
+        `agent_listener`, the server also listens there.
+        """
+        self._agent_listener = agent_listener
+        # The port of the agents' listener.
+        self.agent_port: int | None = None
+        self._drain_waits = drain_waits
+        self._request_log = request_log
+        self._health = Health()
+        methods = Methods()
+        registry = cast(grpc.aio.Server, methods)
+        workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, registry)
+        runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, registry)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._server.add_generic_rpc_handlers((Handlers(methods, interceptors),))
+        health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.add_to_server((_PUBLIC_SERVICE, health_service), self._server)
+
+    async def start(self, address: str, *, serving: bool = True) -> int:
+        """Listens on `address` (host:port) and returns the port.
+
+        For port 0 the system chooses one. Raises RuntimeError if the port is in use.
+        """
+        port = listen(self._server, address, None)
+        if self._agent_listener is not None:
+            self.agent_port = listen(
+                self._server, self._agent_listener.address, self._agent_listener.identity
+            )
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        await self.set_serving(serving=serving)
+        await self._server.start()
+        return port
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """Sets what the health service answers, for the server and for the public service."""
+        serving_status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in (_EVERY_SERVICE, _PUBLIC_SERVICE):
+            await self._health.set(name, serving_status)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Stops the server within the grace period.
+
+        Reports NOT_SERVING, ends waits and streams, serves the calls that still arrive, then aborts
+        the calls that are left.
+        """
+        until = time.monotonic() + grace_seconds
+        await self._health.enter_graceful_shutdown()
+        self._drain_waits()
+        await self._serve_arrivals(min(_ARRIVALS_SECONDS, grace_seconds))
+        await self._server.stop(max(0.0, until - time.monotonic()))
+
+    async def _serve_arrivals(self, limit_seconds: float) -> None:
+        """Serves new calls until clients have stopped sending them.
+
+        When gRPC stops, it aborts calls that it has received but not started, without a rich
+        status.
+        """
+        # Counts checks instead of seconds, because the process may have been frozen meanwhile.
+        for _ in range(int(limit_seconds / _QUIET_SECONDS)):
+            arrived = self._request_log.arrived_calls
+            await asyncio.sleep(_QUIET_SECONDS)
+            if self._request_log.arrived_calls == arrived and self._health.is_drain_known():
+                return

@@ -1,0 +1,201 @@
+"""WorkspaceService, which callers use. Each method decodes, calls the core, encodes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from evershell.workspace.v1 import (
+    hold_pb2,
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+    workspace_service_pb2_grpc,
+)
+from google.api.httpbody_pb2 import HttpBody
+
+from evershell.api import codec, emergency, event_stream
+from evershell.api.call import caller, origin, send_status_200
+from evershell.api.idempotency import idempotency_key
+from evershell.api.pages import encode_page
+from evershell.core import holds, tasks, watch_events, workspaces
+from evershell.core.audit import list_audit_entries
+from evershell.core.cancel_task import cancel_task
+from evershell.core.cancel_tasks import cancel_tasks
+from evershell.core.ports import Agents, Clock, Store, Wakeups
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
+    """The public service. workspace_service.proto has the contract of each method."""
+
+    store: Store
+    agents: Agents
+    wakeups: Wakeups
+    clock: Clock
+    encode_events: codec.EventEncoder[workspace_service_pb2.WatchEventsResponse] = field(
+        default_factory=lambda: codec.EventEncoder(codec.encode_events)
+    )
+    encode_frames: codec.EventEncoder[HttpBody] = field(
+        default_factory=lambda: codec.EventEncoder(event_stream.Frames)
+    )
+
+    async def CancelTask(
+        self, request: workspace_service_pb2.CancelTaskRequest, context: Context
+    ) -> workspace_service_pb2.CancelTaskResponse:
+        decoded = codec.decode_cancel(request, origin())
+        result = await cancel_task(
+            caller(), decoded, self.store, self.agents, self.wakeups, self.clock
+        )
+        if decoded.wait_seconds is not None and result.saw_end:
+            await send_status_200(context)
+        return codec.encode_cancel(result)
+
+    async def SubmitTask(
+        self, request: workspace_service_pb2.SubmitTaskRequest, context: Context
+    ) -> workspace_service_pb2.SubmitTaskResponse:
+        decoded = codec.decode_submit(request, origin(), idempotency_key(request))
+        task = codec.encode_task(
+            await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
+        )
+        return workspace_service_pb2.SubmitTaskResponse(
+            task_id=task.id, workspace_id=task.workspace_id, status=task.status
+        )
+
+    async def GetTask(
+        self, request: workspace_service_pb2.GetTaskRequest, context: Context
+    ) -> task_pb2.Task:
+        return codec.encode_task(
+            await tasks.get_task(caller(), request.workspace_id, request.task_id, self.store)
+        )
+
+    async def ListTasks(
+        self, request: workspace_service_pb2.ListTasksRequest, context: Context
+    ) -> workspace_service_pb2.ListTasksResponse:
+        page = codec.decode_page(request, caller().org_id)
+        found, next_token = await tasks.list_tasks(caller(), request.workspace_id, page, self.store)
+        return workspace_service_pb2.ListTasksResponse(
+            tasks=await encode_page(found, codec.encode_task), next_page_token=next_token
+        )
+
+    def WatchEvents(
+        self, request: workspace_service_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[workspace_service_pb2.WatchEventsResponse]:
+        return watch_events.watch_events(
+            caller(),
+            request.workspace_id,
+            request.after,
+            self.store,
+            self.wakeups,
+            self.clock,
+            self.encode_events,
+            codec.encode_heartbeat,
+        )
+
+    def StreamEvents(
+        self, request: workspace_service_pb2.StreamEventsRequest, context: Context
+    ) -> AsyncIterator[HttpBody]:
+        return watch_events.watch_events(
+            caller(),
+            request.workspace_id,
+            event_stream.position(request.after),
+            self.store,
+            self.wakeups,
+            self.clock,
+            self.encode_frames,
+            lambda _: event_stream.HEARTBEAT,
+            opening=(event_stream.OPENING,),
+        )
+
+    async def CreateWorkspace(
+        self, request: workspace_service_pb2.CreateWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        return codec.encode_workspace(
+            await workspaces.create_workspace(
+                caller(),
+                request.name,
+                origin(),
+                self.store,
+                self.clock,
+                idempotency_key(request),
+            )
+        )
+
+    async def GetWorkspace(
+        self, request: workspace_service_pb2.GetWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        return codec.encode_workspace(
+            await workspaces.get_workspace(caller(), request.workspace_id, self.store)
+        )
+
+    async def ListWorkspaces(
+        self, request: workspace_service_pb2.ListWorkspacesRequest, context: Context
+    ) -> workspace_service_pb2.ListWorkspacesResponse:
+        page = codec.decode_page(request, caller().org_id)
+        found, next_token = await workspaces.list_workspaces(caller(), page, self.store)
+        return workspace_service_pb2.ListWorkspacesResponse(
+            workspaces=await encode_page(found, codec.encode_workspace),
+            next_page_token=next_token,
+        )
+
+    async def StopWorkspace(
+        self, request: workspace_service_pb2.StopWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        stopped = await workspaces.stop_workspace(
+            caller(),
+            request.workspace_id,
+            origin(),
+            self.store,
+            self.agents,
+            self.clock,
+        )
+        return codec.encode_workspace(stopped)
+
+    async def ResumeWorkspace(
+        self, request: workspace_service_pb2.ResumeWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        return codec.encode_workspace(
+            await workspaces.resume_workspace(
+                caller(), request.workspace_id, origin(), self.store, self.clock
+            )
+        )
+
+    async def ListAuditEntries(
+        self, request: workspace_service_pb2.ListAuditEntriesRequest, context: Context
+    ) -> workspace_service_pb2.ListAuditEntriesResponse:
+        page = codec.decode_page(request, caller().org_id)
+        found, next_token = await list_audit_entries(
+            caller(), codec.decode_audit_filter(request), page, self.store
+        )
+        return workspace_service_pb2.ListAuditEntriesResponse(
+            entries=await encode_page(found, codec.encode_audit_entry),
+            next_page_token=next_token,
+        )
+
+    async def CancelTasks(
+        self, request: workspace_service_pb2.CancelTasksRequest, context: Context
+    ) -> workspace_service_pb2.CancelTasksResponse:
+        decoded = emergency.decode_cancel_tasks(request, origin())
+        return emergency.encode_cancel_tasks(
+            await cancel_tasks(caller(), decoded, self.store, self.clock)
+        )
+
+    async def HoldOrg(
+        self, request: workspace_service_pb2.HoldOrgRequest, context: Context
+    ) -> workspace_service_pb2.HoldOrgResponse:
+        decoded = emergency.decode_hold(request, origin())
+        hold, cancelled = await holds.hold_org(caller(), decoded, self.store, self.clock)
+        return emergency.encode_held(hold, cancelled)
+
+    async def ReleaseOrg(
+        self, request: workspace_service_pb2.ReleaseOrgRequest, context: Context
+    ) -> hold_pb2.Hold:
+        await holds.release_org(caller(), origin(), self.store)
+        return emergency.encode_hold(caller().org_id, None)
+
+    async def GetHold(
+        self, request: workspace_service_pb2.GetHoldRequest, context: Context
+    ) -> hold_pb2.Hold:
+        return emergency.encode_hold(caller().org_id, await holds.get_hold(caller(), self.store))

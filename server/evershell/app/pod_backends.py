@@ -1,0 +1,182 @@
+"""Connects the parts of each backend of pods, and makes the spec of an agent."""
+
+import asyncio
+import base64
+import shlex
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from evershell.app.settings import NotSetUpError, Settings
+from evershell.auth.agent_certificates import AgentCertificates
+from evershell.auth.pod_tokens import PodTokens
+from evershell.core.runtime import AgentIdentity
+from evershell.fleet import isolation, processes
+from evershell.fleet.agent_modules import compile_agent_modules
+from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.pods import Pods
+from evershell.pod.process import become_subreaper
+from evershell.pod.spec import PodSpec
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def pods_of(
+    settings: Settings, pod_tokens: PodTokens, certificates: AgentCertificates | None
+) -> AsyncIterator[tuple[Pods, str]]:
+    """The backend of the pods, and the id of the run that they belong to.
+
+    Raises NotSetUpError and IsolationError.
+    """
+    if settings.pod_backend == "kubernetes":
+        async with _kubernetes_pods(settings, pod_tokens, certificates) as found:
+            yield found
+        return
+    if not settings.agent_command:
+        await asyncio.to_thread(compile_agent_modules, settings.model)
+    pod_isolation = await asyncio.to_thread(
+        isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir
+    )
+    log.info("pod_isolation_chosen", isolation=pod_isolation.name, lacks=pod_isolation.lacks)
+    become_subreaper()
+    pods = LocalPods(
+        settings.state_dir,
+        spec_for(settings, pod_tokens, certificates, pod_isolation),
+        processes.leftovers,
+        pod_isolation,
+        shlex.split(settings.agent_command),
+    )
+    reaping = asyncio.create_task(pods.reap(), name="reap-agents")
+    try:
+        yield pods, settings.run_id
+    finally:
+        reaping.cancel()
+
+
+@asynccontextmanager
+async def _kubernetes_pods(
+    settings: Settings, pod_tokens: PodTokens, certificates: AgentCertificates | None
+) -> AsyncIterator[tuple[Pods, str]]:
+    """Raises NotSetUpError."""
+    try:
+        # Imported only for this backend, because its packages are an extra.
+        from evershell.fleet.kubernetes.api import (
+            ApiError,
+            NotConfiguredError,
+            UnreachableError,
+        )
+        from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
+        from evershell.fleet.kubernetes.objects import AGENT_PORT, FILES_DIR, PodTemplate
+    except ModuleNotFoundError as error:
+        raise NotSetUpError(
+            "POD_BACKEND is kubernetes, but its client is not installed. Install the extra "
+            "`kubernetes` of evershell."
+        ) from error
+    template = PodTemplate(
+        image=settings.pod_image,
+        command=shlex.split(settings.agent_command) or ["python3", "-P", "-m", "evershell.agents"],
+        runtime_class=settings.pod_runtime_class,
+        requests={"cpu": settings.pod_cpu_request, "memory": settings.pod_memory_request},
+        limits={"cpu": settings.pod_cpu_limit, "memory": settings.pod_memory_limit},
+        storage=settings.pod_storage,
+        storage_class=settings.pod_storage_class,
+    )
+    opening = KubernetesPods.open(
+        settings.pod_namespace,
+        template,
+        _first_spec_for(settings, pod_tokens, certificates, FILES_DIR, AGENT_PORT),
+        start_seconds=settings.pod_start_seconds,
+        end_seconds=settings.pod_end_seconds,
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            pods = await stack.enter_async_context(opening)
+        except (ApiError, NotConfiguredError, UnreachableError) as error:
+            raise NotSetUpError(f"The Kubernetes cluster cannot be used: {error}.") from error
+        log.info("pods_on_kubernetes", namespace_id=pods.run_id, image=settings.pod_image)
+        yield pods, pods.run_id
+
+
+def spec_for(
+    settings: Settings,
+    pod_tokens: PodTokens,
+    certificates: AgentCertificates | None,
+    pod_isolation: isolation.Isolation | None = None,
+) -> Callable[[AgentIdentity], PodSpec]:
+    """Makes the spec of an agent. It raises OSError if the key of the model cannot be read."""
+    pod_isolation = pod_isolation or isolation.NoIsolation()
+    tool_filter = base64.b64encode(pod_isolation.tool_filter).decode()
+
+    def whole(agent: AgentIdentity) -> PodSpec:
+        tls = certificates.agent(agent) if certificates is not None else None
+        return PodSpec(
+            workspace_id=agent.workspace_id,
+            epoch=agent.epoch,
+            runtime_addresses=settings.runtime_addresses,
+            runtime_secret=pod_tokens.runtime_secret(
+                agent.workspace_id, agent.epoch, agent.signing_key
+            ).hex(),
+            signal_secret=pod_tokens.signal_secret(
+                agent.workspace_id, agent.epoch, agent.signing_key
+            ).hex(),
+            tls_certificate=tls.certificate if tls else "",
+            tls_key=tls.private_key if tls else "",
+            tls_trusted=tls.trusted if tls else "",
+            model=settings.model,
+            openai_base_url=settings.openai_base_url,
+            openai_api_key=_model_key(settings),
+            model_timeout_seconds=settings.model_timeout_seconds,
+            tool_timeout_seconds=settings.tool_timeout_seconds,
+            crash_points_dir=str(settings.crash_points_dir or ""),
+            bwrap=pod_isolation.bwrap,
+            tool_filter=tool_filter,
+            tool_memory_mb=settings.tool_memory_mb,
+            tool_processes=settings.tool_processes,
+            tool_file_mb=settings.tool_file_mb,
+            tool_has_network=settings.tool_network == "host",
+        )
+
+    return whole
+
+
+def _first_spec_for(
+    settings: Settings,
+    pod_tokens: PodTokens,
+    certificates: AgentCertificates | None,
+    files_dir: str,
+    listen_port: int,
+) -> Callable[[AgentIdentity], PodSpec]:
+    """Makes the spec that the tools of an agent can read too. Bootstrap returns its secrets."""
+
+    def first(agent: AgentIdentity) -> PodSpec:
+        tls = certificates.agent(agent) if certificates is not None else None
+        return PodSpec(
+            workspace_id=agent.workspace_id,
+            epoch=agent.epoch,
+            runtime_addresses=settings.runtime_addresses,
+            runtime_secret="",
+            signal_secret="",
+            bootstrap_token=pod_tokens.bootstrap_token(agent.workspace_id, agent.epoch),
+            tls_certificate=tls.certificate if tls else "",
+            tls_key=tls.private_key if tls else "",
+            tls_trusted=tls.trusted if tls else "",
+            files_dir=files_dir,
+            listen_host="",
+            listen_port=listen_port,
+        )
+
+    return first
+
+
+def _model_key(settings: Settings) -> str:
+    """The key of the model. Raises OSError if its file cannot be read."""
+    if settings.openai_api_key_file is None:
+        return settings.openai_api_key.get_secret_value()
+    try:
+        return settings.openai_api_key_file.read_text().strip()
+    except OSError as error:
+        # The reason of a workspace that fails for this has no other name of the file.
+        problem = f"OPENAI_API_KEY_FILE cannot be read: {error.strerror}"
+        raise OSError(error.errno, problem) from error

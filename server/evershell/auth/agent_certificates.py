@@ -1,0 +1,105 @@
+"""Issues the certificates of pod/tls.py.
+
+The keys of both authorities are derived from the control plane's signing key, like the secrets of
+pod_tokens.py. So nothing is stored, every program of the control plane has the same authorities,
+and another key ends the certificates together with the tokens. Each of several signing keys has
+both authorities.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.x509.oid import NameOID
+
+from evershell.auth.signing_keys import private_keys
+from evershell.core.runtime import AgentIdentity
+from evershell.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
+
+# The order of P-256 (FIPS 186-5). A number with 128 more bits, modulo the order, is as good as
+# uniform (appendix A.2.1).
+_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_SEED_BYTES = 48
+# A certificate is bound to an epoch or to the control plane's key, not to a time. The end is the
+# value for this case in RFC 5280, section 4.1.2.5.
+_BEGIN, _END = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+
+
+class AgentCertificates:
+    """Issues the certificates of the control plane and of its agents."""
+
+    def __init__(self, signing_keys: str) -> None:
+        """`signing_keys` is the content of their file. Raises ValueError."""
+        keys = private_keys(signing_keys)
+        self._control_plane = [_Authority(each, "control plane") for each in keys]
+        self._agents = [_Authority(each, "agents") for each in keys]
+
+    def control_plane(self) -> TlsIdentity:
+        """A new certificate of a program of the control plane.
+
+        It is issued with the last signing key. Agents that were started before the first one was
+        added trust no other, and those that were started later trust all of them.
+        """
+        return self._control_plane[-1].issue(CONTROL_PLANE, trusted=_certificates(self._agents))
+
+    def agent(self, agent: AgentIdentity) -> TlsIdentity:
+        """A new certificate of the agent."""
+        name = agent_name(agent.workspace_id, agent.epoch)
+        authority = self._agents[agent.signing_key]
+        return authority.issue(name, trusted=_certificates(self._control_plane))
+
+
+class _Authority:
+    def __init__(self, private_key: bytes, name: str) -> None:
+        hkdf = HKDF(SHA256(), _SEED_BYTES, salt=None, info=f"evershell tls {name}".encode())
+        seed = int.from_bytes(hkdf.derive(private_key))
+        self._key = ec.derive_private_key(seed % (_ORDER - 1) + 1, ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"evershell {name}")])
+        constraints = x509.BasicConstraints(ca=True, path_length=0)
+        # The authorities of several signing keys have the same name. This tells them apart.
+        identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        own = self._builder(self._name, self._key.public_key())
+        self.certificate = self._signed(
+            own.add_extension(constraints, critical=True).add_extension(identifier, critical=False)
+        )
+
+    def issue(self, name: str, *, trusted: str) -> TlsIdentity:
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = x509.SubjectAlternativeName([x509.DNSName(name)])
+        # Critical, because the subject is empty: RFC 5280, section 4.2.1.6.
+        leaf = self._builder(x509.Name([]), key.public_key()).add_extension(names, critical=True)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        leaf = leaf.add_extension(issuer, critical=False)
+        private_key = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        return TlsIdentity(
+            certificate=self._signed(leaf), private_key=private_key.decode(), trusted=trusted
+        )
+
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey
+    ) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(_BEGIN)
+            .not_valid_after(_END)
+        )
+
+    def _signed(self, builder: x509.CertificateBuilder) -> str:
+        certificate = builder.sign(self._key, SHA256())
+        return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _certificates(authorities: Sequence[_Authority]) -> str:
+    return "".join(each.certificate for each in authorities)

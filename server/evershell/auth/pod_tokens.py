@@ -1,0 +1,122 @@
+"""Derives the secrets of agents, and verifies their tokens. pod/tokens.py has the format."""
+
+import hmac
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+from cachetools import LRUCache
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from evershell.auth.signing_keys import private_keys
+from evershell.core import errors
+from evershell.core.errors import Failure
+from evershell.core.runtime import AgentIdentity
+from evershell.pod.tokens import (
+    accepted_minutes,
+    bootstrap_token,
+    minute_of,
+    parse_bootstrap_token,
+    parse_runtime_token,
+    runtime_token,
+    signal_token,
+)
+
+_SECRET_BYTES = 32
+# An entry takes about 0.5 kB.
+_MAX_SIGNAL_TOKENS = 10_000
+
+
+class PodTokens:
+    """The control plane's side of the tokens. It derives all secrets from the signing keys.
+
+    Nothing is stored, so every worker has the same secrets. Another key gives other secrets. In
+    every method, `signing_key` is the position of a key among the signing keys.
+    """
+
+    def __init__(self, signing_keys: str, clock: Callable[[], float] = time.time) -> None:
+        """`signing_keys` is the content of their file. Raises ValueError."""
+        self._clock = clock
+        self._private_keys = private_keys(signing_keys)
+        # Minting takes 10 µs, and many calls to an agent take place in the same minute.
+        self._signal_metadata = lru_cache(_MAX_SIGNAL_TOKENS)(self._mint_signal_metadata)
+        # The signing key of agents that have refused the first one, by workspace id and epoch.
+        self._signing_keys: LRUCache[tuple[str, int], int] = LRUCache(_MAX_SIGNAL_TOKENS)
+
+    def runtime_secret(self, workspace_id: str, epoch: int, signing_key: int = 0) -> bytes:
+        """The secret with which this agent makes its runtime tokens."""
+        return self._secret("runtime", workspace_id, epoch, signing_key)
+
+    def signal_secret(self, workspace_id: str, epoch: int, signing_key: int = 0) -> bytes:
+        """The secret that authenticates the control plane to this agent."""
+        return self._secret("signal", workspace_id, epoch, signing_key)
+
+    def signal_metadata(
+        self, workspace_id: str, epoch: int, signing_key: int = 0
+    ) -> tuple[tuple[str, str], ...]:
+        """The metadata of a call to this agent: a signal token of the current minute."""
+        return self._signal_metadata(workspace_id, epoch, signing_key, minute_of(self._clock()))
+
+    def signing_key(self, workspace_id: str, epoch: int) -> int:
+        """The signing key for tokens to this agent: the first one that it has not refused."""
+        if len(self._private_keys) == 1:
+            return 0
+        return self._signing_keys.get((workspace_id, epoch), 0)
+
+    def note_refusal(self, workspace_id: str, epoch: int, signing_key: int) -> None:
+        """Chooses the next key for this agent, which has refused a token of this one."""
+        if len(self._private_keys) > 1 and signing_key == self.signing_key(workspace_id, epoch):
+            self._signing_keys[workspace_id, epoch] = (signing_key + 1) % len(self._private_keys)
+
+    def identify(self, token: str) -> AgentIdentity:
+        """The agent that the runtime token belongs to. Raises Failure unauthenticated.
+
+        If the token is authentic, but of another time, the failure has the time of the control
+        plane, so that the agent can make another one.
+        """
+        named = parse_runtime_token(token)
+        if named is None:
+            raise errors.unauthenticated("The token is not a runtime token.")
+        workspace_id, epoch, minute = named
+        for signing_key in range(len(self._private_keys)):
+            secret = self.runtime_secret(workspace_id, epoch, signing_key)
+            if hmac.compare_digest(token, runtime_token(workspace_id, epoch, secret, minute)):
+                break
+        else:
+            raise errors.unauthenticated("The runtime token is not authentic.")
+        now = self._clock()
+        if minute not in accepted_minutes(now):
+            message = "The runtime token is of another time. Make one of the current minute."
+            raise Failure("unauthenticated", message, unix_seconds=int(now))
+        return AgentIdentity(workspace_id, epoch, signing_key)
+
+    def bootstrap_token(self, workspace_id: str, epoch: int, signing_key: int = 0) -> str:
+        """The token with which this agent gets its secrets."""
+        secret = self._secret("bootstrap", workspace_id, epoch, signing_key)
+        return bootstrap_token(workspace_id, epoch, secret)
+
+    def identify_bootstrapping(self, token: str) -> AgentIdentity:
+        """The agent that the bootstrap token belongs to. Raises Failure unauthenticated.
+
+        Does not say whether the token was spent.
+        """
+        named = parse_bootstrap_token(token)
+        if named is None:
+            raise errors.unauthenticated("The token is not a bootstrap token.")
+        for signing_key in range(len(self._private_keys)):
+            if hmac.compare_digest(token, self.bootstrap_token(*named, signing_key)):
+                return AgentIdentity(*named, signing_key)
+        raise errors.unauthenticated("The bootstrap token is not authentic.")
+
+    def _secret(self, purpose: str, workspace_id: str, epoch: int, signing_key: int) -> bytes:
+        # The epoch is a number and comes last, so no two agents have the same `info`.
+        info = f"evershell {purpose} {workspace_id} {epoch}".encode()
+        hkdf = HKDF(SHA256(), _SECRET_BYTES, salt=None, info=info)
+        return hkdf.derive(self._private_keys[signing_key])
+
+    def _mint_signal_metadata(
+        self, workspace_id: str, epoch: int, signing_key: int, minute: int
+    ) -> tuple[tuple[str, str], ...]:
+        token = signal_token(self.signal_secret(workspace_id, epoch, signing_key), minute)
+        return (("authorization", f"Bearer {token}"),)

@@ -1,0 +1,1 @@
+"""The commands of `python -m evershell.commands`, one module each."""

@@ -1,0 +1,233 @@
+"""The command `demo`: cancels a task, prints its events, and checks each promise."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import click
+
+from evershell.cli.terminal import printable
+from evershell.client import (
+    CancelOutcome,
+    CancelResult,
+    Client,
+    Event,
+    EventType,
+    EvershellError,
+    IterationCompleted,
+    TaskCancelRequested,
+    TaskCompleted,
+    TaskPhase,
+    TaskStarted,
+    TaskStatus,
+    WorkspaceStatus,
+)
+from evershell.commands.demo_stack import DemoStack, eventually, fail, find_stack, own_stack
+from evershell.commands.environment import read_settings
+
+P = TypeVar("P")
+
+_LINES = ("sleep 1",) * 6
+_NEXT_LINES = ("echo still here", "echo and ready for the next")
+_REASON = "the demo has seen enough"
+_PHASE_SECONDS = 10.0
+_TASK_SECONDS = 60.0
+_COLORS = {
+    EventType.ITERATION_COMPLETED: "blue",
+    EventType.TASK_CANCEL_REQUESTED: "yellow",
+    EventType.TASK_COMPLETED: "green",
+}
+
+
+@dataclass(slots=True)
+class FollowedTask:
+    """A task, its events so far, and the time at which each was received, since the epoch."""
+
+    task_id: str
+    lines: tuple[str, ...]
+    events: list[tuple[Event, float]] = field(default_factory=list)
+
+    def of(self, kind: type[P]) -> list[P]:
+        """The payloads of this kind, in order."""
+        return [event.payload for event, _ in self.events if isinstance(event.payload, kind)]
+
+    def committed_at(self, kind: type[Any]) -> list[float]:
+        """The times of the commits of this kind, since the epoch."""
+        return [
+            event.time.timestamp()
+            for event, _ in self.events
+            if isinstance(event.payload, kind) and event.time is not None
+        ]
+
+
+@click.command(
+    help="Show a cancellation and check each promise, on the running stack or one of its own."
+)
+def demo() -> None:
+    """Fails if a promise is not kept."""
+    state_dir = read_settings().state_dir
+    try:
+        stack = find_stack(state_dir)
+        if stack is not None:
+            _demonstrate(stack)
+            return
+        with own_stack(state_dir) as own:
+            _demonstrate(own)
+    except (EvershellError, OSError) as error:
+        raise click.ClickException(f"The stack did not answer as expected: {error}") from error
+
+
+def _demonstrate(stack: DemoStack) -> None:
+    with stack.client as client:
+        workspace = client.get_workspace(stack.workspace_id)
+        if workspace.status is not WorkspaceStatus.IDLE:
+            fail(f"the demo workspace {workspace.id} is {workspace.status}; the demo needs it idle")
+        _title("A task of six iterations, a second each, is cancelled in the second one")
+        first = _submit(client, workspace.id, _LINES)
+        result, answered_at = _follow_and_cancel(client, workspace.id, first)
+        _check_cancelled(first, result)
+        _print_timing(first, answered_at)
+        _title("The next task, for the same agent")
+        second = _submit(client, workspace.id, _NEXT_LINES)
+        for _ in _follow(client, workspace.id, second, after=first.events[-1][0].seq):
+            pass
+        _check_next(first, second)
+    _title("All promises were kept.")
+
+
+def _submit(client: Client, workspace_id: str, lines: tuple[str, ...]) -> FollowedTask:
+    return FollowedTask(client.submit_task(workspace_id, "\n".join(lines)).task_id, lines)
+
+
+def _follow(
+    client: Client, workspace_id: str, task: FollowedTask, after: int = 0
+) -> Iterator[Event]:
+    """Prints and yields the events of the task until its end."""
+    for event in client.watch(
+        workspace_id, after=after, task_id=task.task_id, timeout=_TASK_SECONDS
+    ):
+        task.events.append((event, time.time()))
+        _print_event(task, event)
+        yield event
+
+
+def _follow_and_cancel(
+    client: Client, workspace_id: str, task: FollowedTask
+) -> tuple[CancelResult, float]:
+    """Returns the answer to the cancellation, and the time when it was received."""
+    result: CancelResult | None = None
+    answered_at = 0.0
+    for event in _follow(client, workspace_id, task):
+        if result is None and isinstance(event.payload, IterationCompleted):
+            # Cancels during an iteration, so that the agent has one to finish.
+            _await_tool_call(client, workspace_id, task.task_id)
+            result = client.cancel(workspace_id, task.task_id, reason=_REASON)
+            answered_at = time.time()
+            _print_answer(result)
+    if result is None:
+        fail("the task ended before its first iteration")
+    return result, answered_at
+
+
+def _await_tool_call(client: Client, workspace_id: str, task_id: str) -> None:
+    eventually(
+        lambda: client.get_task(workspace_id, task_id).phase is TaskPhase.TOOL_CALL,
+        _PHASE_SECONDS,
+        "no further iteration started",
+    )
+
+
+def _check_cancelled(task: FollowedTask, result: CancelResult) -> None:
+    accepted = result.outcome is CancelOutcome.ACCEPTED
+    _promise("the call was accepted", accepted, result.outcome)
+    iterations = task.of(IterationCompleted)
+    before = result.task.iterations if result.task else 0
+    numbers = [each.number for each in iterations]
+    _promise(
+        "the current iteration was finished, and no other was started",
+        numbers == [*range(1, before + 2)],
+        numbers,
+    )
+    tool = iterations[-1].tool_call
+    finished = tool is not None and (tool.result.status, tool.result.exit_code) == ("exited", 0)
+    _promise("it was not interrupted", finished, tool)
+    ends = task.of(TaskCompleted)
+    actual = [(end.status, end.forced, end.iterations, end.reason) for end in ends]
+    expected = [(TaskStatus.CANCELLED, False, before + 1, _REASON)]
+    _promise("one task_completed says cancelled, not forced", actual == expected, actual)
+
+
+def _check_next(first: FollowedTask, second: FollowedTask) -> None:
+    (end,) = second.of(TaskCompleted)
+    _promise(
+        "the next task completed",
+        (end.status, end.iterations) == (TaskStatus.COMPLETED, len(second.lines)),
+        f"{end.status}, {end.iterations}",
+    )
+    epochs = [task.of(TaskStarted)[0].epoch for task in (first, second)]
+    _promise(f"by the same agent, in epoch {epochs[1]}", epochs[0] == epochs[1], epochs)
+
+
+def _print_timing(task: FollowedTask, answered_at: float) -> None:
+    """Prints how long the end took, and how much of that the current iteration needed.
+
+    The last iteration started when the previous one was committed. The demo runs on the machine of
+    the stack, so all times are from one clock.
+    """
+    last = task.of(IterationCompleted)[-1]
+    previous_at = task.committed_at(IterationCompleted)[-2]
+    total_ms = (task.events[-1][1] - answered_at) * 1000
+    took_ms = last.model_call.duration_ms + (last.tool_call.duration_ms if last.tool_call else 0)
+    iteration_ms = min(max((previous_at - answered_at) * 1000 + took_ms, 0.0), total_ms)
+    total = _bold(f"{total_ms:.0f} ms", "cyan")
+    click.echo(
+        f"           {total} from the signal to the end: {iteration_ms:.0f} ms for the rest of the "
+        f"iteration, {total_ms - iteration_ms:.0f} ms for all else"
+    )
+
+
+def _print_answer(result: CancelResult) -> None:
+    call = click.style("client.cancel(…)", bold=True)
+    outcome = _bold(result.outcome, "yellow")
+    task = result.task
+    state = f"task {task.status}, {task.iterations} iteration(s) completed" if task else ""
+    click.echo(f"           {call} → {outcome} ({printable(state)})")
+
+
+def _print_event(task: FollowedTask, event: Event) -> None:
+    first = task.events[0][0].time
+    elapsed = (event.time - first).total_seconds() if event.time and first else 0.0
+    name = click.style(f"{printable(event.type):<22}", fg=_COLORS.get(event.type))
+    click.echo(f"  {elapsed:6.2f} s {name} {printable(_describe(task, event))}")
+
+
+def _describe(task: FollowedTask, event: Event) -> str:
+    match event.payload:
+        case TaskStarted(epoch=epoch):
+            return f"epoch {epoch}"
+        case IterationCompleted(number=number, tool_call=tool) if tool is not None:
+            total = len(task.lines)
+            bar = "█" * number + "░" * (total - number)
+            ended = f"{tool.result.status} {tool.result.exit_code}, {tool.duration_ms} ms"
+            return f"{bar} iteration {number} of {total}: {task.lines[number - 1]} ({ended})"
+        case TaskCancelRequested(cancel=cancel):
+            return f"by {cancel.requested_by}: {cancel.reason}"
+        case TaskCompleted(status=status, forced=forced, iterations=iterations):
+            return f"{status}, {'forced' if forced else 'not forced'}, {iterations} iterations"
+    return task.task_id
+
+
+def _promise(promise: str, kept: bool, actual: Any) -> None:
+    """Prints that the promise was kept. Raises click.ClickException if it was not."""
+    if not kept:
+        fail(f"a promise was not kept: {promise}. Actual: {actual}")
+    click.echo(f"           {_bold('✓', 'green')} {printable(promise)}")
+
+
+def _title(text: str) -> None:
+    click.echo(f"\n{click.style(text, bold=True)}")
+
+
+def _bold(text: str, color: str) -> str:
+    return click.style(printable(text), fg=color, bold=True)

@@ -1,0 +1,89 @@
+"""The command `edge`."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import httpx
+
+from evershell.cli.duration import DURATION
+from evershell.commands.environment import read_settings
+from evershell.local.environments import edge_environment
+from evershell.local.envoy import config as envoy
+from evershell.local.envoy.edge import edge_of
+
+# Envoy's own share of the memory of its container.
+_HEAP_SHARE = 0.8
+# The time limit of a call to Envoy's admin interface.
+_ADMIN_SECONDS = 5.0
+
+
+@click.command(
+    help="Run Envoy in front of the workers that EDGE_WORKERS names. It ends at once on SIGTERM; "
+    "to move its callers to other edges before that, run this command with --drain."
+)
+@click.option(
+    "--admin-socket",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The Unix socket of Envoy's admin interface. Default: one in a temporary folder.",
+)
+@click.option(
+    "--drain",
+    "drain_seconds",
+    type=DURATION,
+    metavar="DURATION",
+    help="Do not run Envoy. Ask the one at --admin-socket to close each connection with its next "
+    "answer, and return after this time.",
+)
+def edge(admin_socket: Path | None, drain_seconds: float | None) -> None:
+    """Becomes Envoy, or drains one that runs."""
+    if drain_seconds is None:
+        _run(admin_socket)
+    elif admin_socket is None:
+        raise click.UsageError("--drain needs --admin-socket.")
+    else:
+        _drain(admin_socket, drain_seconds)
+
+
+def _drain(admin_socket: Path, seconds: float) -> None:
+    """Starts the drain, and waits. New connections are still served meanwhile."""
+    transport = httpx.HTTPTransport(uds=str(admin_socket))
+    try:
+        with httpx.Client(transport=transport, timeout=_ADMIN_SECONDS) as client:
+            client.post(f"http://admin{envoy.START_DRAIN}").raise_for_status()
+    except httpx.HTTPError as error:
+        message = (
+            f"Envoy does not answer at {admin_socket}: {error}. Run it with "
+            f"`evershell edge --admin-socket {admin_socket}`."
+        )
+        raise click.ClickException(message) from error
+    time.sleep(seconds)
+
+
+def _run(admin_socket: Path | None) -> None:
+    """Writes the configuration, and becomes Envoy."""
+    settings = read_settings()
+    workers = [each.strip() for each in settings.edge_workers.split(",") if each.strip()]
+    if not workers:
+        raise click.ClickException("Set EDGE_WORKERS to host:port of the workers.")
+    # It ends with the process, and a container has its own temporary folder.
+    folder = Path(tempfile.mkdtemp(prefix="edge-"))
+    try:
+        wanted = edge_of(
+            settings,
+            workers,
+            admin_socket=admin_socket or folder / "admin.sock",
+            metrics_port=settings.metrics_port,
+            heap_share=_HEAP_SHARE,
+        )
+        envoy.render(wanted, folder / "envoy.yaml")
+        envoy.validate(folder / "envoy.yaml")
+        options = ("--disable-hot-restart", *envoy.DRAIN_AT_ONCE)
+        command = envoy.command(folder / "envoy.yaml", *options)
+    except envoy.EdgeConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+    # Becomes Envoy, which gets the signals.
+    os.execve(command[0], command, edge_environment(wanted))  # noqa: S606 - no shell is needed

@@ -1,0 +1,30 @@
+"""The command `restart`."""
+
+import os
+import signal
+
+import click
+
+from evershell.commands.environment import read_settings
+from evershell.local.run_lock import running_pid
+
+
+@click.command(
+    help="Restart the programs of the running stack one after another, without losing a call."
+)
+def restart() -> None:
+    """Asks the stack to restart its programs, and does not wait for it."""
+    state_dir = read_settings().state_dir
+    pid = running_pid(state_dir)
+    if pid is None:
+        raise click.ClickException(f"No stack runs on {state_dir}.")
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except OSError as error:
+        raise click.ClickException(
+            f"Process {pid} of the stack cannot be signalled: {error.strerror}."
+        ) from error
+    click.echo(
+        f"The stack (process {pid}) restarts its programs. This takes about 10 s. The output of "
+        "the stack reports when it is complete."
+    )

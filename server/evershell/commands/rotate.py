@@ -1,0 +1,71 @@
+"""The commands `rotate begin` and `rotate finish`. They change a file; no stack has to run."""
+
+from collections.abc import Callable
+
+import click
+
+from evershell.auth.signing_keys import (
+    SigningKeysError,
+    private_keys,
+    read_signing_keys,
+    with_first_key,
+    with_new_key,
+)
+from evershell.cli.folder_lock import folder_lock
+from evershell.cli.terminal import Commands, say
+from evershell.commands.environment import read_settings
+from evershell.local.private_file import write_private
+
+
+@click.group(
+    cls=Commands,
+    help="Replace the signing key of the control plane, from which the secrets and certificates of "
+    "agents are derived. The file is control-plane.jwk in STATE_DIR.",
+)
+def rotate() -> None:
+    """Has no options."""
+
+
+@rotate.command(
+    help="Put a new key in front of the current one. Restart the workers first, and then the "
+    "controllers: agents that start afterwards use the new key, and the others keep theirs."
+)
+def begin() -> None:
+    """Fails if a rotation is in progress."""
+    _change(
+        with_new_key,
+        in_rotation=False,
+        refusal="A rotation is in progress. Finish it first.",
+        done="The new signing key is the first one.",
+    )
+
+
+@rotate.command(
+    help="Remove the previous key, once every agent that was started with it has ended. Then "
+    "restart the workers and the controllers. Agents that still have it end, and their tasks fail."
+)
+def finish() -> None:
+    """Fails if no rotation is in progress."""
+    _change(
+        with_first_key,
+        in_rotation=True,
+        refusal="No rotation is in progress. Begin one first.",
+        done="The previous signing key is removed. Agents that still have it end after the "
+        "restart, and their tasks fail.",
+    )
+
+
+def _change(change: Callable[[str], str], *, in_rotation: bool, refusal: str, done: str) -> None:
+    """Replaces the file if a rotation is in progress or not. Raises click.ClickException."""
+    path = read_settings().signing_key_path
+    try:
+        with folder_lock(path.parent):
+            text = read_signing_keys(path)
+            if (len(private_keys(text)) > 1) != in_rotation:
+                raise click.ClickException(f"{refusal} {path} was not changed.")
+            write_private(path, change(text))
+    except SigningKeysError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be changed: {error.strerror}.") from error
+    say(f"{done} Restart the workers, then the controllers: `evershell restart` on one machine.")

@@ -1,0 +1,111 @@
+"""What an agent may send.
+
+Tools run beside an agent, and a model chooses what they do, so an agent may be taken over. A
+message that breaks a rule has no effect. The workspace records the breach
+(`Workspace.agent_breach`) and refuses everything else that the agent sends. The fleet controller
+then ends the pod, and the task with the breach as its reason.
+"""
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evershell.core.agent_events import AgentEvent, IterationCompleted
+from evershell.core.task import Task, TaskStatus
+
+# The events of one commit.
+MAX_EVENTS = 64
+# The input or output tokens of one model call. A task has at most 1,000 calls.
+MAX_CALL_TOKENS = 1_000_000_000
+# The bytes that a task may commit, and how many more for each iteration that it may have.
+TASK_BYTES = 4 * 2**20
+ITERATION_BYTES = 256 * 2**10
+# How fast a worker reads calls of one agent. One that sends faster has to wait.
+BYTES_PER_SECOND = 4 * 2**20
+# How many calls of one agent may wait at a worker. Others are refused.
+MAX_WAITING_CALLS = 16
+
+_MAX_PORT = 65_535
+# The maximum of durations in milliseconds, and of the bytes of output that were cut.
+_MAX_COUNT = 2**53
+
+
+class BreachError(Exception):
+    """An agent broke a rule. The text is a clause: "its agent …"."""
+
+
+def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
+    """Checks that an agent may listen there. Raises BreachError.
+
+    `on_loopback` says that agents may run on the machine of the workers, and `elsewhere` that they
+    may have addresses of their own.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        ip = None
+    is_pod = ip is not None and (
+        on_loopback
+        if ip.is_loopback
+        else elsewhere and not (ip.is_link_local or ip.is_multicast or ip.is_unspecified)
+    )
+    has_port = port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= _MAX_PORT
+    if not (is_pod and has_port):
+        raise BreachError("its agent registered an address that is not that of a pod")
+
+
+def check_events(events: Sequence[AgentEvent]) -> None:
+    """Checks what does not depend on the task. Raises BreachError."""
+    if len(events) > MAX_EVENTS:
+        raise BreachError(f"its agent committed more than {MAX_EVENTS} events at once")
+    for event in events:
+        if isinstance(event, IterationCompleted):
+            _check_iteration(event)
+
+
+def check_next(task: Task, iteration: IterationCompleted) -> None:
+    """Checks an iteration that would be added to the task. Raises BreachError."""
+    if task.status is not TaskStatus.RUNNING:
+        raise BreachError("its agent committed an iteration before the start of the task")
+    if iteration.number > task.max_iterations:
+        raise BreachError(
+            f"its agent went beyond the task's limit of {task.max_iterations} iterations"
+        )
+    limit = TASK_BYTES + ITERATION_BYTES * task.max_iterations
+    if task.committed_bytes + iteration.size_bytes > limit:
+        raise BreachError(
+            f"its agent committed more than the {limit:,} bytes that a task with at most "
+            f"{task.max_iterations} iterations may have"
+        )
+
+
+def _check_iteration(iteration: IterationCompleted) -> None:
+    if iteration.number < 1:
+        raise BreachError("its agent committed an iteration with a number below 1")
+    model_call, tool_call = iteration.payload.get("model_call"), iteration.payload.get("tool_call")
+    if model_call is None:
+        raise BreachError("its agent committed an iteration without a model call")
+    _check_status(model_call)
+    for name in ("input_tokens", "output_tokens"):
+        _check_count(name, model_call, MAX_CALL_TOKENS)
+    _check_count("duration_ms", model_call, _MAX_COUNT)
+    if tool_call is not None:
+        result = tool_call.get("result")
+        if result is None:
+            raise BreachError("its agent committed a tool call without its result")
+        _check_status(result)
+        _check_count("duration_ms", tool_call, _MAX_COUNT)
+        _check_count("truncated_bytes", result, _MAX_COUNT)
+
+
+def _check_status(message: Mapping[str, Any]) -> None:
+    # A value of the enum is its name; any other value is a number.
+    if not isinstance(message.get("status", ""), str):
+        raise BreachError(f"its agent committed the unknown status {message['status']}")
+
+
+def _check_count(name: str, message: Mapping[str, Any], limit: int) -> None:
+    count = int(message.get(name, 0))
+    if not 0 <= count <= limit:
+        raise BreachError(f"its agent committed {count} as {name}; it must be 0 to {limit:,}")

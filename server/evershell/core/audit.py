@@ -1,0 +1,24 @@
+"""Use case: list the entries of the audit log."""
+
+from collections.abc import Sequence
+
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.caller import Caller
+from evershell.core.ports import Store
+from evershell.core.validation import Page
+
+
+async def list_audit_entries(
+    caller: Caller, wanted: AuditFilter, page: Page, store: Store
+) -> tuple[Sequence[AuditEntry], str]:
+    """A page of the organization's entries, newest first, and the next page's token.
+
+    With `audit:read:own`, only entries of workspaces that the caller created. Raises Failure
+    permission_denied, and workspace_not_found if the filter names a workspace that does not exist.
+    """
+    permission = caller.permission("audit:read")
+    if wanted.workspace_id:
+        workspace = await store.get_workspace(wanted.workspace_id, caller.org_id)
+        permission.check(workspace, wanted.workspace_id)
+    found = await store.list_audit_entries(permission, wanted, page.before_id, page.size + 1)
+    return page.cut(found)

@@ -1,0 +1,114 @@
+"""The authenticated caller and the permissions of their scopes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeGuard
+
+from evershell.core import errors
+from evershell.core.workspace import Workspace
+
+# The limit of OpenID Connect for a subject. It also keeps organization and creator short enough for
+# an index of PostgreSQL.
+MAX_NAME_BYTES = 255
+
+
+def is_valid_name(value: object) -> TypeGuard[str]:
+    """Whether the value is 1 to 255 bytes of printable UTF-8.
+
+    A credential may name only such organizations, users, workspaces and scopes. Excludes what
+    PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control and format
+    characters).
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_BYTES:
+        return False
+    return value.isprintable() and len(value.encode()) <= MAX_NAME_BYTES
+
+
+class CredentialKind(StrEnum):
+    """The kind of credential that the caller authenticated with."""
+
+    API_KEY = "api_key"
+    SESSION = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller."""
+
+    org_id: str
+    # The user's id, or the API key's.
+    actor_id: str
+    credential_kind: CredentialKind
+    # `<resource>:<verb>` or `<resource>:<verb>:own`.
+    scopes: frozenset[str]
+    # The API key's id, or the session token's `jti`; empty if it has none.
+    credential_id: str = ""
+
+    @property
+    def user_id(self) -> str | None:
+        """The user's id; None for an API key, which belongs to no user."""
+        return self.actor_id if self.credential_kind is CredentialKind.SESSION else None
+
+    @property
+    def key(self) -> str:
+        """Identifies the caller among all callers. All sessions of a user have the same key."""
+        return f"{self.org_id}\n{self.credential_kind}\n{self.actor_id}"
+
+    def permission(self, *scopes: str) -> "Permission":
+        """The widest permission that one of the scopes or of their `:own` forms grants.
+
+        Raises Failure permission_denied if the caller has none of them.
+        """
+        for own_only in (False, True):
+            for scope in scopes:
+                if (f"{scope}:own" if own_only else scope) in self.scopes:
+                    return Permission(self, scopes, own_only)
+        required = [form for scope in scopes for form in (scope, f"{scope}:own")]
+        message = (
+            f"This call needs the scope {_any_of(required)}. Your credential has none of them."
+        )
+        raise errors.permission_denied(message, required)
+
+    def require(self, scope: str) -> None:
+        """Checks a scope that has no `:own` form. Raises Failure permission_denied."""
+        if scope not in self.scopes:
+            message = f"This call needs the scope {scope}. Your credential does not have it."
+            raise errors.permission_denied(message, [scope])
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What a caller may do, in all workspaces of their organization or only in their own."""
+
+    caller: Caller
+    # The scopes that each grant it for all workspaces.
+    scopes: tuple[str, ...]
+    # Whether the permission is limited to workspaces that the caller created.
+    own_only: bool
+
+    def covers(self, workspace: Workspace) -> bool:
+        """Whether the permission includes the workspace of the caller's organization.
+
+        An API key belongs to no user, so its `:own` scopes include no workspace.
+        """
+        return not self.own_only or (
+            self.caller.user_id is not None and workspace.created_by_user_id == self.caller.user_id
+        )
+
+    def check(self, workspace: Workspace | None, workspace_id: str) -> Workspace:
+        """Returns the workspace. Raises Failure workspace_not_found or permission_denied."""
+        if workspace is None or workspace.org_id != self.caller.org_id:
+            raise errors.workspace_not_found(workspace_id)
+        if not self.covers(workspace):
+            message = (
+                f"Workspace {workspace.id} was created by someone else, "
+                f"and your credential is limited to your own workspaces. "
+                f"This call needs the scope {_any_of(self.scopes)}."
+            )
+            raise errors.permission_denied(message, self.scopes)
+        return workspace
+
+
+def _any_of(scopes: Sequence[str]) -> str:
+    return " or ".join(scopes)

@@ -1,0 +1,217 @@
+"""Use case: cancel the task that runs in a workspace.
+
+The promise: after `accepted` the task ends `cancelled`, even if the signal, the agent, the caller,
+this process or the database fails. It rests on the order of two steps:
+
+1. The store commits the intent to cancel. Every end of a task is decided by `_end` in
+   task_lifecycle.py, which holds the same lock on the workspace and reads the intent. From here on
+   the task can therefore only end `cancelled`.
+2. The agent is signalled. This only saves time. If the signal is lost, the agent receives the
+   intent with the reply to its next commit or heartbeat, and the fleet controller repeats the
+   signal. If the agent does not end the task in time (bounds.py), the controller ends its pod.
+
+A caller receives `accepted` only after step 1.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from evershell.workspace.v1 import field_limits
+
+from evershell.core import deadline, errors
+from evershell.core.caller import Caller, Permission
+from evershell.core.errors import AgentUnreachableError, UnavailableError
+from evershell.core.event import Origin
+from evershell.core.ports import Agents, Clock, RecordedCancellation, Store, Wakeups
+from evershell.core.task import CancelIntent, Task
+from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
+
+MAX_WAIT_SECONDS = field_limits.CANCEL_TASK_WAIT_MAX
+MAX_FORCE_AFTER_SECONDS = field_limits.CANCEL_TASK_FORCE_AFTER_MAX
+
+
+class Outcome(StrEnum):
+    """The values of CancelTaskResponse.Outcome in the protos."""
+
+    # This call recorded the intent.
+    ACCEPTED = "accepted"
+    # An earlier call recorded it. The agent is signalled again.
+    ALREADY_REQUESTED = "already_requested"
+    # The requested task had ended before.
+    ALREADY_FINISHED = "already_finished"
+    # The call named no task, and none was running.
+    NO_ACTIVE_TASK = "no_active_task"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelTask:
+    """The request. Raises Failure validation_error if a field is not valid."""
+
+    workspace_id: str
+    # None for the task that runs. An empty id is refused, because the caller may have lost it.
+    task_id: str | None = None
+    reason: str = ""
+    # How long to wait for the end of the task; None or 0 for no wait.
+    wait_seconds: float | None = None
+    # The agent interrupts an iteration that still runs after this time; None for never.
+    force_after_seconds: float | None = None
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        fields.identifier("workspace_id", self.workspace_id)
+        if self.task_id is not None:
+            fields.identifier("task_id", self.task_id)
+        fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
+        if self.wait_seconds is not None and not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
+            fields.reject("wait", f"must be 0 to {MAX_WAIT_SECONDS} s")
+        if (
+            self.force_after_seconds is not None
+            and not 0 <= self.force_after_seconds <= MAX_FORCE_AFTER_SECONDS
+        ):
+            fields.reject("force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
+        fields.check()
+
+
+@dataclass(frozen=True, slots=True)
+class CancelResult:
+    """The result. `task` is the latest known state of the task; None for `no_active_task`."""
+
+    workspace_id: str
+    outcome: Outcome
+    task: Task | None
+
+    @property
+    def saw_end(self) -> bool:
+        """Whether the task had ended when the result was made."""
+        return self.task is not None and self.task.status.is_terminal
+
+
+async def cancel_task(
+    caller: Caller,
+    request: CancelTask,
+    store: Store,
+    agents: Agents,
+    wakeups: Wakeups,
+    clock: Clock,
+) -> CancelResult:
+    """Records the intent, signals the agent, and waits for the end of the task if requested.
+
+    Raises Failure permission_denied, workspace_not_found, task_not_found, workspace_provisioning,
+    workspace_stopped or workspace_failed if nothing is recorded, and agent_unreachable if the
+    intent is recorded but the agent did not acknowledge the signal in time. Raises UnavailableError
+    if the database did not answer; the intent may or may not be recorded.
+    """
+    permission = caller.permission("workspace:write")
+    # Checks and records in one transaction. If a check fails, nothing is recorded.
+    found = await store.record_cancellation(
+        permission,
+        request.workspace_id,
+        request.task_id,
+        intent_of(caller, request.reason, request.force_after_seconds, request.origin, clock),
+        request.origin.trace_id,
+        request.origin.audit,
+    )
+    outcome = outcome_of(permission, request.workspace_id, request.task_id, found)
+    task = found.task
+    if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
+        task = await _signal(found, store, agents, is_named=bool(request.task_id))
+        if request.wait_seconds:
+            wait_seconds = deadline.bounded(request.wait_seconds)
+            task = await _await_end(task, wait_seconds, store, wakeups)
+    return CancelResult(request.workspace_id, outcome, task)
+
+
+def intent_of(
+    caller: Caller, reason: str, force_after_seconds: float | None, origin: Origin, clock: Clock
+) -> CancelIntent:
+    """The intent of a call that cancels now."""
+    now = clock()
+    force_at = force_requested_by = None
+    if force_after_seconds is not None:
+        force_at = now + timedelta(seconds=force_after_seconds)
+        force_requested_by = caller.actor_id
+    return CancelIntent(
+        requested_by=caller.actor_id,
+        credential_kind=caller.credential_kind,
+        requested_at=now,
+        reason=reason,
+        request_id=origin.request_id,
+        force_at=force_at,
+        force_requested_by=force_requested_by,
+    )
+
+
+def outcome_of(
+    permission: Permission, workspace_id: str, task_id: str | None, found: RecordedCancellation
+) -> Outcome:
+    """Derives the outcome from what the store read. Raises Failure if a check failed.
+
+    Repeats the store's checks to find the one that failed. If several failed, the order here
+    decides; it is part of the contract.
+    """
+    workspace = permission.check(found.workspace, workspace_id)
+    task = found.task
+    if task_id and task is None:
+        raise errors.task_not_found(workspace.id, task_id)
+    if task is not None and task.status.is_terminal:
+        return Outcome.ALREADY_FINISHED
+    workspace.require_up()
+    if task is None:
+        return Outcome.NO_ACTIVE_TASK
+    assert task.cancel is not None, "the store recorded no intent, although no check failed"
+    return Outcome.ACCEPTED if found.recorded else Outcome.ALREADY_REQUESTED
+
+
+async def _signal(
+    found: RecordedCancellation, store: Store, agents: Agents, *, is_named: bool
+) -> Task:
+    """Signals the agent, and returns the task. `is_named`: whether the call names the task.
+
+    Raises Failure agent_unreachable if the agent does not acknowledge the signal within 2 s.
+    """
+    workspace, task = found.workspace, found.task
+    assert workspace is not None and task is not None
+    try:
+        is_known = await agents.cancel_task(workspace, task)
+    except AgentUnreachableError as error:
+        advice = (
+            "A repeat of this call signals the agent again."
+            if is_named
+            else "Do not repeat the call without a task id: it could cancel the next task."
+        )
+        message = (
+            f"The cancellation of task {task.id} is recorded and will be delivered, but the agent "
+            f"of workspace {workspace.id} did not answer in time. Follow the task until it has "
+            f"ended. {advice}"
+        )
+        raise errors.agent_unreachable(
+            workspace.id, task.id, message, intent_recorded=True
+        ) from error
+    if is_known:
+        return task
+    # The agent has just ended the task, or has not received it yet; the database has the current
+    # state. If it does not answer, the call still succeeds, because the intent is recorded. After
+    # `unavailable` the caller would retry, and without a `task_id` that could cancel the next task.
+    with suppress(UnavailableError):
+        return await store.get_task(workspace.id, task.id) or task
+    return task
+
+
+async def _await_end(task: Task, wait_seconds: float, store: Store, wakeups: Wakeups) -> Task:
+    """Waits for the end of the task, and returns the latest known state of the task.
+
+    Returns without the end after `wait_seconds`, or if this process is about to end.
+    """
+    until = time.monotonic() + wait_seconds
+    # Subscribes before the first read, so that a commit between a read and the wait is not missed.
+    async with wakeups.subscribe(task.workspace_id) as wakeup:
+        while True:
+            with suppress(UnavailableError):
+                task = await store.get_task(task.workspace_id, task.id) or task
+            left_seconds = until - time.monotonic()
+            if task.status.is_terminal or left_seconds <= 0 or not await wakeup.wait(left_seconds):
+                return task

@@ -1,0 +1,242 @@
+"""Use case: cancel the tasks of the organization that match a filter, or all of them.
+
+Each task is cancelled as CancelTask does it, with the same promise: the intent is committed first,
+and decides the end of the task. The intents of a call are committed in several transactions, all of
+them before the answer. The fleet controller, which the store wakes, signals the agents, so the call
+does not wait for them.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from evershell.core import deadline
+from evershell.core.caller import Caller, Permission
+from evershell.core.cancel_task import MAX_FORCE_AFTER_SECONDS, intent_of
+from evershell.core.errors import UnavailableError
+from evershell.core.event import Origin
+from evershell.core.ports import Clock, MatchedTask, Store
+from evershell.core.task import CancelIntent
+from evershell.core.task_filter import TaskFilter, TaskSelection
+from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
+
+# The most tasks of a call.
+MAX_TASKS = 1_000
+# The most tasks of a transaction, which locks their workspaces for some milliseconds.
+MAX_BATCH = 250
+# The audit log's outcome of a dry run.
+DRY_RUN = "dry_run"
+
+
+class TaskOutcome(StrEnum):
+    """The values of CancelTasksResult.Outcome in the protos."""
+
+    # This call recorded the intent.
+    ACCEPTED = "accepted"
+    # An earlier call recorded it.
+    ALREADY_REQUESTED = "already_requested"
+    # A dry run: the call would have recorded it.
+    MATCHED = "matched"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelTasks:
+    """The request. Raises Failure validation_error."""
+
+    wanted: TaskSelection
+    reason: str = ""
+    force_after_seconds: float | None = None
+    # Records nothing.
+    dry_run: bool = False
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
+        if (
+            self.force_after_seconds is not None
+            and not 0 <= self.force_after_seconds <= MAX_FORCE_AFTER_SECONDS
+        ):
+            fields.reject("force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
+        fields.check()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What the call found for one task."""
+
+    workspace_id: str
+    task_id: str
+    outcome: TaskOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelTasksResult:
+    """The counts of all tasks that match, and the results of at most MAX_TASKS of them."""
+
+    matched: int
+    accepted: int = 0
+    already_requested: int = 0
+    results: tuple[TaskResult, ...] = ()
+
+    @property
+    def remaining(self) -> int:
+        """How many tasks further calls have to cancel."""
+        return self.matched - self.accepted - self.already_requested
+
+
+async def cancel_tasks(
+    caller: Caller, request: CancelTasks, store: Store, clock: Clock
+) -> CancelTasksResult:
+    """Records the intents of at most MAX_TASKS tasks, the oldest first.
+
+    A task that needs nothing of this call, because its intent is recorded, does not count among
+    these. Raises Failure permission_denied.
+    """
+    permission = caller.permission("workspace:write")
+    origin = request.origin
+    intent = intent_of(caller, request.reason, request.force_after_seconds, origin, clock)
+    if request.dry_run:
+        return await _look(permission, request.wanted, intent, origin, store)
+    return await cancel_matching(permission, request.wanted, intent, origin, store)
+
+
+async def _look(
+    permission: Permission,
+    wanted: TaskSelection,
+    intent: CancelIntent,
+    origin: Origin,
+    store: Store,
+) -> CancelTasksResult:
+    found = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
+    if origin.audit is not None:
+        # No task is named, so only the entry is stored.
+        audit = replace(origin.audit, outcome=DRY_RUN)
+        await store.cancel_tasks(permission, (), intent, origin.trace_id, audit)
+    return CancelTasksResult(
+        matched=found.matched,
+        already_requested=found.matched - found.pending,
+        results=tuple(
+            _result(each, TaskOutcome.MATCHED if each.is_pending else TaskOutcome.ALREADY_REQUESTED)
+            for each in found.tasks
+        ),
+    )
+
+
+async def cancel_matching(
+    permission: Permission,
+    wanted: TaskSelection,
+    intent: CancelIntent,
+    origin: Origin,
+    store: Store,
+) -> CancelTasksResult:
+    """Records the intent for at most MAX_TASKS tasks, without a check of the scope."""
+    found = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
+    pending = [each for each in found.tasks if each.is_pending]
+    outcomes: dict[str, TaskOutcome | None] = {}
+    # Without a task too, so that the entry of the audit log is stored.
+    for first in range(0, max(len(pending), 1), MAX_BATCH):
+        batch = [each.task_id for each in pending[first : first + MAX_BATCH]]
+        recorded = await store.cancel_tasks(
+            permission, batch, intent, origin.trace_id, origin.audit
+        )
+        outcomes |= {task_id: _outcome(is_new) for task_id, is_new in recorded.items()}
+    left_out = [each.task_id for each in pending if each.task_id not in outcomes]
+    if left_out:
+        outcomes |= await _one_by_one(permission, left_out, intent, origin, store)
+    not_cancelled = [
+        each for each in pending if each.task_id in outcomes and outcomes[each.task_id] is None
+    ]
+    if not_cancelled:
+        outcomes |= await _in_stopping_workspaces(permission, not_cancelled, intent, store)
+    return _summary(found.matched, found.pending, found.tasks, outcomes)
+
+
+async def _one_by_one(
+    permission: Permission, task_ids: list[str], intent: CancelIntent, origin: Origin, store: Store
+) -> dict[str, TaskOutcome | None]:
+    """Cancels tasks whose workspaces other transactions had locked. Waits for each of these.
+
+    The outcome of a task that has ended, or whose workspace is no longer up, is None. A task whose
+    lock was not released in time has no outcome.
+    """
+
+    async def cancel(task_id: str) -> dict[str, TaskOutcome | None]:
+        try:
+            recorded = await store.cancel_tasks(
+                permission, (task_id,), intent, origin.trace_id, origin.audit, wait=True
+            )
+        except UnavailableError:
+            return {}
+        return {task_id: _outcome(recorded[task_id]) if task_id in recorded else None}
+
+    outcomes: dict[str, TaskOutcome | None] = {}
+    for found in await asyncio.gather(*map(cancel, task_ids)):
+        outcomes |= found
+    return outcomes
+
+
+async def _in_stopping_workspaces(
+    permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Store
+) -> dict[str, TaskOutcome | None]:
+    """The tasks among these that have not ended: a StopWorkspace has recorded its intent."""
+    named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
+    found = await store.match_tasks(permission, named, intent.force_at, len(tasks))
+    open_ids = {each.task_id for each in found.tasks if not each.is_pending}
+    return {
+        each.task_id: TaskOutcome.ALREADY_REQUESTED for each in tasks if each.task_id in open_ids
+    }
+
+
+def _summary(
+    matched: int,
+    pending: int,
+    tasks: Sequence[MatchedTask],
+    outcomes: dict[str, TaskOutcome | None],
+) -> CancelTasksResult:
+    results = []
+    for each in tasks:
+        outcome = outcomes.get(each.task_id) if each.is_pending else TaskOutcome.ALREADY_REQUESTED
+        if outcome is not None:
+            results.append(_result(each, outcome))
+    found = list(outcomes.values())
+    return CancelTasksResult(
+        # Tasks that have ended in between no longer match.
+        matched=matched - found.count(None),
+        accepted=found.count(TaskOutcome.ACCEPTED),
+        already_requested=matched - pending + found.count(TaskOutcome.ALREADY_REQUESTED),
+        results=tuple(results),
+    )
+
+
+def _outcome(is_new: bool) -> TaskOutcome:
+    return TaskOutcome.ACCEPTED if is_new else TaskOutcome.ALREADY_REQUESTED
+
+
+def _result(task: MatchedTask, outcome: TaskOutcome) -> TaskResult:
+    return TaskResult(task.workspace_id, task.task_id, outcome)
+
+
+async def cancel_until_done(
+    permission: Permission,
+    wanted: TaskSelection,
+    intent: CancelIntent,
+    origin: Origin,
+    store: Store,
+    limit_seconds: float,
+) -> CancelTasksResult:
+    """Repeats `cancel_matching` until nothing remains, or this time or the deadline is over."""
+    until = time.monotonic() + deadline.bounded(limit_seconds)
+    accepted = 0
+    while True:
+        result = await cancel_matching(permission, wanted, intent, origin, store)
+        accepted += result.accepted
+        if not result.remaining or not result.accepted or time.monotonic() >= until:
+            break
+    # Those of the earlier rounds are already requested in the last one.
+    earlier = accepted - result.accepted
+    return replace(
+        result, accepted=accepted, already_requested=result.already_requested - earlier, results=()
+    )

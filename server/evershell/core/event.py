@@ -1,0 +1,133 @@
+"""The events of a workspace's log.
+
+A payload has the fields of the message of the same name in event.proto, as plain data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from evershell.core.audit_entry import AuditEntry
+from evershell.core.task import CancelIntent, Task
+
+
+class EventType(StrEnum):
+    """The values of EventType.Type in the protos."""
+
+    WORKSPACE_PROVISIONED = "workspace_provisioned"
+    WORKSPACE_STOPPED = "workspace_stopped"
+    WORKSPACE_FAILED = "workspace_failed"
+    WORKSPACE_RESUMED = "workspace_resumed"
+    TASK_SUBMITTED = "task_submitted"
+    TASK_STARTED = "task_started"
+    ITERATION_COMPLETED = "iteration_completed"
+    TASK_CANCEL_REQUESTED = "task_cancel_requested"
+    TASK_COMPLETED = "task_completed"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The call that caused an event. Empty for an event that no call caused."""
+
+    request_id: str = ""
+    # The trace that the call belongs to, if any.
+    trace_id: str = ""
+    # The call's entry in the audit log, if it gets one. It is not a part of the event.
+    audit: AuditEntry | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEvent:
+    """An event to commit. The store assigns its `seq`."""
+
+    type: EventType
+    time: datetime
+    payload: Mapping[str, Any]
+    task_id: str | None = None
+    origin: Origin = Origin()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(NewEvent):
+    """A committed event."""
+
+    workspace_id: str
+    seq: int
+
+
+def cancel_requested_payload(intent: CancelIntent) -> dict[str, Any]:
+    """The payload of `task_cancel_requested`."""
+    return {"cancel": _intent_payload(intent)}
+
+
+def _intent_payload(intent: CancelIntent) -> dict[str, Any]:
+    payload = {
+        "requested_by": intent.requested_by,
+        "credential_kind": intent.credential_kind,
+        "requested_at": intent.requested_at.isoformat(),
+        "reason": intent.reason,
+    }
+    if intent.force_at is not None:
+        payload["force_at"] = intent.force_at.isoformat()
+        payload["force_requested_by"] = intent.force_requested_by or ""
+    return payload
+
+
+def task_submitted(task: Task, submitted_by: str) -> NewEvent:
+    """The task was recorded."""
+    payload = {
+        "description": task.description,
+        "max_iterations": task.max_iterations,
+        "submitted_by": submitted_by,
+    }
+    return NewEvent(
+        type=EventType.TASK_SUBMITTED,
+        time=task.created_at,
+        payload=payload,
+        task_id=task.id,
+    )
+
+
+def task_started(task: Task, epoch: int, now: datetime) -> NewEvent:
+    """The agent started the task."""
+    return NewEvent(
+        type=EventType.TASK_STARTED, time=now, payload={"epoch": epoch}, task_id=task.id
+    )
+
+
+def iteration_completed(task: Task, payload: Mapping[str, Any], now: datetime) -> NewEvent:
+    """An iteration (one model call and its tool call) has ended."""
+    return NewEvent(type=EventType.ITERATION_COMPLETED, time=now, payload=payload, task_id=task.id)
+
+
+def task_cancel_requested(task: Task, intent: CancelIntent) -> NewEvent:
+    """The intent to cancel the task was recorded."""
+    return NewEvent(
+        type=EventType.TASK_CANCEL_REQUESTED,
+        time=intent.requested_at,
+        payload=cancel_requested_payload(intent),
+        task_id=task.id,
+    )
+
+
+def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent:
+    """The end of a task. `task` is the task after its end."""
+    payload: dict[str, Any] = {
+        "status": str(task.status),
+        "forced": task.forced,
+        "iterations": task.iterations,
+        "usage": asdict(task.usage),
+        "result": task.result,
+        "reason": task.reason,
+        "work_stopped": "yes" if work_stopped else "unknown",
+    }
+    if task.cancel is not None:
+        payload["cancel"] = _intent_payload(task.cancel)
+    return NewEvent(type=EventType.TASK_COMPLETED, time=now, payload=payload, task_id=task.id)
+
+
+def workspace_event(type_: EventType, now: datetime, **payload: Any) -> NewEvent:
+    """An event of the workspace itself."""
+    return NewEvent(type=type_, time=now, payload=payload)

@@ -1,0 +1,81 @@
+"""Use cases: put an organization on hold, release it, read its hold.
+
+The promise: no task is submitted, and no agent started, by a call that is committed after the hold.
+Each such call shares a lock of the organization until it is committed, and reads the hold under it.
+A hold takes the same lock alone. It therefore waits for the calls that have the lock, and the calls
+that come later find it.
+"""
+
+from dataclasses import dataclass
+
+from evershell.core.caller import Caller, Permission
+from evershell.core.cancel_task import intent_of
+from evershell.core.cancel_tasks import CancelTasksResult, cancel_until_done
+from evershell.core.event import Origin
+from evershell.core.hold import Hold
+from evershell.core.ports import Clock, Store
+from evershell.core.task_filter import AllTasks
+from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
+
+_SCOPE = "org:hold"
+_CANCEL_SCOPE = "workspace:write"
+# How long a call cancels tasks, unless its deadline is earlier.
+_CANCEL_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldOrg:
+    """The request. Raises Failure validation_error."""
+
+    reason: str = ""
+    # Also cancels all tasks that have not ended.
+    cancel_running: bool = False
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
+        fields.check()
+
+
+async def hold_org(
+    caller: Caller, request: HoldOrg, store: Store, clock: Clock
+) -> tuple[Hold, CancelTasksResult]:
+    """Puts the caller's organization on hold. Returns the hold in force, and what was cancelled.
+
+    If there is a hold already, its caller, time and reason stay. The tasks are cancelled after the
+    hold is committed, so none is missed. Raises Failure permission_denied.
+    """
+    caller.require(_SCOPE)
+    if request.cancel_running:
+        caller.require(_CANCEL_SCOPE)
+    hold = Hold(
+        org_id=caller.org_id,
+        held_by=caller.actor_id,
+        held_since=clock(),
+        reason=request.reason,
+    )
+    held = await store.hold_org(hold, request.origin.audit)
+    if not request.cancel_running:
+        return held, CancelTasksResult(matched=0)
+    everything = Permission(caller, (_CANCEL_SCOPE,), own_only=False)
+    intent = intent_of(caller, request.reason, None, request.origin, clock)
+    cancelled = await cancel_until_done(
+        everything, AllTasks(), intent, request.origin, store, _CANCEL_SECONDS
+    )
+    return held, cancelled
+
+
+async def release_org(caller: Caller, origin: Origin, store: Store) -> None:
+    """Ends the hold of the caller's organization, if there is one.
+
+    Raises Failure permission_denied.
+    """
+    caller.require(_SCOPE)
+    await store.release_org(caller.org_id, origin.audit)
+
+
+async def get_hold(caller: Caller, store: Store) -> Hold | None:
+    """The hold of the caller's organization. Raises Failure permission_denied."""
+    caller.permission("workspace:read")
+    return await store.get_hold(caller.org_id)

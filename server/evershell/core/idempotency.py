@@ -1,0 +1,64 @@
+"""Repeats of a call with the same idempotency key: they get the answer of the first call.
+
+The first call stores its key in the transaction that commits its effect. A key is therefore stored
+if and only if its call had an effect, so no crash leaves a key that blocks its repeats. Of two
+first calls at the same time, the database makes the second wait for the transaction of the first.
+
+The steps after that transaction can be repeated without harm. A repeat that arrives before the
+first call has answered takes them too, and both give the answer that was stored first.
+"""
+
+from dataclasses import replace
+
+from evershell.core import errors
+from evershell.core.caller import Permission
+from evershell.core.change import Change, Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.idempotency_key import FirstCall, KeyTakenError
+from evershell.core.ports import Store
+
+# These failures do not depend on whether the first call had its effect.
+_NO_ACCESS = frozenset({"permission_denied", "workspace_not_found"})
+
+
+async def earlier_call(
+    call: FirstCall | None, refusal: Failure | KeyTakenError, store: Store
+) -> FirstCall:
+    """The first call with the key of `call`, which was refused.
+
+    The effect of the first call may be the reason for the refusal: the workspace is busy with the
+    task that it submitted. Raises `refusal` if there was no earlier call, and Failure
+    idempotency_conflict if its request was another one.
+    """
+    if call is None or (isinstance(refusal, Failure) and refusal.slug in _NO_ACCESS):
+        raise refusal
+    found = await store.find_first_call(call.org_id, call.key, call.expires_before)
+    if found is None:
+        # A key that was taken has expired in between.
+        raise refusal if isinstance(refusal, Failure) else errors.unavailable()
+    if found.fingerprint != call.fingerprint:
+        raise errors.idempotency_conflict(call.key, found.called_at)
+    return found
+
+
+async def read_again(
+    first: FirstCall, permission: Permission, origin: Origin, store: Store
+) -> Change:
+    """The workspace of the first call, with its current task, for the repeat of `origin`.
+
+    Stores the repeat's entry in the audit log. Raises Failure: permission_denied,
+    workspace_not_found.
+    """
+
+    def read(locked: Locked) -> Change:
+        permission.check(locked.workspace, first.workspace_id)
+        audit = origin.audit and replace(
+            origin.audit, workspace_id=first.workspace_id, task_id=first.task_id
+        )
+        return replace(unchanged(locked), audit=audit)
+
+    found = await store.transition(first.workspace_id, read)
+    if found is None:
+        raise errors.workspace_not_found(first.workspace_id)
+    return found

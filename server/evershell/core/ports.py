@@ -1,0 +1,300 @@
+"""What the core requires of other rooms. Each port has a contract suite, in tests/contracts or
+tests/exhaustive/contracts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.caller import Permission
+from evershell.core.change import Change, Locked
+from evershell.core.event import Event
+from evershell.core.hold import Hold
+from evershell.core.idempotency_key import FirstCall
+from evershell.core.task import CancelIntent, Task
+from evershell.core.task_filter import TaskSelection
+from evershell.core.workspace import Workspace, WorkspaceStatus
+
+Clock = Callable[[], datetime]
+
+# The share of a lease below which a heartbeat renews it. With six heartbeats in a lease, every
+# second one writes.
+RENEW_BELOW_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCancellation:
+    """What record_cancellation found, and whether it recorded the intent."""
+
+    # None if the caller's organization has no such workspace.
+    workspace: Workspace | None
+    # The requested task, or the current one; None if there is no such task.
+    task: Task | None
+    # True for exactly one call per task: the one that recorded the intent and its event.
+    recorded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A workspace as a heartbeat found it."""
+
+    # The workspace and its current task, which were not locked.
+    locked: Locked
+    # How long the lease still lasts, by the time of the service. Not above 0 without a lease.
+    lease_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedTask:
+    """A task that matches a filter."""
+
+    workspace_id: str
+    task_id: str
+    # Whether a cancellation would record its intent, or an earlier `force_at`.
+    is_pending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedTasks:
+    """The tasks that match a filter. The counts are those of all of them."""
+
+    matched: int
+    pending: int
+    tasks: Sequence[MatchedTask]
+
+
+# Announced in place of a workspace: there are recorded cancellations that nobody has signalled.
+UNSIGNALLED = "*"
+
+
+class Store(Protocol):
+    """The durable state. Every method raises UnavailableError if the database does not answer."""
+
+    async def record_cancellation(
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+    ) -> RecordedCancellation:
+        """Checks and records a cancellation in one transaction and one round trip.
+
+        Records the intent if the workspace is in the caller's organization, the permission covers
+        it, it is up, the task (`task_id`, or the current task) has not ended, and no intent is
+        recorded for it. If one is recorded already, only an earlier `force_at` replaces its own.
+
+        Returns what it read under the lock, even if it recorded nothing. `trace_id` is stored in
+        the event; empty for no trace. `audit` is stored in the same transaction, even if nothing is
+        recorded, with the outcome or the slug that the caller is answered with, except
+        `agent_unreachable`: the entry then says `accepted` or `already_requested`.
+        """
+
+    async def match_tasks(
+        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
+    ) -> MatchedTasks:
+        """The tasks that match, have not ended and are covered by the permission.
+
+        At most `limit` of them: first those that a cancellation with this `force_at` would change,
+        then the others, each from the oldest on.
+        """
+
+    async def cancel_tasks(
+        self,
+        permission: Permission,
+        task_ids: Sequence[str],
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+        *,
+        wait: bool = False,
+    ) -> Mapping[str, bool]:
+        """Records the intent for each of the tasks in one transaction, like record_cancellation.
+
+        Returns the tasks whose cancellation is recorded now, and whether this call recorded it.
+        Leaves out tasks that have ended, and tasks whose workspace is not up, is not covered or is
+        locked by another transaction. With `wait`, for one task only, waits for that transaction.
+        Announces the workspaces, and UNSIGNALLED, because the fleet controller signals the agents.
+        """
+
+    async def transition(
+        self,
+        workspace_id: str,
+        decide: Callable[[Locked], Change],
+        held_org_id: str | None = None,
+    ) -> Change | None:
+        """Locks the workspace with its current task, and commits and returns what `decide` returns.
+
+        With `held_org_id`, `decide` also gets the hold of this organization. No hold of it is
+        committed between that and the commit of the change.
+
+        Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
+        KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
+        another transaction is about to store the key, waits for its end.
+
+        `decide` holds the lock, so it must return quickly. It may be called more than once.
+        """
+
+    async def renew_lease(
+        self, workspace_id: str, epoch: int, lease_seconds: float
+    ) -> Leased | None:
+        """Renews the lease of the epoch's agent, and returns the workspace with its current task.
+
+        Writes only if less than RENEW_BELOW_SHARE of `lease_seconds` remains. Never waits for a
+        lock: while another transaction holds the workspace, the lease stays as it is. A fenced
+        epoch has no effect.
+
+        Returns None if there is no such workspace. The task may have ended after the workspace was
+        read.
+        """
+
+    async def create_workspace(
+        self,
+        workspace: Workspace,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+    ) -> None:
+        """Adds a workspace, with an empty log, the entry of the audit log, and the key of the call.
+
+        Raises KeyTakenError, like `transition`, and Failure org_on_hold if the organization is on
+        hold.
+        """
+
+    async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
+        """Stores the hold, unless there is one, and the audit log's entry. Returns the stored hold.
+
+        Waits for the calls that have read that there is no hold and are not committed yet.
+        """
+
+    async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
+        """Removes the hold of the organization, if there is one. Stores the audit log's entry."""
+
+    async def get_hold(self, org_id: str) -> Hold | None:
+        """The hold of the organization."""
+
+    async def count_holds(self) -> int:
+        """The number of organizations on hold."""
+
+    async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
+        """The first call with the idempotency key, if it was made after this time."""
+
+    async def record_answer(self, first_call: FirstCall, answer: str) -> str:
+        """Stores the answer of the call, unless one is stored. Returns the stored answer."""
+
+    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
+        """One workspace: of this organization, or of any.
+
+        For a caller, name the organization. The workspace of another one is then not read, so that
+        the answer takes as long as that for a missing one.
+        """
+
+    async def list_workspaces(
+        self, permission: Permission, before_id: str | None, limit: int
+    ) -> Sequence[Workspace]:
+        """The workspaces that the permission covers and that are older than `before_id`.
+
+        Newest first. None for `before_id` starts with the newest.
+        """
+
+    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
+        """One task of the workspace."""
+
+    async def get_workspace_with_task(
+        self, workspace_id: str, task_id: str, org_id: str | None = None
+    ) -> tuple[Workspace | None, Task | None]:
+        """One workspace, as get_workspace does, and one of its tasks, in one round trip.
+
+        Both are read at the same moment. None stands for each one that does not exist.
+        """
+
+    async def list_tasks(
+        self, workspace_id: str, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
+        """The tasks of the workspace that are older than `before_id`, newest first.
+
+        The list may end early, with at least one task more than MAX_PAGE_CHARACTERS allow.
+        """
+
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+        """The workspace's events after `after_seq`, in order.
+
+        The list may end early if the events are large, after at least one.
+        """
+
+    async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
+        """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.
+
+        In the order of their ids, from the first id after `after_id`.
+        """
+
+    async def list_unsettled(self) -> Sequence[Workspace]:
+        """The workspaces whose state requires a step of the controller, or soon may.
+
+        They are provisioning or stopping, or their agent does not name the current task or broke a
+        rule.
+        """
+
+    async def list_expired_leases(self) -> Sequence[Workspace]:
+        """The workspaces with a pod whose lease has run out, by the time of the service."""
+
+    async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
+        """How long the lease of the workspace lasts, by the time of the service.
+
+        For None, the lease that runs out first, of all workspaces with a pod. Below 0 if it has run
+        out; None if there is no lease.
+        """
+
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Sequence[AuditEntry]:
+        """The entries of the organization that match and are older than `before_id`, newest first.
+
+        If the permission covers only the caller's own workspaces, only entries of these.
+        """
+
+    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
+        """All tasks with a recorded intent that have not ended, each with its workspace."""
+
+    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
+        """The workspaces whose task has reached its `max_duration`, from the longest ago on.
+
+        Leaves out tasks for which apply_limits has nothing to change.
+        """
+
+    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
+        """The number of workspaces in each status, of all organizations. Zeros may be absent."""
+
+
+class Wakeups(Protocol):
+    """Wakes waiting calls when a workspace changes, even if another process changed it."""
+
+    def subscribe(self, workspace_id: str) -> AbstractAsyncContextManager["Wakeup"]:
+        """Subscribes to the changes that are committed after the context is entered."""
+
+
+class Wakeup(Protocol):
+    """One subscription."""
+
+    async def wait(self, timeout_seconds: float) -> bool:
+        """Returns when something was committed since the last return, or after the timeout.
+
+        May also return early for no reason. Returns False if the caller has to answer now with what
+        it has, because this process or the edge is about to end.
+        """
+
+
+class Agents(Protocol):
+    """Calls the agent of a workspace. Its answers are hints; the store is authoritative."""
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        """Delivers the task. Raises AgentUnreachableError within 2 s."""
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        """Signals the cancellation. Raises AgentUnreachableError within 2 s.
+
+        Returns False if the agent does not have the task: not yet, or no longer.
+        """

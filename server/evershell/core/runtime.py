@@ -1,0 +1,158 @@
+"""Use cases of agents: register, heartbeat, commit events. Every reply carries a directive."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from evershell.core import agent_rules, task_lifecycle, workspace_lifecycle
+from evershell.core.agent_rules import BreachError
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.ports import Clock, Store
+from evershell.core.task import Phase, Task
+from evershell.core.task_lifecycle import AgentEvent
+from evershell.core.workspace import Workspace, WorkspaceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """An authenticated agent: the agent of a workspace in one epoch."""
+
+    workspace_id: str
+    epoch: int
+    # Which of the control plane's signing keys its secrets are derived from.
+    signing_key: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Directive:
+    """What the agent has to do, according to the database."""
+
+    # The agent has to end, because its epoch is over.
+    fenced: bool
+    # The current task, with its intent to cancel if there is one; None if there is no task.
+    task: Task | None
+    # How long the lease still lasts, by the time of the service. None in the reply to a commit,
+    # which does not renew it.
+    lease_seconds: float | None = None
+
+
+_FENCED = Directive(fenced=True, task=None)
+# A heartbeat waits for the lock of its workspace if less than this share of the lease remains.
+# Until then, a later heartbeat renews it.
+_WAIT_BELOW_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The calls of agents. Every method is idempotent, because agents retry unacknowledged calls.
+
+    Every method raises UnavailableError if the database does not answer. A method that raises
+    BreachError has no effect; the caller then records the breach.
+    """
+
+    store: Store
+    clock: Clock
+    # An agent that does not renew its lease for this long counts as lost.
+    lease_seconds: float
+    # Whether agents may run on the machine of the workers, and whether they may have addresses of
+    # their own.
+    agents_on_loopback: bool = True
+    agents_elsewhere: bool = False
+
+    async def begin_bootstrap(self, agent: AgentIdentity) -> None:
+        """Checks that the agent has not registered yet. Raises Failure unauthenticated.
+
+        Registering spends the bootstrap token. Until then, nothing but the agent runs in its pod.
+        """
+        workspace = await self.store.get_workspace(agent.workspace_id)
+        if (
+            workspace is None
+            or workspace.is_fenced(agent.epoch)
+            or workspace.status is not WorkspaceStatus.PROVISIONING
+        ):
+            raise Failure("unauthenticated", "The bootstrap token was spent, or its epoch is over.")
+
+    async def register(self, agent: AgentIdentity, address: str) -> Directive:
+        """Records that the agent is up and listens on `address`, which is host:port.
+
+        Raises BreachError.
+        """
+        agent_rules.check_address(
+            address, on_loopback=self.agents_on_loopback, elsewhere=self.agents_elsewhere
+        )
+        return await self._apply(
+            agent,
+            lambda locked: workspace_lifecycle.register(
+                locked, agent.epoch, address, self.lease_seconds, self.clock()
+            ),
+        )
+
+    async def heartbeat(self, agent: AgentIdentity, task_id: str, phase: Phase) -> Directive:
+        """Renews the lease, and records the agent's task and phase.
+
+        Most heartbeats report nothing new. They take one statement, which takes no lock and writes
+        at most the lease. The others decide under the lock of the workspace.
+        """
+
+        def decide(locked: Locked) -> Change:
+            return workspace_lifecycle.heartbeat(
+                locked, agent.epoch, task_id, phase, self.lease_seconds, self.clock()
+            )
+
+        found = await self.store.renew_lease(agent.workspace_id, agent.epoch, self.lease_seconds)
+        if found is None or found.locked.workspace.is_fenced(agent.epoch):
+            return _FENCED
+        is_safe = found.lease_seconds >= self.lease_seconds * _WAIT_BELOW_SHARE
+        if is_safe and not decide(found.locked).writes_rows(found.locked):
+            return _directive(agent, found.locked.workspace, found.locked.task, found.lease_seconds)
+        return await self._apply(agent, decide)
+
+    async def commit_events(
+        self,
+        agent: AgentIdentity,
+        task_id: str,
+        events: Sequence[AgentEvent],
+        trace_id: str = "",
+    ) -> Directive:
+        """Commits events of a task, in order, in one transaction. `trace_id` is stored in them.
+
+        Raises Failure invalid_state for an iteration out of order, and BreachError.
+        """
+        agent_rules.check_events(events)
+        return await self._apply(
+            agent,
+            lambda locked: task_lifecycle.commit(
+                locked, agent.epoch, task_id, events, self.clock()
+            ).caused_by(Origin(trace_id=trace_id)),
+        )
+
+    async def record_breach(self, agent: AgentIdentity, breach: BreachError) -> bool:
+        """Fences the agent. The fleet controller ends its pod and its task.
+
+        Returns False if the agent was fenced before.
+        """
+        was_fenced = True
+
+        def decide(locked: Locked) -> Change:
+            nonlocal was_fenced
+            was_fenced = locked.workspace.is_fenced(agent.epoch)
+            return workspace_lifecycle.record_breach(locked, agent.epoch, str(breach))
+
+        await self.store.transition(agent.workspace_id, decide)
+        return not was_fenced
+
+    async def _apply(self, agent: AgentIdentity, decide: Callable[[Locked], Change]) -> Directive:
+        change = await self.store.transition(agent.workspace_id, decide)
+        if change is None:
+            return _FENCED
+        return _directive(agent, change.workspace, change.task, change.lease_seconds)
+
+
+def _directive(
+    agent: AgentIdentity, workspace: Workspace, task: Task | None, lease_seconds: float | None
+) -> Directive:
+    if workspace.is_fenced(agent.epoch):
+        return _FENCED
+    is_open = task is not None and not task.status.is_terminal
+    return Directive(fenced=False, task=task if is_open else None, lease_seconds=lease_seconds)

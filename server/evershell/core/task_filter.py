@@ -1,0 +1,86 @@
+"""Which tasks of an organization a call is about: those that match a filter, or all of them.
+
+A filter has at least one field, and all tasks are a type of their own. So no code can take an empty
+filter for all tasks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from evershell.workspace.v1 import field_limits
+
+from evershell.core.validation import Fields
+
+# The same for both lists of ids.
+MAX_IDS = field_limits.CANCEL_TASKS_FILTER_TASK_IDS_MAX
+_MAX_ACTOR_CHARACTERS = field_limits.CANCEL_TASKS_FILTER_SUBMITTED_BY_MAX
+_MAX_METADATA = field_limits.CANCEL_TASKS_FILTER_METADATA_MAX
+_MAX_METADATA_KEY = field_limits.CANCEL_TASKS_FILTER_METADATA_MAX_KEY
+_MAX_METADATA_VALUE = field_limits.CANCEL_TASKS_FILTER_METADATA_MAX_VALUE
+
+
+@dataclass(frozen=True, slots=True)
+class AllTasks:
+    """Every task of the organization."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """A task matches if it matches every field that is not None.
+
+    Raises Failure validation_error if no field is set, or if one is empty or not valid.
+    """
+
+    # Ids that do not exist match nothing.
+    task_ids: tuple[str, ...] | None = None
+    workspace_ids: tuple[str, ...] | None = None
+    # The creator of the workspace.
+    created_by_user_id: str | None = None
+    # The user's id, or the API key's.
+    submitted_by: str | None = None
+    # Only tasks that were submitted before this time.
+    submitted_before: datetime | None = None
+    # Only tasks that have all of these entries.
+    metadata: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        if all(getattr(self, name) is None for name in self.__slots__):
+            fields.reject("filter", "must have a field; `all`: true cancels every task")
+        for name in ("task_ids", "workspace_ids"):
+            _check_ids(fields, f"filter.{name}", getattr(self, name))
+        for name in ("created_by_user_id", "submitted_by"):
+            value = getattr(self, name)
+            if value is not None:
+                fields.text(
+                    f"filter.{name}", value, max_characters=_MAX_ACTOR_CHARACTERS, required=True
+                )
+        _check_metadata(fields, self.metadata)
+        fields.check()
+
+
+TaskSelection = TaskFilter | AllTasks
+
+
+def _check_ids(fields: Fields, name: str, ids: tuple[str, ...] | None) -> None:
+    if ids is None:
+        return
+    _check_count(fields, name, len(ids), MAX_IDS)
+    for each in ids:
+        fields.identifier(name, each)
+
+
+def _check_metadata(fields: Fields, metadata: Mapping[str, str] | None) -> None:
+    if metadata is None:
+        return
+    name = "filter.metadata"
+    _check_count(fields, name, len(metadata), _MAX_METADATA)
+    for key, value in metadata.items():
+        fields.text(name, key, max_characters=_MAX_METADATA_KEY, required=True)
+        fields.text(name, value, max_characters=_MAX_METADATA_VALUE, required=True)
+
+
+def _check_count(fields: Fields, name: str, count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        fields.reject(name, f"has {count:,} entries; 1 to {most:,} are allowed")

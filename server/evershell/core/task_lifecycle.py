@@ -1,0 +1,232 @@
+"""Every change of a task. See change.py.
+
+The events of agents can be imported from here too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from evershell.core import agent_rules, event, limits
+from evershell.core.agent_events import AgentEvent as AgentEvent
+from evershell.core.agent_events import IterationCompleted as IterationCompleted
+from evershell.core.agent_events import TaskEnded as TaskEnded
+from evershell.core.agent_events import TaskStarted as TaskStarted
+from evershell.core.change import Change, Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.task import CancelIntent, Phase, Task, TaskStatus, Usage
+from evershell.core.workspace import WorkspaceStatus
+
+
+def submit(locked: Locked, task: Task, submitted_by: str) -> Change:
+    """Gives the workspace a task. Raises Failure if the workspace is not up or is busy."""
+    workspace = locked.workspace
+    workspace.require_up()
+    if locked.task is not None:
+        message = (
+            f"Workspace {workspace.id} is busy with {locked.task.id}. "
+            "Wait for its end, or cancel it."
+        )
+        raise Failure(
+            "workspace_busy",
+            message,
+            workspace_id=workspace.id,
+            task_id=locked.task.id,
+            status="busy",
+        )
+    busy = replace(
+        workspace,
+        status=WorkspaceStatus.BUSY,
+        current_task_id=task.id,
+        task_unnamed_since=None,
+        updated_at=task.created_at,
+    )
+    return Change(busy, task, (event.task_submitted(task, submitted_by),))
+
+
+def deliver(locked: Locked, task_id: str) -> Change:
+    """Records that the agent has acknowledged the task.
+
+    The agent may have started or even ended the task before its acknowledgement arrived.
+    """
+    task = locked.task
+    if task is None or task.id != task_id or task.status is not TaskStatus.SUBMITTED:
+        return unchanged(locked)
+    return Change(locked.workspace, replace(task, status=TaskStatus.DELIVERED))
+
+
+def fail_delivery(locked: Locked, task_id: str, reason: str, now: datetime) -> Change:
+    """Ends a task that could not be delivered, unless the agent has started it."""
+    task = locked.task
+    if task is None or task.id != task_id or task.status is not TaskStatus.SUBMITTED:
+        return unchanged(locked)
+    return _end(locked, task, TaskEnded(status=TaskStatus.DELIVERY_FAILED, reason=reason), now)
+
+
+def request_cancel(locked: Locked, intent: CancelIntent) -> Change:
+    """Records the intent to cancel the current task.
+
+    If an intent is recorded already, it stays; only an earlier `force_at` replaces the recorded
+    one, with its requester. CancelTask does the same in one SQL statement (store/functions). The
+    contract suite of the store compares the two.
+    """
+    task = locked.task
+    if task is None:
+        return unchanged(locked)
+    if task.cancel is None:
+        return Change(
+            locked.workspace,
+            replace(task, cancel=intent),
+            (event.task_cancel_requested(task, intent),),
+        )
+    if intent.force_at is None or (
+        task.cancel.force_at is not None and task.cancel.force_at <= intent.force_at
+    ):
+        return unchanged(locked)
+    sooner = replace(
+        task.cancel, force_at=intent.force_at, force_requested_by=intent.force_requested_by
+    )
+    return Change(locked.workspace, replace(task, cancel=sooner))
+
+
+def apply_limits(locked: Locked, now: datetime) -> Change:
+    """Cancels the current task if it has reached a limit."""
+    task = locked.task
+    if task is None or task.status.is_terminal:
+        return unchanged(locked)
+    reached = limits.reached(task, now)
+    if reached is None:
+        return unchanged(locked)
+    change = request_cancel(locked, reached.intent)
+    # If a caller has cancelled the task before, the limit only changes the deadline.
+    return replace(change, limit=reached.limit) if change.events else change
+
+
+def commit(
+    locked: Locked, epoch: int, task_id: str, events: Sequence[AgentEvent], now: datetime
+) -> Change:
+    """Commits what the agent of the epoch reports about its task.
+
+    Events have no effect if they are committed already, if their task has ended, or if the agent is
+    fenced. The limits of the task are applied before each event and after the last one. Raises
+    Failure invalid_state for an iteration out of order, and BreachError.
+    """
+    change = unchanged(locked)
+    for agent_event in (*events, None):
+        if not _is_current(change, epoch, task_id):
+            break
+        limited = apply_limits(Locked(change.workspace, change.task), now)
+        change = _followed_by(change, limited)
+        if agent_event is not None and change.task is not None:
+            locked = Locked(change.workspace, change.task)
+            change = _followed_by(change, _commit_one(locked, change.task, agent_event, now))
+    return change
+
+
+def _is_current(change: Change, epoch: int, task_id: str) -> bool:
+    """Whether the agent of the epoch works on this task, which has not ended."""
+    workspace, task = change.workspace, change.task
+    return (
+        task is not None
+        and task.id == task_id
+        and not task.status.is_terminal
+        and not workspace.is_fenced(epoch)
+    )
+
+
+def _followed_by(first: Change, second: Change) -> Change:
+    events, limit = first.events + second.events, first.limit or second.limit
+    return Change(second.workspace, second.task, events, limit=limit)
+
+
+def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: datetime) -> Change:
+    workspace = locked.workspace
+    match agent_event:
+        case TaskStarted():
+            if task.status is TaskStatus.RUNNING:
+                return unchanged(locked)
+            running = replace(task, status=TaskStatus.RUNNING, started_at=now)
+            return Change(workspace, running, (event.task_started(running, workspace.epoch, now),))
+        case IterationCompleted(number=number, payload=payload, size_bytes=size_bytes):
+            if number <= task.iterations:
+                return unchanged(locked)
+            if number != task.iterations + 1:
+                message = (
+                    f"Task {task.id} has {task.iterations} iterations; {number} cannot follow."
+                )
+                raise Failure("invalid_state", message)
+            agent_rules.check_next(task, agent_event)
+            counted = _count_iteration(task, payload, size_bytes)
+            return Change(workspace, counted, (event.iteration_completed(counted, payload, now),))
+        case TaskEnded():
+            return _end(locked, task, agent_event, now)
+
+
+def _count_iteration(task: Task, payload: Mapping[str, Any], size_bytes: int) -> Task:
+    model_call, tool_call = payload["model_call"], payload.get("tool_call")
+    usage = Usage(
+        input_tokens=task.usage.input_tokens + int(model_call.get("input_tokens", 0)),
+        output_tokens=task.usage.output_tokens + int(model_call.get("output_tokens", 0)),
+        model_calls=task.usage.model_calls + 1,
+        tool_calls=task.usage.tool_calls + (tool_call is not None),
+    )
+    output = tool_call["result"].get("output", "") if tool_call else ""
+    result = model_call.get("content") or output or task.result
+    return replace(
+        task,
+        iterations=task.iterations + 1,
+        usage=usage,
+        committed_bytes=task.committed_bytes + size_bytes,
+        result=result,
+        phase=Phase.NONE,
+    )
+
+
+def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: bool) -> Change:
+    """Ends the current task, if there is one, because its pod has ended.
+
+    The end is forced if the `force_at` of its cancellation has passed. A limit that was reached
+    before applies.
+    """
+    limited = apply_limits(locked, now)
+    task = limited.task
+    if task is None:
+        return unchanged(locked)
+    force_at = task.cancel.force_at if task.cancel is not None else None
+    forced = force_at is not None and force_at <= now
+    ended = TaskEnded(
+        status=TaskStatus.FAILED, reason=reason, forced=forced, work_stopped=work_stopped
+    )
+    return _followed_by(limited, _end(Locked(limited.workspace, task), task, ended, now))
+
+
+def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Change:
+    """Ends the task. No other function of the core does.
+
+    With a recorded intent the task becomes `cancelled`, for every proposed status. Without one it
+    never does. The end is forced only if a caller has asked for that.
+    """
+    workspace = locked.workspace
+    may_be_forced = task.cancel is not None and task.cancel.force_at is not None
+    status, reason = proposed.status, proposed.reason
+    if task.cancel is not None:
+        status, reason = TaskStatus.CANCELLED, reason or task.cancel.reason
+    elif status is TaskStatus.CANCELLED:
+        status = TaskStatus.FAILED
+        reason = reason or "its agent ended it, and no cancellation was recorded"
+    ended = replace(
+        task,
+        status=status,
+        phase=Phase.NONE,
+        completed_at=now,
+        reason=reason,
+        result=proposed.result or task.result,
+        forced=proposed.forced and may_be_forced,
+    )
+    idle = WorkspaceStatus.IDLE if workspace.status is WorkspaceStatus.BUSY else workspace.status
+    without_task = replace(
+        workspace, status=idle, current_task_id=None, task_unnamed_since=None, updated_at=now
+    )
+    completed = event.task_completed(ended, now, work_stopped=proposed.work_stopped)
+    return Change(without_task, ended, (completed,))

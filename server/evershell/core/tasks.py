@@ -1,0 +1,227 @@
+"""Use cases: submit a task, read tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from evershell.workspace.v1 import field_limits
+
+from evershell.core import errors, task_lifecycle
+from evershell.core.caller import Caller
+from evershell.core.change import Change, Locked
+from evershell.core.errors import AgentUnreachableError, Failure
+from evershell.core.event import Origin
+from evershell.core.idempotency import earlier_call, read_again
+from evershell.core.idempotency_key import FirstCall, IdempotencyKey, KeyTakenError
+from evershell.core.ids import new_task_id
+from evershell.core.ports import Agents, Clock, Store
+from evershell.core.task import (
+    DEFAULT_MAX_ITERATIONS,
+    MAX_DESCRIPTION_CHARACTERS,
+    MAX_ITERATIONS,
+    Task,
+    TaskLimits,
+    TaskStatus,
+)
+from evershell.core.validation import Fields, Page
+from evershell.core.workspace import Workspace
+
+MAX_METADATA_ENTRIES = field_limits.SUBMIT_TASK_METADATA_MAX
+MAX_METADATA_KEY_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_KEY
+MAX_METADATA_VALUE_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_VALUE
+
+MAX_DURATION_SECONDS = field_limits.SUBMIT_TASK_LIMITS_MAX_DURATION_MAX
+MAX_TOTAL_TOKENS = field_limits.SUBMIT_TASK_LIMITS_MAX_TOTAL_TOKENS_MAX
+MAX_FORCE_AFTER_SECONDS = field_limits.SUBMIT_TASK_LIMITS_FORCE_AFTER_MAX
+
+# The answer of a call whose task could not be delivered.
+_UNREACHABLE = "agent_unreachable"
+_REASON = "the agent could not be reached"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitTask:
+    """The request. `max_iterations` 0 means the default."""
+
+    workspace_id: str
+    description: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    max_iterations: int = 0
+    limits: TaskLimits = field(default_factory=TaskLimits)
+    origin: Origin
+    key: IdempotencyKey | None = None
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        fields.identifier("workspace_id", self.workspace_id)
+        fields.text(
+            "description",
+            self.description,
+            max_characters=MAX_DESCRIPTION_CHARACTERS,
+            required=True,
+        )
+        if len(self.metadata) > MAX_METADATA_ENTRIES:
+            fields.reject(
+                "metadata",
+                f"has {len(self.metadata)} entries; at most {MAX_METADATA_ENTRIES} are allowed",
+            )
+        for key, value in self.metadata.items():
+            fields.text("metadata", key, max_characters=MAX_METADATA_KEY_CHARACTERS, required=True)
+            fields.text("metadata", value, max_characters=MAX_METADATA_VALUE_CHARACTERS)
+        if self.max_iterations:
+            fields.between("max_iterations", self.max_iterations, 1, MAX_ITERATIONS)
+        _check_limits(self.limits, fields)
+        fields.check()
+
+
+def _check_limits(limits: TaskLimits, fields: Fields) -> None:
+    duration, tokens = limits.max_duration_seconds, limits.max_total_tokens
+    if duration is not None and not 0 < duration <= MAX_DURATION_SECONDS:
+        fields.reject(
+            "limits.max_duration", f"must be more than 0 s and at most {MAX_DURATION_SECONDS:,} s"
+        )
+    if tokens is not None:
+        fields.between("limits.max_total_tokens", tokens, 1, MAX_TOTAL_TOKENS)
+    force_after = limits.force_after_seconds
+    if force_after is not None and not 0 <= force_after <= MAX_FORCE_AFTER_SECONDS:
+        fields.reject("limits.force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
+    if force_after is not None and duration is None and tokens is None:
+        fields.reject("limits.force_after", "needs max_duration or max_total_tokens")
+
+
+async def submit_task(
+    caller: Caller, request: SubmitTask, store: Store, agents: Agents, clock: Clock
+) -> Task:
+    """Records the task, then delivers it to the agent.
+
+    With the key of an earlier call that had an effect, answers what that call answered. Raises
+    Failure: permission_denied, workspace_not_found, org_on_hold, workspace_provisioning,
+    workspace_stopped, workspace_failed, workspace_busy; agent_unreachable when the task could not
+    be delivered and has ended `delivery_failed`; idempotency_conflict.
+    """
+    permission = caller.permission("tasks:write")
+    now = clock()
+    task = Task(
+        id=new_task_id(now),
+        workspace_id=request.workspace_id,
+        description=request.description,
+        metadata=dict(request.metadata),
+        submitted_by=caller.actor_id,
+        limits=request.limits,
+        max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
+        created_at=now,
+    )
+    call = None
+    if request.key is not None:
+        call = request.key.first_call(caller.org_id, task.created_at, task.workspace_id, task.id)
+
+    def submit(locked: Locked) -> Change:
+        permission.check(locked.workspace, request.workspace_id)
+        locked.require_no_hold()
+        change = task_lifecycle.submit(locked, task, caller.actor_id)
+        return replace(change.caused_by(request.origin), first_call=call)
+
+    try:
+        submitted = await store.transition(request.workspace_id, submit, caller.org_id)
+    except (Failure, KeyTakenError) as refusal:
+        call = await earlier_call(call, refusal, store)
+        submitted = await read_again(call, permission, request.origin, store)
+        task = await _current(submitted, call.workspace_id, call.task_id, store)
+    if submitted is None:
+        raise errors.workspace_not_found(request.workspace_id)
+    answer = call.answer if call is not None else ""
+    if not answer:
+        task, answer = await _deliver(submitted.workspace, task, store, agents, clock)
+        if call is not None:
+            answer = await store.record_answer(call, answer)
+    if answer == _UNREACHABLE:
+        raise _unreachable(task, call)
+    return replace(task, status=TaskStatus(answer))
+
+
+async def _deliver(
+    workspace: Workspace, task: Task, store: Store, agents: Agents, clock: Clock
+) -> tuple[Task, str]:
+    """Delivers the task unless it is delivered. Returns it as it is then, and the call's answer.
+
+    Ends a task that cannot be delivered as `delivery_failed`, unless the agent has started it and
+    only its reply was lost.
+    """
+    if task.status is not TaskStatus.SUBMITTED:
+        return task, _answer(task)
+    try:
+        await agents.start_task(workspace, task)
+    except AgentUnreachableError:
+        failed = await store.transition(
+            workspace.id,
+            lambda locked: task_lifecycle.fail_delivery(locked, task.id, _REASON, clock()),
+        )
+        current = await _current(failed, workspace.id, task.id, store)
+        return current, _answer(current) if current.started_at is not None else _UNREACHABLE
+    delivered = await store.transition(
+        workspace.id, lambda locked: task_lifecycle.deliver(locked, task.id)
+    )
+    current = await _current(delivered, workspace.id, task.id, store)
+    return current, _answer(current)
+
+
+def _answer(task: Task) -> str:
+    return _UNREACHABLE if task.status is TaskStatus.DELIVERY_FAILED else str(task.status)
+
+
+def _unreachable(task: Task, call: FirstCall | None) -> Failure:
+    again = "Submit it again later" + (", with a new idempotency key." if call else ".")
+    message = (
+        f"The agent of workspace {task.workspace_id} could not be reached, so task {task.id} has "
+        f"ended `delivery_failed`. {again}"
+    )
+    return errors.agent_unreachable(task.workspace_id, task.id, message, intent_recorded=False)
+
+
+async def _current(change: Change | None, workspace_id: str, task_id: str, store: Store) -> Task:
+    """The task after the change.
+
+    A task that had ended before is not part of the change, so it is read again.
+    """
+    if change is not None and change.task is not None and change.task.id == task_id:
+        return change.task
+    found = await store.get_task(workspace_id, task_id)
+    assert found is not None, "tasks are never removed"
+    return found
+
+
+async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store) -> Task:
+    """Reads one task. Raises Failure: permission_denied, workspace_not_found, task_not_found."""
+    fields = Fields()
+    fields.identifier("workspace_id", workspace_id)
+    fields.identifier("task_id", task_id)
+    fields.check()
+    permission = caller.permission("workspace:read")
+    workspace, task = await store.get_workspace_with_task(workspace_id, task_id, caller.org_id)
+    permission.check(workspace, workspace_id)
+    if task is None:
+        raise errors.task_not_found(workspace_id, task_id)
+    return task
+
+
+async def list_tasks(
+    caller: Caller, workspace_id: str, page: Page, store: Store
+) -> tuple[Sequence[Task], str]:
+    """A page of the workspace's tasks, newest first, and the token of the next page.
+
+    The token is empty on the last page. Raises Failure: permission_denied, workspace_not_found.
+    """
+    fields = Fields()
+    fields.identifier("workspace_id", workspace_id)
+    fields.check()
+    permission = caller.permission("workspace:read")
+    permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
+    found = await store.list_tasks(workspace_id, page.before_id, page.size + 1)
+    return page.cut(found, _characters)
+
+
+def _characters(task: Task) -> int:
+    """The size of the fields that a caller or an agent can make long."""
+    texts = [task.description, task.result, task.reason, *task.metadata, *task.metadata.values()]
+    if task.cancel is not None:
+        texts.append(task.cancel.reason)
+    return sum(map(len, texts))

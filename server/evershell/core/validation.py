@@ -1,0 +1,136 @@
+"""The rules for the fields of requests. A request object checks them when it is constructed."""
+
+import hashlib
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from evershell.workspace.v1 import field_limits
+
+from evershell.core import errors
+
+_ID = re.compile(field_limits.ID)
+
+MAX_REASON_CHARACTERS = field_limits.CANCEL_TASK_REASON_MAX
+# The same for all lists.
+MAX_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_MAX
+DEFAULT_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_DEFAULT_VALUE
+# The default limit of gRPC clients is 4 MiB a message, and a character may take four bytes.
+MAX_PAGE_CHARACTERS = 900_000
+_CHECKSUM_BYTES = 6
+
+
+def is_identifier(value: str) -> bool:
+    """Whether the value has the syntax of an id."""
+    return _ID.fullmatch(value) is not None
+
+
+class Fields:
+    """Collects the problems of a request, so that one error reports all of them."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, str] = {}
+
+    def reject(self, field: str, problem: str) -> None:
+        """Adds a problem. A field keeps its first problem."""
+        self._problems.setdefault(field, problem)
+
+    def identifier(self, field: str, value: str) -> None:
+        """Checks the syntax of an id."""
+        if not is_identifier(value):
+            self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
+
+    def text(self, field: str, value: str, *, max_characters: int, required: bool = False) -> None:
+        """Checks a human-readable text. PostgreSQL cannot store the character NUL."""
+        if required and not value.strip():
+            self.reject(field, "must not be empty")
+        elif len(value) > max_characters:
+            self.reject(
+                field, f"has {len(value):,} characters; at most {max_characters:,} are allowed"
+            )
+        elif "\0" in value:
+            self.reject(field, "must not hold the character NUL")
+
+    def between(self, field: str, value: int, low: int, high: int) -> None:
+        """Checks that a number is within the bounds, both included."""
+        if not low <= value <= high:
+            self.reject(field, f"must be {low:,} to {high:,}")
+
+    def check(self) -> None:
+        """Raises Failure validation_error if a problem was added."""
+        if self._problems:
+            raise errors.invalid(self._problems)
+
+
+class HasId(Protocol):
+    """An item of a list that is paged by id."""
+
+    @property
+    def id(self) -> str:
+        """Sorts by time of creation."""
+
+
+Listed = TypeVar("Listed", bound=HasId)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a list, newest first.
+
+    The page token has the id of the last item before the page, and a checksum of that id and the
+    list. So a malformed token, and a token of another list, are refused (AIP-158).
+    """
+
+    size: int
+    # None for the first page.
+    before_id: str | None
+    # Identifies the list: whose it is, and what selects its items.
+    listed: bytes = b""
+
+    @classmethod
+    def of(cls, page_size: int, page_token: str, listed: bytes = b"") -> "Page":
+        """Decodes the fields of a request. Raises Failure validation_error."""
+        fields = Fields()
+        if page_size:
+            fields.between("page_size", page_size, 1, MAX_PAGE_SIZE)
+        before_id = _id_in(page_token) if page_token else None
+        if before_id is not None and _page_token(before_id, listed) != page_token:
+            fields.reject(
+                "page_token",
+                "must be the next_page_token of the same list, with the same other fields",
+            )
+        fields.check()
+        return cls(page_size or DEFAULT_PAGE_SIZE, before_id, listed)
+
+    def cut(
+        self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0
+    ) -> tuple[Sequence[Listed], str]:
+        """The items of the page, and the token of the next page; empty if there is none.
+
+        `found` has one item more than the page if there is a next page. `weigh` returns the size of
+        an item in characters. A page that would exceed the size of a message ends early.
+        """
+        page: list[Listed] = []
+        characters = 0
+        for item in found[: self.size]:
+            characters += weigh(item)
+            if page and characters > MAX_PAGE_CHARACTERS:
+                break
+            page.append(item)
+        return page, _page_token(page[-1].id, self.listed) if len(found) > len(page) else ""
+
+
+def _page_token(before_id: str, listed: bytes) -> str:
+    checksum = hashlib.sha256(listed + before_id.encode()).digest()[:_CHECKSUM_BYTES]
+    return urlsafe_b64encode(checksum + before_id.encode()).decode().rstrip("=")
+
+
+def _id_in(page_token: str) -> str:
+    """The id that the token names; empty if it has another form."""
+    try:
+        padded = page_token.encode("ascii") + b"=" * (-len(page_token) % 4)
+        return urlsafe_b64decode(padded)[_CHECKSUM_BYTES:].decode("ascii")
+    except ValueError:
+        return ""

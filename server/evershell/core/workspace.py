@@ -1,0 +1,113 @@
+"""A workspace, in which one agent works on one task at a time."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from evershell.workspace.v1.error_slugs import Slug
+
+from evershell.core.errors import Failure
+
+
+class WorkspaceStatus(StrEnum):
+    """The values of Workspace.Status in the protos."""
+
+    PROVISIONING = "provisioning"
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+# The statuses in which a workspace has a pod or gets one.
+WANTS_POD = frozenset(
+    {
+        WorkspaceStatus.PROVISIONING,
+        WorkspaceStatus.IDLE,
+        WorkspaceStatus.BUSY,
+        WorkspaceStatus.STOPPING,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """A workspace as the database stores it."""
+
+    id: str
+    org_id: str
+    name: str
+    status: WorkspaceStatus
+    status_reason: str = ""
+    # None when an API key created it.
+    created_by_user_id: str | None
+    created_at: datetime
+    updated_at: datetime
+    current_task_id: str | None = None
+    # Incremented for each new agent. Commits of any other epoch are refused (fencing).
+    epoch: int = 1
+    # The `seq` of the last event in its log.
+    last_seq: int = 0
+    # host:port of its agent; None until the agent of this epoch has registered.
+    agent_address: str | None = None
+    # The agent of this epoch counts as lost after this time.
+    lease_expires_at: datetime | None = None
+    # The time since which the agent's heartbeats have not named the current task; None while
+    # they name it, or if there is no task.
+    task_unnamed_since: datetime | None = None
+    # The rule that the agent of this epoch broke, as a clause; None if it broke none.
+    agent_breach: str | None = None
+    # The run of the stack that this epoch's pod belongs to; None until it is placed.
+    run_id: str | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the workspace's agent accepts tasks and cancellations."""
+        return self.status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
+
+    @property
+    def awaits_controller(self) -> bool:
+        """Whether the fleet controller has to start or end the workspace's pod."""
+        return self.status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+
+    def is_over(self, epoch: int) -> bool:
+        """Whether the epoch has ended."""
+        has_ended = self.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
+        return epoch != self.epoch or has_ended
+
+    def is_fenced(self, epoch: int) -> bool:
+        """Whether commits of the epoch's agent are refused."""
+        return self.is_over(epoch) or self.agent_breach is not None
+
+    def require_up(self) -> None:
+        """Raises Failure unless the workspace is up.
+
+        The slug is workspace_provisioning, workspace_stopped or workspace_failed.
+        """
+        if self.is_up:
+            return
+        slug: Slug
+        match self.status:
+            case WorkspaceStatus.PROVISIONING:
+                slug = "workspace_provisioning"
+                problem = (
+                    "is still provisioning: no task runs in it. It takes tasks when it is idle."
+                )
+            case WorkspaceStatus.STOPPING:
+                slug = "workspace_stopped"
+                problem = (
+                    "is stopping: a task that still runs ends `cancelled`. To run tasks again, "
+                    "resume it once it has stopped."
+                )
+            case WorkspaceStatus.STOPPED:
+                slug = "workspace_stopped"
+                problem = "is stopped: no task runs in it. To run tasks again, resume it."
+            case _:
+                slug = "workspace_failed"
+                reason = self.status_reason or "its agent is gone"
+                problem = (
+                    f"has failed: {reason}. No task runs in it. To run tasks again, resume it."
+                )
+        message = f"Workspace {self.id} {problem}"
+        raise Failure(slug, message, workspace_id=self.id, status=str(self.status))

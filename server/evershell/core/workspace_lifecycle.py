@@ -1,0 +1,168 @@
+"""Every change of a workspace and of its agent. See change.py."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from evershell.core import event
+from evershell.core.change import Change, Locked, unchanged
+from evershell.core.errors import Failure
+from evershell.core.event import EventType, NewEvent
+from evershell.core.task import CancelIntent, Phase, TaskStatus
+from evershell.core.task_lifecycle import end_open_task, request_cancel
+from evershell.core.workspace import Workspace, WorkspaceStatus
+
+# How long StopWorkspace lets the current iteration continue.
+STOP_GRACE_SECONDS = 10
+_RUN_ENDED = "the stack was restarted"
+
+
+def request_stop(locked: Locked, intent: CancelIntent) -> Change:
+    """Starts to stop the workspace. Its task is cancelled, and forced after the grace period.
+
+    Raises Failure workspace_failed.
+    """
+    workspace = locked.workspace
+    if workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED):
+        return unchanged(locked)
+    if workspace.status is WorkspaceStatus.FAILED:
+        workspace.require_up()
+    now = intent.requested_at
+    forced = replace(
+        intent,
+        force_at=now + timedelta(seconds=STOP_GRACE_SECONDS),
+        force_requested_by=intent.requested_by,
+    )
+    cancelled = request_cancel(locked, forced)
+    stopping = replace(
+        workspace, status=WorkspaceStatus.STOPPING, status_reason=intent.reason, updated_at=now
+    )
+    return Change(stopping, cancelled.task, cancelled.events)
+
+
+def resume(locked: Locked, now: datetime) -> Change:
+    """Asks for a new agent, in a new epoch. Raises Failure invalid_state while stopping."""
+    workspace = locked.workspace
+    if workspace.is_up or workspace.status is WorkspaceStatus.PROVISIONING:
+        return unchanged(locked)
+    if workspace.status is WorkspaceStatus.STOPPING:
+        message = f"Workspace {workspace.id} is still stopping. Resume it once it has stopped."
+        raise Failure("invalid_state", message, workspace_id=workspace.id, status="stopping")
+    return Change(_new_epoch(workspace, "", now), locked.task)
+
+
+def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stopped: bool) -> Change:
+    """Assigns the epoch's pod to a run of the stack.
+
+    Pods of another run have ended. Their workspace gets a new epoch.
+    """
+    workspace = locked.workspace
+    if workspace.is_over(epoch) or workspace.run_id == run_id:
+        return unchanged(locked)
+    if workspace.run_id is None:
+        return Change(replace(workspace, run_id=run_id, updated_at=now), locked.task)
+    if workspace.status is WorkspaceStatus.STOPPING:
+        return finish_stop(locked, epoch, now, work_stopped=work_stopped)
+    change = end_open_task(locked, _RUN_ENDED, now, work_stopped=work_stopped)
+    placed = replace(_new_epoch(change.workspace, _RUN_ENDED, now), run_id=run_id)
+    return replace(change, workspace=placed)
+
+
+def register(
+    locked: Locked, epoch: int, address: str, lease_seconds: float, now: datetime
+) -> Change:
+    """Records that the agent of the epoch is up. An agent that misses the reply calls again."""
+    workspace = locked.workspace
+    if workspace.is_fenced(epoch):
+        return unchanged(locked)
+    reachable = replace(workspace, agent_address=address)
+    if workspace.status is not WorkspaceStatus.PROVISIONING:
+        return Change(reachable, locked.task, lease_seconds=lease_seconds)
+    is_first = workspace.epoch == 1
+    type_ = EventType.WORKSPACE_PROVISIONED if is_first else EventType.WORKSPACE_RESUMED
+    idle = replace(reachable, status=WorkspaceStatus.IDLE, status_reason="", updated_at=now)
+    registered = event.workspace_event(type_, now, epoch=epoch)
+    return Change(idle, locked.task, (registered,), lease_seconds)
+
+
+def heartbeat(
+    locked: Locked, epoch: int, task_id: str, phase: Phase, lease_seconds: float, now: datetime
+) -> Change:
+    """Renews the lease. Records which task the agent works on, and the phase of its iteration.
+
+    An agent counts as working on its task only after it has committed the start, because the limits
+    of the task count from then.
+    """
+    workspace, task = locked.workspace, locked.task
+    if workspace.is_fenced(epoch):
+        return unchanged(locked)
+    is_named = task is None or (task.id == task_id and task.status is TaskStatus.RUNNING)
+    if task is not None and is_named:
+        task = replace(task, phase=phase)
+    unnamed_since = None if is_named else workspace.task_unnamed_since or now
+    reported = replace(workspace, task_unnamed_since=unnamed_since)
+    return Change(reported, task, lease_seconds=lease_seconds)
+
+
+def record_breach(locked: Locked, epoch: int, breach: str) -> Change:
+    """Records that the agent of the epoch broke a rule, which fences it. The first breach stays."""
+    if locked.workspace.is_fenced(epoch):
+        return unchanged(locked)
+    return Change(replace(locked.workspace, agent_breach=breach), locked.task)
+
+
+def lose_agent(
+    locked: Locked, epoch: int, reason: str, now: datetime, *, work_stopped: bool
+) -> Change:
+    """Records that the epoch's agent is lost or cannot start.
+
+    Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, that is the
+    reason.
+    """
+    workspace = locked.workspace
+    reason = workspace.agent_breach or reason
+    if workspace.is_over(epoch):
+        return unchanged(locked)
+    if workspace.status is WorkspaceStatus.STOPPING:
+        return finish_stop(locked, epoch, now, work_stopped=work_stopped)
+    change = end_open_task(locked, reason, now, work_stopped=work_stopped)
+    failed = event.workspace_event(EventType.WORKSPACE_FAILED, now, reason=reason)
+    return _without_agent(change, WorkspaceStatus.FAILED, reason, now, failed)
+
+
+def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool) -> Change:
+    """Records that the pod of a stopping workspace has ended, and ends a task that is open."""
+    workspace = locked.workspace
+    if workspace.is_over(epoch) or workspace.status is not WorkspaceStatus.STOPPING:
+        return unchanged(locked)
+    reason = workspace.status_reason
+    change = end_open_task(locked, reason, now, work_stopped=work_stopped)
+    stopped = event.workspace_event(EventType.WORKSPACE_STOPPED, now, reason=reason)
+    return _without_agent(change, WorkspaceStatus.STOPPED, reason, now, stopped)
+
+
+def _without_agent(
+    change: Change, status: WorkspaceStatus, reason: str, now: datetime, added: NewEvent
+) -> Change:
+    workspace = _clear_agent(change.workspace, status, reason, now)
+    return replace(change, workspace=workspace, events=(*change.events, added))
+
+
+def _new_epoch(workspace: Workspace, reason: str, now: datetime) -> Workspace:
+    cleared = _clear_agent(workspace, WorkspaceStatus.PROVISIONING, reason, now)
+    return replace(cleared, epoch=workspace.epoch + 1, current_task_id=None)
+
+
+def _clear_agent(
+    workspace: Workspace, status: WorkspaceStatus, reason: str, now: datetime
+) -> Workspace:
+    return replace(
+        workspace,
+        agent_address=None,
+        lease_expires_at=None,
+        task_unnamed_since=None,
+        agent_breach=None,
+        run_id=None,
+        status=status,
+        status_reason=reason,
+        updated_at=now,
+    )

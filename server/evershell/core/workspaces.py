@@ -1,0 +1,161 @@
+"""Use cases: create, read, stop and resume workspaces."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+
+from evershell.workspace.v1 import field_limits
+
+from evershell.core import errors, workspace_lifecycle
+from evershell.core.caller import Caller, Permission
+from evershell.core.change import Change, Locked
+from evershell.core.errors import AgentUnreachableError, Failure
+from evershell.core.event import Origin
+from evershell.core.idempotency import earlier_call, read_again
+from evershell.core.idempotency_key import IdempotencyKey, KeyTakenError
+from evershell.core.ids import new_workspace_id
+from evershell.core.ports import Agents, Clock, Store
+from evershell.core.task import CancelIntent
+from evershell.core.validation import Fields, Page
+from evershell.core.workspace import Workspace, WorkspaceStatus
+
+MAX_NAME_CHARACTERS = field_limits.CREATE_WORKSPACE_NAME_MAX
+STOP_REASON = "workspace stopped"
+
+
+async def create_workspace(
+    caller: Caller,
+    name: str,
+    origin: Origin,
+    store: Store,
+    clock: Clock,
+    key: IdempotencyKey | None = None,
+) -> Workspace:
+    """Records a workspace, whose agent the fleet controller starts.
+
+    With the key of an earlier call, answers what that call answered: the workspace as it was
+    created. Raises Failure: permission_denied, org_on_hold, idempotency_conflict.
+    """
+    fields = Fields()
+    fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
+    fields.check()
+    # The caller becomes the creator, so `:own` is enough.
+    permission = caller.permission("workspace:write")
+    now = clock()
+    workspace = _new(new_workspace_id(now), caller.org_id, name, caller.user_id, now)
+    audit = origin.audit and replace(origin.audit, workspace_id=workspace.id)
+    call = None
+    if key is not None:
+        call = key.first_call(caller.org_id, workspace.created_at, workspace.id)
+    try:
+        await store.create_workspace(workspace, audit, call)
+    except (Failure, KeyTakenError) as refusal:
+        first = await earlier_call(call, refusal, store)
+        found = (await read_again(first, permission, origin, store)).workspace
+        return _new(found.id, found.org_id, found.name, found.created_by_user_id, found.created_at)
+    return workspace
+
+
+def _new(
+    workspace_id: str, org_id: str, name: str, user_id: str | None, created_at: datetime
+) -> Workspace:
+    return Workspace(
+        id=workspace_id,
+        org_id=org_id,
+        name=name,
+        status=WorkspaceStatus.PROVISIONING,
+        created_by_user_id=user_id,
+        created_at=created_at,
+        updated_at=created_at,
+    )
+
+
+async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Workspace:
+    """Reads one workspace. Raises Failure: permission_denied, workspace_not_found."""
+    _check_id(workspace_id)
+    permission = caller.permission("workspace:read")
+    return permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
+
+
+async def list_workspaces(
+    caller: Caller, page: Page, store: Store
+) -> tuple[Sequence[Workspace], str]:
+    """A page of the workspaces that the caller may read, newest first, and the next page's token.
+
+    The token is empty on the last page. Raises Failure permission_denied.
+    """
+    permission = caller.permission("workspace:read")
+    return page.cut(await store.list_workspaces(permission, page.before_id, page.size + 1))
+
+
+async def stop_workspace(
+    caller: Caller, workspace_id: str, origin: Origin, store: Store, agents: Agents, clock: Clock
+) -> Workspace:
+    """Starts to stop a workspace.
+
+    Raises Failure: permission_denied, workspace_not_found, workspace_failed.
+    """
+    _check_id(workspace_id)
+    permission = caller.permission("workspace:write")
+    intent = CancelIntent(
+        requested_by=caller.actor_id,
+        credential_kind=caller.credential_kind,
+        requested_at=clock(),
+        reason=STOP_REASON,
+        request_id=origin.request_id,
+    )
+    change = await _change(
+        permission,
+        workspace_id,
+        store,
+        lambda locked: workspace_lifecycle.request_stop(locked, intent).caused_by(origin),
+    )
+    if change.task is not None and change.workspace.status is WorkspaceStatus.STOPPING:
+        # A latency optimisation: an agent that cannot be reached receives the intent with a later
+        # reply, or the fleet controller ends it after the grace period.
+        with suppress(AgentUnreachableError):
+            await agents.cancel_task(change.workspace, change.task)
+    return change.workspace
+
+
+async def resume_workspace(
+    caller: Caller, workspace_id: str, origin: Origin, store: Store, clock: Clock
+) -> Workspace:
+    """Requests a new agent in a new epoch.
+
+    Raises Failure: permission_denied, workspace_not_found, org_on_hold, invalid_state.
+    """
+    _check_id(workspace_id)
+    # Who may submit tasks may also bring a workspace back to where tasks run.
+    permission = caller.permission("workspace:write", "tasks:write")
+
+    def resume(locked: Locked) -> Change:
+        locked.require_no_hold()
+        return workspace_lifecycle.resume(locked, clock()).caused_by(origin)
+
+    change = await _change(permission, workspace_id, store, resume, caller.org_id)
+    return change.workspace
+
+
+async def _change(
+    permission: Permission,
+    workspace_id: str,
+    store: Store,
+    decide: Callable[[Locked], Change],
+    held_org_id: str | None = None,
+) -> Change:
+    def checked(locked: Locked) -> Change:
+        permission.check(locked.workspace, workspace_id)
+        return decide(locked)
+
+    change = await store.transition(workspace_id, checked, held_org_id)
+    if change is None:
+        raise errors.workspace_not_found(workspace_id)
+    return change
+
+
+def _check_id(workspace_id: str) -> None:
+    fields = Fields()
+    fields.identifier("workspace_id", workspace_id)
+    fields.check()

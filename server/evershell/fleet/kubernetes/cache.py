@@ -1,0 +1,149 @@
+"""A copy of the objects of one kind that follows the API server: one list, then one watch.
+
+Versions are compared as numbers. Every supported version of Kubernetes counts them up for each
+kind, and Kubernetes 1.35 made it a promise.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from evershell.fleet.kubernetes.api import (
+    Api,
+    ApiError,
+    GoneError,
+    Object,
+    UnreachableError,
+)
+
+log = structlog.get_logger()
+
+# The time limit of a list in the background, and the time between two attempts.
+_LIST_SECONDS = 30.0
+_RETRY_SECONDS = 1.0
+
+
+class Cache:
+    """The objects of one kind, by name."""
+
+    def __init__(
+        self,
+        api: Api,
+        kind: str,
+        *,
+        changed: Callable[[Object], object],
+        removed: Callable[[Object], object] = lambda last: None,
+        refreshed: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`kind` is the plural in the API (`pods`).
+
+        `removed` is called with the last state of an object that is gone, then `changed`, which is
+        also called with each new state. `refreshed` is called after each list.
+        """
+        self._api = api
+        self._kind = kind
+        self._changed = changed
+        self._removed = removed
+        self._refreshed = refreshed
+        self._objects: dict[str, Object] = {}
+        # The watch has delivered all changes up to this version.
+        self._version = 0
+        # Whether a list has succeeded since the last call of `expect_changes`.
+        self.is_current = False
+
+    def get(self, name: str) -> Object | None:
+        """The object; None if it is not known."""
+        return self._objects.get(name)
+
+    def values(self) -> Iterable[Object]:
+        """All objects."""
+        return list(self._objects.values())
+
+    async def run(self) -> None:
+        """Follows the API server until it is cancelled, also over its outages."""
+        while True:
+            try:
+                # The next list decides, even if the cluster was restored to an earlier version.
+                self._version = 0
+                await self.refresh(_LIST_SECONDS)
+                while True:
+                    await self._follow()
+            except GoneError:
+                log.info("watch_expired", kind=self._kind)
+            except (ApiError, UnreachableError) as error:
+                log.warning("watch_failed", kind=self._kind, problem=str(error))
+                await asyncio.sleep(random.uniform(0, 2 * _RETRY_SECONDS))  # noqa: S311
+
+    async def refresh(self, limit_seconds: float) -> None:
+        """Lists the objects, so that everything that happened before the call is known.
+
+        Raises ApiError, UnreachableError.
+        """
+        found, version = await self._api.list(self._kind, limit_seconds)
+        # Otherwise the watch has already delivered more than the list has.
+        if version >= self._version:
+            self._replace({_name(each): each for each in found}, version)
+            self._version = version
+        self.is_current = True
+        self._refreshed()
+
+    def expect_changes(self) -> None:
+        """Says that others may have made changes that are not known here, until `refresh`."""
+        self.is_current = False
+
+    def put_own(self, new: Object) -> None:
+        """Adds an object that this program has just written, before the watch delivers it."""
+        # If the watch has already gone beyond its version, the object may be gone again.
+        if _version(new) > self._version:
+            self._put(new)
+
+    def remove(self, last: Object) -> None:
+        """Removes an object. `last` is the last state that is known."""
+        known = self._objects.get(_name(last))
+        if known is None or _uid(known) != _uid(last):
+            return
+        del self._objects[_name(last)]
+        self._removed(last)
+        self._changed(last)
+
+    def _put(self, new: Object) -> None:
+        # Nobody reads it here, and it takes more memory than all the rest.
+        new["metadata"].pop("managedFields", None)
+        known = self._objects.get(_name(new))
+        if known is not None and _uid(known) == _uid(new) and _version(known) >= _version(new):
+            return
+        self._objects[_name(new)] = new
+        self._changed(new)
+
+    def _replace(self, listed: dict[str, Object], version: int) -> None:
+        for known in self.values():
+            # An object with a later version was written after the list.
+            if _version(known) <= version and (
+                _name(known) not in listed or _uid(known) != _uid(listed[_name(known)])
+            ):
+                self.remove(known)
+        for each in listed.values():
+            self._put(each)
+
+    async def _follow(self) -> None:
+        """Applies the changes of one watch."""
+        async for type_, found in self._api.watch(self._kind, self._version):
+            if type_ == "DELETED":
+                self.remove(found)
+            elif type_ != "BOOKMARK":
+                self._put(found)
+            self._version = max(self._version, _version(found))
+
+
+def _name(found: Object) -> str:
+    return str(found["metadata"]["name"])
+
+
+def _version(found: Object) -> int:
+    return int(found["metadata"]["resourceVersion"])
+
+
+def _uid(found: Object) -> str:
+    return str(found["metadata"]["uid"])

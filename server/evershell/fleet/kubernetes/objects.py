@@ -1,0 +1,208 @@
+"""The objects of a workspace: a claim of a volume for its files, and for each epoch a pod and its
+secret.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from evershell.core.workspace import Workspace
+from evershell.fleet.kubernetes.api import Object
+from evershell.pod.spec import PodSpec
+
+MANAGED_BY = "app.kubernetes.io/managed-by=evershell"
+WORKSPACE_LABEL, EPOCH_LABEL = "evershell.ai/workspace", "evershell.ai/epoch"
+_ORG_LABEL = "evershell.ai/org"
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+# On the claim, the epoch and the run of the pod that was started last; on a pod, its own.
+STARTED_ANNOTATION = "evershell.ai/started"
+CONTAINER = "agent"
+# The port of the agent, so that network policies can name it.
+AGENT_PORT = 50061
+FILES_DIR = "/workspace"
+_SPEC_DIR = "/run/evershell"
+_SPEC_FILE = "spec.json"
+# The user and the group of the agent and its tools.
+_UID = 10001
+# Runs a command with the spec as its standard input, as agents expect it (docs/agents.md).
+_WITH_SPEC = ("/bin/sh", "-c", f'exec "$@" < {_SPEC_DIR}/{_SPEC_FILE}', "--")
+# What a deletion by others leaves the agent.
+_GRACE_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodTemplate:
+    """What all pods have in common."""
+
+    image: str
+    # The program of the agent, with its arguments.
+    command: Sequence[str]
+    # gVisor or Kata, for example; the default of the cluster if empty.
+    runtime_class: str = ""
+    # By resource (`cpu`, `memory`), in the notation of Kubernetes.
+    requests: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
+    # The size of the volume with the workspace's files, and its class; the default of the cluster
+    # if empty.
+    storage: str = "1Gi"
+    storage_class: str = ""
+
+
+def pod_name(workspace_id: str, epoch: int) -> str:
+    """The name of the pod and of its secret. One name an epoch makes the start idempotent."""
+    return f"agent-{_slug(workspace_id)}-{epoch}"
+
+
+def claim_name(workspace_id: str) -> str:
+    """The name of the claim with the workspace's files."""
+    return f"files-{_slug(workspace_id)}"
+
+
+def started(workspace: Workspace) -> str:
+    """The value of STARTED_ANNOTATION for the pod of this epoch."""
+    return f"{workspace.epoch} {workspace.run_id}"
+
+
+def started_of(found: Object) -> str | None:
+    """The value of STARTED_ANNOTATION of a claim or a pod."""
+    annotations = found["metadata"].get("annotations") or {}
+    return annotations.get(STARTED_ANNOTATION)
+
+
+def claim(workspace: Workspace, template: PodTemplate) -> Object:
+    """The claim of the volume with the workspace's files."""
+    spec: Object = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": template.storage}},
+    }
+    if template.storage_class:
+        spec["storageClassName"] = template.storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": claim_name(workspace.id),
+            "labels": _labels(workspace),
+            "annotations": {STARTED_ANNOTATION: started(workspace)},
+        },
+        "spec": spec,
+    }
+
+
+def pod(workspace: Workspace, template: PodTemplate) -> Object:
+    """The pod of the workspace's epoch. It fits the Pod Security Standard `restricted`."""
+    name = pod_name(workspace.id, workspace.epoch)
+    spec: Object = {
+        # Agents are never restarted automatically.
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _UID,
+            "runAsGroup": _UID,
+            "fsGroup": _UID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(template)],
+        "volumes": [
+            {
+                "name": "files",
+                "persistentVolumeClaim": {"claimName": claim_name(workspace.id)},
+            },
+            {"name": "spec", "secret": {"secretName": name, "defaultMode": 0o440}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+        ],
+    }
+    if template.runtime_class:
+        spec["runtimeClassName"] = template.runtime_class
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "labels": {**_labels(workspace), EPOCH_LABEL: str(workspace.epoch)},
+            # Asks the cluster autoscaler not to move the pod: a moved agent is a lost agent.
+            "annotations": {
+                "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                STARTED_ANNOTATION: started(workspace),
+            },
+        },
+        "spec": spec,
+    }
+
+
+def secret(workspace: Workspace, spec: PodSpec, owner: Object) -> Object:
+    """The secret with the spec. Its owner is the pod, so that it is deleted with it."""
+    name = owner["metadata"]["name"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "labels": {**_labels(workspace), EPOCH_LABEL: str(workspace.epoch)},
+            "ownerReferences": [
+                {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": owner["metadata"]["uid"]}
+            ],
+        },
+        "immutable": True,
+        "type": "Opaque",
+        "data": {_SPEC_FILE: base64.b64encode(json.dumps(asdict(spec)).encode()).decode()},
+    }
+
+
+def _container(template: PodTemplate) -> Object:
+    return {
+        "name": CONTAINER,
+        "image": template.image,
+        "command": [*_WITH_SPEC, *template.command],
+        "workingDir": FILES_DIR,
+        "env": [
+            {"name": "HOME", "value": FILES_DIR},
+            {"name": "LANG", "value": "C.UTF-8"},
+            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+        ],
+        "ports": [{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
+        "resources": {"requests": dict(template.requests), "limits": dict(template.limits)},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # The last lines of the log then are in the status of the pod.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "files", "mountPath": FILES_DIR},
+            {"name": "spec", "mountPath": _SPEC_DIR, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
+        ],
+    }
+
+
+def _labels(workspace: Workspace) -> dict[str, str]:
+    key, _, value = MANAGED_BY.partition("=")
+    found = {
+        key: value,
+        "app.kubernetes.io/name": "evershell-agent",
+        WORKSPACE_LABEL: workspace.id,
+    }
+    # The id of an organization is any text of its identity provider.
+    if _LABEL_VALUE.fullmatch(workspace.org_id):
+        found[_ORG_LABEL] = workspace.org_id
+    return found
+
+
+def _slug(workspace_id: str) -> str:
+    # Ids are ULIDs, which do not differ in case alone.
+    return workspace_id.lower().replace("_", "-")
+
+
+def key_of(found: Object) -> tuple[str, int]:
+    """The workspace id and the epoch of an object; epoch 0 for a claim."""
+    labels = found["metadata"].get("labels") or {}
+    epoch = labels.get(EPOCH_LABEL, "")
+    return labels.get(WORKSPACE_LABEL, ""), int(epoch) if epoch.isdecimal() else 0

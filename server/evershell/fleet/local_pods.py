@@ -1,0 +1,286 @@
+"""Pods on this machine: an agent's process with a folder of its own.
+
+Pods outlive the controller that started them: pod_records.py stores what another controller needs
+to take over. A record is only a hint, because tools without a sandbox (isolation.py) run as the
+controller's user and can forge it. The kernel confirms it: a process is an agent only if the
+environment that its parent gave it and its start time match the record. A controller remembers the
+agents that it has started itself.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from evershell.core.runtime import AgentIdentity
+from evershell.core.workspace import Workspace
+from evershell.fleet import processes
+from evershell.fleet.isolation import Isolation, NoIsolation, Started
+from evershell.fleet.pod_records import AgentRecord, PodRecords, UnreadableError
+from evershell.fleet.processes import AllPods, Leftovers, Pod
+from evershell.fleet.scans import ProcessId, ScannedProcess, Scans
+from evershell.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
+from evershell.pod.spec import PodSpec
+
+# How often it is checked that the files of a pod are in place. One check takes 60 µs.
+_FILES_CHECK_SECONDS = 3.0
+
+# How often children that have ended are reaped.
+_REAP_SECONDS = 2.0
+
+# How long bwrap may take until it runs the agent's program. It takes a few milliseconds.
+_PROGRAM_SECONDS = 5.0
+_PROGRAM_POLL_SECONDS = 0.002
+
+
+class LocalPods:
+    """Implements Pods with processes of this machine."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        spec_for: Callable[[AgentIdentity], PodSpec],
+        leftovers: Callable[
+            [Collection[int], Sequence[ScannedProcess]], list[psutil.Process]
+        ] = lambda started, scanned: [],
+        isolation: Isolation | None = None,
+        agent_command: Sequence[str] = (),
+    ) -> None:
+        """Keeps all files of the pods below `state_dir`. Without `isolation`, there is none.
+
+        `agent_command` is the program of the agents, with its arguments; by default that of this
+        package.
+
+        `leftovers` takes the ids of the processes that this object has started, and the processes
+        of the machine. It returns all other children of this process, which are processes that dead
+        agents have left.
+        """
+        self._state_dir = state_dir
+        self._records = PodRecords(state_dir)
+        self._spec_for = spec_for
+        self._leftovers = leftovers
+        self._isolation = isolation or NoIsolation()
+        # -P: imports nothing from the working directory, to which tools can write.
+        own = (sys.executable, "-P", "-m", "evershell.agents")
+        self._agent_command = list(agent_command or own)
+        self._scans = Scans()
+        # The agents that this controller has started, by workspace id and epoch.
+        self._started: dict[tuple[str, int], Started] = {}
+
+    async def sync(self) -> None:
+        """Implements Pods. The other methods read the records, which are always current."""
+
+    async def reap(self) -> None:
+        """Reaps children that have ended, until it is cancelled.
+
+        Nobody waits for agents that end while another controller leads, or that it has replaced,
+        nor for what they leave behind.
+        """
+        while True:
+            processes.reap_all()
+            await asyncio.sleep(_REAP_SECONDS)
+
+    def was_started(self, workspace: Workspace) -> bool:
+        record = self._record(workspace.id)
+        is_recorded = record is not None and (record.epoch, record.run) == (
+            workspace.epoch,
+            workspace.run_id,
+        )
+        return is_recorded or (workspace.id, workspace.epoch) in self._started
+
+    def has_never_run(self, workspace_id: str) -> bool:
+        if not self._isolation.agent_is_init:
+            # A tool may have removed the record.
+            return False
+        try:
+            is_recorded = self._records.read(workspace_id) is not None
+        except UnreadableError:
+            return False
+        return not is_recorded and all(started != workspace_id for started, _ in self._started)
+
+    async def start(self, workspace: Workspace) -> None:
+        assert workspace.run_id is not None
+        # Written before the start, so that the next controller does not start a second pod if this
+        # one dies right after the start.
+        self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.run_id))
+        with (
+            self._records.created_files(workspace.id) as files,
+            self._records.open_log(workspace.id) as log,
+        ):
+            started = self._isolation.start(
+                workspace,
+                self._agent_command,
+                self._environment(workspace),
+                files=files,
+                log=log,
+            )
+        # Before anything else can run, because another child of this process is a leftover.
+        self._started[workspace.id, workspace.epoch] = started
+        if self._isolation.agent_is_init:
+            await self._wait_program(workspace, started.agent)
+        record = AgentRecord(
+            workspace.epoch,
+            workspace.run_id,
+            started.agent,
+            is_init=self._isolation.agent_is_init,
+        )
+        self._records.write(workspace.id, record)
+        spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
+        assert started.child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            started.child.stdin.write(json.dumps(asdict(spec)).encode())
+            started.child.stdin.close()
+
+    async def _wait_program(self, workspace: Workspace, agent: ProcessId) -> None:
+        """Returns when the process runs the agent's program, in its folder. Raises OSError."""
+        async with asyncio.timeout(_PROGRAM_SECONDS):
+            while not processes.is_of(agent.pid, workspace.id, workspace.epoch):
+                if not agent.is_running():
+                    raise OSError(errno.EIO, "its sandbox could not be built; see its log")
+                await asyncio.sleep(_PROGRAM_POLL_SECONDS)
+
+    def _environment(self, workspace: Workspace) -> dict[str, str]:
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            WORKSPACE_MARKER: workspace.id,
+            EPOCH_MARKER: str(workspace.epoch),
+            STATE_DIR_MARKER: str(self._state_dir),
+        }
+
+    async def wait_exit(self, workspace: Workspace) -> None:
+        agent = self._agent(workspace)
+        if agent is None:
+            return
+        exiting = asyncio.ensure_future(processes.wait_exit_and_reap(agent.pid))
+        try:
+            while not exiting.done() and self.has_files(workspace.id):
+                await asyncio.wait((exiting,), timeout=_FILES_CHECK_SECONDS)
+        finally:
+            exiting.cancel()
+            await asyncio.gather(exiting, return_exceptions=True)
+
+    def is_alive(self, workspace: Workspace) -> bool:
+        return self._agent(workspace) is not None and self.has_files(workspace.id)
+
+    def has_files(self, workspace_id: str) -> bool:
+        try:
+            with self._records.files(workspace_id) as files:
+                found = os.fstat(files)
+        except OSError:
+            return False
+        agent = self._last_agent(workspace_id)
+        if agent is None or not agent.is_running():
+            return True
+        try:
+            return os.path.samestat(found, Path(f"/proc/{agent.pid}/cwd").stat())
+        except OSError:
+            # The agent has just ended.
+            return True
+
+    def log_tail(self, workspace_id: str) -> str:
+        return self._records.last_log_line(workspace_id)
+
+    def explain(self, workspace: Workspace) -> str:
+        return "" if self.has_files(workspace.id) else "its folder was deleted or replaced"
+
+    async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
+        is_known = self._is_known(workspace)
+        own = [key for key in self._started if key[0] == workspace.id and key[1] <= workspace.epoch]
+        stopped = await processes.end_all(
+            Pod(workspace.id, workspace.epoch, [self._started[key].agent for key in own]),
+            grace_seconds=grace_seconds,
+            leftovers=lambda scanned: self._leftovers(
+                {pid for each in self._started.values() for pid in each.pids}, scanned
+            ),
+            scans=self._scans,
+        )
+        if not is_known:
+            is_known = self._has_ended_with_its_init(workspace)
+        if stopped:
+            self._reap(own)
+            for key in own:
+                self._started.pop(key, None)
+            self._records.note_end(workspace.id, workspace.epoch)
+        return stopped and is_known
+
+    def _reap(self, keys: Iterable[tuple[str, int]]) -> None:
+        """Reaps the processes of these pods that have ended."""
+        # Another call of `end` may have forgotten some of them.
+        known = (self._started[key] for key in keys if key in self._started)
+        for pid in {pid for started in known for pid in started.pids}:
+            processes.reap(pid)
+
+    def _is_known(self, workspace: Workspace) -> bool:
+        """Whether everything that runs in the pod can be found.
+
+        Processes that a dead agent leaves become children of the controller that started it.
+        Another controller cannot find them.
+        """
+        if (workspace.id, workspace.epoch) in self._started or self._agent(workspace) is not None:
+            return True
+        try:
+            record = self._records.read(workspace.id)
+        except UnreadableError:
+            return False
+        return record is None or record.process is None
+
+    def _has_ended_with_its_init(self, workspace: Workspace) -> bool:
+        """Whether the kernel has ended everything in the pod, because its init process has ended.
+
+        An init process ends only after all others of its PID namespace: pid_namespaces(7).
+        """
+        record = self._record(workspace.id)
+        return (
+            record is not None
+            and record.epoch == workspace.epoch
+            and record.process is not None
+            and record.is_init
+            and not record.process.is_running()
+        )
+
+    def _agent(self, workspace: Workspace) -> ProcessId | None:
+        """The agent of this epoch; None if it does not run."""
+        own = self._started.get((workspace.id, workspace.epoch))
+        if own is not None:
+            return own.agent if own.agent.is_running() else None
+        record = self._record(workspace.id)
+        if record is None or record.process is None or record.epoch != workspace.epoch:
+            return None
+        agent = record.process
+        if agent.is_running() and processes.is_of(agent.pid, workspace.id, workspace.epoch):
+            return agent
+        return None
+
+    def _last_agent(self, workspace_id: str) -> ProcessId | None:
+        """The agent that was started last."""
+        own = [epoch for started, epoch in self._started if started == workspace_id]
+        if own:
+            return self._started[workspace_id, max(own)].agent
+        record = self._record(workspace_id)
+        return record.process if record is not None else None
+
+    def _record(self, workspace_id: str) -> AgentRecord | None:
+        try:
+            return self._records.read(workspace_id)
+        except UnreadableError:
+            return None
+
+
+async def end_every_pod(state_dir: Path, leftovers: Leftovers) -> None:
+    """Kills everything that runs in the pods of the stack.
+
+    Agents get no SIGTERM first, because they have nothing left to commit. `leftovers` returns the
+    processes that this process has inherited from programs of the stack.
+    """
+    records = PodRecords(state_dir)
+    if await processes.end_all(AllPods(state_dir), grace_seconds=0, leftovers=leftovers):
+        for workspace_id in records.workspace_ids():
+            records.note_end(workspace_id)

@@ -1,0 +1,63 @@
+"""The port of the pod backends. tests/contracts has its contract suite."""
+
+from typing import Protocol
+
+from evershell.core.workspace import Workspace
+
+
+class Pods(Protocol):
+    """Starts and ends the pods of workspaces.
+
+    A pod belongs to one epoch of its workspace. `workspace.epoch` and `workspace.run_id` name the
+    pod that a method is about.
+    """
+
+    async def sync(self) -> None:
+        """Returns when the other methods know what other controllers have done before.
+
+        Called at the start of each term of leadership. Returns even if this cannot be known now:
+        a pod of which nothing is known then counts as started and alive.
+        """
+
+    def was_started(self, workspace: Workspace) -> bool:
+        """Whether the pod was started in this run of the stack, by any controller."""
+
+    def has_never_run(self, workspace_id: str) -> bool:
+        """Whether no pod of the workspace was ever started. False if that is not certain."""
+
+    async def start(self, workspace: Workspace) -> None:
+        """Starts the pod. `workspace.run_id` is set. Raises OSError."""
+
+    async def wait_exit(self, workspace: Workspace) -> None:
+        """Returns when the agent of the pod has ended, at once if it does not run.
+
+        Also returns soon after the files of the workspace are gone.
+        """
+
+    def is_alive(self, workspace: Workspace) -> bool:
+        """Whether the agent of the pod runs and its files are in place."""
+
+    def has_files(self, workspace_id: str) -> bool:
+        """Whether the files of the workspace are in place. A tool may have removed them."""
+
+    def log_tail(self, workspace_id: str) -> str:
+        """The last line of the log of the workspace's agents; empty if there is none.
+
+        While an agent runs, it may be empty.
+        """
+
+    def explain(self, workspace: Workspace) -> str:
+        """Why the agent of the pod has ended or does not start, as a human-readable clause.
+
+        Empty if the backend knows no more than that.
+        """
+
+    async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
+        """Ends everything that runs in the pod and in the workspace's earlier pods, tools too.
+
+        Asks the agent to end, and kills what is left after the grace; 0 kills as soon as the
+        backend can. Leaves pods of later epochs alone. Returns whether everything is known to have
+        ended: it may be unknown in a pod that another controller started, if the pod that ran was
+        of another epoch, or if its machine does not answer. An earlier pod whose end was unknown
+        no longer counts once a later one has run.
+        """

@@ -1,0 +1,74 @@
+"""The environments of the programs of the stack. Each has only the secrets that it uses."""
+
+import os
+
+from pydantic import SecretStr
+
+from evershell.app.settings import Settings
+from evershell.local.envoy.config import Edge
+
+# Standard variables that OpenTelemetry itself reads. They may hold a credential for the collector.
+_TRACING = "OTEL_"
+
+
+def service_settings(settings: Settings) -> Settings:
+    """The settings of the workers and of the controller.
+
+    Other machines reach only the edge, unless pods on Kubernetes call the workers.
+    """
+    if settings.pod_backend == "kubernetes":
+        return settings
+    return settings.model_copy(update={"listen_host": "127.0.0.1"})
+
+
+def worker_environment(settings: Settings, index: int) -> dict[str, str]:
+    """The environment of a worker, which calls no model.
+
+    On Kubernetes, agents get the key of their model from a worker.
+    """
+    own = _service_environment(settings) | _metrics_port(settings, index)
+    own["RUNTIME_PORT"] = str(settings.runtime_port + index)
+    if settings.pod_backend == "local":
+        own.pop("OPENAI_API_KEY", None)
+    return own
+
+
+def fleet_environment(settings: Settings) -> dict[str, str]:
+    """The environment of the fleet controller, which gives agents the key of their model."""
+    return _service_environment(settings) | _metrics_port(settings, settings.workers)
+
+
+def edge_metrics_port(settings: Settings) -> int:
+    """The port of the edge's metrics, after those of the workers and the fleet controller."""
+    return settings.metrics_port and settings.metrics_port + settings.workers + 1
+
+
+def foreign_environment() -> dict[str, str]:
+    """The environment of Envoy and PostgreSQL, without any setting of this service."""
+    own = {name.upper() for name in Settings.model_fields}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper() not in own and not name.startswith(_TRACING)
+    }
+
+
+def edge_environment(edge: Edge) -> dict[str, str]:
+    """The environment of Envoy, with the headers for the collector of spans."""
+    own = edge.collector.environment() if edge.collector is not None else {}
+    return foreign_environment() | own
+
+
+def _service_environment(settings: Settings) -> dict[str, str]:
+    """The environment of this process, with the settings as they are.
+
+    Settings that are a SecretStr, which formats as asterisks, are inherited.
+    """
+    values = service_settings(settings).model_dump(exclude_none=True).items()
+    own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
+    # Only migrations use that role.
+    return {**os.environ, **own, "MIGRATION_DATABASE_URL": ""}
+
+
+def _metrics_port(settings: Settings, index: int) -> dict[str, str]:
+    return {"METRICS_PORT": str(settings.metrics_port + index)} if settings.metrics_port else {}

@@ -1,0 +1,88 @@
+"""Waits until the demo workspace of a stack has completed a task."""
+
+import asyncio
+
+import httpx
+
+from evershell.app.settings import Settings
+from evershell.core.errors import UnavailableError
+from evershell.core.ports import Store
+from evershell.core.task import TaskStatus
+from evershell.core.workspace import WorkspaceStatus
+from evershell.local.ready import Demo, verification
+
+# How long the stack may take to get ready.
+READY_SECONDS = 60.0
+_CALL_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+_TASK = "echo ready"
+
+
+class NotReadyError(Exception):
+    """The stack did not get ready. The message gives the operator the reason."""
+
+
+async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None:
+    """Returns when the demo workspace has completed a task in this run of the stack.
+
+    Raises NotReadyError.
+    """
+    problem = ""
+    try:
+        async with (
+            asyncio.timeout(READY_SECONDS),
+            httpx.AsyncClient(
+                base_url=settings.rest_url,
+                headers={"authorization": f"Bearer {demo.tokens['full_access']}"},
+                timeout=_CALL_SECONDS,
+                verify=verification(settings.tls_cert_file),
+                trust_env=False,
+            ) as client,
+        ):
+            while problem := await _problem(settings, demo, store, client):
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError as error:
+        raise NotReadyError(
+            f"The stack did not get ready within {READY_SECONDS:.0f} s ({problem}); "
+            f"see {settings.logs_dir}/."
+        ) from error
+
+
+async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.AsyncClient) -> str:
+    """Why the stack is not ready; empty if it is. Raises NotReadyError if it cannot get ready."""
+    path = f"/v1/workspaces/{demo.workspace_id}"
+    try:
+        workspace = await store.get_workspace(demo.workspace_id)
+        assert workspace is not None
+        if workspace.status is WorkspaceStatus.FAILED:
+            raise NotReadyError(f"The demo workspace has failed: {workspace.status_reason}.")
+        # A workspace that was idle in an earlier run stays so until the controller places it. Pods
+        # on Kubernetes belong to no run of the stack.
+        is_placed = workspace.run_id == settings.run_id or settings.pod_backend == "kubernetes"
+        if workspace.status is not WorkspaceStatus.IDLE or not is_placed:
+            return "the demo workspace has no agent yet"
+        if settings.model != "scripted" or settings.agent_command:
+            # A task would cost a model call, or have an effect that only its agent knows.
+            (await client.get(path)).raise_for_status()
+            return ""
+        return await _task_problem(client, path)
+    except (httpx.HTTPError, UnavailableError, ValueError) as error:
+        return str(error) or repr(error)
+
+
+async def _task_problem(client: httpx.AsyncClient, path: str) -> str:
+    """Why the workspace has not completed a task. Raises httpx.HTTPError and ValueError."""
+    answer = await client.post(f"{path}/tasks", json={"description": _TASK})
+    if answer.status_code == httpx.codes.CONFLICT:
+        code = answer.json()["error"]["code"]
+        # An organization that is on hold takes no task, although all programs serve.
+        return "" if code == "org_on_hold" else str(code)
+    task_id = answer.raise_for_status().json()["task_id"]
+    while True:
+        task = (await client.get(f"{path}/tasks/{task_id}")).raise_for_status().json()
+        status = TaskStatus(task["status"])
+        if status is TaskStatus.COMPLETED:
+            return ""
+        if status.is_terminal:
+            return f"a task of the demo workspace ended {status}: {task['reason']}"
+        await asyncio.sleep(_POLL_SECONDS)

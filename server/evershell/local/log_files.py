@@ -1,0 +1,103 @@
+"""The log files of the stack's programs.
+
+A program writes its log to a pipe, and a thread copies it to the file. The pipe does not block: if
+the disk is full or hangs, the pipe fills up and the program loses log lines, but continues.
+"""
+
+import errno
+import fcntl
+import os
+import threading
+import time
+from contextlib import suppress
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import structlog
+
+from evershell.fleet import pod_files
+
+log = structlog.get_logger()
+
+# The most that any user may have. Envoy writes 64 KiB at a time.
+_PIPE_BYTES = 1 << 20
+# At most the smallest LOG_MAX_BYTES.
+_CHUNK_BYTES = 1 << 16
+# One write to the file for the lines of this time, instead of one for each line.
+_BATCH_SECONDS = 0.05
+_RETRY_SECONDS = 1.0
+
+
+class LogFile:
+    """The log of a program, which writes it to `descriptor`.
+
+    If the file has reached `max_bytes`, it is renamed to `<name>.1`, and that one to `<name>.2`, so
+    that there are `files` files.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, files: int) -> None:
+        """`max_bytes` is at least 64 KiB. Raises OSError if no pipe can be opened."""
+        self._path = path
+        self._max_bytes = max_bytes
+        # Only renames, and opens no file.
+        self._rotation = RotatingFileHandler(path, backupCount=files - 1, delay=True)
+        source, self.descriptor = os.pipe()
+        # Refused to a user who has many pipes.
+        with suppress(OSError):
+            fcntl.fcntl(self.descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        os.set_blocking(self.descriptor, False)
+        self._thread = threading.Thread(target=self._copy, args=(source,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the log when the program and all processes that have its descriptor have ended."""
+        os.close(self.descriptor)
+
+    def wait(self, seconds: float) -> None:
+        """Waits until the log has ended, but not longer than this."""
+        self._thread.join(seconds)
+
+    def _copy(self, source: int) -> None:
+        while data := os.read(source, _CHUNK_BYTES):
+            self._write(data)
+            if len(data) < _CHUNK_BYTES:
+                time.sleep(_BATCH_SECONDS)
+        os.close(source)
+
+    def _write(self, data: bytes) -> None:
+        """Writes all of the data, and retries until it can be written."""
+        is_failing = False
+        while data:
+            try:
+                data = data[self._append(data) :]
+            except OSError as error:
+                if not is_failing:
+                    is_failing = True
+                    log.warning("log_file_unavailable", path=str(self._path), error=str(error))
+                if error.errno == errno.ENOSPC:
+                    self._remove_oldest()
+                time.sleep(_RETRY_SECONDS)
+
+    def _append(self, data: bytes) -> int:
+        """Returns how many bytes were written. Raises OSError."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Tools may run as the user of the stack and replace any file, so links are not followed.
+        with pod_files.opened(self._path.parent) as folder:
+            with pod_files.open_log(folder, self._path.name) as file:
+                if os.fstat(file.fileno()).st_size + len(data) <= self._max_bytes:
+                    return os.write(file.fileno(), data)
+            with suppress(OSError):
+                self._rotation.doRollover()
+            with pod_files.open_log(folder, self._path.name) as file:
+                # Not a new file if the rename failed, or if `files` is 1.
+                os.ftruncate(file.fileno(), 0)
+                return os.write(file.fileno(), data)
+
+    def _remove_oldest(self) -> None:
+        """Removes the oldest of the renamed files of all programs."""
+        with suppress(OSError):
+            older = [(each.lstat().st_mtime, each) for each in self._path.parent.glob("*.log.*")]
+            if older:
+                _, oldest = min(older)
+                oldest.unlink()
+                log.warning("log_file_removed", path=str(oldest))

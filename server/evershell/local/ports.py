@@ -1,0 +1,56 @@
+"""Checks the ports of a stack before it starts."""
+
+import errno
+import socket
+
+from evershell.app.settings import Settings
+from evershell.local.environments import service_settings
+
+
+class PortError(Exception):
+    """The stack cannot listen on its ports. The message names the setting to change."""
+
+
+def check_ports(settings: Settings) -> None:
+    """Raises PortError if two programs have the same port, or if a port cannot be used."""
+    edge, workers = settings.listen_host, service_settings(settings).listen_host
+    addresses = {"REST_PORT": (edge, settings.rest_port), "GRPC_PORT": (edge, settings.grpc_port)}
+    for index in range(settings.workers):
+        addresses[f"SERVER_PORT + {index}"] = workers, settings.server_port + index
+        if settings.agent_tls:
+            addresses[f"RUNTIME_PORT + {index}"] = workers, settings.runtime_port + index
+    if settings.metrics_port:
+        for index in range(settings.workers + 2):
+            port = settings.metrics_port + index
+            addresses[f"METRICS_PORT + {index}"] = settings.metrics_host, port
+    if len({port for _, port in addresses.values()}) < len(addresses):
+        message = (
+            "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on, with AGENT_TLS the "
+            "WORKERS from RUNTIME_PORT on, and the WORKERS + 2 from METRICS_PORT on must differ."
+        )
+        raise PortError(message)
+    for name, (host, port) in addresses.items():
+        setting = name.split()[0]
+        try:
+            _bind(host, port, any_family=setting == "METRICS_PORT")
+        except OSError as error:
+            raise PortError(_problem(error, setting, host, port)) from error
+
+
+def _bind(host: str, port: int, *, any_family: bool) -> None:
+    """Binds the port for a moment. Raises OSError."""
+    wanted = socket.AF_UNSPEC if any_family else socket.AF_INET
+    family, *_, address = socket.getaddrinfo(host, port, wanted, socket.SOCK_STREAM)[0]
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+def _problem(error: OSError, name: str, host: str, port: int) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        if name == "METRICS_PORT":
+            return f"{host} is not an address of this machine. Set METRICS_HOST to one."
+        return f"{host} is not an IPv4 address of this machine. Set LISTEN_HOST to one."
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} is taken. Set {name} to another one."
+    return f"Port {port} cannot be used: {error.strerror}. Set {name} to another one."

@@ -1,0 +1,319 @@
+"""Starts and stops the whole stack on this machine, for `make run`.
+
+The stack is PostgreSQL, the control plane's workers, the fleet controller with local pods, and
+Envoy.
+"""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+from ulid import ULID
+
+from evershell.api import liveness
+from evershell.app.settings import Settings
+from evershell.app.signals import END_WAITS, stop_signal
+from evershell.auth.signing_keys import SigningKeysError, new_key, read_signing_keys
+from evershell.cli.terminal import printable
+from evershell.core.errors import UnavailableError
+from evershell.fleet import isolation, processes
+from evershell.fleet.local_pods import end_every_pod
+from evershell.local import postgres, ready, run_lock
+from evershell.local.database import prepare_database
+from evershell.local.environments import (
+    edge_environment,
+    edge_metrics_port,
+    fleet_environment,
+    foreign_environment,
+    service_settings,
+    worker_environment,
+)
+from evershell.local.envoy.edge import edge_of
+from evershell.local.envoy.process import EdgeProcess
+from evershell.local.first_calls import first_calls, write_environment
+from evershell.local.first_task import NotReadyError, await_first_task
+from evershell.local.ports import PortError, check_ports
+from evershell.local.private_file import write_private
+from evershell.local.ready import Demo, Ready
+from evershell.local.rolling_restart import RollingRestart
+from evershell.local.seed import seed
+from evershell.local.supervisor import Program, Supervisor
+from evershell.store.keys import PostgresKeys
+from evershell.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
+from evershell.store.pool import open_pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.primary import PoolerError
+from evershell.store.problem import problem_of
+from evershell.store.service_clock import ServiceClock
+from evershell.telemetry.logs import Sink
+
+_POSTGRES_START_SECONDS = 20.0
+_REAP_SECONDS = 1.0
+# How long the calls that are in flight may take when the stack stops.
+_DRAIN_SECONDS = 1.5
+# The time limit of a stop. Programs that still run then are killed, even within their own limits.
+_STOP_SECONDS = 8.0
+# Envoy's share of a program's memory. It sheds load before the supervisor kills it.
+_HEAP_SHARE = 0.75
+
+
+class CannotStartError(Exception):
+    """The stack cannot be started. The message gives the operator the reason and the remedy."""
+
+
+async def up(settings: Settings) -> None:
+    """Starts the stack, prints how to use it, and stops it at SIGINT or SIGTERM.
+
+    Raises CannotStartError, EdgeConfigurationError, IsolationError or postgres.NotInstalledError.
+    """
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _exclusive_lock(settings.state_dir):
+        # A run that was killed has left its files.
+        ready.clear(settings.state_dir)
+        _ensure_signing_key(settings.signing_key_path)
+        try:
+            check_ports(settings)
+        except PortError as error:
+            raise CannotStartError(str(error)) from error
+        stopping = asyncio.create_task(stop_signal())
+        supervisor = Supervisor(
+            settings.logs_dir,
+            settings.program_memory_mb * 2**20,
+            log_max_bytes=settings.log_max_bytes,
+            log_files=settings.log_files,
+        )
+        wanted = edge_of(
+            settings,
+            service_settings(settings).worker_addresses,
+            admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
+            metrics_port=edge_metrics_port(settings),
+            heap_share=_HEAP_SHARE,
+        )
+        edge = EdgeProcess(wanted, settings.state_dir / "envoy.yaml")
+        rolling = RollingRestart(supervisor, edge)
+        run_lock.write_pid(settings.state_dir)
+        starting = asyncio.create_task(_start(settings, supervisor, edge))
+        restarting = asyncio.create_task(rolling.run_on_request(starting))
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                _announce(*starting.result())
+                while not stopping.done():
+                    supervisor.reap()
+                    await asyncio.wait((stopping,), timeout=_REAP_SECONDS)
+            _print("Stopping.")
+        finally:
+            for task in (starting, restarting):
+                task.cancel()
+            await asyncio.gather(starting, restarting, return_exceptions=True)
+            ready.clear(settings.state_dir)
+            await _stop(settings, supervisor, edge)
+
+
+def _ensure_signing_key(path: Path) -> None:
+    """Creates the file at the first start. Raises CannotStartError if it is not valid."""
+    if not path.exists():
+        write_private(path, new_key())
+    try:
+        read_signing_keys(path)
+    except SigningKeysError as error:
+        raise CannotStartError(str(error)) from error
+
+
+async def _start(
+    settings: Settings, supervisor: Supervisor, edge: EdgeProcess
+) -> tuple[Settings, Demo]:
+    """Starts the stack and waits until it serves.
+
+    Returns the settings, completed with the database's URL and the run id.
+    """
+    await asyncio.to_thread(edge.configure)
+    pod_isolation = await asyncio.to_thread(_choose_isolation, settings)
+    if settings.database_url:
+        _print("Connecting to the database that DATABASE_URL names …")
+    else:
+        _print("Starting PostgreSQL …")
+    settings = settings.model_copy(
+        update={
+            "run_id": str(ULID()),
+            "database_url": await _database(settings, supervisor),
+            # For a controller that is restarted, too.
+            "pod_isolation": pod_isolation,
+        }
+    )
+    try:
+        await asyncio.to_thread(prepare_database, settings)
+    except UnavailableError as error:
+        raise CannotStartError(f"{error} Check DATABASE_URL.") from error
+    except (ForeignTablesError, ReadOnlyDatabaseError, PoolerError) as error:
+        raise CannotStartError(str(error)) from error
+    except psycopg.Error as error:
+        raise CannotStartError(f"The database cannot be used: {problem_of(error)}.") from None
+    try:
+        async with open_pool(settings.session_url, max_size=2) as pool:
+            clock = ServiceClock(pool)
+            await clock.follow()
+            store = PostgresStore(pool, clock=clock)
+            demo = await seed(settings, store, PostgresKeys(pool), clock)
+            _print("Starting control plane, fleet, edge …")
+            await _start_programs(settings, supervisor, edge)
+            _print("Starting the demo workspace's agent …")
+            await await_first_task(settings, demo, store)
+    except UnavailableError as error:
+        raise CannotStartError(f"The database cannot be used: {error}.") from error
+    except NotReadyError as error:
+        raise CannotStartError(str(error)) from error
+    return settings, demo
+
+
+async def _start_programs(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
+    """Starts all programs except the database. Raises OSError."""
+    program = [sys.executable, "-m", "evershell.commands"]
+    for index, address in enumerate(settings.worker_addresses):
+        command = [*program, "serve", "--port", address.rpartition(":")[2]]
+        own = worker_environment(settings, index)
+        await supervisor.start(
+            Program(
+                f"worker-{index}",
+                command,
+                own,
+                stop_seconds=5.0,
+                is_live=partial(liveness.is_live, address),
+            )
+        )
+    health_address = f"unix:{edge.settings.admin_socket.with_name('fleet.sock')}"
+    await supervisor.start(
+        Program(
+            "fleet",
+            [*program, "fleet", "--health-address", health_address],
+            fleet_environment(settings),
+            stop_seconds=2.0,
+            is_live=partial(liveness.is_live, health_address),
+        )
+    )
+    await supervisor.start(
+        Program(
+            "envoy",
+            edge.first,
+            edge_environment(edge.settings),
+            stop_seconds=2.0,
+            is_live=edge.is_live,
+        )
+    )
+
+
+def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
+    """The isolation of local pods. Prints it, and what it lacks.
+
+    If there is no sandbox, raises IsolationError. With POD_ISOLATION=auto, a stack that only this
+    machine can call gets no isolation and a warning instead.
+    """
+    if settings.pod_backend != "local":
+        return settings.pod_isolation
+    chosen: isolation.Isolation
+    try:
+        chosen = isolation.choose(
+            settings.pod_isolation, settings.state_dir, settings.crash_points_dir
+        )
+    except isolation.IsolationError as error:
+        if settings.pod_isolation != "auto" or not settings.listen_host.startswith("127."):
+            raise
+        chosen = isolation.NoIsolation()
+        _print(f"WARNING: {error}")
+    _print(f"Isolation of pods: {chosen.name}. It lacks {chosen.lacks}.")
+    return chosen.name
+
+
+async def _database(settings: Settings, supervisor: Supervisor) -> str:
+    """The database's URL. Starts the embedded PostgreSQL if DATABASE_URL is not set."""
+    if settings.database_url:
+        return settings.database_url
+    places = postgres.places(settings.state_dir)
+    await asyncio.to_thread(postgres.initialise, places.data_dir)
+    url = postgres.database_url(places.socket_dir)
+
+    def command() -> list[str]:
+        # Frozen processes of a server that was killed do not end by themselves.
+        postgres.clear_stale(places.data_dir)
+        return postgres.command(places.data_dir, places.socket_dir)
+
+    await supervisor.start(
+        Program(
+            "postgres",
+            command,
+            foreign_environment(),
+            stop_signal=postgres.STOP_SIGNAL,
+            stop_seconds=4.0,
+            is_live=partial(asyncio.to_thread, postgres.is_live, url),
+        )
+    )
+    try:
+        await postgres.wait_ready(url, _POSTGRES_START_SECONDS)
+    except TimeoutError as error:
+        raise CannotStartError(
+            f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log."
+        ) from error
+    return url
+
+
+async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
+    """Stops the stack: first the programs that start others, and the database last.
+
+    Until then, commits that are in flight can complete.
+    """
+    late = asyncio.get_running_loop().call_later(_STOP_SECONDS, supervisor.kill_all)
+    draining = edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
+    await asyncio.gather(draining, supervisor.stop("fleet"))
+    await supervisor.stop("envoy")
+    edge.clear()
+    # The fleet controller has ended, so the agents that it started are now children of this
+    # process.
+    ending_pods = end_every_pod(
+        settings.state_dir, lambda scanned: processes.leftovers(supervisor.own_pids(), scanned)
+    )
+    await asyncio.gather(ending_pods, supervisor.stop(*supervisor.names("worker-")))
+    await supervisor.stop_all()
+    late.cancel()
+    supervisor.reap()
+
+
+@contextmanager
+def _exclusive_lock(state_dir: Path) -> Iterator[None]:
+    """Holds the state folder for this run. Raises CannotStartError if another run holds it."""
+    try:
+        with run_lock.exclusive(state_dir):
+            yield
+    except run_lock.TakenError as error:
+        message = (
+            f"Another run uses {state_dir}. "
+            "Stop it, or set STATE_DIR and other ports to run a second one beside it."
+        )
+        raise CannotStartError(message) from error
+
+
+def _announce(settings: Settings, demo: Demo) -> None:
+    """Writes ready.json and demo.env, and prints the first calls to make."""
+    written = Ready(
+        rest_url=settings.rest_url,
+        grpc_addr=f"{settings.edge_host}:{settings.grpc_port}",
+        server_addr=service_settings(settings).worker_addresses[0],
+        database_url=settings.session_url,
+        tls_cert_file=str(settings.tls_cert_file.absolute()) if settings.tls_cert_file else None,
+        demo=demo,
+    )
+    write_environment(written, settings.state_dir)
+    written.write(settings.state_dir)
+    _print(printable(first_calls(written, settings.state_dir), block=True))
+
+
+def _print(text: str) -> None:
+    """Prints a line to standard output. A full disk does not stop the stack."""
+    _output.msg(text)
+
+
+_output = Sink(1, lambda count: f"({count} lines could not be written.)")

@@ -1,0 +1,116 @@
+"""Crash points: places at which tests make a program kill itself.
+
+Only the composition roots use this module, and only if `crash_points_dir` is set. Other code has no
+branch for it.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+from evershell.core.agent_events import AgentEvent, IterationCompleted, TaskEnded
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class CrashPoints:
+    """The crash points of a program. A file in the folder arms the point of its name.
+
+    A point fires once, so a restarted program survives it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def reach(self, point: str) -> None:
+        """Kills this process if the point is armed.
+
+        If several processes reach it at the same time, one of them is killed.
+        """
+        try:
+            (self._folder / point).unlink()
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+        # The init process of a PID namespace ignores a SIGKILL from within.
+        os._exit(128 + signal.SIGKILL)
+
+    def around(
+        self, name: str | Callable[P, str], call: Callable[P, Awaitable[R]]
+    ) -> Callable[P, Awaitable[R]]:
+        """Wraps a call in the points `before_<name>` and `after_<name>`.
+
+        A call that fails does not reach the second one; a call that is cancelled does. If `name` is
+        a function, it computes the name from the arguments of the call.
+        """
+
+        async def between_points(*args: P.args, **kwargs: P.kwargs) -> R:
+            point = name if isinstance(name, str) else name(*args, **kwargs)
+            self.reach(f"before_{point}")
+            try:
+                result = await call(*args, **kwargs)
+            except asyncio.CancelledError:
+                # The agent cancels a commit whose effect it learns from the reply to a heartbeat.
+                self.reach(f"after_{point}")
+                raise
+            self.reach(f"after_{point}")
+            return result
+
+        return between_points
+
+    def around_reply(
+        self, name: str, method: Callable[[Any, Any], Awaitable[R]]
+    ) -> Callable[[Any, Any], Awaitable[R]]:
+        """Wraps a servicer's method in the points `before_<name>` and `after_<name>`.
+
+        It reaches the first when its reply is complete, and the second when the call has ended.
+        """
+
+        async def until_replied(request: Any, context: Any) -> R:
+            context.add_done_callback(lambda _: self.reach(f"after_{name}"))
+            reply = await method(request, context)
+            self.reach(f"before_{name}")
+            return reply
+
+        return until_replied
+
+    def armed(self, target: T, **names: str | Callable[..., str]) -> T:
+        """A proxy of the target whose methods in `names` are wrapped. `names` has their points."""
+        return replaced(
+            target,
+            **{
+                method: self.around(name, getattr(target, method)) for method, name in names.items()
+            },
+        )
+
+
+def replaced(target: T, **methods: Callable[..., Awaitable[Any]]) -> T:
+    """A proxy of the target that replaces these methods."""
+    return cast(T, _Replaced(target, methods))
+
+
+class _Replaced:
+    def __init__(self, target: object, methods: dict[str, Callable[..., Awaitable[Any]]]) -> None:
+        self._target = target
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+
+def kind_of(events: Sequence[AgentEvent]) -> str:
+    """The kind of a commit.
+
+    `terminal` if it contains the end of the task, else `iteration` if it contains an iteration,
+    else `start`.
+    """
+    if any(isinstance(event, TaskEnded) for event in events):
+        return "terminal"
+    if any(isinstance(event, IterationCompleted) for event in events):
+        return "iteration"
+    return "start"

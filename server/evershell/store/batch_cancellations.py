@@ -1,0 +1,139 @@
+"""Finds and cancels many tasks of an organization."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+from psycopg.types.json import Json
+
+from evershell.core import deadline
+from evershell.core.audit_entry import AuditEntry
+from evershell.core.caller import Permission
+from evershell.core.errors import UnavailableError
+from evershell.core.event import cancel_requested_payload
+from evershell.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks
+from evershell.core.task import CancelIntent
+from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
+from evershell.store.announce import Announce
+from evershell.store.audit import audit_json
+from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Pool, connected
+from evershell.store.rows import Row, event_payload, json_value
+
+_CANCEL = (
+    "SELECT workspace_id, task_id, outcome = 'accepted', watched FROM cancel_tasks("
+    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+)
+# By the index workspaces_with_task. The counts are those of all rows, not only of the first ones.
+_MATCH = (
+    "SELECT workspace_id, task_id, is_pending, count(*) OVER (), "
+    "count(*) FILTER (WHERE is_pending) OVER () FROM ("
+    "SELECT w.id AS workspace_id, t.id AS task_id, w.status IN ('idle', 'busy') AND ("
+    "t.cancel_requested_at IS NULL OR coalesce(%s < coalesce(t.cancel_force_at, 'infinity'), false)"
+    ") AS is_pending "
+    "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id "
+    "WHERE w.org_id = %s AND w.current_task_id IS NOT NULL "
+    "AND t.status IN ('submitted', 'delivered', 'running') {}"
+    ") found ORDER BY is_pending DESC, task_id LIMIT %s"
+)
+
+
+class BatchCancellations:
+    """Implements Store.match_tasks and Store.cancel_tasks."""
+
+    def __init__(self, pool: Pool, announce: Announce, recorded: Callable[[int], None]) -> None:
+        """Calls `recorded` with the number of intents of each transaction."""
+        self._pool = pool
+        self._announce = announce
+        self._recorded = recorded
+        # Calls that wait for a lock use at most a quarter of the connections.
+        self._waiting_connections = asyncio.Semaphore(max(1, pool.max_size // 4))
+
+    async def match(
+        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
+    ) -> MatchedTasks:
+        """See Store.match_tasks."""
+        conditions, values = _conditions(permission, wanted)
+        query = _MATCH.format("".join(f"AND {condition} " for condition in conditions))
+        parameters = (force_at, permission.caller.org_id, *values, limit)
+        async with connected(self._pool) as connection:
+            rows = await (await connection.execute(query, parameters)).fetchall()
+        if not rows:
+            return MatchedTasks(0, 0, ())
+        return MatchedTasks(rows[0][3], rows[0][4], [MatchedTask(*row[:3]) for row in rows])
+
+    async def cancel(
+        self,
+        permission: Permission,
+        task_ids: Sequence[str],
+        intent: CancelIntent,
+        trace_id: str,
+        audit: AuditEntry | None,
+        *,
+        wait: bool,
+    ) -> Mapping[str, bool]:
+        """See Store.cancel_tasks."""
+        assert len(task_ids) == 1 or not wait, "a transaction with a lock waits for no other"
+        caller = permission.caller
+        parameters = (
+            caller.org_id,
+            permission.own_only,
+            caller.user_id,
+            list(task_ids),
+            intent.requested_by,
+            str(intent.credential_kind),
+            intent.requested_at,
+            intent.reason,
+            intent.request_id,
+            intent.force_at,
+            event_payload(cancel_requested_payload(intent), trace_id),
+            wait,
+            None if audit is None else Json(audit_json(audit)),
+        )
+        try:
+            rows = await (self._wait(parameters) if wait else self._execute(parameters))
+        except asyncio.CancelledError:
+            # The intents may have been committed before the cancellation.
+            self._announce(UNSIGNALLED, watched=False, reconcile=True)
+            raise
+        for workspace_id, _, _, watched in rows:
+            self._announce(workspace_id, watched=watched, reconcile=False)
+        if rows:
+            self._announce(UNSIGNALLED, watched=False, reconcile=True)
+        self._recorded(sum(is_new for _, _, is_new, _ in rows))
+        return {task_id: is_new for _, task_id, is_new, _ in rows}
+
+    async def _wait(self, parameters: Row) -> Sequence[Row]:
+        try:
+            async with (
+                asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)),
+                self._waiting_connections,
+            ):
+                return await self._execute(parameters)
+        except TimeoutError as error:
+            raise UnavailableError("Another transaction has locked the workspace.") from error
+
+    async def _execute(self, parameters: Row) -> Sequence[Row]:
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(_CANCEL, parameters, prepare=True)
+            return await cursor.fetchall()
+
+
+def _conditions(permission: Permission, wanted: TaskSelection) -> tuple[list[str], list[object]]:
+    """The conditions of the filter and of the permission, and their parameters."""
+    conditions = [] if isinstance(wanted, AllTasks) else _of_filter(wanted)
+    if permission.own_only:
+        # An API key has no user (NULL), and no creator matches NULL.
+        conditions.append(("w.created_by_user_id = %s", permission.caller.user_id))
+    return [text for text, _ in conditions], [value for _, value in conditions]
+
+
+def _of_filter(wanted: TaskFilter) -> list[tuple[str, object]]:
+    conditions: list[tuple[str, object]] = [
+        ("t.id = ANY (%s)", None if wanted.task_ids is None else list(wanted.task_ids)),
+        ("w.id = ANY (%s)", None if wanted.workspace_ids is None else list(wanted.workspace_ids)),
+        ("w.created_by_user_id = %s", wanted.created_by_user_id),
+        ("t.submitted_by = %s", wanted.submitted_by),
+        ("t.created_at < %s", wanted.submitted_before),
+        ("t.metadata @> %s", None if wanted.metadata is None else json_value(wanted.metadata)),
+    ]
+    return [(condition, value) for condition, value in conditions if value is not None]

@@ -1,0 +1,141 @@
+"""Leader election among any number of processes, with an advisory lock of PostgreSQL."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection
+
+from evershell.store.hang_up import answered_within
+from evershell.store.pool import conninfo
+from evershell.store.primary import PoolerError, PrimaryConnection, connect_to_session
+
+# An arbitrary number, the same in every process that competes.
+LEADER_LOCK_KEY = 0x6576_6C64
+# If a leader is silent for 4 s, PostgreSQL ends its session, which releases the lock. The leader
+# stops leading before that, after at most _CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS. A leader that
+# was frozen for longer does nothing more: it asks Term.is_current before it acts.
+_SESSION_OPTIONS = (
+    "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 "
+    "-c tcp_user_timeout=4000 -c idle_session_timeout=4s -c statement_timeout=5s"
+)
+_POLL_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
+_CHECK_TIMEOUT_SECONDS = 1.5
+_TERM_SECONDS = 3.5
+
+_log = structlog.get_logger()
+
+
+class Term:
+    """The time for which this process leads."""
+
+    def __init__(self) -> None:
+        # Set when the leadership may be lost, at most 2 s after the database has stopped answering.
+        self.lost = asyncio.Event()
+        self._ends_at = _now() + _TERM_SECONDS
+
+    def extend(self, asked_at: float) -> None:
+        """Extends the term: the session was in use at this time or later."""
+        self._ends_at = asked_at + _TERM_SECONDS
+
+    def is_current(self) -> bool:
+        """Whether this process certainly leads."""
+        return _now() < self._ends_at and not self.lost.is_set()
+
+
+class Leadership:
+    """Elects one leader at a time."""
+
+    def __init__(self, database_url: str, *, key: int = LEADER_LOCK_KEY) -> None:
+        """Processes with the same `key` on the same database compete."""
+        self._conninfo = conninfo(database_url, _SESSION_OPTIONS)
+        self._key = key
+
+    @asynccontextmanager
+    async def acquired(self) -> AsyncIterator[Term]:
+        """Waits until this process leads. Leaving the context gives up the leadership.
+
+        Keeps waiting during outages of the database. When the term is lost, the caller has to stop
+        leading at once and leave the context. A standby takes over within 5 s.
+        """
+        connection = await self._acquire()
+        term = Term()
+        watch = asyncio.create_task(_watch(connection, term), name="leadership-watch")
+        try:
+            yield term
+        finally:
+            await _abandon(watch)
+            # Ending the session releases the lock.
+            await connection.close()
+
+    async def _acquire(self) -> PrimaryConnection:
+        is_logged = False
+        while True:
+            try:
+                return await self._connect_and_lock()
+            except PoolerError as error:
+                if not is_logged:
+                    _log.error("leadership_impossible", error=str(error))
+                    is_logged = True
+            except psycopg.OperationalError:
+                pass
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _connect_and_lock(self) -> PrimaryConnection:
+        connection = await connect_to_session(self._conninfo)
+        try:
+            while True:
+                if await _try_lock(connection, self._key):
+                    return connection
+                await asyncio.sleep(_POLL_SECONDS)
+        except BaseException:
+            await connection.close()
+            raise
+
+
+async def _try_lock(connection: AsyncConnection[Any], key: int) -> bool:
+    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (key,))
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0])
+
+
+async def _watch(connection: PrimaryConnection, term: Term) -> None:
+    try:
+        while True:
+            asked_at = _now()
+            if connection.is_superseded or not await _answers_in_time(connection):
+                break
+            term.extend(asked_at)
+            await asyncio.sleep(_CHECK_SECONDS)
+        _log.warning("leadership_lost")
+    finally:
+        term.lost.set()
+
+
+async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
+    try:
+        with answered_within(connection, _CHECK_TIMEOUT_SECONDS):
+            await connection.execute("SELECT 1")
+    except psycopg.Error:
+        return False
+    return True
+
+
+def _now() -> float:
+    """In seconds. The clock goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+async def _abandon(task: asyncio.Task[Any]) -> None:
+    """Cancels the task repeatedly until it ends.
+
+    On the first cancellation psycopg waits for an answer from the server, which may hang.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)

@@ -1,0 +1,156 @@
+"""Migrates a database to the schema of this version: the migrations first, then the functions.
+
+functions/ has the current version of each function. The versions in migrations/ are outdated.
+"""
+
+from contextlib import suppress
+from importlib import resources
+from typing import Any
+from urllib.parse import urlencode
+
+import psycopg
+import yoyo
+from psycopg.conninfo import conninfo_to_dict
+
+from evershell.core.errors import UnavailableError
+from evershell.store.audit_partitions import add_partitions
+from evershell.store.command_session import primary_conninfo
+from evershell.store.primary import PoolerError
+from evershell.store.service_clock import time_of
+from evershell.store.service_role import grant
+
+# An arbitrary number, the same in every process that migrates.
+_LOCK_KEY = 0x6576_6D69
+# Recorded in every database that this service has migrated.
+_FIRST_MIGRATION = "0001_schema"
+# The tables and views in the current schema, without those of extensions and of yoyo.
+_FOREIGN_TABLES = """
+    SELECT relname FROM pg_class
+    WHERE relnamespace = current_schema()::regnamespace
+      AND relkind IN ('r', 'p', 'v', 'm', 'f')
+      AND relname !~ '^_?yoyo_'
+      AND NOT EXISTS (
+          SELECT FROM pg_depend
+          WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e'
+      )
+    ORDER BY relname
+"""
+_NAMED_TABLES = 3
+_FUNCTION_BODY = """
+    SELECT prosrc FROM pg_proc WHERE proname = %s AND pronamespace = current_schema()::regnamespace
+"""
+
+
+class ForeignTablesError(Exception):
+    """The schema belongs to another application. The message is for the operator."""
+
+
+class ReadOnlyDatabaseError(Exception):
+    """The database accepts no changes. The message is for the operator."""
+
+
+def migrate(database_url: str, service_database_url: str = "") -> None:
+    """Applies the missing migrations. Blocks. Any number of processes may call it at once.
+
+    `database_url` is a libpq connection URI. If `service_database_url` names another role, that
+    role may use the tables, and may only insert into and read the audit log. Raises
+    UnavailableError if the database cannot be reached, ForeignTablesError if the schema has tables
+    and this service has never migrated it, ReadOnlyDatabaseError, and PoolerError.
+    """
+    try:
+        # yoyo's own lock is a row, which a killed process does not remove. PostgreSQL releases this
+        # advisory lock with the session, so the process that holds it may remove such a row.
+        server = primary_conninfo(database_url)
+        with psycopg.connect(server, autocommit=True) as guard:
+            check_writable(guard)
+            guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
+            _check_owner(guard)
+            _apply(server)
+            _replace_functions(guard)
+            # Without the privilege, the default partition takes the entries of further months.
+            with suppress(psycopg.errors.InsufficientPrivilege):
+                add_partitions(guard, time_of(guard))
+            grant(guard, service_database_url or database_url)
+    except PoolerError:
+        raise
+    except psycopg.OperationalError as error:
+        raise UnavailableError(f"The database cannot be migrated: {error}") from error
+
+
+def check_writable(connection: psycopg.Connection[Any]) -> None:
+    """Raises ReadOnlyDatabaseError if the database is a standby, or read-only by its settings."""
+    if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
+        raise ReadOnlyDatabaseError(
+            f"Database {connection.info.dbname} is read-only: it is a standby, or has "
+            "default_transaction_read_only set. This service needs a database that it can write."
+        )
+
+
+def _check_owner(connection: psycopg.Connection[Any]) -> None:
+    """Raises ForeignTablesError if the schema has tables and was never migrated by this service."""
+    foreign = [str(name) for (name,) in connection.execute(_FOREIGN_TABLES)]
+    if not foreign or _was_migrated(connection):
+        return
+    names = ", ".join(foreign[:_NAMED_TABLES]) + (", …" if len(foreign) > _NAMED_TABLES else "")
+    row = connection.execute("SELECT current_database(), current_schema()").fetchone()
+    database, schema = row or ("", "")
+    raise ForeignTablesError(
+        f"Schema {schema} of database {database} holds tables of another application ({names}). "
+        "Nothing was changed. Create a database for this service (CREATE DATABASE evershell) and "
+        "name it in DATABASE_URL, or create a schema (CREATE SCHEMA evershell) and add "
+        "?options=-csearch_path%3Devershell to DATABASE_URL. Without DATABASE_URL an embedded "
+        "PostgreSQL is started."
+    )
+
+
+def _was_migrated(connection: psycopg.Connection[Any]) -> bool:
+    """Whether this service has migrated the current schema before."""
+    found = connection.execute(
+        "SELECT to_regclass(format('%I._yoyo_migration', current_schema()))"
+    ).fetchone()
+    if found is None or found[0] is None:
+        return False
+    query = "SELECT FROM _yoyo_migration WHERE migration_id = %s"
+    return connection.execute(query, (_FIRST_MIGRATION,)).fetchone() is not None
+
+
+def _apply(database_url: str) -> None:
+    source = resources.files("evershell.store") / "migrations"
+    with resources.as_file(source) as folder, yoyo.get_backend(_yoyo_url(database_url)) as backend:
+        backend.break_lock()
+        with backend.lock():
+            for migration in backend.to_apply(yoyo.read_migrations(str(folder))):
+                # yoyo's own way takes several transactions: a process that is killed between them
+                # leaves a migration that nothing can continue. It also asks for the name of the
+                # system's user, who has none in a container.
+                with backend.transaction():
+                    migration.process_steps(backend, "apply")
+                    backend.mark_one(migration, log=False)
+
+
+def _replace_functions(connection: psycopg.Connection[Any]) -> None:
+    """Replaces the functions that differ from their files.
+
+    A role that may only use the schema can therefore start a stack on an up-to-date database.
+    """
+    folder = resources.files("evershell.store") / "functions"
+    files = (file for file in folder.iterdir() if file.name.endswith(".sql"))
+    for file in sorted(files, key=lambda file: file.name):
+        definition = file.read_text()
+        _, body, _ = definition.split("$$")
+        stored = connection.execute(_FUNCTION_BODY, (file.name.removesuffix(".sql"),)).fetchone()
+        if stored != (body,):
+            connection.execute(definition.encode())
+
+
+def _yoyo_url(database_url: str) -> str:
+    """The same database as a URL for yoyo.
+
+    yoyo passes every query parameter to psycopg.connect.
+    """
+    parameters = {
+        key: str(value)
+        for key, value in conninfo_to_dict(database_url).items()
+        if value is not None
+    }
+    return f"postgresql+psycopg:///?{urlencode(parameters)}"

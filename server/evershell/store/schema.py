@@ -1,0 +1,53 @@
+"""Waits for the schema of this version."""
+
+import asyncio
+from importlib import resources
+
+import psycopg
+import structlog
+
+from evershell.core.errors import UnavailableError
+from evershell.store.pool import Pool, connected
+
+_RETRY_SECONDS = 1.0
+_APPLIED = "SELECT migration_id FROM _yoyo_migration"
+
+_log = structlog.get_logger()
+
+
+async def await_schema(pool: Pool) -> None:
+    """Returns when all migrations of this version are applied.
+
+    Those of later versions do no harm, because a migration only adds.
+    """
+    own = _own_migrations()
+    missing: set[str] = set()
+    while True:
+        try:
+            found = own - await _applied(pool)
+        except UnavailableError:
+            await asyncio.sleep(_RETRY_SECONDS)
+            continue
+        if not found:
+            return
+        if found != missing:
+            missing = found
+            _log.warning("schema_outdated", missing=sorted(found), remedy="evershell migrate")
+        await asyncio.sleep(_RETRY_SECONDS)
+
+
+async def _applied(pool: Pool) -> set[str]:
+    try:
+        async with connected(pool) as connection:
+            cursor = await connection.execute(_APPLIED)
+            return {str(row[0]) for row in await cursor.fetchall()}
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
+        # Never migrated, or by an earlier version, which did not let the service's role look.
+        return set()
+
+
+def _own_migrations() -> set[str]:
+    folder = resources.files("evershell.store") / "migrations"
+    return {
+        file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql")
+    }

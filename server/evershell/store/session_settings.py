@@ -1,0 +1,94 @@
+"""The settings of this service's sessions in PostgreSQL.
+
+A connection to PostgreSQL itself sends them when it begins. A pooler in transaction mode cannot
+keep them for a client, because each transaction may run in another session. There they are the
+defaults of the role in this database, which `migrate` stores.
+"""
+
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection, sql
+
+from evershell.store.hang_up import answered_within
+
+SETTINGS = {
+    # With UTC, times are read as they were written.
+    "TimeZone": "UTC",
+    # The locking of the store requires this isolation level.
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "5s",
+    # A session that hangs in a transaction holds the lock of a workspace, so the server ends it.
+    "idle_in_transaction_session_timeout": "10s",
+    # The server notices that a client has closed its connection (hang_up.py) even while the
+    # session waits for a lock, and ends the session.
+    "client_connection_check_interval": "500ms",
+}
+# The server notices within 9 s that the host of a client cannot be reached. By default it takes two
+# hours, and each partition would use up connections. A pooler has settings of its own for this.
+_NETWORK_SETTINGS = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "5000",
+}
+# As the parameter `options` of a connection.
+OPTIONS = " ".join(
+    "-c {}={}".format(name, value.replace(" ", r"\ "))
+    for name, value in (SETTINGS | _NETWORK_SETTINGS).items()
+)
+# Migrations may take longer, even if the limits are defaults of their role. The server ends the
+# session of a command that was killed, even while it waits for a lock.
+UNLIMITED = (
+    "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 "
+    f"-c client_connection_check_interval={SETTINGS['client_connection_check_interval']}"
+)
+
+# How long a pooler may take to answer.
+_ANSWER_SECONDS = 1.5
+
+_log = structlog.get_logger()
+
+
+def store_as_defaults(session_url: str) -> None:
+    """Makes the settings the defaults of the URL's role in its database. Every role may do that.
+
+    `session_url` has to lead to PostgreSQL itself. Raises psycopg.Error.
+    """
+    with psycopg.connect(session_url, autocommit=True) as connection:
+        stored = _defaults(connection)
+        for name, value in SETTINGS.items():
+            if f"{name}={value}" not in stored:
+                statement = sql.SQL("ALTER ROLE SESSION_USER IN DATABASE {} SET {} = {}")
+                database = sql.Identifier(connection.info.dbname)
+                connection.execute(statement.format(database, sql.Identifier(name), value))
+
+
+def _defaults(connection: psycopg.Connection[Any]) -> list[str]:
+    """The defaults of the role in this database, as name=value."""
+    row = connection.execute(
+        "SELECT setconfig FROM pg_db_role_setting WHERE setrole = session_user::regrole "
+        "AND setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    ).fetchone()
+    return [] if row is None else list(row[0])
+
+
+async def warn_if_missing(connection: AsyncConnection[Any]) -> None:
+    """Logs the settings that are not in force in the session behind a pooler.
+
+    The session may be older than the defaults.
+    """
+    names = list(SETTINGS)
+    with answered_within(connection, _ANSWER_SECONDS):
+        cursor = await connection.execute(
+            "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", (names,)
+        )
+        found = dict(await cursor.fetchall())
+    missing = {name: found[name] for name in names if found[name] != SETTINGS[name]}
+    if missing:
+        _log.error(
+            "session_settings_missing",
+            found=missing,
+            remedy="run `evershell migrate`, then RECONNECT in the console of the pooler",
+        )

@@ -1,0 +1,290 @@
+"""The metrics of a program, for Prometheus.
+
+The values of a label are a closed set, for example RPCs, slugs or results. Ids are not labels,
+because the number of series would grow with use.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from platform import python_version
+from time import perf_counter
+from typing import Protocol, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    start_http_server,
+)
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from evershell.core.change import Change
+from evershell.core.errors import AgentUnreachableError
+from evershell.core.event import EventType
+from evershell.core.ports import Agents, Clock
+from evershell.core.task import Limit, Task
+from evershell.core.workspace import Workspace
+from evershell.telemetry.backlog import Backlog
+
+_Answer = TypeVar("_Answer")
+
+# Always loopback, because metrics are not for callers.
+HOST = "127.0.0.1"
+_CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# From an idle agent's answer to the limits of a model call and a tool call.
+_CANCEL_TO_END_SECONDS = (
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    720.0,
+)
+
+
+class Metrics:
+    """The metrics of one program."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        Info("evershell_build", "The version of this program.", registry=self.registry).info(
+            {"version": version("evershell"), "python_version": python_version()}
+        )
+        self._calls = Histogram(
+            "evershell_rpc_seconds",
+            "Time from the start of a call to its end; "
+            "outcome: ok, the slug that it failed with, failed without one, or caller_gone.",
+            ["rpc", "outcome"],
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "evershell_rpc_in_flight",
+            "Calls that have started and not ended; those of streams are open.",
+            ["rpc"],
+            registry=self.registry,
+        )
+        self._signals = Histogram(
+            "evershell_agent_signal_seconds",
+            "Time to signal an agent, including retries; result: ok or unreachable.",
+            ["rpc", "result"],
+            buckets=_CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._audit_entries_lost = Counter(
+            "evershell_audit_entries_lost",
+            "Entries of the audit log that could not be stored, or exceeded the limit for "
+            "unauthenticated calls.",
+            registry=self.registry,
+        )
+        self._limits_reached = Counter(
+            "evershell_task_limits_reached",
+            "Tasks that the service has cancelled at a limit; limit: max_duration or "
+            "max_total_tokens.",
+            ["limit"],
+            registry=self.registry,
+        )
+        # Prometheus sees no increase in a series that starts at 1.
+        for limit in Limit:
+            self._limits_reached.labels(limit)
+        self._batch_cancellations = Counter(
+            "evershell_batch_cancellations",
+            "Tasks that CancelTasks and HoldOrg have cancelled.",
+            registry=self.registry,
+        )
+        self._cancel_to_end = Histogram(
+            "evershell_cancel_to_end_seconds",
+            "Time from the record of a cancellation to the commit of its task's end; "
+            "forced: whether the iteration was interrupted.",
+            ["forced"],
+            buckets=_CANCEL_TO_END_SECONDS,
+            registry=self.registry,
+        )
+
+    def cancelled_in_batch(self, count: int) -> None:
+        """Counts tasks that CancelTasks or a hold has cancelled."""
+        self._batch_cancellations.inc(count)
+
+    def rpc(self, name: str) -> "MeasuredRpc":
+        """The measurements of the RPC of this name."""
+        return MeasuredRpc(name, self._calls, self._in_flight)
+
+    def signal(self, rpc: str) -> "MeasuredSignal":
+        """The measurements of the signals to agents by this RPC."""
+        return MeasuredSignal(rpc, self._signals)
+
+    def audit_entries_lost(self, count: int) -> None:
+        """Counts entries of the audit log that are not stored."""
+        self._audit_entries_lost.inc(count)
+
+    def committed(self, change: Change) -> None:
+        """Measures a committed change if it ends a cancelled task, or cancels one at a limit."""
+        if change.limit is not None:
+            self._limits_reached.labels(change.limit).inc()
+        task = change.task
+        ended = any(event.type is EventType.TASK_COMPLETED for event in change.events)
+        if not ended or task is None or task.cancel is None or task.completed_at is None:
+            return
+        # The times may be from two workers, each of which knows the time to some milliseconds.
+        seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())
+        self._cancel_to_end.labels(str(task.forced).lower()).observe(seconds)
+
+    def watch_pool(self, statistics: Callable[[], Mapping[str, int]]) -> None:
+        """Exports the statistics of the database pool, which are read at each scrape."""
+        self.registry.register(_PoolCollector(statistics))
+
+    def watch_clock(self, clock: "WatchedClock") -> None:
+        """Exports how far the clocks of this machine and of the database are off."""
+        self.registry.register(_ClockCollector(clock))
+
+    def watch_log(self, lost_lines: Callable[[], int]) -> None:
+        """Exports the number of lines that the log has lost."""
+        self.registry.register(_LogCollector(lost_lines))
+
+    def backlog(self, clock: Clock) -> Backlog:
+        """Adds the metrics of a fleet controller's backlog."""
+        return Backlog(self.registry, clock)
+
+
+class MeasuredRpc:
+    """Counts and times the calls of one RPC."""
+
+    def __init__(self, name: str, calls: Histogram, in_flight: Gauge) -> None:
+        self._name = name
+        self._calls = calls
+        self._in_flight = in_flight.labels(name)
+        # The library takes longer to find the series of an outcome than to count a call.
+        self._by_outcome: dict[str, Histogram] = {}
+
+    def begin(self) -> None:
+        """Counts a call that starts."""
+        self._in_flight.inc()
+
+    def end(self, outcome: str, seconds: float) -> None:
+        """Counts a call that has ended after `seconds`, and its outcome."""
+        series = self._by_outcome.get(outcome)
+        if series is None:
+            series = self._by_outcome[outcome] = self._calls.labels(self._name, outcome)
+        series.observe(seconds)
+        self._in_flight.dec()
+
+
+class MeasuredSignal:
+    """Measures the signals of one RPC."""
+
+    def __init__(self, rpc: str, signals: Histogram) -> None:
+        # Looked up once: the library takes longer to find a series than to count a signal.
+        self._ok = signals.labels(rpc, "ok")
+        self._unreachable = signals.labels(rpc, "unreachable")
+
+    async def __call__(self, signal: Awaitable[_Answer]) -> _Answer:
+        """Awaits and measures the signal. Returns its answer."""
+        started, series = perf_counter(), self._ok
+        try:
+            return await signal
+        except AgentUnreachableError:
+            series = self._unreachable
+            raise
+        finally:
+            series.observe(perf_counter() - started)
+
+
+class _PoolCollector(Collector):
+    def __init__(self, statistics: Callable[[], Mapping[str, int]]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._statistics()
+        size, idle = found.get("pool_size", 0), found.get("pool_available", 0)
+        connections = GaugeMetricFamily(
+            "evershell_database_connections", "Connections of the pool.", labels=["state"]
+        )
+        connections.add_metric(["used"], size - idle)
+        connections.add_metric(["idle"], idle)
+        yield connections
+        waiting = found.get("requests_waiting", 0)
+        yield GaugeMetricFamily(
+            "evershell_database_waiting", "Requests that wait for a connection.", value=waiting
+        )
+
+
+class WatchedClock(Protocol):
+    """What the metrics read of store.service_clock.ServiceClock."""
+
+    correction_seconds: float
+
+    @property
+    def machine_offset_seconds(self) -> float: ...
+
+
+class _ClockCollector(Collector):
+    def __init__(self, clock: WatchedClock) -> None:
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "evershell_clock_offset_seconds",
+            "How far the clock of this machine is ahead of the time of the service.",
+            value=self._clock.machine_offset_seconds,
+        )
+        yield GaugeMetricFamily(
+            "evershell_clock_correction_seconds",
+            "What is added to the clock of the database, because that clock was set.",
+            value=self._clock.correction_seconds,
+        )
+
+
+class _LogCollector(Collector):
+    def __init__(self, lost_lines: Callable[[], int]) -> None:
+        self._lost_lines = lost_lines
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "evershell_log_lines_lost", "Lines that the log has lost.", value=self._lost_lines()
+        )
+
+
+class MeasuredAgents:
+    """Implements ports.Agents by calling another implementation, and measures its calls."""
+
+    def __init__(self, agents: Agents, metrics: Metrics) -> None:
+        self._agents = agents
+        self._starts = metrics.signal("StartTask")
+        self._cancels = metrics.signal("CancelTask")
+
+    async def start_task(self, workspace: Workspace, task: Task) -> None:
+        await self._starts(self._agents.start_task(workspace, task))
+
+    async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
+        return await self._cancels(self._agents.cancel_task(workspace, task))
+
+
+@contextmanager
+def serve_metrics(metrics: Metrics, port: int, host: str = HOST) -> Iterator[None]:
+    """Serves `/metrics` for the duration of the context, unless the port is 0.
+
+    Raises OSError if the port is taken.
+    """
+    if not port:
+        yield
+        return
+    server, thread = start_http_server(port, host, metrics.registry)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
