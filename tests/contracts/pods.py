@@ -13,11 +13,11 @@ import pytest
 
 from evershell.core.runtime import Runtime
 from evershell.core.workspace import Workspace
-from evershell.fleet import processes
-from evershell.fleet.isolation import Isolation
-from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.local import processes
+from evershell.fleet.local.isolation import Isolation
+from evershell.fleet.local.local_pods import LocalPods
+from evershell.fleet.local.processes import Pod
 from evershell.fleet.pods import Pods
-from evershell.fleet.processes import Pod
 from tests.invariants.agent import Agent, Surrounded
 from tests.invariants.clock import Clock
 from tests.invariants.pods import Pods as InvariantsPods

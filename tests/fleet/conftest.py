@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from evershell.core.workspace import Workspace
-from evershell.fleet import agent_client, processes
-from evershell.fleet.local_pods import LocalPods
-from evershell.fleet.processes import Pod
+from evershell.fleet import agent_client
+from evershell.fleet.local import processes
+from evershell.fleet.local.local_pods import LocalPods
+from evershell.fleet.local.processes import Pod
 from tests.support import world
 from tests.support.fleet import RUN_ID, Fleet
 from tests.support.small_agent import AGENT, spec_for

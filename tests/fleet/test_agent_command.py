@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from evershell.app.settings import Settings
-from evershell.fleet.isolation import NoIsolation, Started
-from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.local.isolation import NoIsolation, Started
+from evershell.fleet.local.local_pods import LocalPods
 from tests.support.store.examples import workspace
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.fleet.agent_modules import compile_agent_modules
+from evershell.fleet.local.agent_modules import compile_agent_modules
 
 # Runs the program of an agent, which ends because it gets no spec. Prints the loaded modules that
 # have a source, and no compiled form below the folder of compiled modules.

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from evershell.core.workspace import Workspace
-from evershell.fleet import processes
-from evershell.fleet.local_pods import LocalPods, end_every_pod
-from evershell.fleet.processes import Pod
-from evershell.fleet.scans import ProcessId
+from evershell.fleet.local import processes
+from evershell.fleet.local.local_pods import LocalPods, end_every_pod
+from evershell.fleet.local.processes import Pod
+from evershell.fleet.local.scans import ProcessId
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.small_agent import spec_for, wait_start

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from evershell.core.workspace import Workspace
-from evershell.fleet import isolation, processes
-from evershell.fleet.isolation import IsolationError, Sandbox
-from evershell.fleet.local_pods import LocalPods
-from evershell.fleet.processes import Pod
+from evershell.fleet.local import isolation, processes
+from evershell.fleet.local.isolation import IsolationError, Sandbox
+from evershell.fleet.local.local_pods import LocalPods
+from evershell.fleet.local.processes import Pod
 from evershell.pod.sandbox import FILES, ToolLimits, ToolSandbox, agent_command
 from tests.support import world
 from tests.support.fleet import RUN_ID

@@ -16,9 +16,9 @@ import pytest
 
 from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace
-from evershell.fleet import local_pods, pod_files, processes
-from evershell.fleet.local_pods import LocalPods
-from evershell.fleet.processes import Pod
+from evershell.fleet.local import local_pods, pod_files, processes
+from evershell.fleet.local.local_pods import LocalPods
+from evershell.fleet.local.processes import Pod
 from evershell.pod.process import wait_exit
 from tests.support.small_agent import spec_for, wait_start
 from tests.support.waiting import eventually_async, settle

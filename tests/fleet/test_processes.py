@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from evershell.core.ids import new_workspace_id
-from evershell.fleet import processes, scans
-from evershell.fleet.processes import AllPods, Pod
+from evershell.fleet.local import processes, scans
+from evershell.fleet.local.processes import AllPods, Pod
 from evershell.pod.process import STATE_DIR_MARKER, WORKSPACE_MARKER
 
 # Runs `{prelude}`, prints a line, and waits.

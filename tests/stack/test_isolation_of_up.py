@@ -5,8 +5,8 @@ from typing import Literal
 import pytest
 
 from evershell.app.settings import Settings
-from evershell.fleet import isolation
-from evershell.fleet.isolation import IsolationError
+from evershell.fleet.local import isolation
+from evershell.fleet.local.isolation import IsolationError
 from evershell.local import up
 
 

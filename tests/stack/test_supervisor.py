@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.fleet import processes, scans
+from evershell.fleet.local import processes, scans
 from evershell.local import watchdogs
 from evershell.local.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.fleet.isolation import IsolationError, Sandbox, choose
+from evershell.fleet.local.isolation import IsolationError, Sandbox, choose
 
 
 def has_sandbox() -> bool:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from evershell.fleet import processes
-from evershell.fleet.processes import Pod
+from evershell.fleet.local import processes
+from evershell.fleet.local.processes import Pod
 from tests.support import secrets
 from tests.support.cluster import copy_cluster
 from tests.support.edge.shared_memory import shared_memory

@@ -12,9 +12,9 @@ from evershell.app.settings import NotSetUpError, Settings
 from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core.runtime import AgentIdentity
-from evershell.fleet import isolation, processes
-from evershell.fleet.agent_modules import compile_agent_modules
-from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.local import isolation, processes
+from evershell.fleet.local.agent_modules import compile_agent_modules
+from evershell.fleet.local.local_pods import LocalPods
 from evershell.fleet.pods import Pods
 from evershell.pod.process import become_subreaper
 from evershell.pod.spec import PodSpec

@@ -7,7 +7,7 @@ import click
 from evershell.app import programs
 from evershell.app.wiring import NotSetUpError
 from evershell.commands.environment import read_settings
-from evershell.fleet.isolation import IsolationError
+from evershell.fleet.local.isolation import IsolationError
 
 
 @click.command(help="Run one fleet controller, which leads or stands by.")

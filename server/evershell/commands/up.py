@@ -5,7 +5,7 @@ import asyncio
 import click
 
 from evershell.commands.environment import read_settings
-from evershell.fleet.isolation import IsolationError
+from evershell.fleet.local.isolation import IsolationError
 from evershell.local.envoy.config import EdgeConfigurationError
 from evershell.local.postgres import NotInstalledError
 from evershell.local.up import CannotStartError

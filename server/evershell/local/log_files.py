@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from evershell.fleet import pod_files
+from evershell.fleet.local import pod_files
 
 log = structlog.get_logger()
 

@@ -21,8 +21,8 @@ from evershell.app.signals import END_WAITS, stop_signal
 from evershell.auth.signing_keys import SigningKeysError, new_key, read_signing_keys
 from evershell.cli.terminal import printable
 from evershell.core.errors import UnavailableError
-from evershell.fleet import isolation, processes
-from evershell.fleet.local_pods import end_every_pod
+from evershell.fleet.local import isolation, processes
+from evershell.fleet.local.local_pods import end_every_pod
 from evershell.local import postgres, ready, run_lock
 from evershell.local.database import prepare_database
 from evershell.local.environments import (

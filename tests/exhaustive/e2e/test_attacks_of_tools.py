@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.fleet.scans import ProcessId
+from evershell.fleet.local.scans import ProcessId
 from tests.support import faults
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually

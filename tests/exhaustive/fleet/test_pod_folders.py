@@ -11,7 +11,7 @@ import pytest
 from evershell.core.ids import new_workspace_id
 from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.fleet.local_pods import LocalPods
+from evershell.fleet.local.local_pods import LocalPods
 from evershell.pod.spec import PodSpec
 from tests.support.fleet import RUN_ID
 from tests.support.world import NOW, ORG

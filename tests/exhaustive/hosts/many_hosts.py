@@ -21,7 +21,7 @@ from psycopg import sql
 
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
-from evershell.fleet.local_pods import end_every_pod
+from evershell.fleet.local.local_pods import end_every_pod
 from evershell.local import postgres
 from evershell.local.database import prepare_database
 from evershell.local.private_file import write_private

@@ -21,11 +21,11 @@ import psutil
 
 from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace
-from evershell.fleet import processes
-from evershell.fleet.isolation import Isolation, NoIsolation, Started
-from evershell.fleet.pod_records import AgentRecord, PodRecords, UnreadableError
-from evershell.fleet.processes import AllPods, Leftovers, Pod
-from evershell.fleet.scans import ProcessId, ScannedProcess, Scans
+from evershell.fleet.local import processes
+from evershell.fleet.local.isolation import Isolation, NoIsolation, Started
+from evershell.fleet.local.pod_records import AgentRecord, PodRecords, UnreadableError
+from evershell.fleet.local.processes import AllPods, Leftovers, Pod
+from evershell.fleet.local.scans import ProcessId, ScannedProcess, Scans
 from evershell.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
 from evershell.pod.spec import PodSpec
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from evershell.fleet import pod_files
-from evershell.fleet.scans import ProcessId
+from evershell.fleet.local import pod_files
+from evershell.fleet.local.scans import ProcessId
 
 _FLEET, _PODS, _FILES = "fleet", "pods", "files"
 _AGENT, _LOG, _PID = "agent", "log", "pid"

@@ -22,7 +22,7 @@ from typing import Protocol, TypeAlias
 
 import psutil
 
-from evershell.fleet.scans import ProcessId, ScannedProcess, Scans, markers, scan
+from evershell.fleet.local.scans import ProcessId, ScannedProcess, Scans, markers, scan
 from evershell.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER, wait_exit
 
 _EPOCH = re.compile("[0-9]{1,19}")

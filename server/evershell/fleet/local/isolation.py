@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from evershell.core.workspace import Workspace
-from evershell.fleet.scans import ProcessId
+from evershell.fleet.local.scans import ProcessId
 from evershell.pod import sandbox
 from evershell.pod.sandbox import ToolLimits, ToolSandbox
 from evershell.pod.tool_filter import FilterError, compile_filter
