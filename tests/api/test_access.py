@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evershell.api.effects import public_methods
+from evershell.api.method_options import public_methods
 from evershell.auth.api_keys import ApiKeys, fingerprint
 from evershell.auth.authenticator import Authenticator
 from evershell.auth.session_tokens import JwkSet, SessionTokens

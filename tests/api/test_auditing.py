@@ -7,8 +7,8 @@ import grpc
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.api.effects import public_methods
 from evershell.api.interceptors import auditing
+from evershell.api.method_options import public_methods
 from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.errors import UnavailableError
 from evershell.core.validation import Page

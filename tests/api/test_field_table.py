@@ -13,7 +13,7 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from evershell.api.effects import public_methods
+from evershell.api.method_options import public_methods
 from tests.api.running import HOLDER, Failed, Running, bearer
 
 METHODS = [path.rpartition("/")[2] for path in sorted(public_methods(with_effect=True))]

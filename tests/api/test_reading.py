@@ -9,8 +9,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from evershell.api.effects import public_methods
 from evershell.api.interceptors import reading
+from evershell.api.method_options import public_methods
 from evershell.core.errors import Failure
 from evershell.telemetry.metrics import Metrics
 from tests.api.running import (

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evershell.api.effects import public_methods
+from evershell.api.method_options import public_methods
 from evershell.api.rest_body import merge_rest_body
 from evershell.core.errors import Failure
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 
-from evershell.auth import key_use
-from evershell.auth.key_use import KeyUse
+from evershell.auth import api_keys
+from evershell.auth.api_keys import KeyUse
 from evershell.core.errors import UnavailableError
 from tests.support.waiting import settle
 
@@ -57,7 +57,7 @@ async def test_a_failed_call_is_repeated_with_the_newer_times() -> None:
 
 
 async def test_the_times_are_stored_at_each_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_use, "STORE_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(api_keys, "STORE_INTERVAL_SECONDS", 0.01)
     stored = Stored()
     use = KeyUse(stored)
     running = asyncio.create_task(use.run())
@@ -74,7 +74,7 @@ async def test_a_statement_that_the_database_refuses_is_repeated_at_the_next_int
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """For example if the role of the service may not update keys yet."""
-    monkeypatch.setattr(key_use, "STORE_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(api_keys, "STORE_INTERVAL_SECONDS", 0.01)
     stored = Stored()
     stored.error = psycopg.errors.InsufficientPrivilege("permission denied for table api_keys")
     use = KeyUse(stored)
@@ -103,7 +103,7 @@ async def test_the_times_are_stored_at_the_end() -> None:
 
 
 async def test_the_number_of_collected_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_use, "_MAX_KEYS", 2)
+    monkeypatch.setattr(api_keys, "_MAX_KEYS", 2)
     stored = Stored()
     use = KeyUse(stored)
     for key_id in ("key_1", "key_2", "key_3", "key_1"):

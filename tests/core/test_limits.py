@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evershell.core import limits, task_lifecycle, tasks
+from evershell.core import task_lifecycle, task_limits, tasks
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.event import EventType, Origin
@@ -131,7 +131,7 @@ def test_a_limit_does_not_replace_a_callers_cancellation() -> None:
     forced = task_lifecycle.apply_limits(busy(wanted, age=60, cancel=first), NOW)
     assert forced.events == ()
     assert forced.task is not None and forced.task.cancel == replace(
-        first, force_at=NOW + timedelta(seconds=5), force_requested_by=limits.REQUESTER
+        first, force_at=NOW + timedelta(seconds=5), force_requested_by=task_limits.REQUESTER
     )
 
 

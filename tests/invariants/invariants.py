@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from evershell.agents.shutdown import ExitCode
 from evershell.core.event import EventType, cancel_requested_payload
-from evershell.core.limits import REQUESTER
 from evershell.core.task import CancelIntent, TaskLimits, TaskStatus
+from evershell.core.task_limits import REQUESTER
 from evershell.core.workspace import WorkspaceStatus
 from tests.invariants import forcing, iterations, limits
 from tests.invariants.trouble import Fault, Link

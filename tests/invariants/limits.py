@@ -2,8 +2,8 @@
 
 from datetime import datetime, timedelta
 
-from evershell.core.limits import CREDENTIAL_KIND, REQUESTER
 from evershell.core.task import Task, TaskStatus
+from evershell.core.task_limits import CREDENTIAL_KIND, REQUESTER
 from tests.invariants.view import View
 
 # Longer than the pause between two scans of the controller.

@@ -14,10 +14,8 @@ from structlog.testing import capture_logs
 
 from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.errors import UnavailableError
-from evershell.store import audit_queue
-from evershell.store.audit import store_audit_entries
-from evershell.store.audit_partitions import add_partitions, prune
-from evershell.store.audit_queue import AuditQueue
+from evershell.store import audit
+from evershell.store.audit import AuditQueue, add_partitions, prune, store_audit_entries
 from evershell.store.migrate import migrate
 from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
@@ -54,7 +52,7 @@ async def test_entries_are_stored_within_a_second(pool: Pool) -> None:
     queue.put(entry, uncertain=False)
     await eventually_async(lambda: listed(pool), WRITE_SECONDS)
     assert await listed(pool) == [entry]
-    assert audit_queue.FLUSH_SECONDS < 1
+    assert audit.FLUSH_SECONDS < 1
     last = audit_entry(outcome="rate_limited")
     queue.put(last, uncertain=True)
     running.cancel()
@@ -78,7 +76,7 @@ async def test_uncertain_entries_wait_until_the_call_cannot_store_its_own(
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     queue.put(entry := audit_entry(), uncertain=True)
-    now += audit_queue.UNCERTAIN_SECONDS - 0.001
+    now += audit.UNCERTAIN_SECONDS - 0.001
     await queue.flush()
     assert writes.batches == []
     now += 0.001
@@ -89,8 +87,8 @@ async def test_uncertain_entries_wait_until_the_call_cannot_store_its_own(
 async def test_entries_are_kept_while_the_database_is_away_up_to_a_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(audit_queue, "_MAX_ENTRIES", 5)
-    monkeypatch.setattr(audit_queue, "_MAX_BATCH", 3)
+    monkeypatch.setattr(audit, "_MAX_ENTRIES", 5)
+    monkeypatch.setattr(audit, "_MAX_BATCH", 3)
     writes, lost = Writes(), list[int]()
     queue = AuditQueue(writes, lost.append)
     writes.unavailable = True

@@ -14,7 +14,7 @@ from evershell.app.settings import Settings
 from evershell.core.errors import UnavailableError
 from evershell.local.database import prepare_database
 from evershell.store import migrate as migration
-from evershell.store.audit_partitions import add_partitions
+from evershell.store.audit import add_partitions
 from evershell.store.migrate import ForeignTablesError, migrate
 
 MIGRATIONS = sorted(

@@ -10,7 +10,7 @@ from evershell.workspace.v1 import audit_pb2, task_pb2, workspace_pb2, workspace
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.api import limits, payloads
+from evershell.api import durations, payloads
 from evershell.core import errors
 from evershell.core.agent_rules import MAX_EVENTS, BreachError
 from evershell.core.audit_entry import AuditEntry, AuditFilter
@@ -52,8 +52,8 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
         workspace_id=request.workspace_id,
         task_id=request.task_id or None,
         reason=request.reason,
-        wait_seconds=limits.duration_seconds(request.wait) if request.HasField("wait") else None,
-        force_after_seconds=limits.duration_seconds(request.force_after)
+        wait_seconds=durations.duration_seconds(request.wait) if request.HasField("wait") else None,
+        force_after_seconds=durations.duration_seconds(request.force_after)
         if request.HasField("force_after")
         else None,
         origin=origin,
@@ -107,7 +107,7 @@ def decode_submit(
         description=request.description,
         metadata=dict(request.metadata),
         max_iterations=request.max_iterations,
-        limits=limits.decode_limits(request.limits),
+        limits=durations.decode_limits(request.limits),
         origin=origin,
         key=key,
     )
@@ -147,7 +147,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "metadata": task.metadata,
         "max_iterations": task.max_iterations,
         "submitted_by": task.submitted_by,
-        "limits": limits.limits_fields(task.limits),
+        "limits": durations.limits_fields(task.limits),
     }
 
 

@@ -13,11 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evershell.api import reflection
 from evershell.api.handlers import Handlers, Methods
-from evershell.api.health import Health
+from evershell.api.health import LIVENESS, Health
 from evershell.api.interceptors.interceptor import Interceptor
 from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.api.interceptors.request_log import RequestLog
-from evershell.api.liveness import LIVENESS
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.pod.tls import TlsIdentity, listen

@@ -5,7 +5,7 @@ import gc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
-from evershell.api.liveness import liveness_served
+from evershell.api.health import liveness_served
 from evershell.app import wiring as bootstrap
 from evershell.app.settings import Settings
 from evershell.app.signals import stop_signal

@@ -31,9 +31,8 @@ from evershell.app.settings import NotSetUpError as NotSetUpError
 from evershell.app.settings import Settings
 from evershell.app.signals import END_WAITS
 from evershell.auth.agent_certificates import AgentCertificates
-from evershell.auth.api_keys import ApiKeys
+from evershell.auth.api_keys import ApiKeys, KeyUse
 from evershell.auth.authenticator import Authenticator, HostBinding
-from evershell.auth.key_use import KeyUse
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.auth.signing_keys import SigningKeysError, read_signing_keys
@@ -44,8 +43,7 @@ from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.controller import Controller
 from evershell.fleet.leader import lead
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
-from evershell.store.audit import store_audit_entries
-from evershell.store.audit_queue import AuditQueue
+from evershell.store.audit import AuditQueue, store_audit_entries
 from evershell.store.background import running
 from evershell.store.fleet_wakeups import PostgresFleetWakeups
 from evershell.store.keys import PostgresKeys

@@ -8,8 +8,8 @@ import psycopg
 from evershell.cli.duration import DURATION
 from evershell.cli.terminal import say
 from evershell.commands.environment import read_ready, read_settings
-from evershell.store.audit_partitions import add_partitions
-from evershell.store.audit_partitions import prune as remove_months
+from evershell.store.audit import add_partitions
+from evershell.store.audit import prune as remove_months
 from evershell.store.command_session import connect_for_command
 from evershell.store.primary import PoolerError
 from evershell.store.problem import problem_of

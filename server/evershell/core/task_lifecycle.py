@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from evershell.core import agent_rules, event, limits
+from evershell.core import agent_rules, event, task_limits
 from evershell.core.agent_events import AgentEvent as AgentEvent
 from evershell.core.agent_events import IterationCompleted as IterationCompleted
 from evershell.core.agent_events import TaskEnded as TaskEnded
@@ -95,7 +95,7 @@ def apply_limits(locked: Locked, now: datetime) -> Change:
     task = locked.task
     if task is None or task.status.is_terminal:
         return unchanged(locked)
-    reached = limits.reached(task, now)
+    reached = task_limits.reached(task, now)
     if reached is None:
         return unchanged(locked)
     change = request_cancel(locked, reached.intent)

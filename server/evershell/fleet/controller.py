@@ -23,11 +23,9 @@ from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNSIGNALLED, Agents, Clock, Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from evershell.fleet.changes import Changes
 from evershell.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep
-from evershell.fleet.exits import Exits
-from evershell.fleet.limits import DurationLimits
-from evershell.fleet.pods import Pods
+from evershell.fleet.duration_limits import DurationLimits
+from evershell.fleet.pods import Changes, Exits, Pods
 from evershell.fleet.redelivery import Redelivery
 from evershell.telemetry.backlog import Backlog
 

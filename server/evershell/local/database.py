@@ -6,7 +6,7 @@ from datetime import timedelta
 import psycopg
 
 from evershell.app.settings import Settings
-from evershell.store.audit_partitions import prune
+from evershell.store.audit import prune
 from evershell.store.command_session import connect_for_command
 from evershell.store.migrate import migrate
 from evershell.store.service_clock import time_of

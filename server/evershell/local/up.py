@@ -15,7 +15,7 @@ from typing import Literal
 import psycopg
 from ulid import ULID
 
-from evershell.api import liveness
+from evershell.api import health
 from evershell.app.settings import Settings
 from evershell.app.signals import END_WAITS, stop_signal
 from evershell.auth.signing_keys import SigningKeysError, new_key, read_signing_keys
@@ -183,7 +183,7 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
                 command,
                 own,
                 stop_seconds=5.0,
-                is_live=partial(liveness.is_live, address),
+                is_live=partial(health.is_live, address),
             )
         )
     health_address = f"unix:{edge.settings.admin_socket.with_name('fleet.sock')}"
@@ -193,7 +193,7 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
             [*program, "fleet", "--health-address", health_address],
             fleet_environment(settings),
             stop_seconds=2.0,
-            is_live=partial(liveness.is_live, health_address),
+            is_live=partial(health.is_live, health_address),
         )
     )
     await supervisor.start(

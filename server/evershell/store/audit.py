@@ -1,14 +1,25 @@
-"""The entries of the audit log: how they are stored and listed."""
+"""The audit log: how entries are stored, in the background or with a change, and listed.
 
-from collections.abc import Sequence
+The table has a partition for each month.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, LiteralString
 
+import psycopg
+import structlog
+from psycopg import sql
 from psycopg.types.json import Json
 
 from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.caller import Permission
+from evershell.core.errors import UnavailableError
 from evershell.core.ids import first_audit_id
 from evershell.store.pool import Pool, connected
 from evershell.store.rows import Row
@@ -83,3 +94,163 @@ def audit_query(
 def audit_entry_of(row: Row) -> AuditEntry:
     """The entry of a row of the query."""
     return AuditEntry(**dict(zip(_COLUMNS, row, strict=True)))
+
+
+# An entry is stored within a second.
+FLUSH_SECONDS = 0.5
+# A call that was given up may still be committing its change and its entry. The database ends its
+# statement before this time is over.
+UNCERTAIN_SECONDS = 10.0
+_MAX_BATCH = 500
+_MAX_ENTRIES = 10_000
+
+Write = Callable[[Sequence[AuditEntry]], Awaitable[None]]
+
+_log = structlog.get_logger()
+
+
+class AuditQueue:
+    """Implements api.interceptors.auditing.Queue. Stores while `run` runs."""
+
+    def __init__(self, write: Write, lost: Callable[[int], None] = lambda count: None) -> None:
+        """Calls `lost` with the number of entries that cannot be stored."""
+        self._write = write
+        self._lost = lost
+        self._lost_since_flush = 0
+        self._entries: deque[AuditEntry] = deque()
+        # Each with the time from which it may be stored, in seconds of a monotonic clock.
+        self._uncertain: deque[tuple[float, AuditEntry]] = deque()
+
+    def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
+        """Stores the entry soon. If `uncertain`, only if the call itself has not stored it."""
+        if len(self._entries) + len(self._uncertain) >= _MAX_ENTRIES:
+            self.lose()
+        elif uncertain:
+            self._uncertain.append((time.monotonic() + UNCERTAIN_SECONDS, entry))
+        else:
+            self._entries.append(entry)
+
+    def lose(self) -> None:
+        """Counts an entry that is not stored."""
+        self._lost_since_flush += 1
+
+    async def run(self) -> None:
+        """Stores the entries until it is cancelled, and then the rest."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_SECONDS)
+                await self.flush()
+        finally:
+            self._entries.extend(entry for _, entry in self._uncertain)
+            self._uncertain.clear()
+            if not await self.flush():
+                self._lost_since_flush += len(self._entries)
+            self._report_lost()
+
+    async def flush(self) -> bool:
+        """Stores all entries that may be stored. Returns False if the database did not answer."""
+        self._report_lost()
+        now = time.monotonic()
+        while self._uncertain and self._uncertain[0][0] <= now:
+            self._entries.append(self._uncertain.popleft()[1])
+        while self._entries:
+            batch = [self._entries[index] for index in range(min(_MAX_BATCH, len(self._entries)))]
+            try:
+                await self._store(batch)
+            except UnavailableError as error:
+                _log.warning("audit_not_stored", error=str(error), entries=len(self._entries))
+                return False
+            for _ in batch:
+                self._entries.popleft()
+        return True
+
+    async def _store(self, batch: Sequence[AuditEntry]) -> None:
+        """Stores the batch, without the entries that the database refuses."""
+        try:
+            await self._write(batch)
+        except psycopg.Error as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    await self._store([entry])
+            else:
+                _log.error("audit_entry_refused", error=str(error).strip(), rpc=batch[0].rpc)
+                self.lose()
+
+    def _report_lost(self) -> None:
+        if self._lost_since_flush:
+            _log.error("audit_entries_lost", entries=self._lost_since_flush)
+            self._lost(self._lost_since_flush)
+            self._lost_since_flush = 0
+
+
+# Partitions exist for this month and the months after it.
+_MONTHS_AHEAD = 12
+_DEFAULT = "audit_entries_default"
+_PARTITIONS: LiteralString = """
+    SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+    WHERE inhparent = 'audit_entries'::regclass AND relname <> 'audit_entries_default'
+    ORDER BY relname
+"""
+
+
+def add_partitions(connection: psycopg.Connection[Any], now: datetime) -> None:
+    """Adds the missing partitions, and moves their entries from the default partition."""
+    existing = {name for (name,) in connection.execute(_PARTITIONS)}
+    for month in _months(now, _MONTHS_AHEAD + 1):
+        if _name(month) not in existing:
+            with connection.transaction():
+                _add(connection, month)
+
+
+def prune(connection: psycopg.Connection[Any], before: datetime) -> int:
+    """Removes the entries of all months that ended before this time. Returns the number of months.
+
+    The month that holds `before` is kept whole.
+    """
+    dropped = 0
+    for (name,) in connection.execute(_PARTITIONS).fetchall():
+        if _end(_month(name)) <= before:
+            connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
+            dropped += 1
+    month = before.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    connection.execute(
+        sql.SQL("DELETE FROM {} WHERE id < %s").format(sql.Identifier(_DEFAULT)),
+        (first_audit_id(month),),
+    )
+    return dropped
+
+
+def _add(connection: psycopg.Connection[Any], month: datetime) -> None:
+    low, high = first_audit_id(month), first_audit_id(_end(month))
+    names = {"new": sql.Identifier(_name(month)), "rest": sql.Identifier(_DEFAULT)}
+    statements: list[LiteralString] = [
+        "CREATE TABLE {new} (LIKE audit_entries INCLUDING ALL)",
+        "WITH moved AS (DELETE FROM {rest} WHERE id >= {low} AND id < {high} RETURNING *) "
+        "INSERT INTO {new} SELECT * FROM moved",
+        "ALTER TABLE audit_entries ATTACH PARTITION {new} FOR VALUES FROM ({low}) TO ({high})",
+    ]
+    for statement in statements:
+        connection.execute(
+            sql.SQL(statement).format(**names, low=sql.Literal(low), high=sql.Literal(high))
+        )
+
+
+def _months(first: datetime, count: int) -> Iterator[datetime]:
+    month = datetime(first.year, first.month, 1, tzinfo=UTC)
+    for _ in range(count):
+        yield month
+        month = _end(month)
+
+
+def _end(month: datetime) -> datetime:
+    """The begin of the next month."""
+    return month.replace(year=month.year + month.month // 12, month=month.month % 12 + 1)
+
+
+def _name(month: datetime) -> str:
+    return f"audit_entries_{month:%Y_%m}"
+
+
+def _month(name: str) -> datetime:
+    year, month = name.split("_")[-2:]
+    return datetime(int(year), int(month), 1, tzinfo=UTC)

@@ -13,11 +13,11 @@ import yoyo
 from psycopg.conninfo import conninfo_to_dict
 
 from evershell.core.errors import UnavailableError
-from evershell.store.audit_partitions import add_partitions
+from evershell.store.audit import add_partitions
 from evershell.store.command_session import primary_conninfo
 from evershell.store.primary import PoolerError
 from evershell.store.service_clock import time_of
-from evershell.store.service_role import grant
+from evershell.store.session_settings import grant
 
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evershell.api.liveness import LIVENESS
+from evershell.api.health import LIVENESS
 from evershell.app.settings import Settings
 from evershell.cli.duration import DURATION
 from evershell.core.cancel_task import MAX_WAIT_SECONDS

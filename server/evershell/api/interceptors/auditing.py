@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import grpc
 
 from evershell.api.call import Call
-from evershell.api.effects import public_methods
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.method_options import public_methods
 from evershell.core.audit_entry import OK, AuditEntry
 from evershell.core.ids import new_audit_id
 from evershell.core.ports import Clock

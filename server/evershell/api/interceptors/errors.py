@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from evershell.api import event_stream, status
 from evershell.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.repeats import repeat_advice
+from evershell.api.method_options import repeat_advice
 from evershell.core import errors
 from evershell.core.errors import Failure, UnavailableError
 from evershell.pod.tokens import TIME_TRAILER

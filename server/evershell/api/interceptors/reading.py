@@ -12,8 +12,8 @@ from evershell.workspace.v1 import workspace_service_pb2
 from google.protobuf.message import DecodeError, Message
 
 from evershell.api.call import Call, Context
-from evershell.api.effects import public_methods
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.method_options import public_methods
 from evershell.api.rest_body import merge_rest_body
 from evershell.core import errors
 from evershell.core.agent_rules import BYTES_PER_SECOND, MAX_WAITING_CALLS

@@ -1,12 +1,34 @@
-"""Whether a failed call can be repeated without another effect.
-
-The option `repeat` of each method in the protos has the rule. The client and the edge read it too.
+"""What the options in the protos say of each method: whether it changes something, and whether a
+failed call can be repeated without another effect. The client and the edge read them too.
 """
 
+from evershell.workspace.v1 import workspace_service_pb2
 from evershell.workspace.v1.workspace_service_pb2 import DESCRIPTOR, EdgeRule, edge
+from google.api import annotations_pb2
+from google.protobuf.descriptor_pb2 import MethodOptions
 
 from evershell.api.call import Call
 from evershell.api.idempotency import HEADER
+
+
+def public_methods(*, with_effect: bool) -> frozenset[str]:
+    """The paths of the public methods that change something, or of those that change nothing.
+
+    REST offers the latter, and only these, with GET. Every stream is a read, even if REST does not
+    offer it.
+    """
+    service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
+    return frozenset(
+        f"/{service.full_name}/{method.name}"
+        for method in service.methods
+        if (method.server_streaming or _is_get(method.GetOptions())) is not with_effect
+    )
+
+
+def _is_get(options: MethodOptions) -> bool:
+    pattern: str | None = options.Extensions[annotations_pb2.http].WhichOneof("pattern")
+    return pattern == "get"
+
 
 # The edge sets it for a REST call whose path names the task. The request is read late, and a call
 # can fail before.
