@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.stack import ROOT
 
 # Where the packages of the distribution are in a checkout.
-PARTS = ("evershell", "gen/evershell", "envoy/evershell")
+PARTS = ("server/evershell", "client/evershell", "gen/evershell", "envoy/evershell")
 
 
 def build(folder: Path, source: Path = ROOT) -> tuple[Path, Path]:
