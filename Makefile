@@ -38,22 +38,22 @@ check: $(READY) ## check format, lint, types, imports, protos, gen/ and Envoy's 
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python .make/pages.py --check
-	$(BIN)/python -m tests.edge.validate
+	$(BIN)/python -m tests.wire.edge.validate
 
 test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in about 4 minutes
-	@exec $(BIN)/python -m pytest --ignore=tests/exhaustive $(PYTEST_OPTIONS)
+	@exec $(BIN)/python -m pytest --ignore-glob='*/long' $(PYTEST_OPTIONS)
 
 test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds
-	@exec $(BIN)/python -m pytest tests/core tests/api tests/auth tests/agent tests/client tests/cli \
-		tests/documents $(addprefix --ignore=tests/agent/test_,exit.py openai_failures.py openai_model.py \
-		program.py tools.py) $(PYTEST_OPTIONS)
+	@exec $(BIN)/python -m pytest $(addprefix tests/unit/,agents auth cli client core) tests/wire/api \
+		tests/clients/documents $(addprefix --ignore=tests/unit/agents/test_,exit.py \
+		openai_failures.py openai_model.py program.py tools.py) $(PYTEST_OPTIONS)
 
 test-exhaustive: $(READY) $(DOCS_READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
-	@exec $(BIN)/python -m pytest tests/exhaustive $(PYTEST_OPTIONS)
+	@exec $(BIN)/python -m pytest $$(find tests -type d -name long) $(PYTEST_OPTIONS)
 
 coverage: $(READY) ## run the tests of make test, and print the lines of the product that they do not reach
 	@$(BIN)/coverage erase
-	-@$(BIN)/coverage run -m pytest --ignore=tests/exhaustive
+	-@$(BIN)/coverage run -m pytest --ignore-glob='*/long'
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
@@ -67,13 +67,13 @@ scale: $(BENCH_READY) ## draw bench.json: the pictures and tables of docs/scale.
 	@exec $(BIN)/python -m tests.bench.scale
 
 chaos: $(READY) ## cancel tasks while programs, disks and networks fail at random (SECONDS=60 SEED=n)
-	@$(BIN)/python -m tests.exhaustive.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)
+	@$(BIN)/python -m tests.faults.long.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)
 
 soak: $(READY) ## make many calls; fail if a program of the stack has grown (CALLS=20000 SEED=n)
-	@$(BIN)/python -m tests.exhaustive.soak --calls $(or $(CALLS),20000) $(SEED_OPTION)
+	@$(BIN)/python -m tests.faults.long.soak --calls $(or $(CALLS),20000) $(SEED_OPTION)
 
 peers: $(BENCH_READY) ## test the peers with which the bench compares the service
-	@exec $(BIN)/python -m pytest tests/exhaustive/bench $(PYTEST_OPTIONS)
+	@exec $(BIN)/python -m pytest tests/bench/long $(PYTEST_OPTIONS)
 
 docs: $(DOCS_READY) ## build the documents: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs tests/exhaustive/node on a node of its own, with these options of pytest. The tests of the manifests run
+# Runs tests/deploy/long/node on a node of its own, with these options of pytest. The tests of the manifests run
 # beside those of single pods, because they mostly wait. The test that stops the kubelet runs afterwards.
 set -euo pipefail
-tests=tests/exhaustive/node silent=$tests/test_silent_node.py manifests=$tests/test_deployment.py
+tests=tests/deploy/long/node silent=$tests/test_silent_node.py manifests=$tests/test_deployment.py
 run=(.venv/bin/python -m pytest --durations=10)
 output=$(mktemp)
 "${run[@]}" "$manifests" "$@" >"$output" 2>&1 &

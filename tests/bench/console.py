@@ -16,7 +16,7 @@ import psutil
 import psycopg
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.exhaustive.console.console_page import Console
+from tests.clients.long.console.console_page import Console
 from tests.support.browser import QUIET, executable
 from tests.support.stack import Stack
 

@@ -18,11 +18,11 @@ from evershell.fleet.local.isolation import Isolation
 from evershell.fleet.local.local_pods import LocalPods
 from evershell.fleet.local.processes import Pod
 from evershell.fleet.pods import Pods
-from tests.invariants.agent import Agent, Surrounded
-from tests.invariants.clock import Clock
-from tests.invariants.pods import Pods as InvariantsPods
-from tests.invariants.record import Record
-from tests.invariants.spy_store import SpyStore
+from tests.faults.invariants.agent import Agent, Surrounded
+from tests.faults.invariants.clock import Clock
+from tests.faults.invariants.pods import Pods as InvariantsPods
+from tests.faults.invariants.record import Record
+from tests.faults.invariants.spy_store import SpyStore
 from tests.support.fakes import FakeStore
 from tests.support.fleet import FakePods
 from tests.support.sandbox import working_sandbox
@@ -219,7 +219,7 @@ class FakeCase:
 
 
 class InvariantsCase:
-    """The pods of tests/invariants. Their agents cannot reach the control plane."""
+    """The pods of tests/faults/invariants. Their agents cannot reach the control plane."""
 
     # These agents write no log.
     last_line = ""

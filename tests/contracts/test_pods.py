@@ -14,7 +14,7 @@ _WITH_FILES: dict[str, Callable[[Path], AbstractAsyncContextManager[WithFiles]]]
     "local": LocalCase.open,
     "sandbox": LocalCase.open_in_sandbox,
 }
-# The agents of tests/invariants always start, and have no files.
+# The agents of tests/faults/invariants always start, and have no files.
 _CASES: dict[str, Callable[[Path], AbstractAsyncContextManager[PodsCase]]] = {
     **_WITH_FILES,
     "invariants": InvariantsCase.open,

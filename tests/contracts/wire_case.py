@@ -1,4 +1,4 @@
-"""The implementation of Agents in tests/invariants, with the agent of that folder."""
+"""The implementation of Agents in tests/faults/invariants, with the agent of that folder."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -9,12 +9,12 @@ from evershell.core.runtime import Runtime
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.contracts.agents import Fault
-from tests.invariants.agent import Agent, Surrounded
-from tests.invariants.clock import Clock
-from tests.invariants.product import LEASE_SECONDS
-from tests.invariants.record import Record
-from tests.invariants.spy_store import SpyStore
-from tests.invariants.wire import Network, Wire
+from tests.faults.invariants.agent import Agent, Surrounded
+from tests.faults.invariants.clock import Clock
+from tests.faults.invariants.product import LEASE_SECONDS
+from tests.faults.invariants.record import Record
+from tests.faults.invariants.spy_store import SpyStore
+from tests.faults.invariants.wire import Network, Wire
 from tests.support import world
 from tests.support.fakes import FakeStore
 from tests.support.waiting import eventually_async, settle

@@ -8,8 +8,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from tests.promises.database import read_history
-from tests.promises.promises import violations
+from tests.support.promises.database import read_history
+from tests.support.promises.promises import violations
 from tests.support.stack import Gate, Workspace
 from tests.support.waiting import eventually
 

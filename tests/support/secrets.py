@@ -1,7 +1,7 @@
 """Searches what stacks leave behind for credentials.
 
 Each stack of a test run is searched when it stops: its output, its logs and the files of its state
-folder. leaks.py reports what was found. tests/exhaustive/secrets looks at everything else that a
+folder. leaks.py reports what was found. tests/faults/long/secrets looks at everything else that a
 stack leaves.
 """
 

@@ -1,5 +1,5 @@
 """What the core requires of other rooms. Each port has a contract suite, in tests/contracts or
-tests/exhaustive/contracts.
+tests/contracts/long.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,0 +1,103 @@
+"""The alerts and the dashboard use metrics that exist, and each alert has a runbook."""
+
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from evershell.api.status import RULES
+from evershell.app.settings import Settings
+from evershell.core.bounds import CANCEL_MARGIN
+from evershell.core.task import Limit
+from evershell.telemetry.metrics import Metrics
+from tests.support.alerts import ALERTS, PANELS
+from tests.support.stack import ROOT
+from tests.support.world import NOW
+
+RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
+SECTIONS = dict(
+    zip(*[iter(re.split(r"^## (.*)\n", RUNBOOKS, flags=re.MULTILINE)[1:])] * 2, strict=True)
+)
+# What a metric of each type is called in an expression.
+SUFFIXES = {
+    "counter": ("_total",),
+    "histogram": ("_bucket", "_count", "_sum"),
+    "info": ("_info",),
+    "gauge": ("",),
+}
+METRIC = re.compile(r"\b(?:evershell|process)_\w+")
+OUTCOMES = re.compile(r'outcome[=!]~"([^"]*)"')
+
+
+@pytest.fixture(scope="module")
+def exported() -> set[str]:
+    """The names of the series of all programs."""
+    metrics = Metrics()
+    metrics.watch_pool(dict)
+    metrics.watch_log(lambda: 0)
+    metrics.watch_clock(SimpleNamespace(correction_seconds=0.0, machine_offset_seconds=0.0))
+    backlog = metrics.backlog(lambda: NOW)
+    backlog.set_open_cancellations([])
+    backlog.set_workspace_counts({})
+    backlog.set_hold_count(0)
+    return {
+        family.name + suffix
+        for family in metrics.registry.collect()
+        for suffix in SUFFIXES[family.type]
+    }
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    for name, rule in ALERTS.items():
+        yield name, rule["expr"]
+    for panel in PANELS:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+
+
+def test_alerts_and_panels_use_metrics_that_exist(exported: set[str]) -> None:
+    for name, expression in expressions():
+        used = set(METRIC.findall(expression))
+        # tests/wire/edge/test_metrics.py checks Envoy's metrics.
+        assert used or "envoy_" in expression, name
+        assert used <= exported, name
+
+
+def test_alerts_and_panels_name_outcomes_that_exist() -> None:
+    known = {*RULES, "ok", "failed", "caller_gone"}
+    for name, expression in expressions():
+        for outcomes in OUTCOMES.findall(expression):
+            assert set(outcomes.split("|")) <= known, name
+
+
+def test_each_alert_has_a_runbook_and_each_runbook_an_alert() -> None:
+    assert list(SECTIONS) == list(ALERTS)
+    for name, rule in ALERTS.items():
+        assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{name.lower()}"
+        assert "**Callers see**" in SECTIONS[name], name
+        assert "**What to do**" in SECTIONS[name], name
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_has_a_severity_and_texts(name: str) -> None:
+    assert ALERTS[name]["labels"]["severity"] in ("page", "ticket", "info")
+    assert set(ALERTS[name]["annotations"]) == {"summary", "description", "runbook"}
+
+
+def test_the_bound_of_a_cancellation_is_that_of_the_default_settings() -> None:
+    default = {name: field.default for name, field in Settings.model_fields.items()}
+    iteration = default["model_timeout_seconds"] + default["tool_timeout_seconds"]
+    bound = iteration + CANCEL_MARGIN.total_seconds() + default["lease_seconds"]
+    assert ALERTS["CancellationOverdue"]["expr"].endswith(f"> {bound:g}")
+    assert f"{bound:g} s" in SECTIONS["CancellationOverdue"]
+    assert f"{bound:g} s" in ALERTS["CancellationOverdue"]["annotations"]["description"]
+
+
+def test_each_limit_is_counted_from_0() -> None:
+    """Prometheus would not see the first one otherwise."""
+    for name in Limit:
+        found = Metrics().registry.get_sample_value(
+            "evershell_task_limits_reached_total", {"limit": name}
+        )
+        assert found == 0

@@ -1,0 +1,128 @@
+"""axe-core finds nothing serious on any page of the console, and the keyboard is enough."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.clients.long.console.console_page import Console
+from tests.clients.long.console.test_bundle import console as bundler  # noqa: F401 - a fixture
+from tests.support.stack import Gate, Stack, Workspace
+
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(params=[("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)])
+def console(
+    request: pytest.FixtureRequest,
+    browser: Browser,
+    stack: Stack,
+    bundler: ModuleType,  # noqa: F811
+) -> Iterator[Console]:
+    scheme, width = request.param
+    opened = Console(browser, stack.ready["rest_url"], scheme, width)
+    axe: Path = bundler.node_modules() / "axe-core" / "axe.min.js"
+    opened.context.add_init_script(path=axe)
+    opened.page.reload()
+    yield opened
+    opened.close()
+
+
+def violations(page: Page) -> list[tuple[str, str, list[str]]]:
+    """What axe-core calls serious, each with its elements."""
+    found: dict[str, Any] = page.evaluate("() => axe.run()")
+    return [
+        (each["id"], each["help"], [node["html"] for node in each["nodes"]])
+        for each in found["violations"]
+        if each["impact"] in SERIOUS
+    ]
+
+
+def test_axe_finds_nothing_serious(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    page = console.page
+    assert violations(page) == []
+    console.sign_in("sk_wrong")
+    expect(page.get_by_role("alert")).to_be_visible()
+    assert violations(page) == []
+
+    task_id = workspace.submit("seq 1 100", gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    expect(page.locator(".rows .row").first).to_be_visible()
+    assert violations(page) == []
+    assert not is_wider_than_its_window(page)
+
+    page.get_by_role("link", name="Stop everything").click()
+    expect(page.get_by_label(re.compile("Type the number"))).to_be_visible()
+    assert violations(page) == []
+    assert not is_wider_than_its_window(page)
+    page.get_by_role("link", name="All workspaces").click()
+
+    console.open(workspace.id)
+    expect(page.locator(".timeline")).to_contain_text("Iteration 1 completed")
+    assert violations(page) == []
+    page.locator("summary").first.click()
+    page.get_by_role("button", name="Cancel…").click()
+    assert violations(page) == []
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the task").click()
+    expect(console.step("Accepted")).to_be_visible()
+    assert violations(page) == []
+    gate.open()
+    expect(console.step("Cancelled")).to_be_visible()
+    assert violations(page) == []
+    assert not is_wider_than_its_window(page)
+
+
+def is_wider_than_its_window(page: Page) -> bool:
+    return bool(page.evaluate("() => document.documentElement.scrollWidth > window.innerWidth"))
+
+
+def test_the_keyboard_is_enough(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    page, keyboard = console.page, console.page.keyboard
+    expect(page.get_by_label("API key or session token")).to_be_focused()
+    keyboard.insert_text(stack.tokens["full_access"])
+    keyboard.press("Enter")
+    expect(page.locator(".rows .row").first).to_be_visible()
+
+    keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    keyboard.insert_text(workspace.id)
+    expect(page.locator(".rows .row")).to_have_count(1)
+    for _ in range(20):
+        keyboard.press("Tab")
+        if page.locator(".rows .row:focus").count():
+            break
+    keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_be_focused()
+
+    button = page.get_by_role("button", name="Cancel…")
+    expect(button).to_be_visible()
+    for _ in range(10):
+        keyboard.press("Tab")
+        if button.evaluate("element => element === document.activeElement"):
+            break
+    keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_label("Reason")).to_be_focused()
+    keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(button).to_be_focused()
+    keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_label("Reason")).to_be_focused()
+    keyboard.insert_text("by keyboard")
+    keyboard.press("Enter")
+    expect(console.step("Accepted")).to_contain_text("reason: by keyboard")
+    gate.open()
+    expect(console.step("Cancelled")).to_be_visible()
+    # A screen reader says the end.
+    status = page.get_by_role("status")
+    expect(status).to_contain_text(re.compile("Task cancelled|The cancellation: accepted"))

@@ -1,0 +1,275 @@
+"""The console at /console in a real browser: a list that is live, and a button that cancels."""
+
+import hashlib
+import os
+import re
+import secrets
+import signal
+
+from playwright.sync_api import expect
+
+from tests.clients.long.console.console_page import Console
+from tests.support.stack import Gate, Stack, Workspace
+
+
+def new_key(stack: Stack) -> tuple[str, str]:
+    """The id and the secret of a new API key with full access."""
+    key_id, secret = f"key_{secrets.token_hex(8)}", f"sk_{secrets.token_urlsafe(32)}"
+    with stack.database() as connection:
+        connection.execute(
+            "INSERT INTO api_keys (id, org_id, name, template, sha256, created_at, expires_at) "
+            "VALUES (%s, %s, 'test', 'full_access', %s, now(), now() + interval '1 hour')",
+            (key_id, stack.ready["demo"]["org_id"], hashlib.sha256(secret.encode()).digest()),
+        )
+    return key_id, secret
+
+
+def expire(stack: Stack, key_id: str) -> None:
+    """Lets the key expire. The workers know it a few seconds later."""
+    with stack.database() as connection:
+        connection.execute("UPDATE api_keys SET expires_at = now() WHERE id = %s", (key_id,))
+
+
+def test_a_person_cancels_a_task(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command, "touch never")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.cancel(reason="it has gone wrong")
+
+    expect(console.step("Accepted")).to_contain_text(re.compile(r"answered in [\d,]+ ms"))
+    expect(console.step("Accepted")).to_contain_text("reason: it has gone wrong")
+    waiting = console.cancellation.locator(".step.now")
+    expect(waiting).to_contain_text("Waiting for the tool call in flight")
+    assert workspace.log()[-1]["type"] == "task_cancel_requested"
+
+    gate.open()
+    after = re.compile(r"[\d,]+ ms after the request")
+    expect(console.step("Iteration 1 has ended")).to_contain_text(after)
+    expect(console.step("Cancelled")).to_contain_text(after)
+    log = console.page.locator(".timeline")
+    expect(log).to_contain_text("Task cancelled")
+    expect(log).to_contain_text(f"by API key {workspace.log()[-1]['cancel']['requested_by']}")
+    assert not (stack.files(workspace.id) / "never").exists()
+    console.check()
+
+
+def test_a_text_cannot_look_like_another_one(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    """A character that changes the direction of a text is shown as an escape: in the list, on the
+    page of a workspace, and in its log.
+    """
+    task_id = workspace.submit(f"{gate.command} # \u202e evitcani")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    expect(console.page.locator(".timeline")).to_contain_text("\\u202e evitcani")
+    assert "\u202e" not in console.page.inner_text("body")
+    gate.open()
+    workspace.await_end(task_id)
+    console.check()
+
+
+def test_a_person_learns_that_the_agent_does_not_answer(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    with stack.frozen_process(stack.agent_pid(workspace.id)):
+        console.cancel()
+        note = console.cancellation.get_by_role("alert")
+        expect(note).to_contain_text("The agent does not answer.")
+        expect(note).to_contain_text("recorded and will be delivered")
+        expect(note).to_contain_text(re.compile("agent_unreachable, request [0-9a-f-]{36}"))
+        expect(console.step("Accepted")).to_be_visible()
+    gate.open()
+    expect(console.step("Cancelled")).to_be_visible()
+    console.check()
+
+
+def test_a_person_interrupts_an_iteration(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.cancel(force_after="0.5")
+    expect(console.step("Iteration 1 has ended")).to_contain_text("interrupted")
+    expect(console.step("Cancelled, interrupted")).to_be_visible()
+    assert workspace.await_end(task_id)["forced"]
+    console.check()
+
+
+def test_a_person_interrupts_an_iteration_that_takes_long(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.cancel()
+    expect(console.cancellation).to_contain_text("The iteration still runs")
+    console.page.get_by_role("button", name="Interrupt it now").click()
+    expect(console.step("Cancelled, interrupted")).to_be_visible()
+    assert workspace.await_end(task_id)["forced"]
+
+
+def test_the_service_interrupts_what_an_unreachable_agent_does_not(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    task_id = workspace.submit("sleep 600")
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    os.kill(stack.agent_pid(workspace.id), signal.SIGSTOP)
+    # The service would end the task within the moment in which the page calls it late.
+    with stack.frozen("fleet"):
+        console.cancel(force_after="0")
+        note = console.cancellation.get_by_role("alert")
+        expect(note).to_contain_text("The agent does not answer.")
+        expect(console.cancellation).to_contain_text("The end is late.")
+    expect(console.step("Cancelled, interrupted")).to_be_visible()
+    assert workspace.await_end(task_id)["forced"]
+
+
+def test_a_person_sees_the_limits_of_a_task(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    limits = {"max_duration": "3600s", "max_total_tokens": "200000"}
+    task_id = workspace.submit(gate.command, limits=limits)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    shown = console.page.get_by_role("region", name="Task").locator("dl")
+    expect(shown).to_contain_text("cancelled after 1 h 00 min, cancelled at 200,000 tokens")
+    gate.open()
+    workspace.await_end(task_id)
+
+
+def test_a_person_sees_that_a_limit_has_ended_a_task(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    limits = {"max_duration": "1.5s", "force_after": "0s"}
+    task_id = workspace.submit("sleep 600", limits=limits)
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    expect(console.step("Cancelled, interrupted")).to_be_visible()
+    assert workspace.await_end(task_id)["cancel"]["requested_by"] == "system:limit"
+    expect(console.step("Accepted")).to_contain_text("by a limit of the task")
+    expect(console.step("Accepted")).to_contain_text("max_duration reached: 1.5 s")
+    shown = console.page.get_by_role("region", name="Last task").locator("dl")
+    expect(shown).to_contain_text("cancelled after 1.5 s, its iteration is interrupted 0 s later")
+    expect(shown).to_contain_text("a limit was reached and cancelled the task")
+    console.check()
+
+
+def test_the_call_waits_for_the_end(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.cancel(wait="30")
+    # The log says more than the answer, which comes with the end.
+    expect(console.step("Accepted")).not_to_contain_text("answered in")
+    gate.open()
+    expect(console.step("Cancelled")).to_be_visible()
+    expect(console.step("Accepted")).to_contain_text("answered in")
+
+
+def test_nothing_is_left_after_sign_out(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    console.page.get_by_role("button", name="Sign out").click()
+    expect(console.page.get_by_label("API key or session token")).to_have_value("")
+    assert workspace.id not in console.page.url
+    assert workspace.id not in console.page.content()
+
+
+def test_a_rejected_token_is_explained(console: Console, stack: Stack) -> None:
+    console.sign_in(stack.tokens["expired"])
+    note = console.page.get_by_role("alert")
+    expect(note).to_contain_text(re.compile("Error unauthenticated, request [0-9a-f-]{36}"))
+    console.sign_in("a token\u2014with a dash")
+    expect(note).to_contain_text("validation_error")
+    console.sign_in(stack.tokens["member"])
+    expect(console.page.get_by_role("grid")).to_be_visible()
+    console.check()
+
+
+def test_a_token_that_expires_is_asked_for_again(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    key_id, secret = new_key(stack)
+    console.sign_in(secret)
+    console.open(workspace.id)
+    expire(stack, key_id)
+    dialog = console.page.get_by_role("dialog")
+    expect(dialog).to_contain_text("The service no longer accepts your token.")
+    console.sign_in(stack.tokens["full_access"])
+    expect(dialog).to_be_hidden()
+    # The page goes on where it was.
+    workspace.submit("echo hello")
+    expect(console.page.locator(".timeline")).to_contain_text("Task completed")
+    console.check()
+
+
+def test_a_read_only_token_cannot_cancel(
+    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    console.sign_in(stack.tokens["read_only"])
+    console.open(workspace.id)
+    console.cancel()
+    note = console.cancellation.get_by_role("alert")
+    expect(note).to_contain_text("One of these scopes is needed: workspace:write")
+    expect(note).to_contain_text("permission_denied")
+    gate.open()
+
+
+def test_the_list_is_live(console: Console, stack: Stack, workspace: Workspace, gate: Gate) -> None:
+    console.sign_in(stack.tokens["full_access"])
+    console.find(workspace.id)
+    row = console.page.locator(".rows .row")
+    expect(row.locator(".status")).to_have_text("idle")
+    workspace.submit("echo first", gate.command)
+    expect(row.locator(".status")).to_have_text("busy")
+    expect(row.locator(".task")).to_have_text("echo first")
+    expect(row.locator(".iterations")).to_have_text("1")
+    expect(row.locator(".phase")).to_have_text("tool call")
+    expect(row.locator(".since")).to_have_text(re.compile(r"\d+ s"))
+    gate.open()
+    expect(row.locator(".status")).to_have_text("idle")
+
+
+def test_a_new_workspace_appears(console: Console, stack: Stack) -> None:
+    console.sign_in(stack.tokens["full_access"])
+    expect(console.page.get_by_role("grid")).to_be_visible()
+    made = Workspace(stack)
+    console.find(made.id)
+    expect(console.page.locator(".rows .row")).to_have_count(1)
+    stack.rest().post(f"{made.path}/stop")
+    expect(console.page.locator(".rows .row .status")).to_have_text("stopped")
+
+
+def test_the_output_of_a_tool_is_folded(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    workspace.await_end(workspace.submit("seq 1 500"))
+    console.sign_in(stack.tokens["full_access"])
+    console.open(workspace.id)
+    output = console.page.locator("details", has_text="Output (succeeded, 1.8 KiB)")
+    expect(output.locator("pre")).to_be_hidden()
+    output.locator("summary").click()
+    expect(output.locator("pre")).to_contain_text("499\n500")
+    console.check()

@@ -1,0 +1,267 @@
+"""Browsers and libraries resume a stream of events whose connection was cut.
+
+A proxy cuts the first connections of each client at different bytes, also within an event. The
+client then has every event once, in order. Clients wait for a second before they connect again, so
+all libraries read the same stream at once.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import httpx_sse
+import pytest
+from evershell.workspace.v1 import event_pb2
+from playwright.sync_api import Browser
+
+from tests.clients.long.event_sources.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.support.browser import browser as browser
+from tests.support.npm import node, node_modules, program_folder
+from tests.support.openapi import operations
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+
+PROGRAMS = Path(__file__).with_name("programs")
+# The headers of an answer take about 500 bytes, and an event 400 to 1,000.
+LIMITS = (700, 1_300, 2_900, 2_000, 3_500)
+TYPES = [value.name for value in event_pb2.EventType.Type.DESCRIPTOR.values if value.number]
+CLIENT_SECONDS = 60
+# The id, the type, and the `seq` in the data of an event.
+Seen = list[tuple[str, str, str]]
+Client = Callable[[str, str], Seen]
+
+
+def httpx_client(url: str, token: str) -> Seen:
+    """Reconnects as the documentation of httpx-sse says."""
+    seen: Seen = []
+    last_id, retry_seconds = "", 0.0
+    headers = {"authorization": f"Bearer {token}"}
+    with httpx.Client(timeout=CLIENT_SECONDS, trust_env=False) as client:
+        while not seen or seen[-1][1] != "workspace_stopped":
+            time.sleep(retry_seconds)
+            if last_id:
+                headers["last-event-id"] = last_id
+            try:
+                with httpx_sse.connect_sse(client, "GET", url, headers=headers) as source:
+                    for event in source.iter_sse():
+                        last_id = event.id
+                        retry_seconds = (event.retry or 0) / 1000 or retry_seconds
+                        seen.append((event.id, event.event, event.json()["event"]["seq"]))
+                        if event.event == "workspace_stopped":
+                            break
+            except httpx.TransportError:
+                continue
+    return seen
+
+
+def node_client(program: str) -> Client:
+    def run(url: str, token: str) -> Seen:
+        with tempfile.TemporaryDirectory() as folder:
+            beside = program_folder(Path(folder), PROGRAMS / program)
+            return _seen(
+                node(
+                    beside / program,
+                    folder=beside,
+                    seconds=CLIENT_SECONDS,
+                    URL=url,
+                    TOKEN=token,
+                    TYPES=",".join(TYPES),
+                )
+            )
+
+    return run
+
+
+def sample_client(language: str) -> Client:
+    """The sample of the OpenAPI document in this language. Its end is that of the workspace."""
+
+    def run(url: str, token: str) -> Seen:
+        (source,) = [
+            sample["source"]
+            for each in operations()
+            for sample in each.described.get("x-codeSamples", [])
+            if sample["lang"] == language
+        ]
+        base, _, path = url.partition("/v1/")
+        arguments = [base, token, path.split("/")[1]]
+        with tempfile.TemporaryDirectory() as folder:
+            if language == "JavaScript":
+                program = Path(folder, "sample.mjs")
+                program.write_text(JAVASCRIPT_PRELUDE + source)
+                done = node(program, *arguments, folder=Path(folder), seconds=CLIENT_SECONDS)
+            else:
+                program = Path(folder, "sample.py")
+                program.write_text(PYTHON_PRELUDE + source)
+                done = subprocess.run(
+                    [sys.executable, program, *arguments],
+                    check=False,
+                    capture_output=True,
+                    text=True,
+                    timeout=CLIENT_SECONDS,
+                )
+        return _seen(done)
+
+    return run
+
+
+# Both print what `_seen` reads, and end with the workspace.
+JAVASCRIPT_PRELUDE = """
+const [url, token, workspaceId] = process.argv.slice(2);
+const seq = 0;
+console.log = ({ event }) => {
+  if (!event) return;
+  const line = JSON.stringify([event.seq, event.type, event.seq]) + "\\n";
+  process.stdout.write(line, () => event.type === "workspace_stopped" && process.exit(0));
+};
+"""
+PYTHON_PRELUDE = """
+import json, sys
+url, token, workspace_id = sys.argv[1:]
+seq = 0
+def print(message):
+    if event := message.get("event"):
+        sys.stdout.write(json.dumps([event["seq"], event["type"], event["seq"]]) + "\\n")
+        if event["type"] == "workspace_stopped":
+            sys.exit(0)
+"""
+
+
+def _seen(done: "subprocess.CompletedProcess[str]") -> Seen:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def edge(stack: Stack) -> tuple[str, int]:
+    url = urlsplit(stack.ready["rest_url"])
+    return str(url.hostname), int(url.port or 0)
+
+
+def work(workspace: Workspace, was_cut: Callable[[int], bool]) -> None:
+    """Makes events before and after each cut, then stops the workspace.
+
+    `was_cut` says whether every stream was cut so many times.
+    """
+    for cuts, _ in enumerate(LIMITS, 1):
+        workspace.await_end(workspace.submit("echo one", "echo two"))
+        eventually(partial(was_cut, cuts), CLIENT_SECONDS)
+    workspace.await_end(workspace.submit("true"))
+    workspace.rest.post(f"{workspace.path}/stop")
+
+
+def check(workspace: Workspace, proxy: CuttingProxy, seen: Seen) -> None:
+    log = [(str(entry["seq"]), entry["type"], str(entry["seq"])) for entry in workspace.log()]
+    assert [tuple(each) for each in seen] == log
+    assert proxy.cuts == len(LIMITS)
+    first, *later = proxy.last_ids
+    assert first in (None, "0")
+    ids = [0 if last_id is None else int(last_id) for last_id in later]
+    assert ids == sorted(ids) and ids[-1] > 0
+
+
+LIBRARIES: dict[str, Client] = {
+    "httpx-sse": httpx_client,
+    "eventsource": node_client("eventsource.mjs"),
+    "fetch-event-source": node_client("fetch_event_source.mjs"),
+    "sample-js": sample_client("JavaScript"),
+    "sample-python": sample_client("Python"),
+}
+# They need the packages of npm.
+IN_NODE = ("eventsource", "fetch-event-source")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one library reads of the stream."""
+
+    proxy: CuttingProxy
+    seeing: Future[Seen]
+
+    def was_cut(self, times: int) -> bool:
+        """Whether it was cut so many times, or has failed."""
+        return self.proxy.cuts >= times or self.seeing.done()
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What all libraries read of the stream of one workspace."""
+
+    workspace: Workspace
+    of: dict[str, Reading]
+
+
+@pytest.fixture(scope="module")
+def readings(stack: Stack) -> Iterator[Readings]:
+    """Makes events while all libraries whose packages are there read them."""
+    libraries = dict(LIBRARIES)
+    try:
+        node_modules()
+    except pytest.skip.Exception:
+        for name in IN_NODE:
+            del libraries[name]
+    workspace, token = Workspace(stack), stack.tokens["full_access"]
+    with ExitStack() as resources:
+        pool = resources.enter_context(ThreadPoolExecutor(len(libraries)))
+        of = {}
+        for name, client in libraries.items():
+            proxy = resources.enter_context(cutting_proxy(edge(stack), LIMITS))
+            url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
+            of[name] = Reading(proxy, pool.submit(client, url, token))
+        work(workspace, lambda times: all(each.was_cut(times) for each in of.values()))
+        yield Readings(workspace, of)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_loses_and_repeats_no_event(readings: Readings, name: str) -> None:
+    if name not in readings.of:
+        # Skips the test, with the reason.
+        node_modules()
+    reading = readings.of[name]
+    check(readings.workspace, reading.proxy, reading.seeing.result(CLIENT_SECONDS))
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Any]:
+    opened = browser.new_page()
+    yield opened
+    opened.close()
+
+
+SCRIPT = """
+([url, types]) => {
+  window.seen = [];
+  const source = new EventSource(url);
+  for (const type of types) {
+    source.addEventListener(type, (event) => {
+      window.seen.push([event.lastEventId, event.type, JSON.parse(event.data).event.seq]);
+      if (type === "workspace_stopped") source.close();
+    });
+  }
+  source.onmessage = (event) => window.seen.push(["?", "message", event.data]);
+}
+"""
+
+
+def test_a_browser_loses_and_repeats_no_event(
+    stack: Stack, workspace: Workspace, page: Any
+) -> None:
+    """The EventSource of the browser itself. The proxy adds the token, which it cannot send."""
+    with cutting_proxy(edge(stack), LIMITS, stack.tokens["full_access"]) as proxy:
+        url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
+        page.evaluate(SCRIPT, [url, TYPES])
+        work(workspace, lambda times: proxy.cuts >= times)
+        page.wait_for_function(
+            "() => window.seen.some(([, type]) => type === 'workspace_stopped')",
+            timeout=CLIENT_SECONDS * 1000,
+        )
+        check(workspace, proxy, page.evaluate("() => window.seen"))

@@ -1,0 +1,71 @@
+"""Clients that other projects' generators make of the document call every operation of a stack.
+
+Each client reads every error in full: the code, the message, the request id and the details.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.clients.long.libraries.tools import PROGRAMS, generate_python_client
+from tests.support.npm import RUN_SECONDS, node, npm_tool, program_folder
+from tests.support.openapi import PATH
+from tests.support.stack import Stack
+
+
+def arguments(stack: Stack) -> list[str]:
+    return [stack.ready["rest_url"], stack.tokens["full_access"], stack.tokens["read_only"]]
+
+
+def check_walk(output: str) -> None:
+    """Checks what the client has read of the errors."""
+    walk: dict[str, Any] = json.loads(output)
+    workspace, task, errors = walk["workspace"], walk["task"], walk["errors"]
+    resource = {"resource_type": "workspace", "resource_name": "ws_unknown"}
+    no_task = {"resource_type": "task", "resource_name": "task_unknown", "workspace_id": workspace}
+    scopes = ["workspace:write", "workspace:write:own"]
+    too_long = {"reason": "has 501 characters; at most 500 are allowed"}
+    assert {name: (error["code"], error["details"]) for name, error in errors.items()} == {
+        "busy": (
+            "workspace_busy",
+            {"workspace_id": workspace, "task_id": task, "status": "busy"},
+        ),
+        "invalid": ("validation_error", {"fields": too_long}),
+        "unknown": ("workspace_not_found", resource),
+        "no_task": ("task_not_found", no_task),
+        "denied": ("permission_denied", {"required": scopes}),
+        "no_token": ("unauthenticated", {}),
+        "stopped": ("workspace_stopped", {"workspace_id": workspace, "status": "stopped"}),
+    }
+    for error in errors.values():
+        assert len(error["message"]) > 10
+        assert len(error["request_id"]) == 36
+
+
+def test_a_python_client_walks_and_reads_every_error(stack: Stack, tmp_path: Path) -> None:
+    generate_python_client(PATH, tmp_path / "generated")
+    folder = program_folder(tmp_path, PROGRAMS / "walk.py")
+    check = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "mypy")]
+    for command in ([*check, "walk.py"], [sys.executable, "walk.py", *arguments(stack)]):
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    check_walk(done.stdout)
+
+
+def test_a_typescript_client_walks_and_reads_every_error(stack: Stack, tmp_path: Path) -> None:
+    folder = program_folder(tmp_path, PROGRAMS / "walk.ts", PROGRAMS / "tsconfig.json")
+    npm_tool("openapi-typescript/bin/cli.js", PATH, "-o", "schema.d.ts", folder=folder)
+    (folder / "node.d.ts").write_text("declare const process: { argv: string[] };\n")
+    npm_tool("typescript/bin/tsc", "--project", ".", folder=folder)
+    done = node(folder / "walk.ts", *arguments(stack), folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_walk(done.stdout)

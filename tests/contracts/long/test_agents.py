@@ -1,0 +1,151 @@
+"""The contract of Agents: over gRPC, with metrics, and in both fakes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+
+from evershell.core.errors import AgentUnreachableError
+from evershell.core.ports import Agents
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
+from evershell.telemetry.metrics import MeasuredAgents, Metrics
+from tests.contracts.agents import AgentCase, ClientCase, FakeCase, Fault, cancelled
+from tests.contracts.wire_case import WireCase
+from tests.support import world
+from tests.support.waiting import eventually_async
+
+# Much longer than the 2 s that the port states, for a busy machine. Several calls that waited for
+# each other would take longer. tests/unit/fleet/test_agent_client.py has the limit itself.
+LIMIT_SECONDS = 10.0
+
+Call = Callable[[Agents, Workspace, Task], Awaitable[object]]
+
+
+@asynccontextmanager
+async def _measured() -> AsyncIterator[AgentCase]:
+    async with FakeCase.open() as case:
+        case.agents = MeasuredAgents(case.fake, Metrics())
+        yield case
+
+
+_CASES: dict[str, Callable[[], AbstractAsyncContextManager[AgentCase]]] = {
+    "fake": FakeCase.open,
+    "wire": WireCase.open,
+    "client": ClientCase.open,
+    "measured": _measured,
+}
+
+
+@pytest.fixture(params=_CASES)
+async def case(request: pytest.FixtureRequest) -> AsyncIterator[AgentCase]:
+    """Each implementation in turn."""
+    async with _CASES[request.param]() as case:
+        yield case
+
+
+async def start(agents: Agents, workspace: Workspace, task: Task) -> None:
+    await agents.start_task(workspace, task)
+
+
+async def cancel(agents: Agents, workspace: Workspace, task: Task) -> bool:
+    return await agents.cancel_task(workspace, cancelled(task))
+
+
+start_and_cancel = pytest.mark.parametrize("call", [start, cancel])
+
+
+async def unreachable(call: Call, agents: Agents, workspace: Workspace, task: Task) -> float:
+    """Makes the call, which has to fail, and returns after how many seconds it did."""
+    began = time.monotonic()
+    with pytest.raises(AgentUnreachableError):
+        await call(agents, workspace, task)
+    return time.monotonic() - began
+
+
+async def test_a_task_is_delivered(case: AgentCase) -> None:
+    task = await case.new_task()
+    assert not case.has(task)
+    await start(case.agents, case.workspace, task)
+    assert case.has(task)
+    assert not case.is_cancelled(task)
+
+
+async def test_a_task_may_be_delivered_again(case: AgentCase) -> None:
+    task = await case.new_task()
+    await start(case.agents, case.workspace, task)
+    await start(case.agents, case.workspace, task)
+    assert case.has(task)
+
+
+async def test_a_cancellation_of_the_task_of_the_agent_is_known(case: AgentCase) -> None:
+    task = await case.new_task()
+    await start(case.agents, case.workspace, task)
+    assert case.has(task)
+    assert await cancel(case.agents, case.workspace, task) is True
+    assert case.is_cancelled(task)
+    assert await cancel(case.agents, case.workspace, task) is True
+
+
+async def test_a_cancellation_of_a_task_that_the_agent_does_not_have_is_not_known(
+    case: AgentCase,
+) -> None:
+    task = await case.new_task()
+    assert await cancel(case.agents, case.workspace, task) is False
+
+
+async def test_an_agent_that_works_on_another_task_refuses_a_task(case: AgentCase) -> None:
+    async with case.occupied():
+        task = world.task(case.workspace.id)
+        assert await unreachable(start, case.agents, case.workspace, task) < LIMIT_SECONDS
+        assert not case.has(task)
+        assert await cancel(case.agents, case.workspace, task) is False
+
+
+@start_and_cancel
+@pytest.mark.parametrize("fault", Fault)
+async def test_a_call_to_an_unreachable_agent_fails_in_time_and_a_later_call_succeeds(
+    case: AgentCase, fault: Fault, call: Call
+) -> None:
+    task = await case.new_task()
+    async with case.fault(fault) as workspace:
+        assert await unreachable(call, case.agents, workspace, task) < LIMIT_SECONDS
+    await start(case.agents, case.workspace, task)
+    await eventually_async(lambda: case.has(task))
+    assert await cancel(case.agents, case.workspace, task) is True
+
+
+async def test_calls_do_not_wait_for_each_other(case: AgentCase) -> None:
+    task = await case.new_task()
+    await start(case.agents, case.workspace, task)
+    assert case.has(task)
+    calls = [cancel(case.agents, case.workspace, task) for _ in range(20)]
+    assert await asyncio.wait_for(asyncio.gather(*calls), LIMIT_SECONDS) == [True] * 20
+
+
+@start_and_cancel
+async def test_calls_to_a_frozen_agent_all_fail_in_time(case: AgentCase, call: Call) -> None:
+    """Calls that begin later have their own time limit."""
+    task = await case.new_task()
+    async with case.fault(Fault.FROZEN) as workspace:
+        calls = []
+        for _ in range(8):
+            calls.append(asyncio.create_task(unreachable(call, case.agents, workspace, task)))
+            await asyncio.wait(calls, timeout=0.1)
+        assert max(await asyncio.gather(*calls)) < LIMIT_SECONDS
+
+
+@start_and_cancel
+async def test_a_cancelled_caller_ends_only_its_own_call(case: AgentCase, call: Call) -> None:
+    task = await case.new_task()
+    async with case.slow() as arrival:
+        pending = asyncio.ensure_future(call(case.agents, case.workspace, task))
+        await asyncio.wait_for(arrival(), LIMIT_SECONDS)
+        pending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pending
+    await start(case.agents, case.workspace, task)
+    await eventually_async(lambda: case.has(task))
+    assert await cancel(case.agents, case.workspace, task) is True

@@ -1,0 +1,269 @@
+"""The manifests of deploy/: their schemas, their restrictions, and what a real API server says."""
+
+import copy
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from evershell.app.programs import DRAIN_SECONDS
+from evershell.app.settings import Settings
+from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.core.runtime import AgentIdentity
+from evershell.fleet.kubernetes import objects
+from evershell.fleet.kubernetes.api import ApiError
+from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
+from tests.contracts.kubernetes_case import END_SECONDS, TEMPLATE, KubernetesCase
+from tests.deploy.long.manifests import tools
+from tests.support import world
+from tests.support.kubernetes import LIMIT_SECONDS, new_namespace
+from tests.support.small_agent import spec_for
+
+pytestmark = pytest.mark.usefixtures("kubernetes_tools")
+
+# What the Pod Security Standard `restricted` allows.
+VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
+# Where workers take agents, and nobody else.
+RUNTIME_PORT = 50151
+# How long the DNS of a cluster keeps an answer (by kubeadm), and how often the edge asks it.
+DNS_SECONDS = 30
+REFRESH_SECONDS = 2
+# What the programs of the manifests are started with, besides the settings of the base.
+SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
+
+
+def pod_specs(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for each in found:
+        if each["kind"] in ("Deployment", "Job"):
+            yield each["metadata"]["name"], each["spec"]["template"]["spec"]
+
+
+def agent_objects() -> list[dict[str, Any]]:
+    workspace = world.workspace(epoch=3, run_id="run_1")
+    pod = objects.pod(workspace, TEMPLATE)
+    spec = spec_for(AgentIdentity(workspace.id, workspace.epoch))
+    owner = {"metadata": {"name": pod["metadata"]["name"], "uid": "u1"}}
+    return [
+        pod,
+        objects.secret(workspace, spec, owner),
+        objects.claim(workspace, TEMPLATE),
+    ]
+
+
+def test_the_objects_fit_the_schemas(overlay: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "objects.yaml"
+    path.write_text(yaml.safe_dump_all(o for o in overlay if o["kind"] not in tools.OPERATOR_KINDS))
+    tools.validate(path)
+
+
+def test_the_objects_of_a_workspace_fit_the_schemas(tmp_path: Path) -> None:
+    path = tmp_path / "objects.yaml"
+    path.write_text(yaml.safe_dump_all(agent_objects()))
+    tools.validate(path)
+
+
+def assert_restricted(name: str, spec: dict[str, Any]) -> None:
+    """The Pod Security Standard `restricted`, and a read-only root."""
+    assert spec["securityContext"]["runAsNonRoot"] is True, name
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
+    for volume in spec.get("volumes", ()):
+        assert set(volume) - {"name"} <= VOLUMES, name
+    for container in [*spec["containers"], *spec.get("initContainers", ())]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert "memory" in container["resources"]["limits"], name
+
+
+def test_every_pod_is_restricted(overlay: list[dict[str, Any]]) -> None:
+    found = list(pod_specs(overlay))
+    assert {"workers", "controller", "edge", "migrate"} <= {name for name, _ in found}
+    for name, spec in found:
+        assert_restricted(name, spec)
+        # Only the controller calls the API server.
+        assert spec["automountServiceAccountToken"] is (name == "controller"), name
+    assert_restricted("agent", agent_objects()[0]["spec"])
+    assert agent_objects()[0]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_every_pod_has_a_network_policy_and_the_rest_is_denied(
+    overlay: list[dict[str, Any]],
+) -> None:
+    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    agents = policies["agents"]
+    labels = agent_objects()[0]["metadata"]["labels"]
+    selected = agents["podSelector"]["matchLabels"]
+    assert selected.items() <= labels.items()
+    assert agents["ingress"][0]["ports"] == [{"protocol": "TCP", "port": objects.AGENT_PORT}]
+    assert [rule["ports"][0]["port"] for rule in agents["egress"]] == [RUNTIME_PORT]
+
+
+def test_only_the_edge_reaches_the_port_of_callers(overlay: list[dict[str, Any]]) -> None:
+    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
+    name = "app.kubernetes.io/name"
+    assert policies["workers"]["ingress"] == [
+        {"from": [{"podSelector": {"matchLabels": {name: each}}}], "ports": [port]}
+        for each, port in (
+            ("edge", {"protocol": "TCP", "port": 50051}),
+            ("evershell-agent", {"protocol": "TCP", "port": RUNTIME_PORT}),
+        )
+    ]
+
+
+def test_the_roll_out_of_workers_leaves_time_to_find_and_to_drain_them() -> None:
+    found = tools.render("production")
+    (workers,) = [
+        o["spec"] for o in found if o["kind"] == "Deployment" and o["metadata"]["name"] == "workers"
+    ]
+    assert workers["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    spec = workers["template"]["spec"]
+    (container,) = spec["containers"]
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pause >= DNS_SECONDS + REFRESH_SECONDS
+    assert spec["terminationGracePeriodSeconds"] >= pause + DRAIN_SECONDS + REFRESH_SECONDS
+
+
+def test_the_settings_are_valid(
+    overlay: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = [o for o in overlay if o["kind"] == "ConfigMap"]
+    (found,) = [o["data"] for o in maps if o["metadata"]["name"].startswith("settings")]
+    known = {name.upper() for name in Settings.model_fields}
+    assert set(found) <= known
+    for name, value in (found | SECRETS).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.read()
+    assert settings.agent_tls
+    assert settings.runtime_port == RUNTIME_PORT
+    assert settings.runtime_addresses == [f"workers:{RUNTIME_PORT}"]
+    assert settings.state_dir == Path("/etc/evershell")
+
+
+async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
+    """The overlay `local` reads its keys from the file that issue.py makes."""
+    overlay = tools.render("local")
+    (found,) = [o["data"] for o in overlay if o["kind"] == "ConfigMap"]
+    spec = dict(pod_specs(overlay))["workers"]
+    (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "keys"]
+    (volume,) = [v for v in spec["volumes"] if v["name"] == "keys"]
+    assert volume["secret"]["secretName"] == "control-plane-key"
+    assert found["JWKS"] == f"{mount['mountPath']}/jwks.json"
+
+    def issue(*arguments: str) -> str:
+        command = [sys.executable, str(tools.DEPLOY / "overlays/local/issue.py"), *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert issue() == ""
+    published = (tmp_path / "jwks.json").read_text()
+    token = issue("org_1", "alice", "org:hold")
+    assert (tmp_path / "jwks.json").read_text() == published
+    assert (tmp_path / "provider.jwk").stat().st_mode & 0o077 == 0
+    sessions = SessionTokens(
+        JwkSet(str(tmp_path / "jwks.json")), found["JWT_ISSUER"], Settings().jwt_audience
+    )
+    caller = await sessions.authenticate(token)
+    assert (caller.org_id, caller.user_id) == ("org_1", "alice")
+
+
+def test_workers_reach_an_identity_provider_that_is_outside() -> None:
+    overlay = tools.render("production")
+    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
+    workers = {"matchLabels": {"app.kubernetes.io/name": "workers"}}
+    assert policies["provider"]["podSelector"] == workers
+    assert policies["provider"]["egress"] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
+
+
+def served(overlay: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The objects that an old API server knows too.
+
+    It serves neither the autoscaler nor the disruption budgets of today, and knows no gRPC probes
+    and no grace period of a probe.
+    """
+    names = set(tools.kubectl("api-versions").split())
+    found = [o for o in overlay if o["apiVersion"] in names and o["kind"] != "Namespace"]
+    if "autoscaling/v2" not in names:
+        for _, spec in pod_specs(found):
+            for container in spec["containers"]:
+                for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+                    probe = container.get(name, {})
+                    probe.pop("terminationGracePeriodSeconds", None)
+                    if probe.pop("grpc", None):
+                        probe["tcpSocket"] = {"port": "grpc"}
+    return found
+
+
+async def test_a_real_api_server_accepts_the_objects(overlay: list[dict[str, Any]]) -> None:
+    async with new_namespace() as api:
+        found = served(copy.deepcopy(overlay))
+        for each in found:
+            if each["kind"] != "PriorityClass":
+                each["metadata"]["namespace"] = api.namespace
+        objects_ = yaml.safe_dump_all(found)
+        said = tools.kubectl("apply", "--dry-run=server", "-f", "-", given=objects_)
+    assert said.count("(server dry run)") == len(found)
+    assert {"Deployment", "Job", "NetworkPolicy", "Role"} <= {o["kind"] for o in found}
+
+
+class As(httpx2.AsyncHTTPTransport):
+    """The connections of a service account."""
+
+    def __init__(self, namespace: str, account: str) -> None:
+        super().__init__(verify=False)
+        self._user = f"system:serviceaccount:{namespace}:{account}"
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers["impersonate-user"] = self._user
+        return await super().handle_async_request(request)
+
+
+@pytest.fixture
+async def case(overlay: list[dict[str, Any]]) -> AsyncIterator[KubernetesCase]:
+    """A namespace with the rights of the overlay."""
+    async with KubernetesCase.open() as case:
+        rights = [
+            o
+            for o in copy.deepcopy(overlay)
+            if o["kind"] in ("ServiceAccount", "Role", "RoleBinding")
+        ]
+        for each in rights:
+            each["metadata"]["namespace"] = case.api.namespace
+            for subject in each.get("subjects", ()):
+                subject["namespace"] = case.api.namespace
+        tools.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(rights))
+        yield case
+
+
+async def test_the_controllers_role_is_enough_and_no_more(case: KubernetesCase) -> None:
+    transport = As(case.api.namespace, "controller")
+    async with KubernetesPods.open(
+        case.api.namespace, TEMPLATE, spec_for, end_seconds=END_SECONDS, transport=transport
+    ) as pods:
+        await pods.sync()
+        workspace = world.workspace(epoch=3, run_id=pods.run_id)
+        await pods.start(workspace)
+        await pods.start(workspace)
+        assert pods.was_started(workspace)
+        assert await pods.end(workspace, 0) is True
+        for kind in ("configmaps", "serviceaccounts", "secrets"):
+            with pytest.raises(ApiError, match="forbidden"):
+                await pods._api.list(kind, LIMIT_SECONDS)
+        with pytest.raises(ApiError, match="forbidden"):
+            await pods._api._call("GET", "api/v1/namespaces/default/pods", LIMIT_SECONDS)
+
+
+async def test_other_service_accounts_have_no_rights(case: KubernetesCase) -> None:
+    transport = As(case.api.namespace, "evershell")
+    with pytest.raises(ApiError, match="forbidden"):
+        async with KubernetesPods.open(case.api.namespace, TEMPLATE, spec_for, transport=transport):
+            pass

@@ -1,0 +1,34 @@
+"""The programs in a cluster with a real node, and a stack beside it whose pods run there.
+
+All tests need KUBECONFIG, and the image evershell:1 on the nodes. deploy/README.md describes the
+other variables.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.deploy.long.node import node
+from tests.deploy.long.node.deployment import Deployment
+from tests.deploy.long.node.stacks import running_stack
+from tests.support.stack import Stack
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The programs of `deploy/overlays/local` in the cluster."""
+    node.require()
+    with Deployment.applied(tmp_path_factory.mktemp("deployment")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack that waits longer for pods and agents than a slow node takes."""
+    with running_stack(
+        tmp_path_factory.mktemp("node"),
+        POD_START_SECONDS="120",
+        POD_END_SECONDS="120",
+        LEASE_SECONDS="60",
+    ) as running:
+        yield running

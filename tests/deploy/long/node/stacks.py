@@ -1,0 +1,61 @@
+"""Stacks beside the cluster, with POD_BACKEND=kubernetes, and their workspaces."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.deploy.long.node import node
+from tests.support.ports import free_ports
+from tests.support.service import ServiceWorkspace
+from tests.support.stack import Stack
+
+# A machine of CI may be slow.
+LIMIT_SECONDS = 120.0
+MEMORY_LIMIT = "128Mi"
+
+
+class NodeWorkspace(ServiceWorkspace):
+    """A workspace whose pod runs on a node."""
+
+    limit_seconds = LIMIT_SECONDS
+
+
+@contextmanager
+def running_stack(folder: Path, **environment: str) -> Iterator[Stack]:
+    """A stack whose agents run on the node, with TLS to them as in `deploy/base`."""
+    node.require()
+    host = os.environ.get("NODE_HOST") or _own_address()
+    first, _, runtime, _ = free_ports(4)
+    running = Stack(
+        folder / "state",
+        POD_BACKEND="kubernetes",
+        POD_IMAGE="evershell:1",
+        POD_STORAGE="1Mi",
+        POD_MEMORY_REQUEST="32Mi",
+        POD_CPU_REQUEST="10m",
+        POD_MEMORY_LIMIT=MEMORY_LIMIT,
+        AGENT_COMMAND="/opt/evershell/bin/python -P -m evershell.agents",
+        LISTEN_HOST="0.0.0.0",  # noqa: S104 - pods call the workers
+        SERVER_PORT=str(first),
+        AGENT_TLS="on",
+        RUNTIME_PORT=str(runtime),
+        RUNTIME_SERVICE=f"{host}:{runtime},{host}:{runtime + 1}",
+    )
+    running.set(**environment)
+    running.stop_seconds = LIMIT_SECONDS
+    try:
+        running.start()
+        yield running
+        assert running.stop() == 0
+    finally:
+        running.kill_if_running()
+
+
+def _own_address() -> str:
+    """The address of this machine for other hosts, such as the nodes of kind."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
+        # Chooses a route, and sends nothing. 192.0.2.1 belongs to nobody (RFC 5737).
+        unconnected.connect(("192.0.2.1", 1))
+        return str(unconnected.getsockname()[0])

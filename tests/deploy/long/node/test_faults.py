@@ -1,0 +1,80 @@
+"""Pods on a real node that end in ways nobody asked for: the state, the reason, and the truth."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.deploy.long.manifests.tools import kubectl
+from tests.deploy.long.node import node
+from tests.deploy.long.node.endings import assert_truth, busy
+from tests.deploy.long.node.pods import GATE, open_gate, running_pod
+from tests.deploy.long.node.stacks import MEMORY_LIMIT, NodeWorkspace
+from tests.support.stack import Stack
+
+pytestmark = pytest.mark.timeout(400)
+
+OUT_OF_MEMORY = f"its agent ran out of memory (its limit is {MEMORY_LIMIT})"
+
+
+@pytest.fixture
+def workspace(stack: Stack) -> NodeWorkspace:
+    return NodeWorkspace(stack)
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_an_agent_that_is_killed(workspace: NodeWorkspace, is_cancelled: bool) -> None:
+    node.require_shell()
+    task_id = busy(workspace, is_cancelled=is_cancelled)
+    node.kill_agent(running_pod(workspace))
+    assert_truth(workspace, task_id, "its agent was killed by SIGKILL", "yes")
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_pod_that_is_evicted(workspace: NodeWorkspace, is_cancelled: bool) -> None:
+    task_id = busy(workspace, is_cancelled=is_cancelled)
+    evict(running_pod(workspace)["metadata"])
+    assert_truth(workspace, task_id, "as in the drain of a node", "yes")
+
+
+def evict(metadata: dict[str, Any]) -> None:
+    """Calls the eviction API, as `kubectl drain` does."""
+    is_old = "policy/v1" not in kubectl("api-versions").split()
+    eviction = {
+        "apiVersion": "policy/v1beta1" if is_old else "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+    }
+    path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/eviction"
+    kubectl("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_pod_that_is_out_of_memory(workspace: NodeWorkspace, is_cancelled: bool) -> None:
+    """The files in /dev/shm count as the pod's memory, and no process of the tool has them. So
+    the kernel kills the largest process, the agent.
+    """
+    task_id = workspace.submit(
+        f"{GATE}; head -c 60M /dev/zero >/dev/shm/a; for i in $(seq 9); do "
+        "(head -c 12M /dev/zero; sleep 600) | tail & done; sleep 600",
+    )
+    workspace.await_phase(task_id, "tool_call")
+    if is_cancelled:
+        workspace.cancel(reason="enough")
+    open_gate(workspace)
+    assert_truth(workspace, task_id, OUT_OF_MEMORY, "yes")
+
+
+def test_a_tool_that_is_out_of_memory(workspace: NodeWorkspace) -> None:
+    """The tool call has failed, and the task goes on. Newer kubelets end the whole pod instead."""
+    task_id = workspace.submit("python3 -c 'bytearray(1 << 30)'", "echo next")
+    if workspace.await_end(task_id)["status"] == "failed":
+        assert_truth(workspace, task_id, OUT_OF_MEMORY, "yes")
+        return
+    first, second = (
+        event["tool_call"]["result"]
+        for event in workspace.log()
+        if event["type"] == "iteration_completed"
+    )
+    assert first["exit_code"] == 137
+    assert second["output"] == "next\n"

@@ -1,0 +1,238 @@
+"""A backup of a living stack is restored, while agents of the time after the backup still run."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from evershell.local import postgres
+from tests.conftest import drop_database, new_database
+from tests.deploy.long.operating import backups
+from tests.stack.long.canceller import SHORT, Canceller
+from tests.stack.long.load import Load, RestCaller
+from tests.support.faults import assert_next_task_works, await_workspace
+from tests.support.programs import run
+from tests.support.promises.database import read_history
+from tests.support.promises.promises import violations
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
+
+# Much of it waits for programs, which take longer on a busy machine.
+pytestmark = pytest.mark.timeout(240)
+
+# Longer than the time from the loss of the stack to its start on the restored database, so that no
+# agent ends by its own clock.
+LEASE_SECONDS = 60.0
+# How long agents may take to end after the start.
+FENCED_SECONDS = 60.0
+# How long programs and agents may take on a busy machine.
+BUSY_SECONDS = 60.0
+
+_OPEN = """
+    SELECT id, cancel_requested_at IS NOT NULL FROM tasks WHERE completed_at IS NULL
+"""
+_ENDS = "SELECT id, status FROM tasks WHERE id = ANY(%s)"
+_CANCELLED = "SELECT id FROM tasks WHERE cancel_requested_at IS NOT NULL"
+_REGISTERED = """
+    SELECT workspace_id, (payload ->> 'epoch')::bigint FROM events
+    WHERE type IN ('workspace_provisioned', 'workspace_resumed')
+"""
+
+
+def read(database_url: str, query: str, *parameters: Any) -> list[Any]:
+    with psycopg.connect(database_url) as connection:
+        return connection.execute(query.encode(), parameters).fetchall()
+
+
+class Pods:
+    """The agents that were seen running."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._seen: list[psutil.Process] = []
+
+    def note(self, workspace: Workspace) -> psutil.Process:
+        agent = psutil.Process(self._stack.agent_pid(workspace.id))
+        self._seen.append(agent)
+        return agent
+
+    def running(self) -> list[psutil.Process]:
+        return [
+            each
+            for each in self._seen
+            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+        ]
+
+
+@pytest.fixture
+def living(server_url: str, tmp_path: Path) -> Iterator[Stack]:
+    """A stack on a database of its own."""
+    database_url = new_database(server_url)
+    stack = Stack(
+        tmp_path / "state", DATABASE_URL=database_url, LEASE_SECONDS=str(int(LEASE_SECONDS))
+    )
+    try:
+        stack.start()
+        yield stack
+        assert stack.stop() == 0, stack.output.read_text()
+    finally:
+        stack.kill_if_running()
+        drop_database(server_url, database_url)
+
+
+@pytest.fixture
+def fresh_url(server_url: str) -> Iterator[str]:
+    url = new_database(server_url)
+    yield url
+    drop_database(server_url, url)
+
+
+def test_agents_and_cancellations_after_a_restore(
+    living: Stack, fresh_url: str, tmp_path: Path
+) -> None:
+    pods, load, backup = Pods(living), Load(pause_seconds=0.05), tmp_path / "backup"
+    cancellers = [
+        Canceller(load, f"canceller {number}", RestCaller(living), Workspace(living), SHORT)
+        for number in range(2)
+    ]
+    cancelled, running, resumed = (Workspace(living) for _ in range(3))
+    gates = {each: Gate(each) for each in (cancelled, running, resumed)}
+    in_backup = cancelled.submit(gates[cancelled].command, "echo never")
+    lost = running.submit(gates[running].command, "echo never")
+    for workspace, task_id in ((cancelled, in_backup), (running, lost)):
+        workspace.await_phase(task_id, "tool_call")
+    assert cancelled.cancel(reason="before the backup")["outcome"] == "accepted"
+
+    eventually(lambda: all(each.ended > 1 for each in cancellers), BUSY_SECONDS)
+    before = [each.ended for each in cancellers]
+    backups.dump(living.ready["database_url"], backup)
+    eventually(
+        lambda: all(each.ended > ended for each, ended in zip(cancellers, before, strict=True)),
+        BUSY_SECONDS,
+    )
+    load.stop()
+    assert load.outcomes.failures == []
+
+    # What happens after the backup: an accepted cancellation, an agent of a later epoch, and a
+    # workspace that the backup does not know. One agent has stopped and cannot end itself.
+    assert running.cancel(reason="after the backup")["outcome"] == "accepted"
+    resumed.replace_agent()
+    assert resumed.get()["epoch"] == "2"
+    unknown = Workspace(living)
+    everything = [cancelled, running, resumed, unknown, *(each.workspace for each in cancellers)]
+    agents = {workspace.id: pods.note(workspace) for workspace in everything}
+    later = resumed.submit(gates[resumed].command, "echo never")
+    resumed.await_phase(later, "tool_call")
+    agents[resumed.id].suspend()
+
+    lost_url = living.ready["database_url"]
+    living.lose()
+    assert len(pods.running()) == len(everything)
+    backups.restore(backup, fresh_url)
+    still_open = dict(read(fresh_url, _OPEN))
+    assert (still_open[in_backup], still_open[lost]) == (True, False)
+    promised = [(task_id, "recorded in the backup") for (task_id,) in read(fresh_url, _CANCELLED)]
+    in_the_backup = set(read(fresh_url, _REGISTERED))
+    handed_out = set(read(lost_url, _REGISTERED))
+    assert (resumed.id, 2) in handed_out - in_the_backup
+
+    done = run("fence", living.state_dir, DATABASE_URL=fresh_url)
+    assert done.returncode == 0, done.stderr
+    living.set(DATABASE_URL=fresh_url)
+    living.start()
+
+    eventually(lambda: not pods.running(), FENCED_SECONDS)
+    known = [each for each in everything if each is not unknown]
+    for workspace in known:
+        await_workspace(workspace, "idle", BUSY_SECONDS)
+        assert_next_task_works(workspace)
+    assert dict(read(fresh_url, _ENDS, [*still_open])) == {
+        id_: "cancelled" if is_cancelled else "failed" for id_, is_cancelled in still_open.items()
+    }
+    registered = set(read(fresh_url, _REGISTERED)) - in_the_backup
+    assert {workspace_id for workspace_id, _ in registered} >= {each.id for each in known}
+    assert not registered & handed_out, "two agents have had the same epoch"
+    with psycopg.connect(fresh_url) as connection:
+        assert violations(read_history(connection, promised=promised)) == []
+    assert living.rest().call("GET", unknown.path).status_code == 404
+
+
+def test_a_copy_of_the_embedded_database(tmp_path: Path) -> None:
+    """No agent outlives the stack, so nothing has to be fenced."""
+    stack = Stack(tmp_path / "state")
+    try:
+        stack.start()
+        places = postgres.places(stack.state_dir)
+        cancelled, running = Workspace(stack), Workspace(stack)
+        gates = [Gate(cancelled), Gate(running)]
+        tasks = {
+            workspace: workspace.submit(gate.command, "echo never")
+            for workspace, gate in zip((cancelled, running), gates, strict=True)
+        }
+        for workspace, task_id in tasks.items():
+            workspace.await_phase(task_id, "tool_call")
+        assert cancelled.cancel()["outcome"] == "accepted"
+        backups.copy_cluster(places.socket_dir, tmp_path / "copy")
+        gates[0].open()
+        cancelled.await_end(tasks[cancelled])
+        assert running.cancel()["outcome"] == "accepted"
+        gates[1].open()
+        assert stack.stop() == 0
+
+        places.data_dir.rename(tmp_path / "lost")
+        (tmp_path / "copy").rename(places.data_dir)
+        stack.start()
+        for workspace in tasks:
+            await_workspace(workspace, "idle", BUSY_SECONDS)
+            assert_next_task_works(workspace)
+        with stack.database() as connection:
+            ends = dict(connection.execute("SELECT id, status FROM tasks").fetchall())
+            promised = [(tasks[cancelled], "recorded in the backup")]
+            assert violations(read_history(connection, promised=promised)) == []
+        assert (ends[tasks[cancelled]], ends[tasks[running]]) == ("cancelled", "failed")
+        assert stack.stop() == 0
+    finally:
+        stack.kill_if_running()
+
+
+def test_a_database_with_two_roles(
+    empty_database_url: str, fresh_url: str, server_url: str, tmp_path: Path
+) -> None:
+    """The role of the service gets its rights, and the settings of its sessions, again."""
+    role = f"service_{os.getpid()}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+
+    def evershell(command: str, owner_url: str) -> None:
+        service_url = make_conninfo(owner_url, user=role)
+        done = run(
+            command,
+            tmp_path,
+            DATABASE_URL=service_url,
+            DATABASE_SESSION_URL=service_url,
+            MIGRATION_DATABASE_URL=owner_url,
+        )
+        assert done.returncode == 0, done.stderr
+
+    try:
+        evershell("migrate", empty_database_url)
+        backups.dump(empty_database_url, tmp_path / "backup")
+        backups.restore(tmp_path / "backup", fresh_url)
+        evershell("migrate", fresh_url)
+        evershell("fence", fresh_url)
+        with psycopg.connect(make_conninfo(fresh_url, user=role)) as connection:
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("5s",)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("DELETE FROM audit_entries")
+    finally:
+        for url in (fresh_url, empty_database_url, server_url):
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))

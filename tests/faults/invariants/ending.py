@@ -1,0 +1,137 @@
+"""The end of a run: every fault is repaired, and every promise must be fulfilled."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
+from evershell.core.task import Task, TaskStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from tests.faults.invariants.product import BOUNDS, CALLER
+from tests.faults.invariants.trouble import Fault, Link
+from tests.faults.invariants.wire import Network
+from tests.faults.invariants.world import World
+
+# Longer than a lease, than the controller's limits for an agent's start and stop, and than the
+# bounds of a cancellation.
+_LIMIT_SECONDS = 60 + round(
+    BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + CANCEL_MARGIN.total_seconds()
+)
+# Time for a heartbeat, a scan of the controller, and the steps between them.
+_SLACK = timedelta(seconds=5)
+
+
+def end_all(world: World) -> None:
+    """Checks that every request is fulfilled, and that the next task completes."""
+    world.run(_repair(world))
+    world.run(_await_ends(world))
+    world.run(_check_next_task(world))
+
+
+async def _repair(world: World) -> None:
+    world.store.hiccups.clear()
+    world.wire.network = Network.GOOD
+    world.pods.are_in_reach = True
+    world.lead()
+    await world.release()
+    for agent in world.agents:
+        agent.thaw()
+        agent.set_link(Link.GOOD)
+    # Longer than any pause between two attempts, of agents and of the controller.
+    await world.advance(6.0)
+    if any(agent.fault and not agent.is_gone for agent in world.agents):
+        # A defective agent never ends its task.
+        await world.cancel(CALLER)
+        await world.settle()
+
+
+async def _await_ends(world: World) -> None:
+    """Waits for the end of all tasks: a cancelled one gets no final reply, the others do."""
+    due = _due(world, await world.tasks(), await world.workspace())
+    for _ in range(_LIMIT_SECONDS):
+        await _open_gates(world)
+        tasks, at = await world.tasks(), await world.workspace()
+        overdue = [
+            task
+            for task in tasks
+            if not task.status.is_terminal and due.get(task.id, world.clock()) < world.clock()
+        ]
+        assert not overdue, (
+            "invariant 2: the control plane does not enforce the bounds",
+            due,
+            overdue,
+        )
+        has_settled = at.status in (
+            WorkspaceStatus.IDLE,
+            WorkspaceStatus.STOPPED,
+            WorkspaceStatus.FAILED,
+        )
+        is_alone = all(
+            agent.is_gone for agent in world.agents if agent.epoch != at.epoch or not at.is_up
+        )
+        has_answered = all(call.runner.done() for call in world.record.calls)
+        if (
+            all(task.status.is_terminal for task in tasks)
+            and has_settled
+            and is_alone
+            and has_answered
+        ):
+            break
+        await world.advance(1.0)
+    else:
+        raise AssertionError(
+            "the run does not end",
+            at,
+            [task for task in tasks if not task.status.is_terminal],
+        )
+    promised = {call.target_id for call in world.record.calls if call.is_promise}
+    assert all(task.status is TaskStatus.CANCELLED for task in tasks if task.id in promised), (
+        "invariant 2: an accepted cancellation was lost"
+    )
+    # A tool of an agent that crashed out of the controller's reach may still run, because nothing
+    # reports its end.
+
+
+def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, datetime]:
+    """Returns by when each open cancelled task must end, even if its agent does nothing."""
+    faults = {
+        agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone
+    }
+    due = {}
+    for task in tasks:
+        if task.status.is_terminal or task.cancel is None:
+            continue
+        iteration = timedelta(seconds=BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds)
+        bounds = [task.cancel.requested_at + iteration + CANCEL_MARGIN]
+        if task.cancel.force_at is not None:
+            bounds.append(task.cancel.force_at + FORCE_MARGIN)
+        if faults & {Fault.FORGETS_ITS_TASK, Fault.NAMES_ANOTHER_TASK}:
+            bounds.append(world.clock() + timedelta(seconds=BOUNDS.lease_seconds))
+        due[task.id] = max(min(bounds), world.clock()) + _SLACK
+    return due
+
+
+async def _open_gates(world: World) -> None:
+    await world.settle()
+    for agent in world.agents:
+        if agent.gates.is_tool_called:
+            agent.gates.end_tool()
+        elif agent.gates.is_model_called:
+            is_to_end = world.store.intent(agent.session.task_id) is not None
+            agent.gates.reply(final=not is_to_end, tool=False)
+    await world.settle()
+
+
+async def _check_next_task(world: World) -> None:
+    for agent in world.agents:
+        if agent.fault and not agent.is_gone:
+            await agent.crash()
+    await world.advance(2.0)
+    await world.resume()
+    await world.advance(4.0)
+    await world.submit()
+    await _open_gates(world)
+    last = (await world.task(world.task_ids[-1])) if world.task_ids else None
+    assert last is not None and (last.status, last.cancel) == (TaskStatus.COMPLETED, None), (
+        "invariants 5 and 6: the next task",
+        last,
+    )

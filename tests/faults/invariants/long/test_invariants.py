@@ -1,0 +1,28 @@
+"""Tests the invariants with random interleavings of actions.
+
+The use cases, store, agents and controller are real. INVARIANT_EXAMPLES sets the number of runs in
+memory; these runs differ each time. PostgreSQL gets about a tenth of that number. Sessions race on
+PostgreSQL, so the same steps can have different results, which Hypothesis does not support.
+Therefore each group of a few runs has its own seed, and failures are not shrunk.
+"""
+
+import os
+
+import pytest
+
+from tests.faults.invariants.runs import run_in_memory, run_on_postgres
+
+_EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
+
+# In seconds. A run takes half a second on a busy machine.
+pytestmark = pytest.mark.timeout(max(120, 2 * _EXAMPLES))
+
+
+def test_invariants_hold_in_memory() -> None:
+    # The runs are the same each time, unless INVARIANT_EXAMPLES is set.
+    run_in_memory(_EXAMPLES or 80, is_random=bool(_EXAMPLES))
+
+
+@pytest.mark.parametrize("number", range(_EXAMPLES // 50 or 4))
+def test_invariants_hold_on_postgres(database_url: str, number: int) -> None:
+    run_on_postgres(database_url, number, is_random=bool(_EXAMPLES))

@@ -1,0 +1,190 @@
+"""The product in one process, wired as in production.
+
+The rules control its network and the failures of its database.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Any, TypeVar
+
+from evershell.core import workspaces
+from evershell.core.bounds import Bounds
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.event import Event, Origin
+from evershell.core.ports import UNSIGNALLED, Store
+from evershell.core.runtime import Runtime
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
+from evershell.fleet.controller import Controller
+from evershell.store.announce import Announce
+from tests.faults.invariants.agent import Agent, Surrounded
+from tests.faults.invariants.clock import Clock
+from tests.faults.invariants.pods import Changes, Pods
+from tests.faults.invariants.record import Record
+from tests.faults.invariants.spy_store import SpyStore
+from tests.faults.invariants.stage import Stage
+from tests.faults.invariants.wire import Wire
+from tests.support.fakes import FakeWakeups
+
+LEASE_SECONDS = 12.0
+# Longer than any run: agents here have no limits, since their calls last until a rule ends them.
+BOUNDS = Bounds(
+    model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS
+)
+# So short that no step contains two heartbeats.
+STEP_SECONDS = 0.5
+_SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write", "org:hold"})
+CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, _SCOPES)
+CALLERS = {"user": CALLER, "program": Caller("org_a", "key_1", CredentialKind.API_KEY, _SCOPES)}
+
+Returned = TypeVar("Returned")
+# Opens the store under test and another session of its database, given what to call after each
+# commit and the clock of the leases.
+OpenStores = Callable[[AsyncExitStack, Announce, Clock], Coroutine[Any, Any, tuple[Store, Store]]]
+
+
+class Product:
+    """One workspace, its agents, and one controller, in their own event loop."""
+
+    def __init__(self, open_stores: OpenStores) -> None:
+        self.clock = Clock()
+        self.record = Record()
+        self.wakeups = FakeWakeups()
+        self.agents: list[Agent] = []
+        self.workspace_id = ""
+        self._run_numbers = count(1)
+        self._background: set[asyncio.Task[None]] = set()
+        self._leading: asyncio.Task[None] | None = None
+        # Since when the controller leads; None if none does.
+        self.leading_since: datetime | None = None
+        self._resources = AsyncExitStack()
+        self._stage = Stage(self.clock)
+        self._stage.open(self._open(open_stores))
+
+    def run(self, step: Coroutine[Any, Any, Returned]) -> Returned:
+        """Runs a step, and everything that follows before the clock advances or a gate opens."""
+        return self._stage.run(step)
+
+    async def settle(self) -> None:
+        """Returns once every task waits for a rule."""
+        await self._stage.settle()
+
+    async def _open(self, open_stores: OpenStores) -> None:
+        store, observer = await open_stores(
+            self._resources,
+            self._announce,
+            self.clock,
+        )
+        self.observer = SpyStore(observer, self.record, self.clock)
+        self.store = SpyStore(store, self.record, self.clock)
+        self._stage.stores += [self.store, self.observer]
+        runtime = Runtime(self.store, self.clock, LEASE_SECONDS)
+        self.shared = Surrounded(
+            runtime=runtime, store=self.store, record=self.record, clock=self.clock
+        )
+        self.wire = Wire(self.agents, self.observer, self.record, self.clock)
+        self.pods = Pods(self.agents, self.shared)
+        self.run_id = f"run_{next(self._run_numbers)}"
+        self.workspace_id = (
+            await workspaces.create_workspace(CALLER, "", Origin(), self.store, self.clock)
+        ).id
+        self.lead()
+
+    def _announce(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+        self.wakeups.announce(workspace_id)
+        if workspace_id == UNSIGNALLED and self._leading is not None:
+            self.changes.announce(workspace_id)
+
+    def close(self) -> None:
+        """Ends every call, agent and controller, and closes the stores."""
+
+        async def close() -> None:
+            await self.stop_leading()
+            await self.wire.close()
+            for agent in self.agents:
+                if not agent.is_gone:
+                    await agent.crash()
+            for call in self.record.calls:
+                call.runner.cancel()
+            for running in self._background:
+                running.cancel()
+            await self.settle()
+            await self._resources.aclose()
+
+        self._stage.close(close())
+
+    def _start(self, call: Coroutine[Any, Any, None]) -> None:
+        """Runs a call in the background."""
+        running = asyncio.create_task(call)
+        self._background.add(running)
+        running.add_done_callback(self._background.discard)
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The ids of all tasks, in the order of their submission."""
+        return list(self.store.tasks)
+
+    # What the database holds.
+
+    async def workspace(self) -> Workspace:
+        found = await self.observer.get_workspace(self.workspace_id)
+        assert found is not None
+        return found
+
+    async def tasks(self) -> Sequence[Task]:
+        return await self.observer.list_tasks(self.workspace_id, None, 1_000)
+
+    async def events(self) -> Sequence[Event]:
+        return await self.observer.list_events(self.workspace_id, 0, 10_000)
+
+    async def task(self, task_id: str | None) -> Task | None:
+        return (
+            await self.observer.get_task(self.workspace_id, task_id)
+            if task_id is not None
+            else None
+        )
+
+    # What the stack does.
+
+    def lead(self) -> None:
+        """Starts a leading controller, unless one leads."""
+        if self._leading is None:
+            self.changes = Changes()
+            controller = Controller(
+                self.store, self.pods, self.wire, BOUNDS, self.run_id, self.clock, self.clock()
+            )
+            self._leading = asyncio.create_task(controller.run(self.changes))
+            self.leading_since = self.clock()
+
+    async def stop_leading(self) -> None:
+        """Ends the leading controller. Pods keep running."""
+        if self._leading is not None:
+            self._leading.cancel()
+            await asyncio.wait({self._leading})
+            self._leading = self.leading_since = None
+
+    async def restart_stack(self) -> None:
+        """Ends every pod that can be reached, and starts a controller of a new run."""
+        await self.stop_leading()
+        await self.pods.end(await self.workspace(), grace_seconds=0)
+        self.run_id = f"run_{next(self._run_numbers)}"
+        self.lead()
+
+    def drain(self) -> None:
+        """The server answers its open waits, and another server takes over."""
+        self.record.drains += 1
+        self.wakeups.drain()
+        self.wakeups = FakeWakeups()
+
+    async def advance(self, seconds: float) -> None:
+        """Advances the clock in steps, so that timers fire in order."""
+        await self.advance_to(self.clock() + timedelta(seconds=seconds))
+
+    async def advance_to(self, moment: datetime) -> None:
+        """Does the same, until this time."""
+        while (left_seconds := (moment - self.clock()).total_seconds()) > 0:
+            self.clock.advance(min(left_seconds, STEP_SECONDS))
+            await self.settle()

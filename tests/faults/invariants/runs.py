@@ -1,0 +1,75 @@
+"""Runs of the machine on each store."""
+
+from contextlib import AsyncExitStack
+
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from evershell.core.ports import Clock, Store
+from evershell.store.announce import Announce
+from evershell.store.pool import connected, open_pool
+from evershell.store.postgres_store import PostgresStore
+from tests.faults.invariants.machine import CancellationMachine
+from tests.faults.invariants.product import OpenStores
+from tests.support.fakes import FakeStore
+
+_SETTINGS = settings(
+    stateful_step_count=30,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink],
+    print_blob=False,
+    report_multiple_bugs=False,
+)
+
+
+def run_in_memory(examples: int, *, is_random: bool = False, is_shrunk: bool = True) -> None:
+    run_state_machine_as_test(
+        _machine(_in_memory),
+        settings=settings(
+            _SETTINGS,
+            max_examples=examples,
+            phases=_SETTINGS.phases if is_shrunk else [Phase.generate],
+            derandomize=not is_random,
+        ),
+    )
+
+
+def run_on_postgres(
+    database_url: str, number: int, *, examples: int = 6, is_random: bool = False
+) -> None:
+    # Hypothesis begins with the shortest possible run.
+    few = settings(
+        _SETTINGS, max_examples=examples, phases=[Phase.generate], derandomize=not is_random
+    )
+    run_state_machine_as_test(seed(number)(_machine(_on_postgres(database_url))), settings=few)
+
+
+def _machine(open_stores: OpenStores) -> type[CancellationMachine]:
+    class Machine(CancellationMachine):
+        def __init__(self) -> None:
+            super().__init__(open_stores)
+
+    return Machine
+
+
+async def _in_memory(
+    resources: AsyncExitStack, announce: Announce, clock: Clock
+) -> tuple[Store, Store]:
+    store = FakeStore(announce, clock)
+    return store, store
+
+
+def _on_postgres(url: str) -> OpenStores:
+    async def open_stores(
+        resources: AsyncExitStack, announce: Announce, clock: Clock
+    ) -> tuple[Store, Store]:
+        pool = await resources.enter_async_context(open_pool(url, min_size=1))
+        observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
+        async with connected(pool) as connection:
+            await connection.execute("TRUNCATE workspaces, tasks, events, org_holds")
+        store = PostgresStore(pool, announce, clock=clock)
+        return store, PostgresStore(observing)
+
+    return open_stores

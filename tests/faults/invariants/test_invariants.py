@@ -1,0 +1,11 @@
+"""A short run of random interleavings against the invariants; long/ has a long one."""
+
+from tests.faults.invariants.runs import run_in_memory, run_on_postgres
+
+
+def test_invariants_hold_in_memory() -> None:
+    run_in_memory(20)
+
+
+def test_invariants_hold_on_postgres(database_url: str) -> None:
+    run_on_postgres(database_url, 0, examples=3)

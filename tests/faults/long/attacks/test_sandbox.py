@@ -1,0 +1,134 @@
+"""A tool attacks what is outside of its sandbox, on a running stack."""
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import psycopg
+import pytest
+
+from evershell.local import postgres
+from tests.faults.long.attacks.sandbox_attacks import ATTACKS, THROUGH, Attack, Target
+from tests.support import faults
+from tests.support.sandbox import skip_without_sandbox
+from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
+from tests.support.waiting import eventually
+
+LIMITS = {"TOOL_MEMORY_MB": "128", "TOOL_PROCESSES": "64", "TOOL_FILE_MB": "64"}
+ABSTRACT = f"evershell-attacked-{os.getpid()}"
+# It identifies the process that a tool leaves.
+LEFT = unique_seconds()
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose tools have small limits."""
+    skip_without_sandbox()
+    own = Stack(
+        tmp_path_factory.mktemp("attacked") / "state",
+        POD_ISOLATION="sandbox",
+        TOOL_TIMEOUT_SECONDS="20",
+        **LIMITS,
+    )
+    try:
+        own.start()
+        yield own
+        assert own.stop() == 0
+    finally:
+        own.kill_if_running()
+
+
+@pytest.fixture(scope="module")
+def attacker(limited: Stack) -> Workspace:
+    return Workspace(limited)
+
+
+@pytest.fixture(scope="module")
+def target(limited: Stack, attacker: Workspace) -> Iterator[Target]:
+    """Another workspace with a secret, and what there is to attack. All of it exists."""
+    other = Workspace(limited)
+    faults.await_terminal(other, other.submit("echo private > secret"))
+    database = psycopg.conninfo.conninfo_to_dict(limited.ready["database_url"])["host"]
+    sockets = postgres.places(limited.state_dir).socket_dir
+    with socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind(f"\0{ABSTRACT}")
+        abstract.listen()
+        found = Target(
+            state=str(limited.state_dir),
+            other=other.id,
+            database_socket=f"{database}/.s.PGSQL.5432",
+            admin_socket=f"{sockets}/envoy.sock",
+            abstract_socket=ABSTRACT,
+            agent_pid=limited.agent_pid(attacker.id),
+            agent_port=_agent_port(attacker),
+            other_agent_port=_agent_port(other),
+            server_port=int(limited.ready["server_addr"].rpartition(":")[2]),
+            rest_port=int(limited.ready["rest_url"].rpartition(":")[2]),
+            grpc_port=int(limited.ready["grpc_addr"].rpartition(":")[2]),
+        )
+        assert limited.is_alive(found.agent_pid)
+        for path in (found.database_socket, found.admin_socket):
+            with socket.socket(socket.AF_UNIX) as reached:
+                reached.connect(path)
+        for name in (
+            "control-plane.jwk",
+            "ready.json",
+            "demo.env",
+            f"pods/{other.id}/files/secret",
+        ):
+            assert (limited.state_dir / name).read_bytes()
+        yield found
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_an_attack_is_refused(attacker: Workspace, target: Target, attack: Attack) -> None:
+    facts = {name: str(value) for name, value in asdict(target).items()}
+    command = re.sub(rf"\{{({'|'.join(facts)})\}}", lambda found: facts[found[1]], attack.command)
+    result = run(attacker, command)
+    assert THROUGH not in result["output"]
+    assert result["status"] == "exited"
+    assert re.search(attack.refusal, result["output"]), result
+    # Neither the agent nor the service has noticed anything.
+    assert attacker.stack.agent_pid(attacker.id) == target.agent_pid
+    assert run(attacker, "echo well")["output"] == "well\n"
+
+
+def test_memory_that_processes_share_counts_once(attacker: Workspace) -> None:
+    """Each of the 8 processes has 60 MiB, more than the limit together."""
+    command = "perl -e 'syscall(9, 0, 60 << 20, 3, 0x8022, -1, 0); fork for 1..3; sleep 2'"
+    assert run(attacker, f"{command}; echo well")["output"] == "well\n"
+
+
+def test_a_tool_leaves_nothing_behind_that_runs(attacker: Workspace) -> None:
+    stray = f"(cd /; env -i setsid /bin/sh -c 'trap \"\" TERM; sleep {LEFT}' > /dev/null 2>&1 &)"
+    gate = Gate(attacker)
+    task_id = attacker.submit(f"{stray}; {gate.command}")
+    eventually(lambda: running(LEFT))
+    gate.open()
+    assert faults.await_terminal(attacker, task_id)["status"] == "completed"
+    assert running(LEFT) == []
+
+
+def run(workspace: Workspace, command: str) -> dict[str, Any]:
+    """Runs a tool call and returns its result."""
+    task_id = workspace.submit(command.replace("\n", " "))
+    faults.await_terminal(workspace, task_id, 30)
+    (iteration,) = [
+        entry
+        for entry in workspace.log()
+        if entry["type"] == "iteration_completed" and entry["task_id"] == task_id
+    ]
+    result: dict[str, Any] = iteration["tool_call"]["result"]
+    return result
+
+
+def _agent_port(workspace: Workspace) -> int:
+    with workspace.stack.database() as connection:
+        row = connection.execute(
+            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
+        ).fetchone()
+    assert row is not None
+    return int(row[0].rpartition(":")[2])

@@ -1,0 +1,230 @@
+"""Clients for every wire. They raise no error: every call returns a Reply."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+from evershell.workspace.v1 import error_pb2, workspace_service_pb2, workspace_service_pb2_grpc
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tests.faults.long.chaos.answers import BARE, NO_ANSWER, NO_CONNECTION, Reply
+from tests.faults.long.chaos.plan import Wire
+from tests.support.stack import Stack
+
+RULES: dict[str, error_pb2.ErrorRule] = {
+    value.name: value.GetOptions().Extensions[error_pb2.rule]
+    for value in error_pb2.Error.ErrorCode.DESCRIPTOR.values
+    if value.number
+}
+
+_ROUTES = {
+    "CreateWorkspace": ("POST", "/v1/workspaces"),
+    "ListWorkspaces": ("GET", "/v1/workspaces"),
+    "GetWorkspace": ("GET", "/v1/workspaces/{workspace_id}"),
+    "StopWorkspace": ("POST", "/v1/workspaces/{workspace_id}/stop"),
+    "ResumeWorkspace": ("POST", "/v1/workspaces/{workspace_id}/resume"),
+    "SubmitTask": ("POST", "/v1/workspaces/{workspace_id}/tasks"),
+    "ListTasks": ("GET", "/v1/workspaces/{workspace_id}/tasks"),
+    "GetTask": ("GET", "/v1/workspaces/{workspace_id}/tasks/{task_id}"),
+    "CancelTask": ("POST", "/v1/workspaces/{workspace_id}/task/cancel"),
+    "CancelTasks": ("POST", "/v1/tasks/cancel"),
+    "HoldOrg": ("POST", "/v1/hold"),
+    "ReleaseOrg": ("POST", "/v1/hold/release"),
+}
+_FIRST_MESSAGE_SECONDS = 15.0
+_CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Callers:
+    """Makes calls over any wire, on connections that no other instance uses."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._token = stack.tokens["full_access"]
+        self._rest = httpx.AsyncClient(
+            base_url=stack.ready["rest_url"],
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,
+        )
+        first, other = stack.worker_addresses()
+        addresses = {
+            Wire.GRPC: stack.ready["grpc_addr"],
+            Wire.WORKER_0: first,
+            Wire.WORKER_1: other,
+        }
+        self._channels = {
+            wire: grpc.aio.insecure_channel(address, _CHANNEL_OPTIONS)
+            for wire, address in addresses.items()
+        }
+
+    async def close(self) -> None:
+        await self._rest.aclose()
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def call(
+        self,
+        wire: Wire,
+        rpc: str,
+        limit_seconds: float,
+        fields: Mapping[str, Any],
+        token: str | None = None,
+    ) -> Reply:
+        """Makes a call. `fields` are those of the request, as in JSON.
+
+        The call sends the token with full access unless another one is given, and no token if it
+        is empty.
+        """
+        token = self._token if token is None else token
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        if wire is Wire.REST:
+            return await self._call_rest(rpc, limit_seconds, dict(fields), headers)
+        return await self._call_grpc(self._channels[wire], rpc, limit_seconds, fields, headers)
+
+    async def watch(
+        self, wire: Wire, workspace_id: str, messages: int, stay_seconds: float
+    ) -> Reply:
+        """Watches the log from its beginning.
+
+        Hangs up after `messages` messages, or `stay_seconds` after the first one.
+        """
+        seen = 0
+        last = Reply("", NO_ANSWER, {})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_MESSAGE_SECONDS) as limit:
+                async for last in self._watch(wire, workspace_id):
+                    seen += 1
+                    if seen == 1:
+                        limit.reschedule(asyncio.get_running_loop().time() + stay_seconds)
+                    if last.slug or seen == messages:
+                        break
+        return last
+
+    async def _watch(self, wire: Wire, workspace_id: str) -> AsyncIterator[Reply]:
+        headers = {"authorization": f"Bearer {self._token}"}
+        if wire is not Wire.REST:
+            stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channels[wire])
+            request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id)
+            try:
+                async for _ in stub.WatchEvents(request, metadata=tuple(headers.items())):
+                    yield Reply("OK", "", {})
+            except grpc.aio.AioRpcError as error:
+                yield _grpc_failure(error)
+            return
+        async with self._rest.stream(
+            "GET", f"/v1/workspaces/{workspace_id}/events", headers=headers, timeout=None
+        ) as response:
+            if response.status_code != 200:
+                yield rest_reply(
+                    response.status_code, response.headers, (await response.aread()).decode()
+                )
+                return
+            async for line in response.aiter_lines():
+                if line.startswith("data: "):
+                    yield Reply("200", "", {})
+
+    async def _call_rest(
+        self, rpc: str, limit_seconds: float, fields: dict[str, Any], headers: Mapping[str, str]
+    ) -> Reply:
+        method, path = _ROUTES[rpc]
+        if rpc == "CancelTask" and "task_id" in fields:
+            path = _CANCEL_OF_A_NAMED_TASK
+        url = path.format(**fields)
+        body = (
+            {name: value for name, value in fields.items() if f"{{{name}}}" not in path}
+            if method == "POST"
+            else None
+        )
+        try:
+            async with asyncio.timeout(limit_seconds):
+                response = await self._rest.request(
+                    method, url, json=body or None, headers=headers, timeout=None
+                )
+        except TimeoutError:
+            return Reply("", NO_ANSWER, {})
+        except httpx.TransportError as error:
+            return Reply("", NO_CONNECTION, {"said": repr(error)})
+        return rest_reply(response.status_code, response.headers, response.text)
+
+    async def _call_grpc(
+        self,
+        channel: grpc.aio.Channel,
+        rpc: str,
+        limit_seconds: float,
+        fields: Mapping[str, Any],
+        headers: Mapping[str, str],
+    ) -> Reply:
+        request = ParseDict(dict(fields), getattr(workspace_service_pb2, f"{rpc}Request")())
+        method = getattr(workspace_service_pb2_grpc.WorkspaceServiceStub(channel), rpc)
+        try:
+            reply = await method(request, metadata=tuple(headers.items()), timeout=limit_seconds)
+        except grpc.aio.AioRpcError as error:
+            return _grpc_failure(error)
+        return Reply(
+            "OK",
+            "",
+            MessageToDict(
+                reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            ),
+        )
+
+
+def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
+    """Reads an answer of the edge: a message, or the envelope with a slug of the closed set."""
+    try:
+        body = json.loads(text)
+        if status < 400:
+            return Reply(str(status), "", body, request_id=headers.get("x-request-id", ""))
+        error = body["error"]
+        slug, request_id = error["code"], error["request_id"]
+    except (ValueError, KeyError, TypeError):
+        return Reply(
+            str(status),
+            BARE,
+            {},
+            f"{status} has neither a message nor the envelope: {text[:200]!r}",
+        )
+    problem, seen_id = "", headers.get("x-request-id", "")
+    if slug not in RULES:
+        problem = f"the slug {slug!r} is not of the closed set"
+    elif RULES[slug].http != status:
+        problem = f"{slug} came with status {status}"
+    elif request_id != seen_id:
+        problem = f"the request id {request_id} is not that of the header"
+    return Reply(str(status), slug, error.get("details", {}), problem, seen_id)
+
+
+def _grpc_failure(error: grpc.aio.AioRpcError) -> Reply:
+    code = error.code()
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError as mismatch:
+        return Reply(code.name, BARE, {}, f"the status and its details differ: {mismatch}")
+    info = error_details_pb2.ErrorInfo()
+    if status is None or not any(detail.Unpack(info) for detail in status.details):
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Reply(code.name, NO_ANSWER, {})
+        # A worker that shuts down answers CANCELLED to calls that it has not begun to process.
+        expected = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        problem = "" if expected else f"bare {code.name}: {error.details()}"
+        return Reply(code.name, BARE, {"said": error.details()}, problem)
+    slug = info.reason.lower()
+    problem = (
+        ""
+        if slug in RULES and RULES[slug].grpc == code.value[0]
+        else f"{slug!r} came with {code.name}"
+    )
+    request_id = str(dict(error.trailing_metadata() or ()).get("x-request-id", ""))
+    return Reply(code.name, slug, dict(info.metadata), problem, request_id)

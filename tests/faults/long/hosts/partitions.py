@@ -1,0 +1,132 @@
+"""Partitions: the plan of a run on many hosts, and what carries it out."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import psycopg
+
+from tests.faults.long.chaos.bounds import RECOVERED_SECONDS
+from tests.faults.long.chaos.drawing import draw_emergencies, draw_rounds
+from tests.faults.long.chaos.faults import BACK_SECONDS, Hit
+from tests.faults.long.chaos.plan import Fault, Kind, Plan, Target
+from tests.faults.long.hosts.many_hosts import (
+    AGENTS,
+    CONTROLLERS,
+    DATABASE,
+    EDGE,
+    WORKERS,
+    ManyHosts,
+)
+from tests.support.network import both_ways, one_way
+
+GROUPS = {
+    Target.EDGE_WORKERS: ((EDGE,), WORKERS),
+    Target.WORKERS_DATABASE: (WORKERS, (DATABASE,)),
+    Target.CONTROLLERS_DATABASE: (CONTROLLERS, (DATABASE,)),
+    Target.WORKERS_AGENTS: (WORKERS, AGENTS),
+    Target.CONTROLLERS_AGENTS: (CONTROLLERS, AGENTS),
+}
+# Half of the cuts lose both ways.
+_KINDS = (Kind.CUT, Kind.CUT, Kind.CUT_THERE, Kind.CUT_BACK)
+# The longest is longer than a lease, and shorter than a caller waits for its answer.
+_CUT_SECONDS = (1.0, 9.0)
+# How often a second cut begins during the first.
+_DOUBLE_SHARE = 0.4
+# The time between the end of one cut and the next one, in which everything has to recover and then
+# serve without trouble.
+_CALM_SECONDS = RECOVERED_SECONDS + 1.5
+_POLL_SECONDS = 0.1
+
+
+def draw(seed: int, seconds: float, workspaces: int) -> Plan:
+    """Draws the plan of a seed. All pairs of groups are cut in turn, in any order."""
+    chance = random.Random(seed)
+    faults = tuple(_cuts(chance, seconds))
+    rounds = draw_rounds(chance, seconds, workspaces)
+    return Plan(seed, seconds, faults, (), rounds, tuple(draw_emergencies(chance, seconds)))
+
+
+def _cuts(chance: random.Random, seconds: float) -> Iterator[Fault]:
+    at, targets = 1.0, list[Target]()
+    while True:
+        targets = targets or chance.sample(list(GROUPS), len(GROUPS))
+        lasts = chance.uniform(*_CUT_SECONDS)
+        if at + lasts + _CALM_SECONDS > seconds:
+            return
+        yield _cut(chance, at, lasts, first := targets.pop())
+        if chance.random() < _DOUBLE_SHARE:
+            second = chance.choice([target for target in GROUPS if target is not first])
+            later = chance.uniform(0, lasts)
+            yield _cut(chance, at + later, lasts - later, second)
+        at += lasts + _CALM_SECONDS
+
+
+def _cut(chance: random.Random, at: float, lasts: float, target: Target) -> Fault:
+    kind, index = chance.choice(_KINDS), chance.randrange(9)
+    return Fault(round(at, 3), kind, target, round(lasts, 3), index)
+
+
+def ways(fault: Fault) -> list[tuple[str, str]]:
+    """The ways that a fault cuts."""
+    groups = GROUPS[fault.target]
+    some, others = _choose(groups[0], fault.index), _choose(groups[1], fault.index // 3)
+    match fault.kind:
+        case Kind.CUT_THERE:
+            return one_way(some, others)
+        case Kind.CUT_BACK:
+            return one_way(others, some)
+        case _:
+            return both_ways(some, others)
+
+
+def _choose(group: Sequence[str], index: int) -> Sequence[str]:
+    """One host of the group, or all."""
+    choices = [[host] for host in group] + [list(group)]
+    return choices[index % len(choices)]
+
+
+class Partitions:
+    """Inflicts the cuts of a plan, and keeps a record of each."""
+
+    def __init__(self, stack: ManyHosts) -> None:
+        self._stack = stack
+        self.hits: list[Hit] = []
+
+    async def run(self, faults: Sequence[Fault]) -> None:
+        """Inflicts each cut at its time, and returns when the last one is over.
+
+        Everything is connected after that, even if an error is raised.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for fault in faults:
+                    group.create_task(self._inflict(fault))
+        finally:
+            self._stack.network.heal()
+
+    async def _inflict(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at_seconds)
+        cut, network = ways(fault), self._stack.network
+        began = time.time()
+        await asyncio.to_thread(network.cut, *cut)
+        await asyncio.sleep(fault.seconds)
+        await asyncio.to_thread(network.heal, *cut)
+        ended = time.time()
+        self.hits.append(Hit(fault, False, began, ended, await self._is_led()))
+
+    async def _is_led(self) -> bool:
+        """Waits until a controller leads. Returns False if BACK_SECONDS pass first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BACK_SECONDS):
+                while not await asyncio.to_thread(self._leads):
+                    await asyncio.sleep(_POLL_SECONDS)
+                return True
+        return False
+
+    def _leads(self) -> bool:
+        with suppress(psycopg.OperationalError):
+            return self._stack.leader() is not None
+        return False

@@ -1,0 +1,197 @@
+"""Each pair of hosts is cut while a task is cancelled: the answers, and how the task ends."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from evershell.agents.shutdown import ExitCode
+from evershell.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
+from tests.faults.long.hosts.conftest import LEASE_SECONDS
+from tests.faults.long.hosts.many_hosts import (
+    AGENTS,
+    CONTROLLERS,
+    DATABASE,
+    EDGE,
+    WORKERS,
+    ManyHosts,
+)
+from tests.support.network import both_ways, one_way
+from tests.support.promises.database import read_history
+from tests.support.promises.promises import violations
+from tests.support.stack import Gate, Workspace
+from tests.support.waiting import eventually
+
+# For a busy machine.
+_BUSY_SECONDS = 10.0
+# The most that an answer about an unreachable agent may take.
+_UNREACHABLE_SECONDS = 2.0 + _BUSY_SECONDS
+# How long a call may take that needs a database which does not answer.
+_UNAVAILABLE_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS + _BUSY_SECONDS
+# A standby leads after 5 s. Then it needs a scan to find what is overdue, and a moment to end it.
+_TAKEOVER_SECONDS = 5.0 + 15.0
+# How long an agent may take to start.
+_START_SECONDS = 30.0
+
+
+@pytest.fixture
+def workspace(hosts: ManyHosts) -> Iterator[Workspace]:
+    """A workspace whose history keeps the promises in the end."""
+    workspace = Workspace(hosts)
+    yield workspace
+    with hosts.database() as connection:
+        assert violations(read_history(connection, workspace.id)) == []
+
+
+class Running:
+    """A task whose first iteration runs until its gate is opened."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.gate = Gate(workspace)
+        self.id = workspace.submit(self.gate.command, "echo second iteration")
+        workspace.await_phase(self.id, "tool_call")
+
+    def ends_cancelled(self) -> dict[str, Any]:
+        """Opens the gate. Returns the end, which the iteration in flight is part of."""
+        self.gate.open()
+        end = self.workspace.await_end(self.id)
+        assert (end["status"], end["iterations"], end["work_stopped"]) == ("cancelled", 1, "yes")
+        return end
+
+
+@contextmanager
+def within(limit_seconds: float) -> Iterator[None]:
+    """Fails if the block takes longer."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < limit_seconds
+
+
+def recovered(call: Callable[[], httpx.Response]) -> dict[str, Any]:
+    """Repeats the call until it succeeds. Returns its answer."""
+
+    def answered() -> dict[str, Any]:
+        response = call()
+        return response.json() if response.is_success else {}
+
+    return eventually(answered)
+
+
+def cancel(workspace: Workspace, **fields: Any) -> httpx.Response:
+    return workspace.rest.call("POST", f"{workspace.path}/task/cancel", json=fields)
+
+
+def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
+    """A call that cannot be recorded is not accepted. Afterwards, everything works soon."""
+    running = Running(workspace)
+    with hosts.network.parted(*both_ways(WORKERS, [DATABASE])):
+        for _ in range(2):
+            with within(_UNAVAILABLE_SECONDS):
+                assert cancel(workspace).json()["error"]["code"] == "unavailable"
+    # The first call may have been recorded, although its answer was lost.
+    answer = recovered(lambda: cancel(workspace))
+    assert answer["outcome"] in ("accepted", "already_requested")
+    running.ends_cancelled()
+
+
+@pytest.mark.parametrize("way", ["both", "there", "back"])
+def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) -> None:
+    """The call answers `agent_unreachable`, and the agent gets the cancellation later."""
+    running, agents = Running(workspace), [hosts.host_of(workspace.id)]
+    agent_pid = hosts.agent_pid(workspace.id)
+    ways = {
+        "both": both_ways(WORKERS, agents),
+        "there": one_way(WORKERS, agents),
+        "back": one_way(agents, WORKERS),
+    }[way]
+    with hosts.network.parted(*ways):
+        with within(_UNREACHABLE_SECONDS):
+            answer = cancel(workspace)
+        # The connection that is open may still have carried the signal.
+        if answer.status_code != 202:
+            error = answer.json()["error"]
+            assert error["code"] == "agent_unreachable", error
+            assert error["details"]["intent_recorded"] in (True, "true"), error
+    running.ends_cancelled()
+    assert hosts.agent_pid(workspace.id) == agent_pid
+    next_id = workspace.submit("true")
+    assert workspace.await_end(next_id)["status"] == "completed"
+
+
+def test_controllers_and_agents(hosts: ManyHosts, workspace: Workspace) -> None:
+    """The controller cannot signal the agent, which learns of CancelTasks by its own calls."""
+    running = Running(workspace)
+    with hosts.network.parted(*both_ways(CONTROLLERS, AGENTS)):
+        workspace.rest.post("/v1/tasks/cancel", {"filter": {"workspace_ids": [workspace.id]}})
+        running.ends_cancelled()
+
+
+def test_edge_and_one_worker(hosts: ManyHosts, workspace: Workspace) -> None:
+    """Calls to the worker fail soon, and then all calls go to the other one."""
+    running = Running(workspace)
+    with hosts.network.parted(*both_ways([EDGE], WORKERS[:1])):
+        for _ in range(2):
+            with within(_UNAVAILABLE_SECONDS):
+                cancel(workspace)
+        answer = recovered(lambda: cancel(workspace))
+        assert answer["outcome"] in ("accepted", "already_requested")
+        running.ends_cancelled()
+
+
+def test_edge_and_all_workers(hosts: ManyHosts, workspace: Workspace) -> None:
+    """The edge answers itself. Afterwards, everything works soon."""
+    running = Running(workspace)
+    with hosts.network.parted(*both_ways([EDGE], WORKERS)):
+        for _ in range(2):
+            with within(_UNAVAILABLE_SECONDS):
+                assert cancel(workspace).json()["error"]["code"] == "unavailable"
+    recovered(lambda: cancel(workspace))
+    running.ends_cancelled()
+
+
+def test_the_leader_and_the_database(hosts: ManyHosts, workspace: Workspace) -> None:
+    """The standby ends what is overdue. It finds the processes, so their end is known."""
+    leader = eventually(hosts.leader)
+    assert leader is not None
+    task_id = workspace.submit("kill -STOP $PPID; sleep 60")
+    agent = psutil.Process(hosts.agent_pid(workspace.id))
+    eventually(lambda: agent.status() == psutil.STATUS_STOPPED)
+    with hosts.network.parted(*both_ways([leader], [DATABASE])):
+        assert cancel(workspace, force_after="1s").json()["error"]["code"] == "agent_unreachable"
+        with within(_TAKEOVER_SECONDS):
+            end = workspace.await_end(task_id)
+        assert (end["status"], end["forced"], end["work_stopped"]) == ("cancelled", True, "yes")
+        assert hosts.leader() == next(host for host in CONTROLLERS if host != leader)
+
+
+def test_what_nobody_can_know_is_unknown(hosts: ManyHosts, workspace: Workspace) -> None:
+    """An agent that is cut off ends itself, and so does its tool, but nobody has seen it.
+
+    The controller that started it could say whether it has left a process. It is cut off as well,
+    and another one leads.
+    """
+    leader, agents = eventually(hosts.leader), [hosts.host_of(workspace.id)]
+    assert leader is not None
+    task_id = workspace.submit("sleep 60")
+    workspace.await_phase(task_id, "tool_call")
+    agent = psutil.Process(hosts.agent_pid(workspace.id))
+    with hosts.network.parted(*both_ways(WORKERS, agents), *both_ways([leader], [DATABASE])):
+        assert cancel(workspace).json()["error"]["code"] == "agent_unreachable"
+        with within(LEASE_SECONDS):
+            eventually(lambda: not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE)
+        end = workspace.await_end(task_id)
+        assert (end["status"], end["work_stopped"]) == ("cancelled", "unknown")
+        assert hosts.pod_processes(workspace.id) == []
+    log = (hosts.state_dir / "fleet" / workspace.id / "log").read_text()
+    assert f'"exit_code": {int(ExitCode.LEASE_OVER)}' in log
+    # The workspace can be resumed, and its next task is not cancelled.
+    workspace.await_status("failed")
+    workspace.rest.post(f"{workspace.path}/resume")
+    eventually(lambda: workspace.get()["status"] in ("idle", "failed"), _START_SECONDS)
+    assert workspace.get()["status"] == "idle", workspace.get()
+    assert workspace.await_end(workspace.submit("true"))["status"] == "completed"

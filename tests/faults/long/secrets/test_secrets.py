@@ -1,0 +1,205 @@
+"""No credential is where it is not meant to be, after calls of every kind and faults.
+
+Each credential of the stack may be in the places that MAY_HOLD names. All other places are searched
+for each of them, whole, in part and encoded, and for anything that looks like a credential.
+"""
+
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from evershell.auth.pod_tokens import PodTokens
+from evershell.local import postgres
+from evershell.pod.tokens import minute_of, signal_token
+from tests.faults.long.secrets import evidence
+from tests.faults.long.secrets.calls import Calls, new_key
+from tests.support import faults
+from tests.support.model_server import Answer, ModelServer, model_server, says
+from tests.support.model_server import calls as model_calls
+from tests.support.otlp import Receiver
+from tests.support.ports import free_ports
+from tests.support.secrets import HOLDERS, Secret, Secrets, issued
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
+
+WORKERS = 2
+# The places that are meant to hold a credential, and the names of those credentials.
+MAY_HOLD = (
+    (r"file state/ready\.json", r"demo .*|the password of the database"),
+    (r"file state/demo\.env", r"demo full_access"),
+    (r"file state/demo\.json", r"demo (full_access|submit_observe|read_only)|.* demo's sessions"),
+    (r"file state/control-plane\.jwk", r"the signing key|a private JWK"),
+    # The settings of the service.
+    (r"environ of evershell\.server (up|serve|fleet)", r"the password of the database"),
+    (r"environ of evershell\.server (up|fleet)", r"the model's key"),
+    (r"environ of (evershell\.server (up|serve|fleet)|envoy|sh)", r"the collector's key"),
+    # The text of a caller is theirs.
+    (r"table (tasks|events|audit_entries\w*|workspaces)", r"a key written .*"),
+    (r"table idempotency_keys", r"a key written (as a name|as an idempotency key)"),
+    (r"answer", r"a key written .*"),
+)
+
+
+def may_hold(place: str, name: str) -> bool:
+    return any(re.fullmatch(where, place) and re.fullmatch(what, name) for where, what in MAY_HOLD)
+
+
+def assert_none(found: Iterable[tuple[str, bytes]], secrets: Secrets) -> None:
+    """Fails with each credential that is in a place that is not meant to hold it."""
+    leaks = sorted(
+        {
+            f"{place}: {name}"
+            for place, data in found
+            for name in secrets.found(data)
+            if not may_hold(place, name)
+        }
+    )
+    assert not leaks, "\n".join(["credentials in places that are not meant for them:", *leaks])
+
+
+def work_and_crash(stack: Stack, model: ModelServer, points: Path) -> None:
+    """Lets agents work, fail, be cancelled and forced, and crash; and lets a worker crash."""
+    workspace = Workspace(stack)
+
+    def run(*script: Answer) -> str:
+        model.script.clear()
+        model.script.extend(script)
+        return workspace.submit("look around")
+
+    look = model_calls("env; cat /proc/*/environ /proc/*/cmdline; ls -la /; env > seen")
+    assert workspace.await_end(run(look, says("done")))["status"] == "completed"
+    assert workspace.await_end(run(Answer(b"{}", status=401)))["status"] == "failed"
+    gate = Gate(workspace)
+    for fields in ({"force_after": timedelta(0)}, {"wait": timedelta(seconds=1)}):
+        task_id = run(model_calls(gate.command), says("never asked for"))
+        workspace.await_phase(task_id, "tool_call")
+        (points / "after_intent").touch()
+        # The worker that records the intent is killed, and its supervisor starts another one.
+        faults.cancel(workspace, "rest")
+        eventually(lambda: faults.cancel(workspace, "grpc", **fields) == "already_requested", 60)
+        if "wait" in fields:
+            gate.open()
+        assert faults.await_terminal(workspace, task_id)["status"] == "cancelled"
+    task_id = run(model_calls("sleep 60"), says("never asked for"))
+    workspace.await_phase(task_id, "tool_call")
+    stack.kill(stack.agent_pid(workspace.id))
+    assert faults.await_terminal(workspace, task_id, 30)["status"] == "failed"
+    (controller,) = stack.pids("fleet")
+    stack.kill(controller)
+    faults.resume(workspace)
+    model.script.extend((says("done"),))
+    model.script.popleft()
+
+
+def agents_secrets(stack: Stack) -> Iterator[Secret]:
+    """The tokens that the control plane has given to its agents."""
+    tokens = PodTokens((stack.state_dir / "control-plane.jwk").read_text())
+    with stack.database() as connection:
+        rows = connection.execute("SELECT id, epoch FROM workspaces").fetchall()
+    for workspace_id, last in rows:
+        for epoch in range(1, last + 1):
+            for kind, secret in (
+                ("runtime", tokens.runtime_secret(workspace_id, epoch)),
+                ("signal", tokens.signal_secret(workspace_id, epoch)),
+            ):
+                yield Secret(f"a {kind} secret", secret.hex())
+                # Both kinds of tokens have this code. The run took less than 10 minutes.
+                for minute in range(-10, 2):
+                    code = signal_token(secret, minute_of(time.time()) + minute)
+                    yield Secret(f"a {kind} token", code)
+
+
+def assert_whole(places: Iterable[str]) -> None:
+    """Everything that a stack leaves was among what was searched."""
+    for wanted in (
+        r"file state\.output",
+        r"file state/logs/worker-[01]\.log",
+        r"file state/logs/fleet\.log",
+        r"file state/logs/envoy\.log",
+        r"file state/fleet/ws_\w+/log",
+        r"file state/pods/ws_\w+/.*",
+        r"table audit_entries\w*",
+        r"table events",
+        r"table pg_stat_activity",
+        r"metrics 2",
+        r"envoy config_dump",
+        r"cmdline of evershell\.server\.agent",
+        r"environ of evershell\.server\.agent",
+        r"environ of (bwrap|sh|sleep)",
+        r"environ of envoy",
+        r"span",
+        r"answer",
+    ):
+        assert any(re.fullmatch(wanted, place) for place in places), (wanted, set(places))
+
+
+@pytest.mark.timeout(240)
+def test_no_credential_is_where_it_is_not_meant_to_be(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    password, model_key, collector_key = new_key(), new_key(), new_key()
+    receiver = Receiver()
+    (tmp_path / "points").mkdir(mode=0o777)
+    with ExitStack() as started:
+        started.enter_context(receiver.running())
+        model = started.enter_context(model_server())
+        stack = Stack(
+            tmp_path / "state",
+            DATABASE_URL=make_conninfo(empty_database_url, password=password),
+            MODEL="openai:test",
+            OPENAI_BASE_URL=model.base_url,
+            OPENAI_API_KEY=model_key,
+            METRICS_PORT=str(free_ports(WORKERS + 2, in_a_row=WORKERS + 2)[0]),
+            OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+            OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{collector_key}",
+            OTEL_BSP_SCHEDULE_DELAY="100",
+            CRASH_POINTS_DIR=str(tmp_path / "points"),
+            LOG_LEVEL="DEBUG",
+        )
+        started.callback(stack.kill_if_running)
+        stack.start()
+        processes = started.enter_context(evidence.Processes(stack))
+        calls = Calls(stack, stack.ready["demo"]["workspace_id"])
+        calls.with_each({**stack.tokens, "unknown": calls.key("that is unknown")})
+        calls.in_wrong_places(stack.tokens["full_access"])
+        calls.with_other_bytes()
+        calls.in_bodies(stack.tokens["full_access"])
+        written = calls.in_texts(stack.tokens["full_access"])
+        work_and_crash(stack, model, tmp_path / "points")
+        known = [
+            *issued(stack.ready, stack.state_dir),
+            *calls.made_up,
+            *written,
+            *agents_secrets(stack),
+            Secret("the password of the database", password),
+            Secret("the model's key", model_key),
+            Secret("the collector's key", collector_key),
+        ]
+        secrets = Secrets(known)
+        socket = postgres.places(stack.state_dir).socket_dir / "envoy.sock"
+        found = [
+            *evidence.database(stack),
+            *evidence.metrics(stack, WORKERS + 1, socket),
+            *(("answer", answer) for answer in calls.answers),
+        ]
+        assert_none(evidence.files(stack), secrets)
+        assert stack.stop() == 0
+        found += [*processes.seen(), *(("span", data) for data in receiver.received)]
+        # Envoy and the workers have both sent the key to the collector.
+        assert {headers["authorization"] for headers in receiver.headers} == {
+            f"Bearer {collector_key}"
+        }
+        assert receiver.services() == {"evershell-edge", "evershell-control-plane"}
+    found += evidence.files(stack)
+    assert_none(found, secrets)
+    assert_whole([place for place, _ in found])
+    for name in HOLDERS:
+        if (path := stack.state_dir / name).exists():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path

@@ -1,0 +1,89 @@
+"""`make soak`: makes many mixed calls, and exits 1 if a program of the stack has grown.
+
+It prints the open files, threads and memory of every program before and after the calls.
+"""
+
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from tests.faults.long.soak.calls import CALLERS, Mix, Tally
+from tests.faults.long.soak.holdings import grown_files, grown_memory, settled, table
+from tests.support.stack import Stack, Workspace
+
+_WORKSPACES = 6
+_PROBLEMS_SHOWN = 10
+# Rate limiting is on, so that its counters can grow, with limits that no caller reaches.
+_LIMITS = dict.fromkeys(
+    ("RATE_LIMIT_PER_SECOND", "RATE_LIMIT_BURST", "CANCEL_LIMIT_PER_SECOND", "CANCEL_LIMIT_BURST"),
+    "100000",
+)
+
+
+@click.command()
+@click.option(
+    "--calls", default=20_000, show_default=True, help="Calls between the two measurements."
+)
+@click.option(
+    "--warm-up", default=5_000, show_default=True, help="Calls before the first measurement."
+)
+@click.option("--seed", type=int, help="The seed of an earlier run, to repeat its mix of calls.")
+def main(calls: int, warm_up: int, seed: int | None) -> None:
+    """Starts a stack, makes the calls and compares what the programs hold."""
+    seed = random.randrange(10**6) if seed is None else seed
+    click.echo(
+        f"seed {seed}: {warm_up} calls to warm up, {calls} to measure, {CALLERS} callers, "
+        f"{_WORKSPACES} workspaces"
+    )
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        stack = Stack(Path(folder) / "state", RATE_LIMIT="on", LOG_LEVEL="INFO", **_LIMITS)
+        try:
+            stack.start()
+            problems = list(_soak(stack, calls, warm_up, seed))
+            stack.stop()
+        finally:
+            stack.kill_if_running()
+    click.echo("\n".join(problems) or "nothing has grown")
+    sys.exit(bool(problems))
+
+
+def _soak(stack: Stack, calls: int, warm_up: int, seed: int) -> Iterator[str]:
+    """Makes the calls, prints the tables, and yields wrong answers and growth."""
+    mix = Mix(stack, [Workspace(stack).id for _ in range(_WORKSPACES)], seed)
+    asyncio.run(mix.run(warm_up))
+    before, began, made = settled(stack), time.monotonic(), mix.tally.calls
+    asyncio.run(mix.run(calls))
+    took, made = time.monotonic() - began, mix.tally.calls - made
+    after = settled(stack)
+    for line in (
+        *_answers(mix.tally),
+        "",
+        f"{made} calls in {took:.0f} s",
+        *table(before, after, made),
+    ):
+        click.echo(line)
+    yield from mix.tally.problems[:_PROBLEMS_SHOWN]
+    yield from grown_files(before, after)
+    yield from grown_memory(before, after)
+
+
+def _answers(tally: Tally) -> Iterator[str]:
+    """One line for each RPC with its answers, those of the warm-up included."""
+    for rpc in sorted({rpc for rpc, _ in tally.answers}):
+        of_rpc = Counter(
+            {answer: count for (each, answer), count in tally.answers.items() if each == rpc}
+        )
+        yield f"{rpc:16} " + ", ".join(
+            f"{count} {answer}" for answer, count in of_rpc.most_common()
+        )
+
+
+if __name__ == "__main__":
+    main()

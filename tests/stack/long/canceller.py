@@ -1,0 +1,69 @@
+"""Cancels one task after another under load."""
+
+from typing import Any, Generic, TypeVar
+
+from tests.stack.long.load import Caller, Load
+from tests.support.service import ServiceWorkspace
+
+# Short iterations: many tasks are cancelled, and a caller is waiting when a worker ends.
+SHORT = "\n".join(["sleep 0.1"] * 100)
+LONG = "\n".join(["sleep 3"] * 100)
+
+
+W = TypeVar("W", bound=ServiceWorkspace)
+
+
+class Canceller(Generic[W]):
+    """Submits, reads and cancels tasks, one after another. Each must end `cancelled`."""
+
+    def __init__(
+        self,
+        load: Load,
+        what: str,
+        caller: Caller,
+        workspace: W,
+        description: str,
+        **cancel: str,
+    ) -> None:
+        self.workspace = workspace
+        self.ended = 0
+        self._load, self._what, self._caller = load, what, caller
+        self._description, self._cancel = description, cancel
+        load.repeat(what, self._step)
+
+    def _step(self) -> None:
+        if (
+            self._call("SubmitTask", description=self._description) is None
+            and self.workspace.get()["status"] == "idle"
+        ):
+            return
+        task_id = self.workspace.get()["current_task_id"]
+        while self._read(task_id) in (None, "submitted", "delivered"):
+            pass
+        outcomes = {"accepted", "already_requested"}
+        while (cancelled := self._call("CancelTask", task_id=task_id, **self._cancel)) is None:
+            # The call was answered and may have taken effect.
+            outcomes.add("already_finished")
+        assert cancelled["outcome"] in outcomes, cancelled
+        while (status := self._read(task_id)) in (None, "running"):
+            pass
+        assert status == "cancelled"
+        self.ended += 1
+
+    def _read(self, task_id: str) -> str | None:
+        task = self._call("GetTask", task_id=task_id)
+        return None if task is None else str(task["status"])
+
+    def _call(self, rpc: str, **fields: str) -> dict[str, Any] | None:
+        return self._load.call(
+            self._what, self._caller, rpc, workspace_id=self.workspace.id, **fields
+        )
+
+    def assert_cancelled(self) -> None:
+        """Every task whose cancellation was accepted is cancelled, and no other."""
+        log = self.workspace.log()
+        asked = [entry["task_id"] for entry in log if entry["type"] == "task_cancel_requested"]
+        assert {
+            entry["task_id"]: entry["status"] for entry in log if entry["type"] == "task_completed"
+        } == dict.fromkeys(asked, "cancelled")
+        assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))

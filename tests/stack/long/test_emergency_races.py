@@ -1,0 +1,119 @@
+"""Submissions, batches and a hold at once, from 50 callers, over both workers."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from tests.support.promises.database import read_history
+from tests.support.promises.promises import violations
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+from tests.support.wires import Grpc, grpc_failure
+
+CALLER = "other_org"
+WORKSPACES, CALLERS = 6, 50
+_TASKS = (
+    "SELECT t.id, t.created_at, t.status, t.cancel_requested_at IS NOT NULL FROM tasks t "
+    "JOIN workspaces w ON w.id = t.workspace_id WHERE w.id = ANY (%s)"
+)
+
+
+def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_once(
+    stack: Stack,
+) -> None:
+    workspaces = [Workspace(stack, CALLER) for _ in range(WORKSPACES)]
+    ids = [each.id for each in workspaces]
+    token = stack.tokens[CALLER]
+    callers = [
+        Grpc(address, token) for _ in range(CALLERS // 2) for address in stack.worker_addresses()
+    ]
+    barrier = threading.Barrier(CALLERS)
+    held = threading.Event()
+    late: list[Any] = []
+    begun: list[str] = []
+
+    def submit(number: int, client: Grpc) -> list[str]:
+        """Submits until the hold refuses it. Returns the ids of the tasks."""
+        barrier.wait(30)
+        made: list[str] = []
+        for attempt in range(2_000):
+            was_held = held.is_set()
+            workspace_id = ids[(number + attempt) % WORKSPACES]
+            try:
+                answer = client.call(
+                    "SubmitTask", workspace_id=workspace_id, description="sleep 0.05\ntrue"
+                )
+            except grpc.RpcError as error:
+                slug = grpc_failure(error).slug
+                assert slug in ("org_on_hold", "workspace_busy"), error
+                if slug == "org_on_hold":
+                    return made
+                continue
+            made.append(answer["task_id"])
+            begun.append(answer["task_id"])
+            if was_held:
+                late.append(answer)
+        raise AssertionError("the hold never came")
+
+    def cancel(number: int, client: Grpc) -> int:
+        barrier.wait(30)
+        accepted = 0
+        while not held.is_set():
+            accepted += client.call("CancelTasks", all=True, reason=f"batch {number}")["accepted"]
+        return accepted
+
+    def hold(number: int, client: Grpc) -> int:
+        barrier.wait(30)
+        try:
+            eventually(lambda: len(begun) >= 4 * WORKSPACES, 30)
+            answer = client.call("HoldOrg", reason="stop", cancel_running=True)
+        finally:
+            # Also ends the other callers after a failure.
+            held.set()
+        assert answer["remaining"] == 0
+        return int(answer["accepted"])
+
+    def call(number: int) -> Any:
+        act = hold if number == 0 else cancel if number < 10 else submit
+        return act(number, callers[number])
+
+    try:
+        with ThreadPoolExecutor(CALLERS) as pool:
+            results = list(pool.map(call, range(CALLERS)))
+        check(stack, ids, results)
+        assert late == []
+    finally:
+        stack.rest(CALLER).post("/v1/hold/release", status=200)
+        for each in workspaces:
+            each.rest.post(f"{each.path}/stop")
+        for client in callers:
+            client.close()
+
+
+def check(stack: Stack, ids: list[str], results: list[Any]) -> None:
+    submitted = {task_id for made in results[10:] for task_id in made}
+    with stack.database() as connection:
+        since = connection.execute("SELECT held_since FROM org_holds").fetchone()
+        assert since is not None
+
+        def open_tasks() -> int:
+            rows = connection.execute(_TASKS, (ids,)).fetchall()
+            return sum(status in ("submitted", "delivered", "running") for _, _, status, _ in rows)
+
+        # Each runs at most one more iteration.
+        eventually(lambda: open_tasks() == 0, 30)
+        rows = connection.execute(_TASKS, (ids,)).fetchall()
+        assert {task_id for task_id, *_ in rows} == submitted
+        cancelled = {task_id for task_id, _, _, is_cancelled in rows if is_cancelled}
+        # Batches and hold recorded each cancellation once.
+        assert sum(results[:10]) == len(cancelled)
+        for task_id, _, status, is_cancelled in rows:
+            assert status == ("cancelled" if is_cancelled else "completed"), task_id
+        assert submitted and cancelled
+        for workspace_id in ids:
+            promised = [(task_id, "a batch") for task_id in cancelled]
+            history = read_history(connection, workspace_id)
+            mine = [each for each in promised if each[0] in history.tasks]
+            assert not (broken := violations(read_history(connection, workspace_id, mine))), broken

@@ -1,0 +1,243 @@
+"""Tests cancellation with faulty agents.
+
+Each fault is a row of the table in CONTRIBUTING.md.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import grpc
+import pytest
+from evershell.agent.v1 import agent_service_pb2 as messages
+
+from tests.stack.long import stand_in
+from tests.support import faults
+from tests.support.commit_barrier import await_waiting, next_event_held_up
+from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
+from tests.support.waiting import eventually
+
+# It identifies these processes.
+LEFT_BEHIND = unique_seconds()
+# The service gives up after 2 s by its own clock. Without that, the call would take 20 s.
+ANSWER_SECONDS = 10.0
+
+
+def frozen(workspace: Workspace) -> AbstractContextManager[None]:
+    return workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id))
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize(
+    ("fault", "wire"),
+    [(frozen, "rest"), (frozen, "grpc"), (stand_in.nobody, "grpc"), (stand_in.silence, "rest")],
+    ids=["frozen-rest", "frozen-grpc", "refuses", "silent"],
+)
+def test_an_agent_that_does_not_answer(
+    stack: Stack,
+    workspace: Workspace,
+    gate: Gate,
+    pool: ThreadPoolExecutor,
+    fault: Callable[[Workspace], AbstractContextManager[None]],
+    wire: str,
+) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+
+    def others_are_answered_first() -> bool:
+        """Whether other calls, to this workspace and to another one, overtake the cancellation."""
+        calling = pool.submit(_unreachable, stack, workspace, wire)
+        eventually(lambda: faults.intent_of(workspace, task_id) == "whole")
+        assert workspace.task(task_id)["cancel_requested_at"]
+        other = f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel"
+        assert stack.rest().post(other)["outcome"] == "no_active_task"
+        overtook = not calling.done()
+        message, facts = calling.result()
+        assert facts["task_id"] == task_id
+        assert "will be delivered" in message
+        return overtook
+
+    with fault(workspace):
+        # The cancellation takes 2 s, in which a busy machine may not get to the others.
+        eventually(others_are_answered_first)
+        assert [entry["type"] for entry in workspace.log()][-1] == "task_cancel_requested"
+    gate.open()
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["iterations"]) == ("cancelled", 1)
+    faults.assert_next_task_works(workspace)
+
+
+def _unreachable(stack: Stack, workspace: Workspace, wire: str) -> tuple[str, Any]:
+    """Cancels with an unreachable agent and returns the message and facts of the error."""
+    began = time.monotonic()
+    if wire == "rest":
+        rest = stack.rest().fails("POST", f"{workspace.path}/task/cancel")
+        assert time.monotonic() - began < ANSWER_SECONDS
+        assert (rest.slug, rest.status, rest.details["intent_recorded"]) == (
+            "agent_unreachable",
+            503,
+            True,
+        )
+        return rest.message, rest.details
+    rpc = stack.grpc().fails("CancelTask", workspace_id=workspace.id)
+    assert time.monotonic() - began < ANSWER_SECONDS
+    facts = rpc.details["ErrorInfo"]["metadata"]
+    assert (rpc.slug, rpc.status, facts["intent_recorded"]) == (
+        "agent_unreachable",
+        grpc.StatusCode.UNAVAILABLE,
+        "true",
+    )
+    assert "RetryInfo" not in rpc.details
+    return rpc.message, facts
+
+
+def test_an_agent_that_is_slow(workspace: Workspace, gate: Gate) -> None:
+    """The agent accepts each signal but responds to the first one after its timeout."""
+    is_over = threading.Event()
+
+    def slow_once(
+        attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]
+    ) -> messages.CancelTaskResponse:
+        answer = pass_on()
+        if attempt == 1:
+            is_over.wait(20)
+        return answer
+
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    with stand_in.standing_in(workspace, slow_once) as agent:
+        try:
+            # If it took more than 2 s by the clock of the service, it would be agent_unreachable.
+            assert workspace.cancel()["outcome"] == "accepted"
+        finally:
+            is_over.set()
+        assert len(agent.attempts) >= 2
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+    story = faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+    assert story[-1]["iterations"] == 1
+
+
+def test_an_agent_that_says_it_has_no_such_task_while_it_runs(
+    workspace: Workspace, gate: Gate
+) -> None:
+    """The response reports a running task, because the agent has not received the signal.
+
+    The next commit of the agent detects the intent.
+    """
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    with stand_in.standing_in(
+        workspace, lambda attempt, pass_on: messages.CancelTaskResponse(known=False)
+    ) as agent:
+        answer = workspace.cancel()
+        assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "running")
+        assert agent.attempts[0].task_id == task_id
+        gate.open()
+        assert workspace.await_end(task_id)["status"] == "cancelled"
+    faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+
+
+def test_an_agent_that_says_it_has_no_such_task_since_it_has_just_ended(
+    workspace: Workspace, gate: Gate
+) -> None:
+    """The task ends between the record and the signal, and the response reports the end."""
+
+    def end_first(
+        attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]
+    ) -> messages.CancelTaskResponse:
+        if attempt == 1:
+            gate.open()
+            faults.await_terminal(workspace, task_id)
+        return pass_on()
+
+    task_id = workspace.submit(gate.command)
+    workspace.await_phase(task_id, "tool_call")
+    with stand_in.standing_in(workspace, end_first):
+        answer = workspace.cancel()
+    assert (answer["outcome"], answer["task"]["status"], answer["task"]["result"]) == (
+        "accepted",
+        "cancelled",
+        "Ran 1 command.",
+    )
+    faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_an_agent_that_is_killed_in_a_tool_call(
+    stack: Stack, workspace: Workspace, cancelled: bool
+) -> None:
+    task_id = workspace.submit(
+        f"(trap '' TERM HUP; sleep {LEFT_BEHIND} & setsid sleep {LEFT_BEHIND} & wait)", "echo never"
+    )
+    eventually(lambda: len(running(LEFT_BEHIND)) == 2)
+    if cancelled:
+        assert workspace.cancel()["outcome"] == "accepted"
+    # The commit of the end blocks in its transaction. The tools must already be dead.
+    with next_event_held_up(workspace):
+        stack.kill(stack.agent_pid(workspace.id))
+        await_waiting(workspace, "INSERT INTO events")
+        assert running(LEFT_BEHIND) == []
+    status = "cancelled" if cancelled else "failed"
+    end = faults.await_terminal(workspace, task_id)
+    assert (end["status"], end["work_stopped"]) == (status, "yes")
+    faults.assert_story(workspace, task_id, status=status, intent=cancelled)
+    faults.resume(workspace)
+    faults.assert_next_task_works(workspace)
+
+
+def test_a_stop_during_a_cancellation(workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    workspace.cancel(reason="first")
+    assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
+    gate.open()
+    workspace.await_status("stopped")
+    (*_, end) = faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+    assert (end["cancel"]["reason"], end["forced"], end["iterations"]) == ("first", False, 1)
+
+
+def test_a_cancellation_during_a_stop(workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.submit(gate.command, "echo never")
+    workspace.await_phase(task_id, "tool_call")
+    workspace.rest.post(f"{workspace.path}/stop")
+    for named in ({}, {"task_id": task_id}):
+        failed = workspace.rest.fails(
+            "POST", f"{workspace.path}/task/cancel", json={"reason": "second", **named}
+        )
+        assert (failed.slug, failed.status) == ("workspace_stopped", 409)
+    gate.open()
+    workspace.await_status("stopped")
+    (*_, end) = faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+    assert (end["cancel"]["reason"], end["iterations"]) == ("workspace stopped", 1)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_the_folder_of_a_pod_is_deleted(
+    stack: Stack, workspace: Workspace, cancelled: bool
+) -> None:
+    agent = stack.agent_pid(workspace.id)
+    task_id = workspace.submit(f"sleep {LEFT_BEHIND}", "echo never")
+    eventually(lambda: running(LEFT_BEHIND))
+    if cancelled:
+        assert workspace.cancel()["outcome"] == "accepted"
+    shutil.rmtree(stack.files(workspace.id).parent)
+    status = "cancelled" if cancelled else "failed"
+    end = faults.await_terminal(workspace, task_id)
+    assert end["reason"]
+    assert not stack.is_alive(agent)
+    assert running(LEFT_BEHIND) == []
+    faults.assert_story(workspace, task_id, status=status, intent=cancelled)
+    faults.await_workspace(workspace, "failed")
+    assert workspace.get()["status_reason"]
+    faults.resume(workspace)
+    faults.assert_next_task_works(workspace)

@@ -1,0 +1,85 @@
+"""Runs an agent in this process with a control plane of the tests, or an endpoint of a model."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from evershell.agents.program import run
+from evershell.agents.shutdown import ExitCode
+from evershell.agents.tools import ToolCall
+from evershell.pod.spec import PodSpec
+from tests.support.model_server import ModelServer, model_server
+from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+
+Start = Callable[..., "asyncio.Task[ExitCode]"]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+async def control_plane() -> AsyncIterator[ControlPlane]:
+    plane = ControlPlane()
+    yield plane
+    await plane.stop()
+
+
+@pytest.fixture
+async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Start]:
+    agents: list[asyncio.Task[ExitCode]] = []
+
+    def start(addresses: list[str], **changes: Any) -> "asyncio.Task[ExitCode]":
+        settings: dict[str, Any] = {
+            "workspace_id": WORKSPACE_ID,
+            "epoch": EPOCH,
+            "runtime_addresses": addresses,
+            **control_plane.secrets,
+            "files_dir": str(tmp_path),
+        }
+        spec = PodSpec(**(settings | changes))
+        agents.append(asyncio.create_task(run(spec, structlog.get_logger())))
+        return agents[-1]
+
+    yield start
+    for agent in agents:
+        if not agent.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(10):
+                await agent
+
+
+@pytest.fixture(params=["streams", "whole"])
+def server(request: pytest.FixtureRequest) -> Iterator[ModelServer]:
+    """An endpoint that streams, and one that does not support streaming."""
+    with model_server(can_stream=request.param == "streams") as running:
+        yield running
+
+
+async def started(
+    control_plane: ControlPlane, start: Start, **changes: Any
+) -> "asyncio.Task[ExitCode]":
+    agent = start([await control_plane.serve()], **changes)
+    await control_plane.until(lambda: control_plane.address)
+    return agent
+
+
+def shell_call(command: str) -> ToolCall:
+    return ToolCall(id="c", name="shell", arguments=json.dumps({"command": command}))
+
+
+def is_alive(pid_file: Path) -> bool:
+    """Whether the process runs whose id is in the file."""
+    try:
+        os.kill(int(pid_file.read_text()), 0)
+    except ProcessLookupError:
+        return False
+    return True

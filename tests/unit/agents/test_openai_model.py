@@ -1,0 +1,232 @@
+"""The OpenAI model over real HTTP, alone and in the real loop with the real shell."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evershell.agents.model import Endpoint, History, Iteration, ModelReply, PartialReply
+from evershell.agents.openai_model import OpenAIModel
+from evershell.agents.program import UnknownModelError, create_model
+from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
+from evershell.core.task import TaskStatus
+from evershell.core.task_lifecycle import TaskEnded
+from evershell.pod.spec import PodSpec
+from tests.support.model_server import (
+    Answer,
+    Gate,
+    ModelServer,
+    calls,
+    calls_tools,
+    completes,
+    says,
+)
+from tests.unit.agents.asking import KEY, TASK, Run, next_reply
+
+
+async def test_a_task_with_tool_calls_runs_to_its_answer(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    run = Run(server, tmp_path, calls("echo one > f"), calls("cat f; exit 3"), says("It says one."))
+    assert await run.end() == TaskEnded(status=TaskStatus.COMPLETED, result="It says one.")
+    assert [each["tool_call"]["result"]["output"] for each in run.iterations[:2]] == ["", "one\n"]
+    assert "tool_call" not in run.iterations[2]
+    call = run.iterations[0]["model_call"]
+    assert (call["status"], call["model"], call["input_tokens"], call["output_tokens"]) == (
+        "completed",
+        "test-0613",
+        11,
+        7,
+    )
+    system, task, first, first_result, second, second_result = server.requests[2]["messages"]
+    assert (system["role"], task) == ("system", {"role": "user", "content": "do it"})
+    assert first["tool_calls"][0]["function"] == {
+        "name": "shell",
+        "arguments": '{"command": "echo one > f"}',
+    }
+    assert first_result == {
+        "role": "tool",
+        "tool_call_id": first["tool_calls"][0]["id"],
+        "content": "Exit code 0.\n",
+    }
+    assert second["role"] == "assistant"
+    assert second_result["content"] == "Exit code 3.\none\n"
+
+
+async def test_a_request_has_the_model_the_tool_and_the_key(server: ModelServer) -> None:
+    await next_reply(server, says("done"))
+    (request,) = server.requests
+    assert (request["path"], request["model"], request["parallel_tool_calls"]) == (
+        "/v1/chat/completions",
+        "test",
+        False,
+    )
+    assert (request["stream"], request["stream_options"]) == (True, {"include_usage": True})
+    (tool,) = request["tools"]
+    assert (tool["function"]["name"], list(tool["function"]["parameters"]["properties"])) == (
+        "shell",
+        ["command"],
+    )
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+async def test_only_the_first_of_parallel_tool_calls_runs_and_is_in_the_history(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    run = Run(server, tmp_path, calls("touch a", "touch b"), says("done"))
+    assert (await run.end()).status is TaskStatus.COMPLETED
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    _, _, assistant, result = server.requests[1]["messages"]
+    assert [call["id"] for call in assistant["tool_calls"]] == [result["tool_call_id"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "explanation"),
+    [
+        ("shell", "rm -rf", "JSON object"),
+        ("shell", '{"command": 7}', "JSON object"),
+        ("shell", "{}", "JSON object"),
+        ("shell", "[]", "JSON object"),
+        ("shell", None, "JSON object"),
+        ("shell", '{"command": "a\\u0000b"}', "could not be started"),
+        ("shell", '{"command": "\\ud800"}', "could not be started"),
+        ("python!", "{}", "no tool 'python!'"),
+        ("", "{}", "no tool ''"),
+    ],
+)
+async def test_a_malformed_call_is_explained_to_the_model(
+    server: ModelServer, tmp_path: Path, name: str, arguments: Any, explanation: str
+) -> None:
+    run = Run(server, tmp_path, calls_tools((name, arguments)), says("I give up."))
+    assert (await run.end()).status is TaskStatus.COMPLETED
+    assert run.iterations[0]["tool_call"]["result"]["status"] == "not_run"
+    _, _, assistant, result = server.requests[1]["messages"]
+    assert explanation in result["content"]
+    function = assistant["tool_calls"][0]["function"]
+    # Endpoints refuse a history with invalid names, and many parse the arguments.
+    assert function["name"].strip("abcdefghijklmnopqrstuvwxyz_") == "" != function["name"]
+    assert isinstance(json.loads(function["arguments"]), dict)
+
+
+async def test_a_model_with_only_malformed_calls_ends_at_the_iteration_limit(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    run = Run(server, tmp_path, calls_tools(("shell", "{")), max_iterations=3)
+    ending = await run.end()
+    assert (ending.status, len(run.iterations)) == (TaskStatus.FAILED, 3)
+    assert "3 iterations" in ending.reason
+
+
+async def test_deviations_of_some_endpoints_are_accepted(server: ModelServer) -> None:
+    odd = completes(
+        {"tool_calls": [{"function": {"name": "shell", "arguments": {"command": "ls"}}}]},
+        model=None,
+    )
+    history = History("do it", [Iteration(ModelReply(model="m", content="hm"), None)])
+    reply = await next_reply(server, odd, history=history)
+    assert reply.tool_call == ToolCall(id="call_2", name="shell", arguments='{"command": "ls"}')
+    assert reply.model == "test"
+    assert server.requests[0]["messages"][2] == {"role": "assistant", "content": "hm"}
+    server.script.clear()
+    assert (
+        await next_reply(server, completes({"refusal": "No.", "tool_calls": []}))
+    ).content == "No."
+
+
+@pytest.mark.parametrize("status", list(ToolStatus))
+async def test_every_kind_of_result_has_a_message(server: ModelServer, status: ToolStatus) -> None:
+    call = ToolCall(id="c", name="shell", arguments="{}")
+    history = History(
+        "do it",
+        [
+            Iteration(
+                ModelReply(model="m", tool_call=call), ToolResult(status=status, output="so far")
+            )
+        ],
+    )
+    await next_reply(server, says("done"), history=history)
+    assert server.requests[0]["messages"][-1]["content"].endswith(".\nso far")
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, "much", {"prompt_tokens": None, "completion_tokens": -1}, {"prompt_tokens": 1e30}],
+)
+async def test_usage_that_is_missing_or_invalid_is_zero(server: ModelServer, usage: Any) -> None:
+    reply = await next_reply(server, says("done", usage=usage))
+    assert (reply.content, reply.final, reply.input_tokens, reply.output_tokens) == (
+        "done",
+        True,
+        0,
+        0,
+    )
+
+
+async def test_force_aborts_the_request(server: ModelServer, tmp_path: Path) -> None:
+    gate = Gate()
+    run = Run(server, tmp_path, Answer(gate=gate))
+    ending = asyncio.create_task(run.end())
+    await asyncio.to_thread(gate.await_reached)
+    run.task.cancel.request(force_after_seconds=0)
+    assert await ending == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
+    (iteration,) = run.iterations
+    assert iteration.keys() == {"model_call"}
+    call = iteration["model_call"]
+    assert (call["status"], call["model"], call["content"]) == ("interrupted", "test", "")
+    assert (call["input_tokens"], call["output_tokens"]) == (0, 0)
+    assert await asyncio.to_thread(server.left.wait, 10)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "base_url", ["localhost:1234", "ftp://host/v1", "http:///v1", "http://host:port/v1"]
+)
+def test_an_invalid_base_url_is_refused_at_the_start(base_url: str) -> None:
+    with pytest.raises(ValueError, match=r"base URL|[Pp]ort"):
+        create_model("openai:test", Endpoint(base_url=base_url))
+
+
+def test_a_key_that_no_header_can_carry_is_refused_and_not_disclosed() -> None:
+    for key in ("sk-\n1", "sk-\N{EURO SIGN}"):
+        with pytest.raises(ValueError, match="characters") as error:
+            create_model("openai:test", Endpoint(api_key=key))
+        assert key not in str(error.value)
+
+
+async def test_the_key_is_optional_and_its_trailing_newline_is_removed(server: ModelServer) -> None:
+    server.script.append(says("done"))
+    for key in ("", f"{KEY}\n"):
+        model = OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=key))
+        assert (await model.next(TASK, PartialReply("test"))).content == "done"
+    assert server.headers[1]["authorization"] == f"Bearer {KEY}"
+
+
+def test_an_openai_model_needs_a_name() -> None:
+    with pytest.raises(UnknownModelError, match="openai:<model>"):
+        create_model("openai:")
+
+
+def test_the_repr_of_settings_hides_the_key() -> None:
+    assert KEY not in repr(Endpoint(api_key=KEY))
+    assert KEY not in repr(
+        PodSpec(
+            workspace_id="w",
+            epoch=1,
+            runtime_addresses=[],
+            runtime_secret="",
+            signal_secret="",
+            openai_api_key=KEY,
+        )
+    )
+
+
+def test_the_scripted_model_does_not_load_the_sdk() -> None:
+    program = (
+        "import sys, evershell.agents.program as p; p.create_model('scripted');"
+        " sys.exit('openai' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,210 @@
+"""The signal tokens of the control plane, at the service of an agent on a loopback port."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+import pytest
+import structlog
+from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
+from evershell.agent.v1.agent_service_pb2_grpc import (
+    AgentServiceStub,
+    add_AgentServiceServicer_to_server,
+)
+
+from evershell.agents.admission import Admission
+from evershell.agents.service import AgentService
+from evershell.agents.session import Session
+from evershell.agents.shutdown import ExitCode, Shutdown
+from evershell.agents.token_verifier import TokenVerifier
+from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.signing_keys import new_key
+from evershell.core.errors import Failure
+from tests.support.runtime_tokens import runtime_token
+from tests.unit.agents.conftest import Start
+
+WORKSPACE_ID, EPOCH = "ws_1", 3
+KEY = new_key()
+MINUTE = 60.0
+# The start of a minute.
+NOW = 28_000_000 * MINUTE
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets."""
+
+    now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class SignalledAgent:
+    """An agent, the clocks of both sides, and the control plane's tokens."""
+
+    agent_clock: Clock
+    control_plane_clock: Clock
+    tokens: PodTokens
+    # Calls the agent with the value of `authorization`, or without it.
+    call: Callable[[str | None], Awaitable[grpc.StatusCode]]
+
+    async def accepts(self, authorization: str | None) -> bool:
+        code = await self.call(authorization)
+        assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
+        return code is grpc.StatusCode.OK
+
+    def token(self, workspace_id: str = WORKSPACE_ID, epoch: int = EPOCH) -> str:
+        """The value of `authorization` that the control plane sends now."""
+        return authorization(self.tokens, workspace_id, epoch)
+
+
+def authorization(tokens: PodTokens, workspace_id: str = WORKSPACE_ID, epoch: int = EPOCH) -> str:
+    ((name, value),) = tokens.signal_metadata(workspace_id, epoch)
+    assert name == "authorization"
+    return value
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[SignalledAgent]:
+    agent_clock, control_plane_clock = Clock(), Clock()
+    tokens = PodTokens(KEY, control_plane_clock)
+    verifier = TokenVerifier(tokens.signal_secret(WORKSPACE_ID, EPOCH).hex(), agent_clock)
+    session = Session(no_work, Shutdown(), lambda: None, structlog.get_logger())
+    server = grpc.aio.server(interceptors=[Admission(verifier)])
+    add_AgentServiceServicer_to_server(AgentService(session, WORKSPACE_ID, EPOCH), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = AgentServiceStub(channel)
+
+        async def call(authorization: str | None) -> grpc.StatusCode:
+            metadata = () if authorization is None else (("authorization", authorization),)
+            return await stub.GetSession(
+                GetSessionRequest(workspace_id=WORKSPACE_ID), metadata=metadata
+            ).code()
+
+        yield SignalledAgent(agent_clock, control_plane_clock, tokens, call)
+        # Only valid tokens reach the session.
+        assert session.task is None
+    await server.stop(grace=None)
+
+
+async def no_work(task: object) -> None:
+    raise AssertionError("no task has been started")
+
+
+async def test_the_token_of_this_agent_and_minute_is_accepted(agent: SignalledAgent) -> None:
+    token = agent.token()
+    assert await agent.accepts(token)
+    assert await agent.accepts(token)
+
+
+async def test_every_worker_sends_the_same_token(
+    agent: SignalledAgent,
+) -> None:
+    """Nothing is stored, so any worker can call an agent that another one has started."""
+    assert await agent.accepts(authorization(PodTokens(KEY, agent.control_plane_clock)))
+
+
+async def test_the_token_of_another_workspace_is_refused(agent: SignalledAgent) -> None:
+    assert not await agent.accepts(agent.token("ws_2"))
+
+
+@pytest.mark.parametrize("epoch", [EPOCH - 1, EPOCH + 1])
+async def test_the_token_of_another_epoch_is_refused(agent: SignalledAgent, epoch: int) -> None:
+    assert not await agent.accepts(agent.token(epoch=epoch))
+
+
+async def test_workspace_and_epoch_cannot_be_swapped(agent: SignalledAgent) -> None:
+    for workspace_id, epoch in [("ws_", 13), ("ws_1 3", 0), ("3", 1), ("ws_13", 3), ("", EPOCH)]:
+        assert not await agent.accepts(agent.token(workspace_id, epoch))
+
+
+@pytest.mark.parametrize(
+    ("skew_seconds", "is_accepted"),
+    [
+        (-120.0, False),
+        (-60.1, False),
+        (-60.0, True),
+        (0.0, True),
+        (59.9, True),
+        (60.0, True),
+        (119.9, True),
+        (120.0, False),
+        (600.0, False),
+    ],
+)
+async def test_the_clocks_may_differ_by_a_minute(
+    agent: SignalledAgent, skew_seconds: float, is_accepted: bool
+) -> None:
+    """The token is of the minute that begins now on the control plane."""
+    agent.agent_clock.now = NOW + skew_seconds
+    assert await agent.accepts(agent.token()) is is_accepted
+
+
+async def test_a_token_is_refused_after_its_window(agent: SignalledAgent) -> None:
+    token = agent.token()
+    assert await agent.accepts(token)
+    agent.agent_clock.now = NOW + 2 * MINUTE - 0.1
+    assert await agent.accepts(token)
+    agent.agent_clock.now = NOW + 2 * MINUTE
+    assert not await agent.accepts(token)
+    agent.control_plane_clock.now = NOW + 2 * MINUTE
+    assert agent.token() != token
+    assert await agent.accepts(agent.token())
+
+
+async def test_a_token_of_the_future_is_refused_until_its_window(agent: SignalledAgent) -> None:
+    agent.control_plane_clock.now = NOW + 5 * MINUTE
+    token = agent.token()
+    assert not await agent.accepts(token)
+    agent.agent_clock.now = NOW + 4 * MINUTE
+    assert await agent.accepts(token)
+
+
+async def test_a_malformed_token_is_refused(agent: SignalledAgent) -> None:
+    good = agent.token()
+    scheme, _, token = good.partition(" ")
+    tokens = ["", "nonsense", token[:-1], token + "0", token[::-1], token.upper(), f"{token} "]
+    tokens += ["0" * len(token), "a.b.c", "eyJhbGciOiJub25lIn0.e30.", "x" * 4_000]
+    values = [f"{scheme} {bad}" for bad in tokens if bad != token]
+    values += ["", scheme, token, f"Basic {token}", f"{scheme}{token}", f"{scheme}  {token}"]
+    for value in [None, *values]:
+        assert not await agent.accepts(value), value
+    assert await agent.accepts(good)
+
+
+async def test_a_runtime_token_is_no_signal_token(agent: SignalledAgent) -> None:
+    token = runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW)
+    # Even without the names in front of the code.
+    for bad in (token, token.rpartition(".")[2]):
+        assert not await agent.accepts(f"Bearer {bad}")
+
+
+async def test_a_secret_is_no_signal_token(agent: SignalledAgent) -> None:
+    for secret in (agent.tokens.signal_secret, agent.tokens.runtime_secret):
+        assert not await agent.accepts(f"Bearer {secret(WORKSPACE_ID, EPOCH).hex()}")
+
+
+async def test_a_new_signing_key_ends_what_the_old_one_has_authorized(
+    agent: SignalledAgent,
+) -> None:
+    """Both directions end together. The agent then exits (ExitCode.UNAUTHORIZED)."""
+    rotated = PodTokens(new_key(), agent.control_plane_clock)
+    assert not await agent.accepts(authorization(rotated))
+    with pytest.raises(Failure) as refused:
+        rotated.identify(runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW))
+    assert refused.value.slug == "unauthenticated"
+    # Has no time, with which the agent would try again.
+    assert "unix_seconds" not in refused.value.details
+
+
+@pytest.mark.parametrize("name", ["signal_secret", "runtime_secret"])
+@pytest.mark.parametrize("secret", ["", "00", "0" * 62, "0" * 66, "no secret"])
+async def test_an_agent_without_its_secrets_exits_at_the_start(
+    start: Start, name: str, secret: str
+) -> None:
+    assert await start([], **{name: secret}) is ExitCode.BAD_SPEC

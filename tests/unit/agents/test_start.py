@@ -1,0 +1,101 @@
+"""The start of an agent's process: it loads little."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from evershell.agents.shutdown import ExitCode
+from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+
+# Runs the program of an agent, and prints the names of the loaded modules when it has ended.
+PROGRAM = """
+import json, sys
+from evershell.agents.__main__ import main
+code = main()
+print(json.dumps(sorted(sys.modules)))
+sys.exit(code)
+"""
+# The only packages outside of the standard library that an agent may load. grpc itself looks for
+# the three packages of its family, and Cython and setuptools leave traces.
+ALLOWED = {
+    "__main__",
+    "evershell",
+    "grpc",
+    "google",
+    "typing_extensions",
+    "grpc_health",
+    "grpc_reflection",
+    "grpc_tools",
+    "cython_runtime",
+    "_cython_3_2_8",
+    "_distutils_hack",
+}
+# No other room of the service.
+ALLOWED_ROOMS = {"agent", "agents", "core", "pod", "telemetry", "workspace"}
+# Of the core, only what the protos of an agent mention.
+ALLOWED_CORE = {
+    "evershell.core",
+    "evershell.core.agent_events",
+    "evershell.core.task",
+    "evershell.core.trace",
+}
+# grpc loads only the names of these packages, not their content.
+HOLLOW = {"grpc_health", "grpc_reflection", "grpc_tools"}
+
+
+@pytest.fixture
+async def agent(
+    control_plane: ControlPlane, tmp_path: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process with the scripted model, which has registered."""
+    # Several heartbeats a second.
+    control_plane.lease_length_ms = 1_500
+    spec = {
+        "workspace_id": WORKSPACE_ID,
+        "epoch": EPOCH,
+        "runtime_addresses": [await control_plane.serve()],
+        **control_plane.secrets,
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-c", PROGRAM),
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(spec).encode())
+    process.stdin.close()
+    await control_plane.until(lambda: control_plane.address)
+    yield process
+    if process.returncode is None:
+        process.kill()
+    # Also closes the pipe.
+    await process.communicate()
+
+
+async def test_the_scripted_model_needs_few_packages(
+    control_plane: ControlPlane, agent: asyncio.subprocess.Process
+) -> None:
+    stub = control_plane.agent()
+    await control_plane.start_task(stub, control_plane.submit("t1", "true\nfalse"))
+    await control_plane.until(lambda: control_plane.end("t1"))
+    await control_plane.cancel_task(stub, "t1")
+    agent.terminate()
+    output, _ = await agent.communicate()
+    assert agent.returncode == ExitCode.STOPPED
+    modules = json.loads(output)
+    assert "evershell.agents.scripted_model" in modules
+    packages = {name.split(".")[0] for name in modules}
+    assert packages - ALLOWED <= set(sys.stdlib_module_names)
+    assert [name for name in modules if name.partition(".")[0] in HOLLOW] == sorted(
+        HOLLOW & packages
+    )
+    rooms = {name.split(".")[1] for name in modules if name.startswith("evershell.")}
+    assert rooms <= ALLOWED_ROOMS
+    assert {name for name in modules if name.startswith("evershell.core")} <= ALLOWED_CORE

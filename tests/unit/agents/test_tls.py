@@ -1,0 +1,93 @@
+"""AGENT_TLS at an agent: who reaches its listener, and whom it calls."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import pytest
+from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
+from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+
+from evershell.pod.tls import Connector, TlsIdentity, agent_name
+from tests.support.agent_tls import Certificates, certificates, fields
+from tests.unit.agents.conftest import Start, started
+from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+
+NAME = agent_name(WORKSPACE_ID, EPOCH)
+OK, REFUSED = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.fixture
+def of() -> Certificates:
+    return certificates()
+
+
+@pytest.fixture
+async def agent(
+    control_plane: ControlPlane, start: Start, of: Certificates
+) -> AsyncIterator[ControlPlane]:
+    """The control plane of an agent with TLS."""
+    control_plane.tls = of.control_plane
+    await started(control_plane, start, **fields(of.agent(WORKSPACE_ID, EPOCH)))
+    yield control_plane
+
+
+async def session_code(agent: ControlPlane, channel: grpc.aio.Channel) -> grpc.StatusCode:
+    """The status of a call to the agent with a good token."""
+    request = GetSessionRequest(workspace_id=WORKSPACE_ID)
+    async with channel:
+        return await AgentServiceStub(channel).GetSession(request, metadata=agent.metadata()).code()
+
+
+async def code_as(agent: ControlPlane, identity: TlsIdentity | None) -> grpc.StatusCode:
+    return await session_code(agent, Connector(identity).open(agent.address, NAME, ()))
+
+
+async def test_a_task_is_started_and_cancelled_over_tls(agent: ControlPlane) -> None:
+    stub = agent.agent()
+    await agent.start_task(stub, agent.submit("t1", "sleep 60"))
+    await agent.until(lambda: agent.kinds("t1"))
+    assert await agent.cancel_task(stub, "t1", force_after_seconds=0)
+    await agent.until(lambda: agent.end("t1"))
+    assert len(agent.iterations("t1")) == 1
+
+
+async def test_an_agent_takes_no_calls_of_strangers(agent: ControlPlane, of: Certificates) -> None:
+    """They have a good token. Even another agent of the same control plane is a stranger."""
+    trusted = of.control_plane.trusted
+    strangers = of.strangers(WORKSPACE_ID, EPOCH, trusted)
+    # This one is not a stranger.
+    assert await code_as(agent, strangers.pop("the control plane")) is OK
+    strangers["the agent itself"] = TlsIdentity(
+        certificate=of.agent(WORKSPACE_ID, EPOCH).certificate,
+        private_key=of.agent(WORKSPACE_ID, EPOCH).private_key,
+        trusted=trusted,
+    )
+    codes = {name: await code_as(agent, stranger) for name, stranger in strangers.items()}
+    assert codes == dict.fromkeys(strangers, REFUSED)
+    assert await code_as(agent, of.control_plane) is OK
+
+
+async def test_an_agent_takes_no_plain_text_and_no_tls_without_a_certificate(
+    agent: ControlPlane, of: Certificates
+) -> None:
+    assert await code_as(agent, None) is REFUSED
+    anonymous = grpc.ssl_channel_credentials(of.control_plane.trusted.encode())
+    options = [("grpc.ssl_target_name_override", NAME)]
+    channel = grpc.aio.secure_channel(agent.address, anonymous, options=options)
+    assert await session_code(agent, channel) is REFUSED
+
+
+async def test_an_agent_with_tls_sends_nothing_in_plain_text(
+    control_plane: ControlPlane, start: Start, of: Certificates
+) -> None:
+    """The control plane offers only plain text, or has the certificate of another one."""
+    plain = await control_plane.serve()
+    control_plane.tls = certificates().control_plane
+    foreign = await control_plane.serve()
+    control_plane.tls = of.control_plane
+    good = await control_plane.serve()
+    start([plain, foreign, good], **fields(of.agent(WORKSPACE_ID, EPOCH)))
+    await control_plane.until(lambda: control_plane.address)
+    # Only one call has arrived: at the good one, after the others were tried.
+    assert control_plane.calls == ["Register"]

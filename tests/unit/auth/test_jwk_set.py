@@ -1,0 +1,232 @@
+"""The provider's keys: rotation, broken sets, and reads that calls share."""
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from joserfc.jwk import ECKey
+
+from evershell.auth.session_tokens import JwkSet
+from evershell.core.errors import UnavailableError
+from tests.support.identity_provider import EC, ED, RSA, jwk_set, token
+from tests.support.waiting import eventually_async, settle
+from tests.unit.auth.fake_keys import FakeTimer
+from tests.unit.auth.verifying import MAX_AGE_SECONDS, REFRESH_SECONDS, refused, sessions
+
+NEW = ECKey.generate_key("P-256", {"kid": "new"})
+
+
+class CountedSet(JwkSet):
+    """Counts the reads, and blocks them while `may_read` is not set."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(source)
+        self.reads = 0
+        self.may_read = threading.Event()
+        self.may_read.set()
+
+    def _load(self) -> bytes:
+        self.reads += 1
+        assert self.may_read.wait(10)
+        return super()._load()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "jwks.json"
+    path.write_text(jwk_set(RSA, EC, ED))
+    return path
+
+
+@pytest.fixture
+def keys(path: Path) -> CountedSet:
+    return CountedSet(str(path))
+
+
+async def test_a_set_is_read_once_for_many_tokens(keys: CountedSet) -> None:
+    verifier = sessions(keys)
+    for number in range(5):
+        await verifier.authenticate(token(sub=f"user_{number}"))
+    assert keys.reads == 1
+
+
+async def test_a_caller_that_goes_away_does_not_end_the_read(keys: CountedSet) -> None:
+    """Otherwise every session token is refused until the next read is allowed."""
+    verifier = sessions(keys)
+    keys.may_read.clear()
+    leaving = asyncio.create_task(verifier.authenticate(token()))
+    await eventually_async(lambda: keys.reads)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    keys.may_read.set()
+    await verifier.authenticate(token(sub="user_2"))
+    assert keys.reads == 1
+
+
+async def test_a_token_with_a_new_key_refreshes_the_set(
+    keys: CountedSet, path: Path, clock: FakeTimer
+) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    path.write_text(jwk_set(NEW))
+    clock.now += REFRESH_SECONDS + 1
+    await verifier.authenticate(token("ES256", NEW))
+    await refused(verifier, token("EdDSA"))
+
+
+async def test_unknown_keys_refresh_the_set_at_a_limited_rate(
+    keys: CountedSet, clock: FakeTimer
+) -> None:
+    verifier = sessions(keys)
+    for number in range(20):
+        await refused(verifier, token("ES256", kid=f"unknown_{number}"))
+    assert keys.reads == 1
+    clock.now += REFRESH_SECONDS + 1
+    await refused(verifier, token("ES256", kid="unknown"))
+    assert keys.reads == 2
+
+
+async def test_an_old_set_is_refreshed_so_that_a_withdrawn_key_is_refused(
+    keys: CountedSet, path: Path, clock: FakeTimer
+) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token("ES256"))
+    path.write_text(jwk_set(RSA))
+    clock.now += MAX_AGE_SECONDS + 1
+    await refused(verifier, token("ES256", sub="user_2"))
+
+
+BROKEN = [
+    "",
+    "<html>",
+    "[]",
+    "7",
+    "null",
+    "{}",
+    '{"error": "come back later"}',
+    '{"keys": null}',
+    '{"keys": 7}',
+    '{"keys": ["rsa"]}',
+    '{"keys": "[" }',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_a_broken_set_does_not_replace_a_good_one(
+    keys: CountedSet, path: Path, clock: FakeTimer, broken: str
+) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    path.write_text(broken)
+    clock.now += MAX_AGE_SECONDS + 1
+    await verifier.authenticate(token(sub="user_2"))
+    assert keys.reads == 2
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+async def test_a_set_that_was_never_valid_is_unavailable(
+    keys: CountedSet, path: Path, clock: FakeTimer, broken: str
+) -> None:
+    good = path.read_text()
+    path.write_text(broken)
+    verifier = sessions(keys)
+    with pytest.raises(UnavailableError):
+        await verifier.authenticate(token())
+    path.write_text(good)
+    clock.now += REFRESH_SECONDS + 1
+    await verifier.authenticate(token())
+
+
+async def test_a_deleted_file_leaves_the_known_keys(
+    keys: CountedSet, path: Path, clock: FakeTimer
+) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    path.unlink()
+    clock.now += MAX_AGE_SECONDS + 1
+    await verifier.authenticate(token(sub="user_2"))
+
+
+async def test_a_token_without_a_key_id_refreshes_an_unavailable_set(
+    path: Path, clock: FakeTimer
+) -> None:
+    path.unlink()
+    verifier = sessions(JwkSet(str(path)))
+    with pytest.raises(UnavailableError):
+        await verifier.authenticate(token(kid=None))
+    path.write_text(jwk_set(RSA))
+    clock.now += REFRESH_SECONDS + 1
+    await verifier.authenticate(token(kid=None))
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"kty": "AKP", "alg": "ML-DSA-65", "kid": "pq", "pub": "AAAA"},
+        {"kty": "EC", "crv": "P-999", "kid": "odd", "x": "AAAA", "y": "AAAA"},
+        {"kid": "nameless"},
+        {"kty": "RSA", "kid": 7, "n": "AQAB"},
+    ],
+)
+async def test_an_unsupported_key_does_not_hide_the_others(
+    path: Path, stranger: dict[str, object]
+) -> None:
+    """RFC 7517, section 5."""
+    document = json.loads(path.read_text())
+    document["keys"].insert(0, stranger)
+    path.write_text(json.dumps(document))
+    await sessions(JwkSet(str(path))).authenticate(token())
+
+
+async def test_concurrent_calls_share_the_first_read(keys: CountedSet) -> None:
+    keys.may_read.clear()
+    verifier = sessions(keys)
+    calls = [
+        asyncio.create_task(verifier.authenticate(token(sub=f"user_{number}")))
+        for number in range(5)
+    ]
+    await eventually_async(lambda: keys.reads)
+    await settle()
+    keys.may_read.set()
+    assert len(await asyncio.gather(*calls)) == 5
+    assert keys.reads == 1
+
+
+async def _second_read(keys: CountedSet) -> None:
+    # The event loop uses the same clock, so a sleep would never end.
+    while keys.reads < 2:
+        await asyncio.sleep(0)
+
+
+async def test_concurrent_calls_with_a_new_key_share_one_refresh(
+    keys: CountedSet, path: Path, clock: FakeTimer
+) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    path.write_text(jwk_set(RSA, NEW))
+    clock.now += REFRESH_SECONDS + 1
+    keys.may_read.clear()
+    calls = [
+        asyncio.create_task(verifier.authenticate(token("ES256", NEW, sub=f"user_{number}")))
+        for number in range(5)
+    ]
+    await _second_read(keys)
+    await settle()
+    keys.may_read.set()
+    assert len(await asyncio.gather(*calls)) == 5
+    assert keys.reads == 2
+
+
+async def test_known_keys_work_during_a_refresh(keys: CountedSet, clock: FakeTimer) -> None:
+    verifier = sessions(keys)
+    await verifier.authenticate(token())
+    clock.now += MAX_AGE_SECONDS + 1
+    keys.may_read.clear()
+    reader = asyncio.create_task(verifier.authenticate(token(sub="user_2")))
+    await _second_read(keys)
+    await asyncio.wait_for(verifier.authenticate(token(sub="user_3")), 5)
+    keys.may_read.set()
+    await reader

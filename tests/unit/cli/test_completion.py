@@ -1,0 +1,65 @@
+"""What shells complete, and the command `completion`."""
+
+from pathlib import Path
+
+import pytest
+from click.shell_completion import CompletionItem, ShellComplete
+from click.testing import CliRunner
+
+from evershell.cli import profiles, service
+from evershell.cli.main import main
+from evershell.cli.profiles import Profile
+from evershell.client import (
+    Task,
+    TaskStatus,
+    Workspace,
+    WorkspaceStatus,
+)
+from tests.support.fake_client import FakeClient
+from tests.unit.cli.services import HOME, READY
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+def completed(typed: str) -> list[CompletionItem]:
+    *words, last = typed.split(" ")
+    return ShellComplete(main, {}, "evershell", "_EVERSHELL_COMPLETE").get_completions(words, last)
+
+
+def test_commands_options_and_ids_are_completed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    READY.write(tmp_path)
+    profiles.add("home", Profile(HOME, "sk_home"))
+
+    def fake() -> FakeClient:
+        return FakeClient(
+            list_workspaces=[
+                iter([Workspace("ws_1", status=WorkspaceStatus.IDLE, name="a\nb"), Workspace("x")])
+            ],
+            list_tasks=[iter([Task("task_1", "ws_1", status=TaskStatus.RUNNING)])],
+        )
+
+    cases: dict[str, dict[str, str | None]] = {
+        "can": {"cancel": "Cancel the task that runs in WORKSPACE."},
+        "cancel --fo": {"--force-after": None},
+        # A newline would begin another item.
+        "cancel ws": {"ws_1": r"idle a\nb"},
+        "task ws_1 ": {"task_1": "running"},
+        "cancel ws_1 --task ": {"task_1": "running"},
+        "watch --profile h": {"home": None},
+    }
+    for typed, expected in cases.items():
+        monkeypatch.setattr(service, "Client", fake())
+        found = completed(typed)
+        assert [item.value for item in found] == list(expected)
+        for item in found:
+            assert expected[item.value] in (None, item.help) or typed == "can"
+    (tmp_path / "ready.json").unlink()
+    assert completed("cancel ws") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_completion_is_printed(shell: str) -> None:
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert (result.exit_code, "_EVERSHELL_COMPLETE" in result.stdout) == (0, True)

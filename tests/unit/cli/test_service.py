@@ -1,0 +1,163 @@
+"""Which service a command calls, and with which credential."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click import ClickException
+from click.testing import CliRunner
+
+from evershell.cli import profiles
+from evershell.cli.main import main
+from evershell.cli.profiles import Profile
+from evershell.cli.service import find_target
+from tests.unit.cli.services import HOME, READY, find
+
+pytestmark = pytest.mark.usefixtures("environment")
+
+
+def test_the_demo_credential_is_sent_only_to_its_own_stack(tmp_path: Path) -> None:
+    READY.write(tmp_path)
+    assert find() == ("http://127.0.0.1:8081", "sk_demo")
+    assert find(token="sk_file\n") == ("http://127.0.0.1:8081", "sk_file")
+    for url in ("127.0.0.1:8081", "http://127.0.0.1:8081/"):
+        assert find(url) == ("http://127.0.0.1:8081", "sk_demo")
+    for url in ("elsewhere:443", "https://127.0.0.1:8081", "http://127.0.0.1:80810"):
+        with pytest.raises(ClickException, match="There is no credential for"):
+            find(url)
+
+
+def test_the_credential_of_a_profile_is_sent_only_to_its_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    READY.write(tmp_path)
+    profiles.add("default", Profile(HOME, "sk_home"))
+    profiles.add("other", Profile("https://b", "sk_b"))
+    assert find() == (HOME, "sk_home")
+    assert find("acme.evershell.ai") == (HOME, "sk_home")
+    assert find(profile="other") == ("https://b", "sk_b")
+    assert find("http://127.0.0.1:8081") == ("http://127.0.0.1:8081", "sk_demo")
+    for url in (f"{HOME}:443/", "HTTPS://ACME.evershell.ai", "acme.evershell.ai:443"):
+        assert find(url) == (HOME, "sk_home")
+    profiles.add("default", Profile("127.0.0.1:9", "sk_home"))
+    assert find("http://127.0.0.1:9") == ("127.0.0.1:9", "sk_home")
+    for url in ("https://b", "https://127.0.0.1:9", "http://acme.evershell.ai", "https://a b"):
+        with pytest.raises(ClickException, match="There is no credential for"):
+            find(url)
+    with pytest.raises(ClickException, match=r"no profile third\. Run `evershell login"):
+        find(profile="third")
+    monkeypatch.setenv("EVERSHELL_URL", "https://c")
+    monkeypatch.setenv("EVERSHELL_API_KEY", "sk_c")
+    assert find() == ("https://c", "sk_c")
+    # A profile that is named wins over the environment, except for its credential.
+    assert find(profile="other") == ("https://b", "sk_c")
+
+
+def test_a_stack_with_tls_is_called_over_tls(tmp_path: Path) -> None:
+    READY.model_copy(update={"tls_cert_file": "/etc/edge.pem"}).write(tmp_path)
+    found = find_target("127.0.0.1:8081", "", None, {"cert_file": "me.pem"})
+    assert (found.url, found.files) == (
+        "https://127.0.0.1:8081",
+        {"ca_file": "/etc/edge.pem", "cert_file": "me.pem"},
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"demo": {"tokens": "sk_secret"}}',
+        '{"profiles": {"default": {"url": "", "credential": "sk_secret"}}}',
+        '{"profiles": {"default": {"url": 5, "credential": "sk_secret"}}}',
+        '{"profiles": {"default": {"url": "https://a", "credential": 5}}}',
+        '{"profiles": {"default": {"url": "https://a", "credential": "sk_secret", "ca_file": 5}}}',
+    ],
+)
+def test_files_that_are_not_valid_are_refused_in_one_line_without_their_secrets(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "ready.json").write_text(content)
+    result = CliRunner().invoke(main, ["cancel", "ws_1"])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"Error: {tmp_path / 'ready.json'} cannot be read: ")
+    profiles.path().parent.mkdir()
+    profiles.path().write_text(content)
+    profiles.path().chmod(0o600)
+    refused = CliRunner().invoke(main, ["cancel", "ws_1"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert f"{profiles.path()} is not valid" in refused.stderr
+    assert "sk_secret" not in result.stderr + refused.stderr
+    # They do not matter for a call that needs neither.
+    assert find("https://elsewhere", token="sk_mine") == ("https://elsewhere", "sk_mine")
+
+
+def test_a_file_of_profiles_that_others_can_read_is_refused() -> None:
+    profiles.add("default", Profile(HOME, "sk_home"))
+    assert profiles.path().stat().st_mode & 0o777 == 0o600
+    assert profiles.path().parent.stat().st_mode & 0o777 == 0o700
+    profiles.path().chmod(0o640)
+    with pytest.raises(ClickException, match="Others can read the credentials"):
+        find()
+    assert "sk_home" not in repr(Profile(HOME, "sk_home")) + repr(
+        find_target("x", "", io.StringIO("sk_home"), {})
+    )
+
+
+def test_without_a_service_a_command_says_how_to_name_one(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["cancel", "ws_1"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"no stack runs in {tmp_path}. Start one with `evershell up`" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cert-file", "me.pem"], "must be given together"),
+        (["--ca-file", "/nowhere/ca.pem"], "/nowhere/ca.pem cannot be read: No such"),
+        (["--url", "ftp://host"], "is not a valid address"),
+    ],
+)
+def test_options_that_are_not_valid_are_said_in_a_line(options: list[str], message: str) -> None:
+    environment = {"EVERSHELL_API_KEY": "sk_secret", "EVERSHELL_URL": HOME}
+    result = CliRunner().invoke(main, ["workspaces", *options], env=environment)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert message in result.stderr and "sk_secret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("stdin", "expected"),
+    [(None, "There is no credential."), ("binary", "holds no token: it is not a text.")],
+)
+def test_standard_input_without_a_token_is_said_in_a_line(
+    tmp_path: Path, stdin: str | None, expected: str
+) -> None:
+    """None: standard input is closed."""
+    (tmp_path / "binary").write_bytes(b"sk_\xff\n")
+    redirection = "<&-" if stdin is None else f"< {tmp_path / stdin}"
+    command = f"{sys.executable} -m evershell.commands cancel ws_1 --url x --token-file -"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {command} {redirection}"],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert expected in done.stderr
+
+
+def test_the_command_line_works_in_a_directory_that_was_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    monkeypatch.delenv("STATE_DIR")
+    removed.rmdir()
+    with pytest.raises(ClickException, match=r"no stack runs in \.state"):
+        find()

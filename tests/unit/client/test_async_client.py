@@ -1,0 +1,269 @@
+"""The asynchronous client with a real server in the same process."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from evershell.workspace.v1 import (
+    event_pb2,
+    task_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+    workspace_service_pb2_grpc,
+)
+
+from evershell.client import (
+    AgentUnreachableError,
+    Answer,
+    AsyncClient,
+    CancelOutcome,
+    ClientClosedError,
+    TaskNotEndedError,
+    TaskStatus,
+    UnavailableError,
+    ValidationError,
+    WorkspaceNotFoundError,
+)
+from evershell.core import errors
+from evershell.core.errors import Failure
+from tests.unit.client.scripted import Scripted
+
+Reply = workspace_service_pb2.CancelTaskResponse
+Message = workspace_service_pb2.WatchEventsResponse
+UNREACHABLE = errors.agent_unreachable("ws_1", "task_1", "recorded", intent_recorded=True)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[tuple[Scripted, str]]:
+    scripted = Scripted()
+    server = grpc.aio.server()
+    workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(scripted, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield scripted, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+@pytest.fixture
+def scripted(service: tuple[Scripted, str]) -> Scripted:
+    return service[0]
+
+
+@pytest.fixture
+async def client(service: tuple[Scripted, str]) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(service[1], "sk_secret") as made:
+        yield made
+
+
+def event(seq: int, **fields: Any) -> Message:
+    return Message(event=event_pb2.Event(seq=seq, task_id="task_1", **fields))
+
+
+async def test_a_cancellation(client: AsyncClient, scripted: Scripted) -> None:
+    task = task_pb2.Task(id="task_1", status=task_pb2.Task.running)
+    scripted.script = [Reply(workspace_id="ws_1", outcome=Reply.accepted, task=task)]
+    result = await client.cancel("ws_1", reason="why", wait=1, force_after=2)
+    assert (result.outcome, result.request_id) == (CancelOutcome.ACCEPTED, "request_1")
+    assert scripted.seen[0].reason == "why"
+    assert scripted.tokens == ["Bearer sk_secret"]
+
+
+Ask = Callable[[AsyncClient], Awaitable[Any]]
+WORKSPACE = workspace_pb2.Workspace(id="ws_1")
+
+
+@pytest.mark.parametrize(
+    ("call", "reply"),
+    [
+        (lambda client: client.submit_task("ws_1", "true"),
+         workspace_service_pb2.SubmitTaskResponse(task_id="task_1")),
+        (lambda client: client.get_task("ws_1", "task_1"), task_pb2.Task(id="task_1")),
+        (lambda client: client.create_workspace("mine"), WORKSPACE),
+        (lambda client: client.get_workspace("ws_1"), WORKSPACE),
+        (lambda client: client.stop_workspace("ws_1"), WORKSPACE),
+        (lambda client: client.resume_workspace("ws_1"), WORKSPACE),
+    ],
+)  # fmt: skip
+async def test_each_other_call(
+    client: AsyncClient, scripted: Scripted, call: Ask, reply: Any
+) -> None:
+    scripted.script = [reply]
+    assert await call(client)
+
+
+async def test_lists_have_pages(client: AsyncClient, scripted: Scripted) -> None:
+    scripted.script = [
+        workspace_service_pb2.ListWorkspacesResponse(workspaces=[WORKSPACE], next_page_token="t"),
+        workspace_service_pb2.ListWorkspacesResponse(workspaces=[WORKSPACE]),
+        workspace_service_pb2.ListTasksResponse(),
+        workspace_service_pb2.ListAuditEntriesResponse(),
+    ]
+    assert [each.id async for each in client.list_workspaces()] == ["ws_1", "ws_1"]
+    assert [each async for each in client.list_tasks("ws_1")] == []
+    assert [page.items async for page in client.list_audit_entries(rpc="CancelTask").pages()] == [
+        ()
+    ]
+    assert [getattr(each, "page_token", "") for each in scripted.seen] == ["", "t", "", ""]
+
+
+async def test_an_error_has_its_class(client: AsyncClient, scripted: Scripted) -> None:
+    scripted.script = [
+        errors.workspace_not_found("ws_1"),
+        errors.invalid({"reason": "too long"}),
+    ]
+    with pytest.raises(WorkspaceNotFoundError) as raised:
+        await client.get_workspace("ws_1")
+    assert (raised.value.request_id, raised.value.is_from_service) == ("request_1", True)
+    with pytest.raises(ValidationError) as invalid:
+        await client.cancel("ws_1")
+    assert invalid.value.fields == {"reason": "too long"}
+
+
+async def test_reads_are_repeated_and_cancellations_without_a_task_are_not(
+    client: AsyncClient, scripted: Scripted
+) -> None:
+    soon = Failure("unavailable", "Later.", retry_after_seconds=0.01)
+    scripted.script = [soon, WORKSPACE, soon, Reply(outcome=Reply.already_requested), soon]
+    assert (await client.get_workspace("ws_1")).id == "ws_1"
+    assert (await client.cancel("ws_1", "task_1")).outcome is CancelOutcome.ALREADY_REQUESTED
+    with pytest.raises(UnavailableError):
+        await client.cancel("ws_1")
+    assert len(scripted.seen) == 5
+
+
+async def test_the_end_of_a_task_is_waited_for(client: AsyncClient, scripted: Scripted) -> None:
+    client._sleep = lambda seconds: asyncio.sleep(0)
+    ended = task_pb2.Task(id="task_1", status=task_pb2.Task.cancelled)
+    running = task_pb2.Task(id="task_1", status=task_pb2.Task.running)
+    scripted.script = [
+        UNREACHABLE,
+        Reply(workspace_id="ws_1", outcome=Reply.already_requested, task=running),
+        Reply(workspace_id="ws_1", outcome=Reply.already_finished, task=ended),
+        running,
+        ended,
+        running,
+    ]
+    result = await client.cancel_and_wait("ws_1")
+    assert result.task is not None and result.task.status is TaskStatus.CANCELLED
+    assert [each.task_id for each in scripted.seen] == ["", "task_1", "task_1"]
+    assert (await client.wait_for_task("ws_1", "task_1")).has_ended
+    with pytest.raises(TaskNotEndedError):
+        await client.wait_for_task("ws_1", "task_1", timeout=0)
+
+
+async def test_a_cancellation_whose_agent_is_lost_says_that_it_is_recorded(
+    client: AsyncClient, scripted: Scripted
+) -> None:
+    scripted.script = [UNREACHABLE]
+    with pytest.raises(AgentUnreachableError) as raised:
+        await client.cancel("ws_1")
+    assert (raised.value.task_id, raised.value.intent_recorded) == ("task_1", True)
+
+
+async def test_a_watch_is_resumed(client: AsyncClient, scripted: Scripted) -> None:
+    end = event_pb2.TaskCompleted(status=task_pb2.Task.cancelled)
+    scripted.script = [
+        [event(1), event(2)],
+        Failure("unavailable", "Later.", retry_after_seconds=0.01),
+        [event(3, type=9, task_completed=end)],
+    ]
+    seqs = [each.seq async for each in client.watch("ws_1", task_id="task_1")]
+    assert seqs == [1, 2, 3]
+    assert [each.after for each in scripted.seen] == [0, 2, 2]
+
+
+async def test_a_stream_on_which_nothing_arrives_is_opened_again(
+    client: AsyncClient, scripted: Scripted
+) -> None:
+    client._idle_seconds = 0.05
+    scripted.script = [["hang"], [event(1)]]
+    watched = client.watch("ws_1")
+    assert (await anext(watched)).seq == 1
+    await watched.aclose()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_callable_supplies_the_credential(
+    service: tuple[Scripted, str], is_async: bool
+) -> None:
+    async def later() -> str:
+        return "eyJ.later"
+
+    scripted, address = service
+    scripted.script = [WORKSPACE]
+    async with AsyncClient(address, later if is_async else lambda: "eyJ.now") as client:
+        await client.get_workspace("ws_1")
+    assert scripted.tokens == [f"Bearer eyJ.{'later' if is_async else 'now'}"]
+
+
+async def test_a_failure_of_the_callable_is_not_one_of_the_service(client: AsyncClient) -> None:
+    async def late() -> str:
+        raise TimeoutError("The identity provider does not answer.")
+
+    watched = client.with_options(credential=late).watch("ws_1")
+    with pytest.raises(TimeoutError, match="identity provider"):
+        await anext(watched)
+
+
+async def test_a_call_of_a_closed_client(client: AsyncClient, scripted: Scripted) -> None:
+    scripted.script = ["hang"]
+    call = asyncio.create_task(client.get_workspace("ws_1"))
+    await scripted.started.wait()
+    await client.close()
+    for closed in (call, client.get_workspace("ws_1"), anext(client.watch("ws_1"))):
+        with pytest.raises(ClientClosedError):
+            await closed
+
+
+async def test_a_watch_that_is_closed_ends_its_stream(
+    client: AsyncClient, scripted: Scripted
+) -> None:
+    scripted.script = [[event(1), "hang"]]
+    watched = client.watch("ws_1")
+    assert (await anext(watched)).seq == 1
+    await watched.aclose()
+    async with asyncio.timeout(30):
+        await scripted.ended.wait()
+
+
+async def test_a_cancelled_call_of_a_closed_client_is_cancelled(
+    client: AsyncClient, scripted: Scripted
+) -> None:
+    scripted.script = ["hang"]
+    call = asyncio.create_task(client.get_workspace("ws_1"))
+    await scripted.started.wait()
+    call.cancel()
+    await client.close()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_a_caller_can_cancel_its_own_call(client: AsyncClient, scripted: Scripted) -> None:
+    scripted.script = ["hang"]
+    call = asyncio.create_task(client.get_workspace("ws_1"))
+    await scripted.started.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_each_attempt_is_answered_with_its_metadata(service: tuple[Scripted, str]) -> None:
+    scripted, address = service
+    answers: list[Answer] = []
+    scripted.script = [errors.unavailable(), workspace_pb2.Workspace(id="ws_1")]
+    async with AsyncClient(address, "sk_secret", on_answer=answers.append) as client:
+        client._sleep = _no_sleep
+        other = client.with_options(metadata={"x-team": "blue"})
+        assert (await other.get_workspace("ws_1")).id == "ws_1"
+    assert scripted.metadata["x-team"] == "blue"
+    assert [(answer.rpc, answer.request_id) for answer in answers] == [
+        ("GetWorkspace", "request_1")
+    ] * 2
+    assert isinstance(answers[0].error, UnavailableError) and answers[1].error is None
+    assert all(answer.metadata["x-request-id"] == "request_1" for answer in answers)
+
+
+async def _no_sleep(_: float) -> None:
+    pass

@@ -1,0 +1,179 @@
+"""The service itself cancels a task that has reached a limit."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from evershell.core import task_lifecycle, task_limits, tasks
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.core.event import EventType, Origin
+from evershell.core.task import TaskLimits, TaskStatus
+from evershell.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
+from evershell.core.tasks import SubmitTask
+from tests.support.world import NOW, World, caller, intent, iteration, locked_busy
+from tests.unit.core.committing import types
+
+MINUTE = TaskLimits(max_duration_seconds=60)
+COMPLETED = TaskEnded(status=TaskStatus.COMPLETED, result="done")
+
+
+def busy(wanted: TaskLimits, *, age: float = 0, **fields: Any) -> Locked:
+    """A running task with these limits, that started so long ago."""
+    locked = locked_busy()
+    assert locked.task is not None
+    started = replace(locked.task, limits=wanted, started_at=NOW - timedelta(seconds=age), **fields)
+    return Locked(locked.workspace, started)
+
+
+def commit(locked: Locked, *events: AgentEvent) -> Change:
+    assert locked.task is not None
+    return task_lifecycle.commit(locked, locked.workspace.epoch, locked.task.id, events, NOW)
+
+
+@pytest.mark.parametrize(("age", "is_reached"), [(59.9, False), (60, True), (3600, True)])
+def test_a_duration_counts_from_the_start(age: float, is_reached: bool) -> None:
+    change = task_lifecycle.apply_limits(busy(MINUTE, age=age), NOW)
+    assert types(change) == ["task_cancel_requested"] * is_reached
+    assert change.task is not None
+    if is_reached:
+        cancel = change.task.cancel
+        assert cancel is not None
+        assert (cancel.requested_by, cancel.credential_kind) == ("system:limit", "system")
+        assert (cancel.requested_at, cancel.reason) == (NOW, "max_duration reached: 60 s")
+        assert (cancel.force_at, cancel.force_requested_by) == (None, None)
+        (event,) = change.events
+        assert event.payload["cancel"]["requested_by"] == "system:limit"
+
+
+def test_a_long_duration_is_named_in_full() -> None:
+    month = TaskLimits(max_duration_seconds=2_592_000.5)
+    change = task_lifecycle.apply_limits(busy(month, age=2_592_001), NOW)
+    assert change.task is not None and change.task.cancel is not None
+    assert change.task.cancel.reason == "max_duration reached: 2592000.5 s"
+
+
+def test_a_task_that_has_not_started_has_no_duration() -> None:
+    locked = busy(MINUTE, age=100)
+    assert locked.task is not None
+    waiting = replace(locked.task, started_at=None, status=TaskStatus.DELIVERED)
+    assert task_lifecycle.apply_limits(Locked(locked.workspace, waiting), NOW).events == ()
+    assert task_lifecycle.apply_limits(Locked(locked.workspace, None), NOW).events == ()
+
+
+def test_the_iteration_that_reaches_the_tokens_is_the_last() -> None:
+    """An iteration here has 5 tokens."""
+    locked = busy(TaskLimits(max_total_tokens=10))
+    first = commit(locked, iteration(1))
+    assert types(first) == ["iteration_completed"]
+    second = commit(Locked(first.workspace, first.task), iteration(2))
+    assert types(second) == ["iteration_completed", "task_cancel_requested"]
+    assert second.task is not None and second.task.cancel is not None
+    assert second.task.cancel.reason == "max_total_tokens reached: 10 of 10 tokens"
+    ended = commit(Locked(second.workspace, second.task), COMPLETED)
+    assert ended.task is not None
+    assert (ended.task.status, ended.task.result) == (TaskStatus.CANCELLED, "done")
+
+
+@pytest.mark.parametrize("wanted", [TaskLimits(max_total_tokens=5), MINUTE])
+def test_a_limit_that_is_reached_decides_the_end(wanted: TaskLimits) -> None:
+    """Even if the agent commits the end in the same call, or before the controller looks."""
+    change = commit(busy(wanted, age=60), iteration(1), COMPLETED)
+    assert sorted(types(change)) == [
+        "iteration_completed",
+        "task_cancel_requested",
+        "task_completed",
+    ]
+    assert types(change)[-1] == "task_completed"
+    assert change.task is not None
+    assert (change.task.status, change.task.result) == (TaskStatus.CANCELLED, "done")
+
+
+@pytest.mark.parametrize("age", [59, 60])
+def test_a_limit_that_is_reached_decides_the_end_of_a_lost_task(age: float) -> None:
+    locked = busy(MINUTE, age=age)
+    change = task_lifecycle.end_open_task(locked, "its agent died", NOW, work_stopped=True)
+    assert change.task is not None
+    assert change.task.status == ("cancelled" if age == 60 else "failed")
+    assert types(change)[-1] == "task_completed"
+    assert change.limit == ("max_duration" if age == 60 else None)
+
+
+def test_a_commit_without_events_applies_the_limits() -> None:
+    assert types(commit(busy(MINUTE, age=60))) == ["task_cancel_requested"]
+
+
+def test_a_task_within_its_limits_is_not_cancelled() -> None:
+    wanted = TaskLimits(max_duration_seconds=60, max_total_tokens=6, force_after_seconds=1)
+    change = commit(busy(wanted, age=59), TaskStarted(), iteration(1), COMPLETED)
+    assert types(change) == ["iteration_completed", "task_completed"]
+    assert change.task is not None and change.task.status is TaskStatus.COMPLETED
+
+
+def test_the_force_deadline_counts_from_the_limit() -> None:
+    wanted = replace(MINUTE, force_after_seconds=5)
+    change = task_lifecycle.apply_limits(busy(wanted, age=62), NOW)
+    assert change.task is not None and change.task.cancel is not None
+    assert change.task.cancel.force_at == NOW + timedelta(seconds=3)
+    assert change.task.cancel.force_requested_by == "system:limit"
+    again = task_lifecycle.apply_limits(Locked(change.workspace, change.task), NOW)
+    assert (again.task, again.events) == (change.task, ())
+
+
+def test_a_limit_does_not_replace_a_callers_cancellation() -> None:
+    """Only its earlier force deadline applies, as that of a second caller would."""
+    first = intent(force_at=NOW + timedelta(seconds=9), force_requested_by="user_9")
+    plain = task_lifecycle.apply_limits(busy(MINUTE, age=60, cancel=first), NOW)
+    assert plain.task is not None and plain.task.cancel == first
+    wanted = replace(MINUTE, force_after_seconds=5)
+    forced = task_lifecycle.apply_limits(busy(wanted, age=60, cancel=first), NOW)
+    assert forced.events == ()
+    assert forced.task is not None and forced.task.cancel == replace(
+        first, force_at=NOW + timedelta(seconds=5), force_requested_by=task_limits.REQUESTER
+    )
+
+
+async def test_the_limits_of_a_submission_are_those_of_the_task(world: World) -> None:
+    idle = await world.add()
+    wanted = TaskLimits(max_duration_seconds=60, max_total_tokens=9, force_after_seconds=0)
+    request = SubmitTask(
+        workspace_id=idle.id, description="true", limits=wanted, origin=Origin("req_s")
+    )
+    task = await tasks.submit_task(caller(), request, world.store, world.agents, world.clock)
+    assert (await world.task(idle.id, task.id)).limits == wanted
+    world.clock.advance(30)
+    await world.commit(idle.id, task.id, TaskStarted())
+    world.clock.advance(59)
+    assert await world.store.list_limits_reached(world.clock(), 9) == []
+    world.clock.advance(1)
+    assert await world.store.list_limits_reached(world.clock(), 9) == [idle.id]
+    await world.commit(idle.id, task.id, iteration(1))
+    assert await world.store.list_limits_reached(world.clock(), 9) == []
+    requested = [
+        event
+        for event in await world.events(idle.id)
+        if event.type is EventType.TASK_CANCEL_REQUESTED
+    ]
+    assert len(requested) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("limits.max_duration", {"max_duration_seconds": 0}),
+        ("limits.max_duration", {"max_duration_seconds": -1.5}),
+        ("limits.max_duration", {"max_duration_seconds": 30 * 86_400 + 1}),
+        ("limits.max_total_tokens", {"max_total_tokens": 0}),
+        ("limits.max_total_tokens", {"max_total_tokens": 10**12 + 1}),
+        ("limits.force_after", {"max_total_tokens": 1, "force_after_seconds": 86_401}),
+        ("limits.force_after", {"force_after_seconds": 5}),
+    ],
+)
+def test_the_limits_are_checked(field: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(Failure) as raised:
+        SubmitTask(
+            workspace_id="ws_1", description="x", limits=TaskLimits(**fields), origin=Origin()
+        )
+    assert list(raised.value.details["fields"]) == [field]

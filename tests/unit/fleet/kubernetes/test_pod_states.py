@@ -1,0 +1,160 @@
+"""What operators read when a pod ends or does not start."""
+
+from typing import Any
+
+import pytest
+
+from evershell.fleet.kubernetes import pod_states
+from tests.unit.fleet.kubernetes.scripted import pod, running_status
+
+
+def terminated(reason: str, message: str = "", **more: int) -> dict[str, Any]:
+    state = {"terminated": {"reason": reason, "message": message, **more}}
+    return {"phase": "Failed", "containerStatuses": [{"state": state}]}
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return {"phase": "Pending", "containerStatuses": [{"state": state}]}
+
+
+def condition(type_: str, status: str, **more: str) -> dict[str, Any]:
+    return {"conditions": [{"type": type_, "status": status, **more}]}
+
+
+RUNNING = running_status()
+# The status of a pod, and what it says: an explanation, and whether the agent is alive.
+CASES: list[tuple[dict[str, Any], str, bool]] = [
+    (RUNNING, "", True),
+    ({"phase": "Pending"}, "", True),
+    (waiting("ContainerCreating"), "", True),
+    (terminated("Error"), "", False),
+    (terminated("Completed"), "", False),
+    (terminated("OOMKilled"), "its agent ran out of memory (its limit is 64Mi)", False),
+    (
+        terminated("OOMKilled", exitCode=137),
+        "its agent ran out of memory (its limit is 64Mi)",
+        False,
+    ),
+    (terminated("OOMKilled", exitCode=5), "", False),
+    (terminated("Error", exitCode=137), "its agent was killed by SIGKILL", False),
+    (terminated("Error", exitCode=255), "", False),
+    (
+        terminated("StartError", 'exec: "agent": not found'),
+        'its container could not be started: exec: "agent": not found',
+        False,
+    ),
+    (
+        {
+            "phase": "Failed",
+            "reason": "Evicted",
+            "message": "The node was low on resource: memory.",
+        },
+        "its pod was evicted: The node was low on resource: memory.",
+        False,
+    ),
+    (
+        {
+            "phase": "Failed",
+            "reason": "OutOfcpu",
+            "message": "Pod Node didn't have enough resource",
+        },
+        "its node refused the pod: Pod Node didn't have enough resource",
+        False,
+    ),
+    ({"phase": "Failed", "reason": "Shutdown"}, "the node of its pod was shut down", False),
+    (
+        waiting("ImagePullBackOff", 'Back-off pulling image "none"'),
+        'its image cannot be pulled: Back-off pulling image "none"',
+        True,
+    ),
+    (
+        waiting("ErrImagePull", "not\n  found"),
+        "its image cannot be pulled: not found",
+        True,
+    ),
+    (
+        waiting("InvalidImageName", "couldn't parse"),
+        "its image cannot be pulled: couldn't parse",
+        False,
+    ),
+    (
+        waiting("CreateContainerConfigError", 'secret "x" not found'),
+        'its container does not start: secret "x" not found',
+        True,
+    ),
+    (
+        {
+            "phase": "Pending",
+            **condition(
+                "PodScheduled", "False", reason="Unschedulable", message="0/3 nodes are available"
+            ),
+        },
+        "no node takes its pod: 0/3 nodes are available",
+        True,
+    ),
+    (
+        {**RUNNING, **condition("Ready", "False")},
+        "the node of its pod does not answer",
+        True,
+    ),
+    (
+        {**RUNNING, **condition("DisruptionTarget", "True", reason="PreemptionByScheduler")},
+        "its pod had to make room for another one",
+        True,
+    ),
+    (
+        {**RUNNING, **condition("DisruptionTarget", "True", reason="EvictionByEvictionAPI")},
+        "its pod was evicted, as in the drain of a node",
+        True,
+    ),
+    (
+        {**RUNNING, **condition("DisruptionTarget", "True", reason="DeletionByTaintManager")},
+        "the node of its pod does not answer, or takes no more pods",
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "explanation", "is_alive"), CASES)
+def test_an_operator_reads_why(status: dict[str, Any], explanation: str, is_alive: bool) -> None:
+    found = pod(1, **status)
+    found["spec"]["containers"][0]["resources"] = {"limits": {"memory": "64Mi"}}
+    assert pod_states.explain(found) == explanation
+    assert pod_states.is_alive(found) is is_alive
+
+
+def test_a_pod_that_others_delete_is_not_alive_and_says_so() -> None:
+    found = pod(1, **RUNNING)
+    found["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert not pod_states.is_alive(found)
+    assert "deleted from outside" in pod_states.explain(found)
+
+
+def test_the_last_line_of_the_log_comes_from_the_status() -> None:
+    assert pod_states.last_line(pod(1, **terminated("Error", "one\ntwo\n"))) == "two"
+    assert pod_states.last_line(pod(1, **RUNNING)) == ""
+
+
+def test_a_pod_that_disappears_while_it_runs_has_not_confirmed_its_end() -> None:
+    assert not pod_states.has_ended(pod(1, **RUNNING))
+    # The kubelet of some versions evicts in this order: the phase, then the end of the containers.
+    assert not pod_states.has_ended(pod(1, phase="Failed", reason="Evicted"))
+
+
+def test_a_pod_whose_end_was_reported_or_that_never_started_has_ended() -> None:
+    assert pod_states.has_ended(pod(1, **terminated("Error")))
+    assert pod_states.has_ended(pod(1, **waiting("ErrImagePull")))
+    unscheduled = pod(1, phase="Pending")
+    del unscheduled["spec"]["nodeName"]
+    assert pod_states.has_ended(unscheduled)
+
+
+def test_the_end_of_a_pod_is_reported_by_all_its_containers() -> None:
+    assert pod_states.end_is_reported(pod(1, **terminated("Error")))
+    assert not pod_states.end_is_reported(pod(1, **RUNNING))
+    assert not pod_states.end_is_reported(pod(1, **waiting("ErrImagePull")))
+    # An evicted pod is `Failed` before its containers have ended.
+    assert not pod_states.end_is_reported(pod(1, phase="Failed", reason="Evicted"))
+    both = terminated("Error")["containerStatuses"] + RUNNING["containerStatuses"]
+    assert not pod_states.end_is_reported(pod(1, containerStatuses=both))

@@ -1,0 +1,128 @@
+"""AGENT_TLS in the agent client: which agents the control plane calls."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
+
+from evershell.auth.signing_keys import new_key, with_first_key, with_new_key
+from evershell.core import deadline
+from evershell.core.errors import AgentUnreachableError
+from evershell.fleet import agent_client
+from evershell.fleet.agent_channels import AgentChannels
+from evershell.fleet.agent_client import AgentClient
+from evershell.store.service_clock import machine_clock
+from tests.support.agent_tls import Certificates, certificates
+from tests.unit.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
+
+EPOCH = 3
+OLD = new_key()
+BOTH = with_new_key(OLD)
+NEW = with_first_key(BOTH)
+
+
+@pytest.fixture
+def of() -> Certificates:
+    return certificates()
+
+
+@pytest.fixture
+async def client(of: Certificates) -> AsyncIterator[AgentClient]:
+    client = AgentClient(TOKENS, machine_clock, of.control_plane)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent is reached on a busy machine, too."""
+    monkeypatch.setattr(agent_client, "SIGNAL_BUDGET_SECONDS", 60.0)
+
+
+async def cancel(client: AgentClient, workspace: object) -> bool:
+    assert TASK is not None
+    return await client.cancel_task(workspace, TASK)  # type: ignore[arg-type]
+
+
+async def is_unreachable(client: AgentClient, workspace: object) -> None:
+    """Fails to cancel, after several attempts."""
+    deadline.begin(0.7)
+    with pytest.raises(AgentUnreachableError):
+        await cancel(client, workspace)
+
+
+async def test_an_agent_is_signalled_over_tls(client: AgentClient, of: Certificates) -> None:
+    workspace, agent = workspace_at(None), FakeAgent()
+    await agent.listen(tls=of.agent(workspace.id, EPOCH))
+    workspace = workspace_at(agent.address, workspace.id)
+    assert await cancel(client, workspace) is True
+    await agent.stop()
+
+
+async def test_an_agent_in_plain_text_is_not_signalled(client: AgentClient) -> None:
+    agent = FakeAgent()
+    await agent.listen()
+    await is_unreachable(client, workspace_at(agent.address))
+    assert agent.authorizations == []
+    await agent.stop()
+
+
+async def test_no_token_is_sent_to_strangers(of: Certificates) -> None:
+    """They listen on the address of the agent, with another certificate. One attempt each."""
+    workspace_id = workspace_at(None).id
+    trusted = of.agent(workspace_id, EPOCH).trusted
+    channels = AgentChannels(10, of.control_plane)
+    for name, identity in of.strangers(workspace_id, EPOCH, trusted).items():
+        agent = FakeAgent()
+        await agent.listen(tls=identity)
+        with channels.channel(channels.key(agent.address, workspace_id, EPOCH)) as stub:
+            call = stub.CancelTask(
+                CancelTaskRequest(), metadata=TOKENS.signal_metadata(workspace_id, EPOCH)
+            )
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE, name
+        assert agent.authorizations == [], name
+        await agent.stop()
+    await channels.aclose()
+
+
+async def test_the_next_agent_on_an_address_is_reached(
+    client: AgentClient, of: Certificates
+) -> None:
+    """It has another certificate, so the channel of the first one is of no use."""
+    first, second = workspace_at(None).id, workspace_at(None).id
+    agent = FakeAgent()
+    await agent.listen(tls=of.agent(first, EPOCH))
+    assert await cancel(client, workspace_at(agent.address, first)) is True
+    await agent.stop()
+    await agent.listen(agent.address, tls=of.agent(second, EPOCH))
+    assert await cancel(client, workspace_at(agent.address, second)) is True
+    await agent.stop()
+
+
+@pytest.mark.parametrize(
+    ("client_keys", "agent_keys", "is_reached"),
+    [
+        # Before the rotation, during it, and after it.
+        (BOTH, OLD, True),
+        (BOTH, BOTH, True),
+        (NEW, BOTH, True),
+        # Controllers start such agents, so they are restarted after the workers.
+        (OLD, BOTH, False),
+        (NEW, OLD, False),
+    ],
+    ids=["old agent", "new agent", "finished", "begun in another order", "finished too early"],
+)
+async def test_agents_are_signalled_during_a_rotation_of_the_signing_key(
+    client_keys: str, agent_keys: str, is_reached: bool
+) -> None:
+    workspace, agent = workspace_at(None), FakeAgent()
+    client = AgentClient(TOKENS, machine_clock, certificates(client_keys).control_plane)
+    await agent.listen(tls=certificates(agent_keys).agent(workspace.id, EPOCH))
+    workspace = workspace_at(agent.address, workspace.id)
+    if is_reached:
+        assert await cancel(client, workspace) is True
+    else:
+        await is_unreachable(client, workspace)
+    await client.aclose()
+    await agent.stop()

@@ -1,0 +1,125 @@
+"""The error messages of programs that cannot start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from evershell.app.settings import Settings
+from evershell.auth.signing_keys import new_key
+from evershell.cli.main import main
+from tests.support.programs import run
+
+
+@pytest.mark.parametrize("program", ["serve", "fleet"])
+def test_a_program_without_its_key_or_its_database_fails_with_a_message(
+    program: str, tmp_path: Path
+) -> None:
+    without_database = run(program, tmp_path)
+    assert (without_database.returncode, without_database.stdout) == (1, "")
+    assert without_database.stderr.startswith("Error: DATABASE_URL is not set.")
+    without_key = run(program, tmp_path, DATABASE_URL="postgresql:///nowhere")
+    assert without_key.returncode == 1
+    assert without_key.stderr.startswith(f"Error: {tmp_path / 'control-plane.jwk'} cannot be read")
+
+
+@pytest.mark.parametrize("program", ["serve", "fleet", "up"])
+def test_signing_keys_that_are_not_valid_are_refused_in_one_line(
+    program: str, tmp_path: Path
+) -> None:
+    """tests/unit/auth/test_signing_keys.py has other contents, and the command `rotate`."""
+    path = tmp_path / "control-plane.jwk"
+    # Deeper than the parser of JSON recurses.
+    path.write_text("[" * 100_000)
+    refused = run(program, tmp_path, DATABASE_URL="postgresql:///nowhere")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        f"Error: {path} is not valid: it is neither a private JWK nor a set of them.\n"
+    )
+
+
+@pytest.mark.parametrize("program", ["serve", "fleet"])
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_SESSION_URL"])
+def test_an_invalid_url_of_the_database_is_not_printed(
+    program: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "control-plane.jwk").write_text(new_key())
+    urls = {"DATABASE_URL": "postgresql:///nowhere", name: "postgresql://user:pass word@host"}
+    failed = run(program, tmp_path, **urls)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr == f"Error: {name} is not a valid URL of PostgreSQL.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LOG_LEVEL", "loud"),
+        ("REST_PORT", "eighty"),
+        ("WORKERS", "0"),
+        ("RATE_LIMIT", "maybe"),
+        ("RATE_LIMIT_BURST", "0"),
+        ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "inf"),
+        ("MODEL_TIMEOUT_SECONDS", "inf"),
+        ("TOOL_TIMEOUT_SECONDS", "inf"),
+    ],
+)
+def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: str) -> None:
+    failed = CliRunner().invoke(main, ["up"], env={"STATE_DIR": str(tmp_path), name: value})
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith(f"Error: The environment is not valid. {name}: ")
+
+
+@pytest.mark.parametrize("spec", ["", "{", "[]", '{"workspace_id": "ws_1"}', '{"unknown": 1}'])
+def test_an_agent_refuses_an_invalid_spec_in_one_line(spec: str) -> None:
+    refused = subprocess.run(
+        [sys.executable, "-m", "evershell.agents"],
+        input=spec,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("The spec on standard input is not valid: ")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_state_folder_given_through_a_link_is_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents are found by the path of the state folder in their environment."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setenv("STATE_DIR", str(tmp_path / "real"))
+    direct = Settings.read().state_dir
+    monkeypatch.setenv("STATE_DIR", str(tmp_path / "link"))
+    assert Settings.read().state_dir == direct
+
+
+def test_ports_that_are_used_twice_are_refused(tmp_path: Path) -> None:
+    failed = run("up", tmp_path, METRICS_PORT="50052")
+    assert failed.returncode == 1
+    assert "METRICS_PORT" in failed.stderr and "must differ" in failed.stderr
+
+
+def test_the_ports_for_agents_are_checked_if_they_are_used(tmp_path: Path) -> None:
+    failed = run("up", tmp_path, AGENT_TLS="on", RUNTIME_PORT="50052")
+    assert failed.returncode == 1
+    assert "RUNTIME_PORT" in failed.stderr and "must differ" in failed.stderr
+
+
+def test_an_opened_file_does_not_replace_a_closed_standard_error() -> None:
+    """Otherwise the file would receive the lines of the log."""
+    program = (
+        "import contextlib, os, sys\n"
+        "from evershell.cli.main import main\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    main(['cancel', '--help'])\n"
+        "print(os.readlink('/proc/self/fd/2'))\n"
+    )
+    command = ["/bin/sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=30)
+    assert done.stdout.splitlines()[-1] == os.devnull

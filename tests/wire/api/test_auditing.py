@@ -1,0 +1,276 @@
+"""Every call that changes something leaves one entry in the audit log, on a real server."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+
+from evershell.api.interceptors import auditing
+from evershell.api.method_options import public_methods
+from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.errors import UnavailableError
+from evershell.core.validation import Page
+from evershell.core.workspace import WorkspaceStatus
+from tests.support.store.examples import permission
+from tests.support.waiting import eventually_async
+from tests.support.world import NOW, ORG, World
+from tests.wire.api.running import HOLDER, PUBLIC, READER, SECRET, FailingStore, Running, bearer
+
+CHANGING = sorted(path.removeprefix(PUBLIC) for path in public_methods(with_effect=True))
+
+
+async def stored(world: World) -> list[AuditEntry]:
+    """The entries that were committed with a change or a check, oldest first."""
+    found = await world.store.list_audit_entries(permission(org_id=ORG), AuditFilter(), None, 100)
+    return list(reversed(found))
+
+
+async def entry_of(server: Running) -> AuditEntry:
+    """The only entry of the call that was made."""
+    # A call that fails is recorded after its reply.
+    await eventually_async(lambda: server.audit.entries)
+    (entry,) = server.audit.entries
+    assert await stored(server.world) == []
+    return entry
+
+
+async def test_every_allowed_call_leaves_an_entry_with_its_change(
+    server: Running, world: World
+) -> None:
+    """Also a method that is added later: it has to be added here."""
+    metadata = bearer(x_request_id="req_9", x_forwarded_for="203.0.113.7, 192.0.2.1")
+    made = await server.stub.CreateWorkspace(messages.CreateWorkspaceRequest(), metadata=metadata)
+    idle = await world.add()
+    task = await server.stub.SubmitTask(
+        messages.SubmitTaskRequest(workspace_id=idle.id, description="true"), metadata=metadata
+    )
+    await server.stub.CancelTask(
+        messages.CancelTaskRequest(workspace_id=idle.id, reason="enough"), metadata=metadata
+    )
+    await server.stub.StopWorkspace(
+        messages.StopWorkspaceRequest(workspace_id=idle.id), metadata=metadata
+    )
+    failed = await world.add(WorkspaceStatus.FAILED)
+    await server.stub.ResumeWorkspace(
+        messages.ResumeWorkspaceRequest(workspace_id=failed.id), metadata=metadata
+    )
+    await server.stub.CancelTasks(
+        messages.CancelTasksRequest(all=True, reason="all"), metadata=metadata
+    )
+    by_holder = bearer(HOLDER, x_request_id="req_9", x_forwarded_for="203.0.113.7, 192.0.2.1")
+    await server.stub.HoldOrg(messages.HoldOrgRequest(reason="stop"), metadata=by_holder)
+    await server.stub.ReleaseOrg(messages.ReleaseOrgRequest(), metadata=by_holder)
+    # The clock stands still, so the calls have the same time and no order.
+    found = sorted(await stored(world), key=lambda each: CHANGING.index(each.rpc))
+    assert [(each.rpc, each.outcome, each.workspace_id, each.task_id) for each in found] == [
+        ("CancelTask", "accepted", idle.id, task.task_id),
+        ("CancelTasks", "ok", "", ""),
+        ("CreateWorkspace", "ok", made.id, ""),
+        ("HoldOrg", "ok", "", ""),
+        ("ReleaseOrg", "ok", "", ""),
+        ("ResumeWorkspace", "ok", failed.id, ""),
+        ("StopWorkspace", "ok", idle.id, task.task_id),
+        ("SubmitTask", "ok", idle.id, task.task_id),
+    ]
+    assert [each.rpc for each in found] == CHANGING
+    cancel = found[0]
+    assert cancel.id.startswith("aud_")
+    assert (cancel.time, cancel.org_id, cancel.reason) == (NOW, ORG, "enough")
+    assert (cancel.actor_id, cancel.credential_kind, cancel.credential_id) == (
+        "key_full_access",
+        "api_key",
+        "key_full_access",
+    )
+    assert (cancel.request_id, cancel.client_address) == ("req_9", "192.0.2.1")
+    assert server.audit.entries == []
+
+
+@pytest.mark.parametrize("method", CHANGING)
+async def test_a_call_without_a_credential_leaves_an_entry(server: Running, method: str) -> None:
+    await server.raw(PUBLIC + method, request=b"\x0a\x04ws_1")
+    entry = await entry_of(server)
+    assert (entry.rpc, entry.outcome) == (method, "unauthenticated")
+    assert (entry.org_id, entry.actor_id, entry.credential_kind) == ("", "", "")
+    # The request of a caller who is not known is not read.
+    assert entry.workspace_id == ""
+    assert entry.client_address == "127.0.0.1"
+
+
+@pytest.mark.parametrize("method", CHANGING)
+async def test_a_call_without_the_scope_leaves_an_entry(server: Running, method: str) -> None:
+    request = b"\x0a\x04ws_1\x12\x04true" if method == "SubmitTask" else b"\x0a\x04ws_1"
+    if method == "CancelTasks":
+        request = messages.CancelTasksRequest(all=True).SerializeToString()
+    if method == "ReleaseOrg":
+        request = b""
+    await server.raw(PUBLIC + method, bearer(READER), request)
+    entry = await entry_of(server)
+    assert (entry.rpc, entry.outcome) == (method, "permission_denied")
+    assert (entry.org_id, entry.actor_id) == (ORG, "key_read_only")
+    names_workspace = (
+        "workspace_id"
+        in messages.DESCRIPTOR.message_types_by_name[f"{method}Request"].fields_by_name
+    )
+    assert entry.workspace_id == ("ws_1" if names_workspace else "")
+
+
+async def test_invalid_fields_are_left_out(server: Running) -> None:
+    request = messages.CancelTaskRequest(workspace_id="ws 1\n", task_id="x" * 129, reason="a\0b")
+    await server.raw(PUBLIC + "CancelTask", bearer(), request.SerializeToString())
+    entry = await entry_of(server)
+    assert entry.outcome == "validation_error"
+    assert (entry.workspace_id, entry.task_id, entry.reason) == ("", "", "")
+
+
+async def test_a_refusal_in_the_transaction_is_stored_once(server: Running, world: World) -> None:
+    await server.raw(PUBLIC + "CancelTask", bearer(), b"\x0a\x0aws_unknown")
+    (entry,) = await stored(world)
+    assert entry.outcome == "workspace_not_found"
+    assert server.audit.entries == []
+
+
+async def test_a_refused_change_leaves_an_entry(server: Running, world: World) -> None:
+    busy, _ = await world.add_busy()
+    await server.fails(
+        server.stub.SubmitTask(
+            messages.SubmitTaskRequest(workspace_id=busy.id, description="true"),
+            metadata=bearer(),
+        )
+    )
+    assert (await entry_of(server)).outcome == "workspace_busy"
+
+
+async def test_an_unreachable_agent_does_not_change_the_entry(
+    server: Running, world: World
+) -> None:
+    busy, _ = await world.add_busy()
+    world.agents.reachable = False
+    seen = await server.fails(
+        server.stub.CancelTask(messages.CancelTaskRequest(workspace_id=busy.id), metadata=bearer())
+    )
+    assert seen.slug == "agent_unreachable"
+    assert [each.outcome for each in await stored(world)] == ["accepted"]
+    assert server.audit.entries == []
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(UnavailableError, "unavailable"), (KeyError, "internal")]
+)
+async def test_after_a_failure_the_entry_is_uncertain(
+    store: FailingStore, server: Running, error: type[Exception], outcome: str
+) -> None:
+    """The change, and its entry, may be committed all the same."""
+    store.error = error
+    await server.raw(PUBLIC + "CancelTask", bearer(), b"\x0a\x04ws_1")
+    store.error = None
+    entry = await entry_of(server)
+    assert (entry.outcome, server.audit.uncertain) == (outcome, {entry.id})
+
+
+async def test_a_caller_who_goes_away_leaves_an_uncertain_entry(
+    server: Running, world: World
+) -> None:
+    busy, _ = await world.add_busy()
+    arrived = asyncio.Event()
+
+    async def never(*_: Any) -> None:
+        arrived.set()
+        await asyncio.Event().wait()
+
+    world.agents.meanwhile = never
+    call = server.stub.CancelTask(
+        messages.CancelTaskRequest(workspace_id=busy.id), metadata=bearer()
+    )
+    waiting = asyncio.ensure_future(call)
+    await arrived.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await eventually_async(lambda: server.audit.entries)
+    (entry,) = server.audit.entries
+    # The store has the entry already, under the same id.
+    (accepted,) = await stored(world)
+    assert (entry.id, entry.outcome) == (accepted.id, "caller_gone")
+    assert (accepted.outcome, server.audit.uncertain) == ("accepted", {entry.id})
+
+
+async def test_a_flood_of_unauthenticated_calls_leaves_few_entries(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All within a second.
+    monkeypatch.setattr(auditing, "monotonic", lambda: 1.5)
+    calls = [server.raw(PUBLIC + "CancelTask", bearer("sk_unknown")) for _ in range(200)]
+    await asyncio.gather(*calls)
+    await eventually_async(lambda: len(server.audit.entries) + server.audit.lost == 200)
+    assert len(server.audit.entries) == 20
+
+
+async def test_a_read_leaves_no_entry(server: Running, world: World) -> None:
+    idle = await world.add()
+    await server.stub.GetWorkspace(
+        messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer()
+    )
+    await server.raw(PUBLIC + "GetWorkspace")
+    await server.raw(PUBLIC + "CancelTask")
+    await eventually_async(lambda: server.audit.entries)
+    assert [each.rpc for each in server.audit.entries] == ["CancelTask"]
+
+
+async def test_the_log_is_listed_with_all_fields(server: Running, world: World) -> None:
+    busy, task = await world.add_busy()
+    await server.stub.CancelTask(
+        messages.CancelTaskRequest(workspace_id=busy.id, reason="enough"),
+        metadata=bearer(x_request_id="req_9", x_forwarded_for="192.0.2.1"),
+    )
+    page = await server.stub.ListAuditEntries(
+        messages.ListAuditEntriesRequest(workspace_id=busy.id), metadata=bearer(READER)
+    )
+    (shown,) = page.entries
+    (entry,) = await stored(world)
+    assert (shown.id, shown.time.ToDatetime(entry.time.tzinfo)) == (entry.id, entry.time)
+    for name in ("org_id", "actor_id", "credential_kind", "credential_id", "rpc", "workspace_id"):
+        assert getattr(shown, name) == getattr(entry, name) != ""
+    assert (shown.task_id, shown.outcome, shown.reason) == (task.id, "accepted", "enough")
+    assert (shown.request_id, shown.trace_id, shown.client_address) == ("req_9", "", "192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"workspace_id": "a b"}, "workspace_id"),
+        ({"task_id": "a b"}, "task_id"),
+        ({"rpc": "x" * 256}, "rpc"),
+        ({"outcome": "\0"}, "outcome"),
+        ({"start_time": {"seconds": 2}, "end_time": {"seconds": 1}}, "end_time"),
+        ({"start_time": {"seconds": -1}}, "start_time"),
+        ({"end_time": {"seconds": 253_402_300_800}}, "end_time"),
+        ({"page_size": 201}, "page_size"),
+    ],
+)
+async def test_an_invalid_filter_is_refused(
+    server: Running, fields: dict[str, Any], problem: str
+) -> None:
+    seen = await server.fails(
+        server.stub.ListAuditEntries(messages.ListAuditEntriesRequest(**fields), metadata=bearer())
+    )
+    assert seen.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [each.field for each in seen.details["BadRequest"].field_violations] == [problem]
+
+
+async def test_a_workspace_that_does_not_exist_has_no_log(server: Running, world: World) -> None:
+    foreign = await world.add(org_id="org_b")
+    for workspace_id in ("ws_unknown", foreign.id):
+        seen = await server.fails(
+            server.stub.ListAuditEntries(
+                messages.ListAuditEntriesRequest(workspace_id=workspace_id), metadata=bearer(SECRET)
+            )
+        )
+        assert seen.slug == "workspace_not_found"
+    assert Page.of(0, "").size == 50
+
+
+async def test_a_forged_address_cannot_fill_the_log(server: Running) -> None:
+    await server.raw(PUBLIC + "CancelTask", bearer(x_forwarded_for="x" * 4000), b"\x0a\x01/")
+    assert (await entry_of(server)).client_address == "x" * 45

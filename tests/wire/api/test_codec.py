@@ -1,0 +1,320 @@
+"""The codec between the messages of callers and the core's objects loses no field."""
+
+import dataclasses
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from evershell.api import codec, emergency
+from evershell.core import event
+from evershell.core.cancel_task import CancelResult, Outcome
+from evershell.core.errors import Failure
+from evershell.core.event import Event, EventType, NewEvent, Origin
+from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.task_filter import AllTasks, TaskFilter
+from evershell.core.watch_events import Heartbeat
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.pod.messages import timestamp
+from tests.support.world import NOW
+from tests.wire.api.full_task import INTENT, ITERATION, TASK
+
+ORIGIN = Origin("req_1")
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return found
+
+
+def names(message: type[Message]) -> set[str]:
+    return {field.name for field in message.DESCRIPTOR.fields}
+
+
+def test_every_field_of_a_task_is_encoded() -> None:
+    seen = as_dict(codec.encode_task(TASK))
+    assert set(seen) == names(task_pb2.Task)
+    assert seen == {
+        "id": "task_1",
+        "workspace_id": "ws_1",
+        "description": "ls",
+        "status": "running",
+        "phase": "tool_call",
+        "iterations": 5,
+        "created_at": "2026-01-02T03:04:05Z",
+        "started_at": "2026-01-02T03:04:06Z",
+        "completed_at": "2026-01-02T03:04:07Z",
+        "cancel_requested_at": "2026-01-02T03:04:06Z",
+        "cancel_requested_by": "user_9",
+        "cancel_reason": "enough",
+        "cancel_force_at": "2026-01-02T03:04:09Z",
+        "reason": "why",
+        "result": "what",
+        "usage": {
+            "input_tokens": "1099511627776",
+            "output_tokens": "2",
+            "model_calls": "3",
+            "tool_calls": "4",
+        },
+        "forced": True,
+        "metadata": {"k": "v"},
+        "max_iterations": 7,
+        "submitted_by": "user_7",
+        "limits": {
+            "max_duration": "90.500s",
+            "max_total_tokens": "1099511627776",
+            "force_after": "0s",
+        },
+    }
+
+
+def test_a_new_task_has_no_later_times() -> None:
+    new = codec.encode_task(
+        Task(id="task_1", workspace_id="ws_1", description="ls", created_at=NOW)
+    )
+    assert not any(
+        new.HasField(name) for name in ("started_at", "completed_at", "cancel_requested_at")
+    )
+    assert new.status == task_pb2.Task.Status.submitted
+
+
+def test_every_field_of_a_workspace_is_encoded() -> None:
+    workspace = Workspace(
+        id="ws_1",
+        org_id="org_a",
+        name="n",
+        status=WorkspaceStatus.FAILED,
+        status_reason="why",
+        created_by_user_id="user_1",
+        created_at=NOW,
+        updated_at=NOW + timedelta(seconds=1),
+        current_task_id="task_1",
+        epoch=2**40,
+    )
+    seen = as_dict(codec.encode_workspace(workspace))
+    assert set(seen) == names(workspace_pb2.Workspace)
+    assert (seen["status"], seen["epoch"], seen["updated_at"]) == (
+        "failed",
+        "1099511627776",
+        "2026-01-02T03:04:06Z",
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "enum"),
+    [
+        (list(TaskStatus), task_pb2.Task.Status),
+        (list(WorkspaceStatus), workspace_pb2.Workspace.Status),
+        ([phase for phase in Phase if phase], task_pb2.Task.Phase),
+        (list(Outcome), messages.CancelTaskResponse.Outcome),
+        (list(EventType), event_pb2.EventType.Type),
+    ],
+)
+def test_the_values_of_each_enum_are_those_of_the_protos(values: list[str], enum: Any) -> None:
+    assert [str(value) for value in values] == enum.keys()[1:]
+    assert enum.keys()[0].endswith("_unspecified")
+
+
+PAYLOADS: dict[EventType, NewEvent] = {
+    EventType.WORKSPACE_PROVISIONED: event.workspace_event(
+        EventType.WORKSPACE_PROVISIONED, NOW, epoch=1
+    ),
+    EventType.WORKSPACE_STOPPED: event.workspace_event(
+        EventType.WORKSPACE_STOPPED, NOW, reason="r"
+    ),
+    EventType.WORKSPACE_FAILED: event.workspace_event(EventType.WORKSPACE_FAILED, NOW, reason="r"),
+    EventType.WORKSPACE_RESUMED: event.workspace_event(EventType.WORKSPACE_RESUMED, NOW, epoch=2),
+    EventType.TASK_SUBMITTED: event.task_submitted(TASK, "user_1"),
+    EventType.TASK_STARTED: event.task_started(TASK, 2, NOW),
+    EventType.ITERATION_COMPLETED: event.iteration_completed(TASK, ITERATION, NOW),
+    EventType.TASK_CANCEL_REQUESTED: event.task_cancel_requested(TASK, INTENT),
+    EventType.TASK_COMPLETED: event.task_completed(TASK, NOW, work_stopped=False),
+}
+
+
+@pytest.mark.parametrize("type_", EventType)
+def test_every_field_of_every_event_is_encoded(type_: EventType) -> None:
+    new = PAYLOADS[type_]
+    entry = Event(
+        workspace_id="ws_1",
+        seq=9,
+        type=type_,
+        time=NOW,
+        payload=new.payload,
+        task_id=new.task_id,
+        origin=Origin("req_1"),
+    )
+    seen = codec.encode_event(entry).event
+    assert (seen.seq, seen.workspace_id, seen.task_id, seen.request_id) == (
+        9,
+        "ws_1",
+        new.task_id or "",
+        "req_1",
+    )
+    assert event_pb2.EventType.Type.Name(seen.type) == type_ == seen.WhichOneof("payload")
+    payload = getattr(seen, type_)
+    assert set(as_dict(payload)) == names(type(payload))
+
+
+def test_the_end_of_a_task_is_encoded_in_full() -> None:
+    end = PAYLOADS[EventType.TASK_COMPLETED]
+    entry = Event(workspace_id="ws_1", seq=1, type=end.type, time=NOW, payload=end.payload)
+    seen = as_dict(codec.encode_event(entry).event.task_completed)
+    assert (seen["status"], seen["forced"], seen["work_stopped"], seen["iterations"]) == (
+        "running",
+        True,
+        "unknown",
+        5,
+    )
+    assert seen["usage"]["input_tokens"] == "1099511627776"
+    assert seen["cancel"] == {
+        "requested_by": "user_9",
+        "credential_kind": "session",
+        "requested_at": "2026-01-02T03:04:06Z",
+        "reason": "enough",
+        "force_at": "2026-01-02T03:04:09Z",
+        "force_requested_by": "user_8",
+    }
+
+
+def test_a_payload_without_fields_is_encoded() -> None:
+    entry = Event(
+        workspace_id="ws_1",
+        seq=1,
+        type=EventType.TASK_STARTED,
+        time=NOW,
+        payload={"of_a_later_version": 1},
+    )
+    assert codec.encode_event(entry).event.WhichOneof("payload") == "task_started"
+
+
+def test_a_heartbeat_has_the_last_sequence_number() -> None:
+    seen = codec.encode_heartbeat(Heartbeat(NOW, 7))
+    assert (seen.heartbeat.seq, seen.heartbeat.time.ToDatetime(NOW.tzinfo)) == (7, NOW)
+
+
+def test_a_batch_is_encoded_once_for_all_its_watchers() -> None:
+    batch, next_batch = (
+        [
+            Event(workspace_id="ws_1", seq=seq, type=new.type, time=NOW, payload=new.payload)
+            for seq, new in enumerate(PAYLOADS.values(), first)
+        ]
+        for first in (1, 100)
+    )
+    encode = codec.EventEncoder(codec.encode_events)
+    messages = encode(batch)
+    assert messages == [codec.encode_event(event) for event in batch]
+    assert encode(batch) is messages
+    assert [message.event.seq for message in encode(next_batch)] == list(range(100, 109))
+    assert encode(batch) == messages
+    # Equal events of another read are encoded again, so a change of the log is never hidden.
+    assert encode(list(batch)) is not encode(batch)
+
+
+def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:
+    seen = as_dict(codec.encode_cancel(CancelResult("ws_1", Outcome.ALREADY_REQUESTED, TASK)))
+    assert set(seen) == names(messages.CancelTaskResponse)
+    assert (seen["outcome"], seen["requested_by"], seen["reason"]) == (
+        "already_requested",
+        "user_9",
+        "enough",
+    )
+
+
+def test_every_field_of_a_filter_is_decoded() -> None:
+    """A field that was lost would cancel more tasks."""
+    filled = TaskFilter(
+        task_ids=("task_1", "task_2"),
+        workspace_ids=("ws_1",),
+        created_by_user_id="user_1",
+        submitted_by="key_1",
+        submitted_before=NOW,
+        metadata={"team": "a"},
+    )
+    fields = {each.name: getattr(filled, each.name) for each in dataclasses.fields(TaskFilter)}
+    assert set(fields) == names(messages.TaskFilter)
+    for name, value in fields.items():
+        one = messages.TaskFilter(**{name: value})
+        request = messages.CancelTasksRequest(filter=one)
+        assert emergency.decode_cancel_tasks(request, ORIGIN).wanted == TaskFilter(**{name: value})
+    whole = messages.CancelTasksRequest(filter=messages.TaskFilter(**fields))
+    assert emergency.decode_cancel_tasks(whole, ORIGIN).wanted == filled
+
+
+def test_all_tasks_are_selected_by_all_alone() -> None:
+    request = messages.CancelTasksRequest(all=True)
+    assert emergency.decode_cancel_tasks(request, ORIGIN).wanted == AllTasks()
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({}, "filter"),
+        ({"all": False, "dry_run": True}, "filter"),
+        ({"filter": {}}, "filter"),
+        ({"filter": {}, "all": True}, "all"),
+        ({"filter": {"task_ids": ["task_1"]}, "all": True}, "all"),
+        ({"filter": {"task_ids": []}}, "filter"),
+        ({"filter": {"task_ids": [""]}}, "filter.task_ids"),
+        ({"filter": {"submitted_by": ""}}, "filter.submitted_by"),
+        ({"filter": {"created_by_user_id": "", "submitted_by": "u"}}, "filter.created_by_user_id"),
+    ],
+)
+def test_a_request_that_names_no_tasks_is_refused(request_: dict[str, Any], field: str) -> None:
+    with pytest.raises(Failure) as raised:
+        emergency.decode_cancel_tasks(messages.CancelTasksRequest(**request_), ORIGIN)
+    assert set(raised.value.details["fields"]) == {field}
+
+
+@pytest.mark.parametrize("field", ["wait", "force_after"])
+def test_a_duration_of_zero_differs_from_no_duration(field: str) -> None:
+    def decoded(**fields: Any) -> float | None:
+        request = messages.CancelTaskRequest(workspace_id="ws_1", **fields)
+        cancellation = codec.decode_cancel(request, Origin("req_1"))
+        seconds: float | None = getattr(cancellation, f"{field}_seconds")
+        return seconds
+
+    assert decoded() is None
+    assert decoded(**{field: Duration()}) == 0
+    assert decoded(**{field: Duration(seconds=2, nanos=500_000_000)}) == 2.5
+
+
+@pytest.mark.parametrize("field", ["wait", "force_after"])
+@pytest.mark.parametrize("seconds", [-1, 86_401, 2**62])
+def test_a_duration_out_of_bounds_is_refused(field: str, seconds: int) -> None:
+    fields: dict[str, Any] = {field: Duration(seconds=seconds)}
+    request = messages.CancelTaskRequest(workspace_id="ws_1", **fields)
+    with pytest.raises(Failure) as raised:
+        codec.decode_cancel(request, Origin("req_1"))
+    assert set(raised.value.details["fields"]) == {field}
+
+
+def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
+    earlier = {"number": 1, "model_call": {"model": "m", "content": "c"}}
+    entry = Event(
+        workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=earlier
+    )
+    status = codec.encode_event(entry).event.iteration_completed.model_call.status
+    assert status == event_pb2.ModelCall.Status.status_unspecified
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        NOW,
+        datetime(2026, 11, 25, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 250_000, tzinfo=UTC),
+        datetime(9999, 12, 31, tzinfo=UTC),
+        datetime(2026, 11, 25, 1, 2, 3, 4, tzinfo=timezone(timedelta(hours=-5))),
+    ],
+)
+def test_a_time_is_converted_to_the_microsecond(moment: datetime) -> None:
+    expected = Timestamp()
+    expected.FromDatetime(moment)
+    assert Timestamp(**timestamp(moment)) == expected

@@ -1,0 +1,86 @@
+"""The page tokens of the lists: each continues its own list, and no other."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+
+from evershell.api import codec
+from evershell.core.errors import Failure
+from tests.support.world import World, workspace
+from tests.wire.api.running import OBSERVER, Running, bearer, running
+
+Request = Any
+
+
+@pytest.fixture
+async def server(world: World) -> AsyncIterator[Running]:
+    async with running(world) as started:
+        yield started
+
+
+@pytest.fixture
+async def lists(server: Running, world: World) -> dict[str, tuple[Callable[..., Request], str]]:
+    """The request of each list by name, and the field with its items. Each list has two items."""
+    ids = []
+    for _ in range(2):
+        idle = await world.add()
+        for _ in range(2):
+            ended = await world.run(idle)
+            await world.end(idle.id, ended.id)
+        ids.append(idle.id)
+        for _ in range(2):
+            await call(server, messages.CancelTaskRequest(workspace_id=idle.id))
+
+    def tasks_of(index: int) -> Callable[..., Request]:
+        return lambda **page: messages.ListTasksRequest(workspace_id=ids[index], **page)
+
+    def audit(**filter_: Any) -> Callable[..., Request]:
+        return lambda **page: messages.ListAuditEntriesRequest(**filter_, **page)
+
+    return {
+        "workspaces": (messages.ListWorkspacesRequest, "workspaces"),
+        "tasks": (tasks_of(0), "tasks"),
+        "tasks of another workspace": (tasks_of(1), "tasks"),
+        "audit": (audit(), "entries"),
+        "audit of a method": (audit(rpc="CancelTask"), "entries"),
+        "audit of a workspace": (audit(workspace_id=ids[0]), "entries"),
+    }
+
+
+async def call(server: Running, request: Request, token: str = "") -> Any:
+    method = getattr(server.stub, type(request).__name__.removesuffix("Request"))
+    return await method(request, metadata=bearer(token) if token else bearer())
+
+
+async def test_a_token_continues_its_list_and_no_other(
+    server: Running, lists: dict[str, tuple[Callable[..., Request], str]]
+) -> None:
+    tokens = {}
+    for name, (make, items) in lists.items():
+        first = await call(server, make(page_size=1))
+        tokens[name] = first.next_page_token
+        # Another size, and another caller of the organization, may continue it.
+        rest = await call(server, make(page_size=200, page_token=tokens[name]), OBSERVER)
+        whole = await call(server, make(page_size=200))
+        assert [*getattr(first, items), *getattr(rest, items)] == list(getattr(whole, items)), name
+        assert len(getattr(rest, items)) > 0
+    for name, (make, _) in lists.items():
+        for other, token in tokens.items():
+            if other != name:
+                request = make(page_token=token)
+                method = getattr(server.stub, type(request).__name__.removesuffix("Request"))
+                seen = await server.fails(method(request, metadata=bearer()))
+                assert seen.slug == "validation_error", (name, other)
+                (violation,) = seen.details["BadRequest"].field_violations
+                assert violation.field == "page_token"
+
+
+def test_a_token_of_another_organization_is_refused() -> None:
+    page = codec.decode_page(messages.ListWorkspacesRequest(page_size=1), "org_a")
+    _, token = page.cut([workspace(), workspace()])
+    request = messages.ListWorkspacesRequest(page_token=token)
+    assert codec.decode_page(request, "org_a").before_id
+    with pytest.raises(Failure, match="page_token"):
+        codec.decode_page(request, "org_b")

@@ -1,0 +1,261 @@
+"""The rate limits, with a clock that the tests set."""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, cast
+
+import grpc
+import pytest
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+from grpc_health.v1 import health_pb2
+from throttled import utils
+
+from evershell.api.call import Call
+from evershell.api.interceptors.interceptor import Method
+from evershell.api.interceptors.rate_limits import Rate, RateLimits
+from evershell.core.caller import Caller
+from evershell.core.errors import Failure
+from tests.support.world import World, caller
+from tests.wire.api.running import (
+    INTERNAL,
+    OBSERVER,
+    PUBLIC,
+    READER,
+    Failed,
+    Running,
+    agent_bearer,
+    bearer,
+    running,
+)
+
+CALLS, CANCELS = Rate(100, 20), Rate(50, 10)
+
+
+class Monotonic:
+    """A monotonic clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Monotonic:
+    clock = Monotonic()
+    monkeypatch.setattr(utils, "now_mono_f", clock)
+    return clock
+
+
+@pytest.fixture
+def limits(clock: Monotonic) -> RateLimits:
+    return RateLimits(CALLS, CANCELS)
+
+
+@pytest.fixture
+async def server(world: World, limits: RateLimits) -> AsyncIterator[Running]:
+    async with running(world, rate_limits=limits) as started:
+        yield started
+
+
+async def count_served(call: Callable[[], Coroutine[Any, Any, Any]], limit: int = 50) -> int:
+    """The number of calls that are served before the first one that is rate limited."""
+    for count in range(limit):
+        seen = await call()
+        if isinstance(seen, Failed) and seen.slug == "rate_limited":
+            return count
+    return limit
+
+
+def listing(server: Running, token: str = "sk_test") -> Callable[[], Coroutine[Any, Any, Any]]:
+    return lambda: server.raw(PUBLIC + "ListWorkspaces", bearer(token))
+
+
+def cancelling(
+    server: Running, workspace_id: str, token: str = "sk_test"
+) -> Callable[[], Coroutine[Any, Any, Any]]:
+    request = messages.CancelTaskRequest(workspace_id=workspace_id).SerializeToString()
+    return lambda: server.raw(PUBLIC + "CancelTask", bearer(token), request)
+
+
+async def test_calls_have_a_burst_and_a_rate(server: Running, clock: Monotonic) -> None:
+    assert await count_served(listing(server)) == 20
+    clock.seconds += 0.1
+    assert await count_served(listing(server)) == 10
+    clock.seconds += 60
+    assert await count_served(listing(server)) == 20
+
+
+async def test_a_refused_call_spends_nothing_and_names_when_to_retry(
+    server: Running, clock: Monotonic
+) -> None:
+    for _ in range(3):
+        await count_served(listing(server))
+    seen = await listing(server)()
+    assert isinstance(seen, Failed)
+    clock.seconds += seen.details["RetryInfo"].retry_delay.ToMilliseconds() / 1000
+    assert isinstance(await listing(server)(), bytes)
+
+
+@pytest.mark.parametrize("edge", ["grpc", "rest"])
+async def test_a_refusal_is_the_same_over_grpc_and_rest(server: Running, edge: str) -> None:
+    await count_served(listing(server))
+    seen = await server.raw(PUBLIC + "ListWorkspaces", bearer(x_evershell_edge=edge))
+    assert isinstance(seen, Failed)
+    assert (seen.code, seen.slug) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited")
+    assert (
+        seen.trailers["retry-after"],
+        seen.details["RetryInfo"].retry_delay.ToMilliseconds(),
+    ) == ("1", 1000)
+    facts = {"retry_after_seconds": 1, "limit_per_second": 100, "limit_burst": 20}
+    assert dict(seen.details["ErrorInfo"].metadata) == {
+        name: str(value) for name, value in facts.items()
+    }
+    assert "100 times a second" in seen.message and "has changed nothing" in seen.message
+    if edge == "rest":
+        assert (seen.trailers["x-evershell-status"], seen.envelope["code"]) == (
+            "429",
+            "rate_limited",
+        )
+        assert (seen.envelope["message"], seen.envelope["details"]) == (seen.message, facts)
+
+
+async def test_spent_reads_do_not_block_a_cancellation(server: Running, world: World) -> None:
+    busy, _ = await world.add_busy()
+    await count_served(listing(server))
+    assert isinstance(await cancelling(server, busy.id)(), bytes)
+    assert await count_served(cancelling(server, busy.id)) == 9
+
+
+async def test_spent_cancellations_do_not_block_a_read(server: Running, world: World) -> None:
+    busy, _ = await world.add_busy()
+    await count_served(cancelling(server, busy.id))
+    assert isinstance(await listing(server)(), bytes)
+
+
+async def test_credentials_of_one_organization_do_not_share_a_bucket(
+    server: Running,
+) -> None:
+    await count_served(listing(server))
+    assert await count_served(listing(server, READER)) == 20
+
+
+async def test_a_refused_cancellation_records_nothing(server: Running, world: World) -> None:
+    idle = await world.add()
+    assert await count_served(cancelling(server, idle.id)) == 10
+    running = await world.run(idle)
+    seen = await cancelling(server, idle.id)()
+    assert isinstance(seen, Failed) and seen.slug == "rate_limited"
+    assert (await world.task(idle.id, running.id)).cancel is None
+    assert world.agents.cancelled == []
+
+
+async def test_a_loop_on_a_wrong_task_does_not_limit_other_callers(
+    server: Running, world: World
+) -> None:
+    busy, running = await world.add_busy()
+    wrong = messages.CancelTaskRequest(
+        workspace_id=busy.id, task_id="task_wrong"
+    ).SerializeToString()
+    assert (
+        await count_served(lambda: server.raw(PUBLIC + "CancelTask", bearer(OBSERVER), wrong)) == 10
+    )
+    assert await count_served(cancelling(server, busy.id)) == 10
+    assert world.agents.cancelled == [running.id] * 10
+
+
+async def test_a_loop_on_the_right_task_does_not_limit_other_callers(
+    server: Running, world: World
+) -> None:
+    busy, running = await world.add_busy()
+    assert await count_served(cancelling(server, busy.id, OBSERVER)) == 10
+    assert await count_served(cancelling(server, busy.id)) == 10
+    assert world.agents.cancelled == [running.id] * 20
+
+
+async def test_cancellations_in_all_workspaces_share_one_bucket(
+    server: Running, world: World
+) -> None:
+    first, _ = await world.add_busy()
+    second, _ = await world.add_busy()
+    assert await count_served(cancelling(server, first.id)) == 10
+    assert await count_served(cancelling(server, second.id)) == 0
+
+
+async def test_unauthenticated_calls_are_not_counted(server: Running) -> None:
+    assert (
+        await count_served(lambda: server.raw(PUBLIC + "ListWorkspaces", bearer("sk_unknown")))
+        == 50
+    )
+
+
+async def test_agents_and_health_are_not_limited(server: Running) -> None:
+    assert (
+        await count_served(lambda: server.raw(INTERNAL + "Heartbeat", agent_bearer("ws_1"))) == 50
+    )
+    answer = await server.raw("/grpc.health.v1.Health/Check")
+    assert isinstance(answer, bytes)
+    assert (
+        health_pb2.HealthCheckResponse.FromString(answer).status
+        == health_pb2.HealthCheckResponse.SERVING
+    )
+
+
+async def test_a_stream_counts_as_one_call(server: Running, world: World) -> None:
+    busy, _ = await world.add_busy()
+    call = server.stub.WatchEvents(
+        messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer()
+    )
+    stream = aiter(call)
+    assert [(await anext(stream)).event.seq, (await anext(stream)).event.seq] == [1, 2]
+    assert await count_served(listing(server)) == 19
+    call.cancel()
+
+
+async def count_admitted(limits: RateLimits, by: Caller) -> int:
+    """The number of this caller's cancellations that pass before the first refusal."""
+
+    async def proceed(_call: Call) -> None:
+        pass
+
+    method = Method("evershell.workspace.v1.WorkspaceService", "CancelTask", bytes, is_stream=False)
+    limited = limits.wrap(method, proceed)
+    call = Call(cast(Any, None), metadata={}, request_id="req_1", is_rest=False, caller=by)
+    for count in range(50):
+        try:
+            await limited(call)
+        except Failure as failure:
+            assert failure.slug == "rate_limited"
+            return count
+    return 50
+
+
+async def test_each_credential_has_a_bucket_and_a_users_sessions_share_one(
+    limits: RateLimits,
+) -> None:
+    assert await count_admitted(limits, caller("workspace:write", actor_id="user_1")) == 10
+    assert await count_admitted(limits, caller("workspace:write:own", actor_id="user_1")) == 0
+    assert await count_admitted(limits, caller("workspace:write", actor_id="user_2")) == 10
+    assert (
+        await count_admitted(limits, caller("workspace:write", org_id="org_b", actor_id="user_1"))
+        == 10
+    )
+
+
+async def test_the_memory_of_many_callers_is_bounded(
+    clock: Monotonic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least recently used bucket is evicted; a busy one is kept."""
+    monkeypatch.setattr("evershell.api.interceptors.rate_limits._MAX_BUCKETS", 100)
+    limits = RateLimits(CALLS, CANCELS)
+    first, busy = (
+        caller("workspace:write", actor_id="first"),
+        caller("workspace:write", actor_id="busy"),
+    )
+    assert await count_admitted(limits, first) == await count_admitted(limits, busy) == 10
+    for number in range(99):
+        assert (
+            await count_admitted(limits, caller("workspace:write", actor_id=f"user_{number}")) == 10
+        )
+        assert await count_admitted(limits, busy) == 0
+    assert await count_admitted(limits, first) == 10

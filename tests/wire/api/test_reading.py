@@ -1,0 +1,308 @@
+"""The limits on reading requests: order, size, time and concurrency."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from evershell.api.interceptors import reading
+from evershell.api.method_options import public_methods
+from evershell.core.errors import Failure
+from evershell.telemetry.metrics import Metrics
+from tests.support.waiting import eventually_async, settle
+from tests.support.world import World
+from tests.wire.api.running import (
+    INTERNAL,
+    PUBLIC,
+    READER,
+    Failed,
+    Metadata,
+    Running,
+    agent_bearer,
+    bearer,
+    running,
+)
+
+CANCEL, LIST = f"{PUBLIC}CancelTask", f"{PUBLIC}ListWorkspaces"
+CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576
+PROMPT_SECONDS = 30.0
+
+
+class Incomplete:
+    """A call that sends these messages and leaves its stream open, until it is cancelled."""
+
+    def __init__(
+        self, server: Running, method: str, metadata: Metadata = (), sent: Sequence[bytes] = ()
+    ) -> None:
+        self._ending = asyncio.Event()
+
+        async def stream() -> AsyncIterator[bytes]:
+            for message in sent:
+                yield message
+            await self._ending.wait()
+
+        call: Any = server.channel.stream_unary(method)
+        self.call: Any = call(stream(), metadata=metadata)
+
+    def finish(self) -> None:
+        """Ends the stream."""
+        self._ending.set()
+
+    async def failure(self) -> Failed:
+        """The failure of the call while its stream is open."""
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async with asyncio.timeout(PROMPT_SECONDS):
+                await self.call
+        return Failed.of(raised.value)
+
+
+@pytest.mark.parametrize("method", [CANCEL, f"{PUBLIC}WatchEvents", f"{INTERNAL}Heartbeat"])
+@pytest.mark.parametrize("metadata", [(), bearer("sk_unknown")])
+async def test_a_bad_credential_is_refused_before_the_request_arrives(
+    server: Running, method: str, metadata: Metadata
+) -> None:
+    assert (await Incomplete(server, method, metadata).failure()).slug == "unauthenticated"
+
+
+async def test_a_method_takes_exactly_one_message(server: Running, world: World) -> None:
+    none = Incomplete(server, CANCEL, bearer())
+    none.finish()
+    two = Incomplete(server, CANCEL, bearer(), [b"", b""])
+    for seen in (await none.failure(), await two.failure()):
+        assert (seen.code, seen.slug) == (grpc.StatusCode.INVALID_ARGUMENT, "validation_error")
+        assert "one message" in seen.message
+
+
+async def test_a_method_without_effect_does_not_wait_for_the_end_of_its_request(
+    server: Running,
+) -> None:
+    methods = (
+        "GetTask",
+        "ListTasks",
+        "WatchEvents",
+        "StreamEvents",
+        "GetWorkspace",
+        "ListWorkspaces",
+        "ListAuditEntries",
+        "GetHold",
+    )
+    assert public_methods(with_effect=False) == {PUBLIC + name for name in methods}
+    async with asyncio.timeout(PROMPT_SECONDS):
+        assert await Incomplete(server, LIST, bearer(), [b""]).call == b""
+    none = Incomplete(server, LIST, bearer())
+    none.finish()
+    assert "one message" in (await none.failure()).message
+
+
+@pytest.mark.parametrize(
+    ("method", "metadata", "limit"),
+    [
+        (CANCEL, bearer(), CANCEL_BYTES),
+        (LIST, bearer(), USUAL_BYTES),
+        (f"{PUBLIC}WatchEvents", bearer(), USUAL_BYTES),
+        ("/grpc.health.v1.Health/Check", (), 4096),
+    ],
+)
+async def test_a_request_has_a_size_limit(
+    server: Running, method: str, metadata: Metadata, limit: int
+) -> None:
+    too_large = await server.raw(method, metadata, unknown_field(limit + 1))
+    assert isinstance(too_large, Failed)
+    assert (too_large.code, too_large.slug) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "validation_error",
+    )
+    assert f"{limit + 1:,} bytes" in too_large.message and f"{limit:,}" in too_large.message
+    largest = await server.raw(method, metadata, unknown_field(limit))
+    assert not isinstance(largest, Failed) or "bytes" not in largest.message
+
+
+async def test_agents_may_send_larger_requests(server: Running) -> None:
+    request = unknown_field(3 * USUAL_BYTES)
+    seen = await server.raw(f"{INTERNAL}CommitEvents", agent_bearer("ws_1"), request)
+    assert not isinstance(seen, Failed) or "bytes" not in seen.message
+
+
+async def test_an_agent_is_served_one_call_at_a_time_and_few_wait(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other calls wait unread, and a new one is refused. Heartbeats have turns of their own."""
+    monkeypatch.setattr(reading, "MAX_WAITING_CALLS", 3)
+    entered, go_on = list[str](), asyncio.Event()
+    transition = world.store.transition
+
+    async def wait_and_transit(workspace_id: str, *arguments: Any) -> Any:
+        entered.append(workspace_id)
+        await go_on.wait()
+        return await transition(workspace_id, *arguments)
+
+    monkeypatch.setattr(world.store, "transition", wait_and_transit)
+    metrics = Metrics()
+    async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
+        commit, agent = f"{INTERNAL}CommitEvents", agent_bearer("ws_1")
+        calls = [asyncio.create_task(server.raw(commit, agent)) for _ in range(4)]
+        await eventually_async(lambda: in_flight(metrics, "CommitEvents") == len(calls))
+        await eventually_async(lambda: entered == ["ws_1"])
+        refused = await server.raw(commit, agent)
+        assert isinstance(refused, Failed) and refused.slug == "rate_limited"
+        assert isinstance(await server.raw(f"{INTERNAL}Heartbeat", agent), bytes)
+        # The next epoch, and other workspaces, are not affected.
+        others = [("ws_1", 2), ("ws_2", 1)]
+        calls += [asyncio.create_task(server.raw(commit, agent_bearer(*other))) for other in others]
+        await eventually_async(lambda: entered == ["ws_1", "ws_1", "ws_2"])
+        go_on.set()
+        assert all(isinstance(seen, bytes) for seen in await asyncio.gather(*calls))
+        assert len(entered) == len(calls)
+
+
+async def test_an_agent_that_sends_fast_waits_for_its_next_turn(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BYTES_PER_SECOND", 1_000_000)
+    commit, agent = f"{INTERNAL}CommitEvents", agent_bearer("ws_1")
+    began = time.monotonic()
+    for _ in range(3):
+        await server.raw(commit, agent, unknown_field(500_000))
+    # Two half seconds. A worker without the limit needs a hundredth of it.
+    assert time.monotonic() - began >= 1.0
+
+
+def unknown_field(size: int) -> bytes:
+    """A message of `size` bytes, with one field that no message declares."""
+    # Field 15 of type bytes. Its length is a varint of four bytes, padded if it is small.
+    length = size - 5
+    encoded = [length >> shift & 127 | (128 if shift < 21 else 0) for shift in (0, 7, 14, 21)]
+    return bytes([15 << 3 | 2, *encoded]) + bytes(length)
+
+
+async def test_a_request_that_does_not_arrive_in_time_is_refused(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
+    seen = await Incomplete(server, CANCEL, bearer()).failure()
+    assert (seen.code, seen.slug) == (grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
+    unended = await Incomplete(server, CANCEL, bearer(), [b""]).failure()
+    assert unended.slug == "deadline_exceeded"
+
+
+async def test_slow_requests_of_a_credential_yield_to_its_other_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests are read at a time. The last two of five slow ones may wait undisturbed."""
+    monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
+    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
+    # The slow requests keep their time until the test has looked at them.
+    shorten, kept = reading._shorten, list[asyncio.Timeout]()
+    monkeypatch.setattr(reading, "_shorten", kept.append)
+    metrics = Metrics()
+    async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
+        slow = [Incomplete(server, LIST, bearer()) for _ in range(5)]
+        failures = [asyncio.create_task(each.failure()) for each in slow]
+        await eventually_async(lambda: in_flight(metrics) == len(slow))
+        assert await server.raw(LIST, bearer(READER)) == b""
+        assert in_flight(metrics) == len(slow), "another credential does not wait for these"
+        monkeypatch.setattr(reading, "_shorten", shorten)
+        for limit in kept:
+            shorten(limit)
+        assert await server.raw(LIST, bearer()) == b""
+        await eventually_async(lambda: in_flight(metrics) <= 2)
+        for each in failures:
+            if each.done():
+                assert each.result().slug == "deadline_exceeded"
+            each.cancel()
+        await asyncio.gather(*failures, return_exceptions=True)
+
+
+async def test_a_slow_request_yields_to_other_callers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_WORKER_BYTES", USUAL_BYTES)
+    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
+    metrics = Metrics()
+    async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
+        # Methods with the same size limit share the bound.
+        slow = asyncio.create_task(Incomplete(server, f"{PUBLIC}GetWorkspace", bearer()).failure())
+        await eventually_async(lambda: in_flight(metrics, "GetWorkspace") == 1)
+        assert await server.raw(LIST, bearer(READER)) == b""
+        assert (await slow).slug == "deadline_exceeded"
+
+
+async def test_a_request_that_waits_for_the_worker_is_not_cut_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The short limit under contention applies only to a request that is being read."""
+    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.0)
+    by_caller, in_all = reading._Turns(1), reading._Turns(1)
+    read = []
+
+    async def request(number: int) -> None:
+        async def record() -> bytes:
+            read.append(number)
+            return b""
+
+        await reading._message(record, by_caller, in_all)
+        for turns in (by_caller, in_all):
+            turns.release()
+
+    await in_all.take()
+    requests = [asyncio.create_task(request(number)) for number in range(2)]
+    await settle()
+    assert not any(each.done() for each in requests)
+    in_all.release()
+    await asyncio.gather(*requests)
+    assert read == [0, 1]
+
+
+async def test_a_burst_of_requests_is_served_in_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
+    async with running(world) as server, asyncio.timeout(PROMPT_SECONDS):
+        calls = [server.raw(LIST, bearer()) for _ in range(200)]
+        assert await asyncio.gather(*calls) == [b""] * 200
+
+
+def in_flight(metrics: Metrics, rpc: str = "ListWorkspaces") -> float:
+    labels = {"rpc": rpc}
+    return metrics.registry.get_sample_value("evershell_rpc_in_flight", labels) or 0.0
+
+
+async def test_a_request_that_times_out_does_not_fail_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
+    turns, may_begin = reading._Turns(1), asyncio.Event()
+
+    async def be_slow() -> None:
+        async def never() -> bytes:
+            await asyncio.Event().wait()
+            return b""
+
+        await reading._message(never, turns, reading._Turns(1))
+
+    async def follow() -> None:
+        await may_begin.wait()
+        async with asyncio.timeout(PROMPT_SECONDS):
+            await turns.take()
+
+    slow, following = asyncio.create_task(be_slow()), asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.01, may_begin.set)
+    # Both timers are due in the same pass of the event loop, that of the slow request first.
+    time.sleep(0.1)  # noqa: ASYNC251 - the loop has to be late
+    await following
+    with pytest.raises(Failure) as raised:
+        await slow
+    assert raised.value.slug == "deadline_exceeded"
+
+
+async def test_health_lists_its_services(server: Running) -> None:
+    health = health_pb2_grpc.HealthStub(server.channel)
+    found = await health.List(health_pb2.HealthListRequest())
+    serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+    names = ["", "evershell.workspace.v1.WorkspaceService", "liveness"]
+    assert dict(found.statuses) == dict.fromkeys(names, serving)

@@ -1,0 +1,119 @@
+"""The edge answers random requests with a success or with the error envelope.
+
+FUZZ_SECONDS sets the duration, FUZZ_SEED the seed.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from tests.support.edge.answers import check
+from tests.support.edge.clients import is_whole, parse
+from tests.support.edge.running_edge import RunningEdge
+from tests.support.edge.stub import Stub
+from tests.wire.edge.long.fuzz import requests
+
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "3"))
+SEED = int(os.environ.get("FUZZ_SEED", "1"))
+# How long to wait for an answer. The edge does not answer a request that it takes for incomplete.
+QUIET_SECONDS = 0.5
+# How long to wait for the rest of an answer that has begun.
+REST_SECONDS = 30.0
+# Enough requests for answers of every kind, even on a slow machine.
+MIN_REQUESTS = 300
+CONCURRENCY = 16
+# Statuses of requests that the edge could not parse.
+UNPARSED = (400, 426, 431)
+NOTHING, OUTSIDE = "nothing", "outside"
+
+
+def test_every_request_gets_a_success_or_the_envelope(edge: RunningEdge, stub: Stub) -> None:
+    stub.release.set()
+    verdicts: Counter[str] = Counter()
+    outside: list[tuple[bytes, str]] = []
+    ends = time.monotonic() + SECONDS
+    sent = requests(SEED)
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        while time.monotonic() < ends or verdicts.total() < MIN_REQUESTS:
+            batch = list(islice(sent, CONCURRENCY * 8))
+            for request, verdict in zip(
+                batch, pool.map(lambda each: verdict_on(edge, each), batch), strict=True
+            ):
+                verdicts[
+                    verdict if verdict in (NOTHING, OUTSIDE) or verdict.isdigit() else OUTSIDE
+                ] += 1
+                if verdicts[OUTSIDE] > len(outside):
+                    outside.append((request, verdict))
+    print(
+        f"seed {SEED}: {verdicts.total()} requests, {len(outside)} answers outside the envelope; "
+        f"{dict(sorted(verdicts.items()))}"
+    )
+    assert not outside, outside[:3]
+    assert len(verdicts) > 5
+    assert edge.answers(200)
+
+
+def verdict_on(edge: RunningEdge, sent: bytes) -> str:
+    """Returns the status of the answer, NOTHING without an answer, or what is wrong with it."""
+    received = received_for(edge, sent)
+    if not received:
+        return NOTHING
+    to_head = sent.lstrip(b"\r\n").startswith(b"HEAD ")
+    try:
+        answer = parse(received, to_head=to_head)
+        if answer.body and answer.status in UNPARSED and answer.header("connection") == "close":
+            # The edge could not tell that the request was a HEAD. It may send a body, because it
+            # closes the connection.
+            to_head = False
+        check(answer, to_head=to_head)
+    except (AssertionError, ValueError) as error:
+        return f"{received[:2000]!r}: {error!r:.500}"
+    return str(answer.status)
+
+
+def received_for(edge: RunningEdge, sent: bytes) -> bytes:
+    """Sends bytes, and returns what the edge sends until it is silent for QUIET_SECONDS.
+
+    A silence within an answer, as on a busy machine, may take REST_SECONDS.
+    """
+    received, to_head = b"", sent.lstrip(b"\r\n").startswith(b"HEAD ")
+    address, began = ("127.0.0.1", edge.settings.rest_port), time.monotonic()
+    with (
+        socket.create_connection(address, timeout=REST_SECONDS) as connection,
+        contextlib.suppress(OSError),
+    ):
+        connection.sendall(sent)
+        connection.settimeout(QUIET_SECONDS)
+        while not is_whole(received):
+            try:
+                chunk = connection.recv(65536)
+            except TimeoutError:
+                is_over = time.monotonic() - began > REST_SECONDS
+                if is_over or not received or is_complete(received, to_head=to_head):
+                    break
+                continue
+            if not chunk:
+                break
+            received += chunk
+    return received
+
+
+def is_complete(received: bytes, *, to_head: bool) -> bool:
+    """Whether an answer ends here, as far as its headers tell."""
+    try:
+        answer = parse(received, to_head=to_head)
+    except (AssertionError, ValueError):
+        return False
+    return to_head or len(answer.body) == int(answer.header("content-length") or len(answer.body))
+
+
+def test_a_seed_determines_the_requests() -> None:
+    assert (
+        list(islice(requests(7), 200))
+        == list(islice(requests(7), 200))
+        != list(islice(requests(8), 200))
+    )
