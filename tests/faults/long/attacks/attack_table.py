@@ -237,7 +237,7 @@ _WRITTEN = {
         "test_streams_that_hold_a_message",
         "resets, bad keys, half messages and slow bodies together": "stack/long/"
         "test_strangers.py::test_resets_bad_keys_half_messages_and_slow_bodies",
-        "a credential that a library logs": "test_logs.py::test_libraries_log_no_credential",
+        "a credential that a library logs": "unit/test_logs.py::test_libraries_log_no_credential",
         "a header that is not printable": "wire/edge/test_grpc.py::"
         "test_a_header_that_is_not_printable_ascii_is_refused",
         "idle connections": "wire/edge/long/test_overload.py::"
@@ -248,7 +248,7 @@ _WRITTEN = {
         "test_calls_without_a_credential_do_not_fill_the_log",
         "refusals that fill the audit log": "wire/api/test_auditing.py::"
         "test_a_flood_of_unauthenticated_calls_leaves_few_entries",
-        "log fields without a limit": "test_logs.py::test_every_field_is_truncated_at_a_bound",
+        "log fields without a limit": "unit/test_logs.py::test_every_field_is_truncated_at_a_bound",
     },
     "tool": {
         "a stranger named as the agent": TOOLS + "test_a_tool_that_names_a_stranger_as_its_agent",
