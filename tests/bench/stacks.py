@@ -24,21 +24,21 @@ PARTS = (ENGINE, INTERCEPTORS, LOG, CODEC, USE_CASE, DATABASE, SIGNAL, LOOP, RES
 # The part of a stack is that of the frame nearest to the leaf whose file is listed here.
 _OWNERS = {
     SIGNAL: (
-        "server/evershell/fleet/",
-        "server/evershell/pod/",
-        "server/evershell/auth/pod_tokens.py",
+        "evershell/fleet/",
+        "evershell/pod/",
+        "evershell/auth/pod_tokens.py",
         "grpc/aio/_call.py",
         "grpc/aio/_channel.py",
     ),
-    DATABASE: ("server/evershell/store/", "psycopg", "libpq"),
+    DATABASE: ("evershell/store/", "psycopg", "libpq"),
     LOG: (
-        "server/evershell/api/interceptors/request_log.py",
-        "server/evershell/telemetry/logs.py",
+        "evershell/api/interceptors/request_log.py",
+        "evershell/telemetry/logs.py",
         "structlog/",
     ),
-    CODEC: ("server/evershell/api/codec.py", "server/evershell/api/payloads.py"),
-    USE_CASE: ("server/evershell/core/", "server/evershell/api/workspace_servicer.py"),
-    INTERCEPTORS: ("server/evershell/api/", "server/evershell/auth/"),
+    CODEC: ("evershell/api/codec.py", "evershell/api/payloads.py"),
+    USE_CASE: ("evershell/core/", "evershell/api/workspace_servicer.py"),
+    INTERCEPTORS: ("evershell/api/", "evershell/auth/"),
 }
 # If no frame has an owner, it is the part of the frame nearest to the leaf that is listed here.
 # These libraries also work for the parts above, and then belong to them.
@@ -50,9 +50,9 @@ _LIBRARIES = {
 # What runs before the event loop does, in every stack of the main thread.
 _STARTUP = (
     "<frozen runpy>",
-    "server/evershell/commands/__main__.py",
-    "server/evershell/commands/",
-    "client/evershell/cli/",
+    "evershell/commands/__main__.py",
+    "evershell/commands/",
+    "evershell/cli/",
     "click/",
     "asyncio/runners.py",
     "uvloop/__init__.py",
@@ -61,7 +61,10 @@ _STARTUP = (
 # A thread in one of these waits, and uses no processor time.
 _WAITS = re.compile(r"^(epoll_p?wait|ppoll|poll|select|nanosleep|pthread_cond_\w*wait|sem_\w*wait)")
 # py-spy names a file from the highest folder with an `__init__.py` on, and `evershell` has none.
-_PARTS_OF_EVERSHELL = ("server/", "cli/", "workspace/v1/", "agent/v1/")
+_PARTS_OF_EVERSHELL = (
+    *("agents/", "api/", "app/", "auth/", "cli/", "commands/", "core/", "fleet/", "pod/", "store/"),
+    *("telemetry/", "workspace/v1/", "agent/v1/"),
+)
 _FRAME = re.compile(r"^(?P<name>.*) \((?P<file>[^()]*?)(:\d+)?\)$")
 _UVLOOP_SOURCES = ("loop.c", "core.c", "linux.c", "stream.c", "queue.h", "loop-watcher.c")
 

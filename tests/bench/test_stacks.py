@@ -10,9 +10,9 @@ LOOP = (
 )
 CORE = "0x7f01 (grpc/_cython/cygrpc.cpython-311-x86_64-linux-gnu.so)"
 COLOURS = {"": "#000", "a": "#111", "d": "#222"}
-LOG = "RequestLog.around (server/evershell/api/interceptors/request_log.py:44)"
-ERRORS = "Errors.around (server/evershell/api/interceptors/errors.py:27)"
-USE_CASE = "CancelTask.__call__ (server/evershell/core/cancel_task.py:60)"
+LOG = "RequestLog.around (api/interceptors/request_log.py:44)"
+ERRORS = "Errors.around (api/interceptors/errors.py:27)"
+USE_CASE = "CancelTask.__call__ (core/cancel_task.py:60)"
 CALL = f"{LOOP};{CORE};{CORE};{LOG};{ERRORS}"
 
 
@@ -41,14 +41,14 @@ def only(*frames: str) -> stacks.Stack:
             stacks.DATABASE,
         ),
         (
-            [CALL, USE_CASE, "AgentClient.cancel_task (server/evershell/fleet/agent_client.py:7)"],
+            [CALL, USE_CASE, "AgentClient.cancel_task (fleet/agent_client.py:7)"],
             stacks.SIGNAL,
         ),
         ([CALL, USE_CASE, "UnaryUnaryCall._invoke (grpc/aio/_call.py:595)", CORE], stacks.SIGNAL),
         (
             [
                 CALL,
-                "cancellation (server/evershell/api/codec.py:9)",
+                "cancellation (api/codec.py:9)",
                 "now (protobuf/internal/x.py:1)",
             ],
             stacks.CODEC,

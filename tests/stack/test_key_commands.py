@@ -49,7 +49,7 @@ def test_a_key_works_at_once_and_its_revocation_reaches_every_worker_and_stream(
     listed = call("keys", "list", "--org", "org_demo")
     assert listed.returncode == 0, listed.stderr
     (line,) = (line for line in listed.stdout.splitlines() if line.startswith(key_id))
-    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+-\s+-\s+for the build", line)
+    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+-\s+\S+\s+for the build", line)
     assert "sk_" not in listed.stdout
 
     after = workspace.log()[-1]["seq"] - 1
@@ -76,7 +76,7 @@ def test_a_key_works_at_once_and_its_revocation_reaches_every_worker_and_stream(
         for line in call("keys", "list", "--org", "org_demo").stdout.splitlines()
         if line.startswith(key_id)
     )
-    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+\S+Z\s+-\s+for the build", line)
+    assert re.fullmatch(rf"{key_id}\s+submit_observe\s+\S+Z\s+-\s+\S+Z\s+\S+\s+for the build", line)
     again = call("keys", "revoke", key_id)
     assert again.returncode == 1
     assert f"no valid key {key_id}" in again.stderr
