@@ -26,6 +26,7 @@ pytest_plugins = [
     "tests.support.edge.fixtures",
     "tests.support.leaks",
     "tests.support.leftovers",
+    "tests.support.missing",
     "tests.support.other_org",
     "tests.support.stack_fixtures",
 ]

@@ -25,6 +25,7 @@ from tests.faults.invariants.record import Record
 from tests.faults.invariants.spy_store import SpyStore
 from tests.support.fakes import FakeStore
 from tests.support.fleet import FakePods
+from tests.support.missing import NOT_APPLICABLE
 from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
@@ -152,7 +153,7 @@ class LocalCase:
         In a sandbox, the tools have ended.
         """
         if self._isolation is not None:
-            pytest.skip("in a sandbox, the kernel ends the tools with the agent")
+            pytest.skip(f"{NOT_APPLICABLE}in a sandbox, the kernel ends the tools with the agent")
         await self.kill(workspace)
         return await self.other_controller()
 

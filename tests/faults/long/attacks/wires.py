@@ -15,6 +15,7 @@ from google.api import annotations_pb2
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from tests.support.forgeries import Headers
+from tests.support.missing import NOT_APPLICABLE
 from tests.support.stack import Stack
 from tests.support.wires import Failed, grpc_failure, rest_failure
 
@@ -112,7 +113,7 @@ def _bindings(method: str, fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for rule in (http, *http.additional_bindings):
         if (verb := rule.WhichOneof("pattern")) is None:
-            pytest.skip(f"{method} has no path over REST")
+            pytest.skip(f"{NOT_APPLICABLE}{method} has no path over REST")
         path = getattr(rule, verb)
         if set(re.findall(r"{(\w+)}", path)) <= set(fields):
             found.append((verb, path))
