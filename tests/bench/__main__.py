@@ -1,7 +1,7 @@
 """`make bench`: measures the service, prints one table and writes bench.json.
 
-Everything that is compared runs in turn, in the same rounds. CONTRIBUTING.md explains the options
-and how to read the table.
+Everything that is compared runs in turn, in the same rounds. The docstring of
+the package explains the options and how to read the table.
 """
 
 import os

@@ -1,6 +1,14 @@
 """The blocks of code in README.md and docs/: reads them, runs them, and compares what they print.
 
-CONTRIBUTING.md, "Write documents", says how to write them.
+`make test-exhaustive` runs every block of a page, from top to bottom in one shell, on a real stack:
+`sh`, `python`, `ts` and `js`.
+
+- A block with a title, such as `ts title="cancel.mts"`, is a file that a later command uses.
+- A block of `json` or `text` after it is its output. JSON is compared by its names and types. In
+  text, `…` stands for anything, and ids, times and numbers may differ. A block without an output
+  has to print nothing.
+- A block that cannot be run says why in a comment before it: `<!-- not run: the reason -->`. If
+  another test runs it, the comment names that test.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Tests cancellation with faulty agents.
 
-Each fault is a row of the table in CONTRIBUTING.md.
+Each fault is a row of the table in tests/faults/README.md.
 """
 
 import shutil
