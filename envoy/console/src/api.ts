@@ -1,6 +1,7 @@
 // Calls of the REST interface, with types from the OpenAPI document.
 import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "../openapi";
+import { Failure, NO_CONNECTION } from "./failure";
 import { rejectToken, token } from "./session";
 import { withVisibleDirections } from "./text";
 
@@ -8,23 +9,6 @@ export type Schemas = components["schemas"];
 export type Workspace = Schemas["Workspace"];
 export type Task = Schemas["Task"];
 export type WorkspaceEvent = Schemas["Event"];
-
-// A call that failed. `slug` is that of the service's error, or `no_connection` if there was no
-// answer.
-export class Failure extends Error {
-  constructor(
-    readonly slug: string,
-    message: string,
-    readonly requestId: string,
-    readonly status: number,
-    readonly details: Partial<Schemas["ErrorDetails"]> = {},
-    readonly retryAfterSeconds = 0,
-  ) {
-    super(message);
-  }
-}
-
-export const NO_CONNECTION = "no_connection";
 
 const authorize: Middleware = {
   onRequest({ request }) {

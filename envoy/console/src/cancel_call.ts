@@ -1,7 +1,8 @@
 // A call of CancelTask that this page has made.
 import { signal } from "@preact/signals";
-import { api, type Failure, read, type Schemas } from "./api";
+import { api, read, type Schemas } from "./api";
 import { asFailure } from "./connection";
+import type { Failure } from "./failure";
 
 export interface CancelCall {
   readonly taskId: string;

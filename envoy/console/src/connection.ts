@@ -1,6 +1,6 @@
 // Whether the service answers.
 import { computed, signal } from "@preact/signals";
-import { Failure, NO_CONNECTION } from "./api";
+import { Failure, NO_CONNECTION } from "./failure";
 import { token } from "./session";
 
 const FIRST_PAUSE_MS = 500;

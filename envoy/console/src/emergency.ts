@@ -1,8 +1,9 @@
 // Stops everything: puts the organization on hold, cancels all tasks, and follows them to their end.
 import { signal } from "@preact/signals";
-import { api, type Failure, read, type Schemas } from "./api";
+import { api, read, type Schemas } from "./api";
 import { announce } from "./announcer";
 import { asFailure, backoffMs, pause } from "./connection";
+import type { Failure } from "./failure";
 import { count } from "./text";
 
 // How often a call is repeated that the service could not answer.

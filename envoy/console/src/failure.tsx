@@ -1,5 +1,21 @@
-// An error of the service: its message, its slug and the id of the call.
-import type { Failure } from "./api";
+// A call that failed, and the note that shows it: its message, its slug and the id of the call.
+import type { components } from "../openapi";
+
+// `slug` is that of the service's error, or `no_connection` if there was no answer.
+export class Failure extends Error {
+  constructor(
+    readonly slug: string,
+    message: string,
+    readonly requestId: string,
+    readonly status: number,
+    readonly details: Partial<components["schemas"]["ErrorDetails"]> = {},
+    readonly retryAfterSeconds = 0,
+  ) {
+    super(message);
+  }
+}
+
+export const NO_CONNECTION = "no_connection";
 
 export function FailureNote({ failure, title }: { failure: Failure; title?: string }) {
   const fields = Object.entries(failure.details.fields ?? {});

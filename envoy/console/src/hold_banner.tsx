@@ -1,10 +1,9 @@
 // Says on every page that the organization is on hold, and releases it.
 import { useEffect, useState } from "preact/hooks";
-import type { Failure } from "./api";
 import { asFailure } from "./connection";
 import { Dialog } from "./dialog";
 import { followHold, hold, release } from "./emergency";
-import { FailureNote } from "./failure";
+import { type Failure, FailureNote } from "./failure";
 import { fullTime } from "./text";
 
 export function HoldBanner() {

@@ -1,6 +1,6 @@
 // The credential of this tab.
 import { signal } from "@preact/signals";
-import type { Failure } from "./api";
+import type { Failure } from "./failure";
 
 // It is in memory only, so that it never is on the disk: browsers write sessionStorage to it. After
 // a reload the user signs in again, with the browser's password manager if it has the token.

@@ -1,9 +1,9 @@
 // Asks for a token, and checks it with a call before it is used.
 import { useState } from "preact/hooks";
-import { api, Failure, read } from "./api";
+import { api, read } from "./api";
 import { asFailure } from "./connection";
 import { Dialog } from "./dialog";
-import { FailureNote } from "./failure";
+import { Failure, FailureNote } from "./failure";
 import { signIn } from "./session";
 
 export function SignIn() {

@@ -1,10 +1,9 @@
 // Stops everything, after the person has typed the number of tasks.
 import { useEffect, useRef, useState } from "preact/hooks";
-import type { Failure } from "./api";
 import { seconds, SecondsField } from "./cancel_dialog";
 import { asFailure } from "./connection";
 import { countTasks, stop, stopEverything } from "./emergency";
-import { FailureNote } from "./failure";
+import { type Failure, FailureNote } from "./failure";
 import { StopProgress } from "./stop_progress";
 import { count } from "./text";
 

@@ -1,8 +1,9 @@
 // Follows the event log of a workspace. The browser's own EventSource cannot send a token in a
 // header, so this reads the stream with fetch.
 import { createParser } from "eventsource-parser";
-import { Failure, noAnswer, refusal, type Schemas, type WorkspaceEvent } from "./api";
+import { noAnswer, refusal, type Schemas, type WorkspaceEvent } from "./api";
 import { asFailure, backoffMs, pause } from "./connection";
+import { Failure } from "./failure";
 import { token } from "./session";
 import { withVisibleDirections } from "./text";
 

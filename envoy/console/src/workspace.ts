@@ -1,8 +1,9 @@
 // What is known of the workspace whose page is open.
 import { signal } from "@preact/signals";
-import { api, type Failure, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
+import { api, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
 import { announce } from "./announcer";
 import { repeat } from "./connection";
+import type { Failure } from "./failure";
 import { followEvents } from "./stream";
 import { announcement } from "./events";
 
