@@ -9,7 +9,7 @@ import click
 from evershell.cli import show
 from evershell.cli.completion import complete_workspace
 from evershell.cli.duration import DURATION
-from evershell.cli.service import Call, calling, with_options
+from evershell.cli.options import Call, calling, with_options
 from evershell.cli.tasks import LIMIT
 from evershell.cli.terminal import Commands
 

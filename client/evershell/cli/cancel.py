@@ -5,15 +5,13 @@ import sys
 import click
 
 from evershell.cli import show
-from evershell.cli.cancel_all import cancel_all
+from evershell.cli.cancel_all import FILTER_HELP, cancel_all, parse_filter
 from evershell.cli.completion import complete_task, complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
-from evershell.cli.progress import shown_progress
-from evershell.cli.service import Call, service_options
-from evershell.cli.task_filter import HELP, parse_filter
+from evershell.cli.options import Call, service_options
+from evershell.cli.progress import await_cancellation, shown_progress
 from evershell.cli.terminal import printable, say_lines
-from evershell.cli.waiting import await_cancellation
 from evershell.client import (
     AgentUnreachableError,
     CallError,
@@ -42,7 +40,12 @@ _NOT_KNOWN = (
 @click.argument("workspace", required=False, shell_complete=complete_workspace)
 @click.option("--all", "everything", is_flag=True, help="Cancel every task.")
 @click.option(
-    "--filter", "wanted", multiple=True, metavar="NAME=VALUE", callback=parse_filter, help=HELP
+    "--filter",
+    "wanted",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=parse_filter,
+    help=FILTER_HELP,
 )
 @click.option(
     "--dry-run", is_flag=True, help="With --all or --filter: show the tasks and cancel none."

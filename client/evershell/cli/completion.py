@@ -6,6 +6,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from evershell.cli import profiles
+from evershell.cli.service import find_target
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import Client, EvershellError
 
@@ -81,8 +82,6 @@ def _ask(
     context: click.Context, typed: str, list_: Callable[[Client], Iterable[tuple[str, str]]]
 ) -> list[CompletionItem]:
     """What the service has. Without a service, there is nothing to complete."""
-    from evershell.cli.service import find_target
-
     url, profile = context.params.get("url") or "", context.params.get("profile") or ""
     found: list[CompletionItem] = []
     try:

@@ -5,7 +5,7 @@ import click
 from evershell.cli import show
 from evershell.cli.cancel_all import confirm, print_counts
 from evershell.cli.exit_codes import TABLE
-from evershell.cli.service import Call, service_options
+from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import Hold
 

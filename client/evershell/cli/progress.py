@@ -1,21 +1,35 @@
-"""Shows on a terminal what a task is doing while a command waits."""
+"""Waits for the end of a task, and shows on a terminal what it is doing meanwhile."""
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evershell.cli.show import progress
 from evershell.cli.terminal import printable
-from evershell.client import Client, EvershellError, Task
+from evershell.client import (
+    CancelResult,
+    Client,
+    DeadlineExceededError,
+    EvershellError,
+    PermissionDeniedError,
+    RateLimitedError,
+    Task,
+    TaskNotEndedError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-
-_LOOK_SECONDS = 1.0
+# How often a command reads the task that it waits for, and that of a workspace that it follows.
+_LOOK_SECONDS = 0.25
+_FOLLOW_SECONDS = 1.0
+# After these, the outcome is not known, and another call may help.
+OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 
 
 class Progress:
@@ -79,7 +93,7 @@ def following(client: Client, workspace_id: str, view: Progress) -> Iterator[Non
                     view.say(f"workspace {workspace.status}")
             except EvershellError as error:
                 view.say(str(error))
-            closed.wait(_LOOK_SECONDS)
+            closed.wait(_FOLLOW_SECONDS)
 
     thread = threading.Thread(target=look, daemon=True)
     if sys.stderr.isatty():
@@ -89,4 +103,50 @@ def following(client: Client, workspace_id: str, view: Progress) -> Iterator[Non
     finally:
         closed.set()
         if thread.is_alive():
-            thread.join(_LOOK_SECONDS)
+            thread.join(_FOLLOW_SECONDS)
+
+
+def await_task(
+    client: Client,
+    workspace_id: str,
+    task_id: str,
+    wait_seconds: float,
+    view: Progress,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Task | None:
+    """The task when it has ended, or as it is after the wait; None if it could not be read.
+
+    While the service is unavailable, it goes on waiting.
+    """
+    deadline = time.monotonic() + wait_seconds
+    task: Task | None = None
+    while True:
+        try:
+            task = client.get_task(workspace_id, task_id)
+            view.update(task)
+        except OUTAGES as error:
+            view.say(f"{error.slug}: the service does not answer; trying again")
+        remaining = deadline - time.monotonic()
+        if (task is not None and task.has_ended) or remaining <= 0:
+            return task
+        sleep(min(_LOOK_SECONDS, remaining))
+
+
+def await_cancellation(
+    client: Client, result: CancelResult, wait_seconds: float, view: Progress
+) -> CancelResult:
+    """The result with the task when it has ended, or as it is after the wait."""
+    assert result.task_id is not None
+    began = time.monotonic()
+    try:
+        task = await_task(client, result.workspace_id, result.task_id, wait_seconds, view)
+        return replace(result, task=task or result.task)
+    except PermissionDeniedError:
+        # The credential may cancel, but not read.
+        view.say("waiting for the end of the task")
+    remaining = max(wait_seconds - (time.monotonic() - began), 0.0)
+    try:
+        ended = client.cancel_and_wait(result.workspace_id, result.task_id, timeout=remaining)
+        return replace(result, task=ended.task)
+    except TaskNotEndedError as error:
+        return replace(result, task=error.task or result.task)

@@ -4,7 +4,7 @@ import click
 
 from evershell.cli.exit_codes import TABLE
 from evershell.cli.hold import print_hold
-from evershell.cli.service import Call, service_options
+from evershell.cli.options import Call, service_options
 
 _HELP = f"""End the hold of your organization. Needs the scope org:hold.
 

@@ -9,10 +9,9 @@ from evershell.cli import show
 from evershell.cli.completion import complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
-from evershell.cli.progress import shown_progress
-from evershell.cli.service import Call, service_options
+from evershell.cli.options import Call, service_options
+from evershell.cli.progress import await_task, shown_progress
 from evershell.cli.terminal import OutputError, say_lines
-from evershell.cli.waiting import await_task
 from evershell.client import SubmittedTask, Task, TaskLimits
 
 _HELP = f"""Submit a task to the agent of WORKSPACE.

@@ -4,7 +4,7 @@ import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_task, complete_workspace
-from evershell.cli.service import Call, service_options
+from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import Task
 

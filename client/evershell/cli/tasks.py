@@ -7,7 +7,7 @@ import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_workspace
-from evershell.cli.service import Call, service_options
+from evershell.cli.options import Call, service_options
 
 LIMIT = click.option(
     "--limit",

@@ -9,8 +9,8 @@ from evershell.cli import show
 from evershell.cli.completion import complete_task, complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
+from evershell.cli.options import Call, service_options
 from evershell.cli.progress import following, shown_progress
-from evershell.cli.service import Call, service_options
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import (
     CallError,

@@ -5,7 +5,7 @@ from itertools import islice
 import click
 
 from evershell.cli import show
-from evershell.cli.service import Call, service_options
+from evershell.cli.options import Call, service_options
 from evershell.cli.tasks import LIMIT
 
 

@@ -15,12 +15,12 @@ from evershell.client._attempts import Attempts
 from evershell.client._base import BaseClient, log_failure
 from evershell.client._calls import Call
 from evershell.client._credential import AsyncCredential
-from evershell.client._endpoint import Endpoint, channel_options
 from evershell.client._failures import from_rpc_error, metadata_of
 from evershell.client._fields import Seconds
 from evershell.client._options import Options
 from evershell.client._watch import IDLE_SECONDS, Watch
 from evershell.client.answers import OnAnswer
+from evershell.client.endpoint import Endpoint, channel_options
 from evershell.client.errors import (
     CallError,
     ClientClosedError,

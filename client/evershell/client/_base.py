@@ -12,13 +12,13 @@ import grpc
 from evershell.client._attempts import Attempts
 from evershell.client._calls import Call
 from evershell.client._credential import AsyncCredential, check, find_credential
-from evershell.client._endpoint import Endpoint, channel_credentials, find_endpoint
 from evershell.client._failures import request_id_of
 from evershell.client._fields import Seconds, optional, seconds
 from evershell.client._options import Options
 from evershell.client._trace import trace_headers
 from evershell.client._watch import Watch
 from evershell.client.answers import Answer
+from evershell.client.endpoint import Endpoint, channel_credentials, find_endpoint
 from evershell.client.errors import CallError, ConfigurationError
 
 _log = logging.getLogger("evershell.client")

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import Result
 
-from evershell.cli import waiting
+from evershell.cli import progress
 from evershell.client import (
     AgentUnreachableError,
     CallError,
@@ -93,7 +93,7 @@ def test_each_outcome_has_its_exit_code(
 
 
 def test_the_end_is_waited_for_and_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.0)
     answers = [RUNNING, UnavailableError("Later."), RUNNING, CANCELLED]
     accepted = cancelled(CancelOutcome.ACCEPTED)
     result = cancel(monkeypatch, accepted, "--wait", "20s", get_task=answers)

@@ -10,7 +10,7 @@ import pytest
 
 import evershell.client
 from evershell.client import AsyncClient, Client, ConfigurationError
-from evershell.client._endpoint import channel_options, find_endpoint
+from evershell.client.endpoint import channel_options, find_endpoint
 
 HOST = "acme.evershell.ai"
 
