@@ -31,13 +31,14 @@ format: $(READY) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: $(READY) ## check format, lint, types, imports, protos, gen/ and Envoy's configuration
+check: $(READY) ## check format, lint, types, imports, protos, generated files and Envoy's configuration
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python .make/pages.py --check
+	$(BIN)/python .make/sync_client.py --check
 	$(BIN)/python -m tests.wire.edge.validate
 
 test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in about 4 minutes
@@ -79,9 +80,10 @@ docs: $(DOCS_READY) ## build the documents: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html; with the search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
 
-gen: $(READY) ## generate gen/ from protos/, and the pages of docs/ that follow from the code
+gen: $(READY) ## generate gen/ from protos/, the synchronous client, and pages of docs/ from the code
 	$(BIN)/python protos/generate.py
 	$(BIN)/python .make/pages.py
+	$(BIN)/python .make/sync_client.py
 
 wheel: $(READY) ## build the distribution: dist/*.whl and dist/*.tar.gz
 	@$(BIN)/hatchling build -d dist

@@ -7,9 +7,11 @@ with Client("https://acme.evershell.ai", "sk_…") as client:
     print(result.task.status)
 """
 
-from evershell.client._async_workspaces import AsyncClient
-from evershell.client._workspaces import Client
-from evershell.client.answers import Answer
+from evershell.client._async.caller import AsyncPages
+from evershell.client._async.client import AsyncClient
+from evershell.client._sync.caller import Pages
+from evershell.client._sync.client import Client
+from evershell.client.answers import Answer, Page
 from evershell.client.errors import (
     AgentUnreachableError,
     CallError,
@@ -56,17 +58,10 @@ from evershell.client.events import (
     WorkspaceStopped,
     WorkStopped,
 )
-from evershell.client.pages import AsyncPages, Page, Pages
-from evershell.client.states import (
-    CancelOutcome,
-    TaskOutcome,
-    TaskPhase,
-    TaskStatus,
-    WorkspaceStatus,
-)
 from evershell.client.types import (
     AuditEntry,
     CancelledTask,
+    CancelOutcome,
     CancelResult,
     CancelTasksResult,
     Hold,
@@ -75,8 +70,12 @@ from evershell.client.types import (
     Task,
     TaskFilter,
     TaskLimits,
+    TaskOutcome,
+    TaskPhase,
+    TaskStatus,
     Usage,
     Workspace,
+    WorkspaceStatus,
 )
 
 __all__ = [

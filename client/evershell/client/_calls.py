@@ -1,30 +1,26 @@
 """The calls of the service, apart from how they are sent.
 
-Each function makes a Call from the arguments of a client's method. Both clients use them.
+Each function makes a Call from the arguments of a client's method. The client refuses what no
+message can hold, and an empty id for "any".
 """
 
 import dataclasses
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from evershell.workspace.v1 import workspace_service_pb2 as service
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.client._fields import (
-    Seconds,
-    duration,
-    invalid,
-    optional,
-    request,
-    seconds,
-    timestamp,
-    valid,
-)
 from evershell.client._messages import Result
-from evershell.client.pages import Page
+from evershell.client.answers import Page
+from evershell.client.errors import ConfigurationError, ValidationError
 from evershell.client.types import (
     AuditEntry,
     CancelResult,
@@ -39,7 +35,13 @@ from evershell.client.types import (
 )
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Result)
+
+Seconds = float | timedelta
+
+# gRPC treats later deadlines as expired.
+LONGEST_SECONDS = 1e9
 _KEY_HEADER = "idempotency-key"
 
 
@@ -266,3 +268,65 @@ def _page(name: str, kind: type[R]) -> Callable[[Any, str], Page[R]]:
         tuple(kind._from_message(each) for each in getattr(response, name)),
         response.next_page_token or None,
     )
+
+
+def request(kind: type[M], **fields: Any) -> M:
+    """The request. Raises ValidationError, which names the field that it cannot hold."""
+    try:
+        return kind(**fields)
+    except ValueError:
+        for name, value in fields.items():
+            valid(name, partial(kind, **{name: value}))
+        raise
+
+
+def valid(name: str, make: Callable[[], T]) -> T:
+    """The value of a field. Raises ValidationError if it cannot be made."""
+    try:
+        return make()
+    except UnicodeError as error:
+        raise invalid(name, "is not valid Unicode") from error
+    except (ValueError, OverflowError) as error:
+        raise invalid(name, "is out of range") from error
+
+
+def invalid(name: str, problem: str) -> ValidationError:
+    """The error of a field that is not valid. The call has not been made."""
+    return ValidationError(
+        f"The request is not valid. {name}: {problem}.",
+        details={"fields": {name: problem}},
+        is_from_service=False,
+    )
+
+
+def optional(name: str, value: str | None) -> str | None:
+    """The value of a field that narrows a call. Raises ValidationError if it is empty."""
+    if value == "":
+        raise invalid(name, "must not be empty; leave it out for any")
+    return value
+
+
+def seconds(time: Seconds) -> float:
+    """The duration in seconds. Raises ConfigurationError."""
+    value = time.total_seconds() if isinstance(time, timedelta) else float(time)
+    if math.isnan(value):
+        raise ConfigurationError("A duration must be a number, not nan.")
+    return value
+
+
+def duration(name: str, time: Seconds | None) -> Duration | None:
+    """The duration of a field, to the millisecond. Raises what `seconds` and `valid` raise."""
+    if time is None:
+        return None
+    message = Duration()
+    valid(name, lambda: message.FromMilliseconds(round(seconds(time) * 1000)))
+    return message
+
+
+def timestamp(name: str, moment: datetime | None) -> Timestamp | None:
+    """The time of a field; one without a zone is local time. Raises ValidationError."""
+    if moment is None:
+        return None
+    message = Timestamp()
+    valid(name, lambda: message.FromDatetime(moment.astimezone()))
+    return message

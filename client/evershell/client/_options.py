@@ -1,15 +1,22 @@
-"""The options of calls, which `with_options` changes."""
+"""The credential and the options of calls, which `with_options` changes."""
 
+import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 from evershell.workspace.v1 import workspace_service_pb2
 
-from evershell.client._fields import Seconds, seconds
+from evershell.client._calls import Seconds, seconds
 from evershell.client.answers import OnAnswer
 from evershell.client.errors import ConfigurationError
+
+CREDENTIAL_VARIABLE = "EVERSHELL_API_KEY"
+
+Credential = str | Callable[[], str]
+AsyncCredential = str | Callable[[], str] | Callable[[], Awaitable[str]]
 
 _RPCS = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
 _NAME = re.compile(r"[a-z0-9_.-]+")
@@ -18,6 +25,7 @@ _RESERVED = re.compile(
     r"authorization|traceparent|tracestate|idempotency-key|x-request-id|user-agent|te|content-type"
     r"|(grpc-|x-evershell-|x-envoy-).*|.*-bin"
 )
+_TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,11 @@ class Options:
         """The timeout of a method, in seconds."""
         return self.timeouts.get(rpc, self.timeout)
 
+    def headers(self, token: str, more: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The metadata of a call. Raises ConfigurationError if the token is not valid."""
+        authorization = ("authorization", f"Bearer {check_token(token)}")
+        return [authorization, *_trace_headers(self.traceparent), *self.metadata.items(), *more]
+
 
 def _check(options: Options) -> None:
     """Raises ConfigurationError."""
@@ -88,3 +101,39 @@ def _check(options: Options) -> None:
             or value != value.strip()
         ):
             raise ConfigurationError(f"The value of the metadata {name!r} is not printable ASCII.")
+
+
+def find_credential(credential: AsyncCredential | None) -> AsyncCredential:
+    """The credential, or the one in EVERSHELL_API_KEY. Raises ConfigurationError."""
+    chosen = credential or os.environ.get(CREDENTIAL_VARIABLE, "")
+    if not chosen:
+        raise ConfigurationError(
+            f"There is no credential. Pass `credential`, or set {CREDENTIAL_VARIABLE} to an API "
+            "key."
+        )
+    return check_token(chosen) if isinstance(chosen, str) else chosen
+
+
+def check_token(token: str) -> str:
+    """Returns the token. Raises ConfigurationError, which does not contain it."""
+    is_text = isinstance(token, str) and bool(token)
+    if not is_text or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigurationError(
+            "The credential is not valid: it is empty, or contains characters that no API key and "
+            "no session token has."
+        )
+    return token
+
+
+def _trace_headers(traceparent: str | None) -> list[tuple[str, str]]:
+    """The headers of the given trace context, else of OpenTelemetry's current one, if any."""
+    if traceparent:
+        return [("traceparent", traceparent)]
+    # A program that makes spans has imported this module.
+    if "opentelemetry.trace" not in sys.modules:
+        return []
+    from opentelemetry import propagate
+
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return [(name, carrier[name]) for name in _TRACE_HEADERS if name in carrier]

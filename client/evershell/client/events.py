@@ -9,8 +9,7 @@ from evershell.workspace.v1 import event_pb2
 from google.protobuf.message import Message
 
 from evershell.client._messages import Result
-from evershell.client.states import TaskStatus
-from evershell.client.types import Usage
+from evershell.client.types import TaskStatus, Usage
 
 
 class EventType(StrEnum):

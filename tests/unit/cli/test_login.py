@@ -17,12 +17,12 @@ from evershell.cli import profiles, service
 from evershell.cli.main import main
 from evershell.cli.profiles import Profile
 from evershell.client import (
+    Page,
     PermissionDeniedError,
     UnauthenticatedError,
     UnavailableError,
     Workspace,
 )
-from evershell.client.pages import Page
 from tests.support.fake_client import FakeClient
 from tests.unit.cli.services import HOME, find
 

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evershell.client
-from evershell.client import AsyncClient, Client, events, states, types
+from evershell.client import AsyncClient, Client, events, types
 from evershell.client._messages import Result
 
 # The method of the client for each RPC.
@@ -147,21 +147,19 @@ def test_the_documentation_names_each_argument(name: str) -> None:
 
 
 def test_every_public_name_is_exported() -> None:
-    modules = (
-        types,
-        states,
-        events,
-        evershell.client.answers,
-        evershell.client.errors,
-        evershell.client.pages,
-    )
+    modules = (types, events, evershell.client.answers, evershell.client.errors)
     public = {
         name
         for module in modules
         for name, value in vars(module).items()
         if isinstance(value, type) and value.__module__ == module.__name__
     }
-    assert set(evershell.client.__all__) == public | {"Client", "AsyncClient"}
+    assert set(evershell.client.__all__) == public | {
+        "Client",
+        "AsyncClient",
+        "Pages",
+        "AsyncPages",
+    }
 
 
 STAMP = Timestamp(seconds=1_700_000_000, nanos=123_000)
@@ -218,7 +216,7 @@ def test_a_value_that_only_a_newer_service_has_is_unspecified() -> None:
     task = types.Task._from_message(
         task_pb2.Task(id="task_1", status=99, phase=99)  # type: ignore[arg-type]
     )
-    assert (task.status, task.phase) == (states.TaskStatus.UNSPECIFIED, None)
+    assert (task.status, task.phase) == (types.TaskStatus.UNSPECIFIED, None)
     unknown = events.Event._from_message(event_pb2.Event(seq=1, type=99))  # type: ignore[arg-type]
     assert (unknown.type, unknown.payload) == (events.EventType.UNSPECIFIED, None)
 

@@ -10,7 +10,7 @@ from evershell.workspace.v1 import error_pb2
 from evershell.api.status import RULES
 from evershell.client import CallError, EvershellError
 from evershell.client import errors as client_errors
-from evershell.client._failures import from_stream_error
+from evershell.client.answers import from_stream_error
 from evershell.client.errors import BY_SLUG
 from evershell.core import errors
 from evershell.core.errors import Failure

@@ -1,0 +1,304 @@
+"""When a call is made again: after a failure, to resume a stream, or to wait for an end."""
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from evershell.workspace.v1 import workspace_service_pb2
+
+from evershell.client import _calls
+from evershell.client._calls import LONGEST_SECONDS, Call, Seconds, request, seconds
+from evershell.client._options import Options
+from evershell.client.answers import from_stream_error
+from evershell.client.errors import (
+    AgentUnreachableError,
+    CallError,
+    DeadlineExceededError,
+    InternalError,
+    RateLimitedError,
+    TaskNotEndedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from evershell.client.events import Event, TaskCompleted
+from evershell.client.types import CancelOutcome, CancelResult, CancelTasksResult, Task
+
+_log = logging.getLogger("evershell.client")
+
+FIRST_BACKOFF_SECONDS = 0.2
+MAX_BACKOFF_SECONDS = 5.0
+# The longest `wait` of CancelTask.
+MAX_WAIT_SECONDS = 30.0
+# Between two calls of a wait.
+_PAUSE_SECONDS = 0.5
+# A connection that is lost without a sign exceeds the deadline.
+_OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
+# How long a wait goes on while the service is unavailable.
+_OUTAGE_SECONDS = 300.0
+
+
+class Attempts:
+    """The attempts of one call."""
+
+    def __init__(self, call: Call[Any], options: Options, monotonic: Callable[[], float]) -> None:
+        self._can_repeat = call.can_repeat
+        self._max_retries = options.max_retries
+        self._monotonic = monotonic
+        self._deadline = monotonic() + options.timeout_of(call.rpc) + call.extra_seconds
+        self._failures = 0
+
+    def remaining_seconds(self) -> float:
+        """The time that is left for the call."""
+        return min(max(self._deadline - self._monotonic(), 0.0), LONGEST_SECONDS)
+
+    def pause_seconds(self, error: CallError) -> float:
+        """The time to wait before the next attempt. Raises the error if there is none."""
+        self._failures += 1
+        pause = backoff_seconds(self._failures, error)
+        if (
+            not self._can_repeat
+            # Not AgentUnreachableError, because that cancellation is recorded.
+            or not isinstance(error, UnavailableError | RateLimitedError)
+            or self._failures > self._max_retries
+            or pause >= self.remaining_seconds()
+        ):
+            raise error
+        return pause
+
+
+def backoff_seconds(failures: int, error: CallError) -> float:
+    """The time that the service asked for, else an exponential backoff with jitter."""
+    if error.retry_after is not None:
+        return error.retry_after
+    limit = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10), MAX_BACKOFF_SECONDS)
+    return random.uniform(limit / 2, limit)  # noqa: S311 # jitter, not a secret
+
+
+def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
+    """Logs that a call is made again after a failure."""
+    _log.info(
+        "%s failed with %s, request %s; again in %.1f s",
+        rpc,
+        error.slug,
+        error.request_id or "-",
+        pause_seconds,
+    )
+
+
+class Watch:
+    """The state of one watch, which survives its streams."""
+
+    def __init__(
+        self,
+        workspace_id: str,
+        after: int,
+        task_id: str | None,
+        *,
+        connect_seconds: float,
+        reconnect_seconds: float,
+        timeout: float | None,
+        renews_credential: bool,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._workspace_id = workspace_id
+        self._after = after
+        self._task_id = task_id
+        self._connect_seconds = connect_seconds
+        self._reconnect_seconds = reconnect_seconds
+        self._renews_credential = renews_credential
+        self._monotonic = monotonic
+        self._deadline = None if timeout is None else monotonic() + timeout
+        self._has_connected = False
+        # Since the last message.
+        self._failures = 0
+        self._failing_since = 0.0
+        self.is_over = False
+
+    def request(self) -> workspace_service_pb2.WatchEventsRequest:
+        """The request of the next stream, which begins after the last event that was received."""
+        return request(
+            workspace_service_pb2.WatchEventsRequest,
+            workspace_id=self._workspace_id,
+            after=self._after,
+        )
+
+    def remaining_seconds(self) -> float | None:
+        """The time that is left for the watch; None for no limit."""
+        if self._deadline is None:
+            return None
+        return min(max(self._deadline - self._monotonic(), 0.0), LONGEST_SECONDS)
+
+    def receive(self, message: Any) -> Event | None:
+        """The event of the message; None if there is nothing to yield. Raises CallError."""
+        if message.HasField("error"):
+            raise from_stream_error(message.error)
+        self._has_connected, self._failures = True, 0
+        if not message.HasField("event") or message.event.seq <= self._after:
+            return None
+        event = Event._from_message(message.event)
+        self._after = event.seq
+        if self._task_id is None:
+            return event
+        if event.task_id != self._task_id:
+            return None
+        self.is_over = isinstance(event.payload, TaskCompleted)
+        return event
+
+    def pause_seconds(self, error: CallError) -> float:
+        """The time to wait before the next stream. Raises the error if there is none."""
+        now = self._monotonic()
+        if not self._failures:
+            self._failing_since = now
+        self._failures += 1
+        self._has_connected |= error.is_from_service
+        pause = backoff_seconds(self._failures, error)
+        if not self._can_overcome(error):
+            raise error
+        remaining = self.remaining_seconds()
+        if remaining is not None and pause >= remaining:
+            raise DeadlineExceededError("The timeout of the watch has passed.") from error
+        limit_seconds = self._reconnect_seconds if self._has_connected else self._connect_seconds
+        if now + pause - self._failing_since > limit_seconds:
+            raise error
+        return pause
+
+    def _can_overcome(self, error: CallError) -> bool:
+        if isinstance(error, UnavailableError | RateLimitedError):
+            return True
+        if isinstance(error, UnauthenticatedError):
+            # The token has expired, and the next stream gets a new one.
+            return self._renews_credential and self._failures == 1
+        # The connection broke in the middle of a message.
+        is_broken = isinstance(error, InternalError) and not error.is_from_service
+        return is_broken and self._failures == 1
+
+
+class Limit:
+    """The time limit of a wait."""
+
+    def __init__(self, timeout: Seconds | None, monotonic: Callable[[], float]) -> None:
+        self.timeout = None if timeout is None else seconds(timeout)
+        self.monotonic = monotonic
+        self._deadline = None if self.timeout is None else monotonic() + self.timeout
+
+    def clip(self, wanted: float) -> float:
+        """The wanted time, or what is left if that is less."""
+        if self._deadline is None:
+            return wanted
+        return min(wanted, max(self._deadline - self.monotonic(), 0.0))
+
+    def is_over(self) -> bool:
+        return self._deadline is not None and self.monotonic() >= self._deadline
+
+
+class CancelWait:
+    """A cancellation whose end the caller waits for. Every call after the first names the task."""
+
+    def __init__(
+        self,
+        workspace_id: str,
+        task_id: str | None,
+        reason: str,
+        force_after: Seconds | None,
+        limit: Limit,
+    ) -> None:
+        self._workspace_id = workspace_id
+        self._task_id = task_id
+        self._reason = reason
+        self._force_after = force_after
+        self._limit = limit
+        self._called_at = 0.0
+        self._failing_since: float | None = None
+        self.result: CancelResult | None = None
+
+    def next_call(self) -> Call[CancelResult]:
+        """The call that waits for the end."""
+        self._called_at = self._limit.monotonic()
+        wait = self._limit.clip(MAX_WAIT_SECONDS)
+        if self.result is None:
+            return _calls.cancel(
+                self._workspace_id, self._task_id, self._reason, wait, self._force_after
+            )
+        return _calls.cancel(self._workspace_id, self.result.task_id, self._reason, wait, None)
+
+    def receive(self, answer: CancelResult) -> None:
+        """Keeps the outcome of the first answer, and the task as it is now."""
+        self._failing_since = None
+        first, task = self.result, answer.task
+        if first is None:
+            self.result = answer
+        elif first.requested_at is None and task is not None:
+            self.result = replace(
+                first,
+                task=task,
+                requested_at=task.cancel_requested_at,
+                requested_by=task.cancel_requested_by,
+                reason=task.cancel_reason,
+            )
+        else:
+            self.result = replace(first, task=task)
+
+    def fail(self, error: CallError) -> None:
+        """Raises the error, unless the cancellation is recorded and the wait can go on."""
+        if isinstance(error, AgentUnreachableError) and error.intent_recorded and error.task_id:
+            self._failing_since = None
+            # Whether this call or an earlier one recorded it is not known.
+            self.result = self.result or CancelResult(
+                self._workspace_id,
+                CancelOutcome.ALREADY_REQUESTED,
+                task_id=error.task_id,
+                request_id=error.request_id,
+            )
+            return
+        if self.result is None or not isinstance(error, _OUTAGES):
+            raise error
+        now = self._limit.monotonic()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if now - self._failing_since > _OUTAGE_SECONDS:
+            raise error
+
+    def pause_seconds(self) -> float | None:
+        """The time to wait before the next call; None if there is nothing left to wait for.
+
+        Raises TaskNotEndedError if the time is over.
+        """
+        assert self.result is not None
+        if self.result.is_over:
+            return None
+        if self._limit.is_over():
+            raise TaskNotEndedError(
+                f"The cancellation of task {self.result.task_id} is recorded, but the task did "
+                f"not end within {self._limit.timeout:g} s.",
+                self.result.task,
+                self.result,
+            )
+        elapsed = self._limit.monotonic() - self._called_at
+        return self._limit.clip(max(_PAUSE_SECONDS - elapsed, 0.0))
+
+
+def pause_before_look(task: Task, limit: Limit) -> float | None:
+    """The time to wait before the task is read again; None if it has ended.
+
+    Raises TaskNotEndedError if the time is over.
+    """
+    if task.has_ended:
+        return None
+    if limit.is_over():
+        raise TaskNotEndedError(
+            f"Task {task.id} is {task.status} and did not end within {limit.timeout:g} s.", task
+        )
+    return limit.clip(_PAUSE_SECONDS)
+
+
+class RemainingPauses:
+    """The pauses between the calls that cancel many tasks, while tasks remain."""
+
+    def __init__(self) -> None:
+        self._pause_seconds = 0.0
+
+    def after(self, result: CancelTasksResult) -> float:
+        """How long to pause. Only if the call cancelled nothing: other transactions are slow."""
+        self._pause_seconds = 0.0 if result.accepted else min(self._pause_seconds + 0.1, 1.0)
+        return self._pause_seconds

@@ -1,0 +1,264 @@
+"""How gRPC sends a call and reads a stream, in both forms of the client.
+
+These pairs are all that is written twice. The rest of the synchronous client is generated from the
+asynchronous one, with the names of the first of each pair replaced by those of the second.
+"""
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from evershell.workspace.v1 import workspace_service_pb2_grpc
+from google.protobuf.message import Message
+
+from evershell.client._options import AsyncCredential
+from evershell.client.answers import from_rpc_error
+from evershell.client.endpoint import Endpoint, channel_options
+from evershell.client.errors import ClientClosedError, ConfigurationError, UnavailableError
+
+# The service sends a heartbeat after 15 s without an event.
+IDLE_SECONDS = 45.0
+_IDLE_CHECKS = 3
+
+AsyncChannel = grpc.aio.Channel
+Channel = grpc.Channel
+Headers = list[tuple[str, str]]
+
+
+async def async_token_of(credential: AsyncCredential) -> Any:
+    """The token, which a callable may return, also as an awaitable. It is not checked."""
+    token = credential() if callable(credential) else credential
+    return await token if inspect.isawaitable(token) else token
+
+
+def token_of(credential: AsyncCredential) -> Any:
+    """The token, which a callable may return. It is not checked."""
+    return credential() if callable(credential) else credential
+
+
+class AsyncTransport:
+    """A channel of grpc.aio, which several clients may share."""
+
+    # What a call raises if it fails; `failure` turns it into an error of the client.
+    ERRORS = (grpc.RpcError, grpc.aio.UsageError, asyncio.CancelledError)
+
+    def __init__(
+        self,
+        endpoint: Endpoint | None,
+        tls: grpc.ChannelCredentials | None,
+        channel: AsyncChannel | None,
+        interceptors: Sequence[Any],
+    ) -> None:
+        """Opens a channel to the endpoint, or uses the caller's. Raises ConfigurationError."""
+        if channel is not None and interceptors:
+            raise ConfigurationError("A channel has its own interceptors.")
+        self._is_owned = channel is None
+        self._is_closed = False
+        self._channel: Any = channel
+        if endpoint is not None:
+            options, kept = channel_options(endpoint), list(interceptors)
+            self._channel = (
+                grpc.aio.insecure_channel(endpoint.target, options=options, interceptors=kept)
+                if tls is None
+                else grpc.aio.secure_channel(
+                    endpoint.target, tls, options=options, interceptors=kept
+                )
+            )
+        self._stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Closes the channel, unless it is the caller's."""
+        if self._is_owned and not self._is_closed:
+            self._is_closed = True
+            await self._channel.close()
+
+    async def call(
+        self, rpc: str, request: Message, timeout: float, headers: Headers
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The response and its metadata. Raises one of ERRORS."""
+        call = getattr(self._stub, rpc)(request, timeout=timeout, metadata=headers)
+        response = await call
+        return response, (await call.initial_metadata(), await call.trailing_metadata())
+
+    def stream(
+        self, request: Message, timeout: float | None, headers: Headers, idle_seconds: float
+    ) -> "AsyncStream":
+        """Opens a stream of events. Raises ClientClosedError."""
+        try:
+            call = self._stub.WatchEvents(request, timeout=timeout, metadata=headers)
+        except self.ERRORS as error:
+            raise self.failure(error) from error
+        return AsyncStream(self, call, idle_seconds)
+
+    def failure(self, error: BaseException) -> BaseException:
+        """The error of the client that one of ERRORS stands for."""
+        # gRPC cancels the calls of a channel that is closed. A caller may cancel its own task, too.
+        task = asyncio.current_task()
+        if self._is_closed and not (task and task.cancelling()):
+            return ClientClosedError("The client is closed.")
+        return from_rpc_error(error) if isinstance(error, grpc.RpcError) else error
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        """Pauses the caller."""
+        await asyncio.sleep(seconds)
+
+
+class Transport:
+    """A channel of gRPC, which several clients may share."""
+
+    # gRPC raises a ValueError if its channel is closed.
+    ERRORS = (grpc.RpcError, ValueError)
+
+    def __init__(
+        self,
+        endpoint: Endpoint | None,
+        tls: grpc.ChannelCredentials | None,
+        channel: Channel | None,
+        interceptors: Sequence[Any],
+    ) -> None:
+        """Opens a channel to the endpoint, or uses the caller's."""
+        self._is_owned = channel is None
+        self._is_closed = False
+        self._channel: Any = channel
+        if endpoint is not None:
+            options = channel_options(endpoint)
+            self._channel = (
+                grpc.insecure_channel(endpoint.target, options=options)
+                if tls is None
+                else grpc.secure_channel(endpoint.target, tls, options=options)
+            )
+        intercepted = grpc.intercept_channel(self._channel, *interceptors)
+        self._stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(intercepted)
+
+    def close(self) -> None:
+        """Closes the channel, unless it is the caller's."""
+        if self._is_owned and not self._is_closed:
+            self._is_closed = True
+            self._channel.close()
+
+    def call(
+        self, rpc: str, request: Message, timeout: float, headers: Headers
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The response and its metadata. Raises one of ERRORS."""
+        response, call = getattr(self._stub, rpc).with_call(
+            request, timeout=timeout, metadata=headers
+        )
+        return response, (call.initial_metadata(), call.trailing_metadata())
+
+    def stream(
+        self, request: Message, timeout: float | None, headers: Headers, idle_seconds: float
+    ) -> "Stream":
+        """Opens a stream of events. Raises ClientClosedError."""
+        try:
+            call = self._stub.WatchEvents(request, timeout=timeout, metadata=headers)
+        except self.ERRORS as error:
+            raise self.failure(error) from error
+        return Stream(self, call, idle_seconds)
+
+    def failure(self, error: Exception) -> Exception:
+        """The error of the client that one of ERRORS stands for."""
+        if self._is_closed:
+            return ClientClosedError("The client is closed.")
+        return from_rpc_error(error) if isinstance(error, grpc.RpcError) else error
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        """Pauses the caller."""
+        time.sleep(seconds)
+
+
+class AsyncStream:
+    """A stream of events, which its reader closes."""
+
+    def __init__(self, transport: AsyncTransport, call: Any, idle_seconds: float) -> None:
+        self._transport = transport
+        self._call = call
+        self._idle_seconds = idle_seconds
+
+    async def read(self) -> Any:
+        """The next message; None at the end of the stream.
+
+        Raises UnavailableError if none arrives in time, and the errors of `AsyncTransport.failure`.
+        """
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                message = await self._call.read()
+        except TimeoutError as error:
+            raise _idle_error() from error
+        except self._transport.ERRORS as error:
+            raise self._transport.failure(error) from error
+        return None if message is grpc.aio.EOF else message
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._call.cancel()
+
+
+class Stream:
+    """A stream of events, which its reader closes."""
+
+    def __init__(self, transport: Transport, call: Any, idle_seconds: float) -> None:
+        self._transport = transport
+        self._call = call
+        self._idle = _IdleLimit(call.cancel, idle_seconds)
+
+    def read(self) -> Any:
+        """The next message; None at the end of the stream.
+
+        Raises UnavailableError if none arrives in time, and the errors of `Transport.failure`.
+        """
+        try:
+            with self._idle.waiting():
+                return next(self._call, None)
+        except grpc.RpcError as error:
+            if self._idle.has_passed:
+                raise _idle_error() from error
+            raise self._transport.failure(error) from error
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._idle.close()
+        self._call.cancel()
+
+
+class _IdleLimit:
+    """Calls `cancel` if a reader waits longer than the limit. Close it at the end."""
+
+    def __init__(self, cancel: Callable[[], object], limit_seconds: float) -> None:
+        self._cancel = cancel
+        self._limit_seconds = limit_seconds
+        self._waiting_since: float | None = None
+        self._closed = threading.Event()
+        self.has_passed = False
+        threading.Thread(target=self._check, name="evershell-watch", daemon=True).start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The reader waits while this context is open."""
+        self._waiting_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waiting_since = None
+
+    def close(self) -> None:
+        """Ends the checks."""
+        self._closed.set()
+
+    def _check(self) -> None:
+        while not self._closed.wait(self._limit_seconds / _IDLE_CHECKS):
+            since = self._waiting_since
+            if since is not None and time.monotonic() - since >= self._limit_seconds:
+                self.has_passed = True
+                self._cancel()
+                return
+
+
+def _idle_error() -> UnavailableError:
+    return UnavailableError("Nothing arrived on the stream of events.", is_from_service=False)
