@@ -43,8 +43,8 @@ def read(api: httpx.Client) -> Names:
     """What the names stand for now. Raises httpx.HTTPError."""
 
     def items(kind: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = api.get(kind).raise_for_status().json()["items"]
-        return found
+        objects: list[dict[str, Any]] = api.get(kind).raise_for_status().json()["items"]
+        return objects
 
     ready = {_name(each): sorted(_ready(each)) for each in items("endpoints")}
     names = {
@@ -55,8 +55,8 @@ def read(api: httpx.Client) -> Names:
     return {name: ips for name, ips in names.items() if ips}
 
 
-def _name(found: dict[str, Any]) -> str:
-    return f"{found['metadata']['name']}.{found['metadata']['namespace']}.{_DOMAIN}"
+def _name(object_: dict[str, Any]) -> str:
+    return f"{object_['metadata']['name']}.{object_['metadata']['namespace']}.{_DOMAIN}"
 
 
 def _ready(endpoints: dict[str, Any]) -> list[str]:

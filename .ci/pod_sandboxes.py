@@ -40,8 +40,8 @@ def _remove_ended(runtime: Any) -> None:
     ended = {each.id for each in sandboxes.items if each.state == messages.SANDBOX_NOTREADY}
     if not ended:
         return
-    found = runtime.ListContainers(messages.ListContainersRequest(), timeout=_CALL_SECONDS)
-    for sandbox in ended - {each.pod_sandbox_id for each in found.containers}:
+    containers = runtime.ListContainers(messages.ListContainersRequest(), timeout=_CALL_SECONDS)
+    for sandbox in ended - {each.pod_sandbox_id for each in containers.containers}:
         request = messages.RemovePodSandboxRequest(pod_sandbox_id=sandbox)
         runtime.RemovePodSandbox(request, timeout=_CALL_SECONDS)
 

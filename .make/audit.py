@@ -55,7 +55,7 @@ def _judge(lock: str, report: str) -> int:
     """Prints what was found in a lock file. Returns the exit code."""
     dependencies = json.loads(report)["dependencies"]
     skipped = [each["name"] for each in dependencies if "skip_reason" in each]
-    found = [
+    vulnerabilities = [
         f"  {each['name']} {each['version']}: {vulnerability['id']}, "
         f"fixed in {', '.join(vulnerability['fix_versions']) or 'no version'}"
         for each in dependencies
@@ -66,11 +66,11 @@ def _judge(lock: str, report: str) -> int:
         # A mirror of the package index may have no advisories at all.
         print(f"{lock}: not audited, because the index has advisories for none of its packages")
         return 0
-    print(f"{lock}: {audited} packages audited, {len(found)} known vulnerabilities")
+    print(f"{lock}: {audited} packages audited, {len(vulnerabilities)} known vulnerabilities")
     if skipped:
         print(f"  not audited: {', '.join(skipped)}")
-    print("\n".join(found), end="\n" if found else "")
-    return 1 if found else 0
+    print("\n".join(vulnerabilities), end="\n" if vulnerabilities else "")
+    return 1 if vulnerabilities else 0
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def reply(message: Descriptor) -> dict[str, Any]:
 def printed(example: dict[str, Any], message: Descriptor) -> dict[str, Any]:
     """The JSON that the edge prints for this message."""
     parsed = json_format.ParseDict(example, message_factory.GetMessageClass(message)())
-    found: dict[str, Any] = json_format.MessageToDict(
+    json_example: dict[str, Any] = json_format.MessageToDict(
         parsed, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return found
+    return json_example

@@ -51,8 +51,8 @@ TYPED = ("evershell/agent/py.typed", "evershell/workspace/py.typed")
 
 def proto_files() -> list[str]:
     """The paths of our protos, relative to protos/."""
-    found = (PROTOS / "evershell").rglob("*.proto")
-    return sorted(str(path.relative_to(PROTOS)) for path in found)
+    paths = (PROTOS / "evershell").rglob("*.proto")
+    return sorted(str(path.relative_to(PROTOS)) for path in paths)
 
 
 def googleapis() -> dict[str, bytes]:
@@ -106,10 +106,10 @@ def write(out: Path) -> None:
         generate(fresh)
         out.mkdir(exist_ok=True)
         old.mkdir()
-        for made in sorted(fresh.iterdir()):
-            if (current := out / made.name).exists():
-                current.rename(old / made.name)
-            made.rename(current)
+        for path in sorted(fresh.iterdir()):
+            if (current := out / path.name).exists():
+                current.rename(old / path.name)
+            path.rename(current)
 
 
 def generate(out: Path) -> None:
@@ -157,10 +157,10 @@ def slugs(protos: Protos) -> str:
 
 def generated_files(directory: Path) -> dict[str, bytes]:
     """The contents of all files in a directory, by relative path. Leaves out __pycache__."""
-    found = [
+    paths = [
         path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     ]
-    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 def check() -> list[str]:

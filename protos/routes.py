@@ -236,7 +236,7 @@ def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] |
     names = "|".join(
         name
         for field in fields
-        for name in (field, re.sub(r"_(\w)", lambda found: found[1].upper(), field))
+        for name in (field, re.sub(r"_(\w)", lambda match: match[1].upper(), field))
     )
     if not names:
         return None

@@ -115,7 +115,7 @@ class Protos:
         If two paths match a request, the one with a literal segment comes before the one with a
         variable. Raises ValueError if an RPC lacks an option.
         """
-        found = []
+        all_bindings = []
         for method in self.service.methods:
             http = self.option(method.GetOptions(), "google.api.http")
             edge = self.option(method.GetOptions(), f"{PACKAGE}.edge")
@@ -129,9 +129,11 @@ class Protos:
                         "with a success_status"
                     )
                 path, limit = getattr(rule, verb), self.max_request_bytes(method)
-                found.append(Binding(method, verb.upper(), path, bool(rule.body), edge, limit))
+                all_bindings.append(
+                    Binding(method, verb.upper(), path, bool(rule.body), edge, limit)
+                )
         return sorted(
-            found,
+            all_bindings,
             key=lambda binding: [
                 (segment.startswith("{"), segment) for segment in binding.path.split("/")
             ],
@@ -149,7 +151,7 @@ class Protos:
     def rules(self) -> list[Rule]:
         """All error codes that have a rule. Raises ValueError if a comment has no example."""
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
-        found = []
+        all_rules = []
         for value in enum.values:
             rule = self.option(value.GetOptions(), f"{PACKAGE}.rule")
             if rule.http:
@@ -161,7 +163,7 @@ class Protos:
                         "'Example: ' and an example, and an `action` in its rule"
                     )
                 message = message.split(". ")[0].rstrip(".") + "."
-                found.append(
+                all_rules.append(
                     Rule(
                         value.name,
                         rule.grpc,
@@ -175,7 +177,7 @@ class Protos:
                         rule.action,
                     )
                 )
-        return found
+        return all_rules
 
     def errors(self, binding: Binding) -> list[Rule]:
         """The errors of this RPC over REST, in the order of the enum."""

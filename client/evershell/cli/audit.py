@@ -84,9 +84,9 @@ def _list(
         start_time=start,
         page_size=min(limit, 200),
     )
-    found = list(islice(entries, limit))
+    listed = list(islice(entries, limit))
     if call.as_json:
-        show.json_value({"entries": [entry.to_dict() for entry in found]})
+        show.json_value({"entries": [entry.to_dict() for entry in listed]})
         return
     show.table(
         ["TIME", "CALL", "OUTCOME", "ACTOR", "WORKSPACE", "TASK", "FROM", "REASON"],
@@ -101,7 +101,7 @@ def _list(
                 entry.client_address,
                 show.first_line(entry.reason),
             )
-            for entry in found
+            for entry in listed
         ],
         "No entry matches.",
     )

@@ -83,15 +83,15 @@ def _ask(
 ) -> list[CompletionItem]:
     """What the service has. Without a service, there is nothing to complete."""
     url, profile = context.params.get("url") or "", context.params.get("profile") or ""
-    found: list[CompletionItem] = []
+    items: list[CompletionItem] = []
     try:
         with find_target(url, profile, None, {}).connect(_SECONDS) as client:
             for id_, help_ in list_(client.with_options(max_retries=0)):
                 if id_.startswith(typed):
                     # A newline in a name would begin another item.
-                    found.append(CompletionItem(id_, help=printable(help_)))
-                if len(found) == _MOST:
+                    items.append(CompletionItem(id_, help=printable(help_)))
+                if len(items) == _MOST:
                     break
     except (EvershellError, click.ClickException):
         return []
-    return found
+    return items

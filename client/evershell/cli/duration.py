@@ -18,10 +18,10 @@ class _Duration(click.ParamType[float]):
     def convert(
         self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        found = _DURATION.fullmatch(str(value).strip())
-        if found is None:
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None:
             self.fail(f"{value!r} is not a duration; write 500ms, 10s, 1m, 1h or 30d.", param, ctx)
-        seconds = float(found[1]) * _UNITS_SECONDS[found[2]]
+        seconds = float(match[1]) * _UNITS_SECONDS[match[2]]
         if seconds > _MAX_SECONDS:
             self.fail(f"{value!r} is too long.", param, ctx)
         return seconds

@@ -60,7 +60,7 @@ def login(
         if token_file
         else click.prompt("API key or session token", hide_input=True)
     )
-    made = Profile(url, credential, ca_file, cert_file, key_file)
+    entry = Profile(url, credential, ca_file, cert_file, key_file)
     files = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
     target = Target(url, credential, {name: path for name, path in files.items() if path})
     with target.connect(_SECONDS) as client:
@@ -71,5 +71,5 @@ def login(
             pass
         except CallError as error:
             show.fail(error, url, as_json=False)
-    profiles.add(profile, made)
+    profiles.add(profile, entry)
     say_lines(f"Profile {profile} calls {url}. It is stored in {profiles.path()}.", error=True)

@@ -54,8 +54,8 @@ def calling(command: Callable[..., None]) -> Callable[..., None]:
         **arguments: Any,
     ) -> None:
         files = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
-        given = {name: path for name, path in files.items() if path is not None}
-        target = find_target(url, profile, token_file, given)
+        present = {name: path for name, path in files.items() if path is not None}
+        target = find_target(url, profile, token_file, present)
         with target.connect(timeout) as client:
             try:
                 command(Call(client, target, as_json), **arguments)

@@ -57,13 +57,13 @@ def read() -> dict[str, Profile]:
 
 def _profile(**fields: Any) -> Profile:
     """The profile. Raises TypeError."""
-    made = Profile(**fields)
-    files = (made.ca_file, made.cert_file, made.key_file)
-    is_text = all(isinstance(text, str) for text in (made.url, made.credential))
+    profile = Profile(**fields)
+    files = (profile.ca_file, profile.cert_file, profile.key_file)
+    is_text = all(isinstance(text, str) for text in (profile.url, profile.credential))
     # Without an address, the credential would belong to any service.
-    if not is_text or not made.url or not all(isinstance(file, str | None) for file in files):
+    if not is_text or not profile.url or not all(isinstance(file, str | None) for file in files):
         raise TypeError
-    return made
+    return profile
 
 
 def add(name: str, profile: Profile) -> None:

@@ -48,26 +48,26 @@ def find_target(
 
     A credential is sent only to the service for which it was given. Raises click.ClickException.
     """
-    given = read_token(token_file) if token_file else os.environ.get("EVERSHELL_API_KEY", "")
+    credential = read_token(token_file) if token_file else os.environ.get("EVERSHELL_API_KEY", "")
     named = url or ("" if profile_name else os.environ.get("EVERSHELL_URL", ""))
-    known = _known(profile_name, needed=not (named and given))
-    found = next((each for each in known if not named or _is_same(named, each.url)), None)
+    known = _known(profile_name, needed=not (named and credential))
+    match = next((each for each in known if not named or _is_same(named, each.url)), None)
     options = f" --url {shlex.quote(url)}" if url else ""
     options += f" --profile {shlex.quote(profile_name)}" if profile_name else ""
-    if found is None:
+    if match is None:
         if not named:
             raise click.ClickException(
                 f"There is no service to call: no stack runs in {_state_dir()}. Start one with "
                 "`evershell up`, name the service with --url or EVERSHELL_URL, or run "
                 "`evershell login`."
             )
-        if not given:
+        if not credential:
             raise click.ClickException(
                 f"There is no credential for {named}. Set EVERSHELL_API_KEY, name a file that "
                 "holds it with --token-file, or run `evershell login`."
             )
-        return Target(named, given, files, options)
-    return Target(found.url, given or found.credential, {**found.files, **files}, options)
+        return Target(named, credential, files, options)
+    return Target(match.url, credential or match.credential, {**match.files, **files}, options)
 
 
 def _is_same(named: str, url: str) -> bool:
@@ -75,8 +75,8 @@ def _is_same(named: str, url: str) -> bool:
     try:
         known = find_endpoint(url, insecure=False)
         scheme = "https" if known.is_tls else "http"
-        given = named if "://" in named else f"{scheme}://{named}"
-        return find_endpoint(given, insecure=False) == known
+        address = named if "://" in named else f"{scheme}://{named}"
+        return find_endpoint(address, insecure=False) == known
     except ConfigurationError:
         return False
 
@@ -97,7 +97,7 @@ def read_token(file: TextIO) -> str:
 
 def _known(profile_name: str, *, needed: bool) -> list[Target]:
     """The services that have a credential on this machine. Their errors count only if needed."""
-    found = []
+    targets = []
     try:
         stored = profiles.read()
         if profile_name and profile_name not in stored:
@@ -112,14 +112,14 @@ def _known(profile_name: str, *, needed: bool) -> list[Target]:
                 "cert_file": profile.cert_file,
                 "key_file": profile.key_file,
             }
-            given = {name: path for name, path in files.items() if path}
-            found.append(Target(profile.url, profile.credential, given))
+            present = {name: path for name, path in files.items() if path}
+            targets.append(Target(profile.url, profile.credential, present))
         if not profile_name and (stack := local_stack()) is not None:
-            found.append(stack)
+            targets.append(stack)
     except click.ClickException:
         if needed:
             raise
-    return found
+    return targets
 
 
 def _state_dir() -> Path:

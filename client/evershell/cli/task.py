@@ -15,51 +15,51 @@ from evershell.client import Task
 @service_options
 def task(call: Call, workspace: str, task: str) -> None:
     """Prints the task."""
-    found = call.client.get_task(workspace, task)
+    read = call.client.get_task(workspace, task)
     if call.as_json:
-        show.json_value(found.to_dict())
+        show.json_value(read.to_dict())
     else:
-        _print(found)
+        _print(read)
 
 
-def _print(found: Task) -> None:
-    forced = ", forced" if found.forced else ""
-    say_lines(f"task {printable(found.id)}: {show.status(found.status)}{forced}")
-    show.line("workspace", found.workspace_id)
-    show.line("does", show.first_line(found.description, 200))
-    show.line("progress", f"{show.progress(found)}, at most {found.max_iterations}")
-    if limits := _limits(found):
+def _print(task: Task) -> None:
+    forced = ", forced" if task.forced else ""
+    say_lines(f"task {printable(task.id)}: {show.status(task.status)}{forced}")
+    show.line("workspace", task.workspace_id)
+    show.line("does", show.first_line(task.description, 200))
+    show.line("progress", f"{show.progress(task)}, at most {task.max_iterations}")
+    if limits := _limits(task):
         show.line("limits", limits)
-    show.line("created", show.time(found.created_at))
-    if found.started_at is not None:
-        show.line("started", show.time(found.started_at))
-    if found.cancel_requested_at is not None:
+    show.line("created", show.time(task.created_at))
+    if task.started_at is not None:
+        show.line("started", show.time(task.started_at))
+    if task.cancel_requested_at is not None:
         show.line(
-            "cancelled", f"{show.time(found.cancel_requested_at)} by {found.cancel_requested_by}"
+            "cancelled", f"{show.time(task.cancel_requested_at)} by {task.cancel_requested_by}"
         )
-        if found.cancel_reason:
-            show.line("reason", found.cancel_reason)
-    if found.cancel_force_at is not None and not found.has_ended:
-        show.line("force at", show.time(found.cancel_force_at))
-    if found.completed_at is not None:
-        show.line("ended", show.time(found.completed_at))
-    if found.reason and found.reason != found.cancel_reason:
-        show.line("because", found.reason)
-    if found.result:
-        show.line("result", show.first_line(found.result, 200))
-    used = found.usage
+        if task.cancel_reason:
+            show.line("reason", task.cancel_reason)
+    if task.cancel_force_at is not None and not task.has_ended:
+        show.line("force at", show.time(task.cancel_force_at))
+    if task.completed_at is not None:
+        show.line("ended", show.time(task.completed_at))
+    if task.reason and task.reason != task.cancel_reason:
+        show.line("because", task.reason)
+    if task.result:
+        show.line("result", show.first_line(task.result, 200))
+    used = task.usage
     show.line(
         "used",
         f"{used.model_calls} model calls, {used.tool_calls} tool calls, {used.input_tokens} input "
         f"tokens, {used.output_tokens} output tokens",
     )
-    for name, value in found.metadata.items():
+    for name, value in task.metadata.items():
         show.line("metadata", f"{name}={value}")
 
 
-def _limits(found: Task) -> str:
+def _limits(task: Task) -> str:
     """The limits that cancel the task. Empty without any."""
-    limits, clauses = found.limits, []
+    limits, clauses = task.limits, []
     if limits is None:
         return ""
     if limits.max_duration is not None:

@@ -24,9 +24,9 @@ LIMIT = click.option(
 @service_options
 def tasks(call: Call, workspace: str, limit: int) -> None:
     """Prints one line for each task."""
-    found = list(islice(call.client.list_tasks(workspace, page_size=min(limit, 200)), limit))
+    listed = list(islice(call.client.list_tasks(workspace, page_size=min(limit, 200)), limit))
     if call.as_json:
-        show.json_value({"tasks": [task.to_dict() for task in found]})
+        show.json_value({"tasks": [task.to_dict() for task in listed]})
         return
     show.table(
         ["TASK", "STATUS", "ITERATIONS", "CREATED", "ENDED", "DESCRIPTION"],
@@ -39,7 +39,7 @@ def tasks(call: Call, workspace: str, limit: int) -> None:
                 show.time(task.completed_at),
                 show.first_line(task.description),
             )
-            for task in found
+            for task in listed
         ],
         f"Workspace {workspace} has no tasks.",
     )

@@ -56,15 +56,17 @@ def resume(call: Call, workspace: str) -> None:
     _print(call, call.client.resume_workspace(workspace))
 
 
-def _print(call: Call, found: Workspace) -> None:
+def _print(call: Call, workspace: Workspace) -> None:
     if call.as_json:
-        show.json_value(found.to_dict())
+        show.json_value(workspace.to_dict())
         return
-    say_lines(f"workspace {printable(found.id)}: {show.status(found.status)}")
-    if found.name:
-        show.line("name", found.name)
-    if found.status_reason:
-        show.line("because", found.status_reason)
-    show.line("task", found.current_task_id or "-")
-    show.line("created", f"{show.time(found.created_at)} by {found.created_by_user_id or 'a key'}")
-    show.line("changed", show.time(found.updated_at))
+    say_lines(f"workspace {printable(workspace.id)}: {show.status(workspace.status)}")
+    if workspace.name:
+        show.line("name", workspace.name)
+    if workspace.status_reason:
+        show.line("because", workspace.status_reason)
+    show.line("task", workspace.current_task_id or "-")
+    show.line(
+        "created", f"{show.time(workspace.created_at)} by {workspace.created_by_user_id or 'a key'}"
+    )
+    show.line("changed", show.time(workspace.updated_at))

@@ -14,9 +14,9 @@ from evershell.cli.tasks import LIMIT
 @service_options
 def workspaces(call: Call, limit: int) -> None:
     """Prints one line for each workspace."""
-    found = list(islice(call.client.list_workspaces(page_size=min(limit, 200)), limit))
+    listed = list(islice(call.client.list_workspaces(page_size=min(limit, 200)), limit))
     if call.as_json:
-        show.json_value({"workspaces": [workspace.to_dict() for workspace in found]})
+        show.json_value({"workspaces": [workspace.to_dict() for workspace in listed]})
         return
     show.table(
         ["WORKSPACE", "STATUS", "CURRENT TASK", "CREATED", "NAME"],
@@ -28,7 +28,7 @@ def workspaces(call: Call, limit: int) -> None:
                 show.time(each.created_at),
                 each.name,
             )
-            for each in found
+            for each in listed
         ],
         "Your organization has no workspaces.",
     )

@@ -58,10 +58,10 @@ class Frames(Sequence[HttpBody]):
         return len(self._events)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self._frames[index]
-        if found is None:
-            found = self._frames[index] = frame(self._events[index])
-        return found
+        encoded = self._frames[index]
+        if encoded is None:
+            encoded = self._frames[index] = frame(self._events[index])
+        return encoded
 
 
 def frame(event: Event) -> HttpBody:

@@ -45,9 +45,9 @@ def parse(event_type: str, payload: Mapping[str, Any]) -> Message:
 
 @cache
 def _descriptor(event_type: str) -> Descriptor:
-    found = event_pb2.Event.DESCRIPTOR.fields_by_name[event_type].message_type
-    assert found is not None
-    return found
+    descriptor = event_pb2.Event.DESCRIPTOR.fields_by_name[event_type].message_type
+    assert descriptor is not None
+    return descriptor
 
 
 @cache
@@ -72,12 +72,12 @@ def _conversion(field: FieldDescriptor) -> _Convert:
 def _convert_fields(fields: Mapping[str, _Convert], value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnusualError
-    found = {}
+    converted = {}
     for name, item in value.items():
         convert = fields.get(name)
         if convert is not None:
-            found[name] = convert(item)
-    return found
+            converted[name] = convert(item)
+    return converted
 
 
 def _unusual(value: object) -> object:

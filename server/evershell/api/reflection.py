@@ -105,8 +105,8 @@ class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the 
     def _file_containing_symbol(self, request: Any, fully_qualified_name: str) -> Any:
         service, _, method = fully_qualified_name.rpartition(".")
         try:
-            found = method in self._pool.FindServiceByName(service).methods_by_name
+            is_method = method in self._pool.FindServiceByName(service).methods_by_name
         except KeyError:
-            found = False
-        symbol = service if found else fully_qualified_name
+            is_method = False
+        symbol = service if is_method else fully_qualified_name
         return self._with_comments(super()._file_containing_symbol(request, symbol))

@@ -50,33 +50,33 @@ def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
 
 def _standard_details(failure: Failure, rule: error_pb2.ErrorRule) -> list[Message]:
     facts = failure.details
-    found: list[Message] = []
+    details: list[Message] = []
     match rule.grpc:
         case code_pb2.INVALID_ARGUMENT:
             violations = [
                 error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
                 for field, problem in facts.get("fields", {}).items()
             ]
-            found.append(error_details_pb2.BadRequest(field_violations=violations))
+            details.append(error_details_pb2.BadRequest(field_violations=violations))
         case code_pb2.NOT_FOUND:
             resource = error_details_pb2.ResourceInfo(
                 resource_type=facts.get("resource_type", ""),
                 resource_name=facts.get("resource_name", ""),
                 description=failure.message,
             )
-            found.append(resource)
+            details.append(resource)
         case code_pb2.FAILED_PRECONDITION:
             violation = error_details_pb2.PreconditionFailure.Violation(
                 type=failure.slug.upper(),
                 subject=facts.get("workspace_id", facts.get("org_id", "")),
                 description=failure.message,
             )
-            found.append(error_details_pb2.PreconditionFailure(violations=[violation]))
+            details.append(error_details_pb2.PreconditionFailure(violations=[violation]))
     if "retry_after_seconds" in facts:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(facts["retry_after_seconds"] * 1000))
-        found.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return found
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return details
 
 
 def _packed(detail: Message) -> any_pb2.Any:

@@ -75,9 +75,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.ListTasksRequest, context: Context
     ) -> workspace_service_pb2.ListTasksResponse:
         page = codec.decode_page(request, caller().org_id)
-        found, next_token = await tasks.list_tasks(caller(), request.workspace_id, page, self.store)
+        page_of_tasks, next_token = await tasks.list_tasks(
+            caller(), request.workspace_id, page, self.store
+        )
         return workspace_service_pb2.ListTasksResponse(
-            tasks=await encode_page(found, codec.encode_task), next_page_token=next_token
+            tasks=await encode_page(page_of_tasks, codec.encode_task), next_page_token=next_token
         )
 
     def WatchEvents(
@@ -134,9 +136,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.ListWorkspacesRequest, context: Context
     ) -> workspace_service_pb2.ListWorkspacesResponse:
         page = codec.decode_page(request, caller().org_id)
-        found, next_token = await workspaces.list_workspaces(caller(), page, self.store)
+        page_of_workspaces, next_token = await workspaces.list_workspaces(
+            caller(), page, self.store
+        )
         return workspace_service_pb2.ListWorkspacesResponse(
-            workspaces=await encode_page(found, codec.encode_workspace),
+            workspaces=await encode_page(page_of_workspaces, codec.encode_workspace),
             next_page_token=next_token,
         )
 
@@ -166,11 +170,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.ListAuditEntriesRequest, context: Context
     ) -> workspace_service_pb2.ListAuditEntriesResponse:
         page = codec.decode_page(request, caller().org_id)
-        found, next_token = await list_audit_entries(
+        entries, next_token = await list_audit_entries(
             caller(), codec.decode_audit_filter(request), page, self.store
         )
         return workspace_service_pb2.ListAuditEntriesResponse(
-            entries=await encode_page(found, codec.encode_audit_entry),
+            entries=await encode_page(entries, codec.encode_audit_entry),
             next_page_token=next_token,
         )
 

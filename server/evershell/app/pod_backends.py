@@ -31,8 +31,8 @@ async def pods_of(
     Raises NotSetUpError and IsolationError.
     """
     if settings.pod_backend == "kubernetes":
-        async with _kubernetes_pods(settings, pod_tokens, certificates) as found:
-            yield found
+        async with _kubernetes_pods(settings, pod_tokens, certificates) as backend:
+            yield backend
         return
     if not settings.agent_command:
         await asyncio.to_thread(compile_agent_modules, settings.model)

@@ -57,10 +57,10 @@ class HostBinding:
     async def check(self, caller: Caller, host: str) -> None:
         """Raises Failure permission_denied if the host is not that of the caller's organization."""
         # Reads the cache once, because the entry may expire between two reads.
-        found = self._slugs.get(caller.org_id)
-        if found is None:
-            found = self._slugs[caller.org_id] = (await self._find_org_slug(caller.org_id),)
-        (slug,) = found
+        cached = self._slugs.get(caller.org_id)
+        if cached is None:
+            cached = self._slugs[caller.org_id] = (await self._find_org_slug(caller.org_id),)
+        (slug,) = cached
         if slug is None or host.partition(":")[0].lower() != slug + self._suffix:
             raise errors.permission_denied(
                 f"Your credential does not belong to the organization at {host}. Call the host of "

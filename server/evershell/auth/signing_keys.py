@@ -62,8 +62,8 @@ def with_first_key(text: str) -> str:
 
 def _jwks(text: str) -> list[dict[str, str]]:
     try:
-        found = json.loads(text)
-        keys = found.get("keys", [found])
+        jwk_or_set = json.loads(text)
+        keys = jwk_or_set.get("keys", [jwk_or_set])
         for each in keys:
             _private_bytes(each)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -75,8 +75,8 @@ def _jwks(text: str) -> list[dict[str, str]]:
 
 def _private_bytes(jwk: dict[str, str]) -> bytes:
     encoded = jwk["d"]
-    found = b64decode(encoded + "=" * (-len(encoded) % 4), altchars="-_", validate=True)
+    private_bytes = b64decode(encoded + "=" * (-len(encoded) % 4), altchars="-_", validate=True)
     # Everyone could derive the secrets of agents from an empty key.
-    if len(found) != _KEY_BYTES:
+    if len(private_bytes) != _KEY_BYTES:
         raise ValueError(f"a private key has {_KEY_BYTES} bytes")
-    return found
+    return private_bytes

@@ -36,13 +36,13 @@ def find_stack(state_dir: Path) -> DemoStack | None:
     if ready is None:
         return None
     client = Client(ready.grpc_url, ready.demo.tokens["full_access"], ca_file=ready.tls_cert_file)
-    found = DemoStack(client, ready.demo.workspace_id)
+    stack = DemoStack(client, ready.demo.workspace_id)
     try:
-        client.with_options(max_retries=0).get_workspace(found.workspace_id)
+        client.with_options(max_retries=0).get_workspace(stack.workspace_id)
     except EvershellError:
         client.close()
         return None
-    return found
+    return stack
 
 
 @contextmanager
@@ -71,9 +71,9 @@ def _await_ready(state_dir: Path, process: "subprocess.Popen[bytes]", output: IO
     def probe() -> DemoStack | bool | None:
         return process.poll() is not None or find_stack(state_dir)
 
-    found = eventually(probe, _READY_SECONDS, "the stack did not get ready")
-    if isinstance(found, DemoStack):
-        return found
+    result = eventually(probe, _READY_SECONDS, "the stack did not get ready")
+    if isinstance(result, DemoStack):
+        return result
     output.seek(0)
     lines = output.read().strip().splitlines()
     reason = lines[-1].removeprefix("Error: ") if lines else ""
@@ -91,7 +91,7 @@ def eventually(probe: Callable[[], T], timeout_seconds: float, message: str) -> 
     Raises click.ClickException after the timeout.
     """
     again = Retrying(
-        retry=retry_if_result(lambda found: not found),
+        retry=retry_if_result(lambda result: not result),
         stop=stop_after_delay(timeout_seconds),
         wait=wait_fixed(_POLL_SECONDS),
     )

@@ -131,10 +131,10 @@ def list_(org_id: str) -> None:
         await _require_org(stored, org_id)
         return await stored.list_keys(org_id)
 
-    found = with_keys(work)
+    api_keys = with_keys(work)
     row = "{:<30}  {:<14}  {:<20}  {:<20}  {:<20}  {:<20}  {}"
     say(row.format("ID", "TEMPLATE", "CREATED", "EXPIRES", "REVOKED", "LAST USED", "NAME").rstrip())
-    for key in found:
+    for key in api_keys:
         times = (key.created_at, key.expires_at, key.revoked_at, key.last_used_at)
         say(row.format(key.id, key.template, *map(_time, times), key.name).rstrip())
 

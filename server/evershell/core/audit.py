@@ -20,5 +20,5 @@ async def list_audit_entries(
     if wanted.workspace_id:
         workspace = await store.get_workspace(wanted.workspace_id, caller.org_id)
         permission.check(workspace, wanted.workspace_id)
-    found = await store.list_audit_entries(permission, wanted, page.before_id, page.size + 1)
-    return page.cut(found)
+    entries = await store.list_audit_entries(permission, wanted, page.before_id, page.size + 1)
+    return page.cut(entries)

@@ -33,13 +33,13 @@ async def earlier_call(
     """
     if call is None or (isinstance(refusal, Failure) and refusal.slug in _NO_ACCESS):
         raise refusal
-    found = await store.find_first_call(call.org_id, call.key, call.expires_before)
-    if found is None:
+    first_call = await store.find_first_call(call.org_id, call.key, call.expires_before)
+    if first_call is None:
         # A key that was taken has expired in between.
         raise refusal if isinstance(refusal, Failure) else errors.unavailable()
-    if found.fingerprint != call.fingerprint:
-        raise errors.idempotency_conflict(call.key, found.called_at)
-    return found
+    if first_call.fingerprint != call.fingerprint:
+        raise errors.idempotency_conflict(call.key, first_call.called_at)
+    return first_call
 
 
 async def read_again(
@@ -58,7 +58,7 @@ async def read_again(
         )
         return replace(unchanged(locked), audit=audit)
 
-    found = await store.transition(first.workspace_id, read)
-    if found is None:
+    state = await store.transition(first.workspace_id, read)
+    if state is None:
         raise errors.workspace_not_found(first.workspace_id)
-    return found
+    return state

@@ -100,12 +100,14 @@ class Runtime:
                 locked, agent.epoch, task_id, phase, self.lease_seconds, self.clock()
             )
 
-        found = await self.store.renew_lease(agent.workspace_id, agent.epoch, self.lease_seconds)
-        if found is None or found.locked.workspace.is_fenced(agent.epoch):
+        renewed = await self.store.renew_lease(agent.workspace_id, agent.epoch, self.lease_seconds)
+        if renewed is None or renewed.locked.workspace.is_fenced(agent.epoch):
             return _FENCED
-        is_safe = found.lease_seconds >= self.lease_seconds * _WAIT_BELOW_SHARE
-        if is_safe and not decide(found.locked).writes_rows(found.locked):
-            return _directive(agent, found.locked.workspace, found.locked.task, found.lease_seconds)
+        is_safe = renewed.lease_seconds >= self.lease_seconds * _WAIT_BELOW_SHARE
+        if is_safe and not decide(renewed.locked).writes_rows(renewed.locked):
+            return _directive(
+                agent, renewed.locked.workspace, renewed.locked.task, renewed.lease_seconds
+            )
         return await self._apply(agent, decide)
 
     async def commit_events(

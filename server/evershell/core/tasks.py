@@ -184,9 +184,9 @@ async def _current(change: Change | None, workspace_id: str, task_id: str, store
     """
     if change is not None and change.task is not None and change.task.id == task_id:
         return change.task
-    found = await store.get_task(workspace_id, task_id)
-    assert found is not None, "tasks are never removed"
-    return found
+    task = await store.get_task(workspace_id, task_id)
+    assert task is not None, "tasks are never removed"
+    return task
 
 
 async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store) -> Task:
@@ -215,8 +215,8 @@ async def list_tasks(
     fields.check()
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
-    found = await store.list_tasks(workspace_id, page.before_id, page.size + 1)
-    return page.cut(found, _characters)
+    listed = await store.list_tasks(workspace_id, page.before_id, page.size + 1)
+    return page.cut(listed, _characters)
 
 
 def _characters(task: Task) -> int:

@@ -28,15 +28,15 @@ class TraceContext:
     @classmethod
     def parse(cls, traceparent: str | None) -> Self | None:
         """Parses the header. Returns None if it is absent or not valid: the call has no trace."""
-        found = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent else None
+        match = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent else None
         if (
-            found is None
-            or not int(found[2], 16)
-            or not int(found[3], 16)
-            or (found[1] == "00" and found[5])
+            match is None
+            or not int(match[2], 16)
+            or not int(match[3], 16)
+            or (match[1] == "00" and match[5])
         ):
             return None
-        return cls(found[2], found[3], found[4])
+        return cls(match[2], match[3], match[4])
 
     @property
     def traceparent(self) -> str:

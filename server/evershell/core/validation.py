@@ -105,21 +105,21 @@ class Page:
         return cls(page_size or DEFAULT_PAGE_SIZE, before_id, listed)
 
     def cut(
-        self, found: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0
+        self, items: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0
     ) -> tuple[Sequence[Listed], str]:
         """The items of the page, and the token of the next page; empty if there is none.
 
-        `found` has one item more than the page if there is a next page. `weigh` returns the size of
+        `items` has one item more than the page if there is a next page. `weigh` returns the size of
         an item in characters. A page that would exceed the size of a message ends early.
         """
         page: list[Listed] = []
         characters = 0
-        for item in found[: self.size]:
+        for item in items[: self.size]:
             characters += weigh(item)
             if page and characters > MAX_PAGE_CHARACTERS:
                 break
             page.append(item)
-        return page, _page_token(page[-1].id, self.listed) if len(found) > len(page) else ""
+        return page, _page_token(page[-1].id, self.listed) if len(items) > len(page) else ""
 
 
 def _page_token(before_id: str, listed: bytes) -> str:

@@ -89,8 +89,8 @@ async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store
     fields.between("after", after_seq, 0, 2**63 - 1)
     fields.check()
     permission = caller.permission("workspace:read")
-    found = await store.get_workspace(workspace_id, caller.org_id)
-    return permission.check(found, workspace_id).last_seq
+    workspace = await store.get_workspace(workspace_id, caller.org_id)
+    return permission.check(workspace, workspace_id).last_seq
 
 
 async def _next_batch(

@@ -52,8 +52,14 @@ async def create_workspace(
         await store.create_workspace(workspace, audit, call)
     except (Failure, KeyTakenError) as refusal:
         first = await earlier_call(call, refusal, store)
-        found = (await read_again(first, permission, origin, store)).workspace
-        return _new(found.id, found.org_id, found.name, found.created_by_user_id, found.created_at)
+        recorded = (await read_again(first, permission, origin, store)).workspace
+        return _new(
+            recorded.id,
+            recorded.org_id,
+            recorded.name,
+            recorded.created_by_user_id,
+            recorded.created_at,
+        )
     return workspace
 
 

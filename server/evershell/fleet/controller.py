@@ -106,12 +106,12 @@ class Controller:
     async def _scan(self) -> None:
         """Reconciles what is due."""
         has_reached_limits = await self._limits.enforce()
-        found = await self._due.read()
-        for workspace in found.overdue:
+        due = await self._due.read()
+        for workspace in due.overdue:
             self._begin_step(workspace, is_overdue=True)
-        for workspace in found.unsettled:
+        for workspace in due.unsettled:
             self._begin_step(workspace)
-        self._follow(found.cancellations, at_once=has_reached_limits)
+        self._follow(due.cancellations, at_once=has_reached_limits)
         again, self._again = self._again, set()
         await self._reconcile_ids(again)
         async for page in self._sweep.due_pages():

@@ -288,11 +288,11 @@ def _private(parent: Path, owner: Path) -> Path:
     name = hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
     folder = parent / f"evershell-{os.geteuid()}-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
+    status = folder.lstat()
     allowed_owners = {os.geteuid()}
     if os.geteuid() == 0:
         allowed_owners.add(pwd.getpwnam(_FALLBACK_USER).pw_uid)
-    if folder.is_symlink() or found.st_uid not in allowed_owners or found.st_mode & 0o077:
+    if folder.is_symlink() or status.st_uid not in allowed_owners or status.st_mode & 0o077:
         raise RuntimeError(
             f"{folder} belongs to another user or is open to others. "
             "Remove it, or choose another STATE_DIR."

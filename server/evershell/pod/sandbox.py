@@ -161,7 +161,7 @@ def _system() -> list[str]:
 
 def _own_program() -> list[Path]:
     """The folders of the Python that runs this program, and of the program."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for each in (
         sys.prefix,
         sys.base_prefix,
@@ -170,18 +170,18 @@ def _own_program() -> list[Path]:
         sys.executable,
     ):
         path = Path(each)
-        if not any(path.is_relative_to(known) for known in (_USR, *found)):
-            found.append(path)
-    return found
+        if not any(path.is_relative_to(known) for known in (_USR, *paths)):
+            paths.append(path)
+    return paths
 
 
 def _folders(option: str, paths: Iterable[Path]) -> Iterator[str]:
     """Mounts the paths where they are on the machine."""
-    made = set()
+    created = set()
     for path in paths:
         for parent in reversed(path.parents[:-1]):
-            if parent not in made:
+            if parent not in created:
                 # Without this, bwrap copies the mode of the parent, which may be private.
                 yield from ("--perms", "0755", "--dir", str(parent))
-                made.add(parent)
+                created.add(parent)
         yield from (option, str(path), str(path))

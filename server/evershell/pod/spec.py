@@ -49,13 +49,13 @@ class PodSpec:
     crash_points_dir: str = ""
 
     @classmethod
-    def read(cls, given: object) -> "PodSpec":
+    def read(cls, document: object) -> "PodSpec":
         """The spec of a JSON object. Ignores fields that this version does not know.
 
         The control plane may be newer than the image of the agent. Raises TypeError if a field is
         missing, or if it is no object.
         """
-        if not isinstance(given, Mapping):
+        if not isinstance(document, Mapping):
             raise TypeError("it is not an object")
         known = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in given.items() if name in known})
+        return cls(**{name: value for name, value in document.items() if name in known})

@@ -63,8 +63,8 @@ def parse_runtime_token(token: str) -> tuple[str, int, int] | None:
 
     Says nothing about whether the token is authentic.
     """
-    found = _RUNTIME_TOKEN.fullmatch(token)
-    return (found[1], int(found[2]), int(found[3])) if found else None
+    match = _RUNTIME_TOKEN.fullmatch(token)
+    return (match[1], int(match[2]), int(match[3])) if match else None
 
 
 def bootstrap_token(workspace_id: str, epoch: int, secret: bytes) -> str:
@@ -78,8 +78,8 @@ def parse_bootstrap_token(token: str) -> tuple[str, int] | None:
 
     Says nothing about whether the token is authentic.
     """
-    found = _BOOTSTRAP_TOKEN.fullmatch(token)
-    return (found[1], int(found[2])) if found else None
+    match = _BOOTSTRAP_TOKEN.fullmatch(token)
+    return (match[1], int(match[2])) if match else None
 
 
 def _code(secret: bytes, minute: int) -> str:

@@ -207,15 +207,15 @@ class _PoolCollector(Collector):
         self._statistics = statistics
 
     def collect(self) -> Iterator[Metric]:
-        found = self._statistics()
-        size, idle = found.get("pool_size", 0), found.get("pool_available", 0)
+        statistics = self._statistics()
+        size, idle = statistics.get("pool_size", 0), statistics.get("pool_available", 0)
         connections = GaugeMetricFamily(
             "evershell_database_connections", "Connections of the pool.", labels=["state"]
         )
         connections.add_metric(["used"], size - idle)
         connections.add_metric(["idle"], idle)
         yield connections
-        waiting = found.get("requests_waiting", 0)
+        waiting = statistics.get("requests_waiting", 0)
         yield GaugeMetricFamily(
             "evershell_database_waiting", "Requests that wait for a connection.", value=waiting
         )

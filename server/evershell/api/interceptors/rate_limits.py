@@ -46,14 +46,14 @@ class _Buckets:
 
     def spend(self, key: str, subject: str) -> None:
         """Takes one call from the bucket. Raises Failure rate_limited if the bucket is empty."""
-        found = self._throttled.limit(key)
-        if found.limited:
+        result = self._throttled.limit(key)
+        if result.limited:
             raise errors.rate_limited(
                 f"{subject} more than {self._rate.per_second} times a second, and "
                 f"{self._rate.burst} times at once.",
                 # Whole seconds, as in the header `retry-after`. The next call may reach a worker
                 # whose bucket is emptier.
-                math.ceil(found.state.retry_after),
+                math.ceil(result.state.retry_after),
                 limit_per_second=self._rate.per_second,
                 limit_burst=self._rate.burst,
             )

@@ -94,14 +94,14 @@ class Api:
         The answer has all changes that were made before the call. Raises ApiError,
         UnreachableError.
         """
-        found: list[Object] = []
+        objects: list[Object] = []
         params = {"labelSelector": self._labels, "limit": str(_PAGE_SIZE)}
         while True:
             page = await self._call("GET", f"{self._base}/{kind}", limit_seconds, params)
-            found += page["items"]
+            objects += page["items"]
             more = page["metadata"].get("continue")
             if not more:
-                return found, int(page["metadata"]["resourceVersion"])
+                return objects, int(page["metadata"]["resourceVersion"])
             params["continue"] = more
 
     async def watch(self, kind: str, version: int) -> AsyncIterator[tuple[str, Object]]:
@@ -182,10 +182,10 @@ class Api:
                 method, path, params=params, content=content, headers=headers
             )
             _raise_for(answer)
-            found: Object = answer.json()
+            document: Object = answer.json()
         except (httpx2.HTTPError, ValueError) as error:
             raise _RetryLaterError(_text(error)) from error
-        return found
+        return document
 
 
 @asynccontextmanager

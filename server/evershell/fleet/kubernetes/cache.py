@@ -81,10 +81,10 @@ class Cache:
 
         Raises ApiError, UnreachableError.
         """
-        found, version = await self._api.list(self._kind, limit_seconds)
+        objects, version = await self._api.list(self._kind, limit_seconds)
         # Otherwise the watch has already delivered more than the list has.
         if version >= self._version:
-            self._replace({_name(each): each for each in found}, version)
+            self._replace({_name(each): each for each in objects}, version)
             self._version = version
         self.is_current = True
         self._refreshed()
@@ -129,21 +129,21 @@ class Cache:
 
     async def _follow(self) -> None:
         """Applies the changes of one watch."""
-        async for type_, found in self._api.watch(self._kind, self._version):
+        async for type_, object_ in self._api.watch(self._kind, self._version):
             if type_ == "DELETED":
-                self.remove(found)
+                self.remove(object_)
             elif type_ != "BOOKMARK":
-                self._put(found)
-            self._version = max(self._version, _version(found))
+                self._put(object_)
+            self._version = max(self._version, _version(object_))
 
 
-def _name(found: Object) -> str:
-    return str(found["metadata"]["name"])
+def _name(object_: Object) -> str:
+    return str(object_["metadata"]["name"])
 
 
-def _version(found: Object) -> int:
-    return int(found["metadata"]["resourceVersion"])
+def _version(object_: Object) -> int:
+    return int(object_["metadata"]["resourceVersion"])
 
 
-def _uid(found: Object) -> str:
-    return str(found["metadata"]["uid"])
+def _uid(object_: Object) -> str:
+    return str(object_["metadata"]["uid"])

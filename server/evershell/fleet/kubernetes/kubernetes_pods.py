@@ -98,12 +98,12 @@ class KubernetesPods:
         Raises NotConfiguredError, ApiError, UnreachableError.
         """
         async with connect(namespace, objects.MANAGED_BY, transport) as api:
-            found = await api.read_namespace(_SYNC_SECONDS)
+            namespace_object = await api.read_namespace(_SYNC_SECONDS)
             pods = cls(
                 api,
                 template,
                 spec_for,
-                run_id=found["metadata"]["uid"],
+                run_id=namespace_object["metadata"]["uid"],
                 start_seconds=start_seconds,
                 end_seconds=end_seconds,
             )
@@ -137,11 +137,11 @@ class KubernetesPods:
         if not self._is_current:
             return True
         # The claim, because the pod may be gone; the pod, because the claim may be gone.
-        found = (
+        records = (
             self._claims.get(objects.claim_name(workspace.id)),
             self._pods.get(objects.pod_name(workspace.id, workspace.epoch)),
         )
-        return objects.started(workspace) in map(objects.started_of, filter(None, found))
+        return objects.started(workspace) in map(objects.started_of, filter(None, records))
 
     def has_never_run(self, workspace_id: str) -> bool:
         # `end` asks the cluster, which knows what this controller has not seen.
@@ -177,8 +177,8 @@ class KubernetesPods:
         )
 
     def log_tail(self, workspace_id: str) -> str:
-        found = self._pods_of(workspace_id)
-        return pod_states.last_line(found[max(found)]) if found else ""
+        pods = self._pods_of(workspace_id)
+        return pod_states.last_line(pods[max(pods)]) if pods else ""
 
     def explain(self, workspace: Workspace) -> str:
         pod = self._pods.get(objects.pod_name(workspace.id, workspace.epoch))
@@ -250,8 +250,8 @@ class KubernetesPods:
 
     def _pods_of(self, workspace_id: str) -> dict[int, Object]:
         """The pods of the workspace, by epoch."""
-        found = (self._pods.get(name) for name in self._names.get(workspace_id, ()))
-        return {objects.key_of(pod)[1]: pod for pod in found if pod is not None}
+        pods = (self._pods.get(name) for name in self._names.get(workspace_id, ()))
+        return {objects.key_of(pod)[1]: pod for pod in pods if pod is not None}
 
     async def _next_change(self, workspace_id: str) -> None:
         await self._changes.setdefault(workspace_id, asyncio.Event()).wait()

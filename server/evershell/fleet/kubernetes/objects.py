@@ -65,9 +65,9 @@ def started(workspace: Workspace) -> str:
     return f"{workspace.epoch} {workspace.run_id}"
 
 
-def started_of(found: Object) -> str | None:
+def started_of(claim: Object) -> str | None:
     """The value of STARTED_ANNOTATION of a claim or a pod."""
-    annotations = found["metadata"].get("annotations") or {}
+    annotations = claim["metadata"].get("annotations") or {}
     return annotations.get(STARTED_ANNOTATION)
 
 
@@ -185,15 +185,15 @@ def _container(template: PodTemplate) -> Object:
 
 def _labels(workspace: Workspace) -> dict[str, str]:
     key, _, value = MANAGED_BY.partition("=")
-    found = {
+    labels = {
         key: value,
         "app.kubernetes.io/name": "evershell-agent",
         WORKSPACE_LABEL: workspace.id,
     }
     # The id of an organization is any text of its identity provider.
     if _LABEL_VALUE.fullmatch(workspace.org_id):
-        found[_ORG_LABEL] = workspace.org_id
-    return found
+        labels[_ORG_LABEL] = workspace.org_id
+    return labels
 
 
 def _slug(workspace_id: str) -> str:
@@ -201,8 +201,8 @@ def _slug(workspace_id: str) -> str:
     return workspace_id.lower().replace("_", "-")
 
 
-def key_of(found: Object) -> tuple[str, int]:
+def key_of(pod: Object) -> tuple[str, int]:
     """The workspace id and the epoch of an object; epoch 0 for a claim."""
-    labels = found["metadata"].get("labels") or {}
+    labels = pod["metadata"].get("labels") or {}
     epoch = labels.get(EPOCH_LABEL, "")
     return labels.get(WORKSPACE_LABEL, ""), int(epoch) if epoch.isdecimal() else 0

@@ -163,8 +163,8 @@ def _memory_limit(pod: Object) -> str:
     return ""
 
 
-def _message(found: Object) -> str:
-    text = found.get("message") or found.get("reason") or "no reason is known"
+def _message(state: Object) -> str:
+    text = state.get("message") or state.get("reason") or "no reason is known"
     return " ".join(str(text).split())[:_MAX_MESSAGE]
 
 

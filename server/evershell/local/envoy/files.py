@@ -9,7 +9,7 @@ def edge_file(*names: str) -> Path:
 
     In a checkout, the package has a folder in envoy/ and one in gen/.
     """
-    found = resources.files("evershell.edge")
+    resource = resources.files("evershell.edge")
     for name in names:
-        found = found / name
-    return Path(str(found))
+        resource = resource / name
+    return Path(str(resource))
