@@ -41,7 +41,7 @@ check: $(READY) ## check format, lint, types, imports, protos, generated files a
 	$(BIN)/python .make/sync_client.py --check
 	$(BIN)/python -m tests.wire.edge.validate
 
-test: $(READY) ## test every room, on real PostgreSQL, Envoy and agents, in about 4 minutes
+test: $(READY) ## run the tests on real PostgreSQL, Envoy and agents, in about 4 minutes
 	@exec $(BIN)/python -m pytest --ignore-glob='*/long' $(PYTEST_OPTIONS)
 
 test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds

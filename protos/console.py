@@ -1,7 +1,7 @@
 """Bundles the page at /console, from envoy/console into gen/evershell/edge/console.
 
-This needs packages of npm, which are installed into a folder of the user's cache. Generations in
-which neither the sources nor the bundle have changed need none of it: a digest tells.
+This needs packages of npm, which are installed into a folder of the user's cache. If a
+digest says that neither the sources nor the bundle have changed, nothing is installed or bundled.
 """
 
 import hashlib

@@ -83,7 +83,7 @@ def module(protos: Protos) -> str:
 
 
 def _limits(protos: Protos, message: Descriptor, prefix: str) -> list[str]:
-    """The limits of the fields of a message, also of the messages in it."""
+    """The limits of the fields of a message and of the messages in it."""
     lines = []
     for field in message.fields:
         name = f"{prefix}_{field.name.upper()}"

@@ -17,7 +17,7 @@ from tests.bench.side import Side
 UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, OK = 16, 7, 5, 0
 # Made before each window, and not measured.
 WARM_UP_CALLS = 5
-# All of them are made, also on a slow machine.
+# All of them are made, even on a slow machine.
 WARM_UP_SECONDS = 60.0
 _HTTP_ACCEPTED = 202
 

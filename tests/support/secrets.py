@@ -17,7 +17,7 @@ from typing import Any
 # A fragment is long enough to be in no other text by accident, and short enough to find a
 # credential that was cut off.
 _FRAGMENT = 20
-# Any credential, also one that no test knows.
+# Any credential, even one that no test knows.
 _ANY = {
     "an API key": re.compile(rb"sk_[A-Za-z0-9_-]{40,}"),
     "a runtime token": re.compile(rb"[A-Za-z0-9_-]{4,}\.[0-9]{1,19}\.[0-9]{6,12}\.[0-9a-f]{64}"),

@@ -8,7 +8,7 @@ from enum import IntEnum
 TABLE = """\b
 Exit codes:
   0  done; cancel: the cancellation is recorded, with --wait the task has ended
-  1  the service has a defect, or there is no address or credential to call with
+  1  an internal error, or there is no address or credential to call with
   2  the command line is not valid
   3  cancel: nothing to cancel, because no task runs or the task had ended
   4  recorded and will be delivered, but the agent could not be reached;

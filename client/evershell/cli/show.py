@@ -42,7 +42,7 @@ def status(text: str) -> str:
 
 
 def line(name: str, text: str, *, error: bool = False) -> None:
-    """Prints a line with a name and a text. The text may be of others."""
+    """Prints a line with a name and a text. The text may be untrusted."""
     say_lines(f"  {click.style(f'{name:<10}', dim=True)} {printable(text)}", error=error)
 
 

@@ -39,7 +39,7 @@ export async function repeat(
 
 export function asFailure(error: unknown): Failure {
   if (error instanceof Failure) return error;
-  return new Failure("internal", `The console has a defect: ${String(error)}`, "", 0);
+  return new Failure("internal", `Internal error of the console: ${String(error)}`, "", 0);
 }
 
 export function backoffMs(failures: number, failure: Failure | null): number {

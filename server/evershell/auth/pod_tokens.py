@@ -72,8 +72,8 @@ class PodTokens:
     def identify(self, token: str) -> AgentIdentity:
         """The agent that the runtime token belongs to. Raises Failure unauthenticated.
 
-        If the token is authentic, but of another time, the failure has the time of the control
-        plane, so that the agent can make another one.
+        If the token is authentic, but expired or not yet valid, the failure has the time of the
+        control plane, so that the agent can make another one.
         """
         named = parse_runtime_token(token)
         if named is None:
@@ -87,7 +87,7 @@ class PodTokens:
             raise errors.unauthenticated("The runtime token is not authentic.")
         now = self._clock()
         if minute not in accepted_minutes(now):
-            message = "The runtime token is of another time. Make one of the current minute."
+            message = "The runtime token is expired or not yet valid. Make one of this minute."
             raise Failure("unauthenticated", message, unix_seconds=int(now))
         return AgentIdentity(workspace_id, epoch, signing_key)
 

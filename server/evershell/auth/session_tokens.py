@@ -31,8 +31,8 @@ ALGORITHMS = ["RS256", "ES256", "EdDSA", "Ed25519"]
 LEEWAY_SECONDS = 5
 # How long a verified token is cached. It is never cached beyond its `exp`.
 CACHE_SECONDS = 60.0
-# How long a token with a wrong signature is cached. Not longer, because the provider may replace a
-# key under the same `kid`, which can make the token valid.
+# How long a token with a wrong signature is cached. Kept short because the provider may replace
+# a key under the same `kid`, which can make the token valid.
 _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
 # The limit of wrong signatures that a worker verifies. One takes up to 130 µs, so that all take at

@@ -121,6 +121,6 @@ def unavailable(advice: str = "") -> Failure:
 
 
 def internal(advice: str = "") -> Failure:
-    """The service has a defect. `advice` is as for `unavailable`."""
-    problem = "The service has a defect. Report it with the request id."
+    """An unexpected error. `advice` is as for `unavailable`."""
+    problem = "Internal error. Report this request id."
     return Failure("internal", f"{problem} {advice}".strip())

@@ -1,4 +1,4 @@
-"""What the core requires of other rooms. Each port has a contract suite, in tests/contracts or
+"""What the core requires of other packages. Each port has a contract suite, in tests/contracts or
 tests/contracts/long.
 """
 

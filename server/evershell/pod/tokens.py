@@ -18,8 +18,8 @@ import hmac
 import re
 
 SECRET_BYTES = 32
-# The trailer with which the control plane refuses a runtime token of another time. Its value is the
-# time of the control plane, in seconds since 1970.
+# The trailer with which the control plane refuses a runtime token that is expired or not yet valid.
+# Its value is the time of the control plane, in seconds since 1970.
 TIME_TRAILER = "x-evershell-time"
 
 _SECONDS_PER_MINUTE = 60

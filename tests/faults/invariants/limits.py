@@ -52,7 +52,7 @@ def _tokens(task: Task) -> int:
 
 
 def limits_are_recorded_in_time(view: View) -> None:
-    """A controller records a duration that has ended, also one that ended before its term."""
+    """A controller records a duration that has ended, even one that ended before its term."""
     world, now = view.world, view.world.clock()
     for task in view.tasks.values():
         due = duration_ends_at(task)

@@ -53,7 +53,7 @@ def ask(stack: Stack, case: Case[Any], token: str) -> Answer:
 @pytest.mark.parametrize(
     "operation", operations(), ids=lambda operation: operation.described["operationId"]
 )
-def test_whatever_is_drawn_from_the_document(
+def test_any_request_drawn_from_the_document(
     stack: Stack, workspace: Workspace, operation: Operation, mode: GenerationMode
 ) -> None:
     drawn = schemathesis.openapi.from_dict(document())[operation.path][operation.method]

@@ -124,7 +124,7 @@ async def test_an_agent_recovers_from_an_expired_token(side: Side, seconds: floa
     await side.beat()
     assert not side.shutdown.is_begun
     assert side.lease.remaining_seconds is not None
-    # It follows the time of the control plane, also for the signals that it receives.
+    # It follows the time of the control plane for the signals that it receives, too.
     assert side.clock() == NOW + seconds
     # And back again.
     side.control_plane_clock.now = NOW

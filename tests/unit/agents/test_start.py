@@ -35,8 +35,8 @@ ALLOWED = {
     "_cython_3_2_8",
     "_distutils_hack",
 }
-# No other room of the service.
-ALLOWED_ROOMS = {"agent", "agents", "core", "pod", "telemetry", "workspace"}
+# No other package of the service.
+ALLOWED_PACKAGES = {"agent", "agents", "core", "pod", "telemetry", "workspace"}
 # Of the core, only what the protos of an agent mention.
 ALLOWED_CORE = {
     "evershell.core",
@@ -96,6 +96,6 @@ async def test_the_scripted_model_needs_few_packages(
     assert [name for name in modules if name.partition(".")[0] in HOLLOW] == sorted(
         HOLLOW & packages
     )
-    rooms = {name.split(".")[1] for name in modules if name.startswith("evershell.")}
-    assert rooms <= ALLOWED_ROOMS
+    packages = {name.split(".")[1] for name in modules if name.startswith("evershell.")}
+    assert packages <= ALLOWED_PACKAGES
     assert {name for name in modules if name.startswith("evershell.core")} <= ALLOWED_CORE

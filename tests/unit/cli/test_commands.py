@@ -119,7 +119,7 @@ def test_a_task_whose_id_cannot_be_written_is_named_on_standard_error(
     assert "evershell watch ws_1 --task task_1" in result.stderr
 
 
-def test_numbers_beyond_all_limits_are_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_beyond_all_limits_cause_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(monkeypatch, FakeClient(), "tasks", "ws_1", "--limit", "9" * 30)
     assert (result.exit_code, "is not in the range" in result.stderr) == (2, True)
     fake = FakeClient(list_audit_entries=[iter([])])

@@ -36,8 +36,8 @@ class RuntimeServiceStub:
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
     the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
-    validation_error, and ends the epoch. If a token is authentic but of another time,
-    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    validation_error, and ends the epoch. If a token is authentic but expired or not yet
+    valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """
 
@@ -80,8 +80,8 @@ class RuntimeServiceServicer:
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
     the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
-    validation_error, and ends the epoch. If a token is authentic but of another time,
-    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    validation_error, and ends the epoch. If a token is authentic but expired or not yet
+    valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """
 
@@ -177,8 +177,8 @@ class RuntimeService:
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
     the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
-    validation_error, and ends the epoch. If a token is authentic but of another time,
-    `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
+    validation_error, and ends the epoch. If a token is authentic but expired or not yet
+    valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
     since 1970. The agent then repeats the call with a token of that time.
     """
 

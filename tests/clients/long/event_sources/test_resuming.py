@@ -1,6 +1,6 @@
 """Browsers and libraries resume a stream of events whose connection was cut.
 
-A proxy cuts the first connections of each client at different bytes, also within an event. The
+A proxy cuts the first connections of each client at different bytes, even within an event. The
 client then has every event once, in order. Clients wait for a second before they connect again, so
 all libraries read the same stream at once.
 """

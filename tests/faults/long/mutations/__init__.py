@@ -1,1 +1,1 @@
-"""Breaks the code once in each way, and sees that the machine or a run of chaos finds it."""
+"""Breaks the code once in each way, and checks that the invariants or a run of chaos find it."""

@@ -63,7 +63,7 @@ def metrics(stack: Stack, programs: int, admin_socket: Path) -> Evidence:
 
 
 class Processes:
-    """Watches the command lines and the environments of a stack's processes, also of short ones."""
+    """Watches the command lines and the environments of a stack's processes, even of short ones."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
