@@ -40,7 +40,7 @@ _ROWS = (
 )
 _INSERT_WORKSPACES = """
 INSERT INTO workspaces (id, org_id, name, status, status_reason, created_at, updated_at,
-    current_task_id, epoch, last_seq, agent_address, lease_expires_at, host)
+    current_task_id, epoch, last_seq, agent_address, lease_expires_at, run_id)
 SELECT 'ws_' || %(org)s || lpad(n::text, 8, '0'), %(org)s, '', 'busy', '', now(), now(),
     'task_' || %(org)s || lpad(n::text, 8, '0'), 1, 0,
     (%(addresses)s::text[])[n %% cardinality(%(addresses)s::text[]) + 1],

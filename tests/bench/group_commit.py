@@ -45,7 +45,7 @@ _SEED = """
         '', false, 0, 0, 0, 0
     FROM generate_series(1, {count}) n;
     INSERT INTO events
-    SELECT 'ws_' || n, 1, 'task_submitted', now(), 'task_' || n, NULL, '{{}}'
+    SELECT 'ws_' || n, 1, 'task_submitted', now(), 'task_' || n, NULL, NULL, '{{}}'
     FROM generate_series(1, {count}) n;
     VACUUM ANALYZE workspaces, tasks, events;
     CHECKPOINT;

@@ -133,7 +133,7 @@ def insert(url: str, first: int, last: int) -> None:
         connection.execute(
             """
             INSERT INTO workspaces (id, org_id, name, status, status_reason, created_by_user_id,
-                created_at, updated_at, epoch, last_seq, agent_address, lease_expires_at, host)
+                created_at, updated_at, epoch, last_seq, agent_address, lease_expires_at, run_id)
             SELECT 'ws_' || lpad(n::text, 26, '0'), 'org_' || n %% 100, 'idle', 'idle', '',
                 'user_' || n %% 1000, now(), now(), 1, 1, '127.0.0.1:9',
                 now() + interval '1 hour', %s

@@ -119,8 +119,8 @@ class OldWorker:
 
     async def record_cancellation(self, workspace_id: str, intent: CancelIntent) -> bool:
         """Cancels the current task. Returns whether this call recorded the intent."""
-        ((recorded, *_),) = await self.read(
-            "record_cancellation",
+        ((_, recorded, *_),) = await self.read(
+            "record_one",
             ORG,
             False,
             USER,
@@ -132,7 +132,10 @@ class OldWorker:
             intent.reason,
             intent.request_id,
             intent.force_at,
+            None,
             Jsonb(cancel_requested_payload(intent)),
+            True,
+            None,
         )
         return bool(recorded)
 

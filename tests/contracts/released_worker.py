@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import evershell.store.migrate
-from evershell.store import postgres_store, queries, rows, writes
+from evershell.store import cancellations, postgres_store, queries, rows, writes
 
 _FILE = Path(__file__).with_suffix(".sql")
 _MIGRATIONS = Path(evershell.store.migrate.__file__).parent / "migrations"
@@ -31,7 +31,7 @@ def released_migration() -> str:
 def _current_statements() -> dict[str, str]:
     statements = {
         name.strip("_").lower(): value
-        for name, value in (vars(postgres_store) | vars(queries)).items()
+        for name, value in (vars(postgres_store) | vars(queries) | vars(cancellations)).items()
         if isinstance(value, str) and value.startswith("SELECT ")
     }
     for table, columns in (
@@ -40,9 +40,6 @@ def _current_statements() -> dict[str, str]:
         ("events", rows.EVENT_COLUMNS),
     ):
         statements[f"insert_{table}"] = writes.insert(table, columns)
-        if columns[0] == "id":
-            # Events are never updated. A worker updates only some of these columns at a time.
-            statements[f"update_{table}"] = writes.update(table, columns[1:])
     return statements
 
 

@@ -64,7 +64,7 @@ async def test_the_old_worker_reads_rows_of_the_new_one(old: OldWorker, new: Pos
     assert await old.read("get_workspace", busy.id) == [workspace_row]
     assert await old.read("list_workspaces", ORG, _AFTER_ALL_IDS, 10) == [workspace_row]
     assert await old.read("list_own_workspaces", ORG, USER, _AFTER_ALL_IDS, 10) == [workspace_row]
-    assert await old.read("list_wanted_pods") == [workspace_row]
+    assert await old.read("list_wanted_pods", "", 10) == [workspace_row]
     assert await old.read("list_cancellations") == [workspace_row + task_row]
     assert await old.read("get_task", submitted.id, busy.id) == [task_row]
     assert await old.read("list_tasks", busy.id, _AFTER_ALL_IDS, 10) == [task_row]
@@ -166,7 +166,7 @@ async def test_the_old_worker_keeps_the_values_of_new_columns(
             unchanged(locked), workspace=replace(locked.workspace, task_unnamed_since=NOW)
         ),
     )
-    await old.update("workspaces", busy.id, lease_expires_at=NOW, host="run_1")
+    await old.update("workspaces", busy.id, lease_expires_at=NOW, run_id="run_1")
     assert await new.get_workspace(busy.id) == replace(
         busy, task_unnamed_since=NOW, lease_expires_at=NOW, run_id="run_1"
     )
@@ -186,10 +186,15 @@ async def test_a_connected_old_worker_continues_after_the_migration(
         old, new = OldWorker(connection), PostgresStore(pool)
         await old.insert("workspaces", workspace_columns(idle))
         await old.submit(idle.id, submitted)
-        before = [await old.read("get_workspace", idle.id), await old.read("list_wanted_pods")]
-        assert not await old.record_cancellation("ws_unknown", intent())
+        before = [
+            await old.read("get_workspace", idle.id),
+            await old.read("list_wanted_pods", "", 10),
+        ]
         await asyncio.to_thread(migrate, empty_database_url)
-        after = [await old.read("get_workspace", idle.id), await old.read("list_wanted_pods")]
+        after = [
+            await old.read("get_workspace", idle.id),
+            await old.read("list_wanted_pods", "", 10),
+        ]
         assert after == before
         assert await old.record_cancellation(idle.id, intent())
         found = await new.record_cancellation(permission(), idle.id, None, intent())

@@ -17,11 +17,11 @@ from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.store.announce import Announce
 from evershell.store.audit import audit_json
 from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Pool, connected
-from evershell.store.rows import Row, event_payload, json_value
+from evershell.store.rows import Row, json_value
 
 _CANCEL = (
     "SELECT workspace_id, task_id, outcome = 'accepted', watched FROM cancel_tasks("
-    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 # By the index workspaces_with_task. The counts are those of all rows, not only of the first ones.
 _MATCH = (
@@ -85,7 +85,8 @@ class BatchCancellations:
             intent.reason,
             intent.request_id,
             intent.force_at,
-            event_payload(cancel_requested_payload(intent), trace_id),
+            trace_id or None,
+            json_value(cancel_requested_payload(intent)),
             wait,
             None if audit is None else Json(audit_json(audit)),
         )

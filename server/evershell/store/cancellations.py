@@ -24,7 +24,7 @@ from evershell.store.rows import (
     TASK_COLUMNS,
     WORKSPACE_COLUMNS,
     Row,
-    event_payload,
+    json_value,
     task_of,
     workspace_of,
 )
@@ -41,7 +41,7 @@ _COLUMNS = ", ".join(
 )
 _RECORD_ONE = (
     f"SELECT {_COLUMNS} FROM record_cancellation_or_skip("
-    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 _RECORD_MANY = f"SELECT {_COLUMNS} FROM record_cancellations(%s)"
 _FIRST_OF_WORKSPACE = 2
@@ -68,6 +68,7 @@ class _Request(NamedTuple):
     reason: str
     request_id: str
     force_at: datetime | None
+    trace_id: str | None
     payload: Jsonb
     audit: Json | None
 
@@ -120,7 +121,8 @@ class Cancellations:
             intent.reason,
             intent.request_id,
             intent.force_at,
-            event_payload(cancel_requested_payload(intent), trace_id),
+            trace_id or None,
+            json_value(cancel_requested_payload(intent)),
             None if audit is None else Json(audit_json(audit)),
         )
         found = await self._group(request)

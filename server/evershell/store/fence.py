@@ -22,7 +22,7 @@ _FENCE = """
     ), fenced AS (
         UPDATE workspaces
         SET epoch = greatest(epoch + 1, extract(epoch FROM clock_timestamp())::bigint),
-            host = CASE WHEN host IS NOT NULL THEN 'fenced' END
+            run_id = CASE WHEN run_id IS NOT NULL THEN 'fenced' END
         WHERE (SELECT number FROM programs) = 0
         RETURNING id
     )

@@ -1,8 +1,10 @@
 """Migrates a database to the schema of this version: the migrations first, then the functions.
 
-functions/ has the current version of each function. The versions in migrations/ are outdated.
+functions/ has one file for each function, with its name.
 """
 
+import hashlib
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from typing import Any
@@ -10,6 +12,7 @@ from urllib.parse import urlencode
 
 import psycopg
 import yoyo
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from evershell.core.errors import UnavailableError
@@ -22,7 +25,7 @@ from evershell.store.session_settings import grant
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
 # Recorded in every database that this service has migrated.
-_FIRST_MIGRATION = "0001_schema"
+_FIRST_MIGRATION = "0001_initial"
 # The tables and views in the current schema, without those of extensions and of yoyo.
 _FOREIGN_TABLES = """
     SELECT relname FROM pg_class
@@ -36,8 +39,9 @@ _FOREIGN_TABLES = """
     ORDER BY relname
 """
 _NAMED_TABLES = 3
-_FUNCTION_BODY = """
-    SELECT prosrc FROM pg_proc WHERE proname = %s AND pronamespace = current_schema()::regnamespace
+_STORED_FUNCTIONS = """
+    SELECT oid::regprocedure::text, obj_description(oid, 'pg_proc') FROM pg_proc
+    WHERE proname = %s AND pronamespace = current_schema()::regnamespace
 """
 
 
@@ -66,7 +70,7 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
             guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
             _check_owner(guard)
             _apply(server)
-            _replace_functions(guard)
+            _replace_functions(guard, _definitions())
             # Without the privilege, the default partition takes the entries of further months.
             with suppress(psycopg.errors.InsufficientPrivilege):
                 add_partitions(guard, time_of(guard))
@@ -95,10 +99,10 @@ def _check_owner(connection: psycopg.Connection[Any]) -> None:
     row = connection.execute("SELECT current_database(), current_schema()").fetchone()
     database, schema = row or ("", "")
     raise ForeignTablesError(
-        f"Schema {schema} of database {database} holds tables of another application ({names}). "
-        "Nothing was changed. Create a database for this service (CREATE DATABASE evershell) and "
-        "name it in DATABASE_URL, or create a schema (CREATE SCHEMA evershell) and add "
-        "?options=-csearch_path%3Devershell to DATABASE_URL. Without DATABASE_URL an embedded "
+        f"Schema {schema} of database {database} holds tables that this service has not created "
+        f"({names}). Nothing was changed. Create a database for this service (CREATE DATABASE "
+        "evershell) and name it in DATABASE_URL, or create a schema (CREATE SCHEMA evershell) and "
+        "add ?options=-csearch_path%3Devershell to DATABASE_URL. Without DATABASE_URL an embedded "
         "PostgreSQL is started."
     )
 
@@ -128,19 +132,45 @@ def _apply(database_url: str) -> None:
                     backend.mark_one(migration, log=False)
 
 
-def _replace_functions(connection: psycopg.Connection[Any]) -> None:
-    """Replaces the functions that differ from their files.
-
-    A role that may only use the schema can therefore start a stack on an up-to-date database.
-    """
+def _definitions() -> dict[str, str]:
+    """The CREATE OR REPLACE FUNCTION statements of this version, by the names of the functions."""
     folder = resources.files("evershell.store") / "functions"
     files = (file for file in folder.iterdir() if file.name.endswith(".sql"))
-    for file in sorted(files, key=lambda file: file.name):
-        definition = file.read_text()
-        _, body, _ = definition.split("$$")
-        stored = connection.execute(_FUNCTION_BODY, (file.name.removesuffix(".sql"),)).fetchone()
-        if stored != (body,):
-            connection.execute(definition.encode())
+    return {file.name.removesuffix(".sql"): file.read_text() for file in files}
+
+
+def _replace_functions(connection: psycopg.Connection[Any], definitions: Mapping[str, str]) -> None:
+    """Replaces the functions whose definitions have changed.
+
+    Each function has the hash of its definition as its comment. Nothing is written if the hashes
+    match, so a role that may only use the schema can start a stack on an up-to-date database.
+    """
+    for name, definition in sorted(definitions.items()):
+        digest = hashlib.sha256(definition.encode()).hexdigest()
+        stored = connection.execute(_STORED_FUNCTIONS, (name,)).fetchall()
+        if [comment for _, comment in stored] == [digest]:
+            continue
+        try:
+            _create_function(connection, name, definition, digest)
+        except (
+            psycopg.errors.InvalidFunctionDefinition,
+            psycopg.errors.AmbiguousFunction,
+        ):
+            # CREATE OR REPLACE cannot change the parameters or the result columns.
+            with connection.transaction():
+                for signature, _ in stored:
+                    connection.execute(f"DROP FUNCTION {signature}".encode())
+                _create_function(connection, name, definition, digest)
+
+
+def _create_function(
+    connection: psycopg.Connection[Any], name: str, definition: str, digest: str
+) -> None:
+    """Creates the function, or replaces the one with the same parameters. Sets its comment."""
+    comment = sql.SQL("COMMENT ON FUNCTION {} IS {}").format(sql.Identifier(name), digest)
+    with connection.transaction():
+        connection.execute(definition.encode())
+        connection.execute(comment)
 
 
 def _yoyo_url(database_url: str) -> str:

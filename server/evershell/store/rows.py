@@ -30,7 +30,7 @@ WORKSPACE_COLUMNS = (
     "last_seq",
     "agent_address",
     "lease_expires_at",
-    "host",  # Workspace.run_id
+    "run_id",
     "task_unnamed_since",
     "agent_breach",
 )
@@ -66,9 +66,16 @@ TASK_COLUMNS = (
     "limit_force_after_seconds",
     "committed_bytes",
 )
-# The key of the trace id in the payload column. No payload has a field of this name.
-_TRACE_ID = "trace_id"
-EVENT_COLUMNS = ("workspace_id", "seq", "type", "time", "task_id", "request_id", "payload")
+EVENT_COLUMNS = (
+    "workspace_id",
+    "seq",
+    "type",
+    "time",
+    "task_id",
+    "request_id",
+    "trace_id",
+    "payload",
+)
 
 
 def workspace_of(row: Row) -> Workspace:
@@ -204,16 +211,14 @@ def task_values(task: Task) -> Row:
 
 def event_of(row: Row) -> Event:
     """The event of a row of EVENT_COLUMNS."""
-    payload = dict(row[6])
-    trace_id = payload.pop(_TRACE_ID, "")
     return Event(
         workspace_id=row[0],
         seq=row[1],
         type=EventType(row[2]),
         time=row[3],
         task_id=row[4],
-        payload=payload,
-        origin=Origin(row[5] or "", trace_id),
+        payload=row[7],
+        origin=Origin(row[5] or "", row[6] or ""),
     )
 
 
@@ -226,13 +231,9 @@ def event_values(workspace_id: str, seq: int, event: NewEvent) -> Row:
         event.time,
         event.task_id,
         event.origin.request_id or None,
-        event_payload(event.payload, event.origin.trace_id),
+        event.origin.trace_id or None,
+        json_value(event.payload),
     )
-
-
-def event_payload(payload: Mapping[str, Any], trace_id: str) -> Jsonb:
-    """The value of the payload column. It contains the trace id unless that is empty."""
-    return json_value({**payload, _TRACE_ID: trace_id} if trace_id else payload)
 
 
 def json_value(value: Mapping[str, Any]) -> Jsonb:

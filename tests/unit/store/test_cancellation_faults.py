@@ -36,7 +36,7 @@ def cell(database_url: str, pool: Pool) -> Cell:
 
 async def test_a_member_that_cannot_be_stored_does_not_affect_the_others(cell: Cell) -> None:
     (first, one), (refused, two), (last, three), (conflict, _) = await cell.busy(4)
-    insert = "INSERT INTO events VALUES (%s, 2, 'workspace_failed', now(), NULL, NULL, '{}')"
+    insert = "INSERT INTO events VALUES (%s, 2, 'workspace_failed', now(), NULL, NULL, NULL, '{}')"
     async with await AsyncConnection.connect(cell.url, autocommit=True) as connection:
         await connection.execute(insert, (conflict.id,))
     async with cell.statements_in_flight():

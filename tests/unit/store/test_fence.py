@@ -16,7 +16,7 @@ from evershell.store.pool import Pool, conninfo
 
 _WORKSPACE = """
     INSERT INTO workspaces (
-        id, org_id, name, status, status_reason, created_at, updated_at, epoch, last_seq, host
+        id, org_id, name, status, status_reason, created_at, updated_at, epoch, last_seq, run_id
     ) VALUES (%s, 'org_1', '', %s, '', now(), now(), %s, 0, %s)
 """
 
@@ -26,9 +26,9 @@ def epochs(url: str) -> dict[str, int]:
         return dict(connection.execute("SELECT id, epoch FROM workspaces").fetchall())
 
 
-def hosts(url: str) -> dict[str, str | None]:
+def run_ids(url: str) -> dict[str, str | None]:
     with psycopg.connect(url) as connection:
-        return dict(connection.execute("SELECT id, host FROM workspaces").fetchall())
+        return dict(connection.execute("SELECT id, run_id FROM workspaces").fetchall())
 
 
 def add(url: str, *workspaces: tuple[str, str, int, str | None]) -> None:
@@ -67,7 +67,7 @@ def test_only_a_pod_that_was_placed_belongs_to_another_run(database_url: str) ->
         ("ws_3", "failed", 1, None),
     )
     fence(database_url)
-    assert hosts(database_url) == {"ws_1": "fenced", "ws_2": None, "ws_3": None}
+    assert run_ids(database_url) == {"ws_1": "fenced", "ws_2": None, "ws_3": None}
 
 
 async def test_a_database_in_use_is_refused(database_url: str, pool: Pool) -> None:
@@ -111,7 +111,7 @@ def test_the_sessions_of_commands_that_are_ending_do_not_count(
 
 def test_a_schema_of_an_earlier_version(empty_database_url: str) -> None:
     """Its agents are fenced, whether it is migrated before or after."""
-    first = resources.files("evershell.store") / "migrations" / "0001_schema.sql"
+    first = resources.files("evershell.store") / "migrations" / "0001_initial.sql"
     with psycopg.connect(empty_database_url) as connection:
         connection.execute(first.read_text().encode())
     add(empty_database_url, ("ws_1", "idle", 3, "run"))

@@ -37,18 +37,49 @@ def test_a_second_migration_changes_nothing(empty_database_url: str) -> None:
     assert applied(empty_database_url) == first == MIGRATIONS
 
 
-def test_a_function_that_differs_from_its_file_is_replaced(empty_database_url: str) -> None:
+FUNCTION = "renew_leases"
+# What an earlier version of the function may differ in.
+EARLIER = {
+    "body": ("RETURN NEXT;", "RETURN NEXT; RETURN;"),
+    "security": ("LANGUAGE plpgsql", "LANGUAGE plpgsql SECURITY DEFINER"),
+    "default": ("p_now timestamptz,", "p_now timestamptz DEFAULT now(),"),
+    "result column": ("OUT seconds_left float8,", "OUT seconds_left float8, OUT is_late boolean,"),
+    "parameter": ("p_now timestamptz,", "p_now timestamptz, p_is_late boolean,"),
+    "type": ("p_below_share float8,", "p_below_share numeric,"),
+}
+
+
+def definitions_of(connection: "psycopg.Connection[Any]") -> list[str]:
+    """The stored functions of this name, with their headers."""
+    query = "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = %s"
+    return [definition for (definition,) in connection.execute(query, (FUNCTION,))]
+
+
+@pytest.mark.parametrize("part", EARLIER)
+def test_a_function_whose_definition_has_changed_is_replaced(
+    part: str, empty_database_url: str
+) -> None:
     migrate(empty_database_url)
-    body = "SELECT prosrc FROM pg_proc WHERE proname = 'record_cancellation_or_skip'"
-    with psycopg.connect(empty_database_url) as connection:
-        current = connection.execute(body).fetchone()
-        source = Path(migration.__file__).parent / "functions" / "record_cancellation_or_skip.sql"
-        changed = source.read_text().replace("recorded := true", "recorded := false")
-        connection.execute(changed.encode())
-        assert connection.execute(body).fetchone() != current
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        current = definitions_of(connection)
+        before, after = EARLIER[part]
+        definition = migration._definitions()[FUNCTION].replace(before, after)
+        migration._replace_functions(connection, {FUNCTION: definition})
+        assert definitions_of(connection) != current
+        migrate(empty_database_url)
+        assert definitions_of(connection) == current
+
+
+def test_a_statement_is_valid_after_its_function_was_replaced(empty_database_url: str) -> None:
+    """A worker of the previous version has prepared it."""
     migrate(empty_database_url)
-    with psycopg.connect(empty_database_url) as connection:
-        assert connection.execute(body).fetchone() == current
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        query = f"SELECT seconds_left FROM {FUNCTION}('{{ws_1}}', '{{1}}', '{{30}}', 0.5, now())"
+        expected = connection.execute(query, prepare=True).fetchall()
+        before, after = EARLIER["result column"]
+        definition = migration._definitions()[FUNCTION].replace(before, after)
+        migration._replace_functions(connection, {FUNCTION: definition})
+        assert connection.execute(query, prepare=True).fetchall() == expected
 
 
 def latest_partition(connection: "psycopg.Connection[tuple[object, ...]]") -> str:
@@ -96,16 +127,15 @@ def test_the_lock_of_a_killed_migration_is_ignored(empty_database_url: str) -> N
     migrate(empty_database_url)
 
 
-@pytest.mark.parametrize("interrupted", [MIGRATIONS[0], MIGRATIONS[-1]])
 def test_a_migration_that_is_interrupted_is_applied_later(
-    empty_database_url: str, interrupted: str, monkeypatch: pytest.MonkeyPatch
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = DatabaseBackend.mark_one
 
-    def interrupt(backend: Any, found: Any, log: bool = True) -> None:
-        if found.id == interrupted:
+    def interrupt(backend: Any, applied: Any, log: bool = True) -> None:
+        if applied.id == MIGRATIONS[-1]:
             raise InterruptedError
-        mark(backend, found, log=log)
+        mark(backend, applied, log=log)
 
     with monkeypatch.context() as patched, pytest.raises(InterruptedError):
         patched.setattr(DatabaseBackend, "mark_one", interrupt)

@@ -18,7 +18,7 @@ from tests.support.store.examples import NOW, complete, intent, permission, set_
 from tests.support.store.locks import held
 from tests.support.world import iteration
 
-_INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, %s)"
+_INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, NULL, %s)"
 
 
 async def test_one_of_many_cancellations_at_two_replicas_is_recorded(database_url: str) -> None:

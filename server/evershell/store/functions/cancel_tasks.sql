@@ -25,6 +25,7 @@ CREATE OR REPLACE FUNCTION cancel_tasks(
     p_reason text,
     p_request_id text,
     p_force_at timestamptz,
+    p_trace_id text,
     p_payload jsonb,
     p_wait boolean,
     p_audit json,
@@ -74,10 +75,10 @@ BEGIN
         WHERE workspaces.id = cancelled.workspace_id
         RETURNING workspaces.id AS workspace_id, workspaces.last_seq, cancelled.id AS task_id
     ), logged AS (
-        INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, payload)
+        INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, trace_id, payload)
         SELECT
             counted.workspace_id, counted.last_seq, 'task_cancel_requested', p_requested_at,
-            counted.task_id, p_request_id, p_payload
+            counted.task_id, p_request_id, p_trace_id, p_payload
         FROM counted
         RETURNING events.task_id
     )

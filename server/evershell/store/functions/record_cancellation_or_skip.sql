@@ -26,6 +26,7 @@ CREATE OR REPLACE FUNCTION record_cancellation_or_skip(
     p_reason text,
     p_request_id text,
     p_force_at timestamptz,
+    p_trace_id text,
     p_payload jsonb,
     p_wait boolean,
     p_audit json,
@@ -94,9 +95,10 @@ BEGIN
         RETURNING * INTO t;
         w.last_seq := w.last_seq + 1;
         UPDATE workspaces SET last_seq = w.last_seq WHERE id = w.id;
-        INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, payload)
+        INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, trace_id, payload)
         VALUES (
-            w.id, w.last_seq, 'task_cancel_requested', p_requested_at, t.id, p_request_id, p_payload
+            w.id, w.last_seq, 'task_cancel_requested', p_requested_at, t.id, p_request_id,
+            p_trace_id, p_payload
         );
         recorded := true;
     END IF;

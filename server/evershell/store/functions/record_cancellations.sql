@@ -25,6 +25,7 @@ BEGIN
             reason text,
             request_id text,
             force_at timestamptz,
+            trace_id text,
             payload jsonb,
             audit json
         )
@@ -41,6 +42,7 @@ BEGIN
             request.reason,
             request.request_id,
             request.force_at,
+            request.trace_id,
             request.payload,
             false,
             request.audit

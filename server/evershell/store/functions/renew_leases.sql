@@ -4,8 +4,6 @@
 -- The conditions are those of Store.renew_lease in server/evershell/core/ports.py. No statement waits for a
 -- lock, so a call cannot deadlock with another, and a locked workspace delays no other heartbeat of
 -- the call. Each member costs two reads by primary key at most, and one update if its lease is due.
---
--- p_now is NULL if a worker of the previous version calls. The clock of the database then applies.
 CREATE OR REPLACE FUNCTION renew_leases(
     p_ids text[],
     p_epochs bigint[],
@@ -16,13 +14,11 @@ CREATE OR REPLACE FUNCTION renew_leases(
     OUT w workspaces,
     OUT t tasks
 ) RETURNS SETOF record LANGUAGE plpgsql AS $$
-DECLARE
-    moment timestamptz := coalesce(p_now, clock_timestamp());
 BEGIN
     FOR n IN 1..cardinality(p_ids) LOOP
         SELECT * INTO w FROM workspaces WHERE id = p_ids[n];
         IF w.lease_expires_at
-            < moment + make_interval(secs => p_lease_seconds[n] * p_below_share)
+            < p_now + make_interval(secs => p_lease_seconds[n] * p_below_share)
         THEN
             PERFORM FROM workspaces
             WHERE id = w.id AND epoch = p_epochs[n] AND status NOT IN ('stopped', 'failed')
@@ -30,7 +26,7 @@ BEGIN
             IF FOUND THEN
                 UPDATE workspaces
                 SET lease_expires_at = greatest(
-                    lease_expires_at, moment + make_interval(secs => p_lease_seconds[n])
+                    lease_expires_at, p_now + make_interval(secs => p_lease_seconds[n])
                 )
                 WHERE id = w.id
                 RETURNING * INTO w;
@@ -40,7 +36,7 @@ BEGIN
         IF w.current_task_id IS NOT NULL THEN
             SELECT * INTO t FROM tasks WHERE id = w.current_task_id;
         END IF;
-        seconds_left := extract(epoch FROM w.lease_expires_at - moment);
+        seconds_left := extract(epoch FROM w.lease_expires_at - p_now);
         RETURN NEXT;
     END LOOP;
 END;
