@@ -87,6 +87,7 @@ class OldWorker:
                 "time": NOW,
                 "task_id": task_id,
                 "request_id": None,
+                "trace_id": None,
                 "payload": {},
             },
         )

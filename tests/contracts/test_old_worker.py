@@ -61,7 +61,7 @@ async def test_the_old_worker_reads_rows_of_the_new_one(old: OldWorker, new: Pos
     assert found.workspace is not None and found.task is not None
     workspace_row = released_row("workspaces", workspace_columns(found.workspace))
     task_row = released_row("tasks", task_columns(found.task))
-    assert await old.read("get_workspace", busy.id) == [workspace_row]
+    assert await old.read("get_workspace", busy.id, None) == [workspace_row]
     assert await old.read("list_workspaces", ORG, _AFTER_ALL_IDS, 10) == [workspace_row]
     assert await old.read("list_own_workspaces", ORG, USER, _AFTER_ALL_IDS, 10) == [workspace_row]
     assert await old.read("list_wanted_pods", "", 10) == [workspace_row]
@@ -187,12 +187,12 @@ async def test_a_connected_old_worker_continues_after_the_migration(
         await old.insert("workspaces", workspace_columns(idle))
         await old.submit(idle.id, submitted)
         before = [
-            await old.read("get_workspace", idle.id),
+            await old.read("get_workspace", idle.id, None),
             await old.read("list_wanted_pods", "", 10),
         ]
         await asyncio.to_thread(migrate, empty_database_url)
         after = [
-            await old.read("get_workspace", idle.id),
+            await old.read("get_workspace", idle.id, None),
             await old.read("list_wanted_pods", "", 10),
         ]
         assert after == before
