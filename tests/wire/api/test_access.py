@@ -88,6 +88,7 @@ def test_every_method_is_called_by_every_kind_of_caller() -> None:
     ]
     own = frozenset(f"{scope}:own" for scope in SCOPES)
     principals = [
+        None,
         *map(_key, KEYS),
         _session("org_a", "user_1", frozenset(SCOPES)),
         _session("org_a", "user_1", own),

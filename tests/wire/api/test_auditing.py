@@ -11,12 +11,11 @@ from evershell.api.interceptors import auditing
 from evershell.api.method_options import public_methods
 from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.errors import UnavailableError
-from evershell.core.validation import Page
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.store.examples import permission
 from tests.support.waiting import eventually_async
 from tests.support.world import NOW, ORG, World
-from tests.wire.api.running import HOLDER, PUBLIC, READER, SECRET, FailingStore, Running, bearer
+from tests.wire.api.running import HOLDER, PUBLIC, READER, FailingStore, Running, bearer
 
 CHANGING = sorted(path.removeprefix(PUBLIC) for path in public_methods(with_effect=True))
 
@@ -87,33 +86,14 @@ async def test_every_allowed_call_leaves_an_entry_with_its_change(
     assert server.audit.entries == []
 
 
-@pytest.mark.parametrize("method", CHANGING)
-async def test_a_call_without_a_credential_leaves_an_entry(server: Running, method: str) -> None:
-    await server.raw(PUBLIC + method, request=b"\x0a\x04ws_1")
+async def test_a_call_without_a_credential_leaves_an_entry(server: Running) -> None:
+    await server.raw(PUBLIC + "CancelTask", request=b"\x0a\x04ws_1")
     entry = await entry_of(server)
-    assert (entry.rpc, entry.outcome) == (method, "unauthenticated")
+    assert (entry.rpc, entry.outcome) == ("CancelTask", "unauthenticated")
     assert (entry.org_id, entry.actor_id, entry.credential_kind) == ("", "", "")
     # The request of a caller who is not known is not read.
     assert entry.workspace_id == ""
     assert entry.client_address == "127.0.0.1"
-
-
-@pytest.mark.parametrize("method", CHANGING)
-async def test_a_call_without_the_scope_leaves_an_entry(server: Running, method: str) -> None:
-    request = b"\x0a\x04ws_1\x12\x04true" if method == "SubmitTask" else b"\x0a\x04ws_1"
-    if method == "CancelTasks":
-        request = messages.CancelTasksRequest(all=True).SerializeToString()
-    if method == "ReleaseOrg":
-        request = b""
-    await server.raw(PUBLIC + method, bearer(READER), request)
-    entry = await entry_of(server)
-    assert (entry.rpc, entry.outcome) == (method, "permission_denied")
-    assert (entry.org_id, entry.actor_id) == (ORG, "key_read_only")
-    names_workspace = (
-        "workspace_id"
-        in messages.DESCRIPTOR.message_types_by_name[f"{method}Request"].fields_by_name
-    )
-    assert entry.workspace_id == ("ws_1" if names_workspace else "")
 
 
 async def test_invalid_fields_are_left_out(server: Running) -> None:
@@ -122,24 +102,6 @@ async def test_invalid_fields_are_left_out(server: Running) -> None:
     entry = await entry_of(server)
     assert entry.outcome == "validation_error"
     assert (entry.workspace_id, entry.task_id, entry.reason) == ("", "", "")
-
-
-async def test_a_refusal_in_the_transaction_is_stored_once(server: Running, world: World) -> None:
-    await server.raw(PUBLIC + "CancelTask", bearer(), b"\x0a\x0aws_unknown")
-    (entry,) = await stored(world)
-    assert entry.outcome == "workspace_not_found"
-    assert server.audit.entries == []
-
-
-async def test_a_refused_change_leaves_an_entry(server: Running, world: World) -> None:
-    busy, _ = await world.add_busy()
-    await server.fails(
-        server.stub.SubmitTask(
-            messages.SubmitTaskRequest(workspace_id=busy.id, description="true"),
-            metadata=bearer(),
-        )
-    )
-    assert (await entry_of(server)).outcome == "workspace_busy"
 
 
 async def test_an_unreachable_agent_does_not_change_the_entry(
@@ -207,17 +169,6 @@ async def test_a_flood_of_unauthenticated_calls_leaves_few_entries(
     assert len(server.audit.entries) == 20
 
 
-async def test_a_read_leaves_no_entry(server: Running, world: World) -> None:
-    idle = await world.add()
-    await server.stub.GetWorkspace(
-        messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer()
-    )
-    await server.raw(PUBLIC + "GetWorkspace")
-    await server.raw(PUBLIC + "CancelTask")
-    await eventually_async(lambda: server.audit.entries)
-    assert [each.rpc for each in server.audit.entries] == ["CancelTask"]
-
-
 async def test_the_log_is_listed_with_all_fields(server: Running, world: World) -> None:
     busy, task = await world.add_busy()
     await server.stub.CancelTask(
@@ -257,18 +208,6 @@ async def test_an_invalid_filter_is_refused(
     )
     assert seen.code is grpc.StatusCode.INVALID_ARGUMENT
     assert [each.field for each in seen.details["BadRequest"].field_violations] == [problem]
-
-
-async def test_a_workspace_that_does_not_exist_has_no_log(server: Running, world: World) -> None:
-    foreign = await world.add(org_id="org_b")
-    for workspace_id in ("ws_unknown", foreign.id):
-        seen = await server.fails(
-            server.stub.ListAuditEntries(
-                messages.ListAuditEntriesRequest(workspace_id=workspace_id), metadata=bearer(SECRET)
-            )
-        )
-        assert seen.slug == "workspace_not_found"
-    assert Page.of(0, "").size == 50
 
 
 async def test_a_forged_address_cannot_fill_the_log(server: Running) -> None:

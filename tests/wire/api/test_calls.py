@@ -42,19 +42,6 @@ async def test_a_cancellation_is_accepted_once(server: Running, world: World) ->
     assert stored.cancel is not None and stored.cancel.request_id == "req_7"
 
 
-async def test_a_cancellation_without_an_active_task_succeeds(
-    server: Running, world: World
-) -> None:
-    idle = await world.add()
-    answer = await server.stub.CancelTask(
-        messages.CancelTaskRequest(workspace_id=idle.id), metadata=bearer()
-    )
-    assert MessageToDict(answer, preserving_proto_field_name=True) == {
-        "workspace_id": idle.id,
-        "outcome": "no_active_task",
-    }
-
-
 @pytest.mark.parametrize("is_named", [False, True])
 async def test_agent_unreachable_reports_that_the_intent_is_recorded(
     server: Running, world: World, is_named: bool
@@ -78,34 +65,6 @@ async def test_agent_unreachable_reports_that_the_intent_is_recorded(
     assert (await world.task(busy.id, running.id)).cancel is not None
 
 
-async def test_every_invalid_field_is_named(server: Running) -> None:
-    request = messages.CancelTaskRequest(workspace_id="a b", reason="x" * 501)
-    seen = await server.fails(
-        server.stub.CancelTask(request, metadata=bearer(x_evershell_edge="rest"))
-    )
-    assert set(seen.envelope["details"]["fields"]) == {"workspace_id", "reason"}
-    assert {each.field for each in seen.details["BadRequest"].field_violations} == {
-        "workspace_id",
-        "reason",
-    }
-
-
-async def test_a_submitted_task_is_read_back_unchanged(server: Running, world: World) -> None:
-    idle = await world.add()
-    request = messages.SubmitTaskRequest(
-        workspace_id=idle.id, description="ls", metadata={"k": "v"}, max_iterations=3
-    )
-    answer = await server.stub.SubmitTask(request, metadata=bearer())
-    read = messages.GetTaskRequest(workspace_id=idle.id, task_id=answer.task_id)
-    task = await server.stub.GetTask(read, metadata=bearer())
-    assert (task.description, dict(task.metadata), task.max_iterations) == ("ls", {"k": "v"}, 3)
-    assert answer.status == task.status == task_pb2.Task.Status.delivered
-    listed = await server.stub.ListTasks(
-        messages.ListTasksRequest(workspace_id=idle.id), metadata=bearer()
-    )
-    assert list(listed.tasks) == [task]
-
-
 async def test_a_stream_sends_past_and_new_events(server: Running, world: World) -> None:
     busy, running = await world.add_busy()
     call = server.stub.WatchEvents(
@@ -118,17 +77,6 @@ async def test_a_stream_sends_past_and_new_events(server: Running, world: World)
     call.cancel()
     assert [each.event.seq for each in seen] == [2, 3]
     assert seen[1].event.iteration_completed.tool_call.result.output == "hello"
-
-
-@pytest.mark.parametrize("edge", ["", "rest"])
-async def test_a_stream_that_fails_before_its_first_message_is_an_ordinary_error(
-    server: Running, edge: str
-) -> None:
-    request = messages.WatchEventsRequest(workspace_id="ws_unknown")
-    metadata = bearer(x_evershell_edge=edge) if edge else bearer()
-    seen = await server.fails(server.stub.WatchEvents(request, metadata=metadata))
-    assert (seen.code, seen.slug) == (grpc.StatusCode.NOT_FOUND, "workspace_not_found")
-    assert ("x-evershell-error" in seen.trailers) is bool(edge)
 
 
 @pytest.mark.parametrize("unexpected", [False, True])

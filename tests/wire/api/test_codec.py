@@ -183,17 +183,6 @@ def test_the_end_of_a_task_is_encoded_in_full() -> None:
     }
 
 
-def test_a_payload_without_fields_is_encoded() -> None:
-    entry = Event(
-        workspace_id="ws_1",
-        seq=1,
-        type=EventType.TASK_STARTED,
-        time=NOW,
-        payload={"of_a_later_version": 1},
-    )
-    assert codec.encode_event(entry).event.WhichOneof("payload") == "task_started"
-
-
 def test_a_heartbeat_has_the_last_sequence_number() -> None:
     seen = codec.encode_heartbeat(Heartbeat(NOW, 7))
     assert (seen.heartbeat.seq, seen.heartbeat.time.ToDatetime(NOW.tzinfo)) == (7, NOW)
@@ -293,15 +282,6 @@ def test_a_duration_out_of_bounds_is_refused(field: str, seconds: int) -> None:
     with pytest.raises(Failure) as raised:
         codec.decode_cancel(request, Origin("req_1"))
     assert set(raised.value.details["fields"]) == {field}
-
-
-def test_a_model_call_that_an_earlier_release_recorded_has_no_status() -> None:
-    earlier = {"number": 1, "model_call": {"model": "m", "content": "c"}}
-    entry = Event(
-        workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=earlier
-    )
-    status = codec.encode_event(entry).event.iteration_completed.model_call.status
-    assert status == event_pb2.ModelCall.Status.status_unspecified
 
 
 @pytest.mark.parametrize(

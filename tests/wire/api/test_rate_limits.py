@@ -19,7 +19,6 @@ from tests.wire.api.running import (
     INTERNAL,
     OBSERVER,
     PUBLIC,
-    READER,
     Failed,
     Running,
     agent_bearer,
@@ -127,19 +126,6 @@ async def test_spent_reads_do_not_block_a_cancellation(server: Running, world: W
     assert await count_served(cancelling(server, busy.id)) == 9
 
 
-async def test_spent_cancellations_do_not_block_a_read(server: Running, world: World) -> None:
-    busy, _ = await world.add_busy()
-    await count_served(cancelling(server, busy.id))
-    assert isinstance(await listing(server)(), bytes)
-
-
-async def test_credentials_of_one_organization_do_not_share_a_bucket(
-    server: Running,
-) -> None:
-    await count_served(listing(server))
-    assert await count_served(listing(server, READER)) == 20
-
-
 async def test_a_refused_cancellation_records_nothing(server: Running, world: World) -> None:
     idle = await world.add()
     assert await count_served(cancelling(server, idle.id)) == 10
@@ -148,20 +134,6 @@ async def test_a_refused_cancellation_records_nothing(server: Running, world: Wo
     assert isinstance(seen, Failed) and seen.slug == "rate_limited"
     assert (await world.task(idle.id, running.id)).cancel is None
     assert world.agents.cancelled == []
-
-
-async def test_a_loop_on_a_wrong_task_does_not_limit_other_callers(
-    server: Running, world: World
-) -> None:
-    busy, running = await world.add_busy()
-    wrong = messages.CancelTaskRequest(
-        workspace_id=busy.id, task_id="task_wrong"
-    ).SerializeToString()
-    assert (
-        await count_served(lambda: server.raw(PUBLIC + "CancelTask", bearer(OBSERVER), wrong)) == 10
-    )
-    assert await count_served(cancelling(server, busy.id)) == 10
-    assert world.agents.cancelled == [running.id] * 10
 
 
 async def test_a_loop_on_the_right_task_does_not_limit_other_callers(

@@ -257,15 +257,6 @@ async def test_a_request_that_waits_for_the_worker_is_not_cut_short(
     assert read == [0, 1]
 
 
-async def test_a_burst_of_requests_is_served_in_turn(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
-    async with running(world) as server, asyncio.timeout(PROMPT_SECONDS):
-        calls = [server.raw(LIST, bearer()) for _ in range(200)]
-        assert await asyncio.gather(*calls) == [b""] * 200
-
-
 def in_flight(metrics: Metrics, rpc: str = "ListWorkspaces") -> float:
     labels = {"rpc": rpc}
     return metrics.registry.get_sample_value("evershell_rpc_in_flight", labels) or 0.0

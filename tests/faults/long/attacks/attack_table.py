@@ -98,8 +98,8 @@ _WRITTEN = {
     "header": {
         "no credential, another scheme, an oversized token": "unit/auth/test_authenticator.py::"
         "test_a_value_without_a_bearer_token_is_refused",
-        "bad credentials over both protocols": "stack/test_errors.py::"
-        "test_a_caller_without_a_valid_credential_is_unauthenticated",
+        "bad credentials over both protocols": "stack/test_matrix.py::"
+        "test_calls_without_an_effect_change_nothing",
         "bad credentials at both services": CALLS
         + "test_a_bad_credential_is_refused_by_both_services",
         "x-evershell-* and x-envoy-* over REST": "wire/edge/test_rest.py::"
@@ -119,10 +119,10 @@ _WRITTEN = {
         "random callers, scopes, creators and workspaces": ACCESS,
         "each method across organizations and creators": EVERY_METHOD,
         "a method without a rule": "wire/api/test_access.py::test_each_method_has_a_rule",
-        "each method without a credential": CALLS + "test_every_public_method_needs_a_credential",
-        "writes with a key that only reads": CALLS + "test_a_read_only_key_writes_nothing",
-        "the workspace of another creator": "stack/test_errors.py::"
-        "test_an_own_scope_does_not_cover_the_workspace_of_another_user",
+        "each method without a credential": EVERY_METHOD,
+        "writes with a key that only reads": EVERY_METHOD,
+        "the workspace of another creator": "stack/test_matrix.py::"
+        "test_calls_without_an_effect_change_nothing",
         "the audit log of another organization": "stack/long/test_audit.py::"
         "test_an_unknown_workspace_and_another_organization_are_on_record",
         "another workspace in the body or the query": EDGE,
