@@ -175,12 +175,6 @@ class World:
         running = await self.run(idle)
         return await self.workspace(idle.id), running
 
-    async def add_busy_with(self, creator: str | None, **fields: Any) -> str:
-        """Adds a workspace of this user with a running task that has these fields."""
-        idle = await self.add(created_by_user_id=creator)
-        await self.run(idle, **fields)
-        return idle.id
-
     async def run(self, at: Workspace, **fields: Any) -> Task:
         """Submits a task and starts it."""
         submitted = task(at.id, **fields)

@@ -1,6 +1,5 @@
 """The OpenAI model over real HTTP, alone and in the real loop with the real shell."""
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from evershell.core.task import TaskStatus
 from evershell.core.task_lifecycle import TaskEnded
 from evershell.pod.spec import PodSpec
 from tests.support.model_server import (
-    Answer,
-    Gate,
     ModelServer,
     calls,
     calls_tools,
@@ -164,22 +161,6 @@ async def test_usage_that_is_missing_or_invalid_is_zero(server: ModelServer, usa
         0,
         0,
     )
-
-
-async def test_force_aborts_the_request(server: ModelServer, tmp_path: Path) -> None:
-    gate = Gate()
-    run = Run(server, tmp_path, Answer(gate=gate))
-    ending = asyncio.create_task(run.end())
-    await asyncio.to_thread(gate.await_reached)
-    run.task.cancel.request(force_after_seconds=0)
-    assert await ending == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
-    (iteration,) = run.iterations
-    assert iteration.keys() == {"model_call"}
-    call = iteration["model_call"]
-    assert (call["status"], call["model"], call["content"]) == ("interrupted", "test", "")
-    assert (call["input_tokens"], call["output_tokens"]) == (0, 0)
-    assert await asyncio.to_thread(server.left.wait, 10)
-    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(

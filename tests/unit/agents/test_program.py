@@ -10,7 +10,7 @@ from evershell.workspace.v1.event_pb2 import ToolResult
 from evershell.workspace.v1.task_pb2 import Task
 
 from tests.support.waiting import eventually_async
-from tests.unit.agents.conftest import Start, is_alive, started
+from tests.unit.agents.conftest import Start, started
 from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
 
@@ -35,19 +35,6 @@ async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start)
     assert control_plane.end("t1").status == Task.completed
     assert control_plane.end("t1").result == "Ran 2 commands."
     assert first.model_call.model == "scripted"
-
-
-async def test_a_failed_task_has_the_reason_of_the_model(
-    control_plane: ControlPlane, start: Start
-) -> None:
-    await started(control_plane, start)
-    await control_plane.start_task(
-        control_plane.agent(), control_plane.submit("t1", "true\nfail: no more money")
-    )
-    await control_plane.until(lambda: control_plane.end("t1"))
-    assert control_plane.end("t1").status == Task.failed
-    assert control_plane.end("t1").reason == "no more money"
-    assert len(control_plane.iterations("t1")) == 1
 
 
 async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
@@ -124,40 +111,6 @@ async def test_events_carry_the_trace_of_the_last_call_for_their_task(
     ]
 
 
-async def test_force_interrupts_the_tool(
-    control_plane: ControlPlane, start: Start, tmp_path: Path
-) -> None:
-    await started(control_plane, start)
-    agent = control_plane.agent()
-    await control_plane.start_task(
-        agent, control_plane.submit("t1", "echo so far; touch begun; sleep 600\necho never")
-    )
-    await eventually_async((tmp_path / "begun").exists)
-    await control_plane.cancel_task(agent, "t1", force_after_seconds=300)
-    await control_plane.cancel_task(agent, "t1", force_after_seconds=0)
-    await control_plane.until(lambda: control_plane.end("t1"))
-    (iteration,) = control_plane.iterations("t1")
-    assert iteration.tool_call.result == ToolResult(
-        status=ToolResult.interrupted, exit_code=-9, output="so far\n"
-    )
-    assert (control_plane.end("t1").status, control_plane.end("t1").forced) == (
-        Task.cancelled,
-        True,
-    )
-
-
-async def test_a_task_cancelled_before_it_arrives_runs_no_iteration(
-    control_plane: ControlPlane, start: Start
-) -> None:
-    await started(control_plane, start)
-    agent = control_plane.agent()
-    assert not await control_plane.cancel_task(agent, "t1")
-    await control_plane.start_task(agent, control_plane.submit("t1", "echo never"))
-    await control_plane.until(lambda: control_plane.end("t1"))
-    assert control_plane.kinds("t1") == ["task_started", "task_ended"]
-    assert control_plane.end("t1").status == Task.cancelled
-
-
 async def test_a_task_whose_start_was_lost_arrives_with_the_next_reply(
     control_plane: ControlPlane, start: Start
 ) -> None:
@@ -166,22 +119,6 @@ async def test_a_task_whose_start_was_lost_arrives_with_the_next_reply(
     control_plane.submit("t1", "echo here")
     await control_plane.until(lambda: control_plane.end("t1"))
     assert control_plane.end("t1").status == Task.completed
-
-
-async def test_a_repeated_start_runs_nothing_twice(
-    control_plane: ControlPlane, start: Start, tmp_path: Path
-) -> None:
-    await started(control_plane, start)
-    agent = control_plane.agent()
-    task = control_plane.submit("t1", "echo x >> runs")
-    for _ in range(3):
-        await control_plane.start_task(agent, task)
-    await control_plane.until(lambda: control_plane.end("t1"))
-    await control_plane.start_task(agent, task)
-    await control_plane.start_task(agent, control_plane.submit("t2", "true"))
-    await control_plane.until(lambda: control_plane.end("t2"))
-    assert (tmp_path / "runs").read_text() == "x\n"
-    assert control_plane.kinds("t1") == ["task_started", "iteration_completed", "task_ended"]
 
 
 async def test_another_task_is_refused_while_one_runs(
@@ -217,46 +154,3 @@ async def test_the_next_worker_is_tried_when_one_does_not_answer(
 ) -> None:
     start(["127.0.0.1:1", await control_plane.serve()])
     await control_plane.until(lambda: control_plane.address)
-
-
-async def test_a_task_that_replies_no_longer_name_is_dropped(
-    control_plane: ControlPlane, start: Start, tmp_path: Path
-) -> None:
-    control_plane.lease_length_ms = 1_500
-    await started(control_plane, start)
-    agent = control_plane.agent()
-    await control_plane.start_task(
-        agent, control_plane.submit("t1", "echo $$ > begun.new; mv begun.new begun; exec sleep 600")
-    )
-    await eventually_async((tmp_path / "begun").exists)
-    control_plane.submit("t2", "true")
-    await control_plane.until(lambda: control_plane.end("t2"))
-    assert control_plane.kinds("t1") == ["task_started"]
-    assert not is_alive(tmp_path / "begun")
-
-
-async def test_the_reply_to_an_earlier_heartbeat_does_not_drop_a_new_task(
-    control_plane: ControlPlane, start: Start, tmp_path: Path
-) -> None:
-    reply_made, may_send = asyncio.Event(), asyncio.Event()
-
-    async def hold(call: str) -> None:
-        if call == "Heartbeat" and not reply_made.is_set():
-            reply_made.set()
-            await may_send.wait()
-
-    control_plane.before_reply = hold
-    control_plane.lease_length_ms = 3_000
-    await started(control_plane, start)
-    await reply_made.wait()
-    await control_plane.start_task(
-        control_plane.agent(),
-        control_plane.submit("t1", "touch begun; while [ ! -e go ]; do sleep 0.01; done"),
-    )
-    await eventually_async((tmp_path / "begun").exists)
-    heartbeats = len(control_plane.heartbeats)
-    may_send.set()
-    await control_plane.until(lambda: len(control_plane.heartbeats) > heartbeats)
-    (tmp_path / "go").touch()
-    await control_plane.until(lambda: control_plane.end("t1"))
-    assert control_plane.end("t1").status == Task.completed

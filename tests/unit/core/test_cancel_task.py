@@ -9,7 +9,7 @@ from evershell.core.cancel_task import Outcome
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.task import CancelIntent, Task, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from tests.support.world import NOW, USER, World, caller
+from tests.support.world import USER, World, caller
 
 
 async def test_the_first_call_records_signals_and_is_accepted(world: World) -> None:
@@ -27,13 +27,6 @@ async def test_the_first_call_records_signals_and_is_accepted(world: World) -> N
     assert result.task == replace(running, cancel=recorded)
     assert await world.task(busy.id, running.id) == result.task
     assert world.agents.cancelled == [running.id]
-
-
-async def test_an_accepted_cancellation_does_not_end_the_task(world: World) -> None:
-    busy, _ = await world.add_busy()
-    result = await world.cancel(busy.id)
-    assert result.task is not None and result.task.status is TaskStatus.RUNNING
-    assert "task_completed" not in await world.event_types(busy.id)
 
 
 async def test_the_intent_is_committed_before_the_agent_is_signalled(world: World) -> None:
@@ -96,35 +89,6 @@ async def test_cancelling_a_finished_task_does_not_touch_the_next_one(world: Wor
     assert (result.outcome, result.task and result.task.id) == (Outcome.ALREADY_FINISHED, first.id)
     assert (await world.task(busy.id, second.id)).cancel is None
     assert world.agents.cancelled == []
-
-
-async def test_a_cancelled_task_keeps_its_first_requester(world: World) -> None:
-    busy, running = await world.add_busy()
-    await world.cancel(busy.id, reason="first")
-    await world.end(busy.id, running.id)
-    result = await world.cancel(
-        busy.id, caller(actor_id="user_2"), task_id=running.id, reason="second"
-    )
-    assert result.outcome is Outcome.ALREADY_FINISHED
-    assert result.task is not None and result.task.cancel is not None
-    assert (result.task.status, result.task.cancel.requested_by) == (TaskStatus.CANCELLED, USER)
-    assert (result.task.cancel.reason, result.task.cancel.requested_at) == ("first", NOW)
-
-
-async def test_the_next_task_starts_without_a_cancellation(world: World) -> None:
-    busy, first = await world.add_busy()
-    await world.cancel(busy.id)
-    await world.end(busy.id, first.id)
-    second = await world.run(busy)
-    assert second.cancel is None
-    await world.end(busy.id, second.id)
-    assert (await world.task(busy.id, second.id)).status is TaskStatus.COMPLETED
-
-
-async def test_a_cancellation_may_name_the_running_task(world: World) -> None:
-    busy, running = await world.add_busy()
-    result = await world.cancel(busy.id, task_id=running.id)
-    assert result.outcome is Outcome.ACCEPTED
 
 
 async def test_a_cancellation_of_an_unreachable_agent_fails_and_keeps_the_intent(
@@ -214,13 +178,3 @@ async def test_a_force_deadline_counts_from_its_own_call_and_names_its_requester
         world.clock() - timedelta(seconds=60),
     )
     assert (await world.event_types(busy.id)).count("task_cancel_requested") == 1
-
-
-async def test_a_cancellation_has_no_force_deadline_by_default(world: World) -> None:
-    busy, running = await world.add_busy()
-    await world.cancel(busy.id)
-    stored = await world.task(busy.id, running.id)
-    assert stored.cancel is not None and (
-        stored.cancel.force_at,
-        stored.cancel.force_requested_by,
-    ) == (None, None)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from evershell.core.caller import Caller, CredentialKind
+from evershell.core.caller import Caller
 from evershell.core.cancel_task import CancelTask
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
@@ -154,26 +154,3 @@ async def test_a_workspace_that_is_not_up_refuses_with_its_status(
         assert busy.id in failure.message
     assert (await world.task(busy.id, running.id)).cancel is None
     assert await world.events(busy.id) == before
-
-
-async def test_a_refused_call_records_nothing(world: World) -> None:
-    busy, running = await world.add_busy()
-    before = await world.events(busy.id)
-    for by in (NO_SCOPE, ELSEWHERE, STRANGER):
-        await refusal(world, busy.id, by)
-    assert (await world.task(busy.id, running.id)).cancel is None
-    assert await world.events(busy.id) == before
-
-
-async def test_the_creator_may_cancel_with_an_own_scope(world: World) -> None:
-    busy, _ = await world.add_busy()
-    assert (await world.cancel(busy.id, caller("workspace:write:own"))).outcome == "accepted"
-
-
-@pytest.mark.parametrize("creator", [None, "key_1"])
-async def test_an_api_key_may_not_cancel_with_an_own_scope(
-    world: World, creator: str | None
-) -> None:
-    busy, _ = await world.add_busy(created_by_user_id=creator)
-    key = caller("workspace:write:own", actor_id="key_1", kind=CredentialKind.API_KEY)
-    assert (await refusal(world, busy.id, key)).slug == "permission_denied"

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import EventType, Origin
 from evershell.core.task import TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
-from tests.support.world import NOW, USER, World, caller, intent
+from tests.support.world import USER, World, caller, intent
 
 ALL = AllTasks()
 
@@ -79,19 +78,6 @@ async def test_a_task_is_cancelled_once(world: World) -> None:
     assert len(requests) == 1
 
 
-async def test_an_earlier_force_deadline_applies(world: World) -> None:
-    busy, task = await world.add_busy()
-    for seconds, expected in ((60, 60), (90, 60), (5, 5)):
-        result = await cancel(
-            world, caller(actor_id=f"user_{seconds}"), force_after_seconds=seconds
-        )
-        assert result.remaining == 0
-        cancelled = (await world.task(busy.id, task.id)).cancel
-        assert cancelled is not None
-        assert cancelled.force_at == NOW + timedelta(seconds=expected)
-        assert cancelled.force_requested_by == f"user_{expected}"
-
-
 async def test_a_dry_run_changes_nothing(world: World) -> None:
     busy, task = await world.add_busy()
     requested, _ = await world.add_busy()
@@ -102,50 +88,6 @@ async def test_a_dry_run_changes_nothing(world: World) -> None:
     assert [each.outcome for each in result.results] == ["matched", "already_requested"]
     assert await world.workspace(busy.id) == before
     assert (await world.task(busy.id, task.id)).cancel is None
-
-
-@pytest.mark.parametrize(
-    ("filter_", "matched"),
-    [
-        ({"created_by_user_id": "user_2"}, "b"),
-        ({"submitted_by": "user_3"}, "c"),
-        ({"submitted_before": NOW + timedelta(seconds=1)}, "ab"),
-        ({"metadata": {"team": "x"}}, "ac"),
-        ({"metadata": {"team": "x", "run": "2"}}, "c"),
-        ({"metadata": {"team": "X"}}, ""),
-        ({"created_by_user_id": USER, "metadata": {"team": "x"}}, "ac"),
-    ],
-)
-async def test_a_filter_selects_tasks(world: World, filter_: dict[str, Any], matched: str) -> None:
-    later = NOW + timedelta(seconds=1)
-    names = {
-        (await world.add_busy_with(creator, **fields)): name
-        for name, creator, fields in (
-            ("a", USER, {"metadata": {"team": "x"}, "submitted_by": USER}),
-            ("b", "user_2", {"submitted_by": USER}),
-            (
-                "c",
-                USER,
-                {
-                    "metadata": {"team": "x", "run": "2"},
-                    "submitted_by": "user_3",
-                    "created_at": later,
-                },
-            ),
-        )
-    }
-    result = await cancel(world, wanted=TaskFilter(**filter_))
-    assert "".join(sorted(names[each.workspace_id] for each in result.results)) == matched
-    by_id = next(workspace_id for workspace_id, name in names.items() if name == "b")
-    task_id = (await world.workspace(by_id)).current_task_id
-    assert task_id is not None
-    for wanted in (
-        TaskFilter(workspace_ids=(by_id, "ws_unknown")),
-        TaskFilter(task_ids=(task_id, "task_unknown")),
-    ):
-        assert [each.workspace_id for each in (await cancel(world, wanted=wanted)).results] == [
-            by_id
-        ]
 
 
 async def test_own_permissions_cancel_only_the_callers_workspaces(world: World) -> None:

@@ -86,12 +86,6 @@ async def test_a_hold_refuses_new_tasks_and_new_agents(
     assert await world.workspace(at.id) == at
 
 
-async def test_a_hold_does_not_affect_another_organization(world: World) -> None:
-    idle = await world.add(org_id="org_b")
-    await hold(world)
-    await submit(world, idle.id, caller(org_id="org_b"))
-
-
 async def test_a_hold_lets_running_tasks_be_cancelled_and_stopped(world: World) -> None:
     busy, running = await world.add_busy()
     other, _ = await world.add_busy()

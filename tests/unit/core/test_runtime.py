@@ -10,7 +10,7 @@ from evershell.core.errors import Failure, UnavailableError
 from evershell.core.ports import Leased
 from evershell.core.runtime import AgentIdentity, Directive, Runtime
 from evershell.core.task import Phase, Task, TaskStatus
-from evershell.core.task_lifecycle import TaskEnded, TaskStarted
+from evershell.core.task_lifecycle import TaskEnded
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, World, iteration, task
 
@@ -55,19 +55,6 @@ async def test_every_reply_carries_the_intent(world: World, runtime: Runtime) ->
         assert directive.task.cancel is not None
 
 
-async def test_a_cancellation_before_the_start_reaches_the_agent_at_its_start(
-    world: World, runtime: Runtime
-) -> None:
-    busy, running = await world.add_busy()
-    await world.cancel(busy.id)
-    directive = await runtime.commit_events(AgentIdentity(busy.id, 1), running.id, [TaskStarted()])
-    assert (
-        directive.task is not None
-        and directive.task.cancel is not None
-        and directive.task.iterations == 0
-    )
-
-
 async def test_a_directive_after_the_end_has_no_task(world: World, runtime: Runtime) -> None:
     busy, running = await world.add_busy()
     agent = AgentIdentity(busy.id, 1)
@@ -110,26 +97,8 @@ async def test_another_epoch_is_fenced_and_writes_nothing(
     assert await world.events(busy.id) == before
 
 
-@pytest.mark.parametrize("status", [WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED])
-async def test_the_agent_of_an_ended_workspace_is_fenced(
-    world: World, runtime: Runtime, status: WorkspaceStatus
-) -> None:
-    ended = await world.add(status)
-    assert await runtime.heartbeat(AgentIdentity(ended.id, 1), "", Phase.NONE) == FENCED
-
-
 async def test_the_agent_of_an_unknown_workspace_is_fenced(runtime: Runtime) -> None:
     assert await runtime.heartbeat(AgentIdentity("ws_unknown", 1), "", Phase.NONE) == FENCED
-
-
-async def test_a_stopping_workspace_still_accepts_commits(world: World, runtime: Runtime) -> None:
-    busy, running = await world.add_busy()
-    await world.set_status(busy.id, WorkspaceStatus.STOPPING)
-    directive = await runtime.commit_events(
-        AgentIdentity(busy.id, 1), running.id, [TaskEnded(status=TaskStatus.FAILED)]
-    )
-    assert directive == Directive(fenced=False, task=None)
-    assert (await world.task(busy.id, running.id)).status is TaskStatus.FAILED
 
 
 async def test_an_iteration_out_of_order_commits_none_of_its_batch(

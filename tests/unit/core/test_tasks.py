@@ -104,14 +104,6 @@ async def test_a_task_cancelled_before_its_failed_delivery_ends_cancelled(world:
     assert (await world.event_types(idle.id)).count("task_completed") == 1
 
 
-async def test_a_busy_workspace_takes_no_second_task(world: World) -> None:
-    busy, running = await world.add_busy()
-    failure = await refusal(world, busy.id)
-    assert (failure.slug, failure.details["task_id"]) == ("workspace_busy", running.id)
-    assert world.agents.started == []
-    assert [each.id for each in await world.store.list_tasks(busy.id, None, 10)] == [running.id]
-
-
 async def test_submitting_a_task_checks_in_order(world: World) -> None:
     failed = await world.add(WorkspaceStatus.FAILED)
     assert (

@@ -91,26 +91,11 @@ async def test_a_stream_starts_at_the_first_event(world: World) -> None:
     assert found == await world.events(busy.id)
 
 
-async def test_a_stream_starts_after_the_given_event(world: World) -> None:
-    busy, running = await world.add_busy()
-    await world.commit(busy.id, running.id, iteration(1), iteration(2))
-    assert seqs(await watch(world, busy.id, ScriptedWakeups(world), after=2, until=2)) == [3, 4]
-
-
 async def test_a_stream_sends_an_event_committed_while_it_waits(world: World) -> None:
     busy, running = await world.add_busy()
     wakeups = ScriptedWakeups(world, lambda: world.commit(busy.id, running.id, iteration(1)))
     found = await watch(world, busy.id, wakeups, after=2, until=1)
     assert [item.type for item in found if isinstance(item, Event)] == ["iteration_completed"]
-
-
-async def test_a_long_log_is_read_in_batches(world: World) -> None:
-    busy, running = await world.add_busy()
-    await world.commit(
-        busy.id, running.id, *(iteration(number) for number in range(1, BATCH_EVENTS + 2))
-    )
-    found = await watch(world, busy.id, ScriptedWakeups(world), until=BATCH_EVENTS + 3)
-    assert seqs(found) == list(range(1, BATCH_EVENTS + 4))
 
 
 async def test_each_batch_is_encoded_once_and_what_encode_returns_is_yielded(world: World) -> None:

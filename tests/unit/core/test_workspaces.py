@@ -115,23 +115,6 @@ async def test_a_stop_succeeds_though_the_agent_is_unreachable(world: World) -> 
     assert (await world.task(busy.id, running.id)).cancel is not None
 
 
-async def test_a_second_stop_succeeds_and_changes_nothing(world: World) -> None:
-    busy, running = await world.add_busy()
-    first = await stop(world, busy.id)
-    before = await world.task(busy.id, running.id)
-    world.clock.advance(5)
-    assert await stop(world, busy.id) == first
-    assert await world.task(busy.id, running.id) == before
-
-
-async def test_a_failed_workspace_can_be_resumed_but_not_stopped(world: World) -> None:
-    failed = await world.add(WorkspaceStatus.FAILED)
-    assert await slug_of(stop(world, failed.id)) == "workspace_failed"
-    resumed = await resume(world, failed.id)
-    assert (resumed.status, resumed.epoch) == (WorkspaceStatus.PROVISIONING, 2)
-    assert await resume(world, failed.id) == resumed
-
-
 async def test_who_may_submit_tasks_may_resume(world: World) -> None:
     """ResumeWorkspace takes the scopes of both, and uses the widest permission."""
     failed = await world.add(WorkspaceStatus.FAILED)
@@ -150,8 +133,3 @@ async def test_who_may_submit_tasks_may_resume(world: World) -> None:
         "tasks:write",
         "tasks:write:own",
     ]
-
-
-async def test_a_stopping_workspace_cannot_be_resumed_yet(world: World) -> None:
-    stopping = await world.add(WorkspaceStatus.STOPPING)
-    assert await slug_of(resume(world, stopping.id)) == "invalid_state"
