@@ -77,22 +77,6 @@ async def test_a_deadlock_of_one_member_does_not_affect_the_others(cell: Cell) -
         assert await cell.log(busy.id) == CANCELLED_LOG
 
 
-async def test_a_caller_who_leaves_does_not_affect_the_others(cell: Cell) -> None:
-    (first, _), (left, submitted), (last, _) = await cell.busy(3)
-    cell.announced.clear()
-    async with cell.statements_in_flight():
-        calls = [cell.cancel(each.id) for each in (first, left, last)]
-        # The watchdog sends the statement, although the others are still in flight.
-        await cell.waiting(STATEMENTS_AT_ONCE + 1)
-        calls[1].cancel()
-        await settle()
-        assert calls[1].cancelled()
-    assert (await calls[0]).recorded and (await calls[2]).recorded
-    stored = await cell.store.get_task(left.id, submitted.id)
-    assert stored is not None and stored.cancel is not None
-    assert left.id in cell.announced.ids
-
-
 async def test_a_single_caller_who_leaves_is_announced(cell: Cell) -> None:
     """It is unknown whether his intent was committed."""
     ((busy, _),) = await cell.busy(1)
@@ -124,17 +108,3 @@ async def test_a_broken_connection_is_unavailable_for_all_members(
     for each, submitted in busy:
         assert await cell.store.get_task(each.id, submitted.id) == submitted
         assert (await cell.cancel(each.id)).recorded
-
-
-async def test_a_drain_waits_for_statements_whose_callers_have_left(cell: Cell) -> None:
-    ((busy, submitted),) = await cell.busy(1)
-    async with cell.statements_in_flight():
-        call = cell.cancel(busy.id)
-        await cell.waiting(STATEMENTS_AT_ONCE + 1)
-        call.cancel()
-        draining = asyncio.create_task(cell.store.drained())
-        await settle()
-        assert not draining.done()
-    await draining
-    stored = await cell.store.get_task(busy.id, submitted.id)
-    assert stored is not None and stored.cancel is not None

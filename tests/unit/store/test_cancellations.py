@@ -165,11 +165,3 @@ async def test_nobody_is_answered_before_the_commit(cell: Cell, count: int) -> N
             assert all(found.recorded for found in await asyncio.gather(*calls))
         finally:
             await holder.execute(_RELEASE_COMMITS)
-
-
-async def test_the_number_of_requests_in_a_statement_is_limited(cell: Cell) -> None:
-    busy = await cell.busy(100)
-    async with cell.statements_in_flight():
-        calls = [cell.cancel(each.id) for each, _ in busy]
-    assert all(found.recorded for found in await asyncio.gather(*calls))
-    assert await cell.transactions([submitted.id for _, submitted in busy]) == 2

@@ -10,11 +10,10 @@ from evershell.core import task_lifecycle
 from evershell.core.change import Change, Locked
 from evershell.core.task import TaskStatus
 from evershell.core.task_lifecycle import IterationCompleted, TaskStarted
-from evershell.core.workspace import WorkspaceStatus
 from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.support.store.announced import Announced
-from tests.support.store.examples import NOW, complete, intent, permission, set_status, with_task
+from tests.support.store.examples import NOW, complete, intent, permission, with_task
 from tests.support.store.locks import held
 from tests.support.world import iteration
 
@@ -147,18 +146,6 @@ async def test_characters_that_cannot_be_stored_are_replaced(pool: Pool) -> None
     assert stored is not None and stored.result == "a\ufffdb\\u0000?ü"
     (event,) = await store.list_events(busy.id, 2, 1)
     assert event.payload["tool_call"]["result"]["output"] == "a\ufffdb\\u0000?ü"
-
-
-async def test_a_refused_write_rolls_the_transaction_back(pool: Pool) -> None:
-    store = PostgresStore(pool)
-    busy, submitted = await with_task(store)
-    async with pool.connection() as connection:
-        await connection.execute(_INSERT_EVENT, (busy.id, 9, "task_completed", submitted.id, "{}"))
-    with pytest.raises(psycopg.errors.UniqueViolation):
-        await complete(store, busy, submitted.id)
-    assert await store.get_task(busy.id, submitted.id) == submitted
-    assert await store.get_workspace(busy.id) == busy
-    await set_status(store, busy.id, WorkspaceStatus.FAILED)
 
 
 async def test_a_transition_whose_caller_was_cancelled_is_announced(database_url: str) -> None:

@@ -120,17 +120,6 @@ async def test_a_commit_after_the_subscription(
 
 
 @pytest.mark.parametrize("commit", [cancel, start])
-async def test_a_commit_of_this_process(processes: tuple[Process, Process], commit: Commit) -> None:
-    subscriber, _ = processes
-    busy, task = await with_task(subscriber.store)
-    reads = asyncio.Queue[int]()
-    seen = asyncio.create_task(next_event(subscriber, busy, reads))
-    assert await reads.get() == 0
-    await commit(subscriber, busy, task.id)
-    assert (await seen).seq == busy.last_seq + 1
-
-
-@pytest.mark.parametrize("commit", [cancel, start])
 async def test_a_transaction_that_locked_the_workspace_before_the_mark(
     processes: tuple[Process, Process], database_url: str, commit: Commit
 ) -> None:

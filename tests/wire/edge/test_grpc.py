@@ -56,13 +56,6 @@ def test_errors_pass_unchanged(channel: grpc.Channel, stub: Stub) -> None:
     assert "x-evershell-error" not in trailing
 
 
-def test_a_call_ends_at_its_deadline(channel: grpc.Channel, stub: Stub) -> None:
-    client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
-    with pytest.raises(grpc.RpcError) as raised:
-        client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="slow"), timeout=0.3)
-    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-
-
 def test_messages_of_a_stream_arrive_one_by_one(channel: grpc.Channel, stub: Stub) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
     messages = iter(

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import pytest
-from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
 from evershell.client import CancelOutcome, Client, UnavailableError
 from evershell.local.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
@@ -149,19 +147,6 @@ def test_a_grpc_caller_without_a_known_certificate_is_refused(
             pytest.raises(UnavailableError),
         ):
             client.cancel("ws_1")
-    assert not stub.seen
-
-
-def test_a_client_refuses_an_edge_with_an_unknown_certificate(
-    tls_edge: RunningEdge, stub: Stub, pki: Pki
-) -> None:
-    strangers = grpc.ssl_channel_credentials(pki.callers.ca_file.read_bytes())
-    with (
-        grpc.secure_channel(tls_edge.grpc_address, strangers) as channel,
-        pytest.raises(grpc.RpcError),
-    ):
-        client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
-        client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"), timeout=5)
     assert not stub.seen
 
 
