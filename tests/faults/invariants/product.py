@@ -78,9 +78,10 @@ class Product:
             self._announce,
             self.clock,
         )
-        self.observer = SpyStore(observer, self.record, self.clock)
+        observing = SpyStore(observer, self.record, self.clock)
+        self.observer: Store = observing
         self.store = SpyStore(store, self.record, self.clock)
-        self._stage.stores += [self.store, self.observer]
+        self._stage.stores += [self.store, observing]
         runtime = Runtime(self.store, self.clock, LEASE_SECONDS)
         self.shared = Surrounded(
             runtime=runtime, store=self.store, record=self.record, clock=self.clock

@@ -2,28 +2,21 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from evershell.core.audit_entry import AuditEntry, AuditFilter
-from evershell.core.caller import Permission
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change
 from evershell.core.errors import Failure, UnavailableError
-from evershell.core.event import Event
-from evershell.core.hold import Hold
-from evershell.core.idempotency_key import FirstCall
 from evershell.core.ports import (
     Clock,
     Leased,
-    MatchedTasks,
     RecordedCancellation,
     Store,
 )
 from evershell.core.task import CancelIntent, Task
-from evershell.core.task_filter import TaskSelection
-from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.workspace import Workspace
 from tests.faults.invariants.record import Record
 
 Returned = TypeVar("Returned")
@@ -36,8 +29,19 @@ class Hiccup(Enum):
     AFTER = "when it is done"
 
 
+# These can fail as the rules say.
+_WRITES = (
+    "record_cancellation",
+    "cancel_tasks",
+    "transition",
+    "renew_lease",
+    "hold_org",
+    "release_org",
+)
+
+
 class SpyStore:
-    """Implements core.ports.Store by another store."""
+    """Implements core.ports.Store by another store, whose calls it observes."""
 
     def __init__(self, store: Store, record: Record, clock: Clock) -> None:
         self._store = store
@@ -76,156 +80,36 @@ class SpyStore:
         task = self.tasks.get(task_id)
         return task is None or not task.status.is_terminal
 
-    async def record_cancellation(
-        self,
-        permission: Permission,
-        workspace_id: str,
-        task_id: str | None,
-        intent: CancelIntent,
-        trace_id: str = "",
-        audit: AuditEntry | None = None,
-    ) -> RecordedCancellation:
-        async def write() -> RecordedCancellation:
-            found = await self._store.record_cancellation(
-                permission, workspace_id, task_id, intent, trace_id, audit
-            )
-            self._note(found.workspace, found.task)
-            return found
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        method = getattr(self._store, name)
 
-        return await self._write(write)
+        async def call(*arguments: Any, **named: Any) -> Any:
+            async def make() -> Any:
+                answer = await method(*arguments, **named)
+                if name == "create_workspace":
+                    self.workspace = arguments[0]
+                elif name in _WRITES:
+                    await self._note_answer(answer)
+                return answer
 
-    async def match_tasks(
-        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
-    ) -> MatchedTasks:
-        return await self._read(self._store.match_tasks(permission, wanted, force_at, limit))
+            return await (self._write(make) if name in _WRITES else self._read(make()))
 
-    async def cancel_tasks(
-        self,
-        permission: Permission,
-        task_ids: Sequence[str],
-        intent: CancelIntent,
-        trace_id: str = "",
-        audit: AuditEntry | None = None,
-        *,
-        wait: bool = False,
-    ) -> Mapping[str, bool]:
-        async def write() -> Mapping[str, bool]:
-            found = await self._store.cancel_tasks(
-                permission, task_ids, intent, trace_id, audit, wait=wait
-            )
-            for task_id in found:
-                assert self.workspace is not None
-                self._note(
-                    await self._store.get_workspace(self.workspace.id),
-                    await self._store.get_task(self.workspace.id, task_id),
-                )
-            return found
+        return call
 
-        return await self._write(write)
-
-    async def transition(
-        self,
-        workspace_id: str,
-        decide: Callable[[Locked], Change],
-        held_org_id: str | None = None,
-    ) -> Change | None:
-        async def write() -> Change | None:
-            change = await self._store.transition(workspace_id, decide, held_org_id)
-            if change is not None:
-                self._note(change.workspace, change.task)
-            return change
-
-        return await self._write(write)
-
-    async def renew_lease(
-        self, workspace_id: str, epoch: int, lease_seconds: float
-    ) -> Leased | None:
-        async def write() -> Leased | None:
-            found = await self._store.renew_lease(workspace_id, epoch, lease_seconds)
-            if found is not None:
-                self._note(found.locked.workspace, found.locked.task)
-            return found
-
-        return await self._write(write)
-
-    async def create_workspace(
-        self,
-        workspace: Workspace,
-        audit: AuditEntry | None = None,
-        first_call: FirstCall | None = None,
-    ) -> None:
-        await self._read(self._store.create_workspace(workspace, audit, first_call))
-        self.workspace = workspace
-
-    async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
-        return await self._write(lambda: self._store.hold_org(hold, audit))
-
-    async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
-        await self._write(lambda: self._store.release_org(org_id, audit))
-
-    async def get_hold(self, org_id: str) -> Hold | None:
-        return await self._read(self._store.get_hold(org_id))
-
-    async def count_holds(self) -> int:
-        return await self._read(self._store.count_holds())
-
-    async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
-        return await self._read(self._store.find_first_call(org_id, key, after))
-
-    async def record_answer(self, first_call: FirstCall, answer: str) -> str:
-        return await self._read(self._store.record_answer(first_call, answer))
-
-    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
-        return await self._read(self._store.get_workspace(workspace_id, org_id))
-
-    async def list_workspaces(
-        self, permission: Permission, before_id: str | None, limit: int
-    ) -> Sequence[Workspace]:
-        return await self._read(self._store.list_workspaces(permission, before_id, limit))
-
-    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
-        return await self._read(self._store.get_task(workspace_id, task_id))
-
-    async def get_workspace_with_task(
-        self, workspace_id: str, task_id: str, org_id: str | None = None
-    ) -> tuple[Workspace | None, Task | None]:
-        return await self._read(self._store.get_workspace_with_task(workspace_id, task_id, org_id))
-
-    async def list_tasks(
-        self, workspace_id: str, before_id: str | None, limit: int
-    ) -> Sequence[Task]:
-        return await self._read(self._store.list_tasks(workspace_id, before_id, limit))
-
-    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
-        return await self._read(self._store.list_events(workspace_id, after_seq, limit))
-
-    async def list_audit_entries(
-        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
-    ) -> Sequence[AuditEntry]:
-        return await self._read(
-            self._store.list_audit_entries(permission, wanted, before_id, limit)
-        )
-
-    async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
-        return await self._read(self._store.list_wanted_pods(after_id, limit))
-
-    async def list_unsettled(self) -> Sequence[Workspace]:
-        return await self._read(self._store.list_unsettled())
-
-    async def list_expired_leases(self) -> Sequence[Workspace]:
-        return await self._read(self._store.list_expired_leases())
-
-    async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
-        return await self._read(self._store.lease_seconds_left(workspace_id))
-
-    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
-        return await self._read(self._store.list_cancellations())
-
-    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
-        return await self._read(self._store.list_limits_reached(now, limit))
-
-    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        return await self._read(self._store.count_workspaces())
+    async def _note_answer(self, answer: object) -> None:
+        match answer:
+            case RecordedCancellation() | Change():
+                self._note(answer.workspace, answer.task)
+            case Leased():
+                self._note(answer.locked.workspace, answer.locked.task)
+            case dict():
+                # The tasks of a batch.
+                for task_id in answer:
+                    assert self.workspace is not None
+                    self._note(
+                        await self._store.get_workspace(self.workspace.id),
+                        await self._store.get_task(self.workspace.id, task_id),
+                    )
 
     async def _write(self, write: Callable[[], Awaitable[Returned]]) -> Returned:
         hiccup = self.hiccups.popleft() if self.hiccups else None
