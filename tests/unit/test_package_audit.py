@@ -62,8 +62,6 @@ def test_an_index_without_advisories_is_reported() -> None:
     [
         "ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed",
         "error: Request failed after 3 retries\n  Caused by: Failed to fetch: `x`",
-        "HTTPSConnectionPool: Max retries exceeded",
-        "  Caused by: dns error",
     ],
 )
 def test_an_audit_without_a_network_passes_and_says_so(text: str) -> None:

@@ -70,7 +70,7 @@ def test_each_method_has_a_rule() -> None:
     assert {method for method, rule in RULES.items() if rule.audited} == changing
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(workspaces=_WORKSPACES, calls=_CALLS)
 def test_a_call_is_allowed_and_recorded_as_the_rules_say(
     workspaces: list[tuple[str, str | None, WorkspaceStatus]], calls: list[Asked]
