@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -32,6 +33,12 @@ pytest_plugins = [
 ]
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def plain_log() -> None:
+    """The default format of structlog shows all variables of a traceback, which takes long."""
+    structlog.configure(processors=[structlog.processors.JSONRenderer(default=str)])
 
 
 @pytest.fixture(scope="session")

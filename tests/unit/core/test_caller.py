@@ -12,12 +12,6 @@ from tests.support.world import NOW, ORG, USER, caller, workspace
 KEY = CredentialKind.API_KEY
 
 
-def test_a_scope_covers_the_whole_organization() -> None:
-    permission = caller("workspace:read").permission("workspace:read")
-    assert permission.covers(workspace(created_by_user_id="user_2"))
-    assert permission.covers(workspace(created_by_user_id=None))
-
-
 def test_an_own_scope_covers_what_the_caller_created() -> None:
     permission = caller("workspace:read:own").permission("workspace:read")
     assert permission.covers(workspace(created_by_user_id=USER))

@@ -116,18 +116,6 @@ async def test_a_cancellation_of_an_unreachable_agent_fails_and_keeps_the_intent
     assert (await world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
 
 
-async def test_a_repeated_cancellation_of_an_unreachable_agent_fails_again(world: World) -> None:
-    busy, _ = await world.add_busy()
-    await world.cancel(busy.id)
-    world.agents.reachable = False
-    with pytest.raises(Failure) as raised:
-        await world.cancel(busy.id)
-    assert (raised.value.slug, raised.value.details["intent_recorded"]) == (
-        "agent_unreachable",
-        True,
-    )
-
-
 async def test_the_reply_has_the_end_that_the_agent_just_committed(world: World) -> None:
     busy, _ = await world.add_busy()
 
@@ -139,16 +127,6 @@ async def test_the_reply_has_the_end_that_the_agent_just_committed(world: World)
     assert result.outcome is Outcome.ACCEPTED
     assert result.task is not None
     assert (result.task.status, result.task.result) == (TaskStatus.CANCELLED, "the answer")
-
-
-async def test_a_task_that_the_agent_does_not_have_yet_is_accepted(
-    world: World,
-) -> None:
-    busy, running = await world.add_busy()
-    world.agents.known = False
-    result = await world.cancel(busy.id)
-    assert result.task == await world.task(busy.id, running.id)
-    assert result.task is not None and result.task.cancel is not None
 
 
 async def test_a_call_without_a_database_fails_and_signals_no_agent(world: World) -> None:

@@ -18,7 +18,7 @@ from evershell.core.cancel_tasks import (
     cancel_until_done,
 )
 from evershell.core.errors import Failure, UnavailableError
-from evershell.core.event import EventType, Origin
+from evershell.core.event import Origin
 from evershell.core.task import TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from tests.support.world import USER, World, caller, intent
@@ -60,22 +60,6 @@ async def test_every_task_of_the_organization_is_cancelled(world: World) -> None
     assert counts(await cancel(world)) == (0, 0, 0, 0)
     # The fleet controller signals the agents.
     assert world.agents.cancelled == []
-
-
-async def test_a_task_is_cancelled_once(world: World) -> None:
-    busy, task = await world.add_busy()
-    await world.cancel(busy.id, reason="first")
-    result = await cancel(world, reason="second")
-    assert counts(result) == (1, 0, 1, 0)
-    assert [each.outcome for each in result.results] == ["already_requested"]
-    cancelled = (await world.task(busy.id, task.id)).cancel
-    assert cancelled is not None and cancelled.reason == "first"
-    requests = [
-        event
-        for event in await world.events(busy.id)
-        if event.type is EventType.TASK_CANCEL_REQUESTED
-    ]
-    assert len(requests) == 1
 
 
 async def test_a_dry_run_changes_nothing(world: World) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from evershell.core import tasks, workspaces
 from evershell.core.audit_entry import AuditFilter
 from evershell.core.caller import Caller
-from evershell.core.errors import Failure, UnavailableError
+from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.idempotency_key import KEPT, FirstCall, IdempotencyKey
 from evershell.core.task import Task, TaskStatus
@@ -19,7 +18,7 @@ from evershell.core.tasks import SubmitTask
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import permission
-from tests.support.world import ORG, World, caller
+from tests.support.world import World, caller
 
 KEY = IdempotencyKey("key", b"request")
 OTHER_REQUEST = IdempotencyKey("key", b"another request")
@@ -240,24 +239,3 @@ async def test_a_key_that_expires_meanwhile_is_unavailable(
     monkeypatch.setattr(world.store, "find_first_call", find)
     refused = await failure(create(world))
     assert (refused.slug, refused.details) == ("unavailable", {"retry_after_seconds": 1})
-
-
-async def test_a_repeat_needs_the_database(world: World) -> None:
-    idle = await world.add()
-    await submit(world, idle.id)
-    world.store.unavailable = True
-    with pytest.raises(UnavailableError):
-        await submit(world, idle.id)
-
-
-def test_the_key_describes_its_call(world: World) -> None:
-    call = KEY.first_call(ORG, world.clock(), "ws_1", "task_1")
-    assert call == FirstCall(
-        org_id=ORG,
-        key="key",
-        fingerprint=b"request",
-        called_at=world.clock(),
-        workspace_id="ws_1",
-        task_id="task_1",
-    )
-    assert replace(call, answer="x").expires_before == world.clock() - KEPT

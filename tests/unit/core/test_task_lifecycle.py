@@ -6,13 +6,13 @@ from datetime import timedelta
 import pytest
 
 from evershell.core import task_lifecycle
-from evershell.core.change import Locked, unchanged
+from evershell.core.change import unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.task import Phase, TaskStatus, Usage
 from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
 from evershell.core.workspace import WorkspaceStatus
-from tests.support.world import NOW, intent, iteration, locked_busy, workspace
+from tests.support.world import NOW, intent, iteration, locked_busy
 from tests.unit.core.committing import LATER, after, commit, types
 
 PROPOSALS = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
@@ -118,14 +118,6 @@ def test_a_commit_for_another_task_changes_nothing() -> None:
     assert commit(locked, iteration(1), task_id="task_earlier") == unchanged(locked)
 
 
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_a_commit_of_another_epoch_changes_nothing(epoch: int) -> None:
-    locked = locked_busy()
-    assert commit(
-        locked, iteration(1), TaskEnded(status=TaskStatus.COMPLETED), epoch=epoch
-    ) == unchanged(locked)
-
-
 @pytest.mark.parametrize("proposed", [TaskStatus.COMPLETED, TaskStatus.FAILED])
 def test_a_task_ends_as_the_agent_proposes(proposed: TaskStatus) -> None:
     change = commit(
@@ -228,11 +220,6 @@ def test_the_earliest_force_deadline_applies(
         force_at=at(expected), force_requested_by=requester
     )
     assert change.events == ()
-
-
-def test_a_cancellation_without_a_task_changes_nothing() -> None:
-    locked = Locked(workspace(), None)
-    assert task_lifecycle.request_cancel(locked, intent()) == unchanged(locked)
 
 
 def test_every_event_of_a_change_names_the_call_that_caused_it() -> None:

@@ -52,13 +52,16 @@ async def test_a_task_is_recorded_before_it_is_delivered(world: World) -> None:
     assert (event.type, event.origin.request_id) == ("task_submitted", "req_s")
 
 
-async def test_a_task_that_started_before_its_acknowledgement_stays_running(world: World) -> None:
+@pytest.mark.parametrize("is_acknowledged", [True, False])
+async def test_a_task_that_started_before_its_acknowledgement_stays_running(
+    world: World, is_acknowledged: bool
+) -> None:
     idle = await world.add()
 
     async def begin(at: Workspace, given: Task) -> None:
         await world.commit(at.id, given.id, TaskStarted())
 
-    world.agents.meanwhile = begin
+    world.agents.meanwhile, world.agents.reachable = begin, is_acknowledged
     submitted = await submit(world, idle.id)
     assert submitted.status is TaskStatus.RUNNING
     assert submitted == await world.task(idle.id, submitted.id)
@@ -72,19 +75,6 @@ async def test_a_task_that_cannot_be_delivered_ends(world: World) -> None:
     ended = await world.task(idle.id, failure.details["task_id"])
     assert ended.status is TaskStatus.DELIVERY_FAILED
     assert (await world.workspace(idle.id)).status is WorkspaceStatus.IDLE
-
-
-async def test_a_task_that_started_before_its_acknowledgement_was_lost_stays_running(
-    world: World,
-) -> None:
-    idle = await world.add()
-
-    async def begin(at: Workspace, given: Task) -> None:
-        await world.commit(at.id, given.id, TaskStarted())
-
-    world.agents.meanwhile, world.agents.reachable = begin, False
-    submitted = await submit(world, idle.id)
-    assert submitted.status is TaskStatus.RUNNING
 
 
 async def test_a_task_cancelled_before_its_failed_delivery_ends_cancelled(world: World) -> None:
@@ -198,8 +188,9 @@ async def test_listing_tasks_checks_in_order(world: World) -> None:
         assert raised.value.slug == slug
 
 
-async def test_the_reply_has_the_end_though_the_acknowledgement_was_lost(
-    world: World,
+@pytest.mark.parametrize("is_acknowledged", [True, False])
+async def test_the_reply_has_an_end_that_precedes_the_acknowledgement(
+    world: World, is_acknowledged: bool
 ) -> None:
     idle = await world.add()
 
@@ -207,19 +198,6 @@ async def test_the_reply_has_the_end_though_the_acknowledgement_was_lost(
         await world.commit(at.id, given.id, TaskStarted())
         await world.end(at.id, given.id)
 
-    world.agents.meanwhile, world.agents.reachable = run, False
+    world.agents.meanwhile, world.agents.reachable = run, is_acknowledged
     submitted = await submit(world, idle.id)
     assert (submitted.status, submitted.result) == (TaskStatus.COMPLETED, "done")
-
-
-async def test_the_reply_has_an_end_that_precedes_the_acknowledgement(
-    world: World,
-) -> None:
-    idle = await world.add()
-
-    async def run(at: Workspace, given: Task) -> None:
-        await world.commit(at.id, given.id, TaskStarted())
-        await world.end(at.id, given.id)
-
-    world.agents.meanwhile = run
-    assert (await submit(world, idle.id)).status is TaskStatus.COMPLETED

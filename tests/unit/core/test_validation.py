@@ -96,10 +96,6 @@ def test_a_page_has_bounds(size: int) -> None:
     assert raised.value.slug == "validation_error"
 
 
-def test_a_page_has_50_entries_by_default() -> None:
-    assert Page.of(0, "") == Page(50, None)
-
-
 def token_of(id_: str, listed: bytes) -> str:
     """The token of the page after this item."""
     return Page(1, None, listed).cut([replace(workspace(), id=id_), workspace()])[1]

@@ -13,7 +13,6 @@ from evershell.core.event import Event
 from evershell.core.task_lifecycle import TaskStarted
 from evershell.core.watch_events import (
     BATCH_EVENTS,
-    HEARTBEAT_SECONDS,
     Heartbeat,
     watch_events,
 )
@@ -91,13 +90,6 @@ async def test_a_stream_starts_at_the_first_event(world: World) -> None:
     assert found == await world.events(busy.id)
 
 
-async def test_a_stream_sends_an_event_committed_while_it_waits(world: World) -> None:
-    busy, running = await world.add_busy()
-    wakeups = ScriptedWakeups(world, lambda: world.commit(busy.id, running.id, iteration(1)))
-    found = await watch(world, busy.id, wakeups, after=2, until=1)
-    assert [item.type for item in found if isinstance(item, Event)] == ["iteration_completed"]
-
-
 async def test_each_batch_is_encoded_once_and_what_encode_returns_is_yielded(world: World) -> None:
     busy, running = await world.add_busy()
     await world.commit(
@@ -116,18 +108,6 @@ async def test_each_batch_is_encoded_once_and_what_encode_returns_is_yielded(wor
     assert found[:-1] == [f"event {seq}" for seq in range(2, BATCH_EVENTS + 4)]
     assert isinstance(found[-1], Heartbeat) and found[-1].seq == BATCH_EVENTS + 3
     assert batches == [list(range(2, BATCH_EVENTS + 2)), [BATCH_EVENTS + 2, BATCH_EVENTS + 3]]
-
-
-async def test_a_quiet_log_sends_heartbeats(world: World) -> None:
-    busy, _ = await world.add_busy()
-    began = world.clock()
-    first, second = await watch(world, busy.id, ScriptedWakeups(world), after=2, until=2)
-    assert isinstance(first, Heartbeat) and isinstance(second, Heartbeat)
-    assert [(each.time - began).total_seconds() for each in (first, second)] == [
-        HEARTBEAT_SECONDS,
-        2 * HEARTBEAT_SECONDS,
-    ]
-    assert (first.seq, second.seq) == (2, 2)
 
 
 async def test_a_heartbeat_names_the_last_event_of_the_log_and_not_a_later_position(
