@@ -17,30 +17,35 @@ OF_A_CALL = {"Call", "_ServicerContext"}
 
 
 @pytest.fixture(autouse=True)
-def no_collection() -> Iterator[None]:
+def earlier() -> Iterator[list[object]]:
+    """Disables the collection. Returns the objects of calls that earlier tests have left."""
     gc.collect()
     gc.disable()
-    yield
+    yield calls()
     gc.enable()
 
 
-def calls() -> list[str]:
-    """The kinds of objects of calls that exist."""
-    return [type(each).__name__ for each in gc.get_objects() if type(each).__name__ in OF_A_CALL]
+def calls() -> list[object]:
+    """The objects of calls that exist."""
+    return [each for each in gc.get_objects() if type(each).__name__ in OF_A_CALL]
 
 
 @pytest.mark.parametrize("token", [SECRET, READER, "sk_unknown"])
-async def test_a_call_is_freed_when_it_has_ended(server: Running, world: World, token: str) -> None:
+async def test_a_call_is_freed_when_it_has_ended(
+    server: Running, world: World, token: str, earlier: list[object]
+) -> None:
     """The call is accepted, denied or not authenticated."""
     busy, _ = await world.add_busy()
     request = messages.CancelTaskRequest(workspace_id=busy.id)
     with suppress(grpc.aio.AioRpcError):
         await server.stub.CancelTask(request, metadata=bearer(token))
-    await eventually_async(lambda: not calls())
+    await eventually_async(lambda: len(calls()) == len(earlier))
 
 
-async def test_a_stream_is_freed_when_it_was_refused(server: Running) -> None:
+async def test_a_stream_is_freed_when_it_was_refused(
+    server: Running, earlier: list[object]
+) -> None:
     request = messages.WatchEventsRequest(workspace_id="ws_unknown")
     with pytest.raises(grpc.aio.AioRpcError):
         await anext(aiter(server.stub.WatchEvents(request, metadata=bearer())))
-    await eventually_async(lambda: not calls())
+    await eventually_async(lambda: len(calls()) == len(earlier))
