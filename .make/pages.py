@@ -1,13 +1,17 @@
-"""Writes the pages of docs/ that follow from the code: the settings, and the list of decisions.
+"""Writes what in docs/ follows from the code: settings, list of decisions, picture of the layers.
 
 `make gen` runs it; `--check` compares instead of writing. `protos/generate.py` writes the page of
 the errors.
 """
 
 import argparse
+import ast
 import re
 import sys
+import textwrap
+import tomllib
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,7 +19,9 @@ from pydantic.fields import FieldInfo
 
 from evershell.app.settings import Settings
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+SERVER = ROOT / "server" / "evershell"
 # `up` and the tests set these. They are no settings for operators.
 INTERNAL = ("run_id", "crash_points_dir")
 # The first setting of each section. The order is that of config.py.
@@ -128,10 +134,54 @@ def decisions() -> str:
     return DECISIONS + "".join(rows)
 
 
+def layers() -> str:
+    """The picture of the packages of the server, one row for each layer of the import contract."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (rows,) = (each["layers"] for each in contracts["contracts"] if each["type"] == "layers")
+    names = [row.split(" | ") for row in rows]
+    packages = {path.parent.name for path in SERVER.glob("*/__init__.py")}
+    if packages != {name for row in names for name in row}:
+        raise ValueError("the import contract does not have exactly the packages of server/")
+    height = 74 * len(names) + 30
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {height}" width="900"'
+        f' height="{height}" role="img" font-family="system-ui, sans-serif" font-size="14">',
+        "  <title>The packages of the server, in layers</title>",
+        f'  <rect width="900" height="{height}" fill="#ffffff"/>',
+    ]
+    for row, packages_of_row in enumerate(names):
+        width = 880 // len(packages_of_row)
+        for column, name in enumerate(packages_of_row):
+            parts += _box(name, 10 + column * width, 10 + row * 74, width - 10)
+    parts.append(
+        f'  <text x="450" y="{height - 8}" text-anchor="middle" font-size="12" fill="#475569">'
+        "A package imports only what is below it.</text>"
+    )
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _box(name: str, x: int, y: int, width: int) -> list[str]:
+    """A package, with the first line of its docstring."""
+    docstring = ast.get_docstring(ast.parse((SERVER / name / "__init__.py").read_text())) or ""
+    lines = textwrap.wrap(docstring.split("\n")[0].rstrip("."), width // 7)
+    middle = x + width // 2
+    return [
+        f'  <rect x="{x}" y="{y}" width="{width}" height="64" rx="6" fill="#eef2ff"'
+        ' stroke="#4f46e5"/>',
+        f'  <text x="{middle}" y="{y + 20}" text-anchor="middle" fill="#0f172a">{name}</text>',
+        *(
+            f'  <text x="{middle}" y="{y + 38 + 16 * number}" text-anchor="middle"'
+            f' font-size="12" fill="#475569">{escape(line)}</text>'
+            for number, line in enumerate(lines)
+        ),
+    ]
+
+
 def pages() -> Iterator[tuple[Path, str]]:
     """Each page with its text."""
     yield DOCS / "configuration.md", configuration()
     yield DOCS / "decisions" / "index.md", decisions()
+    yield DOCS / "pictures" / "layers.svg", layers()
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The cancel button of an agent platform."""
+"""Settings, wiring, programs and signals."""

@@ -1,1 +1,1 @@
-"""The commands of `python -m evershell.commands`, one module each."""
+"""The commands of operators, one module each."""

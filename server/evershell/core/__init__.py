@@ -1,1 +1,1 @@
-"""The rules: plain Python, no I/O."""
+"""The rules, in plain Python without I/O."""

@@ -1,1 +1,1 @@
-"""Starts and ends the pods of workspaces, and calls their agents."""
+"""Starts and ends pods, and calls their agents."""

@@ -1,1 +1,1 @@
-"""The stack on one machine: starts, supervises, restarts and stops all programs."""
+"""The stack on one machine: PostgreSQL, Envoy and all programs."""

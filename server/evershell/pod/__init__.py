@@ -1,1 +1,1 @@
-"""What both sides of a pod agree on: the control plane that starts it, and the agent in it."""
+"""What the control plane and the agent in a pod agree on."""

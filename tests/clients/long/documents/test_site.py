@@ -28,9 +28,8 @@ def build(site: Path, docs: Path = ROOT / "docs") -> "subprocess.CompletedProces
     if find_spec("mkdocs") is None:
         pytest.skip("`make docs` installs the packages that build the documents")
     config = site.parent / "mkdocs.yml"
-    config.write_text(
-        (ROOT / "mkdocs.yml").read_text().replace("docs_dir: docs", f"docs_dir: {docs}")
-    )
+    text = (ROOT / "mkdocs.yml").read_text().replace("docs_dir: docs", f"docs_dir: {docs}")
+    config.write_text(text.replace("- .make/", f"- {ROOT}/.make/"))
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d"]
     return subprocess.run(
         [*command, str(site)],
