@@ -4,28 +4,29 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import pytest
 
 from evershell.core.runtime import Runtime
 from evershell.core.workspace import Workspace
-from evershell.fleet.local import processes
 from evershell.fleet.local.isolation import Isolation
 from evershell.fleet.local.local_pods import LocalPods
-from evershell.fleet.local.processes import Pod
 from evershell.fleet.pods import Pods
 from tests.faults.invariants.agent import Agent, Surrounded
 from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.pods import Pods as InvariantsPods
 from tests.faults.invariants.record import Record
 from tests.faults.invariants.spy_store import SpyStore
+from tests.support import pod_processes
 from tests.support.fakes import FakeStore
 from tests.support.fleet import FakePods
 from tests.support.missing import NOT_APPLICABLE
+from tests.support.pod_processes import subreaper
 from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
@@ -99,7 +100,7 @@ class LocalCase:
     def __init__(self, folder: Path, isolation: Isolation | None = None) -> None:
         self.folder = folder
         self._isolation = isolation
-        self.pods = self._port()
+        self.pods = self._port(foreign_children={each.pid for each in psutil.Process().children()})
         self._used: set[str] = set()
 
     @classmethod
@@ -110,12 +111,12 @@ class LocalCase:
         program = folder / "agent"
         program.write_text(_AGENT)
         program.chmod(0o755)
-        with pytest.MonkeyPatch.context() as patched:
+        with pytest.MonkeyPatch.context() as patched, subreaper():
             patched.setattr(sys, "executable", str(program))
             case = cls(folder, isolation)
             yield case
         for workspace_id in case._used:
-            await processes.end_all(Pod(workspace_id), grace_seconds=0)
+            pod_processes.kill(workspace_id)
 
     @classmethod
     def open_in_sandbox(cls, folder: Path) -> AbstractAsyncContextManager["LocalCase"]:
@@ -124,8 +125,8 @@ class LocalCase:
     async def other_controller(self) -> LocalPods:
         return self._port()
 
-    def _port(self) -> LocalPods:
-        return LocalPods(self.folder, spec_for, isolation=self._isolation)
+    def _port(self, foreign_children: Collection[int] | None = None) -> LocalPods:
+        return LocalPods(self.folder, spec_for, self._isolation, foreign_children=foreign_children)
 
     async def start(self, workspace: Workspace) -> None:
         self._used.add(workspace.id)
@@ -145,7 +146,7 @@ class LocalCase:
         return self.pods.log_tail(workspace.id) == "asked to end"
 
     def runs(self, workspace_id: str) -> bool:
-        return bool(processes.find(Pod(workspace_id)))
+        return bool(pod_processes.of_pod(workspace_id))
 
     async def lose_track(self, workspace: Workspace) -> Pods:
         """Only the controller that started an agent can find its tools after its death.

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from evershell.fleet.local import processes
-from evershell.fleet.local.processes import Pod
-from tests.support import secrets
+from tests.support import pod_processes, secrets
 from tests.support.cluster import copy_cluster
 from tests.support.edge.shared_memory import shared_memory
 from tests.support.ports import free_ports
@@ -231,7 +229,7 @@ class Stack(Service):
 
     def pod_processes(self, workspace_id: str) -> list[int]:
         """The process ids in the workspace's pod."""
-        return [process.pid for process in processes.find(Pod(workspace_id))]
+        return [process.pid for process in pod_processes.of_pod(workspace_id)]
 
     def files(self, workspace_id: str) -> Path:
         return self.state_dir / "pods" / workspace_id / "files"

@@ -15,7 +15,7 @@ from evershell.agents import pod_memory
 from evershell.agents.descendants import Descendants
 from evershell.agents.output import BoundedOutput
 from evershell.agents.working_directory import DirectoryLostError, WorkingDirectory
-from evershell.pod.process import EPOCH_MARKER, WORKSPACE_MARKER
+from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE
 from evershell.pod.sandbox import ToolSandbox
 
 # How long to wait for more output after the shell has exited.
@@ -108,8 +108,8 @@ class ShellTool:
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self._directory.path),
             "LANG": "C.UTF-8",
-            WORKSPACE_MARKER: workspace_id,
-            EPOCH_MARKER: str(epoch),
+            WORKSPACE_VARIABLE: workspace_id,
+            EPOCH_VARIABLE: str(epoch),
         }
 
     async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:

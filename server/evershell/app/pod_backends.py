@@ -12,7 +12,7 @@ from evershell.app.settings import NotSetUpError, Settings
 from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core.runtime import AgentIdentity
-from evershell.fleet.local import isolation, processes
+from evershell.fleet.local import isolation
 from evershell.fleet.local.agent_modules import compile_agent_modules
 from evershell.fleet.local.local_pods import LocalPods
 from evershell.fleet.pods import Pods
@@ -44,9 +44,9 @@ async def pods_of(
     pods = LocalPods(
         settings.state_dir,
         spec_for(settings, pod_tokens, certificates, pod_isolation),
-        processes.leftovers,
         pod_isolation,
         shlex.split(settings.agent_command),
+        foreign_children=(),
     )
     reaping = asyncio.create_task(pods.reap(), name="reap-agents")
     try:

@@ -200,8 +200,7 @@ class Settings(BaseSettings):
     @field_validator("state_dir")
     @classmethod
     def _resolve(cls, value: Path) -> Path:
-        # The agents of a stack are found by this path in their environment, so a path through a
-        # link has to give the same value.
+        # Sandboxes hide the folder, whose real path they need.
         return Path(os.path.realpath(value))
 
     @field_validator("agent_command")

@@ -21,7 +21,7 @@ from evershell.app.signals import END_WAITS, stop_signal
 from evershell.auth.signing_keys import SigningKeysError, new_key, read_signing_keys
 from evershell.cli.terminal import printable
 from evershell.core.errors import UnavailableError
-from evershell.fleet.local import isolation, processes
+from evershell.fleet.local import isolation
 from evershell.fleet.local.local_pods import end_every_pod
 from evershell.local import postgres, ready, run_lock
 from evershell.local.database import prepare_database
@@ -271,11 +271,7 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
     await asyncio.gather(draining, supervisor.stop("fleet"))
     await supervisor.stop("envoy")
     edge.clear()
-    # The fleet controller has ended, so the agents that it started are now children of this
-    # process.
-    ending_pods = end_every_pod(
-        settings.state_dir, lambda scanned: processes.leftovers(supervisor.own_pids(), scanned)
-    )
+    ending_pods = end_every_pod(settings.state_dir, supervisor.own_pids)
     await asyncio.gather(ending_pods, supervisor.stop(*supervisor.names("worker-")))
     await supervisor.stop_all()
     late.cancel()

@@ -1,14 +1,12 @@
-"""The processes of a pod: how they are marked, and how orphans are kept."""
+"""The processes of a pod: how their environment names it, and how orphans are kept."""
 
 import asyncio
 import ctypes
 import os
 
 # In the environment of an agent, its tools and their children, unless one of these clears it.
-WORKSPACE_MARKER = "EVERSHELL_WORKSPACE_ID"
-EPOCH_MARKER = "EVERSHELL_EPOCH"
-# The state folder of the stack. Only in the environment of an agent.
-STATE_DIR_MARKER = "EVERSHELL_STATE_DIR"
+WORKSPACE_VARIABLE = "EVERSHELL_WORKSPACE_ID"
+EPOCH_VARIABLE = "EVERSHELL_EPOCH"
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_DUMPABLE = 4

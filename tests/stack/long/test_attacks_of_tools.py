@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.fleet.local.scans import ProcessId
+from evershell.fleet.local.processes import ProcessId
 from tests.support import faults
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
@@ -67,8 +67,10 @@ def test_a_tool_that_names_a_stranger_as_its_agent(
     else:
         (leader,) = stack.pids("fleet")
         stack.kill(leader)
-        # The next controller rejects the record and treats the agent as lost.
+        # The next controller rejects the record and treats the agent as lost. The agent is fenced,
+        # so it ends itself.
         faults.await_workspace(workspace, "failed")
+        eventually(lambda: not stack.is_alive(agent))
     assert stranger.poll() is None
     assert not stack.is_alive(agent) and stack.pod_processes(workspace.id) == []
     workspace.rest.post(f"{workspace.path}/resume")

@@ -6,10 +6,8 @@ import pytest
 
 from evershell.core.workspace import Workspace
 from evershell.fleet import agent_client
-from evershell.fleet.local import processes
 from evershell.fleet.local.local_pods import LocalPods
-from evershell.fleet.local.processes import Pod
-from tests.support import world
+from tests.support import pod_processes, world
 from tests.support.fleet import RUN_ID, Fleet
 from tests.support.small_agent import AGENT, spec_for
 
@@ -33,7 +31,7 @@ async def pods(
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
     yield LocalPods(tmp_path, spec_for)
-    await processes.end_all(Pod(workspace.id), grace_seconds=0)
+    pod_processes.kill(workspace.id)
 
 
 @pytest.fixture

@@ -3,19 +3,17 @@
 import asyncio
 import os
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from evershell.core.workspace import Workspace
-from evershell.fleet.local import processes
 from evershell.fleet.local.local_pods import LocalPods, end_every_pod
-from evershell.fleet.local.processes import Pod
-from evershell.fleet.local.scans import ProcessId
-from tests.support import world
+from evershell.fleet.local.processes import ProcessId
+from tests.support import pod_processes, world
 from tests.support.fleet import RUN_ID
 from tests.support.small_agent import spec_for, wait_start
 
@@ -47,9 +45,7 @@ async def test_another_process_that_a_record_names_is_not_ended(
     assert pods.is_alive(workspace) is agent_runs
     if not agent_runs:
         await asyncio.wait_for(pods.wait_exit(workspace), 10)
-    assert await pods.end(workspace, 5) is agent_runs
-    assert stranger.poll() is None
-    await end_every_pod(tmp_path, lambda scanned: [])
+    assert await pods.end(workspace, 0) is agent_runs
     assert stranger.poll() is None
 
 
@@ -79,7 +75,7 @@ async def test_the_agent_of_another_workspace_is_not_ended(
     other = world.workspace(epoch=workspace.epoch, run_id=RUN_ID)
     await pods.start(other)
     await wait_start(tmp_path, other)
-    (agent,) = processes.find(Pod(other.id))
+    (agent,) = pod_processes.of_pod(other.id)
     forge(tmp_path, workspace.id, workspace.epoch, ProcessId.of(agent.pid))
     assert not pods.is_alive(workspace)
     assert await LocalPods(tmp_path, spec_for).end(workspace, 0) is False
@@ -88,19 +84,20 @@ async def test_the_agent_of_another_workspace_is_not_ended(
 
 
 @pytest.mark.parametrize("epoch", [1, 99])
-async def test_an_epoch_in_a_record_neither_ends_nor_protects_an_agent(
+async def test_an_epoch_in_a_record_does_not_end_an_agent_of_another_epoch(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, epoch: int
 ) -> None:
     await pods.start(workspace)
     await wait_start(tmp_path, workspace)
-    (agent,) = processes.find(Pod(workspace.id))
+    (agent,) = pod_processes.of_pod(workspace.id)
     forge(tmp_path, workspace.id, epoch, ProcessId.of(agent.pid))
     other = LocalPods(tmp_path, spec_for)
     assert not other.was_started(workspace) and not other.is_alive(workspace)
-    await other.end(replace(workspace, epoch=workspace.epoch - 1), 0)
+    for ended in (workspace.epoch - 1, workspace.epoch):
+        assert await other.end(replace(workspace, epoch=ended), 0) is False
     assert pods.is_alive(workspace)
-    await other.end(workspace, 0)
-    assert processes.find(Pod(workspace.id)) == []
+    assert await pods.end(workspace, 0) is True
+    assert pod_processes.of_pod(workspace.id) == []
 
 
 @pytest.mark.parametrize(
@@ -130,7 +127,7 @@ async def test_a_controller_knows_without_records_what_it_has_started(
     other = LocalPods(tmp_path, spec_for)
     assert not other.is_alive(workspace)
     assert await pods.end(workspace, 0) is True
-    assert processes.find(Pod(workspace.id)) == []
+    assert pod_processes.of_pod(workspace.id) == []
 
 
 @pytest.mark.parametrize("how", ["link to another's", "another folder"])
@@ -150,8 +147,8 @@ async def test_a_pod_whose_folder_was_replaced_is_not_alive(
         path.symlink_to(tmp_path / "pods" / other.id / what)
     for controller in (pods, LocalPods(tmp_path, spec_for)):
         assert not controller.has_files(workspace.id) and not controller.is_alive(workspace)
-    assert await pods.end(workspace, 5) is True
-    assert processes.find(Pod(workspace.id)) == []
+    assert await pods.end(workspace, 0) is True
+    assert pod_processes.of_pod(workspace.id) == []
     # The other pod was not changed.
     assert pods.is_alive(other)
     assert (tmp_path / "pods" / other.id / "pid").exists()
@@ -190,15 +187,14 @@ async def test_a_stack_ends_its_agents_without_their_folders(
     (tmp_path / "other").mkdir()
     await other_stack.start(foreign)
     await wait_start(tmp_path / "other", foreign)
+    others = {child.pid for child in psutil.Process().children()}
     await pods.start(workspace)
     await wait_start(tmp_path, workspace)
     (tmp_path / "fleet" / workspace.id).rename(tmp_path / "hidden")
     (tmp_path / "pods" / workspace.id).rename(tmp_path / "moved")
     # A record claims a workspace of the other stack for this stack.
     forge(tmp_path, foreign.id, workspace.epoch, ProcessId.of(stranger.pid))
-    began = time.monotonic()
-    await end_every_pod(tmp_path, lambda scanned: [])
-    assert time.monotonic() - began < 15
-    assert processes.find(Pod(workspace.id)) == []
+    await end_every_pod(tmp_path, lambda: others)
+    assert pod_processes.of_pod(workspace.id) == []
     assert other_stack.is_alive(foreign) and stranger.poll() is None
     await other_stack.end(foreign, 0)

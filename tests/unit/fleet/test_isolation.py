@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 import pytest
@@ -21,25 +21,13 @@ from evershell.core.workspace import Workspace
 from evershell.fleet.local import isolation, processes
 from evershell.fleet.local.isolation import IsolationError, Sandbox
 from evershell.fleet.local.local_pods import LocalPods
-from evershell.fleet.local.processes import Pod
 from evershell.pod.sandbox import FILES, ToolLimits, ToolSandbox, agent_command
-from tests.support import world
+from tests.support import pod_processes, world
 from tests.support.fleet import RUN_ID
 from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import AGENT, spec_for, wait_start
 
 LIMITS = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
-
-
-def new_pods(state_dir: Path, **more: Any) -> LocalPods:
-    """Pods that end what their agents leave to this process, but not what other tests started."""
-    others = {child.pid for child in psutil.Process().children()}
-    return LocalPods(
-        state_dir,
-        spec_for,
-        leftovers=lambda started, scanned: processes.leftovers(others | set(started), scanned),
-        **more,
-    )
 
 
 @pytest.fixture
@@ -54,8 +42,8 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
 
 @pytest.fixture
 async def pods(sandbox: Sandbox, tmp_path: Path, workspace: Workspace) -> AsyncIterator[LocalPods]:
-    yield new_pods(tmp_path, isolation=sandbox)
-    await processes.end_all(Pod(workspace.id), grace_seconds=0)
+    yield LocalPods(tmp_path, spec_for, isolation=sandbox)
+    pod_processes.kill(workspace.id)
 
 
 async def test_an_agent_in_a_sandbox_receives_what_it_would_without_one(
@@ -76,7 +64,7 @@ async def test_a_pod_is_alive_as_soon_as_it_was_started(
     """bwrap first runs with another folder and environment than the agent's."""
     await pods.start(workspace)
     assert pods.is_alive(workspace)
-    assert new_pods(tmp_path).is_alive(workspace)
+    assert LocalPods(tmp_path, spec_for).is_alive(workspace)
 
 
 async def test_only_a_pod_without_a_trace_has_never_run(
@@ -84,7 +72,7 @@ async def test_only_a_pod_without_a_trace_has_never_run(
 ) -> None:
     """A tool without a sandbox may have removed the record."""
     assert pods.has_never_run(workspace.id)
-    assert not new_pods(tmp_path).has_never_run(workspace.id)
+    assert not LocalPods(tmp_path, spec_for).has_never_run(workspace.id)
     await pods.start(workspace)
     (tmp_path / "fleet" / workspace.id / "agent").unlink()
     assert not pods.has_never_run(workspace.id)
@@ -127,19 +115,6 @@ async def test_the_files_of_a_pod_without_a_sandbox_belong_to_the_user_of_the_ne
     assert outside.stat().st_uid == os.getuid()
 
 
-async def test_an_end_leaves_the_bwrap_of_another_pod_alone(
-    pods: LocalPods, workspace: Workspace, tmp_path: Path
-) -> None:
-    """It is a child of the controller, but nothing that a dead agent has left."""
-    other = world.workspace(epoch=1, run_id=RUN_ID)
-    await pods.start(workspace)
-    await pods.start(other)
-    bwrap = _bwrap(tmp_path, workspace)
-    assert await pods.end(other, 0) is True
-    assert bwrap.is_running() and bwrap.status() != psutil.STATUS_ZOMBIE
-    assert pods.is_alive(workspace)
-
-
 async def test_every_controller_knows_that_a_pod_has_ended_with_its_agent(
     pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -147,26 +122,9 @@ async def test_every_controller_knows_that_a_pod_has_ended_with_its_agent(
     _agent(tmp_path, workspace).kill()
     async with asyncio.timeout(10):
         await pods.wait_exit(workspace)
-    another = new_pods(tmp_path)
+    another = LocalPods(tmp_path, spec_for)
     assert await another.end(replace(workspace, epoch=workspace.epoch - 1), 0) is False
     assert await another.end(workspace, 0) is True
-
-
-async def test_a_start_is_not_disturbed_by_the_end_of_another_pod(
-    pods: LocalPods, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bwrap of a pod that is just starting is nothing that a dead agent has left."""
-    other = world.workspace(epoch=1, run_id=RUN_ID)
-    await pods.start(other)
-    is_of, ended = processes.is_of, asyncio.Event()
-    with monkeypatch.context() as starting:
-        starting.setattr(processes, "is_of", lambda *pod: ended.is_set() and is_of(*pod))
-        start = asyncio.create_task(pods.start(workspace))
-        assert await pods.end(other, 0) is True
-        ended.set()
-        await start
-    assert pods.is_alive(workspace)
-    assert _bwrap(tmp_path, workspace).status() != psutil.STATUS_ZOMBIE
 
 
 async def test_a_start_that_is_given_up_can_be_ended(
@@ -176,12 +134,12 @@ async def test_a_start_that_is_given_up_can_be_ended(
         loading.setattr(processes, "is_of", lambda *_: False)
         starting = asyncio.create_task(pods.start(workspace))
         async with asyncio.timeout(10):
-            while not processes.find(Pod(workspace.id)):
+            while not pod_processes.of_pod(workspace.id):
                 await asyncio.sleep(0.005)
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
     assert await pods.end(workspace, 0) is True
-    assert processes.find(Pod(workspace.id)) == []
+    assert pod_processes.of_pod(workspace.id) == []
 
 
 def test_a_state_folder_among_the_programs_is_hidden(
@@ -361,11 +319,3 @@ def _files(state_dir: Path, workspace: Workspace) -> Path:
 
 def _agent(state_dir: Path, workspace: Workspace) -> psutil.Process:
     return psutil.Process(int((state_dir / "pods" / workspace.id / "pid").read_text()))
-
-
-def _bwrap(state_dir: Path, workspace: Workspace) -> psutil.Process:
-    """The ancestor of the agent that is a child of this process."""
-    agent = _agent(state_dir, workspace)
-    (found,) = set(psutil.Process().children()) & set(agent.parents())
-    assert found.name() == "bwrap"
-    return found

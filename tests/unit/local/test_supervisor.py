@@ -6,9 +6,9 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
-from evershell.fleet.local import processes, scans
 from evershell.local import watchdogs
 from evershell.local.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
@@ -93,7 +93,7 @@ async def test_a_program_that_starts_has_more_time_to_answer(
         await supervisor.stop_all()
 
 
-async def test_a_process_that_a_program_leaves_is_a_leftover(tmp_path: Path) -> None:
+async def test_a_process_that_a_program_leaves_is_not_its_own(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path / "logs")
     left = tmp_path / "left"
     child = f"sleep 600 & echo $! > {left}.new; mv {left}.new {left}"
@@ -103,14 +103,9 @@ async def test_a_process_that_a_program_leaves_is_a_leftover(tmp_path: Path) -> 
         await eventually_async(left.exists)
         leftover = int(left.read_text())
 
-        def leftovers() -> set[int]:
-            found = processes.leftovers(supervisor.own_pids(), scans.scan())
-            return {process.pid for process in found}
-
-        # Other tests of this process may have left processes, too.
-        await eventually_async(lambda: leftover in leftovers())
-        own = {helper.pid, supervisor.pids()["program"]}
-        assert own <= supervisor.own_pids() and not own & leftovers()
+        await eventually_async(lambda: psutil.Process(leftover).ppid() == os.getpid())
+        own = supervisor.own_pids()
+        assert {helper.pid, supervisor.pids()["program"]} <= own and leftover not in own
         os.kill(leftover, signal.SIGKILL)
         await supervisor.stop_all()
     finally:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from evershell.core.workspace import Workspace
-from evershell.fleet.local.scans import ProcessId
+from evershell.fleet.local.processes import ProcessId
 from evershell.pod import sandbox
 from evershell.pod.sandbox import ToolLimits, ToolSandbox
 from evershell.pod.tool_filter import FilterError, compile_filter
@@ -167,7 +167,7 @@ class Sandbox:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
-                    # bwrap itself has no marker, because it is not a process of the pod.
+                    # bwrap itself does not name the pod, because it is no process of it.
                     env={},
                     start_new_session=True,
                     pass_fds=(write_end,),

@@ -17,16 +17,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
-
 from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace
 from evershell.fleet.local import processes
 from evershell.fleet.local.isolation import Isolation, NoIsolation, Started
 from evershell.fleet.local.pod_records import AgentRecord, PodRecords, UnreadableError
-from evershell.fleet.local.processes import AllPods, Leftovers, Pod
-from evershell.fleet.local.scans import ProcessId, ScannedProcess, Scans
-from evershell.pod.process import EPOCH_MARKER, STATE_DIR_MARKER, WORKSPACE_MARKER
+from evershell.fleet.local.processes import ProcessId
+from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE
 from evershell.pod.spec import PodSpec
 
 # How often it is checked that the files of a pod are in place. One check takes 60 µs.
@@ -47,30 +44,27 @@ class LocalPods:
         self,
         state_dir: Path,
         spec_for: Callable[[AgentIdentity], PodSpec],
-        leftovers: Callable[
-            [Collection[int], Sequence[ScannedProcess]], list[psutil.Process]
-        ] = lambda started, scanned: [],
         isolation: Isolation | None = None,
         agent_command: Sequence[str] = (),
+        foreign_children: Collection[int] | None = None,
     ) -> None:
         """Keeps all files of the pods below `state_dir`. Without `isolation`, there is none.
 
         `agent_command` is the program of the agents, with its arguments; by default that of this
         package.
 
-        `leftovers` takes the ids of the processes that this object has started, and the processes
-        of the machine. It returns all other children of this process, which are processes that dead
-        agents have left.
+        `foreign_children` are the children of this process that are no agents. This process has to
+        be a subreaper then: all further children are agents, or what a dead agent has left. If
+        None, what dead agents leave is not ended.
         """
         self._state_dir = state_dir
         self._records = PodRecords(state_dir)
         self._spec_for = spec_for
-        self._leftovers = leftovers
+        self._foreign_children = foreign_children
         self._isolation = isolation or NoIsolation()
         # -P: imports nothing from the working directory, to which tools can write.
         own = (sys.executable, "-P", "-m", "evershell.agents")
         self._agent_command = list(agent_command or own)
-        self._scans = Scans()
         # The agents that this controller has started, by workspace id and epoch.
         self._started: dict[tuple[str, int], Started] = {}
 
@@ -121,7 +115,7 @@ class LocalPods:
                 files=files,
                 log=log,
             )
-        # Before anything else can run, because another child of this process is a leftover.
+        # Before anything else can run, because `end` kills all other children of this process.
         self._started[workspace.id, workspace.epoch] = started
         if self._isolation.agent_is_init:
             await self._wait_program(workspace, started.agent)
@@ -150,9 +144,8 @@ class LocalPods:
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
-            WORKSPACE_MARKER: workspace.id,
-            EPOCH_MARKER: str(workspace.epoch),
-            STATE_DIR_MARKER: str(self._state_dir),
+            WORKSPACE_VARIABLE: workspace.id,
+            EPOCH_VARIABLE: str(workspace.epoch),
         }
 
     async def wait_exit(self, workspace: Workspace) -> None:
@@ -192,24 +185,46 @@ class LocalPods:
         return "" if self.has_files(workspace.id) else "its folder was deleted or replaced"
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        is_known = self._is_known(workspace)
-        own = [key for key in self._started if key[0] == workspace.id and key[1] <= workspace.epoch]
-        stopped = await processes.end_all(
-            Pod(workspace.id, workspace.epoch, [self._started[key].agent for key in own]),
-            grace_seconds=grace_seconds,
-            leftovers=lambda scanned: self._leftovers(
-                {pid for each in self._started.values() for pid in each.pids}, scanned
-            ),
-            scans=self._scans,
-        )
-        if not is_known:
-            is_known = self._has_ended_with_its_init(workspace)
-        if stopped:
-            self._reap(own)
-            for key in own:
-                self._started.pop(key, None)
+        own = {
+            key: started.agent
+            for key, started in self._started.items()
+            if key[0] == workspace.id and key[1] <= workspace.epoch
+        }
+        # Whether each agent is an init process.
+        agents = dict.fromkeys(own.values(), self._isolation.agent_is_init)
+        record = self._record(workspace.id)
+        if record is not None and record.epoch <= workspace.epoch:
+            recorded = self._confirmed(workspace.id, record)
+            if recorded is not None:
+                agents.setdefault(recorded, record.is_init)
+        ends = [
+            processes.end_agent(agent, grace_seconds, is_init=is_init)
+            for agent, is_init in agents.items()
+        ]
+        ended = zip(agents, await asyncio.gather(*ends), strict=True)
+        # The agents that have ended with everything that they had started.
+        whole = {agent for agent, is_whole in ended if is_whole}
+        if own and self._foreign_children is not None and not self._isolation.agent_is_init:
+            if not await self._end_orphans(self._foreign_children):
+                return False
+            whole.update(own.values())
+        if any(agent.is_running() for agent in agents):
+            return False
+        agent = own.get((workspace.id, workspace.epoch))
+        is_known = agent in whole if agent is not None else self._is_over(workspace, whole)
+        self._reap(own)
+        for key in own:
+            self._started.pop(key, None)
+        if is_known or (record is not None and record.process in whole):
             self._records.note_end(workspace.id, workspace.epoch)
-        return stopped and is_known
+        return is_known
+
+    async def _end_orphans(self, foreign: Collection[int]) -> bool:
+        """Ends what dead agents have left to this process. Returns whether all of it has ended."""
+        return await processes.kill_descendants(
+            os.getpid(),
+            lambda: {*foreign, *(pid for each in self._started.values() for pid in each.pids)},
+        )
 
     def _reap(self, keys: Iterable[tuple[str, int]]) -> None:
         """Reaps the processes of these pods that have ended."""
@@ -218,33 +233,23 @@ class LocalPods:
         for pid in {pid for started in known for pid in started.pids}:
             processes.reap(pid)
 
-    def _is_known(self, workspace: Workspace) -> bool:
-        """Whether everything that runs in the pod can be found.
+    def _is_over(self, workspace: Workspace, ended: Collection[ProcessId]) -> bool:
+        """Whether everything in a pod that another controller started is known to have ended.
 
-        Processes that a dead agent leaves become children of the controller that started it.
-        Another controller cannot find them.
+        `ended` are agents that have ended with everything that they had started. What an agent
+        leaves when it dies becomes children of the controller that started it; another controller
+        cannot find them.
         """
-        if (workspace.id, workspace.epoch) in self._started or self._agent(workspace) is not None:
-            return True
         try:
             record = self._records.read(workspace.id)
         except UnreadableError:
             return False
-        return record is None or record.process is None
-
-    def _has_ended_with_its_init(self, workspace: Workspace) -> bool:
-        """Whether the kernel has ended everything in the pod, because its init process has ended.
-
-        An init process ends only after all others of its PID namespace: pid_namespaces(7).
-        """
-        record = self._record(workspace.id)
-        return (
-            record is not None
-            and record.epoch == workspace.epoch
-            and record.process is not None
-            and record.is_init
-            and not record.process.is_running()
-        )
+        if record is None or record.process is None:
+            return True
+        if record.epoch != workspace.epoch:
+            return False
+        # An init process ends only after all others of its PID namespace: pid_namespaces(7).
+        return record.process in ended or (record.is_init and not record.process.is_running())
 
     def _agent(self, workspace: Workspace) -> ProcessId | None:
         """The agent of this epoch; None if it does not run."""
@@ -252,10 +257,18 @@ class LocalPods:
         if own is not None:
             return own.agent if own.agent.is_running() else None
         record = self._record(workspace.id)
-        if record is None or record.process is None or record.epoch != workspace.epoch:
+        if record is None or record.epoch != workspace.epoch:
             return None
+        return self._confirmed(workspace.id, record)
+
+    def _confirmed(self, workspace_id: str, record: AgentRecord) -> ProcessId | None:
+        """The agent of the record; None if it does not run."""
         agent = record.process
-        if agent.is_running() and processes.is_of(agent.pid, workspace.id, workspace.epoch):
+        if (
+            agent is not None
+            and agent.is_running()
+            and processes.is_of(agent.pid, workspace_id, record.epoch)
+        ):
             return agent
         return None
 
@@ -274,13 +287,14 @@ class LocalPods:
             return None
 
 
-async def end_every_pod(state_dir: Path, leftovers: Leftovers) -> None:
-    """Kills everything that runs in the pods of the stack.
+async def end_every_pod(state_dir: Path, own_pids: Callable[[], Collection[int]]) -> None:
+    """Kills everything that runs in the pods of the stack, after its controller has ended.
 
-    Agents get no SIGTERM first, because they have nothing left to commit. `leftovers` returns the
-    processes that this process has inherited from programs of the stack.
+    This process is a subreaper, so the agents are now its children, and what dead agents have left
+    is too. `own_pids` returns the ids of all other children. Agents get no SIGTERM first, because
+    they have nothing left to commit.
     """
     records = PodRecords(state_dir)
-    if await processes.end_all(AllPods(state_dir), grace_seconds=0, leftovers=leftovers):
+    if await processes.kill_descendants(os.getpid(), own_pids):
         for workspace_id in records.workspace_ids():
             records.note_end(workspace_id)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from evershell.fleet.local import pod_files
-from evershell.fleet.local.scans import ProcessId
+from evershell.fleet.local.processes import ProcessId
 
 _FLEET, _PODS, _FILES = "fleet", "pods", "files"
 _AGENT, _LOG, _PID = "agent", "log", "pid"

@@ -21,7 +21,6 @@ from psycopg import sql
 
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
-from evershell.fleet.local.local_pods import end_every_pod
 from evershell.local import postgres
 from evershell.local.database import prepare_database
 from evershell.local.private_file import write_private
@@ -33,7 +32,7 @@ from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.faults.long.hosts import agent_on_host
-from tests.support import secrets
+from tests.support import pod_processes, secrets
 from tests.support.network import Network
 from tests.support.stack import READY_SECONDS, STOP_SECONDS, Stack
 from tests.support.waiting import eventually
@@ -125,7 +124,8 @@ class ManyHosts(Stack):
         self.close_callers()
         until = time.monotonic() + STOP_SECONDS
         self._end(EDGE, *CONTROLLERS, number=number, until=until)
-        asyncio.run(end_every_pod(self.state_dir, lambda scanned: []))
+        for pod in (self.state_dir / "pods").iterdir():
+            pod_processes.kill(pod.name)
         self._end(*WORKERS, number=number, until=until)
         self._end(DATABASE, number=postgres.STOP_SIGNAL, until=until)
         # Envoy ends by the signal.

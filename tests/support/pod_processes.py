@@ -1,0 +1,45 @@
+"""The processes of a pod, as the environment with which they were started names it."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from evershell.pod import process
+from evershell.pod.process import WORKSPACE_VARIABLE
+
+
+def of_pod(workspace_id: str) -> list[psutil.Process]:
+    """The living processes of the workspace's pods, and their descendants."""
+    found: dict[int, psutil.Process] = {}
+    for candidate in psutil.process_iter():
+        with suppress(psutil.Error):
+            if candidate.environ().get(WORKSPACE_VARIABLE) == workspace_id:
+                for each in (candidate, *candidate.children(recursive=True)):
+                    found[each.pid] = each
+    return [each for each in found.values() if _is_alive(each)]
+
+
+def kill(workspace_id: str) -> None:
+    """Kills them."""
+    for each in of_pod(workspace_id):
+        with suppress(psutil.Error):
+            each.kill()
+
+
+@contextmanager
+def subreaper() -> Iterator[None]:
+    """Makes this process a subreaper, as the controller of the product is."""
+    process.become_subreaper()
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).prctl(process._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _is_alive(found: psutil.Process) -> bool:
+    try:
+        return found.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
