@@ -7,6 +7,7 @@ import pytest
 from evershell.core.ports import Store
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.fakes import FakeStore
 from tests.support.store.announced import Announced
 
@@ -30,4 +31,4 @@ async def store(store_url: str | None, announced: Announced) -> AsyncIterator[St
         yield FakeStore(announced)
         return
     async with open_pool(store_url) as opened:
-        yield PostgresStore(opened, announced)
+        yield PostgresStore(opened, machine_clock, announced)

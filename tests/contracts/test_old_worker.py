@@ -19,6 +19,7 @@ from evershell.store import migrate as migration
 from evershell.store.migrate import migrate
 from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.contracts.old_worker import (
     OldWorker,
     released_row,
@@ -50,7 +51,7 @@ async def old(database_url: str) -> AsyncIterator[OldWorker]:
 
 @pytest.fixture
 def new(pool: Pool) -> PostgresStore:
-    return PostgresStore(pool)
+    return PostgresStore(pool, machine_clock)
 
 
 async def test_the_old_worker_reads_rows_of_the_new_one(old: OldWorker, new: PostgresStore) -> None:
@@ -183,7 +184,7 @@ async def test_a_connected_old_worker_continues_after_the_migration(
         await AsyncConnection.connect(empty_database_url, autocommit=True) as connection,
         open_pool(empty_database_url, min_size=1) as pool,
     ):
-        old, new = OldWorker(connection), PostgresStore(pool)
+        old, new = OldWorker(connection), PostgresStore(pool, machine_clock)
         await old.insert("workspaces", workspace_columns(idle))
         await old.submit(idle.id, submitted)
         before = [

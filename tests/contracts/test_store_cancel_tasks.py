@@ -16,6 +16,7 @@ from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.announced import Announced
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
@@ -235,7 +236,7 @@ async def test_one_of_many_concurrent_calls_records_each_task(store: Store) -> N
 
 async def test_a_batch_does_not_wait_for_a_locked_workspace(database_url: str) -> None:
     async with open_pool(database_url) as pool:
-        store = PostgresStore(pool)
+        store = PostgresStore(pool, machine_clock)
         locked, free = await busy_with(store), await busy_with(store)
         async with held(database_url, locked.workspace_id) as waits:
             ids = [locked.id, free.id]
@@ -251,7 +252,7 @@ async def test_a_batch_does_not_wait_for_a_locked_workspace(database_url: str) -
 async def test_a_task_that_ends_under_the_lock_is_not_cancelled(database_url: str) -> None:
     """The call that waits sees what the other transaction has committed."""
     async with open_pool(database_url) as pool:
-        store = PostgresStore(pool)
+        store = PostgresStore(pool, machine_clock)
         busy, submitted = await with_task(store)
         async with held(database_url, busy.id) as waits:
             ending = asyncio.create_task(complete(store, busy, submitted.id))

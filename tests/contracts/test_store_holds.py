@@ -15,6 +15,7 @@ from evershell.core.ports import Store
 from evershell.core.task import Task
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import NOW, ORG, USER, permission, task, workspace
 from tests.support.store.locks import held, waiting_sessions
@@ -119,7 +120,7 @@ async def test_no_task_is_submitted_after_a_hold_that_was_committed(store: Store
 async def test_a_hold_waits_for_the_submissions_in_flight(database_url: str) -> None:
     """Submissions do not wait for each other. What comes after the hold is refused."""
     async with open_pool(database_url) as pool:
-        store = PostgresStore(pool)
+        store = PostgresStore(pool, machine_clock)
         slow, fast, late = [await idle(store) for _ in range(3)]
         async with waiting_sessions(database_url) as waiting:
             async with held(database_url, slow.workspace_id) as slow_waits:
@@ -143,7 +144,7 @@ async def test_a_hold_waits_for_the_submissions_in_flight(database_url: str) -> 
 async def test_a_hold_does_not_wait_for_other_calls(database_url: str) -> None:
     """Cancellations and commits of agents go on while the hold waits."""
     async with open_pool(database_url) as pool:
-        store = PostgresStore(pool)
+        store = PostgresStore(pool, machine_clock)
         slow, running = await idle(store), await idle(store)
         assert await submit(store, running) is not None
         async with held(database_url, slow.workspace_id) as waits:

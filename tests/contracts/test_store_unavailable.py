@@ -13,6 +13,7 @@ from evershell.core.ports import Store
 from evershell.core.task_filter import AllTasks
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, first_call, intent, permission, workspace
 
@@ -60,7 +61,7 @@ async def unavailable_store(request: pytest.FixtureRequest) -> AsyncIterator[Sto
         yield store
         return
     async with open_pool("postgresql:///nowhere?host=/nonexistent", min_size=0) as pool:
-        yield PostgresStore(pool)
+        yield PostgresStore(pool, machine_clock)
 
 
 def test_the_calls_cover_every_method() -> None:

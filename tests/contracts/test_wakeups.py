@@ -11,6 +11,7 @@ from evershell.core.ports import Wakeup, Wakeups
 from evershell.store import watched_workspaces
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from evershell.store.wakeups import PostgresWakeups
 from tests.support.fakes import FakeWakeups
 from tests.support.store.examples import workspace
@@ -43,7 +44,7 @@ async def _postgres(
     # A poll would hide a lost notification.
     wakeups, other = [
         await resources.enter_async_context(
-            PostgresWakeups(pool, database_url, poll_seconds=LONG_SECONDS)
+            PostgresWakeups(pool, database_url, machine_clock, poll_seconds=LONG_SECONDS)
         )
         for _ in range(2)
     ]
@@ -55,7 +56,9 @@ async def _postgres(
         announcing.announce(workspace_id, watched=from_another_process, reconcile=False)
 
     for workspace_id in ("ws_1", "ws_2", "ws_3"):
-        await PostgresStore(pool).create_workspace(replace(workspace(), id=workspace_id))
+        await PostgresStore(pool, machine_clock).create_workspace(
+            replace(workspace(), id=workspace_id)
+        )
     return WakeupsCase(wakeups, commit, wakeups.drain)
 
 

@@ -74,7 +74,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
         postgres_store = PostgresStore(
-            pool, wakeups.announce, metrics.committed, clock, metrics.cancelled_in_batch
+            pool, clock, wakeups.announce, metrics.committed, metrics.cancelled_in_batch
         )
         # Before the queue stores its last entries: a cancellation in flight stores its own.
         stack.push_async_callback(postgres_store.drained)
@@ -159,7 +159,7 @@ async def fleet(
             aclosing(AgentClient(pod_tokens, clock, tls))
         )
         backlog = metrics.backlog(clock) if settings.metrics_port else None
-        store = PostgresStore(pool, wakeups.announce, metrics.committed, clock)
+        store = PostgresStore(pool, clock, wakeups.announce, metrics.committed)
         agents = MeasuredAgents(agent_client, metrics)
 
         def new_controller(term: Term) -> Controller:

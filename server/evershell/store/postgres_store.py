@@ -31,7 +31,6 @@ from evershell.store.rows import (
     workspace_of,
     workspace_values,
 )
-from evershell.store.service_clock import machine_clock
 from evershell.store.shared_reads import SharedReads
 from evershell.store.watched_workspaces import is_watched
 from evershell.store.writes import insert, write_change
@@ -62,9 +61,9 @@ class PostgresStore(FleetReads, Holds):
     def __init__(
         self,
         pool: Pool,
+        clock: Clock,
         announce: Announce = announce_to_nobody,
         committed: Callable[[Change], None] = lambda change: None,
-        clock: Clock = machine_clock,
         cancelled: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Calls `cancelled` with the number of tasks that a batch has cancelled."""

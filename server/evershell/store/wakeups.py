@@ -14,7 +14,6 @@ from evershell.core.ports import Clock
 from evershell.store.background import running
 from evershell.store.notifications import Channel, Notifications
 from evershell.store.pool import Pool
-from evershell.store.service_clock import machine_clock
 from evershell.store.watched_workspaces import WatchedWorkspaces
 
 
@@ -78,7 +77,7 @@ class PostgresWakeups:
         self,
         pool: Pool,
         database_url: str,
-        clock: Clock = machine_clock,
+        clock: Clock,
         *,
         poll_seconds: float = 5.0,
     ) -> None:

@@ -29,7 +29,6 @@ import structlog
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock
 from evershell.store.pool import Pool, connected
-from evershell.store.service_clock import machine_clock
 
 MARK_SECONDS = 60.0
 # A mark of this age is renewed. A mark that another process has set within this time is kept.
@@ -94,7 +93,7 @@ class WatchedWorkspaces:
         self,
         pool: Pool,
         wake: Callable[[str], None],
-        clock: Clock = machine_clock,
+        clock: Clock,
         *,
         mark_seconds: float = MARK_SECONDS,
         renew_seconds: float = RENEW_SECONDS,

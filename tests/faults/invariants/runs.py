@@ -9,6 +9,7 @@ from evershell.core.ports import Clock, Store
 from evershell.store.announce import Announce
 from evershell.store.pool import connected, open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.faults.invariants.machine import CancellationMachine
 from tests.faults.invariants.product import OpenStores
 from tests.support.fakes import FakeStore
@@ -69,7 +70,7 @@ def _on_postgres(url: str) -> OpenStores:
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:
             await connection.execute("TRUNCATE workspaces, tasks, events, org_holds")
-        store = PostgresStore(pool, announce, clock=clock)
-        return store, PostgresStore(observing)
+        store = PostgresStore(pool, clock, announce)
+        return store, PostgresStore(observing, machine_clock)
 
     return open_stores

@@ -21,6 +21,7 @@ from evershell.auth.pod_tokens import PodTokens
 from evershell.core import workspace_lifecycle
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support import faults
 from tests.support.stack import STOP_SECONDS, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
@@ -183,7 +184,7 @@ def _address(workspace: Workspace) -> str | None:
 async def _lose_agent(workspace: Workspace) -> None:
     """Marks the agent as lost, like a controller that cannot reach the agent."""
     async with open_pool(workspace.stack.ready["database_url"]) as pool:
-        await PostgresStore(pool).transition(
+        await PostgresStore(pool, machine_clock).transition(
             workspace.id,
             lambda session: workspace_lifecycle.lose_agent(
                 session, 1, "not heard of", datetime.now(UTC), work_stopped=False

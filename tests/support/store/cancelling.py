@@ -13,6 +13,7 @@ from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.announced import Announced
 from tests.support.store.examples import intent, permission, with_task
 from tests.support.waiting import eventually_async, settle
@@ -29,7 +30,7 @@ class Cell:
     def __init__(self, url: str, pool: Pool, announced: Announced) -> None:
         self.url = url
         self.announced = announced
-        self.store = PostgresStore(pool, announced)
+        self.store = PostgresStore(pool, machine_clock, announced)
 
     def cancel(
         self,

@@ -19,6 +19,7 @@ from evershell.store.audit import AuditQueue, add_partitions, prune, store_audit
 from evershell.store.migrate import migrate
 from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import intent, permission, with_task
 from tests.support.waiting import eventually_async
@@ -27,7 +28,7 @@ WRITE_SECONDS = 30.0
 
 
 async def listed(pool: Pool) -> list[AuditEntry]:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     return list(await store.list_audit_entries(permission(), AuditFilter(), None, 100_000))
 
 
@@ -61,9 +62,11 @@ async def test_entries_are_stored_within_a_second(pool: Pool) -> None:
 
 
 async def test_the_entry_that_the_call_has_stored_is_kept(pool: Pool) -> None:
-    busy, _ = await with_task(PostgresStore(pool))
+    busy, _ = await with_task(PostgresStore(pool, machine_clock))
     entry = audit_entry(workspace_id=busy.id)
-    await PostgresStore(pool).record_cancellation(permission(), busy.id, None, intent(), "", entry)
+    await PostgresStore(pool, machine_clock).record_cancellation(
+        permission(), busy.id, None, intent(), "", entry
+    )
     await store_audit_entries(pool, [audit_entry(), entry])
     assert sorted(each.outcome for each in await listed(pool)) == ["accepted", "ok"]
 
@@ -220,7 +223,7 @@ async def test_the_role_of_the_service_only_adds_and_reads_entries(
         migrate(empty_database_url, service_url)
         migrate(empty_database_url, service_url)
         async with open_pool(service_url, min_size=1) as pool:
-            store = PostgresStore(pool)
+            store = PostgresStore(pool, machine_clock)
             busy, _ = await with_task(store)
             entry = audit_entry(workspace_id=busy.id)
             found = await store.record_cancellation(

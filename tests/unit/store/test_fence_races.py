@@ -20,6 +20,7 @@ from evershell.store.fence import FenceRefusedError, fence
 from evershell.store.leadership import Leadership
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import (
     NOW,
     intent,
@@ -53,7 +54,7 @@ def other_url(database_url: str) -> str:
 @pytest.fixture
 async def store(other_url: str) -> AsyncIterator[PostgresStore]:
     async with open_pool(other_url) as pool:
-        yield PostgresStore(pool)
+        yield PostgresStore(pool, machine_clock)
 
 
 async def epoch_of(store: PostgresStore, workspace_id: str) -> int:

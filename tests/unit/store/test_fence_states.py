@@ -25,6 +25,7 @@ from evershell.fleet.controller import Controller
 from evershell.store.fence import fence
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.fleet import BOUNDS, RUN_ID, FakeChanges, FakePods
 from tests.support.promises.database import read_history
 from tests.support.promises.promises import violations
@@ -183,7 +184,7 @@ class Restored:
 async def _restored(url: str) -> AsyncIterator[Restored]:
     # A fence does not count the sessions of this name.
     async with open_pool(make_conninfo(url, application_name="test")) as pool:
-        yield Restored(url, PostgresStore(pool))
+        yield Restored(url, PostgresStore(pool, machine_clock))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from psycopg import AsyncConnection
 from evershell.core.idempotency_key import KEPT, KeyTakenError
 from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import NOW, first_call, workspace
 from tests.support.store.locks import waiting_sessions
 
@@ -29,7 +30,7 @@ async def test_a_second_call_waits_for_the_transaction_of_the_first(
     database_url: str, pool: Pool, *, is_committed: bool
 ) -> None:
     """If the first transaction is rolled back, for example by a crash, the second call is first."""
-    store, added = PostgresStore(pool), workspace()
+    store, added = PostgresStore(pool, machine_clock), workspace()
     async with (
         await AsyncConnection.connect(database_url) as first,
         waiting_sessions(database_url) as waiting,
@@ -49,7 +50,7 @@ async def test_a_second_call_waits_for_the_transaction_of_the_first(
 
 
 async def test_each_call_removes_up_to_two_expired_keys(database_url: str, pool: Pool) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(INSERT, (NOW, 5))
         just_before = NOW + KEPT - timedelta(microseconds=1)
@@ -64,7 +65,7 @@ async def test_each_call_removes_up_to_two_expired_keys(database_url: str, pool:
 async def test_a_call_does_not_wait_for_another_that_removes_keys(
     database_url: str, pool: Pool
 ) -> None:
-    store, added = PostgresStore(pool), workspace()
+    store, added = PostgresStore(pool, machine_clock), workspace()
     async with (
         await AsyncConnection.connect(database_url, autocommit=True) as connection,
         await AsyncConnection.connect(database_url) as other,

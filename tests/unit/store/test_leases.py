@@ -10,6 +10,7 @@ from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import Phase
 from evershell.store.pool import Pool, connected
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import NOW, with_task, workspace
 from tests.support.store.locks import held
 
@@ -27,7 +28,7 @@ async def leased(store: PostgresStore, seconds: float = LEASE_SECONDS) -> str:
 
 async def test_the_clock_of_the_database_decides(database_url: str, pool: Pool) -> None:
     """The clock of the worker stands still in the past."""
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     runtime = Runtime(store, lambda: NOW, LEASE_SECONDS)
     workspace_id = await leased(store)
     await runtime.register(AgentIdentity(workspace_id, 1), "127.0.0.1:1")
@@ -43,7 +44,7 @@ async def test_the_clock_of_the_database_decides(database_url: str, pool: Pool) 
 
 
 async def test_a_locked_workspace_delays_no_heartbeat(database_url: str, pool: Pool) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     locked, other = await leased(store, 20), await leased(store, 20)
     async with held(database_url, locked):
         found = await asyncio.wait_for(
@@ -59,7 +60,7 @@ async def test_a_locked_workspace_delays_no_heartbeat(database_url: str, pool: P
 async def test_a_heartbeat_waits_for_the_lock_before_the_lease_runs_out(
     database_url: str, pool: Pool
 ) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     workspace_id = await leased(store, LEASE_SECONDS / 2 - 1)
     runtime = Runtime(store, lambda: NOW, LEASE_SECONDS)
     async with held(database_url, workspace_id) as queued:
@@ -72,7 +73,7 @@ async def test_a_heartbeat_waits_for_the_lock_before_the_lease_runs_out(
 
 async def test_a_renewal_updates_the_row_in_place(database_url: str, pool: Pool) -> None:
     """HOT: no index has an entry to change."""
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     await store.transition(
         busy.id, lambda locked: replace(unchanged(locked), lease_seconds=LEASE_SECONDS)

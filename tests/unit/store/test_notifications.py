@@ -12,6 +12,7 @@ from evershell.store.fleet_wakeups import PostgresFleetWakeups
 from evershell.store.notifications import _payloads
 from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from evershell.store.wakeups import PostgresWakeups
 from tests.support.store.examples import NOW, intent, workspace
 from tests.support.store.sessions import end_sessions
@@ -21,7 +22,7 @@ LIMIT_SECONDS = 10
 
 @pytest.fixture
 async def worker(pool: Pool, database_url: str) -> AsyncIterator[PostgresWakeups]:
-    async with PostgresWakeups(pool, database_url, poll_seconds=60) as wakeups:
+    async with PostgresWakeups(pool, database_url, machine_clock, poll_seconds=60) as wakeups:
         await wakeups.listening()
         yield wakeups
 
@@ -53,7 +54,10 @@ async def test_the_controller_receives_the_changes_that_await_it(
 async def test_the_controller_receives_new_stopping_and_resumed_workspaces(
     pool: Pool, worker: PostgresWakeups, fleet: PostgresFleetWakeups
 ) -> None:
-    store, new = PostgresStore(pool, worker.announce), workspace(WorkspaceStatus.PROVISIONING)
+    store, new = (
+        PostgresStore(pool, machine_clock, worker.announce),
+        workspace(WorkspaceStatus.PROVISIONING),
+    )
     async with fleet.subscribe() as wakeup, asyncio.timeout(LIMIT_SECONDS):
 
         async def received() -> bool:

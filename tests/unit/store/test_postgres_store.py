@@ -12,6 +12,7 @@ from evershell.core.task import TaskStatus
 from evershell.core.task_lifecycle import IterationCompleted, TaskStarted
 from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, with_task
 from tests.support.store.locks import held
@@ -22,7 +23,7 @@ _INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, NULL, %
 
 async def test_one_of_many_cancellations_at_two_replicas_is_recorded(database_url: str) -> None:
     async with open_pool(database_url) as one, open_pool(database_url) as other:
-        stores = [PostgresStore(one), PostgresStore(other)]
+        stores = [PostgresStore(one, machine_clock), PostgresStore(other, machine_clock)]
         busy, _ = await with_task(stores[0])
         calls = [
             stores[number % 2].record_cancellation(
@@ -42,7 +43,7 @@ async def test_one_of_many_cancellations_at_two_replicas_is_recorded(database_ur
 async def test_a_cancellation_and_an_end_take_effect_in_the_order_of_their_locks(
     database_url: str, pool: Pool, cancel_first: bool
 ) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, submitted = await with_task(store)
 
     async def cancel() -> bool:
@@ -74,7 +75,7 @@ async def test_a_cancellation_and_an_end_take_effect_in_the_order_of_their_locks
 
 
 async def test_a_batch_of_large_events_ends_early_and_the_next_one_continues(pool: Pool) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, running = await with_task(store)
     large = [iteration(number, "x" * 3_000_000) for number in range(1, 4)]
 
@@ -90,7 +91,7 @@ async def test_a_batch_of_large_events_ends_early_and_the_next_one_continues(poo
     "type_", ["task_completed", "task_cancel_requested", "iteration_completed"]
 )
 async def test_the_database_refuses_a_second_event_of_this_type(pool: Pool, type_: str) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, submitted = await with_task(store)
     async with pool.connection() as connection:
         await connection.execute(_INSERT_EVENT, (busy.id, 2, type_, submitted.id, '{"number": 1}'))
@@ -121,7 +122,7 @@ async def test_the_database_refuses_a_second_event_of_this_type(pool: Pool, type
 async def test_the_database_refuses_an_invalid_row(
     pool: Pool, statement: str, error: type[Exception]
 ) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent())
     async with pool.connection() as connection:
@@ -130,7 +131,7 @@ async def test_the_database_refuses_an_invalid_row(
 
 
 async def test_characters_that_cannot_be_stored_are_replaced(pool: Pool) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, submitted = await with_task(store)
     output = "a\0b\\u0000\ud800ü"
     payload = {
@@ -151,7 +152,7 @@ async def test_characters_that_cannot_be_stored_are_replaced(pool: Pool) -> None
 async def test_a_transition_whose_caller_was_cancelled_is_announced(database_url: str) -> None:
     announced = Announced()
     async with open_pool(database_url) as pool:
-        store = PostgresStore(pool, announced)
+        store = PostgresStore(pool, machine_clock, announced)
         busy, running = await with_task(store)
         announced.clear()
         async with held(database_url, busy.id) as queued:
@@ -176,7 +177,7 @@ async def test_many_waiting_reads_of_one_log_leave_connections_to_others(databas
         open_pool(database_url, min_size=2, max_size=2) as pool,
         await AsyncConnection.connect(database_url) as holder,
     ):
-        store = PostgresStore(pool)
+        store = PostgresStore(pool, machine_clock)
         busy, _ = await with_task(store)
         await holder.execute("LOCK TABLE events")
         watching = [asyncio.create_task(store.list_events(busy.id, seq, 10)) for seq in range(20)]
@@ -188,7 +189,7 @@ async def test_many_waiting_reads_of_one_log_leave_connections_to_others(databas
 
 async def test_watchers_at_the_same_event_get_the_same_batch(pool: Pool) -> None:
     """The encoder recognises a batch that it has encoded for another watcher."""
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     first, second, elsewhere = await asyncio.gather(
         *(store.list_events(busy.id, seq, 10) for seq in (0, 0, 1))

@@ -9,6 +9,7 @@ from psycopg.conninfo import make_conninfo
 from evershell.store.migrate import migrate
 from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import intent, permission, with_task
 
 ROLES = ("service_a", "service_b")
@@ -34,13 +35,13 @@ async def test_two_roles_serve_at_the_same_time(
         open_pool(role_urls[0], min_size=1) as first,
         open_pool(role_urls[1], min_size=1) as second,
     ):
-        busy, _ = await with_task(PostgresStore(first))
-        found = await PostgresStore(second).record_cancellation(
+        busy, _ = await with_task(PostgresStore(first, machine_clock))
+        found = await PostgresStore(second, machine_clock).record_cancellation(
             permission(), busy.id, None, intent()
         )
         assert found.recorded
-        again, _ = await with_task(PostgresStore(second))
-        found = await PostgresStore(first).record_cancellation(
+        again, _ = await with_task(PostgresStore(second, machine_clock))
+        found = await PostgresStore(first, machine_clock).record_cancellation(
             permission(), again.id, None, intent()
         )
         assert found.recorded

@@ -35,7 +35,7 @@ class Process:
 
     def announcing(self, announced: Announced) -> "Process":
         """The same process. Its store announces to `announced`."""
-        return replace(self, store=PostgresStore(self.pool, announced))
+        return replace(self, store=PostgresStore(self.pool, machine_clock, announced))
 
 
 @asynccontextmanager
@@ -43,10 +43,10 @@ async def process(database_url: str) -> AsyncIterator[Process]:
     """A process that listens. Its poll is later than the end of a test."""
     async with (
         open_pool(database_url) as pool,
-        PostgresWakeups(pool, database_url, poll_seconds=60) as wakeups,
+        PostgresWakeups(pool, database_url, machine_clock, poll_seconds=60) as wakeups,
     ):
         await wakeups.listening()
-        yield Process(pool, PostgresStore(pool, wakeups.announce), wakeups)
+        yield Process(pool, PostgresStore(pool, machine_clock, wakeups.announce), wakeups)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from psycopg import AsyncConnection
 
 from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from evershell.store.wakeups import PostgresWakeups
 from tests.support.store.examples import workspace
 from tests.support.store.sessions import end_sessions
@@ -20,7 +21,7 @@ LIMIT_SECONDS = 10
 async def wakeups(pool: Pool, database_url: str) -> AsyncIterator[PostgresWakeups]:
     """Wakeups that listen. Their poll is later than the end of a test."""
     async with (
-        PostgresWakeups(pool, database_url, poll_seconds=60) as opened,
+        PostgresWakeups(pool, database_url, machine_clock, poll_seconds=60) as opened,
         asyncio.timeout(LIMIT_SECONDS * 3),
     ):
         await opened.listening()
@@ -30,13 +31,13 @@ async def wakeups(pool: Pool, database_url: str) -> AsyncIterator[PostgresWakeup
 async def added(pool: Pool) -> str:
     """Adds a workspace and returns its id."""
     idle = workspace()
-    await PostgresStore(pool).create_workspace(idle)
+    await PostgresStore(pool, machine_clock).create_workspace(idle)
     return idle.id
 
 
 async def test_a_poll_ends_a_wait(pool: Pool, database_url: str) -> None:
     async with (
-        PostgresWakeups(pool, database_url, poll_seconds=0.01) as polling,
+        PostgresWakeups(pool, database_url, machine_clock, poll_seconds=0.01) as polling,
         polling.subscribe(await added(pool)) as wakeup,
     ):
         async with asyncio.timeout(LIMIT_SECONDS):
@@ -73,7 +74,7 @@ async def test_a_listener_that_reconnects_marks_the_watched_workspaces_again(
 
 async def test_wakeups_start_and_stop_without_a_database(pool: Pool) -> None:
     async with (
-        PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent") as wakeups,
+        PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent", machine_clock) as wakeups,
         wakeups.subscribe("ws_1") as wakeup,
     ):
         wakeups.announce("ws_1", watched=True, reconcile=True)
@@ -82,7 +83,7 @@ async def test_wakeups_start_and_stop_without_a_database(pool: Pool) -> None:
 
 
 async def test_a_caller_that_leaves_while_it_subscribes_leaves_no_subscription(pool: Pool) -> None:
-    wakeups = PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent")
+    wakeups = PostgresWakeups(pool, "postgresql:///nowhere?host=/nonexistent", machine_clock)
     # Without its background work, the workspace is not marked, so the caller waits.
     subscribing = asyncio.create_task(wakeups.join("ws_1"))
     await asyncio.sleep(0)

@@ -12,6 +12,7 @@ from evershell.store import watched_workspaces
 from evershell.store.background import running
 from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from evershell.store.watched_workspaces import WatchedWorkspaces
 from tests.support.store.examples import workspace
 from tests.support.store.locks import held
@@ -47,7 +48,7 @@ async def process(
 ) -> AsyncIterator[WatchedWorkspaces]:
     """The marks of one process. Adds the workspaces whose subscribers it wakes to `woken`."""
     woken = [] if woken is None else woken
-    watched = WatchedWorkspaces(pool, woken.append, renew_seconds=renew_seconds)
+    watched = WatchedWorkspaces(pool, woken.append, machine_clock, renew_seconds=renew_seconds)
     async with running(watched.run(), "watched"), asyncio.timeout(3 * LIMIT_SECONDS):
         yield watched
 
@@ -55,7 +56,7 @@ async def process(
 async def added(pool: Pool) -> str:
     """Adds a workspace and returns its id."""
     idle = workspace()
-    await PostgresStore(pool).create_workspace(idle)
+    await PostgresStore(pool, machine_clock).create_workspace(idle)
     return idle.id
 
 
@@ -85,7 +86,7 @@ async def test_the_mark_is_committed_before_watch_returns(pool: Pool, database: 
 
 
 async def test_the_mark_changes_nothing_else(pool: Pool) -> None:
-    workspace_id, store = await added(pool), PostgresStore(pool)
+    workspace_id, store = await added(pool), PostgresStore(pool, machine_clock)
     before = await store.get_workspace(workspace_id)
     async with process(pool) as watched:
         await watched.watch(workspace_id)

@@ -213,4 +213,6 @@ class ManyHosts(Stack):
 
 async def _seed(settings: Settings) -> Demo:
     async with open_pool(settings.database_url, max_size=2) as pool:
-        return await seed(settings, PostgresStore(pool), PostgresKeys(pool), machine_clock)
+        return await seed(
+            settings, PostgresStore(pool, machine_clock), PostgresKeys(pool), machine_clock
+        )

@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 from evershell.store import queries
 from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 
 _IDLE, _BUSY, _CANCELLED = 100_000, 200, 20
 # Far fewer than the 8 kB pages of the tables.
@@ -92,6 +93,6 @@ async def test_due_looks_use_indexes(connection: AsyncConnection[Any], pool: Poo
         connection, queries.LEASE_SECONDS_LEFT, None, f"ws_{1:026}"
     )
     assert (indexes, scanned) == ({"workspaces_pkey"}, set())
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     assert len(await store.list_unsettled()) == 12
     assert len(await store.list_cancellations()) == _CANCELLED

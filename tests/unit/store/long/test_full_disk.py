@@ -25,6 +25,7 @@ from evershell.local import postgres
 from evershell.store.migrate import migrate
 from evershell.store.pool import connected, open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.store.examples import NOW, USER, intent, permission, with_task, workspace
 from tests.support.waiting import eventually_async
@@ -101,7 +102,7 @@ async def test_what_needs_a_full_disk_is_unavailable_and_works_when_it_is_free(
     server: Server, disk: Path
 ) -> None:
     async with open_pool(server.url) as pool:
-        store, calls = PostgresStore(pool), Calls()
+        store, calls = PostgresStore(pool, machine_clock), Calls()
         busy = [await with_task(store) for _ in range(40)]
         fill(disk)
         created: list[Workspace] = []
@@ -142,7 +143,7 @@ async def test_a_batch_and_a_hold_on_a_full_disk_are_complete_or_absent(
     server: Server, disk: Path
 ) -> None:
     async with open_pool(server.url) as pool:
-        store, calls = PostgresStore(pool), Calls()
+        store, calls = PostgresStore(pool, machine_clock), Calls()
         asked = intent("because " * 9)
         batches = [[await with_task(store) for _ in range(6)] for _ in range(30)]
         holds = [
@@ -188,7 +189,7 @@ async def test_a_server_that_its_full_disk_has_ended_is_unavailable_until_it_is_
     """
     async with open_pool(server.url, acquire_timeout_seconds=1.0) as pool:
         await pool.wait()
-        store, calls = PostgresStore(pool), Calls()
+        store, calls = PostgresStore(pool, machine_clock), Calls()
         at, task = await with_task(store)
         fill(disk)
         with (
@@ -235,6 +236,6 @@ async def test_a_file_that_may_not_grow_is_unavailable(server: Server) -> None:
                         "SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
                     )
             assert isinstance(raised.value.__cause__, psycopg.errors.InternalError_)
-            await with_task(PostgresStore(pool))
+            await with_task(PostgresStore(pool, machine_clock))
     finally:
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)

@@ -22,6 +22,7 @@ from evershell.store import pool as pool_module
 from evershell.store.hang_up import answered_within
 from evershell.store.pool import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -39,7 +40,7 @@ async def test_without_a_server_everything_is_unavailable() -> None:
     async with open_pool(
         "postgresql:///nowhere?host=/nonexistent", acquire_timeout_seconds=0.1
     ) as pool:
-        store = PostgresStore(pool)
+        store = PostgresStore(pool, machine_clock)
         calls: list[Coroutine[Any, Any, Any]] = [
             store.record_cancellation(permission(), "ws_1", None, intent()),
             store.transition("ws_1", unchanged),
@@ -92,7 +93,7 @@ async def test_a_frozen_server_is_unavailable_within_the_callers_time(
         database_url, min_size=1, max_size=1, acquire_timeout_seconds=600.0
     ) as pool:
         await pool.wait()
-        store = PostgresStore(pool)
+        store = PostgresStore(pool, machine_clock)
         pids = await _pids_of(database_url, what)
         if what == "postmaster":
             # Ending the sessions forces the pool to open a new one.
@@ -185,7 +186,7 @@ async def test_a_closed_pool_is_unavailable(database_url: str) -> None:
 async def test_a_session_that_is_ended_under_way_is_unavailable(
     database_url: str, pool: Pool
 ) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, submitted = await with_task(store)
     async with held(database_url, busy.id) as queued:
         calls = [
@@ -208,7 +209,7 @@ async def test_idle_connections_that_were_ended_are_not_handed_out(database_url:
 
 
 async def test_a_caller_that_goes_away_leaves_no_lock(database_url: str, pool: Pool) -> None:
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, machine_clock)
     busy, submitted = await with_task(store)
     async with held(database_url, busy.id) as queued:
         waiting = asyncio.create_task(store.transition(busy.id, unchanged))
@@ -242,7 +243,7 @@ async def test_a_caller_that_goes_away_in_mid_transaction_leaves_a_connection_th
         open_pool(database_url, min_size=1, max_size=1) as pool,
         open_pool(database_url, min_size=1, max_size=1) as other,
     ):
-        store = PostgresStore(pool)
+        store = PostgresStore(pool, machine_clock)
         busy, running = await with_task(store)
         starting = asyncio.create_task(
             store.transition(
@@ -257,5 +258,5 @@ async def test_a_caller_that_goes_away_in_mid_transaction_leaves_a_connection_th
         starting.cancel()
         await asyncio.wait({starting})
         assert (await store.record_cancellation(permission(), busy.id, None, intent())).recorded
-        seen = await PostgresStore(other).get_task(busy.id, running.id)
+        seen = await PostgresStore(other, machine_clock).get_task(busy.id, running.id)
         assert seen is not None and seen.cancel is not None

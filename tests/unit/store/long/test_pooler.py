@@ -16,6 +16,7 @@ from evershell.store.migrate import migrate
 from evershell.store.pool import connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.primary import PoolerError
+from evershell.store.service_clock import machine_clock
 from evershell.store.session_settings import SETTINGS
 from evershell.store.wakeups import PostgresWakeups
 from tests.support.pgbouncer import SERVER_CONNECTIONS, PgBouncer, needs_pgbouncer
@@ -52,7 +53,7 @@ async def test_the_calls_of_two_programs_share_a_few_sessions(
         open_pool(pgbouncer.url, behind_pooler=True) as one,
         open_pool(pgbouncer.url, behind_pooler=True) as other,
     ):
-        stores = [PostgresStore(one), PostgresStore(other)]
+        stores = [PostgresStore(one, machine_clock), PostgresStore(other, machine_clock)]
 
         async def cancel(number: int) -> list[RecordedCancellation]:
             workspace, task = await with_task(stores[number % 2])
@@ -124,7 +125,10 @@ async def test_a_pooler_is_not_used_where_a_session_is_needed(
         assert (refused.exit_code, refused.output) == (1, f"Error: {PoolerError()}\n")
         reason = str(PoolerError())
         with capture_logs() as logs:
-            async with open_pool(session_url) as pool, PostgresWakeups(pool, pgbouncer.url):
+            async with (
+                open_pool(session_url) as pool,
+                PostgresWakeups(pool, pgbouncer.url, machine_clock),
+            ):
                 leading = asyncio.create_task(_lead(pgbouncer.url))
                 await eventually_async(
                     lambda: (
