@@ -54,7 +54,7 @@ def test_an_invalid_url_of_the_database_is_not_printed(name: str, tmp_path: Path
         ("REST_PORT", "eighty"),
         ("WORKERS", "0"),
         ("RATE_LIMIT", "maybe"),
-        ("RATE_LIMIT_BURST", "0"),
+        ("RATE_LIMIT_PER_SECOND", "1"),
         ("LEASE_SECONDS", "0"),
         ("LEASE_SECONDS", "inf"),
         ("MODEL_TIMEOUT_SECONDS", "inf"),

@@ -91,14 +91,9 @@ class Settings(BaseSettings):
 
     rate_limit: bool = True
     """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
-    rate_limit_per_second: int = Field(100, ge=1)
-    """The limit of each credential for all calls that `CANCEL_LIMIT_PER_SECOND` does not count."""
-    rate_limit_burst: int = Field(200, ge=1)
-    """How many of these calls may arrive at once."""
-    cancel_limit_per_second: int = Field(50, ge=1)
-    """The limit of each credential for CancelTask, CancelTasks, HoldOrg and ReleaseOrg together."""
-    cancel_limit_burst: int = Field(100, ge=1)
-    """How many of these calls may arrive at once."""
+    rate_limit_per_second: int = Field(100, ge=2)
+    """The limit of each credential, with bursts of twice as many. CancelTask, CancelTasks, HoldOrg and
+    ReleaseOrg are counted separately, and together have half of it."""
 
     model: str = "scripted"
     """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
@@ -183,9 +178,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lines below this level are not logged."""
     log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
-    """The size at which the log of a program is rotated."""
-    log_files: int = Field(5, ge=1, le=100)
-    """The number of log files of a program, including the current one."""
+    """The size at which the log of a program is rotated. Five files are kept."""
     program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
     """A program of the stack that uses more memory is killed and restarted. The default is 1024 or
     a quarter of the machine's memory, whichever is less, but at least 256."""

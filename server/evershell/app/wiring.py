@@ -266,10 +266,9 @@ def _tracing() -> tuple["Tracing", Interceptor]:
 def _rate_limits(settings: Settings) -> RateLimits | None:
     if not settings.rate_limit:
         return None
-    return RateLimits(
-        Rate(settings.rate_limit_per_second, settings.rate_limit_burst),
-        Rate(settings.cancel_limit_per_second, settings.cancel_limit_burst),
-    )
+    calls = settings.rate_limit_per_second
+    cancellations = calls // 2
+    return RateLimits(Rate(calls, 2 * calls), Rate(cancellations, 2 * cancellations))
 
 
 def _with_crash_points(

@@ -54,6 +54,8 @@ from evershell.telemetry.logs import Sink
 
 _POSTGRES_START_SECONDS = 20.0
 _REAP_SECONDS = 1.0
+# Of each program, including the current one.
+_LOG_FILES = 5
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
 # The time limit of a stop. Programs that still run then are killed, even within their own limits.
@@ -85,7 +87,7 @@ async def up(settings: Settings) -> None:
             settings.logs_dir,
             settings.program_memory_mb * 2**20,
             log_max_bytes=settings.log_max_bytes,
-            log_files=settings.log_files,
+            log_files=_LOG_FILES,
         )
         wanted = edge_of(
             settings,

@@ -44,7 +44,6 @@ def cramped(disks: Path) -> Iterator[Stack]:
         disks,
         LEASE_SECONDS=str(_LEASE_SECONDS),
         LOG_MAX_BYTES="65536",
-        LOG_FILES="3",
         METRICS_PORT=str(free_ports(4, in_a_row=4)[0]),
     )
     running.output = disks / "logs" / "up.output"
