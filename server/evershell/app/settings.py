@@ -92,8 +92,8 @@ class Settings(BaseSettings):
     rate_limit: bool = True
     """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
     rate_limit_per_second: int = Field(100, ge=2)
-    """The limit of each credential, with bursts of twice as many. CancelTask, CancelTasks, HoldOrg and
-    ReleaseOrg are counted separately, and together have half of it."""
+    """The limit of each credential, with bursts of twice as many. CancelTask, CancelTasks, HoldOrg
+    and ReleaseOrg are counted separately, and together have half of it."""
 
     model: str = "scripted"
     """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
