@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest, HeartbeatResponse
 
-from evershell.agents.heartbeat import JITTER
-from evershell.agents.lease import HEARTBEATS_A_LEASE
+from evershell.agents.lease import HEARTBEATS_A_LEASE, JITTER
 from evershell.auth.pod_tokens import PodTokens
 from evershell.pod.tokens import minute_of
 from tests.bench.http2 import Connection, message

@@ -13,11 +13,9 @@ import structlog
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 
 from evershell.agents.active_task import ActiveTask
-from evershell.agents.admission import Admission
-from evershell.agents.service import AgentService
+from evershell.agents.service import Admission, AgentService, TokenVerifier
 from evershell.agents.session import Session
 from evershell.agents.shutdown import Shutdown
-from evershell.agents.token_verifier import TokenVerifier
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key
 from evershell.core.ports import Agents

@@ -1,9 +1,51 @@
-"""The task that an agent works on."""
+"""The task that an agent works on, and its cancel flag."""
 
+import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from evershell.agents.cancellation import CancelFlag
 from evershell.core.task import Phase
+
+
+class CancelFlag:
+    """Whether the task is cancelled, and when its iteration is interrupted.
+
+    The signal and every directive set the flag, in any order and any number of times. Once set, it
+    stays set, and the earliest `force_at` applies. `force_at` is monotonic, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self.is_requested = False
+        self.force_at: float | None = None
+
+    def request(self, force_after_seconds: float | None = None) -> None:
+        """Sets the flag, and `force_at` unless an earlier time is set."""
+        self.is_requested = True
+        if force_after_seconds is None:
+            return
+        force_at = self._clock() + force_after_seconds
+        if self.force_at is None or force_at < self.force_at:
+            self.force_at = force_at
+            self._changed.set()
+
+    @property
+    def is_force_due(self) -> bool:
+        """Whether `force_at` has passed."""
+        return self.force_at is not None and self.force_at <= self._clock()
+
+    async def wait_force_due(self) -> None:
+        """Returns when `force_at` has passed, even if it is set or moved earlier meanwhile."""
+        while not self.is_force_due:
+            self._changed.clear()
+            remaining_seconds = None if self.force_at is None else self.force_at - self._clock()
+            try:
+                async with asyncio.timeout(remaining_seconds):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,20 +4,20 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from evershell.agents.active_task import ActiveTask
-from evershell.agents.credential import RuntimeCredential
-from evershell.agents.heartbeat import Heartbeat
 from evershell.agents.iteration import Limits
-from evershell.agents.lease import Lease
+from evershell.agents.lease import Heartbeat, Lease
 from evershell.agents.loop import RejectedError, run_task
 from evershell.agents.model import Model
-from evershell.agents.runtime_client import RuntimeClient, RuntimeStub
+from evershell.agents.runtime_client import RuntimeClient, RuntimeCredential, RuntimeStub
 from evershell.agents.session import Session
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.agents.tools import Tool
 from evershell.core.agent_events import TaskEnded
+from evershell.core.task import Phase
 from evershell.pod.crash_points import CrashPoints, kind_of
 from evershell.telemetry.logs import Log
 
@@ -47,10 +47,14 @@ class Agent:
         self._lease = Lease(monotonic)
         runtime = RuntimeClient(workers, credential, self._lease, self.shutdown, self.session, log)
         self._runtime = runtime if crash_points is None else _armed(runtime, crash_points)
-        self._heartbeat = Heartbeat(self._runtime, self._lease, self.session)
+        beat = partial(self._runtime.heartbeat, self._current)
+        self._heartbeat = Heartbeat(beat, self._lease)
         self._model = model
         self._tool = tool
         self._limits = limits
+
+    def _current(self) -> tuple[str, Phase]:
+        return self.session.task_id, self.session.phase
 
     async def run(self, address: str) -> None:
         """Registers `address` (host:port) and works until the shutdown begins.

@@ -15,8 +15,7 @@ from evershell.agents.model import (
     ModelReply,
     PartialReply,
 )
-from evershell.agents.output import storable
-from evershell.agents.tools import Tool, ToolCall, ToolResult, ToolStatus
+from evershell.agents.tools import Tool, ToolCall, ToolResult, ToolStatus, storable
 from evershell.core.task import Phase
 
 T = TypeVar("T")

@@ -1,8 +1,9 @@
-"""The agent's lease, measured by the agent's clock."""
+"""The agent's lease, measured by the agent's clock, and the heartbeat that renews it."""
 
 import asyncio
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 # The part of a lease that is reserved for ending the tools and the agent.
 MARGIN_SHARE = 0.2
@@ -11,6 +12,8 @@ MIN_MARGIN_SECONDS = 2.0
 # Limits the minimum margin of a short lease.
 MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
+# Each interval is multiplied by a random factor between these.
+JITTER = (0.9, 1.1)
 
 
 class Lease:
@@ -62,3 +65,35 @@ class Lease:
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+
+class Heartbeat:
+    """Renews the lease several times per lease, and at once when the task or its phase changes.
+
+    The intervals vary, so that agents that started together do not send their heartbeats together.
+
+    One heartbeat runs at a time. The next one reports everything that changed meanwhile.
+    """
+
+    def __init__(self, beat: Callable[[], Awaitable[None]], lease: Lease) -> None:
+        """`beat` calls Heartbeat until it is answered."""
+        self._beat = beat
+        self._lease = lease
+        self._requested = asyncio.Event()
+
+    def beat_now(self) -> None:
+        """Sends a heartbeat as soon as possible, because the task or its phase has changed."""
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Runs until it is cancelled. Raises AgentEndingError."""
+        while True:
+            try:
+                interval_seconds = self._lease.heartbeat_interval_seconds
+                jitter = random.uniform(*JITTER)  # noqa: S311 - not a secret
+                async with asyncio.timeout(interval_seconds * jitter):
+                    await self._requested.wait()
+            except TimeoutError:
+                pass
+            self._requested.clear()
+            await self._beat()

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from evershell.agents.active_task import ActiveTask
-from evershell.agents.cancellation import CancelFlag
+from evershell.agents.active_task import ActiveTask, CancelFlag
 from evershell.agents.iteration import Calls, Limits
 from evershell.agents.model import History, Iteration, Model, ModelFailure
-from evershell.agents.output import storable
-from evershell.agents.tools import Tool, ToolFailure, ToolStatus
+from evershell.agents.tools import Tool, ToolFailure, ToolStatus, storable
 from evershell.core.agent_events import (
     AgentEvent,
     IterationCompleted,

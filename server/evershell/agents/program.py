@@ -2,27 +2,34 @@
 
 import asyncio
 import base64
+import json
 import os
+import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+from evershell.agent.v1.runtime_service_pb2 import BootstrapRequest, BootstrapResponse
 
-from evershell.agents import bootstrap
-from evershell.agents.admission import Admission
 from evershell.agents.agent import Agent
-from evershell.agents.credential import ControlPlaneClock, RuntimeCredential
 from evershell.agents.iteration import Limits
 from evershell.agents.model import Endpoint, Model
-from evershell.agents.runtime_client import connect
+from evershell.agents.runtime_client import (
+    MAX_ATTEMPT_SECONDS,
+    ControlPlaneClock,
+    RuntimeCredential,
+    RuntimeStub,
+    connect,
+)
 from evershell.agents.scripted_model import ScriptedModel
-from evershell.agents.service import AgentService
+from evershell.agents.service import Admission, AgentService, TokenVerifier
 from evershell.agents.shutdown import ExitCode
-from evershell.agents.token_verifier import TokenVerifier
 from evershell.agents.tools import ShellTool, Tool
 from evershell.pod.crash_points import CrashPoints
 from evershell.pod.process import become_subreaper, become_unreadable
@@ -36,6 +43,10 @@ _CLOSING_SECONDS = 3.0
 # The loop's time limit for a model call is longer than the model's own by this much, so that the
 # model reports the timeout. It knows more about the cause.
 _MODEL_MARGIN_SECONDS = 1.0
+_MAX_BACKOFF_SECONDS = 1.0
+_FIRST_BACKOFF_SECONDS = 0.05
+# Answers that another attempt does not change.
+_FINAL = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED})
 
 
 class UnknownModelError(Exception):
@@ -54,8 +65,8 @@ async def run(
         # From here on, no tool of the same user can read the secrets in this process.
         become_unreadable()
         try:
-            spec = await bootstrap.complete(spec, _tls(spec), log)
-        except (bootstrap.RefusedError, ValueError, TypeError) as error:
+            spec = await complete(spec, _tls(spec), log)
+        except (BootstrapRefusedError, ValueError, TypeError) as error:
             log.error("bootstrap_refused", reason=str(error))
             return ExitCode.UNAUTHORIZED
     try:
@@ -163,3 +174,52 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+class BootstrapRefusedError(Exception):
+    """The control plane refused the bootstrap token. The text says why."""
+
+
+async def complete(spec: PodSpec, tls: TlsIdentity | None, log: Log) -> PodSpec:
+    """The whole spec of the agent. Asks one worker after the other until one answers.
+
+    What the agent knows about its own place, it keeps. Raises BootstrapRefusedError.
+    """
+    channels, workers = connect(spec.runtime_addresses, tls)
+    try:
+        given = json.loads((await _ask(workers, spec, log)).spec)
+    finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MAX_ATTEMPT_SECONDS):
+                await asyncio.gather(*(channel.close() for channel in channels))
+    return _merged(spec, given)
+
+
+async def _ask(workers: Mapping[str, RuntimeStub], spec: PodSpec, log: Log) -> BootstrapResponse:
+    metadata = (("authorization", f"Bearer {spec.bootstrap_token}"),)
+    backoff_seconds = _FIRST_BACKOFF_SECONDS
+    while True:
+        for address, stub in workers.items():
+            try:
+                return await stub.Bootstrap(
+                    BootstrapRequest(), metadata=metadata, timeout=MAX_ATTEMPT_SECONDS
+                )
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _FINAL:
+                    raise BootstrapRefusedError(error.details()) from None
+                log.warning("bootstrap_failed", worker=address, code=error.code().name)
+        await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - no secret
+        backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
+
+
+def _merged(own: PodSpec, given: Mapping[str, Any]) -> PodSpec:
+    """The given spec with what only the agent's own one knows: where it listens and works."""
+    whole = PodSpec.read(given)
+    return replace(
+        whole,
+        runtime_addresses=own.runtime_addresses,
+        listen_host=own.listen_host,
+        listen_port=own.listen_port,
+        files_dir=own.files_dir,
+        bwrap=own.bwrap,
+    )

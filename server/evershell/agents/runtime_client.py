@@ -1,12 +1,14 @@
-"""The agent's client of RuntimeService."""
+"""The agent's client of RuntimeService: its calls, its tokens and the clock that they follow."""
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from evershell.agent.v1 import runtime_service_pb2
 from evershell.agent.v1.runtime_service_pb2 import (
     CommitEventsRequest,
     CommitEventsResponse,
@@ -17,20 +19,24 @@ from evershell.agent.v1.runtime_service_pb2 import (
     RegisterResponse,
 )
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
+from evershell.workspace.v1 import event_pb2, task_pb2
 from evershell.workspace.v1.task_pb2 import Task
 
-from evershell.agents.credential import RuntimeCredential
-from evershell.agents.encoding import encode_event
 from evershell.agents.lease import HEARTBEATS_A_LEASE, Lease
 from evershell.agents.loop import RejectedError
 from evershell.agents.session import Session
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.core import trace
-from evershell.core.agent_events import AgentEvent
+from evershell.core.agent_events import (
+    AgentEvent,
+    IterationCompleted,
+    TaskEnded,
+    TaskStarted,
+)
 from evershell.core.task import Phase
 from evershell.core.trace import TraceContext
 from evershell.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
-from evershell.pod.tokens import TIME_TRAILER
+from evershell.pod.tokens import TIME_TRAILER, minute_of, runtime_token, secret_of
 from evershell.telemetry.logs import Log
 
 if TYPE_CHECKING:
@@ -65,7 +71,6 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
 )
-
 T = TypeVar("T")
 # Only the type stubs have a class for asynchronous calls.
 RuntimeStub: TypeAlias = "RuntimeServiceAsyncStub"
@@ -78,6 +83,54 @@ def connect(
     connector = Connector(tls)
     channels = [connector.open(address, CONTROL_PLANE, _CHANNEL_OPTIONS) for address in addresses]
     return channels, dict(zip(addresses, map(RuntimeServiceStub, channels), strict=True))
+
+
+class ControlPlaneClock:
+    """What the agent takes for the time of the control plane, in seconds since 1970.
+
+    Begins with the time of this machine at the start of the agent. If the control plane answers
+    that its own time differs, that time replaces it. The monotonic clock counts from there, so it
+    does not matter if the clock of this machine is set.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        self._offset_seconds = wall() - clock()
+
+    def __call__(self) -> float:
+        return self._clock() + self._offset_seconds
+
+    def set(self, seconds: float) -> None:
+        """Takes the control plane's time from it."""
+        self._offset_seconds = seconds - self._clock()
+
+
+class RuntimeCredential:
+    """Makes the runtime tokens of an agent (pod/tokens.py)."""
+
+    def __init__(
+        self, workspace_id: str, epoch: int, secret: str, clock: ControlPlaneClock
+    ) -> None:
+        """`secret` is in hexadecimal digits. Raises ValueError if it is not a secret."""
+        self._workspace_id = workspace_id
+        self._epoch = epoch
+        self._secret = secret_of(secret)
+        self.clock = clock
+        self._minute: int | None = None
+        self._metadata: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The metadata of a call that is sent now."""
+        minute = minute_of(self.clock())
+        if minute != self._minute:
+            token = runtime_token(self._workspace_id, self._epoch, self._secret, minute)
+            self._minute, self._metadata = minute, (("authorization", f"Bearer {token}"),)
+        return self._metadata
 
 
 class RuntimeClient:
@@ -230,3 +283,21 @@ def _control_plane_time(error: grpc.aio.AioRpcError) -> int | None:
         if name == TIME_TRAILER and str(value).isdecimal():
             return int(str(value))
     return None
+
+
+def encode_event(event: AgentEvent) -> runtime_service_pb2.TaskEvent:
+    """The event as a message."""
+    match event:
+        case TaskStarted():
+            return runtime_service_pb2.TaskEvent(task_started=runtime_service_pb2.TaskStarted())
+        case IterationCompleted(number=number, payload=payload):
+            iteration = event_pb2.IterationCompleted(number=number, **payload)
+            return runtime_service_pb2.TaskEvent(iteration_completed=iteration)
+        case TaskEnded():
+            ended = runtime_service_pb2.TaskEnded(
+                status=task_pb2.Task.Status.Value(str(event.status)),
+                result=event.result,
+                reason=event.reason,
+                forced=event.forced,
+            )
+            return runtime_service_pb2.TaskEvent(task_ended=ended)

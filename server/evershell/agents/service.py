@@ -1,6 +1,9 @@
-"""AgentService: the calls of the control plane to the agent."""
+"""AgentService: admits the calls of the control plane to the agent, and serves them."""
 
-from typing import Any, NoReturn
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -13,11 +16,94 @@ from evershell.agent.v1.agent_service_pb2 import (
     StartTaskResponse,
 )
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
+from google.protobuf.message import DecodeError
 
 from evershell.agents.session import Session, WrongTaskError
 from evershell.core.trace import HEADER, TraceContext
+from evershell.pod.tokens import accepted_minutes, minute_of, secret_of, signal_token
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# Quoted: grpcio's class is generic only in its type stubs.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_UNPARSABLE = "The request cannot be parsed as a message of this method's request type."
+
+
+class InvalidTokenError(Exception):
+    """The token is not valid. The text says why."""
+
+
+class TokenVerifier:
+    """Verifies signal tokens (pod/tokens.py).
+
+    Accepts the token of the current minute, and those of the minutes before and after it, because
+    the clocks of the two hosts may differ. A token is therefore accepted for three minutes by the
+    clock of the agent.
+    """
+
+    def __init__(self, secret: str, clock: Callable[[], float] = time.time) -> None:
+        """`secret` is in hexadecimal digits. Raises ValueError if it is not a signal secret."""
+        self._secret = secret_of(secret)
+        self._clock = clock
+        self._minute: int | None = None
+        # The values of `authorization` that are accepted in this minute.
+        self._accepted: tuple[bytes, ...] = ()
+
+    def verify(self, authorization: str) -> None:
+        """Takes the value of the `authorization` header. Raises InvalidTokenError."""
+        now = self._clock()
+        if minute_of(now) != self._minute:
+            self._minute, self._accepted = minute_of(now), self._accepted_at(now)
+        presented = authorization.encode(errors="replace")
+        if not any(hmac.compare_digest(presented, accepted) for accepted in self._accepted):
+            raise InvalidTokenError(
+                "A bearer token is needed: the signal token of this workspace, epoch and minute."
+            )
+
+    def _accepted_at(self, now: float) -> tuple[bytes, ...]:
+        return tuple(
+            f"Bearer {signal_token(self._secret, minute)}".encode()
+            for minute in accepted_minutes(now)
+        )
+
+
+class Admission(grpc.aio.ServerInterceptor):
+    """Refuses calls without a valid token and requests that cannot be parsed.
+
+    Parses the request itself. gRPC would parse it before the token is verified, and would answer
+    with the exception's text.
+    """
+
+    def __init__(self, verifier: TokenVerifier) -> None:
+        self._verifier = verifier
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Wraps the method's handler. All methods of the agent are unary."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        assert handler.unary_unary is not None and handler.request_deserializer is not None
+        parse = handler.request_deserializer
+        serve = cast(Callable[[Any, Context], Awaitable[Any]], handler.unary_unary)
+
+        async def admitted(request: Any, context: Context) -> Any:
+            metadata = dict(context.invocation_metadata() or ())
+            try:
+                self._verifier.verify(str(metadata.get("authorization", "")))
+            except InvalidTokenError as error:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            try:
+                message = parse(request)
+            except DecodeError:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _UNPARSABLE)
+            return await serve(message, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            admitted, response_serializer=handler.response_serializer
+        )
 
 
 class AgentService(AgentServiceServicer):

@@ -11,8 +11,7 @@ from typing import Any
 from evershell.agent.v1.agent_service_pb2 import Assignment, Cancellation
 from evershell.agent.v1.runtime_service_pb2 import Directive
 
-from evershell.agents.active_task import ActiveTask
-from evershell.agents.cancellation import CancelFlag
+from evershell.agents.active_task import ActiveTask, CancelFlag
 from evershell.agents.loop import RejectedError
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.core.agent_events import TaskEnded

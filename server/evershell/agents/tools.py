@@ -1,20 +1,19 @@
 """The tool that models may call: a shell command in the workspace's files."""
 
 import asyncio
+import codecs
 import json
 import os
 import signal
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from evershell.agents import pod_memory
 from evershell.agents.descendants import Descendants
-from evershell.agents.output import BoundedOutput
-from evershell.agents.working_directory import DirectoryLostError, WorkingDirectory
 from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE
 from evershell.pod.sandbox import ToolSandbox
 
@@ -28,6 +27,12 @@ _READ_BYTES = 64 * 1024
 # A tool can use some hundred megabytes more in this time.
 _WATCH_SECONDS = 0.2
 _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
+MAX_OUTPUT_BYTES = 64 * 1024
+# Reserved for the notice of how much was cut.
+_NOTICE_BYTES = 64
+_HEAD_BYTES = MAX_OUTPUT_BYTES // 2 - _NOTICE_BYTES
+_TAIL_BYTES = MAX_OUTPUT_BYTES // 2
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class ToolStatus(StrEnum):
@@ -276,7 +281,7 @@ class _Running:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             self._descendants.reap(self.process.pid)
-            if self._max_bytes is not None and pod_memory.exceeds(self._max_bytes):
+            if self._max_bytes is not None and memory_exceeds(self._max_bytes):
                 self._notice = _OUT_OF_MEMORY % (self._max_bytes // 2**20)
                 self.kill()
                 return
@@ -294,3 +299,107 @@ def _command(call: ToolCall) -> str:
     if not isinstance(command, str):
         raise ValueError('The arguments must be a JSON object with the text "command".')
     return command
+
+
+def storable(text: str) -> str:
+    """Replaces NUL and lone surrogates, which PostgreSQL's jsonb and UTF-8 cannot hold."""
+    return (
+        text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").replace("\0", _REPLACEMENT)
+    )
+
+
+class BoundedOutput:
+    """Keeps the head and the tail of any amount of output, at most MAX_OUTPUT_BYTES of UTF-8."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._head = bytearray()
+        self._tail = bytearray()
+        # The number of bytes that were dropped from the front of the tail.
+        self._dropped = 0
+
+    def feed(self, data: bytes, *, final: bool = False) -> None:
+        """Adds output. With `final`, an incomplete character at the end is replaced."""
+        encoded = self._decoder.decode(data, final).replace("\0", _REPLACEMENT).encode()
+        room = max(_HEAD_BYTES - len(self._head), 0)
+        self._head += encoded[:room]
+        self._tail += encoded[room:]
+        # Until something has to be cut, the tail may also fill the space of the notice.
+        excess = len(self._tail) - (MAX_OUTPUT_BYTES - _HEAD_BYTES)
+        if excess > 0:
+            del self._tail[:excess]
+            self._dropped += excess
+
+    def finish(self) -> tuple[str, int]:
+        """The text, and how many bytes of it were cut. Call it once, after the last `feed`."""
+        self.feed(b"", final=True)
+        if not self._dropped:
+            return (self._head + self._tail).decode(), 0
+        # The cuts may split a character on each side. The rest of that character is cut too.
+        head = self._head.decode("utf-8", "ignore")
+        tail = self._tail[-_TAIL_BYTES:].decode("utf-8", "ignore")
+        total = len(self._head) + len(self._tail) + self._dropped
+        cut = total - len(head.encode()) - len(tail.encode())
+        return f"{head}\n[{cut} bytes of output were cut here]\n{tail}", cut
+
+
+def memory_exceeds(limit_bytes: int) -> bool:
+    """Whether all other processes that this one can see use more memory together.
+
+    Memory of files does not count: the folders in which processes share it have a size
+    (pod/tool_filter.py).
+    """
+    own = str(os.getpid())
+    with os.scandir("/proc") as entries:
+        pids = [each.name for each in entries if each.name.isdigit() and each.name != own]
+    # Counts the pages that processes share after a fork once for each of them.
+    if (
+        sum(_bytes_of(f"/proc/{pid}/status", (b"RssAnon:", b"VmSwap:")) for pid in pids)
+        <= limit_bytes
+    ):
+        return False
+    # Counts each page once. It takes milliseconds for each gigabyte.
+    exact = (_bytes_of(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"SwapPss:")) for pid in pids)
+    return sum(exact) > limit_bytes
+
+
+def _bytes_of(path: str, names: Iterable[bytes]) -> int:
+    """The sum of these fields, 0 if the process has ended."""
+    try:
+        # Without pathlib, which takes three times as long.
+        with open(path, "rb", 0) as file:  # noqa: PTH123
+            lines = file.readall().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(tuple(names)))
+
+
+class DirectoryLostError(Exception):
+    """The directory was deleted or replaced. The text says which of the two."""
+
+
+class WorkingDirectory:
+    """A directory that is opened once. If it is replaced later, tools do not run in the new one."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError if the directory cannot be opened, or if the path is a symbolic link."""
+        self._descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        weakref.finalize(self, os.close, self._descriptor)
+        # The kernel's path of the directory, which contains no link.
+        self.path = self.by_descriptor.readlink()
+
+    @property
+    def by_descriptor(self) -> Path:
+        """A path to exactly this directory, valid in this process and in its forked children."""
+        return Path(f"/proc/self/fd/{self._descriptor}")
+
+    def check(self) -> None:
+        """Raises DirectoryLostError if the path no longer leads to the directory."""
+        try:
+            found = self.path.lstat()
+        except OSError:
+            raise DirectoryLostError("The workspace's folder was deleted.") from None
+        if not os.path.samestat(found, os.fstat(self._descriptor)):
+            raise DirectoryLostError(
+                "The workspace's folder was replaced by another one, by a file or by a link."
+            )

@@ -37,6 +37,14 @@ _BOOTSTRAP_TOKEN = re.compile(
 )
 
 
+def secret_of(digits: str) -> bytes:
+    """The secret that the spec has in hexadecimal digits. Raises ValueError if it is none."""
+    secret = bytes.fromhex(digits)
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"a secret is not of {SECRET_BYTES} bytes")
+    return secret
+
+
 def minute_of(seconds: float) -> int:
     """The minute of a time in seconds since 1970."""
     return int(seconds // _SECONDS_PER_MINUTE)

@@ -13,8 +13,8 @@ from evershell.agent.v1.runtime_service_pb2 import Directive
 from structlog.typing import FilteringBoundLogger
 
 from evershell.agents import agent as program
-from evershell.agents.credential import ControlPlaneClock, RuntimeCredential
 from evershell.agents.iteration import Limits
+from evershell.agents.runtime_client import ControlPlaneClock, RuntimeCredential
 from evershell.agents.shutdown import ExitCode
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.pod.tokens import SECRET_BYTES

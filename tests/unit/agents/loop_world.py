@@ -5,10 +5,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from evershell.agents.active_task import ActiveTask
-from evershell.agents.encoding import encode_event
 from evershell.agents.iteration import Limits
 from evershell.agents.loop import RejectedError, run_task
 from evershell.agents.model import History, ModelReply, PartialReply
+from evershell.agents.runtime_client import encode_event
 from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
 from evershell.core.task_lifecycle import AgentEvent, TaskEnded
 

@@ -11,9 +11,13 @@ import structlog
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 
-from evershell.agents.credential import ControlPlaneClock, RuntimeCredential
 from evershell.agents.lease import Lease
-from evershell.agents.runtime_client import RuntimeClient, RuntimeStub
+from evershell.agents.runtime_client import (
+    ControlPlaneClock,
+    RuntimeClient,
+    RuntimeCredential,
+    RuntimeStub,
+)
 from evershell.agents.session import Session
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.auth.pod_tokens import PodTokens

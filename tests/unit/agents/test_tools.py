@@ -10,8 +10,15 @@ import psutil
 import pytest
 
 from evershell.agents import descendants, tools
-from evershell.agents.output import MAX_OUTPUT_BYTES, BoundedOutput, storable
-from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
+from evershell.agents.tools import (
+    MAX_OUTPUT_BYTES,
+    BoundedOutput,
+    ShellTool,
+    ToolCall,
+    ToolResult,
+    ToolStatus,
+    storable,
+)
 from evershell.pod.process import become_subreaper
 from tests.support.waiting import eventually_async
 from tests.unit.agents.conftest import shell_call
