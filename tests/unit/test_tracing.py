@@ -8,8 +8,7 @@ from opentelemetry.trace import SpanKind
 from evershell.core import trace
 from evershell.core.errors import UnavailableError
 from evershell.core.trace import TraceContext
-from evershell.telemetry.export_warnings import limit_export_warnings
-from evershell.telemetry.tracing import Tracing
+from evershell.telemetry.tracing import Tracing, limit_export_warnings
 from tests.support.otlp import Receiver
 
 CALLER = TraceContext("a" * 32, "b" * 16)

@@ -4,17 +4,20 @@ import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import Message
 
+from evershell.core import errors
 from evershell.core.audit_entry import OK, AuditEntry
 from evershell.core.caller import Caller
 from evershell.core.event import Origin
+from evershell.core.idempotency_key import MAX_KEY_CHARACTERS, IdempotencyKey
 from evershell.core.runtime import AgentIdentity
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
 # The edge's REST listener sets this header, and its gRPC listener strips it. Errors of REST calls
 # carry the envelope.
 EDGE_HEADER = "x-evershell-edge"
@@ -23,6 +26,7 @@ HOST_HEADER = "x-evershell-host"
 # The HTTP status for the edge: in the initial metadata of a success, in the trailers of an error.
 STATUS_HEADER = "x-evershell-status"
 ENVELOPE_TRAILER = "x-evershell-error"
+IDEMPOTENCY_HEADER = "idempotency-key"
 
 
 @dataclass(slots=True)
@@ -123,3 +127,22 @@ async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:
     """
     if current().is_rest:
         await context.send_initial_metadata(((STATUS_HEADER, "200"),))
+
+
+def idempotency_key(request: Message) -> IdempotencyKey | None:
+    """The key of the current call; None if it has none. Raises Failure validation_error."""
+    key = current().metadata.get(IDEMPOTENCY_HEADER)
+    if key is None:
+        return None
+    if not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
+        raise errors.invalid(
+            {IDEMPOTENCY_HEADER: f"must have 1 to {MAX_KEY_CHARACTERS} printable characters"}
+        )
+    return IdempotencyKey(key, fingerprint(request))
+
+
+def fingerprint(request: Message) -> bytes:
+    """Equal for equal requests of the same method, each of which has a request type of its own."""
+    content = request.DESCRIPTOR.full_name.encode() + b"\n"
+    content += request.SerializeToString(deterministic=True)
+    return sha256(content).digest()

@@ -1,5 +1,6 @@
 """Converts between the messages of the protos and the objects of the core."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -7,10 +8,11 @@ from typing import Any, Generic, TypeVar, cast
 
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import audit_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.api import durations, payloads
+from evershell.api import payloads
 from evershell.core import errors
 from evershell.core.agent_rules import MAX_EVENTS, BreachError
 from evershell.core.audit_entry import AuditEntry, AuditFilter
@@ -18,7 +20,7 @@ from evershell.core.cancel_task import CancelResult, CancelTask
 from evershell.core.event import Event, Origin
 from evershell.core.idempotency_key import IdempotencyKey
 from evershell.core.runtime import Directive
-from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.task import Phase, Task, TaskLimits, TaskStatus
 from evershell.core.task_lifecycle import (
     AgentEvent,
     IterationCompleted,
@@ -32,7 +34,6 @@ from evershell.core.workspace import Workspace
 from evershell.pod.messages import encode_assignment, timestamp
 
 _Message = TypeVar("_Message")
-
 # The statuses that an agent may propose for the end of a task.
 _PROPOSABLE = {
     int(task_pb2.Task.Status.Value(status)): status
@@ -41,9 +42,12 @@ _PROPOSABLE = {
 _PHASES = {
     int(task_pb2.Task.Phase.Value(str(phase) or "phase_unspecified")): phase for phase in Phase
 }
-
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_SECONDS = 253_402_300_799
+_NANOS = 1_000_000_000
+_Item = TypeVar("_Item")
+# 50 large tasks take about 2 ms to encode.
+_ITEMS_AT_ONCE = 50
 
 
 def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Origin) -> CancelTask:
@@ -52,8 +56,8 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
         workspace_id=request.workspace_id,
         task_id=request.task_id or None,
         reason=request.reason,
-        wait_seconds=durations.duration_seconds(request.wait) if request.HasField("wait") else None,
-        force_after_seconds=durations.duration_seconds(request.force_after)
+        wait_seconds=duration_seconds(request.wait) if request.HasField("wait") else None,
+        force_after_seconds=duration_seconds(request.force_after)
         if request.HasField("force_after")
         else None,
         origin=origin,
@@ -107,7 +111,7 @@ def decode_submit(
         description=request.description,
         metadata=dict(request.metadata),
         max_iterations=request.max_iterations,
-        limits=durations.decode_limits(request.limits),
+        limits=decode_limits(request.limits),
         origin=origin,
         key=key,
     )
@@ -147,7 +151,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "metadata": task.metadata,
         "max_iterations": task.max_iterations,
         "submitted_by": task.submitted_by,
-        "limits": durations.limits_fields(task.limits),
+        "limits": limits_fields(task.limits),
     }
 
 
@@ -313,3 +317,51 @@ def decode_phase(phase: int) -> Phase:
     if decoded is None:
         raise BreachError(f"its agent reported the unknown phase {phase}")
     return decoded
+
+
+def duration_seconds(duration: Duration) -> float:
+    """The duration in seconds."""
+    return duration.seconds + duration.nanos / _NANOS
+
+
+def decode_limits(message: task_pb2.TaskLimits) -> TaskLimits:
+    """The limits. Fields that are absent are None."""
+    return TaskLimits(
+        max_duration_seconds=duration_seconds(message.max_duration)
+        if message.HasField("max_duration")
+        else None,
+        max_total_tokens=message.max_total_tokens if message.HasField("max_total_tokens") else None,
+        force_after_seconds=duration_seconds(message.force_after)
+        if message.HasField("force_after")
+        else None,
+    )
+
+
+def limits_fields(limits: TaskLimits) -> Any:
+    """The fields for the constructor of the message; None without limits."""
+    if limits.max_duration_seconds is None and limits.max_total_tokens is None:
+        return None
+    return {
+        "max_duration": _duration_fields(limits.max_duration_seconds),
+        "max_total_tokens": limits.max_total_tokens,
+        "force_after": _duration_fields(limits.force_after_seconds),
+    }
+
+
+def _duration_fields(seconds: float | None) -> Any:
+    if seconds is None:
+        return None
+    whole, nanos = divmod(round(seconds * _NANOS), _NANOS)
+    return {"seconds": whole, "nanos": nanos}
+
+
+async def encode_page(
+    items: Sequence[_Item], encode: Callable[[_Item], _Message]
+) -> Sequence[_Message]:
+    """Encodes the items of a list. Lets other calls run between its parts."""
+    messages = []
+    for index, item in enumerate(items, start=1):
+        messages.append(encode(item))
+        if index % _ITEMS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return messages

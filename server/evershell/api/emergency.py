@@ -2,8 +2,7 @@
 
 from evershell.workspace.v1 import hold_pb2, workspace_service_pb2
 
-from evershell.api.codec import decode_time
-from evershell.api.durations import duration_seconds
+from evershell.api.codec import decode_time, duration_seconds
 from evershell.core import errors
 from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.core.event import Origin

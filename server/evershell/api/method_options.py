@@ -7,8 +7,7 @@ from evershell.workspace.v1.workspace_service_pb2 import DESCRIPTOR, EdgeRule, e
 from google.api import annotations_pb2
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from evershell.api.call import Call
-from evershell.api.idempotency import HEADER
+from evershell.api.call import IDEMPOTENCY_HEADER, Call
 
 
 def public_methods(*, with_effect: bool) -> frozenset[str]:
@@ -64,7 +63,7 @@ def repeat_advice(path: str, call: Call) -> str:
             is_named = call.request is not None and bool(call.request.task_id)
             can_repeat = is_named or _TASK_HEADER in call.metadata
         case EdgeRule.with_idempotency_key:
-            can_repeat = HEADER in call.metadata
+            can_repeat = IDEMPOTENCY_HEADER in call.metadata
         case _:
             can_repeat = False
     return "" if can_repeat else _ADVICE[rule]

@@ -15,9 +15,8 @@ from evershell.workspace.v1 import (
 from google.api.httpbody_pb2 import HttpBody
 
 from evershell.api import codec, emergency, event_stream
-from evershell.api.call import caller, origin, send_status_200
-from evershell.api.idempotency import idempotency_key
-from evershell.api.pages import encode_page
+from evershell.api.call import caller, idempotency_key, origin, send_status_200
+from evershell.api.codec import encode_page
 from evershell.core import holds, tasks, watch_events, workspaces
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task

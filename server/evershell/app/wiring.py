@@ -40,8 +40,7 @@ from evershell.core.bounds import Bounds
 from evershell.core.ports import Agents, Store
 from evershell.core.runtime import Runtime
 from evershell.fleet.agent_client import AgentClient
-from evershell.fleet.controller import Controller
-from evershell.fleet.leader import lead
+from evershell.fleet.controller import Controller, lead
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
 from evershell.store.audit import AuditQueue, store_audit_entries
 from evershell.store.background import running

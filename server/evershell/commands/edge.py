@@ -12,7 +12,7 @@ from evershell.cli.duration import DURATION
 from evershell.commands.environment import read_settings
 from evershell.local.environments import edge_environment
 from evershell.local.envoy import config as envoy
-from evershell.local.envoy.edge import edge_of
+from evershell.local.envoy.config import edge_of
 
 # Envoy's own share of the memory of its container.
 _HEAP_SHARE = 0.8

@@ -10,9 +10,10 @@ the next leader continues.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
+from typing import Any
 
 import structlog
 
@@ -23,14 +24,14 @@ from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNSIGNALLED, Agents, Clock, Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from evershell.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep
-from evershell.fleet.duration_limits import DurationLimits
+from evershell.fleet.due import SCAN_SECONDS, Due, DurationLimits, Overdue, Sweep
 from evershell.fleet.pods import Changes, Exits, Pods
 from evershell.fleet.redelivery import Redelivery
-from evershell.telemetry.backlog import Backlog
+from evershell.store.fleet_wakeups import PostgresFleetWakeups
+from evershell.store.leadership import Leadership, Term
+from evershell.telemetry.metrics import Backlog
 
 log = structlog.get_logger()
-
 # How often workspaces are counted for the metrics. The count reads all rows.
 _COUNT_SECONDS = 60.0
 # How long a pod may take to end before it is killed.
@@ -315,3 +316,32 @@ class Controller:
             workspace.id, lambda locked: decide(locked, self._clock())
         )
         return change.workspace if change is not None else workspace
+
+
+async def lead(
+    leadership: Leadership,
+    wakeups: PostgresFleetWakeups,
+    leading: Callable[[], AbstractContextManager[None]],
+    new_controller: Callable[[Term], Controller],
+) -> None:
+    """Runs a new controller each time this process becomes the leader, until it is cancelled.
+
+    `leading` is entered for as long as this process leads.
+    """
+    while True:
+        async with leadership.acquired() as term, wakeups.subscribe() as changes:
+            with leading():
+                await _until(term.lost, new_controller(term).run(changes))
+
+
+async def _until(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Runs the work until the event is set. Raises the errors of the work."""
+    working, losing = asyncio.create_task(work), asyncio.create_task(lost.wait())
+    try:
+        await asyncio.wait((working, losing), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        for task in (working, losing):
+            task.cancel()
+        await asyncio.gather(working, losing, return_exceptions=True)

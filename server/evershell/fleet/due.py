@@ -1,25 +1,33 @@
-"""Which workspaces the controller reads, and when.
+"""Which workspaces the controller reads, and when; and the limits on the duration of tasks.
 
 Every second it reads what is due: by index the workspaces whose state requires a step, the running
 tasks that are cancelled, and the leases that have run out. Everything else is read once a minute, a
 page at a time. A notification only makes a step earlier: all of this is found without one.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
+
+from evershell.core import task_lifecycle
 from evershell.core.bounds import Bounds
 from evershell.core.ports import Clock, Store
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
+
+log = structlog.get_logger()
 
 # How often the controller reads what is due.
 SCAN_SECONDS = 1.0
 # How long it takes to read every workspace with a pod once.
 SWEEP_SECONDS = 60.0
 PAGE_SIZE = 500
+# How many tasks are cancelled at once.
+_AT_ONCE = 4
 
 
 class Overdue:
@@ -136,3 +144,29 @@ class Sweep:
                 self._next_at = now + self._interval_seconds
                 self._pages = 0
             yield page
+
+
+class DurationLimits:
+    """Finds, by index, what has reached its limit.
+
+    Commits of agents check the limits too. This finds the tasks of agents that commit nothing.
+    """
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def enforce(self) -> bool:
+        """Cancels what is due now. Returns whether there was anything. Raises UnavailableError."""
+        due = await self._store.list_limits_reached(self._clock(), PAGE_SIZE)
+        await asyncio.gather(*map(self._cancel, due))
+        return bool(due)
+
+    async def _cancel(self, workspace_id: str) -> None:
+        async with self._slots:
+            change = await self._store.transition(
+                workspace_id, lambda locked: task_lifecycle.apply_limits(locked, self._clock())
+            )
+        if change is not None and change.events and change.task is not None:
+            log.info("limit_reached", workspace_id=workspace_id, task_id=change.task.id)

@@ -13,7 +13,7 @@ import structlog
 
 from evershell.app.signals import END_WAITS
 from evershell.local.envoy.config import EdgeConfigurationError
-from evershell.local.envoy.process import DRAIN_SECONDS, EdgeProcess
+from evershell.local.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
 from evershell.local.supervisor import Supervisor
 
 log = structlog.get_logger()

@@ -24,7 +24,7 @@ from evershell.core.errors import UnavailableError
 from evershell.fleet.local import isolation
 from evershell.fleet.local.local_pods import end_every_pod
 from evershell.local import postgres, ready, run_lock
-from evershell.local.database import prepare_database
+from evershell.local.database import prepare_database, seed
 from evershell.local.environments import (
     edge_environment,
     edge_metrics_port,
@@ -33,15 +33,12 @@ from evershell.local.environments import (
     service_settings,
     worker_environment,
 )
-from evershell.local.envoy.edge import edge_of
-from evershell.local.envoy.process import EdgeProcess
-from evershell.local.first_calls import first_calls, write_environment
+from evershell.local.envoy.config import edge_of
+from evershell.local.envoy.edge_process import EdgeProcess
 from evershell.local.first_task import NotReadyError, await_first_task
-from evershell.local.ports import PortError, check_ports
-from evershell.local.private_file import write_private
-from evershell.local.ready import Demo, Ready
+from evershell.local.port_check import PortError, check_ports
+from evershell.local.ready import Demo, Ready, first_calls, write_environment, write_private
 from evershell.local.rolling_restart import RollingRestart
-from evershell.local.seed import seed
 from evershell.local.supervisor import Program, Supervisor
 from evershell.store.keys import PostgresKeys
 from evershell.store.migrate import ForeignTablesError, ReadOnlyDatabaseError

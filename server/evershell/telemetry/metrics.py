@@ -4,8 +4,9 @@ The values of a label are a closed set, for example RPCs, slugs or results. Ids 
 because the number of series would grow with use.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import version
 from platform import python_version
 from time import perf_counter
@@ -28,11 +29,9 @@ from evershell.core.errors import AgentUnreachableError
 from evershell.core.event import EventType
 from evershell.core.ports import Agents, Clock
 from evershell.core.task import Limit, Task
-from evershell.core.workspace import Workspace
-from evershell.telemetry.backlog import Backlog
+from evershell.core.workspace import Workspace, WorkspaceStatus
 
 _Answer = TypeVar("_Answer")
-
 # Always loopback, because metrics are not for callers.
 HOST = "127.0.0.1"
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -154,7 +153,7 @@ class Metrics:
         """Exports the number of lines that the log has lost."""
         self.registry.register(_LogCollector(lost_lines))
 
-    def backlog(self, clock: Clock) -> Backlog:
+    def backlog(self, clock: Clock) -> "Backlog":
         """Adds the metrics of a fleet controller's backlog."""
         return Backlog(self.registry, clock)
 
@@ -288,3 +287,74 @@ def serve_metrics(metrics: Metrics, port: int, host: str = HOST) -> Iterator[Non
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class Backlog(Collector):
+    """The backlog of the leading fleet controller, as of its last scan. A standby exports none."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
+        self._clock = clock
+        # None if it is not known yet, or if this controller does not lead.
+        self._requested: list[datetime] | None = None
+        self._workspaces: Mapping[WorkspaceStatus, int] | None = None
+        self._holds: int | None = None
+        self._redeliveries = Counter(
+            "evershell_cancel_redeliveries",
+            "Attempts to redeliver a recorded cancellation; "
+            "result: acknowledged, unknown (to the agent) or unreachable.",
+            ["result"],
+            registry=registry,
+        )
+        registry.register(self)
+
+    def redelivered(self, result: str) -> None:
+        """Counts an attempt to redeliver a cancellation."""
+        self._redeliveries.labels(result).inc()
+
+    def set_open_cancellations(self, requested: Iterable[datetime]) -> None:
+        """Sets the times at which the open cancellations were recorded."""
+        self._requested = list(requested)
+
+    def set_workspace_counts(self, counts: Mapping[WorkspaceStatus, int]) -> None:
+        """Sets the number of workspaces in each status."""
+        self._workspaces = counts
+
+    def set_hold_count(self, count: int) -> None:
+        """Sets the number of organizations on hold."""
+        self._holds = count
+
+    def clear(self) -> None:
+        """Exports nothing until the next scan, because this controller no longer leads."""
+        self._requested = self._workspaces = self._holds = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Computes the age at each scrape, so that it grows during an outage of the database."""
+        requested, workspaces = self._requested, self._workspaces
+        if requested is not None:
+            oldest = (
+                max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
+            )
+            description = (
+                "Recorded cancellations whose tasks have not ended, read by index every second."
+            )
+            yield GaugeMetricFamily(
+                "evershell_cancellations_open", description, value=len(requested)
+            )
+            yield GaugeMetricFamily(
+                "evershell_cancellations_oldest_seconds",
+                "Age of the oldest recorded cancellation whose task has not ended; 0 if none is.",
+                value=oldest,
+            )
+        if self._holds is not None:
+            yield GaugeMetricFamily(
+                "evershell_orgs_on_hold",
+                "Organizations on hold, counted every 60 s.",
+                value=self._holds,
+            )
+        if workspaces is not None:
+            family = GaugeMetricFamily(
+                "evershell_workspaces", "Workspaces, counted every 60 s.", labels=["status"]
+            )
+            for status in WorkspaceStatus:
+                family.add_metric([str(status)], workspaces.get(status, 0))
+            yield family

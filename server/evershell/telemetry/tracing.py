@@ -5,7 +5,9 @@ The exporter, the sampler and the resource are configured by the standard enviro
 """
 
 import inspect
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -29,12 +31,16 @@ from opentelemetry.trace import (
 from evershell.core import trace
 from evershell.core.errors import AgentUnreachableError, UnavailableError
 from evershell.core.trace import TraceContext
-from evershell.telemetry.export_warnings import limit_export_warnings
 
 # How long a program waits at its end for the collector to accept the last spans.
 _FLUSH_MILLISECONDS = 1_000
-
 Inner = TypeVar("Inner")
+_WARNING_SECONDS = 60.0
+_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    # Its queue is full.
+    "opentelemetry.sdk._shared_internal",
+)
 
 
 class Tracing:
@@ -114,3 +120,30 @@ def _parent(context: TraceContext | None) -> Context:
         int(context.trace_id, 16), int(context.span_id, 16), is_remote=True, trace_flags=flags
     )
     return set_span_in_context(NonRecordingSpan(remote), Context())
+
+
+class _Rarely(logging.Filter):
+    """Passes one record a minute, as a warning."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        super().__init__()
+        self._monotonic = monotonic
+        self._passed_at: float | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = self._monotonic()
+        if self._passed_at is not None and now - self._passed_at < _WARNING_SECONDS:
+            return False
+        self._passed_at = now
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.exc_info = None
+        return True
+
+
+def limit_export_warnings(monotonic: Callable[[], float] = time.monotonic) -> None:
+    """Limits the loggers of the exporter, in this process."""
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        for earlier in [each for each in logger.filters if isinstance(each, _Rarely)]:
+            logger.removeFilter(earlier)
+        logger.addFilter(_Rarely(monotonic))

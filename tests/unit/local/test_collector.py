@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from evershell.local.envoy.collector import Collector
-from evershell.local.envoy.config import EdgeConfigurationError
+from evershell.local.envoy.config import Collector, EdgeConfigurationError
 
 ENDPOINT = "http://127.0.0.1:4318"
 

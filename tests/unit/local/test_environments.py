@@ -13,8 +13,7 @@ from evershell.local.environments import (
     foreign_environment,
     worker_environment,
 )
-from evershell.local.envoy.collector import Collector
-from evershell.local.envoy.config import Edge
+from evershell.local.envoy.config import Collector, Edge
 
 SECRETS = {
     "DATABASE_URL": "postgresql://service:secret@host/db",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evershell.app.settings import Settings
-from evershell.local.ports import PortError, check_ports
+from evershell.local.port_check import PortError, check_ports
 from tests.support.ports import free_ports
 
 

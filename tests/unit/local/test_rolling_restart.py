@@ -15,7 +15,7 @@ PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from evershell.app.signals import stop_signal
-from evershell.local.envoy.process import EdgeProcess
+from evershell.local.envoy.edge_process import EdgeProcess
 from evershell.local.envoy.config import Edge, EdgeConfigurationError
 from evershell.local.rolling_restart import RollingRestart
 from evershell.local.supervisor import Supervisor

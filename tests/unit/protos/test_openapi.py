@@ -11,7 +11,7 @@ from google.api import annotations_pb2
 from google.protobuf import json_format
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from evershell.api import idempotency
+from evershell.api.call import IDEMPOTENCY_HEADER
 from evershell.core.idempotency_key import MAX_KEY_CHARACTERS
 from tests.support.openapi import (
     Operation,
@@ -118,7 +118,7 @@ def test_an_idempotency_key_has_the_length_that_the_service_takes() -> None:
         each.described["operationId"]: parameter["schema"]["maxLength"]
         for each in operations()
         for parameter in each.described["parameters"]
-        if parameter["name"] == idempotency.HEADER
+        if parameter["name"] == IDEMPOTENCY_HEADER
     }
     assert taken == dict.fromkeys(("CreateWorkspace", "SubmitTask"), MAX_KEY_CHARACTERS)
 

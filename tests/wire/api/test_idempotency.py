@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.api.idempotency import fingerprint
+from evershell.api.call import fingerprint
 from tests.support.world import World
 from tests.wire.api.running import Running, bearer
 

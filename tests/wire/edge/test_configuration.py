@@ -9,7 +9,7 @@ import pytest
 from evershell.workspace.v1 import error_pb2
 
 from evershell.local.envoy.config import Edge, EdgeConfigurationError, render, validate
-from evershell.local.envoy.files import edge_file
+from evershell.local.envoy.documents import edge_file
 from tests.support.edge.answers import rule
 from tests.support.stack import ROOT
 

@@ -4,8 +4,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from evershell.local.envoy.collector import Collector
-from evershell.local.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
+from evershell.local.envoy.config import (
+    Collector,
+    Edge,
+    EdgeConfigurationError,
+    Tls,
+    render,
+    validate,
+)
 from tests.support.edge.certificates import Authority
 
 

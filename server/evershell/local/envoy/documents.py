@@ -1,10 +1,23 @@
-"""Routes with which the edge itself serves the OpenAPI document, a page for it, and the console."""
+"""The files of the edge, and the routes with which it serves those for browsers.
 
-from importlib import metadata
+These are the OpenAPI document, a page for it, and the console.
+"""
+
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from evershell.local.envoy.files import edge_file
+
+def edge_file(*names: str) -> Path:
+    """The path of a file of the package `evershell.edge`.
+
+    In a checkout, the package has a folder in envoy/ and one in gen/.
+    """
+    resource = resources.files("evershell.edge")
+    for name in names:
+        resource = resource / name
+    return Path(str(resource))
+
 
 # The package is used only for the static files of Swagger UI.
 SWAGGER_UI = Path(str(metadata.distribution("swagger-ui-py").locate_file("swagger_ui/static")))

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from evershell.local import postgres
-from evershell.local.private_file import write_private
+from evershell.local.ready import write_private
 
 _ROLE = "service"
 _ACCESS = f"local all {postgres.USER} trust\nlocal all all scram-sha-256\n"

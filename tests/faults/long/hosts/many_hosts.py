@@ -22,10 +22,8 @@ from psycopg import sql
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
 from evershell.local import postgres
-from evershell.local.database import prepare_database
-from evershell.local.private_file import write_private
-from evershell.local.ready import Demo
-from evershell.local.seed import seed
+from evershell.local.database import prepare_database, seed
+from evershell.local.ready import Demo, write_private
 from evershell.store.keys import PostgresKeys
 from evershell.store.leadership import LEADER_LOCK_KEY
 from evershell.store.pool import open_pool

@@ -15,7 +15,7 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
 from evershell.local.envoy.config import Edge, EdgeConfigurationError, Tls
-from evershell.local.envoy.process import DRAIN_SECONDS, EdgeProcess
+from evershell.local.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
 from evershell.local.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority, Certificate
 from tests.support.edge.fixtures import short_directory

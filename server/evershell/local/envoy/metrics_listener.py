@@ -1,17 +1,14 @@
 """The listener that serves Envoy's metrics, and nothing else of the admin interface."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from evershell.local.envoy.config import Edge
+from typing import Any
 
 _CLUSTER = "admin"
 _HTTP = "type.googleapis.com/envoy.extensions.filters.http"
 _NETWORK = "type.googleapis.com/envoy.extensions.filters.network"
 
 
-def listener(edge: "Edge") -> dict[str, Any]:
+def listener(host: str, port: int) -> dict[str, Any]:
     """Serves `GET /metrics` in the format of Prometheus."""
     route = {
         "match": {
@@ -35,9 +32,7 @@ def listener(edge: "Edge") -> dict[str, Any]:
     }
     return {
         "name": "metrics",
-        "address": {
-            "socket_address": {"address": edge.metrics_host, "port_value": edge.metrics_port}
-        },
+        "address": {"socket_address": {"address": host, "port_value": port}},
         # Prometheus can connect even if callers use up all connections or all memory.
         "ignore_global_conn_limit": True,
         "bypass_overload_manager": True,
