@@ -57,7 +57,7 @@ def json_line(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """Prints a table as wide as the terminal. Texts may be of others.
+    """Prints a table as wide as the terminal. Texts may be untrusted.
 
     Its width has no limit in a pipe, or if the terminal is too narrow. The first column is never
     shortened.

@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.005
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 # Read without pathlib, which takes three times as long. Each thread of the agent has a file there.
 _THREADS = "/proc/self/task"
-# Any child, also one that does not end with SIGCHLD: wait(2).
+# Any child, even one that does not end with SIGCHLD: wait(2).
 _WALL = 0x40000000
 _ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL
 

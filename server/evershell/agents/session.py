@@ -64,7 +64,7 @@ class Session:
         self._runner: asyncio.Task[None] | None = None
         # Starts when the runner of the current task has ended.
         self._next: Assignment | None = None
-        # Cancel flags by task id, also of tasks that have not arrived yet.
+        # Cancel flags by task id, even of tasks that have not arrived yet.
         self._flags: OrderedDict[str, CancelFlag] = OrderedDict()
         # The tasks that have ended in this agent, each with the mark of its end.
         self._finished: OrderedDict[str, int] = OrderedDict()

@@ -86,7 +86,7 @@ def _request_id(metadata: dict[str, str]) -> str:
 def _joined(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """The values of each key, joined by commas (RFC 9110, section 5.3).
 
-    Two credentials are thus no credential. Otherwise a proxy could check one of them and this
+    So two credentials count as none. Otherwise a proxy could check one of them and this
     service the other.
     """
     joined: dict[str, str] = {}

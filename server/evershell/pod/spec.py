@@ -53,7 +53,7 @@ class PodSpec:
         """The spec of a JSON object. Ignores fields that this version does not know.
 
         The control plane may be newer than the image of the agent. Raises TypeError if a field is
-        missing, or if it is no object.
+        missing, or if it is not an object.
         """
         if not isinstance(document, Mapping):
             raise TypeError("it is not an object")

@@ -54,7 +54,7 @@ CORS = [
         clients=WITHOUT_FETCH,
     ),
     Case(
-        "OPTIONS nowhere that is no preflight",
+        "OPTIONS nowhere that is not a preflight",
         Request("OPTIONS", "/x", None, ORIGIN),
         404,
         "not_found",

@@ -39,7 +39,7 @@ FRAMING = [
         raw(headers="content-length: 2\r\ncontent-length: 2\r\n", body="{}"),
     ),
     bad("a negative length", raw(headers="content-length: -1\r\n")),
-    bad("a length that is no number", raw(headers="content-length: abc\r\n")),
+    bad("a length that is not a number", raw(headers="content-length: abc\r\n")),
     bad("a length that overflows", raw(headers=f"content-length: {'9' * 23}\r\n")),
     bad("a length and chunks", raw(headers=f"content-length: 5\r\n{CHUNKED}", body="0\r\n\r\n")),
     bad("invalid chunks", raw(headers=CHUNKED, body="zz\r\n{}\r\n0\r\n\r\n")),

@@ -110,7 +110,7 @@ class AsyncCaller:
                 current span of OpenTelemetry, if the program uses that.
             metadata: Headers that are added to its calls and to those of the client, for example
                 for a proxy. The service ignores names that it does not know.
-            on_answer: Called with the Answer to each attempt of a call, also a failed one, except
+            on_answer: Called with the Answer to each attempt of a call, even a failed one, except
                 of `watch`: its request id and its metadata. It must not block or raise.
 
         Raises:

@@ -46,7 +46,7 @@ class AsyncClient(AsyncCaller):
         max_retries: How often a call that may be repeated is repeated; 0 for never.
         metadata: Headers that are added to each call. The service ignores names that it does not
             know.
-        on_answer: Called with the Answer to each attempt of a call, also a failed one, except of
+        on_answer: Called with the Answer to each attempt of a call, even a failed one, except of
             `watch`: its request id and its metadata. It must not block or raise.
         ca_file: A PEM file with the authorities to trust instead of the system's.
         cert_file: A PEM file with a client certificate, for a service that asks for one.

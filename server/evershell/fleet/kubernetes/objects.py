@@ -28,7 +28,7 @@ _SPEC_FILE = "spec.json"
 _UID = 10001
 # Runs a command with the spec as its standard input, as agents expect it (docs/agents.md).
 _WITH_SPEC = ("/bin/sh", "-c", f'exec "$@" < {_SPEC_DIR}/{_SPEC_FILE}', "--")
-# What a deletion by others leaves the agent.
+# The grace that a deletion from outside leaves the agent.
 _GRACE_SECONDS = 10
 
 

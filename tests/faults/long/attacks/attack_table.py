@@ -67,7 +67,8 @@ _WRITTEN = {
         + "test_a_wrong_claim_is_refused",
         "claims that are signed but impossible": CALLS
         + "test_a_signed_token_with_impossible_claims_is_unauthenticated",
-        "claims that are no object": SESSIONS + "test_claims_that_are_not_an_object_are_refused",
+        "claims that are not an object": SESSIONS
+        + "test_claims_that_are_not_an_object_are_refused",
         "malformed, oversized or deeply nested": SESSIONS + "test_a_malformed_token_is_refused",
         "replay after its expiry": SESSIONS + "test_the_refusal_of_an_expired_token_says_expired",
         "a key that the issuer has withdrawn": "unit/auth/test_jwk_set.py::"
@@ -219,7 +220,7 @@ _WRITTEN = {
         + "test_failed_handshakes_leave_no_lines_in_the_log",
     },
     "bomb and slow client": {
-        "bytes that are no message": "wire/api/test_errors.py::"
+        "bytes that are not a message": "wire/api/test_errors.py::"
         "test_bytes_that_are_no_message_are_invalid",
         "deep JSON, huge numbers, invalid UTF-8 over REST": EDGE,
         "a large gRPC message": "wire/edge/test_grpc.py::"
@@ -282,7 +283,7 @@ _TABLES = (
     ("spoofed header", SPOOFED, CALLERS + "test_a_header_changes_nobodys_rights"),
     ("injection", INJECTIONS, CALLERS + "test_an_injection_remains_a_text"),
     (
-        "bytes that are no request",
+        "bytes that are not a request",
         [*BODIES, *MESSAGES],
         CALLERS + "test_bytes_that_are_no_request_are_refused",
     ),

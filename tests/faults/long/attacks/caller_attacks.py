@@ -28,7 +28,7 @@ SPOOFED = {
     "another method": (("x-http-method-override", "GET"), ("x-method-override", "GET")),
     "a status of the answer": (("x-evershell-status", "200"), ("x-evershell-error", "{}")),
 }
-# Bytes that are no request, or that cost much to read.
+# Bytes that are not a request, or that cost much to read.
 MESSAGES = {
     "garbage": b"\xff" * 64,
     "a truncated field": b"\x0a\x7fws",
