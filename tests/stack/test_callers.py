@@ -53,17 +53,6 @@ def test_the_javascript_sample_cancels_a_task(
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
-def test_the_javascript_sample_gets_json_for_an_error(stack: Stack) -> None:
-    answer = run_sample(
-        f"{stack.ready['rest_url']}/v1/workspaces/ws_unknown/task/cancel",
-        stack.tokens["full_access"],
-    )
-    assert answer["status"] == 404
-    data = answer["data"]
-    assert isinstance(data, dict)
-    assert data["error"]["code"] == "workspace_not_found"
-
-
 def grpcurl(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("grpcurl")
     token = f"authorization: Bearer {stack.tokens['full_access']}"
@@ -98,13 +87,6 @@ def test_grpcurl_lists_and_describes_the_services(stack: Stack) -> None:
     )
 
 
-def test_grpcurl_checks_the_health_of_the_public_service(stack: Stack) -> None:
-    request = '{"service": "evershell.workspace.v1.WorkspaceService"}'
-    address = stack.ready["grpc_addr"]
-    checked = grpcurl(stack, "-d", request, address, "grpc.health.v1.Health/Check")
-    assert json.loads(checked.stdout) == {"status": "SERVING"}
-
-
 def test_grpcurl_sees_no_internal_service_and_reads_the_details_of_errors(stack: Stack) -> None:
     address = stack.ready["grpc_addr"]
     described = grpcurl(stack, address, "describe", "evershell.agent.v1.RuntimeService")
@@ -134,20 +116,3 @@ def test_grpcurl_cancels_a_task(stack: Stack, workspace: Workspace, gate: Gate) 
     )
     gate.open()
     assert workspace.await_end(task_id)["cancel"]["reason"] == "3 a.m."
-
-
-def test_grpcurl_shows_readable_details_of_an_error(stack: Stack) -> None:
-    request = json.dumps({"workspace_id": "ws_unknown"})
-    called = grpcurl(
-        stack,
-        "-d",
-        request,
-        stack.ready["grpc_addr"],
-        "evershell.workspace.v1.WorkspaceService/CancelTask",
-    )
-    assert called.returncode != 0
-    assert "Code: NotFound" in called.stderr
-    assert "There is no workspace ws_unknown in your organization." in called.stderr
-    assert '"reason":"WORKSPACE_NOT_FOUND"' in called.stderr.replace(" ", "")
-    assert '"resource_name":"ws_unknown"' in called.stderr.replace(" ", "")
-    assert "request_id" in called.stderr

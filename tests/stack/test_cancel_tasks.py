@@ -2,12 +2,8 @@
 
 from typing import Any
 
-import pytest
-
-from evershell.client import Client, TaskFilter
 from tests.support.other_org import OTHER_ORG, begin
 from tests.support.stack import Stack, Workspace
-from tests.support.waiting import eventually
 
 PATH = "/v1/tasks/cancel"
 
@@ -81,72 +77,3 @@ def test_a_frozen_agent_does_not_delay_the_answer(stack: Stack, others: list[Wor
         assert others[1].await_end(begun[1][1])["status"] == "cancelled"
     begun[0][0].open()
     assert others[0].await_end(begun[0][1])["status"] == "cancelled"
-
-
-def test_own_permissions_cover_only_own_workspaces(stack: Stack, workspace: Workspace) -> None:
-    [(gate, task_id)] = begin([workspace])
-    assert counts(stack.rest("member").post(PATH, {"all": True})) == (0, 0, 0, 0)
-    assert (
-        stack.rest("read_only").fails("POST", PATH, json={"all": True}).slug == "permission_denied"
-    )
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "completed"
-
-
-@pytest.mark.parametrize(
-    ("request_", "field"),
-    [
-        ({}, "filter"),
-        ({"filter": {}}, "filter"),
-        ({"filter": {"task_ids": ["task_1"]}, "all": True}, "all"),
-        ({"filter": {"submitted_by": ""}}, "filter.submitted_by"),
-    ],
-)
-def test_what_names_no_tasks_is_refused(
-    stack: Stack, workspace: Workspace, request_: dict[str, Any], field: str
-) -> None:
-    failed = workspace.rest.fails("POST", PATH, json=request_)
-    assert (failed.status, failed.slug, list(failed.details["fields"])) == (
-        400,
-        "validation_error",
-        [field],
-    )
-    (violation,) = (
-        stack.grpc().fails("CancelTasks", **request_).details["BadRequest"]["field_violations"]
-    )
-    assert violation["field"] == field
-
-
-def test_named_tasks_alone_are_cancelled(
-    stack: Stack, others: list[Workspace], workspace: Workspace
-) -> None:
-    begun = begin(others)
-    [(our_gate, our_task)] = begin([workspace])
-    named = {"filter": {"task_ids": [begun[0][1], our_task, "task_unknown"]}}
-    answer = others[0].rest.post(PATH, named)
-    assert counts(answer) == (1, 1, 0, 0)
-    assert [each["task_id"] for each in answer["results"]] == [begun[0][1]]
-    for gate, _ in (*begun, (our_gate, our_task)):
-        gate.open()
-    ends = [other.await_end(task_id) for other, (_, task_id) in zip(others, begun, strict=True)]
-    assert [end["status"] for end in ends] == ["cancelled", "completed"]
-    assert workspace.await_end(our_task)["status"] == "completed"
-    assert counts(others[0].rest.post(PATH, named)) == (0, 0, 0, 0)
-
-
-def test_the_client_cancels_until_nothing_remains(stack: Stack, others: list[Workspace]) -> None:
-    begun = begin(others)
-    with Client(f"http://{stack.ready['grpc_addr']}", stack.tokens[OTHER_ORG]) as client:
-        wanted = TaskFilter(workspace_ids=tuple(other.id for other in others))
-        assert client.cancel_tasks(filter=wanted, dry_run=True).matched == 2
-        (result,) = client.cancel_all_tasks(filter=wanted, reason="from Python")
-        assert (result.accepted, [each.outcome for each in result.results]) == (
-            2,
-            ["accepted"] * 2,
-        )
-        for other, (gate, task_id) in zip(others, begun, strict=True):
-            gate.open()
-            assert client.wait_for_task(other.id, task_id, timeout=20).status == "cancelled"
-    entries = others[0].rest.get("/v1/audit", params={"rpc": "CancelTasks"})["entries"]
-    assert [entry["outcome"] for entry in entries[:2]] == ["ok", "dry_run"]
-    eventually(lambda: others[0].get()["status"] == "idle")

@@ -8,24 +8,16 @@ from contextlib import closing
 import pytest
 
 from evershell.client import (
-    AgentUnreachableError,
     AsyncClient,
     CancelOutcome,
     Client,
     DeadlineExceededError,
-    EventType,
-    IdempotencyConflictError,
     IterationCompleted,
-    PermissionDeniedError,
     TaskCompleted,
     TaskNotEndedError,
     TaskStatus,
     ToolStatus,
-    UnauthenticatedError,
-    ValidationError,
     WorkspaceBusyError,
-    WorkspaceNotFoundError,
-    WorkspaceStatus,
 )
 from tests.support import faults
 from tests.support.stack import Gate, Stack, Workspace
@@ -108,78 +100,6 @@ def test_a_cancellation_is_waited_for(client: Client, workspace: Workspace, gate
     assert client.cancel(workspace.id).outcome is CancelOutcome.NO_ACTIVE_TASK
     entries = list(client.list_audit_entries(workspace_id=workspace.id, rpc="CancelTask"))
     assert again.request_id in {entry.request_id for entry in entries}
-
-
-def test_a_forced_cancellation_ends_at_once(client: Client, workspace: Workspace) -> None:
-    task_id = client.submit_task(workspace.id, "sleep 300").task_id
-    workspace.await_phase(task_id, "tool_call")
-    ended = client.cancel_and_wait(workspace.id, force_after=0.1, timeout=20)
-    assert ended.task is not None
-    assert (ended.task.status, ended.task.forced) == (TaskStatus.CANCELLED, True)
-
-
-def test_an_agent_that_does_not_answer_is_waited_for(
-    client: Client, stack: Stack, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = client.submit_task(workspace.id, gate.command).task_id
-    workspace.await_phase(task_id, "tool_call")
-    with ThreadPoolExecutor(1) as executor:
-        with stack.frozen_process(stack.agent_pid(workspace.id)):
-            with pytest.raises(AgentUnreachableError) as lost:
-                client.cancel(workspace.id)
-            assert (lost.value.task_id, lost.value.intent_recorded) == (task_id, True)
-            waiting = executor.submit(client.cancel_and_wait, workspace.id, timeout=25)
-            eventually(
-                lambda: len(list(client.list_audit_entries(task_id=task_id, rpc="CancelTask"))) == 2
-            )
-        gate.open()
-        ended = waiting.result()
-    assert ended.task is not None and ended.task.status is TaskStatus.CANCELLED
-    assert ended.outcome is CancelOutcome.ALREADY_REQUESTED
-
-
-def test_lists_and_workspaces(client: Client, workspace: Workspace) -> None:
-    task_ids = []
-    for _ in range(3):
-        task_ids.append(client.submit_task(workspace.id, "true").task_id)
-        workspace.await_end(task_ids[-1])
-        workspace.await_status("idle")
-    assert [task.id for task in client.list_tasks(workspace.id, page_size=2)] == task_ids[::-1]
-    first = next(client.list_tasks(workspace.id, page_size=2).pages())
-    rest = client.list_tasks(workspace.id, page_size=2, page_token=first.next_page_token)
-    assert [task.id for task in rest] == task_ids[:1]
-    made = client.create_workspace("of the client", idempotency_key=workspace.id)
-    assert client.create_workspace("of the client", idempotency_key=workspace.id).id == made.id
-    with pytest.raises(IdempotencyConflictError):
-        client.create_workspace("of another", idempotency_key=workspace.id)
-    assert made.status is WorkspaceStatus.PROVISIONING
-    assert made.id in {each.id for each in client.list_workspaces(page_size=200)}
-    for event in client.watch(made.id):
-        assert event.type is EventType.WORKSPACE_PROVISIONED
-        break
-    stopped = client.stop_workspace(made.id)
-    assert stopped.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED)
-    eventually(lambda: client.get_workspace(made.id).status is WorkspaceStatus.STOPPED)
-    assert client.resume_workspace(made.id).status is WorkspaceStatus.PROVISIONING
-    eventually(lambda: client.get_workspace(made.id).status is WorkspaceStatus.IDLE)
-    client.stop_workspace(made.id)
-
-
-def test_refusals_have_classes(client: Client, stack: Stack, workspace: Workspace) -> None:
-    with pytest.raises(WorkspaceNotFoundError) as unknown:
-        client.cancel("ws_unknown")
-    assert unknown.value.request_id and "ws_unknown" in unknown.value.message
-    with pytest.raises(WorkspaceNotFoundError):
-        list(client.watch("ws_unknown"))
-    with pytest.raises(ValidationError) as invalid:
-        client.cancel(workspace.id, reason="x" * 501)
-    assert invalid.value.fields == {"reason": "has 501 characters; at most 500 are allowed"}
-    reader = client.with_options(credential=stack.tokens["read_only"])
-    with pytest.raises(PermissionDeniedError) as denied:
-        reader.cancel(workspace.id)
-    assert "workspace:write" in denied.value.required
-    with pytest.raises(UnauthenticatedError):
-        client.with_options(credential=stack.tokens["expired"]).cancel(workspace.id)
 
 
 def test_a_watch_survives_the_death_of_all_workers_and_misses_nothing(

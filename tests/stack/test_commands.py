@@ -49,27 +49,6 @@ def test_cancel_prints_every_outcome(run: Run, call: Run, workspace: Workspace, 
     assert idle.stdout.startswith(f"no_active_task: nothing runs in workspace {workspace.id}")
 
 
-def test_a_wait_that_times_out_prints_how_to_follow_the_task(
-    call: Run, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
-
-    early = call("cancel", workspace.id, "--wait", "100ms")
-
-    assert (early.returncode, early.stderr) == (7, "")
-    assert early.stdout.startswith(
-        f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n"
-    )
-    assert "\n  task       running, 0 iterations completed, now in a tool call\n" in early.stdout
-    assert "\n  waited     0.1 s; the task has not ended yet (running, " in early.stdout
-    assert early.stdout.endswith(
-        f"\n  follow     evershell watch {workspace.id} --task {task_id}\n"
-    )
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "cancelled"
-
-
 def test_a_wait_prints_the_end_of_the_task(run: Run, workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
@@ -90,50 +69,6 @@ def test_a_wait_prints_the_end_of_the_task(run: Run, workspace: Workspace, gate:
         waited.stdout,
     )
     assert workspace.task(task_id)["status"] == "cancelled"
-
-
-def test_a_refused_cancellation_exits_with_5(call: Run, stack: Stack, workspace: Workspace) -> None:
-    unknown = call("cancel", "ws_unknown")
-    assert (unknown.returncode, unknown.stdout) == (5, "")
-    assert unknown.stderr.startswith("workspace_not_found: There is no workspace ws_unknown")
-    assert re.search(r"\n  request    \S+\n", unknown.stderr)
-    invalid = call("cancel", workspace.id, "--reason", "x" * 501, "--json")
-    assert invalid.returncode == 5
-    assert json.loads(invalid.stdout)["error"]["details"]["fields"] == {
-        "reason": "has 501 characters; at most 500 are allowed"
-    }
-    reader = call("cancel", workspace.id, EVERSHELL_API_KEY=stack.tokens["read_only"])
-    assert (reader.returncode, reader.stderr.partition(":")[0]) == (5, "permission_denied")
-    expired = call(
-        "cancel",
-        workspace.id,
-        EVERSHELL_URL=stack.ready["grpc_addr"],
-        EVERSHELL_API_KEY=stack.tokens["expired"],
-    )
-    assert (expired.returncode, expired.stderr.partition(":")[0]) == (5, "unauthenticated")
-
-
-def test_an_agent_that_does_not_answer_makes_cancel_exit_with_4(
-    call: Run, stack: Stack, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
-    with stack.frozen_process(stack.agent_pid(workspace.id)):
-        unreachable = call("cancel", workspace.id)
-    assert (unreachable.returncode, unreachable.stdout) == (4, "")
-    assert unreachable.stderr.startswith(
-        f"agent_unreachable: The cancellation of task {task_id} is recorded and will be delivered"
-    )
-    assert unreachable.stderr.endswith(f"evershell watch {workspace.id} --task {task_id}\n")
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "cancelled"
-
-
-def test_a_service_that_does_not_run_makes_cancel_exit_with_6(call: Run) -> None:
-    unreachable = call("cancel", "ws_1", EVERSHELL_URL="127.0.0.1:1", EVERSHELL_API_KEY="sk_secret")
-    assert (unreachable.returncode, unreachable.stdout) == (6, "")
-    assert unreachable.stderr.startswith("unavailable: ")
-    assert "called     127.0.0.1:1" in unreachable.stderr
 
 
 def test_without_the_edge_a_worker_can_be_called(
@@ -157,16 +92,6 @@ def test_without_the_edge_a_worker_can_be_called(
     assert f"evershell watch --url {worker} {workspace.id}" in cancelled.stdout
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
-
-
-def test_the_port_of_rest_is_no_port_of_the_command_line(call: Run, stack: Stack) -> None:
-    wrong = call(
-        "workspaces",
-        EVERSHELL_URL=stack.ready["rest_url"],
-        EVERSHELL_API_KEY=stack.tokens["full_access"],
-    )
-    assert (wrong.returncode, wrong.stdout) == (5, "")
-    assert "check      that this is the port of gRPC, not that of REST" in wrong.stderr
 
 
 def test_a_terminal_shows_what_the_task_is_doing(

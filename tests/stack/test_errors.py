@@ -1,10 +1,9 @@
-"""Every error of a cancellation on a real stack: the same over gRPC and REST, with its details."""
+"""Calls that the state of a workspace refuses, on a real stack.
 
-import json
-from typing import Any
+The other refusals are cells of the matrix (test_matrix.py).
+"""
 
 import grpc
-import pytest
 from evershell.workspace.v1 import error_pb2
 
 from tests.support.stack import Gate, Stack, Workspace
@@ -18,23 +17,17 @@ RULES = {
 GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def cancel_fails(
-    stack: Stack, slug: str, workspace_id: str, token: str = "full_access", **fields: Any
-) -> tuple[Failed, Failed]:
+def cancel_fails(stack: Stack, slug: str, workspace_id: str) -> tuple[Failed, Failed]:
     """Makes the same call over REST and gRPC, and checks that both fail and are logged alike."""
-    both = both_fail(stack, slug, workspace_id, token, **fields)
+    both = both_fail(stack, slug, workspace_id)
     for failed in both:
         assert_logged(stack, failed)
     return both
 
 
-def both_fail(
-    stack: Stack, slug: str, workspace_id: str, token: str = "full_access", **fields: Any
-) -> tuple[Failed, Failed]:
-    rest = stack.rest(token).fails(
-        "POST", f"/v1/workspaces/{workspace_id}/task/cancel", json=fields
-    )
-    rpc = stack.grpc(token).fails("CancelTask", workspace_id=workspace_id, **fields)
+def both_fail(stack: Stack, slug: str, workspace_id: str) -> tuple[Failed, Failed]:
+    rest = stack.rest().fails("POST", f"/v1/workspaces/{workspace_id}/task/cancel")
+    rpc = stack.grpc().fails("CancelTask", workspace_id=workspace_id)
     assert (rest.slug, rpc.slug) == (slug, slug)
     assert rest.message == rpc.message
     assert rest.status == RULES[slug].http
@@ -56,75 +49,6 @@ def assert_logged(stack: Stack, failed: Failed) -> None:
         return any(f'"outcome": "{failed.slug}"' in line for line in lines)
 
     eventually(is_logged)
-
-
-@pytest.mark.parametrize(
-    "token", ["", "expired", "sk_unknown", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1In0.", "no such kind"]
-)
-def test_a_caller_without_a_valid_credential_is_unauthenticated(stack: Stack, token: str) -> None:
-    cancel_fails(stack, "unauthenticated", stack.ready["demo"]["workspace_id"], token)
-    response = stack.rest(token).call(
-        "POST", f"/v1/workspaces/{stack.ready['demo']['workspace_id']}/task/cancel"
-    )
-    assert response.headers["www-authenticate"] == "Bearer"
-
-
-def test_a_caller_without_the_scope_is_denied(stack: Stack) -> None:
-    rest, rpc = cancel_fails(
-        stack, "permission_denied", stack.ready["demo"]["workspace_id"], "read_only"
-    )
-    assert rest.details["required"] == ["workspace:write", "workspace:write:own"]
-    assert rpc.details["ErrorInfo"]["metadata"]["required"] == "workspace:write,workspace:write:own"
-
-
-def test_an_own_scope_does_not_cover_the_workspace_of_another_user(stack: Stack) -> None:
-    rest, _ = cancel_fails(
-        stack, "permission_denied", stack.ready["demo"]["workspace_id"], "member"
-    )
-    assert rest.details["required"] == ["workspace:write"]
-
-
-def test_an_own_scope_covers_the_users_own_workspace(stack: Stack) -> None:
-    own = Workspace(stack, "member")
-    assert own.get()["created_by_user_id"] == "user_member"
-    assert own.cancel()["outcome"] == "no_active_task"
-
-
-def test_a_workspace_of_another_organization_looks_like_an_unknown_one(
-    stack: Stack,
-) -> None:
-    existing, absent = stack.ready["demo"]["workspace_id"], "ws_01ARZ3NDEKTSV4RRFFQ69G5FAV"
-    foreign = cancel_fails(stack, "workspace_not_found", existing, "other_org")
-    unknown = cancel_fails(stack, "workspace_not_found", absent, "other_org")
-    for one, other in zip(foreign, unknown, strict=True):
-        assert one.message.replace(existing, absent) == other.message
-        # A map of a message has no order.
-        shown, expected = (json.dumps(each.details, sort_keys=True) for each in (one, other))
-        assert shown.replace(existing, absent).replace(one.request_id, other.request_id) == expected
-    assert foreign[0].details == {"resource_type": "workspace", "resource_name": existing}
-    assert foreign[1].details["ResourceInfo"]["resource_name"] == existing
-
-
-def test_a_task_of_another_workspace_is_not_found(stack: Stack, workspace: Workspace) -> None:
-    task_id = workspace.submit("true")
-    workspace.await_end(task_id)
-    rest, rpc = cancel_fails(
-        stack, "task_not_found", stack.ready["demo"]["workspace_id"], task_id=task_id
-    )
-    assert (rest.details["resource_type"], rest.details["resource_name"]) == ("task", task_id)
-    assert rpc.details["ResourceInfo"]["resource_type"] == "task"
-
-
-def test_one_error_names_all_invalid_fields(stack: Stack) -> None:
-    rest, rpc = cancel_fails(stack, "validation_error", "ws_1", task_id="no good", reason="x" * 501)
-    assert rest.details["fields"] == {
-        "task_id": "must be 1 to 128 characters of A-Z a-z 0-9 _ -",
-        "reason": "has 501 characters; at most 500 are allowed",
-    }
-    violations = rpc.details["BadRequest"]["field_violations"]
-    assert {
-        violation["field"]: violation["description"] for violation in violations
-    } == rest.details["fields"]
 
 
 def assert_precondition(rest: Failed, rpc: Failed, workspace_id: str) -> None:
@@ -178,18 +102,6 @@ def test_a_workspace_whose_agent_has_died_refuses_a_cancellation(
 
     workspace.await_event("workspace_resumed")
     assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
-
-
-def test_a_busy_workspace_refuses_a_second_task(
-    stack: Stack, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.submit(gate.command)
-    rest = workspace.rest.fails("POST", f"{workspace.path}/tasks", json={"description": "true"})
-    rpc = stack.grpc().fails("SubmitTask", workspace_id=workspace.id, description="true")
-    assert (rest.slug, rest.status, rpc.slug) == ("workspace_busy", 409, "workspace_busy")
-    assert rest.details["task_id"] == task_id
-    gate.open()
-    workspace.await_end(task_id)
 
 
 def test_a_task_for_an_agent_that_does_not_answer_ends_as_delivery_failed(

@@ -4,9 +4,7 @@ import os
 import signal
 import time
 
-import pytest
-
-from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
+from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
 # They identify these processes among all others on the machine.
@@ -45,47 +43,6 @@ def test_force_interrupts_the_iteration_and_every_process_that_it_started(
     assert workspace.get()["epoch"] == "1"
 
 
-def test_the_result_does_not_count_an_interrupted_last_command(
-    workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.submit(gate.command)
-    workspace.await_phase(task_id, "tool_call")
-    workspace.cancel(force_after="0s")
-    end = workspace.await_end(task_id)
-    assert (end["status"], end["forced"], end["result"]) == ("cancelled", True, "")
-    assert workspace.task(task_id)["result"] == ""
-    (iteration,) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]
-    assert iteration["model_call"]["content"] == ""
-
-
-def test_another_caller_can_force_in_a_later_call(
-    stack: Stack, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.submit(gate.command, "touch never")
-    workspace.await_phase(task_id, "tool_call")
-    first = workspace.cancel(force_after="86400s")
-    later = stack.rest("submit_observe").post(
-        f"{workspace.path}/tasks/{task_id}/cancel", {"force_after": "0s"}
-    )
-    assert (later["outcome"], later["requested_by"]) == ("already_requested", first["requested_by"])
-    end = workspace.await_end(task_id)
-    assert (end["status"], end["forced"]) == ("cancelled", True)
-    assert (
-        end["cancel"]["requested_by"]
-        == first["requested_by"]
-        != end["cancel"]["force_requested_by"]
-    )
-
-
-def test_an_iteration_that_ends_in_time_is_not_forced(workspace: Workspace, gate: Gate) -> None:
-    task_id = workspace.submit(gate.command, "touch never")
-    workspace.await_phase(task_id, "tool_call")
-    workspace.cancel(force_after="60s")
-    gate.open()
-    end = workspace.await_end(task_id)
-    assert (end["status"], end["forced"], end["result"]) == ("cancelled", False, "open\n")
-
-
 def test_a_force_deadline_reaches_the_agent_after_its_signal_was_lost(
     stack: Stack, workspace: Workspace
 ) -> None:
@@ -122,16 +79,3 @@ def test_force_does_not_depend_on_a_live_agent(workspace: Workspace) -> None:
     assert end["reason"] == "its agent did not interrupt the task in time"
     assert end["cancel"]["force_requested_by"] == end["cancel"]["requested_by"]
     assert workspace.await_status("failed")["status_reason"] == end["reason"]
-
-
-@pytest.mark.parametrize("force_after", ["-1s", "86401s", "soon", 5])
-def test_an_invalid_duration_is_refused_and_cancels_nothing(
-    workspace: Workspace, gate: Gate, force_after: object
-) -> None:
-    task_id = workspace.submit(gate.command)
-    failed = workspace.rest.fails(
-        "POST", f"{workspace.path}/task/cancel", json={"force_after": force_after}
-    )
-    assert (failed.slug, failed.status) == ("validation_error", 400)
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "completed"

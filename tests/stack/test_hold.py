@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from evershell.client import Client, OrgOnHoldError
 from tests.support.stack import Gate, Stack, Workspace
 
 CALLER = "other_org"
@@ -45,30 +44,3 @@ def test_a_hold_refuses_what_is_new_and_nothing_else(stack: Stack, other: Worksp
     assert other.await_end(task_id)["status"] == "cancelled"
     assert other.rest.post("/v1/hold/release", status=200)["on_hold"] is False
     other.await_end(other.submit("true"))
-
-
-def test_a_hold_does_not_affect_another_organization(
-    other: Workspace, workspace: Workspace
-) -> None:
-    other.rest.post("/v1/hold", status=200)
-    assert workspace.rest.get("/v1/hold")["on_hold"] is False
-    workspace.await_end(workspace.submit("true"))
-
-
-@pytest.mark.parametrize("token", ["member", "submit_observe", "read_only"])
-def test_a_hold_needs_its_scope(stack: Stack, token: str) -> None:
-    for path in ("/v1/hold", "/v1/hold/release"):
-        failed = stack.rest(token).fails("POST", path)
-        assert (failed.status, failed.details["required"]) == (403, ["org:hold"])
-
-
-def test_the_client_holds_and_releases(stack: Stack, other: Workspace) -> None:
-    with Client(f"http://{stack.ready['grpc_addr']}", stack.tokens[CALLER]) as client:
-        held = client.hold(reason="from Python").hold
-        assert held.on_hold and client.get_hold() == held == client.hold(reason="again").hold
-        with pytest.raises(OrgOnHoldError) as refused:
-            client.submit_task(other.id, "true")
-        assert refused.value.details["hold_reason"] == "from Python"
-        assert not client.release().on_hold
-        entries = [entry.rpc for entry in client.list_audit_entries(page_size=20)]
-        assert entries[:1] == ["ReleaseOrg"]

@@ -68,12 +68,6 @@ def test_waits_on_every_worker_end_with_the_task(
     assert [each.result()["task"]["status"] for each in calling] == ["cancelled", "cancelled"]
 
 
-@pytest.mark.parametrize("wait", ["31s", "-1s", "soon", 5])
-def test_an_invalid_wait_is_refused(workspace: Workspace, wait: object) -> None:
-    failed = workspace.rest.fails("POST", f"{workspace.path}/task/cancel", json={"wait": wait})
-    assert (failed.status, failed.slug) == (400, "validation_error")
-
-
 def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
     stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
