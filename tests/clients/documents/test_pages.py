@@ -1,8 +1,6 @@
-"""The pages of docs/: generated ones are up to date, and their blocks of code can be run."""
+"""The pages of docs/: their blocks of code can be run."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,35 +13,6 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # Languages of blocks that are neither run nor an output: parts of a program in another language.
 OTHERS = ("go", "yaml")
-# Prints the page of the errors, from the committed descriptor set.
-ERROR_PAGE = """
-from generate import DESCRIPTOR_SET, GEN
-from error_page import error_page
-from source import Protos
-print(error_page(Protos((GEN / DESCRIPTOR_SET).read_bytes())), end="")
-"""
-
-
-def test_the_generated_pages_are_up_to_date() -> None:
-    command = [sys.executable, ".make/pages.py", "--check"]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_page_of_the_errors_is_up_to_date() -> None:
-    command = [sys.executable, "-c", ERROR_PAGE]
-    done = subprocess.run(command, cwd=ROOT / "protos", check=True, capture_output=True, text=True)
-    assert done.stdout == (DOCS / "errors.md").read_text(), "run `make gen`"
-
-
-def test_every_setting_is_on_its_page_unless_it_is_internal() -> None:
-    from evershell.app.settings import Settings
-
-    page = (DOCS / "configuration.md").read_text()
-    listed = re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)
-    internal = {"RUN_ID", "CRASH_POINTS_DIR"}
-    assert set(listed) == {name.upper() for name in Settings.model_fields} - internal
-    assert len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
