@@ -1,28 +1,36 @@
-"""A working copy in which a test has replaced texts of the server."""
+"""A copy of the checkout in which a test replaces texts."""
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.support.stack import ROOT
 
-_SERVER = Path("server/evershell")
+# What a copy does not need. The last pattern is that of a module that is just being stored: the
+# compiled ones are copied, or each program would compile all of them at its start.
+_LEFT_OUT = (".git", ".venv", ".state", ".hypothesis", "site", "dist", "node_modules", "*.pyc.*")
 
-# A file of `server/evershell`, a text in it, and what replaces the text.
-Edit = tuple[str, str, str]
+
+class Edit(NamedTuple):
+    """A text that is exactly once in a file of the checkout, and what replaces it."""
+
+    path: str
+    text: str
+    replacement: str
 
 
-def changed_checkout(folder: Path, *edits: Edit) -> Path:
-    """Makes a working copy, which uses the environment of this one. Returns the folder.
-
-    Fails if a text is not there exactly once.
-    """
-    # With the compiled modules, or each program would compile all of them at its start. The last
-    # pattern is that of a module that is just being stored.
-    shutil.copytree(ROOT / _SERVER, folder / _SERVER, ignore=shutil.ignore_patterns("*.pyc.*"))
-    for name, text, replacement in edits:
-        path = folder / _SERVER / name
-        source = path.read_text()
-        assert source.count(text) == 1, f"{name} has not exactly one {text!r}"
-        path.write_text(source.replace(text, replacement))
+def copied_checkout(folder: Path, *edits: Edit) -> Path:
+    """Makes a copy that uses the environment of this one. Returns the folder."""
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*_LEFT_OUT), symlinks=True)
     (folder / ".venv").symlink_to(ROOT / ".venv")
+    for edit in edits:
+        apply(edit, folder)
     return folder
+
+
+def apply(edit: Edit, checkout: Path) -> None:
+    """Replaces the text. Fails if it is not there exactly once."""
+    path = checkout / edit.path
+    source = path.read_text()
+    assert source.count(edit.text) == 1, f"{edit.path} has not exactly one {edit.text!r}"
+    path.write_text(source.replace(edit.text, edit.replacement))

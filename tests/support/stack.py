@@ -23,6 +23,8 @@ READY_SECONDS = 60.0
 # docs/operating.md promises 10 s. A busy machine takes longer.
 STOP_SECONDS = 30.0
 ROOT = Path(__file__).resolve().parents[2]
+# The folders of a checkout that have the packages.
+_SOURCES = ("server", "client", "gen", "envoy")
 # Other code may seed the random module's generator.
 _random = random.SystemRandom()
 
@@ -68,7 +70,7 @@ class Stack(Service):
             return subprocess.Popen(
                 [*self.runner, self.python, "-m", self.module, "up"],
                 cwd=self.checkout,
-                env=self._environment,
+                env={**self._environment, **environment_of(self.checkout)},
                 stdout=output,
                 stderr=output,
             )
@@ -271,6 +273,16 @@ class Gate:
         assert descriptor is not None
         os.write(descriptor, b"open\n")
         os.close(descriptor)
+
+
+def environment_of(checkout: Path) -> dict[str, str]:
+    """The variables with which a program runs the code of another checkout.
+
+    A copy has the environment of this checkout, whose code would be found first.
+    """
+    if checkout == ROOT or not (checkout / "server" / "evershell").is_dir():
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(str(checkout / each) for each in _SOURCES)}
 
 
 def processes_of(state_dir: Path) -> list[str]:

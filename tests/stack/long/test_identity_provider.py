@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from evershell.auth import session_tokens
-from tests.support.checkout import changed_checkout
+from tests.support.checkout import Edit, copied_checkout
 from tests.support.documents import blocks
 from tests.support.stack import ROOT, Stack
 from tests.support.waiting import eventually
@@ -64,11 +64,12 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    def replaced(name: str, seconds: float) -> tuple[str, str, str]:
+    def replaced(name: str, seconds: float) -> Edit:
+        path = "server/evershell/auth/session_tokens.py"
         now = getattr(session_tokens, name)
-        return "auth/session_tokens.py", f"\n{name} = {now}\n", f"\n{name} = {seconds}\n"
+        return Edit(path, f"\n{name} = {now}\n", f"\n{name} = {seconds}\n")
 
-    return changed_checkout(
+    return copied_checkout(
         tmp_path / "checkout",
         replaced("CACHE_SECONDS", CACHE_SECONDS),
         replaced("_REFRESH_SECONDS", REFRESH_SECONDS),

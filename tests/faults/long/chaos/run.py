@@ -20,7 +20,7 @@ from tests.faults.long.chaos.load import Load
 from tests.faults.long.chaos.plan import Fault, Plan
 from tests.faults.long.chaos.sightings import Figures, allowed_connections
 from tests.faults.long.chaos.verdict import violations
-from tests.support.stack import ROOT, Stack, Workspace, processes_of
+from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 
 WORKERS = 2
@@ -45,8 +45,8 @@ class Outcome:
     violations: list[str]
 
 
-def run(plan: Plan, state_dir: Path, checkout: Path = ROOT) -> Outcome:
-    """Starts a stack of a working copy, plays the plan and stops the stack."""
+def run(plan: Plan, state_dir: Path) -> Outcome:
+    """Starts a stack, plays the plan and stops the stack."""
     # The load exceeds the rate limits, which this run does not test.
     stack = Stack(
         state_dir,
@@ -56,7 +56,6 @@ def run(plan: Plan, state_dir: Path, checkout: Path = ROOT) -> Outcome:
         # In a sandbox, no tool can stop its agent.
         POD_ISOLATION="none" if plan.seed % 2 else "auto",
     )
-    stack.checkout = checkout
     with disks(state_dir, plan.seconds) as mounted:
         try:
             stack.start()

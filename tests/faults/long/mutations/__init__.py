@@ -1,1 +1,0 @@
-"""Breaks the code once in each way, and checks that the invariants or a run of chaos find it."""

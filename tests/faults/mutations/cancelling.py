@@ -1,0 +1,560 @@
+"""What must always be true of a cancellation, a batch, a hold and a limit."""
+
+from tests.faults.mutations.mutants import Rule, rule
+
+_CORE = "server/evershell/core/"
+_AGENT = "server/evershell/agents/"
+_STORE = "server/evershell/store/"
+_FLEET = "server/evershell/fleet/"
+_RECORD = f"{_STORE}functions/record_cancellation_or_skip.sql"
+_BATCH = f"{_STORE}functions/cancel_tasks.sql"
+_SCHEMA = f"{_STORE}migrations/0001_initial.sql"
+
+# A controller forgets the limits that were reached before its term.
+_FORGETS_LIMITS = (
+    f"{_FLEET}due.py",
+    "await asyncio.gather(*map(self._cancel, due))",
+    'before = self.__dict__.setdefault("before", set(due))\n'
+    "        await asyncio.gather(*map(self._cancel, set(due) - before))",
+)
+
+CANCELLING: tuple[Rule, ...] = (
+    rule(
+        "the intent is committed before the agent is signalled",
+        "tests/unit/core/test_cancel_task.py tests/unit/core/test_cancel_task_order.py",
+        (
+            f"{_CORE}cancel_task.py",
+            "    # Checks and records in one transaction.",
+            "    early = await store.get_workspace(request.workspace_id)\n"
+            "    if early is not None and early.current_task_id is not None:\n"
+            "        open_task = await store.get_task(early.id, early.current_task_id)\n"
+            "        with suppress(AgentUnreachableError):\n"
+            "            await agents.cancel_task(early, open_task)\n"
+            "    # Checks and records in one transaction.",
+        ),
+    ),
+    rule(
+        "the agent is signalled, again by a repeat",
+        "tests/unit/core/test_cancel_task.py",
+        (
+            f"{_CORE}cancel_task.py",
+            "if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):",
+            "if outcome is Outcome.ACCEPTED:",
+        ),
+    ),
+    rule(
+        "a recorded intent decides the end",
+        "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_lifecycle_machine.py",
+        (
+            f"{_CORE}task_lifecycle.py",
+            "status, reason = TaskStatus.CANCELLED, reason or",
+            "status, reason = status, reason or",
+        ),
+    ),
+    rule(
+        "the database refuses another end of a task with an intent",
+        "tests/unit/store/test_postgres_store.py",
+        (
+            _SCHEMA,
+            "cancel_requested_at IS NULL OR status NOT IN ('completed',",
+            "cancel_requested_at IS NULL OR status IS NOT NULL OR status NOT IN ('completed',",
+        ),
+    ),
+    rule(
+        "the result of a final answer stays on a cancelled task",
+        "tests/unit/core/test_task_lifecycle.py",
+        (
+            f"{_CORE}task_lifecycle.py",
+            "result=proposed.result or task.result,",
+            "result=task.result if task.cancel else proposed.result,",
+        ),
+    ),
+    rule(
+        "without an intent no task ends cancelled",
+        "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_lifecycle_machine.py",
+        (f"{_CORE}task_lifecycle.py", "elif status is TaskStatus.CANCELLED:", "elif False:"),
+    ),
+    rule(
+        "the control plane enforces the bounds without the agent",
+        "tests/unit/fleet/test_overdue.py tests/unit/fleet/test_controller.py",
+        (
+            f"{_CORE}bounds.py",
+            'return "its agent did not interrupt the task in time"',
+            "return None",
+        ),
+        (
+            f"{_CORE}bounds.py",
+            "requested_at + iteration + CANCEL_MARGIN",
+            "requested_at + 100 * iteration",
+        ),
+        (
+            f"{_CORE}bounds.py",
+            "if unnamed_since is not None and now >",
+            "if unnamed_since is not None and unnamed_since >",
+        ),
+        (
+            f"{_CORE}bounds.py",
+            "            return workspace.agent_breach\n",
+            "            return None\n",
+        ),
+    ),
+    rule(
+        "a task ends once",
+        "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_runtime.py",
+        (f"{_CORE}task_lifecycle.py", "        and not task.status.is_terminal\n", ""),
+    ),
+    rule(
+        "the database has one end and one request of a task",
+        "tests/unit/store/test_postgres_store.py",
+        (_SCHEMA, "CREATE UNIQUE INDEX events_one_end", "CREATE INDEX events_one_end"),
+        (
+            _SCHEMA,
+            "CREATE UNIQUE INDEX events_one_cancel_request",
+            "CREATE INDEX events_one_cancel_request",
+        ),
+        (
+            _SCHEMA,
+            "CREATE UNIQUE INDEX events_one_of_each_iteration",
+            "CREATE INDEX events_one_of_each_iteration",
+        ),
+        (_SCHEMA, "CREATE UNIQUE INDEX tasks_one_open", "CREATE INDEX tasks_one_open"),
+    ),
+    rule(
+        "no iteration starts after the signal",
+        "tests/unit/agents/test_loop.py",
+        (f"{_AGENT}loop.py", "while not task.cancel.is_requested:", "while True:"),
+    ),
+    rule(
+        "the iteration in flight ends normally",
+        "tests/unit/agents/test_loop.py tests/unit/agents/test_force.py",
+        (
+            f"{_AGENT}active_task.py",
+            "return self.force_at is not None and self.force_at <= self._clock()",
+            "return self.is_requested",
+        ),
+    ),
+    rule(
+        "no tool call is committed without its result, no iteration out of order",
+        "tests/unit/core/test_agent_rules.py tests/unit/core/test_runtime.py "
+        "tests/unit/core/test_task_lifecycle.py",
+        (f"{_CORE}agent_rules.py", "        if result is None:\n", "        if False:\n"),
+        (f"{_CORE}task_lifecycle.py", "if number != task.iterations + 1:", "if False:"),
+        (
+            f"{_CORE}task_lifecycle.py",
+            "            if number <= task.iterations:\n",
+            "            if number < task.iterations:\n",
+        ),
+    ),
+    rule(
+        "a task counts its iterations and its usage",
+        "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_runtime.py",
+        (
+            f"{_CORE}task_lifecycle.py",
+            "output_tokens=task.usage.output_tokens + int(",
+            "output_tokens=int(",
+        ),
+        (
+            f"{_CORE}task_lifecycle.py",
+            'result = model_call.get("content") or output or task.result',
+            "result = task.result",
+        ),
+    ),
+    rule(
+        "an intent belongs to a task",
+        "tests/contracts/test_store_cancellations.py tests/contracts/test_store_agreement.py",
+        (
+            _RECORD,
+            "WHERE id = coalesce(p_task_id, w.current_task_id) AND",
+            "WHERE id = w.current_task_id AND",
+        ),
+    ),
+    rule(
+        "a signal for another task does not cancel the current one",
+        "tests/unit/agents/test_session.py",
+        (
+            f"{_AGENT}session.py",
+            "if self._task is not None and self._task.id == task_id:\n            return self",
+            "if self._task is not None:\n            return self",
+        ),
+    ),
+    rule(
+        "the workspace is idle after a cancellation, and its agent takes the next task",
+        "tests/unit/core/test_task_lifecycle.py tests/unit/agents/test_session.py",
+        (
+            f"{_CORE}task_lifecycle.py",
+            "idle = WorkspaceStatus.IDLE if",
+            "idle = WorkspaceStatus.FAILED if",
+        ),
+        (f"{_AGENT}session.py", "if following is not None and", "if False and"),
+    ),
+    rule(
+        "agent_unreachable says that the intent is recorded, and what to do",
+        "tests/unit/core/test_cancel_task.py",
+        (f"{_CORE}cancel_task.py", "intent_recorded=True", "intent_recorded=False"),
+        (f"{_CORE}cancel_task.py", "            if is_named\n", "            if True\n"),
+    ),
+    rule(
+        "an agent that does not answer is given up within 2 s",
+        "tests/unit/fleet/test_agent_client.py",
+        (
+            f"{_FLEET}agent_client.py",
+            "deadline.bounded(SIGNAL_BUDGET_SECONDS)",
+            "deadline.bounded(60)",
+        ),
+    ),
+    rule(
+        "an intent is delivered later",
+        "tests/unit/fleet/test_redelivery.py",
+        (
+            f"{_FLEET}redelivery.py",
+            "            is_due = at_once or",
+            "            is_due = False and",
+        ),
+        (
+            f"{_FLEET}redelivery.py",
+            "return delivery.done() and (delivery.cancelled() or not delivery.result())",
+            "return False",
+        ),
+    ),
+    rule(
+        "a lost agent's work ends before its task",
+        "tests/unit/fleet/test_controller.py tests/unit/fleet/test_overdue.py",
+        (
+            f"{_FLEET}controller.py",
+            "        stopped = await self._end_pod(workspace, 0)\n",
+            "        stopped = True\n",
+        ),
+    ),
+    rule(
+        "an end says whether the work has stopped",
+        "tests/unit/core/test_workspace_lifecycle.py tests/unit/core/test_task_lifecycle.py "
+        "tests/unit/fleet/test_controller.py",
+        (f"{_CORE}event.py", '"yes" if work_stopped else "unknown"', '"yes"'),
+    ),
+    rule(
+        "a late write of an earlier epoch is refused",
+        "tests/unit/core/test_runtime.py tests/unit/core/test_task_lifecycle.py "
+        "tests/unit/core/test_workspace_lifecycle.py",
+        (
+            f"{_CORE}workspace.py",
+            "return epoch != self.epoch or has_ended",
+            "return has_ended",
+        ),
+        (f"{_CORE}workspace.py", "or self.agent_breach is not None", ""),
+        (f"{_CORE}workspace_lifecycle.py", "epoch=workspace.epoch + 1", "epoch=workspace.epoch"),
+    ),
+    rule(
+        "the lease of an earlier epoch is not renewed",
+        "tests/contracts/test_store_leases.py",
+        (
+            f"{_STORE}functions/renew_leases.sql",
+            "AND epoch = p_epochs[n] AND",
+            "AND",
+        ),
+    ),
+    rule(
+        "an agent ends its tools and itself before its lease is over",
+        "tests/unit/agents/test_renewal.py tests/unit/agents/test_program.py "
+        "tests/unit/agents/test_exit.py",
+        (f"{_AGENT}lease.py", "sent_at + left_seconds - margin_seconds", "sent_at + left_seconds"),
+        (
+            f"{_AGENT}agent.py",
+            "        await self._lease.wait_over()\n",
+            "        await asyncio.Event().wait()\n",
+        ),
+    ),
+    rule(
+        "a repeat is already_requested, and the first intent stays",
+        "tests/contracts/test_store_cancellations.py tests/contracts/test_store_agreement.py",
+        (_RECORD, "WHEN t.cancel_requested_at IS NOT NULL THEN", "WHEN false THEN"),
+        (f"{_CORE}task_lifecycle.py", "    if task.cancel is None:\n", "    if True:\n"),
+    ),
+    rule(
+        "of many calls at once one is accepted",
+        "tests/contracts/test_store_cancellations.py tests/contracts/test_store_cancel_tasks.py",
+        (_RECORD, "        FOR UPDATE;\n", "        ;\n"),
+        (_BATCH, "        FOR UPDATE SKIP LOCKED\n", ""),
+    ),
+    rule(
+        "every reply to an agent has the intent",
+        "tests/unit/core/test_runtime.py tests/wire/api/test_agent_codec.py",
+        (
+            f"{_CORE}runtime.py",
+            "task=task if is_open else None",
+            "task=replace(task, cancel=None) if is_open else None",
+        ),
+        (
+            "server/evershell/pod/messages.py",
+            "        cancellation=cancellation_fields(task, now),\n",
+            "",
+        ),
+    ),
+    rule(
+        "the agent applies the intent of a directive, before its first iteration too",
+        "tests/unit/agents/test_session.py tests/unit/agents/test_start.py",
+        (
+            f"{_AGENT}session.py",
+            'if assignment.HasField("cancellation"):',
+            "if False:",
+        ),
+    ),
+    rule(
+        "without wait, the answer does not wait; with it, it returns at the end",
+        "tests/unit/core/test_cancel_task_wait.py tests/unit/core/test_cancel_task.py",
+        (f"{_CORE}cancel_task.py", "        if request.wait_seconds:\n", "        if False:\n"),
+        (
+            f"{_CORE}cancel_task.py",
+            "if task.status.is_terminal or left_seconds <= 0",
+            "if task.status.is_terminal or left_seconds <= -1",
+        ),
+        (f"{_CORE}cancel_task.py", "or not await wakeup.wait(left_seconds)", ""),
+    ),
+    rule(
+        "a force deadline interrupts the model call and the tool call",
+        "tests/unit/agents/test_force.py tests/unit/agents/test_tools.py",
+        (f"{_AGENT}iteration.py", "                interrupt.set()\n", "                pass\n"),
+        (
+            f"{_AGENT}iteration.py",
+            '"interrupted" if reply.is_interrupted else "completed"',
+            '"completed"',
+        ),
+        (
+            f"{_AGENT}loop.py",
+            "return TaskEnded(status=TaskStatus.CANCELLED, forced=True)",
+            "return TaskEnded(status=TaskStatus.CANCELLED)",
+        ),
+        (
+            f"{_AGENT}tools.py",
+            "        self._descendants.kill(self.process.pid)\n",
+            "",
+        ),
+        (
+            f"{_AGENT}tools.py",
+            "status = ToolStatus.INTERRUPTED if interrupted.done() else ToolStatus.TIMED_OUT",
+            "status = ToolStatus.TIMED_OUT",
+        ),
+    ),
+    rule(
+        "the earliest force deadline wins",
+        "tests/contracts/test_store_cancellations.py tests/contracts/test_store_cancel_tasks.py "
+        "tests/unit/core/test_task_lifecycle.py tests/unit/agents/test_force.py "
+        "tests/unit/agents/test_session.py",
+        (
+            _RECORD,
+            "p_force_at < coalesce(t.cancel_force_at, 'infinity')",
+            "p_force_at IS NOT NULL",
+        ),
+        (
+            _BATCH,
+            "p_force_at < coalesce(tasks.cancel_force_at, 'infinity')",
+            "p_force_at IS NOT NULL",
+        ),
+        (
+            f"{_CORE}task_lifecycle.py",
+            "task.cancel.force_at is not None and task.cancel.force_at <= intent.force_at",
+            "False",
+        ),
+        (f"{_AGENT}active_task.py", "or force_at < self.force_at", ""),
+    ),
+    rule(
+        "an end is forced only if a caller has asked for it",
+        "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_workspace_lifecycle.py",
+        (
+            f"{_CORE}task_lifecycle.py",
+            "forced=proposed.forced and may_be_forced",
+            "forced=proposed.forced",
+        ),
+        (
+            f"{_CORE}task_lifecycle.py",
+            "forced = force_at is not None and force_at <= now",
+            "forced = False",
+        ),
+    ),
+    rule(
+        "GetTask shows the request and the phase of the agent",
+        "tests/wire/api/test_codec.py tests/unit/core/test_runtime.py "
+        "tests/unit/core/test_workspace_lifecycle.py tests/wire/api/test_heartbeats.py",
+        (
+            "server/evershell/api/codec.py",
+            '"cancel_requested_by": intent.requested_by if intent is not None else ""',
+            '"cancel_requested_by": ""',
+        ),
+        (
+            f"{_CORE}workspace_lifecycle.py",
+            "task = replace(task, phase=phase)",
+            "task = replace(task)",
+        ),
+    ),
+    rule(
+        "the log of a workspace has no gap and has every request",
+        "tests/contracts/test_store_cancellations.py tests/contracts/test_store_transitions.py "
+        "tests/contracts/test_store_cancel_tasks.py",
+        (_RECORD, "w.last_seq := w.last_seq + 1", "w.last_seq := w.last_seq + 2"),
+        (
+            _BATCH,
+            "SET last_seq = workspaces.last_seq + 1",
+            "SET last_seq = workspaces.last_seq + 2",
+        ),
+        (
+            f"{_STORE}writes.py",
+            "enumerate(change.events, seq + 1)",
+            "enumerate(change.events, seq + 2)",
+        ),
+        (_RECORD, "'task_cancel_requested', p_requested_at", "'task_started', p_requested_at"),
+    ),
+    rule(
+        "a call and its entry of the audit log are committed together",
+        "tests/contracts/test_store_audit.py tests/contracts/test_store_cancel_tasks.py",
+        (_RECORD, "    IF p_audit IS NOT NULL THEN\n", "    IF false THEN\n"),
+        (_RECORD, "entry.outcome := outcome", "entry.outcome := 'ok'"),
+        (_BATCH, "    IF p_audit IS NOT NULL THEN\n", "    IF false THEN\n"),
+    ),
+    rule(
+        "a batch cancels what matches, of the organization and of its caller, the oldest first",
+        "tests/contracts/test_store_cancel_tasks.py tests/unit/core/test_cancel_tasks.py",
+        (
+            f"{_STORE}batch_cancellations.py",
+            "ORDER BY is_pending DESC, task_id LIMIT",
+            "ORDER BY is_pending DESC, task_id DESC LIMIT",
+        ),
+        (
+            f"{_STORE}batch_cancellations.py",
+            '"WHERE w.org_id = %s AND',
+            '"WHERE w.org_id <= %s AND',
+        ),
+        (f"{_STORE}batch_cancellations.py", "    if permission.own_only:\n", "    if False:\n"),
+        (
+            _BATCH,
+            "(NOT p_own_only OR w.created_by_user_id = p_user_id)",
+            "(true)",
+        ),
+        (_BATCH, "            AND tasks.cancel_requested_at IS NULL\n", ""),
+        (_BATCH, "            AND w.status IN ('idle', 'busy')\n", ""),
+        (f"{_CORE}cancel_tasks.py", "    if request.dry_run:\n", "    if False:\n"),
+        (
+            f"{_CORE}cancel_tasks.py",
+            "wanted, intent.force_at, MAX_TASKS)\n    pending",
+            "wanted, intent.force_at, 10**6)\n    pending",
+        ),
+    ),
+    rule(
+        "a batch names its tasks, or all of them in so many words",
+        "tests/unit/core/test_cancel_tasks.py tests/unit/core/test_validation.py "
+        "tests/wire/api/test_codec.py",
+        (
+            f"{_CORE}task_filter.py",
+            "if all(getattr(self, name) is None for name in self.__slots__):",
+            "if False:",
+        ),
+        ("server/evershell/api/emergency.py", "    if not request.all:\n", "    if False:\n"),
+        ("server/evershell/api/emergency.py", "        if request.all:\n", "        if False:\n"),
+        (f"{_CORE}task_filter.py", "if not 1 <= count <= most:", "if not count <= most:"),
+    ),
+    rule(
+        "the agents of a batch are signalled at once",
+        "tests/contracts/test_store_cancel_tasks.py tests/unit/fleet/test_redelivery.py",
+        (
+            f"{_STORE}batch_cancellations.py",
+            "        if rows:\n            self._announce(UNSIGNALLED,",
+            "        if False:\n            self._announce(UNSIGNALLED,",
+        ),
+        (
+            f"{_FLEET}controller.py",
+            "            if UNSIGNALLED in workspace_ids:\n",
+            "            if False:\n",
+        ),
+    ),
+    rule(
+        "a batch keeps force_after",
+        "tests/unit/core/test_cancel_tasks.py tests/faults/invariants/test_invariants.py",
+        (
+            f"{_CORE}cancel_tasks.py",
+            "intent_of(caller, request.reason, request.force_after_seconds, origin, clock)",
+            "intent_of(caller, request.reason, None, origin, clock)",
+        ),
+    ),
+    rule(
+        "a hold refuses submissions, creations and resumptions",
+        "tests/unit/core/test_holds.py tests/unit/core/test_tasks.py "
+        "tests/unit/core/test_workspaces.py tests/contracts/test_store_holds.py",
+        (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
+        (f"{_CORE}workspaces.py", "        locked.require_no_hold()\n", ""),
+    ),
+    rule(
+        "no submission is committed after a hold, and the first hold stays",
+        "tests/contracts/test_store_holds.py",
+        (
+            f"{_STORE}holds.py",
+            "    await connection.execute(_SHARE_LOCK, (org_id,), prepare=True)\n",
+            "",
+        ),
+        (
+            f"{_STORE}holds.py",
+            "ON CONFLICT (org_id) DO NOTHING",
+            "ON CONFLICT (org_id) DO UPDATE SET reason = EXCLUDED.reason",
+        ),
+    ),
+    rule(
+        "a limit that is reached cancels the task",
+        "tests/unit/core/test_limits.py",
+        (f"{_CORE}task_limits.py", "        if due <= now:\n", "        if False:\n"),
+        (
+            f"{_CORE}task_limits.py",
+            "tokens >= limits.max_total_tokens",
+            "tokens > limits.max_total_tokens",
+        ),
+        (f"{_CORE}task_limits.py", 'REQUESTER = "system:limit"', 'REQUESTER = "system"'),
+        (
+            f"{_CORE}task_limits.py",
+            "force_at=None if seconds is None else since + timedelta(seconds=seconds)",
+            "force_at=None",
+        ),
+    ),
+    rule(
+        "a limit is not forgotten while an agent is lost or a controller restarts",
+        "tests/unit/core/test_limits.py tests/unit/fleet/test_limits.py "
+        "tests/contracts/test_store_limits.py",
+        (
+            f"{_CORE}task_lifecycle.py",
+            "    limited = apply_limits(locked, now)\n    task",
+            "    limited = unchanged(locked)\n    task",
+        ),
+        (
+            f"{_FLEET}controller.py",
+            "has_reached_limits = await self._limits.enforce()",
+            "has_reached_limits = False",
+        ),
+    ),
+    rule(
+        "the invariants find a limit that is forgotten, and a hold that is not read",
+        "tests/faults/invariants/long/test_invariants.py::test_invariants_hold_in_memory",
+        (
+            f"{_CORE}task_lifecycle.py",
+            "    limited = apply_limits(locked, now)\n    task",
+            "    limited = unchanged(locked)\n    task",
+        ),
+        (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
+        _FORGETS_LIMITS,
+    ),
+    rule(
+        "chaos finds tasks that a batch leaves out, a hold that is kept, a limit that is forgotten",
+        "tests/faults/long/chaos/test_emergencies.py",
+        (
+            _BATCH,
+            "            AND w.status IN ('idle', 'busy')\n",
+            "            AND w.status IN ('idle', 'busy') AND w.current_task_id !~ '[0-9A-F]$'\n",
+        ),
+        # A worker keeps for a while that there is no hold.
+        (
+            f"{_STORE}holds.py",
+            "    await connection.execute(_SHARE_LOCK, (org_id,), prepare=True)\n",
+            "    await connection.execute(_SHARE_LOCK, (org_id,), prepare=True)\n"
+            "    import time\n\n"
+            "    since = share.__dict__.setdefault(org_id, time.monotonic())\n"
+            "    if since + 3 > time.monotonic():\n"
+            '        return await connection.execute(_GET + " AND false", (org_id,))\n'
+            "    del share.__dict__[org_id]\n",
+        ),
+        _FORGETS_LIMITS,
+    ),
+)

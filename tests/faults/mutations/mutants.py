@@ -1,0 +1,20 @@
+"""What a rule is."""
+
+from dataclasses import dataclass
+
+from tests.support.checkout import Edit
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of the contract."""
+
+    name: str
+    # The files or folders of tests that fail with each of the mutants.
+    tests: tuple[str, ...]
+    mutants: tuple[Edit, ...]
+
+
+def rule(name: str, tests: str, *edits: tuple[str, str, str]) -> Rule:
+    """A rule with a mutant for each edit. `tests` are separated by spaces."""
+    return Rule(name, tuple(tests.split()), tuple(Edit(*each) for each in edits))
