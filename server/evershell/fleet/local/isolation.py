@@ -53,12 +53,21 @@ class Started:
     """
 
     agent: ProcessId
-    child: "subprocess.Popen[bytes]"
+    child_pid: int
+    stdin: IO[bytes]
+
+    @classmethod
+    def of(cls, agent: ProcessId, child: "subprocess.Popen[bytes]") -> "Started":
+        """Takes the child over: pods are ended and reaped by their ids."""
+        assert child.stdin is not None
+        # A child without one is taken for forgotten when the object is deleted.
+        child.returncode = 0
+        return cls(agent, child.pid, child.stdin)
 
     @property
     def pids(self) -> set[int]:
         """The ids of both."""
-        return {self.agent.pid, self.child.pid}
+        return {self.agent.pid, self.child_pid}
 
 
 class Isolation(Protocol):
@@ -116,7 +125,7 @@ class NoIsolation:
             env=environment,
             start_new_session=True,
         )
-        return Started(ProcessId.of(child.pid), child)
+        return Started.of(ProcessId.of(child.pid), child)
 
 
 class Sandbox:
@@ -177,8 +186,9 @@ class Sandbox:
             pid = _read_child_pid(info)
         if pid is None:
             child.kill()
+            child.communicate()
             raise OSError(errno.EIO, "bwrap could not build its sandbox; see its log")
-        return Started(ProcessId.of(pid), child)
+        return Started.of(ProcessId.of(pid), child)
 
     def _command(
         self,

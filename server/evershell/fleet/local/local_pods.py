@@ -117,20 +117,19 @@ class LocalPods:
             )
         # Before anything else can run, because `end` kills all other children of this process.
         self._started[workspace.id, workspace.epoch] = started
-        if self._isolation.agent_is_init:
-            await self._wait_program(workspace, started.agent)
-        record = AgentRecord(
-            workspace.epoch,
-            workspace.run_id,
-            started.agent,
-            is_init=self._isolation.agent_is_init,
-        )
-        self._records.write(workspace.id, record)
-        spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
-        assert started.child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            started.child.stdin.write(json.dumps(asdict(spec)).encode())
-            started.child.stdin.close()
+        # An agent that has ended already does not read its spec.
+        with contextlib.suppress(BrokenPipeError), started.stdin:
+            if self._isolation.agent_is_init:
+                await self._wait_program(workspace, started.agent)
+            record = AgentRecord(
+                workspace.epoch,
+                workspace.run_id,
+                started.agent,
+                is_init=self._isolation.agent_is_init,
+            )
+            self._records.write(workspace.id, record)
+            spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
+            started.stdin.write(json.dumps(asdict(spec)).encode())
 
     async def _wait_program(self, workspace: Workspace, agent: ProcessId) -> None:
         """Returns when the process runs the agent's program, in its folder. Raises OSError."""
