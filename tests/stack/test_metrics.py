@@ -48,25 +48,6 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
     assert not ids & labels
 
 
-def test_the_fleet_controller_reports_the_backlog(stack: Stack, workspace: Workspace) -> None:
-    def read(name: str, **labels: str) -> float | None:
-        return scrape(stack, FLEET).get((f"evershell_{name}", frozenset(labels.items())))
-
-    gate = Gate(workspace)
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
-    workspace.cancel()
-    eventually(lambda: read("cancellations_open") == 1)
-    eventually(lambda: (read("cancellations_oldest_seconds") or 0) > 0)
-    # The controller redelivers the cancellation in case the agent has missed it.
-    eventually(lambda: read("cancel_redeliveries_total", result="acknowledged"))
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "cancelled"
-    eventually(lambda: read("cancellations_open") == 0)
-    # Workspaces are counted every 60 s.
-    eventually(lambda: (read("workspaces", status="idle") or 0) >= 2, 90)
-
-
 def test_the_fleet_controller_counts_a_cancellation_that_ends_with_a_lost_agent(
     stack: Stack, workspace: Workspace
 ) -> None:
