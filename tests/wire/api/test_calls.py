@@ -65,6 +65,22 @@ async def test_agent_unreachable_reports_that_the_intent_is_recorded(
     assert (await world.task(busy.id, running.id)).cancel is not None
 
 
+async def test_a_submitted_task_is_read_back_unchanged(server: Running, world: World) -> None:
+    idle = await world.add()
+    request = messages.SubmitTaskRequest(
+        workspace_id=idle.id, description="ls", metadata={"k": "v"}, max_iterations=3
+    )
+    answer = await server.stub.SubmitTask(request, metadata=bearer())
+    read = messages.GetTaskRequest(workspace_id=idle.id, task_id=answer.task_id)
+    task = await server.stub.GetTask(read, metadata=bearer())
+    assert (task.description, dict(task.metadata), task.max_iterations) == ("ls", {"k": "v"}, 3)
+    assert answer.status == task.status == task_pb2.Task.Status.delivered
+    listed = await server.stub.ListTasks(
+        messages.ListTasksRequest(workspace_id=idle.id), metadata=bearer()
+    )
+    assert list(listed.tasks) == [task]
+
+
 async def test_a_stream_sends_past_and_new_events(server: Running, world: World) -> None:
     busy, running = await world.add_busy()
     call = server.stub.WatchEvents(
