@@ -96,11 +96,6 @@ async def test_another_organization_finds_nothing(store: Store) -> None:
     assert await store.get_task(busy.id, submitted.id) == submitted
 
 
-async def test_an_unknown_workspace_is_not_found(store: Store) -> None:
-    found = await store.record_cancellation(permission(), "ws_unknown", None, intent())
-    assert (found.workspace, found.task, found.recorded) == (None, None, False)
-
-
 @pytest.mark.parametrize(
     ("creator", "caller", "recorded"),
     [

@@ -16,7 +16,7 @@ from evershell.core.workspace import WorkspaceStatus
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.support.world import ORG, World
 from tests.wire.api.access_rules import METHODS
-from tests.wire.api.credentials import INTERNAL_METHODS, RUNTIME_METHODS, unauthenticated
+from tests.wire.api.credentials import INTERNAL_METHODS, unauthenticated
 from tests.wire.api.running import (
     INTERNAL,
     POD_TOKENS,
@@ -92,17 +92,6 @@ async def test_a_users_credential_does_not_open_the_runtime_service(
 async def test_an_agents_token_opens_no_public_method(server: Running, method: str) -> None:
     seen = await unauthenticated(server, PUBLIC + method, agent_bearer("ws_1"))
     assert seen.slug in ("unauthenticated", "unavailable")
-
-
-@pytest.mark.parametrize("method", RUNTIME_METHODS)
-async def test_an_agents_token_opens_the_runtime_service(server: Running, method: str) -> None:
-    """The token names the workspace; no request can."""
-    registering = runtime_service_pb2.RegisterRequest(address="127.0.0.1:1").SerializeToString()
-    request = registering if method == "Register" else b""
-    seen = await server.raw(INTERNAL + method, agent_bearer("ws_none"), request)
-    assert isinstance(seen, bytes)
-    # All responses have a directive, in the same field.
-    assert runtime_service_pb2.RegisterResponse.FromString(seen).directive.fenced
 
 
 async def test_an_agent_acts_for_its_own_workspace(server: Running, world: World) -> None:

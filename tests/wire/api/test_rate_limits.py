@@ -145,15 +145,6 @@ async def test_a_loop_on_the_right_task_does_not_limit_other_callers(
     assert world.agents.cancelled == [running.id] * 20
 
 
-async def test_cancellations_in_all_workspaces_share_one_bucket(
-    server: Running, world: World
-) -> None:
-    first, _ = await world.add_busy()
-    second, _ = await world.add_busy()
-    assert await count_served(cancelling(server, first.id)) == 10
-    assert await count_served(cancelling(server, second.id)) == 0
-
-
 async def test_unauthenticated_calls_are_not_counted(server: Running) -> None:
     assert (
         await count_served(lambda: server.raw(PUBLIC + "ListWorkspaces", bearer("sk_unknown")))
