@@ -39,6 +39,7 @@ TEXTS = {
     ),
     "Client interceptors of grpc.aio": "gRPC client interceptors",
     "Awaitable[Page[T]]": "Page[T]",
+    "Coroutine[Any, Any, None]": "None",
     "Generator[Event, None]": "Generator[Event, None, None]",
 }
 

@@ -1,7 +1,11 @@
-"""The asynchronous client with a real server in the same process."""
+"""The asynchronous client with a real server in the same process: what asyncio and grpc.aio do.
+
+The other files test the rules of calls, waits and watches on the synchronous client, which is
+generated from this one: grpcio-testing has no fake channel of grpc.aio.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -15,16 +19,13 @@ from evershell.workspace.v1 import (
 )
 
 from evershell.client import (
-    AgentUnreachableError,
     Answer,
     AsyncClient,
-    CancelOutcome,
     ClientClosedError,
     TaskNotEndedError,
     TaskStatus,
     UnavailableError,
     ValidationError,
-    WorkspaceNotFoundError,
 )
 from evershell.core import errors
 from evershell.core.errors import Failure
@@ -32,6 +33,8 @@ from tests.unit.client.scripted import Scripted
 
 Reply = workspace_service_pb2.CancelTaskResponse
 Message = workspace_service_pb2.WatchEventsResponse
+WORKSPACE = workspace_pb2.Workspace(id="ws_1")
+SOON = Failure("unavailable", "Later.", retry_after_seconds=0.01)
 UNREACHABLE = errors.agent_unreachable("ws_1", "task_1", "recorded", intent_recorded=True)
 
 
@@ -61,36 +64,20 @@ def event(seq: int, **fields: Any) -> Message:
     return Message(event=event_pb2.Event(seq=seq, task_id="task_1", **fields))
 
 
-async def test_a_cancellation(client: AsyncClient, scripted: Scripted) -> None:
-    task = task_pb2.Task(id="task_1", status=task_pb2.Task.running)
-    scripted.script = [Reply(workspace_id="ws_1", outcome=Reply.accepted, task=task)]
-    result = await client.cancel("ws_1", reason="why", wait=1, force_after=2)
-    assert (result.outcome, result.request_id) == (CancelOutcome.ACCEPTED, "request_1")
-    assert scripted.seen[0].reason == "why"
-    assert scripted.tokens == ["Bearer sk_secret"]
-
-
-Ask = Callable[[AsyncClient], Awaitable[Any]]
-WORKSPACE = workspace_pb2.Workspace(id="ws_1")
-
-
-@pytest.mark.parametrize(
-    ("call", "reply"),
-    [
-        (lambda client: client.submit_task("ws_1", "true"),
-         workspace_service_pb2.SubmitTaskResponse(task_id="task_1")),
-        (lambda client: client.get_task("ws_1", "task_1"), task_pb2.Task(id="task_1")),
-        (lambda client: client.create_workspace("mine"), WORKSPACE),
-        (lambda client: client.get_workspace("ws_1"), WORKSPACE),
-        (lambda client: client.stop_workspace("ws_1"), WORKSPACE),
-        (lambda client: client.resume_workspace("ws_1"), WORKSPACE),
-    ],
-)  # fmt: skip
-async def test_each_other_call(
-    client: AsyncClient, scripted: Scripted, call: Ask, reply: Any
+async def test_an_attempt_that_fails_is_reported_and_repeated(
+    service: tuple[Scripted, str],
 ) -> None:
-    scripted.script = [reply]
-    assert await call(client)
+    scripted, address = service
+    answers: list[Answer] = []
+    scripted.script = [SOON, WORKSPACE]
+    async with AsyncClient(address, "sk_secret", on_answer=answers.append) as client:
+        workspace = await client.with_options(metadata={"x-team": "blue"}).get_workspace("ws_1")
+    assert workspace.id == "ws_1"
+    assert (scripted.tokens, scripted.metadata["x-team"]) == (["Bearer sk_secret"] * 2, "blue")
+    assert isinstance(answers[0].error, UnavailableError) and answers[1].error is None
+    for answer in answers:
+        assert (answer.rpc, answer.request_id) == ("GetWorkspace", "request_1")
+        assert answer.metadata["x-request-id"] == "request_1"
 
 
 async def test_lists_have_pages(client: AsyncClient, scripted: Scripted) -> None:
@@ -109,28 +96,11 @@ async def test_lists_have_pages(client: AsyncClient, scripted: Scripted) -> None
 
 
 async def test_an_error_has_its_class(client: AsyncClient, scripted: Scripted) -> None:
-    scripted.script = [
-        errors.workspace_not_found("ws_1"),
-        errors.invalid({"reason": "too long"}),
-    ]
-    with pytest.raises(WorkspaceNotFoundError) as raised:
-        await client.get_workspace("ws_1")
+    scripted.script = [errors.invalid({"reason": "too long"})]
+    with pytest.raises(ValidationError) as raised:
+        await client.cancel("ws_1")
     assert (raised.value.request_id, raised.value.is_from_service) == ("request_1", True)
-    with pytest.raises(ValidationError) as invalid:
-        await client.cancel("ws_1")
-    assert invalid.value.fields == {"reason": "too long"}
-
-
-async def test_reads_are_repeated_and_cancellations_without_a_task_are_not(
-    client: AsyncClient, scripted: Scripted
-) -> None:
-    soon = Failure("unavailable", "Later.", retry_after_seconds=0.01)
-    scripted.script = [soon, WORKSPACE, soon, Reply(outcome=Reply.already_requested), soon]
-    assert (await client.get_workspace("ws_1")).id == "ws_1"
-    assert (await client.cancel("ws_1", "task_1")).outcome is CancelOutcome.ALREADY_REQUESTED
-    with pytest.raises(UnavailableError):
-        await client.cancel("ws_1")
-    assert len(scripted.seen) == 5
+    assert raised.value.fields == {"reason": "too long"}
 
 
 async def test_the_end_of_a_task_is_waited_for(client: AsyncClient, scripted: Scripted) -> None:
@@ -153,20 +123,11 @@ async def test_the_end_of_a_task_is_waited_for(client: AsyncClient, scripted: Sc
         await client.wait_for_task("ws_1", "task_1", timeout=0)
 
 
-async def test_a_cancellation_whose_agent_is_lost_says_that_it_is_recorded(
-    client: AsyncClient, scripted: Scripted
-) -> None:
-    scripted.script = [UNREACHABLE]
-    with pytest.raises(AgentUnreachableError) as raised:
-        await client.cancel("ws_1")
-    assert (raised.value.task_id, raised.value.intent_recorded) == ("task_1", True)
-
-
 async def test_a_watch_is_resumed(client: AsyncClient, scripted: Scripted) -> None:
     end = event_pb2.TaskCompleted(status=task_pb2.Task.cancelled)
     scripted.script = [
         [event(1), event(2)],
-        Failure("unavailable", "Later.", retry_after_seconds=0.01),
+        SOON,
         [event(3, type=9, task_completed=end)],
     ]
     seqs = [each.seq async for each in client.watch("ws_1", task_id="task_1")]
@@ -247,23 +208,3 @@ async def test_a_caller_can_cancel_its_own_call(client: AsyncClient, scripted: S
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-
-
-async def test_each_attempt_is_answered_with_its_metadata(service: tuple[Scripted, str]) -> None:
-    scripted, address = service
-    answers: list[Answer] = []
-    scripted.script = [errors.unavailable(), workspace_pb2.Workspace(id="ws_1")]
-    async with AsyncClient(address, "sk_secret", on_answer=answers.append) as client:
-        client._sleep = _no_sleep
-        other = client.with_options(metadata={"x-team": "blue"})
-        assert (await other.get_workspace("ws_1")).id == "ws_1"
-    assert scripted.metadata["x-team"] == "blue"
-    assert [(answer.rpc, answer.request_id) for answer in answers] == [
-        ("GetWorkspace", "request_1")
-    ] * 2
-    assert isinstance(answers[0].error, UnavailableError) and answers[1].error is None
-    assert all(answer.metadata["x-request-id"] == "request_1" for answer in answers)
-
-
-async def _no_sleep(_: float) -> None:
-    pass

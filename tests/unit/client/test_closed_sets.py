@@ -1,4 +1,4 @@
-"""The client has everything that the protos have, and its two forms agree."""
+"""The client has everything that the protos have."""
 
 import dataclasses
 import inspect
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import evershell.client
-from evershell.client import AsyncClient, Client, events, types
+from evershell.client import Client, events, types
 from evershell.client._messages import Result
 
 # The method of the client for each RPC.
@@ -75,10 +75,9 @@ def enums() -> dict[StrEnum, Any]:
 
 def test_each_rpc_has_a_method() -> None:
     assert set(METHODS) == {method.name for method in SERVICE.methods} - REST_ONLY, (
-        "add a method for the new RPC to both clients"
+        "add a method for the new RPC to the client"
     )
-    for method in METHODS.values():
-        assert callable(getattr(Client, method)) and callable(getattr(AsyncClient, method))
+    assert all(callable(getattr(Client, method)) for method in METHODS.values())
 
 
 @pytest.mark.parametrize("rpc", METHODS)
@@ -114,24 +113,6 @@ def test_each_payload_has_a_class() -> None:
         assert type(event.payload).__name__ == field.message_type.name
         assert event.type.value == field.name
         assert event.to_dict()[field.name] is not None
-
-
-def public_methods(client: type) -> dict[str, Any]:
-    names = {name for name, _ in inspect.getmembers(client) if not name.startswith("_")}
-    return {name: getattr(client, name) for name in names}
-
-
-def test_both_clients_have_the_same_methods_arguments_and_documentation() -> None:
-    plain, asynchronous = public_methods(Client), public_methods(AsyncClient)
-    assert set(plain) == set(asynchronous)
-    for name, method in plain.items():
-        twin = asynchronous[name]
-        assert method.__doc__ == twin.__doc__, name
-        if callable(method) and name != "with_options":
-            parameters = inspect.signature(method).parameters
-            assert parameters == inspect.signature(twin).parameters, name
-    arguments = list(inspect.signature(Client).parameters)
-    assert arguments == list(inspect.signature(AsyncClient).parameters)
 
 
 @pytest.mark.parametrize(

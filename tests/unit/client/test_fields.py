@@ -104,7 +104,7 @@ def test_a_credential_that_is_no_text_is_refused(service: Service, token: Any) -
 
 
 def test_a_timeout_has_no_upper_limit(service: Service) -> None:
-    # gRPC would take such a deadline for one that has passed.
+    # gRPC would treat such a deadline as expired.
     call = start(service.client.with_options(timeout=float("inf")).get_workspace, "ws_1")
     service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
     assert call.result(5).id == "ws_1"

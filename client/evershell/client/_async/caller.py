@@ -7,6 +7,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Mapping,
     Sequence,
@@ -75,7 +76,7 @@ class AsyncCaller:
             raise ConfigurationError("A channel has its own address and its own TLS files.")
         self._transport = AsyncTransport(self._endpoint, tls, channel, interceptors)
         self._monotonic: Callable[[], float] = time.monotonic
-        self._sleep: Callable[[float], Any] = AsyncTransport.sleep
+        self._sleep: Callable[[float], Coroutine[Any, Any, None]] = AsyncTransport.sleep
         self._idle_seconds = IDLE_SECONDS
 
     def __repr__(self) -> str:

@@ -75,7 +75,7 @@ class Caller:
             raise ConfigurationError("A channel has its own address and its own TLS files.")
         self._transport = Transport(self._endpoint, tls, channel, interceptors)
         self._monotonic: Callable[[], float] = time.monotonic
-        self._sleep: Callable[[float], Any] = Transport.sleep
+        self._sleep: Callable[[float], None] = Transport.sleep
         self._idle_seconds = IDLE_SECONDS
 
     def __repr__(self) -> str:
