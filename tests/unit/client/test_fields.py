@@ -83,20 +83,6 @@ def test_a_field_is_refused(service: Service, call: Callable[[Client], Any], fie
     assert (raised.value.is_from_service, service.channel.timeouts) == (False, [])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"timeout": float("nan")},
-        {"timeouts": {"CancelTask": float("nan")}},
-        {"traceparent": "ü"},
-        {"metadata": {"x-team": 5}},
-    ],
-)
-def test_an_option_is_refused(service: Service, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError):
-        service.client.with_options(**options)
-
-
 @pytest.mark.parametrize("token", [None, b"sk_secret", 5])
 def test_a_credential_that_is_no_text_is_refused(service: Service, token: Any) -> None:
     with pytest.raises(ConfigurationError, match="The credential is not valid"):

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from evershell.workspace.v1 import task_pb2, workspace_pb2
 
-from evershell.client import Answer, Client, ConfigurationError, WorkspaceNotFoundError
+from evershell.client import Answer, ConfigurationError, WorkspaceNotFoundError
 from evershell.core import errors
 from tests.support.fake_channel import TIMEOUT_SECONDS, Service, start
 
@@ -61,15 +61,24 @@ def test_a_method_has_a_timeout_of_its_own(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"timeout": 0}, {"timeouts": {"GetTask": 0}}, {"timeouts": {"get_task": 1}},
-     {"max_retries": -1}],
-)  # fmt: skip
-def test_options_that_are_not_valid_are_refused(service: Service, options: Any) -> None:
-    with pytest.raises(ConfigurationError):
+    ("options", "message"),
+    [
+        ({"timeout": 0}, "timeout must be more than 0"),
+        ({"timeout": float("nan")}, "must be a number"),
+        ({"timeouts": {"GetTask": 0}}, "timeout must be more than 0"),
+        ({"timeouts": {"GetTask": float("nan")}}, "must be a number"),
+        ({"timeouts": {"get_task": 1}}, "There is no method get_task"),
+        ({"max_retries": -1}, "max_retries must not be negative"),
+        ({"metadata": {"x-team": 5}}, "is not printable ASCII"),
+        ({"traceparent": "ü"}, "traceparent is not printable ASCII"),
+        ({"credential": "a b"}, "The credential is not valid"),
+    ],
+)
+def test_options_that_are_not_valid_are_refused(
+    service: Service, options: Any, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
         service.client.with_options(**options)
-    with pytest.raises(ConfigurationError):
-        Client("127.0.0.1:1", "sk_secret", **options)
 
 
 def test_an_answer_has_the_request_id_and_the_metadata(service: Service) -> None:

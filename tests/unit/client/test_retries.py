@@ -7,7 +7,7 @@ import grpc
 import pytest
 from evershell.workspace.v1 import workspace_pb2, workspace_service_pb2
 
-from evershell.client import CancelOutcome, ConfigurationError
+from evershell.client import CancelOutcome
 from evershell.core import errors
 from evershell.core.errors import Failure
 from tests.support.fake_channel import TIMEOUT_SECONDS, Service, failed, start
@@ -118,12 +118,6 @@ def test_the_number_of_repeats_is_an_option(service: Service) -> None:
     service.take("GetWorkspace")[1].fail(errors.unavailable())
     assert failed(call).slug == "unavailable"
     assert len(service.channel.timeouts) == 1
-
-
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"max_retries": -1}, {"credential": "a b"}])
-def test_an_option_that_is_not_valid_is_refused(service: Service, options: Any) -> None:
-    with pytest.raises(ConfigurationError):
-        service.client.with_options(**options)
 
 
 def test_a_read_is_not_repeated_after_its_timeout(service: Service) -> None:
