@@ -65,6 +65,8 @@ class Clocks:
         return {
             "LD_PRELOAD": str(_LIBRARIES[0]),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # It would outlive a process that is killed.
+            "FAKETIME_DISABLE_SHM": "1",
             # The processes of a database see a step at the same moment, as those of one host do.
             "FAKETIME_NO_CACHE": "1",
         }

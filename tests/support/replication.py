@@ -34,6 +34,8 @@ class Server:
     def start(self, **settings: str) -> None:
         """Returns when it answers."""
         command = postgres.command(self.places.data_dir, self.places.socket_dir)
+        # Shared memory in its folder, because nobody would remove it from /dev/shm after a kill.
+        settings = {"dynamic_shared_memory_type": "mmap", **settings}
         options = [each for pair in settings.items() for each in ("-c", "=".join(pair))]
         with self._log.open("ab") as log:
             self._process = psutil.Popen([*command, *options], env=self._environment, stderr=log)

@@ -144,6 +144,16 @@ class Stack(Service):
             path.unlink()
         (self.state_dir / "ready.json").unlink()
 
+    @contextmanager
+    def started(self) -> Iterator["Stack"]:
+        """Starts the stack, and stops it after the block, which has to succeed."""
+        try:
+            self.start()
+            yield self
+            assert self.stop() == 0
+        finally:
+            self.kill_if_running()
+
     def kill_if_running(self) -> None:
         """Stops the stack after a failed test."""
         if self._process is not None and self._process.poll() is None:

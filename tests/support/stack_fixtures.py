@@ -26,12 +26,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         CRASH_POINTS_DIR=str(folder / "points"),
     )
     running.makes_cluster = True
-    try:
-        running.start()
+    with running.started():
         yield running
-        assert running.stop() == 0
-    finally:
-        running.kill_if_running()
 
 
 @pytest.fixture

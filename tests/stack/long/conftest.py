@@ -17,15 +17,10 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     points.mkdir()
     # The agents of root run as other users.
     points.chmod(0o777)
-    running = Stack(
+    with Stack(
         folder / "state", CRASH_POINTS_DIR=str(points), LEASE_SECONDS="600", WORKERS="3"
-    )
-    try:
-        running.start()
+    ).started() as running:
         yield running
-        assert running.stop() == 0
-    finally:
-        running.kill_if_running()
 
 
 @pytest.fixture

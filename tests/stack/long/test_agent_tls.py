@@ -30,13 +30,8 @@ RESTART_SECONDS = 80.0
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    own = Stack(tmp_path_factory.mktemp("tls") / "state", AGENT_TLS="on")
-    try:
-        own.start()
+    with Stack(tmp_path_factory.mktemp("tls") / "state", AGENT_TLS="on").started() as own:
         yield own
-        assert own.stop() == 0
-    finally:
-        own.kill_if_running()
 
 
 @pytest.fixture(scope="module")

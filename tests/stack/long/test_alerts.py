@@ -47,18 +47,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The lease is so long that the fleet controller does not end the frozen agent."""
     promtool("--version")
     port = str(free_ports(3, in_a_row=3)[0])
-    own = Stack(
+    with Stack(
         tmp_path_factory.mktemp("alerts") / "state",
         METRICS_PORT=port,
         WORKERS="1",
         LEASE_SECONDS="600",
-    )
-    try:
-        own.start()
+    ).started() as own:
         yield own
-        assert own.stop() == 0
-    finally:
-        own.kill_if_running()
 
 
 def test_a_frozen_agent_an_open_cancellation_and_a_hold_fire_their_alerts(

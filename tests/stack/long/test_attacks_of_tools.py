@@ -21,13 +21,8 @@ LEFT, HIDDEN, DETACHED = unique_seconds(), unique_seconds(), unique_seconds()
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose pods have no sandbox."""
-    own = Stack(tmp_path_factory.mktemp("open") / "state", POD_ISOLATION="none")
-    try:
-        own.start()
+    with Stack(tmp_path_factory.mktemp("open") / "state", POD_ISOLATION="none").started() as own:
         yield own
-        assert own.stop() == 0
-    finally:
-        own.kill_if_running()
 
 
 @pytest.fixture

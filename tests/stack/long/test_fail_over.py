@@ -36,13 +36,8 @@ def replication(tmp_path: Path) -> Iterator[Replication]:
 
 @pytest.fixture
 def replicated_stack(replication: Replication, tmp_path: Path) -> Iterator[Stack]:
-    running = Stack(tmp_path / "state", DATABASE_URL=replication.url)
-    try:
-        running.start()
+    with Stack(tmp_path / "state", DATABASE_URL=replication.url).started() as running:
         yield running
-        assert running.stop() == 0
-    finally:
-        running.kill_if_running()
 
 
 class Story:

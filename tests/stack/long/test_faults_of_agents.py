@@ -34,15 +34,10 @@ CUT_OFF, OUTLIVED = unique_seconds(), unique_seconds()
 
 @pytest.fixture(scope="module")
 def short_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    own = Stack(
+    with Stack(
         tmp_path_factory.mktemp("leases") / "state", LEASE_SECONDS=str(LEASE_SECONDS), WORKERS="1"
-    )
-    try:
-        own.start()
+    ).started() as own:
         yield own
-        assert own.stop() == 0
-    finally:
-        own.kill_if_running()
 
 
 def test_agents_that_are_cut_off_end_their_tools_and_themselves_before_their_leases_are_over(

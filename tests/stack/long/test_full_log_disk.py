@@ -47,12 +47,8 @@ def cramped(disks: Path) -> Iterator[Stack]:
         METRICS_PORT=str(free_ports(4, in_a_row=4)[0]),
     )
     running.output = disks / "logs" / "up.output"
-    try:
-        running.start()
+    with running.started():
         yield running
-        assert running.stop() == 0
-    finally:
-        running.kill_if_running()
 
 
 def disks_of(stack: Stack) -> list[Path]:

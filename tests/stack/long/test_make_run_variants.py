@@ -101,9 +101,7 @@ def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_r
     tmp_path: Path, empty_database_url: str
 ) -> None:
     """The controller is late, so the workspace is still idle in the earlier run."""
-    own = Stack(tmp_path / "state", DATABASE_URL=empty_database_url)
-    try:
-        own.start()
+    with Stack(tmp_path / "state", DATABASE_URL=empty_database_url).started() as own:
         path = f"/v1/workspaces/{own.ready['demo']['workspace_id']}"
         first = own.rest().get(path)
         assert own.stop() == 0
@@ -126,9 +124,6 @@ def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_r
         )
         descriptions = [each["description"] for each in own.rest().get(f"{path}/tasks")["tasks"]]
         assert descriptions == ["echo at once", "echo ready", "echo ready"]
-        assert own.stop() == 0
-    finally:
-        own.kill_if_running()
 
 
 def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:
@@ -208,16 +203,11 @@ def test_a_missing_sandbox_is_told_in_a_line_with_the_remedy(
 
 def test_another_database_under_the_same_state(tmp_path: Path, empty_database_url: str) -> None:
     for environment in ({}, {"DATABASE_URL": empty_database_url}):
-        own = Stack(tmp_path / "state", **environment)
-        try:
-            own.start()
+        with Stack(tmp_path / "state", **environment).started() as own:
             demo = own.ready["demo"]["workspace_id"]
             # The same workspace in the same epoch, as in a database that was restored from a dump.
             found = own.rest().get(f"/v1/workspaces/{demo}")
             assert (found["status"], found["epoch"]) == ("idle", "1")
-            assert own.stop() == 0
-        finally:
-            own.kill_if_running()
 
 
 def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(
@@ -283,14 +273,9 @@ def database_over_tcp(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_database_of_ones_own_over_tcp(database_over_tcp: str, tmp_path: Path) -> None:
-    own = Stack(tmp_path / "state", DATABASE_URL=database_over_tcp, WORKERS="1")
-    try:
-        own.start()
+    with Stack(tmp_path / "state", DATABASE_URL=database_over_tcp, WORKERS="1").started() as own:
         assert own.ready["database_url"] == database_over_tcp
         assert "Starting PostgreSQL" not in own.output.read_text()
         assert not (own.state_dir / "pg" / "data").exists()
         workspace = Workspace(own)
         assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
-        assert own.stop() == 0
-    finally:
-        own.kill_if_running()

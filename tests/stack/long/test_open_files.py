@@ -19,13 +19,8 @@ HOLD: tuple[str, dict[str, Any]] = ("/v1/hold", {"cancel_running": True, "reason
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """A stack with one worker."""
-    running = Stack(tmp_path / "state", WORKERS="1")
-    try:
-        running.start()
+    with Stack(tmp_path / "state", WORKERS="1").started() as running:
         yield running
-        assert running.stop() == 0
-    finally:
-        running.kill_if_running()
 
 
 @contextmanager

@@ -42,18 +42,13 @@ def stack(
     server: ModelServer, key_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
     state_dir = tmp_path_factory.mktemp("openai") / "state"
-    running = Stack(
+    with Stack(
         state_dir,
         MODEL="openai:test",
         OPENAI_BASE_URL=server.base_url,
         OPENAI_API_KEY_FILE=str(key_file),
-    )
-    try:
-        running.start()
+    ).started() as running:
         yield running
-        assert running.stop() == 0
-    finally:
-        running.kill_if_running()
 
 
 @pytest.fixture(autouse=True)

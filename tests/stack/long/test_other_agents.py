@@ -36,15 +36,10 @@ def stack_of(
         program.write_text(change(SAMPLE.read_text()))
         descriptors.write_bytes(DESCRIPTORS.read_bytes())
         command = shlex.join(map(str, (NODE, program, descriptors)))
-        stack = Stack(
+        with Stack(
             tmp_path / "state", AGENT_COMMAND=command, **({"POD_ISOLATION": "none"} | settings)
-        )
-        try:
-            stack.start()
+        ).started() as stack:
             yield stack
-            assert stack.stop() == 0
-        finally:
-            stack.kill_if_running()
 
 
 def submit_and_await(workspace: Workspace, command: str, *others: str) -> str:

@@ -32,17 +32,12 @@ def pgbouncer(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def pooled_stack(pgbouncer: PgBouncer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    running = Stack(
+    with Stack(
         tmp_path_factory.mktemp("pooled") / "state",
         DATABASE_URL=pgbouncer.url,
         DATABASE_SESSION_URL=pgbouncer.session_url,
-    )
-    try:
-        running.start()
+    ).started() as running:
         yield running
-        assert running.stop() == 0
-    finally:
-        running.kill_if_running()
 
 
 @pytest.fixture

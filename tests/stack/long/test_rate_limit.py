@@ -31,13 +31,8 @@ def wire(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("limited") / "state", **ENVIRONMENT)
-    try:
-        stack.start()
+    with Stack(tmp_path_factory.mktemp("limited") / "state", **ENVIRONMENT).started() as stack:
         yield stack
-        assert stack.stop() == 0
-    finally:
-        stack.kill_if_running()
 
 
 def read(stack: Stack, wire: str, token: str) -> Call:

@@ -112,8 +112,7 @@ def test_a_collector_that_is_down_causes_a_warning_and_nothing_else(tmp_path: Pa
         OTEL_BSP_SCHEDULE_DELAY="100",
     )
     started = time.monotonic()
-    try:
-        stack.start()
+    with stack.started():
         workspace = Workspace(stack)
         gate = Gate(workspace)
         for _ in range(5):
@@ -137,9 +136,6 @@ def test_a_collector_that_is_down_causes_a_warning_and_nothing_else(tmp_path: Pa
             '"level": "warning"' in line for line in warnings
         )
         assert "otlp" not in (logs / "envoy.log").read_text().lower()
-        assert stack.stop() == 0
-    finally:
-        stack.kill_if_running()
 
 
 def assert_tree(spans: list[Span], root: str) -> None:

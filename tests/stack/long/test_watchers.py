@@ -23,13 +23,8 @@ FIRST_EVENT_SECONDS = 50.0
 @pytest.fixture
 def crowded(tmp_path: Path) -> Iterator[Stack]:
     """A stack with one worker, which serves all watchers."""
-    stack = Stack(tmp_path / "state", WORKERS="1", RATE_LIMIT="off")
-    try:
-        stack.start()
+    with Stack(tmp_path / "state", WORKERS="1", RATE_LIMIT="off").started() as stack:
         yield stack
-        assert stack.stop() == 0
-    finally:
-        stack.kill_if_running()
 
 
 async def watch(stack: Stack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

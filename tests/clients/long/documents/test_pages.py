@@ -20,13 +20,8 @@ PAGES = sorted(
 def demo_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose demo workspace only these pages use. Each page ends its tasks."""
     folder = tmp_path_factory.mktemp("pages")
-    stack = Stack(folder / "state", METRICS_PORT=str(free_ports(4, in_a_row=4)[0]))
-    try:
-        stack.start()
+    with Stack(folder / "state", METRICS_PORT=str(free_ports(4, in_a_row=4)[0])).started() as stack:
         yield stack
-        assert stack.stop() == 0
-    finally:
-        stack.kill_if_running()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -45,12 +45,8 @@ def running_stack(folder: Path, **environment: str) -> Iterator[Stack]:
     )
     running.set(**environment)
     running.stop_seconds = LIMIT_SECONDS
-    try:
-        running.start()
+    with running.started():
         yield running
-        assert running.stop() == 0
-    finally:
-        running.kill_if_running()
 
 
 def _own_address() -> str:

@@ -165,9 +165,7 @@ def test_agents_and_cancellations_after_a_restore(
 
 def test_a_copy_of_the_embedded_database(tmp_path: Path) -> None:
     """No agent outlives the stack, so nothing has to be fenced."""
-    stack = Stack(tmp_path / "state")
-    try:
-        stack.start()
+    with Stack(tmp_path / "state").started() as stack:
         places = postgres.places(stack.state_dir)
         cancelled, running = Workspace(stack), Workspace(stack)
         gates = [Gate(cancelled), Gate(running)]
@@ -196,9 +194,6 @@ def test_a_copy_of_the_embedded_database(tmp_path: Path) -> None:
             promised = [(tasks[cancelled], "recorded in the backup")]
             assert violations(read_history(connection, promised=promised)) == []
         assert (ends[tasks[cancelled]], ends[tasks[running]]) == ("cancelled", "failed")
-        assert stack.stop() == 0
-    finally:
-        stack.kill_if_running()
 
 
 def test_a_database_with_two_roles(

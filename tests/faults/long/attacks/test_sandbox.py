@@ -27,18 +27,13 @@ LEFT = unique_seconds()
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose tools have small limits."""
     skip_without_sandbox()
-    own = Stack(
+    with Stack(
         tmp_path_factory.mktemp("attacked") / "state",
         POD_ISOLATION="sandbox",
         TOOL_TIMEOUT_SECONDS="20",
         **LIMITS,
-    )
-    try:
-        own.start()
+    ).started() as own:
         yield own
-        assert own.stop() == 0
-    finally:
-        own.kill_if_running()
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManyHosts]:
         stack = ManyHosts(
             tmp_path_factory.mktemp("hosts") / "state", made, LEASE_SECONDS=str(LEASE_SECONDS)
         )
-        try:
-            stack.start()
+        with stack.started():
             yield stack
-            assert stack.stop() == 0
-        finally:
-            stack.kill_if_running()
 
 
 @pytest.fixture(autouse=True)
