@@ -15,8 +15,8 @@ STATE_DIR ?= .state
 SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale peers \
-	chaos soak docs gen format wheel lock audit clean
+.PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale \
+	chaos soak leaks docs gen format wheel lock audit clean
 
 run: $(RUN_READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m evershell.commands up
@@ -49,8 +49,11 @@ test-fast: $(READY) ## run the tests that need no running stack, in about 20 sec
 		tests/clients/documents $(addprefix --ignore=tests/unit/agents/test_,exit.py \
 		openai_failures.py openai_model.py program.py tools.py) $(PYTEST_OPTIONS)
 
-test-exhaustive: $(READY) $(DOCS_READY) ## run the long tests: faults, crash points, floods, fuzzers, chaos, soak
-	@exec $(BIN)/python -m pytest $$(find tests -type d -name long) $(PYTEST_OPTIONS)
+# The tests that take long. Those marked `soak` run at length.
+LONG = $(sort $(shell find tests -type d -name long))
+
+test-exhaustive: $(READY) $(DOCS_READY) ## run the long tests: faults, attacks, crash points, fuzzers, manifests, pages
+	@exec $(BIN)/python -m pytest $(LONG) -m 'not soak' $(PYTEST_OPTIONS)
 
 coverage: $(READY) ## run the tests of make test, and print the lines of the product that they do not reach
 	@$(BIN)/coverage erase
@@ -70,11 +73,12 @@ scale: $(BENCH_READY) ## draw bench.json: the pictures and tables of docs/scale.
 chaos: $(READY) ## cancel tasks while programs, disks and networks fail at random (SECONDS=60 SEED=n)
 	@$(BIN)/python -m tests.faults.long.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)
 
-soak: $(READY) ## make many calls; fail if a program of the stack has grown (CALLS=20000 SEED=n)
-	@$(BIN)/python -m tests.faults.long.soak --calls $(or $(CALLS),20000) $(SEED_OPTION)
+soak: $(BENCH_READY) $(DOCS_READY) ## run at length, before a release: the other long tests, chaos, and a search for leaks
+	$(BIN)/python -m pytest $(LONG) -m soak $(PYTEST_OPTIONS)
+	$(MAKE) chaos leaks
 
-peers: $(BENCH_READY) ## test the peers with which the bench compares the service
-	@exec $(BIN)/python -m pytest tests/bench/long $(PYTEST_OPTIONS)
+leaks: $(READY) ## make many calls; fail if a program of the stack has grown (CALLS=20000 SEED=n)
+	@$(BIN)/python -m tests.faults.long.soak --calls $(or $(CALLS),20000) $(SEED_OPTION)
 
 docs: $(DOCS_READY) ## build the documents: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -48,6 +48,7 @@ def worker(side: Side, folder: Path) -> Iterator[tuple[str, int]]:
         yield f"127.0.0.1:{port}", process.pid
 
 
+@pytest.mark.soak
 def test_no_callback_is_slow_under_load(side: Side, tmp_path: Path) -> None:
     began: dict[str, float] = {}
     agent_port = processes.free_port()

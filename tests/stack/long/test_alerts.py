@@ -56,6 +56,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield own
 
 
+@pytest.mark.soak
 def test_a_frozen_agent_an_open_cancellation_and_a_hold_fire_their_alerts(
     stack: Stack, tmp_path: Path
 ) -> None:

@@ -70,26 +70,6 @@ def test_an_intent_does_not_leak_to_the_next_task(workspace: Workspace, gate: Ga
     assert "cancel_requested_at" not in workspace.task(second)
 
 
-def test_a_repeat_changes_nothing_and_says_who_was_first(workspace: Workspace, gate: Gate) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
-    first = workspace.cancel(reason="first")
-    again = workspace.rest.post(f"{workspace.path}/tasks/{task_id}/cancel", {"reason": "second"})
-    assert again["outcome"] == "already_requested"
-    for field in ("reason", "requested_at", "requested_by", "task_id"):
-        assert again[field] == first[field]
-    gate.open()
-    assert workspace.await_end(task_id)["cancel"]["reason"] == "first"
-
-
-def test_a_mistyped_task_id_in_the_path_cancels_nothing(workspace: Workspace, gate: Gate) -> None:
-    task_id = workspace.submit(gate.command)
-    failed = workspace.rest.fails("POST", f"{workspace.path}/tasks/{task_id}x/cancel")
-    assert (failed.slug, failed.status) == ("task_not_found", 404)
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "completed"
-
-
 def test_a_task_that_fails_by_itself_says_why(workspace: Workspace) -> None:
     task_id = workspace.submit("echo fine", "fail: the repository is empty")
     end = workspace.await_end(task_id)

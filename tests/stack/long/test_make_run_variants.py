@@ -40,9 +40,15 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
     own.kill_if_running()
 
 
-def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(own_stack: Stack) -> None:
+def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(
+    stack: Stack, own_stack: Stack
+) -> None:
+    """Another stack runs beside it, with other ports and another state."""
     own_stack.start()
     demo = own_stack.ready["demo"]
+    for each in (stack, own_stack):
+        path = f"/v1/workspaces/{each.ready['demo']['workspace_id']}"
+        assert each.rest().get(path)["status"] == "idle"
     workspace = Workspace(own_stack)
     finished = workspace.submit("echo before the restart")
     workspace.await_end(finished)
@@ -126,23 +132,6 @@ def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_r
         assert descriptions == ["echo at once", "echo ready", "echo ready"]
 
 
-def test_two_stacks_run_side_by_side(stack: Stack, own_stack: Stack) -> None:
-    own_stack.start()
-    try:
-        assert (
-            own_stack.rest().get(f"/v1/workspaces/{own_stack.ready['demo']['workspace_id']}")[
-                "status"
-            ]
-            == "idle"
-        )
-        assert (
-            stack.rest().get(f"/v1/workspaces/{stack.ready['demo']['workspace_id']}")["status"]
-            == "idle"
-        )
-    finally:
-        assert own_stack.stop() == 0
-
-
 @pytest.mark.parametrize("is_migrated", [False, True])
 def test_a_read_only_database_is_told_in_a_line(
     tmp_path: Path, empty_database_url: str, read_only_url: str, is_migrated: bool
@@ -201,6 +190,7 @@ def test_a_missing_sandbox_is_told_in_a_line_with_the_remedy(
     assert "Traceback" not in said
 
 
+@pytest.mark.soak
 def test_another_database_under_the_same_state(tmp_path: Path, empty_database_url: str) -> None:
     for environment in ({}, {"DATABASE_URL": empty_database_url}):
         with Stack(tmp_path / "state", **environment).started() as own:
@@ -210,6 +200,7 @@ def test_another_database_under_the_same_state(tmp_path: Path, empty_database_ur
             assert (found["status"], found["epoch"]) == ("idle", "1")
 
 
+@pytest.mark.soak
 def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(
     own_stack: Stack,
 ) -> None:
@@ -223,27 +214,6 @@ def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(
         assert own_stack.rest().get(f"/v1/workspaces/{demo}")["status"] == "idle"
     finally:
         assert own_stack.stop() == 0
-
-
-def test_what_dies_of_the_control_plane_is_started_again(own_stack: Stack) -> None:
-    own_stack.start()
-    try:
-        workspace = Workspace(own_stack)
-        pid = own_stack.agent_pid(workspace.id)
-        for program in ("serve", "fleet"):
-            killed = own_stack.pids(program)
-            for each in killed:
-                own_stack.kill(each)
-            eventually(lambda: len(set(own_stack.pids(program)) - set(killed)) == len(killed))
-        # Agents keep running, and the new controller takes them over.
-        eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
-        assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
-        assert own_stack.agent_pid(workspace.id) == pid
-        own_stack.kill(pid)
-        workspace.await_status("failed")
-    finally:
-        assert own_stack.stop() == 0
-    assert processes_of(own_stack.state_dir) == []
 
 
 @pytest.fixture

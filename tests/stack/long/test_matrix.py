@@ -50,11 +50,13 @@ def test_the_matrix_is_whole() -> None:
     assert {(cell.answer, cell.wire) for cell in MATRIX} == set(product(STATUSES, WIRES)) - never
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("state", "creator"), PLACES)
 def test_cells_that_change_nothing(stack: Stack, places: Places, state: str, creator: str) -> None:
     check_cells_that_change_nothing(stack, places, state, creator)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("creator", ["owner", "member"])
 def test_cells_that_record(stack: Stack, places: Places, creator: str) -> None:
     check_cells_that_record(stack, places, creator, at_most=len(MATRIX))

@@ -100,6 +100,7 @@ def test_a_new_worker_gets_calls_and_one_that_ends_loses_none(workers: NamedWork
             workers.end_worker(address, unready_first=True)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("unready_first", [True, False], ids=["unready first", "DNS first"])
 def test_a_replacement_of_all_workers_loses_no_call(
     workers: NamedWorkers, unready_first: bool

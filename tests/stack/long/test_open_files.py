@@ -55,7 +55,13 @@ def recorded(stack: Stack) -> tuple[int, int, int]:
     return row[0], row[1], row[2]
 
 
-@pytest.mark.parametrize("emergency", [BATCH, HOLD], ids=["CancelTasks", "HoldOrg"])
+@pytest.mark.parametrize(
+    "emergency",
+    [
+        pytest.param(BATCH, id="CancelTasks"),
+        pytest.param(HOLD, id="HoldOrg", marks=pytest.mark.soak),
+    ],
+)
 def test_an_emergency_without_open_files_changes_nothing_and_works_later(
     stack: Stack, emergency: tuple[str, dict[str, Any]]
 ) -> None:

@@ -57,12 +57,9 @@ def submit_and_await(workspace: Workspace, command: str, *others: str) -> str:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"AGENT_TLS": "on"},
-        {"POD_ISOLATION": "sandbox"},
-        {"POD_ISOLATION": "sandbox", "AGENT_TLS": "on"},
+        pytest.param({}, id="plain", marks=pytest.mark.soak),
+        pytest.param({"POD_ISOLATION": "sandbox", "AGENT_TLS": "on"}, id="sandbox-tls"),
     ],
-    ids=["plain", "tls", "sandbox", "sandbox-tls"],
 )
 def test_the_sample_runs_is_cancelled_and_takes_the_next_task(
     tmp_path: Path, settings: dict[str, str]

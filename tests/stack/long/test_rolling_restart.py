@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
+import pytest
 
 from tests.stack.long.canceller import LONG, SHORT, Canceller
 from tests.stack.long.load import Caller, GrpcCaller, Load, RestCaller
@@ -46,6 +47,7 @@ def statuses(stack: Stack) -> dict[str, int]:
     }
 
 
+@pytest.mark.soak
 def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     load = Load(PAUSE_SECONDS)
     short: dict[str, Caller] = {

@@ -104,6 +104,7 @@ def test_calls_of_no_worker_have_no_span(traced: Stack, receiver: Receiver) -> N
     assert all(name.startswith(("POST /v1/", "GET /v1/", PUBLIC)) for name in edge)
 
 
+@pytest.mark.soak
 def test_a_collector_that_is_down_causes_a_warning_and_nothing_else(tmp_path: Path) -> None:
     # Nothing listens on port 1.
     stack = Stack(

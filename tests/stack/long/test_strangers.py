@@ -187,12 +187,14 @@ def flood(
     return told
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("token", ["", "submit_observe"], ids=["strangers", "a customer"])
 def test_streams_that_hold_a_message(stack: Stack, workspace: Workspace, token: str) -> None:
     told = flood(stack, workspace, {"hold_messages": "grpc"}, token, 3.0)
     assert told["hold_messages"]["opened"] >= HELD_STREAMS
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("token", ["", "submit_observe"], ids=["strangers", "a customer"])
 def test_connections_that_hold_a_body(stack: Stack, workspace: Workspace, token: str) -> None:
     # Envoy's memory grows slowly while bodies are held.

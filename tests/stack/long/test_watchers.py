@@ -54,6 +54,7 @@ def kib(stack: Stack) -> dict[str, float]:
     }
 
 
+@pytest.mark.soak
 async def test_a_thousand_watchers_who_wait(crowded: Stack) -> None:
     other = await asyncio.to_thread(Workspace, crowded)
     before = kib(crowded)
