@@ -116,8 +116,7 @@ def await_phase(workspace: Workspace, task_id: str, phase: str) -> None:
 def assert_a_task_is_cancelled(workspace: Workspace) -> None:
     """Checks that a task is cancelled after its iteration, and that no other iteration begins."""
     gate = Gate(workspace)
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "echo never")
     assert workspace.cancel()["outcome"] == "accepted"
     gate.open()
     ended = workspace.await_end(task_id)

@@ -75,6 +75,12 @@ class ServiceWorkspace:
         )["task_id"]
         return task_id
 
+    def begin(self, *lines: str, **fields: Any) -> str:
+        """Submits a task and waits until its first command runs. Returns its id."""
+        task_id = self.submit(*lines, **fields)
+        self.await_phase(task_id, "tool_call")
+        return task_id
+
     def cancel(self, status: int = 202, **fields: Any) -> dict[str, Any]:
         return self.rest.post(f"{self.path}/task/cancel", fields or None, status)
 

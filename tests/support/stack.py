@@ -254,6 +254,17 @@ class Workspace(ServiceWorkspace):
         super().__init__(stack, token, name)
         self.stack = stack
 
+    @property
+    def agent_address(self) -> str | None:
+        """The host and port of its agent. None before it has registered."""
+        with self.stack.database() as connection:
+            row = connection.execute(
+                "SELECT agent_address FROM workspaces WHERE id = %s", (self.id,)
+            ).fetchone()
+        assert row is not None
+        address: str | None = row[0]
+        return address
+
 
 class Gate:
     """A command that runs until the test opens the gate.

@@ -1,4 +1,4 @@
-"""The pictures of docs/scale.md. `make scale` installs the package that draws them."""
+"""The pictures of docs/scale.md. `make soak` and `make scale` install what draws them."""
 
 import importlib.util
 from xml.etree import ElementTree
@@ -7,10 +7,13 @@ import pytest
 
 from tests.bench.curves import PICTURES, Measured, Picture
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("matplotlib") is None,
-    reason="matplotlib is not installed; `make scale` installs it",
-)
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(
+        importlib.util.find_spec("matplotlib") is None,
+        reason="matplotlib is not installed; `make soak` installs it",
+    ),
+]
 
 
 def drawn(picture: Picture, measured: Measured) -> str:

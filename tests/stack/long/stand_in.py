@@ -24,17 +24,14 @@ Behaviour = Callable[[int, Callable[[], messages.CancelTaskResponse]], messages.
 @contextmanager
 def address_of_agent(workspace: Workspace, address: str) -> Iterator[str]:
     """Records `address` as the address of the workspace's agent and yields the real address."""
+    agent = str(workspace.agent_address)
     with workspace.stack.database() as connection:
-        row = connection.execute(
-            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
-        ).fetchone()
-        assert row is not None
         update = "UPDATE workspaces SET agent_address = %s WHERE id = %s AND agent_address = %s"
-        connection.execute(update, (address, workspace.id, row[0]))
+        connection.execute(update, (address, workspace.id, agent))
         try:
-            yield row[0]
+            yield agent
         finally:
-            connection.execute(update, (row[0], workspace.id, address))
+            connection.execute(update, (agent, workspace.id, address))
 
 
 @contextmanager

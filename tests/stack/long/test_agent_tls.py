@@ -78,7 +78,7 @@ def heartbeat(
 
 def get_session(workspace: Workspace, identity: TlsIdentity | None, tokens: PodTokens) -> Any:
     """The status of a call to the agent of the workspace with a good signal token."""
-    with channel(agent_address(workspace), identity, agent_name(workspace.id, 1)) as opened:
+    with channel(str(workspace.agent_address), identity, agent_name(workspace.id, 1)) as opened:
         stub, request = AgentServiceStub(opened), GetSessionRequest(workspace_id=workspace.id)
         metadata = tokens.signal_metadata(workspace.id, 1)
         return code_of(lambda: stub.GetSession(request, metadata=metadata, timeout=CALL_SECONDS))
@@ -92,19 +92,9 @@ def code_of(call: Any) -> Any:
     return OK
 
 
-def agent_address(workspace: Workspace) -> str:
-    with workspace.stack.database() as connection:
-        row = connection.execute(
-            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
-        ).fetchone()
-    assert row is not None
-    return str(row[0])
-
-
 def test_a_task_is_cancelled_over_tls(workspace: Workspace) -> None:
     gate = Gate(workspace)
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "echo never")
     # The signal arrives, or the answer would be agent_unreachable.
     assert workspace.cancel(reason="over TLS")["outcome"] == "accepted"
     gate.open()
@@ -118,8 +108,7 @@ def test_a_task_is_cancelled_over_tls(workspace: Workspace) -> None:
 def test_agents_and_restarted_programs_accept_each_other(workspace: Workspace) -> None:
     """Each program has made a new certificate, and knows the agent only by its authority."""
     stack, gate = workspace.stack, Gate(workspace)
-    task_id = workspace.submit(gate.command, gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, gate.command, "echo never")
     assert run("restart", stack.state_dir).returncode == 0
     eventually(lambda: "rolling_restart_completed" in stack.output.read_text(), RESTART_SECONDS)
     gate.open()
@@ -164,7 +153,7 @@ def test_an_agent_refuses_strangers(
 
 
 def test_failed_handshakes_leave_no_lines_in_the_log(workspace: Workspace) -> None:
-    for address in (*workspace.stack.runtime_addresses(), agent_address(workspace)):
+    for address in (*workspace.stack.runtime_addresses(), str(workspace.agent_address)):
         host, _, port = address.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\n\r\n")

@@ -61,8 +61,7 @@ def test_a_frozen_agent_an_open_cancellation_and_a_hold_fire_their_alerts(
     stack: Stack, tmp_path: Path
 ) -> None:
     workspace, recorder = Workspace(stack), Recorder()
-    task_id = workspace.submit("sleep 600")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin("sleep 600")
     recorder.add(programs(stack))
     recorder.add(programs(stack))
     recorder.assert_firing(tmp_path, set(), spec=BOUND)

@@ -1,13 +1,15 @@
 """Wrong clocks: of a worker, a controller, an agent, the database, and of its new host.
 
-Each is an hour off, either way. Clocks are set while the programs run, and before they start.
+Each is an hour off, either way. Clocks are set while the programs run, and before they start. The
+clocks of several programs are off at once, in different directions, so that no two of them agree.
 """
 
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,7 @@ import pytest
 from evershell.local import postgres
 from tests.support import faults
 from tests.support.clocks import Clocks
+from tests.support.lengths import smoke
 from tests.support.metrics import scrape
 from tests.support.ports import free_ports
 from tests.support.replication import Replication, Server
@@ -31,7 +34,8 @@ END_SECONDS = 120.0
 NO_LABELS = frozenset[tuple[str, str]]()
 OFFSET = ("evershell_clock_offset_seconds", NO_LABELS)
 CORRECTION = ("evershell_clock_correction_seconds", NO_LABELS)
-WORKER, FLEET = 0, 1
+# Of the ports of the metrics.
+INDEXES = {"serve": 0, "fleet": 1}
 
 
 class Timed:
@@ -39,17 +43,20 @@ class Timed:
 
     def __init__(self, stack: Stack) -> None:
         """Cancels one task without force, which goes on, and one with force."""
-        self.patient, self.forced = Workspace(stack), Workspace(stack)
+        with ThreadPoolExecutor() as pool:
+            made = pool.map(lambda _: Workspace(stack), range(4))
+        self.patient, self.forced, self.limited, self._frozen = made
         self.agents = [stack.agent_pid(each.id) for each in (self.patient, self.forced)]
         self._gate = Gate(self.patient)
         self.patient_task = self.patient.submit(self._gate.command, "echo never")
         self.forced_task = self.forced.submit("sleep 86400")
-        self.limited = Workspace(stack)
         self.limited_task = self.limited.submit("sleep 86400", limits={"max_duration": "1800s"})
+        self._frozen_task = self._frozen.submit("sleep 86400")
         for workspace, task_id in (
             (self.patient, self.patient_task),
             (self.forced, self.forced_task),
             (self.limited, self.limited_task),
+            (self._frozen, self._frozen_task),
         ):
             workspace.await_phase(task_id, "tool_call")
         self.patient.cancel()
@@ -74,9 +81,7 @@ class Timed:
         self.limited.await_end(self.limited_task)
 
     def _assert_controller_forces(self, stack: Stack) -> None:
-        frozen = Workspace(stack)
-        task_id = frozen.submit("sleep 86400")
-        frozen.await_phase(task_id, "tool_call")
+        frozen, task_id = self._frozen, self._frozen_task
         os.kill(stack.agent_pid(frozen.id), signal.SIGSTOP)
         began = time.monotonic()
         frozen.cancel(status=503, force_after=f"{FORCE_SECONDS}s")
@@ -86,45 +91,57 @@ class Timed:
         assert (end["status"], end["forced"]) == ("cancelled", True)
 
 
-@pytest.fixture
-def clocks(tmp_path: Path) -> Clocks:
-    return Clocks(tmp_path / "clocks")
+@pytest.fixture(scope="module")
+def clocks(tmp_path_factory: pytest.TempPathFactory) -> Clocks:
+    return Clocks(tmp_path_factory.mktemp("clocks") / "clocks")
 
 
-@pytest.fixture
-def stack(clocks: Clocks, tmp_path: Path) -> Iterator[Stack]:
+@pytest.fixture(scope="module")
+def stack(clocks: Clocks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("timed")
     clocks.set("database", 0)
-    database = Server(tmp_path / "data", clocks.of("database"))
+    database = Server(folder / "data", clocks.of("database"))
     postgres.initialise(database.places.data_dir)
     database.start()
-    (port, *_) = free_ports(4, in_a_row=4)
-    running = Stack(
-        tmp_path / "state",
-        DATABASE_URL=database.url,
-        WORKERS="1",
-        METRICS_PORT=str(port),
-        **clocks.environment,
-    )
     try:
-        running.start()
-        yield running
-        assert running.stop() == 0
+        with timed_stack(folder, clocks, database.url, WORKERS="1") as running:
+            yield running
     finally:
-        running.kill_if_running()
         database.stop()
 
 
-def test_the_clock_of_a_program_decides_nothing(stack: Stack, clocks: Clocks) -> None:
-    for program, index in (("serve", WORKER), ("fleet", FLEET)):
-        for seconds in (HOUR, -HOUR):
-            timed = Timed(stack)
-            clocks.set(program, seconds)
-            _await_offset(stack, index, seconds)
-            timed.check(stack)
-            _restart(stack, program)
-            _await_offset(stack, index, seconds)
-            Timed(stack).check(stack)
+def timed_stack(
+    folder: Path, clocks: Clocks, database_url: str, **settings: str
+) -> AbstractContextManager[Stack]:
+    """A stack whose programs follow their clocks."""
+    (port, *_) = free_ports(4, in_a_row=4)
+    return Stack(
+        folder / "state",
+        DATABASE_URL=database_url,
+        METRICS_PORT=str(port),
+        **settings,
+        **clocks.environment,
+    ).started()
+
+
+@pytest.mark.parametrize("seconds", smoke([HOUR, -HOUR], [HOUR]))
+def test_the_clock_of_a_program_decides_nothing(stack: Stack, clocks: Clocks, seconds: int) -> None:
+    """An agent starts with one clock and goes on with another."""
+    offsets = {"serve": seconds, "fleet": -seconds, "agent": -seconds}
+    clocks.set("agent", seconds)
+    timed = Timed(stack)
+    for program, offset in offsets.items():
+        clocks.set(program, offset)
+    for program, index in INDEXES.items():
+        _await_offset(stack, index, offsets[program])
+    timed.check(stack)
+    for program, index in INDEXES.items():
+        _restart(stack, program)
+        _await_offset(stack, index, offsets[program])
+    Timed(stack).check(stack)
+    for program in offsets:
         clocks.set(program, 0)
+    for index in INDEXES.values():
         _await_offset(stack, index, 0)
 
     def logged() -> str:
@@ -133,55 +150,42 @@ def test_the_clock_of_a_program_decides_nothing(stack: Stack, clocks: Clocks) ->
     eventually(lambda: logged().count('"machine_clock_off"') >= 4)
 
 
-def test_the_clock_of_an_agent_decides_nothing(stack: Stack, clocks: Clocks) -> None:
-    for seconds in (HOUR, -HOUR):
-        clocks.set("agent", seconds)
-        timed = Timed(stack)
-        clocks.set("agent", -seconds)
-        timed.check(stack)
-
-
-@pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_deadlines_keep_their_distance_if_the_clock_of_the_database_is_set(
-    stack: Stack, clocks: Clocks, seconds: int
+    stack: Stack, clocks: Clocks
 ) -> None:
+    """By an hour, and back again."""
     timed = Timed(stack)
-    clocks.set("database", seconds)
-    _await_correction(stack, -seconds)
+    clocks.set("database", HOUR)
+    _await_correction(stack, -HOUR)
     timed.check(stack)
     # Programs that start later know the same time.
-    for program in ("serve", "fleet"):
+    for program in INDEXES:
         _restart(stack, program)
-    _await_correction(stack, -seconds)
-    Timed(stack).check(stack)
+    _await_correction(stack, -HOUR)
+    timed = Timed(stack)
+    clocks.set("database", 0)
+    _await_correction(stack, 0)
+    timed.check(stack)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 def test_deadlines_keep_their_distance_at_a_fail_over_to_a_host_with_another_clock(
     clocks: Clocks, tmp_path: Path, seconds: int
 ) -> None:
     clocks.set("standby", seconds)
     replication = Replication(tmp_path, clocks.of("standby"))
-    (port, *_) = free_ports(4, in_a_row=4)
-    running = Stack(
-        tmp_path / "state",
-        DATABASE_URL=replication.url,
-        METRICS_PORT=str(port),
-        **clocks.environment,
-    )
     try:
         replication.start()
-        running.start()
-        timed = Timed(running)
-        replication.primary.kill()
-        running.ready["database_url"] = replication.standby.url
-        replication.promote()
-        eventually(lambda: _serves(running), NOTICE_SECONDS)
-        timed.check(running)
-        Timed(running).check(running)
-        assert running.stop() == 0
+        with timed_stack(tmp_path, clocks, replication.url) as running:
+            timed = Timed(running)
+            replication.primary.kill()
+            running.ready["database_url"] = replication.standby.url
+            replication.promote()
+            eventually(lambda: _serves(running), NOTICE_SECONDS)
+            timed.check(running)
+            Timed(running).check(running)
     finally:
-        running.kill_if_running()
         replication.stop()
 
 
@@ -201,7 +205,7 @@ def _await_offset(stack: Stack, index: int, seconds: int) -> None:
 
 
 def _await_correction(stack: Stack, seconds: int) -> None:
-    for index in (WORKER, FLEET):
+    for index in INDEXES.values():
         _await_sample(stack, index, CORRECTION, seconds)
 
 

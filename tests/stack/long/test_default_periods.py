@@ -39,8 +39,7 @@ def quiet_stream(stack: Stack) -> Iterator[Future[Any]]:
 def test_stopping_breaks_off_an_iteration_that_does_not_end_within_the_grace_period(
     workspace: Workspace,
 ) -> None:
-    task_id = workspace.submit(f"sleep {STUBBORN}", "touch never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(f"sleep {STUBBORN}", "touch never")
     eventually(lambda: running(STUBBORN))
     began = time.monotonic()
     assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"

@@ -68,7 +68,9 @@ def docs(browser: Browser, stack: Stack) -> Iterator[Docs]:
     page.close()
 
 
-def test_the_page_shows_every_operation(docs: Docs) -> None:
+def test_the_page_shows_every_operation_and_401_without_a_token(
+    docs: Docs, workspace: Workspace
+) -> None:
     methods = docs.page.locator(".opblock-summary-method").all_inner_texts()
     # The page adds zero-width spaces after slashes, so that long paths can wrap.
     paths = [
@@ -83,12 +85,18 @@ def test_the_page_shows_every_operation(docs: Docs) -> None:
     expect(example).to_contain_text('"intent_recorded": true')
     docs.check_network_and_console()
 
+    form = docs.open("GetWorkspace")
+    form.locator("tr[data-param-name=workspace_id] input").fill(workspace.id)
+    form.locator("button.execute").click()
+    answer = form.locator(".live-responses-table .response")
+    expect(answer.locator(".response-col_status")).to_contain_text("401")
+    expect(answer.locator(".response-col_description")).to_contain_text('"code": "unauthenticated"')
 
-def test_the_page_can_cancel_a_task(
+
+def test_the_page_can_cancel_a_task_and_shows_its_events(
     docs: Docs, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command, "touch never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "touch never")
 
     docs.authorize(stack.tokens["full_access"])
     form = docs.open("CancelTask")
@@ -109,21 +117,11 @@ def test_the_page_can_cancel_a_task(
     )
     assert not (stack.files(workspace.id) / "never").exists()
     docs.check_network_and_console()
+    assert_stream_ends(docs, workspace)
 
 
-def test_the_page_shows_401_without_a_token(docs: Docs, workspace: Workspace) -> None:
-    form = docs.open("GetWorkspace")
-    form.locator("tr[data-param-name=workspace_id] input").fill(workspace.id)
-    form.locator("button.execute").click()
-    answer = form.locator(".live-responses-table .response")
-    expect(answer.locator(".response-col_status")).to_contain_text("401")
-    expect(answer.locator(".response-col_description")).to_contain_text('"code": "unauthenticated"')
-
-
-def test_the_page_ends_a_stream_and_shows_its_events(
-    docs: Docs, stack: Stack, workspace: Workspace
-) -> None:
-    docs.authorize(stack.tokens["full_access"])
+def assert_stream_ends(docs: Docs, workspace: Workspace) -> None:
+    """The page ends a stream by itself, and shows its events."""
     form = docs.open("StreamEvents")
     form.locator("tr[data-param-name=workspace_id] input").fill(workspace.id)
     # The browser reports the stream that the page stops reading.

@@ -46,8 +46,7 @@ class Story:
     def __init__(self, stack: Stack) -> None:
         self.workspace = Workspace(stack)
         self.gate = Gate(self.workspace)
-        self.task_id = self.workspace.submit(self.gate.command, "echo never")
-        self.workspace.await_phase(self.task_id, "tool_call")
+        self.task_id = self.workspace.begin(self.gate.command, "echo never")
         self.agent = stack.agent_pid(self.workspace.id)
         self.answers: list[str] = []
 

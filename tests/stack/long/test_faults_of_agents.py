@@ -134,7 +134,7 @@ def agent_by_hand(
     program: Sequence[str] = ("-m", "evershell.agents"),
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Starts an agent without a controller and waits for registration if `registers` is set."""
-    before = _address(workspace)
+    before = workspace.agent_address
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", *program],
@@ -148,7 +148,7 @@ def agent_by_hand(
         process.stdin.write(json.dumps(_spec(workspace, epoch)).encode())
         process.stdin.close()
         if registers:
-            eventually(lambda: _address(workspace) not in (before, None))
+            eventually(lambda: workspace.agent_address not in (before, None))
         yield process
     finally:
         process.terminate()
@@ -164,16 +164,6 @@ def _spec(workspace: Workspace, epoch: int) -> dict[str, Any]:
         "runtime_secret": tokens.runtime_secret(workspace.id, epoch).hex(),
         "signal_secret": tokens.signal_secret(workspace.id, epoch).hex(),
     }
-
-
-def _address(workspace: Workspace) -> str | None:
-    with workspace.stack.database() as connection:
-        row = connection.execute(
-            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
-        ).fetchone()
-    assert row is not None
-    address: str | None = row[0]
-    return address
 
 
 async def _lose_agent(workspace: Workspace) -> None:

@@ -118,8 +118,7 @@ def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> 
     if "wait" in fields and caller is over_http:
         fields = {"wait": "30s"}
     gate = Gate(bed)
-    task_id = bed.submit(gate.command)
-    bed.await_phase(task_id, "tool_call")
+    task_id = bed.begin(gate.command)
     with hold_up(bed):
         go = caller(bed, fields)
         await_seen(bed, task_id)

@@ -84,8 +84,7 @@ def test_a_database_that_is_away(
     """
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
-    task_id = workspace.submit(gate.command, "echo second")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "echo second")
     agent = fragile_stack.agent_pid(workspace.id)
     with held_back(workspace):
         in_hand = pool.submit(workspace.rest.call, "POST", f"{workspace.path}/task/cancel")
@@ -180,18 +179,16 @@ def _cancel_and_wait(workspace: Workspace) -> str:
     return str(response.json()["task"]["status"]) if response.is_success else "lost"
 
 
-@pytest.mark.parametrize("program", ["worker", "envoy", "database"])
-def test_a_program_that_is_frozen_is_replaced(fragile_stack: Stack, program: str) -> None:
+def test_programs_that_are_frozen_are_replaced(fragile_stack: Stack) -> None:
+    """All of them at once. The supervisor looks at each on its own."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never")
     faults.await_phase(workspace, task_id, "tool_call")
     assert faults.cancel(workspace, "rest") == "accepted"
-    if program == "database":
-        (postgres,) = programs(fragile_stack, "postgres")
-        frozen = [postgres, *postgres.children(recursive=True)]
-    else:
-        frozen = [psutil.Process(pid) for pid in _pids(fragile_stack, program)]
+    (postgres,) = programs(fragile_stack, "postgres")
+    pids = [pid for name in ("worker", "controller", "envoy") for pid in _pids(fragile_stack, name)]
+    frozen = [postgres, *postgres.children(recursive=True), *map(psutil.Process, pids)]
     for process in frozen:
         process.suspend()
     eventually(lambda: not any(each.is_running() for each in frozen), REPLACEMENT_SECONDS)
@@ -202,6 +199,7 @@ def test_a_program_that_is_frozen_is_replaced(fragile_stack: Stack, program: str
     faults.assert_next_task_works(workspace)
 
 
+@pytest.mark.soak
 def test_a_force_ends_while_its_agent_and_the_controller_are_frozen(fragile_stack: Stack) -> None:
     workspace = Workspace(fragile_stack)
     task_id = faults.submit(workspace, "sleep 600", "echo never")

@@ -36,6 +36,12 @@ HARMFUL = {
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 
 
+@pytest.fixture(scope="module")
+def workspace(stack: Stack) -> Workspace:
+    """One for all operations, none of which is harmful."""
+    return Workspace(stack)
+
+
 def ask(stack: Stack, case: Case[Any], token: str) -> Answer:
     """Sends the request. For a stream, reads only the status and headers."""
     arguments = case.as_transport_kwargs(base_url=stack.ready["rest_url"])

@@ -85,6 +85,7 @@ def provider(tmp_path: Path) -> Iterator[Provider]:
         running.stop()
 
 
+@pytest.mark.soak
 def test_the_example_of_the_document_and_the_rotation_of_its_key(
     provider: Provider, checkout: Path, tmp_path: Path
 ) -> None:

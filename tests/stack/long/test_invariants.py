@@ -25,8 +25,7 @@ def test_a_cancellation_during_the_last_iteration_keeps_its_result(
 def test_the_iteration_in_flight_is_finished_and_recorded_with_its_result(
     workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command, "touch never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "touch never")
     workspace.cancel()
     # Between request and end, the task shows who asked and where the agent is.
     task = workspace.task(task_id)
@@ -49,8 +48,7 @@ def test_the_iteration_in_flight_is_finished_and_recorded_with_its_result(
 
 
 def test_an_intent_does_not_leak_to_the_next_task(workspace: Workspace, gate: Gate) -> None:
-    first = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(first, "tool_call")
+    first = workspace.begin(gate.command, "echo never")
     workspace.cancel(task_id=first)
     gate.open()
     workspace.await_end(first)
@@ -84,8 +82,7 @@ def test_a_task_that_fails_by_itself_says_why(workspace: Workspace) -> None:
 def test_fifty_concurrent_cancellations_over_two_workers_record_one(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "echo never")
     callers = 50
     start = Barrier(callers, timeout=60)
     workers = stack.worker_addresses()

@@ -46,19 +46,17 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(
     """Another stack runs beside it, with other ports and another state."""
     own_stack.start()
     demo = own_stack.ready["demo"]
-    for each in (stack, own_stack):
-        path = f"/v1/workspaces/{each.ready['demo']['workspace_id']}"
-        assert each.rest().get(path)["status"] == "idle"
+    for one in (stack, own_stack):
+        path = f"/v1/workspaces/{one.ready['demo']['workspace_id']}"
+        assert one.rest().get(path)["status"] == "idle"
     workspace = Workspace(own_stack)
     finished = workspace.submit("echo before the restart")
     workspace.await_end(finished)
     gate = Gate(workspace)
-    cancelled = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(cancelled, "tool_call")
+    cancelled = workspace.begin(gate.command, "echo never")
     workspace.cancel(reason="before the restart")
     running = Workspace(own_stack)
-    lost = running.submit(Gate(running).command)
-    running.await_phase(lost, "tool_call")
+    lost = running.begin(Gate(running).command)
     agents = [own_stack.agent_pid(workspace.id), own_stack.agent_pid(running.id)]
     assert processes_of(own_stack.state_dir)
 

@@ -51,8 +51,7 @@ def test_both_workers_learn_of_the_end_at_once(
 ) -> None:
     workspace = Workspace(pooled_stack)
     gate = Gate(workspace)
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "echo never")
 
     def watch(address: str) -> list[int]:
         with Client(address, pooled_stack.tokens["full_access"]) as client:
@@ -91,8 +90,7 @@ def test_both_workers_learn_of_the_end_at_once(
 def test_a_restart_of_the_pooler_loses_nothing(pooled_stack: Stack, pgbouncer: PgBouncer) -> None:
     workspace = Workspace(pooled_stack)
     gate = Gate(workspace)
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "echo never")
     agent = pooled_stack.agent_pid(workspace.id)
     pgbouncer.stop()
     assert faults.cancel(workspace, "rest") == "unavailable"

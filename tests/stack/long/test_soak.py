@@ -1,6 +1,6 @@
-"""A short soak: mixed calls leave no open file and no process.
+"""Mixed calls leave no open file and no process.
 
-`make soak` makes more calls and also checks the memory.
+`make leaks` makes more calls and also checks the memory.
 """
 
 import asyncio

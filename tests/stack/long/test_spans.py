@@ -117,8 +117,7 @@ def test_a_collector_that_is_down_causes_a_warning_and_nothing_else(tmp_path: Pa
         workspace = Workspace(stack)
         gate = Gate(workspace)
         for _ in range(5):
-            task_id = workspace.submit(gate.command, "echo never")
-            workspace.await_phase(task_id, "tool_call")
+            task_id = workspace.begin(gate.command, "echo never")
             assert workspace.cancel()["outcome"] == "accepted"
             gate.open()
             assert workspace.await_end(task_id)["status"] == "cancelled"

@@ -14,8 +14,7 @@ def test_a_stack_whose_programs_are_all_frozen_is_stopped_and_finds_its_data(
     try:
         stack.start()
         workspace = Workspace(stack)
-        task_id = workspace.submit("sleep 600")
-        workspace.await_phase(task_id, "tool_call")
+        task_id = workspace.begin("sleep 600")
         assert workspace.cancel()["outcome"] == "accepted"
         for program in psutil.Process(stack.pid).children():
             program.suspend()

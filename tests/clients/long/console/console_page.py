@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Locator, Page, Request, expect
 
+from tests.support.stack import Workspace
+
 
 class Console:
     """The open console, with its requests and its errors."""
@@ -41,6 +43,11 @@ class Console:
 
     def close(self) -> None:
         self.context.close()
+
+    def show(self, workspace: Workspace) -> None:
+        """Signs in and opens the page of the workspace."""
+        self.sign_in(workspace.stack.tokens["full_access"])
+        self.open(workspace.id)
 
     def sign_in(self, token: str) -> None:
         self.tokens.append(token)

@@ -34,8 +34,7 @@ def main() -> None:
         resources.callback(browser.close)
         made = [Workspace(stack, name=name) for name in NAMES]
         for each, task in zip(made, TASKS, strict=False):
-            task_id = each.submit(*task.format(gate=Gate(each).command).split("\n"))
-            each.await_phase(task_id, "tool_call")
+            each.begin(*task.format(gate=Gate(each).command).split("\n"))
         FOLDER.mkdir(parents=True, exist_ok=True)
         _take(stack, browser, made)
 

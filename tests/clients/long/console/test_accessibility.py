@@ -11,13 +11,17 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.clients.long.console.console_page import Console
 from tests.clients.long.console.test_bundle import console as bundler  # noqa: F401 - a fixture
+from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace
 
 SERIOUS = ("serious", "critical")
 
 
-@pytest.fixture(params=[("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)])
-def console(
+LOOKS = [("light", 1280), ("dark", 360), ("dark", 1280), ("light", 360)]
+
+
+@pytest.fixture(params=smoke(LOOKS, LOOKS[:2]))
+def console_with_axe(
     request: pytest.FixtureRequest,
     browser: Browser,
     stack: Stack,
@@ -43,16 +47,15 @@ def violations(page: Page) -> list[tuple[str, str, list[str]]]:
 
 
 def test_axe_finds_nothing_serious(
-    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+    console_with_axe: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    page = console.page
+    console, page = console_with_axe, console_with_axe.page
     assert violations(page) == []
     console.sign_in("sk_wrong")
     expect(page.get_by_role("alert")).to_be_visible()
     assert violations(page) == []
 
-    task_id = workspace.submit("seq 1 100", gate.command)
-    workspace.await_phase(task_id, "tool_call")
+    workspace.begin("seq 1 100", gate.command)
     console.sign_in(stack.tokens["full_access"])
     expect(page.locator(".rows .row").first).to_be_visible()
     assert violations(page) == []
@@ -86,8 +89,7 @@ def is_wider_than_its_window(page: Page) -> bool:
 def test_the_keyboard_is_enough(
     console: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command)
-    workspace.await_phase(task_id, "tool_call")
+    workspace.begin(gate.command)
     page, keyboard = console.page, console.page.keyboard
     expect(page.get_by_label("API key or session token")).to_be_focused()
     keyboard.insert_text(stack.tokens["full_access"])

@@ -52,8 +52,7 @@ def test_the_log_goes_on_after_the_last_event(
 def test_a_cancellation_goes_on_without_its_person(
     console: Console, line: Cable, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command, "touch never")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command, "touch never")
     console.open(workspace.id)
     console.cancel(reason="before the loss")
     expect(console.step("Accepted")).to_be_visible()
@@ -67,8 +66,7 @@ def test_a_cancellation_goes_on_without_its_person(
 def test_a_cancel_without_a_connection_is_not_called_accepted(
     console: Console, line: Cable, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command)
-    workspace.await_phase(task_id, "tool_call")
+    workspace.begin(gate.command)
     console.open(workspace.id)
     expect(console.page.get_by_role("button", name="Cancel…")).to_be_visible()
     line.unplug()

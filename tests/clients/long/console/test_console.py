@@ -33,10 +33,8 @@ def expire(stack: Stack, key_id: str) -> None:
 def test_a_person_cancels_a_task(
     console: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command, "touch never")
-    workspace.await_phase(task_id, "tool_call")
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+    workspace.begin(gate.command, "touch never")
+    console.show(workspace)
     console.cancel(reason="it has gone wrong")
 
     expect(console.step("Accepted")).to_contain_text(re.compile(r"answered in [\d,]+ ms"))
@@ -57,15 +55,13 @@ def test_a_person_cancels_a_task(
 
 
 def test_a_text_cannot_look_like_another_one(
-    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+    console: Console, workspace: Workspace, gate: Gate
 ) -> None:
     """A character that changes the direction of a text is shown as an escape: in the list, on the
     page of a workspace, and in its log.
     """
-    task_id = workspace.submit(f"{gate.command} # \u202e evitcani")
-    workspace.await_phase(task_id, "tool_call")
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+    task_id = workspace.begin(f"{gate.command} # \u202e evitcani")
+    console.show(workspace)
     expect(console.page.locator(".timeline")).to_contain_text("\\u202e evitcani")
     assert "\u202e" not in console.page.inner_text("body")
     gate.open()
@@ -76,10 +72,8 @@ def test_a_text_cannot_look_like_another_one(
 def test_a_person_learns_that_the_agent_does_not_answer(
     console: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command)
-    workspace.await_phase(task_id, "tool_call")
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+    workspace.begin(gate.command)
+    console.show(workspace)
     with stack.frozen_process(stack.agent_pid(workspace.id)):
         console.cancel()
         note = console.cancellation.get_by_role("alert")
@@ -92,13 +86,9 @@ def test_a_person_learns_that_the_agent_does_not_answer(
     console.check()
 
 
-def test_a_person_interrupts_an_iteration(
-    console: Console, stack: Stack, workspace: Workspace
-) -> None:
-    task_id = workspace.submit("sleep 600")
-    workspace.await_phase(task_id, "tool_call")
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+def test_a_person_interrupts_an_iteration(console: Console, workspace: Workspace) -> None:
+    task_id = workspace.begin("sleep 600")
+    console.show(workspace)
     console.cancel(force_after="0.5")
     expect(console.step("Iteration 1 has ended")).to_contain_text("interrupted")
     expect(console.step("Cancelled, interrupted")).to_be_visible()
@@ -107,12 +97,10 @@ def test_a_person_interrupts_an_iteration(
 
 
 def test_a_person_interrupts_an_iteration_that_takes_long(
-    console: Console, stack: Stack, workspace: Workspace
+    console: Console, workspace: Workspace
 ) -> None:
-    task_id = workspace.submit("sleep 600")
-    workspace.await_phase(task_id, "tool_call")
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+    task_id = workspace.begin("sleep 600")
+    console.show(workspace)
     console.cancel()
     expect(console.cancellation).to_contain_text("The iteration still runs")
     console.page.get_by_role("button", name="Interrupt it now").click()
@@ -123,10 +111,8 @@ def test_a_person_interrupts_an_iteration_that_takes_long(
 def test_the_service_interrupts_what_an_unreachable_agent_does_not(
     console: Console, stack: Stack, workspace: Workspace
 ) -> None:
-    task_id = workspace.submit("sleep 600")
-    workspace.await_phase(task_id, "tool_call")
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+    task_id = workspace.begin("sleep 600")
+    console.show(workspace)
     os.kill(stack.agent_pid(workspace.id), signal.SIGSTOP)
     # The service would end the task within the moment in which the page calls it late.
     with stack.frozen("fleet"):
@@ -139,13 +125,11 @@ def test_the_service_interrupts_what_an_unreachable_agent_does_not(
 
 
 def test_a_person_sees_the_limits_of_a_task(
-    console: Console, stack: Stack, workspace: Workspace, gate: Gate
+    console: Console, workspace: Workspace, gate: Gate
 ) -> None:
     limits = {"max_duration": "3600s", "max_total_tokens": "200000"}
-    task_id = workspace.submit(gate.command, limits=limits)
-    workspace.await_phase(task_id, "tool_call")
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+    task_id = workspace.begin(gate.command, limits=limits)
+    console.show(workspace)
     shown = console.page.get_by_role("region", name="Task").locator("dl")
     expect(shown).to_contain_text("cancelled after 1 h 00 min, cancelled at 200,000 tokens")
     gate.open()
@@ -153,12 +137,11 @@ def test_a_person_sees_the_limits_of_a_task(
 
 
 def test_a_person_sees_that_a_limit_has_ended_a_task(
-    console: Console, stack: Stack, workspace: Workspace
+    console: Console, workspace: Workspace
 ) -> None:
     limits = {"max_duration": "1.5s", "force_after": "0s"}
     task_id = workspace.submit("sleep 600", limits=limits)
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+    console.show(workspace)
     expect(console.step("Cancelled, interrupted")).to_be_visible()
     assert workspace.await_end(task_id)["cancel"]["requested_by"] == "system:limit"
     expect(console.step("Accepted")).to_contain_text("by a limit of the task")
@@ -169,13 +152,9 @@ def test_a_person_sees_that_a_limit_has_ended_a_task(
     console.check()
 
 
-def test_the_call_waits_for_the_end(
-    console: Console, stack: Stack, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.submit(gate.command)
-    workspace.await_phase(task_id, "tool_call")
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+def test_the_call_waits_for_the_end(console: Console, workspace: Workspace, gate: Gate) -> None:
+    workspace.begin(gate.command)
+    console.show(workspace)
     console.cancel(wait="30")
     # The log says more than the answer, which comes with the end.
     expect(console.step("Accepted")).not_to_contain_text("answered in")
@@ -184,11 +163,8 @@ def test_the_call_waits_for_the_end(
     expect(console.step("Accepted")).to_contain_text("answered in")
 
 
-def test_nothing_is_left_after_sign_out(
-    console: Console, stack: Stack, workspace: Workspace
-) -> None:
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+def test_nothing_is_left_after_sign_out(console: Console, workspace: Workspace) -> None:
+    console.show(workspace)
     console.page.get_by_role("button", name="Sign out").click()
     expect(console.page.get_by_label("API key or session token")).to_have_value("")
     assert workspace.id not in console.page.url
@@ -226,8 +202,7 @@ def test_a_token_that_expires_is_asked_for_again(
 def test_a_read_only_token_cannot_cancel(
     console: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command)
-    workspace.await_phase(task_id, "tool_call")
+    workspace.begin(gate.command)
     console.sign_in(stack.tokens["read_only"])
     console.open(workspace.id)
     console.cancel()
@@ -262,12 +237,9 @@ def test_a_new_workspace_appears(console: Console, stack: Stack) -> None:
     expect(console.page.locator(".rows .row .status")).to_have_text("stopped")
 
 
-def test_the_output_of_a_tool_is_folded(
-    console: Console, stack: Stack, workspace: Workspace
-) -> None:
+def test_the_output_of_a_tool_is_folded(console: Console, workspace: Workspace) -> None:
     workspace.await_end(workspace.submit("seq 1 500"))
-    console.sign_in(stack.tokens["full_access"])
-    console.open(workspace.id)
+    console.show(workspace)
     output = console.page.locator("details", has_text="Output (succeeded, 1.8 KiB)")
     expect(output.locator("pre")).to_be_hidden()
     output.locator("summary").click()

@@ -67,8 +67,7 @@ def test_the_sample_for_node_cancels_a_task(
     folder = program_folder(tmp_path)
     (folder / "cancel.js").write_text(sample("js"))
     shutil.copy(DESCRIPTOR_SET, folder)
-    task_id = workspace.submit(gate.command)
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command)
     arguments = [stack.ready["grpc_addr"], stack.tokens["full_access"]]
     done = node(folder / "cancel.js", *arguments, workspace.id, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -120,8 +119,7 @@ def test_the_sample_for_go_cancels_a_task(
     if not all(map(shutil.which, GO_PROGRAMS)) or not GO_LIBRARIES.exists():
         pytest.skip(f"no Go with its gRPC here; apt-get install {GO_PACKAGES}")
     program = build_go_sample(tmp_path)
-    task_id = workspace.submit(gate.command)
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin(gate.command)
 
     def run(workspace_id: str) -> str:
         arguments = [stack.ready["grpc_addr"], stack.tokens["full_access"], workspace_id]

@@ -121,8 +121,7 @@ def test_a_stack_starts_from_an_empty_folder_and_cancels_a_task(installed: Insta
     if has_sandbox():
         assert "Isolation of pods: sandbox" in installed.output.read_text()
     workspace = Workspace(installed)
-    task_id = workspace.submit("sleep 300")
-    workspace.await_phase(task_id, "tool_call")
+    workspace.begin("sleep 300")
     done = installed.installation.run(
         *("evershell", "cancel", workspace.id, "--force-after=0s", "--wait=10s", "--json"),
         cwd=installed.state_dir.parent,

@@ -168,8 +168,7 @@ def test_tasks_are_cancelled_and_data_outlives_the_containers(
     containers.start_as_documented()
     workspace, ended = ContainerWorkspace(containers), {}
     for name, cancel in {"rest": cancel_over_rest, "grpc": cancel_over_grpc}.items():
-        task_id = workspace.submit(f"until [ -e {name} ]; do sleep 0.1; done; echo finished", "ls")
-        workspace.await_phase(task_id, "tool_call")
+        task_id = workspace.begin(f"until [ -e {name} ]; do sleep 0.1; done; echo finished", "ls")
         assert cancel(workspace) == "accepted"
         containers.create_file(workspace, name)
         assert_cancelled_after_its_iteration(workspace, task_id)
@@ -177,8 +176,7 @@ def test_tasks_are_cancelled_and_data_outlives_the_containers(
     following = workspace.submit("echo $((6 * 7))")
     ended[following] = workspace.await_end(following)["status"]
     assert ended[following] == "completed"
-    accepted = workspace.submit("sleep 100")
-    workspace.await_phase(accepted, "tool_call")
+    accepted = workspace.begin("sleep 100")
     assert workspace.cancel()["outcome"] == "accepted"
     ended[accepted] = "cancelled"
 

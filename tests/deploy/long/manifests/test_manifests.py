@@ -107,18 +107,6 @@ def test_every_pod_has_a_network_policy_and_the_rest_is_denied(
     assert [rule["ports"][0]["port"] for rule in agents["egress"]] == [RUNTIME_PORT]
 
 
-def test_only_the_edge_reaches_the_port_of_callers(overlay: list[dict[str, Any]]) -> None:
-    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
-    name = "app.kubernetes.io/name"
-    assert policies["workers"]["ingress"] == [
-        {"from": [{"podSelector": {"matchLabels": {name: each}}}], "ports": [port]}
-        for each, port in (
-            ("edge", {"protocol": "TCP", "port": 50051}),
-            ("evershell-agent", {"protocol": "TCP", "port": RUNTIME_PORT}),
-        )
-    ]
-
-
 def test_the_roll_out_of_workers_leaves_time_to_find_and_to_drain_them() -> None:
     found = tools.render("production")
     (workers,) = [
@@ -174,14 +162,6 @@ async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
     )
     caller = await sessions.authenticate(token)
     assert (caller.org_id, caller.user_id) == ("org_1", "alice")
-
-
-def test_workers_reach_an_identity_provider_that_is_outside() -> None:
-    overlay = tools.render("production")
-    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
-    workers = {"matchLabels": {"app.kubernetes.io/name": "workers"}}
-    assert policies["provider"]["podSelector"] == workers
-    assert policies["provider"]["egress"] == [{"ports": [{"protocol": "TCP", "port": 443}]}]
 
 
 def served(overlay: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,8 +5,7 @@ from tests.deploy.long.node.stacks import NodeWorkspace
 
 def busy(workspace: NodeWorkspace, *, is_cancelled: bool) -> str:
     """Submits a task that runs until its pod ends, and cancels it. Returns its id."""
-    task_id = workspace.submit("sleep 600")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin("sleep 600")
     if is_cancelled:
         assert workspace.cancel(reason="enough")["outcome"] == "accepted"
     return task_id

@@ -41,8 +41,7 @@ def test_cancelled_tasks_finish_their_iteration_and_the_pod_takes_the_next(
 ) -> None:
     before = pod(workspace, kubectl)
     for cancel in (cancel_over_rest, cancel_over_grpc):
-        cancelled = workspace.submit(f"{GATE}; echo finished", "echo never")
-        workspace.await_phase(cancelled, "tool_call")
+        cancelled = workspace.begin(f"{GATE}; echo finished", "echo never")
         assert cancel(workspace) == "accepted"
         open_gate(workspace, kubectl)
         end = workspace.await_end(cancelled)

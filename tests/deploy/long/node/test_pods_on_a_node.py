@@ -27,8 +27,7 @@ def test_a_cancelled_task_finishes_its_iteration_and_the_pod_takes_the_next(
     workspace: NodeWorkspace,
 ) -> None:
     before = pod(workspace)["metadata"]["uid"]
-    cancelled = workspace.submit(f"{GATE}; echo finished", "echo never")
-    workspace.await_phase(cancelled, "tool_call")
+    cancelled = workspace.begin(f"{GATE}; echo finished", "echo never")
     assert workspace.cancel(reason="enough")["outcome"] == "accepted"
     open_gate(workspace)
     end = workspace.await_end(cancelled)
@@ -39,8 +38,7 @@ def test_a_cancelled_task_finishes_its_iteration_and_the_pod_takes_the_next(
 
 
 def test_a_forced_cancellation_interrupts_the_tool(workspace: NodeWorkspace) -> None:
-    task_id = workspace.submit("sleep 600")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin("sleep 600")
     workspace.cancel(force_after="0.5s")
     end = workspace.await_end(task_id)
     assert (end["status"], end["forced"]) == ("cancelled", True)
@@ -126,8 +124,7 @@ def test_a_stop_ends_the_pod_and_a_resume_finds_the_files(
 def test_a_pod_that_others_delete_reports_how_its_task_ended(
     workspace: NodeWorkspace, is_cancelled: bool
 ) -> None:
-    task_id = workspace.submit("sleep 600")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin("sleep 600")
     if is_cancelled:
         workspace.cancel()
     # As a drain does.

@@ -127,8 +127,7 @@ def test_agents_and_cancellations_after_a_restore(
     unknown = Workspace(living)
     everything = [cancelled, running, resumed, unknown, *(each.workspace for each in cancellers)]
     agents = {workspace.id: pods.note(workspace) for workspace in everything}
-    later = resumed.submit(gates[resumed].command, "echo never")
-    resumed.await_phase(later, "tool_call")
+    resumed.begin(gates[resumed].command, "echo never")
     agents[resumed.id].suspend()
 
     lost_url = living.ready["database_url"]

@@ -141,8 +141,7 @@ def test_no_call_is_lost_while_every_secret_is_rotated(
     )
     left = Workspace(stack)
     gate = Gate(left)
-    task_id = left.submit(gate.command, "echo never")
-    left.await_phase(task_id, "tool_call")
+    task_id = left.begin(gate.command, "echo never")
     old_agents = new_cancellers(load, stack, *callers)
     progress(old_agents)
 

@@ -15,7 +15,7 @@ from tests.faults.invariants.runs import run_in_memory, run_on_postgres
 _EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
 
 # In seconds. A run takes half a second on a busy machine.
-pytestmark = pytest.mark.timeout(max(120, 2 * _EXAMPLES))
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(max(120, 2 * _EXAMPLES))]
 
 
 def test_invariants_hold_in_memory() -> None:

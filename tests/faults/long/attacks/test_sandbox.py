@@ -121,9 +121,4 @@ def run(workspace: Workspace, command: str) -> dict[str, Any]:
 
 
 def _agent_port(workspace: Workspace) -> int:
-    with workspace.stack.database() as connection:
-        row = connection.execute(
-            "SELECT agent_address FROM workspaces WHERE id = %s", (workspace.id,)
-        ).fetchone()
-    assert row is not None
-    return int(row[0].rpartition(":")[2])
+    return int(str(workspace.agent_address).rpartition(":")[2])

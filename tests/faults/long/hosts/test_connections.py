@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc.aio
+import pytest
 from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest
 
 from evershell.agents.runtime_client import RuntimeStub, connect
@@ -14,6 +15,9 @@ from tests.faults.long.hosts.many_hosts import DATABASE, WORKERS, ManyHosts
 from tests.support.network import TEST, Network, both_ways, network, require
 from tests.support.stack import ROOT
 from tests.support.waiting import eventually, eventually_async
+
+# Each waits for the timers of a kernel.
+pytestmark = pytest.mark.soak
 
 _PORT = 50051
 _CALL_SECONDS = 1.0

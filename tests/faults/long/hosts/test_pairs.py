@@ -20,6 +20,7 @@ from tests.faults.long.hosts.many_hosts import (
     WORKERS,
     ManyHosts,
 )
+from tests.support.lengths import smoke
 from tests.support.network import both_ways, one_way
 from tests.support.promises.database import read_history
 from tests.support.promises.promises import violations
@@ -53,8 +54,7 @@ class Running:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.gate = Gate(workspace)
-        self.id = workspace.submit(self.gate.command, "echo second iteration")
-        workspace.await_phase(self.id, "tool_call")
+        self.id = workspace.begin(self.gate.command, "echo second iteration")
 
     def ends_cancelled(self) -> dict[str, Any]:
         """Opens the gate. Returns the end, which the iteration in flight is part of."""
@@ -99,7 +99,7 @@ def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
     running.ends_cancelled()
 
 
-@pytest.mark.parametrize("way", ["both", "there", "back"])
+@pytest.mark.parametrize("way", smoke(["both", "there", "back"], ["both", "back"]))
 def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) -> None:
     """The call answers `agent_unreachable`, and the agent gets the cancellation later."""
     running, agents = Running(workspace), [hosts.host_of(workspace.id)]
@@ -177,8 +177,7 @@ def test_what_nobody_can_know_is_unknown(hosts: ManyHosts, workspace: Workspace)
     """
     leader, agents = eventually(hosts.leader), [hosts.host_of(workspace.id)]
     assert leader is not None
-    task_id = workspace.submit("sleep 60")
-    workspace.await_phase(task_id, "tool_call")
+    task_id = workspace.begin("sleep 60")
     agent = psutil.Process(hosts.agent_pid(workspace.id))
     with hosts.network.parted(*both_ways(WORKERS, agents), *both_ways([leader], [DATABASE])):
         assert cancel(workspace).json()["error"]["code"] == "agent_unreachable"

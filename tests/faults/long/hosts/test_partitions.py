@@ -14,6 +14,7 @@ from tests.support import network
 
 
 # The stack starts and settles too, which takes longer on a busy machine.
+@pytest.mark.soak
 @pytest.mark.timeout(240)
 def test_a_short_run_breaks_no_promise(tmp_path: Path) -> None:
     network.require()

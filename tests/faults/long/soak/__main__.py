@@ -1,4 +1,4 @@
-"""`make soak`: makes many mixed calls, and exits 1 if a program of the stack has grown.
+"""`make leaks`: makes many mixed calls, and exits 1 if a program of the stack has grown.
 
 It prints the open files, threads and memory of every program before and after the calls.
 """
