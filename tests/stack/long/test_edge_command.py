@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.otlp import Receiver
 from tests.support.ports import free_ports
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
@@ -135,33 +134,6 @@ def test_it_says_what_is_missing(tmp_path: Path) -> None:
     said = said_by(process)
     assert process.returncode == 1
     assert "Set EDGE_WORKERS to host:port of the workers." in said
-
-
-def test_it_exports_spans_with_the_headers_of_the_collector(tmp_path: Path) -> None:
-    rest_port, grpc_port, closed = free_ports(3)
-    receiver = Receiver()
-    with receiver.running():
-        process = edge(
-            tmp_path,
-            EDGE_WORKERS=f"127.0.0.1:{closed}",
-            REST_PORT=str(rest_port),
-            GRPC_PORT=str(grpc_port),
-            OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
-            OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20secret",
-            OTEL_BSP_SCHEDULE_DELAY="100",
-        )
-        try:
-
-            def is_exported() -> bool:
-                with suppress(httpx.TransportError):
-                    get(f"http://127.0.0.1:{rest_port}/v1/workspaces")
-                return ("evershell-edge", "GET /v1/workspaces") in receiver.names()
-
-            eventually(is_exported)
-        finally:
-            process.terminate()
-            said_by(process)
-    assert {each["authorization"] for each in receiver.headers} == {"Bearer secret"}
 
 
 def test_it_says_what_is_wrong_with_the_collector(tmp_path: Path) -> None:
