@@ -107,7 +107,7 @@ ATTACKS = (
     # Processes.
     _run(
         "see a process of the stack",
-        "cat /proc/[0-9]*/cmdline | grep -aq '[s]erver.agent'",
+        "cat /proc/[0-9]*/cmdline | grep -aq '[e]vershell.agents'",
         r"\A\Z",
     ),
     _run("read the agent's environment", "cat /proc/{agent_pid}/environ", _ABSENT),

@@ -37,9 +37,9 @@ MAY_HOLD = (
     (r"file state/demo\.json", r"demo (full_access|submit_observe|read_only)|.* demo's sessions"),
     (r"file state/control-plane\.jwk", r"the signing key|a private JWK"),
     # The settings of the service.
-    (r"environ of evershell\.server (up|serve|fleet)", r"the password of the database"),
-    (r"environ of evershell\.server (up|fleet)", r"the model's key"),
-    (r"environ of (evershell\.server (up|serve|fleet)|envoy|sh)", r"the collector's key"),
+    (r"environ of evershell\.commands (up|serve|fleet)", r"the password of the database"),
+    (r"environ of evershell\.commands (up|fleet)", r"the model's key"),
+    (r"environ of (evershell\.commands (up|serve|fleet)|envoy|sh)", r"the collector's key"),
     # The text of a caller is theirs.
     (r"table (tasks|events|audit_entries\w*|workspaces)", r"a key written .*"),
     (r"table idempotency_keys", r"a key written (as a name|as an idempotency key)"),
@@ -130,8 +130,8 @@ def assert_whole(places: Iterable[str]) -> None:
         r"table pg_stat_activity",
         r"metrics 2",
         r"envoy config_dump",
-        r"cmdline of evershell\.server\.agent",
-        r"environ of evershell\.server\.agent",
+        r"cmdline of evershell\.agents",
+        r"environ of evershell\.agents",
         r"environ of (bwrap|sh|sleep)",
         r"environ of envoy",
         r"span",
