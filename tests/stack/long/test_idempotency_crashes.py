@@ -1,6 +1,6 @@
 """Kills the worker at each step of a call with an idempotency key.
 
-A repeat gets an answer, and there is one task. `evershell.pod.crash_points` defines the crash points.
+A repeat gets an answer, and there is one task. `evershell.pod.crash_points` defines the points.
 """
 
 from pathlib import Path
