@@ -1,4 +1,7 @@
-"""A stack with AGENT_TLS: a task is cancelled over TLS, and strangers are refused."""
+"""A stack with AGENT_TLS: a task is cancelled over TLS, and strangers are refused.
+
+It listens on all addresses (LISTEN_HOST): other machines reach the edge, and nothing else.
+"""
 
 import json
 import socket
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
@@ -26,11 +30,13 @@ OK, UNAUTHENTICATED = grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED
 REFUSED = grpc.StatusCode.UNAVAILABLE
 CALL_SECONDS = 20.0
 RESTART_SECONDS = 80.0
+ANY = "0.0.0.0"  # noqa: S104
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("tls") / "state", AGENT_TLS="on").started() as own:
+    state_dir = tmp_path_factory.mktemp("tls") / "state"
+    with Stack(state_dir, AGENT_TLS="on", LISTEN_HOST=ANY).started() as own:
         yield own
 
 
@@ -103,6 +109,19 @@ def test_a_task_is_cancelled_over_tls(workspace: Workspace) -> None:
     following = workspace.submit("echo the same agent")
     assert workspace.await_end(following)["status"] == "completed"
     assert workspace.get()["epoch"] == "1"
+
+
+def test_only_the_edge_listens_on_all_addresses(stack: Stack, workspace: Workspace) -> None:
+    assert workspace.agent_address is not None
+    # A listener of gRPC takes IPv4 through a socket of IPv6.
+    found = {
+        (process.name() == "envoy", connection.laddr.ip.removeprefix("::ffff:"))
+        for process in stack.processes()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert found == {(True, ANY), (False, "127.0.0.1")}
+    assert stack.ready["rest_url"].startswith("http://127.0.0.1:")
 
 
 def test_agents_and_restarted_programs_accept_each_other(workspace: Workspace) -> None:

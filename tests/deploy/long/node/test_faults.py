@@ -22,17 +22,15 @@ def workspace(stack: Stack) -> NodeWorkspace:
     return NodeWorkspace(stack)
 
 
-@pytest.mark.parametrize("is_cancelled", [False, True])
-def test_an_agent_that_is_killed(workspace: NodeWorkspace, is_cancelled: bool) -> None:
+def test_an_agent_that_is_killed(workspace: NodeWorkspace) -> None:
     node.require_shell()
-    task_id = busy(workspace, is_cancelled=is_cancelled)
+    task_id = busy(workspace, is_cancelled=False)
     node.kill_agent(running_pod(workspace))
     assert_truth(workspace, task_id, "its agent was killed by SIGKILL", "yes")
 
 
-@pytest.mark.parametrize("is_cancelled", [False, True])
-def test_a_pod_that_is_evicted(workspace: NodeWorkspace, is_cancelled: bool) -> None:
-    task_id = busy(workspace, is_cancelled=is_cancelled)
+def test_a_pod_that_is_evicted(workspace: NodeWorkspace) -> None:
+    task_id = busy(workspace, is_cancelled=True)
     evict(running_pod(workspace)["metadata"])
     assert_truth(workspace, task_id, "as in the drain of a node", "yes")
 
@@ -49,8 +47,7 @@ def evict(metadata: dict[str, Any]) -> None:
     kubectl("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
 
 
-@pytest.mark.parametrize("is_cancelled", [False, True])
-def test_a_pod_that_is_out_of_memory(workspace: NodeWorkspace, is_cancelled: bool) -> None:
+def test_a_pod_that_is_out_of_memory(workspace: NodeWorkspace) -> None:
     """The files in /dev/shm count as the pod's memory, and no process of the tool has them. So
     the kernel kills the largest process, the agent.
     """
@@ -59,8 +56,7 @@ def test_a_pod_that_is_out_of_memory(workspace: NodeWorkspace, is_cancelled: boo
         "(head -c 12M /dev/zero; sleep 600) | tail & done; sleep 600",
     )
     workspace.await_phase(task_id, "tool_call")
-    if is_cancelled:
-        workspace.cancel(reason="enough")
+    workspace.cancel(reason="enough")
     open_gate(workspace)
     assert_truth(workspace, task_id, OUT_OF_MEMORY, "yes")
 
