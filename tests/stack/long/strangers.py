@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ import hpack
 HELD_STREAMS = 300
 REST_CONNECTIONS = 1100
 RESETTING_CONNECTIONS, RESETS = 6, 5_000
-BAD_KEYS = 1_000
+BAD_CREDENTIALS = 1_000
 UNKNOWN_KEY = "sk_" + "unknown_" * 6
 _MESSAGE_BYTES = 4 * 1024 * 1024
 _BODY_BYTES = _OWN_MESSAGE_BYTES = 1024 * 1024
@@ -36,8 +37,8 @@ _OVER_REST, _OVER_GRPC = b"{}", struct.pack(">BI", 0, 6) + b"\n\4ws_1"
 # Of a connection whose calls are reset: how many are sent together, and after how many the
 # connection is closed, so that the server does not count its resets for long.
 _RESETS_AT_ONCE, _RESETS_OF_CONNECTION = 20, 240
-# Calls with bad keys in flight, of each connection.
-_BAD_KEYS_IN_FLIGHT = 10
+# Calls with bad credentials in flight, of each connection.
+_BAD_IN_FLIGHT = 10
 # Pause between two rounds of calls.
 _PAUSE_SECONDS = 0.5
 
@@ -49,6 +50,15 @@ _CANCELLED = 8
 _FRAME_BYTES = 16_384
 
 Told = Counter[str]
+
+
+def _encoded(part: bytes) -> str:
+    return urlsafe_b64encode(part).decode().rstrip("=")
+
+
+# Of the key with which the demo's sessions are signed.
+_HEADER, _CLAIMS = b'{"alg":"ES256","kid":"demo"}', b'{"sub":"user_owner","org_id":"org_demo"}'
+WRONG_SIGNATURE = ".".join(map(_encoded, (_HEADER, _CLAIMS, bytes(range(64)))))
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -234,16 +244,17 @@ def _reset(connect: Callable[[], Connection], told: Told) -> Iterator[None]:
             yield
 
 
-def bad_keys(address: tuple[str, int], told: Told, _token: str) -> Iterator[None]:
-    """Calls with a key that is not known, over as many connections as `_reset`."""
+def bad_credentials(address: tuple[str, int], told: Told, _token: str) -> Iterator[None]:
+    """Calls with an unknown key or a wrong signature, over as many connections as `_reset`."""
     open_ = [
-        Connection(address, _CANCEL, _OVER_GRPC, told, ends=True, token=UNKNOWN_KEY)
-        for _ in range(RESETTING_CONNECTIONS)
+        Connection(address, _CANCEL, _OVER_GRPC, told, ends=True, token=token)
+        for token in (UNKNOWN_KEY, WRONG_SIGNATURE)
+        for _ in range(RESETTING_CONNECTIONS // 2)
     ]
     while True:
         for connection in open_:
             connection.step()
-            connection.open(_BAD_KEYS_IN_FLIGHT - len(connection.windows))
+            connection.open(_BAD_IN_FLIGHT - len(connection.windows))
         yield
 
 
@@ -292,7 +303,7 @@ def hold_bodies(address: tuple[str, int], told: Told, token: str) -> Iterator[No
 
 FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
     flood.__name__: flood
-    for flood in (hold_messages, hold_bodies, reset_over_grpc, reset_over_rest, bad_keys)
+    for flood in (hold_messages, hold_bodies, reset_over_grpc, reset_over_rest, bad_credentials)
 }
 
 
@@ -301,7 +312,7 @@ _IS_COMPLETE: dict[str, Callable[[Told], bool]] = {
     "hold_messages": lambda told: told["opened"] >= HELD_STREAMS,
     "reset_over_grpc": lambda told: told["opened"] >= RESETS,
     "reset_over_rest": lambda told: told["opened"] >= RESETS,
-    "bad_keys": lambda told: told["opened"] >= BAD_KEYS,
+    "bad_credentials": lambda told: told["opened"] >= BAD_CREDENTIALS,
     "hold_bodies": lambda told: told["opened"] >= REST_CONNECTIONS,
 }
 

@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.stack.long.load import GrpcCaller, RestCaller
 from tests.stack.long.strangers import (
-    BAD_KEYS,
+    BAD_CREDENTIALS,
     HELD_STREAMS,
     RESETS,
     REST_CONNECTIONS,
@@ -202,15 +202,17 @@ def test_connections_that_hold_a_body(stack: Stack, workspace: Workspace, token:
     assert told["hold_bodies"]["opened"] >= REST_CONNECTIONS
 
 
-def test_resets_bad_keys_half_messages_and_slow_bodies(stack: Stack, workspace: Workspace) -> None:
+def test_resets_bad_credentials_half_messages_and_slow_bodies(
+    stack: Stack, workspace: Workspace
+) -> None:
     kinds = {
         "reset_over_grpc": "grpc",
         "reset_over_rest": "rest",
-        "bad_keys": "grpc",
+        "bad_credentials": "grpc",
         "hold_messages": "grpc",
         "hold_bodies": "rest",
     }
     told = flood(stack, workspace, kinds, "submit_observe", ALL_SECONDS)
     assert told["reset_over_grpc"]["opened"] >= RESETS
     assert told["reset_over_rest"]["opened"] >= RESETS
-    assert told["bad_keys"]["ended"] >= BAD_KEYS / 2
+    assert told["bad_credentials"]["ended"] >= BAD_CREDENTIALS / 2

@@ -93,8 +93,8 @@ _WRITTEN = {
         "replay of an expired key": KEYS
         + "test_a_key_is_refused_from_its_expiry_on_also_while_it_is_cached",
         "unknown keys that evict a good one": KEYS + "test_unknown_keys_do_not_evict_a_known_one",
-        "a flood of bad credentials": "stack/long/test_flood.py::"
-        "test_a_flood_of_bad_credentials_is_refused_and_good_callers_go_on",
+        "a flood of bad credentials": "stack/long/test_strangers.py::"
+        "test_resets_bad_credentials_half_messages_and_slow_bodies",
     },
     "header": {
         "no credential, another scheme, an oversized token": "unit/auth/test_authenticator.py::"
