@@ -150,7 +150,7 @@ class Stack(Service):
         try:
             self.start()
             yield self
-            assert self.stop() == 0
+            assert self.stop() == 0, self.output.read_text()
         finally:
             self.kill_if_running()
 

@@ -16,9 +16,7 @@ from tests.support.stack import ROOT, Stack
 def test_a_stack_with_tls(tmp_path: Path) -> None:
     certificate = Authority(tmp_path, "authority").issue("edge")
     files = {"TLS_CERT_FILE": str(certificate.cert_file), "TLS_KEY_FILE": str(certificate.key_file)}
-    stack = Stack(tmp_path / "state", **files)
-    try:
-        stack.start()
+    with Stack(tmp_path / "state", **files).started() as stack:
         workspace_id = stack.ready["demo"]["workspace_id"]
         url = stack.ready["rest_url"]
         assert url.startswith("https://")
@@ -54,8 +52,6 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
                 timeout=60,
             )
             assert "no_active_task" in called.stdout, (call, called)
-    finally:
-        stack.kill_if_running()
 
 
 def test_a_key_of_another_certificate(tmp_path: Path) -> None:

@@ -53,14 +53,9 @@ def test_a_stack_with_its_settings_serves(
         # There is no container around it.
         "LISTEN_HOST": "127.0.0.1",
     }
-    stack = Stack(tmp_path / "state", **{**settings, **own})
-    try:
-        stack.start()
+    with Stack(tmp_path / "state", **{**settings, **own}).started() as stack:
         health = services["evershell"]["healthcheck"]["test"][-1]
         port = stack.ready["rest_url"].rpartition(":")[2]
         exec(health.replace(":8080/", f":{port}/"))  # noqa: S102 - the file of this repository
         assert_a_task_is_cancelled(Workspace(stack))
-        assert stack.stop() == 0
-    finally:
-        stack.kill_if_running()
-        drop_database(server_url, database_url)
+    drop_database(server_url, database_url)

@@ -78,11 +78,9 @@ def living(server_url: str, tmp_path: Path) -> Iterator[Stack]:
         tmp_path / "state", DATABASE_URL=database_url, LEASE_SECONDS=str(int(LEASE_SECONDS))
     )
     try:
-        stack.start()
-        yield stack
-        assert stack.stop() == 0, stack.output.read_text()
+        with stack.started():
+            yield stack
     finally:
-        stack.kill_if_running()
         drop_database(server_url, database_url)
 
 

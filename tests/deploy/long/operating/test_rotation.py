@@ -70,12 +70,8 @@ def stack(
         JWKS=str(tmp_path / "jwks.json"),
         JWT_ISSUER=ISSUER,
     )
-    try:
-        running.start()
+    with running.started():
         yield running
-        assert running.stop() == 0, running.output.read_text()
-    finally:
-        running.kill_if_running()
 
 
 def restart(stack: Stack) -> None:
