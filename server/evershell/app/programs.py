@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 
 from evershell.api.health import liveness_served
-from evershell.app import wiring as bootstrap
+from evershell.app import wiring
 from evershell.app.settings import Settings
 from evershell.app.signals import stop_signal
 from evershell.app.wiring import NotSetUpError
@@ -20,7 +20,7 @@ DRAIN_SECONDS = 4.0
 async def serve(settings: Settings, port: int) -> None:
     """Runs one worker until SIGTERM or SIGINT, then drains it. Raises NotSetUpError."""
     metrics = _log_and_metrics("serve", settings)
-    async with bootstrap.control_plane(settings, metrics) as server:
+    async with wiring.control_plane(settings, metrics) as server:
         with _serving(metrics, settings):
             _exempt_from_collection()
             await server.start(f"{settings.listen_host}:{port}", serving=False)
@@ -35,7 +35,7 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
     and IsolationError.
     """
     metrics = _log_and_metrics("fleet", settings)
-    async with _live_at(health_address), bootstrap.fleet(settings, metrics) as lead:
+    async with _live_at(health_address), wiring.fleet(settings, metrics) as lead:
         with _serving(metrics, settings):
             _exempt_from_collection()
             leading = asyncio.ensure_future(lead())
