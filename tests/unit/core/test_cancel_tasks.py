@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import Origin
 from evershell.core.task import TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
-from tests.support.world import USER, World, caller, intent
+from tests.support.world import NOW, USER, World, caller, intent
 
 ALL = AllTasks()
 
@@ -60,6 +61,19 @@ async def test_every_task_of_the_organization_is_cancelled(world: World) -> None
     assert counts(await cancel(world)) == (0, 0, 0, 0)
     # The fleet controller signals the agents.
     assert world.agents.cancelled == []
+
+
+async def test_an_earlier_force_deadline_applies(world: World) -> None:
+    busy, task = await world.add_busy()
+    for seconds, expected in ((60, 60), (90, 60), (5, 5)):
+        result = await cancel(
+            world, caller(actor_id=f"user_{seconds}"), force_after_seconds=seconds
+        )
+        assert result.remaining == 0
+        cancelled = (await world.task(busy.id, task.id)).cancel
+        assert cancelled is not None
+        assert cancelled.force_at == NOW + timedelta(seconds=expected)
+        assert cancelled.force_requested_by == f"user_{expected}"
 
 
 async def test_a_dry_run_changes_nothing(world: World) -> None:
