@@ -108,6 +108,7 @@ def _holds(stack: Stack) -> float | None:
         return None
 
 
+@pytest.mark.soak
 def test_a_frozen_fleet_controller_fires_its_alert(stack: Stack, tmp_path: Path) -> None:
     recorder = Recorder()
     with stack.frozen("fleet"):

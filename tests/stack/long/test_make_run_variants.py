@@ -101,6 +101,7 @@ def test_files_of_a_killed_run_do_not_outlive_the_next_start(stack: Stack, tmp_p
     assert says_ready(refused) == []
 
 
+@pytest.mark.soak
 def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_run(
     tmp_path: Path, empty_database_url: str
 ) -> None:
@@ -240,6 +241,7 @@ def database_over_tcp(tmp_path: Path) -> Iterator[str]:
         server.wait(20)
 
 
+@pytest.mark.soak
 def test_a_database_of_ones_own_over_tcp(database_over_tcp: str, tmp_path: Path) -> None:
     with Stack(tmp_path / "state", DATABASE_URL=database_over_tcp, WORKERS="1").started() as own:
         assert own.ready["database_url"] == database_over_tcp

@@ -91,6 +91,7 @@ def load(workers: NamedWorkers) -> Iterator[None]:
         assert workers.stack.agent_pid(caller.workspace.id) == caller.agent
 
 
+@pytest.mark.soak
 def test_a_new_worker_gets_calls_and_one_that_ends_loses_none(workers: NamedWorkers) -> None:
     with load(workers):
         added = [workers.start_worker() for _ in range(2)]

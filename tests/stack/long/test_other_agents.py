@@ -86,6 +86,7 @@ def test_the_sample_runs_is_cancelled_and_takes_the_next_task(
         assert workspace.get()["epoch"] == "1"
 
 
+@pytest.mark.soak
 def test_an_agent_that_ignores_force_is_ended(tmp_path: Path) -> None:
     def without_force(program: str) -> str:
         (line,) = [line for line in program.splitlines() if "cancelled.get(current)" in line]

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.stack import Stack, Workspace, processes_of
 
 
+@pytest.mark.soak
 def test_a_stack_whose_programs_are_all_frozen_is_stopped_and_finds_its_data(
     tmp_path: Path,
 ) -> None:

@@ -160,6 +160,7 @@ def test_agents_and_cancellations_after_a_restore(
     assert living.rest().call("GET", unknown.path).status_code == 404
 
 
+@pytest.mark.soak
 def test_a_copy_of_the_embedded_database(tmp_path: Path) -> None:
     """No agent outlives the stack, so nothing has to be fenced."""
     with Stack(tmp_path / "state").started() as stack:

@@ -123,6 +123,7 @@ def test_workers_and_agents(hosts: ManyHosts, workspace: Workspace, way: str) ->
     assert workspace.await_end(next_id)["status"] == "completed"
 
 
+@pytest.mark.soak
 def test_controllers_and_agents(hosts: ManyHosts, workspace: Workspace) -> None:
     """The controller cannot signal the agent, which learns of CancelTasks by its own calls."""
     running = Running(workspace)
@@ -131,6 +132,7 @@ def test_controllers_and_agents(hosts: ManyHosts, workspace: Workspace) -> None:
         running.ends_cancelled()
 
 
+@pytest.mark.soak
 def test_edge_and_one_worker(hosts: ManyHosts, workspace: Workspace) -> None:
     """Calls to the worker fail soon, and then all calls go to the other one."""
     running = Running(workspace)
