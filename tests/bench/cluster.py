@@ -21,12 +21,12 @@ from evershell.auth.api_keys import fingerprint, new_secret
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key
 from evershell.core import ids
-from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.fleet.kubernetes.api import Api
 from evershell.local import postgres
+from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
 from evershell.store.migrate import migrate
-from evershell.store.pool import open_pool
 from evershell.store.service_clock import machine_clock
 from tests.bench import processes
 from tests.bench.simulated_nodes import SimulatedNodes

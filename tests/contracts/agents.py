@@ -19,8 +19,7 @@ from evershell.agents.shutdown import Shutdown
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key
 from evershell.core.ports import Agents
-from evershell.core.task import Task
-from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.task import Task, TaskEnded
 from evershell.core.workspace import Workspace
 from evershell.fleet.agent_client import AgentClient
 from evershell.store.service_clock import machine_clock

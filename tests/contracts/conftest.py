@@ -5,17 +5,17 @@ from collections.abc import AsyncIterator
 import pytest
 
 from evershell.core.ports import Store
-from evershell.store.pool import open_pool
+from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.fakes import FakeStore
-from tests.support.store.announced import Announced
+from tests.support.store.published import Published
 
 
 @pytest.fixture
-def announced() -> Announced:
-    """What the store has announced."""
-    return Announced()
+def published() -> Published:
+    """What the store has published."""
+    return Published()
 
 
 @pytest.fixture(params=["fake", "postgres"])
@@ -25,10 +25,10 @@ def store_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def store(store_url: str | None, announced: Announced) -> AsyncIterator[Store]:
+async def store(store_url: str | None, published: Published) -> AsyncIterator[Store]:
     """Each implementation in turn."""
     if store_url is None:
-        yield FakeStore(announced)
+        yield FakeStore(published)
         return
     async with open_pool(store_url) as opened:
-        yield PostgresStore(opened, machine_clock, announced)
+        yield PostgresStore(opened, machine_clock, published)

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import evershell.store.migrate
-from evershell.store import cancellations, postgres_store, queries, rows, writes
+from evershell.store import cancellations, postgres_store, rows
 
 _FILE = Path(__file__).with_suffix(".sql")
 _MIGRATIONS = Path(evershell.store.migrate.__file__).parent / "migrations"
@@ -31,7 +31,7 @@ def released_migration() -> str:
 def _current_statements() -> dict[str, str]:
     statements = {
         name.strip("_").lower(): value
-        for name, value in (vars(postgres_store) | vars(queries) | vars(cancellations)).items()
+        for name, value in (vars(postgres_store) | vars(cancellations)).items()
         if isinstance(value, str) and value.startswith("SELECT ")
     }
     for table, columns in (
@@ -39,7 +39,7 @@ def _current_statements() -> dict[str, str]:
         ("tasks", rows.TASK_COLUMNS),
         ("events", rows.EVENT_COLUMNS),
     ):
-        statements[f"insert_{table}"] = writes.insert(table, columns)
+        statements[f"insert_{table}"] = rows.insert(table, columns)
     return statements
 
 

@@ -16,8 +16,8 @@ from evershell.core.change import unchanged
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
 from evershell.store import migrate as migration
+from evershell.store.connections import Pool, open_pool
 from evershell.store.migrate import migrate
-from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.contracts.old_worker import (

@@ -11,10 +11,17 @@ from evershell.core.agent_rules import BreachError
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.ports import Store
-from evershell.core.task import Phase, Task, TaskStatus
-from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.core.task import (
+    AgentEvent,
+    IterationCompleted,
+    Phase,
+    Task,
+    TaskEnded,
+    TaskStarted,
+    TaskStatus,
+)
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.pool import open_pool
+from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, intent, permission, task, workspace
@@ -36,7 +43,7 @@ def _iterate(locked: Locked) -> Change:
     return _commit(locked, IterationCompleted(number, payload))
 
 
-def _commit(locked: Locked, event: task_lifecycle.AgentEvent) -> Change:
+def _commit(locked: Locked, event: AgentEvent) -> Change:
     task_id = locked.task.id if locked.task else ""
     return task_lifecycle.commit(locked, locked.workspace.epoch, task_id, [event], NOW)
 

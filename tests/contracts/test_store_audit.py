@@ -9,12 +9,11 @@ from itertools import product
 import pytest
 
 from evershell.core import task_lifecycle, workspace_lifecycle
-from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.caller import Permission
 from evershell.core.cancel_task import outcome_of
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
-from evershell.core.event import Origin
+from evershell.core.event import AuditEntry, AuditFilter, Origin
 from evershell.core.ids import new_task_id
 from evershell.core.ports import Store
 from evershell.core.workspace import WorkspaceStatus

@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 
 from evershell.core import task_lifecycle
-from evershell.core.audit_entry import AuditFilter
-from evershell.core.event import cancel_requested_payload
-from evershell.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks, Store
+from evershell.core.event import AuditFilter, cancel_requested_payload
+from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks, Store
 from evershell.core.task import Task, TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.pool import open_pool
+from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.store.announced import Announced
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,
@@ -31,6 +29,7 @@ from tests.support.store.examples import (
     workspace,
 )
 from tests.support.store.locks import held
+from tests.support.store.published import Published
 
 ALL = AllTasks()
 
@@ -202,15 +201,15 @@ async def test_the_entry_is_stored_once(store: Store) -> None:
 
 
 async def test_a_batch_wakes_its_workspaces_and_the_controller(
-    store: Store, announced: Announced
+    store: Store, published: Published
 ) -> None:
     busy, submitted = await with_task(store)
-    announced.clear()
+    published.clear()
     await store.cancel_tasks(permission(), [], intent())
-    assert announced.ids == []
+    assert published.ids == []
     await store.cancel_tasks(permission(), [submitted.id], intent())
-    assert announced.ids == [busy.id, UNSIGNALLED]
-    assert announced.to_reconcile == [UNSIGNALLED]
+    assert published.ids == [busy.id, UNDELIVERED]
+    assert published.to_reconcile == [UNDELIVERED]
 
 
 async def test_one_of_many_concurrent_calls_records_each_task(store: Store) -> None:

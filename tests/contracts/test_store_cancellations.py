@@ -11,7 +11,6 @@ from evershell.core.ids import new_task_id
 from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
-from tests.support.store.announced import Announced
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -22,6 +21,7 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
+from tests.support.store.published import Published
 
 
 async def test_a_cancellation_is_recorded_with_its_event(store: Store) -> None:
@@ -218,15 +218,15 @@ async def test_a_cancellation_does_not_affect_the_next_task(store: Store) -> Non
     assert await store.get_task(busy.id, following.id) == following
 
 
-async def test_a_cancellation_is_announced_if_it_changed_something(
-    store: Store, announced: Announced
+async def test_a_cancellation_is_published_if_it_changed_something(
+    store: Store, published: Published
 ) -> None:
     busy, _ = await with_task(store)
-    announced.clear()
+    published.clear()
     await store.record_cancellation(permission(org_id="org_b"), busy.id, None, intent())
-    assert announced.ids == []
+    assert published.ids == []
     await store.record_cancellation(permission(), busy.id, None, intent())
     await store.record_cancellation(permission(), busy.id, None, intent())
-    assert announced.ids == [busy.id]
+    assert published.ids == [busy.id]
     await store.record_cancellation(permission(), busy.id, None, intent(force_after_seconds=1))
-    assert announced.ids == [busy.id] * 2
+    assert published.ids == [busy.id] * 2

@@ -7,13 +7,12 @@ from datetime import timedelta
 import pytest
 
 from evershell.core import task_lifecycle
-from evershell.core.audit_entry import AuditFilter
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change, Hold, Locked
 from evershell.core.errors import Failure
-from evershell.core.hold import Hold
+from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
 from evershell.core.task import Task
-from evershell.store.pool import open_pool
+from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.audit import audit_entry

@@ -7,10 +7,9 @@ from datetime import timedelta
 import pytest
 
 from evershell.core import task_lifecycle
-from evershell.core.audit_entry import AuditFilter
-from evershell.core.change import Change, Locked, unchanged
+from evershell.core.change import KEY_KEPT, Change, FirstCall, KeyTakenError, Locked, unchanged
 from evershell.core.errors import Failure
-from evershell.core.idempotency_key import KEPT, FirstCall, KeyTakenError
+from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
@@ -23,7 +22,7 @@ from tests.support.store.examples import (
     workspace,
 )
 
-LONG_AGO = NOW - 10 * KEPT
+LONG_AGO = NOW - 10 * KEY_KEPT
 
 
 async def submit(store: Store, workspace_id: str, call: FirstCall) -> Change | None:
@@ -105,7 +104,7 @@ async def test_an_expired_key_is_free_again(store: Store) -> None:
     old = first_call(workspace_id=first, task_id="task_1", called_at=NOW)
     await submit(store, first, old)
     await store.record_answer(old, "running")
-    for age, is_free in ((KEPT - timedelta(microseconds=1), False), (KEPT, True)):
+    for age, is_free in ((KEY_KEPT - timedelta(microseconds=1), False), (KEY_KEPT, True)):
         new = first_call(workspace_id=second, task_id="task_2", called_at=NOW + age)
         assert (await find(store, new) is None) is is_free
         if is_free:

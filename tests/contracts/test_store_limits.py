@@ -8,8 +8,7 @@ from psycopg import AsyncConnection
 
 from evershell.core import task_lifecycle
 from evershell.core.ports import Store
-from evershell.core.task import Task, TaskLimits
-from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.task import Task, TaskLimits, TaskStarted
 from tests.support.store.examples import NOW, USER, complete, intent, permission, task, workspace
 
 MINUTE = TaskLimits(max_duration_seconds=60.25)

@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 
 from evershell.core import task_lifecycle
-from evershell.core.audit_entry import AuditFilter
 from evershell.core.caller import Caller, CredentialKind, Permission
 from evershell.core.change import Change, Locked
+from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
-from evershell.core.task import TaskStatus
-from evershell.core.task_lifecycle import TaskEnded, TaskStarted
+from evershell.core.task import TaskEnded, TaskStarted, TaskStatus
 from tests.support.injections import INJECTIONS
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import NOW, intent, task, workspace

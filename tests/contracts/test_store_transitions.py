@@ -11,10 +11,8 @@ from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import EventType, Origin
 from evershell.core.ports import Store
-from evershell.core.task import Phase, TaskStatus, Usage
-from evershell.core.task_lifecycle import IterationCompleted, TaskStarted
+from evershell.core.task import IterationCompleted, Phase, TaskStarted, TaskStatus, Usage
 from evershell.core.workspace import WorkspaceStatus
-from tests.support.store.announced import Announced
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -25,6 +23,7 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
+from tests.support.store.published import Published
 
 
 async def test_a_transition_commits_workspace_task_and_events(store: Store) -> None:
@@ -146,12 +145,12 @@ async def test_an_event_has_the_trace_id_of_its_cause(store: Store) -> None:
     assert not any("trace_id" in event.payload for event in events)
 
 
-async def test_a_change_of_events_or_status_is_announced(
-    store: Store, announced: Announced
+async def test_a_change_of_events_or_status_is_published(
+    store: Store, published: Published
 ) -> None:
-    """A heartbeat is not announced, because no call waits for it."""
+    """A heartbeat is not published, because no call waits for it."""
     busy, submitted = await with_task(store)
-    assert announced.ids == [busy.id] * 2
+    assert published.ids == [busy.id] * 2
     await store.transition(busy.id, unchanged)
     await store.transition(
         busy.id,
@@ -159,47 +158,47 @@ async def test_a_change_of_events_or_status_is_announced(
             unchanged(locked), workspace=replace(locked.workspace, lease_expires_at=NOW)
         ),
     )
-    assert announced.ids == [busy.id] * 2
+    assert published.ids == [busy.id] * 2
     await set_status(store, busy.id, WorkspaceStatus.STOPPING)
     await complete(store, busy, submitted.id)
-    assert announced.ids == [busy.id] * 4
+    assert published.ids == [busy.id] * 4
 
 
 async def test_the_controller_has_to_act_on_changes_that_await_it(
-    store: Store, announced: Announced
+    store: Store, published: Published
 ) -> None:
     """It starts and ends pods. It finds everything else with its next scan."""
     created = workspace(WorkspaceStatus.PROVISIONING)
     await store.create_workspace(created)
-    assert announced.to_reconcile == [created.id]
-    announced.clear()
+    assert published.to_reconcile == [created.id]
+    published.clear()
     busy, running = await with_task(store)
     await store.record_cancellation(permission(), busy.id, None, intent())
     await complete(store, busy, running.id)
-    assert announced.ids != announced.to_reconcile == []
+    assert published.ids != published.to_reconcile == []
     for status in WorkspaceStatus:
-        announced.clear()
+        published.clear()
         await set_status(store, busy.id, status)
         awaited = status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
-        assert (status, announced.to_reconcile) == (status, [busy.id] if awaited else [])
+        assert (status, published.to_reconcile) == (status, [busy.id] if awaited else [])
 
 
 async def test_the_end_of_the_task_of_a_stopping_workspace_awaits_the_controller(
-    store: Store, announced: Announced
+    store: Store, published: Published
 ) -> None:
     busy, running = await with_task(store)
     await set_status(store, busy.id, WorkspaceStatus.STOPPING)
-    announced.clear()
+    published.clear()
     await complete(store, busy, running.id)
-    assert announced.to_reconcile == [busy.id]
+    assert published.to_reconcile == [busy.id]
 
 
-async def test_a_refused_transition_is_not_announced(store: Store, announced: Announced) -> None:
+async def test_a_refused_transition_is_not_published(store: Store, published: Published) -> None:
     busy, _ = await with_task(store)
-    announced.clear()
+    published.clear()
     second = task(busy.id)
     with pytest.raises(Failure):
         await store.transition(
             busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1")
         )
-    assert announced.ids == []
+    assert published.ids == []

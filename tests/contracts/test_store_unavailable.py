@@ -5,13 +5,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from evershell.core.audit_entry import AuditFilter
-from evershell.core.change import unchanged
+from evershell.core.change import Hold, unchanged
 from evershell.core.errors import UnavailableError
-from evershell.core.hold import Hold
+from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
 from evershell.core.task_filter import AllTasks
-from evershell.store.pool import open_pool
+from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.fakes import FakeStore

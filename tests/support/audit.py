@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.caller import Permission
+from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.workspace import Workspace
 
 _EXACT = ("workspace_id", "task_id", "actor_id", "rpc", "outcome")

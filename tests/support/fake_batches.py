@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from evershell.core import task_lifecycle
-from evershell.core.audit_entry import AuditEntry
 from evershell.core.caller import Permission
 from evershell.core.change import Locked
-from evershell.core.event import Origin
-from evershell.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks
+from evershell.core.event import AuditEntry, Origin
+from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import AllTasks, TaskSelection
 from evershell.core.workspace import Workspace
@@ -51,11 +50,11 @@ class FakeBatches(FakeRows):
             self._commit(locked, change.caused_by(Origin(intent.request_id, trace_id)))
             outcomes[task.id] = bool(change.events)
             if not change.events:
-                self.announce(at.id, watched=False, reconcile=False)
+                self.publish(at.id, watched=False, reconcile=False)
         if audit is not None:
             self._audit.add(audit)
         if outcomes:
-            self.announce(UNSIGNALLED, watched=False, reconcile=True)
+            self.publish(UNDELIVERED, watched=False, reconcile=True)
         return outcomes
 
     def _open(self, permission: Permission) -> list[tuple[Workspace, Task]]:

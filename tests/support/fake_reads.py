@@ -6,10 +6,9 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from evershell.core import task_lifecycle
-from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.caller import Permission
 from evershell.core.change import Locked
-from evershell.core.event import Event
+from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fake_rows import FakeRows

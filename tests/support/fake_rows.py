@@ -4,15 +4,13 @@ from collections import defaultdict
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change, FirstCall, Hold, KeyTakenError, Locked
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Event, NewEvent
-from evershell.core.hold import Hold
-from evershell.core.idempotency_key import FirstCall, KeyTakenError
 from evershell.core.ports import Clock
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
-from evershell.store.announce import Announce, announce_to_nobody
+from evershell.store.notifications import Publish, publish_to_nobody
 from tests.support.audit import FakeAuditLog
 
 
@@ -21,13 +19,13 @@ class FakeRows:
 
     def __init__(
         self,
-        announce: Announce = announce_to_nobody,
+        publish: Publish = publish_to_nobody,
         lease_clock: Clock = lambda: datetime.now(UTC),
     ) -> None:
         """`lease_clock` is the clock of the database."""
         self.unavailable = False
         self.lease_clock = lease_clock
-        self.announce = announce
+        self.publish = publish
         self._workspaces: dict[str, Workspace] = {}
         self._tasks: dict[str, Task] = {}
         self._events: defaultdict[str, list[Event]] = defaultdict(list)
@@ -68,7 +66,7 @@ class FakeRows:
         if change.audit is not None:
             self._audit.add(change.audit)
         if change.events or change.workspace.status is not locked.workspace.status:
-            self._announce(change.workspace)
+            self._publish(change.workspace)
         return change
 
     def _store_key(self, call: FirstCall | None) -> None:
@@ -79,8 +77,8 @@ class FakeRows:
             raise KeyTakenError
         self._first_calls[call.org_id, call.key] = call
 
-    def _announce(self, workspace: Workspace) -> None:
-        self.announce(workspace.id, watched=False, reconcile=workspace.awaits_controller)
+    def _publish(self, workspace: Workspace) -> None:
+        self.publish(workspace.id, watched=False, reconcile=workspace.awaits_controller)
 
 
 def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:

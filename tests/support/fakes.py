@@ -11,14 +11,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from evershell.core import task_lifecycle
-from evershell.core.audit_entry import AuditEntry
 from evershell.core.caller import Permission
 from evershell.core.cancel_task import outcome_of
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.errors import Failure
-from evershell.core.event import Origin
-from evershell.core.hold import Hold
-from evershell.core.idempotency_key import FirstCall
+from evershell.core.event import AuditEntry, Origin
 from evershell.core.ports import RENEW_BELOW_SHARE, Leased, RecordedCancellation
 from evershell.core.task import CancelIntent
 from evershell.core.workspace import Workspace
@@ -80,7 +77,7 @@ class FakeStore(FakeReads, FakeBatches):
         )
         if not change.events and change.task != task:
             # An earlier `force_at` was taken over.
-            self._announce(change.workspace)
+            self._publish(change.workspace)
         return RecordedCancellation(change.workspace, change.task, recorded=bool(change.events))
 
     async def transition(
@@ -128,7 +125,7 @@ class FakeStore(FakeReads, FakeBatches):
         self._workspaces[workspace.id] = workspace
         if audit is not None:
             self._audit.add(audit)
-        self._announce(workspace)
+        self._publish(workspace)
 
     async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
         self._answer()
@@ -165,8 +162,8 @@ class FakeStore(FakeReads, FakeBatches):
         return self._first_calls[place].answer
 
 
-class FakeWakeup:
-    """Implements core.ports.Wakeup."""
+class FakeSubscription:
+    """Implements core.ports.Subscription."""
 
     def __init__(self, draining: asyncio.Event) -> None:
         self._draining = draining
@@ -185,15 +182,15 @@ class FakeWakeup:
         self._changed.set()
 
 
-class FakeWakeups:
-    """Implements core.ports.Wakeups within one process. The store calls its `announce`."""
+class FakeSubscriptions:
+    """Implements core.ports.Subscriptions within one process. The store calls its `publish`."""
 
     def __init__(self) -> None:
-        self.announced: list[str] = []
+        self.published: list[str] = []
         self._draining = asyncio.Event()
-        self._subscriptions: defaultdict[str, set[FakeWakeup]] = defaultdict(set)
+        self._subscriptions: defaultdict[str, set[FakeSubscription]] = defaultdict(set)
 
-    def announce(
+    def publish(
         self,
         workspace_id: str,
         *,
@@ -201,11 +198,11 @@ class FakeWakeups:
         reconcile: bool = False,
     ) -> None:
         """Wakes the workspace's subscribers."""
-        self.announced.append(workspace_id)
-        for wakeup in self._subscriptions[workspace_id]:
-            wakeup.wake()
+        self.published.append(workspace_id)
+        for subscription in self._subscriptions[workspace_id]:
+            subscription.wake()
 
-    def is_awaited(self, workspace_id: str) -> bool:
+    def has_subscribers(self, workspace_id: str) -> bool:
         """Whether anyone waits for a change of the workspace."""
         return bool(self._subscriptions[workspace_id])
 
@@ -213,14 +210,14 @@ class FakeWakeups:
         """Ends every wait, now and in the future."""
         self._draining.set()
         for subscribers in self._subscriptions.values():
-            for wakeup in subscribers:
-                wakeup.wake()
+            for subscription in subscribers:
+                subscription.wake()
 
     @asynccontextmanager
-    async def subscribe(self, workspace_id: str) -> AsyncIterator[FakeWakeup]:
-        wakeup = FakeWakeup(self._draining)
-        self._subscriptions[workspace_id].add(wakeup)
+    async def subscribe(self, workspace_id: str) -> AsyncIterator[FakeSubscription]:
+        subscription = FakeSubscription(self._draining)
+        self._subscriptions[workspace_id].add(subscription)
         try:
-            yield wakeup
+            yield subscription
         finally:
-            self._subscriptions[workspace_id].discard(wakeup)
+            self._subscriptions[workspace_id].discard(subscription)

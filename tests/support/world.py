@@ -12,15 +12,17 @@ from evershell.core.change import Change, Locked
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.event import Event, Origin
 from evershell.core.ids import new_task_id, new_workspace_id
-from evershell.core.task import CancelIntent, Task, TaskStatus
-from evershell.core.task_lifecycle import (
+from evershell.core.task import (
     AgentEvent,
+    CancelIntent,
     IterationCompleted,
+    Task,
     TaskEnded,
     TaskStarted,
+    TaskStatus,
 )
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from tests.support.fakes import FakeStore, FakeWakeups
+from tests.support.fakes import FakeStore, FakeSubscriptions
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ORG = "org_a"
@@ -153,13 +155,13 @@ def finish(coroutine: Coroutine[Any, Any, Returned]) -> Returned:
 class World:
     """The ports and the clock of a use case, and shortcuts to set up workspaces and tasks."""
 
-    wakeups: FakeWakeups = field(default_factory=FakeWakeups)
+    subscriptions: FakeSubscriptions = field(default_factory=FakeSubscriptions)
     store: FakeStore = field(default_factory=FakeStore)
     agents: FakeAgents = field(default_factory=FakeAgents)
     clock: FakeClock = field(default_factory=FakeClock)
 
     def __post_init__(self) -> None:
-        self.store.announce = self.wakeups.announce
+        self.store.publish = self.subscriptions.publish
         self.store.lease_clock = self.clock
 
     async def add(self, status: WorkspaceStatus = WorkspaceStatus.IDLE, **fields: Any) -> Workspace:
@@ -217,7 +219,7 @@ class World:
     ) -> CancelResult:
         request = CancelTask(workspace_id=workspace_id, origin=Origin("req_c"), **fields)
         return await cancel_task(
-            by or caller(), request, self.store, self.agents, self.wakeups, self.clock
+            by or caller(), request, self.store, self.agents, self.subscriptions, self.clock
         )
 
     async def workspace(self, workspace_id: str) -> Workspace:

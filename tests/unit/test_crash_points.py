@@ -15,8 +15,7 @@ from evershell.api.server import Server
 from evershell.app import wiring as bootstrap
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
-from evershell.core.task import TaskStatus
-from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.core.task import IterationCompleted, TaskEnded, TaskStarted, TaskStatus
 from evershell.pod.crash_points import CrashPoints, kind_of
 from evershell.pod.spec import PodSpec
 from evershell.telemetry.metrics import Metrics

@@ -16,8 +16,7 @@ from evershell.agents.runtime_client import RuntimeClient, RuntimeCredential, Ru
 from evershell.agents.session import Session
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.agents.tools import Tool
-from evershell.core.agent_events import TaskEnded
-from evershell.core.task import Phase
+from evershell.core.task import Phase, TaskEnded
 from evershell.pod.crash_points import CrashPoints, kind_of
 from evershell.telemetry.logs import Log
 

@@ -7,13 +7,13 @@ from evershell.agents.active_task import ActiveTask, CancelFlag
 from evershell.agents.iteration import Calls, Limits
 from evershell.agents.model import History, Iteration, Model, ModelFailure
 from evershell.agents.tools import Tool, ToolFailure, ToolStatus, storable
-from evershell.core.agent_events import (
+from evershell.core.task import (
     AgentEvent,
     IterationCompleted,
     TaskEnded,
     TaskStarted,
+    TaskStatus,
 )
-from evershell.core.task import TaskStatus
 
 
 class RejectedError(Exception):

@@ -27,13 +27,13 @@ from evershell.agents.loop import RejectedError
 from evershell.agents.session import Session
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
 from evershell.core import trace
-from evershell.core.agent_events import (
+from evershell.core.task import (
     AgentEvent,
     IterationCompleted,
+    Phase,
     TaskEnded,
     TaskStarted,
 )
-from evershell.core.task import Phase
 from evershell.core.trace import TraceContext
 from evershell.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
 from evershell.pod.tokens import TIME_TRAILER, minute_of, runtime_token, secret_of

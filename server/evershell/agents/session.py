@@ -14,8 +14,7 @@ from evershell.agent.v1.runtime_service_pb2 import Directive
 from evershell.agents.active_task import ActiveTask, CancelFlag
 from evershell.agents.loop import RejectedError
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
-from evershell.core.agent_events import TaskEnded
-from evershell.core.task import Phase
+from evershell.core.task import Phase, TaskEnded
 from evershell.core.trace import TraceContext
 from evershell.telemetry.logs import Log
 

@@ -11,10 +11,9 @@ import grpc
 from google.protobuf.message import Message
 
 from evershell.core import errors
-from evershell.core.audit_entry import OK, AuditEntry
 from evershell.core.caller import Caller
-from evershell.core.event import Origin
-from evershell.core.idempotency_key import MAX_KEY_CHARACTERS, IdempotencyKey
+from evershell.core.change import MAX_KEY_CHARACTERS, IdempotencyKey
+from evershell.core.event import AUDIT_OK, AuditEntry, Origin
 from evershell.core.runtime import AgentIdentity
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -117,7 +116,7 @@ def agent() -> AgentIdentity:
 def origin() -> Origin:
     """The current call as the origin of the events that it causes."""
     call = current()
-    return Origin(call.request_id, call.trace_id, call.audit and call.audit(call, OK))
+    return Origin(call.request_id, call.trace_id, call.audit and call.audit(call, AUDIT_OK))
 
 
 async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:

@@ -15,17 +15,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evershell.api import payloads
 from evershell.core import errors
 from evershell.core.agent_rules import MAX_EVENTS, BreachError
-from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.cancel_task import CancelResult, CancelTask
-from evershell.core.event import Event, Origin
-from evershell.core.idempotency_key import IdempotencyKey
+from evershell.core.change import IdempotencyKey
+from evershell.core.event import AuditEntry, AuditFilter, Event, Origin
 from evershell.core.runtime import Directive
-from evershell.core.task import Phase, Task, TaskLimits, TaskStatus
-from evershell.core.task_lifecycle import (
+from evershell.core.task import (
     AgentEvent,
     IterationCompleted,
+    Phase,
+    Task,
     TaskEnded,
+    TaskLimits,
     TaskStarted,
+    TaskStatus,
 )
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import Page

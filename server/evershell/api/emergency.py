@@ -5,8 +5,8 @@ from evershell.workspace.v1 import hold_pb2, workspace_service_pb2
 from evershell.api.codec import decode_time, duration_seconds
 from evershell.core import errors
 from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
+from evershell.core.change import Hold
 from evershell.core.event import Origin
-from evershell.core.hold import Hold
 from evershell.core.holds import HoldOrg
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.pod.messages import timestamp

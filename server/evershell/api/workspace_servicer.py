@@ -21,7 +21,7 @@ from evershell.core import holds, tasks, watch_events, workspaces
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
-from evershell.core.ports import Agents, Clock, Store, Wakeups
+from evershell.core.ports import Agents, Clock, Store, Subscriptions
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -32,7 +32,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
 
     store: Store
     agents: Agents
-    wakeups: Wakeups
+    subscriptions: Subscriptions
     clock: Clock
     encode_events: codec.EventEncoder[workspace_service_pb2.WatchEventsResponse] = field(
         default_factory=lambda: codec.EventEncoder(codec.encode_events)
@@ -46,7 +46,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     ) -> workspace_service_pb2.CancelTaskResponse:
         decoded = codec.decode_cancel(request, origin())
         result = await cancel_task(
-            caller(), decoded, self.store, self.agents, self.wakeups, self.clock
+            caller(), decoded, self.store, self.agents, self.subscriptions, self.clock
         )
         if decoded.wait_seconds is not None and result.saw_end:
             await send_status_200(context)
@@ -89,7 +89,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             request.workspace_id,
             request.after,
             self.store,
-            self.wakeups,
+            self.subscriptions,
             self.clock,
             self.encode_events,
             codec.encode_heartbeat,
@@ -103,7 +103,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             request.workspace_id,
             event_stream.position(request.after),
             self.store,
-            self.wakeups,
+            self.subscriptions,
             self.clock,
             self.encode_frames,
             lambda _: event_stream.HEARTBEAT,

@@ -44,15 +44,13 @@ from evershell.fleet.controller import Controller, lead
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
 from evershell.store.audit import AuditQueue, store_audit_entries
 from evershell.store.background import running
-from evershell.store.fleet_wakeups import PostgresFleetWakeups
+from evershell.store.connections import Pool, open_pool, pooler_watched
 from evershell.store.keys import PostgresKeys
 from evershell.store.leadership import Leadership, Term
-from evershell.store.pool import Pool, open_pool
-from evershell.store.pooler_watch import pooler_watched
+from evershell.store.notifications import FleetSubscriptions, WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock
-from evershell.store.wakeups import PostgresWakeups
 from evershell.telemetry.metrics import MeasuredAgents, Metrics
 
 if TYPE_CHECKING:
@@ -67,13 +65,13 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
     signing_keys = _signing_keys(settings)
     async with AsyncExitStack() as stack:
         pool, clock = await stack.enter_async_context(_database(settings, metrics))
-        wakeups = await stack.enter_async_context(
-            PostgresWakeups(pool, settings.session_url, clock)
+        subscriptions = await stack.enter_async_context(
+            WorkspaceSubscriptions(pool, settings.session_url, clock)
         )
         audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
         postgres_store = PostgresStore(
-            pool, clock, wakeups.announce, metrics.committed, metrics.cancelled_in_batch
+            pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_in_batch
         )
         # Before the queue stores its last entries: a cancellation in flight stores its own.
         stack.push_async_callback(postgres_store.drained)
@@ -100,7 +98,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             # Agents on other hosts need a name under which they find the workers.
             agents_elsewhere=bool(settings.runtime_service),
         )
-        public = WorkspaceServicer(store, agents, wakeups, clock)
+        public = WorkspaceServicer(store, agents, subscriptions, clock)
         if settings.crash_points_dir is not None:
             public, runtime = _with_crash_points(
                 public, runtime, CrashPoints(settings.crash_points_dir)
@@ -119,15 +117,15 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates)),
             request_log,
             interceptors,
-            wakeups.drain,
+            subscriptions.drain,
             AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
         )
         following = asyncio.create_task(
-            _follow_database(server, wakeups, pool, clock, settings), name="follow-database"
+            _follow_database(server, subscriptions, pool, clock, settings), name="follow-database"
         )
         stack.callback(following.cancel)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(END_WAITS, wakeups.end_waits)
+        loop.add_signal_handler(END_WAITS, subscriptions.end_waits)
         stack.callback(loop.remove_signal_handler, END_WAITS)
         yield server
 
@@ -152,13 +150,15 @@ async def fleet(
         pool, clock = await stack.enter_async_context(_database(settings, metrics))
         pod_tokens = PodTokens(signing_keys, clock.unix_seconds)
         pods, run_id = await stack.enter_async_context(pods_of(settings, pod_tokens, certificates))
-        wakeups = await stack.enter_async_context(PostgresFleetWakeups(pool, settings.session_url))
+        subscriptions = await stack.enter_async_context(
+            FleetSubscriptions(pool, settings.session_url)
+        )
         tls = certificates.control_plane() if certificates else None
         agent_client = await stack.enter_async_context(
             aclosing(AgentClient(pod_tokens, clock, tls))
         )
         backlog = metrics.backlog(clock) if settings.metrics_port else None
-        store = PostgresStore(pool, clock, wakeups.announce, metrics.committed)
+        store = PostgresStore(pool, clock, subscriptions.publish, metrics.committed)
         agents = MeasuredAgents(agent_client, metrics)
 
         def new_controller(term: Term) -> Controller:
@@ -171,7 +171,7 @@ async def fleet(
         async def run() -> None:
             await await_schema(pool)
             await clock.known()
-            await lead(leadership, wakeups, clock.leading, new_controller)
+            await lead(leadership, subscriptions, clock.leading, new_controller)
 
         yield run
 
@@ -288,7 +288,7 @@ def _with_crash_points(
 
 async def _follow_database(
     server: Server,
-    wakeups: PostgresWakeups,
+    subscriptions: WorkspaceSubscriptions,
     pool: Pool,
     clock: ServiceClock,
     settings: Settings,
@@ -298,12 +298,12 @@ async def _follow_database(
     Load balancers send no calls to a worker that is not healthy.
     """
     while True:
-        await wakeups.listening()
+        await subscriptions.listening()
         async with _pooler(settings) as pooler_lost:
             await await_schema(pool)
             await clock.known()
             await server.set_serving(serving=True)
-            waits = [asyncio.ensure_future(wakeups.disconnected()), pooler_lost]
+            waits = [asyncio.ensure_future(subscriptions.disconnected()), pooler_lost]
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             finally:

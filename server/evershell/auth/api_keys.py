@@ -14,8 +14,7 @@ import structlog
 from cachetools import TTLCache
 
 from evershell.core import errors
-from evershell.core.api_key import ApiKey
-from evershell.core.caller import Caller
+from evershell.core.caller import ApiKey, Caller
 
 PREFIX = "sk_"
 _RANDOM_BYTES = 32

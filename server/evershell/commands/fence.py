@@ -5,11 +5,10 @@ import psycopg
 
 from evershell.cli.terminal import say
 from evershell.commands.environment import read_settings
+from evershell.store.connections import PoolerError, problem_of
 from evershell.store.fence import FenceRefusedError
 from evershell.store.fence import fence as fence_agents
 from evershell.store.migrate import ReadOnlyDatabaseError
-from evershell.store.primary import PoolerError
-from evershell.store.problem import problem_of
 
 
 @click.command(

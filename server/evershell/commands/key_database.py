@@ -10,8 +10,8 @@ import psycopg
 from evershell.app.wiring import open_keys
 from evershell.commands.environment import read_ready, read_settings
 from evershell.core.errors import UnavailableError
+from evershell.store.connections import problem_of
 from evershell.store.keys import PostgresKeys
-from evershell.store.problem import problem_of
 
 Answer = TypeVar("Answer")
 

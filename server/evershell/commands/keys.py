@@ -12,7 +12,7 @@ from evershell.cli.terminal import Commands, say
 from evershell.commands.key_database import with_keys
 from evershell.commands.orgs import SLUG, SLUG_RULE, add_org
 from evershell.core import ids
-from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.validation import Fields
 from evershell.store.keys import PostgresKeys

@@ -7,9 +7,8 @@ from evershell.cli.terminal import say
 from evershell.commands.environment import read_settings
 from evershell.core.errors import UnavailableError
 from evershell.local.database import prepare_database
+from evershell.store.connections import PoolerError, problem_of
 from evershell.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
-from evershell.store.primary import PoolerError
-from evershell.store.problem import problem_of
 
 
 @click.command(

@@ -10,9 +10,7 @@ from evershell.cli.terminal import say
 from evershell.commands.environment import read_ready, read_settings
 from evershell.store.audit import add_partitions
 from evershell.store.audit import prune as remove_months
-from evershell.store.command_session import connect_for_command
-from evershell.store.primary import PoolerError
-from evershell.store.problem import problem_of
+from evershell.store.connections import PoolerError, connect_for_command, problem_of
 from evershell.store.service_clock import time_of
 
 _DAY_SECONDS = 86_400

@@ -10,8 +10,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evershell.core.agent_events import AgentEvent, IterationCompleted
-from evershell.core.task import Task, TaskStatus
+from evershell.core.task import AgentEvent, IterationCompleted, Task, TaskStatus
 
 # The events of one commit.
 MAX_EVENTS = 64

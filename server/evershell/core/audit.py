@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.caller import Caller
+from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.ports import Store
 from evershell.core.validation import Page
 

@@ -25,7 +25,7 @@ from evershell.core import deadline, errors
 from evershell.core.caller import Caller, Permission
 from evershell.core.errors import AgentUnreachableError, UnavailableError
 from evershell.core.event import Origin
-from evershell.core.ports import Agents, Clock, RecordedCancellation, Store, Wakeups
+from evershell.core.ports import Agents, Clock, RecordedCancellation, Store, Subscriptions
 from evershell.core.task import CancelIntent, Task
 from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
 
@@ -95,7 +95,7 @@ async def cancel_task(
     request: CancelTask,
     store: Store,
     agents: Agents,
-    wakeups: Wakeups,
+    subscriptions: Subscriptions,
     clock: Clock,
 ) -> CancelResult:
     """Records the intent, signals the agent, and waits for the end of the task if requested.
@@ -121,7 +121,7 @@ async def cancel_task(
         task = await _signal(found, store, agents, is_named=bool(request.task_id))
         if request.wait_seconds:
             wait_seconds = deadline.bounded(request.wait_seconds)
-            task = await _await_end(task, wait_seconds, store, wakeups)
+            task = await _await_end(task, wait_seconds, store, subscriptions)
     return CancelResult(request.workspace_id, outcome, task)
 
 
@@ -201,17 +201,23 @@ async def _signal(
     return task
 
 
-async def _await_end(task: Task, wait_seconds: float, store: Store, wakeups: Wakeups) -> Task:
+async def _await_end(
+    task: Task, wait_seconds: float, store: Store, subscriptions: Subscriptions
+) -> Task:
     """Waits for the end of the task, and returns the latest known state of the task.
 
     Returns without the end after `wait_seconds`, or if this process is about to end.
     """
     until = time.monotonic() + wait_seconds
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.
-    async with wakeups.subscribe(task.workspace_id) as wakeup:
+    async with subscriptions.subscribe(task.workspace_id) as subscription:
         while True:
             with suppress(UnavailableError):
                 task = await store.get_task(task.workspace_id, task.id) or task
             left_seconds = until - time.monotonic()
-            if task.status.is_terminal or left_seconds <= 0 or not await wakeup.wait(left_seconds):
+            if (
+                task.status.is_terminal
+                or left_seconds <= 0
+                or not await subscription.wait(left_seconds)
+            ):
                 return task

@@ -9,14 +9,96 @@ harmless. A function that raises Failure commits nothing.
 """
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from evershell.core.audit_entry import AuditEntry
-from evershell.core.event import NewEvent, Origin
-from evershell.core.hold import Hold
-from evershell.core.idempotency_key import FirstCall
+from evershell.core.errors import Failure
+from evershell.core.event import AuditEntry, NewEvent, Origin
 from evershell.core.task import Limit, Task
 from evershell.core.workspace import Workspace
+
+MAX_KEY_CHARACTERS = 255
+# How long an idempotency key is kept, from its first call.
+KEY_KEPT = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A hold in force: until it is released, the organization gets no new task and no new agent.
+
+    It names the call that set it first.
+    """
+
+    org_id: str
+    # The user's id, or the API key's.
+    held_by: str
+    held_since: datetime
+    reason: str
+
+    def refusal(self) -> Failure:
+        """The error of a call that the hold refuses."""
+        because = f": {self.reason}" if self.reason else ""
+        since = self.held_since.astimezone(UTC).replace(tzinfo=None)
+        message = (
+            f"{self.held_by} put your organization on hold at "
+            f"{since.isoformat(timespec='seconds')}Z{because}. New tasks and agents are "
+            "refused until the hold is released. Cancelling, stopping and reading work."
+        )
+        return Failure(
+            "org_on_hold",
+            message,
+            org_id=self.org_id,
+            held_by=self.held_by,
+            held_since=f"{since.isoformat()}Z",
+            hold_reason=self.reason,
+        )
+
+
+class KeyTakenError(Exception):
+    """An earlier call has stored the key. This call has committed nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstCall:
+    """The first call with a key, the only one of the organization within KEY_KEPT."""
+
+    org_id: str
+    key: str
+    fingerprint: bytes
+    called_at: datetime
+    # What the call created. It has a task if it is a SubmitTask.
+    workspace_id: str
+    task_id: str = ""
+    # SubmitTask: the status of the task in the answer, or the slug of the error. Empty until it is
+    # known. CreateWorkspace: empty, because its answer follows from the workspace.
+    answer: str = ""
+
+    @property
+    def expires_before(self) -> datetime:
+        """This call may reuse a key whose first call was not made after this time."""
+        return self.called_at - KEY_KEPT
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """The key of a call, as its caller chose it."""
+
+    key: str
+    # Equal for equal requests of the same method.
+    fingerprint: bytes
+
+    def first_call(
+        self, org_id: str, called_at: datetime, workspace_id: str, task_id: str = ""
+    ) -> FirstCall:
+        """The call, if it turns out to be the first one with this key."""
+        return FirstCall(
+            org_id=org_id,
+            key=self.key,
+            fingerprint=self.fingerprint,
+            called_at=called_at,
+            workspace_id=workspace_id,
+            task_id=task_id,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from evershell.core.caller import Caller, Permission
 from evershell.core.cancel_task import intent_of
 from evershell.core.cancel_tasks import CancelTasksResult, cancel_until_done
+from evershell.core.change import Hold
 from evershell.core.event import Origin
-from evershell.core.hold import Hold
 from evershell.core.ports import Clock, Store
 from evershell.core.task_filter import AllTasks
 from evershell.core.validation import MAX_REASON_CHARACTERS, Fields

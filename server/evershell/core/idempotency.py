@@ -12,10 +12,9 @@ from dataclasses import replace
 
 from evershell.core import errors
 from evershell.core.caller import Permission
-from evershell.core.change import Change, Locked, unchanged
+from evershell.core.change import Change, FirstCall, KeyTakenError, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.idempotency_key import FirstCall, KeyTakenError
 from evershell.core.ports import Store
 
 # These failures do not depend on whether the first call had its effect.

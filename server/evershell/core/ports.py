@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.caller import Permission
-from evershell.core.change import Change, Locked
-from evershell.core.event import Event
-from evershell.core.hold import Hold
-from evershell.core.idempotency_key import FirstCall
+from evershell.core.change import Change, FirstCall, Hold, Locked
+from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
@@ -66,8 +63,8 @@ class MatchedTasks:
     tasks: Sequence[MatchedTask]
 
 
-# Announced in place of a workspace: there are recorded cancellations that nobody has signalled.
-UNSIGNALLED = "*"
+# Published in place of a workspace: there are recorded cancellations that were not delivered.
+UNDELIVERED = "*"
 
 
 class Store(Protocol):
@@ -118,7 +115,7 @@ class Store(Protocol):
         Returns the tasks whose cancellation is recorded now, and whether this call recorded it.
         Leaves out tasks that have ended, and tasks whose workspace is not up, is not covered or is
         locked by another transaction. With `wait`, for one task only, waits for that transaction.
-        Announces the workspaces, and UNSIGNALLED, because the fleet controller signals the agents.
+        Publishes the workspaces, and UNDELIVERED, because the fleet controller signals the agents.
         """
 
     async def transition(
@@ -269,14 +266,14 @@ class Store(Protocol):
         """The number of workspaces in each status, of all organizations. Zeros may be absent."""
 
 
-class Wakeups(Protocol):
+class Subscriptions(Protocol):
     """Wakes waiting calls when a workspace changes, even if another process changed it."""
 
-    def subscribe(self, workspace_id: str) -> AbstractAsyncContextManager["Wakeup"]:
+    def subscribe(self, workspace_id: str) -> AbstractAsyncContextManager["Subscription"]:
         """Subscribes to the changes that are committed after the context is entered."""
 
 
-class Wakeup(Protocol):
+class Subscription(Protocol):
     """One subscription."""
 
     async def wait(self, timeout_seconds: float) -> bool:

@@ -9,8 +9,7 @@ from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.ports import Clock, Store
-from evershell.core.task import Phase, Task
-from evershell.core.task_lifecycle import AgentEvent
+from evershell.core.task import AgentEvent, Phase, Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
 

@@ -1,7 +1,4 @@
-"""Every change of a task. See change.py.
-
-The events of agents can be imported from here too.
-"""
+"""Every change of a task. See change.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,13 +6,19 @@ from datetime import datetime
 from typing import Any
 
 from evershell.core import agent_rules, event, task_limits
-from evershell.core.agent_events import AgentEvent as AgentEvent
-from evershell.core.agent_events import IterationCompleted as IterationCompleted
-from evershell.core.agent_events import TaskEnded as TaskEnded
-from evershell.core.agent_events import TaskStarted as TaskStarted
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
-from evershell.core.task import CancelIntent, Phase, Task, TaskStatus, Usage
+from evershell.core.task import (
+    AgentEvent,
+    CancelIntent,
+    IterationCompleted,
+    Phase,
+    Task,
+    TaskEnded,
+    TaskStarted,
+    TaskStatus,
+    Usage,
+)
 from evershell.core.workspace import WorkspaceStatus
 
 

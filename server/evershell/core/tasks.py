@@ -7,11 +7,10 @@ from evershell.workspace.v1 import field_limits
 
 from evershell.core import errors, task_lifecycle
 from evershell.core.caller import Caller
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change, FirstCall, IdempotencyKey, KeyTakenError, Locked
 from evershell.core.errors import AgentUnreachableError, Failure
 from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call, read_again
-from evershell.core.idempotency_key import FirstCall, IdempotencyKey, KeyTakenError
 from evershell.core.ids import new_task_id
 from evershell.core.ports import Agents, Clock, Store
 from evershell.core.task import (

@@ -9,7 +9,7 @@ from typing import TypeVar
 from evershell.core.caller import Caller
 from evershell.core.errors import Failure
 from evershell.core.event import Event
-from evershell.core.ports import Clock, Store, Wakeups
+from evershell.core.ports import Clock, Store, Subscriptions
 from evershell.core.validation import Fields
 
 HEARTBEAT_SECONDS = 15.0
@@ -34,7 +34,7 @@ async def watch_events(
     workspace_id: str,
     after_seq: int,
     store: Store,
-    wakeups: Wakeups,
+    subscriptions: Subscriptions,
     clock: Clock,
     encode: Callable[[Sequence[Event]], Sequence[Encoded]],
     encode_heartbeat: Callable[[Heartbeat], Encoded],
@@ -58,7 +58,7 @@ async def watch_events(
     # A stream may last for days, and there may be thousands.
     del caller
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.
-    async with wakeups.subscribe(workspace_id) as wakeup:
+    async with subscriptions.subscribe(workspace_id) as subscription:
         quiet_since = clock()
         while True:
             seq, batch = await _next_batch(workspace_id, seq, store, encode)
@@ -73,7 +73,7 @@ async def watch_events(
                 quiet_since = clock()
                 last_seq = await _last_seq(workspace_id, seq, is_ahead, store)
                 yield encode_heartbeat(Heartbeat(quiet_since, last_seq))
-            elif not await wakeup.wait(HEARTBEAT_SECONDS - quiet_seconds):
+            elif not await subscription.wait(HEARTBEAT_SECONDS - quiet_seconds):
                 # The heartbeat precedes the failure, because a failure that follows a message is
                 # sent within the stream, as its last message.
                 last_seq = await _last_seq(workspace_id, seq, is_ahead, store)

@@ -9,11 +9,10 @@ from evershell.workspace.v1 import field_limits
 
 from evershell.core import errors, workspace_lifecycle
 from evershell.core.caller import Caller, Permission
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change, IdempotencyKey, KeyTakenError, Locked
 from evershell.core.errors import AgentUnreachableError, Failure
 from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call, read_again
-from evershell.core.idempotency_key import IdempotencyKey, KeyTakenError
 from evershell.core.ids import new_workspace_id
 from evershell.core.ports import Agents, Clock, Store
 from evershell.core.task import CancelIntent

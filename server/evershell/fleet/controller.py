@@ -21,14 +21,14 @@ from evershell.core import workspace_lifecycle
 from evershell.core.bounds import Bounds
 from evershell.core.change import Change, Locked
 from evershell.core.errors import UnavailableError
-from evershell.core.ports import UNSIGNALLED, Agents, Clock, Store
+from evershell.core.ports import UNDELIVERED, Agents, Clock, Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from evershell.fleet.due import SCAN_SECONDS, Due, DurationLimits, Overdue, Sweep
 from evershell.fleet.pods import Changes, Exits, Pods
 from evershell.fleet.redelivery import Redelivery
-from evershell.store.fleet_wakeups import PostgresFleetWakeups
 from evershell.store.leadership import Leadership, Term
+from evershell.store.notifications import FleetSubscriptions
 from evershell.telemetry.metrics import Backlog
 
 log = structlog.get_logger()
@@ -138,7 +138,7 @@ class Controller:
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def _reconcile_changes(self, changes: Changes) -> None:
-        """Reconciles the workspaces whose changes are announced, until the next scan is due."""
+        """Reconciles the workspaces whose changes are published, until the next scan is due."""
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
             await self._reconcile_ids(await changes.wait(left_seconds))
@@ -146,12 +146,12 @@ class Controller:
     async def _reconcile_ids(self, workspace_ids: set[str]) -> None:
         """Reads and reconciles these workspaces. After an UnavailableError, the next scan does.
 
-        UNSIGNALLED stands for all cancellations.
+        UNDELIVERED stands for all cancellations.
         """
         try:
-            if UNSIGNALLED in workspace_ids:
+            if UNDELIVERED in workspace_ids:
                 self._follow(await self._store.list_cancellations(), at_once=True)
-            for workspace_id in workspace_ids - {UNSIGNALLED}:
+            for workspace_id in workspace_ids - {UNDELIVERED}:
                 workspace = await self._store.get_workspace(workspace_id)
                 if workspace is not None and workspace.status in WANTS_POD:
                     self._begin_step(workspace)
@@ -320,7 +320,7 @@ class Controller:
 
 async def lead(
     leadership: Leadership,
-    wakeups: PostgresFleetWakeups,
+    subscriptions: FleetSubscriptions,
     leading: Callable[[], AbstractContextManager[None]],
     new_controller: Callable[[Term], Controller],
 ) -> None:
@@ -329,7 +329,7 @@ async def lead(
     `leading` is entered for as long as this process leads.
     """
     while True:
-        async with leadership.acquired() as term, wakeups.subscribe() as changes:
+        async with leadership.acquired() as term, subscriptions.subscribe() as changes:
             with leading():
                 await _until(term.lost, new_controller(term).run(changes))
 

@@ -13,12 +13,12 @@ from joserfc.jwk import ECKey
 from evershell.app.settings import Settings
 from evershell.auth.api_keys import fingerprint, new_secret
 from evershell.core import ids, workspace_lifecycle
-from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.core.ports import Clock, Store
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.local.ready import Demo, write_private
 from evershell.store.audit import prune
-from evershell.store.command_session import connect_for_command
+from evershell.store.connections import connect_for_command
 from evershell.store.keys import PostgresKeys
 from evershell.store.migrate import migrate
 from evershell.store.service_clock import time_of

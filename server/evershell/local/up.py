@@ -40,12 +40,10 @@ from evershell.local.port_check import PortError, check_ports
 from evershell.local.ready import Demo, Ready, first_calls, write_environment, write_private
 from evershell.local.rolling_restart import RollingRestart
 from evershell.local.supervisor import Program, Supervisor
+from evershell.store.connections import PoolerError, open_pool, problem_of
 from evershell.store.keys import PostgresKeys
 from evershell.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
-from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
-from evershell.store.primary import PoolerError
-from evershell.store.problem import problem_of
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry.logs import Sink
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-from evershell.core.agent_events import AgentEvent, IterationCompleted, TaskEnded
+from evershell.core.task import AgentEvent, IterationCompleted, TaskEnded
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -17,12 +17,12 @@ import structlog
 from psycopg import sql
 from psycopg.types.json import Json
 
-from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.caller import Permission
 from evershell.core.errors import UnavailableError
+from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.ids import first_audit_id
-from evershell.store.pool import Pool, connected
-from evershell.store.rows import Row
+from evershell.store.connections import Pool, connected
+from evershell.store.rows import Values
 
 _COLUMNS = tuple(field.name for field in fields(AuditEntry))
 _SELECT = ", ".join(_COLUMNS)
@@ -46,9 +46,9 @@ _OWN = (
 )
 
 
-def audit_values(entry: AuditEntry) -> Row:
+def audit_values(entry: AuditEntry) -> Values:
     """The values of INSERT."""
-    values: Row = _values(entry)
+    values: Values = _values(entry)
     return values
 
 
@@ -66,7 +66,7 @@ async def store_audit_entries(pool: Pool, entries: Sequence[AuditEntry]) -> None
 
 def audit_query(
     permission: Permission, wanted: AuditFilter, before_id: str, limit: int
-) -> tuple[str, Row]:
+) -> tuple[str, Values]:
     """The query of a page, newest first, and its parameters."""
     caller = permission.caller
     conditions, parameters = ["org_id = %s", "id < %s"], [caller.org_id, before_id]
@@ -91,9 +91,9 @@ def audit_query(
     return query, (*parameters, limit)
 
 
-def audit_entry_of(row: Row) -> AuditEntry:
+def audit_entry_of(row: Any) -> AuditEntry:
     """The entry of a row of the query."""
-    return AuditEntry(**dict(zip(_COLUMNS, row, strict=True)))
+    return AuditEntry(**row._asdict())
 
 
 # An entry is stored within a second.

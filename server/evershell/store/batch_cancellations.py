@@ -3,30 +3,30 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from psycopg.types.json import Json
 
 from evershell.core import deadline
-from evershell.core.audit_entry import AuditEntry
 from evershell.core.caller import Permission
 from evershell.core.errors import UnavailableError
-from evershell.core.event import cancel_requested_payload
-from evershell.core.ports import UNSIGNALLED, MatchedTask, MatchedTasks
+from evershell.core.event import AuditEntry, cancel_requested_payload
+from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks
 from evershell.core.task import CancelIntent
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
-from evershell.store.announce import Announce
 from evershell.store.audit import audit_json
-from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Pool, connected
-from evershell.store.rows import Row, json_value
+from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
+from evershell.store.notifications import Publish
+from evershell.store.rows import Values, json_value
 
 _CANCEL = (
-    "SELECT workspace_id, task_id, outcome = 'accepted', watched FROM cancel_tasks("
+    "SELECT workspace_id, task_id, outcome = 'accepted' AS is_new, watched FROM cancel_tasks("
     "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 # By the index workspaces_with_task. The counts are those of all rows, not only of the first ones.
 _MATCH = (
-    "SELECT workspace_id, task_id, is_pending, count(*) OVER (), "
-    "count(*) FILTER (WHERE is_pending) OVER () FROM ("
+    "SELECT workspace_id, task_id, is_pending, count(*) OVER () AS matched, "
+    "count(*) FILTER (WHERE is_pending) OVER () AS pending FROM ("
     "SELECT w.id AS workspace_id, t.id AS task_id, w.status IN ('idle', 'busy') AND ("
     "t.cancel_requested_at IS NULL OR coalesce(%s < coalesce(t.cancel_force_at, 'infinity'), false)"
     ") AS is_pending "
@@ -40,10 +40,10 @@ _MATCH = (
 class BatchCancellations:
     """Implements Store.match_tasks and Store.cancel_tasks."""
 
-    def __init__(self, pool: Pool, announce: Announce, recorded: Callable[[int], None]) -> None:
+    def __init__(self, pool: Pool, publish: Publish, recorded: Callable[[int], None]) -> None:
         """Calls `recorded` with the number of intents of each transaction."""
         self._pool = pool
-        self._announce = announce
+        self._publish = publish
         self._recorded = recorded
         # Calls that wait for a lock use at most a quarter of the connections.
         self._waiting_connections = asyncio.Semaphore(max(1, pool.max_size // 4))
@@ -59,17 +59,18 @@ class BatchCancellations:
             rows = await (await connection.execute(query, parameters)).fetchall()
         if not rows:
             return MatchedTasks(0, 0, ())
-        return MatchedTasks(rows[0][3], rows[0][4], [MatchedTask(*row[:3]) for row in rows])
+        tasks = [MatchedTask(row.workspace_id, row.task_id, row.is_pending) for row in rows]
+        return MatchedTasks(rows[0].matched, rows[0].pending, tasks)
 
     async def cancel(
         self,
         permission: Permission,
         task_ids: Sequence[str],
         intent: CancelIntent,
-        trace_id: str,
-        audit: AuditEntry | None,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
         *,
-        wait: bool,
+        wait: bool = False,
     ) -> Mapping[str, bool]:
         """See Store.cancel_tasks."""
         assert len(task_ids) == 1 or not wait, "a transaction with a lock waits for no other"
@@ -94,16 +95,16 @@ class BatchCancellations:
             rows = await (self._wait(parameters) if wait else self._execute(parameters))
         except asyncio.CancelledError:
             # The intents may have been committed before the cancellation.
-            self._announce(UNSIGNALLED, watched=False, reconcile=True)
+            self._publish(UNDELIVERED, watched=False, reconcile=True)
             raise
-        for workspace_id, _, _, watched in rows:
-            self._announce(workspace_id, watched=watched, reconcile=False)
+        for row in rows:
+            self._publish(row.workspace_id, watched=row.watched, reconcile=False)
         if rows:
-            self._announce(UNSIGNALLED, watched=False, reconcile=True)
-        self._recorded(sum(is_new for _, _, is_new, _ in rows))
-        return {task_id: is_new for _, task_id, is_new, _ in rows}
+            self._publish(UNDELIVERED, watched=False, reconcile=True)
+        self._recorded(sum(row.is_new for row in rows))
+        return {row.task_id: row.is_new for row in rows}
 
-    async def _wait(self, parameters: Row) -> Sequence[Row]:
+    async def _wait(self, parameters: Values) -> Sequence[Any]:
         try:
             async with (
                 asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)),
@@ -113,7 +114,7 @@ class BatchCancellations:
         except TimeoutError as error:
             raise UnavailableError("Another transaction has locked the workspace.") from error
 
-    async def _execute(self, parameters: Row) -> Sequence[Row]:
+    async def _execute(self, parameters: Values) -> Sequence[Any]:
         async with connected(self._pool) as connection:
             cursor = await connection.execute(_CANCEL, parameters, prepare=True)
             return await cursor.fetchall()

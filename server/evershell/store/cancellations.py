@@ -10,42 +10,33 @@ from weakref import WeakValueDictionary
 from psycopg.types.json import Json, Jsonb
 
 from evershell.core import deadline
-from evershell.core.audit_entry import AuditEntry
 from evershell.core.caller import Permission
 from evershell.core.errors import UnavailableError
-from evershell.core.event import cancel_requested_payload
+from evershell.core.event import AuditEntry, cancel_requested_payload
 from evershell.core.ports import RecordedCancellation
 from evershell.core.task import CancelIntent
-from evershell.store.announce import Announce
 from evershell.store.audit import audit_json
+from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
 from evershell.store.group_commit import GroupCommit
-from evershell.store.pool import ANSWER_TIMEOUT_SECONDS, Pool, connected
+from evershell.store.notifications import Publish, is_watched
 from evershell.store.rows import (
-    TASK_COLUMNS,
-    WORKSPACE_COLUMNS,
-    Row,
+    Values,
     json_value,
+    task_columns,
     task_of,
+    workspace_columns,
     workspace_of,
 )
-from evershell.store.watched_workspaces import is_watched
 
-_COLUMNS = ", ".join(
-    [
-        "skipped",
-        "recorded",
-        *(f"(w).{column}" for column in WORKSPACE_COLUMNS),
-        *(f"(t).{column}" for column in TASK_COLUMNS),
-        "(w).watched_until",
-    ]
+_COLUMNS = (
+    f"skipped, recorded, {workspace_columns('(w).')}, {task_columns('(t).')}, (w).watched_until"
 )
+# The name comes first, because pg_stat_activity shows 1,024 bytes of a statement.
 _RECORD_ONE = (
-    f"SELECT {_COLUMNS} FROM record_cancellation_or_skip("
+    f"SELECT /* record_cancellation_or_skip */ {_COLUMNS} FROM record_cancellation_or_skip("
     "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
-_RECORD_MANY = f"SELECT {_COLUMNS} FROM record_cancellations(%s)"
-_FIRST_OF_WORKSPACE = 2
-_FIRST_OF_TASK = _FIRST_OF_WORKSPACE + len(WORKSPACE_COLUMNS)
+_RECORD_MANY = f"SELECT /* record_cancellations */ {_COLUMNS} FROM record_cancellations(%s)"
 
 # Larger groups took longer for each request, smaller ones more CPU. With fewer statements at once,
 # the call of one of four callers took longer, and with more, groups were smaller
@@ -84,14 +75,14 @@ class Cancellations:
     def __init__(
         self,
         pool: Pool,
-        announce: Announce,
+        publish: Publish,
         *,
         max_batch: int = _MAX_BATCH,
         at_once: int = _AT_ONCE,
     ) -> None:
-        """Calls `announce` for each workspace whose task may have changed."""
+        """Calls `publish` for each workspace whose task may have changed."""
         self._pool = pool
-        self._announce = announce
+        self._publish = publish
         self._group = GroupCommit(self._commit, max_batch=max_batch, at_once=at_once)
         # One request for each locked workspace waits in the database, the others wait here in
         # order. All together use at most half of the connections.
@@ -104,7 +95,7 @@ class Cancellations:
         workspace_id: str,
         task_id: str | None,
         intent: CancelIntent,
-        trace_id: str,
+        trace_id: str = "",
         audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
         """See Store.record_cancellation."""
@@ -153,7 +144,7 @@ class Cancellations:
         return await self._execute(requests, _RECORD_MANY, (Json(requests, dumps=_dumps),))
 
     async def _execute(
-        self, requests: Sequence[_Request], query: str, parameters: Row
+        self, requests: Sequence[_Request], query: str, parameters: Values
     ) -> Sequence[RecordedCancellation | None]:
         """The results in the order of the requests. None for a workspace that was locked."""
         try:
@@ -163,40 +154,36 @@ class Cancellations:
         except asyncio.CancelledError:
             # The intents may have been committed before the cancellation.
             for request in requests:
-                self._announce(request.workspace_id, watched=True, reconcile=False)
+                self._publish(request.workspace_id, watched=True, reconcile=False)
             raise
         results = [_result(row) for row in rows]
         for request, row, result in zip(requests, rows, results, strict=True):
             if result is not None and (
                 result.recorded or _may_have_changed_force_at(result, request)
             ):
-                watched = is_watched(row[-1], request.requested_at)
-                self._announce(request.workspace_id, watched=watched, reconcile=False)
+                watched = is_watched(row.watched_until, request.requested_at)
+                self._publish(request.workspace_id, watched=watched, reconcile=False)
         return results
 
 
-def _parameters(request: _Request, wait: bool) -> Row:
+def _parameters(request: _Request, wait: bool) -> Values:
     return (*request[:-1], wait, request.audit)
 
 
-def _result(row: Row) -> RecordedCancellation | None:
-    if row[0]:
+def _result(row: Any) -> RecordedCancellation | None:
+    if row.skipped:
         return None
     return RecordedCancellation(
-        workspace=(
-            None
-            if row[_FIRST_OF_WORKSPACE] is None
-            else workspace_of(row[_FIRST_OF_WORKSPACE:_FIRST_OF_TASK])
-        ),
-        task=None if row[_FIRST_OF_TASK] is None else task_of(row[_FIRST_OF_TASK:]),
-        recorded=row[1],
+        workspace=None if row.id is None else workspace_of(row),
+        task=task_of(row),
+        recorded=row.recorded,
     )
 
 
 def _may_have_changed_force_at(found: RecordedCancellation, request: _Request) -> bool:
     """Whether the call may have moved the force deadline of an intent that was recorded before.
 
-    Also true if the deadline was the same before. The announcement is then superfluous.
+    Also true if the deadline was the same before. It is then published without need.
     """
     if request.force_at is None or found.task is None or found.task.cancel is None:
         return False

@@ -3,7 +3,7 @@
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from evershell.store.command_session import connect_for_command
+from evershell.store.connections import connect_for_command
 from evershell.store.leadership import LEADER_LOCK_KEY
 from evershell.store.migrate import check_writable
 

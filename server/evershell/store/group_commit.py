@@ -10,7 +10,7 @@ import psycopg
 
 from evershell.core import deadline
 from evershell.core.errors import UnavailableError
-from evershell.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
+from evershell.store.connections import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")

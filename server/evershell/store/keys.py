@@ -2,18 +2,20 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
+from typing import Any
 
 from evershell.core import deadline
-from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.core.errors import UnavailableError
-from evershell.store.pool import (
+from evershell.store.connections import (
     ACQUIRE_TIMEOUT_SECONDS,
     ANSWER_TIMEOUT_SECONDS,
     Pool,
     connected,
 )
-from evershell.store.rows import Row
+from evershell.store.rows import insert
 from evershell.store.service_clock import SERVICE_TIME
 from evershell.store.shared_reads import BatchedReads
 
@@ -22,7 +24,8 @@ _MAX_BATCH = 500
 # Pause between two queries for keys. It limits a worker to a hundred queries a second, which takes
 # about 3 % of its time.
 _PAUSE_SECONDS = 0.01
-_KEY = "id, org_id, name, template, created_at, revoked_at, expires_at, last_used_at"
+_COLUMNS = tuple(field.name for field in fields(ApiKey))
+_KEY = ", ".join(_COLUMNS)
 # The time of a key that was stored less than a minute ago is not stored again. Several workers that
 # serve the same key then write it about once a minute in all.
 _RECORD_USE = """
@@ -63,7 +66,7 @@ class PostgresKeys:
                 "SELECT slug FROM orgs WHERE id = %s", (org_id,), prepare=True
             )
             row = await cursor.fetchone()
-        return None if row is None else row[0]
+        return None if row is None else row.slug
 
     async def find_key(self, sha256: bytes) -> ApiKey | None:
         """The key with this SHA-256, revoked or not. Concurrent calls share a query."""
@@ -77,26 +80,16 @@ class PostgresKeys:
 
     async def _read_keys(self, hashes: Sequence[bytes]) -> Mapping[bytes, ApiKey]:
         async with connected(self._pool) as connection:
-            query = f"SELECT {_KEY}, sha256 FROM api_keys WHERE sha256 = ANY(%s)"
+            query = f"SELECT sha256, {_KEY} FROM api_keys WHERE sha256 = ANY(%s)"
             cursor = await connection.execute(query, (list(hashes),), prepare=True)
-            return {row[-1]: _key_of(row) for row in await cursor.fetchall()}
+            return {row.sha256: _key_of(row) for row in await cursor.fetchall()}
 
     async def create_key(self, key: ApiKey, sha256: bytes) -> None:
         """Adds a key of an organization that exists."""
         async with connected(self._pool) as connection:
             await connection.execute(
-                f"INSERT INTO api_keys ({_KEY}, sha256) VALUES ({', '.join(['%s'] * 9)})",
-                (
-                    key.id,
-                    key.org_id,
-                    key.name,
-                    str(key.template),
-                    key.created_at,
-                    key.revoked_at,
-                    key.expires_at,
-                    key.last_used_at,
-                    sha256,
-                ),
+                insert("api_keys", (*_COLUMNS, "sha256")),
+                (*(getattr(key, column) for column in _COLUMNS), sha256),
             )
 
     async def list_keys(self, org_id: str) -> Sequence[ApiKey]:
@@ -109,9 +102,9 @@ class PostgresKeys:
     async def now(self) -> datetime:
         """The time of the service."""
         async with connected(self._pool) as connection:
-            row = await (await connection.execute(f"SELECT {SERVICE_TIME}")).fetchone()
+            row = await (await connection.execute(f"SELECT {SERVICE_TIME} AS now")).fetchone()
         assert row is not None
-        moment: datetime = row[0]
+        moment: datetime = row.now
         return moment
 
     async def revoke_key(self, key_id: str, now: datetime) -> bool:
@@ -134,22 +127,22 @@ class PostgresKeys:
         """The id, the slug and the number of valid keys of each organization, by slug."""
         async with connected(self._pool) as connection:
             cursor = await connection.execute(
-                "SELECT orgs.id, slug, count(api_keys.id) FROM orgs "
+                "SELECT orgs.id, slug, count(api_keys.id) AS keys FROM orgs "
                 "LEFT JOIN api_keys ON org_id = orgs.id AND revoked_at IS NULL "
                 f"AND (expires_at IS NULL OR expires_at > {SERVICE_TIME}) "
                 "GROUP BY orgs.id ORDER BY slug"
             )
-            return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
+            return [(row.id, row.slug, row.keys) for row in await cursor.fetchall()]
 
 
-def _key_of(row: Row) -> ApiKey:
+def _key_of(row: Any) -> ApiKey:
     return ApiKey(
-        id=row[0],
-        org_id=row[1],
-        name=row[2],
-        template=KeyTemplate(row[3]),
-        created_at=row[4],
-        revoked_at=row[5],
-        expires_at=row[6],
-        last_used_at=row[7],
+        id=row.id,
+        org_id=row.org_id,
+        name=row.name,
+        template=KeyTemplate(row.template),
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+        expires_at=row.expires_at,
+        last_used_at=row.last_used_at,
     )

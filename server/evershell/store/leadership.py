@@ -10,9 +10,13 @@ import psycopg
 import structlog
 from psycopg import AsyncConnection
 
-from evershell.store.hang_up import answered_within
-from evershell.store.pool import conninfo
-from evershell.store.primary import PoolerError, PrimaryConnection, connect_to_session
+from evershell.store.connections import (
+    PoolerError,
+    PrimaryConnection,
+    answered_within,
+    connect_to_session,
+    conninfo,
+)
 
 # An arbitrary number, the same in every process that competes.
 LEADER_LOCK_KEY = 0x6576_6C64

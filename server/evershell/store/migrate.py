@@ -17,8 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from evershell.core.errors import UnavailableError
 from evershell.store.audit import add_partitions
-from evershell.store.command_session import primary_conninfo
-from evershell.store.primary import PoolerError
+from evershell.store.connections import PoolerError, primary_conninfo
 from evershell.store.service_clock import time_of
 from evershell.store.session_settings import grant
 

@@ -1,4 +1,7 @@
-"""Sends and receives the ids of changed workspaces, with PostgreSQL's NOTIFY and LISTEN.
+"""Publishes the changes of workspaces, and lets calls and the fleet controller subscribe to them.
+
+Subscribers in this process are told directly, those in other processes with PostgreSQL's NOTIFY and
+LISTEN, if they have marked the workspace (WatchedWorkspaces).
 
 A background task sends the notification after the commit, not within the transaction: PostgreSQL
 takes a lock on the whole cluster while a transaction that has notified commits, so all such commits
@@ -6,22 +9,35 @@ would wait for each other. One notification carries the ids of all workspaces th
 previous one was in flight.
 
 A notification is lost if a process dies between commit and notification, or if a listener is
-reconnecting. Receivers therefore also poll.
+reconnecting. Subscribers therefore also poll.
 """
 
 import asyncio
+import math
+import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime
 from enum import StrEnum
+from typing import ClassVar, Protocol, Self
 from uuid import uuid4
 
 import psycopg
 import structlog
 
 from evershell.core.errors import UnavailableError
-from evershell.store.hang_up import answered_within
-from evershell.store.pool import Pool, connected, conninfo
-from evershell.store.primary import PrimaryConnection, connect_to_session
+from evershell.core.ports import Clock
+from evershell.store.background import running
+from evershell.store.connections import (
+    Pool,
+    PrimaryConnection,
+    answered_within,
+    connect_to_session,
+    connected,
+    conninfo,
+)
 
 
 class Channel(StrEnum):
@@ -40,40 +56,94 @@ _RETRY_SECONDS = 0.25
 _LISTENER_CHECK_SECONDS = 1.0
 _LISTENER_ANSWER_SECONDS = 1.5
 
+MARK_SECONDS = 60.0
+# A mark of this age is renewed. A mark that another process has set within this time is kept.
+RENEW_SECONDS = 20.0
+# How often this process looks for marks of that age.
+_CHECK_SECONDS = 1.0
+# A batch holds the locks of its rows for about a millisecond.
+_MAX_BATCH = 100
+# The pause before the next attempt for a row that another transaction had locked. Doubles.
+_FIRST_RETRY_SECONDS = 0.01
+_MAX_RETRY_SECONDS = 1.0
+# How long a subscriber waits for its mark, for example if a transaction holds the row or the
+# database does not answer. It then reads without the mark, and reads again once there is one.
+_MARK_LIMIT_SECONDS = 0.25
+
+# Skips locked rows, so that the other rows of the batch do not wait for them and no deadlock is
+# possible. A mark that is far from its end is not written again. The mark need not survive a crash
+# of the database, so the commit does not wait for the disk.
+_SET_MARKS = """
+WITH due AS (
+    SELECT id FROM workspaces
+    WHERE id = ANY(%(ids)s)
+      AND coalesce(watched_until < %(now)s + %(kept)s * interval '1 second', true)
+    FOR NO KEY UPDATE SKIP LOCKED
+), marked AS (
+    UPDATE workspaces SET watched_until = %(now)s + %(mark)s * interval '1 second'
+    FROM due WHERE workspaces.id = due.id
+    RETURNING workspaces.id
+)
+SELECT id, set_config('synchronous_commit', 'off', true) FROM marked
+UNION ALL
+SELECT id, '' FROM workspaces
+WHERE id = ANY(%(ids)s) AND watched_until >= %(now)s + %(kept)s * interval '1 second'
+"""
+
 _log = structlog.get_logger()
 
 
-class Notifications:
-    """The notifications that this process sends on both channels and receives on one."""
+class Publish(Protocol):
+    """Publishes a committed change of a workspace. Returns at once."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        database_url: str,
-        channel: Channel,
-        receive: Callable[[str], None],
-        listener_connected: Callable[[], None],
-    ) -> None:
-        """Sends through `pool`, and listens to `channel` on its own connection to `database_url`.
+    def __call__(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+        """Publishes the change to its subscribers.
 
-        Calls `receive` with the id of each workspace that this or another process announces, and
-        `listener_connected` each time the listener has connected: notifications before that may be
-        lost.
+        `watched` says whether other processes may have subscribers for the workspace; `reconcile`,
+        whether the fleet controller has to act on the change without delay.
         """
+
+
+def publish_to_nobody(workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+    """For a store whose changes have no subscribers."""
+
+
+class _Notifications(ABC):
+    """Sends notifications on both channels and receives those of one, while its context is entered.
+
+    Sends through `pool`, and listens on its own connection to `database_url`.
+    """
+
+    _channel: ClassVar[Channel]
+
+    def __init__(self, pool: Pool, database_url: str) -> None:
         self._pool = pool
         self._conninfo = conninfo(database_url)
-        self._channel = channel
-        self._receive = receive
-        self._listener_connected = listener_connected
         # Identifies notifications of this process, which receives its own directly.
         self._origin = uuid4().hex
         self._queue: defaultdict[Channel, set[str]] = defaultdict(set)
         self._queued = asyncio.Event()
         self._listening = asyncio.Event()
         self._disconnected = asyncio.Event()
+        self._running = AsyncExitStack()
 
-    def announce(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
-        """Implements store.announce.Announce."""
+    async def __aenter__(self) -> Self:
+        await self._running.enter_async_context(running(self._run(), "notifications"))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._running.aclose()
+
+    @abstractmethod
+    def _receive(self, workspace_id: str) -> None:
+        """Tells the subscribers of a change, of this or another process."""
+
+    @abstractmethod
+    def _connected(self) -> None:
+        """The listener has connected. Notifications before that may be lost."""
+
+    def publish(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+        """Implements Publish."""
         if reconcile or self._channel is Channel.CHANGES:
             self._receive(workspace_id)
         if watched:
@@ -92,8 +162,7 @@ class Notifications:
         """
         await self._disconnected.wait()
 
-    async def run(self) -> None:
-        """Sends and receives until it is cancelled."""
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen(), name="notifications-listen")
             tasks.create_task(self._send(), name="notifications-send")
@@ -113,7 +182,7 @@ class Notifications:
                     logged.clear()
                     self._disconnected.clear()
                     self._listening.set()
-                    self._listener_connected()
+                    self._connected()
                     await self._receive_all(connection)
             except psycopg.Error as error:
                 problem = str(error).strip()
@@ -163,3 +232,357 @@ def _payloads(origin: str, ids: Iterable[str]) -> list[str]:
             payload = origin
         payload = f"{payload}\n{workspace_id}"
     return [*payloads, payload]
+
+
+class WorkspaceSubscription:
+    """Implements core.ports.Subscription while its context is entered.
+
+    There may be thousands that wait, so a wait is a future and a timer. An Event needs three times
+    as much memory, and a context manager with a generator 0.7 kB more.
+    """
+
+    __slots__ = ("_has_changed", "_has_ended", "_owner", "_waiting", "workspace_id")
+
+    def __init__(self, owner: "WorkspaceSubscriptions", workspace_id: str) -> None:
+        self._owner = owner
+        self.workspace_id = workspace_id
+        self._has_ended = False
+        self._has_changed = False
+        # Done when the wait in progress is over; None if there is none.
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._owner.add(self)
+        # The subscriber reads earlier changes when the subscription begins.
+        self._has_changed = False
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._owner.remove(self)
+
+    async def wait(self, timeout_seconds: float) -> bool:
+        """Returns after `poll_seconds` at the latest."""
+        if self._may_wait() and not self._has_changed:
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.create_future()
+            timer = loop.call_later(min(timeout_seconds, self._owner.poll_seconds), self._end_wait)
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+                timer.cancel()
+        self._has_changed = False
+        return self._may_wait()
+
+    def wake(self) -> None:
+        """Ends the wait."""
+        self._has_changed = True
+        self._end_wait()
+
+    def end(self) -> None:
+        """Ends this wait and every later one."""
+        self._has_ended = True
+        self.wake()
+
+    def _end_wait(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _may_wait(self) -> bool:
+        return not (self._has_ended or self._owner.is_draining)
+
+
+class WorkspaceSubscriptions(_Notifications):
+    """Implements core.ports.Subscriptions. Calls of a worker wait for changes of a workspace."""
+
+    _channel = Channel.CHANGES
+
+    def __init__(
+        self,
+        pool: Pool,
+        database_url: str,
+        clock: Clock,
+        *,
+        poll_seconds: float = 5.0,
+    ) -> None:
+        super().__init__(pool, database_url)
+        self.poll_seconds = poll_seconds
+        self.is_draining = False
+        self._subscriptions: defaultdict[str, set[WorkspaceSubscription]] = defaultdict(set)
+        self._watched = WatchedWorkspaces(pool, self._receive, clock)
+
+    def subscribe(self, workspace_id: str) -> WorkspaceSubscription:
+        """Subscribes. Takes one statement, unless the workspace is marked, and 0.25 s at most."""
+        return WorkspaceSubscription(self, workspace_id)
+
+    async def add(self, subscription: WorkspaceSubscription) -> None:
+        """Begins a subscription. It lasts until `remove`, unless this raises."""
+        self._subscriptions[subscription.workspace_id].add(subscription)
+        try:
+            await self._watched.watch(subscription.workspace_id)
+        except BaseException:
+            self.remove(subscription)
+            raise
+
+    def remove(self, subscription: WorkspaceSubscription) -> None:
+        """Ends a subscription."""
+        subscribers = self._subscriptions[subscription.workspace_id]
+        subscribers.discard(subscription)
+        if not subscribers:
+            del self._subscriptions[subscription.workspace_id]
+            self._watched.leave(subscription.workspace_id)
+
+    def has_subscribers(self, workspace_id: str) -> bool:
+        """Whether the workspace has subscribers on this process."""
+        return workspace_id in self._subscriptions
+
+    def drain(self) -> None:
+        """Ends all current and later waits, because the process is about to end."""
+        self.is_draining = True
+        for subscribers in self._subscriptions.values():
+            for subscription in subscribers:
+                subscription.wake()
+
+    def end_waits(self) -> None:
+        """Ends all current waits, so that their calls answer with the current state.
+
+        Does not affect later subscriptions.
+        """
+        for subscribers in self._subscriptions.values():
+            for subscription in subscribers:
+                subscription.end()
+
+    def _receive(self, workspace_id: str) -> None:
+        for subscription in self._subscriptions.get(workspace_id, ()):
+            subscription.wake()
+
+    def _connected(self) -> None:
+        self._watched.mark_again()
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(super()._run())
+            tasks.create_task(self._watched.run(), name="watched-workspaces")
+
+
+class FleetSubscription:
+    """Implements fleet.pods.Changes."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._ids: set[str] = set()
+        self._missed = False
+
+    async def wait(self, timeout_seconds: float) -> set[str]:
+        """Returns the ids of the workspaces that have changed since the last return.
+
+        An empty set means that the timeout has passed or that changes may have been missed.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._changed.wait()
+        self._changed.clear()
+        ids, self._ids = self._ids, set()
+        missed, self._missed = self._missed, False
+        return set() if missed else ids
+
+    def wake(self, workspace_id: str | None) -> None:
+        """Ends the wait; None means that changes may have been missed."""
+        if workspace_id is None:
+            self._missed = True
+        else:
+            self._ids.add(workspace_id)
+        self._changed.set()
+
+
+class FleetSubscriptions(_Notifications):
+    """The fleet controller subscribes to the workspaces that await it."""
+
+    _channel = Channel.FLEET
+
+    def __init__(self, pool: Pool, database_url: str) -> None:
+        super().__init__(pool, database_url)
+        self._subscriptions: set[FleetSubscription] = set()
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[FleetSubscription]:
+        """Subscribes to the changes of all workspaces that the controller has to act on."""
+        subscription = FleetSubscription()
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+    def _receive(self, workspace_id: str) -> None:
+        for subscription in self._subscriptions:
+            subscription.wake(workspace_id)
+
+    def _connected(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.wake(None)
+
+
+def is_watched(watched_until: datetime | None, now: datetime) -> bool:
+    """Whether other processes may have subscribers for a workspace with this mark."""
+    return watched_until is not None and watched_until > now
+
+
+class _Mark:
+    """What this process knows of the mark of one workspace. Times are of the monotonic clock."""
+
+    __slots__ = ("is_set", "is_watched", "retry_seconds", "set_at")
+
+    def __init__(self) -> None:
+        self.is_watched = True
+        # The start of the last statement that set the mark or found it.
+        self.set_at = -math.inf
+        # Only while subscribers wait for the mark, because most marks are set for long.
+        self.is_set: asyncio.Event | None = None
+        self.retry_seconds = _FIRST_RETRY_SECONDS
+
+
+class WatchedWorkspaces:
+    """Marks the workspaces in which this process has subscribers, so that others notify it.
+
+    The mark is the column `watched_until` of the workspace. A process that commits a change of the
+    workspace reads the mark in the statement that locks the row, and notifies the other processes
+    only if the mark is in the future.
+
+    No commit is missed. A subscriber reads the workspace only after the mark is committed. Every
+    transaction that changes a workspace holds the lock of its row, and so does the one that sets
+    the mark, so one of the two is first. A transaction that is first has committed before the mark
+    is set, so the subscriber reads what it wrote. One that is second sees the mark, and notifies.
+
+    The mark ends after MARK_SECONDS. It is renewed while there are subscribers, long before it
+    ends. Nothing removes it, because it ends by itself. When a mark had not been in force, and then
+    is, the subscribers are woken and read again. This covers a new mark, a renewal that came too
+    late, marks that a crash of the database has lost, and notifications that a listener has missed
+    while it reconnected.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        wake: Callable[[str], None],
+        clock: Clock,
+        *,
+        mark_seconds: float = MARK_SECONDS,
+        renew_seconds: float = RENEW_SECONDS,
+    ) -> None:
+        """`wake` is called with each workspace whose subscribers may have missed a commit."""
+        self._pool = pool
+        self._wake = wake
+        self._clock = clock
+        self._mark_seconds = mark_seconds
+        self._renew_seconds = renew_seconds
+        # The least remaining time of a mark that a statement has set or found.
+        self._kept_seconds = mark_seconds - renew_seconds
+        # Includes marks whose last subscriber has left since the last check.
+        self._marks: dict[str, _Mark] = {}
+        # The workspaces to mark with the next statement.
+        self._due: set[str] = set()
+        self._has_due = asyncio.Event()
+
+    async def watch(self, workspace_id: str) -> None:
+        """Returns when the mark is in force, or after _MARK_LIMIT_SECONDS without one."""
+        mark = self._marks.setdefault(workspace_id, _Mark())
+        mark.is_watched = True
+        if self._is_in_force(mark):
+            return
+        is_set = mark.is_set = mark.is_set or asyncio.Event()
+        self._request(workspace_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_MARK_LIMIT_SECONDS):
+                await is_set.wait()
+
+    def leave(self, workspace_id: str) -> None:
+        """Ends the renewal, because the last subscriber has left. The mark ends by itself."""
+        self._marks[workspace_id].is_watched = False
+
+    def mark_again(self) -> None:
+        """Sets all marks again, and then wakes all subscribers.
+
+        The database may have lost the marks, and this process some notifications.
+        """
+        for workspace_id, mark in self._marks.items():
+            mark.set_at = -math.inf
+            self._request(workspace_id)
+
+    async def run(self) -> None:
+        """Sets and renews the marks until it is cancelled."""
+        check_at = time.monotonic()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(check_at - time.monotonic()):
+                    await self._has_due.wait()
+            if time.monotonic() >= check_at:
+                self._check()
+                check_at = time.monotonic() + _CHECK_SECONDS
+            await self._set_due_marks()
+
+    def _request(self, workspace_id: str) -> None:
+        self._due.add(workspace_id)
+        self._has_due.set()
+
+    def _check(self) -> None:
+        """Requests the renewals that are due, and forgets the marks that nobody needs."""
+        now = time.monotonic()
+        for workspace_id, mark in list(self._marks.items()):
+            if not mark.is_watched:
+                del self._marks[workspace_id]
+            elif now >= mark.set_at + self._renew_seconds:
+                self._request(workspace_id)
+
+    def _is_in_force(self, mark: _Mark) -> bool:
+        return time.monotonic() < mark.set_at + self._kept_seconds
+
+    async def _set_due_marks(self) -> None:
+        """Sets the marks of one batch."""
+        batch = {
+            workspace_id: mark
+            for workspace_id in [self._due.pop() for _ in range(min(len(self._due), _MAX_BATCH))]
+            if (mark := self._marks.get(workspace_id)) is not None and mark.is_watched
+        }
+        if not self._due:
+            self._has_due.clear()
+        if not batch:
+            return
+        started = time.monotonic()
+        marked = await self._set_marks(batch)
+        for workspace_id, mark in batch.items():
+            if workspace_id in marked:
+                self._set(workspace_id, mark, started)
+            else:
+                asyncio.get_running_loop().call_later(
+                    mark.retry_seconds, self._request, workspace_id
+                )
+                mark.retry_seconds = min(2 * mark.retry_seconds, _MAX_RETRY_SECONDS)
+
+    def _set(self, workspace_id: str, mark: _Mark, started: float) -> None:
+        was_in_force = self._is_in_force(mark)
+        mark.set_at = started
+        mark.retry_seconds = _FIRST_RETRY_SECONDS
+        if mark.is_set is not None:
+            mark.is_set.set()
+            mark.is_set = None
+        if not was_in_force:
+            self._wake(workspace_id)
+
+    async def _set_marks(self, workspace_ids: Collection[str]) -> set[str]:
+        """Sets the marks in one transaction, and returns the ids of those that are in force."""
+        try:
+            values = {
+                "ids": list(workspace_ids),
+                "now": self._clock(),
+                "kept": self._kept_seconds,
+                "mark": self._mark_seconds,
+            }
+            async with connected(self._pool) as connection:
+                cursor = await connection.execute(_SET_MARKS, values, prepare=True)
+                return {row.id for row in await cursor.fetchall()}
+        except (UnavailableError, psycopg.Error) as error:
+            _log.warning(
+                "workspaces_not_marked", error=str(error).strip(), workspaces=len(workspace_ids)
+            )
+            return set()

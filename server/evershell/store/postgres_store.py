@@ -1,60 +1,207 @@
-"""The Store of the core, on PostgreSQL."""
+"""The Store of the core, on PostgreSQL, and its queries.
+
+Queries name their columns, so that a later migration which adds a column does not break prepared
+statements.
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime
+from typing import Any
 
-from evershell.core.audit_entry import AuditEntry, AuditFilter
+from psycopg import AsyncCursor
+
 from evershell.core.caller import Permission
-from evershell.core.change import Change, Locked
-from evershell.core.event import Event
-from evershell.core.idempotency_key import FirstCall
-from evershell.core.ports import Clock, Leased, MatchedTasks, RecordedCancellation
-from evershell.core.task import CancelIntent, Task
-from evershell.core.task_filter import TaskSelection
-from evershell.core.workspace import Workspace
-from evershell.store import holds, idempotency_keys, queries
-from evershell.store.announce import Announce, announce_to_nobody
+from evershell.core.change import Change, FirstCall, Hold, KeyTakenError, Locked
+from evershell.core.event import AuditEntry, AuditFilter, Event
+from evershell.core.ports import (
+    RENEW_BELOW_SHARE,
+    Clock,
+    Leased,
+)
+from evershell.core.task import Task
+from evershell.core.validation import MAX_PAGE_CHARACTERS
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.audit import INSERT, audit_entry_of, audit_query, audit_values
 from evershell.store.batch_cancellations import BatchCancellations
 from evershell.store.cancellations import Cancellations
-from evershell.store.fleet_reads import FleetReads
-from evershell.store.holds import Holds
-from evershell.store.leases import Leases
-from evershell.store.pool import Pool, connected
+from evershell.store.connections import Connection, Pool, connected
+from evershell.store.group_commit import GroupCommit
+from evershell.store.notifications import Publish, is_watched, publish_to_nobody
 from evershell.store.rows import (
+    EVENT_COLUMNS,
     TASK_COLUMNS,
     WORKSPACE_COLUMNS,
+    Values,
     event_of,
+    event_values,
+    insert,
+    json_value,
+    task_columns,
     task_of,
+    task_values,
+    update,
+    workspace_columns,
     workspace_of,
     workspace_values,
 )
 from evershell.store.shared_reads import SharedReads
-from evershell.store.watched_workspaces import is_watched
-from evershell.store.writes import insert, write_change
 
-# Queries name their columns, so that a later migration which adds a column does not break prepared
-# statements.
-_WORKSPACE = ", ".join(WORKSPACE_COLUMNS)
-_TASK = ", ".join(TASK_COLUMNS)
+_WORKSPACE = workspace_columns()
+_TASK = task_columns()
+_EVENT = ", ".join(EVENT_COLUMNS)
+_BOTH = f"{workspace_columns('w.')}, {task_columns('t.')}"
 
-_LOCK_WORKSPACE = f"SELECT {_WORKSPACE}, watched_until FROM workspaces WHERE id = %s FOR UPDATE"
+# A change of a workspace.
+LOCK_WORKSPACE = f"SELECT {_WORKSPACE}, watched_until FROM workspaces WHERE id = %s FOR UPDATE"
 # A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
 # would read the tasks as they were before it waited.
-_CURRENT_TASK = (
+CURRENT_TASK = (
     f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"
 )
+_EXTEND_LEASE = (
+    "UPDATE workspaces SET lease_expires_at = greatest("
+    "lease_expires_at, %s + make_interval(secs => %s)) "
+    "WHERE id = %s RETURNING lease_expires_at"
+)
+_RENEW_LEASES = (
+    f"SELECT /* renew_leases */ seconds_left, {workspace_columns('(w).')}, {task_columns('(t).')} "
+    "FROM renew_leases(%s, %s, %s, %s, %s)"
+)
+# A heartbeat may wait for the previous statement, so that the next one carries many.
+_MAX_LEASES, _LEASE_STATEMENTS = 64, 1
 
+# Workspaces. The parameter is an organization, or NULL for any.
+_OF_ORG = "org_id = coalesce(%s, org_id)"
+GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s AND {_OF_ORG}"
+LIST_WORKSPACES = (
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+)
+LIST_OWN_WORKSPACES = (
+    f"SELECT {_WORKSPACE} FROM workspaces "
+    "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+)
 # Sorts after every id, because no id contains a tilde.
 _AFTER_ALL_IDS = "~"
 
+# Tasks and events.
+GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
+GET_WORKSPACE_WITH_TASK = (
+    f"SELECT {_BOTH} FROM workspaces w "
+    "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id "
+    f"WHERE w.id = %s AND {_OF_ORG}"
+)
+# A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
+# be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
+# there are more.
+LIST_TASKS = (
+    f"SELECT {_TASK} FROM ("
+    f"SELECT {', '.join(TASK_COLUMNS)}, sum(length(description) + length(result)) OVER ("
+    "ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS characters "
+    "FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+    f") t WHERE coalesce(characters, 0) <= {MAX_PAGE_CHARACTERS} ORDER BY id DESC"
+)
+# A batch ends early if its payloads are large, because an agent may commit 4 MiB in each.
+MAX_BATCH_BYTES = 4 * 2**20
+LIST_EVENTS = (
+    f"SELECT {_EVENT} FROM ("
+    f"SELECT {_EVENT}, sum(octet_length(payload::text)) OVER ("
+    "ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes "
+    "FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
+    f") e WHERE coalesce(bytes, 0) < {MAX_BATCH_BYTES} ORDER BY seq"
+)
 
-class PostgresStore(FleetReads, Holds):
+# What the fleet controller reads: what is due, by index, and everything, a page at a time.
+# The condition of the index workspaces_with_pod.
+_WITH_POD = "status IN ('provisioning', 'idle', 'busy', 'stopping')"
+LIST_WANTED_PODS = (
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE {_WITH_POD} AND id > %s ORDER BY id LIMIT %s"
+)
+# The conditions are those of the indexes workspaces_unsettled and workspaces_breached.
+LIST_UNSETTLED = (
+    f"SELECT {_WORKSPACE} FROM workspaces "
+    "WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL "
+    "OR agent_breach IS NOT NULL ORDER BY id"
+)
+# The query reads the tasks that run, by the index tasks_one_open. An index of the cancelled ones
+# would make each cancellation write more than it saves here (docs/decisions/0015).
+LIST_CANCELLATIONS = (
+    f"SELECT {_BOTH} FROM tasks t JOIN workspaces w ON w.id = t.workspace_id "
+    "WHERE t.status IN ('submitted', 'delivered', 'running') "
+    "AND t.cancel_requested_at IS NOT NULL ORDER BY w.id"
+)
+# By the index tasks_limited. A task that is cancelled already is left out, unless the limit sets an
+# earlier force deadline, to the millisecond.
+_REACHED_AT = "(started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds)"
+LIST_LIMITS_REACHED = (
+    "SELECT workspace_id FROM tasks WHERE max_duration_seconds IS NOT NULL "
+    "AND status IN ('submitted', 'delivered', 'running') "
+    f"AND {_REACHED_AT} <= (%s::timestamptz AT TIME ZONE 'UTC') "
+    "AND (cancel_requested_at IS NULL OR coalesce(cancel_force_at, 'infinity') > started_at + "
+    "make_interval(secs => max_duration_seconds + limit_force_after_seconds + 0.001)) "
+    f"ORDER BY {_REACHED_AT} LIMIT %s"
+)
+LIST_EXPIRED_LEASES = (
+    f"SELECT {_WORKSPACE} FROM workspaces WHERE {_WITH_POD} AND lease_expires_at < %s ORDER BY id"
+)
+_SECONDS_LEFT = (
+    "SELECT extract(epoch FROM {} - %s::timestamptz)::float8 AS seconds FROM workspaces WHERE "
+)
+FIRST_LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("min(lease_expires_at)") + _WITH_POD
+LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("lease_expires_at") + "id = %s"
+COUNT_WORKSPACES = "SELECT status, count(*) AS number FROM workspaces GROUP BY status"
+
+# Holds. The lock of an organization is an advisory lock of PostgreSQL, because an organization may
+# have no row. A transaction takes it first, before any row, and keeps it until it is committed. So
+# it cannot take part in a deadlock. Organizations whose ids have the same hash share a lock, which
+# is harmless. The class is an arbitrary number: locks with two numbers have a key space of their
+# own.
+_HOLD_LOCK_CLASS = 0x6576_6C68
+_LOCK_HOLD = f"SELECT pg_advisory_xact_lock({_HOLD_LOCK_CLASS}, hashtext(%s))"
+_SHARE_HOLD_LOCK = f"SELECT pg_advisory_xact_lock_shared({_HOLD_LOCK_CLASS}, hashtext(%s))"
+_HOLD_COLUMNS = tuple(field.name for field in fields(Hold))
+_HOLD = ", ".join(_HOLD_COLUMNS)
+# A statement of its own after the lock, so that it reads what was committed before the lock.
+_GET_HOLD = f"SELECT {_HOLD} FROM org_holds WHERE org_id = %s"
+_ADD_HOLD = insert("org_holds", _HOLD_COLUMNS) + " ON CONFLICT (org_id) DO NOTHING"
+_REMOVE_HOLD = "DELETE FROM org_holds WHERE org_id = %s"
+_COUNT_HOLDS = "SELECT count(*) AS number FROM org_holds"
+
+# Idempotency keys.
+_CALL_COLUMNS = tuple(field.name for field in fields(FirstCall))
+_CALL = ", ".join(_CALL_COLUMNS)
+# The insertion waits for a transaction that is about to store the same key. An expired key is
+# replaced.
+_STORE_KEY = (
+    insert("idempotency_keys AS stored", _CALL_COLUMNS)
+    + " ON CONFLICT (org_id, key) DO UPDATE SET "
+    + ", ".join(f"{column} = EXCLUDED.{column}" for column in _CALL_COLUMNS[2:])
+    + " WHERE stored.called_at <= %s RETURNING true AS is_stored"
+)
+# Each call with a key removes up to two expired ones, so their number shrinks. A call never waits
+# for another one that removes the same keys.
+_PRUNE_KEYS = (
+    "DELETE FROM idempotency_keys WHERE (org_id, key) IN ("
+    "SELECT org_id, key FROM idempotency_keys WHERE called_at <= %s ORDER BY called_at LIMIT 2 "
+    "FOR UPDATE SKIP LOCKED)"
+)
+_FIND_CALL = (
+    f"SELECT {_CALL} FROM idempotency_keys WHERE org_id = %s AND key = %s AND called_at > %s"
+)
+_STORE_ANSWER = (
+    "UPDATE idempotency_keys SET answer = coalesce(nullif(answer, ''), %s) "
+    "WHERE org_id = %s AND key = %s AND task_id = %s RETURNING answer"
+)
+
+# A workspace id, an epoch and the length of a lease in seconds.
+_LeaseRequest = tuple[str, int, float]
+
+
+class PostgresStore:
     """Implements core.ports.Store.
 
-    Calls `announce` after each commit that others may wait for, and `committed` after each
+    Calls `publish` after each commit that others may wait for, and `committed` after each
     transition.
     """
 
@@ -62,53 +209,29 @@ class PostgresStore(FleetReads, Holds):
         self,
         pool: Pool,
         clock: Clock,
-        announce: Announce = announce_to_nobody,
+        publish: Publish = publish_to_nobody,
         committed: Callable[[Change], None] = lambda change: None,
         cancelled: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Calls `cancelled` with the number of tasks that a batch has cancelled."""
-        super().__init__(pool, clock)
-        self._leases = Leases(pool, clock)
+        self._pool = pool
+        self._clock = clock
+        # Heartbeats that arrive at the same time share a statement.
+        self._lease_group = GroupCommit(
+            self._renew_leases, max_batch=_MAX_LEASES, at_once=_LEASE_STATEMENTS
+        )
         # Reads for watchers use at most half of the connections.
         self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
-        self._cancellations = Cancellations(pool, announce)
-        self._batches = BatchCancellations(pool, announce, cancelled)
-        self._announce = announce
+        self._cancellations = Cancellations(pool, publish)
+        self.record_cancellation = self._cancellations.record
+        batches = BatchCancellations(pool, publish, cancelled)
+        self.match_tasks, self.cancel_tasks = batches.match, batches.cancel
+        self._publish = publish
         self._committed = committed
-
-    async def record_cancellation(
-        self,
-        permission: Permission,
-        workspace_id: str,
-        task_id: str | None,
-        intent: CancelIntent,
-        trace_id: str = "",
-        audit: AuditEntry | None = None,
-    ) -> RecordedCancellation:
-        return await self._cancellations.record(
-            permission, workspace_id, task_id, intent, trace_id, audit
-        )
-
-    async def match_tasks(
-        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
-    ) -> MatchedTasks:
-        return await self._batches.match(permission, wanted, force_at, limit)
-
-    async def cancel_tasks(
-        self,
-        permission: Permission,
-        task_ids: Sequence[str],
-        intent: CancelIntent,
-        trace_id: str = "",
-        audit: AuditEntry | None = None,
-        *,
-        wait: bool = False,
-    ) -> Mapping[str, bool]:
-        return await self._batches.cancel(permission, task_ids, intent, trace_id, audit, wait=wait)
 
     async def drained(self) -> None:
         """Returns when no shared statement is in flight, even one whose callers were cancelled."""
-        await asyncio.gather(self._cancellations.drained(), self._leases.drained())
+        await asyncio.gather(self._cancellations.drained(), self._lease_group.drained())
 
     async def transition(
         self,
@@ -122,12 +245,12 @@ class PostgresStore(FleetReads, Holds):
                 connection.pipeline(),
                 connection.transaction(),
             ):
-                held = None if held_org_id is None else await holds.share(connection, held_org_id)
+                held = None if held_org_id is None else await _share_hold(connection, held_org_id)
                 workspaces = await connection.execute(
-                    _LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
+                    LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
                 )
                 tasks = await connection.execute(
-                    _CURRENT_TASK, (workspace_id,), prepare=True, binary=True
+                    CURRENT_TASK, (workspace_id,), prepare=True, binary=True
                 )
                 workspace_row, task_row = await workspaces.fetchone(), await tasks.fetchone()
                 if workspace_row is None:
@@ -135,33 +258,46 @@ class PostgresStore(FleetReads, Holds):
                 locked = Locked(
                     workspace_of(workspace_row),
                     None if task_row is None else task_of(task_row),
-                    None if held is None else holds.hold_of(await held.fetchone()),
+                    None if held is None else _hold_of(await held.fetchone()),
                 )
                 change = decide(locked)
-                change = await write_change(connection, locked, change)
+                change = await _write_change(connection, locked, change)
                 if change.lease_seconds is not None:
-                    leased = await self._leases.extend(
-                        connection, change.workspace, change.lease_seconds
-                    )
-                    change = replace(change, workspace=leased)
+                    change = await self._extend_lease(connection, change, change.lease_seconds)
         except asyncio.CancelledError:
             # The change may have been committed before the cancellation.
-            self._announce(workspace_id, watched=True, reconcile=True)
+            self._publish(workspace_id, watched=True, reconcile=True)
             raise
         # Nobody waits for a heartbeat.
         if change.events or change.workspace.status is not locked.workspace.status:
-            self._announce(
+            self._publish(
                 workspace_id,
-                watched=is_watched(workspace_row[-1], self._clock()),
+                watched=is_watched(workspace_row.watched_until, self._clock()),
                 reconcile=change.workspace.awaits_controller,
             )
         self._committed(change)
         return change
 
+    async def _extend_lease(
+        self, connection: Connection, change: Change, lease_seconds: float
+    ) -> Change:
+        """Renews the lease of the workspace, which the connection has locked."""
+        parameters = (self._clock(), lease_seconds, change.workspace.id)
+        cursor = await connection.execute(_EXTEND_LEASE, parameters, prepare=True, binary=True)
+        row = await cursor.fetchone()
+        assert row is not None
+        leased = replace(change.workspace, lease_expires_at=row.lease_expires_at)
+        return replace(change, workspace=leased)
+
     async def renew_lease(
         self, workspace_id: str, epoch: int, lease_seconds: float
     ) -> Leased | None:
-        return await self._leases.renew(workspace_id, epoch, lease_seconds)
+        return await self._lease_group((workspace_id, epoch, lease_seconds))
+
+    async def _renew_leases(self, requests: Sequence[_LeaseRequest]) -> Sequence[Leased | None]:
+        columns = (list(column) for column in zip(*requests, strict=True))
+        parameters = (*columns, RENEW_BELOW_SHARE, self._clock())
+        return [_leased(row) for row in await self._all(_RENEW_LEASES, parameters)]
 
     async def create_workspace(
         self,
@@ -174,26 +310,60 @@ class PostgresStore(FleetReads, Holds):
             connection.pipeline(),
             connection.transaction(),
         ):
-            held = holds.hold_of(await (await holds.share(connection, workspace.org_id)).fetchone())
+            held = _hold_of(await (await _share_hold(connection, workspace.org_id)).fetchone())
             if held is not None:
                 raise held.refusal()
             await connection.execute(
                 insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
             )
-            if audit is not None:
-                await connection.execute(INSERT, audit_values(audit), prepare=True)
+            await _store_audit(connection, audit)
             if first_call is not None:
-                await idempotency_keys.store_key(connection, first_call)
-        self._announce(workspace.id, watched=False, reconcile=workspace.awaits_controller)
+                await _store_key(connection, first_call)
+        self._publish(workspace.id, watched=False, reconcile=workspace.awaits_controller)
+
+    async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
+        values = (hold.org_id, hold.held_by, hold.held_since, hold.reason)
+        async with (
+            connected(self._pool) as connection,
+            connection.pipeline(),
+            connection.transaction(),
+        ):
+            await connection.execute(_LOCK_HOLD, (hold.org_id,))
+            await connection.execute(_ADD_HOLD, values)
+            cursor = await connection.execute(_GET_HOLD, (hold.org_id,))
+            await _store_audit(connection, audit)
+            stored = _hold_of(await cursor.fetchone())
+        assert stored is not None, "the row was inserted, or there before"
+        return stored
+
+    async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
+        async with (
+            connected(self._pool) as connection,
+            connection.pipeline(),
+            connection.transaction(),
+        ):
+            await connection.execute(_LOCK_HOLD, (org_id,))
+            await connection.execute(_REMOVE_HOLD, (org_id,))
+            await _store_audit(connection, audit)
+
+    async def get_hold(self, org_id: str) -> Hold | None:
+        return _hold_of(await self._one(_GET_HOLD, (org_id,)))
+
+    async def count_holds(self) -> int:
+        row = await self._one(_COUNT_HOLDS, ())
+        return int(row.number)
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
-        return await idempotency_keys.find_first_call(self._pool, org_id, key, after)
+        row = await self._one(_FIND_CALL, (org_id, key, after))
+        return None if row is None else FirstCall(**row._asdict())
 
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
-        return await idempotency_keys.record_answer(self._pool, first_call, answer)
+        parameters = (answer, first_call.org_id, first_call.key, first_call.task_id)
+        row = await self._one(_STORE_ANSWER, parameters)
+        return answer if row is None else str(row.answer)
 
     async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
-        row = await self._one(queries.GET_WORKSPACE, (workspace_id, org_id))
+        row = await self._one(GET_WORKSPACE, (workspace_id, org_id))
         return None if row is None else workspace_of(row)
 
     async def list_workspaces(
@@ -202,42 +372,161 @@ class PostgresStore(FleetReads, Holds):
         caller, before = permission.caller, before_id or _AFTER_ALL_IDS
         if permission.own_only:
             rows = await self._all(
-                queries.LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
+                LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
             )
         else:
-            rows = await self._all(queries.LIST_WORKSPACES, (caller.org_id, before, limit))
+            rows = await self._all(LIST_WORKSPACES, (caller.org_id, before, limit))
         return [workspace_of(row) for row in rows]
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
-        row = await self._one(queries.GET_TASK, (task_id, workspace_id))
+        row = await self._one(GET_TASK, (task_id, workspace_id))
         return None if row is None else task_of(row)
 
     async def get_workspace_with_task(
         self, workspace_id: str, task_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, Task | None]:
-        row = await self._one(queries.GET_WORKSPACE_WITH_TASK, (task_id, workspace_id, org_id))
-        if row is None:
-            return None, None
-        task_row = row[len(WORKSPACE_COLUMNS) :]
-        return workspace_of(row), None if task_row[0] is None else task_of(task_row)
+        row = await self._one(GET_WORKSPACE_WITH_TASK, (task_id, workspace_id, org_id))
+        return (None, None) if row is None else (workspace_of(row), task_of(row))
 
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
-        rows = await self._all(
-            queries.LIST_TASKS, (workspace_id, before_id or _AFTER_ALL_IDS, limit)
-        )
-        return [task_of(row) for row in rows]
+        rows = await self._all(LIST_TASKS, (workspace_id, before_id or _AFTER_ALL_IDS, limit))
+        return [task for row in rows if (task := task_of(row))]
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         # Watchers that wait for the same events share a read.
         return await self._event_reads((workspace_id, after_seq, limit))
 
     async def _read_events(self, place: tuple[str, int, int]) -> Sequence[Event]:
-        return [event_of(row) for row in await self._all(queries.LIST_EVENTS, place)]
+        return [event_of(row) for row in await self._all(LIST_EVENTS, place)]
 
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
     ) -> Sequence[AuditEntry]:
         query, parameters = audit_query(permission, wanted, before_id or _AFTER_ALL_IDS, limit)
         return [audit_entry_of(row) for row in await self._all(query, parameters)]
+
+    async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
+        return [workspace_of(row) for row in await self._all(LIST_WANTED_PODS, (after_id, limit))]
+
+    async def list_unsettled(self) -> Sequence[Workspace]:
+        return [workspace_of(row) for row in await self._all(LIST_UNSETTLED, ())]
+
+    async def list_expired_leases(self) -> Sequence[Workspace]:
+        rows = await self._all(LIST_EXPIRED_LEASES, (self._clock(),))
+        return [workspace_of(row) for row in rows]
+
+    async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
+        if workspace_id is None:
+            row = await self._one(FIRST_LEASE_SECONDS_LEFT, (self._clock(),))
+        else:
+            row = await self._one(LEASE_SECONDS_LEFT, (self._clock(), workspace_id))
+        return None if row is None else row.seconds
+
+    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
+        rows = await self._all(LIST_CANCELLATIONS, ())
+        return [(workspace_of(row), task) for row in rows if (task := task_of(row))]
+
+    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
+        rows = await self._all(LIST_LIMITS_REACHED, (now, limit))
+        return [row.workspace_id for row in rows]
+
+    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
+        rows = await self._all(COUNT_WORKSPACES, ())
+        return {WorkspaceStatus(row.status): row.number for row in rows}
+
+    async def _one(self, query: str, parameters: Values) -> Any:
+        """The first row; None if there is none."""
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+            return await cursor.fetchone()
+
+    async def _all(self, query: str, parameters: Values) -> Sequence[Any]:
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+            return await cursor.fetchall()
+
+
+def _leased(row: Any) -> Leased | None:
+    if row.id is None:
+        return None
+    seconds = float("-inf") if row.seconds_left is None else row.seconds_left
+    return Leased(Locked(workspace_of(row), task_of(row)), seconds)
+
+
+async def _share_hold(connection: Connection, org_id: str) -> AsyncCursor[Any]:
+    """Begins a transaction that a hold of the organization would refuse.
+
+    The cursor has the hold, if there is one. `_hold_of` decodes it.
+    """
+    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)
+    return await connection.execute(_GET_HOLD, (org_id,), prepare=True, binary=True)
+
+
+def _hold_of(row: Any) -> Hold | None:
+    return None if row is None else Hold(**row._asdict())
+
+
+async def _store_audit(connection: Connection, audit: AuditEntry | None) -> None:
+    if audit is not None:
+        await connection.execute(INSERT, audit_values(audit), prepare=True)
+
+
+async def _store_key(connection: Connection, call: FirstCall) -> None:
+    """Stores the key in the transaction of the connection. Raises KeyTakenError."""
+    values = [getattr(call, column) for column in _CALL_COLUMNS]
+    expired = call.expires_before
+    stored = await connection.execute(_STORE_KEY, (*values, expired), prepare=True)
+    if await stored.fetchone() is None:
+        raise KeyTakenError
+    await connection.execute(_PRUNE_KEYS, (expired,), prepare=True)
+
+
+async def _write_change(connection: Connection, locked: Locked, change: Change) -> Change:
+    """Writes the rows that have changed. Returns the change with its `last_seq`."""
+    workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
+    change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
+    await _write_row(
+        connection,
+        "workspaces",
+        WORKSPACE_COLUMNS,
+        workspace_values(locked.workspace),
+        workspace_values(change.workspace),
+    )
+    if change.task is not None:
+        before = (
+            locked.task if locked.task is not None and locked.task.id == change.task.id else None
+        )
+        old = None if before is None else task_values(before)
+        await _write_row(connection, "tasks", TASK_COLUMNS, old, task_values(change.task))
+    for number, event in enumerate(change.events, seq + 1):
+        await connection.execute(
+            insert("events", EVENT_COLUMNS),
+            event_values(workspace_id, number, event),
+            prepare=True,
+        )
+    await _store_audit(connection, change.audit)
+    if change.first_call is not None:
+        await _store_key(connection, change.first_call)
+    return change
+
+
+async def _write_row(
+    connection: Connection, table: str, columns: tuple[str, ...], old: Values | None, new: Values
+) -> None:
+    """Inserts the row, or updates the columns that differ, if any."""
+    if old is None:
+        query, parameters = insert(table, columns), list(new)
+    else:
+        differing = [
+            (column, after)
+            for column, before, after in zip(columns, old, new, strict=True)
+            if before != after
+        ]
+        if not differing:
+            return
+        changed = tuple(column for column, _ in differing)
+        query, parameters = update(table, changed), [value for _, value in differing] + [new[0]]
+    wrapped = [json_value(value) if isinstance(value, dict) else value for value in parameters]
+    await connection.execute(query, wrapped)

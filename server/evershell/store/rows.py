@@ -1,11 +1,14 @@
 """Maps rows to core objects and back.
 
-The mappers read and write the columns in the order of WORKSPACE_COLUMNS, TASK_COLUMNS and
-EVENT_COLUMNS.
+Rows are named tuples (`open_pool`). A statement selects the columns of a workspace under their own
+names, and those of a task with the prefix `task_`, so that one row can have both.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -14,26 +17,10 @@ from evershell.core.event import Event, EventType, NewEvent, Origin
 from evershell.core.task import CancelIntent, Phase, Task, TaskLimits, TaskStatus, Usage
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
-Row = Sequence[Any]
+Values = Sequence[Any]
 
-WORKSPACE_COLUMNS = (
-    "id",
-    "org_id",
-    "name",
-    "status",
-    "status_reason",
-    "created_by_user_id",
-    "created_at",
-    "updated_at",
-    "current_task_id",
-    "epoch",
-    "last_seq",
-    "agent_address",
-    "lease_expires_at",
-    "run_id",
-    "task_unnamed_since",
-    "agent_breach",
-)
+WORKSPACE_COLUMNS = tuple(field.name for field in fields(Workspace))
+_workspace_values = attrgetter(*WORKSPACE_COLUMNS)
 TASK_COLUMNS = (
     "id",
     "workspace_id",
@@ -78,94 +65,93 @@ EVENT_COLUMNS = (
 )
 
 
-def workspace_of(row: Row) -> Workspace:
-    """The workspace of a row of WORKSPACE_COLUMNS."""
+def workspace_columns(of: str = "") -> str:
+    """What to select for `workspace_of`. `of` comes before each column, for example `w.`."""
+    return ", ".join(f"{of}{column}" for column in WORKSPACE_COLUMNS)
+
+
+def task_columns(of: str = "") -> str:
+    """What to select for `task_of`. `of` comes before each column, for example `t.`."""
+    return ", ".join(f"{of}{column} AS task_{column}" for column in TASK_COLUMNS)
+
+
+def workspace_of(row: Any) -> Workspace:
+    """The workspace of a row with `workspace_columns`."""
     return Workspace(
-        id=row[0],
-        org_id=row[1],
-        name=row[2],
-        status=WorkspaceStatus(row[3]),
-        status_reason=row[4],
-        created_by_user_id=row[5],
-        created_at=row[6],
-        updated_at=row[7],
-        current_task_id=row[8],
-        epoch=row[9],
-        last_seq=row[10],
-        agent_address=row[11],
-        lease_expires_at=row[12],
-        run_id=row[13],
-        task_unnamed_since=row[14],
-        agent_breach=row[15],
+        id=row.id,
+        org_id=row.org_id,
+        name=row.name,
+        status=WorkspaceStatus(row.status),
+        status_reason=row.status_reason,
+        created_by_user_id=row.created_by_user_id,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        current_task_id=row.current_task_id,
+        epoch=row.epoch,
+        last_seq=row.last_seq,
+        agent_address=row.agent_address,
+        lease_expires_at=row.lease_expires_at,
+        run_id=row.run_id,
+        task_unnamed_since=row.task_unnamed_since,
+        agent_breach=row.agent_breach,
     )
 
 
-def workspace_values(workspace: Workspace) -> Row:
-    """The values of WORKSPACE_COLUMNS."""
-    values = (
-        workspace.id,
-        workspace.org_id,
-        workspace.name,
-        workspace.status,
-        workspace.status_reason,
-        workspace.created_by_user_id,
-        workspace.created_at,
-        workspace.updated_at,
-        workspace.current_task_id,
-        workspace.epoch,
-        workspace.last_seq,
-        workspace.agent_address,
-        workspace.lease_expires_at,
-        workspace.run_id,
-        workspace.task_unnamed_since,
-        workspace.agent_breach,
-    )
-    return tuple(_storable(value) for value in values)
+def workspace_values(workspace: Workspace) -> Values:
+    """The values of WORKSPACE_COLUMNS, in this order."""
+    return tuple(_storable(value) for value in _workspace_values(workspace))
 
 
-def task_of(row: Row) -> Task:
-    """The task of a row of TASK_COLUMNS."""
+def task_of(row: Any) -> Task | None:
+    """The task of a row with `task_columns`; None if an outer join has found none."""
+    if row.task_id is None:
+        return None
     return Task(
-        id=row[0],
-        workspace_id=row[1],
-        description=row[2],
-        metadata=row[3],
-        max_iterations=row[4],
-        status=TaskStatus(row[5]),
-        phase=Phase(row[6]),
-        iterations=row[7],
-        created_at=row[8],
-        started_at=row[9],
-        completed_at=row[10],
-        cancel=None if row[13] is None else _intent_of(row[11:18]),
-        reason=row[18],
-        result=row[19],
-        forced=row[20],
+        id=row.task_id,
+        workspace_id=row.task_workspace_id,
+        description=row.task_description,
+        metadata=row.task_metadata,
+        max_iterations=row.task_max_iterations,
+        status=TaskStatus(row.task_status),
+        phase=Phase(row.task_phase),
+        iterations=row.task_iterations,
+        created_at=row.task_created_at,
+        started_at=row.task_started_at,
+        completed_at=row.task_completed_at,
+        cancel=None if row.task_cancel_requested_at is None else _intent_of(row),
+        reason=row.task_reason,
+        result=row.task_result,
+        forced=row.task_forced,
         usage=Usage(
-            input_tokens=row[21], output_tokens=row[22], model_calls=row[23], tool_calls=row[24]
+            input_tokens=row.task_input_tokens,
+            output_tokens=row.task_output_tokens,
+            model_calls=row.task_model_calls,
+            tool_calls=row.task_tool_calls,
         ),
-        submitted_by=row[25],
+        submitted_by=row.task_submitted_by,
         limits=TaskLimits(
-            max_duration_seconds=row[26], max_total_tokens=row[27], force_after_seconds=row[28]
+            max_duration_seconds=row.task_max_duration_seconds,
+            max_total_tokens=row.task_max_total_tokens,
+            force_after_seconds=row.task_limit_force_after_seconds,
         ),
-        committed_bytes=row[29],
+        committed_bytes=row.task_committed_bytes,
     )
 
 
-def _intent_of(row: Row) -> CancelIntent:
+def _intent_of(row: Any) -> CancelIntent:
     return CancelIntent(
-        requested_by=row[0],
-        credential_kind=row[1],
-        requested_at=row[2],
-        reason=row[3],
-        request_id=row[4],
-        force_at=row[5],
-        force_requested_by=row[6],
+        requested_by=row.task_cancel_requested_by,
+        credential_kind=row.task_cancel_credential_kind,
+        requested_at=row.task_cancel_requested_at,
+        reason=row.task_cancel_reason,
+        request_id=row.task_cancel_request_id,
+        force_at=row.task_cancel_force_at,
+        force_requested_by=row.task_cancel_force_requested_by,
     )
 
 
-def task_values(task: Task) -> Row:
-    """The values of TASK_COLUMNS. The metadata is a mapping that `json_value` has to wrap."""
+def task_values(task: Task) -> Values:
+    """The values of TASK_COLUMNS, in this order. `json_value` has to wrap the metadata."""
     cancel, usage = task.cancel, task.usage
     intent = (
         (None,) * 7
@@ -209,21 +195,21 @@ def task_values(task: Task) -> Row:
     return tuple(_storable(value) for value in values)
 
 
-def event_of(row: Row) -> Event:
+def event_of(row: Any) -> Event:
     """The event of a row of EVENT_COLUMNS."""
     return Event(
-        workspace_id=row[0],
-        seq=row[1],
-        type=EventType(row[2]),
-        time=row[3],
-        task_id=row[4],
-        payload=row[7],
-        origin=Origin(row[5] or "", row[6] or ""),
+        workspace_id=row.workspace_id,
+        seq=row.seq,
+        type=EventType(row.type),
+        time=row.time,
+        task_id=row.task_id,
+        payload=row.payload,
+        origin=Origin(row.request_id or "", row.trace_id or ""),
     )
 
 
-def event_values(workspace_id: str, seq: int, event: NewEvent) -> Row:
-    """The values of EVENT_COLUMNS."""
+def event_values(workspace_id: str, seq: int, event: NewEvent) -> Values:
+    """The values of EVENT_COLUMNS, in this order."""
     return (
         workspace_id,
         seq,
@@ -269,3 +255,16 @@ def _storable(value: Any) -> Any:
 
 def _clean(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+@cache
+def insert(table: str, columns: tuple[str, ...]) -> str:
+    """The statement that inserts a row with these columns."""
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"
+
+
+@cache
+def update(table: str, columns: tuple[str, ...]) -> str:
+    """The statement that updates these columns of one row."""
+    assignments = ", ".join(f"{column} = %s" for column in columns)
+    return f"UPDATE {table} SET {assignments} WHERE id = %s"

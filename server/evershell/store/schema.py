@@ -7,7 +7,7 @@ import psycopg
 import structlog
 
 from evershell.core.errors import UnavailableError
-from evershell.store.pool import Pool, connected
+from evershell.store.connections import Pool, connected
 
 _RETRY_SECONDS = 1.0
 _APPLIED = "SELECT migration_id FROM _yoyo_migration"
@@ -40,7 +40,7 @@ async def _applied(pool: Pool) -> set[str]:
     try:
         async with connected(pool) as connection:
             cursor = await connection.execute(_APPLIED)
-            return {str(row[0]) for row in await cursor.fetchall()}
+            return {str(row.migration_id) for row in await cursor.fetchall()}
     except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
         # Never migrated, or by an earlier version, which did not let the service's role look.
         return set()

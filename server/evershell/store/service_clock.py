@@ -23,7 +23,7 @@ import psycopg
 import structlog
 
 from evershell.core.errors import UnavailableError
-from evershell.store.pool import Connection, Pool, connected
+from evershell.store.connections import Connection, Pool, connected
 
 # How often a program asks for the time.
 _SAMPLE_SECONDS = 1.0
@@ -42,7 +42,8 @@ SERVICE_TIME = (
     "(clock_timestamp() + (SELECT correction_seconds FROM service_clock) * interval '1 second')"
 )
 _SAMPLE = (
-    f"SELECT extract(epoch FROM {SERVICE_TIME})::float8, correction_seconds FROM service_clock"
+    f"SELECT extract(epoch FROM {SERVICE_TIME})::float8 AS seconds, correction_seconds "
+    "FROM service_clock"
 )
 _CORRECT = (
     "UPDATE service_clock SET correction_seconds = correction_seconds + %s "
@@ -139,9 +140,8 @@ class ServiceClock:
             row = await (await connection.execute(_SAMPLE, prepare=True)).fetchone()
             received = self._monotonic()
             assert row is not None
-            answered, correction = row
             # The database read its clock at some moment between `sent` and `received`.
-            step = self._take(answered - received, answered - sent, correction)
+            step = self._take(row.seconds - received, row.seconds - sent, row.correction_seconds)
             if self._leads:
                 await self._correct(connection, self._due_return() - step)
         self._watch_machine()

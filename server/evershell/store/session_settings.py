@@ -8,11 +8,8 @@ defaults of the role in this database, which `migrate` stores.
 from typing import Any, LiteralString
 
 import psycopg
-import structlog
-from psycopg import AsyncConnection, sql
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
-
-from evershell.store.hang_up import answered_within
 
 SETTINGS = {
     # With UTC, times are read as they were written.
@@ -22,8 +19,8 @@ SETTINGS = {
     "statement_timeout": "5s",
     # A session that hangs in a transaction holds the lock of a workspace, so the server ends it.
     "idle_in_transaction_session_timeout": "10s",
-    # The server notices that a client has closed its connection (hang_up.py) even while the
-    # session waits for a lock, and ends the session.
+    # The server notices that a client has closed its connection (hang_up_after) even
+    # while the session waits for a lock, and ends the session.
     "client_connection_check_interval": "500ms",
 }
 # The server notices within 9 s that the host of a client cannot be reached. By default it takes two
@@ -45,11 +42,6 @@ UNLIMITED = (
     "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 "
     f"-c client_connection_check_interval={SETTINGS['client_connection_check_interval']}"
 )
-
-# How long a pooler may take to answer.
-_ANSWER_SECONDS = 1.5
-
-_log = structlog.get_logger()
 
 
 def store_as_defaults(session_url: str) -> None:
@@ -73,26 +65,6 @@ def _defaults(connection: psycopg.Connection[Any]) -> list[str]:
         "AND setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())"
     ).fetchone()
     return [] if row is None else list(row[0])
-
-
-async def warn_if_missing(connection: AsyncConnection[Any]) -> None:
-    """Logs the settings that are not in force in the session behind a pooler.
-
-    The session may be older than the defaults.
-    """
-    names = list(SETTINGS)
-    with answered_within(connection, _ANSWER_SECONDS):
-        cursor = await connection.execute(
-            "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", (names,)
-        )
-        found = dict(await cursor.fetchall())
-    missing = {name: found[name] for name in names if found[name] != SETTINGS[name]}
-    if missing:
-        _log.error(
-            "session_settings_missing",
-            found=missing,
-            remedy="run `evershell migrate`, then RECONNECT in the console of the pooler",
-        )
 
 
 _GRANTS: tuple[LiteralString, ...] = (

@@ -75,14 +75,14 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self._announced: asyncio.Queue[set[str]] = asyncio.Queue()
+        self._published: asyncio.Queue[set[str]] = asyncio.Queue()
 
-    def announce(self, workspace_id: str) -> None:
-        self._announced.put_nowait({workspace_id})
+    def publish(self, workspace_id: str) -> None:
+        self._published.put_nowait({workspace_id})
 
     async def wait(self, timeout_seconds: float) -> set[str]:
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await self._announced.get()
+                return await self._published.get()
         except TimeoutError:
             return set()

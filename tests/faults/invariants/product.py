@@ -14,12 +14,12 @@ from evershell.core import workspaces
 from evershell.core.bounds import Bounds
 from evershell.core.caller import Caller, CredentialKind
 from evershell.core.event import Event, Origin
-from evershell.core.ports import UNSIGNALLED, Store
+from evershell.core.ports import UNDELIVERED, Store
 from evershell.core.runtime import Runtime
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 from evershell.fleet.controller import Controller
-from evershell.store.announce import Announce
+from evershell.store.notifications import Publish
 from tests.faults.invariants.agent import Agent, Surrounded
 from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.pods import Changes, Pods
@@ -27,7 +27,7 @@ from tests.faults.invariants.record import Record
 from tests.faults.invariants.spy_store import SpyStore
 from tests.faults.invariants.stage import Stage
 from tests.faults.invariants.wire import Wire
-from tests.support.fakes import FakeWakeups
+from tests.support.fakes import FakeSubscriptions
 
 LEASE_SECONDS = 12.0
 # Longer than any run: agents here have no limits, since their calls last until a rule ends them.
@@ -43,7 +43,7 @@ CALLERS = {"user": CALLER, "program": Caller("org_a", "key_1", CredentialKind.AP
 Returned = TypeVar("Returned")
 # Opens the store under test and another session of its database, given what to call after each
 # commit and the clock of the leases.
-OpenStores = Callable[[AsyncExitStack, Announce, Clock], Coroutine[Any, Any, tuple[Store, Store]]]
+OpenStores = Callable[[AsyncExitStack, Publish, Clock], Coroutine[Any, Any, tuple[Store, Store]]]
 
 
 class Product:
@@ -52,7 +52,7 @@ class Product:
     def __init__(self, open_stores: OpenStores) -> None:
         self.clock = Clock()
         self.record = Record()
-        self.wakeups = FakeWakeups()
+        self.subscriptions = FakeSubscriptions()
         self.agents: list[Agent] = []
         self.workspace_id = ""
         self._run_numbers = count(1)
@@ -75,7 +75,7 @@ class Product:
     async def _open(self, open_stores: OpenStores) -> None:
         store, observer = await open_stores(
             self._resources,
-            self._announce,
+            self._publish,
             self.clock,
         )
         observing = SpyStore(observer, self.record, self.clock)
@@ -94,10 +94,10 @@ class Product:
         ).id
         self.lead()
 
-    def _announce(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
-        self.wakeups.announce(workspace_id)
-        if workspace_id == UNSIGNALLED and self._leading is not None:
-            self.changes.announce(workspace_id)
+    def _publish(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+        self.subscriptions.publish(workspace_id)
+        if workspace_id == UNDELIVERED and self._leading is not None:
+            self.changes.publish(workspace_id)
 
     def close(self) -> None:
         """Ends every call, agent and controller, and closes the stores."""
@@ -177,8 +177,8 @@ class Product:
     def drain(self) -> None:
         """The server answers its open waits, and another server takes over."""
         self.record.drains += 1
-        self.wakeups.drain()
-        self.wakeups = FakeWakeups()
+        self.subscriptions.drain()
+        self.subscriptions = FakeSubscriptions()
 
     async def advance(self, seconds: float) -> None:
         """Advances the clock in steps, so that timers fire in order."""

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from evershell.core.ports import Clock, Store
-from evershell.store.announce import Announce
-from evershell.store.pool import connected, open_pool
+from evershell.store.connections import connected, open_pool
+from evershell.store.notifications import Publish
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.faults.invariants.machine import CancellationMachine
@@ -56,21 +56,21 @@ def _machine(open_stores: OpenStores) -> type[CancellationMachine]:
 
 
 async def _in_memory(
-    resources: AsyncExitStack, announce: Announce, clock: Clock
+    resources: AsyncExitStack, publish: Publish, clock: Clock
 ) -> tuple[Store, Store]:
-    store = FakeStore(announce, clock)
+    store = FakeStore(publish, clock)
     return store, store
 
 
 def _on_postgres(url: str) -> OpenStores:
     async def open_stores(
-        resources: AsyncExitStack, announce: Announce, clock: Clock
+        resources: AsyncExitStack, publish: Publish, clock: Clock
     ) -> tuple[Store, Store]:
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:
             await connection.execute("TRUNCATE workspaces, tasks, events, org_holds")
-        store = PostgresStore(pool, clock, announce)
+        store = PostgresStore(pool, clock, publish)
         return store, PostgresStore(observing, machine_clock)
 
     return open_stores

@@ -21,8 +21,7 @@ from evershell.api import codec
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.runtime import Directive as CoreDirective
-from evershell.core.task import Phase, TaskStatus
-from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.task import Phase, TaskEnded, TaskStatus
 from tests.faults.invariants.record import Hop, Record
 from tests.faults.invariants.spy_store import SpyStore
 from tests.faults.invariants.trouble import Fault, Link

@@ -100,10 +100,10 @@ class Steps(RuleBasedStateMachine):
 
     async def _scan(self) -> None:
         self.world.lead()
-        self.world.changes.announce(self.world.workspace_id)
+        self.world.changes.publish(self.world.workspace_id)
         await self.world.settle()
         if (await self.world.workspace()).status is WorkspaceStatus.PROVISIONING:
-            self.world.changes.announce(self.world.workspace_id)
+            self.world.changes.publish(self.world.workspace_id)
             await self.world.settle()
 
     async def _redeliver(self) -> None:

@@ -120,7 +120,7 @@ class World(Product):
                 force_after_seconds=force_after_seconds,
             )
             runner = asyncio.create_task(
-                cancel_task(by, request, self.store, self.wire, self.wakeups, self.clock)
+                cancel_task(by, request, self.store, self.wire, self.subscriptions, self.clock)
             )
             call = Call(
                 request_id=request_id,

@@ -145,7 +145,7 @@ def assert_listeners_and_leader_are_back(stack: Stack, server: Server, story: St
 def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) -> None:
     """It accepts writes, its host is the first of the URL, and every connection is made anew."""
     former, current = replication.primary, replication.standby
-    replication.start_primary()
+    former.start(autovacuum="off")
     # A transaction that writes takes the next number.
     next_transaction = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
     expected = former.value(next_transaction)

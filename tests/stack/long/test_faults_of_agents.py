@@ -19,7 +19,7 @@ import pytest
 from evershell.agents.shutdown import ExitCode
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core import workspace_lifecycle
-from evershell.store.pool import open_pool
+from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support import faults

@@ -145,6 +145,6 @@ def in_database(workspace: Workspace) -> int:
         "WHERE state = 'active' AND query LIKE %s AND pid <> pg_backend_pid()"
     )
     with workspace.stack.database() as connection:
-        row = connection.execute(query, ("%FROM record_cancellation%",)).fetchone()
+        row = connection.execute(query, ("%record_cancellation%",)).fetchone()
     assert row is not None
     return int(row[0])

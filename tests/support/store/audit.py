@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from evershell.core.audit_entry import AuditEntry
+from evershell.core.event import AuditEntry
 from evershell.core.ids import new_audit_id
 from tests.support.store.examples import NOW, ORG, USER
 

@@ -11,11 +11,11 @@ from evershell.core.caller import Permission
 from evershell.core.ports import RecordedCancellation
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
-from evershell.store.pool import Pool
+from evershell.store.connections import Pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.store.announced import Announced
 from tests.support.store.examples import intent, permission, with_task
+from tests.support.store.published import Published
 from tests.support.waiting import eventually_async, settle
 
 # As many as start alone. Later requests gather.
@@ -27,10 +27,10 @@ CANCELLED_LOG = [(1, "task_submitted"), (2, "task_cancel_requested")]
 class Cell:
     """A store on a database, on which a test decides when statements return."""
 
-    def __init__(self, url: str, pool: Pool, announced: Announced) -> None:
+    def __init__(self, url: str, pool: Pool, published: Published) -> None:
         self.url = url
-        self.announced = announced
-        self.store = PostgresStore(pool, machine_clock, announced)
+        self.published = published
+        self.store = PostgresStore(pool, machine_clock, published)
 
     def cancel(
         self,

@@ -6,12 +6,10 @@ from typing import Any
 
 from evershell.core import task_lifecycle
 from evershell.core.caller import Caller, CredentialKind, Permission
-from evershell.core.change import unchanged
-from evershell.core.idempotency_key import FirstCall
+from evershell.core.change import FirstCall, unchanged
 from evershell.core.ids import new_task_id, new_workspace_id
 from evershell.core.ports import Store
-from evershell.core.task import CancelIntent, Task, TaskStatus
-from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.task import CancelIntent, Task, TaskEnded, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)

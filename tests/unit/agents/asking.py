@@ -13,7 +13,7 @@ from evershell.agents.loop import run_task
 from evershell.agents.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
 from evershell.agents.openai_model import OpenAIModel
 from evershell.agents.tools import ShellTool
-from evershell.core.task_lifecycle import AgentEvent, IterationCompleted, TaskEnded
+from evershell.core.task import AgentEvent, IterationCompleted, TaskEnded
 from tests.support.model_server import Answer, ModelServer
 
 KEY = "sk-a-secret-key"

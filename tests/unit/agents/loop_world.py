@@ -10,7 +10,7 @@ from evershell.agents.loop import RejectedError, run_task
 from evershell.agents.model import History, ModelReply, PartialReply
 from evershell.agents.runtime_client import encode_event
 from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
-from evershell.core.task_lifecycle import AgentEvent, TaskEnded
+from evershell.core.task import AgentEvent, TaskEnded
 
 CALL = ToolCall(id="c", name="shell", arguments="{}")
 OK = ToolResult(status=ToolStatus.EXITED, output="ok")

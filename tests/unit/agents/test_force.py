@@ -9,8 +9,7 @@ import pytest
 from evershell.agents import iteration
 from evershell.agents.model import ModelFailure
 from evershell.core.bounds import FORCE_MARGIN
-from evershell.core.task import TaskStatus
-from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.core.task import IterationCompleted, TaskEnded, TaskStarted, TaskStatus
 from tests.unit.agents.loop_world import REPLIES, World, a_reply, a_task, run_loop, wait_forever
 
 

@@ -9,8 +9,7 @@ from evershell.agents.iteration import Limits
 from evershell.agents.loop import run_task
 from evershell.agents.model import ModelFailure
 from evershell.agents.tools import ToolResult, ToolStatus
-from evershell.core.task import Phase, TaskStatus
-from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.core.task import IterationCompleted, Phase, TaskEnded, TaskStarted, TaskStatus
 from tests.unit.agents.loop_world import OK, REPLIES, World, a_reply, a_task, run_loop, wait_forever
 
 

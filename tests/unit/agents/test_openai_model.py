@@ -12,8 +12,7 @@ from evershell.agents.model import Endpoint, History, Iteration, ModelReply, Par
 from evershell.agents.openai_model import OpenAIModel
 from evershell.agents.program import UnknownModelError, create_model
 from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
-from evershell.core.task import TaskStatus
-from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.task import TaskEnded, TaskStatus
 from evershell.pod.spec import PodSpec
 from tests.support.model_server import (
     ModelServer,

@@ -9,8 +9,7 @@ import pytest
 
 from evershell.agents.model import PartialReply
 from evershell.agents.tools import ToolCall
-from evershell.core.task import TaskStatus
-from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.task import TaskEnded, TaskStatus
 from tests.support.model_server import (
     DONE,
     Answer,

@@ -15,8 +15,7 @@ from evershell.agents.lease import Lease
 from evershell.agents.loop import RejectedError
 from evershell.agents.session import Session, WrongTaskError
 from evershell.agents.shutdown import ExitCode, Shutdown
-from evershell.core.task import TaskStatus
-from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.task import TaskEnded, TaskStatus
 from tests.support.waiting import settle
 
 

@@ -40,7 +40,6 @@ ALLOWED_PACKAGES = {"agent", "agents", "core", "pod", "telemetry", "workspace"}
 # Of the core, only what the protos of an agent mention.
 ALLOWED_CORE = {
     "evershell.core",
-    "evershell.core.agent_events",
     "evershell.core.task",
     "evershell.core.trace",
 }

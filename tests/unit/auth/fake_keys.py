@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from evershell.auth.api_keys import fingerprint, new_secret
-from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.core.errors import UnavailableError
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

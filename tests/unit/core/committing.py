@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from evershell.core import task_lifecycle
 from evershell.core.change import Change, Locked
-from evershell.core.task_lifecycle import AgentEvent
+from evershell.core.task import AgentEvent
 from tests.support.world import NOW
 
 LATER = NOW + timedelta(minutes=1)

@@ -15,8 +15,7 @@ from evershell.core.agent_rules import (
     check_events,
 )
 from evershell.core.change import Locked
-from evershell.core.task import TaskStatus
-from evershell.core.task_lifecycle import IterationCompleted
+from evershell.core.task import IterationCompleted, TaskStatus
 from tests.support.world import iteration, locked_busy
 from tests.unit.core.committing import commit
 

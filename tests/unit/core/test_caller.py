@@ -4,8 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.core.api_key import TEMPLATE_SCOPES, ApiKey, KeyTemplate
-from evershell.core.caller import CredentialKind
+from evershell.core.caller import TEMPLATE_SCOPES, ApiKey, CredentialKind, KeyTemplate
 from evershell.core.errors import Failure
 from tests.support.world import NOW, ORG, USER, caller, workspace
 

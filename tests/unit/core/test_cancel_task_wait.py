@@ -19,7 +19,7 @@ async def waiting(world: World, workspace_id: str, **fields: Any) -> "asyncio.Ta
     """Starts a cancellation and returns once it is recorded and waits for the task's end."""
     calling = asyncio.create_task(world.cancel(workspace_id, **fields))
     async with asyncio.timeout(LIMIT_SECONDS):
-        while not world.wakeups.is_awaited(workspace_id):
+        while not world.subscriptions.has_subscribers(workspace_id):
             await asyncio.sleep(0)
     return calling
 
@@ -60,7 +60,7 @@ async def test_the_wait_ends_before_the_callers_deadline(world: World) -> None:
 async def test_a_draining_server_ends_the_wait(world: World) -> None:
     busy, _ = await world.add_busy()
     calling = await waiting(world, busy.id, wait_seconds=30)
-    world.wakeups.drain()
+    world.subscriptions.drain()
     async with asyncio.timeout(LIMIT_SECONDS):
         result = await calling
     assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, False)

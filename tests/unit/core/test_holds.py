@@ -7,11 +7,10 @@ import pytest
 
 from evershell.core import holds, tasks, workspaces
 from evershell.core.caller import Caller
+from evershell.core.change import Hold, IdempotencyKey
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.hold import Hold
 from evershell.core.holds import HoldOrg
-from evershell.core.idempotency_key import IdempotencyKey
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, ORG, USER, World, caller
 

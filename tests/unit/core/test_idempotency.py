@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 
 from evershell.core import tasks, workspaces
-from evershell.core.audit_entry import AuditFilter
 from evershell.core.caller import Caller
+from evershell.core.change import KEY_KEPT, FirstCall, IdempotencyKey
 from evershell.core.errors import Failure
-from evershell.core.event import Origin
-from evershell.core.idempotency_key import KEPT, FirstCall, IdempotencyKey
-from evershell.core.task import Task, TaskStatus
-from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.event import AuditFilter, Origin
+from evershell.core.task import Task, TaskStarted, TaskStatus
 from evershell.core.tasks import SubmitTask
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.store.audit import audit_entry
@@ -122,7 +120,7 @@ async def test_a_call_without_effect_leaves_its_key_free(world: World) -> None:
 async def test_a_key_expires(world: World) -> None:
     idle = await world.add()
     first = await submit(world, idle.id)
-    world.clock.advance(KEPT.total_seconds() - 1)
+    world.clock.advance(KEY_KEPT.total_seconds() - 1)
     assert (await submit(world, idle.id)).id == first.id
     world.clock.advance(1)
     assert (await failure(submit(world, idle.id))).slug == "workspace_busy"

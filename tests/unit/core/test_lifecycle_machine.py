@@ -16,8 +16,15 @@ from evershell.core.caller import Permission
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.event import Event
-from evershell.core.task import CancelIntent, Phase, Task, TaskStatus
-from evershell.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
+from evershell.core.task import (
+    AgentEvent,
+    CancelIntent,
+    Phase,
+    Task,
+    TaskEnded,
+    TaskStarted,
+    TaskStatus,
+)
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fakes import FakeStore
 from tests.support.world import USER, FakeClock, caller, finish, intent, iteration, task, workspace

@@ -10,8 +10,7 @@ from evershell.core import task_lifecycle, task_limits, tasks
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.event import EventType, Origin
-from evershell.core.task import TaskLimits, TaskStatus
-from evershell.core.task_lifecycle import AgentEvent, TaskEnded, TaskStarted
+from evershell.core.task import AgentEvent, TaskEnded, TaskLimits, TaskStarted, TaskStatus
 from evershell.core.tasks import SubmitTask
 from tests.support.world import NOW, World, caller, intent, iteration, locked_busy
 from tests.unit.core.committing import types

@@ -9,8 +9,7 @@ from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.ports import Leased
 from evershell.core.runtime import AgentIdentity, Directive, Runtime
-from evershell.core.task import Phase, Task, TaskStatus
-from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.task import Phase, Task, TaskEnded, TaskStatus
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, World, iteration, task
 

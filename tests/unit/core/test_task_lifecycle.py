@@ -9,8 +9,7 @@ from evershell.core import task_lifecycle
 from evershell.core.change import unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.task import Phase, TaskStatus, Usage
-from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.core.task import IterationCompleted, Phase, TaskEnded, TaskStarted, TaskStatus, Usage
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, intent, iteration, locked_busy
 from tests.unit.core.committing import LATER, after, commit, types

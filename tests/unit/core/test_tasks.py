@@ -9,8 +9,7 @@ from evershell.core import task_lifecycle, tasks
 from evershell.core.caller import Caller
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.task import Task, TaskStatus
-from evershell.core.task_lifecycle import TaskEnded, TaskStarted
+from evershell.core.task import Task, TaskEnded, TaskStarted, TaskStatus
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import MAX_PAGE_CHARACTERS, Page
 from evershell.core.workspace import Workspace, WorkspaceStatus

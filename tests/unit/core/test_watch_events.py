@@ -10,7 +10,7 @@ import pytest
 from evershell.core.caller import Caller
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import Event
-from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.task import TaskStarted
 from evershell.core.watch_events import (
     BATCH_EVENTS,
     Heartbeat,
@@ -19,8 +19,8 @@ from evershell.core.watch_events import (
 from tests.support.world import World, caller, iteration
 
 
-class ScriptedWakeups:
-    """Implements core.ports.Wakeups.
+class Scripted:
+    """Implements core.ports.Subscriptions.
 
     Each wait runs the next step of the script. After the last step, each wait times out.
     """
@@ -33,7 +33,7 @@ class ScriptedWakeups:
         self.draining = False
 
     @asynccontextmanager
-    async def subscribe(self, workspace_id: str) -> AsyncIterator["ScriptedWakeups"]:
+    async def subscribe(self, workspace_id: str) -> AsyncIterator["Scripted"]:
         self.subscribed += 1
         try:
             yield self
@@ -60,7 +60,7 @@ def as_is(heartbeat: Heartbeat) -> Any:
 async def watch(
     world: World,
     workspace_id: str,
-    wakeups: ScriptedWakeups,
+    subscriptions: Scripted,
     *,
     after: int = 0,
     until: int,
@@ -69,7 +69,14 @@ async def watch(
     """The first `until` messages of a stream."""
     found: list[Event | Heartbeat] = []
     stream = watch_events(
-        by or caller(), workspace_id, after, world.store, wakeups, world.clock, unencoded, as_is
+        by or caller(),
+        workspace_id,
+        after,
+        world.store,
+        subscriptions,
+        world.clock,
+        unencoded,
+        as_is,
     )
     async for item in stream:
         found.append(item)
@@ -86,7 +93,7 @@ def seqs(items: list[Event | Heartbeat]) -> list[int]:
 
 async def test_a_stream_starts_at_the_first_event(world: World) -> None:
     busy, _ = await world.add_busy()
-    found = await watch(world, busy.id, ScriptedWakeups(world), until=2)
+    found = await watch(world, busy.id, Scripted(world), until=2)
     assert found == await world.events(busy.id)
 
 
@@ -102,7 +109,7 @@ async def test_each_batch_is_encoded_once_and_what_encode_returns_is_yielded(wor
         return [f"event {event.seq}" for event in events]
 
     stream = watch_events(
-        caller(), busy.id, 1, world.store, ScriptedWakeups(world), world.clock, encode, as_is
+        caller(), busy.id, 1, world.store, Scripted(world), world.clock, encode, as_is
     )
     found = [await anext(stream) for _ in range(BATCH_EVENTS + 3)]
     assert found[:-1] == [f"event {seq}" for seq in range(2, BATCH_EVENTS + 4)]
@@ -115,21 +122,21 @@ async def test_a_heartbeat_names_the_last_event_of_the_log_and_not_a_later_posit
 ) -> None:
     busy, running = await world.add_busy()
     idle = await world.add()
-    (beat,) = await watch(world, idle.id, ScriptedWakeups(world), after=7, until=1)
+    (beat,) = await watch(world, idle.id, Scripted(world), after=7, until=1)
     assert (type(beat), beat.seq) == (Heartbeat, 0)
-    (beat,) = await watch(world, busy.id, ScriptedWakeups(world), after=2, until=1)
+    (beat,) = await watch(world, busy.id, Scripted(world), after=2, until=1)
     assert (type(beat), beat.seq) == (Heartbeat, 2)
 
     async def commit() -> None:
         await world.commit(busy.id, running.id, iteration(1))
 
-    found = await watch(world, busy.id, ScriptedWakeups(world, commit), after=3, until=1)
+    found = await watch(world, busy.id, Scripted(world, commit), after=3, until=1)
     assert (type(found[0]), found[0].seq) == (Heartbeat, 3)
 
     async def commit_two() -> None:
         await world.commit(busy.id, running.id, iteration(2), iteration(3))
 
-    found = await watch(world, busy.id, ScriptedWakeups(world, commit_two), after=4, until=2)
+    found = await watch(world, busy.id, Scripted(world, commit_two), after=4, until=2)
     assert [(type(item), item.seq) for item in found] == [(Event, 5), (Heartbeat, 5)]
 
 
@@ -141,7 +148,7 @@ async def test_the_opening_comes_after_the_first_read(world: World) -> None:
             busy.id,
             after,
             world.store,
-            ScriptedWakeups(world),
+            Scripted(world),
             world.clock,
             lambda events: [str(event.seq) for event in events],
             as_is,
@@ -158,7 +165,7 @@ async def test_the_opening_comes_after_the_first_read(world: World) -> None:
                 busy.id,
                 0,
                 world.store,
-                ScriptedWakeups(world),
+                Scripted(world),
                 world.clock,
                 unencoded,
                 as_is,
@@ -167,16 +174,16 @@ async def test_the_opening_comes_after_the_first_read(world: World) -> None:
         )
 
 
-async def test_a_spurious_wakeup_does_not_delay_the_heartbeat(world: World) -> None:
+async def test_a_spurious_subscription_does_not_delay_the_heartbeat(world: World) -> None:
     busy, _ = await world.add_busy()
 
     async def nothing() -> None:
         world.clock.advance(6)
 
-    wakeups = ScriptedWakeups(world, nothing, nothing)
-    (beat,) = await watch(world, busy.id, wakeups, after=2, until=1)
+    subscriptions = Scripted(world, nothing, nothing)
+    (beat,) = await watch(world, busy.id, subscriptions, after=2, until=1)
     assert isinstance(beat, Heartbeat)
-    assert wakeups.waits == [15, 9, 3]
+    assert subscriptions.waits == [15, 9, 3]
 
 
 async def test_an_event_restarts_the_heartbeat_interval(world: World) -> None:
@@ -186,33 +193,33 @@ async def test_an_event_restarts_the_heartbeat_interval(world: World) -> None:
         world.clock.advance(14)
         await world.commit(busy.id, running.id, iteration(1))
 
-    wakeups = ScriptedWakeups(world, late)
-    found = await watch(world, busy.id, wakeups, after=2, until=2)
+    subscriptions = Scripted(world, late)
+    found = await watch(world, busy.id, subscriptions, after=2, until=2)
     assert isinstance(found[1], Heartbeat)
-    assert wakeups.waits == [15, 15]
+    assert subscriptions.waits == [15, 15]
 
 
 async def test_an_event_between_the_read_and_the_wait_is_not_lost(world: World) -> None:
     """The watcher subscribes before its first read."""
     busy, running = await world.add_busy()
-    wakeups = ScriptedWakeups(world)
+    subscriptions = Scripted(world)
     read, numbers = world.store.list_events, count(1)
 
     async def read_while_subscribed(workspace_id: str, after_seq: int, limit: int) -> object:
-        assert wakeups.subscribed == 1
+        assert subscriptions.subscribed == 1
         if next(numbers) == 1:
             await world.commit(busy.id, running.id, TaskStarted(), iteration(1))
         return await read(workspace_id, after_seq, limit)
 
     world.store.list_events = read_while_subscribed  # type: ignore[method-assign,assignment]
-    assert seqs(await watch(world, busy.id, wakeups, after=2, until=1)) == [3]
+    assert seqs(await watch(world, busy.id, subscriptions, after=2, until=1)) == [3]
 
 
 async def test_a_watcher_that_leaves_is_unsubscribed(world: World) -> None:
     busy, _ = await world.add_busy()
-    wakeups = ScriptedWakeups(world)
-    await watch(world, busy.id, wakeups, until=1)
-    assert wakeups.subscribed == 0
+    subscriptions = Scripted(world)
+    await watch(world, busy.id, subscriptions, until=1)
+    assert subscriptions.subscribed == 0
 
 
 async def test_the_checks_come_before_the_first_message(world: World) -> None:
@@ -224,10 +231,10 @@ async def test_the_checks_come_before_the_first_message(world: World) -> None:
         (caller(org_id="org_b"), busy.id, 0, "workspace_not_found"),
         (caller("workspace:read:own", actor_id="user_2"), busy.id, 0, "permission_denied"),
     ):
-        wakeups = ScriptedWakeups(world)
+        subscriptions = Scripted(world)
         with pytest.raises(Failure) as raised:
-            await watch(world, workspace_id, wakeups, after=after, until=1, by=by)
-        assert (raised.value.slug, wakeups.waits) == (slug, [])
+            await watch(world, workspace_id, subscriptions, after=after, until=1, by=by)
+        assert (raised.value.slug, subscriptions.waits) == (slug, [])
 
 
 async def test_a_database_outage_ends_the_stream(world: World) -> None:
@@ -237,16 +244,18 @@ async def test_a_database_outage_ends_the_stream(world: World) -> None:
         world.store.unavailable = True
 
     with pytest.raises(UnavailableError):
-        await watch(world, busy.id, ScriptedWakeups(world, outage), after=2, until=1)
+        await watch(world, busy.id, Scripted(world, outage), after=2, until=1)
 
 
 async def test_a_draining_server_ends_the_stream_and_names_the_event_to_resume_after(
     world: World,
 ) -> None:
     busy, _ = await world.add_busy()
-    wakeups = ScriptedWakeups(world)
-    wakeups.draining = True
-    stream = watch_events(caller(), busy.id, 2, world.store, wakeups, world.clock, unencoded, as_is)
+    subscriptions = Scripted(world)
+    subscriptions.draining = True
+    stream = watch_events(
+        caller(), busy.id, 2, world.store, subscriptions, world.clock, unencoded, as_is
+    )
     # A first message lets the failure be reported within the stream.
     assert await anext(stream) == Heartbeat(world.clock(), 2)
     with pytest.raises(Failure, match="after=2") as raised:

@@ -8,8 +8,7 @@ import pytest
 from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
-from evershell.core.task import Phase, TaskStatus
-from evershell.core.task_lifecycle import TaskEnded
+from evershell.core.task import Phase, TaskEnded, TaskStatus
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, intent, locked_busy, workspace
 from tests.unit.core.committing import types

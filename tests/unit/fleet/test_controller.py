@@ -218,7 +218,7 @@ async def test_a_workspace_that_has_ended_is_not_changed(
     assert await fleet.world.workspace(ended.id) == ended
 
 
-async def test_an_announced_workspace_is_reconciled_before_the_next_scan(fleet: Fleet) -> None:
+async def test_a_published_workspace_is_reconciled_before_the_next_scan(fleet: Fleet) -> None:
     async with fleet.running():
         made = await fleet.add(PROVISIONING, run_id=None, pod=False)
         fleet.changes.queue.put_nowait({made.id})

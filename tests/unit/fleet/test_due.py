@@ -34,7 +34,7 @@ def world() -> World:
     return World()
 
 
-def looks(world: World) -> Due:
+def scans_of(world: World) -> Due:
     overdue = Overdue(BOUNDS, world.clock, NOW - timedelta(hours=1))
     return Due(world.store, overdue, BOUNDS.lease_seconds, Monotonic(world))
 
@@ -58,13 +58,13 @@ def reads(world: World) -> list[float]:
     return noted
 
 
-async def overdue_ids(due_looks: Due) -> list[str]:
-    return [each.id for each in (await due_looks.read()).overdue]
+async def overdue_ids(scans: Due) -> list[str]:
+    return [each.id for each in (await scans.read()).overdue]
 
 
 async def test_an_idle_workspace_is_not_due(world: World) -> None:
     await lease(world, await world.add(), 6)
-    found = await looks(world).read()
+    found = await scans_of(world).read()
     assert (found.overdue, found.unsettled, found.cancellations) == ([], [], [])
 
 
@@ -72,10 +72,10 @@ async def test_leases_are_read_when_the_first_one_can_run_out(world: World) -> N
     first, second = await world.add(), await world.add()
     await lease(world, first, 3)
     await lease(world, second, 5)
-    read_at, due_looks = reads(world), looks(world)
+    read_at, scans = reads(world), scans_of(world)
     found: dict[float, list[str]] = {}
     for _ in range(14):
-        found[Monotonic(world)()] = await overdue_ids(due_looks)
+        found[Monotonic(world)()] = await overdue_ids(scans)
         world.clock.advance(0.5)
     # Once the first has run out, they are read at every scan until it has ended.
     assert read_at == [0, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5]
@@ -86,9 +86,9 @@ async def test_leases_are_read_when_the_first_one_can_run_out(world: World) -> N
 async def test_a_renewed_lease_is_read_again_when_it_can_run_out(world: World) -> None:
     idle = await world.add()
     await lease(world, idle, 4)
-    read_at, due_looks = reads(world), looks(world)
+    read_at, scans = reads(world), scans_of(world)
     for _ in range(20):
-        assert await overdue_ids(due_looks) == []
+        assert await overdue_ids(scans) == []
         await world.store.renew_lease(idle.id, 1, 6)
         world.clock.advance(1)
     assert read_at == [0, 4, 8, 12, 16]
@@ -101,14 +101,14 @@ async def test_a_lease_that_begins_after_the_read_is_found_when_it_runs_out(
     """A lease that is longer than that of this controller does not postpone the next read."""
     for _ in range(others):
         await lease(world, await world.add(), 1_000)
-    due_looks, late = looks(world), await world.add()
-    assert await overdue_ids(due_looks) == []
+    scans, late = scans_of(world), await world.add()
+    assert await overdue_ids(scans) == []
     await lease(world, late, BOUNDS.lease_seconds)
     for _ in range(6):
         world.clock.advance(1)
-        assert await overdue_ids(due_looks) == []
+        assert await overdue_ids(scans) == []
     world.clock.advance(1)
-    assert await overdue_ids(due_looks) == [late.id]
+    assert await overdue_ids(scans) == [late.id]
 
 
 async def test_each_bound_is_found_at_the_next_scan(world: World) -> None:
@@ -121,16 +121,16 @@ async def test_each_bound_is_found_at_the_next_scan(world: World) -> None:
         lambda locked: Change(replace(locked.workspace, task_unnamed_since=NOW), locked.task),
     )
     starting = await world.add(WorkspaceStatus.PROVISIONING)
-    due_looks, found = looks(world), {}
+    scans, found = scans_of(world), {}
     for seconds in (0, 3.1, 6.1, 30, 30.1):
         world.clock.now = NOW + timedelta(seconds=seconds)
-        found[seconds] = set(await overdue_ids(due_looks))
+        found[seconds] = set(await overdue_ids(scans))
     assert found[0] == set()
     assert found[3.1] == {forced.id} and FORCE_MARGIN.seconds == 2
     assert found[6.1] == {forced.id, unnamed.id}
     assert found[30] == {forced.id, unnamed.id}
     assert found[30.1] == {forced.id, unnamed.id, starting.id}
-    read = await due_looks.read()
+    read = await scans.read()
     assert read.unsettled == []
     assert [task.id for _, task in read.cancellations] == [running.id]
 

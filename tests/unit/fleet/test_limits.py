@@ -1,8 +1,7 @@
 """The controller cancels the tasks whose duration has reached its limit."""
 
 from evershell.core import task_lifecycle
-from evershell.core.task import Task, TaskLimits, TaskStatus
-from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.task import Task, TaskLimits, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fleet import BOUNDS, Fleet
 from tests.support.waiting import settle

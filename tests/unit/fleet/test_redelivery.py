@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from evershell.core import task_lifecycle, workspace_lifecycle
-from evershell.core.ports import UNSIGNALLED
+from evershell.core.ports import UNDELIVERED
 from evershell.core.task import CancelIntent, Task
 from evershell.core.workspace import Workspace
 from evershell.fleet import redelivery
@@ -195,6 +195,6 @@ async def test_the_controller_signals_a_batch_before_the_next_scan() -> None:
     async with fleet.running():
         running = [await fleet.add_busy(cancelled=True) for _ in range(3)]
         assert fleet.world.agents.cancelled == []
-        fleet.changes.queue.put_nowait({UNSIGNALLED})
+        fleet.changes.queue.put_nowait({UNDELIVERED})
         await settle()
         assert sorted(fleet.world.agents.cancelled) == sorted(task.id for _, task in running)

@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from evershell.api.call import IDEMPOTENCY_HEADER
-from evershell.core.idempotency_key import MAX_KEY_CHARACTERS
+from evershell.core.change import MAX_KEY_CHARACTERS
 from tests.support.openapi import (
     Operation,
     document,

@@ -9,9 +9,9 @@ from psycopg.sql import SQL, Literal
 
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import RecordedCancellation
-from evershell.store.pool import Pool
-from tests.support.store.announced import Announced
+from evershell.store.connections import Pool
 from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
+from tests.support.store.published import Published
 from tests.support.waiting import settle
 
 # Locks a workspace as soon as another session waits for the lock of a transaction. It does so in
@@ -31,7 +31,7 @@ LOCK_LATER = SQL("""
 
 @pytest.fixture
 def cell(database_url: str, pool: Pool) -> Cell:
-    return Cell(database_url, pool, Announced())
+    return Cell(database_url, pool, Published())
 
 
 async def test_a_member_that_cannot_be_stored_does_not_affect_the_others(cell: Cell) -> None:
@@ -77,17 +77,17 @@ async def test_a_deadlock_of_one_member_does_not_affect_the_others(cell: Cell) -
         assert await cell.log(busy.id) == CANCELLED_LOG
 
 
-async def test_a_single_caller_who_leaves_is_announced(cell: Cell) -> None:
+async def test_a_single_caller_who_leaves_is_published(cell: Cell) -> None:
     """It is unknown whether his intent was committed."""
     ((busy, _),) = await cell.busy(1)
-    cell.announced.clear()
+    cell.published.clear()
     async with await AsyncConnection.connect(cell.url) as holder:
         await holder.execute("LOCK TABLE events IN SHARE MODE")
         call = cell.cancel(busy.id)
         await cell.waiting(1)
         call.cancel()
         await asyncio.wait({call})
-    assert cell.announced.ids == [busy.id]
+    assert cell.published.ids == [busy.id]
 
 
 async def test_a_broken_connection_is_unavailable_for_all_members(
@@ -96,7 +96,7 @@ async def test_a_broken_connection_is_unavailable_for_all_members(
     busy = await cell.busy(3)
     terminate = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND query LIKE '%%record_cancellations(%%' "
+        "WHERE datname = current_database() AND query LIKE '%%record_cancellations %%' "
         "AND state = 'active' AND pid <> pg_backend_pid()"
     )
     async with cell.statements_in_flight():

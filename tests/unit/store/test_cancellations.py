@@ -8,11 +8,11 @@ from psycopg import AsyncConnection
 from evershell.core.errors import UnavailableError
 from evershell.core.event import cancel_requested_payload
 from evershell.core.ids import new_task_id, new_workspace_id
-from evershell.store.pool import Pool, open_pool
-from tests.support.store.announced import Announced
+from evershell.store.connections import Pool, open_pool
 from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 from tests.support.store.examples import complete, intent, permission
 from tests.support.store.locks import held
+from tests.support.store.published import Published
 
 _HOLD_COMMITS = """
     CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS
@@ -25,13 +25,13 @@ _RELEASE_COMMITS = "DROP FUNCTION wait_at_commit CASCADE"
 
 @pytest.fixture
 def cell(database_url: str, pool: Pool) -> Cell:
-    return Cell(database_url, pool, Announced())
+    return Cell(database_url, pool, Published())
 
 
 async def test_each_member_of_a_statement_gets_its_own_outcome(cell: Cell) -> None:
     (first, one), (second, two), (third, three), (ended, over) = await cell.busy(4)
     await complete(cell.store, ended, over.id)
-    cell.announced.clear()
+    cell.published.clear()
     async with cell.statements_in_flight():
         calls = [
             cell.cancel(new_workspace_id()),
@@ -72,8 +72,8 @@ async def test_each_member_of_a_statement_gets_its_own_outcome(cell: Cell) -> No
             submitted.id,
             cancel_requested_payload(intent(reason)),
         )
-    assert set(cell.announced.ids) >= {first.id, second.id, third.id}
-    assert ended.id not in cell.announced.ids
+    assert set(cell.published.ids) >= {first.id, second.id, third.id}
+    assert ended.id not in cell.published.ids
 
 
 async def test_requests_for_one_workspace_take_effect_in_their_order(cell: Cell) -> None:
@@ -117,7 +117,7 @@ async def test_many_requests_for_locked_workspaces_leave_connections_to_others(
     database_url: str,
 ) -> None:
     async with open_pool(database_url, min_size=2, max_size=4) as pool:
-        cell = Cell(database_url, pool, Announced())
+        cell = Cell(database_url, pool, Published())
         locked = await cell.busy(5)
         ((free, _),) = await cell.busy(1)
         async with await AsyncConnection.connect(database_url) as holder:
@@ -151,7 +151,7 @@ async def test_the_wait_for_a_locked_workspace_is_limited(
 async def test_nobody_is_answered_before_the_commit(cell: Cell, count: int) -> None:
     """The commit waits in a deferred trigger, after all rows of the statement were written."""
     busy = [workspace for workspace, _ in await cell.busy(count + STATEMENTS_AT_ONCE)]
-    cell.announced.clear()
+    cell.published.clear()
     async with await AsyncConnection.connect(cell.url, autocommit=True) as holder:
         await holder.execute(_HOLD_COMMITS)
         try:
@@ -159,7 +159,7 @@ async def test_nobody_is_answered_before_the_commit(cell: Cell, count: int) -> N
             calls = [cell.cancel(each.id) for each in busy[: 1 if count == 1 else None]]
             await cell.waiting(1 if count == 1 else STATEMENTS_AT_ONCE + 1, "advisory")
             assert not any(call.done() for call in calls)
-            assert cell.announced.ids == []
+            assert cell.published.ids == []
             assert (await cell.query("SELECT count(cancel_requested_at) FROM tasks"))[0] == (0,)
             await holder.execute("SELECT pg_advisory_unlock(1)")
             assert all(found.recorded for found in await asyncio.gather(*calls))

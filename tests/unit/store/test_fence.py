@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 
 from evershell.commands.fence import fence as command
+from evershell.store.connections import Pool, conninfo
 from evershell.store.fence import FenceRefusedError, fence
-from evershell.store.pool import Pool, conninfo
 
 _WORKSPACE = """
     INSERT INTO workspaces (

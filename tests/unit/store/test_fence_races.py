@@ -15,10 +15,9 @@ from psycopg.conninfo import make_conninfo
 from evershell.core import workspace_lifecycle
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.workspace import WorkspaceStatus
-from evershell.store.command_session import COMMAND_NAME
+from evershell.store.connections import COMMAND_NAME, open_pool
 from evershell.store.fence import FenceRefusedError, fence
 from evershell.store.leadership import Leadership
-from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import (

@@ -14,16 +14,14 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from evershell.core import task_lifecycle, workspace_lifecycle
-from evershell.core.agent_events import TaskStarted
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change, Hold, Locked
 from evershell.core.errors import Failure
-from evershell.core.hold import Hold
 from evershell.core.runtime import AgentIdentity, Runtime
-from evershell.core.task import Phase, Task, TaskStatus
+from evershell.core.task import Phase, Task, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet.controller import Controller
+from evershell.store.connections import open_pool
 from evershell.store.fence import fence
-from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.fleet import BOUNDS, RUN_ID, FakeChanges, FakePods

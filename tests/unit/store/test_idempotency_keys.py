@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.core.idempotency_key import KEPT, KeyTakenError
-from evershell.store.pool import Pool
+from evershell.core.change import KEY_KEPT, KeyTakenError
+from evershell.store.connections import Pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import NOW, first_call, workspace
@@ -53,9 +53,9 @@ async def test_each_call_removes_up_to_two_expired_keys(database_url: str, pool:
     store = PostgresStore(pool, machine_clock)
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(INSERT, (NOW, 5))
-        just_before = NOW + KEPT - timedelta(microseconds=1)
+        just_before = NOW + KEY_KEPT - timedelta(microseconds=1)
         left = []
-        for number, at in enumerate((just_before, *[NOW + KEPT] * 4)):
+        for number, at in enumerate((just_before, *[NOW + KEY_KEPT] * 4)):
             added = workspace()
             await store.create_workspace(added, None, first_call(f"new_{number}", at))
             left.append(await count(connection))
@@ -73,6 +73,6 @@ async def test_a_call_does_not_wait_for_another_that_removes_keys(
         await connection.execute(INSERT, (NOW, 2))
         await other.execute("SELECT FROM idempotency_keys FOR UPDATE")
         await asyncio.wait_for(
-            store.create_workspace(added, None, first_call("new", NOW + KEPT)), 10
+            store.create_workspace(added, None, first_call("new", NOW + KEY_KEPT)), 10
         )
         assert await count(connection) == 3

@@ -8,7 +8,7 @@ from psycopg import AsyncConnection
 from evershell.core.change import unchanged
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import Phase
-from evershell.store.pool import Pool, connected
+from evershell.store.connections import Pool, connected
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import NOW, with_task, workspace

@@ -10,11 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from evershell.store import leadership, notifications
+from evershell.store.connections import Pool, PoolerError
 from evershell.store.leadership import Leadership
-from evershell.store.pool import Pool
-from evershell.store.primary import PoolerError
+from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.service_clock import machine_clock
-from evershell.store.wakeups import PostgresWakeups
 
 LIMIT_SECONDS = 10
 
@@ -42,7 +41,7 @@ async def test_a_listener_says_it_once(
 ) -> None:
     pooler = Pooler(monkeypatch, notifications, "_RETRY_SECONDS")
     with capture_logs() as logs:
-        async with PostgresWakeups(pool, database_url, machine_clock):
+        async with WorkspaceSubscriptions(pool, database_url, machine_clock):
             await pooler.attempts(3)
     assert [(each["event"], each["error"]) for each in logs] == [
         ("notifications_listener_lost", str(PoolerError()))

@@ -8,14 +8,13 @@ from psycopg import AsyncConnection
 
 from evershell.core import task_lifecycle
 from evershell.core.change import Change, Locked
-from evershell.core.task import TaskStatus
-from evershell.core.task_lifecycle import IterationCompleted, TaskStarted
-from evershell.store.pool import Pool, open_pool
+from evershell.core.task import AgentEvent, IterationCompleted, TaskStarted, TaskStatus
+from evershell.store.connections import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, with_task
 from tests.support.store.locks import held
+from tests.support.store.published import Published
 from tests.support.world import iteration
 
 _INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, NULL, %s)"
@@ -139,7 +138,7 @@ async def test_characters_that_cannot_be_stored_are_replaced(pool: Pool) -> None
         "model_call": {},
         "tool_call": {"name": "shell", "result": {"output": output}},
     }
-    events: list[task_lifecycle.AgentEvent] = [TaskStarted(), IterationCompleted(1, payload)]
+    events: list[AgentEvent] = [TaskStarted(), IterationCompleted(1, payload)]
     await store.transition(
         busy.id, lambda locked: task_lifecycle.commit(locked, 1, submitted.id, events, NOW)
     )
@@ -149,12 +148,12 @@ async def test_characters_that_cannot_be_stored_are_replaced(pool: Pool) -> None
     assert event.payload["tool_call"]["result"]["output"] == "a\ufffdb\\u0000?ü"
 
 
-async def test_a_transition_whose_caller_was_cancelled_is_announced(database_url: str) -> None:
-    announced = Announced()
+async def test_a_transition_whose_caller_was_cancelled_is_published(database_url: str) -> None:
+    published = Published()
     async with open_pool(database_url) as pool:
-        store = PostgresStore(pool, machine_clock, announced)
+        store = PostgresStore(pool, machine_clock, published)
         busy, running = await with_task(store)
-        announced.clear()
+        published.clear()
         async with held(database_url, busy.id) as queued:
             starting = asyncio.create_task(
                 store.transition(
@@ -167,8 +166,8 @@ async def test_a_transition_whose_caller_was_cancelled_is_announced(database_url
             await queued(1)
             starting.cancel()
             await asyncio.wait({starting})
-        # It is unknown whether the transition was committed, so it has to be announced to all.
-        assert announced.ids == announced.watched == announced.to_reconcile == [busy.id]
+        # It is unknown whether the transition was committed, so it has to be published to all.
+        assert published.ids == published.watched == published.to_reconcile == [busy.id]
 
 
 async def test_many_waiting_reads_of_one_log_leave_connections_to_others(database_url: str) -> None:

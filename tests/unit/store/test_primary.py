@@ -1,16 +1,21 @@
 """Connections by a URL that names several hosts.
 
-tests/stack/long/test_fail_over.py promotes a standby.
+long/test_former_primary.py has a former primary that comes back. tests/stack/long/test_fail_over.py
+promotes the standby of a stack.
 """
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from evershell.store.command_session import primary_conninfo
+from evershell.store.connections import (
+    PrimaryConnection,
+    connected,
+    open_pool,
+    primary_conninfo,
+    primary_of,
+)
 from evershell.store.migrate import migrate
-from evershell.store.pool import connected, open_pool
-from evershell.store.primary import PrimaryConnection, primary_of
 
 NOBODY = "/nonexistent"
 
@@ -59,15 +64,3 @@ async def test_no_standby_is_taken(empty_database_url: str, host: str) -> None:
     )
     with pytest.raises(psycopg.OperationalError, match="read-only"):
         await PrimaryConnection.connect(url)
-
-
-async def test_a_server_of_an_earlier_timeline_is_refused_also_by_open_connections(
-    url_of_two: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with open_pool(url_of_two, min_size=1) as pool:
-        async with connected(pool) as first:
-            assert not first.is_superseded
-        monkeypatch.setitem(PrimaryConnection._highest, first._servers, first._timeline + 1)
-        assert first.is_superseded
-        with pytest.raises(psycopg.OperationalError, match="former primary"):
-            await PrimaryConnection.connect(url_of_two)

@@ -8,8 +8,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from evershell.store import schema
+from evershell.store.connections import Pool, open_pool
 from evershell.store.migrate import migrate
-from evershell.store.pool import Pool, open_pool
 from evershell.store.schema import await_schema
 
 LIMIT_SECONDS = 10.0

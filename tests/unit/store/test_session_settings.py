@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from evershell.store.command_session import connect_for_command
+from evershell.store.connections import connect_for_command
 from evershell.store.migrate import migrate
 from evershell.store.session_settings import SETTINGS, store_as_defaults
 

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.core.audit_entry import AuditEntry, AuditFilter
+from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.ids import new_task_id, new_workspace_id
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.identity_provider import token

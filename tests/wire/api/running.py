@@ -23,8 +23,7 @@ from evershell.auth.authenticator import Authenticator, HostBinding
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.auth.signing_keys import new_key
-from evershell.core.api_key import ApiKey, KeyTemplate
-from evershell.core.caller import Caller
+from evershell.core.caller import ApiKey, Caller, KeyTemplate
 from evershell.core.runtime import Runtime
 from evershell.pod.tls import TlsIdentity
 from evershell.telemetry.metrics import Metrics
@@ -199,7 +198,7 @@ async def running(
     )
     request_log, audit = RequestLog(), FakeAuditQueue()
     server = Server(
-        WorkspaceServicer(world.store, world.agents, world.wakeups, world.clock),
+        WorkspaceServicer(world.store, world.agents, world.subscriptions, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30), spec_for),
         request_log,
         chain.interceptors(

@@ -12,7 +12,7 @@ from evershell.api.method_options import public_methods
 from evershell.auth.api_keys import ApiKeys, fingerprint
 from evershell.auth.authenticator import Authenticator
 from evershell.auth.session_tokens import JwkSet, SessionTokens
-from evershell.core.api_key import ApiKey, KeyTemplate
+from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set
 from tests.support.world import NOW, World

@@ -10,8 +10,7 @@ from evershell.api import codec
 from evershell.core.agent_rules import BreachError
 from evershell.core.event import Event, EventType
 from evershell.core.runtime import Directive
-from evershell.core.task import Phase, TaskStatus
-from evershell.core.task_lifecycle import IterationCompleted, TaskEnded, TaskStarted
+from evershell.core.task import IterationCompleted, Phase, TaskEnded, TaskStarted, TaskStatus
 from tests.support.world import NOW
 from tests.wire.api.full_task import INTENT, ITERATION, TASK
 

@@ -9,8 +9,8 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 
 from evershell.api.interceptors import auditing
 from evershell.api.method_options import public_methods
-from evershell.core.audit_entry import AuditEntry, AuditFilter
 from evershell.core.errors import UnavailableError
+from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.store.examples import permission
 from tests.support.waiting import eventually_async

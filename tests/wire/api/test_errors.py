@@ -24,7 +24,7 @@ from evershell.auth.api_keys import ApiKeys
 from evershell.auth.authenticator import Authenticator
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.core import errors
-from evershell.core.api_key import ApiKey
+from evershell.core.caller import ApiKey
 from evershell.core.errors import Failure, UnavailableError
 from tests.support.world import World
 from tests.wire.api.running import HOLDER, PUBLIC, Failed, FailingStore, Running, bearer, running

@@ -140,7 +140,7 @@ async def test_an_error_in_the_stream_is_its_last_event(server: Running, world: 
     busy, _ = await world.add_busy()
     call = stream(server, busy.id, x_request_id="req_7")
     await read(call, 2)
-    world.wakeups.drain()
+    world.subscriptions.drain()
     rest = "".join([message.data.decode() async for message in _until_failure(call)])
     frame = rest.removeprefix(": heartbeat\n")
     assert frame.startswith("event: stream_error\ndata: ")

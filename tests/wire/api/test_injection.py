@@ -9,7 +9,7 @@ import pytest
 import structlog
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.core.audit_entry import AuditFilter
+from evershell.core.event import AuditFilter
 from evershell.telemetry import logs
 from tests.support.injections import INJECTIONS, PRINTABLE
 from tests.support.store.examples import permission

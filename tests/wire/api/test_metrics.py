@@ -15,8 +15,7 @@ from evershell.api.status import RULES
 from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.change import Change, unchanged
 from evershell.core.errors import AgentUnreachableError
-from evershell.core.task import TaskLimits, TaskStatus, Usage
-from evershell.core.task_lifecycle import AgentEvent, TaskEnded
+from evershell.core.task import AgentEvent, TaskEnded, TaskLimits, TaskStatus, Usage
 from evershell.telemetry.metrics import MeasuredAgents, Metrics, serve_metrics
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually_async

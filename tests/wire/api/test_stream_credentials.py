@@ -20,7 +20,7 @@ from evershell.auth.api_keys import ApiKeys, fingerprint
 from evershell.auth.authenticator import Authenticator
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.session_tokens import JwkSet, SessionTokens
-from evershell.core.api_key import ApiKey
+from evershell.core.caller import ApiKey
 from evershell.core.errors import UnavailableError
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.support.waiting import eventually_async
@@ -93,7 +93,7 @@ async def test_a_key_that_is_revoked_ends_its_streams_in_band(
     last, failed = await last_message(stream)
     assert last is not None and last.error.code == error_pb2.Error.unauthenticated
     assert (failed.slug, failed.message) == ("unauthenticated", last.error.message)
-    assert not world.wakeups.is_awaited(busy.id)
+    assert not world.subscriptions.has_subscribers(busy.id)
 
 
 async def test_a_stream_without_a_message_ends_with_an_ordinary_error(
@@ -150,7 +150,7 @@ async def test_the_credential_of_a_stream_that_has_ended_is_not_checked_again(
     ended = server.stub.WatchEvents(request, metadata=bearer(READER), timeout=10)
     await anext(aiter(ended))
     ended.cancel()
-    await eventually_async(lambda: not world.wakeups.is_awaited(busy.id))
+    await eventually_async(lambda: not world.subscriptions.has_subscribers(busy.id))
     other = server.stub.WatchEvents(request, metadata=bearer(), timeout=10)
     await anext(aiter(other))
     keys.digests.clear()
@@ -172,7 +172,7 @@ async def test_the_stream_of_a_watcher_that_does_not_read_ends_too(
     stream = aiter(call)
     await anext(stream)
     keys.revoked = True
-    await eventually_async(lambda: not world.wakeups.is_awaited(busy.id))
+    await eventually_async(lambda: not world.subscriptions.has_subscribers(busy.id))
     count = 1
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         async for _ in stream:

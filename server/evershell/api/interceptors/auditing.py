@@ -1,6 +1,6 @@
 """Gives each call that changes something its entry in the audit log, and records refusals.
 
-The entry of an allowed call is stored with the change (see core/audit_entry.py). This interceptor
+The entry of an allowed call is stored with the change (see core/event.py). This interceptor
 records all other entries. The entry of a call has the same id in both places, so it is stored once.
 """
 
@@ -15,7 +15,7 @@ import grpc
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.api.method_options import public_methods
-from evershell.core.audit_entry import OK, AuditEntry
+from evershell.core.event import AUDIT_OK, AuditEntry
 from evershell.core.ids import new_audit_id
 from evershell.core.ports import Clock
 from evershell.core.validation import MAX_REASON_CHARACTERS, is_identifier
@@ -77,13 +77,13 @@ class Auditing(Interceptor):
             outcome = "caller_gone"
             try:
                 response = await proceed(call)
-                outcome = OK
+                outcome = AUDIT_OK
                 return response
             except grpc.aio.AbortError:
                 outcome = call.slug
                 raise
             finally:
-                if outcome != OK and outcome not in stored:
+                if outcome != AUDIT_OK and outcome not in stored:
                     self._record(call, audit(call, outcome))
 
         return audited

@@ -16,14 +16,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from evershell.core.change import Hold
 from evershell.core.errors import UnavailableError
 from evershell.core.event import EventType
-from evershell.core.hold import Hold
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 from evershell.local import postgres
+from evershell.store.connections import connected, open_pool
 from evershell.store.migrate import migrate
-from evershell.store.pool import connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.small_disk import fill, free, small_disk

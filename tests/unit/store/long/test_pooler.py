@@ -11,14 +11,13 @@ from structlog.testing import capture_logs
 
 from evershell.commands.migrate import migrate as migrate_command
 from evershell.core.ports import RecordedCancellation
+from evershell.store.connections import PoolerError, connected, open_pool
 from evershell.store.leadership import Leadership
 from evershell.store.migrate import migrate
-from evershell.store.pool import connected, open_pool
+from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
-from evershell.store.primary import PoolerError
 from evershell.store.service_clock import machine_clock
 from evershell.store.session_settings import SETTINGS
-from evershell.store.wakeups import PostgresWakeups
 from tests.support.pgbouncer import SERVER_CONNECTIONS, PgBouncer, needs_pgbouncer
 from tests.support.store.examples import intent, permission, with_task
 from tests.support.waiting import eventually_async
@@ -127,7 +126,7 @@ async def test_a_pooler_is_not_used_where_a_session_is_needed(
         with capture_logs() as logs:
             async with (
                 open_pool(session_url) as pool,
-                PostgresWakeups(pool, pgbouncer.url, machine_clock),
+                WorkspaceSubscriptions(pool, pgbouncer.url, machine_clock),
             ):
                 leading = asyncio.create_task(_lead(pgbouncer.url))
                 await eventually_async(

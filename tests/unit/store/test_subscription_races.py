@@ -10,16 +10,15 @@ from psycopg import AsyncConnection
 
 from evershell.core import task_lifecycle
 from evershell.core.event import Event
-from evershell.core.task_lifecycle import TaskStarted
+from evershell.core.task import TaskStarted
 from evershell.core.workspace import Workspace
-from evershell.store.notifications import Channel
-from evershell.store.pool import Pool, open_pool
+from evershell.store.connections import Pool, open_pool
+from evershell.store.notifications import Channel, WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from evershell.store.wakeups import PostgresWakeups
-from tests.support.store.announced import Announced
 from tests.support.store.examples import NOW, complete, intent, permission, with_task
 from tests.support.store.locks import waiting_sessions
+from tests.support.store.published import Published
 from tests.support.waiting import settle
 
 LIMIT_SECONDS = 10.0
@@ -27,15 +26,15 @@ LIMIT_SECONDS = 10.0
 
 @dataclass
 class Process:
-    """A worker: its own connections, store and wakeups."""
+    """A worker: its own connections, store and subscriptions."""
 
     pool: Pool
     store: PostgresStore
-    wakeups: PostgresWakeups
+    subscriptions: WorkspaceSubscriptions
 
-    def announcing(self, announced: Announced) -> "Process":
-        """The same process. Its store announces to `announced`."""
-        return replace(self, store=PostgresStore(self.pool, machine_clock, announced))
+    def publishing(self, published: Published) -> "Process":
+        """The same process. Its store publishes to `published`."""
+        return replace(self, store=PostgresStore(self.pool, machine_clock, published))
 
 
 @asynccontextmanager
@@ -43,10 +42,12 @@ async def process(database_url: str) -> AsyncIterator[Process]:
     """A process that listens. Its poll is later than the end of a test."""
     async with (
         open_pool(database_url) as pool,
-        PostgresWakeups(pool, database_url, machine_clock, poll_seconds=60) as wakeups,
+        WorkspaceSubscriptions(pool, database_url, machine_clock, poll_seconds=60) as subscriptions,
     ):
-        await wakeups.listening()
-        yield Process(pool, PostgresStore(pool, machine_clock, wakeups.announce), wakeups)
+        await subscriptions.listening()
+        yield Process(
+            pool, PostgresStore(pool, machine_clock, subscriptions.publish), subscriptions
+        )
 
 
 @pytest.fixture
@@ -79,13 +80,13 @@ async def next_event(by: Process, busy: Workspace, reads: asyncio.Queue[int]) ->
 
     Adds the number of events of each read to `reads`.
     """
-    async with by.wakeups.subscribe(busy.id) as wakeup, asyncio.timeout(LIMIT_SECONDS):
+    async with by.subscriptions.subscribe(busy.id) as subscription, asyncio.timeout(LIMIT_SECONDS):
         while True:
             events = await by.store.list_events(busy.id, busy.last_seq, 10)
             reads.put_nowait(len(events))
             if events:
                 return events[0]
-            await wakeup.wait(60)
+            await subscription.wait(60)
 
 
 @asynccontextmanager
@@ -148,7 +149,7 @@ async def test_a_transaction_that_waits_for_the_mark_sees_it(
     """It reads the mark under the lock, not as it was before it waited."""
     _, other = processes
     busy, task = await with_task(other.store)
-    announced = Announced()
+    published = Published()
     async with (
         waiting_sessions(database_url) as waiting,
         await AsyncConnection.connect(database_url) as marking,
@@ -156,11 +157,11 @@ async def test_a_transaction_that_waits_for_the_mark_sees_it(
         await marking.execute(
             "UPDATE workspaces SET watched_until = clock_timestamp() + interval '60 s'"
         )
-        committing = asyncio.ensure_future(commit(other.announcing(announced), busy, task.id))
+        committing = asyncio.ensure_future(commit(other.publishing(published), busy, task.id))
         await waiting(1)
         await marking.commit()
         await committing
-    assert announced.watched == [busy.id]
+    assert published.watched == [busy.id]
 
 
 @pytest.mark.parametrize("commit", [cancel, start])
@@ -177,11 +178,11 @@ async def test_a_commit_is_watched_until_its_mark_ends(
 ) -> None:
     _, other = processes
     busy, task = await with_task(other.store)
-    announced = Announced()
+    published = Published()
     async with await AsyncConnection.connect(database_url, autocommit=True) as marking:
         await marking.execute(f"UPDATE workspaces SET watched_until = {mark}")
-    await commit(other.announcing(announced), busy, task.id)
-    assert (announced.ids, announced.watched) == ([busy.id], [busy.id] if is_watched else [])
+    await commit(other.publishing(published), busy, task.id)
+    assert (published.ids, published.watched) == ([busy.id], [busy.id] if is_watched else [])
 
 
 async def test_each_cancellation_of_a_group_has_its_own_mark(
@@ -189,16 +190,16 @@ async def test_each_cancellation_of_a_group_has_its_own_mark(
 ) -> None:
     _, other = processes
     examples = [await with_task(other.store) for _ in range(20)]
-    announced, watched = Announced(), {busy.id for busy, _ in examples[::3]}
+    published, watched = Published(), {busy.id for busy, _ in examples[::3]}
     async with await AsyncConnection.connect(database_url, autocommit=True) as marking:
         await marking.execute(
             "UPDATE workspaces SET watched_until = clock_timestamp() + '60 s' WHERE id = ANY(%s)",
             (list(watched),),
         )
-    committing = other.announcing(announced)
+    committing = other.publishing(published)
     await asyncio.gather(*(cancel(committing, busy, task.id) for busy, task in examples))
-    assert sorted(announced.ids) == sorted(busy.id for busy, _ in examples)
-    assert sorted(announced.watched) == sorted(watched)
+    assert sorted(published.ids) == sorted(busy.id for busy, _ in examples)
+    assert sorted(published.watched) == sorted(watched)
 
 
 async def test_nobody_is_notified_of_a_workspace_that_nobody_watches(
@@ -212,7 +213,7 @@ async def test_nobody_is_notified_of_a_workspace_that_nobody_watches(
         await cancel(other, busy, task.id)
         await start(other, busy, task.id)
         await complete(other.store, busy, task.id)
-        other.wakeups.announce("ws_last", watched=True, reconcile=True)
+        other.subscriptions.publish("ws_last", watched=True, reconcile=True)
         received = [
             (notification.channel, notification.payload.split("\n")[1:])
             async for notification in listening.notifies(timeout=LIMIT_SECONDS, stop_after=2)

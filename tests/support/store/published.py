@@ -1,15 +1,15 @@
-"""Records what a store announces."""
+"""Records what a store publishes."""
 
 
-class Announced:
-    """Implements store.announce.Announce."""
+class Published:
+    """Implements store.publish.Publish."""
 
     def __init__(self) -> None:
-        # The ids of the announced workspaces, in order.
+        # The ids of the published workspaces, in order.
         self.ids: list[str] = []
-        # Those of the announcements that other processes may wait for.
+        # Those that other processes may wait for.
         self.watched: list[str] = []
-        # Those of the announcements that the fleet controller has to act on.
+        # Those that the fleet controller has to act on.
         self.to_reconcile: list[str] = []
 
     def __call__(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
@@ -20,6 +20,6 @@ class Announced:
             self.to_reconcile.append(workspace_id)
 
     def clear(self) -> None:
-        """Forgets all announcements."""
+        """Forgets them all."""
         for ids in (self.ids, self.watched, self.to_reconcile):
             ids.clear()

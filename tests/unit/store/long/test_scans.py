@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.store import queries
-from evershell.store.pool import Pool
+from evershell.store import postgres_store
+from evershell.store.connections import Pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 
@@ -79,18 +79,18 @@ async def plan(
     )
 
 
-async def test_due_looks_use_indexes(connection: AsyncConnection[Any], pool: Pool) -> None:
-    indexes, scanned, blocks = await plan(connection, queries.LIST_UNSETTLED)
+async def test_scans_use_indexes(connection: AsyncConnection[Any], pool: Pool) -> None:
+    indexes, scanned, blocks = await plan(connection, postgres_store.LIST_UNSETTLED)
     assert (indexes, scanned) == ({"workspaces_unsettled", "workspaces_breached"}, set())
     assert blocks < _MAX_BLOCKS
-    indexes, scanned, blocks = await plan(connection, queries.LIST_CANCELLATIONS)
+    indexes, scanned, blocks = await plan(connection, postgres_store.LIST_CANCELLATIONS)
     assert "tasks_one_open" in indexes and not scanned
     assert blocks < _MAX_BLOCKS
-    indexes, scanned, blocks = await plan(connection, queries.LIST_WANTED_PODS, "", 500)
+    indexes, scanned, blocks = await plan(connection, postgres_store.LIST_WANTED_PODS, "", 500)
     assert (indexes, scanned) == ({"workspaces_with_pod"}, set())
     assert blocks < _MAX_BLOCKS
     indexes, scanned, blocks = await plan(
-        connection, queries.LEASE_SECONDS_LEFT, None, f"ws_{1:026}"
+        connection, postgres_store.LEASE_SECONDS_LEFT, None, f"ws_{1:026}"
     )
     assert (indexes, scanned) == ({"workspaces_pkey"}, set())
     store = PostgresStore(pool, machine_clock)

@@ -1,0 +1,438 @@
+"""Connects to PostgreSQL: to the server that accepts writes, alone, in a pool or through a pooler.
+
+A URL may name several hosts: a primary and its standbys. libpq passes over servers that accept no
+writes. A standby that is promoted begins a new timeline. If several servers accept writes, the one
+with the highest timeline is the primary, and the others are former primaries that came back. They
+are not used.
+"""
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, ClassVar, Self, TypeAlias
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow, namedtuple_row
+from psycopg_pool import AsyncConnectionPool
+
+from evershell.core import deadline
+from evershell.core.errors import UnavailableError
+from evershell.store import session_settings
+
+# How long the other servers may take to answer after one that accepts writes.
+_OTHERS_SECONDS = 0.5
+_ANSWER_SECONDS = 1.5
+# A pooler tells its clients another process id than that of the session that answers.
+_SESSION_PID = "SELECT pg_backend_pid()"
+# The answer of PgBouncer to the settings of a session.
+_REFUSED_SETTING = "unsupported startup parameter"
+# The first 8 of the 24 hexadecimal digits of a WAL file are the timeline.
+_TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+
+# The name of the sessions of commands. They end a little later than their command, so a fence must
+# not count them as sessions of a worker or a controller.
+COMMAND_NAME = "evershell command"
+_COMMAND_CONNECT_SECONDS = 10
+_POOLER_RETRY_SECONDS = 0.25
+# How long one attempt to connect may take.
+_CONNECT_TIMEOUT_SECONDS = 5
+# How long sent data may stay unacknowledged before the kernel closes the connection.
+_TCP_USER_TIMEOUT_MILLISECONDS = 5_000
+# How long a call waits for a connection, and then for the server's answers. It waits less if its
+# deadline is earlier.
+ACQUIRE_TIMEOUT_SECONDS = 1.5
+ANSWER_TIMEOUT_SECONDS = 3.0
+# How long the pool retries to connect. The next request for a connection starts again, with the
+# shortest backoff.
+_RECONNECT_TIMEOUT_SECONDS = 2.0
+
+_UNAVAILABLE = (
+    # Includes PoolTimeout, PoolClosed, AdminShutdown, CannotConnectNow, TooManyConnections and
+    # QueryCanceled. For a full or broken disk it includes DiskFull, IoError, CrashShutdown and, for
+    # later statements of the same pipeline, PipelineAborted.
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    # SQLSTATE class XX, internal errors of PostgreSQL: for example an exceeded disk quota or file
+    # size, or an unreadable page.
+    psycopg.errors.InternalError_,
+    psycopg.errors.DataCorrupted,
+    psycopg.errors.IndexCorrupted,
+    # Timeouts of sessions and transactions. They end the session.
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.TransactionTimeout,
+    # The server has become a standby.
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+
+# The host and the port of each server.
+_Servers: TypeAlias = tuple[tuple[str, str], ...]
+
+_log = structlog.get_logger()
+
+
+def conninfo(database_url: str, session_options: str = session_settings.OPTIONS) -> str:
+    """The connection string for the database, with these options of its session.
+
+    Network settings of the URL take precedence.
+    """
+    url_parameters = conninfo_to_dict(database_url)
+    parameters = {
+        "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+        "tcp_user_timeout": _TCP_USER_TIMEOUT_MILLISECONDS,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 2,
+        "application_name": "evershell",
+        **{name: value for name, value in url_parameters.items() if name != "options"},
+    }
+    options = f"{url_parameters.get('options') or ''} {session_options}".strip()
+    return make_conninfo("", **parameters, **({"options": options} if options else {}))
+
+
+@contextmanager
+def answered_within(connection: AsyncConnection[Any], limit_seconds: float) -> Iterator[None]:
+    """Shuts the connection down if the block takes longer than the limit.
+
+    A wait for the server within the block then raises psycopg.OperationalError. A frozen server
+    does not enforce its own limits, and cancelling the wait does not help, because psycopg then
+    sends a cancel request and waits for the server's answer.
+    """
+    timer = hang_up_after(connection, limit_seconds)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def hang_up_after(connection: AsyncConnection[Any], seconds: float) -> asyncio.TimerHandle:
+    """Shuts the connection down after this time, unless the timer is cancelled before."""
+    return asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
+
+
+def _hang_up(connection: AsyncConnection[Any]) -> None:
+    # A duplicate, because psycopg closes its own descriptor.
+    with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+class PoolerError(psycopg.OperationalError):
+    """The URL leads to a pooler where a session is needed. The message is for the operator."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The URL leads to a pooler. Set DATABASE_SESSION_URL to the URL of the same database "
+            "at PostgreSQL itself."
+        )
+
+
+class PrimaryConnection(AsyncConnection[Any]):
+    """A connection to the primary among the hosts of its URL."""
+
+    # The highest timeline that this process has seen of the servers of each URL.
+    _highest: ClassVar[dict[_Servers, int]] = {}
+    # Empty if the URL names one host, which is then the primary.
+    _servers: _Servers = ()
+    _timeline = 0
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Raises psycopg.OperationalError, for example if no server is the primary."""
+        servers = _servers_of(conninfo)
+        if len(servers) == 1:
+            return await super().connect(conninfo, **kwargs)
+        attempts = [
+            asyncio.create_task(cls._open(servers, _only(conninfo, *each), kwargs))
+            for each in servers
+        ]
+        opened: list[Self] = []
+        primary: Self | None = None
+        try:
+            pending = set(attempts)
+            while pending:
+                limit = _OTHERS_SECONDS if opened else None
+                done, pending = await asyncio.wait(
+                    pending, timeout=limit, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                opened += [each.result() for each in done if each.exception() is None]
+            if not opened:
+                raise attempts[0].exception() or AssertionError
+            newest = max(opened, key=lambda connection: connection._timeline)
+            cls._highest[servers] = max(newest._timeline, cls._highest.get(servers, 0))
+            if newest.is_superseded:
+                raise psycopg.OperationalError("only a former primary accepts writes")
+            primary = newest
+            return primary
+        finally:
+            for attempt in attempts:
+                attempt.cancel()
+            for connection in await asyncio.gather(*attempts, return_exceptions=True):
+                if isinstance(connection, cls) and connection is not primary:
+                    await connection.close()
+
+    @classmethod
+    async def _open(cls, servers: _Servers, conninfo: str, kwargs: dict[str, Any]) -> Self:
+        connection = await super().connect(conninfo, **kwargs)
+        try:
+            with answered_within(connection, _ANSWER_SECONDS):
+                row = await (await connection.execute(_TIMELINE)).fetchone()
+            assert row is not None
+            connection._servers, connection._timeline = servers, int(row[0], 16)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether this process has learned since that another server was promoted."""
+        return self._timeline < self._highest.get(self._servers, 0)
+
+
+Connection: TypeAlias = PrimaryConnection
+Pool: TypeAlias = AsyncConnectionPool[Connection]
+
+
+def _refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None) -> None:
+    """Raises PoolerError unless the row of _SESSION_PID is of the session that has answered."""
+    if row != (connection.info.backend_pid,):
+        raise PoolerError
+
+
+async def connect_to_session(conninfo: str) -> PrimaryConnection:
+    """A connection with a session of its own, for LISTEN and for advisory locks.
+
+    Raises psycopg.OperationalError. It is a PoolerError if a pooler answers, which may run each
+    transaction in another session.
+    """
+    try:
+        connection = await PrimaryConnection.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as error:
+        if _REFUSED_SETTING in str(error):
+            raise PoolerError from error
+        raise
+    try:
+        with answered_within(connection, _ANSWER_SECONDS):
+            row = await (await connection.execute(_SESSION_PID)).fetchone()
+        _refuse_pooler(connection, row)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def _has_standbys(conninfo: str) -> bool:
+    """Whether the URL names several hosts. Raises psycopg.OperationalError."""
+    return len(_servers_of(conninfo)) > 1
+
+
+async def primary_of(conninfo: str) -> str:
+    """The connection string of the primary alone. Raises psycopg.OperationalError."""
+    async with await PrimaryConnection.connect(conninfo, autocommit=True) as connection:
+        return make_conninfo(conninfo, host=connection.info.host, port=connection.info.port)
+
+
+def _servers_of(conninfo: str) -> _Servers:
+    parameters = conninfo_to_dict(conninfo)
+    hosts = str(parameters.get("host") or "").split(",")
+    ports = str(parameters.get("port") or "").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):
+        # libpq refuses them too.
+        raise psycopg.OperationalError(f"the URL has {len(ports)} ports for {len(hosts)} hosts")
+    return tuple(zip(hosts, ports, strict=True))
+
+
+def _only(conninfo: str, host: str, port: str) -> str:
+    """The connection string of one server, which is used only if it accepts writes."""
+    return make_conninfo(conninfo, host=host, port=port, target_session_attrs="read-write")
+
+
+@asynccontextmanager
+async def open_pool(
+    database_url: str,
+    *,
+    min_size: int = 2,
+    max_size: int = 10,
+    acquire_timeout_seconds: float = ACQUIRE_TIMEOUT_SECONDS,
+    behind_pooler: bool = False,
+) -> AsyncIterator[Pool]:
+    """A pool of connections, closed when the context is left. Their rows are named tuples.
+
+    The pool opens even if the database cannot be reached, and connects when it can. A call that
+    gets no connection within `acquire_timeout_seconds` raises UnavailableError. `behind_pooler`
+    says that the URL leads to a pooler in transaction mode.
+    """
+    pool: Pool = AsyncConnectionPool(
+        conninfo(database_url, "" if behind_pooler else session_settings.OPTIONS),
+        connection_class=PrimaryConnection,
+        kwargs={"autocommit": True, "row_factory": namedtuple_row},
+        configure=_warn_of_missing_settings if behind_pooler else None,
+        min_size=min_size,
+        max_size=max_size,
+        timeout=acquire_timeout_seconds,
+        reconnect_timeout=_RECONNECT_TIMEOUT_SECONDS,
+        open=False,
+    )
+    await pool.open(wait=False)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+class connected:  # noqa: N801 - used like a function
+    """A connection of the pool. Raises UnavailableError if the database does not answer.
+
+    The errors in _UNAVAILABLE that the block raises become UnavailableError too.
+
+    Written without generators and without `pool.connection()`, which took a quarter of the
+    processor time of a short statement.
+    """
+
+    __slots__ = ("_connection", "_hang_up", "_pool")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def __aenter__(self) -> Connection:
+        pool = self._pool
+        try:
+            while True:
+                connection = await pool.getconn(deadline.bounded(pool.timeout))
+                if not (connection.is_superseded or _has_ended(connection)):
+                    break
+                # The pool replaces a closed connection.
+                await _close(pool, connection)
+        except _UNAVAILABLE as error:
+            raise UnavailableError(str(error)) from error
+        self._connection = connection
+        self._hang_up = hang_up_after(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS))
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                # In psycopg 3.3 a cancelled connection may stay in pipeline mode, but the pool
+                # treats it as idle. Later writes on it would be answered without being committed.
+                await _close(self._pool, self._connection)
+            else:
+                # Sessions commit each statement, unless a block `connection.transaction()` does.
+                # The pool rolls back what is open, and replaces a broken connection.
+                await self._pool.putconn(self._connection)
+        finally:
+            self._hang_up.cancel()
+        if isinstance(error, _UNAVAILABLE):
+            raise UnavailableError(str(error)) from error
+
+
+async def _close(pool: Pool, connection: Connection) -> None:
+    """Closes the connection and gives it back to the pool, even if the caller is cancelled."""
+    try:
+        await connection.close()
+    finally:
+        await pool.putconn(connection)
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Whether the server has ended the session.
+
+    An idle connection is readable only if the server has closed it. This check is one system call;
+    the pool's own check takes a round trip for each call, and a second for each dead connection.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def _warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
+    """Logs the settings that are not in force in the session behind a pooler.
+
+    The session may be older than the defaults.
+    """
+    names = list(session_settings.SETTINGS)
+    with answered_within(connection, _ANSWER_SECONDS):
+        cursor = await connection.execute(
+            "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", (names,)
+        )
+        in_force = dict(await cursor.fetchall())
+    missing = {
+        name: in_force[name] for name in names if in_force[name] != session_settings.SETTINGS[name]
+    }
+    if missing:
+        _log.error(
+            "session_settings_missing",
+            found=missing,
+            remedy="run `evershell migrate`, then RECONNECT in the console of the pooler",
+        )
+
+
+@asynccontextmanager
+async def pooler_watched(database_url: str) -> AsyncIterator["asyncio.Future[None]"]:
+    """Waits until the pooler takes a connection. The future is done when the pooler has closed it.
+
+    The connection is used for nothing else, so a pooler that is busy is not taken for one that has
+    ended.
+    """
+    connection = await _connected_to_pooler(conninfo(database_url, ""))
+    async with connection:
+        loop, descriptor = asyncio.get_running_loop(), connection.fileno()
+        closed: asyncio.Future[None] = loop.create_future()
+
+        def end() -> None:
+            loop.remove_reader(descriptor)
+            closed.set_result(None)
+
+        # The pooler sends nothing on an idle connection, so it is readable only if it was closed.
+        loop.add_reader(descriptor, end)
+        try:
+            yield closed
+        finally:
+            loop.remove_reader(descriptor)
+
+
+async def _connected_to_pooler(pooler: str) -> PrimaryConnection:
+    while True:
+        try:
+            return await PrimaryConnection.connect(pooler, autocommit=True)
+        except psycopg.OperationalError as error:
+            _log.warning("pooler_unreachable", error=str(error).strip())
+            await asyncio.sleep(_POOLER_RETRY_SECONDS)
+
+
+def primary_conninfo(database_url: str) -> str:
+    """The connection string of the primary, for the session of a command. Blocks.
+
+    Raises psycopg.Error, which is a PoolerError if the URL leads to a pooler.
+    """
+    server = make_conninfo(database_url, application_name=COMMAND_NAME)
+    if _has_standbys(server):
+        server = asyncio.run(primary_of(server))
+    # A pooler refuses the options, so they are added afterwards.
+    with psycopg.connect(
+        server, autocommit=True, connect_timeout=_COMMAND_CONNECT_SECONDS
+    ) as connection:
+        _refuse_pooler(connection, connection.execute(_SESSION_PID).fetchone())
+    return conninfo(server, session_settings.UNLIMITED)
+
+
+def connect_for_command(database_url: str) -> psycopg.Connection[Any]:
+    """Such a session, which commits each statement. Raises what `primary_conninfo` raises."""
+    return psycopg.connect(primary_conninfo(database_url), autocommit=True)
+
+
+def problem_of(error: psycopg.Error) -> str:
+    """The text of the error for an operator. That of an invalid URL would contain its password."""
+    if isinstance(error, psycopg.ProgrammingError) and not error.sqlstate:
+        return "DATABASE_URL is not a valid URL of PostgreSQL"
+    return str(error).strip()
