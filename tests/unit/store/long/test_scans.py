@@ -87,7 +87,8 @@ async def test_scans_use_indexes(connection: AsyncConnection[Any], pool: Pool) -
     assert "tasks_one_open" in indexes and not scanned
     assert blocks < _MAX_BLOCKS
     indexes, scanned, blocks = await plan(connection, postgres_store.LIST_WANTED_PODS, "", 500)
-    assert (indexes, scanned) == ({"workspaces_with_pod"}, set())
+    # Nearly all workspaces have a pod here, so both indexes are equally good.
+    assert indexes in ({"workspaces_with_pod"}, {"workspaces_pkey"}) and not scanned
     assert blocks < _MAX_BLOCKS
     indexes, scanned, blocks = await plan(
         connection, postgres_store.LEASE_SECONDS_LEFT, None, f"ws_{1:026}"
