@@ -210,14 +210,10 @@ async def _await_end(
     """
     until = time.monotonic() + wait_seconds
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.
-    async with subscriptions.subscribe(task.workspace_id) as subscription:
+    async with subscriptions.subscribe(task.workspace_id) as changes:
         while True:
             with suppress(UnavailableError):
                 task = await store.get_task(task.workspace_id, task.id) or task
             left_seconds = until - time.monotonic()
-            if (
-                task.status.is_terminal
-                or left_seconds <= 0
-                or not await subscription.wait(left_seconds)
-            ):
+            if task.status.is_terminal or left_seconds <= 0 or not await changes.wait(left_seconds):
                 return task

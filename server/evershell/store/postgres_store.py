@@ -177,7 +177,7 @@ _STORE_KEY = (
     insert("idempotency_keys AS stored", _CALL_COLUMNS)
     + " ON CONFLICT (org_id, key) DO UPDATE SET "
     + ", ".join(f"{column} = EXCLUDED.{column}" for column in _CALL_COLUMNS[2:])
-    + " WHERE stored.called_at <= %s RETURNING true AS is_stored"
+    + " WHERE stored.called_at <= %s RETURNING true"
 )
 # Each call with a key removes up to two expired ones, so their number shrinks. A call never waits
 # for another one that removes the same keys.

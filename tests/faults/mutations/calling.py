@@ -134,7 +134,7 @@ CALLING: tuple[Rule, ...] = (
         "tests/contracts/test_store_lists.py tests/unit/core/test_validation.py "
         "tests/wire/api/test_pages.py",
         (
-            f"{_STORE}queries.py",
+            f"{_STORE}postgres_store.py",
             "WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT",
             "WHERE org_id = %s AND id < %s ORDER BY id LIMIT",
         ),
@@ -191,7 +191,7 @@ CALLING: tuple[Rule, ...] = (
         "a watch resumes after any seq, and says when it is quiet",
         "tests/unit/core/test_watch_events.py tests/contracts/test_store_lists.py "
         "tests/wire/api/test_event_stream.py",
-        (f"{_STORE}queries.py", "AND seq > %s", "AND seq >= %s"),
+        (f"{_STORE}postgres_store.py", "AND seq > %s", "AND seq >= %s"),
         (
             f"{_CORE}watch_events.py",
             "if quiet_seconds >= HEARTBEAT_SECONDS:",
@@ -227,7 +227,7 @@ CALLING: tuple[Rule, ...] = (
         "tests/wire/api/test_access.py tests/unit/auth/test_api_keys.py "
         "tests/wire/api/test_authentication.py",
         (
-            f"{_CORE}api_key.py",
+            f"{_CORE}caller.py",
             'KeyTemplate.READ_ONLY: frozenset({"workspace:read",',
             'KeyTemplate.READ_ONLY: frozenset({"workspace:write", "workspace:read",',
         ),
@@ -435,11 +435,11 @@ CALLING: tuple[Rule, ...] = (
             ".fingerprint != call.fingerprint and False:",
         ),
         (
-            f"{_STORE}idempotency_keys.py",
+            f"{_STORE}postgres_store.py",
             '" WHERE stored.called_at <= %s RETURNING true"',
             '" WHERE stored.called_at IS DISTINCT FROM %s RETURNING true"',
         ),
-        (f"{_CORE}idempotency_key.py", "return self.called_at - KEPT", "return self.called_at"),
+        (f"{_CORE}change.py", "return self.called_at - KEY_KEPT", "return self.called_at"),
     ),
     rule(
         "a file with credentials is private",

@@ -307,7 +307,7 @@ CANCELLING: tuple[Rule, ...] = (
             "if task.status.is_terminal or left_seconds <= 0",
             "if task.status.is_terminal or left_seconds <= -1",
         ),
-        (f"{_CORE}cancel_task.py", "or not await wakeup.wait(left_seconds)", ""),
+        (f"{_CORE}cancel_task.py", "or not await changes.wait(left_seconds)", ""),
     ),
     rule(
         "a force deadline interrupts the model call and the tool call",
@@ -396,7 +396,7 @@ CANCELLING: tuple[Rule, ...] = (
             "SET last_seq = workspaces.last_seq + 2",
         ),
         (
-            f"{_STORE}writes.py",
+            f"{_STORE}postgres_store.py",
             "enumerate(change.events, seq + 1)",
             "enumerate(change.events, seq + 2)",
         ),
@@ -455,12 +455,12 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/contracts/test_store_cancel_tasks.py tests/unit/fleet/test_redelivery.py",
         (
             f"{_STORE}batch_cancellations.py",
-            "        if rows:\n            self._announce(UNSIGNALLED,",
-            "        if False:\n            self._announce(UNSIGNALLED,",
+            "        if rows:\n            self._publish(UNDELIVERED,",
+            "        if False:\n            self._publish(UNDELIVERED,",
         ),
         (
             f"{_FLEET}controller.py",
-            "            if UNSIGNALLED in workspace_ids:\n",
+            "            if UNDELIVERED in workspace_ids:\n",
             "            if False:\n",
         ),
     ),
@@ -484,12 +484,12 @@ CANCELLING: tuple[Rule, ...] = (
         "no submission is committed after a hold, and the first hold stays",
         "tests/contracts/test_store_holds.py",
         (
-            f"{_STORE}holds.py",
-            "    await connection.execute(_SHARE_LOCK, (org_id,), prepare=True)\n",
+            f"{_STORE}postgres_store.py",
+            "    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)\n",
             "",
         ),
         (
-            f"{_STORE}holds.py",
+            f"{_STORE}postgres_store.py",
             "ON CONFLICT (org_id) DO NOTHING",
             "ON CONFLICT (org_id) DO UPDATE SET reason = EXCLUDED.reason",
         ),
@@ -546,14 +546,14 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         # A worker keeps for a while that there is no hold.
         (
-            f"{_STORE}holds.py",
-            "    await connection.execute(_SHARE_LOCK, (org_id,), prepare=True)\n",
-            "    await connection.execute(_SHARE_LOCK, (org_id,), prepare=True)\n"
+            f"{_STORE}postgres_store.py",
+            "    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)\n",
+            "    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)\n"
             "    import time\n\n"
-            "    since = share.__dict__.setdefault(org_id, time.monotonic())\n"
+            "    since = _share_hold.__dict__.setdefault(org_id, time.monotonic())\n"
             "    if since + 3 > time.monotonic():\n"
-            '        return await connection.execute(_GET + " AND false", (org_id,))\n'
-            "    del share.__dict__[org_id]\n",
+            '        return await connection.execute(_GET_HOLD + " AND false", (org_id,))\n'
+            "    del _share_hold.__dict__[org_id]\n",
         ),
         _FORGETS_LIMITS,
     ),
