@@ -236,8 +236,8 @@ _WRITTEN = {
         "test_connections_that_hold_a_body",
         "streams that hold a message": "stack/long/test_strangers.py::"
         "test_streams_that_hold_a_message",
-        "resets, bad keys, half messages and slow bodies together": "stack/long/"
-        "test_strangers.py::test_resets_bad_keys_half_messages_and_slow_bodies",
+        "resets, bad credentials, half messages and slow bodies together": "stack/long/"
+        "test_strangers.py::test_resets_bad_credentials_half_messages_and_slow_bodies",
         "a credential that a library logs": "unit/test_logs.py::test_libraries_log_no_credential",
         "a header that is not printable": "wire/edge/test_grpc.py::"
         "test_a_header_that_is_not_printable_ascii_is_refused",
