@@ -52,13 +52,15 @@ STATE_DIR=/srv/evershell WORKERS=4 METRICS_PORT=9100 evershell up
 
 The command line and the Python client have [variables of their own](command-line.md#which-service).
 """
+# What every decision record has, in this order.
+PARTS = ["Context", "Decision", "Why not otherwise", "Consequences"]
 DECISIONS = """\
 # Decisions
 
 <!-- Written by `make gen` from the records in this folder. Do not edit. -->
 
-Why the service is built like this. Each record has the context, the decision, the reasons and the
-consequences. The [architecture](../architecture.md) says how the parts work together.
+Why the service is built like this. Each record has the context, the decision, why not otherwise,
+and the consequences. The [architecture](../architecture.md) says how the parts work together.
 
 | number | decision |
 |---|---|
@@ -127,9 +129,11 @@ def _number(value: float) -> str:
 def decisions() -> str:
     """The index of the records."""
     rows = []
-    for path in sorted((DOCS / "decisions").glob("[0-9]*.md")):
+    for place, path in enumerate(sorted((DOCS / "decisions").glob("[0-9]*.md")), 1):
         text = path.read_text()
         number, title = re.match(r"# (\d+)[.:] (.*)\n", text).groups()  # type: ignore[union-attr]
+        if int(number) != place or re.findall(r"^\*\*(.+?)\.\*\*", text, re.MULTILINE) != PARTS:
+            raise ValueError(f"{path} needs the next number and the parts {PARTS}")
         rows.append(f"| {int(number)} | [{title[0].upper()}{title[1:]}]({path.name}) |\n")
     return DECISIONS + "".join(rows)
 
