@@ -103,7 +103,7 @@ CALLING: tuple[Rule, ...] = (
     ),
     rule(
         "a workspace has one task at a time",
-        "tests/unit/core/test_tasks.py tests/unit/core/test_task_lifecycle.py",
+        "tests/unit/core/test_task_delivery.py tests/unit/core/test_tasks.py",
         (f"{_CORE}task_lifecycle.py", "    if locked.task is not None:\n", "    if False:\n"),
     ),
     rule(
