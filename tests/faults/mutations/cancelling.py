@@ -302,11 +302,6 @@ CANCELLING: tuple[Rule, ...] = (
         "without wait, the answer does not wait; with it, it returns at the end",
         "tests/unit/core/test_cancel_task_wait.py tests/unit/core/test_cancel_task.py",
         (f"{_CORE}cancel_task.py", "        if request.wait_seconds:\n", "        if False:\n"),
-        (
-            f"{_CORE}cancel_task.py",
-            "if task.status.is_terminal or left_seconds <= 0",
-            "if task.status.is_terminal or left_seconds <= -1",
-        ),
         (f"{_CORE}cancel_task.py", "or not await changes.wait(left_seconds)", ""),
     ),
     rule(
