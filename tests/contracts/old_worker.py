@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from psycopg import AsyncConnection, AsyncTransaction
-from psycopg.types.json import Jsonb
+from psycopg.types.json import Json, Jsonb
 
 from evershell.core.event import cancel_requested_payload
 from evershell.core.task import CancelIntent, Task
@@ -120,25 +120,22 @@ class OldWorker:
 
     async def record_cancellation(self, workspace_id: str, intent: CancelIntent) -> bool:
         """Cancels the current task. Returns whether this call recorded the intent."""
-        ((_, recorded, *_),) = await self.read(
-            "record_one",
-            ORG,
-            False,
-            USER,
-            workspace_id,
-            None,
-            intent.requested_by,
-            intent.credential_kind,
-            intent.requested_at,
-            intent.reason,
-            intent.request_id,
-            intent.force_at,
-            None,
-            Jsonb(cancel_requested_payload(intent)),
-            True,
-            None,
-        )
-        return bool(recorded)
+        request = {
+            "org_id": ORG,
+            "own_only": False,
+            "user_id": USER,
+            "workspace_id": workspace_id,
+            "requested_by": intent.requested_by,
+            "credential_kind": intent.credential_kind,
+            "requested_at": intent.requested_at.isoformat(),
+            "reason": intent.reason,
+            "request_id": intent.request_id,
+            "force_at": None if intent.force_at is None else intent.force_at.isoformat(),
+            "force_requested_by": intent.force_requested_by,
+            "payload": cancel_requested_payload(intent),
+        }
+        ((outcome, *_),) = await self.read("record", Json([request]), True)
+        return bool(outcome == "accepted")
 
 
 def _stored(value: object) -> object:

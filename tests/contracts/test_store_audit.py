@@ -10,13 +10,13 @@ import pytest
 
 from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.caller import Permission
-from evershell.core.cancel_task import outcome_of
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import AuditEntry, AuditFilter, Origin
 from evershell.core.ids import new_task_id
 from evershell.core.ports import Store
 from evershell.core.workspace import WorkspaceStatus
+from tests.support.fakes import cancellation_outcome
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,
@@ -41,7 +41,7 @@ STATES = ("none", "open", "cancelled", "ended")
 CELLS = list(product(WorkspaceStatus, STATES, ("no", "this", "unknown")))
 
 
-async def test_the_outcome_of_a_cancellation_is_that_of_the_core(store: Store) -> None:
+async def test_both_stores_decide_the_same_outcome_of_a_cancellation(store: Store) -> None:
     """For every state, and everyone who may call: in the organization or not, `:own` or not."""
     for status, state, named in CELLS:
         await check_outcomes(store, status, state, named)
@@ -65,17 +65,17 @@ async def check_outcomes(store: Store, status: WorkspaceStatus, state: str, name
         permission(),
     ):
         entry = audit_entry(org_id=by.caller.org_id, workspace_id=busy.id, task_id=task_id or "")
-        found = await store.record_cancellation(by, busy.id, task_id, intent(), "", entry)
-        try:
-            expected = str(outcome_of(by, busy.id, task_id or "", found))
-        except Failure as failure:
-            expected = failure.slug
+        at = await store.get_workspace(busy.id, by.caller.org_id)
+        wanted_id = task_id or (at and at.current_task_id) or ""
+        of_call = None if at is None else await store.get_task(at.id, wanted_id)
+        expected = cancellation_outcome(by, at, of_call, is_named=task_id is not None)
+        recorded = await store.record_cancellation(by, busy.id, task_id, intent(), "", entry)
         reader = permission(org_id=by.caller.org_id)
         listed = await entries(store, AuditFilter(workspace_id=busy.id), reader)
         (stored,) = [each for each in listed if each.id == entry.id]
-        found_id = found.task.id if found.task is not None else entry.task_id
-        expected_entry = replace(entry, outcome=expected, task_id=found_id)
-        assert stored == expected_entry, (status, state, named)
+        audited_id = entry.task_id if of_call is None else of_call.id
+        expected_entry = replace(entry, outcome=expected, task_id=audited_id)
+        assert (recorded.outcome, stored) == (expected, expected_entry), (status, state, named)
 
 
 async def test_concurrent_cancellations_leave_one_entry_each(store: Store) -> None:

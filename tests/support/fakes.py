@@ -5,22 +5,51 @@ tests/contracts runs the same suites on them as on the real implementations.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 
 from evershell.core import task_lifecycle
 from evershell.core.caller import Permission
-from evershell.core.cancel_task import outcome_of
 from evershell.core.change import Change, FirstCall, Hold, Locked
-from evershell.core.errors import Failure
 from evershell.core.event import AuditEntry, Origin
-from evershell.core.ports import RENEW_BELOW_SHARE, Leased, RecordedCancellation
-from evershell.core.task import CancelIntent
-from evershell.core.workspace import Workspace
+from evershell.core.ports import (
+    RENEW_BELOW_SHARE,
+    CancellationOutcome,
+    Leased,
+    RecordedCancellation,
+)
+from evershell.core.task import CancelIntent, Task
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fake_batches import FakeBatches
 from tests.support.fake_reads import FakeReads
+
+_NOT_UP: Mapping[WorkspaceStatus, CancellationOutcome] = {
+    WorkspaceStatus.PROVISIONING: "workspace_provisioning",
+    WorkspaceStatus.STOPPING: "workspace_stopped",
+    WorkspaceStatus.STOPPED: "workspace_stopped",
+    WorkspaceStatus.FAILED: "workspace_failed",
+}
+
+
+def cancellation_outcome(
+    permission: Permission, workspace: Workspace | None, task: Task | None, *, is_named: bool
+) -> CancellationOutcome:
+    """What store/functions/cancellation_outcome.sql decides."""
+    if workspace is None:
+        return "workspace_not_found"
+    if not permission.covers(workspace):
+        return "permission_denied"
+    if is_named and task is None:
+        return "task_not_found"
+    if task is not None and task.status.is_terminal:
+        return "already_finished"
+    if workspace.status in _NOT_UP:
+        return _NOT_UP[workspace.status]
+    if task is None:
+        return "no_active_task"
+    return "accepted" if task.cancel is None else "already_requested"
 
 
 class FakeStore(FakeReads, FakeBatches):
@@ -39,46 +68,26 @@ class FakeStore(FakeReads, FakeBatches):
         audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
         self._answer()
-        found = self._record_cancellation(permission, workspace_id, task_id, intent, trace_id)
-        if audit is not None:
-            try:
-                outcome = str(outcome_of(permission, workspace_id, task_id or "", found))
-            except Failure as failure:
-                outcome = failure.slug
-            task = "" if found.task is None else found.task.id
-            self._audit.add(replace(audit, outcome=outcome, task_id=task or audit.task_id))
-        return found
-
-    def _record_cancellation(
-        self,
-        permission: Permission,
-        workspace_id: str,
-        task_id: str | None,
-        intent: CancelIntent,
-        trace_id: str,
-    ) -> RecordedCancellation:
         workspace = self._workspaces.get(workspace_id)
-        if workspace is None or workspace.org_id != permission.caller.org_id:
-            return RecordedCancellation(workspace=None, task=None, recorded=False)
-        task = self._task_of(workspace, task_id or workspace.current_task_id)
-        if (
-            task is None
-            or task.status.is_terminal
-            or not workspace.is_up
-            or not permission.covers(workspace)
-        ):
-            return RecordedCancellation(workspace, task, recorded=False)
+        task = None
+        if workspace is not None and workspace.org_id != permission.caller.org_id:
+            workspace = None
+        if workspace is not None:
+            task = self._task_of(workspace, task_id or workspace.current_task_id)
+        outcome = cancellation_outcome(permission, workspace, task, is_named=task_id is not None)
+        if audit is not None:
+            audit_task_id = audit.task_id if task is None else task.id
+            self._audit.add(replace(audit, outcome=outcome, task_id=audit_task_id))
+        if outcome not in ("accepted", "already_requested"):
+            return RecordedCancellation(outcome, workspace, task)
+        assert workspace is not None
         locked = Locked(workspace, task)
-        change = self._commit(
-            locked,
-            task_lifecycle.request_cancel(locked, intent).caused_by(
-                Origin(intent.request_id, trace_id)
-            ),
-        )
+        requested = task_lifecycle.request_cancel(locked, intent)
+        change = self._commit(locked, requested.caused_by(Origin(intent.request_id, trace_id)))
         if not change.events and change.task != task:
             # An earlier `force_at` was taken over.
             self._publish(change.workspace)
-        return RecordedCancellation(change.workspace, change.task, recorded=bool(change.events))
+        return RecordedCancellation(outcome, change.workspace, change.task)
 
     async def transition(
         self,

@@ -27,7 +27,7 @@ def test_the_wheel_has_the_files_of_the_packages_and_no_others(files: dict[str, 
     }
     assert files == expected
     assert {name.split("/")[0] for name in files} == {"evershell"}
-    assert "evershell/store/functions/cancel_tasks.sql" in files
+    assert "evershell/store/functions/record_cancellation.sql" in files
     assert "evershell/edge/envoy.yaml" in files
 
 

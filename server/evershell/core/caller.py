@@ -102,13 +102,17 @@ class Permission:
         if workspace is None or workspace.org_id != self.caller.org_id:
             raise errors.workspace_not_found(workspace_id)
         if not self.covers(workspace):
-            message = (
-                f"Workspace {workspace.id} was created by someone else, "
-                f"and your credential is limited to your own workspaces. "
-                f"This call needs the scope {_any_of(self.scopes)}."
-            )
-            raise errors.permission_denied(message, self.scopes)
+            raise self.denial(workspace)
         return workspace
+
+    def denial(self, workspace: Workspace) -> errors.Failure:
+        """The Failure permission_denied for a workspace that the permission does not cover."""
+        message = (
+            f"Workspace {workspace.id} was created by someone else, "
+            f"and your credential is limited to your own workspaces. "
+            f"This call needs the scope {_any_of(self.scopes)}."
+        )
+        return errors.permission_denied(message, self.scopes)
 
 
 def _any_of(scopes: Sequence[str]) -> str:

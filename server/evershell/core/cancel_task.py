@@ -107,7 +107,7 @@ async def cancel_task(
     """
     permission = caller.permission("workspace:write")
     # Checks and records in one transaction. If a check fails, nothing is recorded.
-    found = await store.record_cancellation(
+    recorded = await store.record_cancellation(
         permission,
         request.workspace_id,
         request.task_id,
@@ -115,10 +115,10 @@ async def cancel_task(
         request.origin.trace_id,
         request.origin.audit,
     )
-    outcome = outcome_of(permission, request.workspace_id, request.task_id, found)
-    task = found.task
+    outcome = _outcome(permission, request, recorded)
+    task = recorded.task
     if outcome in (Outcome.ACCEPTED, Outcome.ALREADY_REQUESTED):
-        task = await _signal(found, store, agents, is_named=bool(request.task_id))
+        task = await _signal(recorded, store, agents, is_named=bool(request.task_id))
         if request.wait_seconds:
             wait_seconds = deadline.bounded(request.wait_seconds)
             task = await _await_end(task, wait_seconds, store, subscriptions)
@@ -145,35 +145,31 @@ def intent_of(
     )
 
 
-def outcome_of(
-    permission: Permission, workspace_id: str, task_id: str | None, found: RecordedCancellation
+def _outcome(
+    permission: Permission, request: CancelTask, recorded: RecordedCancellation
 ) -> Outcome:
-    """Derives the outcome from what the store read. Raises Failure if a check failed.
-
-    Repeats the store's checks to find the one that failed. If several failed, the order here
-    decides; it is part of the contract.
-    """
-    workspace = permission.check(found.workspace, workspace_id)
-    task = found.task
-    if task_id and task is None:
-        raise errors.task_not_found(workspace.id, task_id)
-    if task is not None and task.status.is_terminal:
-        return Outcome.ALREADY_FINISHED
-    workspace.require_up()
-    if task is None:
-        return Outcome.NO_ACTIVE_TASK
-    assert task.cancel is not None, "the store recorded no intent, although no check failed"
-    return Outcome.ACCEPTED if found.recorded else Outcome.ALREADY_REQUESTED
+    """What the store has decided, in the words of the API. Raises the Failure of a failed check."""
+    if recorded.workspace is None:
+        raise errors.workspace_not_found(request.workspace_id)
+    match recorded.outcome:
+        case "accepted" | "already_requested" | "already_finished" | "no_active_task":
+            return Outcome(recorded.outcome)
+        case "permission_denied":
+            raise permission.denial(recorded.workspace)
+        case "task_not_found":
+            raise errors.task_not_found(request.workspace_id, request.task_id or "")
+        case _:
+            raise recorded.workspace.refusal()
 
 
 async def _signal(
-    found: RecordedCancellation, store: Store, agents: Agents, *, is_named: bool
+    recorded: RecordedCancellation, store: Store, agents: Agents, *, is_named: bool
 ) -> Task:
     """Signals the agent, and returns the task. `is_named`: whether the call names the task.
 
     Raises Failure agent_unreachable if the agent does not acknowledge the signal within 2 s.
     """
-    workspace, task = found.workspace, found.task
+    workspace, task = recorded.workspace, recorded.task
     assert workspace is not None and task is not None
     try:
         is_known = await agents.cancel_task(workspace, task)

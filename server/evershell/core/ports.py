@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
@@ -22,16 +22,36 @@ Clock = Callable[[], datetime]
 RENEW_BELOW_SHARE = 0.8
 
 
+# What record_cancellation decides: an outcome of CancelTask, or the slug of the check that failed.
+CancellationOutcome = Literal[
+    "accepted",
+    "already_requested",
+    "already_finished",
+    "no_active_task",
+    "workspace_not_found",
+    "permission_denied",
+    "task_not_found",
+    "workspace_provisioning",
+    "workspace_stopped",
+    "workspace_failed",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedCancellation:
-    """What record_cancellation found, and whether it recorded the intent."""
+    """The outcome of record_cancellation, and what it read under the lock."""
 
+    # `accepted` for exactly one call per task: the one that recorded the intent and its event.
+    outcome: CancellationOutcome
     # None if the caller's organization has no such workspace.
     workspace: Workspace | None
     # The requested task, or the current one; None if there is no such task.
     task: Task | None
-    # True for exactly one call per task: the one that recorded the intent and its event.
-    recorded: bool
+
+    @property
+    def recorded(self) -> bool:
+        """Whether this call recorded the intent."""
+        return self.outcome == "accepted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +105,9 @@ class Store(Protocol):
         it, it is up, the task (`task_id`, or the current task) has not ended, and no intent is
         recorded for it. If one is recorded already, only an earlier `force_at` replaces its own.
 
-        Returns what it read under the lock, even if it recorded nothing. `trace_id` is stored in
-        the event; empty for no trace. `audit` is stored in the same transaction, even if nothing is
-        recorded, with the outcome or the slug that the caller is answered with, except
-        `agent_unreachable`: the entry then says `accepted` or `already_requested`.
+        Returns the outcome and what it read under the lock, even if it recorded nothing. `trace_id`
+        is stored in the event; empty for no trace. `audit` is stored in the same transaction with
+        the outcome, even if nothing is recorded.
         """
 
     async def match_tasks(

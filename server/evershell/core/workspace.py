@@ -81,12 +81,15 @@ class Workspace:
         return self.is_over(epoch) or self.agent_breach is not None
 
     def require_up(self) -> None:
-        """Raises Failure unless the workspace is up.
+        """Raises Failure unless the workspace is up."""
+        if not self.is_up:
+            raise self.refusal()
+
+    def refusal(self) -> Failure:
+        """The Failure of a call for a workspace that is not up.
 
         The slug is workspace_provisioning, workspace_stopped or workspace_failed.
         """
-        if self.is_up:
-            return
         slug: Slug
         match self.status:
             case WorkspaceStatus.PROVISIONING:
@@ -110,4 +113,4 @@ class Workspace:
                     f"has failed: {reason}. No task runs in it. To run tasks again, resume it."
                 )
         message = f"Workspace {self.id} {problem}"
-        raise Failure(slug, message, workspace_id=self.id, status=str(self.status))
+        return Failure(slug, message, workspace_id=self.id, status=str(self.status))

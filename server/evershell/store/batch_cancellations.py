@@ -5,31 +5,30 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from psycopg.types.json import Json
-
 from evershell.core import deadline
 from evershell.core.caller import Permission
 from evershell.core.errors import UnavailableError
-from evershell.core.event import AuditEntry, cancel_requested_payload
+from evershell.core.event import AuditEntry
 from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks
 from evershell.core.task import CancelIntent
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
-from evershell.store.audit import audit_json
+from evershell.store.cancellations import json_of, request_of
 from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
 from evershell.store.notifications import Publish
 from evershell.store.rows import Values, json_value
 
 _CANCEL = (
     "SELECT workspace_id, task_id, outcome = 'accepted' AS is_new, watched FROM cancel_tasks("
-    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+    "p_request => json_populate_record(NULL::cancellation_request, %s), "
+    "p_task_ids => %s, p_wait => %s)"
 )
 # By the index workspaces_with_task. The counts are those of all rows, not only of the first ones.
 _MATCH = (
     "SELECT workspace_id, task_id, is_pending, count(*) OVER () AS matched, "
     "count(*) FILTER (WHERE is_pending) OVER () AS pending FROM ("
-    "SELECT w.id AS workspace_id, t.id AS task_id, w.status IN ('idle', 'busy') AND ("
-    "t.cancel_requested_at IS NULL OR coalesce(%s < coalesce(t.cancel_force_at, 'infinity'), false)"
-    ") AS is_pending "
+    "SELECT w.id AS workspace_id, t.id AS task_id, "
+    "CASE cancellation_outcome(w, t, true, false, NULL) WHEN 'accepted' THEN true "
+    "WHEN 'already_requested' THEN is_forced_earlier(t, %s) ELSE false END AS is_pending "
     "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id "
     "WHERE w.org_id = %s AND w.current_task_id IS NOT NULL "
     "AND t.status IN ('submitted', 'delivered', 'running') {}"
@@ -74,23 +73,8 @@ class BatchCancellations:
     ) -> Mapping[str, bool]:
         """See Store.cancel_tasks."""
         assert len(task_ids) == 1 or not wait, "a transaction with a lock waits for no other"
-        caller = permission.caller
-        parameters = (
-            caller.org_id,
-            permission.own_only,
-            caller.user_id,
-            list(task_ids),
-            intent.requested_by,
-            str(intent.credential_kind),
-            intent.requested_at,
-            intent.reason,
-            intent.request_id,
-            intent.force_at,
-            trace_id or None,
-            json_value(cancel_requested_payload(intent)),
-            wait,
-            None if audit is None else Json(audit_json(audit)),
-        )
+        request = request_of(permission, intent, trace_id, audit)
+        parameters = (json_of(request), list(task_ids), wait)
         try:
             rows = await (self._wait(parameters) if wait else self._execute(parameters))
         except asyncio.CancelledError:

@@ -4,10 +4,11 @@ import asyncio
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 from weakref import WeakValueDictionary
 
-from psycopg.types.json import Json, Jsonb
+from psycopg.types.json import Json
 
 from evershell.core import deadline
 from evershell.core.caller import Permission
@@ -20,48 +21,28 @@ from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
 from evershell.store.group_commit import GroupCommit
 from evershell.store.notifications import Publish, is_watched
 from evershell.store.rows import (
-    Values,
-    json_value,
     task_columns,
     task_of,
     workspace_columns,
     workspace_of,
 )
 
-_COLUMNS = (
-    f"skipped, recorded, {workspace_columns('(w).')}, {task_columns('(t).')}, (w).watched_until"
-)
+_COLUMNS = f"outcome, {workspace_columns('(w).')}, {task_columns('(t).')}, (w).watched_until"
 # The name comes first, because pg_stat_activity shows 1,024 bytes of a statement.
-_RECORD_ONE = (
-    f"SELECT /* record_cancellation_or_skip */ {_COLUMNS} FROM record_cancellation_or_skip("
-    "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+_RECORD = (
+    f"SELECT /* record_cancellation */ {_COLUMNS} "
+    "FROM json_populate_recordset(NULL::cancellation_request, %s) AS request "
+    "CROSS JOIN LATERAL record_cancellation(p_request => request, p_wait => %s)"
 )
-_RECORD_MANY = f"SELECT /* record_cancellations */ {_COLUMNS} FROM record_cancellations(%s)"
+
+# The fields of a request by their names.
+Request = dict[str, Any]
 
 # Larger groups took longer for each request, smaller ones more CPU. With fewer statements at once,
 # the call of one of four callers took longer, and with more, groups were smaller
 # (docs/decisions/0014-group-commit.md has the figures).
 _MAX_BATCH = 64
 _AT_ONCE = 2
-
-
-class _Request(NamedTuple):
-    """The fields of a request in record_cancellations.sql."""
-
-    org_id: str
-    own_only: bool
-    user_id: str | None
-    workspace_id: str
-    task_id: str | None
-    requested_by: str
-    credential_kind: str
-    requested_at: datetime
-    reason: str
-    request_id: str
-    force_at: datetime | None
-    trace_id: str | None
-    payload: Jsonb
-    audit: Json | None
 
 
 class Cancellations:
@@ -83,7 +64,7 @@ class Cancellations:
         """Calls `publish` for each workspace whose task may have changed."""
         self._pool = pool
         self._publish = publish
-        self._group = GroupCommit(self._commit, max_batch=max_batch, at_once=at_once)
+        self._group = GroupCommit(self._execute, max_batch=max_batch, at_once=at_once)
         # One request for each locked workspace waits in the database, the others wait here in
         # order. All together use at most half of the connections.
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -99,102 +80,98 @@ class Cancellations:
         audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
         """See Store.record_cancellation."""
-        caller = permission.caller
-        request = _Request(
-            caller.org_id,
-            permission.own_only,
-            caller.user_id,
-            workspace_id,
-            task_id,
-            intent.requested_by,
-            str(intent.credential_kind),
-            intent.requested_at,
-            intent.reason,
-            intent.request_id,
-            intent.force_at,
-            trace_id or None,
-            json_value(cancel_requested_payload(intent)),
-            None if audit is None else Json(audit_json(audit)),
-        )
-        found = await self._group(request)
-        return await self._record_after_lock(request) if found is None else found
+        request = request_of(permission, intent, trace_id, audit)
+        request |= {"workspace_id": workspace_id, "task_id": task_id}
+        recorded = await self._group(request)
+        return await self._record_after_lock(request) if recorded is None else recorded
 
     async def drained(self) -> None:
         """Returns when no shared statement is in flight."""
         await self._group.drained()
 
-    async def _record_after_lock(self, request: _Request) -> RecordedCancellation:
-        queue = self._queues.setdefault(request.workspace_id, asyncio.Lock())
+    async def _record_after_lock(self, request: Request) -> RecordedCancellation:
+        workspace_id = request["workspace_id"]
+        queue = self._queues.setdefault(workspace_id, asyncio.Lock())
         try:
             async with (
                 asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)),
                 queue,
                 self._waiting_connections,
             ):
-                (found,) = await self._execute([request], _RECORD_ONE, _parameters(request, True))
+                (recorded,) = await self._execute([request], wait=True)
         except TimeoutError as error:
-            message = f"Another transaction has locked workspace {request.workspace_id}."
+            message = f"Another transaction has locked workspace {workspace_id}."
             raise UnavailableError(message) from error
-        assert found is not None
-        return found
-
-    async def _commit(self, requests: Sequence[_Request]) -> Sequence[RecordedCancellation | None]:
-        if len(requests) == 1:
-            return await self._execute(requests, _RECORD_ONE, _parameters(requests[0], False))
-        return await self._execute(requests, _RECORD_MANY, (Json(requests, dumps=_dumps),))
+        assert recorded is not None
+        return recorded
 
     async def _execute(
-        self, requests: Sequence[_Request], query: str, parameters: Values
+        self, requests: Sequence[Request], *, wait: bool = False
     ) -> Sequence[RecordedCancellation | None]:
         """The results in the order of the requests. None for a workspace that was locked."""
         try:
             async with connected(self._pool) as connection:
-                cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+                cursor = await connection.execute(
+                    _RECORD, (json_of(requests), wait), prepare=True, binary=True
+                )
                 rows = await cursor.fetchall()
         except asyncio.CancelledError:
             # The intents may have been committed before the cancellation.
             for request in requests:
-                self._publish(request.workspace_id, watched=True, reconcile=False)
+                self._publish(request["workspace_id"], watched=True, reconcile=False)
             raise
         results = [_result(row) for row in rows]
         for request, row, result in zip(requests, rows, results, strict=True):
             if result is not None and (
                 result.recorded or _may_have_changed_force_at(result, request)
             ):
-                watched = is_watched(row.watched_until, request.requested_at)
-                self._publish(request.workspace_id, watched=watched, reconcile=False)
+                watched = is_watched(row.watched_until, request["requested_at"])
+                self._publish(request["workspace_id"], watched=watched, reconcile=False)
         return results
 
 
-def _parameters(request: _Request, wait: bool) -> Values:
-    return (*request[:-1], wait, request.audit)
+def request_of(
+    permission: Permission, intent: CancelIntent, trace_id: str, audit: AuditEntry | None
+) -> Request:
+    """The fields of `cancellation_request` in the migrations, without those that name the task."""
+    return {
+        "org_id": permission.caller.org_id,
+        "own_only": permission.own_only,
+        "user_id": permission.caller.user_id,
+        "requested_by": intent.requested_by,
+        "credential_kind": intent.credential_kind,
+        "requested_at": intent.requested_at,
+        "reason": intent.reason,
+        "request_id": intent.request_id,
+        "force_at": intent.force_at,
+        "force_requested_by": intent.force_requested_by,
+        "trace_id": trace_id or None,
+        "payload": cancel_requested_payload(intent),
+        "audit": None if audit is None else audit_json(audit),
+    }
+
+
+_dumps = partial(json.dumps, ensure_ascii=False, default=datetime.isoformat)
+
+
+def json_of(request: Request | Sequence[Request]) -> Json:
+    """The parameter for a request, or for several."""
+    return Json(request, dumps=_dumps)
 
 
 def _result(row: Any) -> RecordedCancellation | None:
-    if row.skipped:
+    if row.outcome is None:
         return None
-    return RecordedCancellation(
-        workspace=None if row.id is None else workspace_of(row),
-        task=task_of(row),
-        recorded=row.recorded,
-    )
+    workspace = None if row.id is None else workspace_of(row)
+    return RecordedCancellation(outcome=row.outcome, workspace=workspace, task=task_of(row))
 
 
-def _may_have_changed_force_at(found: RecordedCancellation, request: _Request) -> bool:
+def _may_have_changed_force_at(recorded: RecordedCancellation, request: Request) -> bool:
     """Whether the call may have moved the force deadline of an intent that was recorded before.
 
     Also true if the deadline was the same before. It is then published without need.
     """
-    if request.force_at is None or found.task is None or found.task.cancel is None:
+    force_at: datetime | None = request["force_at"]
+    if force_at is None or recorded.task is None or recorded.task.cancel is None:
         return False
-    return found.task.cancel.force_at == request.force_at
-
-
-def _dumps(requests: Sequence[_Request]) -> str:
-    return json.dumps(
-        [request._asdict() for request in requests], ensure_ascii=False, default=_plain
-    )
-
-
-def _plain(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value.obj
+    return recorded.task.cancel.force_at == force_at

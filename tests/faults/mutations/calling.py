@@ -7,7 +7,8 @@ _AUTH = "server/evershell/auth/"
 _CORE = "server/evershell/core/"
 _STORE = "server/evershell/store/"
 _EDGE = "envoy/evershell/edge/"
-_RECORD = f"{_STORE}functions/record_cancellation_or_skip.sql"
+_DECIDE = f"{_STORE}functions/cancellation_outcome.sql"
+_RECORD = f"{_STORE}functions/record_cancellation.sql"
 _CASES = "tests/wire/edge/test_cases.py"
 
 CALLING: tuple[Rule, ...] = (
@@ -16,26 +17,30 @@ CALLING: tuple[Rule, ...] = (
         "tests/unit/core/test_cancel_task_order.py tests/contracts/test_store_audit.py",
         (
             f"{_CORE}cancel_task.py",
-            "    if task_id and task is None:\n",
-            "    if task_id and task is None and workspace.is_up:\n",
+            'raise errors.task_not_found(request.workspace_id, request.task_id or "")',
+            "raise recorded.workspace.refusal()",
         ),
-        (_RECORD, "WHEN p_task_id IS NOT NULL AND t.id IS NULL THEN", "WHEN false THEN"),
+        (_DECIDE, "WHEN p_names_task AND t.id IS NULL THEN", "WHEN false THEN"),
     ),
     rule(
         "a task that has ended is already_finished in every state of its workspace",
-        "tests/unit/core/test_cancel_task_order.py tests/unit/core/test_cancel_task.py",
+        "tests/contracts/test_store_audit.py",
         (
-            f"{_CORE}cancel_task.py",
-            "    if task is not None and task.status.is_terminal:\n",
-            "    if task is not None and task.status.is_terminal and workspace.is_up:\n",
+            _DECIDE,
+            "            THEN 'already_finished'\n",
+            "            AND w.status IN ('idle', 'busy') THEN 'already_finished'\n",
         ),
     ),
     rule(
         "the state of the workspace decides, and nothing is recorded in another one",
         "tests/unit/core/test_cancel_task_order.py tests/contracts/test_store_cancellations.py",
-        (f"{_CORE}cancel_task.py", "    workspace.require_up()\n", ""),
         (
-            _RECORD,
+            f"{_CORE}cancel_task.py",
+            "            raise recorded.workspace.refusal()\n",
+            "            return Outcome.NO_ACTIVE_TASK\n",
+        ),
+        (
+            _DECIDE,
             "WHEN w.status IN ('stopping', 'stopped') THEN",
             "WHEN w.status = 'stopped' THEN",
         ),
@@ -281,7 +286,7 @@ CALLING: tuple[Rule, ...] = (
         (f"{_CORE}caller.py", "self.caller.user_id is not None and", ""),
         (f"{_CORE}caller.py", "workspace.created_by_user_id == self.caller.user_id", "True"),
         (
-            _RECORD,
+            _DECIDE,
             "WHEN p_own_only AND (w.created_by_user_id = p_user_id) IS NOT TRUE THEN",
             "WHEN p_own_only AND w.created_by_user_id <> p_user_id THEN",
         ),
@@ -292,8 +297,9 @@ CALLING: tuple[Rule, ...] = (
         (f"{_CORE}caller.py", " or workspace.org_id != self.caller.org_id:", ":"),
         (
             _RECORD,
-            "WHERE id = p_workspace_id AND org_id = p_org_id\n        FOR UPDATE SKIP LOCKED",
-            "WHERE id = p_workspace_id\n        FOR UPDATE SKIP LOCKED",
+            "WHERE id = p_request.workspace_id AND org_id = p_request.org_id\n"
+            "        FOR UPDATE SKIP LOCKED",
+            "WHERE id = p_request.workspace_id\n        FOR UPDATE SKIP LOCKED",
         ),
     ),
     rule(

@@ -6,7 +6,9 @@ _CORE = "server/evershell/core/"
 _AGENT = "server/evershell/agents/"
 _STORE = "server/evershell/store/"
 _FLEET = "server/evershell/fleet/"
-_RECORD = f"{_STORE}functions/record_cancellation_or_skip.sql"
+_DECIDE = f"{_STORE}functions/cancellation_outcome.sql"
+_FORCE = f"{_STORE}functions/is_forced_earlier.sql"
+_RECORD = f"{_STORE}functions/record_cancellation.sql"
 _BATCH = f"{_STORE}functions/cancel_tasks.sql"
 _SCHEMA = f"{_STORE}migrations/0001_initial.sql"
 
@@ -164,7 +166,7 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/contracts/test_store_cancellations.py tests/contracts/test_store_agreement.py",
         (
             _RECORD,
-            "WHERE id = coalesce(p_task_id, w.current_task_id) AND",
+            "WHERE id = coalesce(p_request.task_id, w.current_task_id) AND",
             "WHERE id = w.current_task_id AND",
         ),
     ),
@@ -266,7 +268,7 @@ CANCELLING: tuple[Rule, ...] = (
     rule(
         "a repeat is already_requested, and the first intent stays",
         "tests/contracts/test_store_cancellations.py tests/contracts/test_store_agreement.py",
-        (_RECORD, "WHEN t.cancel_requested_at IS NOT NULL THEN", "WHEN false THEN"),
+        (_DECIDE, "WHEN t.cancel_requested_at IS NOT NULL THEN", "WHEN false THEN"),
         (f"{_CORE}task_lifecycle.py", "    if task.cancel is None:\n", "    if True:\n"),
     ),
     rule(
@@ -335,15 +337,11 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/core/test_task_lifecycle.py tests/unit/agents/test_force.py "
         "tests/unit/agents/test_session.py",
         (
-            _RECORD,
+            _FORCE,
             "p_force_at < coalesce(t.cancel_force_at, 'infinity')",
             "p_force_at IS NOT NULL",
         ),
-        (
-            _BATCH,
-            "p_force_at < coalesce(tasks.cancel_force_at, 'infinity')",
-            "p_force_at IS NOT NULL",
-        ),
+        (_BATCH, " AND decided.is_forced_earlier\n", "\n"),
         (
             f"{_CORE}task_lifecycle.py",
             "task.cancel.force_at is not None and task.cancel.force_at <= intent.force_at",
@@ -395,14 +393,14 @@ CANCELLING: tuple[Rule, ...] = (
             "enumerate(change.events, seq + 1)",
             "enumerate(change.events, seq + 2)",
         ),
-        (_RECORD, "'task_cancel_requested', p_requested_at", "'task_started', p_requested_at"),
+        (_RECORD, "'task_cancel_requested', p_request", "'task_started', p_request"),
     ),
     rule(
         "a call and its entry of the audit log are committed together",
         "tests/contracts/test_store_audit.py tests/contracts/test_store_cancel_tasks.py",
-        (_RECORD, "    IF p_audit IS NOT NULL THEN\n", "    IF false THEN\n"),
+        (_RECORD, "    IF p_request.audit IS NOT NULL THEN\n", "    IF false THEN\n"),
         (_RECORD, "entry.outcome := outcome", "entry.outcome := 'ok'"),
-        (_BATCH, "    IF p_audit IS NOT NULL THEN\n", "    IF false THEN\n"),
+        (_BATCH, "        WHERE p_request.audit IS NOT NULL\n", "        WHERE false\n"),
     ),
     rule(
         "a batch cancels what matches, of the organization and of its caller, the oldest first",
@@ -420,11 +418,11 @@ CANCELLING: tuple[Rule, ...] = (
         (f"{_STORE}batch_cancellations.py", "    if permission.own_only:\n", "    if False:\n"),
         (
             _BATCH,
-            "(NOT p_own_only OR w.created_by_user_id = p_user_id)",
-            "(true)",
+            "true, p_request.own_only, p_request.user_id) AS outcome",
+            "true, false, NULL) AS outcome",
         ),
-        (_BATCH, "            AND tasks.cancel_requested_at IS NULL\n", ""),
-        (_BATCH, "            AND w.status IN ('idle', 'busy')\n", ""),
+        (_BATCH, " AND decided.outcome = 'accepted'\n", "\n"),
+        (_BATCH, " WHERE decided.outcome IN ('accepted', 'already_requested')", ""),
         (f"{_CORE}cancel_tasks.py", "    if request.dry_run:\n", "    if False:\n"),
         (
             f"{_CORE}cancel_tasks.py",
@@ -536,8 +534,8 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/faults/long/chaos/test_emergencies.py",
         (
             _BATCH,
-            "            AND w.status IN ('idle', 'busy')\n",
-            "            AND w.status IN ('idle', 'busy') AND w.current_task_id !~ '[0-9A-F]$'\n",
+            "        WHERE w.id = ANY (locked_ids)\n",
+            "        WHERE w.id = ANY (locked_ids) AND t.id !~ '[0-9A-F]$'\n",
         ),
         # A worker keeps for a while that there is no hold.
         (

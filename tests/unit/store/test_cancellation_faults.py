@@ -95,9 +95,9 @@ async def test_a_broken_connection_is_unavailable_for_all_members(
 ) -> None:
     busy = await cell.busy(3)
     terminate = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND query LIKE '%%record_cancellations %%' "
-        "AND state = 'active' AND pid <> pg_backend_pid()"
+        "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity "
+        "WHERE datname = current_database() AND query LIKE '%%record_cancellation%%' "
+        "AND state = 'active' AND pid <> pg_backend_pid() ORDER BY query_start DESC LIMIT 1) latest"
     )
     async with cell.statements_in_flight():
         calls = [cell.cancel(each.id) for each, _ in busy]

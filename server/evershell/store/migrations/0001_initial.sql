@@ -169,6 +169,25 @@ WHERE type = 'task_cancel_requested';
 CREATE UNIQUE INDEX events_one_of_each_iteration ON events (task_id, (payload ->> 'number'))
 WHERE type = 'iteration_completed';
 
+-- A request to cancel a task, as the functions get it. `audit` is the call's entry of the audit log.
+CREATE TYPE cancellation_request AS (
+    org_id text,
+    own_only boolean,
+    user_id text,
+    workspace_id text,
+    task_id text,
+    requested_by text,
+    credential_kind text,
+    requested_at timestamptz,
+    reason text,
+    request_id text,
+    force_at timestamptz,
+    force_requested_by text,
+    trace_id text,
+    payload jsonb,
+    audit json
+);
+
 -- The audit log. The service only inserts and reads. Entries are removed by dropping partitions.
 --
 -- The ids begin with the time, so partitions by id are partitions by time, the id alone is the

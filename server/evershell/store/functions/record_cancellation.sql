@@ -1,0 +1,79 @@
+-- Records the intent to cancel a task, and its event, if cancellation_outcome accepts the request.
+-- One transaction, one round trip. Returns the outcome, and the workspace and the task as they are
+-- under the lock.
+--
+-- If another transaction has locked the workspace, the function waits for it if p_wait, and
+-- otherwise records nothing and returns NULL for the outcome. Calls of one transaction that do not
+-- wait cannot take part in a deadlock.
+--
+-- Stores the call's entry of the audit log, with its outcome, unless it is NULL or the outcome is.
+--
+-- Under READ COMMITTED each statement sees what was committed before it started. The task is read
+-- in a statement after the one that locks its workspace, so it is read as it is under the lock.
+CREATE OR REPLACE FUNCTION record_cancellation(
+    p_request cancellation_request,
+    p_wait boolean,
+    OUT outcome text,
+    OUT w workspaces,
+    OUT t tasks
+) LANGUAGE plpgsql AS $$
+DECLARE
+    entry audit_entries;
+BEGIN
+    IF p_wait THEN
+        SELECT * INTO w FROM workspaces
+        WHERE id = p_request.workspace_id AND org_id = p_request.org_id
+        FOR UPDATE;
+    ELSE
+        SELECT * INTO w FROM workspaces
+        WHERE id = p_request.workspace_id AND org_id = p_request.org_id
+        FOR UPDATE SKIP LOCKED;
+        IF NOT FOUND AND EXISTS (
+            SELECT FROM workspaces
+            WHERE id = p_request.workspace_id AND org_id = p_request.org_id
+        ) THEN
+            RETURN;
+        END IF;
+    END IF;
+    IF w.id IS NOT NULL THEN
+        SELECT * INTO t FROM tasks
+        WHERE id = coalesce(p_request.task_id, w.current_task_id) AND workspace_id = w.id;
+    END IF;
+    outcome := cancellation_outcome(
+        w, t, p_request.task_id IS NOT NULL, p_request.own_only, p_request.user_id
+    );
+    IF outcome = 'already_requested' AND is_forced_earlier(t, p_request.force_at) THEN
+        UPDATE tasks
+        SET cancel_force_at = p_request.force_at,
+            cancel_force_requested_by = p_request.requested_by
+        WHERE id = t.id
+        RETURNING * INTO t;
+    END IF;
+    IF outcome = 'accepted' THEN
+        UPDATE tasks
+        SET cancel_requested_by = p_request.requested_by,
+            cancel_credential_kind = p_request.credential_kind,
+            cancel_requested_at = p_request.requested_at,
+            cancel_reason = p_request.reason,
+            cancel_request_id = p_request.request_id,
+            cancel_force_at = p_request.force_at,
+            cancel_force_requested_by = p_request.force_requested_by
+        WHERE id = t.id
+        RETURNING * INTO t;
+        w.last_seq := w.last_seq + 1;
+        UPDATE workspaces SET last_seq = w.last_seq WHERE id = w.id;
+        INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, trace_id, payload)
+        VALUES (
+            w.id, w.last_seq, 'task_cancel_requested', p_request.requested_at, t.id,
+            p_request.request_id, p_request.trace_id, p_request.payload
+        );
+    END IF;
+    IF p_request.audit IS NOT NULL THEN
+        entry := json_populate_record(NULL::audit_entries, p_request.audit);
+        entry.outcome := outcome;
+        entry.task_id := coalesce(t.id, entry.task_id);
+        -- The entry may be stored already, as that of a call that was given up.
+        INSERT INTO audit_entries SELECT entry.* ON CONFLICT (id) DO NOTHING;
+    END IF;
+END;
+$$;
