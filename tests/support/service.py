@@ -1,6 +1,8 @@
 """A service under test, wherever it runs, and what tests do with it."""
 
+import threading
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import psycopg
@@ -17,6 +19,9 @@ class Service:
         self.ready: dict[str, Any] = {}
         self._rest: dict[str, Rest] = {}
         self._grpc: dict[tuple[str, str], Grpc] = {}
+        self._own: list[Callable[[], None]] = []
+        # Threads of a test may ask for the first caller at once.
+        self._making = threading.Lock()
 
     @property
     def tokens(self) -> dict[str, str]:
@@ -25,19 +30,28 @@ class Service:
 
     def rest(self, token: str = "full_access") -> Rest:
         """A REST caller with this demo credential or bearer token. Empty: no credential."""
-        if token not in self._rest:
-            self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
-        return self._rest[token]
+        with self._making:
+            if token not in self._rest:
+                self._rest[token] = Rest(self.ready["rest_url"], self.tokens.get(token, token))
+            return self._rest[token]
 
     def grpc(self, token: str = "full_access", address: str | None = None) -> Grpc:
         """A gRPC caller. It calls through Envoy unless `address` names a worker."""
         key = (token, address or self.ready["grpc_addr"])
-        if key not in self._grpc:
-            self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
-        return self._grpc[key]
+        with self._making:
+            if key not in self._grpc:
+                self._grpc[key] = Grpc(key[1], self.tokens.get(token, token))
+            return self._grpc[key]
+
+    def closes(self, close: Callable[[], None]) -> None:
+        """Lets `close_callers` close the connections of a caller that a test has made."""
+        self._own.append(close)
 
     def close_callers(self) -> None:
         """Closes the connections of all callers."""
+        for close in self._own:
+            close()
+        self._own.clear()
         for rest in self._rest.values():
             rest.close()
         for rpc in self._grpc.values():

@@ -88,6 +88,7 @@ class RestCaller:
         self._http2 = http2
         self._keeps_connection = keeps_connection
         self._client = self._connected()
+        service.closes(lambda: self._client.close())
 
     def _connected(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {self._service.tokens[self._token]}"}
@@ -156,6 +157,7 @@ class GrpcCaller:
         self, service: Service, *, token: str = "full_access", keeps_connection: bool = True
     ) -> None:
         self._service = service
+        service.closes(lambda: self._channel.close())
         self._keeps_connection = keeps_connection
         self._metadata = (("authorization", f"Bearer {service.tokens[token]}"),)
         self._connect()
