@@ -112,6 +112,7 @@ def build_go_sample(folder: Path) -> Path:
     return program
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(GO_SECONDS)
 def test_the_sample_for_go_cancels_a_task(
     stack: Stack, workspace: Workspace, gate: Gate, tmp_path: Path
