@@ -67,8 +67,9 @@ def test_each_window_is_counted_by_itself(database: Database, armed: Armed) -> N
         "DELETE FROM events WHERE workspace_id = %s AND seq = 4",
         "UPDATE events SET seq = 5 WHERE workspace_id = %s AND seq = 4",
         "UPDATE events SET type = 'iteration_completed' WHERE workspace_id = %s AND seq = 4",
-        "INSERT INTO events SELECT workspace_id, 5, 'iteration_completed', time, task_id, "
-        "request_id, payload FROM events WHERE workspace_id = %s AND seq = 4",
+        "INSERT INTO events (workspace_id, seq, type, time, task_id, request_id, payload) "
+        "SELECT workspace_id, 5, 'iteration_completed', time, task_id, request_id, payload "
+        "FROM events WHERE workspace_id = %s AND seq = 4",
         "UPDATE workspaces SET last_seq = 3 WHERE id = %s",
         "UPDATE tasks SET status = 'cancelled', completed_at = now() WHERE workspace_id = %s",
         "UPDATE tasks SET cancel_requested_by = NULL, cancel_credential_kind = NULL, "

@@ -53,7 +53,7 @@ def test_the_printed_calls_work(stack: Stack) -> None:
     finally:
         timer.cancel()
         os.killpg(shell.pid, signal.SIGKILL)
-        shell.wait()
+        shell.communicate()
     assert '"outcome": "already_requested"' in printed
     assert '"forced":true' in printed.splitlines()[-1]
 
