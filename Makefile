@@ -44,7 +44,7 @@ check: $(READY) ## check format, lint, types, imports, protos, generated files a
 test: $(READY) ## run the tests on real PostgreSQL, Envoy and agents, in about 4 minutes
 	@exec $(BIN)/python -m pytest --ignore-glob='*/long' $(PYTEST_OPTIONS)
 
-test-fast: $(READY) ## run the tests that need no running stack, in about 20 seconds
+test-fast: $(READY) ## run a fast part of the tests, in about 20 seconds
 	@exec $(BIN)/python -m pytest $(addprefix tests/unit/,agents auth cli client core) tests/wire/api \
 		tests/clients/documents $(addprefix --ignore=tests/unit/agents/test_,exit.py \
 		openai_failures.py openai_model.py program.py tools.py) $(PYTEST_OPTIONS)

@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
 # `up` and the tests set these. They are no settings for operators.
 INTERNAL = ("run_id", "crash_points_dir")
-# The first setting of each section. The order is that of config.py.
+# The first setting of each section. The order is that of app/settings.py.
 SECTIONS = {
     "state_dir": "State and database",
     "rest_port": "Ports and workers",
@@ -78,7 +78,7 @@ def configuration() -> str:
             parts.append("|---|---|---|---|\n")
         meaning = " ".join((field.description or "").split())
         if not meaning:
-            raise ValueError(f"{name} in config.py needs a docstring")
+            raise ValueError(f"{name} in app/settings.py needs a docstring")
         parts.append(f"| `{name.upper()}` | {default(field)} | {values(field)} | {meaning} |\n")
     return "".join(parts)
 

@@ -1,7 +1,8 @@
 """How gRPC sends a call and reads a stream, in both forms of the client.
 
-These pairs are all that is written twice. The rest of the synchronous client is generated from the
-asynchronous one, with the names of the first of each pair replaced by those of the second.
+These pairs, and the credential in `_options.py`, are all that is written twice. The rest of the
+synchronous client is generated from the asynchronous one, with the names of the first of each pair
+replaced by those of the second.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
@@ -92,7 +93,7 @@ class AsyncTransport:
         try:
             call = self._stub.WatchEvents(request, timeout=timeout, metadata=headers)
         except self.ERRORS as error:
-            raise self.failure(error) from error
+            raise_failure(self.failure(error), error)
         return AsyncStream(self, call, idle_seconds)
 
     def failure(self, error: BaseException) -> BaseException:
@@ -158,7 +159,7 @@ class Transport:
         try:
             call = self._stub.WatchEvents(request, timeout=timeout, metadata=headers)
         except self.ERRORS as error:
-            raise self.failure(error) from error
+            raise_failure(self.failure(error), error)
         return Stream(self, call, idle_seconds)
 
     def failure(self, error: Exception) -> Exception:
@@ -192,7 +193,7 @@ class AsyncStream:
         except TimeoutError as error:
             raise _idle_error() from error
         except self._transport.ERRORS as error:
-            raise self._transport.failure(error) from error
+            raise_failure(self._transport.failure(error), error)
         return None if message is grpc.aio.EOF else message
 
     def close(self) -> None:
@@ -219,7 +220,7 @@ class Stream:
         except grpc.RpcError as error:
             if self._idle.has_passed:
                 raise _idle_error() from error
-            raise self._transport.failure(error) from error
+            raise_failure(self._transport.failure(error), error)
 
     def close(self) -> None:
         """Ends the stream."""
@@ -258,6 +259,13 @@ class _IdleLimit:
                 self.has_passed = True
                 self._cancel()
                 return
+
+
+def raise_failure(failure: BaseException, error: BaseException) -> NoReturn:
+    """Raises the failure with the error as its cause, unless they are the same."""
+    if failure is error:
+        raise error
+    raise failure from error
 
 
 def _idle_error() -> UnavailableError:

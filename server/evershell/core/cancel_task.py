@@ -1,10 +1,11 @@
 """Use case: cancel the task that runs in a workspace.
 
 The promise: after `accepted` the task ends `cancelled`, even if the signal, the agent, the caller,
-this process or the database fails. It rests on the order of two steps:
+this process or the database fails, as long as the database keeps what it has committed. It rests on
+the order of two steps:
 
 1. The store commits the intent to cancel. Every end of a task is decided by `_end` in
-   task_lifecycle.py, which holds the same lock on the workspace and reads the intent. From here on
+   task_lifecycle.py under the same lock on the workspace, and `_end` reads the intent. From here on
    the task can therefore only end `cancelled`.
 2. The agent is signalled. This only saves time. If the signal is lost, the agent receives the
    intent with the reply to its next commit or heartbeat, and the fleet controller repeats the
@@ -103,7 +104,8 @@ async def cancel_task(
     Raises Failure permission_denied, workspace_not_found, task_not_found, workspace_provisioning,
     workspace_stopped or workspace_failed if nothing is recorded, and agent_unreachable if the
     intent is recorded but the agent did not acknowledge the signal in time. Raises UnavailableError
-    if the database did not answer; the intent may or may not be recorded.
+    if the database did not answer; the intent may or may not be recorded. A failed signal raises at
+    once, even if the request asks to wait.
     """
     permission = caller.permission("workspace:write")
     # Checks and records in one transaction. If a check fails, nothing is recorded.
@@ -158,8 +160,10 @@ def _outcome(
             raise permission.denial(recorded.workspace)
         case "task_not_found":
             raise errors.task_not_found(request.workspace_id, request.task_id or "")
-        case _:
+        case "workspace_provisioning" | "workspace_stopped" | "workspace_failed":
             raise recorded.workspace.refusal()
+        case unknown:
+            raise AssertionError(f"the store has decided {unknown}")
 
 
 async def _signal(

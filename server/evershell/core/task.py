@@ -77,7 +77,7 @@ class Limit(StrEnum):
 class CancelIntent:
     """A recorded cancellation. It belongs to the task, never to the workspace."""
 
-    # A user id, an API key id, or limits.REQUESTER.
+    # A user id, an API key id, or task_limits.REQUESTER.
     requested_by: str
     credential_kind: str
     requested_at: datetime

@@ -23,8 +23,8 @@ _PATIENCE_SECONDS = 0.1
 # How many slow statements may be in flight, so that they do not use all connections of the pool.
 _MAX_SLOW = 3
 
-# Errors that pool.connected turns into UnavailableError although the database works. One member
-# has caused them, and the transaction was rolled back.
+# Errors that connections.connected turns into UnavailableError although the database works. One
+# member has caused them, and the transaction was rolled back.
 _CAUSED_BY_MEMBER = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,

@@ -10,17 +10,22 @@ from evershell.core.errors import UnavailableError
 from evershell.store.connections import Pool, connected
 
 _RETRY_SECONDS = 1.0
-_APPLIED = "SELECT migration_id FROM _yoyo_migration"
+# The migrations that are applied, and the functions that exist.
+_APPLIED = """
+    SELECT migration_id AS name FROM _yoyo_migration
+    UNION ALL
+    SELECT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+"""
 
 _log = structlog.get_logger()
 
 
 async def await_schema(pool: Pool) -> None:
-    """Returns when all migrations of this version are applied.
+    """Returns when all migrations of this version are applied and all its functions exist.
 
     Those of later versions do no harm, because a migration only adds.
     """
-    own = _own_migrations()
+    own = _own("migrations") | _own("functions")
     missing: set[str] = set()
     while True:
         try:
@@ -40,14 +45,14 @@ async def _applied(pool: Pool) -> set[str]:
     try:
         async with connected(pool) as connection:
             cursor = await connection.execute(_APPLIED)
-            return {str(row.migration_id) for row in await cursor.fetchall()}
+            return {str(row.name) for row in await cursor.fetchall()}
     except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
         # Never migrated, or by an earlier version, which did not let the service's role look.
         return set()
 
 
-def _own_migrations() -> set[str]:
-    folder = resources.files("evershell.store") / "migrations"
+def _own(folder_name: str) -> set[str]:
+    folder = resources.files("evershell.store") / folder_name
     return {
         file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql")
     }

@@ -206,5 +206,6 @@ async def test_a_caller_can_cancel_its_own_call(client: AsyncClient, scripted: S
     call = asyncio.create_task(client.get_workspace("ws_1"))
     await scripted.started.wait()
     call.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError) as raised:
         await call
+    assert raised.value.__cause__ is not raised.value

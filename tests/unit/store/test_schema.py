@@ -51,3 +51,20 @@ async def test_the_service_role_sees_that_the_schema_becomes_current(
         await asyncio.to_thread(migrate, empty_database_url, role_url)
         async with asyncio.timeout(LIMIT_SECONDS):
             await waiting
+
+
+async def test_a_missing_function_is_waited_for(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version may add a function without a migration."""
+    monkeypatch.setattr(schema, "_RETRY_SECONDS", 0.01)
+    await asyncio.to_thread(migrate, empty_database_url)
+    async with open_pool(empty_database_url, min_size=1, max_size=1) as pool:
+        async with pool.connection() as connection:
+            await connection.execute("ALTER FUNCTION renew_leases RENAME TO another")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await await_schema(pool)
+        await asyncio.to_thread(migrate, empty_database_url)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await await_schema(pool)

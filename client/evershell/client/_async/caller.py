@@ -26,6 +26,7 @@ from evershell.client._transport import (
     AsyncTransport,
     Headers,
     async_token_of,
+    raise_failure,
 )
 from evershell.client.answers import Answer, OnAnswer, Page, metadata_of, request_id_of
 from evershell.client.endpoint import channel_credentials, find_endpoint
@@ -166,7 +167,7 @@ class AsyncCaller:
         except AsyncTransport.ERRORS as error:
             failure = self._transport.failure(error)
             self._answered(call.rpc, began, metadata_of(error), failure)
-            raise failure from error
+            raise_failure(failure, error)
         request_id = self._answered(call.rpc, began, metadata)
         return call.decode(response, request_id)
 

@@ -267,7 +267,7 @@ class AsyncClient(AsyncCaller):
             timeout: The limit of the whole watch, in seconds or as a timedelta. None for no limit.
             reconnect_for: How long to try to connect again without success, in seconds or as a
                 timedelta. The first connection has the client's timeout. One on which the service
-                says nothing is given up after at most 45 s.
+                says nothing is given up after 45 to 60 s.
 
         Returns:
             A generator. Closing it, for example with `contextlib.closing`, ends the stream.

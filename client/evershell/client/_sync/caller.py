@@ -24,6 +24,7 @@ from evershell.client._transport import (
     Channel,
     Headers,
     Transport,
+    raise_failure,
     token_of,
 )
 from evershell.client.answers import Answer, OnAnswer, Page, metadata_of, request_id_of
@@ -163,7 +164,7 @@ class Caller:
         except Transport.ERRORS as error:
             failure = self._transport.failure(error)
             self._answered(call.rpc, began, metadata_of(error), failure)
-            raise failure from error
+            raise_failure(failure, error)
         request_id = self._answered(call.rpc, began, metadata)
         return call.decode(response, request_id)
 
