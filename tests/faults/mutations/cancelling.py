@@ -273,7 +273,8 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "of many calls at once one is accepted",
-        "tests/contracts/test_store_cancellations.py tests/contracts/test_store_cancel_tasks.py",
+        "tests/contracts/test_store_cancellations.py tests/contracts/test_store_cancel_tasks.py "
+        "tests/unit/store/test_postgres_store.py",
         (_RECORD, "        FOR UPDATE;\n", "        ;\n"),
         (_BATCH, "        FOR UPDATE SKIP LOCKED\n", ""),
     ),
@@ -320,11 +321,7 @@ CANCELLING: tuple[Rule, ...] = (
             "return TaskEnded(status=TaskStatus.CANCELLED, forced=True)",
             "return TaskEnded(status=TaskStatus.CANCELLED)",
         ),
-        (
-            f"{_AGENT}tools.py",
-            "        self._descendants.kill(self.process.pid)\n",
-            "",
-        ),
+        (f"{_AGENT}descendants.py", "os.kill(pid, signal.SIGKILL)", "os.kill(pid, 0)"),
         (
             f"{_AGENT}tools.py",
             "status = ToolStatus.INTERRUPTED if interrupted.done() else ToolStatus.TIMED_OUT",
