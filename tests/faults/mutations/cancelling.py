@@ -284,7 +284,7 @@ CANCELLING: tuple[Rule, ...] = (
         (
             f"{_CORE}runtime.py",
             "task=task if is_open else None",
-            "task=replace(task, cancel=None) if is_open else None",
+            'task=__import__("dataclasses").replace(task, cancel=None) if is_open else None',
         ),
         (
             "server/evershell/pod/messages.py",
