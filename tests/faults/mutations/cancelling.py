@@ -464,11 +464,12 @@ CANCELLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "a hold refuses submissions, creations and resumptions",
+        "a hold refuses submissions, creations and resumptions, and cancels what all have started",
         "tests/unit/core/test_holds.py tests/unit/core/test_tasks.py "
         "tests/unit/core/test_workspaces.py tests/contracts/test_store_holds.py",
         (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
         (f"{_CORE}workspaces.py", "        locked.require_no_hold()\n", ""),
+        (f"{_CORE}holds.py", "own_only=False", "own_only=True"),
     ),
     rule(
         "no submission is committed after a hold, and the first hold stays",

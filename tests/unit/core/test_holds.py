@@ -143,7 +143,8 @@ async def test_a_reason_has_a_limit() -> None:
 
 
 async def test_a_hold_can_cancel_what_runs(world: World) -> None:
-    running = [await world.add_busy() for _ in range(3)]
+    creators = (USER, "user_2", None)
+    running = [await world.add_busy(created_by_user_id=user_id) for user_id in creators]
     other, untouched = await world.add_busy(org_id="org_b")
     await world.cancel(running[0][0].id)
     request = HoldOrg(reason="gone wrong", cancel_running=True, origin=Origin("req_h"))
