@@ -102,7 +102,9 @@ def test_a_crash(
             assert faults.intent_of(bed, task_id) == case.intent
         if not case.in_signal:
             gate.open()
-        eventually(lambda: not any(point.exists() for point in armed))
+        # Workers that have crashed several times are restarted after a pause, and the agent waits
+        # longer after each attempt.
+        eventually(lambda: not any(point.exists() for point in armed), 60)
 
     end = faults.await_terminal(bed, task_id)
     faults.assert_story(bed, task_id, status=case.status, intent=case.intent == "whole")
