@@ -92,6 +92,7 @@ def load(name: str, extra: str, full_name: str = "") -> click.Command:
     Raises click.ClickException, which says what to install, if a package is missing.
     """
     package = "evershell.commands" if extra else "evershell.cli"
+    _set_up_grpc()
     try:
         module = importlib.import_module(f"{package}.{name}")
     except ModuleNotFoundError as error:
@@ -104,6 +105,15 @@ def load(name: str, extra: str, full_name: str = "") -> click.Command:
         ) from error
     loaded: click.Command = getattr(module, name)
     return loaded
+
+
+def _set_up_grpc() -> None:
+    """Sets defaults of gRPC's library in C, which reads them when it is imported."""
+    # Its lines are plain text, and nothing limits or redacts them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Its handlers of fork() are for children that use gRPC without an exec. In `up`, which starts
+    # programs, they logged a line, and some programs crashed at their start.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 @click.group(cls=_LazyCommands, help=_HELP)
@@ -125,5 +135,3 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # The encoding of the locale may lack characters of other people's texts.
             stream.reconfigure(errors="backslashreplace")
-    # The lines of gRPC's library in C are plain text, and nothing limits or redacts them.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

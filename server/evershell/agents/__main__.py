@@ -15,8 +15,9 @@ def main() -> int:
     # Most of the start is imports. They make no garbage, and looking for it takes a tenth of their
     # time.
     gc.disable()
-    # The lines of gRPC's library in C are plain text, and nothing limits or redacts them.
+    # As in evershell.cli.main: no lines of gRPC's library in C, and none of its handlers of fork().
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import asyncio
 
     from evershell.agents.program import run
