@@ -193,7 +193,7 @@ class LocalPods:
         agents = dict.fromkeys(own.values(), self._isolation.agent_is_init)
         record = self._record(workspace.id)
         if record is not None and record.epoch <= workspace.epoch:
-            recorded = self._confirmed(workspace.id, record)
+            recorded = _confirmed(workspace.id, record)
             if recorded is not None:
                 agents.setdefault(recorded, record.is_init)
         ends = [
@@ -258,18 +258,7 @@ class LocalPods:
         record = self._record(workspace.id)
         if record is None or record.epoch != workspace.epoch:
             return None
-        return self._confirmed(workspace.id, record)
-
-    def _confirmed(self, workspace_id: str, record: AgentRecord) -> ProcessId | None:
-        """The agent of the record; None if it does not run."""
-        agent = record.process
-        if (
-            agent is not None
-            and agent.is_running()
-            and processes.is_of(agent.pid, workspace_id, record.epoch)
-        ):
-            return agent
-        return None
+        return _confirmed(workspace.id, record)
 
     def _last_agent(self, workspace_id: str) -> ProcessId | None:
         """The agent that was started last."""
@@ -286,14 +275,37 @@ class LocalPods:
             return None
 
 
-async def end_every_pod(state_dir: Path, own_pids: Callable[[], Collection[int]]) -> None:
-    """Kills everything that runs in the pods of the stack, after its controller has ended.
+def _confirmed(workspace_id: str, record: AgentRecord) -> ProcessId | None:
+    """The agent of the record; None if it does not run."""
+    agent = record.process
+    if (
+        agent is not None
+        and agent.is_running()
+        and processes.is_of(agent.pid, workspace_id, record.epoch)
+    ):
+        return agent
+    return None
 
-    This process is a subreaper, so the agents are now its children, and what dead agents have left
-    is too. `own_pids` returns the ids of all other children. Agents get no SIGTERM first, because
-    they have nothing left to commit.
+
+async def end_every_pod(state_dir: Path, own_pids: Callable[[], Collection[int]]) -> None:
+    """Kills everything that runs in the pods of the stack, after its controllers have ended.
+
+    This process is a subreaper, so the agents of its controllers are now its children, and what
+    dead agents have left is too. `own_pids` returns the ids of all other children. Agents of a
+    controller that was started otherwise are found by their records. Agents get no SIGTERM first,
+    because they have nothing left to commit.
     """
     records = PodRecords(state_dir)
-    if await processes.kill_descendants(os.getpid(), own_pids):
-        for workspace_id in records.workspace_ids():
+    if not await processes.kill_descendants(os.getpid(), own_pids):
+        return
+    for workspace_id in records.workspace_ids():
+        try:
+            record = records.read(workspace_id)
+        except UnreadableError:
+            record = None
+        if (
+            record is None
+            or (agent := _confirmed(workspace_id, record)) is None
+            or await processes.end_agent(agent, 0, is_init=record.is_init)
+        ):
             records.note_end(workspace_id)
