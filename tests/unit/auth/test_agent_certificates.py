@@ -3,9 +3,7 @@
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from evershell.auth import agent_certificates
 from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.signing_keys import new_key
 from evershell.core.runtime import AgentIdentity
@@ -30,26 +28,11 @@ def test_each_certificate_has_one_name() -> None:
     assert len({agent_name(*other) for other in others}) == len(others)
 
 
-def test_the_sides_have_different_authorities() -> None:
-    of = AgentCertificates(KEY)
-    control_plane, agent = of.control_plane(), of.agent(AGENT)
-    assert is_issued_by(control_plane.certificate, agent.trusted)
-    assert is_issued_by(agent.certificate, control_plane.trusted)
-    assert not is_issued_by(agent.certificate, agent.trusted)
-    assert not is_issued_by(control_plane.certificate, control_plane.trusted)
-
-
 def test_every_program_has_the_same_authorities() -> None:
     """Nothing is stored. An authority's certificate is made again, with the same key and name."""
     fleet, worker = AgentCertificates(KEY), AgentCertificates(KEY)
     assert is_issued_by(fleet.agent(AGENT).certificate, worker.control_plane().trusted)
     assert is_issued_by(worker.control_plane().certificate, fleet.agent(AGENT).trusted)
-
-
-def test_another_key_of_the_control_plane_gives_other_authorities() -> None:
-    old, new = AgentCertificates(KEY), AgentCertificates(new_key())
-    assert not is_issued_by(old.agent(AGENT).certificate, new.control_plane().trusted)
-    assert not is_issued_by(new.control_plane().certificate, old.agent(AGENT).trusted)
 
 
 def test_each_certificate_has_a_key_of_its_own() -> None:
@@ -73,17 +56,6 @@ def test_the_certificate_of_an_agent_can_issue_no_other_one() -> None:
     assert constraints.ca and constraints.path_length == 0
     own = [each.value for each in parsed(agent.certificate).extensions]
     assert not any(isinstance(each, x509.BasicConstraints) and each.ca for each in own)
-
-
-def test_the_order_of_the_curve_is_right() -> None:
-    """The largest private key is one less."""
-    order = agent_certificates._ORDER
-    assert ec.derive_private_key(order - 1, ec.SECP256R1())
-    try:
-        ec.derive_private_key(order, ec.SECP256R1())
-    except ValueError:
-        return
-    raise AssertionError("a key that is out of range was accepted")
 
 
 def test_the_repr_of_an_identity_hides_its_key() -> None:

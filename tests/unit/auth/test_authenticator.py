@@ -30,11 +30,9 @@ def test_a_bearer_token_is_extracted(value: str) -> None:
         "",
         "abc",
         "Bearer",
-        "Bearer ",
         "Bearer    ",
         "Basic abc",
         "Bearerabc",
-        "Token abc",
         f"Bearer {'a' * 16_385}",
     ],
 )
@@ -105,8 +103,6 @@ async def test_an_organizations_own_host_is_accepted(host: str) -> None:
         "acmexevershell.ai",
         "a.acme.evershell.ai",
         "acme",
-        "localhost:8080",
-        "127.0.0.1",
         ":443",
     ],
 )
@@ -121,19 +117,6 @@ async def test_an_unknown_organization_has_no_host() -> None:
     with pytest.raises(Failure) as raised:
         await HostBinding("evershell.ai", Slugs().find).check(stranger, "None.evershell.ai")
     assert raised.value.slug == "permission_denied"
-
-
-async def test_a_host_name_is_looked_up_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    timer, slugs = FakeTimer(), Slugs()
-    monkeypatch.setattr(authenticator, "TTLCache", partial(TTLCache, timer=timer))
-    binding = HostBinding("evershell.ai", slugs.find)
-    for _ in range(3):
-        await binding.check(CALLER, "acme.evershell.ai")
-    assert slugs.asked == 1
-    slugs.by_org["org_a"] = "renamed"
-    timer.now = 60
-    await binding.check(CALLER, "renamed.evershell.ai")
-    assert slugs.asked == 2
 
 
 async def test_a_cached_host_name_may_expire_during_its_lookup(

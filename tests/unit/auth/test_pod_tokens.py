@@ -5,12 +5,10 @@ import json
 
 import pytest
 
-from evershell.auth import pod_tokens
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key
 from evershell.core.errors import Failure
 from evershell.core.runtime import AgentIdentity
-from evershell.pod.tokens import signal_token
 from tests.support.runtime_tokens import runtime_token
 from tests.unit.auth.fake_keys import FakeTimer
 
@@ -28,18 +26,6 @@ def refused(tokens: PodTokens, bad: str) -> Failure:
         tokens.identify(bad)
     assert raised.value.slug == "unauthenticated"
     return raised.value
-
-
-def record_minted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The minutes of the signal tokens that are minted from now on."""
-    minted: list[int] = []
-
-    def record(secret: bytes, minute: int) -> str:
-        minted.append(minute)
-        return signal_token(secret, minute)
-
-    monkeypatch.setattr(pod_tokens, "signal_token", record)
-    return minted
 
 
 @pytest.fixture
@@ -68,28 +54,14 @@ def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens, good: 
     assert tokens.identify(other) == AgentIdentity("ws_1", 4)
 
 
-def test_every_worker_accepts_the_token(timer: FakeTimer, good: str) -> None:
-    """Nothing is stored."""
-    assert PodTokens(KEY, timer).identify(good) == AGENT
-
-
-def test_an_epoch_may_be_as_large_as_the_database_can_hold(tokens: PodTokens) -> None:
-    largest = runtime_token(tokens, "ws_1", 2**63 - 1, NOW)
-    assert tokens.identify(largest).epoch == 2**63 - 1
-
-
 @pytest.mark.parametrize(
     ("age_seconds", "is_accepted"),
     [
-        (-120.0, False),
         (-60.1, False),
         (-60.0, True),
         (0.0, True),
-        (59.9, True),
-        (60.0, True),
         (119.9, True),
         (120.0, False),
-        (86_400.0, False),
     ],
 )
 def test_a_runtime_token_is_accepted_for_three_minutes(
@@ -122,18 +94,12 @@ def test_the_parts_of_two_runtime_tokens_cannot_be_mixed(
     refused(tokens, ".".join(parts))
 
 
-def test_a_signal_token_is_not_a_runtime_token(tokens: PodTokens, good: str) -> None:
+def test_a_secret_or_a_signal_token_is_not_a_runtime_token(tokens: PodTokens, good: str) -> None:
     ((_, authorization),) = tokens.signal_metadata("ws_1", 3)
-    signal = authorization.removeprefix("Bearer ")
+    secrets = (tokens.runtime_secret("ws_1", 3), tokens.signal_secret("ws_1", 3))
     names = good.rpartition(".")[0]
-    for bad in (signal, f"{names}.{signal}"):
-        refused(tokens, bad)
-
-
-def test_a_secret_is_not_a_runtime_token(tokens: PodTokens, good: str) -> None:
-    names = good.rpartition(".")[0]
-    for secret in (tokens.runtime_secret("ws_1", 3), tokens.signal_secret("ws_1", 3)):
-        for bad in (secret.hex(), f"{names}.{secret.hex()}"):
+    for code in (authorization.removeprefix("Bearer "), *(secret.hex() for secret in secrets)):
+        for bad in (code, f"{names}.{code}"):
             refused(tokens, bad)
 
 
@@ -176,25 +142,3 @@ def test_each_agent_and_each_direction_has_its_own_secret(tokens: PodTokens) -> 
         for agent in [("ws_1", 3), ("ws_1", 4), ("ws_2", 3), ("ws_1 3", 4)]
     ]
     assert len(set(secrets)) == len(secrets) == 16
-
-
-def test_a_signal_token_is_minted_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    minted = record_minted(monkeypatch)
-    timer = FakeTimer()
-    tokens = PodTokens(KEY, timer)
-    for now in (0.0, 59.9, 60.0, 119.9):
-        timer.now = now
-        tokens.signal_metadata("ws_1", 3)
-    assert minted == [0, 1]
-
-
-def test_a_bounded_number_of_signal_tokens_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pod_tokens, "_MAX_SIGNAL_TOKENS", 10)
-    minted = record_minted(monkeypatch)
-    tokens = PodTokens(KEY, FakeTimer())
-    for epoch in range(1, 12):
-        tokens.signal_metadata("ws_1", epoch)
-        tokens.signal_metadata("ws_1", 1)
-    assert len(minted) == 11
-    tokens.signal_metadata("ws_1", 2)
-    assert len(minted) == 12

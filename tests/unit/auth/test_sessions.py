@@ -13,7 +13,7 @@ from joserfc.jwk import ECKey, RSAKey
 
 from evershell.auth.session_tokens import LEEWAY_SECONDS, SessionTokens
 from evershell.core.caller import CredentialKind
-from tests.support.identity_provider import AUDIENCE, EC, ISSUER, RSA, claims, token
+from tests.support.identity_provider import AUDIENCE, EC, RSA, claims, token
 from tests.unit.auth.verifying import a_verifier, refused
 
 # Nested too deep for a recursive parser.
@@ -22,21 +22,7 @@ DEEP_OBJECT = '{"a":' * 2_000
 
 
 # Text that PostgreSQL cannot store or index, and invisible characters.
-UNSTORABLE = [
-    *(
-        "a\0b",
-        "\ud800",
-        "a\udfff",
-        "a\nb",
-        "a\x1b[2Jb",
-        "a\x7f",
-        "a\x9bb",
-        "a\u202eb",
-        "a\u2028b",
-        "\ufeff",
-    ),
-    *("a" * 256, "ü" * 128, "𝔘" * 64),
-]
+UNSTORABLE = ["a\0b", "\ud800", "a\nb", "a\u202eb", "a" * 256, "ü" * 128]
 
 
 @pytest.fixture
@@ -57,10 +43,6 @@ async def test_a_valid_token_identifies_its_user(verifier: SessionTokens, algori
     assert caller.scopes == {"workspace:read", "workspace:write:own"}
 
 
-async def test_a_token_for_several_audiences_is_accepted(verifier: SessionTokens) -> None:
-    await verifier.authenticate(token(aud=["other", AUDIENCE]))
-
-
 async def test_a_token_without_permissions_has_no_scopes(verifier: SessionTokens) -> None:
     assert (await verifier.authenticate(token(permissions=None))).scopes == frozenset()
 
@@ -70,48 +52,31 @@ async def test_a_token_without_permissions_has_no_scopes(verifier: SessionTokens
     [
         {"iss": "https://other.example"},
         {"iss": None},
-        {"iss": [ISSUER]},
-        {"iss": ISSUER + "/"},
         {"aud": "other"},
         {"aud": None},
         {"aud": []},
-        {"aud": 7},
         {"exp": None},
         {"exp": "tomorrow"},
         {"exp": True},
         {"exp": float("inf")},
-        {"exp": float("nan")},
         {"exp": -1},
-        {"exp": 10**12},
-        {"exp": 1e300},
         {"exp": 10**400},
-        {"exp": [9_999_999_999]},
         {"nbf": time.time() + 600},
-        {"nbf": "now"},
         {"nbf": True},
-        {"nbf": -1},
-        {"nbf": -(10**400)},
         {"nbf": float("nan")},
-        {"nbf": float("-inf")},
         {"iat": -1},
-        {"iat": float("nan")},
         {"sub": None},
         {"sub": ""},
         {"sub": 7},
-        {"sub": "system:limit"},
         {"sub": "System:limit"},
         {"sub": "key_01M87BM0P43R0RRYFB6HF29RVY"},
         {"org_id": None},
-        {"org_id": ""},
-        {"org_id": 7},
         {"org_id": ["org_a"]},
         *({name: text} for name in ("sub", "org_id") for text in UNSTORABLE),
-        *({"permissions": ["workspace:read", text]} for text in UNSTORABLE),
+        {"permissions": ["workspace:read", UNSTORABLE[0]]},
         {"permissions": [""]},
         {"permissions": "workspace:read"},
-        {"permissions": {"workspace:read": True}},
         {"permissions": ["workspace:read", 7]},
-        {"permissions": 7},
     ],
 )
 async def test_a_wrong_claim_is_refused(verifier: SessionTokens, changes: dict[str, Any]) -> None:
@@ -124,6 +89,7 @@ async def test_a_wrong_claim_is_refused(verifier: SessionTokens, changes: dict[s
         {"exp": time.time() + 600.5},
         {"exp": 253_402_300_799},
         {"nbf": 0, "iat": 1},
+        {"aud": ["other", AUDIENCE]},
         {"sub": "auth0|5f7c", "org_id": "a" * 255},
         {"sub": "ü" * 127, "org_id": "Ärzte ohne Grenzen 🐚"},
         {"permissions": []},
@@ -176,25 +142,6 @@ async def test_another_algorithm_is_refused(
     )
 
 
-async def test_a_foreign_key_under_a_known_key_id_is_refused(verifier: SessionTokens) -> None:
-    await refused(verifier, token("ES256", ECKey.generate_key("P-256"), kid="ec"))
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "kid"), [("RS256", "ec"), ("ES256", "rsa"), ("ES256", "ed"), ("EdDSA", "ec")]
-)
-async def test_a_key_of_another_type_is_refused(
-    verifier: SessionTokens, algorithm: str, kid: str
-) -> None:
-    await refused(verifier, token(algorithm, kid=kid))
-
-
-async def test_a_key_in_the_token_itself_is_not_trusted(verifier: SessionTokens) -> None:
-    own = ECKey.generate_key("P-256", {"kid": "mine"})
-    header = {"alg": "ES256", "jwk": own.as_dict(private=False), "kid": "mine"}
-    await refused(verifier, jwt.encode(header, claims(), own, algorithms=["ES256"]))
-
-
 async def test_a_changed_token_is_refused(verifier: SessionTokens) -> None:
     head, body, signature = token().split(".")
     await refused(verifier, f"{head}.{encoded(claims(sub='user_2'))}.{signature}")
@@ -207,13 +154,10 @@ async def test_a_changed_token_is_refused(verifier: SessionTokens) -> None:
     [
         "eyJ",
         "eyJ.eyJ.eyJ",
-        "eyJ....",
         "eyJ\u00e9.a.b",
         f"{encoded([1])}.a.b",
-        f"{encoded({'alg': 'RS256', 'kid': 7})}.a.b",
         f"{encoded({'alg': 'RS256', 'kid': ['rsa']})}.a.b",
         f"{encoded({'alg': ['RS256'], 'kid': 'rsa'})}.a.b",
-        f"{encoded({'alg': {}, 'kid': 'rsa'})}.a.b",
         f"{encoded({'kid': 'rsa'})}.a.b",
         f"{encoded({'alg': 'RS256', 'kid': 'rsa', 'crit': ['x']})}.{encoded(claims())}.AAAA",
         f"{encoded({'alg': 'RS256', 'kid': 'rsa', 'b64': False})}.{encoded(claims())}.AAAA",

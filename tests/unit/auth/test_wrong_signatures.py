@@ -3,32 +3,21 @@
 import time
 from base64 import urlsafe_b64encode
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cachetools import TTLCache
 from joserfc import jws
 
 from evershell.auth import session_tokens as sessions
 from evershell.auth.session_tokens import CACHE_SECONDS, FORGERIES_PER_SECOND, SessionTokens
 from evershell.core.errors import Failure
 from tests.support.identity_provider import token
-from tests.unit.auth.fake_keys import FakeTimer
 from tests.unit.auth.verifying import a_verifier, refused
 
 
 @pytest.fixture
-def timer(monkeypatch: pytest.MonkeyPatch) -> FakeTimer:
-    """The clock of the cache of wrong signatures."""
-    timer = FakeTimer()
-    monkeypatch.setattr(sessions, "TTLCache", partial(TTLCache, timer=timer))
-    return timer
-
-
-@pytest.fixture
-def verifier(tmp_path: Path, timer: FakeTimer) -> SessionTokens:
+def verifier(tmp_path: Path) -> SessionTokens:
     return a_verifier(tmp_path)
 
 
@@ -56,34 +45,12 @@ def forged(number: int = 0) -> str:
     return f"{head}.{body}.{urlsafe_b64encode(number.to_bytes(64, 'little')).decode().rstrip('=')}"
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"exp": 1},
-        {"iss": "other"},
-        {"aud": "other"},
-        {"nbf": 9_999_999_999},
-        {"sub": "a\0"},
-        {"permissions": 7},
-    ],
-)
+@pytest.mark.parametrize("changes", [{"exp": 1}, {"iss": "other"}, {"permissions": 7}])
 async def test_the_claims_are_checked_before_the_signature(
     verifier: SessionTokens, signatures: CountedSignatures, changes: dict[str, Any]
 ) -> None:
     await refused(verifier, token(**changes))
     assert signatures.count == 0
-
-
-async def test_a_wrong_signature_is_cached_for_10_seconds(
-    verifier: SessionTokens, signatures: CountedSignatures, timer: FakeTimer
-) -> None:
-    wrong = forged()
-    for _ in range(3):
-        await refused(verifier, wrong)
-    assert signatures.count == 1
-    timer.now = 10
-    await refused(verifier, wrong)
-    assert signatures.count == 2
 
 
 async def test_wrong_signatures_are_limited_and_known_tokens_are_not(

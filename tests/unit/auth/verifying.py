@@ -8,10 +8,6 @@ from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.core.errors import Failure
 from tests.support.identity_provider import AUDIENCE, EC, ED, ISSUER, RSA, jwk_set
 
-# A token with an unknown key id triggers a refresh of the set, at most once in this time.
-REFRESH_SECONDS = 10.0
-MAX_AGE_SECONDS = 300.0
-
 
 def sessions(keys: JwkSet) -> SessionTokens:
     return SessionTokens(keys, ISSUER, AUDIENCE)
