@@ -22,20 +22,14 @@ from evershell.client import (
     Answer,
     AsyncClient,
     ClientClosedError,
-    TaskNotEndedError,
-    TaskStatus,
     UnavailableError,
-    ValidationError,
 )
-from evershell.core import errors
 from evershell.core.errors import Failure
 from tests.unit.client.scripted import Scripted
 
-Reply = workspace_service_pb2.CancelTaskResponse
 Message = workspace_service_pb2.WatchEventsResponse
 WORKSPACE = workspace_pb2.Workspace(id="ws_1")
 SOON = Failure("unavailable", "Later.", retry_after_seconds=0.01)
-UNREACHABLE = errors.agent_unreachable("ws_1", "task_1", "recorded", intent_recorded=True)
 
 
 @pytest.fixture
@@ -78,49 +72,6 @@ async def test_an_attempt_that_fails_is_reported_and_repeated(
     for answer in answers:
         assert (answer.rpc, answer.request_id) == ("GetWorkspace", "request_1")
         assert answer.metadata["x-request-id"] == "request_1"
-
-
-async def test_lists_have_pages(client: AsyncClient, scripted: Scripted) -> None:
-    scripted.script = [
-        workspace_service_pb2.ListWorkspacesResponse(workspaces=[WORKSPACE], next_page_token="t"),
-        workspace_service_pb2.ListWorkspacesResponse(workspaces=[WORKSPACE]),
-        workspace_service_pb2.ListTasksResponse(),
-        workspace_service_pb2.ListAuditEntriesResponse(),
-    ]
-    assert [each.id async for each in client.list_workspaces()] == ["ws_1", "ws_1"]
-    assert [each async for each in client.list_tasks("ws_1")] == []
-    assert [page.items async for page in client.list_audit_entries(rpc="CancelTask").pages()] == [
-        ()
-    ]
-    assert [getattr(each, "page_token", "") for each in scripted.seen] == ["", "t", "", ""]
-
-
-async def test_an_error_has_its_class(client: AsyncClient, scripted: Scripted) -> None:
-    scripted.script = [errors.invalid({"reason": "too long"})]
-    with pytest.raises(ValidationError) as raised:
-        await client.cancel("ws_1")
-    assert (raised.value.request_id, raised.value.is_from_service) == ("request_1", True)
-    assert raised.value.fields == {"reason": "too long"}
-
-
-async def test_the_end_of_a_task_is_waited_for(client: AsyncClient, scripted: Scripted) -> None:
-    client._sleep = lambda seconds: asyncio.sleep(0)
-    ended = task_pb2.Task(id="task_1", status=task_pb2.Task.cancelled)
-    running = task_pb2.Task(id="task_1", status=task_pb2.Task.running)
-    scripted.script = [
-        UNREACHABLE,
-        Reply(workspace_id="ws_1", outcome=Reply.already_requested, task=running),
-        Reply(workspace_id="ws_1", outcome=Reply.already_finished, task=ended),
-        running,
-        ended,
-        running,
-    ]
-    result = await client.cancel_and_wait("ws_1")
-    assert result.task is not None and result.task.status is TaskStatus.CANCELLED
-    assert [each.task_id for each in scripted.seen] == ["", "task_1", "task_1"]
-    assert (await client.wait_for_task("ws_1", "task_1")).has_ended
-    with pytest.raises(TaskNotEndedError):
-        await client.wait_for_task("ws_1", "task_1", timeout=0)
 
 
 async def test_a_watch_is_resumed(client: AsyncClient, scripted: Scripted) -> None:
@@ -189,23 +140,16 @@ async def test_a_watch_that_is_closed_ends_its_stream(
         await scripted.ended.wait()
 
 
-async def test_a_cancelled_call_of_a_closed_client_is_cancelled(
-    client: AsyncClient, scripted: Scripted
+@pytest.mark.parametrize("is_closed", [False, True])
+async def test_a_caller_can_cancel_its_own_call(
+    client: AsyncClient, scripted: Scripted, is_closed: bool
 ) -> None:
     scripted.script = ["hang"]
     call = asyncio.create_task(client.get_workspace("ws_1"))
     await scripted.started.wait()
     call.cancel()
-    await client.close()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-
-
-async def test_a_caller_can_cancel_its_own_call(client: AsyncClient, scripted: Scripted) -> None:
-    scripted.script = ["hang"]
-    call = asyncio.create_task(client.get_workspace("ws_1"))
-    await scripted.started.wait()
-    call.cancel()
+    if is_closed:
+        await client.close()
     with pytest.raises(asyncio.CancelledError) as raised:
         await call
     assert raised.value.__cause__ is not raised.value

@@ -2,19 +2,13 @@
 
 import dataclasses
 import inspect
-import json
 from enum import StrEnum
 from typing import Any
 
 import pytest
-from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
+from evershell.workspace.v1 import event_pb2, task_pb2, workspace_service_pb2
 
-import evershell.client
 from evershell.client import Client, events, types
-from evershell.client._messages import Result
 
 # The method of the client for each RPC.
 METHODS = {
@@ -115,84 +109,6 @@ def test_each_payload_has_a_class() -> None:
         assert event.to_dict()[field.name] is not None
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(METHODS.values()) | {"cancel_and_wait", "cancel_all_tasks"})
-)
-def test_the_documentation_names_each_argument(name: str) -> None:
-    method = getattr(Client, name)
-    documentation = inspect.getdoc(method) or ""
-    for section in ("Returns:", "Raises:"):
-        assert section in documentation
-    for argument in list(inspect.signature(method).parameters)[1:]:
-        assert f"    {argument}: " in documentation, argument
-
-
-def test_every_public_name_is_exported() -> None:
-    modules = (types, events, evershell.client.answers, evershell.client.errors)
-    public = {
-        name
-        for module in modules
-        for name, value in vars(module).items()
-        if isinstance(value, type) and value.__module__ == module.__name__
-    }
-    assert set(evershell.client.__all__) == public | {
-        "Client",
-        "AsyncClient",
-        "Pages",
-        "AsyncPages",
-    }
-
-
-STAMP = Timestamp(seconds=1_700_000_000, nanos=123_000)
-IDLE = workspace_pb2.Workspace(id="ws_1", status=workspace_pb2.Workspace.idle, epoch=2**40)
-TASK = task_pb2.Task(
-    id="task_1", phase=task_pb2.Task.model_call, usage=task_pb2.Usage(), metadata={"a": "b"}
-)
-
-
-@pytest.mark.parametrize(
-    ("result", "message"),
-    [
-        (types.Workspace, IDLE),
-        (
-            types.CancelResult,
-            workspace_service_pb2.CancelTaskResponse(
-                workspace_id="ws_1",
-                outcome=workspace_service_pb2.CancelTaskResponse.accepted,
-                requested_at=STAMP,
-                task=TASK,
-            ),
-        ),
-        (
-            events.Event,
-            event_pb2.Event(
-                seq=7,
-                type=event_pb2.EventType.iteration_completed,
-                time=STAMP,
-                iteration_completed=event_pb2.IterationCompleted(
-                    number=1,
-                    model_call=event_pb2.ModelCall(
-                        model="m", status=event_pb2.ModelCall.completed
-                    ),
-                    tool_call=event_pb2.ToolCall(
-                        id="t", result=event_pb2.ToolResult(exit_code=-9, truncated_bytes=1)
-                    ),
-                ),
-            ),
-        ),
-    ],
-)  # fmt: skip
-def test_a_result_can_be_shown_as_the_rest_api_shows_it(
-    result: type[Result], message: Message
-) -> None:
-    expected = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    shown = result._from_message(message).to_dict()
-    assert shown == expected
-    assert json.loads(json.dumps(shown)) == expected
-
-
 def test_a_value_that_only_a_newer_service_has_is_unspecified() -> None:
     task = types.Task._from_message(
         task_pb2.Task(id="task_1", status=99, phase=99)  # type: ignore[arg-type]
@@ -200,11 +116,3 @@ def test_a_value_that_only_a_newer_service_has_is_unspecified() -> None:
     assert (task.status, task.phase) == (types.TaskStatus.UNSPECIFIED, None)
     unknown = events.Event._from_message(event_pb2.Event(seq=1, type=99))  # type: ignore[arg-type]
     assert (unknown.type, unknown.payload) == (events.EventType.UNSPECIFIED, None)
-
-
-def test_a_result_cannot_be_changed() -> None:
-    task = types.Task("task_1", "ws_1")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        task.id = "task_2"  # type: ignore[misc]
-    assert not hasattr(task, "__dict__")
-    assert hash(task) == hash(types.Task("task_1", "ws_1", metadata={}))

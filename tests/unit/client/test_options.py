@@ -1,32 +1,121 @@
-"""Metadata and timeouts of single methods, and the answers beside the results."""
+"""Arguments and options: which the client refuses without a call, and what the others do."""
 
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import grpc
 import pytest
 from evershell.workspace.v1 import task_pb2, workspace_pb2
 
-from evershell.client import Answer, ConfigurationError, WorkspaceNotFoundError
-from evershell.core import errors
+from evershell.client import (
+    Client,
+    ConfigurationError,
+    TaskFilter,
+    TaskLimits,
+    ValidationError,
+)
 from tests.support.fake_channel import TIMEOUT_SECONDS, Service, start
 
+# Half of a surrogate pair.
+HALF = "\udcff"
+LIMITS = TaskLimits(max_total_tokens=2**63)
+# In UTC, this is before the year 1.
+TOO_EARLY = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
 
-def test_metadata_is_added_to_that_of_the_client(service: Service) -> None:
-    one = service.client.with_options(metadata={"x-team": "blue", "x-plan": "free"})
-    both = one.with_options(metadata={"x-plan": "paid", "x-more": "1"})
-    call = start(both.get_workspace, "ws_1")
-    service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
-    assert call.result(5).id == "ws_1"
-    found = {name: value for name, value in service.metadata.items() if name.startswith("x-")}
-    assert found == {"x-team": "blue", "x-plan": "paid", "x-more": "1"}
-    assert "x-team" not in dict(service.client._headers())
+
+def submitted(**fields: Any) -> TaskFilter:
+    return TaskFilter(submitted_by="user_1", **fields)
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["Authorization", "authorization", "traceparent", "idempotency-key", "x-request-id",
-     "grpc-timeout", "x-evershell-edge", "data-bin", "", "a b", "a:b"],
+    ("call", "field"),
+    [
+        # An unset variable must not cancel another task.
+        (lambda client: client.cancel("ws_1", ""), "task_id"),
+        (lambda client: client.cancel_and_wait("ws_1", ""), "task_id"),
+        (lambda client: client.watch("ws_1", task_id=""), "task_id"),
+        (
+            lambda client: client.cancel_tasks(filter=TaskFilter(created_by_user_id="")),
+            "created_by_user_id",
+        ),
+        (lambda client: client.cancel_tasks(filter=TaskFilter(submitted_by="")), "submitted_by"),
+        (lambda client: client.cancel_tasks(), "filter"),
+        (lambda client: client.cancel_tasks(all=False, dry_run=True), "filter"),
+        (lambda client: client.cancel_tasks(filter=TaskFilter()), "filter"),
+        (lambda client: client.cancel_tasks(filter=TaskFilter(task_ids=("t",)), all=True), "all"),
+        (lambda client: next(client.cancel_all_tasks(filter=TaskFilter(task_ids=()))), "task_ids"),
+        # A generator is never empty, but may have no items.
+        (lambda client: client.cancel_tasks(filter=submitted(task_ids=iter(()))), "task_ids"),
+        # Beside another field, the service cannot see these.
+        (lambda client: client.cancel_tasks(filter=submitted(task_ids=())), "task_ids"),
+        (lambda client: client.cancel_tasks(filter=submitted(workspace_ids=())), "workspace_ids"),
+        (lambda client: client.cancel_tasks(filter=submitted(metadata={})), "metadata"),
+        *(
+            (lambda client, name=name: list(client.list_audit_entries(**{name: ""})), name)
+            for name in ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
+        ),
+        # No message can hold these.
+        (lambda client: client.cancel("ws_1", reason=HALF), "reason"),
+        (lambda client: client.cancel("ws_1", wait=float("nan")), "wait"),
+        (lambda client: client.cancel("ws_1", force_after=1e30), "force_after"),
+        (
+            lambda client: client.cancel_tasks(filter=TaskFilter(submitted_before=TOO_EARLY)),
+            "submitted_before",
+        ),
+        (lambda client: client.submit_task("ws_1", "x", max_iterations=2**31), "max_iterations"),
+        (lambda client: client.submit_task("ws_1", "x", metadata={HALF: ""}), "metadata"),
+        (lambda client: client.submit_task("ws_1", "x", limits=LIMITS), "limits"),
+        (lambda client: client.submit_task("ws_1", "x", idempotency_key="ü"), "idempotency-key"),
+        (lambda client: client.create_workspace(idempotency_key="a\nb"), "idempotency-key"),
+        (lambda client: next(client.watch("ws_1", after=2**63)), "after"),
+        (lambda client: list(client.list_tasks("ws_1", page_size=2**31)), "page_size"),
+    ],
 )  # fmt: skip
+def test_a_field_is_refused(service: Service, call: Callable[[Client], Any], field: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        call(service.client)
+    assert list(raised.value.fields) == [field]
+    assert (raised.value.is_from_service, service.channel.timeouts) == (False, [])
+
+
+def test_a_timeout_has_no_upper_limit(service: Service) -> None:
+    # gRPC would treat such a deadline as expired.
+    call = start(service.client.with_options(timeout=float("inf")).get_workspace, "ws_1")
+    service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
+    assert call.result(5).id == "ws_1"
+    assert service.channel.timeouts == [1e9]
+    assert service.client._watch("ws_1", 0, None, 1e10, 60).remaining_seconds() == 1e9
+
+
+def test_the_time_that_a_credential_takes_is_a_part_of_the_timeout(service: Service) -> None:
+    def slow() -> str:
+        service.clock.sleep_for(4)
+        return "eyJ.slow"
+
+    call = start(service.client.with_options(credential=slow).get_workspace, "ws_1")
+    service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
+    assert call.result(5).id == "ws_1"
+    assert service.channel.timeouts == [6]
+
+
+def test_options_apply_to_the_calls_of_the_copy_only(service: Service) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    metadata = {"x-team": "blue", "x-plan": "free"}
+    one = service.client.with_options(metadata=metadata, traceparent=trace)
+    both = one.with_options(metadata={"x-plan": "paid"}, credential="sk_other")
+    call = start(both.get_workspace, "ws_1")
+    service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
+    assert call.result(5).id == "ws_1"
+    expected = {"x-team": "blue", "x-plan": "paid", "traceparent": trace}
+    assert expected.items() <= service.metadata.items()
+    assert service.metadata["authorization"] == "Bearer sk_other"
+    own = dict(service.client._headers())
+    assert own["authorization"] == "Bearer sk_secret" and not expected.keys() & own.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["Authorization", "idempotency-key", "grpc-timeout", "x-evershell-edge", "data-bin", ""]
+)
 def test_reserved_names_are_refused(service: Service, name: str) -> None:
     with pytest.raises(ConfigurationError):
         service.client.with_options(metadata={name: "value"})
@@ -66,7 +155,6 @@ def test_a_method_has_a_timeout_of_its_own(service: Service) -> None:
         ({"timeout": 0}, "timeout must be more than 0"),
         ({"timeout": float("nan")}, "must be a number"),
         ({"timeouts": {"GetTask": 0}}, "timeout must be more than 0"),
-        ({"timeouts": {"GetTask": float("nan")}}, "must be a number"),
         ({"timeouts": {"get_task": 1}}, "There is no method get_task"),
         ({"max_retries": -1}, "max_retries must not be negative"),
         ({"metadata": {"x-team": 5}}, "is not printable ASCII"),
@@ -79,27 +167,3 @@ def test_options_that_are_not_valid_are_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         service.client.with_options(**options)
-
-
-def test_an_answer_has_the_request_id_and_the_metadata(service: Service) -> None:
-    answers: list[Answer] = []
-    client = service.client.with_options(on_answer=answers.append)
-    call = start(client.get_workspace, "ws_1")
-    service.take("GetWorkspace")[1].answer(workspace_pb2.Workspace(id="ws_1"))
-    assert call.result(5).id == "ws_1"
-    (answer,) = answers
-    assert (answer.rpc, answer.request_id, answer.error) == ("GetWorkspace", "request_1", None)
-    assert answer.metadata["x-request-id"] == "request_1"
-
-
-def test_each_failed_attempt_has_an_answer(service: Service) -> None:
-    answers: list[Answer] = []
-    client = service.client.with_options(on_answer=answers.append, max_retries=1)
-    call = start(client.get_workspace, "ws_1")
-    service.take("GetWorkspace")[1].fail_without_details(grpc.StatusCode.UNAVAILABLE)
-    service.clock.sleep_for(5)
-    service.take("GetWorkspace")[1].fail(errors.workspace_not_found("ws_1"))
-    error = call.exception(5)
-    assert isinstance(error, WorkspaceNotFoundError)
-    assert [answer.request_id for answer in answers] == ["", "request_1"]
-    assert answers[1].error is error and "grpc-status-details-bin" in answers[1].metadata

@@ -29,20 +29,15 @@ def test_a_cancellation_without_a_task_id_is_never_repeated(
     assert service.clock.time() == 0
 
 
-def test_a_cancellation_with_a_task_id_is_repeated_within_its_timeout(service: Service) -> None:
+@pytest.mark.parametrize(("failure", "pause_seconds"), [(errors.unavailable(), 1), (LIMITED, 2)])
+def test_a_cancellation_with_a_task_id_is_repeated_after_the_given_time(
+    service: Service, failure: Failure, pause_seconds: float
+) -> None:
     call = start(service.client.cancel, "ws_1", "task_1")
-    service.take("CancelTask")[1].fail(errors.unavailable())
+    service.take("CancelTask")[1].fail(failure)
     service.take("CancelTask")[1].answer(Reply(outcome=Reply.already_requested))
     assert call.result(5).outcome is CancelOutcome.ALREADY_REQUESTED
-    assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 1]
-
-
-def test_a_rate_limited_call_is_repeated_after_the_given_time(service: Service) -> None:
-    call = start(service.client.cancel, "ws_1", "task_1")
-    service.take("CancelTask")[1].fail(LIMITED)
-    service.take("CancelTask")[1].answer(Reply(outcome=Reply.accepted))
-    assert call.result(5).outcome is CancelOutcome.ACCEPTED
-    assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - 2]
+    assert service.channel.timeouts == [TIMEOUT_SECONDS, TIMEOUT_SECONDS - pause_seconds]
 
 
 def test_agent_unreachable_is_not_repeated(service: Service) -> None:
@@ -111,13 +106,6 @@ def test_a_read_is_repeated_up_to_the_limit(service: Service) -> None:
     limits = [limit for limit in service.channel.timeouts if limit is not None]
     assert len(limits) == ATTEMPTS and limits == sorted(limits, reverse=True)
     assert len(set(limits)) == ATTEMPTS
-
-
-def test_the_number_of_repeats_is_an_option(service: Service) -> None:
-    call = start(service.client.with_options(max_retries=0).get_workspace, "ws_1")
-    service.take("GetWorkspace")[1].fail(errors.unavailable())
-    assert failed(call).slug == "unavailable"
-    assert len(service.channel.timeouts) == 1
 
 
 def test_a_read_is_not_repeated_after_its_timeout(service: Service) -> None:
