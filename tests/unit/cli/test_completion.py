@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from click.shell_completion import CompletionItem, ShellComplete
-from click.testing import CliRunner
 
 from evershell.cli import profiles, service
 from evershell.cli.main import main
@@ -57,9 +56,3 @@ def test_commands_options_and_ids_are_completed(
             assert expected[item.value] in (None, item.help) or typed == "can"
     (tmp_path / "ready.json").unlink()
     assert completed("cancel ws") == []
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_of_a_completion_is_printed(shell: str) -> None:
-    result = CliRunner().invoke(main, ["completion", shell])
-    assert (result.exit_code, "_EVERSHELL_COMPLETE" in result.stdout) == (0, True)

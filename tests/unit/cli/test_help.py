@@ -5,11 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from click.testing import CliRunner
-
 from evershell.cli.exit_codes import TABLE, ExitCode
-from evershell.cli.main import COMMANDS, main
+from evershell.cli.main import COMMANDS
 
 
 def test_the_list_of_commands_imports_none_of_them() -> None:
@@ -25,13 +22,6 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     for name in COMMANDS:
         assert f"  {name} " in listed.stdout
     assert "Exit codes:\n    0  done" in listed.stdout
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_has_help(name: str) -> None:
-    result = CliRunner().invoke(main, [name, "--help"])
-    assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"Usage: main {name}")
 
 
 def test_the_documents_have_the_table_of_exit_codes() -> None:

@@ -1,12 +1,8 @@
 """The command `login`, and the file of profiles that it writes."""
 
 import errno
-import fcntl
 import json
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import pytest
 from click import ClickException
@@ -69,34 +65,6 @@ def test_login_stores_nothing_that_does_not_work(
     code, output = log_in(monkeypatch, error, "--url", HOME, typed="sk_mine\n")
     assert (code, str(error).partition(":")[0] in output) == (exit_code, True)
     assert not profiles.path().exists()
-
-
-def test_each_of_two_logins_at_once_stores_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    both_have_read = threading.Barrier(2)
-    read = profiles.read
-
-    def slow_read() -> dict[str, Profile]:
-        found = read()
-        # Without a lock, both read before one writes.
-        with suppress(threading.BrokenBarrierError):
-            both_have_read.wait(0.2)
-        return found
-
-    with monkeypatch.context() as patched, ThreadPoolExecutor(2) as threads:
-        patched.setattr(profiles, "read", slow_read)
-        list(threads.map(lambda name: profiles.add(name, Profile(HOME, "sk_mine")), "ab"))
-    assert set(json.loads(profiles.path().read_text())["profiles"]) == {"a", "b"}
-
-
-def test_a_login_works_where_folders_cannot_be_locked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on NFS."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    profiles.add("default", Profile(HOME, "sk_home"))
-    assert find() == (HOME, "sk_home")
 
 
 def test_a_login_that_cannot_write_leaves_no_credential_behind(

@@ -68,13 +68,10 @@ def test_a_stack_with_tls_is_called_over_tls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        "",
         "{",
         "[]",
         '{"demo": {"tokens": "sk_secret"}}',
         '{"profiles": {"default": {"url": "", "credential": "sk_secret"}}}',
-        '{"profiles": {"default": {"url": 5, "credential": "sk_secret"}}}',
-        '{"profiles": {"default": {"url": "https://a", "credential": 5}}}',
         '{"profiles": {"default": {"url": "https://a", "credential": "sk_secret", "ca_file": 5}}}',
     ],
 )
@@ -108,27 +105,6 @@ def test_a_file_of_profiles_that_others_can_read_is_refused() -> None:
     )
 
 
-def test_without_a_service_a_command_says_how_to_name_one(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["cancel", "ws_1"])
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert f"no stack runs in {tmp_path}. Start one with `evershell up`" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--cert-file", "me.pem"], "must be given together"),
-        (["--ca-file", "/nowhere/ca.pem"], "/nowhere/ca.pem cannot be read: No such"),
-        (["--url", "ftp://host"], "is not a valid address"),
-    ],
-)
-def test_options_that_are_not_valid_are_said_in_a_line(options: list[str], message: str) -> None:
-    environment = {"EVERSHELL_API_KEY": "sk_secret", "EVERSHELL_URL": HOME}
-    result = CliRunner().invoke(main, ["workspaces", *options], env=environment)
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert message in result.stderr and "sk_secret" not in result.stderr
-
-
 @pytest.mark.parametrize(
     ("stdin", "expected"),
     [(None, "There is no credential."), ("binary", "holds no token: it is not a text.")],
@@ -149,15 +125,3 @@ def test_standard_input_without_a_token_is_said_in_a_line(
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert expected in done.stderr
-
-
-def test_the_command_line_works_in_a_directory_that_was_removed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    removed = tmp_path / "removed"
-    removed.mkdir()
-    monkeypatch.chdir(removed)
-    monkeypatch.delenv("STATE_DIR")
-    removed.rmdir()
-    with pytest.raises(ClickException, match=r"no stack runs in \.state"):
-        find()
