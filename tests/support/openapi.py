@@ -1,7 +1,6 @@
 """The OpenAPI document, and checks of answers against it."""
 
 import re
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -141,15 +140,3 @@ def _walked(value: Any, change: Any) -> Any:
     if isinstance(value, list):
         return [_walked(each, change) for each in value]
     return value
-
-
-def references(value: Any) -> Iterator[str]:
-    """Every reference in a part of the document."""
-    if isinstance(value, dict):
-        if isinstance(value.get("$ref"), str):
-            yield value["$ref"]
-        for each in value.values():
-            yield from references(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from references(each)

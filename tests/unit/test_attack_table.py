@@ -46,11 +46,6 @@ def test_each_attack_has_a_test() -> None:
     print(f"{len(ROWS)} attacks in {len({row.test for row in ROWS})} tests: {dict(groups)}")
 
 
-def test_no_attack_is_named_twice() -> None:
-    names = Counter((row.group, row.attack) for row in ROWS)
-    assert [name for name, count in names.items() if count > 1] == []
-
-
 def test_each_test_of_an_attack_is_in_the_table() -> None:
     named = {row.test for row in ROWS}
     written = {f"{path}::{name}" for path in ATTACKING for name in names_in(path) - CONTROLS}

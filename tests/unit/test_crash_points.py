@@ -1,9 +1,10 @@
-"""Crash points kill a program at an armed point, and do nothing where none is armed."""
+"""Crash points are in no program unless their setting is set.
+
+tests/stack/long/test_crash_points.py shows that an armed point kills its program.
+"""
 
 import asyncio
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,82 +16,10 @@ from evershell.api.server import Server
 from evershell.app import wiring as bootstrap
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
-from evershell.core.task import IterationCompleted, TaskEnded, TaskStarted, TaskStatus
-from evershell.pod.crash_points import CrashPoints, kind_of
+from evershell.pod.crash_points import CrashPoints
 from evershell.pod.spec import PodSpec
 from evershell.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
-
-ITERATION, END = IterationCompleted(number=1, payload={}), TaskEnded(status=TaskStatus.COMPLETED)
-
-
-async def double(number: int) -> int:
-    return 2 * number
-
-
-CALLING = """
-import asyncio, pathlib, sys
-from evershell.pod.crash_points import CrashPoints
-
-async def call():
-    print("called")
-
-asyncio.run(CrashPoints(pathlib.Path(sys.argv[1])).around("call", call)())
-"""
-
-
-@pytest.mark.parametrize(("point", "output"), [("before_call", ""), ("after_call", "called\n")])
-def test_an_armed_point_kills_once(tmp_path: Path, point: str, output: str) -> None:
-    (tmp_path / point).touch()
-    command = [sys.executable, "-u", "-c", CALLING, str(tmp_path)]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (first.returncode, first.stdout) == (-signal.SIGKILL, output)
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (second.returncode, second.stdout) == (0, "called\n")
-
-
-CANCELLED = """
-import asyncio, pathlib, sys
-from evershell.pod.crash_points import CrashPoints
-
-async def main():
-    started = asyncio.Event()
-
-    async def call():
-        started.set()
-        await asyncio.Event().wait()
-
-    task = asyncio.create_task(CrashPoints(pathlib.Path(sys.argv[1])).around("call", call)())
-    await started.wait()
-    task.cancel()
-    await asyncio.wait({task})
-
-asyncio.run(main())
-"""
-
-
-def test_a_cancelled_call_reaches_the_point_after_it(tmp_path: Path) -> None:
-    (tmp_path / "after_call").touch()
-    command = [sys.executable, "-c", CANCELLED, str(tmp_path)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-
-
-async def test_a_call_without_an_armed_point_is_unchanged(tmp_path: Path) -> None:
-    (tmp_path / "before_another").touch()
-    assert await CrashPoints(tmp_path).around("call", double)(21) == 42
-
-
-@pytest.mark.parametrize(
-    ("events", "kind"),
-    [
-        ([TaskStarted()], "start"),
-        ([ITERATION], "iteration"),
-        ([ITERATION, END], "terminal"),
-        ([END], "terminal"),
-    ],
-)
-def test_the_kind_of_a_commit_is_that_of_its_last_event(events: list[Any], kind: str) -> None:
-    assert kind_of(events) == kind
 
 
 @pytest.mark.parametrize("is_set", [False, True])

@@ -31,11 +31,6 @@ def test_the_wheel_has_the_files_of_the_packages_and_no_others(files: dict[str, 
     assert "evershell/edge/envoy.yaml" in files
 
 
-@pytest.mark.parametrize("package", ["agent", "cli", "client", "workspace"])
-def test_what_callers_import_says_that_it_has_types(files: dict[str, bytes], package: str) -> None:
-    assert f"evershell/{package}/py.typed" in files
-
-
 def test_the_top_level_is_small() -> None:
     """The folders of the repository, without those of tools."""
     listed = subprocess.run(

@@ -3,22 +3,15 @@
 import json
 import logging
 import os
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from prometheus_client import generate_latest
 
-from evershell.core import trace
-from evershell.core.trace import TraceContext
 from evershell.telemetry import logs
 from evershell.telemetry.logs import Sampler, Sink
-from evershell.telemetry.metrics import Metrics
 from tests.support.small_disk import fill, free, small_disk
 
 Lines = Callable[[], list[dict[str, Any]]]
@@ -73,54 +66,6 @@ def test_lines_that_cannot_be_written_are_counted_and_reported(tmp_path: Path) -
         os.close(descriptor)
 
 
-def test_a_file_with_a_limit_keeps_its_last_lines(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-    sink = Sink(descriptor, notice, max_bytes=1000)
-    for number in range(1000):
-        sink.info(f"line {number}")
-        assert path.stat().st_size < 1000 + len("line 999\n")
-        lines = path.read_text().splitlines()
-        assert lines == [f"line {each}" for each in range(number + 1 - len(lines), number + 1)]
-        assert number < 50 or len(lines) > 50
-    assert sink.lost_lines == 0
-    os.close(descriptor)
-
-
-def test_a_missing_or_slow_reader_only_loses_lines() -> None:
-    closed_reader, closed = os.pipe()
-    os.close(closed_reader)
-    sink = Sink(closed, notice)
-    sink.error("no reader")
-    assert sink.lost_lines == 1
-    os.close(closed)
-    sink.error("a descriptor that is closed")
-    assert sink.lost_lines == 2
-    slow_reader, slow = os.pipe()
-    os.set_blocking(slow, False)
-    sink = Sink(slow, notice)
-    for _ in range(200):
-        sink.info("x" * 1000)
-    assert 0 < sink.lost_lines < 200
-    os.close(slow)
-    os.close(slow_reader)
-
-
-def test_a_line_has_the_fields_of_its_program(written: Lines) -> None:
-    logs.configure("serve", "INFO", epoch=3)
-    structlog.get_logger().info("pod_started", workspace_id="ws_1")
-    structlog.get_logger().debug("too_fine")
-    (line,) = written()
-    assert line.pop("timestamp").endswith("Z")
-    assert line == {
-        "program": "serve",
-        "epoch": 3,
-        "event": "pod_started",
-        "level": "info",
-        "workspace_id": "ws_1",
-    }
-
-
 def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
     def write(log: logs.Log) -> None:
         log.info("pod_started", workspace_id="ws_1")
@@ -146,18 +91,6 @@ def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
         if line["event"] != "log_line_unprintable":
             assert line.pop("timestamp").endswith("Z")
     assert without == with_structlog
-
-
-def test_a_line_within_a_trace_has_its_id(written: Lines) -> None:
-    logs.configure("serve", "INFO")
-    log = structlog.get_logger()
-    with trace.within(TraceContext("a" * 32, "b" * 16)):
-        log.info("inside")
-        log.info("named", trace_id="of another")
-    log.info("outside")
-    inside, named, outside = written()
-    assert (inside["trace_id"], named["trace_id"]) == ("a" * 32, "of another")
-    assert "trace_id" not in outside
 
 
 def test_every_field_is_truncated_at_a_bound(written: Lines) -> None:
@@ -190,38 +123,6 @@ def test_every_field_is_truncated_at_a_bound(written: Lines) -> None:
 class _Unprintable:
     def __repr__(self) -> str:
         raise RuntimeError("no text")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [_Unprintable(), {(1, 2): 3}, 10**5_000, "\ud800"],
-    ids=["object", "key", "number", "text"],
-)
-def test_a_value_that_cannot_be_printed_does_not_raise(written: Lines, value: object) -> None:
-    logs.configure("serve", "INFO")
-    structlog.get_logger().info("odd", value=value)
-    (line,) = written()
-    assert line["event"] == "odd" or (line["event"], line["of"]) == ("log_line_unprintable", "odd")
-
-
-def test_messages_of_libraries_are_logged_in_the_same_format(written: Lines) -> None:
-    logs.configure("serve", "INFO")
-    library = logging.getLogger("some.library")
-    library.info("chatter")
-    library.warning("Invalid encoding on %s", "x" * 50_000)
-    library.error("%d", "no number")
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.warn("old", DeprecationWarning, stacklevel=1)
-    warning, error, deprecation = written()
-    assert (warning["event"], warning["logger"], warning["level"]) == (
-        "library_message",
-        "some.library",
-        "warning",
-    )
-    assert len(warning["message"]) < _LIMIT + 50
-    assert (error["level"], error["message"]) == ("error", "%d")
-    assert deprecation["logger"] == "py.warnings"
 
 
 @pytest.mark.parametrize(
@@ -268,36 +169,3 @@ def test_repeats_are_left_out_and_counted() -> None:
     clock.now += 3600
     assert sampler.admit("unauthenticated") == {"repeats_left_out": 1}
     assert sum(sampler.admit("unauthenticated") is not None for _ in range(100)) == 19
-
-
-def test_lost_lines_are_a_metric() -> None:
-    metrics, lost = Metrics(), [3]
-    metrics.watch_log(lambda: lost[0])
-    assert b"evershell_log_lines_lost_total 3.0" in generate_latest(metrics.registry)
-
-
-def test_a_program_with_a_full_log_continues(tmp_path: Path) -> None:
-    """The program also causes asyncio to report a failed task through the logging module."""
-    program = """
-import asyncio, structlog
-from evershell.telemetry import logs
-sink = logs.configure("serve", "INFO")
-async def main():
-    async def fails(): raise RuntimeError("lost")
-    task = asyncio.create_task(fails())
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    del task
-    structlog.get_logger().info("x")
-asyncio.run(main())
-print(sink.lost_lines)
-"""
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            stderr=full,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (done.returncode, done.stdout) == (0, "2\n")

@@ -1,4 +1,4 @@
-"""The error messages of programs that cannot start."""
+"""The error messages of programs that cannot start, and of commands of operators."""
 
 import os
 import subprocess
@@ -50,15 +50,13 @@ def test_an_invalid_url_of_the_database_is_not_printed(name: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("LOG_LEVEL", "loud"),
         ("REST_PORT", "eighty"),
         ("WORKERS", "0"),
-        ("RATE_LIMIT", "maybe"),
         ("RATE_LIMIT_PER_SECOND", "1"),
-        ("LEASE_SECONDS", "0"),
         ("LEASE_SECONDS", "inf"),
         ("MODEL_TIMEOUT_SECONDS", "inf"),
         ("TOOL_TIMEOUT_SECONDS", "inf"),
+        ("TLS_CLIENT_CA_FILE", "ca.pem"),
     ],
 )
 def test_the_error_names_an_invalid_setting(tmp_path: Path, name: str, value: str) -> None:
@@ -93,15 +91,6 @@ def test_a_state_folder_given_through_a_link_is_the_same_folder(
     assert Settings.read().state_dir == direct
 
 
-@pytest.mark.parametrize(
-    "settings", [{"METRICS_PORT": "50052"}, {"RUNTIME_PORT": "50052", "AGENT_TLS": "on"}]
-)
-def test_ports_that_are_used_twice_are_refused(tmp_path: Path, settings: dict[str, str]) -> None:
-    failed = run("up", tmp_path, **settings)
-    assert failed.returncode == 1
-    assert next(iter(settings)) in failed.stderr and "must differ" in failed.stderr
-
-
 def test_an_opened_file_does_not_replace_a_closed_standard_error() -> None:
     """Otherwise the file would receive the lines of the log."""
     program = (
@@ -114,3 +103,35 @@ def test_an_opened_file_does_not_replace_a_closed_standard_error() -> None:
     command = ["/bin/sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", program]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=30)
     assert done.stdout.splitlines()[-1] == os.devnull
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("", "nowhere. Start one with `evershell up`"),
+        ("postgress://me:secret@host/db", "DATABASE_URL is not a valid URL"),
+    ],
+)
+def test_a_command_without_a_database_says_why(url: str, expected: str) -> None:
+    environment = {"STATE_DIR": "nowhere", "DATABASE_URL": url}
+    result = CliRunner().invoke(main, ["keys", "list", "--org", "org_1"], env=environment)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert expected in result.stderr and "secret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--org", "org 1", "--template", "full_access"], "--org: must be"),
+        (["--org", "org_1", "--template", "everything"], "is not one of 'full_access'"),
+        (["--org", "new", "--template", "read_only"], "--create-org: is required with --org new"),
+        (
+            ["--org", "org_1", "--template", "read_only", "--expires-in", "0s"],
+            "--expires-in: must be more than 0 s",
+        ),
+    ],
+)
+def test_a_key_with_invalid_options_is_refused(arguments: list[str], expected: str) -> None:
+    result = CliRunner().invoke(main, ["keys", "create", *arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert expected in result.stderr

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from evershell.workspace.v1 import field_pb2, workspace_service_pb2
+from evershell.workspace.v1 import workspace_service_pb2
 from google.protobuf import json_format
 from jsonschema import ValidationError
 
@@ -15,13 +15,10 @@ from evershell.core.validation import Fields
 from evershell.core.workspaces import MAX_NAME_CHARACTERS
 from tests.support.openapi import validate
 
-SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 LIMITS = [
     ("CancelTaskRequest", {"reason": "x" * 500}, {"reason": "x" * 501}),
     ("CancelTaskRequest", {"wait": "30.000s"}, {"wait": "30.001s"}),
-    ("CancelTaskRequest", {"wait": "29.9s"}, {"wait": "31s"}),
     ("CancelTaskRequest", {"wait": "0s"}, {"wait": "-1s"}),
-    ("CancelTaskRequest", {"wait": "5s"}, {"wait": "100s"}),
     ("CancelTaskRequest", {"force_after": "86399.999s"}, {"force_after": "86400.1s"}),
     ("CancelTaskRequest", {"force_after": "86400s"}, {"force_after": "86401s"}),
     ("CancelTaskRequest", {"task_id": "task_1"}, {"task_id": "task/1"}),
@@ -103,14 +100,3 @@ def test_the_document_has_the_limits_of_the_service(
         except Failure:
             found["service"] = False
         assert found == dict.fromkeys(found, is_allowed), whole
-
-
-def test_limits_that_fields_share_are_equal() -> None:
-    """The service has one constant for the pages of all lists, and one for all filters."""
-    rules: dict[str, set[bytes]] = {}
-    for rpc in SERVICE.methods:
-        for each in rpc.input_type.fields:
-            rule = each.GetOptions().Extensions[field_pb2.field]
-            shared = "entry filter" if each.name in ("actor_id", "rpc", "outcome") else each.name
-            rules.setdefault(shared, set()).add(rule.SerializeToString(deterministic=True))
-    assert {name for name, values in rules.items() if len(values) > 1} == set()
