@@ -29,11 +29,7 @@ from evershell.store.rows import (
 
 _COLUMNS = f"outcome, {workspace_columns('(w).')}, {task_columns('(t).')}, (w).watched_until"
 # The name comes first, because pg_stat_activity shows 1,024 bytes of a statement.
-_RECORD = (
-    f"SELECT /* record_cancellation */ {_COLUMNS} "
-    "FROM json_populate_recordset(NULL::cancellation_request, %s) AS request "
-    "CROSS JOIN LATERAL record_cancellation(p_request => request, p_wait => %s)"
-)
+_RECORD = f"SELECT /* record_cancellations */ {_COLUMNS} FROM record_cancellations(%s, %s)"
 
 # The fields of a request by their names.
 Request = dict[str, Any]
