@@ -87,15 +87,6 @@ def test_grpcurl_lists_and_describes_the_services(stack: Stack) -> None:
     )
 
 
-def test_grpcurl_sees_no_internal_service_and_reads_the_details_of_errors(stack: Stack) -> None:
-    address = stack.ready["grpc_addr"]
-    described = grpcurl(stack, address, "describe", "evershell.agent.v1.RuntimeService")
-    assert "Symbol not found" in described.stderr
-    method = "evershell.workspace.v1.WorkspaceService/GetWorkspace"
-    failed = grpcurl(stack, "-d", '{"workspace_id": "ws_unknown"}', address, method)
-    assert '"resource_name":"ws_unknown"' in failed.stderr
-
-
 def test_grpcurl_cancels_a_task(stack: Stack, workspace: Workspace, gate: Gate) -> None:
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")

@@ -64,17 +64,6 @@ def test_a_task_is_followed_to_its_end(client: Client, workspace: Workspace) -> 
     assert client.wait_for_task(workspace.id, submitted.task_id) == task
 
 
-def test_results_are_shown_as_rest_shows_them(client: Client, workspace: Workspace) -> None:
-    task_id = client.submit_task(workspace.id, "true").task_id
-    workspace.await_end(task_id)
-    assert client.get_task(workspace.id, task_id).to_dict() == workspace.task(task_id)
-    workspace.await_status("idle")
-    assert client.get_workspace(workspace.id).to_dict() == workspace.get()
-    events = list(client.watch(workspace.id, task_id=task_id))
-    shown = [workspace.await_event(event.type, task_id, event.seq - 1) for event in events]
-    assert [event.to_dict() for event in events] == shown
-
-
 def test_a_cancellation_is_waited_for(client: Client, workspace: Workspace, gate: Gate) -> None:
     task_id = client.submit_task(workspace.id, f"{gate.command}\necho never").task_id
     workspace.await_phase(task_id, "tool_call")

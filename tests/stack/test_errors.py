@@ -120,23 +120,3 @@ def test_a_task_for_an_agent_that_does_not_answer_ends_as_delivery_failed(
     assert not (stack.files(workspace.id) / "ran").exists()
     assert workspace.task(task_id)["status"] == "delivery_failed"
     assert stack.agent_pid(workspace.id) == pid
-
-
-def test_a_workspace_that_is_stopping_cannot_be_resumed(workspace: Workspace, gate: Gate) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
-    workspace.rest.post(f"{workspace.path}/stop")
-    failed = workspace.rest.fails("POST", f"{workspace.path}/resume")
-    assert (failed.slug, failed.status) == ("invalid_state", 409)
-    gate.open()
-    end = workspace.await_end(task_id)
-    assert (end["status"], end["forced"], end["iterations"], end["cancel"]["reason"]) == (
-        "cancelled",
-        False,
-        1,
-        "workspace stopped",
-    )
-    workspace.await_status("stopped")
-    # A late retry of the cancellation gets the task's end in any state of the workspace.
-    answer = workspace.cancel(task_id=task_id)
-    assert (answer["outcome"], answer["task"]["status"]) == ("already_finished", "cancelled")

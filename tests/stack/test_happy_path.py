@@ -29,6 +29,9 @@ def test_a_cancelled_task_ends_after_its_iteration_and_the_agent_takes_the_next_
     assert end["status"] == "cancelled"
     assert (end["iterations"], end["forced"], end["work_stopped"]) == (2, False, "yes")
     assert end["cancel"]["reason"] == "it has gone wrong"
+    # The iteration in flight is recorded with its result, which the task keeps.
+    (_, last) = [entry for entry in workspace.log() if entry["type"] == "iteration_completed"]
+    assert last["tool_call"]["result"]["output"] == end["result"] == "open\n"
     assert end["usage"] == {
         "input_tokens": "0",
         "output_tokens": "0",

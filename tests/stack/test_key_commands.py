@@ -1,18 +1,12 @@
 """The commands about keys and organizations, as an operator runs them."""
 
-import os
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import grpc
 import pytest
 
 from evershell.client import Client, UnauthenticatedError
-from evershell.core.errors import UnavailableError
-from evershell.store.keys import PostgresKeys
 from tests.support.commands import Run
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
@@ -109,65 +103,3 @@ def test_a_key_can_create_its_organization(call: Run, stack: Stack) -> None:
     assert call(*arguments, "--create-org", "new").returncode == 0
     renamed = call(*arguments, "--create-org", "newer")
     assert (renamed.returncode, "its slug is new" in renamed.stderr) == (1, True)
-
-
-def test_no_key_is_created_whose_secret_cannot_be_printed(call: Run, stack: Stack) -> None:
-    keys = ("keys", "list", "--org", "org_demo")
-    before = call(*keys).stdout
-    command = [sys.executable, "-m", "evershell.commands", "keys", "create", "--org", "org_demo"]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*command, "--template", "full_access"],
-            env={**os.environ, "STATE_DIR": str(stack.state_dir), "DATABASE_URL": ""},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert done.stderr.endswith(
-        "Error: Standard output cannot be written: No space left on device.\n"
-    )
-    assert call(*keys).stdout == before
-
-
-def test_a_key_that_cannot_be_stored_is_said_to_be_no_key(
-    call: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def refused(*_: object) -> None:
-        raise UnavailableError("it is read-only")
-
-    monkeypatch.setattr(PostgresKeys, "create_key", refused)
-    made = call("keys", "create", "--org", "org_demo", "--template", "full_access")
-    assert made.returncode == 1
-    assert re.search(
-        r"^The secret is not valid, unless `keys list` shows key key_\w+\.$", made.stderr, re.M
-    )
-    assert made.stderr.endswith("Error: The database does not answer: it is read-only.\n")
-
-
-def test_a_new_organization_gets_a_key_that_expires(call: Run, stack: Stack) -> None:
-    arguments = ("--org", "new", "--create-org", "fleeting", "--template", "full_access")
-    made = call("keys", "create", *arguments, "--expires-in", "6s")
-    assert made.returncode == 0, made.stderr
-    (org_id,) = re.findall(r"organization (org_\w+) ", made.stderr)
-    assert re.search(r"valid at once, until \S+Z\.", made.stderr)
-    secret = made.stdout.strip()
-    assert stack.rest(secret).get("/v1/workspaces")["workspaces"] == []
-    assert re.search(rf"^fleeting +{org_id} +1$", call("orgs", "list").stdout, re.MULTILINE)
-
-    eventually(lambda: stack.rest(secret).call("GET", "/v1/workspaces").status_code == 401, 20)
-    for address in stack.worker_addresses():
-        failed = stack.grpc(secret, address).fails("ListWorkspaces")
-        assert failed.slug == "unauthenticated" and "has expired" in failed.message
-    assert re.search(rf"^fleeting +{org_id} +0$", call("orgs", "list").stdout, re.MULTILINE)
-
-
-def test_an_organization_can_be_created_without_a_key(call: Run) -> None:
-    made = call("orgs", "create", "lone")
-    assert made.returncode == 0, made.stderr
-    assert f"lone{' ' * 28}{made.stdout.strip()}" in call("orgs", "list").stdout
-    again = call("orgs", "create", "lone")
-    assert (again.returncode, "has the slug lone" in again.stderr) == (1, True)
-    invalid = call("orgs", "create", "Lone_")
-    assert (invalid.returncode, "SLUG must be" in invalid.stderr) == (2, True)

@@ -10,18 +10,6 @@ from tests.support.waiting import eventually
 HIDDEN, DETACHED = unique_seconds(), unique_seconds()
 
 
-def test_a_tool_without_an_environment_ends_with_its_pod(
-    stack: Stack, workspace: Workspace
-) -> None:
-    task_id = workspace.submit(f"env -i sleep {HIDDEN}")
-    eventually(lambda: running(HIDDEN))
-    stack.kill(stack.agent_pid(workspace.id))
-    end = workspace.await_end(task_id)
-    assert (end["status"], end["work_stopped"]) == ("failed", "yes")
-    # The tool ended before the event reported it.
-    assert running(HIDDEN) == []
-
-
 @pytest.mark.parametrize("controller", ["the one that started it", "a later one"])
 def test_every_process_of_a_pod_ends_with_its_agent(
     stack: Stack, workspace: Workspace, controller: str

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from tests.support.stack import Gate, Stack, Workspace
+from tests.support.stack import Gate, Workspace
 
 
 def test_a_task_is_cancelled_at_its_duration(workspace: Workspace, gate: Gate) -> None:
@@ -30,18 +30,3 @@ def test_a_task_is_cancelled_at_its_duration(workspace: Workspace, gate: Gate) -
     # The controller looks every second or so.
     assert timedelta(seconds=1.5) <= asked - started < timedelta(seconds=30)
     workspace.await_end(workspace.submit("true"))
-
-
-def test_a_limit_is_reached_while_the_controller_is_frozen(
-    stack: Stack, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.submit(gate.command, limits={"max_duration": "1s"})
-    workspace.await_phase(task_id, "tool_call")
-    with stack.frozen("fleet"):
-        # The commit of the iteration finds it.
-        started = datetime.fromisoformat(workspace.task(task_id)["started_at"])
-        while datetime.now(started.tzinfo) < started + timedelta(seconds=1):
-            workspace.task(task_id)
-        gate.open()
-        end = workspace.await_end(task_id)
-    assert (end["status"], end["cancel"]["requested_by"]) == ("cancelled", "system:limit")

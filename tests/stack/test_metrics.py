@@ -48,19 +48,6 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
     assert not ids & labels
 
 
-def test_the_fleet_controller_counts_a_cancellation_that_ends_with_a_lost_agent(
-    stack: Stack, workspace: Workspace
-) -> None:
-    key = ("evershell_cancel_to_end_seconds_count", frozenset({("forced", "false")}))
-    before = scrape(stack, FLEET).get(key, 0)
-    task_id = workspace.submit("sleep 60")
-    workspace.await_phase(task_id, "tool_call")
-    workspace.cancel()
-    stack.kill(stack.agent_pid(workspace.id))
-    assert workspace.await_end(task_id)["status"] == "cancelled"
-    eventually(lambda: scrape(stack, FLEET).get(key, 0) == before + 1)
-
-
 def test_the_edge_reports_its_healthy_workers(stack: Stack) -> None:
     key = ("envoy_cluster_membership_healthy", frozenset({("envoy_cluster_name", "control_plane")}))
     eventually(lambda: scrape(stack, EDGE)[key] == 2)

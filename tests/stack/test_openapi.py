@@ -1,14 +1,13 @@
 """The responses of a real stack match the OpenAPI document, and `Rest.call` rejects others."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from jsonschema import ValidationError
 
-from tests.support.openapi import Operation, document, operations
+from tests.support.openapi import Operation, operations
 from tests.support.stack import Gate, Stack, Workspace
-from tests.support.wires import Rest
 
 
 def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[str, Any]]:
@@ -77,40 +76,3 @@ def test_every_response_matches_its_description(
             with pytest.raises(ValidationError):
                 named(name).check(status, kind, wrong)
     assert called == {each.described["operationId"] for each in operations()}
-
-
-FAILURES: dict[str, Callable[[Stack, Rest, str], Any]] = {
-    "validation_error": lambda stack, rest, path: rest.fails(
-        "POST", f"{path}/task/cancel", json={"reason": "x" * 612}
-    ),
-    "unauthenticated": lambda stack, rest, path: stack.rest("").fails("GET", path),
-    "permission_denied": lambda stack, rest, path: stack.rest("read_only").fails(
-        "POST", f"{path}/task/cancel"
-    ),
-    "workspace_not_found": lambda stack, rest, path: rest.fails("GET", "/v1/workspaces/ws_unknown"),
-    "task_not_found": lambda stack, rest, path: rest.fails("GET", f"{path}/tasks/task_unknown"),
-    "workspace_busy": lambda stack, rest, path: rest.fails(
-        "POST", f"{path}/tasks", json={"description": "true"}
-    ),
-    "unsupported_media_type": lambda stack, rest, path: rest.fails(
-        "POST", f"{path}/task/cancel", content=b"x", headers={"content-type": "text/csv"}
-    ),
-    "payload_too_large": lambda stack, rest, path: rest.fails(
-        "POST", f"{path}/tasks", content=b"x" * 2**21
-    ),
-}
-
-
-def test_each_error_has_the_same_details_as_its_example(
-    stack: Stack, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.submit(gate.command)
-    for slug, fail in FAILURES.items():
-        failed = fail(stack, workspace.rest, workspace.path)
-        expected = document()["components"]["examples"][slug]["value"]["error"]
-        assert failed.slug == slug
-        assert {name: type(value) for name, value in failed.details.items()} == {
-            name: type(value) for name, value in expected.get("details", {}).items()
-        }
-    gate.open()
-    workspace.await_end(task_id)

@@ -5,11 +5,13 @@ A barrier inside the transaction that must commit first decides the order.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
 
 import pytest
 
 from tests.support.commit_barrier import await_waiting, next_event_held_up
-from tests.support.stack import Gate, Workspace
+from tests.support.stack import Gate, Stack, Workspace
 
 
 @pytest.fixture
@@ -83,3 +85,30 @@ def test_a_cancellation_before_the_first_iteration_leaves_zero_iterations(
     # in the same way.
     assert submitting.result().status_code in (202, 503)
     assert cancelling.result().json().get("outcome", "accepted") == "accepted"
+
+
+def test_of_fifty_cancellations_at_once_over_two_workers_one_is_accepted(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.begin(gate.command, "echo never")
+    callers = 50
+    start = Barrier(callers, timeout=60)
+    workers = stack.worker_addresses()
+    assert len(workers) == 2
+
+    def cancel(number: int) -> dict[str, Any]:
+        caller = stack.grpc(address=workers[number % 2])
+        start.wait()
+        return caller.call("CancelTask", workspace_id=workspace.id, reason=f"caller {number}")
+
+    with ThreadPoolExecutor(callers) as pool:
+        answers = list(pool.map(cancel, range(callers)))
+
+    outcomes = [answer["outcome"] for answer in answers]
+    assert (outcomes.count("accepted"), outcomes.count("already_requested")) == (1, callers - 1)
+    winner = answers[outcomes.index("accepted")]
+    assert {answer["reason"] for answer in answers} == {winner["reason"]}
+    gate.open()
+    assert workspace.await_end(task_id)["cancel"]["reason"] == winner["reason"]
+    types = [entry["type"] for entry in workspace.log()]
+    assert (types.count("task_cancel_requested"), types.count("task_completed")) == (1, 1)

@@ -1,8 +1,6 @@
 """Traces from Envoy through the agent to the event log, and the log lines of one call."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -54,11 +52,3 @@ def test_a_call_has_one_log_line_in_envoy_and_one_in_its_worker(
         "/cancel" if wire == "rest" else "/CancelTask"
     )
     assert (worker["method"], worker["trace_id"]) == ("/" + PUBLIC + "CancelTask", trace_id)
-
-
-def test_a_worker_without_an_exporter_does_not_load_opentelemetry() -> None:
-    program = (
-        "import sys, evershell.app.wiring; "
-        "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=30).returncode == 0

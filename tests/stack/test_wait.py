@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.support import faults
-from tests.support.metrics import scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -46,28 +45,6 @@ def test_a_wait_answers_202_with_the_running_task_when_its_time_is_over(
     assert workspace.cancel(202, wait="30s")["outcome"] == "no_active_task"
 
 
-def test_waits_on_every_worker_end_with_the_task(
-    stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
-) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
-    calling = [
-        pool.submit(
-            stack.grpc(address=address).call,
-            "CancelTask",
-            workspace_id=workspace.id,
-            # A call that is still on its way when the task ends finds the task by its id.
-            task_id=task_id,
-            wait={"seconds": 30},
-        )
-        for address in stack.worker_addresses()
-    ]
-    for index in range(len(calling)):
-        eventually(lambda: cancellations_in_flight(stack, index) == 1)
-    gate.open()
-    assert [each.result()["task"]["status"] for each in calling] == ["cancelled", "cancelled"]
-
-
 def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
     stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor
 ) -> None:
@@ -95,11 +72,6 @@ def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
     # The next tests call each worker.
     for address in stack.worker_addresses():
         eventually(lambda: faults.health_of(address) == "SERVING")
-
-
-def cancellations_in_flight(stack: Stack, worker: int) -> float:
-    sample = ("evershell_rpc_in_flight", frozenset({("rpc", "CancelTask")}))
-    return scrape(stack, worker).get(sample, 0)
 
 
 def last_seq(workspace: Workspace) -> int:

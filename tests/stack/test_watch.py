@@ -1,22 +1,9 @@
 """Watching a workspace's log through Envoy."""
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-
-import pytest
 
 from evershell.client import Client, TaskCompleted
 from tests.support.stack import Stack, Workspace
-
-
-@pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_stream_starts_after_the_given_seq(workspace: Workspace, after: int) -> None:
-    workspace.await_end(workspace.submit("true", "true"))
-    log = [(str(entry["seq"]), entry["type"]) for entry in workspace.log()][after:]
-    seen = [
-        message["event"] for message in islice(workspace.rest.events(workspace.id, after), len(log))
-    ]
-    assert [(event["seq"], event["type"]) for event in seen] == log
 
 
 def test_a_stream_on_each_worker_has_the_events_of_all_workers(

@@ -1,6 +1,5 @@
 """The alerts of deploy/monitoring, and promtool, which evaluates them."""
 
-import copy
 import json
 import shutil
 import subprocess
@@ -45,15 +44,6 @@ def rules_file(folder: Path, spec: dict[str, Any] = SPEC) -> Path:
     path = folder / "rules.yaml"
     path.write_text(yaml.safe_dump(spec))
     return path
-
-
-def with_bound(seconds: int) -> dict[str, Any]:
-    """The rules, with another bound of a cancellation."""
-    spec = copy.deepcopy(SPEC)
-    for rule in spec["groups"][0]["rules"]:
-        if rule["alert"] == "CancellationOverdue":
-            rule["expr"] = rule["expr"].replace("780", str(seconds))
-    return spec
 
 
 def assert_firing(

@@ -12,19 +12,12 @@ from tests.support.stack import Gate, Stack, Workspace
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack of all tests that do not stop it. Metrics and crash points are on.
+    """The stack of all tests that do not stop it. Metrics are on.
 
     It starts from an empty folder, as that of a user does.
     """
-    folder = tmp_path_factory.mktemp("stack")
-    (folder / "points").mkdir()
-    # The agents of root run as other users.
-    (folder / "points").chmod(0o777)
-    running = Stack(
-        folder / "state",
-        METRICS_PORT=str(free_ports(4, in_a_row=4)[0]),
-        CRASH_POINTS_DIR=str(folder / "points"),
-    )
+    state_dir = tmp_path_factory.mktemp("stack") / "state"
+    running = Stack(state_dir, METRICS_PORT=str(free_ports(4, in_a_row=4)[0]))
     running.makes_cluster = True
     with running.started():
         yield running

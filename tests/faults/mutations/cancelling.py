@@ -527,25 +527,4 @@ CANCELLING: tuple[Rule, ...] = (
         (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
         _FORGETS_LIMITS,
     ),
-    rule(
-        "chaos finds tasks that a batch leaves out, a hold that is kept, a limit that is forgotten",
-        "tests/faults/long/chaos/test_emergencies.py",
-        (
-            _BATCH,
-            "        WHERE w.id = ANY (locked_ids)\n",
-            "        WHERE w.id = ANY (locked_ids) AND t.id !~ '[0-9A-F]$'\n",
-        ),
-        # A worker keeps for a while that there is no hold.
-        (
-            f"{_STORE}postgres_store.py",
-            "    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)\n",
-            "    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)\n"
-            "    import time\n\n"
-            "    since = _share_hold.__dict__.setdefault(org_id, time.monotonic())\n"
-            "    if since + 3 > time.monotonic():\n"
-            '        return await connection.execute(_GET_HOLD + " AND false", (org_id,))\n'
-            "    del _share_hold.__dict__[org_id]\n",
-        ),
-        _FORGETS_LIMITS,
-    ),
 )

@@ -7,7 +7,6 @@ the results as JSON.
 """
 
 import json
-import resource
 import select
 import selectors
 import socket
@@ -20,17 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle
-from typing import cast
 
 import hpack
 
 HELD_STREAMS = 300
-REST_CONNECTIONS = 1100
 RESETTING_CONNECTIONS, RESETS = 6, 5_000
 BAD_CREDENTIALS = 1_000
 UNKNOWN_KEY = "sk_" + "unknown_" * 6
 _MESSAGE_BYTES = 4 * 1024 * 1024
-_BODY_BYTES = _OWN_MESSAGE_BYTES = 1024 * 1024
+_OWN_MESSAGE_BYTES = 1024 * 1024
 _CANCEL = "/evershell.workspace.v1.WorkspaceService/CancelTask"
 # A request that is valid for a worker, without and with the prefix of a gRPC message.
 _OVER_REST, _OVER_GRPC = b"{}", struct.pack(">BI", 0, 6) + b"\n\4ws_1"
@@ -258,62 +255,18 @@ def bad_credentials(address: tuple[str, int], told: Told, _token: str) -> Iterat
         yield
 
 
-def hold_bodies(address: tuple[str, int], told: Told, token: str) -> Iterator[None]:
-    """Sends all but the last byte of a body on each connection and replaces closed connections."""
-    credential = f"authorization: Bearer {token}\r\n" if token else ""
-    head = (
-        f"POST /v1/workspaces/ws_1/tasks HTTP/1.1\r\nhost: x\r\n{credential}"
-        f"content-length: {_BODY_BYTES}\r\n\r\n"
-    )
-    request = memoryview(head.encode() + b'{"description":"' + b"x" * (_BODY_BYTES - 17))
-    selector = selectors.DefaultSelector()
-    sent: dict[socket.socket, int] = {}
-    next_round = 0.0
-    while True:
-        if len(sent) < REST_CONNECTIONS and time.monotonic() > next_round:
-            for _ in range(min(100, REST_CONNECTIONS - len(sent))):
-                each = socket.socket()
-                # A small send buffer limits the memory of the flood, which shares the machine with
-                # the server.
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
-                each.connect(address)
-                each.setblocking(False)
-                selector.register(each, selectors.EVENT_READ | selectors.EVENT_WRITE)
-                sent[each] = 0
-                told["opened"] += 1
-            next_round = time.monotonic() + _PAUSE_SECONDS / 10
-        for key, events in selector.select(0.05):
-            each = cast(socket.socket, key.fileobj)
-            try:
-                if events & selectors.EVENT_READ:
-                    answer = each.recv(1 << 16)
-                    told[answer[9:12].decode() or "closed"] += 1
-                    raise ConnectionResetError
-                sent[each] += each.send(request[sent[each] :])
-            except OSError:
-                selector.unregister(each)
-                each.close()
-                told["bytes"] += sent.pop(each)
-                continue
-            if sent[each] == len(request):
-                selector.modify(each, selectors.EVENT_READ)
-        told["held"] = len(sent)
-        yield
-
-
 FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
     flood.__name__: flood
-    for flood in (hold_messages, hold_bodies, reset_over_grpc, reset_over_rest, bad_credentials)
+    for flood in (hold_messages, reset_over_grpc, reset_over_rest, bad_credentials)
 }
 
 
-# Whether a flood has opened all its connections, or so many streams.
+# Whether a flood has opened so many streams.
 _IS_COMPLETE: dict[str, Callable[[Told], bool]] = {
     "hold_messages": lambda told: told["opened"] >= HELD_STREAMS,
     "reset_over_grpc": lambda told: told["opened"] >= RESETS,
     "reset_over_rest": lambda told: told["opened"] >= RESETS,
     "bad_credentials": lambda told: told["opened"] >= BAD_CREDENTIALS,
-    "hold_bodies": lambda told: told["opened"] >= REST_CONNECTIONS,
 }
 
 
@@ -356,8 +309,6 @@ def flooded(name: str, address: str, token: str = "") -> Iterator[Flood]:
 
 def main(flood: str, address: str, token: str) -> None:
     """Floods the address until standard input ends."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     host, _, port = address.rpartition(":")
     told: Told = Counter()
     ending = selectors.DefaultSelector()

@@ -3,9 +3,6 @@
 from ipaddress import ip_address
 from typing import Any
 
-from click.testing import CliRunner
-
-from evershell.cli.main import main
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -47,25 +44,3 @@ def test_each_call_on_a_workspace_is_on_record(stack: Stack, workspace: Workspac
     assert [each["reason"] for each in filtered] == ["by gRPC", "by REST"]
     after = entries(stack, path, start_time=found[0]["time"])
     assert [each["id"] for each in after] == [found[0]["id"]]
-
-
-def test_an_unknown_workspace_and_another_organization_are_on_record(stack: Stack) -> None:
-    demo = stack.ready["demo"]["workspace_id"]
-    failed = stack.rest("other_org").fails("POST", f"/v1/workspaces/{demo}/task/cancel")
-    # Other tests call as this organization too.
-    (entry,) = [
-        each
-        for each in entries(stack, token="other_org", rpc="CancelTask")
-        if each["request_id"] == failed.request_id
-    ]
-    assert (entry["workspace_id"], entry["outcome"]) == (demo, "workspace_not_found")
-    # The owner's organization does not see the attempt of another one.
-    assert failed.request_id not in [each["request_id"] for each in entries(stack)]
-    stack.rest("other_org").fails("GET", f"/v1/workspaces/{demo}/audit")
-
-
-def test_the_log_is_pruned_by_a_command(stack: Stack) -> None:
-    environment = {"STATE_DIR": str(stack.state_dir), "DATABASE_URL": None}
-    done = CliRunner().invoke(main, ["audit", "prune", "--older-than", "1d"], env=environment)
-    assert (done.exit_code, done.stdout) == (0, "Removed 0 months of the audit log.\n")
-    assert entries(stack)

@@ -1,4 +1,4 @@
-"""`evershell edge`: Envoy in front of workers that are found by a name."""
+"""`evershell edge --drain`."""
 
 import os
 import subprocess
@@ -8,10 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.support.ports import free_ports
-from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
 LIMIT_SECONDS = 30
@@ -37,43 +35,6 @@ def said_by(process: "subprocess.Popen[str]") -> str:
         return process.communicate(timeout=LIMIT_SECONDS)[0]
     finally:
         process.kill()
-
-
-def test_it_serves_in_front_of_the_workers_behind_a_name(
-    stack: Stack, workspace: Workspace, tmp_path: Path
-) -> None:
-    rest_port, grpc_port, metrics_port = free_ports(3)
-    names = [each.replace("127.0.0.1", "localhost") for each in stack.worker_addresses()]
-    process = edge(
-        tmp_path,
-        EDGE_WORKERS=", ".join(names),
-        REST_PORT=str(rest_port),
-        GRPC_PORT=str(grpc_port),
-        METRICS_PORT=str(metrics_port),
-    )
-    try:
-        url = f"http://127.0.0.1:{rest_port}"
-
-        def answer() -> httpx.Response | None:
-            try:
-                found = get(
-                    f"{url}/v1/workspaces/{workspace.id}",
-                    authorization=f"Bearer {stack.tokens['full_access']}",
-                )
-            except httpx.TransportError:
-                return None
-            return found if found.status_code == 200 else None
-
-        found = eventually(answer)
-        assert found is not None and found.json()["id"] == workspace.id
-        assert get(f"{url}/healthz").status_code == 200
-        assert (
-            "envoy_cluster_membership_healthy"
-            in get(f"http://127.0.0.1:{metrics_port}/metrics").text
-        )
-    finally:
-        process.terminate()
-        said_by(process)
 
 
 def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> None:
@@ -110,36 +71,3 @@ def test_a_drain_closes_each_connection_with_its_next_answer(tmp_path: Path) -> 
     finally:
         process.terminate()
         said_by(process)
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (["--drain", "1s"], "--drain needs --admin-socket."),
-        (
-            ["--admin-socket", "none.sock", "--drain", "1s"],
-            "Run it with `evershell edge --admin-socket none.sock`.",
-        ),
-    ],
-)
-def test_a_drain_without_an_envoy_fails(tmp_path: Path, options: list[str], problem: str) -> None:
-    process = edge(tmp_path, *options)
-    said = said_by(process)
-    assert process.returncode != 0
-    assert problem in said
-
-
-def test_it_says_what_is_missing(tmp_path: Path) -> None:
-    process = edge(tmp_path, EDGE_WORKERS="")
-    said = said_by(process)
-    assert process.returncode == 1
-    assert "Set EDGE_WORKERS to host:port of the workers." in said
-
-
-def test_it_says_what_is_wrong_with_the_collector(tmp_path: Path) -> None:
-    process = edge(
-        tmp_path, EDGE_WORKERS="127.0.0.1:1", OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318"
-    )
-    said = said_by(process)
-    assert process.returncode == 1
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT is a URL of OTLP over HTTP" in said

@@ -4,18 +4,14 @@ Each fault is a row of the table in tests/faults/README.md.
 """
 
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
 import pytest
-from evershell.agent.v1 import agent_service_pb2 as messages
 
-from tests.stack.long import stand_in
 from tests.support import faults
 from tests.support.commit_barrier import await_waiting, next_event_held_up
 from tests.support.lengths import smoke
@@ -23,13 +19,9 @@ from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
 # It identifies these processes.
-LEFT_BEHIND = unique_seconds()
+LEFT_BEHIND, STUBBORN = unique_seconds(), unique_seconds()
 # The service gives up after 2 s by its own clock. Without that, the call would take 20 s.
 ANSWER_SECONDS = 10.0
-
-
-def frozen(workspace: Workspace) -> AbstractContextManager[None]:
-    return workspace.stack.frozen_process(workspace.stack.agent_pid(workspace.id))
 
 
 @pytest.fixture
@@ -38,18 +30,9 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-@pytest.mark.parametrize(
-    ("fault", "wire"),
-    [(frozen, "rest"), (stand_in.nobody, "grpc"), (stand_in.silence, "rest")],
-    ids=["frozen", "refuses", "silent"],
-)
+@pytest.mark.parametrize("wire", ["rest", "grpc"])
 def test_an_agent_that_does_not_answer(
-    stack: Stack,
-    workspace: Workspace,
-    gate: Gate,
-    pool: ThreadPoolExecutor,
-    fault: Callable[[Workspace], AbstractContextManager[None]],
-    wire: str,
+    stack: Stack, workspace: Workspace, gate: Gate, pool: ThreadPoolExecutor, wire: str
 ) -> None:
     task_id = workspace.begin(gate.command, "echo never")
 
@@ -66,7 +49,7 @@ def test_an_agent_that_does_not_answer(
         assert "will be delivered" in message
         return overtook
 
-    with fault(workspace):
+    with stack.frozen_process(stack.agent_pid(workspace.id)):
         # The cancellation takes 2 s, in which a busy machine may not get to the others.
         eventually(others_are_answered_first)
         assert [entry["type"] for entry in workspace.log()][-1] == "task_cancel_requested"
@@ -100,75 +83,6 @@ def _unreachable(stack: Stack, workspace: Workspace, wire: str) -> tuple[str, An
     return rpc.message, facts
 
 
-def test_an_agent_that_is_slow(workspace: Workspace, gate: Gate) -> None:
-    """The agent accepts each signal but responds to the first one after its timeout."""
-    is_over = threading.Event()
-
-    def slow_once(
-        attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]
-    ) -> messages.CancelTaskResponse:
-        answer = pass_on()
-        if attempt == 1:
-            is_over.wait(20)
-        return answer
-
-    task_id = workspace.begin(gate.command, "echo never")
-    with stand_in.standing_in(workspace, slow_once) as agent:
-        try:
-            # If it took more than 2 s by the clock of the service, it would be agent_unreachable.
-            assert workspace.cancel()["outcome"] == "accepted"
-        finally:
-            is_over.set()
-        assert len(agent.attempts) >= 2
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "cancelled"
-    story = faults.assert_story(workspace, task_id, status="cancelled", intent=True)
-    assert story[-1]["iterations"] == 1
-
-
-def test_an_agent_that_says_it_has_no_such_task_while_it_runs(
-    workspace: Workspace, gate: Gate
-) -> None:
-    """The response reports a running task, because the agent has not received the signal.
-
-    The next commit of the agent detects the intent.
-    """
-    task_id = workspace.begin(gate.command, "echo never")
-    with stand_in.standing_in(
-        workspace, lambda attempt, pass_on: messages.CancelTaskResponse(known=False)
-    ) as agent:
-        answer = workspace.cancel()
-        assert (answer["outcome"], answer["task"]["status"]) == ("accepted", "running")
-        assert agent.attempts[0].task_id == task_id
-        gate.open()
-        assert workspace.await_end(task_id)["status"] == "cancelled"
-    faults.assert_story(workspace, task_id, status="cancelled", intent=True)
-
-
-def test_an_agent_that_says_it_has_no_such_task_since_it_has_just_ended(
-    workspace: Workspace, gate: Gate
-) -> None:
-    """The task ends between the record and the signal, and the response reports the end."""
-
-    def end_first(
-        attempt: int, pass_on: Callable[[], messages.CancelTaskResponse]
-    ) -> messages.CancelTaskResponse:
-        if attempt == 1:
-            gate.open()
-            faults.await_terminal(workspace, task_id)
-        return pass_on()
-
-    task_id = workspace.begin(gate.command)
-    with stand_in.standing_in(workspace, end_first):
-        answer = workspace.cancel()
-    assert (answer["outcome"], answer["task"]["status"], answer["task"]["result"]) == (
-        "accepted",
-        "cancelled",
-        "Ran 1 command.",
-    )
-    faults.assert_story(workspace, task_id, status="cancelled", intent=True)
-
-
 @pytest.mark.parametrize("cancelled", smoke([True, False], [True]))
 def test_an_agent_that_is_killed_in_a_tool_call(
     stack: Stack, workspace: Workspace, cancelled: bool
@@ -190,16 +104,6 @@ def test_an_agent_that_is_killed_in_a_tool_call(
     faults.assert_story(workspace, task_id, status=status, intent=cancelled)
     faults.resume(workspace)
     faults.assert_next_task_works(workspace)
-
-
-def test_a_stop_during_a_cancellation(workspace: Workspace, gate: Gate) -> None:
-    task_id = workspace.begin(gate.command, "echo never")
-    workspace.cancel(reason="first")
-    assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
-    gate.open()
-    workspace.await_status("stopped")
-    (*_, end) = faults.assert_story(workspace, task_id, status="cancelled", intent=True)
-    assert (end["cancel"]["reason"], end["forced"], end["iterations"]) == ("first", False, 1)
 
 
 def test_a_cancellation_during_a_stop(workspace: Workspace, gate: Gate) -> None:
@@ -236,3 +140,21 @@ def test_the_folder_of_a_pod_is_deleted(
     assert workspace.get()["status_reason"]
     faults.resume(workspace)
     faults.assert_next_task_works(workspace)
+
+
+@pytest.mark.soak
+def test_a_stop_breaks_off_an_iteration_that_does_not_end_within_the_grace_period(
+    workspace: Workspace,
+) -> None:
+    task_id = workspace.begin(f"sleep {STUBBORN}", "touch never")
+    began = time.monotonic()
+    assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
+    # A second request does not restart the grace period.
+    assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"], end["iterations"]) == ("cancelled", True, 1)
+    assert (end["cancel"]["reason"], end["work_stopped"]) == ("workspace stopped", "yes")
+    # Not at once, and long before the time limit of a tool.
+    assert 9.5 < time.monotonic() - began < 100
+    workspace.await_status("stopped")
+    assert running(STUBBORN) == []

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import faults
 from tests.support.commit_barrier import await_waiting, next_event_held_up
+from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -111,7 +112,7 @@ def bed(stack: Stack) -> Workspace:
     return Workspace(stack)
 
 
-@pytest.mark.parametrize("caller", [over_http, over_grpc, with_deadline])
+@pytest.mark.parametrize("caller", smoke([over_http, over_grpc, with_deadline], [over_grpc]))
 @pytest.mark.parametrize("point", POINTS)
 def test_a_caller_that_goes_away(bed: Workspace, point: str, caller: Caller) -> None:
     hold_up, await_seen, fields = POINTS[point]

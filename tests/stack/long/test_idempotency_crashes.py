@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.support import faults
+from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 WORKERS = 3
+POINTS = ["before_delivery", "after_delivery", "before_answer", "after_answer"]
 
 
-@pytest.mark.parametrize(
-    "point", ["before_delivery", "after_delivery", "before_answer", "after_answer"]
-)
+@pytest.mark.parametrize("point", smoke(POINTS, ["before_answer"]))
 def test_no_crash_blocks_a_key(fragile_stack: Stack, crash_points: Path, point: str) -> None:
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)

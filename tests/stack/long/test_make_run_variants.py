@@ -1,23 +1,15 @@
 """The stack starts again after a stop or a crash, with another database, and beside another."""
 
-import asyncio
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from evershell.local import postgres
-from evershell.store.leadership import LEADER_LOCK_KEY
-from evershell.store.migrate import migrate
-from tests.support.ports import free_ports
-from tests.support.stack import READY_SECONDS, Gate, Stack, Workspace, processes_of
-from tests.support.waiting import eventually
+from tests.support.stack import Gate, Stack, Workspace, processes_of
 
 
 @pytest.fixture
@@ -92,80 +84,9 @@ def says_ready(stack: Stack) -> list[str]:
     return [name for name in ("ready.json", "demo.env") if (stack.state_dir / name).exists()]
 
 
-def test_files_of_a_killed_run_do_not_outlive_the_next_start(stack: Stack, tmp_path: Path) -> None:
-    refused = Stack(tmp_path / "state", REST_PORT=stack.ready["rest_url"].rpartition(":")[2])
-    refused.state_dir.mkdir()
-    for name in ("ready.json", "demo.env"):
-        (refused.state_dir / name).write_text("of the killed run")
-    assert "Set REST_PORT to another one" in refused.refuses_to_start()
-    assert says_ready(refused) == []
-
-
-@pytest.mark.soak
-def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_run(
-    tmp_path: Path, empty_database_url: str
-) -> None:
-    """The controller is late, so the workspace is still idle in the earlier run."""
-    with Stack(tmp_path / "state", DATABASE_URL=empty_database_url).started() as own:
-        path = f"/v1/workspaces/{own.ready['demo']['workspace_id']}"
-        first = own.rest().get(path)
-        assert own.stop() == 0
-        with psycopg.connect(empty_database_url, autocommit=True) as other_leader:
-            other_leader.execute("SELECT pg_advisory_lock(%s)", (LEADER_LOCK_KEY,))
-            with ThreadPoolExecutor(1) as pool:
-                started = pool.submit(own.start)
-                rest = own.rest()
-                eventually(lambda: rest.serves(path), READY_SECONDS)
-                # The stack reads the workspace as often meanwhile.
-                for _ in range(100):
-                    assert rest.get(path)["status"] == "idle"
-                    assert says_ready(own) == []
-                other_leader.close()
-                started.result(READY_SECONDS)
-        submitted = own.rest().post(f"{path}/tasks", {"description": "echo at once"})
-        assert int(own.rest().get(path)["epoch"]) == int(first["epoch"]) + 1
-        eventually(
-            lambda: own.rest().get(f"{path}/tasks/{submitted['task_id']}")["status"] == "completed"
-        )
-        descriptions = [each["description"] for each in own.rest().get(f"{path}/tasks")["tasks"]]
-        assert descriptions == ["echo at once", "echo ready", "echo ready"]
-
-
-@pytest.mark.parametrize("is_migrated", [False, True])
-def test_a_read_only_database_is_told_in_a_line(
-    tmp_path: Path, empty_database_url: str, read_only_url: str, is_migrated: bool
-) -> None:
-    if is_migrated:
-        migrate(f"{empty_database_url} options='-c default_transaction_read_only=off'")
+def test_a_read_only_database_is_told_in_a_line(tmp_path: Path, read_only_url: str) -> None:
     said = Stack(tmp_path / "state", DATABASE_URL=read_only_url).refuses_to_start()
     assert "Error: Database test_" in said and "is read-only: it is a standby, or" in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql://user:secret@127.0.0.1:1/none",
-        "user:secret",
-        "mysql://user:secret@127.0.0.1/none",
-    ],
-)
-def test_a_database_that_cannot_be_used_is_told_in_a_line_without_its_password(
-    tmp_path: Path, url: str
-) -> None:
-    said = Stack(tmp_path / "state", DATABASE_URL=url).refuses_to_start()
-    assert "DATABASE_URL" in said
-    assert "Traceback" not in said
-    assert "secret" not in said
-
-
-def test_a_database_with_foreign_tables_is_refused(empty_database_url: str, tmp_path: Path) -> None:
-    with psycopg.connect(empty_database_url) as connection:
-        connection.execute("CREATE TABLE customers (id int)")
-    said = Stack(tmp_path / "state", DATABASE_URL=empty_database_url).refuses_to_start()
-    assert "customers" in said
-    assert "Create a database for this service" in said
-    assert "Starting PostgreSQL" not in said
     assert "Traceback" not in said
 
 
@@ -187,65 +108,3 @@ def test_a_missing_sandbox_is_told_in_a_line_with_the_remedy(
     assert "bwrap was not found; as root: apt-get install bubblewrap" in said
     assert "POD_ISOLATION=none" in said
     assert "Traceback" not in said
-
-
-@pytest.mark.soak
-def test_another_database_under_the_same_state(tmp_path: Path, empty_database_url: str) -> None:
-    for environment in ({}, {"DATABASE_URL": empty_database_url}):
-        with Stack(tmp_path / "state", **environment).started() as own:
-            demo = own.ready["demo"]["workspace_id"]
-            # The same workspace in the same epoch, as in a database that was restored from a dump.
-            found = own.rest().get(f"/v1/workspaces/{demo}")
-            assert (found["status"], found["epoch"]) == ("idle", "1")
-
-
-@pytest.mark.soak
-def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(
-    own_stack: Stack,
-) -> None:
-    own_stack.start()
-    demo = own_stack.ready["demo"]["workspace_id"]
-    own_stack.rest().post(f"/v1/workspaces/{demo}/tasks", {"description": "sleep 60"})
-    own_stack.rest().post(f"/v1/workspaces/{demo}/stop")
-    assert own_stack.stop() == 0
-    own_stack.start()
-    try:
-        assert own_stack.rest().get(f"/v1/workspaces/{demo}")["status"] == "idle"
-    finally:
-        assert own_stack.stop() == 0
-
-
-@pytest.fixture
-def database_over_tcp(tmp_path: Path) -> Iterator[str]:
-    """The URL of a PostgreSQL server that the stack did not start."""
-    places = postgres.places(tmp_path / "database")
-    postgres.initialise(places.data_dir)
-    with (places.data_dir / "pg_hba.conf").open("w") as access:
-        access.write("host all all 127.0.0.1/32 trust\n")
-    (port,) = free_ports(1)
-    command = [
-        *postgres.command(places.data_dir, places.socket_dir),
-        "-c",
-        "listen_addresses=127.0.0.1",
-        "-c",
-        f"port={port}",
-    ]
-    with (tmp_path / "database.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    url = f"postgresql://{postgres.USER}@127.0.0.1:{port}/{postgres.DATABASE}"
-    try:
-        asyncio.run(postgres.wait_ready(url, 20))
-        yield url
-    finally:
-        server.send_signal(postgres.STOP_SIGNAL)
-        server.wait(20)
-
-
-@pytest.mark.soak
-def test_a_database_of_ones_own_over_tcp(database_over_tcp: str, tmp_path: Path) -> None:
-    with Stack(tmp_path / "state", DATABASE_URL=database_over_tcp, WORKERS="1").started() as own:
-        assert own.ready["database_url"] == database_over_tcp
-        assert "Starting PostgreSQL" not in own.output.read_text()
-        assert not (own.state_dir / "pg" / "data").exists()
-        workspace = Workspace(own)
-        assert workspace.await_end(workspace.submit("true"))["status"] == "completed"

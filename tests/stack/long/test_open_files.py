@@ -1,10 +1,9 @@
-"""A worker that can open no more files, while CancelTasks and HoldOrg are called."""
+"""A worker that can open no more files, while CancelTasks is called."""
 
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,8 +11,7 @@ from tests.support.other_org import begin
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-BATCH: tuple[str, dict[str, Any]] = ("/v1/tasks/cancel", {"all": True, "reason": "a batch"})
-HOLD: tuple[str, dict[str, Any]] = ("/v1/hold", {"cancel_running": True, "reason": "a hold"})
+PATH, BODY = "/v1/tasks/cancel", {"all": True, "reason": "a batch"}
 
 
 @pytest.fixture
@@ -43,52 +41,37 @@ def end_connections(stack: Stack) -> None:
         )
 
 
-def recorded(stack: Stack) -> tuple[int, int, int]:
-    """The numbers of holds, of cancellations, and of their events."""
+def recorded(stack: Stack) -> int:
+    """The number of cancellations."""
     with stack.database() as connection:
         row = connection.execute(
-            "SELECT (SELECT count(*) FROM org_holds), "
-            "(SELECT count(*) FROM tasks WHERE cancel_requested_at IS NOT NULL), "
-            "(SELECT count(*) FROM events WHERE type = 'task_cancel_requested')"
+            "SELECT count(*) FROM tasks WHERE cancel_requested_at IS NOT NULL"
         ).fetchone()
     assert row is not None
-    return row[0], row[1], row[2]
+    return int(row[0])
 
 
-@pytest.mark.parametrize(
-    "emergency",
-    [
-        pytest.param(BATCH, id="CancelTasks"),
-        pytest.param(HOLD, id="HoldOrg", marks=pytest.mark.soak),
-    ],
-)
-def test_an_emergency_without_open_files_changes_nothing_and_works_later(
-    stack: Stack, emergency: tuple[str, dict[str, Any]]
-) -> None:
+def test_a_batch_without_open_files_changes_nothing_and_works_later(stack: Stack) -> None:
     made = [Workspace(stack) for _ in range(3)]
     begun = begin(made)
     owner = stack.rest("owner")
     # The worker reads the file with the keys of session tokens.
     assert owner.get("/v1/hold")["on_hold"] is False
-    path, body = emergency
     (worker,) = stack.pids("serve")
     with no_new_files(worker):
         # What needs no new file works.
-        assert owner.post(BATCH[0], BATCH[1] | {"dry_run": True})["matched"] == 3
+        assert owner.post(PATH, BODY | {"dry_run": True})["matched"] == 3
         end_connections(stack)
         for _ in range(3):
-            failed = owner.fails("POST", path, json=body)
+            failed = owner.fails("POST", PATH, json=BODY)
             assert (failed.status, failed.slug) == (503, "unavailable")
-        assert recorded(stack) == (0, 0, 0)
-    eventually(lambda: owner.call("POST", path, json=body).status_code < 300)
-    assert recorded(stack) == (int(emergency is HOLD), 3, 3)
+        assert recorded(stack) == 0
+    eventually(lambda: owner.call("POST", PATH, json=BODY).status_code < 300)
+    assert recorded(stack) == 3
     for workspace, (gate, task_id) in zip(made, begun, strict=True):
         gate.open()
         end = workspace.await_end(task_id)
         assert (end["status"], end["iterations"]) == ("cancelled", 1)
-        assert end["cancel"]["reason"] == body["reason"]
-    if emergency is HOLD:
-        assert made[0].rest.fails("POST", f"{made[0].path}/resume").slug == "org_on_hold"
-        owner.post("/v1/hold/release", status=200)
+        assert end["cancel"]["reason"] == BODY["reason"]
     made[0].await_end(made[0].submit("true"))
     assert stack.pids("serve") == [worker]

@@ -10,7 +10,6 @@ import pytest
 
 from tests.support.faults import assert_story
 from tests.support.model_server import (
-    Answer,
     Gate,
     ModelServer,
     calls,
@@ -125,15 +124,6 @@ def test_the_key_is_rotated_without_a_restart(
         key_file.write_text(KEY)
 
 
-def test_an_endpoint_that_refuses_ends_the_task_with_the_reason(
-    workspace: Workspace, server: ModelServer
-) -> None:
-    server.script.append(Answer(b"{}", status=401))
-    end = workspace.await_end(workspace.submit("try"))
-    assert (end["status"], end["iterations"]) == ("failed", 0)
-    assert end["reason"] == f"The model's endpoint {server.host} refused the API key (HTTP 401)."
-
-
 def test_cancelling_in_a_model_call_finishes_the_iteration(
     workspace: Workspace, server: ModelServer
 ) -> None:
@@ -203,47 +193,3 @@ def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
     server.script.popleft()
     assert workspace.await_end(workspace.submit("go on"))["result"] == "next"
     assert (workspace.get()["epoch"], len(server.requests[-1]["messages"])) == ("1", 2)
-
-
-def test_force_before_an_answer_has_begun_records_an_empty_one(
-    workspace: Workspace, server: ModelServer
-) -> None:
-    gate = Gate()
-    server.script.extend((calls("echo so far"), replace(says("too late"), gate=gate)))
-    task_id = workspace.submit("begin")
-    gate.await_reached()
-    assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
-    end = workspace.await_end(task_id)
-    gate.opened.set()
-    # The task keeps the result that it had.
-    assert (end["status"], end["forced"], end["iterations"], end["result"]) == (
-        "cancelled",
-        True,
-        2,
-        "so far\n",
-    )
-    assert end["usage"] == {
-        "input_tokens": "11",
-        "output_tokens": "7",
-        "model_calls": "2",
-        "tool_calls": "1",
-    }
-    story = assert_story(workspace, task_id, status="cancelled", intent=True)
-    first, last = [entry["model_call"] for entry in story if "model_call" in entry]
-    assert (first["status"], last["status"], last["model"], last["content"]) == (
-        "completed",
-        "interrupted",
-        "test",
-        "",
-    )
-    assert (last["input_tokens"], last["output_tokens"]) == ("0", "0")
-
-
-# The last test, because the endpoint is not restarted.
-def test_an_endpoint_that_is_down_ends_the_task_with_the_reason(
-    workspace: Workspace, server: ModelServer
-) -> None:
-    server.server_close()
-    end = workspace.await_end(workspace.submit("try"))
-    assert end["status"] == "failed"
-    assert f"endpoint {server.host} could not be reached" in end["reason"]

@@ -3,13 +3,12 @@
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import faults, sandbox
+from tests.support import sandbox
 from tests.support.npm import NODE, copy_packages
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 from tests.support.waiting import eventually
@@ -19,13 +18,10 @@ DESCRIPTORS = ROOT / "gen" / "evershell" / "edge" / "workspace.binpb"
 PACKAGES = ("@grpc/grpc-js", "@grpc/proto-loader")
 
 
-@contextmanager
-def stack_of(
-    tmp_path: Path,
-    settings: dict[str, str],
-    change: Callable[[str], str] = lambda program: program,
-) -> Iterator[Stack]:
-    """A stack whose agents are the sample, possibly changed."""
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """A stack whose agents are the sample."""
+    sandbox.skip_without_sandbox()
     # A sandbox shows the environment of Python.
     with tempfile.TemporaryDirectory(prefix="sample-agent-", dir=sys.prefix) as temporary:
         folder = Path(temporary)
@@ -33,13 +29,13 @@ def stack_of(
         folder.chmod(0o755)
         copy_packages(folder, *PACKAGES)
         program, descriptors = folder / "agent.mjs", folder / DESCRIPTORS.name
-        program.write_text(change(SAMPLE.read_text()))
+        program.write_text(SAMPLE.read_text())
         descriptors.write_bytes(DESCRIPTORS.read_bytes())
         command = shlex.join(map(str, (NODE, program, descriptors)))
         with Stack(
-            tmp_path / "state", AGENT_COMMAND=command, **({"POD_ISOLATION": "none"} | settings)
-        ).started() as stack:
-            yield stack
+            tmp_path / "state", AGENT_COMMAND=command, POD_ISOLATION="sandbox", AGENT_TLS="on"
+        ).started() as running:
+            yield running
 
 
 def submit_and_await(workspace: Workspace, command: str, *others: str) -> str:
@@ -54,49 +50,21 @@ def submit_and_await(workspace: Workspace, command: str, *others: str) -> str:
     return task_id
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({}, id="plain", marks=pytest.mark.soak),
-        pytest.param({"POD_ISOLATION": "sandbox", "AGENT_TLS": "on"}, id="sandbox-tls"),
-    ],
-)
-def test_the_sample_runs_is_cancelled_and_takes_the_next_task(
-    tmp_path: Path, settings: dict[str, str]
-) -> None:
-    if settings.get("POD_ISOLATION") == "sandbox":
-        sandbox.skip_without_sandbox()
-    with stack_of(tmp_path, settings) as stack:
-        workspace = Workspace(stack)
-        gate = Gate(workspace)
-        agent = stack.agent_pid(workspace.id)
-        done = workspace.await_end(workspace.submit("echo one", "echo two"))
-        assert (done["status"], done["iterations"]) == ("completed", 2)
-        task_id = submit_and_await(workspace, gate.command, "echo never")
-        assert workspace.cancel()["outcome"] == "accepted"
-        gate.open()
-        ended = workspace.await_end(task_id)
-        assert (ended["status"], ended["iterations"], ended["forced"]) == ("cancelled", 1, False)
-        task_id = submit_and_await(workspace, "sleep 300")
-        workspace.cancel(force_after="0.5s")
-        ended = workspace.await_end(task_id)
-        assert (ended["status"], ended["iterations"], ended["forced"]) == ("cancelled", 1, True)
-        assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
-        assert (stack.agent_pid(workspace.id), workspace.get()["status"]) == (agent, "idle")
-        assert workspace.get()["epoch"] == "1"
-
-
-@pytest.mark.soak
-def test_an_agent_that_ignores_force_is_ended(tmp_path: Path) -> None:
-    def without_force(program: str) -> str:
-        (line,) = [line for line in program.splitlines() if "cancelled.get(current)" in line]
-        return program.replace(line, "")
-
-    with stack_of(tmp_path, {}, without_force) as stack:
-        workspace = Workspace(stack)
-        task_id = submit_and_await(workspace, "sleep 300")
-        workspace.cancel(force_after="0.5s")
-        ended = faults.await_terminal(workspace, task_id)
-        assert (ended["status"], ended["forced"]) == ("cancelled", True)
-        faults.await_workspace(workspace, "failed")
-        assert stack.pod_processes(workspace.id) == []
+def test_the_sample_runs_is_cancelled_and_takes_the_next_task(stack: Stack) -> None:
+    workspace = Workspace(stack)
+    gate = Gate(workspace)
+    agent = stack.agent_pid(workspace.id)
+    done = workspace.await_end(workspace.submit("echo one", "echo two"))
+    assert (done["status"], done["iterations"]) == ("completed", 2)
+    task_id = submit_and_await(workspace, gate.command, "echo never")
+    assert workspace.cancel()["outcome"] == "accepted"
+    gate.open()
+    ended = workspace.await_end(task_id)
+    assert (ended["status"], ended["iterations"], ended["forced"]) == ("cancelled", 1, False)
+    task_id = submit_and_await(workspace, "sleep 300")
+    workspace.cancel(force_after="0.5s")
+    ended = workspace.await_end(task_id)
+    assert (ended["status"], ended["iterations"], ended["forced"]) == ("cancelled", 1, True)
+    assert workspace.await_end(workspace.submit("true"))["status"] == "completed"
+    assert (stack.agent_pid(workspace.id), workspace.get()["status"]) == (agent, "idle")
+    assert workspace.get()["epoch"] == "1"

@@ -8,14 +8,12 @@ import pytest
 from evershell.client import Client, TaskCompleted
 from tests.conftest import drop_database, new_database
 from tests.support import faults
-from tests.support.pgbouncer import SERVER_CONNECTIONS, PgBouncer, needs_pgbouncer
+from tests.support.pgbouncer import PgBouncer, needs_pgbouncer
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 pytestmark = needs_pgbouncer
 
-# A listener of each worker. The controller has one too, and its lock.
-DIRECT_CONNECTIONS = 4
 # Less than the 5 s after which a subscriber reads without a notification.
 NOTIFIED_SECONDS = 3.0
 
@@ -113,18 +111,3 @@ def test_a_restart_of_the_pooler_loses_nothing(pooled_stack: Stack, pgbouncer: P
 def await_health(stack: Stack, status: str) -> None:
     for address in stack.worker_addresses():
         eventually(lambda: faults.health_of(address) == status)
-
-
-def test_few_connections_reach_postgresql(pooled_stack: Stack) -> None:
-    with pooled_stack.database() as connection:
-
-        def count() -> int:
-            row = connection.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-                "AND pid <> pg_backend_pid() AND application_name = 'evershell'"
-            ).fetchone()
-            assert row is not None
-            return int(row[0])
-
-        # Those of a pooler that has just stopped may still be ending.
-        eventually(lambda: count() <= DIRECT_CONNECTIONS + SERVER_CONNECTIONS)

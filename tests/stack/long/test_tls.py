@@ -52,15 +52,3 @@ def test_a_stack_with_tls(tmp_path: Path) -> None:
                 timeout=60,
             )
             assert "no_active_task" in called.stdout, (call, called)
-
-
-def test_a_key_of_another_certificate(tmp_path: Path) -> None:
-    authority = Authority(tmp_path, "authority")
-    one, other = authority.issue("one"), authority.issue("other")
-    stack = Stack(
-        tmp_path / "state", TLS_CERT_FILE=str(one.cert_file), TLS_KEY_FILE=str(other.key_file)
-    )
-    assert (
-        "Error: Envoy refuses its configuration: TLS_KEY_FILE does not belong to TLS_CERT_FILE."
-        in stack.refuses_to_start()
-    )

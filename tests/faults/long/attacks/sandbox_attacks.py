@@ -37,8 +37,6 @@ class Target:
     agent_port: int
     other_agent_port: int
     server_port: int
-    rest_port: int
-    grpc_port: int
 
 
 def _read(name: str, path: str) -> Attack:
@@ -53,9 +51,9 @@ def _unix(name: str, path: str, refusal: str = _ABSENT) -> Attack:
     return Attack(f"connect to {name}", connect, refusal)
 
 
-def _inet(name: str, address: str, port: str, kind: str = "STREAM") -> Attack:
+def _inet(name: str, address: str, port: str) -> Attack:
     connect = (
-        f"perl -MSocket -e 'socket(S, AF_INET, SOCK_{kind}, 0) or die $!; "
+        f"perl -MSocket -e 'socket(S, AF_INET, SOCK_STREAM, 0) or die $!; "
         f'connect(S, sockaddr_in({port}, inet_aton("{address}"))) or die "refused: $!"; '
         f'print "{THROUGH}"\''
     )
@@ -83,20 +81,15 @@ _PTRACE_ATTACH = "101, 16"
 ATTACKS = (
     # Secrets and files.
     _read("the signing key", "{state}/control-plane.jwk"),
-    _read("ready.json", "{state}/ready.json"),
-    _read("demo.env", "{state}/demo.env"),
-    _read("the log of the service", "{state}/logs/worker-0.log"),
     _read("its own record", "{state}/fleet/*/agent"),
     _read("another pod's file", "{state}/pods/{other}/files/secret"),
     _read(
         "the signing key through a link", "link; ln -sf {state}/control-plane.jwk link; cat link"
     ),
-    _read("the signing key by a relative path", "../../../control-plane.jwk"),
     _read("the password file of the machine", "/etc/shadow"),
     _run("list the state folder", "ls {state}", _ABSENT),
     _run("write next to its files", "echo 1 > ../pid", "Read-only file system"),
     _run("write to the system's programs", "touch /usr/bin/evil", "Read-only file system"),
-    _run("write to the configuration", "touch /etc/evil", "Read-only file system"),
     _run("inherit a descriptor", "test -n \"$(ls /proc/self/fd | grep -v '^[0123]$')\"", r"\A\Z"),
     _run("find a token in the environment", "env | grep -i -e token -e secret -e eyJ", r"\A\Z"),
     _run(
@@ -113,7 +106,6 @@ ATTACKS = (
     _run("read the agent's environment", "cat /proc/{agent_pid}/environ", _ABSENT),
     _run("read the agent's memory", "cat /proc/{agent_pid}/mem", _ABSENT),
     _run("kill the agent", "kill -9 {agent_pid}", _NO_PROCESS),
-    _run("freeze the agent", "kill -STOP {agent_pid}", _NO_PROCESS),
     _run(
         "kill any other process",
         "for pid in $(seq 3 400); do [ $pid -ge $$ ] || kill -9 $pid; done 2>/dev/null; false",
@@ -129,15 +121,11 @@ ATTACKS = (
     _inet("its own agent", "127.0.0.1", "{agent_port}"),
     _inet("another agent", "127.0.0.1", "{other_agent_port}"),
     _inet("RuntimeService", "127.0.0.1", "{server_port}"),
-    _inet("REST", "127.0.0.1", "{rest_port}"),
-    _inet("gRPC", "127.0.0.1", "{grpc_port}"),
     _inet("the internet", "1.1.1.1", "443"),
-    _inet("a name server", "8.8.8.8", "53", "DGRAM"),
     _inet("the metadata of the cloud", "169.254.169.254", "80"),
     _syscall("open a raw socket", "socket(S, 2, 3, 1)"),
     # Escapes.
     _run("mount a file system", "mount -t tmpfs none /tmp"),
-    _run("make the system writable", "mount -o remount,rw /usr"),
     _run("unmount what hides the machine", "umount /proc", "umount failed"),
     _run("change the root", "chroot /usr /bin/true"),
     _run("make a user namespace", "unshare --user --map-root-user true", f"{_FULL}|{_DENIED}"),
@@ -204,7 +192,6 @@ ATTACKS = (
         _FULL,
     ),
     _run("fill the disk with a file", "head -c 200M /dev/zero > x", "File too large|File size"),
-    _run("fill the root folder", "head -c 1 /dev/zero > /x", "Read-only file system"),
     _run("raise a limit", "prlimit --nproc=100000 --pid $$", _DENIED),
     _syscall("raise its priority", "setpriority(0, 0, -10)"),
 )

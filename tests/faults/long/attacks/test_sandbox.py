@@ -19,6 +19,8 @@ from tests.support.waiting import eventually
 
 LIMITS = {"TOOL_MEMORY_MB": "128", "TOOL_PROCESSES": "64", "TOOL_FILE_MB": "64"}
 ABSTRACT = f"evershell-attacked-{os.getpid()}"
+# All attacks take about 40 s, and longer on a busy machine.
+RUN_SECONDS = 240.0
 # It identifies the process that a tool leaves.
 LEFT = unique_seconds()
 
@@ -61,40 +63,43 @@ def target(limited: Stack, attacker: Workspace) -> Iterator[Target]:
             agent_port=_agent_port(attacker),
             other_agent_port=_agent_port(other),
             server_port=int(limited.ready["server_addr"].rpartition(":")[2]),
-            rest_port=int(limited.ready["rest_url"].rpartition(":")[2]),
-            grpc_port=int(limited.ready["grpc_addr"].rpartition(":")[2]),
         )
         assert limited.is_alive(found.agent_pid)
         for path in (found.database_socket, found.admin_socket):
             with socket.socket(socket.AF_UNIX) as reached:
                 reached.connect(path)
-        for name in (
-            "control-plane.jwk",
-            "ready.json",
-            "demo.env",
-            f"pods/{other.id}/files/secret",
-        ):
+        for name in ("control-plane.jwk", f"pods/{other.id}/files/secret"):
             assert (limited.state_dir / name).read_bytes()
         yield found
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_an_attack_is_refused(attacker: Workspace, target: Target, attack: Attack) -> None:
+@pytest.fixture(scope="module")
+def results(attacker: Workspace, target: Target) -> dict[str, dict[str, Any]]:
+    """The results of all attacks, each of which is an iteration of one task."""
     facts = {name: str(value) for name, value in asdict(target).items()}
-    command = re.sub(rf"\{{({'|'.join(facts)})\}}", lambda found: facts[found[1]], attack.command)
-    result = run(attacker, command)
+    commands = [
+        re.sub(rf"\{{({'|'.join(facts)})\}}", lambda found: facts[found[1]], attack.command)
+        for attack in ATTACKS
+    ]
+    results = run(attacker, *commands)
+    # Neither the agent nor the service has noticed anything.
+    assert attacker.stack.agent_pid(attacker.id) == target.agent_pid
+    return dict(zip((attack.name for attack in ATTACKS), results, strict=True))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_an_attack_is_refused(results: dict[str, dict[str, Any]], attack: Attack) -> None:
+    result = results[attack.name]
     assert THROUGH not in result["output"]
     assert result["status"] == "exited"
     assert re.search(attack.refusal, result["output"]), result
-    # Neither the agent nor the service has noticed anything.
-    assert attacker.stack.agent_pid(attacker.id) == target.agent_pid
-    assert run(attacker, "echo well")["output"] == "well\n"
 
 
 def test_memory_that_processes_share_counts_once(attacker: Workspace) -> None:
     """Each of the 8 processes has 60 MiB, more than the limit together."""
     command = "perl -e 'syscall(9, 0, 60 << 20, 3, 0x8022, -1, 0); fork for 1..3; sleep 2'"
-    assert run(attacker, f"{command}; echo well")["output"] == "well\n"
+    (result,) = run(attacker, f"{command}; echo well")
+    assert result["output"] == "well\n"
 
 
 def test_a_tool_leaves_nothing_behind_that_runs(attacker: Workspace) -> None:
@@ -107,17 +112,15 @@ def test_a_tool_leaves_nothing_behind_that_runs(attacker: Workspace) -> None:
     assert running(LEFT) == []
 
 
-def run(workspace: Workspace, command: str) -> dict[str, Any]:
-    """Runs a tool call and returns its result."""
-    task_id = workspace.submit(command.replace("\n", " "))
-    faults.await_terminal(workspace, task_id, 30)
-    (iteration,) = [
-        entry
+def run(workspace: Workspace, *commands: str) -> list[dict[str, Any]]:
+    """Runs tool calls and returns their results."""
+    task_id = workspace.submit(*commands, max_iterations=len(commands) + 1)
+    assert faults.await_terminal(workspace, task_id, RUN_SECONDS)["status"] == "completed"
+    return [
+        entry["tool_call"]["result"]
         for entry in workspace.log()
         if entry["type"] == "iteration_completed" and entry["task_id"] == task_id
     ]
-    result: dict[str, Any] = iteration["tool_call"]["result"]
-    return result
 
 
 def _agent_port(workspace: Workspace) -> int:

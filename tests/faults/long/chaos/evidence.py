@@ -13,7 +13,6 @@ from tests.support.promises.history import EventRecord, History, TaskRecord
 class TaskRow(TaskRecord):
     """A task in the database, with what the load knows of it."""
 
-    iteration_seconds: float = 0.0
     cancel_reason: str | None = None
     started_at: float | None = None
     # The limit of its duration, and whether it is forced at the limit.
@@ -27,26 +26,12 @@ class TaskRow(TaskRecord):
     last_worked_at: float | None = None
 
     @property
-    def late_seconds(self) -> float | None:
-        """Seconds from the natural end of the cancelled iteration to the end of the task."""
-        if self.cancel_requested_at is None or self.completed_at is None:
-            return None
-        return max(0.0, self.completed_at - self.cancel_requested_at - self.iteration_seconds)
-
-    @property
     def limit_reached_at(self) -> float | None:
         """When it reached the limit of its duration. None if it ended before, or has no limit."""
         if self.started_at is None or self.limit_seconds is None:
             return None
         due = self.started_at + self.limit_seconds
         return due if self.completed_at is None or due <= self.completed_at else None
-
-    @property
-    def overdue_seconds(self) -> float | None:
-        """Seconds from its force deadline to its end."""
-        if self.force_at is None or self.completed_at is None:
-            return None
-        return max(0.0, self.completed_at - self.force_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

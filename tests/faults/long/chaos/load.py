@@ -266,6 +266,5 @@ def _marking(seconds: float, mark: str) -> str:
 
 def _metadata(each: Round, mark: str) -> dict[str, str]:
     """Returns what the verdict needs to know about the task."""
-    longest_seconds = max(each.iteration_seconds, each.stopped_seconds)
-    known = {"iteration_seconds": str(longest_seconds), "agent_stopped": each.agent_stopped}
+    known = {"agent_stopped": str(each.agent_stopped)}
     return {**known, "mark": mark} if mark else known

@@ -10,15 +10,15 @@ from typing import Protocol
 
 from tests.faults.long.chaos import sightings
 from tests.faults.long.chaos.answers import Answer
-from tests.faults.long.chaos.bounds import RECOVERED_SECONDS
 from tests.faults.long.chaos.callers import Callers
+from tests.faults.long.chaos.causes import RECOVERED_SECONDS
 from tests.faults.long.chaos.disks import disks
 from tests.faults.long.chaos.emergencies import Emergencies
 from tests.faults.long.chaos.evidence import Evidence
 from tests.faults.long.chaos.faults import Faults, Hit
 from tests.faults.long.chaos.load import Load
 from tests.faults.long.chaos.plan import Fault, Plan
-from tests.faults.long.chaos.sightings import Figures, allowed_connections
+from tests.faults.long.chaos.sightings import allowed_connections
 from tests.faults.long.chaos.verdict import violations
 from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually
@@ -36,10 +36,6 @@ class Outcome:
 
     plan: Plan
     evidence: Evidence
-    before: Figures
-    after: Figures | None
-    # To the database, at the end.
-    allowed_connections: int
     settled_seconds: float
     stop_seconds: float
     violations: list[str]
@@ -90,17 +86,13 @@ def play_and_judge(
     """
     played = asyncio.run(_play(stack, faults, plan, workspace_ids, marks_work=marks_work))
     seen = list(played.seen)
-    after = None
     try:
         eventually(lambda: not list(sightings.strays(stack, workspace_ids)), _CLEARED_SECONDS)
-        after = sightings.figures(stack, workspace_ids)
-        seen += sightings.leaks(played.before, after, connections, len(workspace_ids))
+    except TimeoutError:
+        seen += sightings.strays(stack, workspace_ids)
     except (OSError, ValueError) as error:
-        seen += (
-            [*sightings.strays(stack, workspace_ids)]
-            if isinstance(error, TimeoutError)
-            else [f"an agent is missing: {error}"]
-        )
+        seen.append(f"an agent is missing: {error}")
+    seen += sightings.leaked_connections(stack, connections)
     history = sightings.history(stack)
     tasks = sightings.tasks(stack, history)
     began = time.monotonic()
@@ -115,23 +107,13 @@ def play_and_judge(
         hits=played.hits,
         seen=seen,
     )
-    return Outcome(
-        plan,
-        evidence,
-        played.before,
-        after,
-        connections,
-        played.settled_seconds,
-        stop_seconds,
-        violations(evidence),
-    )
+    return Outcome(plan, evidence, played.settled_seconds, stop_seconds, violations(evidence))
 
 
 @dataclass(frozen=True, slots=True)
 class _Played:
     answers: list[Answer]
     hits: list[Hit]
-    before: Figures
     settled_seconds: float
     seen: list[str]
 
@@ -151,7 +133,6 @@ async def _play(
         seen = [
             f"before the first fault: {problem}" for problem in await load.settle(SETTLE_SECONDS)
         ]
-        before = await asyncio.to_thread(sightings.figures, stack, workspace_ids)
         async with asyncio.TaskGroup() as group:
             group.create_task(load.run(plan))
             await asyncio.gather(
@@ -165,7 +146,7 @@ async def _play(
             load.end()
         began = time.monotonic()
         seen += await load.settle(SETTLE_SECONDS)
-        return _Played(load.answers, faults.hits, before, time.monotonic() - began, seen)
+        return _Played(load.answers, faults.hits, time.monotonic() - began, seen)
     finally:
         await callers.close()
 

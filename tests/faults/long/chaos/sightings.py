@@ -1,9 +1,9 @@
 """Observes a stack from outside: its rows, processes, connections and logs."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -20,60 +20,18 @@ _POOL_SIZE = 10
 # Besides its pool, each program has a connection that listens, and the fleet controller one that
 # holds its leadership.
 _LISTENER = _LEADERSHIP = 1
-# By how much the open files of one program may grow, besides one for each workspace. They include
-# connections to clients, to the database and to each agent.
-_DESCRIPTORS = 25
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """The resources that a stack holds."""
-
-    # Connections to the database.
-    connections: int
-    # The most open files of one process, by program.
-    descriptors: Mapping[str, int]
-    processes: int
-
-
-def figures(stack: Stack, workspace_ids: Sequence[str]) -> Figures:
-    """Returns the resources that the stack holds now."""
-    processes = stack.processes()
-    pids = {
-        "up": [stack.pid],
-        "serve": stack.pids("serve"),
-        "fleet": stack.pids("fleet"),
-        "envoy": [each.pid for each in processes if each.name() == "envoy"],
-        "agent": [stack.agent_pid(workspace_id) for workspace_id in workspace_ids],
-    }
-    descriptors = {
-        program: max(psutil.Process(pid).num_fds() for pid in program_pids)
-        for program, program_pids in pids.items()
-    }
+def leaked_connections(stack: Stack, allowed: int) -> Iterator[str]:
+    """Yields a line if the stack holds more connections to the database than its pools allow."""
     with stack.database() as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity "
             "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
         ).fetchone()
     assert row is not None
-    return Figures(int(row[0]), descriptors, len(processes))
-
-
-def leaks(
-    before: Figures, after: Figures, allowed_connections: int, workspaces: int
-) -> Iterator[str]:
-    """Yields the resources of which the stack holds too many at the end."""
-    if after.connections > allowed_connections:
-        yield (
-            f"{after.connections} connections to the database, "
-            f"where the pools allow {allowed_connections}"
-        )
-    for program, descriptors in after.descriptors.items():
-        if descriptors > before.descriptors[program] + workspaces + _DESCRIPTORS:
-            yield (
-                f"{program} has {descriptors} open files, "
-                f"{before.descriptors[program]} at the start"
-            )
+    if row[0] > allowed:
+        yield f"{row[0]} connections to the database, where the pools allow {allowed}"
 
 
 def allowed_connections(workers: int, controllers: int = 1) -> int:
@@ -127,7 +85,7 @@ def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
     """Returns the tasks of the history, with what the load knows about them."""
     with stack.database() as connection:
         rows = connection.execute(
-            "SELECT id, coalesce(metadata ->> 'iteration_seconds', '0')::float, cancel_reason, "
+            "SELECT id, cancel_reason, "
             "extract(epoch FROM created_at)::float, metadata ->> 'agent_stopped', "
             "extract(epoch FROM started_at)::float, max_duration_seconds, "
             "limit_force_after_seconds IS NOT NULL, metadata ->> 'mark', "
@@ -137,7 +95,6 @@ def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
     return {
         id_: TaskRow(
             **asdict(history.tasks[id_]),
-            iteration_seconds=iteration_seconds,
             cancel_reason=reason,
             submitted_at=submitted_at,
             agent_stopped=agent_stopped or Stopped.NEVER,
@@ -149,7 +106,6 @@ def tasks(stack: Stack, history: History) -> dict[str, TaskRow]:
         )
         for (
             id_,
-            iteration_seconds,
             reason,
             submitted_at,
             agent_stopped,

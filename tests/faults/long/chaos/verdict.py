@@ -8,12 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 
 from tests.faults.long.chaos.answers import BARE, HUNG_UP, NO_ANSWER, NO_CONNECTION, Answer
-from tests.faults.long.chaos.bounds import (
-    ends_are_in_time,
-    forced_ends_are_in_time,
-    forced_ends_say_so,
-    trouble_has_a_cause,
-)
+from tests.faults.long.chaos.causes import trouble_has_a_cause
 from tests.faults.long.chaos.evidence import Evidence
 from tests.faults.long.chaos.faults import Hit
 from tests.faults.long.chaos.plan import Kind, Target, Wire
@@ -247,9 +242,6 @@ CHECKS = (
     accepted_once,
     intents_are_of_their_calls,
     answers_told_the_truth,
-    ends_are_in_time,
-    forced_ends_are_in_time,
-    forced_ends_say_so,
     trouble_has_a_cause,
     answers_are_in_form,
     force_was_asked_for,

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import psycopg
 
-from tests.faults.long.chaos.bounds import RECOVERED_SECONDS
+from tests.faults.long.chaos.causes import RECOVERED_SECONDS
 from tests.faults.long.chaos.drawing import draw_emergencies, draw_rounds
 from tests.faults.long.chaos.faults import BACK_SECONDS, Hit
 from tests.faults.long.chaos.plan import Fault, Kind, Plan, Target

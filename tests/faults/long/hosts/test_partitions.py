@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.long.chaos import report
-from tests.faults.long.chaos.bounds import RECOVERED_SECONDS
+from tests.faults.long.chaos.causes import RECOVERED_SECONDS
 from tests.faults.long.chaos.plan import Kind
 from tests.faults.long.hosts.partitions import GROUPS, draw, ways
 from tests.faults.long.hosts.run import run

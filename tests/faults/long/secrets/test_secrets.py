@@ -140,6 +140,8 @@ def assert_whole(places: Iterable[str]) -> None:
         assert any(re.fullmatch(wanted, place) for place in places), (wanted, set(places))
 
 
+# tests/support/secrets.py makes a short form of it at the end of every stack.
+@pytest.mark.soak
 @pytest.mark.timeout(240)
 def test_no_credential_is_where_it_is_not_meant_to_be(
     tmp_path: Path, empty_database_url: str
@@ -169,7 +171,6 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
         calls = Calls(stack, stack.ready["demo"]["workspace_id"])
         calls.with_each({**stack.tokens, "unknown": calls.key("that is unknown")})
         calls.in_wrong_places(stack.tokens["full_access"])
-        calls.with_other_bytes()
         calls.in_bodies(stack.tokens["full_access"])
         written = calls.in_texts(stack.tokens["full_access"])
         work_and_crash(stack, model, tmp_path / "points")

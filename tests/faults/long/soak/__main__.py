@@ -1,6 +1,6 @@
 """`make leaks`: makes many mixed calls, and exits 1 if a program of the stack has grown.
 
-It prints the open files, threads and memory of every program before and after the calls.
+It prints the open files and the memory of every program before and after the calls.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ def _soak(stack: Stack, calls: int, warm_up: int, seed: int) -> Iterator[str]:
         *_answers(mix.tally),
         "",
         f"{made} calls in {took:.0f} s",
-        *table(before, after, made),
+        *table(before, after),
     ):
         click.echo(line)
     yield from mix.tally.problems[:_PROBLEMS_SHOWN]

@@ -1,10 +1,10 @@
-"""Mixed calls: every RPC over every wire, both valid and invalid, on changing connections."""
+"""Mixed calls: every kind of RPC over every wire, valid and invalid, on changing connections."""
 
 import asyncio
 import random
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,20 @@ CALLERS = 8
 _CALLS_A_CONNECTION = 50
 _ANSWER_SECONDS = 20.0
 _PAUSE_SECONDS = 0.1
+# An agent may be ending, or be slow on a busy machine.
 _STATES = frozenset(
-    {"workspace_busy", "workspace_stopped", "workspace_provisioning", "invalid_state"}
+    {
+        "",
+        "workspace_busy",
+        "workspace_stopped",
+        "workspace_provisioning",
+        "invalid_state",
+        "agent_unreachable",
+    }
 )
+# The relative frequency of each kind of call. `stop` starts an agent, which costs as much as a
+# hundred calls.
+_WEIGHTS = {"submit": 20, "cancel": 24, "read": 34, "watch": 3, "stop": 0.1, "refused": 18}
 
 
 @dataclass(slots=True)
@@ -51,7 +62,6 @@ class Mix:
         self._stack = stack
         self._workspace_ids = workspace_ids
         self._chance = random.Random(seed)
-        self._last_task_ids = dict.fromkeys(workspace_ids, "")
         self._until = 0
         self.tally = Tally()
 
@@ -64,9 +74,12 @@ class Mix:
         async with asyncio.TaskGroup() as group:
             for _ in range(CALLERS):
                 group.create_task(self._keep_calling())
-        await asyncio.gather(
-            *(self._await_idle(workspace_id) for workspace_id in self._workspace_ids)
-        )
+        callers = Callers(self._stack)
+        try:
+            for workspace_id in self._workspace_ids:
+                await self._await_idle(callers, workspace_id)
+        finally:
+            await callers.close()
 
     async def _keep_calling(self) -> None:
         while self.tally.calls < self._until:
@@ -75,184 +88,78 @@ class Mix:
                 for _ in range(_CALLS_A_CONNECTION):
                     if self.tally.calls >= self._until:
                         return
-                    (action,) = self._chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
-                    await action(self, callers)
+                    (kind,) = self._chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
+                    await self._make(kind, callers, self._chance.choice(self._workspace_ids))
             finally:
                 await callers.close()
 
-    async def _await_idle(self, workspace_id: str) -> None:
+    async def _await_idle(self, callers: Callers, workspace_id: str) -> None:
         """Waits until the workspace is idle, and resumes it if it is stopped."""
-        callers = Callers(self._stack)
-        try:
-            while (status := (await self._get(callers, workspace_id)).body.get("status")) != "idle":
-                if status == "stopped":
-                    await callers.call(
-                        Wire.REST,
-                        "ResumeWorkspace",
-                        _ANSWER_SECONDS,
-                        {"workspace_id": workspace_id},
-                    )
-                await asyncio.sleep(_PAUSE_SECONDS)
-        finally:
-            await callers.close()
+        fields = {"workspace_id": workspace_id}
 
-    async def _get(self, callers: Callers, workspace_id: str) -> Reply:
-        return await callers.call(
-            Wire.REST, "GetWorkspace", _ANSWER_SECONDS, {"workspace_id": workspace_id}
+        async def status() -> Any:
+            reply = await callers.call(Wire.REST, "GetWorkspace", _ANSWER_SECONDS, fields)
+            return reply.body.get("status")
+
+        while (now := await status()) != "idle":
+            if now == "stopped":
+                await callers.call(Wire.REST, "ResumeWorkspace", _ANSWER_SECONDS, fields)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _make(self, kind: str, callers: Callers, workspace_id: str) -> None:
+        chance = self._chance
+        match kind:
+            case "submit":
+                command = f"echo {'x' * chance.randrange(200)}; sleep 0.0{chance.randrange(9)}"
+                text = "\n".join([command] * chance.randint(1, 3))
+                await self._call(
+                    callers, "SubmitTask", _STATES, workspace_id=workspace_id, description=text
+                )
+            case "cancel":
+                durations = chance.choice(({}, {}, {"wait": "0.2s"}, {"force_after": "0.01s"}))
+                await self._call(
+                    callers, "CancelTask", _STATES, workspace_id=workspace_id, **durations
+                )
+            case "read":
+                rpc = chance.choice(("GetWorkspace", "ListTasks", "ListWorkspaces"))
+                fields = {} if rpc == "ListWorkspaces" else {"workspace_id": workspace_id}
+                await self._call(callers, rpc, ("",), **fields)
+            case "watch":
+                messages, seconds = chance.choice((1, 5, 1000)), chance.uniform(0, 0.5)
+                wire = chance.choice(list(Wire))
+                reply = await callers.watch(wire, workspace_id, messages, seconds)
+                self.tally.note("WatchEvents", reply, ("",))
+            case "stop":
+                for rpc in ("StopWorkspace", "ResumeWorkspace"):
+                    await self._call(callers, rpc, _STATES, workspace_id=workspace_id)
+                await self._await_idle(callers, workspace_id)
+            case "refused":
+                await self._refused(callers, workspace_id)
+
+    async def _refused(self, callers: Callers, workspace_id: str) -> None:
+        tokens = self._stack.tokens
+        unknown = f"sk_{secrets.token_urlsafe(32)}"
+        slug, token, fields = self._chance.choice(
+            (
+                ("unauthenticated", unknown, {}),
+                ("unauthenticated", tokens["expired"], {}),
+                ("unauthenticated", "", {}),
+                ("permission_denied", tokens["read_only"], {}),
+                ("workspace_not_found", tokens["other_org"], {}),
+                ("task_not_found", None, {"task_id": f"task_{secrets.token_hex(8)}"}),
+                ("validation_error", None, {"reason": "x" * 501}),
+            )
         )
+        await self._call(callers, "CancelTask", (slug,), token, workspace_id=workspace_id, **fields)
 
     async def _call(
         self,
         callers: Callers,
         rpc: str,
-        allowed: Collection[str] = ("",),
+        allowed: Collection[str],
         token: str | None = None,
         **fields: Any,
-    ) -> Reply:
-        reply = await callers.call(
-            self._chance.choice(list(Wire)), rpc, _ANSWER_SECONDS, fields, token
-        )
+    ) -> None:
+        wire = self._chance.choice(list(Wire))
+        reply = await callers.call(wire, rpc, _ANSWER_SECONDS, fields, token)
         self.tally.note(rpc, reply, allowed)
-        return reply
-
-    def _workspace_id(self) -> str:
-        return self._chance.choice(self._workspace_ids)
-
-    async def submit(self, callers: Callers) -> None:
-        workspace_id = self._workspace_id()
-        lines = [
-            f"echo {'x' * self._chance.randrange(200)}; sleep 0.0{self._chance.randrange(9)}"
-        ] * self._chance.randint(1, 3)
-        reply = await self._call(
-            callers,
-            "SubmitTask",
-            # The agent may be ending, or be slow on a busy machine.
-            {"", "agent_unreachable", *_STATES},
-            workspace_id=workspace_id,
-            description="\n".join(lines),
-            metadata={"of": "soak"},
-        )
-        self._last_task_ids[workspace_id] = str(reply.body.get("task_id", ""))
-
-    async def cancel(self, callers: Callers) -> None:
-        durations = self._chance.choice(({}, {}, {"wait": "0.2s"}, {"force_after": "0.01s"}))
-        allowed = {"", "agent_unreachable", *_STATES}
-        await self._call(
-            callers,
-            "CancelTask",
-            allowed,
-            workspace_id=self._workspace_id(),
-            reason="soak",
-            **durations,
-        )
-
-    async def cancel_named(self, callers: Callers) -> None:
-        workspace_id = self._workspace_id()
-        if task_id := self._last_task_ids[workspace_id]:
-            allowed = {"", "agent_unreachable", *_STATES}
-            await self._call(
-                callers, "CancelTask", allowed, workspace_id=workspace_id, task_id=task_id
-            )
-
-    async def get_task(self, callers: Callers) -> None:
-        workspace_id = self._workspace_id()
-        if task_id := self._last_task_ids[workspace_id]:
-            await self._call(callers, "GetTask", workspace_id=workspace_id, task_id=task_id)
-
-    async def get_workspace(self, callers: Callers) -> None:
-        await self._call(callers, "GetWorkspace", workspace_id=self._workspace_id())
-
-    async def list_tasks(self, callers: Callers) -> None:
-        await self._call(callers, "ListTasks", workspace_id=self._workspace_id())
-
-    async def list_workspaces(self, callers: Callers) -> None:
-        await self._call(callers, "ListWorkspaces")
-
-    async def watch(self, callers: Callers) -> None:
-        wire, workspace_id = self._chance.choice(list(Wire)), self._workspace_id()
-        reply = await callers.watch(
-            wire, workspace_id, self._chance.choice((1, 5, 1000)), self._chance.uniform(0, 0.5)
-        )
-        self.tally.note("WatchEvents", reply, ("",))
-
-    async def stop(self, callers: Callers) -> None:
-        workspace_id = self._workspace_id()
-        await self._call(callers, "StopWorkspace", {"", *_STATES}, workspace_id=workspace_id)
-        resumed = await self._call(
-            callers, "ResumeWorkspace", {"", *_STATES}, workspace_id=workspace_id
-        )
-        while resumed.slug:
-            # It is still stopping.
-            await asyncio.sleep(_PAUSE_SECONDS)
-            resumed = await self._call(
-                callers, "ResumeWorkspace", {"", *_STATES}, workspace_id=workspace_id
-            )
-
-    async def create(self, callers: Callers) -> None:
-        """Creates a workspace and stops it at once, because a running one would keep a process."""
-        created = await self._call(callers, "CreateWorkspace", name="soak")
-        await self._call(
-            callers, "StopWorkspace", {"", *_STATES}, workspace_id=str(created.body["id"])
-        )
-
-    async def refused_credential(self, callers: Callers) -> None:
-        unknown = f"sk_{secrets.token_urlsafe(32)}"
-        token = self._chance.choice((self._stack.tokens["expired"], unknown, "eyJ.eyJ.x", ""))
-        await self._call(
-            callers, "CancelTask", ("unauthenticated",), token, workspace_id=self._workspace_id()
-        )
-
-    async def refused_scope(self, callers: Callers) -> None:
-        token = self._stack.tokens["read_only"]
-        await self._call(
-            callers, "CancelTask", ("permission_denied",), token, workspace_id=self._workspace_id()
-        )
-
-    async def refused_workspace(self, callers: Callers) -> None:
-        token = self._stack.tokens["other_org"]
-        await self._call(
-            callers,
-            "GetWorkspace",
-            ("workspace_not_found",),
-            token,
-            workspace_id=self._workspace_id(),
-        )
-
-    async def refused_task(self, callers: Callers) -> None:
-        workspace_id = self._workspace_id()
-        await self._call(
-            callers,
-            "CancelTask",
-            ("task_not_found",),
-            workspace_id=workspace_id,
-            task_id=f"task_{secrets.token_hex(8)}",
-        )
-
-    async def refused_field(self, callers: Callers) -> None:
-        await self._call(
-            callers,
-            "CancelTask",
-            ("validation_error",),
-            workspace_id=self._workspace_id(),
-            reason="x" * 501,
-        )
-
-
-_WEIGHTS: dict[Callable[[Mix, Callers], Awaitable[None]], float] = {
-    Mix.submit: 20,
-    Mix.cancel: 16,
-    Mix.cancel_named: 8,
-    Mix.get_task: 12,
-    Mix.get_workspace: 12,
-    Mix.list_tasks: 6,
-    Mix.list_workspaces: 4,
-    Mix.watch: 3,
-    # These start an agent, which costs as much as a hundred calls.
-    Mix.stop: 0.1,
-    Mix.create: 0.1,
-    Mix.refused_credential: 6,
-    Mix.refused_scope: 3,
-    Mix.refused_workspace: 3,
-    Mix.refused_task: 3,
-    Mix.refused_field: 3,
-}

@@ -1,4 +1,4 @@
-"""What the programs of a stack hold: open files, threads and unshared memory (USS)."""
+"""What the programs of a stack hold: open files and unshared memory (USS)."""
 
 import time
 from collections import defaultdict
@@ -29,14 +29,11 @@ _POOLED = "postgres, a connection"
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What all processes of one program hold, and the largest of them."""
+    """The processes of one program, and the most that one of them holds."""
 
     processes: int
     open_files: int
-    most_open_files: int
-    threads: int
     memory_mib: float
-    most_memory_mib: float
 
 
 Holdings = Mapping[str, Holding]
@@ -64,17 +61,15 @@ def _files(of_all: Holdings) -> dict[str, int]:
 def holdings(stack: Stack) -> Holdings:
     """Returns what the programs hold now."""
     up = psutil.Process(stack.pid)
-    processes: defaultdict[str, list[tuple[int, int, float]]] = defaultdict(list)
+    processes: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for process in (up, *up.children(recursive=True)):
         with suppress(psutil.Error, IndexError):
             memory = process.memory_full_info().uss / 2**20
-            processes[_program(process)].append((process.num_fds(), process.num_threads(), memory))
-    return {program: _held(each) for program, each in sorted(processes.items())}
-
-
-def _held(each: list[tuple[int, int, float]]) -> Holding:
-    files, threads, memory = zip(*each, strict=True)
-    return Holding(len(each), sum(files), max(files), sum(threads), sum(memory), max(memory))
+            processes[_program(process)].append((process.num_fds(), memory))
+    return {
+        program: Holding(len(each), max(files for files, _ in each), max(mib for _, mib in each))
+        for program, each in sorted(processes.items())
+    }
 
 
 def _program(process: psutil.Process) -> str:
@@ -95,9 +90,9 @@ def grown_files(before: Holdings, after: Holdings) -> Iterator[str]:
     for program, now in after.items():
         was = before.get(program, _NOTHING)
         allowed = _OPEN_FILES_OF.get(program, OPEN_FILES)
-        if now.most_open_files > was.most_open_files + allowed:
+        if now.open_files > was.open_files + allowed:
             yield (
-                f"{program}: {was.most_open_files} → {now.most_open_files} open files, "
+                f"{program}: {was.open_files} → {now.open_files} open files, "
                 f"{allowed} more are allowed"
             )
         if now.processes > was.processes and program != _POOLED:
@@ -109,30 +104,23 @@ def grown_memory(before: Holdings, after: Holdings) -> Iterator[str]:
     for program, now in after.items():
         was = before.get(program, _NOTHING)
         allowed = _MEMORY_MIB_OF.get(program, MEMORY_MIB)
-        if now.most_memory_mib > was.most_memory_mib + allowed:
+        if now.memory_mib > was.memory_mib + allowed:
             yield (
-                f"{program}: {was.most_memory_mib:.1f} → {now.most_memory_mib:.1f} MiB, "
+                f"{program}: {was.memory_mib:.1f} → {now.memory_mib:.1f} MiB, "
                 f"{allowed:g} more are allowed"
             )
 
 
-def table(before: Holdings, after: Holdings, calls: int) -> Iterator[str]:
+def table(before: Holdings, after: Holdings) -> Iterator[str]:
     """Yields a header, then one line for each program."""
-    yield (
-        f"{'program':24} processes   open files      most of one     threads    memory MiB        "
-        "most of one    B per call"
-    )
+    yield f"{'program':24} processes   open files   memory, MiB"
     for program in sorted(before.keys() | after.keys()):
         was, now = before.get(program, _NOTHING), after.get(program, _NOTHING)
-        bytes_per_call = (now.most_memory_mib - was.most_memory_mib) * 2**20 / calls
         yield (
             f"{program:24} {was.processes:4} → {now.processes:<4} "
             f"{was.open_files:4} → {now.open_files:<5} "
-            f"{was.most_open_files:5} → {now.most_open_files:<5} "
-            f"{was.threads:5} → {now.threads:<4} "
-            f"{was.memory_mib:7.1f} → {now.memory_mib:<7.1f} "
-            f"{was.most_memory_mib:6.1f} → {now.most_memory_mib:<6.1f} {bytes_per_call:7.0f}"
+            f"{was.memory_mib:6.1f} → {now.memory_mib:<6.1f}"
         )
 
 
-_NOTHING = Holding(0, 0, 0, 0, 0.0, 0.0)
+_NOTHING = Holding(0, 0, 0.0)
