@@ -8,20 +8,19 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from tests.faults.long.chaos import report
-from tests.faults.long.chaos.drawing import draw
-from tests.faults.long.chaos.plan import Plan
+from tests.faults.long.chaos.plan import Plan, draw
 from tests.faults.long.chaos.run import Outcome, run
 from tests.faults.long.hosts import partitions
-from tests.faults.long.hosts.run import run as run_on_hosts
 from tests.support import network
 
-# One defect may break a promise in every call. The file of a run has all violations.
+# One defect may break a promise in every call. The folder of a run has all violations.
 _VIOLATIONS_SHOWN = 30
 
 
@@ -42,37 +41,56 @@ def main(
     seed = random.randrange(10**6) if seed is None else seed
     kept = True
     if place != "hosts":
-        _print("on one machine")
+        click.echo("on one machine")
         kept = _play(draw(seed, seconds, workspaces), run, keep=keep)
     if place != "machine" and (reason := network.refusal()):
-        _print("", f"not on many hosts: {reason}")
+        click.echo(f"\nnot on many hosts: {reason}")
     elif place != "machine":
-        _print("", "on many hosts")
-        kept &= _play(partitions.draw(seed, seconds, workspaces), run_on_hosts, keep=keep)
+        click.echo("\non many hosts")
+        kept &= _play(partitions.draw(seed, seconds, workspaces), partitions.run, keep=keep)
     sys.exit(not kept)
 
 
 def _play(plan: Plan, play: Callable[[Plan, Path], Outcome], *, keep: bool) -> bool:
     """Plays the plan and reports. Returns whether every promise was kept."""
-    _print(report.plan_line(plan), "")
+    click.echo(
+        f"seed {plan.seed}: {plan.seconds:g} s, {plan.workspaces} workspaces, "
+        f"{len(plan.faults)} faults\n"
+    )
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     outcome = play(plan, folder / "state")
-    _print(*report.lines(outcome), "")
-    (folder / "faults").write_text("\n".join(report.hit_lines(outcome)) + "\n")
-    (folder / "violations").write_text("\n".join(outcome.violations) + "\n")
+    click.echo("\n".join(report(outcome)) + "\n")
     if outcome.violations:
-        _print(f"{len(outcome.violations)} VIOLATIONS, seed {plan.seed}; the logs are in {folder}")
-        _print(*outcome.violations[:_VIOLATIONS_SHOWN])
+        (folder / "faults").write_text("\n".join(_hits(outcome)))
+        (folder / "violations").write_text("\n".join(outcome.violations))
+        click.echo(f"{len(outcome.violations)} VIOLATIONS, seed {plan.seed}; the logs: {folder}")
+        click.echo("\n".join(outcome.violations[:_VIOLATIONS_SHOWN]))
         return False
-    _print("everything holds" + (f"; the logs are in {folder}" if keep else ""))
+    click.echo("everything holds" + (f"; the logs: {folder}" if keep else ""))
     if not keep:
         shutil.rmtree(folder)
     return True
 
 
-def _print(*lines: str) -> None:
-    for line in lines:
-        click.echo(line)
+def report(outcome: Outcome) -> Iterator[str]:
+    """Yields how often each fault has hit, and each answer was given."""
+    hits = Counter((f"{hit.fault.kind} {hit.fault.target}", hit.missed) for hit in outcome.hits)
+    yield f"{'fault':36}    hit  missed"
+    for name in sorted({name for name, _ in hits}):
+        yield f"{name:36} {hits[name, False]:6} {hits[name, True]:7}"
+    yield f"\n{'answer':36}  calls"
+    for (rpc, answer), count in sorted(outcome.load.answers.items()):
+        yield f"{f'{rpc}: {answer}':36} {count:6}"
+    tasks = {task_id for task_id, _ in outcome.load.promised}
+    yield f"\ntasks whose cancellation was promised: {len(tasks)}"
+
+
+def _hits(outcome: Outcome) -> Iterator[str]:
+    """Yields one line for each fault, in the order of time."""
+    for hit in sorted(outcome.hits, key=lambda hit: hit.began):
+        began = datetime.fromtimestamp(hit.began, UTC).isoformat(timespec="milliseconds")
+        how = "missed" if hit.missed else f"{hit.ended - hit.began:.3f} s"
+        yield f"{began} {hit.fault.kind} {hit.fault.target} {hit.workspace_id} {how}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import grpc
@@ -14,8 +16,6 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tests.faults.long.chaos.answers import BARE, NO_ANSWER, NO_CONNECTION, Reply
-from tests.faults.long.chaos.plan import Wire
 from tests.support.stack import Stack
 
 RULES: dict[str, error_pb2.ErrorRule] = {
@@ -25,7 +25,6 @@ RULES: dict[str, error_pb2.ErrorRule] = {
 }
 
 _ROUTES = {
-    "CreateWorkspace": ("POST", "/v1/workspaces"),
     "ListWorkspaces": ("GET", "/v1/workspaces"),
     "GetWorkspace": ("GET", "/v1/workspaces/{workspace_id}"),
     "StopWorkspace": ("POST", "/v1/workspaces/{workspace_id}/stop"),
@@ -35,8 +34,6 @@ _ROUTES = {
     "GetTask": ("GET", "/v1/workspaces/{workspace_id}/tasks/{task_id}"),
     "CancelTask": ("POST", "/v1/workspaces/{workspace_id}/task/cancel"),
     "CancelTasks": ("POST", "/v1/tasks/cancel"),
-    "HoldOrg": ("POST", "/v1/hold"),
-    "ReleaseOrg": ("POST", "/v1/hold/release"),
 }
 _FIRST_MESSAGE_SECONDS = 15.0
 _CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"
@@ -46,6 +43,41 @@ _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+
+# These stand in for a slug: there was no connection, or it broke; the caller's own time limit
+# passed; a gRPC status without details came from Envoy or from the client library.
+NO_CONNECTION, NO_ANSWER, BARE = "(no connection)", "(no answer)", "(bare status)"
+
+
+class Wire(StrEnum):
+    """How a call reaches the service."""
+
+    REST = "REST, edge"
+    GRPC = "gRPC, edge"
+    WORKER_0 = "gRPC, worker 0"
+    WORKER_1 = "gRPC, worker 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, or what a caller got instead of one."""
+
+    # HTTP status, or the name of the gRPC code.
+    status: str
+    # Empty for a success.
+    slug: str
+    # The message of a success, or the details of a failure.
+    body: Mapping[str, Any]
+    # What is malformed. Empty for a well-formed answer.
+    problem: str = ""
+    # The id of the call in the logs. Empty if the answer has none.
+    request_id: str = ""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the service has not answered."""
+        return self.slug in (NO_CONNECTION, NO_ANSWER, BARE)
 
 
 class Callers:

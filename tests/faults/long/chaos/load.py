@@ -1,49 +1,63 @@
-"""The load: plays the rounds of every workspace during the faults, and records all answers."""
+"""The load: callers submit, cancel and stop tasks, and keep what they are told."""
 
 import asyncio
-import time
+import random
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
-from itertools import count, cycle
 from typing import Any
 
-from tests.faults.long.chaos.answers import HUNG_UP, Answer, Reply
-from tests.faults.long.chaos.callers import Callers
-from tests.faults.long.chaos.plan import Cancel, Plan, Round, Stopped, Wire
+from tests.faults.long.chaos.callers import NO_ANSWER, Callers, Reply, Wire
 
 # The time limit of a call. No fault lasts longer than a few seconds, so every call is answered by
 # then. The wait of a cancellation is added to it.
-ANSWER_SECONDS = 15.0
+_ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 0.15
-# Not shorter than a round.
-_ON_HOLD_PAUSE_SECONDS = 0.25
-# How often a tool that marks its work does so.
-_MARK_SECONDS = 0.1
+# Between two cancellations of all tasks of the organization.
+_BATCH_SECONDS = 5.0
+# The slugs that a stack under faults may answer. The credentials and requests of the load are
+# valid, so any other slug, such as `unauthenticated`, is a defect.
+_ALLOWED = frozenset(
+    {
+        "",
+        "workspace_stopped",
+        "workspace_failed",
+        "workspace_provisioning",
+        "workspace_busy",
+        "invalid_state",
+        "agent_unreachable",
+        "unavailable",
+        "deadline_exceeded",
+    }
+)
 
 
 class Load:
-    """Makes the calls of a plan, and keeps all answers."""
+    """Makes calls until `end`, and keeps what was promised."""
 
-    def __init__(
-        self, callers: Callers, workspace_ids: list[str], *, marks_work: bool = False
-    ) -> None:
-        """With `marks_work`, tools write to a file of their task for as long as they run."""
+    def __init__(self, callers: Callers, workspace_ids: list[str], seed: int) -> None:
         self._callers = callers
-        self._marks_work = marks_work
-        self._marks = count(1)
         self._workspace_ids = workspace_ids
-        self.answers: list[Answer] = []
+        self._seed = seed
         self._over = asyncio.Event()
-        self._numbers = count(1)
+        # By RPC, and outcome or slug.
+        self.answers: Counter[tuple[str, str]] = Counter()
+        # The tasks that have to end `cancelled`, each with the answer that says so.
+        self.promised: list[tuple[str, str]] = []
+        # How often the cancellation of a task was answered `accepted`.
+        self.accepted: Counter[str] = Counter()
+        # Answers that no fault excuses.
+        self.problems: list[str] = []
 
-    async def run(self, plan: Plan) -> None:
-        """Plays rounds until `end` is called, and returns when all calls are answered."""
+    async def run(self) -> None:
+        """Makes calls until `end`, and returns when all calls are answered."""
         async with asyncio.TaskGroup() as group:
-            for workspace_id, rounds in zip(self._workspace_ids, plan.rounds, strict=True):
-                group.create_task(self._play_rounds(workspace_id, rounds))
+            for number, workspace_id in enumerate(self._workspace_ids):
+                chance = random.Random(f"{self._seed} {number}")
+                group.create_task(self._work(workspace_id, chance))
+            group.create_task(self._cancel_all(random.Random(self._seed)))
 
     def end(self) -> None:
-        """Makes `run` begin no further rounds."""
+        """Makes `run` begin no further task."""
         self._over.set()
 
     async def settle(self, limit_seconds: float) -> list[str]:
@@ -56,215 +70,106 @@ class Load:
         async def one(workspace_id: str) -> str:
             try:
                 async with asyncio.timeout(limit_seconds):
-                    return await self._complete_one(workspace_id)
+                    status = await self._complete_one(workspace_id)
             except TimeoutError:
-                last = next(
-                    answer
-                    for answer in reversed(self.answers)
-                    if answer.workspace_id == workspace_id
-                )
-                return (
-                    f"{workspace_id} took no task within {limit_seconds:g} s; "
-                    f"last: {last.rpc} {last.slug} {dict(last.body)}"
-                )
+                return f"{workspace_id} completed no task within {limit_seconds:g} s"
+            return "" if status == "completed" else f"{workspace_id}: its last task ended {status}"
 
-        return [
-            problem
-            for problem in await asyncio.gather(*(one(each) for each in self._workspace_ids))
-            if problem
-        ]
+        return [line for line in await asyncio.gather(*map(one, self._workspace_ids)) if line]
 
     async def _complete_one(self, workspace_id: str) -> str:
+        task_id = ""
         # A submission may fail while the controller has not yet noticed that the agent has died.
-        while (task_id := await self._submit_last(workspace_id)) is None:
+        while not task_id:
+            await self._bring_up(workspace_id, [Wire.REST])
+            submitted = await self._call(
+                Wire.REST, "SubmitTask", workspace_id=workspace_id, description="true"
+            )
+            task_id = "" if submitted.slug else str(submitted.body["task_id"])
+        while True:
+            fields = {"workspace_id": workspace_id, "task_id": task_id}
+            task = (await self._call(Wire.REST, "GetTask", **fields)).body
+            if task.get("completed_at"):
+                return str(task["status"])
             await asyncio.sleep(_PAUSE_SECONDS)
-        while not (task := await self._call(Wire.REST, "GetTask", workspace_id, task_id)).body.get(
-            "completed_at"
-        ):
-            await asyncio.sleep(_PAUSE_SECONDS)
-        return (
-            ""
-            if task.body["status"] == "completed"
-            else f"{workspace_id}: its last task ended {task.body['status']}"
-        )
 
-    async def _submit_last(self, workspace_id: str) -> str | None:
-        await self._bring_up(workspace_id, Wire.REST)
-        submitted = await self._call(Wire.REST, "SubmitTask", workspace_id, description="true")
-        return None if submitted.slug else submitted.body["task_id"]
-
-    async def _play_rounds(self, workspace_id: str, rounds: tuple[Round, ...]) -> None:
-        for each in rounds:
-            if not await self._bring_up(workspace_id, each.control_wire):
-                return
-            await self._play(workspace_id, each)
-
-    async def _bring_up(self, workspace_id: str, wire: Wire) -> bool:
+    async def _bring_up(self, workspace_id: str, wires: list[Wire]) -> bool:
         """Waits until the workspace is idle, and resumes it if it has stopped or failed.
 
         Returns False if `end` is called first.
         """
-        wires = cycle([*(other for other in Wire if other is not wire), wire])
+        attempt = 0
         while not self._over.is_set():
-            workspace = await self._call(wire, "GetWorkspace", workspace_id)
-            status = workspace.body.get("status")
+            wire = wires[attempt % len(wires)]
+            attempt += 1
+            status = (await self._call(wire, "GetWorkspace", workspace_id=workspace_id)).body.get(
+                "status"
+            )
             if status == "idle":
                 return True
-            if workspace.slug:
-                wire = next(wires)
             if status in ("stopped", "failed"):
-                await self._call(wire, "ResumeWorkspace", workspace_id)
+                await self._call(wire, "ResumeWorkspace", workspace_id=workspace_id)
             await asyncio.sleep(_PAUSE_SECONDS)
         return False
 
-    async def _play(self, workspace_id: str, each: Round) -> None:
-        mark = f"mark-{next(self._marks)}" if self._marks_work else ""
-        submitted = await self._call(
-            each.submit_wire,
-            "SubmitTask",
-            workspace_id,
-            description="\n".join(_commands(each, mark)),
-            metadata=_metadata(each, mark),
-            limits=_limits(each),
-        )
-        if submitted.slug == "org_on_hold":
-            await asyncio.sleep(_ON_HOLD_PAUSE_SECONDS)
-        # The details of agent_unreachable name the task too, and those of workspace_busy name the
-        # current task. After other failures it is unknown.
-        task_id = str(submitted.body.get("task_id", ""))
-        calls = [self._cancel(workspace_id, task_id, cancel) for cancel in each.cancels]
-        if each.stop_after_seconds is not None:
-            calls.append(self._stop(workspace_id, each))
-        await asyncio.gather(*calls)
-        if task_id:
-            await self._call(each.control_wire, "GetTask", workspace_id, task_id)
-
-    async def _cancel(self, workspace_id: str, task_id: str, cancel: Cancel) -> None:
-        await asyncio.sleep(cancel.after_seconds)
-        durations = {"wait": cancel.wait_seconds, "force_after": cancel.force_after_seconds}
-        fields = {name: f"{seconds}s" for name, seconds in durations.items() if seconds is not None}
-        named = task_id if cancel.names_task else ""
-        # A caller that hangs up learns nothing, but _call still records an answer.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(cancel.hangs_up_seconds):
-                await self._call(
-                    cancel.wire,
-                    "CancelTasks" if cancel.is_batch else "CancelTask",
-                    workspace_id,
-                    named,
-                    cancel.wait_seconds or 0,
-                    **fields,
-                )
-
-    async def _stop(self, workspace_id: str, each: Round) -> None:
-        await asyncio.sleep(each.stop_after_seconds or 0)
-        await self._call(each.control_wire, "StopWorkspace", workspace_id)
-
-    async def _call(
-        self,
-        wire: Wire,
-        rpc: str,
-        workspace_id: str,
-        task_id: str = "",
-        wait_seconds: float = 0,
-        **fields: Any,
-    ) -> Answer:
-        """Makes a call and records its answer, even if the caller hangs up."""
-        call = f"call {next(self._numbers)}"
-        named = {"filter": {"workspace_ids": [workspace_id]}, "reason": call}
-        if rpc != "CancelTasks":
-            named = {
-                "workspace_id": workspace_id,
-                **({"task_id": task_id} if task_id else {}),
-                **({"reason": call} if rpc == "CancelTask" else {}),
-            }
-        request: Mapping[str, Any] = {**named, **fields}
-        sent, reply = time.time(), Reply("", HUNG_UP, {})
-        try:
-            reply = await self._callers.call(wire, rpc, ANSWER_SECONDS + wait_seconds, request)
-        finally:
-            answer = Answer(
-                call=call,
-                rpc=rpc,
-                wire=wire,
+    async def _work(self, workspace_id: str, chance: random.Random) -> None:
+        """Runs and cancels one task after another."""
+        while await self._bring_up(workspace_id, chance.sample(list(Wire), len(Wire))):
+            iterations, seconds = chance.randint(1, 5), chance.uniform(0.05, 0.4)
+            limits = {"max_duration": "0.5s", "force_after": "0.1s"}
+            submitted = await self._call(
+                chance.choice(list(Wire)),
+                "SubmitTask",
                 workspace_id=workspace_id,
-                task_id=task_id,
-                waits=wait_seconds > 0,
-                forces="force_after" in fields,
-                sent=sent,
-                answered=time.time(),
-                status=reply.status,
-                slug=reply.slug,
-                body=_of_one_task(reply) if rpc == "CancelTasks" else reply.body,
-                problem=reply.problem,
-                request_id=reply.request_id,
+                description="\n".join([f"sleep {seconds:.2f}"] * iterations),
+                **({"limits": limits} if chance.random() < 0.1 else {}),
             )
-            self.answers.append(answer)
-        return answer
+            # The details of a failure name the task too, or the one that runs.
+            task_id = str(submitted.body.get("task_id", ""))
+            cancels = [
+                self._cancel(workspace_id, task_id, chance, chance.uniform(0, iterations * seconds))
+                for _ in range(chance.choice((0, 1, 1, 2, 3)))
+            ]
+            await asyncio.gather(*cancels)
+            if chance.random() < 0.06:
+                wire = chance.choice(list(Wire))
+                await self._call(wire, "StopWorkspace", workspace_id=workspace_id)
 
-    async def call_for_org(self, wire: Wire, rpc: str, token: str, *, cancels: bool) -> Answer:
-        """Makes a call about the whole organization, and records its answer."""
-        call, sent = f"call {next(self._numbers)}", time.time()
-        request: dict[str, Any] = {} if rpc == "ReleaseOrg" else {"reason": call}
-        if rpc == "CancelTasks":
-            request["all"] = True
-        if rpc == "HoldOrg":
-            request["cancel_running"] = cancels
-        reply = await self._callers.call(wire, rpc, ANSWER_SECONDS, request, token)
-        answer = Answer(
-            call=call,
-            rpc=rpc,
-            wire=wire,
-            workspace_id="",
-            cancels=cancels,
-            sent=sent,
-            answered=time.time(),
-            status=reply.status,
-            slug=reply.slug,
-            body=reply.body,
-            problem=reply.problem,
-            request_id=reply.request_id,
-        )
-        self.answers.append(answer)
-        return answer
+    async def _cancel(
+        self, workspace_id: str, task_id: str, chance: random.Random, after_seconds: float
+    ) -> None:
+        await asyncio.sleep(after_seconds)
+        fields: dict[str, Any] = {"workspace_id": workspace_id}
+        if task_id and chance.random() < 0.5:
+            fields["task_id"] = task_id
+        if chance.random() < 0.15:
+            fields["force_after"] = f"{chance.uniform(0, 0.3):.3f}s"
+        if chance.random() < 0.3:
+            fields["wait"] = "2s"
+        await self._call(chance.choice(list(Wire)), "CancelTask", **fields)
 
+    async def _cancel_all(self, chance: random.Random) -> None:
+        while not self._over.is_set():
+            await asyncio.sleep(chance.uniform(0, _BATCH_SECONDS))
+            await self._call(chance.choice(list(Wire)), "CancelTasks", all=True)
 
-def _of_one_task(reply: Reply) -> Mapping[str, Any]:
-    """The answer of CancelTasks for one workspace, in the form of CancelTask's."""
-    if reply.slug:
-        return reply.body
-    results: list[Mapping[str, Any]] = reply.body["results"]
-    if results:
-        return results[0]
-    # A task whose workspace stayed locked remains.
-    return {} if reply.body["remaining"] else {"outcome": "no_active_task", "task_id": ""}
+    async def _call(self, wire: Wire, rpc: str, **fields: Any) -> Reply:
+        limit_seconds = _ANSWER_SECONDS + (2.0 if "wait" in fields else 0.0)
+        reply = await self._callers.call(wire, rpc, limit_seconds, fields)
+        self.answers[rpc, reply.slug or str(reply.body.get("outcome", "")) or "success"] += 1
+        answer = f"{rpc} over {wire}, request {reply.request_id or 'unknown'}: {reply.status}"
+        is_known = reply.is_lost or reply.slug in _ALLOWED
+        if reply.problem or reply.slug == NO_ANSWER or not is_known:
+            self.problems.append(f"{answer} {reply.slug} {reply.problem} {dict(reply.body)}")
+        if rpc in ("CancelTask", "CancelTasks"):
+            self._note_promises(reply, answer)
+        return reply
 
-
-def _commands(each: Round, mark: str) -> list[str]:
-    """Returns one command for each iteration. The parent of a tool's shell is its agent."""
-    work = _marking(each.iteration_seconds, mark) if mark else f"sleep {each.iteration_seconds}"
-    commands = [work] * each.iterations
-    match each.agent_stopped:
-        case Stopped.FOR_A_WHILE:
-            commands[0] = f"kill -STOP $PPID; sleep {each.stopped_seconds}; kill -CONT $PPID"
-        case Stopped.FOR_GOOD:
-            commands[0] = f"kill -STOP $PPID; {commands[0]}"
-    return commands
-
-
-def _limits(each: Round) -> dict[str, str]:
-    limits = {"max_duration": each.limit_seconds, "force_after": each.limit_force_after_seconds}
-    return {name: f"{seconds}s" for name, seconds in limits.items() if seconds is not None}
-
-
-def _marking(seconds: float, mark: str) -> str:
-    """A command that takes so long, and writes to the file `mark` meanwhile."""
-    times = max(1, round(seconds / _MARK_SECONDS))
-    repeat = f"for i in {' '.join(map(str, range(times)))}"
-    return f"{repeat}; do true > {mark}; sleep {seconds / times:.3f}; done"
-
-
-def _metadata(each: Round, mark: str) -> dict[str, str]:
-    """Returns what the verdict needs to know about the task."""
-    known = {"agent_stopped": str(each.agent_stopped)}
-    return {**known, "mark": mark} if mark else known
+    def _note_promises(self, reply: Reply, answer: str) -> None:
+        results: list[Mapping[str, Any]] = list(reply.body.get("results", [reply.body]))
+        for each in results:
+            outcome, task_id = str(each.get("outcome", "")), str(each.get("task_id", ""))
+            is_recorded = str(each.get("intent_recorded")).lower() == "true"
+            if outcome in ("accepted", "already_requested") or is_recorded:
+                self.promised.append((task_id, f"{answer} {outcome or reply.slug}"))
+            self.accepted[task_id] += outcome == "accepted"

@@ -1,16 +1,9 @@
-"""The plan of a run: its faults and calls. drawing.py draws it from a seed."""
+"""The faults of a run, drawn from a seed before anything starts."""
 
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-
-
-class Wire(StrEnum):
-    """How a call reaches the service."""
-
-    REST = "REST, edge"
-    GRPC = "gRPC, edge"
-    WORKER_0 = "gRPC, worker 0"
-    WORKER_1 = "gRPC, worker 1"
 
 
 class Kind(StrEnum):
@@ -54,14 +47,6 @@ class Target(StrEnum):
     CONTROLLERS_AGENTS = "controllers-agents"
 
 
-class Stopped(StrEnum):
-    """What a task's tool does to its agent."""
-
-    NEVER = "never"
-    FOR_A_WHILE = "for a while"
-    FOR_GOOD = "for good"
-
-
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One fault of a plan."""
@@ -76,71 +61,64 @@ class Fault:
     index: int
 
 
-_BATCH_WIRES = (Wire.REST, Wire.WORKER_1)
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """One call of CancelTask, or of CancelTasks for the tasks of one workspace."""
-
-    # Counted from the answer to the submission.
-    after_seconds: float
-    wire: Wire
-    names_task: bool
-    wait_seconds: float | None
-    # When the iteration is broken off, counted from the call. None for never.
-    force_after_seconds: float | None
-    # When the caller hangs up if it has no answer, counted from the call. None for never.
-    hangs_up_seconds: float | None
-
-    @property
-    def is_batch(self) -> bool:
-        """Whether the call is CancelTasks: if it names no task, does not wait, and by its wire."""
-        return not self.names_task and self.wait_seconds is None and self.wire in _BATCH_WIRES
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One task of a workspace, and the calls about it."""
-
-    submit_wire: Wire
-    iterations: int
-    iteration_seconds: float
-    # Whether the first tool stops its agent. `stopped_seconds` is used for FOR_A_WHILE only.
-    agent_stopped: Stopped
-    stopped_seconds: float
-    # The limit of its duration, and its `force_after`. None for none.
-    limit_seconds: float | None
-    limit_force_after_seconds: float | None
-    cancels: tuple[Cancel, ...]
-    # When the workspace is stopped in this round. It is resumed for the next one.
-    stop_after_seconds: float | None
-    control_wire: Wire
-
-
-@dataclass(frozen=True, slots=True)
-class Emergency:
-    """A call of CancelTasks for the whole organization, or a hold of it."""
-
-    at_seconds: float
-    wire: Wire
-    # How long the organization is on hold. None: CancelTasks without a hold.
-    hold_seconds: float | None
-    # Whether HoldOrg cancels what runs.
-    cancels: bool
-    release_wire: Wire
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All faults and calls of a run."""
+    """The faults of a run, and how long it lasts."""
 
     seed: int
     seconds: float
+    workspaces: int
     faults: tuple[Fault, ...]
-    # Inflicted one after another at the end, each after the recovery from the fault before it.
-    last_faults: tuple[Fault, ...]
-    # The rounds of each workspace. Those that are left when the time is over are not played.
-    rounds: tuple[tuple[Round, ...], ...]
-    # Played one after another.
-    emergencies: tuple[Emergency, ...]
+
+
+# The relative frequency of each fault.
+_WEIGHTS: dict[tuple[Kind, Target], int] = {
+    **{
+        (kind, target): 4
+        for kind in (Kind.FREEZE, Kind.KILL, Kind.RESTART)
+        for target in (Target.WORKER_0, Target.WORKER_1)
+    },
+    (Kind.FREEZE, Target.AGENT): 10,
+    (Kind.KILL, Target.AGENT): 8,
+    (Kind.FREEZE, Target.FLEET): 5,
+    (Kind.KILL, Target.FLEET): 5,
+    (Kind.RESTART, Target.FLEET): 2,
+    (Kind.FREEZE, Target.ENVOY): 3,
+    (Kind.KILL, Target.ENVOY): 2,
+    (Kind.RESTART, Target.ENVOY): 1,
+    (Kind.FREEZE, Target.DATABASE): 3,
+    (Kind.KILL, Target.DATABASE): 2,
+    (Kind.FREEZE, Target.BACKEND): 4,
+    (Kind.KILL, Target.BACKEND): 1,
+    (Kind.RESTART, Target.BACKEND): 4,
+    (Kind.FILL, Target.PODS): 5,
+    (Kind.FILL, Target.LOGS): 5,
+    (Kind.FILL, Target.DATABASE): 5,
+}
+_MEAN_SECONDS_BETWEEN_FAULTS = 0.9
+# The time without faults before the first fault, and after the last one.
+_CALM_SECONDS = 1.0
+_FREEZE_SECONDS = (0.2, 3.0)
+_FILL_SECONDS = (1.0, 4.0)
+
+
+def draw(seed: int, seconds: float, workspaces: int) -> Plan:
+    """Draws the plan of a seed."""
+    return Plan(seed, seconds, workspaces, tuple(_faults(random.Random(seed), seconds, workspaces)))
+
+
+def _faults(chance: random.Random, seconds: float, workspaces: int) -> Iterator[Fault]:
+    pairs, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+    at = _CALM_SECONDS
+    while (
+        at := at + chance.expovariate(1 / _MEAN_SECONDS_BETWEEN_FAULTS)
+    ) < seconds - _CALM_SECONDS:
+        ((kind, target),) = chance.choices(pairs, weights)
+        lasts = _FILL_SECONDS if kind is Kind.FILL else _FREEZE_SECONDS
+        yield Fault(
+            round(at, 3),
+            kind,
+            target,
+            round(chance.uniform(*lasts), 3),
+            chance.randrange(workspaces),
+        )

@@ -2,64 +2,42 @@
 
 import asyncio
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tests.faults.long.chaos import sightings
-from tests.faults.long.chaos.answers import Answer
+import psutil
+
 from tests.faults.long.chaos.callers import Callers
-from tests.faults.long.chaos.causes import RECOVERED_SECONDS
 from tests.faults.long.chaos.disks import disks
-from tests.faults.long.chaos.emergencies import Emergencies
-from tests.faults.long.chaos.evidence import Evidence
 from tests.faults.long.chaos.faults import Faults, Hit
 from tests.faults.long.chaos.load import Load
 from tests.faults.long.chaos.plan import Fault, Plan
-from tests.faults.long.chaos.sightings import allowed_connections
-from tests.faults.long.chaos.verdict import violations
+from tests.support.promises.database import read_history
+from tests.support.promises.history import TERMINAL
+from tests.support.promises.promises import violations
 from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 
 WORKERS = 2
 # How long a workspace may take to complete a task before the first and after the last fault.
-SETTLE_SECONDS = 60.0
+_SETTLE_SECONDS = 60.0
 # How long processes that have ended may take to be gone.
 _CLEARED_SECONDS = 15.0
+# A line of a log with one of these reports a defect.
+_DEFECTS = ("unexpected_error", "never retrieved", "Traceback")
+_CANCELLED = "asyncio.exceptions.CancelledError"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a run."""
+    """The result of a run. Each violation of a promise is a line."""
 
-    plan: Plan
-    evidence: Evidence
-    settled_seconds: float
-    stop_seconds: float
+    load: Load
+    hits: list[Hit]
     violations: list[str]
-
-
-def run(plan: Plan, state_dir: Path) -> Outcome:
-    """Starts a stack, plays the plan and stops the stack."""
-    # The load exceeds the rate limits, which this run does not test.
-    stack = Stack(
-        state_dir,
-        WORKERS=str(WORKERS),
-        RATE_LIMIT="off",
-        LOG_LEVEL="INFO",
-        # In a sandbox, no tool can stop its agent.
-        POD_ISOLATION="none" if plan.seed % 2 else "auto",
-    )
-    with disks(state_dir, plan.seconds) as mounted:
-        try:
-            stack.start()
-            workspace_ids = [Workspace(stack).id for _ in plan.rounds]
-            faults = Faults(stack, workspace_ids, mounted)
-            return play_and_judge(stack, faults, plan, workspace_ids, allowed_connections(WORKERS))
-        finally:
-            stack.kill_if_running()
 
 
 class Inflictor(Protocol):
@@ -71,84 +49,94 @@ class Inflictor(Protocol):
         """Inflicts each fault at its time, and returns when the last one is over."""
 
 
+def run(plan: Plan, state_dir: Path) -> Outcome:
+    """Starts a stack, plays the plan and stops the stack."""
+    # The load exceeds the rate limits, which this run does not test.
+    stack = Stack(state_dir, WORKERS=str(WORKERS), RATE_LIMIT="off", LOG_LEVEL="INFO")
+    with disks(state_dir, plan.seconds) as mounted:
+        try:
+            stack.start()
+            workspace_ids = [Workspace(stack).id for _ in range(plan.workspaces)]
+            return play_and_judge(stack, Faults(stack, workspace_ids, mounted), plan, workspace_ids)
+        finally:
+            stack.kill_if_running()
+
+
 def play_and_judge(
-    stack: Stack,
-    faults: Inflictor,
-    plan: Plan,
-    workspace_ids: list[str],
-    connections: int,
-    *,
-    marks_work: bool = False,
+    stack: Stack, faults: Inflictor, plan: Plan, workspace_ids: list[str]
 ) -> Outcome:
-    """Plays a plan on a running stack, and stops it.
-
-    The stack may hold that many connections to the database at the end.
-    """
-    played = asyncio.run(_play(stack, faults, plan, workspace_ids, marks_work=marks_work))
-    seen = list(played.seen)
-    try:
-        eventually(lambda: not list(sightings.strays(stack, workspace_ids)), _CLEARED_SECONDS)
-    except TimeoutError:
-        seen += sightings.strays(stack, workspace_ids)
-    except (OSError, ValueError) as error:
-        seen.append(f"an agent is missing: {error}")
-    seen += sightings.leaked_connections(stack, connections)
-    history = sightings.history(stack)
-    tasks = sightings.tasks(stack, history)
-    began = time.monotonic()
-    seen += _stopped(stack)
-    stop_seconds = time.monotonic() - began
-    seen += sightings.defects(stack)
-    evidence = Evidence(
-        tasks=tasks,
-        events=history.events,
-        last_seqs=history.last_seqs,
-        answers=played.answers,
-        hits=played.hits,
-        seen=seen,
+    """Plays a plan on a running stack, and stops it."""
+    load, problems = asyncio.run(_play(stack, faults, plan, workspace_ids))
+    problems += load.problems
+    problems += (
+        f"{hit.fault.target} did not come back after {hit.fault.kind} at {hit.fault.at_seconds} s"
+        for hit in faults.hits
+        if not hit.came_back
     )
-    return Outcome(plan, evidence, played.settled_seconds, stop_seconds, violations(evidence))
-
-
-@dataclass(frozen=True, slots=True)
-class _Played:
-    answers: list[Answer]
-    hits: list[Hit]
-    settled_seconds: float
-    seen: list[str]
+    problems += (
+        f"{task_id} was answered accepted {count} times"
+        for task_id, count in load.accepted.items()
+        if count > 1
+    )
+    try:
+        eventually(lambda: not list(_strays(stack, workspace_ids)), _CLEARED_SECONDS)
+    except TimeoutError:
+        problems += _strays(stack, workspace_ids)
+    with stack.database() as connection:
+        history = read_history(connection, promised=load.promised)
+    problems += violations(history)
+    problems += (
+        f"{task.id} of {task.workspace_id} has not ended: {task.status}"
+        for task in history.tasks.values()
+        if task.status not in TERMINAL
+    )
+    problems += _stopped(stack)
+    problems += _defects(stack)
+    return Outcome(load, faults.hits, problems)
 
 
 async def _play(
-    stack: Stack,
-    faults: Inflictor,
-    plan: Plan,
-    workspace_ids: list[str],
-    *,
-    marks_work: bool,
-) -> _Played:
+    stack: Stack, faults: Inflictor, plan: Plan, workspace_ids: list[str]
+) -> tuple[Load, list[str]]:
     callers = Callers(stack)
-    load = Load(callers, workspace_ids, marks_work=marks_work)
-    emergencies = Emergencies(load, stack.tokens["owner"])
+    load = Load(callers, workspace_ids, plan.seed)
     try:
-        seen = [
-            f"before the first fault: {problem}" for problem in await load.settle(SETTLE_SECONDS)
+        problems = [
+            f"before the first fault: {line}" for line in await load.settle(_SETTLE_SECONDS)
         ]
         async with asyncio.TaskGroup() as group:
-            group.create_task(load.run(plan))
-            await asyncio.gather(
-                faults.run(plan.faults),
-                emergencies.run(plan.emergencies),
-                asyncio.sleep(plan.seconds),
-            )
-            for last in plan.last_faults:
-                await asyncio.sleep(RECOVERED_SECONDS)
-                await faults.run([last])
+            group.create_task(load.run())
+            await asyncio.gather(faults.run(plan.faults), asyncio.sleep(plan.seconds))
             load.end()
-        began = time.monotonic()
-        seen += await load.settle(SETTLE_SECONDS)
-        return _Played(load.answers, faults.hits, time.monotonic() - began, seen)
+        return load, problems + await load.settle(_SETTLE_SECONDS)
     finally:
         await callers.close()
+
+
+def _strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
+    """Yields processes in idle pods other than their agents, and zombies."""
+    for workspace_id in workspace_ids:
+        agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
+        if found != [agent]:
+            yield f"the idle pod of {workspace_id} runs {found} instead of only its agent {agent}"
+    for process in stack.processes():
+        with suppress(psutil.Error):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                yield f"process {process.pid} has ended, and {process.parent()} does not reap it"
+
+
+def _defects(stack: Stack) -> Iterator[str]:
+    """Yields the lines of all logs that report a defect."""
+    logs = [stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]
+    for path in sorted(logs):
+        lines = path.read_text(errors="replace").splitlines()
+        for number, line in enumerate(lines, 1):
+            if any(defect in line for defect in _DEFECTS):
+                # A record has the whole traceback, a text ends it with the error.
+                error = next((each for each in lines[number:] if not each.startswith(" ")), "")
+                # grpcio logs one for a call that ended before it had begun.
+                if _CANCELLED not in (line if line.startswith("{") else error):
+                    yield f"{path.relative_to(stack.state_dir.parent)}: {line[:2000]}"
 
 
 def _stopped(stack: Stack) -> Iterator[str]:

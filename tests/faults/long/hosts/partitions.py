@@ -1,26 +1,28 @@
-"""Partitions: the plan of a run on many hosts, and what carries it out."""
+"""Partitions: chaos on many hosts, which are cut from each other."""
 
 import asyncio
 import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psycopg
 
-from tests.faults.long.chaos.causes import RECOVERED_SECONDS
-from tests.faults.long.chaos.drawing import draw_emergencies, draw_rounds
 from tests.faults.long.chaos.faults import BACK_SECONDS, Hit
 from tests.faults.long.chaos.plan import Fault, Kind, Plan, Target
+from tests.faults.long.chaos.run import Outcome, play_and_judge
 from tests.faults.long.hosts.many_hosts import (
     AGENTS,
     CONTROLLERS,
     DATABASE,
     EDGE,
+    HOSTS,
     WORKERS,
     ManyHosts,
 )
-from tests.support.network import both_ways, one_way
+from tests.support.network import both_ways, network, one_way
+from tests.support.stack import Workspace
 
 GROUPS = {
     Target.EDGE_WORKERS: ((EDGE,), WORKERS),
@@ -35,18 +37,26 @@ _KINDS = (Kind.CUT, Kind.CUT, Kind.CUT_THERE, Kind.CUT_BACK)
 _CUT_SECONDS = (1.0, 9.0)
 # How often a second cut begins during the first.
 _DOUBLE_SHARE = 0.4
-# The time between the end of one cut and the next one, in which everything has to recover and then
-# serve without trouble.
-_CALM_SECONDS = RECOVERED_SECONDS + 1.5
+# The time between the end of one cut and the next one, in which everything has to recover.
+_CALM_SECONDS = 6.5
 _POLL_SECONDS = 0.1
 
 
 def draw(seed: int, seconds: float, workspaces: int) -> Plan:
     """Draws the plan of a seed. All pairs of groups are cut in turn, in any order."""
-    chance = random.Random(seed)
-    faults = tuple(_cuts(chance, seconds))
-    rounds = draw_rounds(chance, seconds, workspaces)
-    return Plan(seed, seconds, faults, (), rounds, tuple(draw_emergencies(chance, seconds)))
+    return Plan(seed, seconds, workspaces, tuple(_cuts(random.Random(seed), seconds)))
+
+
+def run(plan: Plan, state_dir: Path) -> Outcome:
+    """Starts a stack, plays the plan and stops the stack."""
+    with network(HOSTS) as hosts:
+        stack = ManyHosts(state_dir, hosts, LOG_LEVEL="INFO")
+        try:
+            stack.start()
+            workspace_ids = [Workspace(stack).id for _ in range(plan.workspaces)]
+            return play_and_judge(stack, Partitions(stack), plan, workspace_ids)
+        finally:
+            stack.kill_if_running()
 
 
 def _cuts(chance: random.Random, seconds: float) -> Iterator[Fault]:

@@ -8,9 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.faults.long.chaos.answers import Reply
-from tests.faults.long.chaos.callers import Callers
-from tests.faults.long.chaos.plan import Wire
+from tests.faults.long.chaos.callers import Callers, Reply, Wire
 from tests.support.stack import Stack
 
 CALLERS = 8
