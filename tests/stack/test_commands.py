@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.commands import Run
 from tests.support.stack import Gate, Stack, Workspace
@@ -36,6 +37,23 @@ def test_cancel_prints_every_outcome(run: Run, call: Run, workspace: Workspace, 
     idle = call("cancel", workspace.id)
     assert (idle.returncode, idle.stderr) == (3, "")
     assert idle.stdout.startswith(f"no_active_task: nothing runs in workspace {workspace.id}")
+
+
+def test_a_wait_prints_the_end_of_the_task(run: Run, workspace: Workspace, gate: Gate) -> None:
+    task_id = workspace.begin(gate.command, "echo never")
+
+    with ThreadPoolExecutor(1) as executor:
+        waiting = executor.submit(run, "cancel", workspace.id, "--wait", "25s")
+        workspace.await_event("task_cancel_requested", task_id)
+        gate.open()
+        waited = waiting.result()
+
+    assert (waited.returncode, waited.stderr) == (0, "")
+    assert re.search(
+        r"\n  ended      cancelled at \S+Z, \d+\.\d s after the request, 1 iteration completed\. "
+        r"The workspace takes its next task\.\n$",
+        waited.stdout,
+    )
 
 
 def test_a_task_is_submitted_and_shown_and_found_in_the_audit_log(

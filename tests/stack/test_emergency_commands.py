@@ -79,3 +79,15 @@ def test_hold_and_release(
     eventually(lambda: first.get()["status"] == "idle")
     done = call("submit", first.id, "true", "--wait", "20s", **owner)
     assert done.returncode == 0, done.stderr
+
+
+def test_submit_with_limits(run: Run, call: Run, workspace: Workspace) -> None:
+    limits = ("--max-duration", "1s", "--max-total-tokens", "9", "--force-after", "0s")
+
+    ended = run("submit", workspace.id, "sleep 600", *limits, "--wait", "20s")
+
+    assert ended.returncode == 8, ended.stderr
+    (task_id,) = ended.stdout.split()
+    assert "because    max_duration reached: 1 s\n" in ended.stderr
+    shown = call("task", workspace.id, task_id).stdout
+    assert "limits     1 s, 9 tokens, interrupted 0 s after a limit\n" in shown
