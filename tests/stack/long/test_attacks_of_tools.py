@@ -11,10 +11,11 @@ import pytest
 
 from evershell.fleet.local.processes import ProcessId
 from tests.support import faults
-from tests.support.lengths import smoke
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
+# Pods have a sandbox by default. tests/unit/fleet has tests of those without one.
+pytestmark = pytest.mark.soak
 # They identify these processes.
 LEFT, HIDDEN, DETACHED = unique_seconds(), unique_seconds(), unique_seconds()
 
@@ -41,9 +42,7 @@ def assert_unharmed(other: Workspace, agent: int) -> None:
     faults.assert_next_task_works(other)
 
 
-@pytest.mark.parametrize(
-    "end", smoke(["stop", "fail", "by the next controller"], ["by the next controller"])
-)
+@pytest.mark.parametrize("end", ["stop", "fail", "by the next controller"])
 def test_a_tool_that_names_a_stranger_as_its_agent(
     stack: Stack, workspace: Workspace, stranger: "subprocess.Popen[bytes]", end: str
 ) -> None:
@@ -97,7 +96,6 @@ def test_a_tool_that_links_its_pods_folder_to_another_ones(
     assert_unharmed(other, agents[1])
 
 
-@pytest.mark.soak
 def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Path) -> None:
     """Stopping the stack ends the agent and a process that has escaped from another agent.
 

@@ -14,10 +14,13 @@ from tests.support.named_workers import NamedWorkers
 from tests.support.stack import Workspace
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None,
-    reason="only root can give programs a DNS server of their own",
-)
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("unshare") is None,
+        reason="only root can give programs a DNS server of their own",
+    ),
+]
 
 CALLERS = 4
 # Agents end if no heartbeat succeeds within this time. Less than the 30 s for which gRPC keeps
@@ -91,7 +94,6 @@ def load(workers: NamedWorkers) -> Iterator[None]:
         assert workers.stack.agent_pid(caller.workspace.id) == caller.agent
 
 
-@pytest.mark.soak
 def test_a_replacement_of_all_workers_loses_no_call(workers: NamedWorkers) -> None:
     while len(workers.running) < 2:
         workers.start_worker()

@@ -11,6 +11,7 @@ from tests.support.other_org import begin
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.soak
 PATH, BODY = "/v1/tasks/cancel", {"all": True, "reason": "a batch"}
 
 

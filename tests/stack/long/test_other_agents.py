@@ -13,6 +13,7 @@ from tests.support.npm import NODE, copy_packages
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.soak
 SAMPLE = ROOT / "docs" / "agents" / "agent.mjs"
 DESCRIPTORS = ROOT / "gen" / "evershell" / "edge" / "workspace.binpb"
 PACKAGES = ("@grpc/grpc-js", "@grpc/proto-loader")
