@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evershell.fleet.local.isolation import IsolationError, Sandbox, choose
+from evershell.core.errors import OperatorError
+from evershell.fleet.local.isolation import Sandbox, choose
 
 
 def has_sandbox() -> bool:
@@ -31,6 +32,6 @@ def working_sandbox(state_dir: Path) -> Sandbox:
 def _reason() -> str:
     try:
         choose("sandbox", Path("/nonexistent"), None)
-    except IsolationError as error:
+    except OperatorError as error:
         return str(error)
     return ""

@@ -8,9 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
-from evershell.app.settings import NotSetUpError, Settings
+from evershell.app.settings import Settings
 from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.pod_tokens import PodTokens
+from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity
 from evershell.fleet.local import isolation
 from evershell.fleet.local.agent_modules import compile_agent_modules
@@ -28,7 +29,7 @@ async def pods_of(
 ) -> AsyncIterator[tuple[Pods, str]]:
     """The backend of the pods, and the id of the run that they belong to.
 
-    Raises NotSetUpError and IsolationError.
+    Raises OperatorError.
     """
     if settings.pod_backend == "kubernetes":
         async with _kubernetes_pods(settings, pod_tokens, certificates) as backend:
@@ -59,7 +60,7 @@ async def pods_of(
 async def _kubernetes_pods(
     settings: Settings, pod_tokens: PodTokens, certificates: AgentCertificates | None
 ) -> AsyncIterator[tuple[Pods, str]]:
-    """Raises NotSetUpError."""
+    """Raises OperatorError."""
     try:
         # Imported only for this backend, because its packages are an extra.
         from evershell.fleet.kubernetes.api import (
@@ -70,7 +71,7 @@ async def _kubernetes_pods(
         from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
         from evershell.fleet.kubernetes.objects import AGENT_PORT, FILES_DIR, PodTemplate
     except ModuleNotFoundError as error:
-        raise NotSetUpError(
+        raise OperatorError(
             "POD_BACKEND is kubernetes, but its client is not installed. Install the extra "
             "`kubernetes` of evershell."
         ) from error
@@ -94,7 +95,7 @@ async def _kubernetes_pods(
         try:
             pods = await stack.enter_async_context(opening)
         except (ApiError, NotConfiguredError, UnreachableError) as error:
-            raise NotSetUpError(f"The Kubernetes cluster cannot be used: {error}.") from error
+            raise OperatorError(f"The Kubernetes cluster cannot be used: {error}.") from error
         log.info("pods_on_kubernetes", namespace_id=pods.run_id, image=settings.pod_image)
         yield pods, pods.run_id
 

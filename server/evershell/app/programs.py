@@ -9,7 +9,7 @@ from evershell.api.health import liveness_served
 from evershell.app import wiring
 from evershell.app.settings import Settings
 from evershell.app.signals import stop_signal
-from evershell.app.wiring import NotSetUpError
+from evershell.core.errors import OperatorError
 from evershell.telemetry import logs
 from evershell.telemetry.metrics import Metrics, serve_metrics
 
@@ -18,7 +18,7 @@ DRAIN_SECONDS = 4.0
 
 
 async def serve(settings: Settings, port: int) -> None:
-    """Runs one worker until SIGTERM or SIGINT, then drains it. Raises NotSetUpError."""
+    """Runs one worker until SIGTERM or SIGINT, then drains it. Raises OperatorError."""
     metrics = _log_and_metrics("serve", settings)
     async with wiring.control_plane(settings, metrics) as server:
         with _serving(metrics, settings):
@@ -31,8 +31,7 @@ async def serve(settings: Settings, port: int) -> None:
 async def fleet(settings: Settings, health_address: str | None = None) -> None:
     """Runs one fleet controller until SIGTERM or SIGINT. Pods continue to run.
 
-    Serves its liveness at `health_address`, which is host:port or unix:/path. Raises NotSetUpError
-    and IsolationError.
+    Serves its liveness at `health_address`, which is host:port or unix:/path. Raises OperatorError.
     """
     metrics = _log_and_metrics("fleet", settings)
     async with _live_at(health_address), wiring.fleet(settings, metrics) as lead:
@@ -66,19 +65,19 @@ def _log_and_metrics(program: str, settings: Settings) -> Metrics:
 
 @asynccontextmanager
 async def _live_at(address: str | None) -> AsyncIterator[None]:
-    """Serves the liveness, unless the address is None. Raises NotSetUpError."""
+    """Serves the liveness, unless the address is None. Raises OperatorError."""
     async with AsyncExitStack() as stack:
         if address is not None:
             try:
                 await stack.enter_async_context(liveness_served(address))
             except RuntimeError as error:
-                raise NotSetUpError(f"--health-address {address} cannot be used.") from error
+                raise OperatorError(f"--health-address {address} cannot be used.") from error
         yield
 
 
 @contextmanager
 def _serving(metrics: Metrics, settings: Settings) -> Iterator[None]:
-    """Serves the metrics, unless the port is 0. Raises NotSetUpError if the port is taken."""
+    """Serves the metrics, unless the port is 0. Raises OperatorError if the port is taken."""
     with ExitStack() as stack:
         try:
             stack.enter_context(
@@ -89,5 +88,5 @@ def _serving(metrics: Metrics, settings: Settings) -> Iterator[None]:
                 f"Metrics cannot be served on port {settings.metrics_port} ({error.strerror}). "
                 "Set METRICS_PORT to another one."
             )
-            raise NotSetUpError(message) from error
+            raise OperatorError(message) from error
         yield

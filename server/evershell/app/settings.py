@@ -21,10 +21,6 @@ def _program_memory_mb() -> int:
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
 
 
-class NotSetUpError(Exception):
-    """A program cannot run with these settings. The message says what is missing."""
-
-
 class Settings(BaseSettings):
     """The settings. Each is read from the environment variable of its name in capitals.
 

@@ -27,7 +27,6 @@ from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.server import AgentListener, Server
 from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.app.pod_backends import pods_of, spec_for
-from evershell.app.settings import NotSetUpError as NotSetUpError
 from evershell.app.settings import Settings
 from evershell.app.signals import END_WAITS
 from evershell.auth.agent_certificates import AgentCertificates
@@ -35,8 +34,9 @@ from evershell.auth.api_keys import ApiKeys, KeyUse
 from evershell.auth.authenticator import Authenticator, HostBinding
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.session_tokens import JwkSet, SessionTokens
-from evershell.auth.signing_keys import SigningKeysError, read_signing_keys
+from evershell.auth.signing_keys import read_signing_keys
 from evershell.core.bounds import Bounds
+from evershell.core.errors import OperatorError
 from evershell.core.ports import Agents, Store
 from evershell.core.runtime import Runtime
 from evershell.fleet.agent_client import AgentClient
@@ -61,7 +61,7 @@ log = structlog.get_logger()
 
 @asynccontextmanager
 async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
-    """A worker that does not listen yet. Raises NotSetUpError."""
+    """A worker that does not listen yet. Raises OperatorError."""
     signing_keys = _signing_keys(settings)
     async with AsyncExitStack() as stack:
         pool, clock = await stack.enter_async_context(_database(settings, metrics))
@@ -136,7 +136,7 @@ async def fleet(
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """A fleet controller. The yielded function runs it while this process leads.
 
-    Raises NotSetUpError and IsolationError.
+    Raises OperatorError.
     """
     signing_keys = _signing_keys(settings)
     certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
@@ -206,10 +206,10 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
 def _signing_keys(settings: Settings) -> str:
     """The content of the file of the signing keys.
 
-    Raises NotSetUpError if there is no valid one, or no valid URL of the database.
+    Raises OperatorError if there is no valid one, or no valid URL of the database.
     """
     if not settings.database_url:
-        raise NotSetUpError(
+        raise OperatorError(
             "DATABASE_URL is not set. `evershell up` starts everything, a database included."
         )
     for name in ("database_url", "database_session_url"):
@@ -218,11 +218,8 @@ def _signing_keys(settings: Settings) -> str:
         except psycopg.ProgrammingError:
             # The error can contain the password.
             message = f"{name.upper()} is not a valid URL of PostgreSQL."
-            raise NotSetUpError(message) from None
-    try:
-        return read_signing_keys(settings.signing_key_path)
-    except SigningKeysError as error:
-        raise NotSetUpError(str(error)) from error
+            raise OperatorError(message) from None
+    return read_signing_keys(settings.signing_key_path)
 
 
 def _authentication(
@@ -248,13 +245,13 @@ def _authentication(
 
 
 def _tracing() -> tuple["Tracing", Interceptor]:
-    """Raises NotSetUpError if OpenTelemetry is not installed."""
+    """Raises OperatorError if OpenTelemetry is not installed."""
     try:
         # Imported only if traces are exported, because OpenTelemetry uses much memory.
         from evershell.api.interceptors.traced_calls import TracedCalls
         from evershell.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
-        raise NotSetUpError(
+        raise OperatorError(
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry is not installed. Install the "
             "extra `otel` of evershell."
         ) from error

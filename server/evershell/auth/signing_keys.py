@@ -11,29 +11,27 @@ from pathlib import Path
 
 from joserfc.jwk import OKPKey
 
+from evershell.core.errors import OperatorError
+
 # RFC 8032.
 _KEY_BYTES = 32
 
 
-class SigningKeysError(Exception):
-    """The file has no signing keys, or cannot be read. The message is for the operator."""
-
-
 def read_signing_keys(path: Path) -> str:
-    """The content of the file, in which each key is valid. Raises SigningKeysError."""
+    """The content of the file, in which each key is valid. Raises OperatorError."""
     try:
         text = path.read_text("utf-8")
         private_keys(text)
     except FileNotFoundError as error:
         message = f"{path} cannot be read ({error.strerror}). `evershell up` creates it."
-        raise SigningKeysError(message) from error
+        raise OperatorError(message) from error
     except OSError as error:
-        raise SigningKeysError(f"{path} cannot be read ({error.strerror}).") from error
+        raise OperatorError(f"{path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError:
         # The error contains a part of the file.
-        raise SigningKeysError(f"{path} is not valid: it is not a text.") from None
+        raise OperatorError(f"{path} is not valid: it is not a text.") from None
     except ValueError as error:
-        raise SigningKeysError(f"{path} is not valid: {error}.") from None
+        raise OperatorError(f"{path} is not valid: {error}.") from None
     return text
 
 

@@ -9,7 +9,7 @@ import click
 import httpx
 
 from evershell.cli.duration import DURATION
-from evershell.commands.environment import read_settings
+from evershell.commands.environment import problems_reported, read_settings
 from evershell.local.environments import edge_environment
 from evershell.local.envoy import config as envoy
 from evershell.local.envoy.config import edge_of
@@ -71,7 +71,7 @@ def _run(admin_socket: Path | None) -> None:
         raise click.ClickException("Set EDGE_WORKERS to host:port of the workers.")
     # It ends with the process, and a container has its own temporary folder.
     folder = Path(tempfile.mkdtemp(prefix="edge-"))
-    try:
+    with problems_reported():
         wanted = edge_of(
             settings,
             workers,
@@ -83,7 +83,5 @@ def _run(admin_socket: Path | None) -> None:
         envoy.validate(folder / "envoy.yaml")
         options = ("--disable-hot-restart", *envoy.DRAIN_AT_ONCE)
         command = envoy.command(folder / "envoy.yaml", *options)
-    except envoy.EdgeConfigurationError as error:
-        raise click.ClickException(str(error)) from error
     # Becomes Envoy, which gets the signals.
     os.execve(command[0], command, edge_environment(wanted))  # noqa: S606 - no shell is needed

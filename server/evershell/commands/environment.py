@@ -1,13 +1,31 @@
-"""Reads the environment and ready.json for commands, with human-readable error messages."""
+"""What commands have in common: the environment, ready.json, and the errors for the operator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import psycopg
 from pydantic import ValidationError
 
 from evershell.app.settings import Settings
+from evershell.core.errors import OperatorError, UnavailableError
 from evershell.local.ready import Ready
+from evershell.store.connections import problem_of
+
+
+@contextmanager
+def problems_reported() -> Iterator[None]:
+    """Ends the command with the message of an error for the operator."""
+    try:
+        yield
+    except OperatorError as error:
+        raise click.ClickException(str(error)) from error
+    except UnavailableError as error:
+        raise click.ClickException(f"The database does not answer: {error}.") from error
+    except psycopg.Error as error:
+        message = f"The database cannot be used: {problem_of(error)}."
+        raise click.ClickException(message) from None
 
 
 def read_settings() -> Settings:

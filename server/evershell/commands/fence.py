@@ -1,14 +1,10 @@
 """The command `fence`. It uses the database directly."""
 
 import click
-import psycopg
 
 from evershell.cli.terminal import say
-from evershell.commands.environment import read_settings
-from evershell.store.connections import PoolerError, problem_of
-from evershell.store.fence import FenceRefusedError
+from evershell.commands.environment import problems_reported, read_settings
 from evershell.store.fence import fence as fence_agents
-from evershell.store.migrate import ReadOnlyDatabaseError
 
 
 @click.command(
@@ -22,11 +18,6 @@ def fence() -> None:
     settings = read_settings()
     if not settings.session_url:
         raise click.ClickException("There is no database. Set DATABASE_URL.")
-    try:
+    with problems_reported():
         count = fence_agents(settings.session_url)
-    except (FenceRefusedError, ReadOnlyDatabaseError, PoolerError) as error:
-        raise click.ClickException(str(error)) from error
-    except psycopg.Error as error:
-        message = f"The database cannot be used: {problem_of(error)}."
-        raise click.ClickException(message) from None
     say(f"All agents are fenced. Number of workspaces: {count}.")

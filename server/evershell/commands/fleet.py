@@ -5,9 +5,7 @@ import asyncio
 import click
 
 from evershell.app import programs
-from evershell.app.wiring import NotSetUpError
-from evershell.commands.environment import read_settings
-from evershell.fleet.local.isolation import IsolationError
+from evershell.commands.environment import problems_reported, read_settings
 
 
 @click.command(help="Run one fleet controller, which leads or stands by.")
@@ -19,7 +17,5 @@ from evershell.fleet.local.isolation import IsolationError
 )
 def fleet(health_address: str | None) -> None:
     """Runs until SIGTERM or SIGINT."""
-    try:
+    with problems_reported():
         asyncio.run(programs.fleet(read_settings(), health_address))
-    except (NotSetUpError, IsolationError) as error:
-        raise click.ClickException(str(error)) from error

@@ -5,12 +5,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import click
-import psycopg
 
 from evershell.app.wiring import open_keys
-from evershell.commands.environment import read_ready, read_settings
-from evershell.core.errors import UnavailableError
-from evershell.store.connections import problem_of
+from evershell.commands.environment import problems_reported, read_ready, read_settings
 from evershell.store.keys import PostgresKeys
 
 Answer = TypeVar("Answer")
@@ -35,10 +32,5 @@ def with_keys(work: Callable[[PostgresKeys], Awaitable[Answer]]) -> Answer:
         async with open_keys(database_url) as stored:
             return await work(stored)
 
-    try:
+    with problems_reported():
         return asyncio.run(run())
-    except UnavailableError as error:
-        raise click.ClickException(f"The database does not answer: {error}.") from error
-    except psycopg.Error as error:
-        message = f"The database cannot be used: {problem_of(error)}."
-        raise click.ClickException(message) from None

@@ -1,14 +1,10 @@
 """The command `migrate`."""
 
 import click
-import psycopg
 
 from evershell.cli.terminal import say
-from evershell.commands.environment import read_settings
-from evershell.core.errors import UnavailableError
+from evershell.commands.environment import problems_reported, read_settings
 from evershell.local.database import prepare_database
-from evershell.store.connections import PoolerError, problem_of
-from evershell.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
 
 
 @click.command(
@@ -21,11 +17,6 @@ def migrate() -> None:
     settings = read_settings()
     if not settings.owner_url:
         raise click.ClickException("There is no database. Set DATABASE_URL.")
-    try:
+    with problems_reported():
         prepare_database(settings)
-    except (UnavailableError, ForeignTablesError, ReadOnlyDatabaseError, PoolerError) as error:
-        raise click.ClickException(str(error)) from error
-    except psycopg.Error as error:
-        message = f"The database cannot be used: {problem_of(error)}."
-        raise click.ClickException(message) from None
     say("The schema is current.")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import click
 
 from evershell.auth.signing_keys import (
-    SigningKeysError,
     private_keys,
     read_signing_keys,
     with_first_key,
@@ -13,7 +12,7 @@ from evershell.auth.signing_keys import (
 )
 from evershell.cli.folder_lock import folder_lock
 from evershell.cli.terminal import Commands, say
-from evershell.commands.environment import read_settings
+from evershell.commands.environment import problems_reported, read_settings
 from evershell.local.ready import write_private
 
 
@@ -59,13 +58,11 @@ def _change(change: Callable[[str], str], *, in_rotation: bool, refusal: str, do
     """Replaces the file if a rotation is in progress or not. Raises click.ClickException."""
     path = read_settings().signing_key_path
     try:
-        with folder_lock(path.parent):
+        with problems_reported(), folder_lock(path.parent):
             text = read_signing_keys(path)
             if (len(private_keys(text)) > 1) != in_rotation:
                 raise click.ClickException(f"{refusal} {path} was not changed.")
             write_private(path, change(text))
-    except SigningKeysError as error:
-        raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"{path} cannot be changed: {error.strerror}.") from error
     say(f"{done} Restart the workers, then the controllers: `evershell restart` on one machine.")

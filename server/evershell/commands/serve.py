@@ -4,8 +4,7 @@ import click
 import uvloop
 
 from evershell.app import programs
-from evershell.app.wiring import NotSetUpError
-from evershell.commands.environment import read_settings
+from evershell.commands.environment import problems_reported, read_settings
 
 
 @click.command(help="Run one control-plane worker.")
@@ -13,7 +12,5 @@ from evershell.commands.environment import read_settings
 def serve(port: int | None) -> None:
     """Runs until SIGTERM or SIGINT."""
     settings = read_settings()
-    try:
+    with problems_reported():
         uvloop.run(programs.serve(settings, port or settings.server_port))
-    except NotSetUpError as error:
-        raise click.ClickException(str(error)) from error

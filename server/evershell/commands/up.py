@@ -4,11 +4,7 @@ import asyncio
 
 import click
 
-from evershell.commands.environment import read_settings
-from evershell.fleet.local.isolation import IsolationError
-from evershell.local.envoy.config import EdgeConfigurationError
-from evershell.local.postgres import NotInstalledError
-from evershell.local.up import CannotStartError
+from evershell.commands.environment import problems_reported, read_settings
 from evershell.local.up import up as run
 from evershell.telemetry import logs
 
@@ -18,12 +14,5 @@ def up() -> None:
     """Runs until Ctrl-C."""
     settings = read_settings()
     logs.configure("up", settings.log_level)
-    try:
+    with problems_reported():
         asyncio.run(run(settings))
-    except (
-        CannotStartError,
-        EdgeConfigurationError,
-        IsolationError,
-        NotInstalledError,
-    ) as error:
-        raise click.ClickException(str(error)) from error

@@ -35,6 +35,10 @@ class UnavailableError(Exception):
     """The database did not answer. A write may or may not have been committed."""
 
 
+class OperatorError(Exception):
+    """A program cannot do its work. The message gives the operator the reason and the remedy."""
+
+
 def invalid(fields: Mapping[str, str]) -> Failure:
     """The request is not valid. `fields` maps the name of a field to its problem."""
     named = "; ".join(f"{field}: {problem}" for field, problem in fields.items())

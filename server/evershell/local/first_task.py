@@ -5,7 +5,7 @@ import asyncio
 import httpx
 
 from evershell.app.settings import Settings
-from evershell.core.errors import UnavailableError
+from evershell.core.errors import OperatorError, UnavailableError
 from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
@@ -18,14 +18,10 @@ _POLL_SECONDS = 0.05
 _TASK = "echo ready"
 
 
-class NotReadyError(Exception):
-    """The stack did not get ready. The message gives the operator the reason."""
-
-
 async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None:
     """Returns when the demo workspace has completed a task in this run of the stack.
 
-    Raises NotReadyError.
+    Raises OperatorError.
     """
     problem = ""
     try:
@@ -42,20 +38,20 @@ async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None
             while problem := await _problem(settings, demo, store, client):
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
-        raise NotReadyError(
+        raise OperatorError(
             f"The stack did not get ready within {READY_SECONDS:.0f} s ({problem}); "
             f"see {settings.logs_dir}/."
         ) from error
 
 
 async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.AsyncClient) -> str:
-    """Why the stack is not ready; empty if it is. Raises NotReadyError if it cannot get ready."""
+    """Why the stack is not ready; empty if it is. Raises OperatorError if it cannot get ready."""
     path = f"/v1/workspaces/{demo.workspace_id}"
     try:
         workspace = await store.get_workspace(demo.workspace_id)
         assert workspace is not None
         if workspace.status is WorkspaceStatus.FAILED:
-            raise NotReadyError(f"The demo workspace has failed: {workspace.status_reason}.")
+            raise OperatorError(f"The demo workspace has failed: {workspace.status_reason}.")
         # A workspace that was idle in an earlier run stays so until the controller places it. Pods
         # on Kubernetes belong to no run of the stack.
         is_placed = workspace.run_id == settings.run_id or settings.pod_backend == "kubernetes"

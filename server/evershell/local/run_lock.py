@@ -6,23 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from evershell.core.errors import OperatorError
+
 _LOCK = "lock"
 # Separate from the lock file, because it is written later: once the run handles SIGHUP.
 _PID = "up.pid"
 
 
-class TakenError(Exception):
-    """Another run holds the state folder."""
-
-
 @contextmanager
 def exclusive(state_dir: Path) -> Iterator[None]:
-    """Holds the state folder for this run. Raises TakenError."""
+    """Holds the state folder for this run. Raises OperatorError if another run holds it."""
     with (state_dir / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TakenError from error
+            message = (
+                f"Another run uses {state_dir}. "
+                "Stop it, or set STATE_DIR and other ports to run a second one beside it."
+            )
+            raise OperatorError(message) from error
         # A killed run does not remove its file.
         (state_dir / _PID).unlink(missing_ok=True)
         try:

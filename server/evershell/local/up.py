@@ -6,21 +6,18 @@ Envoy.
 
 import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import psycopg
 from ulid import ULID
 
 from evershell.api import health
 from evershell.app.settings import Settings
 from evershell.app.signals import END_WAITS, stop_signal
-from evershell.auth.signing_keys import SigningKeysError, new_key, read_signing_keys
+from evershell.auth.signing_keys import new_key, read_signing_keys
 from evershell.cli.terminal import printable
-from evershell.core.errors import UnavailableError
+from evershell.core.errors import OperatorError, UnavailableError
 from evershell.fleet.local import isolation
 from evershell.fleet.local.local_pods import end_every_pod
 from evershell.local import postgres, ready, run_lock
@@ -35,14 +32,13 @@ from evershell.local.environments import (
 )
 from evershell.local.envoy.config import edge_of
 from evershell.local.envoy.edge_process import EdgeProcess
-from evershell.local.first_task import NotReadyError, await_first_task
-from evershell.local.port_check import PortError, check_ports
+from evershell.local.first_task import await_first_task
+from evershell.local.port_check import check_ports
 from evershell.local.ready import Demo, Ready, first_calls, write_environment, write_private
 from evershell.local.rolling_restart import RollingRestart
 from evershell.local.supervisor import Program, Supervisor
-from evershell.store.connections import PoolerError, open_pool, problem_of
+from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
-from evershell.store.migrate import ForeignTablesError, ReadOnlyDatabaseError
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry.logs import Sink
@@ -59,24 +55,17 @@ _STOP_SECONDS = 8.0
 _HEAP_SHARE = 0.75
 
 
-class CannotStartError(Exception):
-    """The stack cannot be started. The message gives the operator the reason and the remedy."""
-
-
 async def up(settings: Settings) -> None:
     """Starts the stack, prints how to use it, and stops it at SIGINT or SIGTERM.
 
-    Raises CannotStartError, EdgeConfigurationError, IsolationError or postgres.NotInstalledError.
+    Raises OperatorError if it cannot be started, and psycopg.Error.
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _exclusive_lock(settings.state_dir):
+    with run_lock.exclusive(settings.state_dir):
         # A run that was killed has left its files.
         ready.clear(settings.state_dir)
         _ensure_signing_key(settings.signing_key_path)
-        try:
-            check_ports(settings)
-        except PortError as error:
-            raise CannotStartError(str(error)) from error
+        check_ports(settings)
         stopping = asyncio.create_task(stop_signal())
         supervisor = Supervisor(
             settings.logs_dir,
@@ -113,13 +102,10 @@ async def up(settings: Settings) -> None:
 
 
 def _ensure_signing_key(path: Path) -> None:
-    """Creates the file at the first start. Raises CannotStartError if it is not valid."""
+    """Creates the file at the first start. Raises OperatorError if it is not valid."""
     if not path.exists():
         write_private(path, new_key())
-    try:
-        read_signing_keys(path)
-    except SigningKeysError as error:
-        raise CannotStartError(str(error)) from error
+    read_signing_keys(path)
 
 
 async def _start(
@@ -143,14 +129,7 @@ async def _start(
             "pod_isolation": pod_isolation,
         }
     )
-    try:
-        await asyncio.to_thread(prepare_database, settings)
-    except UnavailableError as error:
-        raise CannotStartError(f"{error} Check DATABASE_URL.") from error
-    except (ForeignTablesError, ReadOnlyDatabaseError, PoolerError) as error:
-        raise CannotStartError(str(error)) from error
-    except psycopg.Error as error:
-        raise CannotStartError(f"The database cannot be used: {problem_of(error)}.") from None
+    await asyncio.to_thread(prepare_database, settings)
     try:
         async with open_pool(settings.session_url, max_size=2) as pool:
             clock = ServiceClock(pool)
@@ -162,9 +141,7 @@ async def _start(
             _print("Starting the demo workspace's agent …")
             await await_first_task(settings, demo, store)
     except UnavailableError as error:
-        raise CannotStartError(f"The database cannot be used: {error}.") from error
-    except NotReadyError as error:
-        raise CannotStartError(str(error)) from error
+        raise OperatorError(f"The database cannot be used: {error}.") from error
     return settings, demo
 
 
@@ -207,7 +184,7 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
 def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
     """The isolation of local pods. Prints it, and what it lacks.
 
-    If there is no sandbox, raises IsolationError. With POD_ISOLATION=auto, a stack that only this
+    If there is no sandbox, raises OperatorError. With POD_ISOLATION=auto, a stack that only this
     machine can call gets no isolation and a warning instead.
     """
     if settings.pod_backend != "local":
@@ -217,7 +194,7 @@ def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
         chosen = isolation.choose(
             settings.pod_isolation, settings.state_dir, settings.crash_points_dir
         )
-    except isolation.IsolationError as error:
+    except OperatorError as error:
         if settings.pod_isolation != "auto" or not settings.listen_host.startswith("127."):
             raise
         chosen = isolation.NoIsolation()
@@ -252,7 +229,7 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
     try:
         await postgres.wait_ready(url, _POSTGRES_START_SECONDS)
     except TimeoutError as error:
-        raise CannotStartError(
+        raise OperatorError(
             f"PostgreSQL does not start; see {settings.logs_dir}/postgres.log."
         ) from error
     return url
@@ -273,20 +250,6 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
     await supervisor.stop_all()
     late.cancel()
     supervisor.reap()
-
-
-@contextmanager
-def _exclusive_lock(state_dir: Path) -> Iterator[None]:
-    """Holds the state folder for this run. Raises CannotStartError if another run holds it."""
-    try:
-        with run_lock.exclusive(state_dir):
-            yield
-    except run_lock.TakenError as error:
-        message = (
-            f"Another run uses {state_dir}. "
-            "Stop it, or set STATE_DIR and other ports to run a second one beside it."
-        )
-        raise CannotStartError(message) from error
 
 
 def _announce(settings: Settings, demo: Demo) -> None:

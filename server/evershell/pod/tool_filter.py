@@ -8,6 +8,8 @@ import errno
 import socket
 import tempfile
 
+from evershell.core.errors import OperatorError
+
 _ALLOWED = """
 accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown
 clock_adjtime clock_getres clock_gettime clock_nanosleep close close_range connect copy_file_range
@@ -52,12 +54,8 @@ _MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _SHARED_ANONYMOUS = _MAP_SHARED | _MAP_ANONYMOUS
 
 
-class FilterError(Exception):
-    """The filter cannot be compiled here. The message says why."""
-
-
 def compile_filter() -> bytes:
-    """The filter as a program of BPF, for `bwrap --seccomp`. Raises FilterError.
+    """The filter as a program of BPF, for `bwrap --seccomp`. Raises OperatorError.
 
     Shared memory has to be a file, because the file systems of a tool have a size: memfd_create,
     System V's shared memory and shared anonymous mappings belong to no file system and to no
@@ -67,7 +65,7 @@ def compile_filter() -> bytes:
         # Loads libseccomp.
         import pyseccomp
     except (ImportError, RuntimeError) as error:
-        raise FilterError(f"{error}; as root: apt-get install libseccomp2") from error
+        raise OperatorError(f"{error}; as root: apt-get install libseccomp2") from error
     allow, argument, masked = pyseccomp.ALLOW, pyseccomp.Arg, pyseccomp.MASKED_EQ
     rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
     # Calls of other architectures, which have other numbers.

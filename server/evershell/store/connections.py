@@ -22,7 +22,7 @@ from psycopg.rows import TupleRow, namedtuple_row
 from psycopg_pool import AsyncConnectionPool
 
 from evershell.core import deadline
-from evershell.core.errors import UnavailableError
+from evershell.core.errors import OperatorError, UnavailableError
 from evershell.store import session_settings
 
 # How long the other servers may take to answer after one that accepts writes.
@@ -121,8 +121,8 @@ def _hang_up(connection: AsyncConnection[Any]) -> None:
         end.shutdown(socket.SHUT_RDWR)
 
 
-class PoolerError(psycopg.OperationalError):
-    """The URL leads to a pooler where a session is needed. The message is for the operator."""
+class PoolerError(OperatorError, psycopg.OperationalError):
+    """The URL leads to a pooler where a session is needed."""
 
     def __init__(self) -> None:
         super().__init__(

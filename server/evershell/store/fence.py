@@ -3,6 +3,7 @@
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from evershell.core.errors import OperatorError
 from evershell.store.connections import connect_for_command
 from evershell.store.leadership import LEADER_LOCK_KEY
 from evershell.store.migrate import check_writable
@@ -30,36 +31,32 @@ _FENCE = """
 """
 
 
-class FenceRefusedError(Exception):
-    """Nothing was changed. The message is for the operator."""
-
-
 def fence(database_url: str) -> int:
     """Moves each workspace to an epoch that no agent has had, in one statement. Blocks.
 
     No controller leads meanwhile, and none begins to. Returns the number of workspaces. Raises
-    FenceRefusedError, ReadOnlyDatabaseError, and what connect_for_command raises.
+    OperatorError if nothing was changed, and what connect_for_command raises.
     """
     name = conninfo_to_dict(database_url).get("application_name")
     with connect_for_command(database_url) as connection, connection.transaction():
         check_writable(connection)
         lock = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (LEADER_LOCK_KEY,))
         if lock.fetchone() != (True,):
-            raise FenceRefusedError(
+            raise OperatorError(
                 "A controller leads, or another fence is in progress. Stop all workers and "
                 "controllers first. Nothing was changed."
             )
         try:
             row = connection.execute(_FENCE, (name,)).fetchone()
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-            raise FenceRefusedError(
+            raise OperatorError(
                 "The database does not have the schema of this service. Check DATABASE_URL, or "
                 "run `evershell migrate` first. Nothing was changed."
             ) from error
     assert row is not None
     programs, workspaces = row
     if programs:
-        raise FenceRefusedError(
+        raise OperatorError(
             f"Programs of this service are connected to the database (connections: {programs}). "
             "Stop all workers and controllers first. Nothing was changed."
         )

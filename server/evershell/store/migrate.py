@@ -15,7 +15,7 @@ import yoyo
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from evershell.core.errors import UnavailableError
+from evershell.core.errors import OperatorError
 from evershell.store.audit import add_partitions
 from evershell.store.connections import PoolerError, primary_conninfo
 from evershell.store.service_clock import time_of
@@ -44,21 +44,13 @@ _STORED_FUNCTIONS = """
 """
 
 
-class ForeignTablesError(Exception):
-    """The schema belongs to another application. The message is for the operator."""
-
-
-class ReadOnlyDatabaseError(Exception):
-    """The database accepts no changes. The message is for the operator."""
-
-
 def migrate(database_url: str, service_database_url: str = "") -> None:
     """Applies the missing migrations. Blocks. Any number of processes may call it at once.
 
     `database_url` is a libpq connection URI. If `service_database_url` names another role, that
-    role may use the tables, and may only insert into and read the audit log. Raises
-    UnavailableError if the database cannot be reached, ForeignTablesError if the schema has tables
-    and this service has never migrated it, ReadOnlyDatabaseError, and PoolerError.
+    role may use the tables, and may only insert into and read the audit log. Raises OperatorError
+    if the database cannot be reached or accepts no changes, and if the schema has tables and this
+    service has never migrated it.
     """
     try:
         # yoyo's own lock is a row, which a killed process does not remove. PostgreSQL releases this
@@ -77,27 +69,28 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
     except PoolerError:
         raise
     except psycopg.OperationalError as error:
-        raise UnavailableError(f"The database cannot be migrated: {error}") from error
+        message = f"The database cannot be migrated: {error} Check DATABASE_URL."
+        raise OperatorError(message) from error
 
 
 def check_writable(connection: psycopg.Connection[Any]) -> None:
-    """Raises ReadOnlyDatabaseError if the database is a standby, or read-only by its settings."""
+    """Raises OperatorError if the database is a standby, or read-only by its settings."""
     if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
-        raise ReadOnlyDatabaseError(
+        raise OperatorError(
             f"Database {connection.info.dbname} is read-only: it is a standby, or has "
             "default_transaction_read_only set. This service needs a database that it can write."
         )
 
 
 def _check_owner(connection: psycopg.Connection[Any]) -> None:
-    """Raises ForeignTablesError if the schema has tables and was never migrated by this service."""
+    """Raises OperatorError if the schema has tables and was never migrated by this service."""
     foreign = [str(name) for (name,) in connection.execute(_FOREIGN_TABLES)]
     if not foreign or _was_migrated(connection):
         return
     names = ", ".join(foreign[:_NAMED_TABLES]) + (", …" if len(foreign) > _NAMED_TABLES else "")
     row = connection.execute("SELECT current_database(), current_schema()").fetchone()
     database, schema = row or ("", "")
-    raise ForeignTablesError(
+    raise OperatorError(
         f"Schema {schema} of database {database} holds tables that this service has not created "
         f"({names}). Nothing was changed. Create a database for this service (CREATE DATABASE "
         "evershell) and name it in DATABASE_URL, or create a schema (CREATE SCHEMA evershell) and "

@@ -11,7 +11,6 @@ from click.testing import CliRunner, Result
 from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import (
-    SigningKeysError,
     new_key,
     private_keys,
     read_signing_keys,
@@ -20,7 +19,7 @@ from evershell.auth.signing_keys import (
 )
 from evershell.cli.folder_lock import folder_lock
 from evershell.commands.rotate import rotate
-from evershell.core.errors import Failure
+from evershell.core.errors import Failure, OperatorError
 from evershell.core.runtime import AgentIdentity
 from tests.support.agent_tls import is_issued_by
 from tests.support.runtime_tokens import runtime_token
@@ -62,7 +61,7 @@ def test_a_file_that_is_not_valid_is_refused_in_one_line(
         path.mkdir()
     else:
         path.write_bytes(content)
-    with pytest.raises(SigningKeysError) as refused:
+    with pytest.raises(OperatorError) as refused:
         read_signing_keys(path)
     assert str(refused.value) == f"{path} {problem}"
 

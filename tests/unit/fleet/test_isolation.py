@@ -17,9 +17,10 @@ from typing import Literal
 import psutil
 import pytest
 
+from evershell.core.errors import OperatorError
 from evershell.core.workspace import Workspace
 from evershell.fleet.local import isolation, processes
-from evershell.fleet.local.isolation import IsolationError, Sandbox
+from evershell.fleet.local.isolation import Sandbox
 from evershell.fleet.local.local_pods import LocalPods
 from evershell.pod.sandbox import FILES, ToolLimits, ToolSandbox, agent_command
 from tests.support import pod_processes, world
@@ -269,7 +270,7 @@ def test_without_bwrap_there_is_no_isolation_unless_none_is_wanted(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     said = "bwrap was not found; as root: apt-get install bubblewrap.*POD_ISOLATION=none"
-    with pytest.raises(IsolationError, match=said):
+    with pytest.raises(OperatorError, match=said):
         isolation.choose(wanted, tmp_path, None)
     assert isolation.choose("none", tmp_path, None).name == "none"
 
@@ -293,7 +294,7 @@ def test_where_the_kernel_forbids_user_namespaces_the_error_has_the_remedy(
     (tmp_path / setting).parent.mkdir()
     (tmp_path / setting).write_text(f"{forbids}\n")
     monkeypatch.setattr(isolation, "_SYSCTL", tmp_path)
-    with pytest.raises(IsolationError, match=f"no user namespaces; as root: .*{remedy}"):
+    with pytest.raises(OperatorError, match=f"no user namespaces; as root: .*{remedy}"):
         isolation.choose("auto", tmp_path, None)
 
 

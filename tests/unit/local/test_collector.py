@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from evershell.local.envoy.config import Collector, EdgeConfigurationError
+from evershell.core.errors import OperatorError
+from evershell.local.envoy.config import Collector
 
 ENDPOINT = "http://127.0.0.1:4318"
 
@@ -36,7 +37,7 @@ def test_the_url_is_that_of_opentelemetry(
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "grpc://a:4317", "http://"])
 def test_an_endpoint_that_is_not_a_url_is_refused(endpoint: str) -> None:
-    with pytest.raises(EdgeConfigurationError, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
+    with pytest.raises(OperatorError, match="OTEL_EXPORTER_OTLP_ENDPOINT"):
         Collector.of(endpoint, {})
 
 
@@ -68,7 +69,7 @@ def test_the_sampler_applies_to_calls_without_a_trace(
 @pytest.mark.parametrize("argument", ["2", "-1", "half", "nan"])
 def test_a_share_that_is_none_is_refused(argument: str) -> None:
     variables = {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": argument}
-    with pytest.raises(EdgeConfigurationError, match="OTEL_TRACES_SAMPLER_ARG"):
+    with pytest.raises(OperatorError, match="OTEL_TRACES_SAMPLER_ARG"):
         Collector.of(ENDPOINT, variables)
 
 

@@ -5,15 +5,15 @@ from typing import Literal
 import pytest
 
 from evershell.app.settings import Settings
+from evershell.core.errors import OperatorError
 from evershell.fleet.local import isolation
-from evershell.fleet.local.isolation import IsolationError
 from evershell.local import up
 
 
 @pytest.fixture(autouse=True)
 def _no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(*_: object) -> isolation.Isolation:
-        raise IsolationError("the reason and the remedy")
+        raise OperatorError("the reason and the remedy")
 
     monkeypatch.setattr(isolation, "choose", choose)
 
@@ -39,5 +39,5 @@ def test_pods_on_kubernetes_need_no_sandbox_here() -> None:
 
 @pytest.mark.parametrize(("wanted", "host"), [("sandbox", "127.0.0.1"), ("auto", "192.0.2.1")])
 def test_another_stack_is_refused(wanted: Literal["auto", "sandbox"], host: str) -> None:
-    with pytest.raises(IsolationError, match="the reason"):
+    with pytest.raises(OperatorError, match="the reason"):
         up._choose_isolation(Settings(pod_isolation=wanted, listen_host=host))

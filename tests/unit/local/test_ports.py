@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from evershell.app.settings import Settings
-from evershell.local.port_check import PortError, check_ports
+from evershell.core.errors import OperatorError
+from evershell.local.port_check import check_ports
 from tests.support.ports import free_ports
 
 
@@ -32,7 +33,7 @@ def taken(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[str
 
 
 def problem(**settings: object) -> str:
-    with pytest.raises(PortError) as refused:
+    with pytest.raises(OperatorError) as refused:
         check_ports(Settings.model_validate(settings))
     return str(refused.value)
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from evershell.core.errors import OperatorError
 from evershell.local import postgres
 from evershell.local.postgres import STOP_SIGNAL, Places
 from evershell.local.supervisor import Program, Supervisor
@@ -151,7 +152,7 @@ def test_a_long_path_has_a_short_private_socket(tmp_path: Path) -> None:
         assert deep.stat().st_mode == before
         assert places.data_dir.is_relative_to(deep)
         places.socket_dir.chmod(0o755)
-        with pytest.raises(RuntimeError, match="open to others"):
+        with pytest.raises(OperatorError, match="open to others"):
             postgres.places(deep)
     finally:
         places.socket_dir.rmdir()

@@ -14,9 +14,10 @@ LIMIT_SECONDS = 20
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
+from evershell.core.errors import OperatorError
 from evershell.app.signals import stop_signal
 from evershell.local.envoy.edge_process import EdgeProcess
-from evershell.local.envoy.config import Edge, EdgeConfigurationError
+from evershell.local.envoy.config import Edge
 from evershell.local.rolling_restart import RollingRestart
 from evershell.local.supervisor import Supervisor
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from evershell.core.errors import OperatorError
 from evershell.local import run_lock
 from tests.support.programs import run
 
@@ -20,7 +21,7 @@ def test_the_pid_of_a_run_is_reported_while_it_holds_the_lock(tmp_path: Path) ->
         assert run_lock.running_pid(tmp_path) is None
         run_lock.write_pid(tmp_path)
         assert run_lock.running_pid(tmp_path) == os.getpid()
-        with pytest.raises(run_lock.TakenError), run_lock.exclusive(tmp_path):
+        with pytest.raises(OperatorError), run_lock.exclusive(tmp_path):
             pass
         assert run_lock.running_pid(tmp_path) == os.getpid()
     assert run_lock.running_pid(tmp_path) is None

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from psycopg.conninfo import make_conninfo
 
 from evershell.commands.fence import fence as command
+from evershell.core.errors import OperatorError
 from evershell.store.connections import Pool, conninfo
-from evershell.store.fence import FenceRefusedError, fence
+from evershell.store.fence import fence
 
 _WORKSPACE = """
     INSERT INTO workspaces (
@@ -74,7 +75,7 @@ async def test_a_database_in_use_is_refused(database_url: str, pool: Pool) -> No
     add(database_url, ("ws_1", "idle", 3, "run"))
     async with pool.connection() as connection:
         await connection.execute("SELECT 1")
-        with pytest.raises(FenceRefusedError):
+        with pytest.raises(OperatorError):
             fence(database_url)
     assert epochs(database_url) == {"ws_1": 3}
 
@@ -82,7 +83,7 @@ async def test_a_database_in_use_is_refused(database_url: str, pool: Pool) -> No
 def test_programs_whose_url_names_them_are_found_too(database_url: str) -> None:
     add(database_url, ("ws_1", "idle", 3, "run"))
     url = make_conninfo(database_url, application_name="platform")
-    with psycopg.connect(conninfo(url)), pytest.raises(FenceRefusedError):
+    with psycopg.connect(conninfo(url)), pytest.raises(OperatorError):
         fence(url)
     assert epochs(database_url) == {"ws_1": 3}
 

@@ -13,10 +13,11 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from evershell.core import workspace_lifecycle
+from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.workspace import WorkspaceStatus
 from evershell.store.connections import COMMAND_NAME, open_pool
-from evershell.store.fence import FenceRefusedError, fence
+from evershell.store.fence import fence
 from evershell.store.leadership import Leadership
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
@@ -68,7 +69,7 @@ async def test_a_fence_is_refused_while_a_controller_leads(
     idle = workspace()
     await store.create_workspace(idle)
     async with asyncio.timeout(LIMIT_SECONDS), Leadership(other_url).acquired():
-        with pytest.raises(FenceRefusedError, match="A controller leads"):
+        with pytest.raises(OperatorError, match="A controller leads"):
             await asyncio.to_thread(fence, database_url)
     assert await epoch_of(store, idle.id) == 1
 

@@ -11,11 +11,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from yoyo.backends.base import DatabaseBackend
 
 from evershell.app.settings import Settings
-from evershell.core.errors import UnavailableError
+from evershell.core.errors import OperatorError
 from evershell.local.database import prepare_database
 from evershell.store import migrate as migration
 from evershell.store.audit import add_partitions
-from evershell.store.migrate import ForeignTablesError, migrate
+from evershell.store.migrate import migrate
 
 MIGRATIONS = sorted(
     path.stem for path in (Path(migration.__file__).parent / "migrations").glob("*.sql")
@@ -181,7 +181,7 @@ def test_a_database_of_another_application_is_not_migrated(
     with psycopg.connect(empty_database_url) as connection:
         connection.execute(f"CREATE TABLE {table} (migration_id text)")
         connection.execute("CREATE TABLE orders (id int)")
-    with pytest.raises(ForeignTablesError, match="CREATE DATABASE"):
+    with pytest.raises(OperatorError, match="CREATE DATABASE"):
         migrate(empty_database_url)
     assert tables(empty_database_url) == {table, "orders"}
 
@@ -213,6 +213,6 @@ def test_tables_of_extensions_and_later_foreign_tables_are_allowed(
     migrate(empty_database_url)
 
 
-def test_a_migration_without_a_server_raises_unavailable() -> None:
-    with pytest.raises(UnavailableError):
+def test_a_migration_without_a_server_tells_the_operator() -> None:
+    with pytest.raises(OperatorError, match="Check DATABASE_URL"):
         migrate("postgresql:///nowhere?host=/nonexistent")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from evershell.workspace.v1 import error_pb2
 
-from evershell.local.envoy.config import Edge, EdgeConfigurationError, render, validate
+from evershell.core.errors import OperatorError
+from evershell.local.envoy.config import Edge, render, validate
 from evershell.local.envoy.documents import edge_file
 from tests.support.edge.answers import rule
 
@@ -24,12 +25,12 @@ def test_workers_can_be_found_by_a_name(tmp_path: Path) -> None:
 
 def test_an_invalid_configuration_is_reported(tmp_path: Path) -> None:
     config = tmp_path / "envoy.yaml"
-    with pytest.raises(EdgeConfigurationError, match="too long"):
+    with pytest.raises(OperatorError, match="too long"):
         render(Edge(8080, 8081, [], tmp_path / ("x" * 120)), config)
-    with pytest.raises(EdgeConfigurationError, match="host:port"):
+    with pytest.raises(OperatorError, match="host:port"):
         render(Edge(8080, 8081, ["localhost"], tmp_path / "admin.sock"), config)
     config.write_text("static_resources: {nonsense: 1}")
-    with pytest.raises(EdgeConfigurationError, match="nonsense"):
+    with pytest.raises(OperatorError, match="nonsense"):
         validate(config)
 
 

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from evershell.client import CancelOutcome, Client, UnavailableError
-from evershell.local.envoy.config import Edge, EdgeConfigurationError, Tls, render, validate
+from evershell.core.errors import OperatorError
+from evershell.local.envoy.config import Edge, Tls, render, validate
 from tests.support.edge.certificates import HOST, Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.running_edge import RunningEdge, running_edge
@@ -164,7 +165,7 @@ def test_unusable_tls_files_are_reported_in_one_line(tmp_path: Path, pki: Pki) -
         ): f"trusted CA certificates from {garbage}",
     }
     for tls, message in messages.items():
-        with pytest.raises(EdgeConfigurationError) as raised:
+        with pytest.raises(OperatorError) as raised:
             check(tmp_path, tls)
         assert message in str(raised.value)
         assert "\n" not in str(raised.value)

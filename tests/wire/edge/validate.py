@@ -4,14 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from evershell.local.envoy.config import (
-    Collector,
-    Edge,
-    EdgeConfigurationError,
-    Tls,
-    render,
-    validate,
-)
+from evershell.core.errors import OperatorError
+from evershell.local.envoy.config import Collector, Edge, Tls, render, validate
 from tests.support.edge.certificates import Authority
 
 
@@ -36,7 +30,7 @@ def main() -> None:
                 render(edge, directory / "envoy.yaml")
                 try:
                     validate(directory / "envoy.yaml")
-                except EdgeConfigurationError as error:
+                except OperatorError as error:
                     sys.exit(f"envoy.yaml, with {tls or 'plain text'} {endpoint}: {error}")
 
 

