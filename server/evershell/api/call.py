@@ -10,7 +10,7 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import Message
 
-from evershell.core import errors
+from evershell.core import deadline, errors
 from evershell.core.caller import Caller
 from evershell.core.change import MAX_KEY_CHARACTERS, IdempotencyKey
 from evershell.core.event import AUDIT_OK, AuditEntry, Origin
@@ -56,7 +56,12 @@ _current: ContextVar[Call] = ContextVar("call")
 
 
 def begin(context: Context) -> Call:
-    """Makes a call that has arrived the current one, with the facts of its metadata."""
+    """Makes a call that has arrived the current one, with the facts of its metadata.
+
+    Its deadline bounds the waits for the database and for agents.
+    """
+    if (left_seconds := context.time_remaining()) is not None:
+        deadline.begin(left_seconds)
     # Only keys that end with `-bin` have values of bytes. This service reads none of them.
     pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
     metadata = dict(pairs)

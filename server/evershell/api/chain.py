@@ -4,19 +4,15 @@ from collections.abc import Sequence
 
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
-from evershell.api.interceptors.deadline import Deadline
 from evershell.api.interceptors.errors import Errors
 from evershell.api.interceptors.interceptor import Interceptor
-from evershell.api.interceptors.measuring import Measuring
 from evershell.api.interceptors.rate_limits import RateLimits
 from evershell.api.interceptors.reading import Reading
 from evershell.api.interceptors.request_log import RequestLog
-from evershell.telemetry.metrics import Metrics
 
 
 def interceptors(
     request_log: RequestLog,
-    metrics: Metrics,
     authentication: Authentication,
     rate_limits: RateLimits | None = None,
     traced_calls: Interceptor | None = None,
@@ -24,12 +20,10 @@ def interceptors(
 ) -> Sequence[Interceptor]:
     """The list, outermost first. None leaves an interceptor out."""
     ordered = [
-        request_log,  # outermost: every call gets a request id and a log line
+        request_log,  # outermost: every call gets a request id, a log line and is measured
         traced_calls,  # inside the log, which names the trace; around everything that takes time
-        Measuring(metrics),  # outside the errors, which set the outcome that is counted
         auditing,  # outside the errors, which set the outcome that is recorded
         Errors(),  # around everything that can fail; inside the log, which names the slug
-        Deadline(),  # before anything waits for the database
         authentication,  # before the request is read; servicers rely on it
         rate_limits,  # after authentication, because limits are per credential
         Reading(),  # innermost: a request is read only after all others have admitted the call

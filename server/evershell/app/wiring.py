@@ -103,10 +103,9 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             public, runtime = _with_crash_points(
                 public, runtime, CrashPoints(settings.crash_points_dir)
             )
-        request_log = RequestLog()
+        request_log = RequestLog(metrics)
         interceptors = chain.interceptors(
             request_log,
-            metrics,
             _authentication(settings, keys, key_use, pod_tokens, clock),
             _rate_limits(settings),
             traced_calls,

@@ -196,14 +196,13 @@ async def running(
     authenticator = authenticator or Authenticator(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
     )
-    request_log, audit = RequestLog(), FakeAuditQueue()
+    request_log, audit = RequestLog(metrics or Metrics()), FakeAuditQueue()
     server = Server(
         WorkspaceServicer(world.store, world.agents, world.subscriptions, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30), spec_for),
         request_log,
         chain.interceptors(
             request_log,
-            metrics or Metrics(),
             Authentication(
                 authenticator, pod_tokens, host_binding, agent_tls=agent_tls is not None
             ),

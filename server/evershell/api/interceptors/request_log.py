@@ -1,4 +1,4 @@
-"""Returns the request id of each call and writes its log line."""
+"""Returns the request id of each call, writes its log line, and measures it."""
 
 from http import HTTPStatus
 from time import perf_counter
@@ -13,6 +13,7 @@ from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.core import trace
 from evershell.core.trace import TraceContext
 from evershell.telemetry.logs import Sampler
+from evershell.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
@@ -24,15 +25,21 @@ _REFUSALS = frozenset(
 
 
 class RequestLog(Interceptor):
-    """Writes one line for each call, even when the call fails or its caller goes away."""
+    """Writes one line for each call, even when the call fails or its caller goes away.
 
-    def __init__(self) -> None:
+    Counts and times calls by method and outcome. Only methods that exist are wrapped, so their
+    number is bounded.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         # Calls of the project's own services that have arrived so far.
         self.arrived_calls = 0
         self._sampler = Sampler()
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         path, is_own = method.path, method.service.startswith(_OWN_SERVICES)
+        measured = self._metrics.rpc(method.name)
 
         async def logged(call: Call) -> Any:
             began = perf_counter()
@@ -41,16 +48,20 @@ class RequestLog(Interceptor):
                 trace.begin(TraceContext.parse(traceparent))
                 call.trace_id = trace.current_id()
             call.context.set_trailing_metadata((("x-request-id", call.request_id),))
+            measured.begin()
             outcome = "caller_gone"
             try:
                 response = await proceed(call)
                 outcome = "ok"
                 return response
             except grpc.aio.AbortError:
+                # Health and reflection fail without a slug.
                 outcome = call.slug or "failed"
                 raise
             finally:
-                self._write(path, call, outcome, perf_counter() - began)
+                seconds = perf_counter() - began
+                measured.end(outcome, seconds)
+                self._write(path, call, outcome, seconds)
 
         return logged
 
