@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc.aio
 import pytest
-from grpc.aio import Channel
 
 from evershell.core.errors import AgentUnreachableError
-from evershell.fleet import agent_channels
-from evershell.fleet.agent_channels import AgentChannel, AgentChannels, Key
+from evershell.fleet import agent_client
 from evershell.fleet.agent_client import AgentClient
+from evershell.pod.tls import Connector, Options
 from evershell.store.service_clock import machine_clock
 from tests.support.waiting import eventually_async
 from tests.unit.fleet.test_agent_client import TOKENS, Context, FakeAgent, cancel
@@ -31,18 +31,22 @@ class OpenChannels:
 def channels(monkeypatch: pytest.MonkeyPatch) -> OpenChannels:
     seen = OpenChannels()
 
-    class RecordedChannel(AgentChannel):
-        def __init__(self, key: Key, channel: Channel, on_idle: object) -> None:
-            super().__init__(key, channel, on_idle)  # type: ignore[arg-type]
-            seen.open.append(key[0])
+    class RecordedConnector(Connector):
+        def open(self, address: str, name: str, options: Options) -> grpc.aio.Channel:
+            channel = super().open(address, name, options)
+            seen.open.append(address)
             seen.opened += 1
             seen.most = max(seen.most, len(seen.open))
+            close = channel.close
 
-        async def close(self) -> None:
-            seen.open.remove(self.key[0])
-            await super().close()
+            async def recorded(grace: float | None = None) -> None:
+                await close(grace)
+                seen.open.remove(address)
 
-    monkeypatch.setattr(agent_channels, "AgentChannel", RecordedChannel)
+            monkeypatch.setattr(channel, "close", recorded)
+            return channel
+
+    monkeypatch.setattr(agent_client, "Connector", RecordedConnector)
     return seen
 
 
@@ -145,25 +149,6 @@ async def test_calls_beyond_the_limit_do_not_wait_and_their_channels_are_closed(
         # The channels that were used last are kept.
         assert channels.open == [agent.address for agent in started[-LIMIT:]]
         assert all(len(agent.requests) == 1 for agent in started)
-
-
-async def test_a_channel_that_is_forgotten_is_closed_after_its_last_call(
-    channels: OpenChannels,
-) -> None:
-    kept = AgentChannels(LIMIT)
-    address = "127.0.0.1:1"
-    key = kept.key(address, "ws_1", 1)
-    with kept.channel(key), kept.channel(key):
-        kept.forget(key)
-        # The next call gets a new channel.
-        with kept.channel(key):
-            assert channels.open == [address] * 2
-        await asyncio.sleep(0)
-        assert channels.open == [address] * 2
-    await eventually_async(lambda: channels.open == [address])
-    kept.forget(key)
-    await eventually_async(lambda: not channels.open)
-    await kept.aclose()
 
 
 async def test_the_channel_of_an_unreachable_agent_is_closed(

@@ -1,17 +1,19 @@
 """AGENT_TLS in the agent client: which agents the control plane calls."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
+from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
 from evershell.auth.signing_keys import new_key, with_first_key, with_new_key
 from evershell.core import deadline
 from evershell.core.errors import AgentUnreachableError
 from evershell.fleet import agent_client
-from evershell.fleet.agent_channels import AgentChannels
 from evershell.fleet.agent_client import AgentClient
+from evershell.pod.tls import Connector, agent_name
 from evershell.store.service_clock import machine_clock
 from tests.support.agent_tls import Certificates, certificates
 from tests.unit.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
@@ -72,18 +74,18 @@ async def test_no_token_is_sent_to_strangers(of: Certificates) -> None:
     """They listen on the address of the agent, with another certificate. One attempt each."""
     workspace_id = workspace_at(None).id
     trusted = of.agent(workspace_id, EPOCH).trusted
-    channels = AgentChannels(10, of.control_plane)
+    connector = Connector(of.control_plane)
     for name, identity in of.strangers(workspace_id, EPOCH, trusted).items():
         agent = FakeAgent()
         await agent.listen(tls=identity)
-        with channels.channel(channels.key(agent.address, workspace_id, EPOCH)) as stub:
+        async with connector.open(agent.address, agent_name(workspace_id, EPOCH), ()) as channel:
+            stub: Any = AgentServiceStub(channel)
             call = stub.CancelTask(
                 CancelTaskRequest(), metadata=TOKENS.signal_metadata(workspace_id, EPOCH)
             )
             assert await call.code() is grpc.StatusCode.UNAVAILABLE, name
         assert agent.authorizations == [], name
         await agent.stop()
-    await channels.aclose()
 
 
 async def test_the_next_agent_on_an_address_is_reached(
