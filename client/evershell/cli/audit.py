@@ -1,4 +1,4 @@
-"""The commands `audit` and, with the extra `server`, `audit prune`."""
+"""The command `audit`."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -9,32 +9,11 @@ import click
 from evershell.cli import show
 from evershell.cli.completion import complete_workspace
 from evershell.cli.duration import DURATION
-from evershell.cli.options import Call, calling, with_options
+from evershell.cli.options import Call, service_options
 from evershell.cli.tasks import LIMIT
-from evershell.cli.terminal import Commands
 
 
-class _Audit(Commands):
-    """Loads `prune` only when it runs, because it needs the packages of the server."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["prune"]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from evershell.cli.main import load
-
-        return load("prune", "server", "audit prune") if cmd_name == "prune" else None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([("prune", "Remove old entries of the audit log.")])
-
-
-@click.group(
-    cls=_Audit,
-    invoke_without_command=True,
-    help="List the audit log, newest first: who changed what, or was refused.",
-)
+@click.command(help="List the audit log, newest first: who changed what, or was refused.")
 @click.option(
     "--workspace",
     metavar="ID",
@@ -51,16 +30,8 @@ class _Audit(Commands):
     "--since", type=DURATION, metavar="DURATION", help="Only calls of the last 30m, 12h, 7d."
 )
 @LIMIT
-@with_options
-@click.pass_context
-def audit(context: click.Context, /, **arguments: object) -> None:
-    """Lists the log, unless a command follows."""
-    if context.invoked_subcommand is None:
-        _list(**arguments)
-
-
-@calling
-def _list(
+@service_options
+def audit(
     call: Call,
     workspace: str | None,
     task: str | None,
@@ -70,6 +41,7 @@ def _list(
     since: float | None,
     limit: int,
 ) -> None:
+    """Prints one line for each entry."""
     start = None
     if since is not None:
         # Without a start if there was no such time.

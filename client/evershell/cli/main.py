@@ -39,7 +39,7 @@ _CALLS = {
     "watch": Command("Print the events of a workspace as they happen."),
     "workspaces": Command("List the workspaces of your organization."),
     "workspace": Command("Show, create, stop and resume a workspace."),
-    "audit": Command("List the audit log; prune it."),
+    "audit": Command("List the audit log."),
     "login": Command("Store the address of a service and a credential for it."),
     "completion": Command("Print the script for the completion of a shell."),
 }
@@ -74,7 +74,7 @@ class _LazyCommands(Commands):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = COMMANDS.get(cmd_name)
-        return None if command is None else load(cmd_name, command.extra)
+        return None if command is None else _load(cmd_name, command.extra)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands without importing their modules."""
@@ -86,7 +86,7 @@ class _LazyCommands(Commands):
                 formatter.write_dl([(name, command.help) for name, command in commands.items()])
 
 
-def load(name: str, extra: str, full_name: str = "") -> click.Command:
+def _load(name: str, extra: str) -> click.Command:
     """The command of the module of this name.
 
     Raises click.ClickException, which says what to install, if a package is missing.
@@ -98,9 +98,8 @@ def load(name: str, extra: str, full_name: str = "") -> click.Command:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "evershell":
             raise
-        command = f"evershell {full_name or name}"
         raise click.ClickException(
-            f"`{command}` needs the package {error.name}, which is not installed. "
+            f"`evershell {name}` needs the package {error.name}, which is not installed. "
             f"Install the extra `{extra}` of evershell."
         ) from error
     loaded: click.Command = getattr(module, name)

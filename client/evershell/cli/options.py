@@ -24,19 +24,7 @@ class Call:
 
 
 def service_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of all commands that call the service, and passes a Call to the command."""
-    return with_options(calling(command))
-
-
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def calling(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the options into the Call that the command gets.
+    """Adds the options of all commands that call the service, and passes a Call to the command.
 
     An error of a call ends the command with its message and its exit code.
     """
@@ -62,6 +50,8 @@ def calling(command: Callable[..., None]) -> Callable[..., None]:
             except CallError as error:
                 fail(error, target.url, as_json=as_json)
 
+    for option in reversed(_OPTIONS):
+        run = option(run)
     return run
 
 

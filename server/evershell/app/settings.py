@@ -41,12 +41,12 @@ class Settings(BaseSettings):
     PostgreSQL itself, with the same role. Each program uses it for one connection or two. If empty,
     `DATABASE_URL`."""
     migration_database_url: str = ""
-    """The URL of the same database with the role that owns the tables, for migrations and `audit
-    prune`. The role of `DATABASE_URL` then cannot change or remove entries of the audit log. If
-    empty, `DATABASE_SESSION_URL` or `DATABASE_URL`, whose role then owns the tables."""
+    """The URL of the same database with the role that owns the tables, for migrations. The
+    role of `DATABASE_URL` then cannot change or remove entries of the audit log. If empty,
+    `DATABASE_SESSION_URL` or `DATABASE_URL`, whose role then owns the tables."""
     audit_retention_days: int = Field(400, ge=0, le=36_500)
-    """Months of the audit log that ended longer ago are removed at each start of the stack, by
-    `migrate` and by `audit prune`. 0 keeps everything."""
+    """Months of the audit log that ended longer ago are removed at each start of the stack and by
+    `migrate`. 0 keeps everything."""
 
     rest_port: int = Field(8080, ge=1, le=65535)
     """The port for REST, through Envoy."""
