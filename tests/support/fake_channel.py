@@ -8,6 +8,7 @@ from typing import Any, cast
 import grpc
 import grpc_testing
 from evershell.workspace.v1 import workspace_service_pb2
+from evershell.workspace.v1.workspace_service_pb2_grpc import WorkspaceServiceStub
 
 from evershell.api.status import rich_status
 from evershell.client import CallError, Client, EvershellError
@@ -54,11 +55,9 @@ class Service:
         self._fake = grpc_testing.channel([SERVICE], self.clock)
         self.channel = TimedChannel(self._fake)
         self.metadata: dict[str, str] = {}
-        self.client = Client(
-            credential=credential,
-            channel=cast("grpc.Channel", self.channel),
-            timeout=TIMEOUT_SECONDS,
-        )
+        self.client = Client("127.0.0.1:1", credential, timeout=TIMEOUT_SECONDS)
+        channel = cast("grpc.Channel", self.channel)
+        self.client._transport._stub = WorkspaceServiceStub(channel)
         self.client._monotonic = self.clock.time
         self.client._sleep = self.clock.sleep_for
 

@@ -73,10 +73,10 @@ def find_target(
 def _is_same(named: str, url: str) -> bool:
     """Whether the address is that of the URL, whose scheme it may lack."""
     try:
-        known = find_endpoint(url, insecure=False)
+        known = find_endpoint(url)
         scheme = "https" if known.is_tls else "http"
         address = named if "://" in named else f"{scheme}://{named}"
-        return find_endpoint(address, insecure=False) == known
+        return find_endpoint(address) == known
     except ConfigurationError:
         return False
 

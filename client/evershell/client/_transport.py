@@ -20,14 +20,12 @@ from google.protobuf.message import Message
 from evershell.client._options import AsyncCredential
 from evershell.client.answers import from_rpc_error
 from evershell.client.endpoint import Endpoint, channel_options
-from evershell.client.errors import ClientClosedError, ConfigurationError, UnavailableError
+from evershell.client.errors import ClientClosedError, UnavailableError
 
 # The service sends a heartbeat after 15 s without an event.
 IDLE_SECONDS = 45.0
 _IDLE_CHECKS = 3
 
-AsyncChannel = grpc.aio.Channel
-Channel = grpc.Channel
 Headers = list[tuple[str, str]]
 
 
@@ -50,33 +48,24 @@ class AsyncTransport:
 
     def __init__(
         self,
-        endpoint: Endpoint | None,
+        endpoint: Endpoint,
         tls: grpc.ChannelCredentials | None,
-        channel: AsyncChannel | None,
         interceptors: Sequence[Any],
     ) -> None:
-        """Opens a channel to the endpoint, or uses the caller's. Raises ConfigurationError."""
-        if channel is not None and interceptors:
-            raise ConfigurationError("A channel has its own interceptors.")
-        self._is_owned = channel is None
+        """Opens a channel to the endpoint."""
         self._is_closed = False
-        self._channel: Any = channel
-        if endpoint is not None:
-            options, kept = channel_options(endpoint), list(interceptors)
-            self._channel = (
-                grpc.aio.insecure_channel(endpoint.target, options=options, interceptors=kept)
-                if tls is None
-                else grpc.aio.secure_channel(
-                    endpoint.target, tls, options=options, interceptors=kept
-                )
-            )
+        options, kept = channel_options(endpoint), list(interceptors)
+        self._channel = (
+            grpc.aio.insecure_channel(endpoint.target, options=options, interceptors=kept)
+            if tls is None
+            else grpc.aio.secure_channel(endpoint.target, tls, options=options, interceptors=kept)
+        )
         self._stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
 
     async def close(self) -> None:
-        """Closes the channel, unless it is the caller's."""
-        if self._is_owned and not self._is_closed:
-            self._is_closed = True
-            await self._channel.close()
+        """Closes the channel."""
+        self._is_closed = True
+        await self._channel.close()
 
     async def call(
         self, rpc: str, request: Message, timeout: float, headers: Headers
@@ -118,30 +107,25 @@ class Transport:
 
     def __init__(
         self,
-        endpoint: Endpoint | None,
+        endpoint: Endpoint,
         tls: grpc.ChannelCredentials | None,
-        channel: Channel | None,
         interceptors: Sequence[Any],
     ) -> None:
-        """Opens a channel to the endpoint, or uses the caller's."""
-        self._is_owned = channel is None
+        """Opens a channel to the endpoint."""
         self._is_closed = False
-        self._channel: Any = channel
-        if endpoint is not None:
-            options = channel_options(endpoint)
-            self._channel = (
-                grpc.insecure_channel(endpoint.target, options=options)
-                if tls is None
-                else grpc.secure_channel(endpoint.target, tls, options=options)
-            )
+        options = channel_options(endpoint)
+        self._channel = (
+            grpc.insecure_channel(endpoint.target, options=options)
+            if tls is None
+            else grpc.secure_channel(endpoint.target, tls, options=options)
+        )
         intercepted = grpc.intercept_channel(self._channel, *interceptors)
         self._stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(intercepted)
 
     def close(self) -> None:
-        """Closes the channel, unless it is the caller's."""
-        if self._is_owned and not self._is_closed:
-            self._is_closed = True
-            self._channel.close()
+        """Closes the channel."""
+        self._is_closed = True
+        self._channel.close()
 
     def call(
         self, rpc: str, request: Message, timeout: float, headers: Headers

@@ -32,7 +32,7 @@ class Endpoint:
         return f"{'https' if self.is_tls else 'http'}://{self.target}"
 
 
-def find_endpoint(url: str | None, *, insecure: bool) -> Endpoint:
+def find_endpoint(url: str | None) -> Endpoint:
     """Reads the URL, or the one in EVERSHELL_URL. Raises ConfigurationError."""
     text = (url or os.environ.get(URL_VARIABLE, "")).strip()
     if not text:
@@ -56,11 +56,7 @@ def find_endpoint(url: str | None, *, insecure: bool) -> Endpoint:
             f"{text!r} is not a valid address. Write https://host:port, or http://host:port for "
             "plain text."
         )
-    if insecure and parts.scheme == "https":
-        raise ConfigurationError(f"{text!r} asks for TLS, and insecure=True for plain text.")
-    is_tls = parts.scheme == "https" or (
-        not parts.scheme and not insecure and not is_loopback(host)
-    )
+    is_tls = parts.scheme == "https" or (not parts.scheme and not is_loopback(host))
     if port is None:
         port = _PORTS["https" if is_tls else "http"]
     return Endpoint(
@@ -83,9 +79,18 @@ def is_loopback(host: str) -> bool:
 
 
 def channel_credentials(
-    ca_file: str | Path | None, cert_file: str | Path | None, key_file: str | Path | None
-) -> grpc.ChannelCredentials:
-    """Credentials for TLS from PEM files. Raises ConfigurationError."""
+    endpoint: Endpoint,
+    ca_file: str | Path | None,
+    cert_file: str | Path | None,
+    key_file: str | Path | None,
+) -> grpc.ChannelCredentials | None:
+    """Credentials for TLS from PEM files; None for plain text. Raises ConfigurationError."""
+    if not endpoint.is_tls:
+        if ca_file or cert_file or key_file:
+            raise ConfigurationError(
+                f"{endpoint.url} is plain text, which uses no certificate. Write https://…"
+            )
+        return None
     if (cert_file is None) != (key_file is None):
         raise ConfigurationError("cert_file and key_file must be given together.")
     return grpc.ssl_channel_credentials(_read(ca_file), _read(key_file), _read(cert_file))

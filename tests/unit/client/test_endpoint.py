@@ -30,15 +30,9 @@ HOST = "acme.evershell.ai"
 def test_only_a_loopback_address_is_plain_text_unless_asked_for(
     url: str, target: str, is_tls: bool
 ) -> None:
-    found = find_endpoint(url, insecure=False)
+    found = find_endpoint(url)
     assert (found.target, found.is_tls) == (target, is_tls)
-    assert find_endpoint(found.url, insecure=False) == found
-
-
-def test_insecure_asks_for_plain_text() -> None:
-    assert not find_endpoint(f"{HOST}:8081", insecure=True).is_tls
-    with pytest.raises(ConfigurationError, match="asks for TLS"):
-        find_endpoint(f"https://{HOST}", insecure=True)
+    assert find_endpoint(found.url) == found
 
 
 @pytest.mark.parametrize(
@@ -93,6 +87,6 @@ def test_arguments_that_do_not_fit_are_refused(arguments: Any, message: str) -> 
 
 @pytest.mark.parametrize("url", ["http://[::1]:8081", "localhost"])
 def test_this_machine_is_not_called_through_a_proxy(url: str) -> None:
-    assert dict(channel_options(find_endpoint(url, insecure=False)))["grpc.enable_http_proxy"] == 0
-    others = dict(channel_options(find_endpoint(HOST, insecure=False)))
+    assert dict(channel_options(find_endpoint(url)))["grpc.enable_http_proxy"] == 0
+    others = dict(channel_options(find_endpoint(HOST)))
     assert others["grpc.enable_http_proxy"] == 1

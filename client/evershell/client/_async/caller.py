@@ -22,7 +22,6 @@ from evershell.client._options import AsyncCredential, Options, find_credential
 from evershell.client._repeats import Attempts, Watch, log_failure
 from evershell.client._transport import (
     IDLE_SECONDS,
-    AsyncChannel,
     AsyncTransport,
     Headers,
     async_token_of,
@@ -30,7 +29,7 @@ from evershell.client._transport import (
 )
 from evershell.client.answers import Answer, OnAnswer, Page, metadata_of, request_id_of
 from evershell.client.endpoint import channel_credentials, find_endpoint
-from evershell.client.errors import CallError, ConfigurationError, UnavailableError
+from evershell.client.errors import CallError, UnavailableError
 from evershell.client.events import Event
 
 T = TypeVar("T")
@@ -46,7 +45,6 @@ class AsyncCaller:
         url: str | None = None,
         credential: AsyncCredential | None = None,
         *,
-        insecure: bool = False,
         timeout: Seconds = 10.0,
         timeouts: Mapping[str, Seconds] | None = None,
         max_retries: int = 3,
@@ -55,39 +53,26 @@ class AsyncCaller:
         ca_file: str | Path | None = None,
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
-        channel: AsyncChannel | None = None,
         interceptors: Sequence[Any] = (),
     ) -> None:
         self._options = Options().changed(
             timeout, timeouts, max_retries, metadata=metadata, on_answer=on_answer
         )
         self._credential = find_credential(credential)
-        files = (ca_file, cert_file, key_file)
-        self._endpoint, tls = None, None
-        if channel is None:
-            self._endpoint = find_endpoint(url, insecure=insecure)
-            if self._endpoint.is_tls:
-                tls = channel_credentials(*files)
-            elif any(files):
-                raise ConfigurationError(
-                    f"{self._endpoint.url} is plain text, which uses no certificate. Write "
-                    "https://…"
-                )
-        elif url or insecure or any(files):
-            raise ConfigurationError("A channel has its own address and its own TLS files.")
-        self._transport = AsyncTransport(self._endpoint, tls, channel, interceptors)
+        self._endpoint = find_endpoint(url)
+        tls = channel_credentials(self._endpoint, ca_file, cert_file, key_file)
+        self._transport = AsyncTransport(self._endpoint, tls, interceptors)
         self._monotonic: Callable[[], float] = time.monotonic
         self._sleep: Callable[[float], Coroutine[Any, Any, None]] = AsyncTransport.sleep
         self._idle_seconds = IDLE_SECONDS
 
     def __repr__(self) -> str:
-        where = "a channel" if self._endpoint is None else self._endpoint.url
-        return f"<{type(self).__name__} of {where}>"
+        return f"<{type(self).__name__} of {self.url}>"
 
     @property
-    def url(self) -> str | None:
-        """The address of the service; None if the client uses a channel of the caller."""
-        return None if self._endpoint is None else self._endpoint.url
+    def url(self) -> str:
+        """The address of the service."""
+        return self._endpoint.url
 
     def with_options(
         self,

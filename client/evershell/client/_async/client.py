@@ -40,7 +40,6 @@ class AsyncClient(AsyncCaller):
             variable EVERSHELL_URL.
         credential: An API key, a session token, or a callable that returns one, also as an
             awaitable, and is called before each call. Default: the variable EVERSHELL_API_KEY.
-        insecure: Plain text even without `http://`, to any host.
         timeout: The limit of each call with its retries, in seconds or as a timedelta.
         timeouts: The same for single methods, by name: `{"CancelTask": 2}`.
         max_retries: How often a call that may be repeated is repeated; 0 for never.
@@ -51,8 +50,6 @@ class AsyncClient(AsyncCaller):
         ca_file: A PEM file with the authorities to trust instead of the system's.
         cert_file: A PEM file with a client certificate, for a service that asks for one.
         key_file: The PEM file with its key.
-        channel: A channel of grpc.aio to use instead of `url`, for special cases. The client does
-            not close it.
         interceptors: Client interceptors of grpc.aio, for example to measure calls.
 
     Raises:

@@ -21,7 +21,6 @@ from evershell.client._options import Credential, Options, find_credential
 from evershell.client._repeats import Attempts, Watch, log_failure
 from evershell.client._transport import (
     IDLE_SECONDS,
-    Channel,
     Headers,
     Transport,
     raise_failure,
@@ -29,7 +28,7 @@ from evershell.client._transport import (
 )
 from evershell.client.answers import Answer, OnAnswer, Page, metadata_of, request_id_of
 from evershell.client.endpoint import channel_credentials, find_endpoint
-from evershell.client.errors import CallError, ConfigurationError, UnavailableError
+from evershell.client.errors import CallError, UnavailableError
 from evershell.client.events import Event
 
 T = TypeVar("T")
@@ -45,7 +44,6 @@ class Caller:
         url: str | None = None,
         credential: Credential | None = None,
         *,
-        insecure: bool = False,
         timeout: Seconds = 10.0,
         timeouts: Mapping[str, Seconds] | None = None,
         max_retries: int = 3,
@@ -54,39 +52,26 @@ class Caller:
         ca_file: str | Path | None = None,
         cert_file: str | Path | None = None,
         key_file: str | Path | None = None,
-        channel: Channel | None = None,
         interceptors: Sequence[Any] = (),
     ) -> None:
         self._options = Options().changed(
             timeout, timeouts, max_retries, metadata=metadata, on_answer=on_answer
         )
         self._credential = find_credential(credential)
-        files = (ca_file, cert_file, key_file)
-        self._endpoint, tls = None, None
-        if channel is None:
-            self._endpoint = find_endpoint(url, insecure=insecure)
-            if self._endpoint.is_tls:
-                tls = channel_credentials(*files)
-            elif any(files):
-                raise ConfigurationError(
-                    f"{self._endpoint.url} is plain text, which uses no certificate. Write "
-                    "https://…"
-                )
-        elif url or insecure or any(files):
-            raise ConfigurationError("A channel has its own address and its own TLS files.")
-        self._transport = Transport(self._endpoint, tls, channel, interceptors)
+        self._endpoint = find_endpoint(url)
+        tls = channel_credentials(self._endpoint, ca_file, cert_file, key_file)
+        self._transport = Transport(self._endpoint, tls, interceptors)
         self._monotonic: Callable[[], float] = time.monotonic
         self._sleep: Callable[[float], None] = Transport.sleep
         self._idle_seconds = IDLE_SECONDS
 
     def __repr__(self) -> str:
-        where = "a channel" if self._endpoint is None else self._endpoint.url
-        return f"<{type(self).__name__} of {where}>"
+        return f"<{type(self).__name__} of {self.url}>"
 
     @property
-    def url(self) -> str | None:
-        """The address of the service; None if the client uses a channel of the caller."""
-        return None if self._endpoint is None else self._endpoint.url
+    def url(self) -> str:
+        """The address of the service."""
+        return self._endpoint.url
 
     def with_options(
         self,
