@@ -129,8 +129,8 @@ def cancel(
 
 def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult:
     try:
-        with shown_progress(wanted=not call.as_json) as view:
-            result = await_cancellation(call.client, result, wait_seconds, view)
+        with shown_progress(wanted=not call.as_json) as say:
+            result = await_cancellation(call.client, result, wait_seconds, say)
     except CallError as error:
         # The cancellation is recorded, even if the command cannot see its end.
         with show.reported():

@@ -111,8 +111,8 @@ def submit(
     if not call.as_json:
         _print_id(call, submitted)
     try:
-        with shown_progress(wanted=not call.as_json) as view:
-            task = await_task(call.client, workspace, submitted.task_id, wait, view)
+        with shown_progress(wanted=not call.as_json) as say:
+            task = await_task(call.client, workspace, submitted.task_id, wait, say)
     except KeyboardInterrupt:
         if call.as_json:
             show.json_value(submitted.to_dict())

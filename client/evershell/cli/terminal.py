@@ -36,9 +36,7 @@ def say(text: str, *, error: bool = False) -> None:
 def say_lines(text: str, *, error: bool = False) -> None:
     """Prints a text that is printable already. Raises OutputError."""
     try:
-        # While progress is shown, rich prints above it. click would write to the terminal directly.
-        above = None if error else getattr(sys.stdout, "rich_proxied_file", None) and sys.stdout
-        click.echo(text, file=above, err=error, color=_color())
+        click.echo(text, err=error, color=_color())
     except BrokenPipeError:
         # The reader has gone, which click treats as an end without a message.
         _discard(sys.stderr if error else sys.stdout)

@@ -10,7 +10,6 @@ from evershell.cli.completion import complete_task, complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.options import Call, service_options
-from evershell.cli.progress import following, shown_progress
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import (
     CallError,
@@ -79,13 +78,8 @@ def watch(call: Call, workspace: str, task: str | None, after: int, wait: float 
 def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float | None) -> None:
     last: Event | None = None
     try:
-        with (
-            closing(
-                call.client.watch(workspace, after=after, task_id=task, timeout=wait)
-            ) as events,
-            shown_progress(wanted=not call.as_json) as view,
-            following(call.client, workspace, view),
-        ):
+        watching = call.client.watch(workspace, after=after, task_id=task, timeout=wait)
+        with closing(watching) as events:
             for event in events:
                 last = event
                 if call.as_json:
