@@ -1,4 +1,4 @@
-"""Lets concurrent callers share a statement, and so a commit (group commit)."""
+"""Lets concurrent callers share a statement, and so a round trip and a commit (group commit)."""
 
 import asyncio
 from collections import deque
