@@ -2,21 +2,22 @@
 -- One transaction, one round trip. Returns the outcome, and the workspace and the task as they are
 -- under the lock.
 --
--- If another transaction has locked the workspace, the function waits for it if p_wait, and
--- otherwise records nothing and returns NULL for the outcome. Calls of one transaction that do not
--- wait cannot take part in a deadlock.
+-- If another transaction has locked the workspace and p_wait is true, the function waits for it. If
+-- p_wait is false, the function records nothing and returns NULL for the outcome. A transaction whose
+-- calls do not wait cannot take part in a deadlock.
 --
--- Stores the call's entry of the audit log, with its outcome, unless it is NULL or the outcome is.
+-- If the request has an entry for the audit log and there is an outcome, the entry is stored with it.
 --
 -- Under READ COMMITTED each statement sees what was committed before it started. The task is read
--- in a statement after the one that locks its workspace, so it is read as it is under the lock.
+-- in a statement after the one that locks its workspace, so it is read as it is under the lock. This
+-- needs a function that is VOLATILE: all statements of another one would see the same.
 CREATE OR REPLACE FUNCTION record_cancellation(
     p_request cancellation_request,
     p_wait boolean,
     OUT outcome text,
     OUT w workspaces,
     OUT t tasks
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     entry audit_entries;
 BEGIN
@@ -42,13 +43,6 @@ BEGIN
     outcome := cancellation_outcome(
         w, t, p_request.task_id IS NOT NULL, p_request.own_only, p_request.user_id
     );
-    IF outcome = 'already_requested' AND is_forced_earlier(t, p_request.force_at) THEN
-        UPDATE tasks
-        SET cancel_force_at = p_request.force_at,
-            cancel_force_requested_by = p_request.requested_by
-        WHERE id = t.id
-        RETURNING * INTO t;
-    END IF;
     IF outcome = 'accepted' THEN
         UPDATE tasks
         SET cancel_requested_by = p_request.requested_by,
@@ -67,6 +61,12 @@ BEGIN
             w.id, w.last_seq, 'task_cancel_requested', p_request.requested_at, t.id,
             p_request.request_id, p_request.trace_id, p_request.payload
         );
+    ELSIF outcome = 'already_requested' AND is_forced_earlier(t, p_request.force_at) THEN
+        UPDATE tasks
+        SET cancel_force_at = p_request.force_at,
+            cancel_force_requested_by = p_request.requested_by
+        WHERE id = t.id
+        RETURNING * INTO t;
     END IF;
     IF p_request.audit IS NOT NULL THEN
         entry := json_populate_record(NULL::audit_entries, p_request.audit);
