@@ -85,7 +85,7 @@ def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float
                 if call.as_json:
                     show.json_line(event.to_dict())
                 else:
-                    _print(event)
+                    print_event(event)
     except DeadlineExceededError:
         if wait is None:
             raise
@@ -98,7 +98,8 @@ def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float
         sys.exit(show.code_of_end(last.payload.status))
 
 
-def _print(event: Event) -> None:
+def print_event(event: Event) -> None:
+    """Prints one line: its position, its time, its type, and what it says."""
     name = click.style(f"{event.type:<21}", fg=_COLORS.get(event.type), bold=True)
     at = "-" if event.time is None else event.time.strftime("%H:%M:%S.%f")[:-3]
     task = event.task_id or ""

@@ -8,15 +8,14 @@ from typing import Any, TypeVar
 import click
 
 from evershell.cli.terminal import printable
+from evershell.cli.watch import print_event
 from evershell.client import (
     CancelOutcome,
     CancelResult,
     Client,
     Event,
-    EventType,
     EvershellError,
     IterationCompleted,
-    TaskCancelRequested,
     TaskCompleted,
     TaskPhase,
     TaskStarted,
@@ -33,11 +32,6 @@ _NEXT_LINES = ("echo still here", "echo and ready for the next")
 _REASON = "the demo has seen enough"
 _PHASE_SECONDS = 10.0
 _TASK_SECONDS = 60.0
-_COLORS = {
-    EventType.ITERATION_COMPLETED: "blue",
-    EventType.TASK_CANCEL_REQUESTED: "yellow",
-    EventType.TASK_COMPLETED: "green",
-}
 
 
 @dataclass(slots=True)
@@ -108,7 +102,7 @@ def _follow(
         workspace_id, after=after, task_id=task.task_id, timeout=_TASK_SECONDS
     ):
         task.events.append((event, time.time()))
-        _print_event(task, event)
+        print_event(event)
         yield event
 
 
@@ -193,29 +187,6 @@ def _print_answer(result: CancelResult) -> None:
     task = result.task
     state = f"task {task.status}, {task.iterations} iteration(s) completed" if task else ""
     click.echo(f"           {call} → {outcome} ({printable(state)})")
-
-
-def _print_event(task: FollowedTask, event: Event) -> None:
-    first = task.events[0][0].time
-    elapsed = (event.time - first).total_seconds() if event.time and first else 0.0
-    name = click.style(f"{printable(event.type):<22}", fg=_COLORS.get(event.type))
-    click.echo(f"  {elapsed:6.2f} s {name} {printable(_describe(task, event))}")
-
-
-def _describe(task: FollowedTask, event: Event) -> str:
-    match event.payload:
-        case TaskStarted(epoch=epoch):
-            return f"epoch {epoch}"
-        case IterationCompleted(number=number, tool_call=tool) if tool is not None:
-            total = len(task.lines)
-            bar = "█" * number + "░" * (total - number)
-            ended = f"{tool.result.status} {tool.result.exit_code}, {tool.duration_ms} ms"
-            return f"{bar} iteration {number} of {total}: {task.lines[number - 1]} ({ended})"
-        case TaskCancelRequested(cancel=cancel):
-            return f"by {cancel.requested_by}: {cancel.reason}"
-        case TaskCompleted(status=status, forced=forced, iterations=iterations):
-            return f"{status}, {'forced' if forced else 'not forced'}, {iterations} iterations"
-    return task.task_id
 
 
 def _promise(promise: str, kept: bool, actual: Any) -> None:
