@@ -25,7 +25,7 @@ from evershell.core.ports import UNDELIVERED, Agents, Clock, Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from evershell.fleet.due import SCAN_SECONDS, Due, DurationLimits, Overdue, Sweep
-from evershell.fleet.pods import Changes, Exits, Pods
+from evershell.fleet.pods import Changes, Pods
 from evershell.fleet.redelivery import Redelivery
 from evershell.store.leadership import Leadership, Term
 from evershell.store.notifications import FleetSubscriptions
@@ -81,7 +81,8 @@ class Controller:
         self._again: set[str] = set()
         # The steps that run, by workspace id: at most one per workspace.
         self._steps: dict[str, asyncio.Task[None]] = {}
-        self._exits = Exits(pods, self._reconcile_ids)
+        # The tasks that wait for the exit of an agent, by workspace id and epoch.
+        self._exits: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def run(self, changes: Changes) -> None:
         """Reconciles until it is cancelled. Pods continue to run."""
@@ -98,8 +99,7 @@ class Controller:
                     self._overdue.answering_since = self._clock()
         finally:
             self._redelivery.stop()
-            self._exits.stop()
-            for task in (counting, *self._steps.values()):
+            for task in (counting, *self._exits.values(), *self._steps.values()):
                 task.cancel()
             if self._backlog is not None:
                 self._backlog.clear()
@@ -227,7 +227,7 @@ class Controller:
             )
             return
         log.info("pod_started", workspace_id=workspace.id, epoch=workspace.epoch)
-        self._exits.watch(workspace)
+        self._watch_exit(workspace)
 
     async def _reconcile_agent(self, workspace: Workspace, *, is_overdue: bool) -> None:
         """Fails the workspace if its agent has ended or is overdue."""
@@ -236,7 +236,19 @@ class Controller:
         elif is_overdue:
             await self._end_overdue(workspace)
         else:
-            self._exits.watch(workspace)
+            self._watch_exit(workspace)
+
+    def _watch_exit(self, workspace: Workspace) -> None:
+        """Reconciles the workspace when the agent of this epoch has exited."""
+        key = (workspace.id, workspace.epoch)
+        if key not in self._exits:
+            self._exits[key] = asyncio.create_task(self._await_exit(workspace))
+
+    async def _await_exit(self, workspace: Workspace) -> None:
+        await self._pods.wait_exit(workspace)
+        del self._exits[workspace.id, workspace.epoch]
+        with suppress(UnavailableError):
+            await self._reconcile_ids({workspace.id})
 
     async def _end_overdue(self, workspace: Workspace) -> None:
         """Fails the workspace of an overdue agent.
