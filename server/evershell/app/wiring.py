@@ -71,7 +71,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
         postgres_store = PostgresStore(
-            pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_in_batch
+            pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_tasks
         )
         # Before the queue stores its last entries: a cancellation in flight stores its own.
         stack.push_async_callback(postgres_store.drained)
@@ -187,7 +187,7 @@ async def _database(
     ) as pool:
         metrics.watch_pool(pool.get_stats)
         clock = ServiceClock(pool)
-        metrics.watch_clock(clock)
+        metrics.watch_clock(lambda: clock.machine_offset_seconds, lambda: clock.correction_seconds)
         async with running(clock.run(), "clock"):
             yield pool, clock
 

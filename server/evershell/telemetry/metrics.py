@@ -10,7 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 from platform import python_version
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -99,7 +99,7 @@ class Metrics:
         # Prometheus sees no increase in a series that starts at 1.
         for limit in Limit:
             self._limits_reached.labels(limit)
-        self._batch_cancellations = Counter(
+        self._cancelled_tasks = Counter(
             "evershell_batch_cancellations",
             "Tasks that CancelTasks and HoldOrg have cancelled.",
             registry=self.registry,
@@ -113,9 +113,9 @@ class Metrics:
             registry=self.registry,
         )
 
-    def cancelled_in_batch(self, count: int) -> None:
+    def cancelled_tasks(self, count: int) -> None:
         """Counts tasks that CancelTasks or a hold has cancelled."""
-        self._batch_cancellations.inc(count)
+        self._cancelled_tasks.inc(count)
 
     def rpc(self, name: str) -> "MeasuredRpc":
         """The measurements of the RPC of this name."""
@@ -143,15 +143,46 @@ class Metrics:
 
     def watch_pool(self, statistics: Callable[[], Mapping[str, int]]) -> None:
         """Exports the statistics of the database pool, which are read at each scrape."""
-        self.registry.register(_PoolCollector(statistics))
+        connections = Gauge(
+            "evershell_database_connections",
+            "Connections of the pool.",
+            ["state"],
+            registry=self.registry,
+        )
 
-    def watch_clock(self, clock: "WatchedClock") -> None:
+        def idle() -> int:
+            return statistics().get("pool_available", 0)
+
+        connections.labels("idle").set_function(idle)
+        connections.labels("used").set_function(lambda: statistics().get("pool_size", 0) - idle())
+        self._watch(
+            "evershell_database_waiting",
+            "Requests that wait for a connection.",
+            lambda: statistics().get("requests_waiting", 0),
+        )
+
+    def watch_clock(
+        self, machine_offset_seconds: Callable[[], float], correction_seconds: Callable[[], float]
+    ) -> None:
         """Exports how far the clocks of this machine and of the database are off."""
-        self.registry.register(_ClockCollector(clock))
+        self._watch(
+            "evershell_clock_offset_seconds",
+            "How far the clock of this machine is ahead of the time of the service.",
+            machine_offset_seconds,
+        )
+        self._watch(
+            "evershell_clock_correction_seconds",
+            "What is added to the clock of the database, because that clock was set.",
+            correction_seconds,
+        )
 
     def watch_log(self, lost_lines: Callable[[], int]) -> None:
         """Exports the number of lines that the log has lost."""
         self.registry.register(_LogCollector(lost_lines))
+
+    def _watch(self, name: str, documentation: str, value: Callable[[], float]) -> None:
+        """Exports a gauge whose value is read at each scrape."""
+        Gauge(name, documentation, registry=self.registry).set_function(value)
 
     def backlog(self, clock: Clock) -> "Backlog":
         """Adds the metrics of a fleet controller's backlog."""
@@ -199,51 +230,6 @@ class MeasuredSignal:
             raise
         finally:
             series.observe(perf_counter() - started)
-
-
-class _PoolCollector(Collector):
-    def __init__(self, statistics: Callable[[], Mapping[str, int]]) -> None:
-        self._statistics = statistics
-
-    def collect(self) -> Iterator[Metric]:
-        statistics = self._statistics()
-        size, idle = statistics.get("pool_size", 0), statistics.get("pool_available", 0)
-        connections = GaugeMetricFamily(
-            "evershell_database_connections", "Connections of the pool.", labels=["state"]
-        )
-        connections.add_metric(["used"], size - idle)
-        connections.add_metric(["idle"], idle)
-        yield connections
-        waiting = statistics.get("requests_waiting", 0)
-        yield GaugeMetricFamily(
-            "evershell_database_waiting", "Requests that wait for a connection.", value=waiting
-        )
-
-
-class WatchedClock(Protocol):
-    """What the metrics read of store.service_clock.ServiceClock."""
-
-    correction_seconds: float
-
-    @property
-    def machine_offset_seconds(self) -> float: ...
-
-
-class _ClockCollector(Collector):
-    def __init__(self, clock: WatchedClock) -> None:
-        self._clock = clock
-
-    def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(
-            "evershell_clock_offset_seconds",
-            "How far the clock of this machine is ahead of the time of the service.",
-            value=self._clock.machine_offset_seconds,
-        )
-        yield GaugeMetricFamily(
-            "evershell_clock_correction_seconds",
-            "What is added to the clock of the database, because that clock was set.",
-            value=self._clock.correction_seconds,
-        )
 
 
 class _LogCollector(Collector):

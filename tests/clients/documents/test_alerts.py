@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
@@ -36,7 +35,7 @@ def exported() -> set[str]:
     metrics = Metrics()
     metrics.watch_pool(dict)
     metrics.watch_log(lambda: 0)
-    metrics.watch_clock(SimpleNamespace(correction_seconds=0.0, machine_offset_seconds=0.0))
+    metrics.watch_clock(lambda: 0.0, lambda: 0.0)
     backlog = metrics.backlog(lambda: NOW)
     backlog.set_open_cancellations([])
     backlog.set_workspace_counts({})
