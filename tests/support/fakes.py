@@ -22,7 +22,7 @@ from evershell.core.ports import (
 )
 from evershell.core.task import CancelIntent, Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from tests.support.fake_batches import FakeBatches
+from tests.support.fake_cancel_tasks import FakeCancelTasks
 from tests.support.fake_reads import FakeReads
 
 _NOT_UP: Mapping[WorkspaceStatus, CancellationOutcome] = {
@@ -52,7 +52,7 @@ def cancellation_outcome(
     return "accepted" if task.cancel is None else "already_requested"
 
 
-class FakeStore(FakeReads, FakeBatches):
+class FakeStore(FakeReads, FakeCancelTasks):
     """Implements core.ports.Store in memory.
 
     While `unavailable` is true, every method raises UnavailableError.

@@ -5,7 +5,7 @@ import sys
 import click
 
 from evershell.cli import show
-from evershell.cli.cancel_all import FILTER_HELP, cancel_all, parse_filter
+from evershell.cli.cancel_tasks import FILTER_HELP, cancel_tasks, parse_filter
 from evershell.cli.completion import complete_task, complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
@@ -97,7 +97,7 @@ def cancel(
         # A variable that is not set gives an empty text, which is not the same as no option.
         if any(each is not None for each in (workspace, task, wait)):
             raise click.UsageError("--all and --filter take no WORKSPACE, --task or --wait.")
-        cancel_all(call, wanted, reason, force_after, dry_run=dry_run, yes=yes)
+        cancel_tasks(call, wanted, reason, force_after, dry_run=dry_run, yes=yes)
     if dry_run or yes:
         raise click.UsageError("--dry-run and --yes need --all or --filter.")
     if not workspace:

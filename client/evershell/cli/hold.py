@@ -3,7 +3,7 @@
 import click
 
 from evershell.cli import show
-from evershell.cli.cancel_all import confirm, print_counts
+from evershell.cli.cancel_tasks import confirm, print_counts
 from evershell.cli.exit_codes import TABLE
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines

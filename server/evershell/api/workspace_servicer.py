@@ -14,10 +14,10 @@ from evershell.workspace.v1 import (
 )
 from google.api.httpbody_pb2 import HttpBody
 
-from evershell.api import codec, emergency, event_stream
+from evershell.api import codec, event_stream
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
-from evershell.core import holds, tasks, watch_events, workspaces
+from evershell.core import hold, tasks, watch_events, workspaces
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
@@ -180,25 +180,25 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def CancelTasks(
         self, request: workspace_service_pb2.CancelTasksRequest, context: Context
     ) -> workspace_service_pb2.CancelTasksResponse:
-        decoded = emergency.decode_cancel_tasks(request, origin())
-        return emergency.encode_cancel_tasks(
+        decoded = codec.decode_cancel_tasks(request, origin())
+        return codec.encode_cancel_tasks(
             await cancel_tasks(caller(), decoded, self.store, self.clock)
         )
 
     async def HoldOrg(
         self, request: workspace_service_pb2.HoldOrgRequest, context: Context
     ) -> workspace_service_pb2.HoldOrgResponse:
-        decoded = emergency.decode_hold(request, origin())
-        hold, cancelled = await holds.hold_org(caller(), decoded, self.store, self.clock)
-        return emergency.encode_held(hold, cancelled)
+        decoded = codec.decode_hold(request, origin())
+        held, cancelled = await hold.hold_org(caller(), decoded, self.store, self.clock)
+        return codec.encode_held(held, cancelled)
 
     async def ReleaseOrg(
         self, request: workspace_service_pb2.ReleaseOrgRequest, context: Context
     ) -> hold_pb2.Hold:
-        await holds.release_org(caller(), origin(), self.store)
-        return emergency.encode_hold(caller().org_id, None)
+        await hold.release_org(caller(), origin(), self.store)
+        return codec.encode_hold(caller().org_id, None)
 
     async def GetHold(
         self, request: workspace_service_pb2.GetHoldRequest, context: Context
     ) -> hold_pb2.Hold:
-        return emergency.encode_hold(caller().org_id, await holds.get_hold(caller(), self.store))
+        return codec.encode_hold(caller().org_id, await hold.get_hold(caller(), self.store))

@@ -24,7 +24,7 @@ from evershell.core.task import Task
 from evershell.core.validation import MAX_PAGE_CHARACTERS
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.audit import INSERT, audit_entry_of, audit_query, audit_values
-from evershell.store.batch_cancellations import BatchCancellations
+from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
 from evershell.store.connections import Connection, Pool, connected
 from evershell.store.group_commit import GroupCommit
@@ -224,7 +224,7 @@ class PostgresStore:
         self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
         self._cancellations = Cancellations(pool, publish)
         self.record_cancellation = self._cancellations.record
-        batches = BatchCancellations(pool, publish, cancelled)
+        batches = CancelTasks(pool, publish, cancelled)
         self.match_tasks, self.cancel_tasks = batches.match, batches.cancel
         self._publish = publish
         self._committed = committed

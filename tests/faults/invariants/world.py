@@ -12,7 +12,7 @@ from evershell.core.cancel_task import CancelResult, CancelTask, Outcome, cancel
 from evershell.core.cancel_tasks import CancelTasks, cancel_tasks
 from evershell.core.errors import AgentUnreachableError, Failure, UnavailableError
 from evershell.core.event import Origin
-from evershell.core.holds import HoldOrg, hold_org, release_org
+from evershell.core.hold import HoldOrg, hold_org, release_org
 from evershell.core.task import Task, TaskLimits
 from evershell.core.task_filter import AllTasks
 from evershell.core.workspace import Workspace, WorkspaceStatus

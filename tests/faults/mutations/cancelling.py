@@ -403,16 +403,16 @@ CANCELLING: tuple[Rule, ...] = (
         "a batch cancels what matches, of the organization and of its caller, the oldest first",
         "tests/contracts/test_store_cancel_tasks.py tests/unit/core/test_cancel_tasks.py",
         (
-            f"{_STORE}batch_cancellations.py",
+            f"{_STORE}cancel_tasks.py",
             "ORDER BY is_pending DESC, task_id LIMIT",
             "ORDER BY is_pending DESC, task_id DESC LIMIT",
         ),
         (
-            f"{_STORE}batch_cancellations.py",
+            f"{_STORE}cancel_tasks.py",
             '"WHERE w.org_id = %s AND',
             '"WHERE w.org_id <= %s AND',
         ),
-        (f"{_STORE}batch_cancellations.py", "    if permission.own_only:\n", "    if False:\n"),
+        (f"{_STORE}cancel_tasks.py", "    if permission.own_only:\n", "    if False:\n"),
         (
             _BATCH,
             "true, p_request.own_only, p_request.user_id) AS outcome",
@@ -436,15 +436,15 @@ CANCELLING: tuple[Rule, ...] = (
             "if all(getattr(self, name) is None for name in self.__slots__):",
             "if False:",
         ),
-        ("server/evershell/api/emergency.py", "    if not request.all:\n", "    if False:\n"),
-        ("server/evershell/api/emergency.py", "        if request.all:\n", "        if False:\n"),
+        ("server/evershell/api/codec.py", "    if not request.all:\n", "    if False:\n"),
+        ("server/evershell/api/codec.py", "        if request.all:\n", "        if False:\n"),
         (f"{_CORE}task_filter.py", "if not 1 <= count <= most:", "if not count <= most:"),
     ),
     rule(
         "the agents of a batch are signalled at once",
         "tests/contracts/test_store_cancel_tasks.py tests/unit/fleet/test_redelivery.py",
         (
-            f"{_STORE}batch_cancellations.py",
+            f"{_STORE}cancel_tasks.py",
             "        if rows:\n            self._publish(UNDELIVERED,",
             "        if False:\n            self._publish(UNDELIVERED,",
         ),
@@ -465,15 +465,15 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "a hold refuses submissions, creations and resumptions, and cancels what all have started",
-        "tests/unit/core/test_holds.py tests/unit/core/test_tasks.py "
-        "tests/unit/core/test_workspaces.py tests/contracts/test_store_holds.py",
+        "tests/unit/core/test_hold.py tests/unit/core/test_tasks.py "
+        "tests/unit/core/test_workspaces.py tests/contracts/test_store_hold.py",
         (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
         (f"{_CORE}workspaces.py", "        locked.require_no_hold()\n", ""),
         (f"{_CORE}holds.py", "own_only=False", "own_only=True"),
     ),
     rule(
         "no submission is committed after a hold, and the first hold stays",
-        "tests/contracts/test_store_holds.py",
+        "tests/contracts/test_store_hold.py",
         (
             f"{_STORE}postgres_store.py",
             "    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)\n",

@@ -8,7 +8,7 @@ from evershell.workspace.v1 import workspace_service_pb2
 from google.protobuf import json_format
 from jsonschema import ValidationError
 
-from evershell.api import codec, emergency
+from evershell.api import codec
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.validation import Fields
@@ -75,7 +75,7 @@ REQUESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "SubmitTaskRequest": lambda body: codec.decode_submit(
         _parsed(workspace_service_pb2.SubmitTaskRequest(), body), ORIGIN
     ),
-    "CancelTasksRequest": lambda body: emergency.decode_cancel_tasks(
+    "CancelTasksRequest": lambda body: codec.decode_cancel_tasks(
         json_format.ParseDict(body, workspace_service_pb2.CancelTasksRequest()), ORIGIN
     ),
     "CreateWorkspaceRequest": lambda body: _check_name(body["name"]),

@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.api import codec, emergency
+from evershell.api import codec
 from evershell.core import event
 from evershell.core.cancel_task import CancelResult, Outcome
 from evershell.core.errors import Failure
@@ -231,14 +231,14 @@ def test_every_field_of_a_filter_is_decoded() -> None:
     for name, value in fields.items():
         one = messages.TaskFilter(**{name: value})
         request = messages.CancelTasksRequest(filter=one)
-        assert emergency.decode_cancel_tasks(request, ORIGIN).wanted == TaskFilter(**{name: value})
+        assert codec.decode_cancel_tasks(request, ORIGIN).wanted == TaskFilter(**{name: value})
     whole = messages.CancelTasksRequest(filter=messages.TaskFilter(**fields))
-    assert emergency.decode_cancel_tasks(whole, ORIGIN).wanted == filled
+    assert codec.decode_cancel_tasks(whole, ORIGIN).wanted == filled
 
 
 def test_all_tasks_are_selected_by_all_alone() -> None:
     request = messages.CancelTasksRequest(all=True)
-    assert emergency.decode_cancel_tasks(request, ORIGIN).wanted == AllTasks()
+    assert codec.decode_cancel_tasks(request, ORIGIN).wanted == AllTasks()
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_all_tasks_are_selected_by_all_alone() -> None:
 )
 def test_a_request_that_names_no_tasks_is_refused(request_: dict[str, Any], field: str) -> None:
     with pytest.raises(Failure) as raised:
-        emergency.decode_cancel_tasks(messages.CancelTasksRequest(**request_), ORIGIN)
+        codec.decode_cancel_tasks(messages.CancelTasksRequest(**request_), ORIGIN)
     assert set(raised.value.details["fields"]) == {field}
 
 

@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from evershell.core import holds, tasks, workspaces
+from evershell.core import tasks, workspaces
 from evershell.core.caller import Caller
 from evershell.core.change import Hold, IdempotencyKey
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.holds import HoldOrg
+from evershell.core.hold import HoldOrg, get_hold, hold_org, release_org
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import NOW, ORG, USER, World, caller
 
 
 async def hold(world: World, reason: str = "gone wrong", by: Caller | None = None) -> Hold:
     request = HoldOrg(reason=reason, origin=Origin())
-    held, _ = await holds.hold_org(by or caller(), request, world.store, world.clock)
+    held, _ = await hold_org(by or caller(), request, world.store, world.clock)
     return held
 
 
@@ -61,8 +61,8 @@ async def test_a_hold_names_its_first_caller(world: World) -> None:
     assert first == Hold(org_id=ORG, held_by=USER, held_since=NOW, reason="gone wrong")
     world.clock.advance(5)
     assert await hold(world, "again", caller(actor_id="user_2")) == first
-    assert await holds.get_hold(caller("workspace:read:own"), world.store) == first
-    assert await holds.get_hold(caller(org_id="org_b"), world.store) is None
+    assert await get_hold(caller("workspace:read:own"), world.store) == first
+    assert await get_hold(caller(org_id="org_b"), world.store) is None
 
 
 @pytest.mark.parametrize("status", [WorkspaceStatus.STOPPED, WorkspaceStatus.IDLE])
@@ -101,8 +101,8 @@ async def test_after_the_release_everything_works_again(world: World) -> None:
     idle = await world.add()
     await hold(world)
     for _ in range(2):
-        await holds.release_org(caller(), Origin(), world.store)
-    assert await holds.get_hold(caller(), world.store) is None
+        await release_org(caller(), Origin(), world.store)
+    assert await get_hold(caller(), world.store) is None
     await submit(world, idle.id)
     await create(world)
 
@@ -131,10 +131,10 @@ async def test_a_repeat_of_an_earlier_call_gets_its_answer(world: World) -> None
 )
 async def test_a_hold_needs_its_scope(world: World, scopes: tuple[str, ...]) -> None:
     by = caller(*scopes)
-    for call in (hold(world, by=by), holds.release_org(by, Origin(), world.store)):
+    for call in (hold(world, by=by), release_org(by, Origin(), world.store)):
         failure = await failure_of(call)
         assert (failure.slug, failure.details["required"]) == ("permission_denied", ["org:hold"])
-    assert await holds.get_hold(caller(), world.store) is None
+    assert await get_hold(caller(), world.store) is None
 
 
 async def test_a_reason_has_a_limit() -> None:
@@ -148,7 +148,7 @@ async def test_a_hold_can_cancel_what_runs(world: World) -> None:
     other, untouched = await world.add_busy(org_id="org_b")
     await world.cancel(running[0][0].id)
     request = HoldOrg(reason="gone wrong", cancel_running=True, origin=Origin("req_h"))
-    _, cancelled = await holds.hold_org(caller(), request, world.store, world.clock)
+    _, cancelled = await hold_org(caller(), request, world.store, world.clock)
     assert (cancelled.accepted, cancelled.already_requested, cancelled.remaining) == (2, 1, 0)
     for at, task in running[1:]:
         cancel = (await world.task(at.id, task.id)).cancel
@@ -159,7 +159,7 @@ async def test_a_hold_can_cancel_what_runs(world: World) -> None:
             "req_h",
         )
     assert (await world.task(other.id, untouched.id)).cancel is None
-    _, again = await holds.hold_org(caller(), request, world.store, world.clock)
+    _, again = await hold_org(caller(), request, world.store, world.clock)
     assert (again.accepted, again.already_requested, again.remaining) == (0, 3, 0)
 
 
@@ -168,10 +168,10 @@ async def test_a_hold_that_cancels_needs_the_scope_for_it(world: World, scope: s
     await world.add_busy()
     request = HoldOrg(cancel_running=True, origin=Origin())
     failure = await failure_of(
-        holds.hold_org(caller("org:hold", scope), request, world.store, world.clock)
+        hold_org(caller("org:hold", scope), request, world.store, world.clock)
     )
     assert (failure.slug, failure.details["required"]) == (
         "permission_denied",
         ["workspace:write"],
     )
-    assert await holds.get_hold(caller(), world.store) is None
+    assert await get_hold(caller(), world.store) is None

@@ -36,7 +36,7 @@ _MATCH = (
 )
 
 
-class BatchCancellations:
+class CancelTasks:
     """Implements Store.match_tasks and Store.cancel_tasks."""
 
     def __init__(self, pool: Pool, publish: Publish, recorded: Callable[[int], None]) -> None:

@@ -23,7 +23,7 @@ _FIELDS = {"created-by": "created_by_user_id", "submitted-by": "submitted_by"}
 _METADATA = "metadata."
 
 
-def cancel_all(
+def cancel_tasks(
     call: Call,
     wanted: TaskFilter | None,
     reason: str,

@@ -14,7 +14,7 @@ from evershell.core.workspace import Workspace
 from tests.support.fake_rows import FakeRows
 
 
-class FakeBatches(FakeRows):
+class FakeCancelTasks(FakeRows):
     """Implements Store.match_tasks and Store.cancel_tasks for FakeStore."""
 
     async def match_tasks(
