@@ -19,13 +19,14 @@ from evershell.core.task import CancelIntent
 from evershell.store.audit import audit_json
 from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
 from evershell.store.group_commit import GroupCommit
-from evershell.store.notifications import Publish, is_watched
+from evershell.store.notifications import Publish
 from evershell.store.rows import (
     task_columns,
     task_of,
     workspace_columns,
     workspace_of,
 )
+from evershell.store.watched_workspaces import is_watched
 
 _COLUMNS = f"outcome, {workspace_columns('(w).')}, {task_columns('(t).')}, (w).watched_until"
 # The name comes first, because pg_stat_activity shows 1,024 bytes of a statement.

@@ -28,7 +28,7 @@ from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
 from evershell.store.connections import Connection, Pool, connected
 from evershell.store.group_commit import GroupCommit
-from evershell.store.notifications import Publish, is_watched, publish_to_nobody
+from evershell.store.notifications import Publish, publish_to_nobody
 from evershell.store.rows import (
     EVENT_COLUMNS,
     TASK_COLUMNS,
@@ -47,56 +47,57 @@ from evershell.store.rows import (
     workspace_values,
 )
 from evershell.store.shared_reads import SharedReads
+from evershell.store.watched_workspaces import is_watched
 
-_WORKSPACE = workspace_columns()
-_TASK = task_columns()
-_EVENT = ", ".join(EVENT_COLUMNS)
-_BOTH = f"{workspace_columns('w.')}, {task_columns('t.')}"
+WORKSPACE = workspace_columns()
+TASK = task_columns()
+EVENT = ", ".join(EVENT_COLUMNS)
+BOTH = f"{workspace_columns('w.')}, {task_columns('t.')}"
 
 # A change of a workspace.
-LOCK_WORKSPACE = f"SELECT {_WORKSPACE}, watched_until FROM workspaces WHERE id = %s FOR UPDATE"
+LOCK_WORKSPACE = f"SELECT {WORKSPACE}, watched_until FROM workspaces WHERE id = %s FOR UPDATE"
 # A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
 # would read the tasks as they were before it waited.
 CURRENT_TASK = (
-    f"SELECT {_TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"
+    f"SELECT {TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"
 )
-_EXTEND_LEASE = (
+EXTEND_LEASE = (
     "UPDATE workspaces SET lease_expires_at = greatest("
     "lease_expires_at, %s + make_interval(secs => %s)) "
     "WHERE id = %s RETURNING lease_expires_at"
 )
-_RENEW_LEASES = (
+RENEW_LEASES = (
     f"SELECT /* renew_leases */ seconds_left, {workspace_columns('(w).')}, {task_columns('(t).')} "
     "FROM renew_leases(%s, %s, %s, %s, %s)"
 )
 # A heartbeat may wait for the previous statement, so that the next one carries many.
-_MAX_LEASES, _LEASE_STATEMENTS = 64, 1
+MAX_LEASES, LEASE_STATEMENTS = 64, 1
 
 # Workspaces. The parameter is an organization, or NULL for any.
-_OF_ORG = "org_id = coalesce(%s, org_id)"
-GET_WORKSPACE = f"SELECT {_WORKSPACE} FROM workspaces WHERE id = %s AND {_OF_ORG}"
+OF_ORG = "org_id = coalesce(%s, org_id)"
+GET_WORKSPACE = f"SELECT {WORKSPACE} FROM workspaces WHERE id = %s AND {OF_ORG}"
 LIST_WORKSPACES = (
-    f"SELECT {_WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+    f"SELECT {WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
 )
 LIST_OWN_WORKSPACES = (
-    f"SELECT {_WORKSPACE} FROM workspaces "
+    f"SELECT {WORKSPACE} FROM workspaces "
     "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
 )
 # Sorts after every id, because no id contains a tilde.
-_AFTER_ALL_IDS = "~"
+AFTER_ALL_IDS = "~"
 
 # Tasks and events.
-GET_TASK = f"SELECT {_TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
+GET_TASK = f"SELECT {TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
 GET_WORKSPACE_WITH_TASK = (
-    f"SELECT {_BOTH} FROM workspaces w "
+    f"SELECT {BOTH} FROM workspaces w "
     "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id "
-    f"WHERE w.id = %s AND {_OF_ORG}"
+    f"WHERE w.id = %s AND {OF_ORG}"
 )
 # A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
 # be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
 # there are more.
 LIST_TASKS = (
-    f"SELECT {_TASK} FROM ("
+    f"SELECT {TASK} FROM ("
     f"SELECT {', '.join(TASK_COLUMNS)}, sum(length(description) + length(result)) OVER ("
     "ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS characters "
     "FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
@@ -105,8 +106,8 @@ LIST_TASKS = (
 # A batch ends early if its payloads are large, because an agent may commit 4 MiB in each.
 MAX_BATCH_BYTES = 4 * 2**20
 LIST_EVENTS = (
-    f"SELECT {_EVENT} FROM ("
-    f"SELECT {_EVENT}, sum(octet_length(payload::text)) OVER ("
+    f"SELECT {EVENT} FROM ("
+    f"SELECT {EVENT}, sum(octet_length(payload::text)) OVER ("
     "ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes "
     "FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
     f") e WHERE coalesce(bytes, 0) < {MAX_BATCH_BYTES} ORDER BY seq"
@@ -114,42 +115,42 @@ LIST_EVENTS = (
 
 # What the fleet controller reads: what is due, by index, and everything, a page at a time.
 # The condition of the index workspaces_with_pod.
-_WITH_POD = "status IN ('provisioning', 'idle', 'busy', 'stopping')"
+WITH_POD = "status IN ('provisioning', 'idle', 'busy', 'stopping')"
 LIST_WANTED_PODS = (
-    f"SELECT {_WORKSPACE} FROM workspaces WHERE {_WITH_POD} AND id > %s ORDER BY id LIMIT %s"
+    f"SELECT {WORKSPACE} FROM workspaces WHERE {WITH_POD} AND id > %s ORDER BY id LIMIT %s"
 )
 # The conditions are those of the indexes workspaces_unsettled and workspaces_breached.
 LIST_UNSETTLED = (
-    f"SELECT {_WORKSPACE} FROM workspaces "
+    f"SELECT {WORKSPACE} FROM workspaces "
     "WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL "
     "OR agent_breach IS NOT NULL ORDER BY id"
 )
 # The query reads the tasks that run, by the index tasks_one_open. An index of the cancelled ones
 # would make each cancellation write more than it saves here (docs/decisions/0015).
 LIST_CANCELLATIONS = (
-    f"SELECT {_BOTH} FROM tasks t JOIN workspaces w ON w.id = t.workspace_id "
+    f"SELECT {BOTH} FROM tasks t JOIN workspaces w ON w.id = t.workspace_id "
     "WHERE t.status IN ('submitted', 'delivered', 'running') "
     "AND t.cancel_requested_at IS NOT NULL ORDER BY w.id"
 )
 # By the index tasks_limited. A task that is cancelled already is left out, unless the limit sets an
 # earlier force deadline, to the millisecond.
-_REACHED_AT = "(started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds)"
+REACHED_AT = "(started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds)"
 LIST_LIMITS_REACHED = (
     "SELECT workspace_id FROM tasks WHERE max_duration_seconds IS NOT NULL "
     "AND status IN ('submitted', 'delivered', 'running') "
-    f"AND {_REACHED_AT} <= (%s::timestamptz AT TIME ZONE 'UTC') "
+    f"AND {REACHED_AT} <= (%s::timestamptz AT TIME ZONE 'UTC') "
     "AND (cancel_requested_at IS NULL OR coalesce(cancel_force_at, 'infinity') > started_at + "
     "make_interval(secs => max_duration_seconds + limit_force_after_seconds + 0.001)) "
-    f"ORDER BY {_REACHED_AT} LIMIT %s"
+    f"ORDER BY {REACHED_AT} LIMIT %s"
 )
 LIST_EXPIRED_LEASES = (
-    f"SELECT {_WORKSPACE} FROM workspaces WHERE {_WITH_POD} AND lease_expires_at < %s ORDER BY id"
+    f"SELECT {WORKSPACE} FROM workspaces WHERE {WITH_POD} AND lease_expires_at < %s ORDER BY id"
 )
-_SECONDS_LEFT = (
+SECONDS_LEFT = (
     "SELECT extract(epoch FROM {} - %s::timestamptz)::float8 AS seconds FROM workspaces WHERE "
 )
-FIRST_LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("min(lease_expires_at)") + _WITH_POD
-LEASE_SECONDS_LEFT = _SECONDS_LEFT.format("lease_expires_at") + "id = %s"
+FIRST_LEASE_SECONDS_LEFT = SECONDS_LEFT.format("min(lease_expires_at)") + WITH_POD
+LEASE_SECONDS_LEFT = SECONDS_LEFT.format("lease_expires_at") + "id = %s"
 COUNT_WORKSPACES = "SELECT status, count(*) AS number FROM workspaces GROUP BY status"
 
 # Holds. The lock of an organization is an advisory lock of PostgreSQL, because an organization may
@@ -157,39 +158,37 @@ COUNT_WORKSPACES = "SELECT status, count(*) AS number FROM workspaces GROUP BY s
 # it cannot take part in a deadlock. Organizations whose ids have the same hash share a lock, which
 # is harmless. The class is an arbitrary number: locks with two numbers have a key space of their
 # own.
-_HOLD_LOCK_CLASS = 0x6576_6C68
-_LOCK_HOLD = f"SELECT pg_advisory_xact_lock({_HOLD_LOCK_CLASS}, hashtext(%s))"
-_SHARE_HOLD_LOCK = f"SELECT pg_advisory_xact_lock_shared({_HOLD_LOCK_CLASS}, hashtext(%s))"
-_HOLD_COLUMNS = tuple(field.name for field in fields(Hold))
-_HOLD = ", ".join(_HOLD_COLUMNS)
+HOLD_LOCK_CLASS = 0x6576_6C68
+LOCK_HOLD = f"SELECT pg_advisory_xact_lock({HOLD_LOCK_CLASS}, hashtext(%s))"
+SHARE_HOLD_LOCK = f"SELECT pg_advisory_xact_lock_shared({HOLD_LOCK_CLASS}, hashtext(%s))"
+HOLD_COLUMNS = tuple(field.name for field in fields(Hold))
+HOLD = ", ".join(HOLD_COLUMNS)
 # A statement of its own after the lock, so that it reads what was committed before the lock.
-_GET_HOLD = f"SELECT {_HOLD} FROM org_holds WHERE org_id = %s"
-_ADD_HOLD = insert("org_holds", _HOLD_COLUMNS) + " ON CONFLICT (org_id) DO NOTHING"
-_REMOVE_HOLD = "DELETE FROM org_holds WHERE org_id = %s"
-_COUNT_HOLDS = "SELECT count(*) AS number FROM org_holds"
+GET_HOLD = f"SELECT {HOLD} FROM org_holds WHERE org_id = %s"
+ADD_HOLD = insert("org_holds", HOLD_COLUMNS) + " ON CONFLICT (org_id) DO NOTHING"
+REMOVE_HOLD = "DELETE FROM org_holds WHERE org_id = %s"
+COUNT_HOLDS = "SELECT count(*) AS number FROM org_holds"
 
 # Idempotency keys.
-_CALL_COLUMNS = tuple(field.name for field in fields(FirstCall))
-_CALL = ", ".join(_CALL_COLUMNS)
+CALL_COLUMNS = tuple(field.name for field in fields(FirstCall))
+CALL = ", ".join(CALL_COLUMNS)
 # The insertion waits for a transaction that is about to store the same key. An expired key is
 # replaced.
-_STORE_KEY = (
-    insert("idempotency_keys AS stored", _CALL_COLUMNS)
+STORE_KEY = (
+    insert("idempotency_keys AS stored", CALL_COLUMNS)
     + " ON CONFLICT (org_id, key) DO UPDATE SET "
-    + ", ".join(f"{column} = EXCLUDED.{column}" for column in _CALL_COLUMNS[2:])
+    + ", ".join(f"{column} = EXCLUDED.{column}" for column in CALL_COLUMNS[2:])
     + " WHERE stored.called_at <= %s RETURNING true"
 )
 # Each call with a key removes up to two expired ones, so their number shrinks. A call never waits
 # for another one that removes the same keys.
-_PRUNE_KEYS = (
+PRUNE_KEYS = (
     "DELETE FROM idempotency_keys WHERE (org_id, key) IN ("
     "SELECT org_id, key FROM idempotency_keys WHERE called_at <= %s ORDER BY called_at LIMIT 2 "
     "FOR UPDATE SKIP LOCKED)"
 )
-_FIND_CALL = (
-    f"SELECT {_CALL} FROM idempotency_keys WHERE org_id = %s AND key = %s AND called_at > %s"
-)
-_STORE_ANSWER = (
+FIND_CALL = f"SELECT {CALL} FROM idempotency_keys WHERE org_id = %s AND key = %s AND called_at > %s"
+STORE_ANSWER = (
     "UPDATE idempotency_keys SET answer = coalesce(nullif(answer, ''), %s) "
     "WHERE org_id = %s AND key = %s AND task_id = %s RETURNING answer"
 )
@@ -218,7 +217,7 @@ class PostgresStore:
         self._clock = clock
         # Heartbeats that arrive at the same time share a statement.
         self._lease_group = GroupCommit(
-            self._renew_leases, max_batch=_MAX_LEASES, at_once=_LEASE_STATEMENTS
+            self._renew_leases, max_batch=MAX_LEASES, at_once=LEASE_STATEMENTS
         )
         # Reads for watchers use at most half of the connections.
         self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
@@ -283,7 +282,7 @@ class PostgresStore:
     ) -> Change:
         """Renews the lease of the workspace, which the connection has locked."""
         parameters = (self._clock(), lease_seconds, change.workspace.id)
-        cursor = await connection.execute(_EXTEND_LEASE, parameters, prepare=True, binary=True)
+        cursor = await connection.execute(EXTEND_LEASE, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
         assert row is not None
         leased = replace(change.workspace, lease_expires_at=row.lease_expires_at)
@@ -297,7 +296,7 @@ class PostgresStore:
     async def _renew_leases(self, requests: Sequence[_LeaseRequest]) -> Sequence[Leased | None]:
         columns = (list(column) for column in zip(*requests, strict=True))
         parameters = (*columns, RENEW_BELOW_SHARE, self._clock())
-        return [_leased(row) for row in await self._all(_RENEW_LEASES, parameters)]
+        return [_leased(row) for row in await self._all(RENEW_LEASES, parameters)]
 
     async def create_workspace(
         self,
@@ -328,9 +327,9 @@ class PostgresStore:
             connection.pipeline(),
             connection.transaction(),
         ):
-            await connection.execute(_LOCK_HOLD, (hold.org_id,))
-            await connection.execute(_ADD_HOLD, values)
-            cursor = await connection.execute(_GET_HOLD, (hold.org_id,))
+            await connection.execute(LOCK_HOLD, (hold.org_id,))
+            await connection.execute(ADD_HOLD, values)
+            cursor = await connection.execute(GET_HOLD, (hold.org_id,))
             await _store_audit(connection, audit)
             stored = _hold_of(await cursor.fetchone())
         assert stored is not None, "the row was inserted, or there before"
@@ -342,24 +341,24 @@ class PostgresStore:
             connection.pipeline(),
             connection.transaction(),
         ):
-            await connection.execute(_LOCK_HOLD, (org_id,))
-            await connection.execute(_REMOVE_HOLD, (org_id,))
+            await connection.execute(LOCK_HOLD, (org_id,))
+            await connection.execute(REMOVE_HOLD, (org_id,))
             await _store_audit(connection, audit)
 
     async def get_hold(self, org_id: str) -> Hold | None:
-        return _hold_of(await self._one(_GET_HOLD, (org_id,)))
+        return _hold_of(await self._one(GET_HOLD, (org_id,)))
 
     async def count_holds(self) -> int:
-        row = await self._one(_COUNT_HOLDS, ())
+        row = await self._one(COUNT_HOLDS, ())
         return int(row.number)
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
-        row = await self._one(_FIND_CALL, (org_id, key, after))
+        row = await self._one(FIND_CALL, (org_id, key, after))
         return None if row is None else FirstCall(**row._asdict())
 
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
         parameters = (answer, first_call.org_id, first_call.key, first_call.task_id)
-        row = await self._one(_STORE_ANSWER, parameters)
+        row = await self._one(STORE_ANSWER, parameters)
         return answer if row is None else str(row.answer)
 
     async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
@@ -369,7 +368,7 @@ class PostgresStore:
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
     ) -> Sequence[Workspace]:
-        caller, before = permission.caller, before_id or _AFTER_ALL_IDS
+        caller, before = permission.caller, before_id or AFTER_ALL_IDS
         if permission.own_only:
             rows = await self._all(
                 LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
@@ -391,7 +390,7 @@ class PostgresStore:
     async def list_tasks(
         self, workspace_id: str, before_id: str | None, limit: int
     ) -> Sequence[Task]:
-        rows = await self._all(LIST_TASKS, (workspace_id, before_id or _AFTER_ALL_IDS, limit))
+        rows = await self._all(LIST_TASKS, (workspace_id, before_id or AFTER_ALL_IDS, limit))
         return [task for row in rows if (task := task_of(row))]
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
@@ -404,7 +403,7 @@ class PostgresStore:
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
     ) -> Sequence[AuditEntry]:
-        query, parameters = audit_query(permission, wanted, before_id or _AFTER_ALL_IDS, limit)
+        query, parameters = audit_query(permission, wanted, before_id or AFTER_ALL_IDS, limit)
         return [audit_entry_of(row) for row in await self._all(query, parameters)]
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
@@ -460,8 +459,8 @@ async def _share_hold(connection: Connection, org_id: str) -> AsyncCursor[Any]:
 
     The cursor has the hold, if there is one. `_hold_of` decodes it.
     """
-    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)
-    return await connection.execute(_GET_HOLD, (org_id,), prepare=True, binary=True)
+    await connection.execute(SHARE_HOLD_LOCK, (org_id,), prepare=True)
+    return await connection.execute(GET_HOLD, (org_id,), prepare=True, binary=True)
 
 
 def _hold_of(row: Any) -> Hold | None:
@@ -475,12 +474,12 @@ async def _store_audit(connection: Connection, audit: AuditEntry | None) -> None
 
 async def _store_key(connection: Connection, call: FirstCall) -> None:
     """Stores the key in the transaction of the connection. Raises KeyTakenError."""
-    values = [getattr(call, column) for column in _CALL_COLUMNS]
+    values = [getattr(call, column) for column in CALL_COLUMNS]
     expired = call.expires_before
-    stored = await connection.execute(_STORE_KEY, (*values, expired), prepare=True)
+    stored = await connection.execute(STORE_KEY, (*values, expired), prepare=True)
     if await stored.fetchone() is None:
         raise KeyTakenError
-    await connection.execute(_PRUNE_KEYS, (expired,), prepare=True)
+    await connection.execute(PRUNE_KEYS, (expired,), prepare=True)
 
 
 async def _write_change(connection: Connection, locked: Locked, change: Change) -> Change:

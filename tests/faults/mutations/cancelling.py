@@ -476,7 +476,7 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/contracts/test_store_hold.py",
         (
             f"{_STORE}postgres_store.py",
-            "    await connection.execute(_SHARE_HOLD_LOCK, (org_id,), prepare=True)\n",
+            "    await connection.execute(SHARE_HOLD_LOCK, (org_id,), prepare=True)\n",
             "",
         ),
         (

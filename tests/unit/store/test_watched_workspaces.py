@@ -8,12 +8,12 @@ import psycopg
 import pytest
 from psycopg.rows import TupleRow
 
-from evershell.store import notifications
+from evershell.store import watched_workspaces
 from evershell.store.background import running
 from evershell.store.connections import Pool
-from evershell.store.notifications import WatchedWorkspaces
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
+from evershell.store.watched_workspaces import WatchedWorkspaces
 from tests.support.store.examples import workspace
 from tests.support.store.locks import held
 from tests.support.store.sessions import end_sessions
@@ -27,13 +27,13 @@ LIMIT_SECONDS = 10.0
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subscribers wait for their mark even if the machine is slow."""
-    monkeypatch.setattr(notifications, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
 
 
 @pytest.fixture
 def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Subscribers do not wait long for a mark that cannot be set."""
-    monkeypatch.setattr(notifications, "_MARK_LIMIT_SECONDS", 0.05)
+    monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ async def test_marks_are_renewed_while_there_are_subscribers(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(notifications, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(watched_workspaces, "_CHECK_SECONDS", 0.01)
     watched_id, left_id, woken = await added(pool), await added(pool), list[str]()
     async with process(pool, woken, renew_seconds=0.02) as watched:
         await watched.watch(watched_id)

@@ -1,1 +1,1 @@
-"""One form of the client."""
+"""The asynchronous client, from which `make gen` generates the synchronous one."""

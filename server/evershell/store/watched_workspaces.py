@@ -1,0 +1,216 @@
+"""Marks the workspaces in which this process has subscribers, so that other processes notify it."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from datetime import datetime
+
+import psycopg
+import structlog
+
+from evershell.core.errors import UnavailableError
+from evershell.core.ports import Clock
+from evershell.store.connections import Pool, connected
+
+MARK_SECONDS = 60.0
+# A mark of this age is renewed. A mark that another process has set within this time is kept.
+RENEW_SECONDS = 20.0
+# How often this process looks for marks of that age.
+_CHECK_SECONDS = 1.0
+# A batch holds the locks of its rows for about a millisecond.
+_MAX_BATCH = 100
+# The pause before the next attempt for a row that another transaction had locked. Doubles.
+_FIRST_RETRY_SECONDS = 0.01
+_MAX_RETRY_SECONDS = 1.0
+# How long a subscriber waits for its mark, for example if a transaction holds the row or the
+# database does not answer. It then reads without the mark, and reads again once there is one.
+_MARK_LIMIT_SECONDS = 0.25
+
+# Skips locked rows, so that the other rows of the batch do not wait for them and no deadlock is
+# possible. A mark that is far from its end is not written again. The mark need not survive a crash
+# of the database, so the commit does not wait for the disk.
+_SET_MARKS = """
+WITH due AS (
+    SELECT id FROM workspaces
+    WHERE id = ANY(%(ids)s)
+      AND coalesce(watched_until < %(now)s + %(kept)s * interval '1 second', true)
+    FOR NO KEY UPDATE SKIP LOCKED
+), marked AS (
+    UPDATE workspaces SET watched_until = %(now)s + %(mark)s * interval '1 second'
+    FROM due WHERE workspaces.id = due.id
+    RETURNING workspaces.id
+)
+SELECT id, set_config('synchronous_commit', 'off', true) FROM marked
+UNION ALL
+SELECT id, '' FROM workspaces
+WHERE id = ANY(%(ids)s) AND watched_until >= %(now)s + %(kept)s * interval '1 second'
+"""
+
+_log = structlog.get_logger()
+
+
+def is_watched(watched_until: datetime | None, now: datetime) -> bool:
+    """Whether other processes may have subscribers for a workspace with this mark."""
+    return watched_until is not None and watched_until > now
+
+
+class _Mark:
+    """What this process knows of the mark of one workspace. Times are of the monotonic clock."""
+
+    __slots__ = ("is_set", "is_watched", "retry_seconds", "set_at")
+
+    def __init__(self) -> None:
+        self.is_watched = True
+        # The start of the last statement that set the mark or found it.
+        self.set_at = -math.inf
+        # Only while subscribers wait for the mark, because most marks are set for long.
+        self.is_set: asyncio.Event | None = None
+        self.retry_seconds = _FIRST_RETRY_SECONDS
+
+
+class WatchedWorkspaces:
+    """Marks the workspaces in which this process has subscribers, so that others notify it.
+
+    The mark is the column `watched_until` of the workspace. A process that commits a change of the
+    workspace reads the mark in the statement that locks the row, and notifies the other processes
+    only if the mark is in the future.
+
+    No commit is missed. A subscriber reads the workspace only after the mark is committed. Every
+    transaction that changes a workspace holds the lock of its row, and so does the one that sets
+    the mark, so one of the two is first. A transaction that is first has committed before the mark
+    is set, so the subscriber reads what it wrote. One that is second sees the mark, and notifies.
+
+    The mark ends after MARK_SECONDS. It is renewed while there are subscribers, long before it
+    ends. Nothing removes it, because it ends by itself. When a mark had not been in force, and then
+    is, the subscribers are woken and read again. This covers a new mark, a renewal that came too
+    late, marks that a crash of the database has lost, and notifications that a listener has missed
+    while it reconnected.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        wake: Callable[[str], None],
+        clock: Clock,
+        *,
+        mark_seconds: float = MARK_SECONDS,
+        renew_seconds: float = RENEW_SECONDS,
+    ) -> None:
+        """`wake` is called with each workspace whose subscribers may have missed a commit."""
+        self._pool = pool
+        self._wake = wake
+        self._clock = clock
+        self._mark_seconds = mark_seconds
+        self._renew_seconds = renew_seconds
+        # The least remaining time of a mark that a statement has set or found.
+        self._kept_seconds = mark_seconds - renew_seconds
+        # Includes marks whose last subscriber has left since the last check.
+        self._marks: dict[str, _Mark] = {}
+        # The workspaces to mark with the next statement.
+        self._due: set[str] = set()
+        self._has_due = asyncio.Event()
+
+    async def watch(self, workspace_id: str) -> None:
+        """Returns when the mark is in force, or after _MARK_LIMIT_SECONDS without one."""
+        mark = self._marks.setdefault(workspace_id, _Mark())
+        mark.is_watched = True
+        if self._is_in_force(mark):
+            return
+        is_set = mark.is_set = mark.is_set or asyncio.Event()
+        self._request(workspace_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_MARK_LIMIT_SECONDS):
+                await is_set.wait()
+
+    def leave(self, workspace_id: str) -> None:
+        """Ends the renewal, because the last subscriber has left. The mark ends by itself."""
+        self._marks[workspace_id].is_watched = False
+
+    def mark_again(self) -> None:
+        """Sets all marks again, and then wakes all subscribers.
+
+        The database may have lost the marks, and this process some notifications.
+        """
+        for workspace_id, mark in self._marks.items():
+            mark.set_at = -math.inf
+            self._request(workspace_id)
+
+    async def run(self) -> None:
+        """Sets and renews the marks until it is cancelled."""
+        check_at = time.monotonic()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(check_at - time.monotonic()):
+                    await self._has_due.wait()
+            if time.monotonic() >= check_at:
+                self._check()
+                check_at = time.monotonic() + _CHECK_SECONDS
+            await self._set_due_marks()
+
+    def _request(self, workspace_id: str) -> None:
+        self._due.add(workspace_id)
+        self._has_due.set()
+
+    def _check(self) -> None:
+        """Requests the renewals that are due, and forgets the marks that nobody needs."""
+        now = time.monotonic()
+        for workspace_id, mark in list(self._marks.items()):
+            if not mark.is_watched:
+                del self._marks[workspace_id]
+            elif now >= mark.set_at + self._renew_seconds:
+                self._request(workspace_id)
+
+    def _is_in_force(self, mark: _Mark) -> bool:
+        return time.monotonic() < mark.set_at + self._kept_seconds
+
+    async def _set_due_marks(self) -> None:
+        """Sets the marks of one batch."""
+        batch = {
+            workspace_id: mark
+            for workspace_id in [self._due.pop() for _ in range(min(len(self._due), _MAX_BATCH))]
+            if (mark := self._marks.get(workspace_id)) is not None and mark.is_watched
+        }
+        if not self._due:
+            self._has_due.clear()
+        if not batch:
+            return
+        started = time.monotonic()
+        marked = await self._set_marks(batch)
+        for workspace_id, mark in batch.items():
+            if workspace_id in marked:
+                self._set(workspace_id, mark, started)
+            else:
+                asyncio.get_running_loop().call_later(
+                    mark.retry_seconds, self._request, workspace_id
+                )
+                mark.retry_seconds = min(2 * mark.retry_seconds, _MAX_RETRY_SECONDS)
+
+    def _set(self, workspace_id: str, mark: _Mark, started: float) -> None:
+        was_in_force = self._is_in_force(mark)
+        mark.set_at = started
+        mark.retry_seconds = _FIRST_RETRY_SECONDS
+        if mark.is_set is not None:
+            mark.is_set.set()
+            mark.is_set = None
+        if not was_in_force:
+            self._wake(workspace_id)
+
+    async def _set_marks(self, workspace_ids: Collection[str]) -> set[str]:
+        """Sets the marks in one transaction, and returns the ids of those that are in force."""
+        try:
+            values = {
+                "ids": list(workspace_ids),
+                "now": self._clock(),
+                "kept": self._kept_seconds,
+                "mark": self._mark_seconds,
+            }
+            async with connected(self._pool) as connection:
+                cursor = await connection.execute(_SET_MARKS, values, prepare=True)
+                return {row.id for row in await cursor.fetchall()}
+        except (UnavailableError, psycopg.Error) as error:
+            _log.warning(
+                "workspaces_not_marked", error=str(error).strip(), workspaces=len(workspace_ids)
+            )
+            return set()
