@@ -17,7 +17,7 @@ import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from evershell.local import postgres
+from evershell.stack import postgres
 from evershell.store.connections import Pool, open_pool
 from evershell.store.migrate import migrate
 

@@ -23,7 +23,7 @@ from evershell.auth.signing_keys import new_key
 from evershell.core import ids
 from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.fleet.kubernetes.api import Api
-from evershell.local import postgres
+from evershell.stack import postgres
 from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
 from evershell.store.migrate import migrate

@@ -32,7 +32,7 @@ import psycopg
 
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key
-from evershell.local import postgres
+from evershell.stack import postgres
 from tests.bench import processes
 from tests.bench.figures import Row, Summary, at_most
 from tests.bench.simulated_agents import INTERVAL_SECONDS, LEASE_SECONDS, Agents

@@ -9,7 +9,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from evershell.local import postgres
+from evershell.stack import postgres
 from tests.support.npm import cache_folder
 
 

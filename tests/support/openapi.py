@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from evershell.local.envoy.documents import edge_file
+from evershell.stack.envoy.documents import edge_file
 
 URI = "urn:openapi"
 # The extension with the codes of an error response, beside the schema that all errors share.

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from evershell.local import postgres
+from evershell.stack import postgres
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 

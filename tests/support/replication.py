@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import psycopg
 
-from evershell.local import postgres
+from evershell.stack import postgres
 from tests.support.waiting import eventually
 
 START_SECONDS = 20.0

@@ -10,9 +10,9 @@ import httpx
 
 from evershell.cli.duration import DURATION
 from evershell.commands.environment import problems_reported, read_settings
-from evershell.local.environments import edge_environment
-from evershell.local.envoy import config as envoy
-from evershell.local.envoy.config import edge_of
+from evershell.stack.environments import edge_environment
+from evershell.stack.envoy import config as envoy
+from evershell.stack.envoy.config import edge_of
 
 # Envoy's own share of the memory of its container.
 _HEAP_SHARE = 0.8

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError, UnavailableError
-from evershell.local.ready import Ready
+from evershell.stack.ready import Ready
 from evershell.store.connections import problem_of
 
 

@@ -4,7 +4,7 @@ import click
 
 from evershell.cli.terminal import say
 from evershell.commands.environment import problems_reported, read_settings
-from evershell.local.database import prepare_database
+from evershell.stack.database import prepare_database
 
 
 @click.command(

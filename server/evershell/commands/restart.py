@@ -6,7 +6,7 @@ import signal
 import click
 
 from evershell.commands.environment import read_settings
-from evershell.local.run_lock import running_pid
+from evershell.stack.run_lock import running_pid
 
 
 @click.command(

@@ -13,7 +13,7 @@ from evershell.auth.signing_keys import (
 from evershell.cli.folder_lock import folder_lock
 from evershell.cli.terminal import Commands, say
 from evershell.commands.environment import problems_reported, read_settings
-from evershell.local.ready import write_private
+from evershell.stack.ready import write_private
 
 
 @click.group(

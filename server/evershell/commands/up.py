@@ -5,7 +5,7 @@ import asyncio
 import click
 
 from evershell.commands.environment import problems_reported, read_settings
-from evershell.local.up import up as run
+from evershell.stack.up import up as run
 from evershell.telemetry import logs
 
 

@@ -450,6 +450,6 @@ CALLING: tuple[Rule, ...] = (
     rule(
         "a file with credentials is private",
         "tests/stack/test_make_run.py",
-        ("server/evershell/local/ready.py", "0o600", "0o644"),
+        ("server/evershell/stack/ready.py", "0o600", "0o644"),
     ),
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from evershell.local import postgres
+from evershell.stack import postgres
 from tests.support import faults
 from tests.support.clocks import Clocks
 from tests.support.metrics import scrape

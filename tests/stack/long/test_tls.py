@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from evershell.local.ready import trust
+from evershell.stack.ready import trust
 from tests.support.edge.certificates import Authority
 from tests.support.stack import ROOT, Stack
 

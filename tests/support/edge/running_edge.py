@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from evershell.local.envoy.config import Edge, Tls, command, render
-from evershell.local.envoy.documents import edge_file
+from evershell.stack.envoy.config import Edge, Tls, command, render
+from evershell.stack.envoy.documents import edge_file
 from tests.support.edge.stub import START_SECONDS
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually

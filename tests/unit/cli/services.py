@@ -3,7 +3,7 @@
 import io
 
 from evershell.cli.service import find_target
-from evershell.local.ready import Demo, Ready
+from evershell.stack.ready import Demo, Ready
 
 READY = Ready(
     rest_url="http://127.0.0.1:8080",

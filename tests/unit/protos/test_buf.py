@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2
 
-from evershell.local.envoy.documents import edge_file
+from evershell.stack.envoy.documents import edge_file
 from tests.support.stack import ROOT
 
 BUF = Path(sys.executable).with_name("buf")

@@ -12,7 +12,7 @@ from yoyo.backends.base import DatabaseBackend
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
-from evershell.local.database import prepare_database
+from evershell.stack.database import prepare_database
 from evershell.store import migrate as migration
 from evershell.store.audit import add_partitions
 from evershell.store.migrate import migrate

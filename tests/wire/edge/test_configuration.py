@@ -7,8 +7,8 @@ import pytest
 from evershell.workspace.v1 import error_pb2
 
 from evershell.core.errors import OperatorError
-from evershell.local.envoy.config import Edge, render, validate
-from evershell.local.envoy.documents import edge_file
+from evershell.stack.envoy.config import Edge, render, validate
+from evershell.stack.envoy.documents import edge_file
 from tests.support.edge.answers import rule
 
 

@@ -5,7 +5,7 @@ import re
 import httpx
 import pytest
 
-from evershell.local.envoy.documents import FILES
+from evershell.stack.envoy.documents import FILES
 from tests.support.edge.answers import Answer, check
 from tests.support.edge.stub import Stub
 from tests.support.openapi import PATH

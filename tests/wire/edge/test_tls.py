@@ -12,7 +12,7 @@ import pytest
 
 from evershell.client import CancelOutcome, Client, UnavailableError
 from evershell.core.errors import OperatorError
-from evershell.local.envoy.config import Edge, Tls, render, validate
+from evershell.stack.envoy.config import Edge, Tls, render, validate
 from tests.support.edge.certificates import HOST, Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.running_edge import RunningEdge, running_edge

@@ -14,7 +14,7 @@ import h2.events
 import httpx
 import pytest
 
-from evershell.local.envoy.documents import edge_file
+from evershell.stack.envoy.documents import edge_file
 from tests.support.edge.answers import as_answer, check
 from tests.support.edge.case import CANCEL
 from tests.support.edge.fixtures import short_directory

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from evershell.core.errors import OperatorError
-from evershell.local.envoy.config import Collector, Edge, Tls, render, validate
+from evershell.stack.envoy.config import Collector, Edge, Tls, render, validate
 from tests.support.edge.certificates import Authority
 
 

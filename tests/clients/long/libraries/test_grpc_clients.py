@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evershell.local.envoy.documents import edge_file
+from evershell.stack.envoy.documents import edge_file
 from tests.clients.long.libraries.tools import PROGRAMS
 from tests.support.documents import blocks
 from tests.support.npm import cache_folder, node, program_folder

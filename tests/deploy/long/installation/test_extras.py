@@ -12,8 +12,8 @@ from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
 from evershell.cli.main import COMMANDS
 from evershell.core.errors import OperatorError
-from evershell.local import postgres
-from evershell.local.envoy import config as envoy
+from evershell.stack import postgres
+from evershell.stack.envoy import config as envoy
 from evershell.telemetry.metrics import Metrics
 from tests.support.installation import IMPORT, PUBLIC, run
 

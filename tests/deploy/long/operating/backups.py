@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from evershell.local import postgres
+from evershell.stack import postgres
 
 _SECONDS = 60.0
 

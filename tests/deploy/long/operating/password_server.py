@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from evershell.local import postgres
-from evershell.local.ready import write_private
+from evershell.stack import postgres
+from evershell.stack.ready import write_private
 
 _ROLE = "service"
 _ACCESS = f"local all {postgres.USER} trust\nlocal all all scram-sha-256\n"

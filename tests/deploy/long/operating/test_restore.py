@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from evershell.local import postgres
+from evershell.stack import postgres
 from tests.conftest import drop_database, new_database
 from tests.deploy.long.operating import backups
 from tests.stack.long.canceller import SHORT, Canceller

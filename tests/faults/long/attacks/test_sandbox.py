@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from evershell.local import postgres
+from evershell.stack import postgres
 from tests.faults.long.attacks.sandbox_attacks import ATTACKS, THROUGH, Attack, Target
 from tests.support import faults
 from tests.support.sandbox import skip_without_sandbox

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from evershell.local import postgres
+from evershell.stack import postgres
 from tests.faults.long.chaos.plan import Target
 from tests.support import small_disk
 

@@ -21,9 +21,9 @@ from psycopg import sql
 
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
-from evershell.local import postgres
-from evershell.local.database import prepare_database, seed
-from evershell.local.ready import Demo, write_private
+from evershell.stack import postgres
+from evershell.stack.database import prepare_database, seed
+from evershell.stack.ready import Demo, write_private
 from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
 from evershell.store.leadership import LEADER_LOCK_KEY

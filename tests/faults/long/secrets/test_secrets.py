@@ -16,8 +16,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from evershell.auth.pod_tokens import PodTokens
-from evershell.local import postgres
 from evershell.pod.tokens import minute_of, signal_token
+from evershell.stack import postgres
 from tests.faults.long.secrets import evidence
 from tests.faults.long.secrets.calls import Calls, new_key
 from tests.support import faults

@@ -21,7 +21,7 @@ from evershell.core.errors import UnavailableError
 from evershell.core.event import EventType
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
-from evershell.local import postgres
+from evershell.stack import postgres
 from evershell.store.connections import connected, open_pool
 from evershell.store.migrate import migrate
 from evershell.store.postgres_store import PostgresStore

@@ -15,9 +15,9 @@ import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
 from evershell.core.errors import OperatorError
-from evershell.local.envoy.config import Edge, Tls
-from evershell.local.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
-from evershell.local.supervisor import Program, Supervisor
+from evershell.stack.envoy.config import Edge, Tls
+from evershell.stack.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
+from evershell.stack.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.shared_memory import shared_memory

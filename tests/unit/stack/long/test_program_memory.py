@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evershell.local.supervisor import Program, Supervisor
+from evershell.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
 
 LIMIT_BYTES = 96 * 2**20

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evershell.core.errors import OperatorError
-from evershell.local import run_lock
+from evershell.stack import run_lock
 from tests.support.programs import run
 
 

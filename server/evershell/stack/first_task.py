@@ -9,7 +9,7 @@ from evershell.core.errors import OperatorError, UnavailableError
 from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
-from evershell.local.ready import Demo, verification
+from evershell.stack.ready import Demo, verification
 
 # How long the stack may take to get ready.
 READY_SECONDS = 60.0

@@ -7,7 +7,7 @@ import pytest
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
 from evershell.fleet.local import isolation
-from evershell.local import up
+from evershell.stack import up
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,14 @@ import pytest
 from pydantic import SecretStr
 
 from evershell.app.settings import Settings
-from evershell.local.environments import (
+from evershell.stack.environments import (
     edge_environment,
     edge_metrics_port,
     fleet_environment,
     foreign_environment,
     worker_environment,
 )
-from evershell.local.envoy.config import Collector, Edge
+from evershell.stack.envoy.config import Collector, Edge
 
 SECRETS = {
     "DATABASE_URL": "postgresql://service:secret@host/db",

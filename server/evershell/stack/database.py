@@ -16,7 +16,7 @@ from evershell.core import ids, workspace_lifecycle
 from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.core.ports import Clock, Store
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.local.ready import Demo, write_private
+from evershell.stack.ready import Demo, write_private
 from evershell.store.audit import prune
 from evershell.store.connections import connect_for_command
 from evershell.store.keys import PostgresKeys

@@ -5,7 +5,7 @@ import os
 from pydantic import SecretStr
 
 from evershell.app.settings import Settings
-from evershell.local.envoy.config import Edge
+from evershell.stack.envoy.config import Edge
 
 # Standard variables that OpenTelemetry itself reads. They may hold a credential for the collector.
 _TRACING = "OTEL_"

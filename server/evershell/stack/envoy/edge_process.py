@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from evershell.local.envoy import config as envoy
+from evershell.stack.envoy import config as envoy
 
 # How long a process still answers on its open connections after another one has taken over.
 DRAIN_SECONDS = 4

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from evershell.local import log_files
-from evershell.local.log_files import LogFile
-from evershell.local.supervisor import Program, Supervisor
+from evershell.stack import log_files
+from evershell.stack.log_files import LogFile
+from evershell.stack.supervisor import Program, Supervisor
 from evershell.telemetry.logs import Sink
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.waiting import eventually, eventually_async

@@ -20,9 +20,9 @@ from evershell.cli.terminal import printable
 from evershell.core.errors import OperatorError, UnavailableError
 from evershell.fleet.local import isolation
 from evershell.fleet.local.local_pods import end_every_pod
-from evershell.local import postgres, ready, run_lock
-from evershell.local.database import prepare_database, seed
-from evershell.local.environments import (
+from evershell.stack import postgres, ready, run_lock
+from evershell.stack.database import prepare_database, seed
+from evershell.stack.environments import (
     edge_environment,
     edge_metrics_port,
     fleet_environment,
@@ -30,13 +30,13 @@ from evershell.local.environments import (
     service_settings,
     worker_environment,
 )
-from evershell.local.envoy.config import edge_of
-from evershell.local.envoy.edge_process import EdgeProcess
-from evershell.local.first_task import await_first_task
-from evershell.local.port_check import check_ports
-from evershell.local.ready import Demo, Ready, first_calls, write_environment, write_private
-from evershell.local.rolling_restart import RollingRestart
-from evershell.local.supervisor import Program, Supervisor
+from evershell.stack.envoy.config import edge_of
+from evershell.stack.envoy.edge_process import EdgeProcess
+from evershell.stack.first_task import await_first_task
+from evershell.stack.port_check import check_ports
+from evershell.stack.ready import Demo, Ready, first_calls, write_environment, write_private
+from evershell.stack.rolling_restart import RollingRestart
+from evershell.stack.supervisor import Program, Supervisor
 from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
 from evershell.store.postgres_store import PostgresStore

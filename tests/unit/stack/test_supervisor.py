@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evershell.local import watchdogs
-from evershell.local.supervisor import Program, Supervisor
+from evershell.stack import watchdogs
+from evershell.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
 
 

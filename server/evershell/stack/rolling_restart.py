@@ -13,8 +13,8 @@ import structlog
 
 from evershell.app.signals import END_WAITS
 from evershell.core.errors import OperatorError
-from evershell.local.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
-from evershell.local.supervisor import Supervisor
+from evershell.stack.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
+from evershell.stack.supervisor import Supervisor
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ import pytest
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
-from evershell.local.port_check import check_ports
+from evershell.stack.port_check import check_ports
 from tests.support.ports import free_ports
 
 

@@ -22,8 +22,8 @@ from urllib.parse import unquote, urlsplit
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
-from evershell.local.envoy import documents, metrics_listener
-from evershell.local.envoy.documents import edge_file
+from evershell.stack.envoy import documents, metrics_listener
+from evershell.stack.envoy.documents import edge_file
 
 # The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
 SOCKET_PATH_BYTES = 108

@@ -5,7 +5,7 @@ import socket
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
-from evershell.local.environments import service_settings
+from evershell.stack.environments import service_settings
 
 
 def check_ports(settings: Settings) -> None:

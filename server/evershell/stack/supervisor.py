@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import structlog
 
-from evershell.local.log_files import LogFile
-from evershell.local.watchdogs import IsLive, kill_if_frozen, kill_if_over_memory
 from evershell.pod.process import become_subreaper, wait_exit
+from evershell.stack.log_files import LogFile
+from evershell.stack.watchdogs import IsLive, kill_if_frozen, kill_if_over_memory
 
 log = structlog.get_logger()
 

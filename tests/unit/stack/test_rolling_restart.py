@@ -16,10 +16,10 @@ import asyncio, sys
 from pathlib import Path
 from evershell.core.errors import OperatorError
 from evershell.app.signals import stop_signal
-from evershell.local.envoy.edge_process import EdgeProcess
-from evershell.local.envoy.config import Edge
-from evershell.local.rolling_restart import RollingRestart
-from evershell.local.supervisor import Supervisor
+from evershell.stack.envoy.edge_process import EdgeProcess
+from evershell.stack.envoy.config import Edge
+from evershell.stack.rolling_restart import RollingRestart
+from evershell.stack.supervisor import Supervisor
 
 async def main():
     folder = Path(sys.argv[1])

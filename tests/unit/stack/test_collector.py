@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evershell.core.errors import OperatorError
-from evershell.local.envoy.config import Collector
+from evershell.stack.envoy.config import Collector
 
 ENDPOINT = "http://127.0.0.1:4318"
 

@@ -12,9 +12,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from evershell.core.errors import OperatorError
-from evershell.local import postgres
-from evershell.local.postgres import STOP_SIGNAL, Places
-from evershell.local.supervisor import Program, Supervisor
+from evershell.stack import postgres
+from evershell.stack.postgres import STOP_SIGNAL, Places
+from evershell.stack.supervisor import Program, Supervisor
 from tests.support.leftovers import SHARED_MEMORY, mapped
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.waiting import eventually
