@@ -1,1 +1,1 @@
-"""The command `evershell`: one module for each command of callers."""
+"""The command `evershell`, with the commands of callers."""

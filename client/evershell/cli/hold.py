@@ -1,4 +1,4 @@
-"""The command `hold`."""
+"""The commands `hold` and `release`."""
 
 import click
 
@@ -13,6 +13,10 @@ _HELP = f"""Put your organization on hold: it gets no new task and no new agent 
 `evershell release`. Tasks that run go on, unless they are to be cancelled.
 
 Needs the scope org:hold, which no API key has: use a session token.
+
+{TABLE}"""
+
+_RELEASE_HELP = f"""End the hold of your organization. Needs the scope org:hold.
 
 {TABLE}"""
 
@@ -31,7 +35,7 @@ Needs the scope org:hold, which no API key has: use a session token.
 def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bool) -> None:
     """Makes the call and prints the hold in force."""
     if only_show:
-        print_hold(call, call.client.get_hold())
+        _print_hold(call, call.client.get_hold())
         return
     if cancel_running and not yes:
         preview = call.client.cancel_tasks(all=True, dry_run=True)
@@ -41,13 +45,19 @@ def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bo
     if call.as_json:
         show.json_value(result.to_dict())
         return
-    print_hold(call, result.hold)
+    _print_hold(call, result.hold)
     if cancel_running:
         print_counts(result.accepted, result.already_requested, result.remaining)
 
 
-def print_hold(call: Call, held: Hold) -> None:
-    """Prints whether the organization is on hold."""
+@click.command(help=_RELEASE_HELP)
+@service_options
+def release(call: Call) -> None:
+    """Makes the call and prints that there is no hold."""
+    _print_hold(call, call.client.release())
+
+
+def _print_hold(call: Call, held: Hold) -> None:
     if call.as_json:
         show.json_value(held.to_dict())
     elif not held.on_hold:

@@ -18,27 +18,29 @@ from evershell.cli.terminal import Commands
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command `name`: the object `name` of the module `name`.
+    """A command: the object of its name in a module of evershell.cli.
 
-    The module is in evershell.cli, or in evershell.commands if the command needs an extra.
+    If the command needs an extra, the module is in evershell.commands.
     """
 
     help: str
     # The extra of the distribution that has the packages of the command.
     extra: str = ""
+    # The module, if it has another name than the command.
+    module: str = ""
 
 
 # In the order of use.
 _CALLS = {
     "cancel": Command("Cancel the task that runs in a workspace."),
     "hold": Command("Refuse new tasks and agents in your organization."),
-    "release": Command("End the hold of your organization."),
+    "release": Command("End the hold of your organization.", module="hold"),
     "submit": Command("Submit a task to the agent of a workspace."),
     "tasks": Command("List the tasks of a workspace."),
-    "task": Command("Show one task."),
+    "task": Command("Show one task.", module="tasks"),
     "watch": Command("Print the events of a workspace as they happen."),
     "workspaces": Command("List the workspaces of your organization."),
-    "workspace": Command("Show, create, stop and resume a workspace."),
+    "workspace": Command("Show, create, stop and resume a workspace.", module="workspaces"),
     "audit": Command("List the audit log."),
     "login": Command("Store the address of a service and a credential for it."),
     "completion": Command("Print the script for the completion of a shell."),
@@ -74,7 +76,7 @@ class _LazyCommands(Commands):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = COMMANDS.get(cmd_name)
-        return None if command is None else _load(cmd_name, command.extra)
+        return None if command is None else _load(cmd_name, command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands without importing their modules."""
@@ -86,21 +88,21 @@ class _LazyCommands(Commands):
                 formatter.write_dl([(name, command.help) for name, command in commands.items()])
 
 
-def _load(name: str, extra: str) -> click.Command:
-    """The command of the module of this name.
+def _load(name: str, command: Command) -> click.Command:
+    """The command of this name.
 
     Raises click.ClickException, which says what to install, if a package is missing.
     """
-    package = "evershell.commands" if extra else "evershell.cli"
+    package = "evershell.commands" if command.extra else "evershell.cli"
     _set_up_grpc()
     try:
-        module = importlib.import_module(f"{package}.{name}")
+        module = importlib.import_module(f"{package}.{command.module or name}")
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "evershell":
             raise
         raise click.ClickException(
             f"`evershell {name}` needs the package {error.name}, which is not installed. "
-            f"Install the extra `{extra}` of evershell."
+            f"Install the extra `{command.extra}` of evershell."
         ) from error
     loaded: click.Command = getattr(module, name)
     return loaded

@@ -1,4 +1,4 @@
-"""The command `tasks`."""
+"""The commands `tasks` and `task`."""
 
 import sys
 from itertools import islice
@@ -6,8 +6,10 @@ from itertools import islice
 import click
 
 from evershell.cli import show
-from evershell.cli.completion import complete_workspace
+from evershell.cli.completion import complete_task, complete_workspace
 from evershell.cli.options import Call, service_options
+from evershell.cli.terminal import printable, say_lines
+from evershell.client import Task
 
 LIMIT = click.option(
     "--limit",
@@ -43,3 +45,65 @@ def tasks(call: Call, workspace: str, limit: int) -> None:
         ],
         f"Workspace {workspace} has no tasks.",
     )
+
+
+@click.command(help="Show one task of WORKSPACE.")
+@click.argument("workspace", shell_complete=complete_workspace)
+@click.argument("task", shell_complete=complete_task)
+@service_options
+def task(call: Call, workspace: str, task: str) -> None:
+    """Prints the task."""
+    read = call.client.get_task(workspace, task)
+    if call.as_json:
+        show.json_value(read.to_dict())
+    else:
+        _print(read)
+
+
+def _print(task: Task) -> None:
+    forced = ", forced" if task.forced else ""
+    say_lines(f"task {printable(task.id)}: {show.status(task.status)}{forced}")
+    show.line("workspace", task.workspace_id)
+    show.line("does", show.first_line(task.description, 200))
+    show.line("progress", f"{show.progress(task)}, at most {task.max_iterations}")
+    if limits := _limits(task):
+        show.line("limits", limits)
+    show.line("created", show.time(task.created_at))
+    if task.started_at is not None:
+        show.line("started", show.time(task.started_at))
+    if task.cancel_requested_at is not None:
+        show.line(
+            "cancelled", f"{show.time(task.cancel_requested_at)} by {task.cancel_requested_by}"
+        )
+        if task.cancel_reason:
+            show.line("reason", task.cancel_reason)
+    if task.cancel_force_at is not None and not task.has_ended:
+        show.line("force at", show.time(task.cancel_force_at))
+    if task.completed_at is not None:
+        show.line("ended", show.time(task.completed_at))
+    if task.reason and task.reason != task.cancel_reason:
+        show.line("because", task.reason)
+    if task.result:
+        show.line("result", show.first_line(task.result, 200))
+    used = task.usage
+    show.line(
+        "used",
+        f"{used.model_calls} model calls, {used.tool_calls} tool calls, {used.input_tokens} input "
+        f"tokens, {used.output_tokens} output tokens",
+    )
+    for name, value in task.metadata.items():
+        show.line("metadata", f"{name}={value}")
+
+
+def _limits(task: Task) -> str:
+    """The limits that cancel the task. Empty without any."""
+    limits, clauses = task.limits, []
+    if limits is None:
+        return ""
+    if limits.max_duration is not None:
+        clauses.append(f"{limits.max_duration.total_seconds():.12g} s")
+    if limits.max_total_tokens is not None:
+        clauses.append(f"{limits.max_total_tokens} tokens")
+    if limits.force_after is not None:
+        clauses.append(f"interrupted {limits.force_after.total_seconds():.12g} s after a limit")
+    return ", ".join(clauses)

@@ -1,12 +1,78 @@
-"""The command `workspaces`."""
+"""The commands `workspaces`, and `workspace show`, `create`, `stop` and `resume`."""
 
 from itertools import islice
 
 import click
 
 from evershell.cli import show
+from evershell.cli.completion import complete_workspace
 from evershell.cli.options import Call, service_options
 from evershell.cli.tasks import LIMIT
+from evershell.cli.terminal import Commands, printable, say_lines
+from evershell.client import Workspace
+
+_ARGUMENT = click.argument("workspace", shell_complete=complete_workspace)
+
+
+@click.group(cls=Commands, help="Show, create, stop and resume a workspace.")
+def workspace() -> None:
+    """Has no options."""
+
+
+@workspace.command("show", help="Show one workspace.")
+@_ARGUMENT
+@service_options
+def show_(call: Call, workspace: str) -> None:
+    """Prints the workspace."""
+    _print(call, call.client.get_workspace(workspace))
+
+
+@workspace.command(help="Create a workspace and start its agent.")
+@click.option("--name", default="", metavar="NAME", help="A human-readable name.")
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="A repeated command with the same key creates nothing and prints the first answer.",
+)
+@service_options
+def create(call: Call, name: str, idempotency_key: str | None) -> None:
+    """Prints the new workspace."""
+    _print(call, call.client.create_workspace(name, idempotency_key=idempotency_key))
+
+
+@workspace.command(
+    help="Stop WORKSPACE: end its agent and keep its files. A running task is cancelled, and its "
+    "iteration is interrupted after 10 s."
+)
+@_ARGUMENT
+@service_options
+def stop(call: Call, workspace: str) -> None:
+    """Prints the workspace, which may still be stopping."""
+    _print(call, call.client.stop_workspace(workspace))
+
+
+@workspace.command(help="Start a new agent for WORKSPACE, which is stopped or failed.")
+@_ARGUMENT
+@service_options
+def resume(call: Call, workspace: str) -> None:
+    """Prints the workspace, which is provisioning."""
+    _print(call, call.client.resume_workspace(workspace))
+
+
+def _print(call: Call, workspace: Workspace) -> None:
+    if call.as_json:
+        show.json_value(workspace.to_dict())
+        return
+    say_lines(f"workspace {printable(workspace.id)}: {show.status(workspace.status)}")
+    if workspace.name:
+        show.line("name", workspace.name)
+    if workspace.status_reason:
+        show.line("because", workspace.status_reason)
+    show.line("task", workspace.current_task_id or "-")
+    show.line(
+        "created", f"{show.time(workspace.created_at)} by {workspace.created_by_user_id or 'a key'}"
+    )
+    show.line("changed", show.time(workspace.updated_at))
 
 
 @click.command(help="List the workspaces of your organization, newest first.")
