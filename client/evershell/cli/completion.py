@@ -13,8 +13,6 @@ from evershell.client import Client, EvershellError
 _SECONDS = 2.0
 _MOST = 50
 
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
 _HELP = """Print the script with which a shell completes commands, options and ids.
 
 \b

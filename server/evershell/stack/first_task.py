@@ -9,7 +9,7 @@ from evershell.core.errors import OperatorError, UnavailableError
 from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
-from evershell.stack.ready import Demo, verification
+from evershell.stack.ready import Demo, trust
 
 # How long the stack may take to get ready.
 READY_SECONDS = 60.0
@@ -31,7 +31,7 @@ async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None
                 base_url=settings.rest_url,
                 headers={"authorization": f"Bearer {demo.tokens['full_access']}"},
                 timeout=_CALL_SECONDS,
-                verify=verification(settings.tls_cert_file),
+                verify=trust(settings.tls_cert_file) if settings.tls_cert_file else True,
                 trust_env=False,
             ) as client,
         ):

@@ -84,20 +84,11 @@ class Ready(BaseModel):
         """The address of gRPC at the edge, as the client takes it."""
         return f"{'https' if self.tls_cert_file else 'http'}://{self.grpc_addr}"
 
-    def tls(self) -> ssl.SSLContext | bool:
-        """The value of httpx's argument `verify` that accepts the edge's certificate."""
-        return verification(self.tls_cert_file)
-
 
 def clear(state_dir: Path) -> None:
     """Removes the files that say that a stack is ready."""
     for name in (_NAME, ENVIRONMENT):
         (state_dir / name).unlink(missing_ok=True)
-
-
-def verification(cert_file: str | Path | None) -> ssl.SSLContext | bool:
-    """The value of httpx's `verify` for an edge with this certificate; None without TLS."""
-    return trust(cert_file) if cert_file else True
 
 
 def trust(cert_file: str | Path) -> ssl.SSLContext:
