@@ -138,11 +138,6 @@ class Settings(BaseSettings):
     runtime_service: str = ""
     """`host:port` of the workers as agents reach them; several are separated by commas. Required
     for pods on Kubernetes. If empty, the workers are on the agents' machine."""
-    pod_namespace: str = Field("", max_length=63)
-    """The namespace of the pods. If empty, that of the service account or of the kubeconfig."""
-    pod_end_seconds: float = Field(20.0, ge=1, le=_DAY_SECONDS)
-    """How long the controller waits, beyond the grace of a pod, for the cluster to confirm that the
-    pod is gone. Afterwards it is unknown whether its work has stopped."""
     pod_cpu_request: str = "100m"
     """The CPU that each pod requests, in the notation of Kubernetes."""
     pod_cpu_limit: str = "1"
@@ -173,8 +168,6 @@ class Settings(BaseSettings):
     OpenTelemetry reads its other variables (`OTEL_…`) itself."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lines below this level are not logged."""
-    log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
-    """The size at which the log of a program is rotated. Five files are kept."""
     program_memory_mb: int = Field(default_factory=_program_memory_mb, ge=256)
     """A program of the stack that uses more memory is killed and restarted. The default is 1024 or
     a quarter of the machine's memory, whichever is less, but at least 256."""
@@ -183,6 +176,14 @@ class Settings(BaseSettings):
 
     run_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """The run of the stack, set by `up` for its programs. Pods of other runs have ended."""
+    pod_namespace: str = Field("", max_length=63)
+    """Only for tests: the namespace of the pods. Otherwise that of the service account, or of the
+    kubeconfig."""
+    pod_end_seconds: float = Field(20.0, ge=1, le=_DAY_SECONDS)
+    """How long the controller waits, beyond the grace of a pod, for the cluster to confirm that the
+    pod is gone. Only tests change it."""
+    log_max_bytes: int = Field(16 * 1024 * 1024, ge=64 * 1024)
+    """The size at which the log of a program is rotated. Only tests change it."""
     crash_points_dir: Path | None = None
     """Only for tests: the folder of the files that arm the points of crash_points.py."""
 

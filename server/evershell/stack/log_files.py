@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 # The most that any user may have. Envoy writes 64 KiB at a time.
 _PIPE_BYTES = 1 << 20
-# At most the smallest LOG_MAX_BYTES.
+# At most the smallest size of a file.
 _CHUNK_BYTES = 1 << 16
 # One write to the file for the lines of this time, instead of one for each line.
 _BATCH_SECONDS = 0.05
