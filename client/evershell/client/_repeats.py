@@ -292,13 +292,9 @@ def pause_before_look(task: Task, limit: Limit) -> float | None:
     return limit.clip(_PAUSE_SECONDS)
 
 
-class RemainingPauses:
-    """The pauses between the calls that cancel many tasks, while tasks remain."""
+def pause_while_remaining(result: CancelTasksResult, last_seconds: float) -> float:
+    """The time to wait before the call that cancels what remains, after one with the last pause.
 
-    def __init__(self) -> None:
-        self._pause_seconds = 0.0
-
-    def after(self, result: CancelTasksResult) -> float:
-        """How long to pause. Only if the call cancelled nothing: other transactions are slow."""
-        self._pause_seconds = 0.0 if result.accepted else min(self._pause_seconds + 0.1, 1.0)
-        return self._pause_seconds
+    Only if the call has cancelled nothing, because other transactions are slow.
+    """
+    return 0.0 if result.accepted else min(last_seconds + 0.1, 1.0)

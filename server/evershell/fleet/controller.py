@@ -24,7 +24,7 @@ from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNDELIVERED, Agents, Clock, Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from evershell.fleet.due import SCAN_SECONDS, Due, DurationLimits, Overdue, Sweep
+from evershell.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep, enforce_limits
 from evershell.fleet.pods import Changes, Pods
 from evershell.fleet.redelivery import Redelivery
 from evershell.store.leadership import Leadership, Term
@@ -75,7 +75,6 @@ class Controller:
         self._clock = clock
         self._overdue = Overdue(bounds, clock, answering_since)
         self._due = Due(store, self._overdue, bounds.lease_seconds)
-        self._limits = DurationLimits(store, clock)
         self._sweep = Sweep(store)
         # Workspaces that the next scan reads again, by id.
         self._again: set[str] = set()
@@ -106,7 +105,7 @@ class Controller:
 
     async def _scan(self) -> None:
         """Reconciles what is due."""
-        has_reached_limits = await self._limits.enforce()
+        has_reached_limits = await enforce_limits(self._store, self._clock)
         due = await self._due.read()
         for workspace in due.overdue:
             self._begin_step(workspace, is_overdue=True)

@@ -146,27 +146,22 @@ class Sweep:
             yield page
 
 
-class DurationLimits:
-    """Finds, by index, what has reached its limit.
+async def enforce_limits(store: Store, clock: Clock) -> bool:
+    """Cancels the tasks that have reached their limit of time. Returns whether there was any.
 
-    Commits of agents check the limits too. This finds the tasks of agents that commit nothing.
+    Commits of agents check the limits too. This finds, by index, the tasks of agents that commit
+    nothing. Raises UnavailableError.
     """
+    slots = asyncio.Semaphore(_AT_ONCE)
 
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
-        self._slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def enforce(self) -> bool:
-        """Cancels what is due now. Returns whether there was anything. Raises UnavailableError."""
-        due = await self._store.list_limits_reached(self._clock(), PAGE_SIZE)
-        await asyncio.gather(*map(self._cancel, due))
-        return bool(due)
-
-    async def _cancel(self, workspace_id: str) -> None:
-        async with self._slots:
-            change = await self._store.transition(
-                workspace_id, lambda locked: task_lifecycle.apply_limits(locked, self._clock())
+    async def cancel(workspace_id: str) -> None:
+        async with slots:
+            change = await store.transition(
+                workspace_id, lambda locked: task_lifecycle.apply_limits(locked, clock())
             )
         if change is not None and change.events and change.task is not None:
             log.info("limit_reached", workspace_id=workspace_id, task_id=change.task.id)
+
+    due = await store.list_limits_reached(clock(), PAGE_SIZE)
+    await asyncio.gather(*map(cancel, due))
+    return bool(due)

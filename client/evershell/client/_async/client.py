@@ -6,7 +6,12 @@ from datetime import datetime
 from evershell.client import _calls
 from evershell.client._async.caller import AsyncCaller, AsyncPages
 from evershell.client._calls import Seconds
-from evershell.client._repeats import CancelWait, Limit, RemainingPauses, pause_before_look
+from evershell.client._repeats import (
+    CancelWait,
+    Limit,
+    pause_before_look,
+    pause_while_remaining,
+)
 from evershell.client.errors import CallError
 from evershell.client.events import Event
 from evershell.client.types import (
@@ -334,7 +339,7 @@ class AsyncClient(AsyncCaller):
         Raises:
             CallError: As for `cancel_tasks`. Raised by the iteration.
         """
-        pauses = RemainingPauses()
+        pause_seconds = 0.0
         while True:
             result = await self.cancel_tasks(
                 filter=filter, all=all, reason=reason, force_after=force_after
@@ -342,7 +347,8 @@ class AsyncClient(AsyncCaller):
             yield result
             if not result.remaining:
                 return
-            await self._sleep(pauses.after(result))
+            pause_seconds = pause_while_remaining(result, pause_seconds)
+            await self._sleep(pause_seconds)
 
     async def hold(self, *, reason: str = "", cancel_running: bool = False) -> HoldResult:
         """Puts the caller's organization on hold: it gets no new task and no new agent.
