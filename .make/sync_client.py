@@ -25,6 +25,9 @@ NAMES = {
 }
 # What differs in texts. unasync does not change them.
 TEXTS = {
+    "The asynchronous client, from which `make gen` generates the synchronous one.": (
+        "The synchronous client."
+    ),
     "async with AsyncClient(": "with Client(",
     "await client.": "client.",
     "over gRPC, within one event loop.": "over gRPC. Thread-safe.",

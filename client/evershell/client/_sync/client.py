@@ -6,7 +6,12 @@ from datetime import datetime
 
 from evershell.client import _calls
 from evershell.client._calls import Seconds
-from evershell.client._repeats import CancelWait, Limit, RemainingPauses, pause_before_look
+from evershell.client._repeats import (
+    CancelWait,
+    Limit,
+    pause_before_look,
+    pause_while_remaining,
+)
 from evershell.client._sync.caller import Caller, Pages
 from evershell.client.errors import CallError
 from evershell.client.events import Event
@@ -335,7 +340,7 @@ class Client(Caller):
         Raises:
             CallError: As for `cancel_tasks`. Raised by the iteration.
         """
-        pauses = RemainingPauses()
+        pause_seconds = 0.0
         while True:
             result = self.cancel_tasks(
                 filter=filter, all=all, reason=reason, force_after=force_after
@@ -343,7 +348,8 @@ class Client(Caller):
             yield result
             if not result.remaining:
                 return
-            self._sleep(pauses.after(result))
+            pause_seconds = pause_while_remaining(result, pause_seconds)
+            self._sleep(pause_seconds)
 
     def hold(self, *, reason: str = "", cancel_running: bool = False) -> HoldResult:
         """Puts the caller's organization on hold: it gets no new task and no new agent.
