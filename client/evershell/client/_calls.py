@@ -7,7 +7,7 @@ message can hold, and an empty id for "any".
 import dataclasses
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -22,16 +22,9 @@ from evershell.client._messages import Result
 from evershell.client.answers import Page
 from evershell.client.errors import ConfigurationError, ValidationError
 from evershell.client.types import (
-    AuditEntry,
     CancelResult,
     CancelTasksResult,
-    Hold,
-    HoldResult,
-    SubmittedTask,
-    Task,
     TaskFilter,
-    TaskLimits,
-    Workspace,
 )
 
 T = TypeVar("T")
@@ -72,6 +65,18 @@ class Call(Generic[T]):
         return False
 
 
+def call(
+    rpc: str,
+    decode: Callable[[Any, str], T],
+    /,
+    headers: tuple[tuple[str, str], ...] = (),
+    **fields: Any,
+) -> Call[T]:
+    """The call of a method, with these fields of its request. Raises ValidationError."""
+    message = request(getattr(service, f"{rpc}Request"), **fields)
+    return Call(rpc, message, decode, headers=headers)
+
+
 def cancel(
     workspace_id: str,
     task_id: str | None,
@@ -88,108 +93,7 @@ def cancel(
         wait=duration("wait", wait),
         force_after=duration("force_after", force_after),
     )
-    return Call("CancelTask", message, _with_id(CancelResult), max(seconds(wait or 0.0), 0.0))
-
-
-def submit_task(
-    workspace_id: str,
-    description: str,
-    metadata: Mapping[str, str] | None,
-    max_iterations: int | None,
-    limits: TaskLimits | None,
-    idempotency_key: str | None,
-) -> Call[SubmittedTask]:
-    """SubmitTask."""
-    message = request(
-        service.SubmitTaskRequest,
-        workspace_id=workspace_id,
-        description=description,
-        metadata=metadata,
-        max_iterations=max_iterations or 0,
-        limits=None if limits is None else valid("limits", limits._to_message),
-    )
-    decode, headers = _with_id(SubmittedTask), _idempotent(idempotency_key)
-    return Call("SubmitTask", message, decode, headers=headers)
-
-
-def get_task(workspace_id: str, task_id: str) -> Call[Task]:
-    """GetTask."""
-    message = request(service.GetTaskRequest, workspace_id=workspace_id, task_id=task_id)
-    return Call("GetTask", message, _only(Task))
-
-
-def list_tasks(workspace_id: str, page_size: int, page_token: str) -> Call[Page[Task]]:
-    """ListTasks."""
-    message = request(
-        service.ListTasksRequest,
-        workspace_id=workspace_id,
-        page_size=page_size,
-        page_token=page_token,
-    )
-    return Call("ListTasks", message, _page("tasks", Task))
-
-
-def create_workspace(name: str, idempotency_key: str | None) -> Call[Workspace]:
-    """CreateWorkspace."""
-    message = request(service.CreateWorkspaceRequest, name=name)
-    decode, headers = _only(Workspace), _idempotent(idempotency_key)
-    return Call("CreateWorkspace", message, decode, headers=headers)
-
-
-def get_workspace(workspace_id: str) -> Call[Workspace]:
-    """GetWorkspace."""
-    message = request(service.GetWorkspaceRequest, workspace_id=workspace_id)
-    return Call("GetWorkspace", message, _only(Workspace))
-
-
-def list_workspaces(page_size: int, page_token: str) -> Call[Page[Workspace]]:
-    """ListWorkspaces."""
-    message = request(service.ListWorkspacesRequest, page_size=page_size, page_token=page_token)
-    return Call("ListWorkspaces", message, _page("workspaces", Workspace))
-
-
-def stop_workspace(workspace_id: str) -> Call[Workspace]:
-    """StopWorkspace."""
-    message = request(service.StopWorkspaceRequest, workspace_id=workspace_id)
-    return Call("StopWorkspace", message, _only(Workspace))
-
-
-def resume_workspace(workspace_id: str) -> Call[Workspace]:
-    """ResumeWorkspace."""
-    message = request(service.ResumeWorkspaceRequest, workspace_id=workspace_id)
-    return Call("ResumeWorkspace", message, _only(Workspace))
-
-
-@dataclass(frozen=True, slots=True)
-class AuditFilter:
-    """Which entries of the audit log to list. None matches all."""
-
-    workspace_id: str | None = None
-    task_id: str | None = None
-    actor_id: str | None = None
-    rpc: str | None = None
-    outcome: str | None = None
-    start_time: datetime | None = None
-    end_time: datetime | None = None
-
-
-def list_audit_entries(
-    matching: AuditFilter, page_size: int, page_token: str
-) -> Call[Page[AuditEntry]]:
-    """ListAuditEntries."""
-    message = request(
-        service.ListAuditEntriesRequest,
-        workspace_id=optional("workspace_id", matching.workspace_id),
-        task_id=optional("task_id", matching.task_id),
-        actor_id=optional("actor_id", matching.actor_id),
-        rpc=optional("rpc", matching.rpc),
-        outcome=optional("outcome", matching.outcome),
-        start_time=timestamp("start_time", matching.start_time),
-        end_time=timestamp("end_time", matching.end_time),
-        page_size=page_size,
-        page_token=page_token,
-    )
-    return Call("ListAuditEntries", message, _page("entries", AuditEntry))
+    return Call("CancelTask", message, with_id(CancelResult), max(seconds(wait or 0.0), 0.0))
 
 
 def cancel_tasks(
@@ -212,7 +116,7 @@ def cancel_tasks(
         force_after=duration("force_after", force_after),
         dry_run=dry_run,
     )
-    return Call("CancelTasks", message, _with_id(CancelTasksResult))
+    return Call("CancelTasks", message, with_id(CancelTasksResult))
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:
@@ -230,40 +134,27 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
     return made
 
 
-def hold(reason: str, cancel_running: bool) -> Call[HoldResult]:
-    """HoldOrg."""
-    message = request(service.HoldOrgRequest, reason=reason, cancel_running=cancel_running)
-    return Call("HoldOrg", message, _with_id(HoldResult))
-
-
-def release() -> Call[Hold]:
-    """ReleaseOrg."""
-    return Call("ReleaseOrg", service.ReleaseOrgRequest(), _only(Hold))
-
-
-def get_hold() -> Call[Hold]:
-    """GetHold."""
-    return Call("GetHold", service.GetHoldRequest(), _only(Hold))
-
-
-def _idempotent(key: str | None) -> tuple[tuple[str, str], ...]:
+def idempotent(key: str | None) -> tuple[tuple[str, str], ...]:
     """The header with which the service gives a repeated call the first answer."""
     if key is not None and not (key.isascii() and key.isprintable()):
         raise invalid(_KEY_HEADER, "must have 1 to 255 printable characters")
     return ((_KEY_HEADER, str(uuid.uuid4()) if key is None else key),)
 
 
-def _only(kind: type[R]) -> Callable[[Any, str], R]:
+def only(kind: type[R]) -> Callable[[Any, str], R]:
+    """Decodes the response."""
     return lambda response, _: kind._from_message(response)
 
 
-def _with_id(kind: type[R]) -> Callable[[Any, str], R]:
+def with_id(kind: type[R]) -> Callable[[Any, str], R]:
+    """Decodes the response, and adds the request id."""
     return lambda response, request_id: replace(  # type: ignore[type-var]
         kind._from_message(response), request_id=request_id
     )
 
 
-def _page(name: str, kind: type[R]) -> Callable[[Any, str], Page[R]]:
+def page(name: str, kind: type[R]) -> Callable[[Any, str], Page[R]]:
+    """Decodes a page, whose items are in the field of this name."""
     return lambda response, _: Page(
         tuple(kind._from_message(each) for each in getattr(response, name)),
         response.next_page_token or None,

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from evershell.client._calls import Call, Seconds, optional, seconds
+from evershell.client._calls import call as make_call
 from evershell.client._options import AsyncCredential, Options, find_credential
 from evershell.client._repeats import Attempts, Watch, log_failure
 from evershell.client._transport import (
@@ -35,6 +36,30 @@ from evershell.client.events import Event
 T = TypeVar("T")
 
 _log = logging.getLogger("evershell.client")
+
+
+class AsyncPages(Generic[T]):
+    """A list of the service. Iterate over it for all items, or over `pages()`.
+
+    Each page is fetched when it is needed, so the iteration raises CallError.
+    """
+
+    def __init__(self, fetch: Callable[[str], Awaitable[Page[T]]], page_token: str) -> None:
+        self._fetch = fetch
+        self._page_token = page_token
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        async for page in self.pages():
+            for item in page.items:
+                yield item
+
+    async def pages(self) -> AsyncIterator[Page[T]]:
+        """Yields the pages, for example to keep `next_page_token` and to go on later."""
+        token: str | None = self._page_token
+        while token is not None:
+            page = await self._fetch(token)
+            yield page
+            token = page.next_page_token
 
 
 class AsyncCaller:
@@ -141,6 +166,23 @@ class AsyncCaller:
                 log_failure(call.rpc, error, pause_seconds)
             await self._sleep(pause_seconds)
 
+    def _pages(
+        self,
+        rpc: str,
+        decode: Callable[[Any, str], Page[T]],
+        page_size: int | None,
+        page_token: str | None,
+        /,
+        **fields: Any,
+    ) -> AsyncPages[T]:
+        """The pages of a list, which begin after the page of this token."""
+        return AsyncPages(
+            lambda token: self._call(
+                make_call(rpc, decode, page_size=page_size or 0, page_token=token, **fields)
+            ),
+            page_token or "",
+        )
+
     async def _attempt(self, call: Call[T], attempts: Attempts) -> T:
         # The time that the credential takes is a part of the timeout.
         began, headers = self._monotonic(), await self._headers(call.headers)
@@ -217,27 +259,3 @@ class AsyncCaller:
             renews_credential=callable(self._credential),
             monotonic=self._monotonic,
         )
-
-
-class AsyncPages(Generic[T]):
-    """A list of the service. Iterate over it for all items, or over `pages()`.
-
-    Each page is fetched when it is needed, so the iteration raises CallError.
-    """
-
-    def __init__(self, fetch: Callable[[str], Awaitable[Page[T]]], page_token: str) -> None:
-        self._fetch = fetch
-        self._page_token = page_token
-
-    async def __aiter__(self) -> AsyncIterator[T]:
-        async for page in self.pages():
-            for item in page.items:
-                yield item
-
-    async def pages(self) -> AsyncIterator[Page[T]]:
-        """Yields the pages, for example to keep `next_page_token` and to go on later."""
-        token: str | None = self._page_token
-        while token is not None:
-            page = await self._fetch(token)
-            yield page
-            token = page.next_page_token

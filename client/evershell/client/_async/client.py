@@ -5,7 +5,17 @@ from datetime import datetime
 
 from evershell.client import _calls
 from evershell.client._async.caller import AsyncCaller, AsyncPages
-from evershell.client._calls import Seconds
+from evershell.client._calls import (
+    Seconds,
+    call,
+    idempotent,
+    only,
+    optional,
+    page,
+    timestamp,
+    valid,
+    with_id,
+)
 from evershell.client._repeats import (
     CancelWait,
     Limit,
@@ -180,10 +190,18 @@ class AsyncClient(AsyncCaller):
             AgentUnreachableError: The agent did not answer; the task has ended `delivery_failed`.
             CallError: Any other failure.
         """
-        call = _calls.submit_task(
-            workspace_id, description, metadata, max_iterations, limits, idempotency_key
+        return await self._call(
+            call(
+                "SubmitTask",
+                with_id(SubmittedTask),
+                idempotent(idempotency_key),
+                workspace_id=workspace_id,
+                description=description,
+                metadata=metadata,
+                max_iterations=max_iterations or 0,
+                limits=None if limits is None else valid("limits", limits._to_message),
+            )
         )
-        return await self._call(call)
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task:
         """Reads one task.
@@ -199,7 +217,9 @@ class AsyncClient(AsyncCaller):
             WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.
             CallError: Any other failure.
         """
-        return await self._call(_calls.get_task(workspace_id, task_id))
+        return await self._call(
+            call("GetTask", only(Task), workspace_id=workspace_id, task_id=task_id)
+        )
 
     async def wait_for_task(
         self, workspace_id: str, task_id: str, *, timeout: Seconds | None = None
@@ -243,9 +263,8 @@ class AsyncClient(AsyncCaller):
             WorkspaceNotFoundError: There is no such workspace. Raised by the iteration.
             CallError: Any other failure. Raised by the iteration.
         """
-        return AsyncPages(
-            lambda token: self._call(_calls.list_tasks(workspace_id, page_size or 0, token)),
-            page_token or "",
+        return self._pages(
+            "ListTasks", page("tasks", Task), page_size, page_token, workspace_id=workspace_id
         )
 
     def watch(
@@ -367,7 +386,9 @@ class AsyncClient(AsyncCaller):
         Raises:
             CallError: The call has failed.
         """
-        return await self._call(_calls.hold(reason, cancel_running))
+        return await self._call(
+            call("HoldOrg", with_id(HoldResult), reason=reason, cancel_running=cancel_running)
+        )
 
     async def release(self) -> Hold:
         """Ends the hold of the caller's organization. Needs the scope `org:hold`.
@@ -378,7 +399,7 @@ class AsyncClient(AsyncCaller):
         Raises:
             CallError: The call has failed.
         """
-        return await self._call(_calls.release())
+        return await self._call(call("ReleaseOrg", only(Hold)))
 
     async def get_hold(self) -> Hold:
         """Reads whether the caller's organization is on hold.
@@ -389,7 +410,7 @@ class AsyncClient(AsyncCaller):
         Raises:
             CallError: The call has failed.
         """
-        return await self._call(_calls.get_hold())
+        return await self._call(call("GetHold", only(Hold)))
 
     async def create_workspace(
         self, name: str = "", *, idempotency_key: str | None = None
@@ -412,7 +433,9 @@ class AsyncClient(AsyncCaller):
             IdempotencyConflictError: The key was used for another request.
             CallError: Any other failure.
         """
-        return await self._call(_calls.create_workspace(name, idempotency_key))
+        return await self._call(
+            call("CreateWorkspace", only(Workspace), idempotent(idempotency_key), name=name)
+        )
 
     async def get_workspace(self, workspace_id: str) -> Workspace:
         """Reads one workspace.
@@ -427,7 +450,7 @@ class AsyncClient(AsyncCaller):
             WorkspaceNotFoundError: The caller's organization has no such workspace.
             CallError: Any other failure.
         """
-        return await self._call(_calls.get_workspace(workspace_id))
+        return await self._call(call("GetWorkspace", only(Workspace), workspace_id=workspace_id))
 
     def list_workspaces(
         self, *, page_size: int | None = None, page_token: str | None = None
@@ -444,10 +467,7 @@ class AsyncClient(AsyncCaller):
         Raises:
             CallError: The call has failed. Raised by the iteration.
         """
-        return AsyncPages(
-            lambda token: self._call(_calls.list_workspaces(page_size or 0, token)),
-            page_token or "",
-        )
+        return self._pages("ListWorkspaces", page("workspaces", Workspace), page_size, page_token)
 
     async def stop_workspace(self, workspace_id: str) -> Workspace:
         """Stops a workspace: ends its agent and keeps its files.
@@ -466,7 +486,7 @@ class AsyncClient(AsyncCaller):
             WorkspaceFailedError: Its agent died or could not start.
             CallError: Any other failure.
         """
-        return await self._call(_calls.stop_workspace(workspace_id))
+        return await self._call(call("StopWorkspace", only(Workspace), workspace_id=workspace_id))
 
     async def resume_workspace(self, workspace_id: str) -> Workspace:
         """Starts a new agent for a stopped or failed workspace.
@@ -484,7 +504,7 @@ class AsyncClient(AsyncCaller):
             InvalidStateError: The workspace is still stopping.
             CallError: Any other failure.
         """
-        return await self._call(_calls.resume_workspace(workspace_id))
+        return await self._call(call("ResumeWorkspace", only(Workspace), workspace_id=workspace_id))
 
     def list_audit_entries(
         self,
@@ -519,10 +539,16 @@ class AsyncClient(AsyncCaller):
             WorkspaceNotFoundError: There is no such workspace. Raised by the iteration.
             CallError: Any other failure. Raised by the iteration.
         """
-        matching = _calls.AuditFilter(
-            workspace_id, task_id, actor_id, rpc, outcome, start_time, end_time
-        )
-        return AsyncPages(
-            lambda token: self._call(_calls.list_audit_entries(matching, page_size or 0, token)),
-            page_token or "",
+        return self._pages(
+            "ListAuditEntries",
+            page("entries", AuditEntry),
+            page_size,
+            page_token,
+            workspace_id=optional("workspace_id", workspace_id),
+            task_id=optional("task_id", task_id),
+            actor_id=optional("actor_id", actor_id),
+            rpc=optional("rpc", rpc),
+            outcome=optional("outcome", outcome),
+            start_time=timestamp("start_time", start_time),
+            end_time=timestamp("end_time", end_time),
         )

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from evershell.client._calls import Call, Seconds, optional, seconds
+from evershell.client._calls import call as make_call
 from evershell.client._options import Credential, Options, find_credential
 from evershell.client._repeats import Attempts, Watch, log_failure
 from evershell.client._transport import (
@@ -34,6 +35,29 @@ from evershell.client.events import Event
 T = TypeVar("T")
 
 _log = logging.getLogger("evershell.client")
+
+
+class Pages(Generic[T]):
+    """A list of the service. Iterate over it for all items, or over `pages()`.
+
+    Each page is fetched when it is needed, so the iteration raises CallError.
+    """
+
+    def __init__(self, fetch: Callable[[str], Page[T]], page_token: str) -> None:
+        self._fetch = fetch
+        self._page_token = page_token
+
+    def __iter__(self) -> Iterator[T]:
+        for page in self.pages():
+            yield from page.items
+
+    def pages(self) -> Iterator[Page[T]]:
+        """Yields the pages, for example to keep `next_page_token` and to go on later."""
+        token: str | None = self._page_token
+        while token is not None:
+            page = self._fetch(token)
+            yield page
+            token = page.next_page_token
 
 
 class Caller:
@@ -140,6 +164,23 @@ class Caller:
                 log_failure(call.rpc, error, pause_seconds)
             self._sleep(pause_seconds)
 
+    def _pages(
+        self,
+        rpc: str,
+        decode: Callable[[Any, str], Page[T]],
+        page_size: int | None,
+        page_token: str | None,
+        /,
+        **fields: Any,
+    ) -> Pages[T]:
+        """The pages of a list, which begin after the page of this token."""
+        return Pages(
+            lambda token: self._call(
+                make_call(rpc, decode, page_size=page_size or 0, page_token=token, **fields)
+            ),
+            page_token or "",
+        )
+
     def _attempt(self, call: Call[T], attempts: Attempts) -> T:
         # The time that the credential takes is a part of the timeout.
         began, headers = self._monotonic(), self._headers(call.headers)
@@ -213,26 +254,3 @@ class Caller:
             renews_credential=callable(self._credential),
             monotonic=self._monotonic,
         )
-
-
-class Pages(Generic[T]):
-    """A list of the service. Iterate over it for all items, or over `pages()`.
-
-    Each page is fetched when it is needed, so the iteration raises CallError.
-    """
-
-    def __init__(self, fetch: Callable[[str], Page[T]], page_token: str) -> None:
-        self._fetch = fetch
-        self._page_token = page_token
-
-    def __iter__(self) -> Iterator[T]:
-        for page in self.pages():
-            yield from page.items
-
-    def pages(self) -> Iterator[Page[T]]:
-        """Yields the pages, for example to keep `next_page_token` and to go on later."""
-        token: str | None = self._page_token
-        while token is not None:
-            page = self._fetch(token)
-            yield page
-            token = page.next_page_token

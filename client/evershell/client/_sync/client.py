@@ -5,7 +5,17 @@ from collections.abc import Generator, Iterator, Mapping
 from datetime import datetime
 
 from evershell.client import _calls
-from evershell.client._calls import Seconds
+from evershell.client._calls import (
+    Seconds,
+    call,
+    idempotent,
+    only,
+    optional,
+    page,
+    timestamp,
+    valid,
+    with_id,
+)
 from evershell.client._repeats import (
     CancelWait,
     Limit,
@@ -181,10 +191,18 @@ class Client(Caller):
             AgentUnreachableError: The agent did not answer; the task has ended `delivery_failed`.
             CallError: Any other failure.
         """
-        call = _calls.submit_task(
-            workspace_id, description, metadata, max_iterations, limits, idempotency_key
+        return self._call(
+            call(
+                "SubmitTask",
+                with_id(SubmittedTask),
+                idempotent(idempotency_key),
+                workspace_id=workspace_id,
+                description=description,
+                metadata=metadata,
+                max_iterations=max_iterations or 0,
+                limits=None if limits is None else valid("limits", limits._to_message),
+            )
         )
-        return self._call(call)
 
     def get_task(self, workspace_id: str, task_id: str) -> Task:
         """Reads one task.
@@ -200,7 +218,7 @@ class Client(Caller):
             WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.
             CallError: Any other failure.
         """
-        return self._call(_calls.get_task(workspace_id, task_id))
+        return self._call(call("GetTask", only(Task), workspace_id=workspace_id, task_id=task_id))
 
     def wait_for_task(
         self, workspace_id: str, task_id: str, *, timeout: Seconds | None = None
@@ -244,9 +262,8 @@ class Client(Caller):
             WorkspaceNotFoundError: There is no such workspace. Raised by the iteration.
             CallError: Any other failure. Raised by the iteration.
         """
-        return Pages(
-            lambda token: self._call(_calls.list_tasks(workspace_id, page_size or 0, token)),
-            page_token or "",
+        return self._pages(
+            "ListTasks", page("tasks", Task), page_size, page_token, workspace_id=workspace_id
         )
 
     def watch(
@@ -368,7 +385,9 @@ class Client(Caller):
         Raises:
             CallError: The call has failed.
         """
-        return self._call(_calls.hold(reason, cancel_running))
+        return self._call(
+            call("HoldOrg", with_id(HoldResult), reason=reason, cancel_running=cancel_running)
+        )
 
     def release(self) -> Hold:
         """Ends the hold of the caller's organization. Needs the scope `org:hold`.
@@ -379,7 +398,7 @@ class Client(Caller):
         Raises:
             CallError: The call has failed.
         """
-        return self._call(_calls.release())
+        return self._call(call("ReleaseOrg", only(Hold)))
 
     def get_hold(self) -> Hold:
         """Reads whether the caller's organization is on hold.
@@ -390,7 +409,7 @@ class Client(Caller):
         Raises:
             CallError: The call has failed.
         """
-        return self._call(_calls.get_hold())
+        return self._call(call("GetHold", only(Hold)))
 
     def create_workspace(self, name: str = "", *, idempotency_key: str | None = None) -> Workspace:
         """Creates a workspace and starts its agent.
@@ -411,7 +430,9 @@ class Client(Caller):
             IdempotencyConflictError: The key was used for another request.
             CallError: Any other failure.
         """
-        return self._call(_calls.create_workspace(name, idempotency_key))
+        return self._call(
+            call("CreateWorkspace", only(Workspace), idempotent(idempotency_key), name=name)
+        )
 
     def get_workspace(self, workspace_id: str) -> Workspace:
         """Reads one workspace.
@@ -426,7 +447,7 @@ class Client(Caller):
             WorkspaceNotFoundError: The caller's organization has no such workspace.
             CallError: Any other failure.
         """
-        return self._call(_calls.get_workspace(workspace_id))
+        return self._call(call("GetWorkspace", only(Workspace), workspace_id=workspace_id))
 
     def list_workspaces(
         self, *, page_size: int | None = None, page_token: str | None = None
@@ -443,10 +464,7 @@ class Client(Caller):
         Raises:
             CallError: The call has failed. Raised by the iteration.
         """
-        return Pages(
-            lambda token: self._call(_calls.list_workspaces(page_size or 0, token)),
-            page_token or "",
-        )
+        return self._pages("ListWorkspaces", page("workspaces", Workspace), page_size, page_token)
 
     def stop_workspace(self, workspace_id: str) -> Workspace:
         """Stops a workspace: ends its agent and keeps its files.
@@ -465,7 +483,7 @@ class Client(Caller):
             WorkspaceFailedError: Its agent died or could not start.
             CallError: Any other failure.
         """
-        return self._call(_calls.stop_workspace(workspace_id))
+        return self._call(call("StopWorkspace", only(Workspace), workspace_id=workspace_id))
 
     def resume_workspace(self, workspace_id: str) -> Workspace:
         """Starts a new agent for a stopped or failed workspace.
@@ -483,7 +501,7 @@ class Client(Caller):
             InvalidStateError: The workspace is still stopping.
             CallError: Any other failure.
         """
-        return self._call(_calls.resume_workspace(workspace_id))
+        return self._call(call("ResumeWorkspace", only(Workspace), workspace_id=workspace_id))
 
     def list_audit_entries(
         self,
@@ -518,10 +536,16 @@ class Client(Caller):
             WorkspaceNotFoundError: There is no such workspace. Raised by the iteration.
             CallError: Any other failure. Raised by the iteration.
         """
-        matching = _calls.AuditFilter(
-            workspace_id, task_id, actor_id, rpc, outcome, start_time, end_time
-        )
-        return Pages(
-            lambda token: self._call(_calls.list_audit_entries(matching, page_size or 0, token)),
-            page_token or "",
+        return self._pages(
+            "ListAuditEntries",
+            page("entries", AuditEntry),
+            page_size,
+            page_token,
+            workspace_id=optional("workspace_id", workspace_id),
+            task_id=optional("task_id", task_id),
+            actor_id=optional("actor_id", actor_id),
+            rpc=optional("rpc", rpc),
+            outcome=optional("outcome", outcome),
+            start_time=timestamp("start_time", start_time),
+            end_time=timestamp("end_time", end_time),
         )
