@@ -69,7 +69,6 @@ class Options:
         return changed
 
     def timeout_of(self, rpc: str) -> float:
-        """The timeout of a method, in seconds."""
         return self.timeouts.get(rpc, self.timeout)
 
     def headers(self, token: str, more: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -50,7 +50,6 @@ class Attempts:
         self._failures = 0
 
     def remaining_seconds(self) -> float:
-        """The time that is left for the call."""
         return min(max(self._deadline - self._monotonic(), 0.0), LONGEST_SECONDS)
 
     def pause_seconds(self, error: CallError) -> float:

@@ -52,7 +52,6 @@ class AsyncTransport:
         tls: grpc.ChannelCredentials | None,
         interceptors: Sequence[Any],
     ) -> None:
-        """Opens a channel to the endpoint."""
         self._is_closed = False
         options, kept = channel_options(endpoint), list(interceptors)
         self._channel = (
@@ -63,7 +62,6 @@ class AsyncTransport:
         self._stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channel)
 
     async def close(self) -> None:
-        """Closes the channel."""
         self._is_closed = True
         await self._channel.close()
 
@@ -95,7 +93,6 @@ class AsyncTransport:
 
     @staticmethod
     async def sleep(seconds: float) -> None:
-        """Pauses the caller."""
         await asyncio.sleep(seconds)
 
 
@@ -111,7 +108,6 @@ class Transport:
         tls: grpc.ChannelCredentials | None,
         interceptors: Sequence[Any],
     ) -> None:
-        """Opens a channel to the endpoint."""
         self._is_closed = False
         options = channel_options(endpoint)
         self._channel = (
@@ -123,7 +119,6 @@ class Transport:
         self._stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(intercepted)
 
     def close(self) -> None:
-        """Closes the channel."""
         self._is_closed = True
         self._channel.close()
 
@@ -154,7 +149,6 @@ class Transport:
 
     @staticmethod
     def sleep(seconds: float) -> None:
-        """Pauses the caller."""
         time.sleep(seconds)
 
 
@@ -181,7 +175,6 @@ class AsyncStream:
         return None if message is grpc.aio.EOF else message
 
     def close(self) -> None:
-        """Ends the stream."""
         self._call.cancel()
 
 
@@ -207,7 +200,6 @@ class Stream:
             raise_failure(self._transport.failure(error), error)
 
     def close(self) -> None:
-        """Ends the stream."""
         self._idle.close()
         self._call.cancel()
 
@@ -225,7 +217,6 @@ class _IdleLimit:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The reader waits while this context is open."""
         self._waiting_since = time.monotonic()
         try:
             yield
@@ -233,7 +224,6 @@ class _IdleLimit:
             self._waiting_since = None
 
     def close(self) -> None:
-        """Ends the checks."""
         self._closed.set()
 
     def _check(self) -> None:

@@ -28,7 +28,6 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The URL, human-readable."""
         return f"{'https' if self.is_tls else 'http'}://{self.target}"
 
 

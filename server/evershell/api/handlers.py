@@ -50,7 +50,6 @@ class Methods(dict[str, "MethodHandler"]):
     def add_registered_method_handlers(
         self, service: str, methods: "Mapping[str, MethodHandler]"
     ) -> None:
-        """Adds the methods of a service, by name."""
         self.update({f"/{service}/{name}": method for name, method in methods.items()})
 
 

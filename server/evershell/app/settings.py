@@ -240,7 +240,6 @@ class Settings(BaseSettings):
 
     @property
     def rest_url(self) -> str:
-        """The edge's URL for REST."""
         return f"{'https' if self.tls_cert_file else 'http'}://{self.edge_host}:{self.rest_port}"
 
     @property
@@ -269,7 +268,6 @@ class Settings(BaseSettings):
 
     @property
     def logs_dir(self) -> Path:
-        """The folder of the programs' log files."""
         return self.state_dir / "logs"
 
     @property

@@ -47,7 +47,6 @@ class AgentCertificates:
         return self._control_plane[-1].issue(CONTROL_PLANE, trusted=_certificates(self._agents))
 
     def agent(self, agent: AgentIdentity) -> TlsIdentity:
-        """A new certificate of the agent."""
         name = agent_name(agent.workspace_id, agent.epoch)
         authority = self._agents[agent.signing_key]
         return authority.issue(name, trusted=_certificates(self._control_plane))

@@ -120,7 +120,6 @@ class KeyUse:
             await self.store()
 
     async def store(self) -> None:
-        """Stores what was recorded since the last time."""
         if not self._used:
             return
         used, self._used = self._used, {}

@@ -154,7 +154,6 @@ class ApiKey:
     last_used_at: datetime | None = None
 
     def caller(self) -> Caller:
-        """The caller that this key authenticates."""
         return Caller(
             org_id=self.org_id,
             actor_id=self.id,

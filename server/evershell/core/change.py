@@ -36,7 +36,6 @@ class Hold:
     reason: str
 
     def refusal(self) -> Failure:
-        """The error of a call that the hold refuses."""
         because = f": {self.reason}" if self.reason else ""
         since = self.held_since.astimezone(UTC).replace(tzinfo=None)
         message = (
@@ -112,7 +111,6 @@ class Locked:
     hold: Hold | None = None
 
     def require_no_hold(self) -> None:
-        """Raises Failure org_on_hold if the organization is on hold."""
         if self.hold is not None:
             raise self.hold.refusal()
 

@@ -50,7 +50,6 @@ class RecordedCancellation:
 
     @property
     def recorded(self) -> bool:
-        """Whether this call recorded the intent."""
         return self.outcome == "accepted"
 
 
@@ -189,11 +188,9 @@ class Store(Protocol):
     async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
         """Removes the hold of the organization, if there is one. Stores the audit log's entry."""
 
-    async def get_hold(self, org_id: str) -> Hold | None:
-        """The hold of the organization."""
+    async def get_hold(self, org_id: str) -> Hold | None: ...
 
-    async def count_holds(self) -> int:
-        """The number of organizations on hold."""
+    async def count_holds(self) -> int: ...
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
         """The first call with the idempotency key, if it was made after this time."""
@@ -216,8 +213,7 @@ class Store(Protocol):
         Newest first. None for `before_id` starts with the newest.
         """
 
-    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
-        """One task of the workspace."""
+    async def get_task(self, workspace_id: str, task_id: str) -> Task | None: ...
 
     async def get_workspace_with_task(
         self, workspace_id: str, task_id: str, org_id: str | None = None

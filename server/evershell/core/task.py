@@ -27,7 +27,6 @@ class TaskStatus(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a task in this status has ended."""
         return self in _TERMINAL
 
 

@@ -38,7 +38,6 @@ class Fields:
         self._problems.setdefault(field, problem)
 
     def identifier(self, field: str, value: str) -> None:
-        """Checks the syntax of an id."""
         if not is_identifier(value):
             self.reject(field, "must be 1 to 128 characters of A-Z a-z 0-9 _ -")
 
@@ -54,7 +53,6 @@ class Fields:
             self.reject(field, "must not hold the character NUL")
 
     def between(self, field: str, value: int, low: int, high: int) -> None:
-        """Checks that a number is within the bounds, both included."""
         if not low <= value <= high:
             self.reject(field, f"must be {low:,} to {high:,}")
 

@@ -72,7 +72,6 @@ class Workspace:
         return self.status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
 
     def is_over(self, epoch: int) -> bool:
-        """Whether the epoch has ended."""
         has_ended = self.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
         return epoch != self.epoch or has_ended
 
@@ -81,7 +80,6 @@ class Workspace:
         return self.is_over(epoch) or self.agent_breach is not None
 
     def require_up(self) -> None:
-        """Raises Failure unless the workspace is up."""
         if not self.is_up:
             raise self.refusal()
 

@@ -73,7 +73,6 @@ class _Agent:
         self._methods: dict[str, Any] = {}
 
     def method(self, rpc: str) -> Any:
-        """The method of this name."""
         if rpc not in self._methods:
             request, response = _MESSAGES[rpc]
             self._methods[rpc] = self.channel.unary_unary(

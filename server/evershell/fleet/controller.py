@@ -104,7 +104,6 @@ class Controller:
                 self._backlog.clear()
 
     async def _scan(self) -> None:
-        """Reconciles what is due."""
         has_reached_limits = await enforce_limits(self._store, self._clock)
         due = await self._due.read()
         for workspace in due.overdue:
@@ -129,7 +128,6 @@ class Controller:
             )
 
     async def _count_workspaces(self) -> None:
-        """Counts workspaces for the metrics."""
         while self._backlog is not None:
             with suppress(UnavailableError):
                 self._backlog.set_hold_count(await self._store.count_holds())

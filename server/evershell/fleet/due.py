@@ -84,7 +84,6 @@ class Due:
         lease_seconds: float,
         monotonic: Callable[[], float] = lambda: time.monotonic(),
     ) -> None:
-        """`lease_seconds` is the length of a lease."""
         self._store = store
         self._overdue = overdue
         self._lease_seconds = lease_seconds

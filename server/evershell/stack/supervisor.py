@@ -152,7 +152,6 @@ class Supervisor:
         return old
 
     async def wait_predecessors(self) -> None:
-        """Returns when all replaced processes have ended."""
         await asyncio.gather(*self._predecessors.values())
 
     def send_signal(self, number: signal.Signals, prefix: str) -> None:
@@ -163,7 +162,6 @@ class Supervisor:
                 program.process.send_signal(number)
 
     def names(self, prefix: str) -> list[str]:
-        """The names of the programs that start with the prefix."""
         return [program.name for program in self._programs if program.name.startswith(prefix)]
 
     def reap(self) -> None:

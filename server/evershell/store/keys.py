@@ -90,7 +90,6 @@ class PostgresKeys:
             return [_key_of(row) for row in await cursor.fetchall()]
 
     async def now(self) -> datetime:
-        """The time of the service."""
         async with connected(self._pool) as connection:
             row = await (await connection.execute(f"SELECT {SERVICE_TIME} AS now")).fetchone()
         assert row is not None

@@ -116,7 +116,6 @@ class _Notifications(ABC):
             self._enqueue(Channel.FLEET, workspace_id)
 
     async def listening(self) -> None:
-        """Returns when the listener is connected."""
         await self._listening.wait()
 
     async def disconnected(self) -> None:
@@ -239,7 +238,6 @@ class WorkspaceSubscription:
         return self._may_wait()
 
     def wake(self) -> None:
-        """Ends the wait."""
         self._has_changed = True
         self._end_wait()
 
@@ -289,7 +287,6 @@ class WorkspaceSubscriptions(_Notifications):
             raise
 
     def remove(self, subscription: WorkspaceSubscription) -> None:
-        """Ends a subscription."""
         subscribers = self._subscriptions[subscription.workspace_id]
         subscribers.discard(subscription)
         if not subscribers:

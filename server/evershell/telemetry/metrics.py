@@ -114,11 +114,9 @@ class Metrics:
         )
 
     def cancelled_tasks(self, count: int) -> None:
-        """Counts tasks that CancelTasks or a hold has cancelled."""
         self._cancelled_tasks.inc(count)
 
     def rpc(self, name: str) -> "MeasuredRpc":
-        """The measurements of the RPC of this name."""
         return MeasuredRpc(name, self._calls, self._in_flight)
 
     def signal(self, rpc: str) -> "MeasuredSignal":
@@ -126,7 +124,6 @@ class Metrics:
         return MeasuredSignal(rpc, self._signals)
 
     def audit_entries_lost(self, count: int) -> None:
-        """Counts entries of the audit log that are not stored."""
         self._audit_entries_lost.inc(count)
 
     def committed(self, change: Change) -> None:
@@ -185,7 +182,6 @@ class Metrics:
         Gauge(name, documentation, registry=self.registry).set_function(value)
 
     def backlog(self, clock: Clock) -> "Backlog":
-        """Adds the metrics of a fleet controller's backlog."""
         return Backlog(self.registry, clock)
 
 
@@ -200,7 +196,6 @@ class MeasuredRpc:
         self._by_outcome: dict[str, Histogram] = {}
 
     def begin(self) -> None:
-        """Counts a call that starts."""
         self._in_flight.inc()
 
     def end(self, outcome: str, seconds: float) -> None:
@@ -294,7 +289,6 @@ class Backlog(Collector):
         registry.register(self)
 
     def redelivered(self, result: str) -> None:
-        """Counts an attempt to redeliver a cancellation."""
         self._redeliveries.labels(result).inc()
 
     def set_open_cancellations(self, requested: Iterable[datetime]) -> None:
@@ -302,11 +296,9 @@ class Backlog(Collector):
         self._requested = list(requested)
 
     def set_workspace_counts(self, counts: Mapping[WorkspaceStatus, int]) -> None:
-        """Sets the number of workspaces in each status."""
         self._workspaces = counts
 
     def set_hold_count(self, count: int) -> None:
-        """Sets the number of organizations on hold."""
         self._holds = count
 
     def clear(self) -> None:

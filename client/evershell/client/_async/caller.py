@@ -96,7 +96,6 @@ class AsyncCaller:
 
     @property
     def url(self) -> str:
-        """The address of the service."""
         return self._endpoint.url
 
     def with_options(

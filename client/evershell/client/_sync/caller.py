@@ -94,7 +94,6 @@ class Caller:
 
     @property
     def url(self) -> str:
-        """The address of the service."""
         return self._endpoint.url
 
     def with_options(

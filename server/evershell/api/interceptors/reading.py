@@ -136,7 +136,6 @@ class _Turns:
         self._unshortened: set[asyncio.Timeout] = set()
 
     async def take(self) -> None:
-        """Waits for a turn."""
         if self._free.locked():
             for other in self._unshortened:
                 _shorten(other)
@@ -159,7 +158,6 @@ class _Turns:
         self._unshortened.discard(arrival)
 
     def release(self) -> None:
-        """Ends a turn."""
         self._free.release()
 
 

@@ -58,7 +58,6 @@ class Cache:
         return self._objects.get(name)
 
     def values(self) -> Iterable[Object]:
-        """All objects."""
         return list(self._objects.values())
 
     async def run(self) -> None:

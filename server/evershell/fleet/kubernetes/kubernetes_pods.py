@@ -249,7 +249,6 @@ class KubernetesPods:
         return self._pods.is_current and self._claims.is_current
 
     def _pods_of(self, workspace_id: str) -> dict[int, Object]:
-        """The pods of the workspace, by epoch."""
         pods = (self._pods.get(name) for name in self._names.get(workspace_id, ()))
         return {objects.key_of(pod)[1]: pod for pod in pods if pod is not None}
 

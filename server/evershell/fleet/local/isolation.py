@@ -63,7 +63,6 @@ class Started:
 
     @property
     def pids(self) -> set[int]:
-        """The ids of both."""
         return {self.agent.pid, self.child_pid}
 
 

@@ -261,7 +261,6 @@ class LocalPods:
         return _confirmed(workspace.id, record)
 
     def _last_agent(self, workspace_id: str) -> ProcessId | None:
-        """The agent that was started last."""
         own = [epoch for started, epoch in self._started if started == workspace_id]
         if own:
             return self._started[workspace_id, max(own)].agent

@@ -34,7 +34,6 @@ class EdgeProcess:
     """
 
     def __init__(self, settings: envoy.Edge, config_path: Path) -> None:
-        """The configuration is written to `config_path`."""
         self.settings = settings
         self._config_path = config_path
         self._base_id = 0
