@@ -61,7 +61,7 @@ coverage: $(READY) ## run the tests of make test, and print the lines of the pro
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-bench: $(BENCH_READY) ## compare the speed with the least possible (QUICK=1 ROWS=text ROUNDS=n COMPARE=path STRICT=1)
+bench: $(BENCH_READY) ## compare the speed with the least possible (QUICK=1 ROWS=text ROUNDS=n COMPARE=path)
 	@exec $(BIN)/python -m tests.bench
 
 flame: $(BENCH_READY) ## draw where a worker spends its time in CancelTask: docs/flame.svg

@@ -8,7 +8,6 @@ are variables of the environment:
 - ROUNDS=n: the number of rounds, for all rows.
 - COMPARE=path: also measures the server of another checkout, in turn with this one, and prints
   before ÷ after for each row; writes bench.partial.json.
-- STRICT=1: exits with 1 if a ratio got worse than in the committed bench.json.
 - BENCH_CACHE=folder: where `python -m tests.bench.size` keeps the large database. Without that
   database, its rows are left out.
 
@@ -20,8 +19,7 @@ How to read the table:
 - The floor is a bare gRPC server: one update of a row and an empty call to an agent. The durable
   floor records a cancellation in one statement instead of the update. Both are in servers/floor.py
   and do not change with the service.
-- `holds` compares the median with the target. `committed` is the median of the committed
-  bench.json, marked WORSE if the ratio got worse by more than 15 %.
+- `holds` compares the median with the target.
 - `before ÷ after` has a verdict only if there are at least 5 pairs, all on the same side of 1.
 
 The benchmark runs the full path of a CancelTask: the real worker, Envoy where the row says so, an

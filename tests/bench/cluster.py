@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -23,17 +21,16 @@ from evershell.auth.signing_keys import new_key
 from evershell.core import ids
 from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.fleet.kubernetes.api import Api
-from evershell.stack import postgres
 from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
 from evershell.store.migrate import migrate
 from evershell.store.service_clock import machine_clock
 from tests.bench import processes
+from tests.bench.idle_fleet import database
 from tests.bench.simulated_nodes import SimulatedNodes
 from tests.support.kubernetes import new_namespace
 
 _BURST_SECONDS = 120.0
-_START_SECONDS = 20.0
 _ORG = "org_bench"
 # An agent that sends no heartbeat keeps its lease for the whole run.
 _LEASE_SECONDS = 36_000
@@ -106,13 +103,11 @@ async def running(folder: Path, audit: AuditLog) -> AsyncIterator[Cluster]:
     key, port = new_key(), processes.free_port()
     (folder / "control-plane.jwk").write_text(key)
     (folder / "jwks.json").write_text('{"keys": []}')
-    with _database(folder) as url:
-        await postgres.wait_ready(url, _START_SECONDS)
+    with database(folder) as (url, _):
         await asyncio.to_thread(migrate, url)
         token = await _api_key(url)
         async with new_namespace() as api:
             environment = {
-                **os.environ,
                 "STATE_DIR": str(folder),
                 "DATABASE_URL": url,
                 "JWKS": str(folder / "jwks.json"),
@@ -124,13 +119,13 @@ async def running(folder: Path, audit: AuditLog) -> AsyncIterator[Cluster]:
                 "RUNTIME_SERVICE": f"127.0.0.1:{port}",
                 "METRICS_PORT": "0",
             }
+            log, program = folder / "log", [sys.executable, "-m", "evershell.commands"]
+            serve = [*program, "serve", "--port", str(port)]
             with (
-                _program(folder, environment, "serve", "--port", str(port)) as worker,
-                _program(folder, environment, "fleet") as controller,
+                processes.started(serve, log, environment) as worker,
+                processes.started([*program, "fleet"], log, environment) as controller,
             ):
-                await asyncio.to_thread(
-                    processes.await_listening, worker, port, folder / "serve.log"
-                )
+                await asyncio.to_thread(processes.await_listening, worker, port, log)
                 async with (
                     grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
                     _nodes(api, channel, PodTokens(key)) as nodes,
@@ -138,20 +133,6 @@ async def running(folder: Path, audit: AuditLog) -> AsyncIterator[Cluster]:
                     stub = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
                     metadata = (("authorization", f"Bearer {token}"),)
                     yield Cluster(controller.pid, nodes, stub, metadata, audit)
-
-
-@contextmanager
-def _database(folder: Path) -> Iterator[str]:
-    places = postgres.places(folder)
-    postgres.initialise(places.data_dir)
-    with (folder / "postgres.log").open("ab") as log:
-        server = subprocess.Popen(
-            postgres.command(places.data_dir, places.socket_dir), stdout=log, stderr=log
-        )
-    try:
-        yield postgres.database_url(places.socket_dir)
-    finally:
-        processes.stop(server)
 
 
 async def _api_key(url: str) -> str:
@@ -168,23 +149,6 @@ async def _api_key(url: str) -> str:
         )
         await keys.create_key(key, fingerprint(secret))
     return secret
-
-
-@contextmanager
-def _program(
-    folder: Path, environment: Mapping[str, str], *arguments: str
-) -> Iterator["subprocess.Popen[bytes]"]:
-    with (folder / f"{arguments[0]}.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "evershell.commands", *arguments],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        yield process
-    finally:
-        processes.stop(process)
 
 
 @asynccontextmanager

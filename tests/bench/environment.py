@@ -29,26 +29,13 @@ def describe(database: psycopg.Connection[Any]) -> dict[str, Any]:
 
 def commit(checkout: Path) -> str:
     """The commit of a checkout, with `+` if files differ from it. Empty without git."""
-    found = _git(checkout, "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+")
-    return found.strip()
-
-
-def committed_file(name: str) -> str:
-    """The content of a file of this checkout as it is committed. Empty if it is not."""
-    return _git(ROOT, "show", f"HEAD:{name}")
-
-
-def _git(checkout: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(checkout), "describe"]
+    options = ["--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(checkout), *arguments],  # noqa: S607
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +49,6 @@ class Options:
     rounds: int | None
     # A checkout to compare this one with.
     compare: Path | None
-    strict: bool
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Options":
@@ -78,7 +64,6 @@ class Options:
             rows=environment.get("ROWS", "").lower(),
             rounds=int(rounds) if rounds else None,
             compare=compare,
-            strict=environment.get("STRICT", "") not in ("", "0"),
         )
 
     @property

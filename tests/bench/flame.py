@@ -1,19 +1,19 @@
-"""`make flame`: draws where a worker spends its processor time in CancelTask.
+"""`make flame`: shows where a worker spends its processor time in CancelTask.
 
-Starts a stack, loads one worker with CancelTask by 16 callers, samples its stacks with py-spy,
-native code included, and writes `docs/flame.svg` and `docs/hot-path.md`. Every cancellation is
-checked in the database.
+Starts a stack, loads one worker with CancelTask by 16 callers, and samples its stacks with py-spy,
+native code included: once for the flame graph, which py-spy draws into `docs/flame.svg`, and once
+for the table of `docs/hot-path.md`. Every cancellation is checked in the database.
 """
 
-import subprocess
+import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench import arming, environment, flame_graph, processes, stacks, windows
+from tests.bench import environment, processes, windows
 from tests.bench.figures import Figures
 from tests.bench.side import Side
 from tests.support.stack import ROOT
@@ -26,17 +26,33 @@ _SAMPLES_A_SECOND = 100
 _START_SECONDS = 30.0
 # More tasks than the load can cancel, from the throughput of the warm-up.
 _MARGIN = 2.0
-_COLOURS = {
-    stacks.ENGINE: "#f4a582",
-    stacks.INTERCEPTORS: "#c2a5cf",
-    stacks.LOG: "#fee08b",
-    stacks.CODEC: "#e6f598",
-    stacks.USE_CASE: "#abdda4",
-    stacks.DATABASE: "#92c5de",
-    stacks.SIGNAL: "#f6b3d2",
-    stacks.LOOP: "#d9d9d9",
-    stacks.REST: "#f0f0f0",
+
+_ENGINE, _LOOP, _LOG, _REST = "gRPC engine", "event loop", "log line", "rest"
+_INTERCEPTORS = "interceptors"
+# A sample belongs to the part of its innermost frame whose file begins with one of these. py-spy
+# names a file from the highest folder with an `__init__.py` on, and `evershell` has none.
+_OWNERS = {
+    "signal": (
+        *("fleet/", "pod/", "auth/pod_tokens.py"),
+        *("grpc/aio/_call.py", "grpc/aio/_channel.py"),
+    ),
+    "database path": ("store/", "psycopg", "libpq"),
+    _LOG: ("api/interceptors/request_log.py", "telemetry/logs.py", "structlog/"),
+    "codec": ("api/codec.py", "api/payloads.py"),
+    "servicer and use case": ("core/", "api/workspace_servicer.py"),
+    _INTERCEPTORS: ("api/", "auth/"),
 }
+# If no frame has an owner, it belongs to the library of its innermost frame that is listed here.
+# These libraries also work for the parts above, and then belong to them.
+_LIBRARIES = {
+    "codec": ("protobuf", "workspace/v1/", "agent/v1/"),
+    _ENGINE: ("grpc",),
+    _LOOP: ("uvloop", "asyncio", "_asyncio", "loop", "core.c", "linux.c", "queue.h", "stream.c"),
+}
+_FRAME = re.compile(r"^(?P<name>.*) \((?:server/evershell/|evershell/)?(?P<file>[^()]*?)(:\d+)?\)$")
+# A thread in one of these waits, and uses no processor time.
+_WAITS = re.compile(r"^(epoll_p?wait|ppoll|poll|select|nanosleep|pthread_cond_\w*wait|sem_\w*wait)")
+_ADDRESS = re.compile(r"^0x[0-9a-f]+ \((.*)\)$")
 _PAGE = """\
 <!-- Written by `make flame`. Do not edit up to the end mark. -->
 
@@ -55,7 +71,7 @@ that other programs may have used too, with {versions}.
 A sample belongs to the part of the innermost frame that has one: the JSON encoder belongs to the
 log line if the log line calls it. What libraries do for no part is that of the gRPC engine or of
 the event loop. The gRPC engine includes the system calls that receive a call and send its reply,
-also where the interceptors call it.
+even where the interceptors call it.
 
 | part | share | µs a call | where most samples end |
 |---|---|---|---|
@@ -78,79 +94,96 @@ def main() -> None:
                 side.take_leadership()
                 agent_address = f"127.0.0.1:{port}"
                 alone = _cancel(side, agent_address, _WARM_UP_SECONDS, 20_000)
-                expected = alone["per_second"] * _SECONDS * _MARGIN
-                with _recorder(side.worker_pids[0], folder) as samples:
-                    _cancel(side, agent_address, _SECONDS, int(expected))
+                armed = int(alone["per_second"] * _SECONDS * _MARGIN)
+                for format_, file in (("flamegraph", "flame.svg"), ("raw", "stacks")):
+                    with _recorder(side.worker_pids[0], format_, folder / file):
+                        _cancel(side, agent_address, _SECONDS, armed)
             described = environment.describe(side.database)
         finally:
             side.stop()
-        counts = stacks.read(samples.read_text().splitlines())
-    (ROOT / "docs/flame.svg").write_text(flame_graph.draw(counts, stacks.part, _COLOURS))
+        samples = parts((folder / "stacks").read_text().splitlines())
+        (ROOT / "docs/flame.svg").write_bytes((folder / "flame.svg").read_bytes())
     _, _, by_hand = _DOCUMENT.read_text().partition(_END)
-    _DOCUMENT.write_text(_document(counts, alone, described) + by_hand)
+    _DOCUMENT.write_text(_document(samples, alone, described) + by_hand)
 
 
 def _cancel(side: Side, agent_address: str, seconds: float, count: int) -> Figures:
     """Cancels tasks for this time, and checks each cancellation in the database."""
     tasks = side.arm(count, agent_address)
     bodies = [windows.cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
-    figures = windows.figures_of(
-        side.connect("CancelTask"), bodies, _CALLERS, seconds, side.worker_pids
-    )
-    arming.check(side.database, tasks, int(figures["calls"]) + windows.WARM_UP_CALLS)
-    return figures
+    connection = side.connect("CancelTask")
+    return windows.recorded(side, tasks, connection, bodies, _CALLERS, seconds, side.worker_pids)
 
 
 @contextmanager
-def _recorder(pid: int, folder: Path) -> Iterator[Path]:
-    """Samples the stacks of a process from the start of the block. Yields the file of the stacks.
+def _recorder(pid: int, format_: str, output: Path) -> Iterator[None]:
+    """Samples the stacks of a process from the start of the block.
 
-    The file is complete when the block is left. Raises RuntimeError if py-spy fails.
+    The output is complete when the block is left. Raises RuntimeError if py-spy fails.
     """
-    samples, log = folder / "stacks", folder / "py-spy.log"
+    log = output.with_suffix(".log")
     options = {
         "--pid": pid,
         "--duration": _SECONDS,
         "--rate": _SAMPLES_A_SECOND,
-        "--format": "raw",
-        "--output": samples,
+        "--format": format_,
+        "--output": output,
     }
     words = [str(word) for option in options.items() for word in option]
     command = [str(Path(sys.executable).with_name("py-spy")), "record", "--native", "--function"]
-    with log.open("wb") as output:
-        recorder = subprocess.Popen([*command, *words], stdout=output, stderr=output)
+    with processes.started([*command, *words], log) as recorder:
 
-    def samples_or_fails() -> bool:
-        return b"Sampling process" in log.read_bytes() or recorder.poll() is not None
+        def samples_or_fails() -> bool:
+            return b"Sampling process" in log.read_bytes() or recorder.poll() is not None
 
-    try:
         eventually(samples_or_fails, _START_SECONDS)
-        yield samples
+        yield
         recorder.wait(_SECONDS + _START_SECONDS)
-    finally:
-        recorder.kill()
-        recorder.wait()
-    if not samples.exists():
+    if not output.exists():
         raise RuntimeError(f"py-spy has failed:\n{log.read_text()}")
 
 
+def parts(lines: Iterable[str]) -> dict[str, Counter[str]]:
+    """The samples of each part, by the innermost frame, without those of threads that wait."""
+    found: dict[str, Counter[str]] = {}
+    for line in lines:
+        stack, _, count = line.rpartition(" ")
+        frames = stack.split(";")
+        if not any(_WAITS.match(frame) for frame in frames):
+            places = found.setdefault(part(frames), Counter())
+            places[_ADDRESS.sub(r"\1", frames[-1])] += int(count)
+    return found
+
+
+def part(frames: Sequence[str]) -> str:
+    """The part to which the leaf of a stack belongs. The frames begin at the root."""
+    library = ""
+    for frame in reversed(frames):
+        match = _FRAME.match(frame)
+        file = match["file"] if match else ""
+        if owner := _listed(file, _OWNERS):
+            # These are around the whole call, and receive messages and send replies for it.
+            is_around = owner in (_INTERCEPTORS, _LOG)
+            return library if is_around and library == _ENGINE else owner
+        library = library or _listed(file, _LIBRARIES)
+    return library or _REST
+
+
+def _listed(file: str, places: Mapping[str, tuple[str, ...]]) -> str:
+    """The part whose files include this one; empty if none does."""
+    return next((name for name, files in places.items() if file.startswith(files)), "")
+
+
 def _document(
-    counts: Mapping[stacks.Stack, int],
-    figures: Figures,
-    described: Mapping[str, object],
+    samples: Mapping[str, Counter[str]], figures: Figures, described: Mapping[str, object]
 ) -> str:
     """The page with the share of each part."""
-    parts: Counter[str] = Counter()
-    places: dict[str, Counter[str]] = {part: Counter() for part in stacks.PARTS}
-    for stack, count in counts.items():
-        part = stacks.part(stack)
-        parts[part] += count
-        places[part][stack[-1] if stack else "unknown"] += count
-    total = parts.total()
+    shares = Counter({name: places.total() for name, places in samples.items()})
+    total = shares.total()
     rows = [
-        f"| {part} | {parts[part] / total:.1%} | {figures['cpu_us'] * parts[part] / total:.0f} "
-        f"| {_busiest(places[part], total)} |"
-        for part, _ in parts.most_common()
+        f"| {name} | {count / total:.1%} | {figures['cpu_us'] * count / total:.0f} "
+        f"| {_busiest(samples[name], total)} |"
+        for name, count in shares.most_common()
     ]
     versions = ", ".join(f"{name} {described[name]}" for name in ("python", "grpcio", "postgresql"))
     return _PAGE.format(

@@ -18,15 +18,15 @@ Prints one JSON object a row: name, unit, runs, median, min, max, target, holds,
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import psycopg
 
@@ -43,8 +43,9 @@ WORKSPACES = (100, 1_000, 10_000, 100_000)
 # A thousandth of a core.
 TARGET = at_most(0.2)
 _MAX_AGENTS = 2_000
+_START_SECONDS = 20.0
 # Until the programs have loaded everything and the controller leads.
-_START_SECONDS = 6.0
+_SETTLE_SECONDS = 6.0
 _QUIET_SECONDS = 10.0
 _WARM_SECONDS = INTERVAL_SECONDS + 1
 # Longer than it takes until the controller reads the leases again.
@@ -75,48 +76,15 @@ class ControlPlane:
 
 
 @contextmanager
-def running(checkout: Path, folder: Path) -> Iterator[ControlPlane]:
-    """Runs the programs of the checkout inside the block."""
-    key, port = new_key(), processes.free_port()
-    (folder / "control-plane.jwk").write_text(key)
+def database(folder: Path) -> Iterator[tuple[str, int]]:
+    """Runs an empty PostgreSQL inside the block. Yields its URL and process id."""
     places = postgres.places(folder)
     postgres.initialise(places.data_dir)
     url = postgres.database_url(places.socket_dir)
-    python = str(checkout / ".venv" / "bin" / "python")
-    environment = {
-        **os.environ,
-        "STATE_DIR": str(folder),
-        "DATABASE_URL": url,
-        "SERVER_PORT": str(port),
-        "WORKERS": "1",
-        "RATE_LIMIT": "off",
-        "LEASE_SECONDS": str(LEASE_SECONDS),
-        "RUN_ID": _RUN_ID,
-        "METRICS_PORT": "0",
-        "PYTHONPATH": f"{checkout}:{checkout}/gen",
-    }
-    log = folder / "log"
-    with ExitStack() as stack, log.open("ab") as output:
-
-        def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-            process = subprocess.Popen(
-                command, cwd=checkout, env=environment, stdout=output, stderr=output
-            )
-            stack.callback(processes.stop, process)
-            return process
-
-        server = start(postgres.command(places.data_dir, places.socket_dir))
-        eventually(lambda: _answers(url), 20)
-        migrate = f"from evershell.store.migrate import migrate; migrate({url!r})"
-        subprocess.run([python, "-c", migrate], cwd=checkout, env=environment, check=True)
-        worker = start([python, "-m", "evershell.commands", "serve", "--port", str(port)])
-        processes.await_listening(worker, port, log)
-        environment["METRICS_PORT"] = str(processes.free_port())
-        controller = start([python, str(_CONTROLLER)])
-        time.sleep(_START_SECONDS)
-        yield ControlPlane(
-            url, f"127.0.0.1:{port}", PodTokens(key), worker.pid, controller.pid, server.pid
-        )
+    command = postgres.command(places.data_dir, places.socket_dir)
+    with processes.started(command, folder / "postgres.log") as server:
+        eventually(lambda: _answers(url), _START_SECONDS)
+        yield url, server.pid
 
 
 def _answers(url: str) -> bool:
@@ -125,6 +93,38 @@ def _answers(url: str) -> bool:
     except psycopg.OperationalError:
         return False
     return True
+
+
+@contextmanager
+def running(checkout: Path, folder: Path) -> Iterator[ControlPlane]:
+    """Runs the programs of the checkout inside the block."""
+    key, port = new_key(), processes.free_port()
+    (folder / "control-plane.jwk").write_text(key)
+    python, log = str(checkout / ".venv" / "bin" / "python"), folder / "log"
+    with database(folder) as (url, postgres_pid):
+        environment = {
+            "STATE_DIR": str(folder),
+            "DATABASE_URL": url,
+            "SERVER_PORT": str(port),
+            "WORKERS": "1",
+            "RATE_LIMIT": "off",
+            "LEASE_SECONDS": str(LEASE_SECONDS),
+            "RUN_ID": _RUN_ID,
+            "METRICS_PORT": "0",
+        }
+        of_controller = {**environment, "METRICS_PORT": str(processes.free_port())}
+        migrate = f"from evershell.store.migrate import migrate; migrate({url!r})"
+        subprocess.run([python, "-c", migrate], cwd=checkout, check=True)
+        fleet = [python, str(_CONTROLLER)]
+        serve = [python, "-m", "evershell.commands", "serve", "--port", str(port)]
+        with (
+            processes.started(serve, log, environment, checkout) as worker,
+            processes.started(fleet, log, of_controller, checkout) as controller,
+        ):
+            processes.await_listening(worker, port, log)
+            time.sleep(_SETTLE_SECONDS)
+            pids = (worker.pid, controller.pid, postgres_pid)
+            yield ControlPlane(url, f"127.0.0.1:{port}", PodTokens(key), *pids)
 
 
 def insert(url: str, first: int, last: int) -> None:
@@ -152,8 +152,8 @@ def used(plane: ControlPlane, before: Used) -> Used:
     return {name: now - before[name] for name, now in plane.cpu_seconds().items()}
 
 
-def measure(plane: ControlPlane, workspaces: int) -> tuple[Used, Used, float]:
-    """One round: thousandths of a core for each idle agent, by part and by program, and the rate.
+def measure(plane: ControlPlane, workspaces: int) -> tuple[Used, float]:
+    """One round: thousandths of a core for each idle agent, by program, and the rate.
 
     Fails unless every heartbeat was answered, and every agent still has its lease.
     """
@@ -190,14 +190,10 @@ def measure(plane: ControlPlane, workspaces: int) -> tuple[Used, Used, float]:
     cost = {
         name: 1000 * (quiet[name] / workspaces + a_beat[name] / INTERVAL_SECONDS) for name in quiet
     }
-    parts = {
-        "without heartbeats": 1000 * sum(quiet.values()) / workspaces,
-        "heartbeats": 1000 * sum(a_beat.values()) / INTERVAL_SECONDS,
-    }
-    return cost, parts, sent / seconds
+    return cost, sent / seconds
 
 
-def summary(workspaces: int, rounds: Sequence[tuple[Used, Used, float]]) -> dict[str, object]:
+def summary(workspaces: int, rounds: Sequence[tuple[Used, float]]) -> dict[str, object]:
     """The row of this number of workspaces."""
     row = Row(
         name=f"control-plane CPU for an idle agent, {workspaces:,} workspaces",
@@ -205,15 +201,11 @@ def summary(workspaces: int, rounds: Sequence[tuple[Used, Used, float]]) -> dict
         value=lambda _: 0.0,
         target=TARGET,
     )
-
-    def median(part: int, name: str) -> float:
-        return sorted(each[part][name] for each in rounds)[len(rounds) // 2]  # type: ignore[index]
-
+    medians = {name: median(cost[name] for cost, _ in rounds) for name in rounds[0][0]}
     return {
-        **Summary(row, [sum(cost.values()) for cost, _, _ in rounds]).as_json(),
-        "rate": round(rounds[0][2]),
-        **{name: round(median(0, name), 4) for name in rounds[0][0]},
-        **{name: round(median(1, name), 4) for name in rounds[0][1]},
+        **Summary(row, [sum(cost.values()) for cost, _ in rounds]).as_json(),
+        "rate": round(rounds[0][1]),
+        **{name: round(value, 4) for name, value in medians.items()},
     }
 
 

@@ -5,11 +5,29 @@ import selectors
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from tests.bench.figures import percentile
-from tests.bench.http2 import Connection
+
+
+class Connection(Protocol):
+    """Of `http1` or `http2`. It keeps what it has to send until `flush`."""
+
+    socket: Any
+
+    def call(self, body: bytes) -> int:
+        """Makes a call, and returns its stream."""
+
+    def flush(self) -> None:
+        """Sends."""
+
+    def receive(self) -> list[tuple[int, int]]:
+        """Waits for data. Returns the streams that have ended, and the status of each."""
+
+    def close(self) -> None:
+        """Closes the connection."""
 
 
 @contextmanager
@@ -28,7 +46,7 @@ class Calls:
 
     # The time of each call from its sending to its status, in nanoseconds.
     nanoseconds: Sequence[int]
-    # Number of calls by gRPC status.
+    # Number of calls by status.
     statuses: Counter[int]
     # From the first call to the last answer.
     seconds: float
@@ -61,7 +79,12 @@ def run(
     statuses: Counter[int] = Counter()
     remaining = iter(bodies)
     sent: dict[tuple[int, int], int] = {}
-    with collecting_no_garbage(), _Receiver(connections) as receiver:
+    # A single connection is waited for by its own read.
+    selector = selectors.DefaultSelector() if len(connections) > 1 else None
+    with collecting_no_garbage(), selector or nullcontext():
+        if selector is not None:
+            for index, connection in enumerate(connections):
+                selector.register(connection.socket, selectors.EVENT_READ, index)
         cpu_began, began = time.process_time(), time.perf_counter_ns()
         until = began + int(seconds * 1e9)
         for number in range(callers):
@@ -69,7 +92,7 @@ def run(
         for connection in connections:
             connection.flush()
         while sent:
-            for index in receiver.ready():
+            for index in (0,) if selector is None else [key.data for key, _ in selector.select()]:
                 connection = connections[index]
                 ended = connection.receive()
                 now = time.perf_counter_ns()
@@ -86,31 +109,9 @@ def run(
 def _call(
     connections: Sequence[Connection],
     index: int,
-    bodies: Iterable[bytes],
+    bodies: Iterator[bytes],
     sent: dict[tuple[int, int], int],
 ) -> None:
-    body = next(iter(bodies), None)
+    body = next(bodies, None)
     if body is not None:
         sent[index, connections[index].call(body)] = time.perf_counter_ns()
-
-
-class _Receiver:
-    """Waits for connections that have data. A single connection is waited for by its own read."""
-
-    def __init__(self, connections: Sequence[Connection]) -> None:
-        self._selector = selectors.DefaultSelector() if len(connections) > 1 else None
-        if self._selector is not None:
-            for index, connection in enumerate(connections):
-                self._selector.register(connection.socket, selectors.EVENT_READ, index)
-
-    def __enter__(self) -> "_Receiver":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._selector is not None:
-            self._selector.close()
-
-    def ready(self) -> Sequence[int]:
-        if self._selector is None:
-            return (0,)
-        return [key.data for key, _ in self._selector.select()]

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,32 +14,55 @@ from tests.support.ports import free_ports
 from tests.support.stack import ROOT
 from tests.support.waiting import eventually
 
-_START_SECONDS = 15.0
+# The first start after packages were installed compiles them.
+_START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 
 
 @contextmanager
-def running(
-    module: str, port: int, *arguments: str, log: Path, environment: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `python -m module port arguments…` inside the block, once it listens on the port."""
+def started(
+    command: Sequence[str | Path],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    folder: Path = ROOT,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Runs a command in a folder inside the block. Its output goes to the log."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, str(port), *arguments],
-            cwd=ROOT,
+            command,
+            cwd=folder,
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
     try:
-        await_listening(process, port, log)
         yield process
     finally:
-        stop(process)
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_STOP_SECONDS)
 
 
-def await_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+@contextmanager
+def running(
+    module: str,
+    port: int,
+    *arguments: str,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Runs `python -m module port arguments…` inside the block, once it listens on the port."""
+    command = [sys.executable, "-m", module, str(port), *arguments]
+    with started(command, log, environment) as process:
+        await_listening(process, port, log)
+        yield process
+
+
+def await_listening(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     """Waits until the process listens on the port. Fails with its log if it ends first."""
 
     def listens() -> bool:
@@ -55,16 +78,6 @@ def await_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> N
 def exit_on_sigterm() -> None:
     """Makes SIGTERM leave all `with` blocks, so that no server is left behind."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process."""
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(_STOP_SECONDS)
 
 
 def free_port() -> int:

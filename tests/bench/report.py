@@ -1,8 +1,7 @@
-"""The table, bench.json, and the comparison with an earlier bench.json."""
+"""The table, bench.json, and the comparison of two sides."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -10,22 +9,8 @@ from rich.table import Table
 
 from tests.bench.figures import Row, Summary, paired_ratios
 
-# A ratio that is worse by more than this factor is marked. Ratios of two runs on an idle machine
-# differ by less.
-TOLERANCE = 1.15
 # Pairs of equal sides are all on the same side of 1 in one of 16 runs.
 _PAIRS_OF_VERDICT = 5
-# The unit of rows that are ratios. Absolute figures change with the machine and the hour.
-RATIO = "×"
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A row that an earlier run measured too."""
-
-    before: float
-    after: float
-    is_worse: bool
 
 
 def document(
@@ -40,42 +25,14 @@ def document(
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def changes(summaries: Sequence[Summary], earlier: str) -> dict[str, Change]:
-    """Compares the ratios with those of an earlier bench.json. Empty if that cannot be read."""
-    try:
-        rows = {row["name"]: row for row in json.loads(earlier)["rows"]}
-    except (ValueError, KeyError, TypeError):
-        return {}
-    found = {}
-    for summary in summaries:
-        row = rows.get(summary.row.name)
-        if row is not None and summary.row.unit == row["unit"] == RATIO:
-            before, after = float(row["median"]), summary.median
-            found[summary.row.name] = Change(before, after, is_worse(summary.row, before, after))
-    return found
-
-
-def is_worse(row: Row, before: float, after: float) -> bool:
-    """Whether the row got worse by more than the tolerance."""
-    if row.improves_downwards:
-        return after > before * TOLERANCE
-    return after < before / TOLERANCE
-
-
-def print_table(
-    summaries: Sequence[Summary],
-    changed: Mapping[str, Change],
-    skipped: Mapping[str, str],
-    console: Console,
-) -> None:
-    """Prints all rows, and the change of those that the committed bench.json has."""
+def print_table(summaries: Sequence[Summary], skipped: Mapping[str, str], console: Console) -> None:
+    """Prints all rows, and what was left out."""
     table = Table(title="make bench", title_justify="left")
     table.add_column("row")
-    for column in ("unit", "runs", "median", "min", "max", "target", "holds", "committed"):
+    for column in ("unit", "runs", "median", "min", "max", "target", "holds"):
         table.add_column(column, justify="right", no_wrap=True)
     for summary in summaries:
-        change = changed.get(summary.row.name)
-        table.add_row(*cells(summary), "" if change is None else _change(change))
+        table.add_row(*cells(summary))
     console.print(table)
     for name, reason in skipped.items():
         console.print(f"left out: {name}: {reason}", highlight=False)
@@ -96,9 +53,9 @@ def print_comparison(
     table.add_column("row")
     for column in ("unit", "runs", "before", "after", "before ÷ after", "min", "max", "verdict"):
         table.add_column(column, justify="right", no_wrap=True)
-    found = {summary.row.name: summary for summary in before}
+    by_name = {summary.row.name: summary for summary in before}
     for summary in after:
-        old = found.get(summary.row.name)
+        old = by_name.get(summary.row.name)
         ratios = paired_ratios(old, summary) if old else []
         if old is None or not ratios:
             continue
@@ -138,10 +95,6 @@ def cells(summary: Summary) -> list[str]:
         "" if row.target is None else str(row.target),
         {None: "", True: "yes", False: "NO"}[summary.holds],
     ]
-
-
-def _change(change: Change) -> str:
-    return f"{number(change.before)}{' WORSE' if change.is_worse else ''}"
 
 
 def number(value: float) -> str:

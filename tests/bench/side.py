@@ -1,7 +1,5 @@
 """A side of the comparison: a stack of this checkout or of another one, with its bench data."""
 
-import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -105,26 +103,15 @@ class Side:
     def second_worker(self, log: Path) -> Iterator[tuple[str, int]]:
         """Runs another worker inside the block. Yields its address and process id."""
         port = processes.free_port()
-        ready = self.stack.ready
         environment = {
             "STATE_DIR": str(self.stack.state_dir),
-            "DATABASE_URL": ready["database_url"],
+            "DATABASE_URL": self.stack.ready["database_url"],
             "RATE_LIMIT": "off",
         }
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [self.stack.python, "-m", self.stack.module, "serve", "--port", str(port)],
-                cwd=self.checkout,
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        try:
+        command = [self.stack.python, "-m", self.stack.module, "serve", "--port", str(port)]
+        with processes.started(command, log, environment, self.checkout) as process:
             processes.await_listening(process, port, log)
             yield f"127.0.0.1:{port}", process.pid
-        finally:
-            processes.stop(process)
 
     def arm(self, count: int, agent_address: str) -> arming.Armed:
         """Creates workspaces with running tasks."""

@@ -33,7 +33,7 @@ def cancel(callers: int, seconds: float, armed: int) -> Measure:
         tasks = side.arm(armed, setting.agent_address)
         bodies = [cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
         connection = side.connect("CancelTask")
-        return _recorded(side, tasks, connection, bodies, callers, seconds, side.worker_pids)
+        return recorded(side, tasks, connection, bodies, callers, seconds, side.worker_pids)
 
     return measure
 
@@ -45,7 +45,7 @@ def record(callers: int, seconds: float, armed: int) -> Measure:
         tasks = side.arm(armed, setting.agent_address)
         bodies = [message(workspace_id.encode()) for workspace_id in tasks.workspace_ids]
         connection = _floor(setting, "Record")
-        return _recorded(side, tasks, connection, bodies, callers, seconds, [setting.floor_pid])
+        return recorded(side, tasks, connection, bodies, callers, seconds, [setting.floor_pid])
 
     return measure
 
@@ -56,7 +56,7 @@ def floor_method(method: str, callers: int, seconds: float) -> Measure:
     def measure(setting: Setting, side: Side) -> Figures:
         bodies = [message(row_id.encode()) for row_id in setting.row_ids]
         connection = _floor(setting, method)
-        return figures_of(connection, cycle(bodies), callers, seconds, [setting.floor_pid])
+        return figures_of([connection], cycle(bodies), callers, seconds, [setting.floor_pid])
 
     return measure
 
@@ -75,7 +75,7 @@ def get_task(callers: int, seconds: float) -> Measure:
             for workspace_id in tasks.workspace_ids
         ]
         connection = side.connect("GetTask")
-        return figures_of(connection, cycle(bodies), callers, seconds, side.worker_pids)
+        return figures_of([connection], cycle(bodies), callers, seconds, side.worker_pids)
 
     return measure
 
@@ -86,7 +86,7 @@ def refused(token: str, status: int, callers: int, seconds: float) -> Measure:
     def measure(setting: Setting, side: Side) -> Figures:
         connection = side.connect("CancelTask", token)
         bodies = cycle([cancel_body("ws_unknown")])
-        return figures_of(connection, bodies, callers, seconds, side.worker_pids, status)
+        return figures_of([connection], bodies, callers, seconds, side.worker_pids, status)
 
     return measure
 
@@ -98,24 +98,36 @@ def cancel_rest(callers: int, seconds: float, armed: int) -> Measure:
         tasks = side.arm(armed, setting.agent_address)
         address = str(side.stack.ready["rest_url"]).removeprefix("http://")
         headers = {"authorization": f"Bearer {side.stack.tokens['full_access']}"}
-        requests = iter(
-            [
-                http1.request(address, f"/v1/workspaces/{workspace_id}/task/cancel", headers)
-                for workspace_id in tasks.workspace_ids
-            ]
-        )
-        warm_up = http1.run(address, islice(requests, WARM_UP_CALLS), 1, WARM_UP_SECONDS)
-        expect(warm_up, _HTTP_ACCEPTED)
-        calls = http1.run(address, requests, callers, seconds)
-        expect(calls, _HTTP_ACCEPTED)
+        requests = [
+            http1.request(address, f"/v1/workspaces/{workspace_id}/task/cancel", headers)
+            for workspace_id in tasks.workspace_ids
+        ]
+        calls = http_calls(address, requests, callers, seconds, _HTTP_ACCEPTED)
         arming.check(side.database, tasks, WARM_UP_CALLS + calls.count)
         return calls.figures()
 
     return measure
 
 
+def http_calls(
+    address: str, requests: Iterable[bytes], callers: int, seconds: float, status: int
+) -> Calls:
+    """Makes calls over HTTP/1.1, each caller on a connection of its own."""
+    remaining = iter(requests)
+    connections = [http1.Connection(address) for _ in range(callers)]
+    try:
+        warm_up = islice(remaining, WARM_UP_CALLS)
+        expect(load.run(connections[:1], warm_up, 1, WARM_UP_SECONDS), status)
+        calls = load.run(connections, remaining, callers, seconds)
+    finally:
+        for connection in connections:
+            connection.close()
+    expect(calls, status)
+    return calls
+
+
 def figures_of(
-    connection: Connection | Sequence[Connection],
+    connections: Sequence[Connection],
     bodies: Iterable[bytes],
     callers: int,
     seconds: float,
@@ -127,7 +139,6 @@ def figures_of(
     Adds the processor time that these processes use, in µs a call, and the number of calls.
     """
     remaining = iter(bodies)
-    connections = [connection] if isinstance(connection, Connection) else connection
     try:
         for each in connections:
             warm_up = islice(remaining, WARM_UP_CALLS)
@@ -148,7 +159,7 @@ def expect(calls: Calls, status: int) -> None:
         raise WrongStatusError(f"expected {status}, got {dict(calls.statuses)}")
 
 
-def _recorded(
+def recorded(
     side: Side,
     tasks: arming.Armed,
     connection: Connection,
@@ -160,7 +171,7 @@ def _recorded(
     """Makes calls that record cancellations, and compares their number with the database."""
     postgres = side.postgres_pids()
     cpu_began = cpu_seconds(postgres)
-    figures = figures_of(connection, bodies, callers, seconds, pids)
+    figures = figures_of([connection], bodies, callers, seconds, pids)
     used = cpu_seconds(postgres) - cpu_began
     arming.check(side.database, tasks, int(figures["calls"]) + WARM_UP_CALLS)
     return {**figures, "postgres_us": used * 1e6 / figures["calls"]}

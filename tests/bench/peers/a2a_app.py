@@ -36,9 +36,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
 
-from tests.bench.peers.agent_client import GrpcAgentClient
-from tests.bench.peers.engine import create_engine
-from tests.bench.peers.settings import PeerSettings
+from tests.bench.peers.server import GrpcAgentClient, PeerSettings, create_engine, serve
 
 _RPC_PATH = "/rpc"
 _CARD = AgentCard(
@@ -119,4 +117,5 @@ def _create_app(settings: PeerSettings) -> Starlette:
     )
 
 
-app = _create_app(PeerSettings())
+if __name__ == "__main__":
+    serve(_create_app(PeerSettings()))

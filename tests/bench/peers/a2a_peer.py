@@ -1,34 +1,45 @@
-"""The peer on a2a-sdk: its process, its tasks and what it has stored."""
+"""The peer on a2a-sdk: its tasks and what it has stored."""
 
-import hashlib
 import json
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.bench.peers import HttpRequest
-from tests.bench.peers.http_client import send_all
-from tests.bench.peers.uvicorn_peer import UvicornPeer
+import httpx
+import psycopg
 
-# How many tasks are made at a time.
+from tests.bench.peers.peer import HttpRequest, Peer
+
+# How many tasks are started at a time.
 _ARM_CALLERS = 8
+# The SDK's table has a row for each task, so it cannot record a cancellation twice.
+_RECORDED = """
+SELECT id, 1 FROM tasks WHERE id = ANY(%s) AND status ->> 'state' = 'TASK_STATE_CANCELED'
+"""
 
 
-class A2aPeer(UvicornPeer):
+class A2aPeer(Peer):
     """The server of a2a-sdk with its database store, over JSON-RPC.
 
     Its promise is weaker: see `a2a_app`. It holds its running tasks in memory, and cancels only
-    those through the agent, so they are made by calls of its API.
+    those through the agent, so they are started by calls of its API.
     """
 
     name = "a2a"
     _module = "tests.bench.peers.a2a_app"
 
     def arm(self, count: int) -> Sequence[HttpRequest]:
-        requests = [self._request("SendMessage", _message(), task_id="") for _ in range(count)]
-        responses = send_all(self.address, requests, _ARM_CALLERS)
-        task_ids = [response.json()["result"]["task"]["id"] for response in responses]
-        with self._database.connection() as connection:
+        with httpx.Client(base_url=f"http://{self.address}", trust_env=False, timeout=30) as client:
+
+            def start(_: int) -> str:
+                request = self._request("SendMessage", _message(), task_id="")
+                answer = client.post(request.path, headers=request.headers, content=request.body)
+                return str(answer.json()["result"]["task"]["id"])
+
+            with ThreadPoolExecutor(_ARM_CALLERS) as pool:
+                task_ids = list(pool.map(start, range(count)))
+        with psycopg.connect(self._database_url) as connection:
             # Plans that were made for an empty table are made anew.
             connection.execute("ANALYZE")
         return [self._request("CancelTask", {"id": task_id}, task_id) for task_id in task_ids]
@@ -40,24 +51,12 @@ class A2aPeer(UvicornPeer):
             "Content-Type": "application/json",
             "A2A-Version": "1.0",
         }
-        return HttpRequest("POST", "/rpc", headers, json.dumps(call).encode(), task_id)
+        return HttpRequest("/rpc", headers, json.dumps(call).encode(), task_id)
 
-    def _prepare(self) -> None:
-        pass
-
-    def _recorded(self, task_ids: Sequence[str]) -> dict[str, int]:
-        with self._database.connection() as connection:
-            # The SDK's table has a row for each task, so it cannot record a cancellation twice.
-            cancelled = connection.execute(
-                "SELECT id, 1 FROM tasks "
-                "WHERE id = ANY(%s) AND status ->> 'state' = 'TASK_STATE_CANCELED'",
-                [list(task_ids)],
-            )
-            return dict(cancelled.fetchall())
-
-    def _environment(self) -> dict[str, str]:
-        sha256 = hashlib.sha256(self._key.encode()).hexdigest()
-        return {**super()._environment(), "API_KEY_SHA256": sha256}
+    def _recorded(
+        self, connection: "psycopg.Connection[Any]", task_ids: Sequence[str]
+    ) -> dict[str, int]:
+        return dict(connection.execute(_RECORDED, [task_ids]).fetchall())
 
 
 def _message() -> dict[str, Any]:

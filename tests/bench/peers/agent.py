@@ -1,22 +1,28 @@
 """An agent for the peers, which answers each signal at once and counts it.
 
 Over HTTP/1.1, `POST /tasks/<id>/cancel` takes a signal, and `GET /signals` returns the number of
-signals by task. The next port takes signals over gRPC: the request of METHOD is the id of the task.
+signals by task. Over gRPC, on the other port, the request of METHOD is the id of the task.
+
+`python -m tests.bench.peers.agent PORT GRPC_PORT`
 """
 
 import asyncio
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import grpc
 import httpx
 import uvloop
 
-from tests.bench.peers import Address
-from tests.bench.peers.server_process import ServerProcess
+from tests.bench import processes
+from tests.bench.servers.agent import serve_method
+from tests.support.ports import free_ports
 
 # Stands for the credential with which a control plane authorizes itself at an agent.
 TOKEN = "token-of-the-control-plane"
@@ -25,44 +31,33 @@ _END_OF_HEAD = b"\r\n\r\n"
 _AUTHORIZATION = f"\r\nauthorization: bearer {TOKEN}\r\n".encode()
 
 
+@dataclass(frozen=True)
 class Agent:
-    """The agent in a process of its own. A context manager that starts and stops it."""
+    """The agent in a process of its own. It has the same ports each time."""
 
-    def __init__(self, folder: Path) -> None:
-        self._process = ServerProcess("agent", folder)
+    folder: Path
+    ports: list[int] = field(default_factory=lambda: free_ports(2))
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Starts the agent, without signals. It has the same address each time."""
-        host, port = self.address
-        self._process.start(["tests.bench.peers.agent", host, str(port)], {})
-
-    def stop(self) -> None:
-        """Stops the agent."""
-        self._process.stop()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Runs the agent inside the block. It begins without signals."""
+        port, grpc_port = self.ports
+        log = self.folder / "agent.log"
+        with processes.running("tests.bench.peers.agent", port, str(grpc_port), log=log):
+            yield
 
     @property
-    def address(self) -> Address:
-        """The host and the port of the agent."""
-        return self._process.address
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports[0]}"
 
     @property
-    def pid(self) -> int:
-        """The process of the agent."""
-        return self._process.pid
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.ports[1]}"
 
-
-def signals(address: Address) -> Counter[str]:
-    """Asks the agent at this address for the number of signals that it has, by task."""
-    host, port = address
-    answer = httpx.get(f"http://{host}:{port}/signals", trust_env=False, timeout=30)
-    return Counter(answer.raise_for_status().json())
+    def signals(self) -> Counter[str]:
+        """The number of signals that the agent has, by task."""
+        answer = httpx.get(f"{self.url}/signals", trust_env=False, timeout=30)
+        return Counter(answer.raise_for_status().json())
 
 
 class _Connection(asyncio.Protocol):
@@ -99,7 +94,7 @@ class _Connection(asyncio.Protocol):
         return b"404 Not Found", b"{}"
 
 
-async def _serve(host: str, port: int) -> None:
+async def _serve(port: int, grpc_port: int) -> None:
     counts: Counter[str] = Counter()
 
     async def cancel_task(task_id: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
@@ -108,17 +103,12 @@ async def _serve(host: str, port: int) -> None:
         counts[task_id.decode()] += 1
         return b""
 
-    service, method = METHOD.removeprefix("/").split("/")
-    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(cancel_task)
-    over_grpc = grpc.aio.server()
-    over_grpc.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service, {method: handler}),)
+    over_grpc = await serve_method(METHOD, cancel_task, grpc_port)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Connection(counts), "127.0.0.1", port
     )
-    over_grpc.add_insecure_port(f"{host}:{port + 1}")
-    await over_grpc.start()
-    server = await asyncio.get_running_loop().create_server(lambda: _Connection(counts), host, port)
-    await server.serve_forever()
+    await asyncio.gather(server.serve_forever(), over_grpc.wait_for_termination())
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1], int(sys.argv[2])))
+    uvloop.run(_serve(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,11 +1,13 @@
-"""The FastAPI peer: its process, its tasks and what it has recorded."""
+"""The FastAPI peer: its tasks and what it has recorded."""
 
 import hashlib
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
-from tests.bench.peers import HttpRequest
-from tests.bench.peers.uvicorn_peer import UvicornPeer
+import psycopg
+
+from tests.bench.peers.peer import HttpRequest, Peer
 
 _ADD_KEY = """
 INSERT INTO api_keys (key_hash, id, org_id, scopes)
@@ -40,7 +42,7 @@ GROUP BY tasks.id
 """
 
 
-class FastApiPeer(UvicornPeer):
+class FastApiPeer(Peer):
     """A FastAPI application with the same promises for a single call, over REST."""
 
     name = "fastapi"
@@ -48,26 +50,22 @@ class FastApiPeer(UvicornPeer):
 
     def arm(self, count: int) -> Sequence[HttpRequest]:
         names = [uuid.uuid4().hex for _ in range(count)]
-        with self._database.connection() as connection:
+        headers = {"Authorization": f"Bearer {self._key}"}
+        with psycopg.connect(self._database_url) as connection:
             for statement in _ARM:
                 connection.execute(statement, [names])
             # Plans that were made for empty tables are made anew.
             connection.execute("ANALYZE")
         return [
-            HttpRequest(
-                "POST",
-                f"/v1/workspaces/ws_{name}/task/cancel",
-                {"Authorization": f"Bearer {self._key}"},
-                b"",
-                f"task_{name}",
-            )
+            HttpRequest(f"/v1/workspaces/ws_{name}/task/cancel", headers, b"", f"task_{name}")
             for name in names
         ]
 
     def _prepare(self) -> None:
-        with self._database.connection() as connection:
+        with psycopg.connect(self._database_url) as connection:
             connection.execute(_ADD_KEY, [hashlib.sha256(self._key.encode()).digest()])
 
-    def _recorded(self, task_ids: Sequence[str]) -> dict[str, int]:
-        with self._database.connection() as connection:
-            return dict(connection.execute(_RECORDED, [list(task_ids)]).fetchall())
+    def _recorded(
+        self, connection: "psycopg.Connection[Any]", task_ids: Sequence[str]
+    ) -> dict[str, int]:
+        return dict(connection.execute(_RECORDED, [task_ids]).fetchall())

@@ -6,14 +6,13 @@ JSON-RPC, and the service over gRPC at the worker, which is the protocol of each
 
 from collections.abc import Sequence
 
-from tests.bench import http1, windows
+from tests.bench import windows
 from tests.bench.figures import Figures, Row, Target, at_least, at_most, ratio
-from tests.bench.peers import Peer
 from tests.bench.peers.a2a_peer import A2aPeer
 from tests.bench.peers.agent import Agent
 from tests.bench.peers.fastapi_peer import FastApiPeer
+from tests.bench.peers.peer import Peer
 from tests.bench.plan import Block, Measure, Setting, Window
-from tests.bench.processes import cpu_seconds
 from tests.bench.side import Side
 
 _SECONDS = 1.5
@@ -85,15 +84,9 @@ class _Running:
             self._start(setting)
             requests = peer.arm(armed)
             bodies = [request.encoded(peer.address) for request in requests]
-            address, warm_up = "{}:{}".format(*peer.address), windows.WARM_UP_CALLS
-            first = http1.run(address, bodies[:warm_up], 1, windows.WARM_UP_SECONDS)
-            windows.expect(first, status)
-            began = cpu_seconds(peer.pids)
-            calls = http1.run(address, bodies[warm_up:], callers, _SECONDS)
-            used = cpu_seconds(peer.pids) - began
-            windows.expect(calls, status)
-            peer.check(requests[: warm_up + calls.count])
-            return {**calls.figures(), "cpu_us": used * 1e6 / calls.count}
+            calls = windows.http_calls(peer.address, bodies, callers, _SECONDS, status)
+            peer.check(requests[: windows.WARM_UP_CALLS + calls.count])
+            return calls.figures()
 
         return measure
 
@@ -103,7 +96,8 @@ class _Running:
         self._has_started = True
         folder = setting.folder / "peers"
         folder.mkdir()
-        agent = setting.resources.enter_context(Agent(folder))
+        agent = Agent(folder)
+        setting.resources.enter_context(agent.running())
         for peer in self._peers:
-            setting.resources.callback(peer.stop)
-            peer.start(setting.home.stack.ready["database_url"], agent.address, folder)
+            url = setting.home.stack.ready["database_url"]
+            setting.resources.enter_context(peer.running(url, agent, folder))

@@ -7,7 +7,6 @@ real agent, and the floor calls it without a token.
 `python -m tests.bench.servers.agent PORT`
 """
 
-import asyncio
 import sys
 from typing import Any
 
@@ -20,22 +19,27 @@ METHOD = "/evershell.agent.v1.AgentService/CancelTask"
 _ACKNOWLEDGED = CancelTaskResponse(known=True).SerializeToString()
 
 
-async def _cancel_task(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-    return _ACKNOWLEDGED
-
-
-async def serve(port: int) -> None:
-    """Serves on loopback until the process is stopped."""
+async def serve_method(path: str, call: Any, port: int) -> grpc.aio.Server:
+    """Serves one unary method on loopback, bytes in and bytes out."""
+    service, method = path.removeprefix("/").split("/")
+    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(call)
     server = grpc.aio.server()
-    service, method = METHOD.removeprefix("/").split("/")
-    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(_cancel_task)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, {method: handler}),)
     )
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    await asyncio.Event().wait()
+    return server
+
+
+async def _cancel_task(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    return _ACKNOWLEDGED
+
+
+async def _serve(port: int) -> None:
+    server = await serve_method(METHOD, _cancel_task, port)
+    await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1])))
+    uvloop.run(_serve(int(sys.argv[1])))
