@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.matrix import (
+from tests.stack.matrix import (
     Places,
     check_cells_that_change_nothing,
     check_cells_that_record,

@@ -4,27 +4,40 @@ tests/contracts runs the same suites on them as on the real implementations.
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from evershell.core import task_lifecycle
 from evershell.core.caller import Permission
-from evershell.core.change import Change, FirstCall, Hold, Locked
-from evershell.core.event import AuditEntry, Origin
+from evershell.core.change import Change, FirstCall, Hold, KeyTakenError, Locked
+from evershell.core.errors import UnavailableError
+from evershell.core.event import AuditEntry, AuditFilter, Event, NewEvent, Origin
 from evershell.core.ports import (
     RENEW_BELOW_SHARE,
+    UNDELIVERED,
     CancellationOutcome,
+    Clock,
     Leased,
+    MatchedTask,
+    MatchedTasks,
     RecordedCancellation,
 )
 from evershell.core.task import CancelIntent, Task
+from evershell.core.task_filter import AllTasks, TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from tests.support.fake_cancel_tasks import FakeCancelTasks
-from tests.support.fake_reads import FakeReads
+from evershell.store.notifications import Publish, publish_to_nobody
 
+_Listed = TypeVar("_Listed", Workspace, Task)
+_WANTED = (
+    WorkspaceStatus.PROVISIONING,
+    WorkspaceStatus.IDLE,
+    WorkspaceStatus.BUSY,
+    WorkspaceStatus.STOPPING,
+)
 _NOT_UP: Mapping[WorkspaceStatus, CancellationOutcome] = {
     WorkspaceStatus.PROVISIONING: "workspace_provisioning",
     WorkspaceStatus.STOPPING: "workspace_stopped",
@@ -52,11 +65,179 @@ def cancellation_outcome(
     return "accepted" if task.cancel is None else "already_requested"
 
 
-class FakeStore(FakeReads, FakeCancelTasks):
+class FakeStore:
     """Implements core.ports.Store in memory.
 
     While `unavailable` is true, every method raises UnavailableError.
     """
+
+    def __init__(
+        self,
+        publish: Publish = publish_to_nobody,
+        lease_clock: Clock = lambda: datetime.now(UTC),
+    ) -> None:
+        """`lease_clock` is the clock of the database."""
+        self.unavailable = False
+        self.lease_clock = lease_clock
+        self.publish = publish
+        self._workspaces: dict[str, Workspace] = {}
+        self._tasks: dict[str, Task] = {}
+        self._events: defaultdict[str, list[Event]] = defaultdict(list)
+        self._audit = FakeAuditLog()
+        self._first_calls: dict[tuple[str, str], FirstCall] = {}
+        self._holds: dict[str, Hold] = {}
+
+    def _answer(self) -> None:
+        if self.unavailable:
+            raise UnavailableError("the fake database is down")
+
+    def _task_of(self, workspace: Workspace, task_id: str | None) -> Task | None:
+        task = self._tasks.get(task_id or "")
+        return task if task is not None and task.workspace_id == workspace.id else None
+
+    def _seconds_left(self, workspace: Workspace) -> float | None:
+        expires_at = workspace.lease_expires_at
+        return None if expires_at is None else (expires_at - self.lease_clock()).total_seconds()
+
+    def _extend(self, workspace: Workspace, lease_seconds: float) -> Workspace:
+        until = self.lease_clock() + timedelta(seconds=lease_seconds)
+        return replace(workspace, lease_expires_at=max(workspace.lease_expires_at or until, until))
+
+    def _commit(self, locked: Locked, change: Change) -> Change:
+        workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
+        change = replace(
+            change, workspace=replace(change.workspace, last_seq=seq + len(change.events))
+        )
+        if change.lease_seconds is not None:
+            leased = self._extend(change.workspace, change.lease_seconds)
+            change = replace(change, workspace=leased)
+        self._workspaces[workspace_id] = change.workspace
+        if change.task is not None:
+            self._tasks[change.task.id] = change.task
+        self._events[workspace_id] += [
+            _entry(workspace_id, at, new) for at, new in enumerate(change.events, seq + 1)
+        ]
+        if change.audit is not None:
+            self._audit.add(change.audit)
+        if change.events or change.workspace.status is not locked.workspace.status:
+            self._publish(change.workspace)
+        return change
+
+    def _store_key(self, call: FirstCall | None) -> None:
+        if call is None:
+            return
+        stored = self._first_calls.get((call.org_id, call.key))
+        if stored is not None and stored.called_at > call.expires_before:
+            raise KeyTakenError
+        self._first_calls[call.org_id, call.key] = call
+
+    def _publish(self, workspace: Workspace) -> None:
+        self.publish(workspace.id, watched=False, reconcile=workspace.awaits_controller)
+
+    async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
+        self._answer()
+        found = self._workspaces.get(workspace_id)
+        return None if found is None or org_id not in (None, found.org_id) else found
+
+    async def list_workspaces(
+        self, permission: Permission, before_id: str | None, limit: int
+    ) -> Sequence[Workspace]:
+        self._answer()
+        org_id = permission.caller.org_id
+        found = [
+            each
+            for each in self._workspaces.values()
+            if each.org_id == org_id and permission.covers(each)
+        ]
+        return _page(found, before_id, limit)
+
+    async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
+        self._answer()
+        workspace = self._workspaces.get(workspace_id)
+        return None if workspace is None else self._task_of(workspace, task_id)
+
+    async def get_workspace_with_task(
+        self, workspace_id: str, task_id: str, org_id: str | None = None
+    ) -> tuple[Workspace | None, Task | None]:
+        workspace = await self.get_workspace(workspace_id, org_id)
+        return workspace, None if workspace is None else self._task_of(workspace, task_id)
+
+    async def list_tasks(
+        self, workspace_id: str, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
+        self._answer()
+        return _page(
+            [task for task in self._tasks.values() if task.workspace_id == workspace_id],
+            before_id,
+            limit,
+        )
+
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+        self._answer()
+        return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
+
+    async def list_audit_entries(
+        self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
+    ) -> Sequence[AuditEntry]:
+        self._answer()
+        return self._audit.list(self._workspaces, permission, wanted, before_id)[:limit]
+
+    async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
+        self._answer()
+        return [each for each in self._wanted() if each.id > after_id][:limit]
+
+    async def list_unsettled(self) -> Sequence[Workspace]:
+        self._answer()
+        moving = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+        return [
+            each
+            for each in sorted(self._workspaces.values(), key=lambda each: each.id)
+            if each.status in moving or (each.task_unnamed_since or each.agent_breach) is not None
+        ]
+
+    async def list_expired_leases(self) -> Sequence[Workspace]:
+        self._answer()
+        lefts = [(each, self._seconds_left(each)) for each in self._wanted()]
+        return [each for each, left in lefts if left is not None and left < 0]
+
+    async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
+        self._answer()
+        if workspace_id is not None:
+            workspace = self._workspaces.get(workspace_id)
+            return None if workspace is None else self._seconds_left(workspace)
+        lefts = (self._seconds_left(each) for each in self._wanted())
+        return min((left for left in lefts if left is not None), default=None)
+
+    async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
+        self._answer()
+        current = [
+            (each, self._task_of(each, each.current_task_id))
+            for each in sorted(self._workspaces.values(), key=lambda each: each.id)
+        ]
+        return [
+            (each, task) for each, task in current if task is not None and task.cancel is not None
+        ]
+
+    async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
+        self._answer()
+        found = []
+        for each in self._workspaces.values():
+            locked = Locked(each, self._task_of(each, each.current_task_id))
+            task = locked.task
+            if task is None or task.started_at is None or task.limits.max_duration_seconds is None:
+                continue
+            reached_at = task.started_at + timedelta(seconds=task.limits.max_duration_seconds)
+            if reached_at <= now and task_lifecycle.apply_limits(locked, now).task != task:
+                found.append((reached_at, each.id))
+        return [workspace_id for _, workspace_id in sorted(found)][:limit]
+
+    async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
+        self._answer()
+        return Counter(each.status for each in self._workspaces.values())
+
+    def _wanted(self) -> list[Workspace]:
+        wanted = (each for each in self._workspaces.values() if each.status in _WANTED)
+        return sorted(wanted, key=lambda each: each.id)
 
     async def record_cancellation(
         self,
@@ -169,6 +350,150 @@ class FakeStore(FakeReads, FakeCancelTasks):
             return answer
         self._first_calls[place] = replace(found, answer=found.answer or answer)
         return self._first_calls[place].answer
+
+    async def match_tasks(
+        self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
+    ) -> MatchedTasks:
+        self._answer()
+        found = [
+            MatchedTask(at.id, task.id, at.is_up and _would_change(task, force_at))
+            for at, task in self._open(permission)
+            if _matches(wanted, at, task)
+        ]
+        found.sort(key=lambda each: (not each.is_pending, each.task_id))
+        pending = sum(each.is_pending for each in found)
+        return MatchedTasks(len(found), pending, found[:limit])
+
+    async def cancel_tasks(
+        self,
+        permission: Permission,
+        task_ids: Sequence[str],
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+        *,
+        wait: bool = False,
+    ) -> Mapping[str, bool]:
+        self._answer()
+        outcomes = {}
+        for at, task in self._open(permission):
+            if task.id not in task_ids or not at.is_up:
+                continue
+            locked = Locked(at, task)
+            change = task_lifecycle.request_cancel(locked, intent)
+            self._commit(locked, change.caused_by(Origin(intent.request_id, trace_id)))
+            outcomes[task.id] = bool(change.events)
+            if not change.events:
+                self.publish(at.id, watched=False, reconcile=False)
+        if audit is not None:
+            self._audit.add(audit)
+        if outcomes:
+            self.publish(UNDELIVERED, watched=False, reconcile=True)
+        return outcomes
+
+    def _open(self, permission: Permission) -> list[tuple[Workspace, Task]]:
+        return [
+            (at, self._tasks[at.current_task_id])
+            for at in list(self._workspaces.values())
+            if at.org_id == permission.caller.org_id
+            and permission.covers(at)
+            and at.current_task_id is not None
+        ]
+
+
+def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:
+    return Event(
+        workspace_id=workspace_id,
+        seq=seq,
+        type=new.type,
+        time=new.time,
+        payload=new.payload,
+        task_id=new.task_id,
+        origin=new.origin,
+    )
+
+
+def _page(found: list[_Listed], before_id: str | None, limit: int) -> list[_Listed]:
+    newest_first = sorted(found, key=lambda each: each.id, reverse=True)
+    return [each for each in newest_first if before_id is None or each.id < before_id][:limit]
+
+
+def _would_change(task: Task, force_at: datetime | None) -> bool:
+    if task.cancel is None:
+        return True
+    recorded = task.cancel.force_at
+    return force_at is not None and (recorded is None or force_at < recorded)
+
+
+def _matches(wanted: TaskSelection, at: Workspace, task: Task) -> bool:
+    if isinstance(wanted, AllTasks):
+        return True
+    return (
+        (wanted.task_ids is None or task.id in wanted.task_ids)
+        and (wanted.workspace_ids is None or at.id in wanted.workspace_ids)
+        and wanted.created_by_user_id in (None, at.created_by_user_id)
+        and wanted.submitted_by in (None, task.submitted_by)
+        and (wanted.submitted_before is None or task.created_at < wanted.submitted_before)
+        and (wanted.metadata is None or wanted.metadata.items() <= task.metadata.items())
+    )
+
+
+_EXACT = ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
+
+
+class FakeAuditLog:
+    """The entries, each stored once."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, AuditEntry] = {}
+
+    def add(self, entry: AuditEntry) -> None:
+        self._entries.setdefault(entry.id, entry)
+
+    def list(
+        self,
+        workspaces: Mapping[str, Workspace],
+        permission: Permission,
+        wanted: AuditFilter,
+        before_id: str | None,
+    ) -> Sequence[AuditEntry]:
+        """See Store.list_audit_entries."""
+        return [
+            entry
+            for entry in sorted(self._entries.values(), key=lambda entry: entry.id, reverse=True)
+            if entry.org_id == permission.caller.org_id
+            and (before_id is None or entry.id < before_id)
+            and all(getattr(wanted, name) in ("", getattr(entry, name)) for name in _EXACT)
+            and (wanted.start_time is None or entry.time >= wanted.start_time)
+            and (wanted.end_time is None or entry.time < wanted.end_time)
+            and (not permission.own_only or _covers(permission, workspaces.get(entry.workspace_id)))
+        ]
+
+
+def _covers(permission: Permission, workspace: Workspace | None) -> bool:
+    return (
+        workspace is not None
+        and workspace.org_id == permission.caller.org_id
+        and permission.covers(workspace)
+    )
+
+
+class FakeAuditQueue:
+    """Implements api.interceptors.auditing.Queue."""
+
+    def __init__(self) -> None:
+        self.entries: list[AuditEntry] = []
+        # The ids of the entries that the call itself may already have stored.
+        self.uncertain: set[str] = set()
+        self.lost = 0
+
+    def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
+        self.entries.append(entry)
+        if uncertain:
+            self.uncertain.add(entry.id)
+
+    def lose(self) -> None:
+        self.lost += 1
 
 
 class FakeSubscription:

@@ -14,7 +14,6 @@ import psutil
 
 from tests.support import pod_processes, secrets
 from tests.support.cluster import copy_cluster
-from tests.support.edge.shared_memory import shared_memory
 from tests.support.ports import free_ports
 from tests.support.service import Service, ServiceWorkspace
 from tests.support.waiting import eventually
@@ -294,6 +293,13 @@ class Gate:
         assert descriptor is not None
         os.write(descriptor, b"open\n")
         os.close(descriptor)
+
+
+def shared_memory(envoy: psutil.Process) -> Path:
+    """The shared memory of a running Envoy, which does not remove it itself."""
+    command = envoy.cmdline()
+    base_id = command[command.index("--base-id") + 1]
+    return Path("/dev/shm") / f"envoy_shared_memory_{base_id}0"  # noqa: S108 - Envoy's choice
 
 
 def environment_of(checkout: Path) -> dict[str, str]:

@@ -9,8 +9,11 @@ from itertools import product
 
 import pytest
 
-from tests.support.cells import MATRIX, PLACES, STATUSES, WIRES
-from tests.support.matrix import (
+from tests.stack.matrix import (
+    MATRIX,
+    PLACES,
+    STATUSES,
+    WIRES,
     Places,
     check_cells_that_change_nothing,
     check_cells_that_record,

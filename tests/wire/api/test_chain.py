@@ -24,7 +24,7 @@ from evershell.auth.authenticator import Authenticator
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.core import deadline, trace
 from evershell.telemetry.metrics import Metrics
-from tests.support.audit import FakeAuditQueue
+from tests.support.fakes import FakeAuditQueue
 from tests.support.waiting import eventually_async
 from tests.support.world import NOW, World
 from tests.wire.api.running import (

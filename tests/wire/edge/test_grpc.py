@@ -8,12 +8,14 @@ import grpc
 import httpx
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
 
+from evershell.api.status import DOMAIN
 from tests.bench.http2 import Connection, message
-from tests.support.edge.case import CANCEL
+from tests.support.edge.cases import CANCEL
 from tests.support.edge.clients import parse
-from tests.support.edge.rich_status import metadata_of, rich_status_of
 from tests.support.edge.running_edge import RunningEdge
 from tests.support.edge.stub import AWKWARD, Stub
 
@@ -194,3 +196,26 @@ def test_the_grpc_listener_serves_no_rest(edge: RunningEdge) -> None:
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "not_found"
     assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
+
+
+def metadata_of(error: Any) -> dict[str, Any]:
+    """The initial and trailing metadata of an error."""
+    return dict(error.initial_metadata() or ()) | dict(error.trailing_metadata() or ())
+
+
+def rich_status_of(
+    error: Any,
+) -> tuple[Any, error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo]:
+    """Returns the status of an error from Envoy, and its ErrorInfo and RetryInfo.
+
+    Checks what all errors from Envoy have in common. Raises AssertionError.
+    """
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert error.details() == status.message
+    assert metadata_of(error)["x-request-id"]
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    for detail in status.details:
+        assert detail.Unpack(info) or detail.Unpack(retry)
+    assert info.domain == DOMAIN
+    return status, info, retry

@@ -2,7 +2,7 @@
 
 import httpx
 
-from tests.support.edge.case import CANCEL
+from tests.support.edge.cases import CANCEL
 from tests.support.edge.stub import Stub
 
 

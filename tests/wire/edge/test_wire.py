@@ -16,7 +16,7 @@ import pytest
 
 from evershell.stack.envoy.documents import edge_file
 from tests.support.edge.answers import as_answer, check
-from tests.support.edge.case import CANCEL
+from tests.support.edge.cases import CANCEL
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.edge.stub import Stub

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from tests.support.edge.raw_cases import RAW_CASES
+from tests.support.edge.cases import RAW_CASES
 
 METHODS = [
     "GET",

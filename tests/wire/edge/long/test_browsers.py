@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.support.edge.case import CANCEL
+from tests.support.edge.cases import CANCEL
 from tests.support.edge.running_edge import RunningEdge
 
 # Everything that the preflight allows. Each of these headers makes the browser ask first.

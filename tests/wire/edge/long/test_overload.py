@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from tests.support.edge.case import CANCEL, TASKS
+from tests.support.edge.cases import CANCEL, TASKS
 from tests.support.edge.clients import is_whole, parse
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.running_edge import RunningEdge, running_edge

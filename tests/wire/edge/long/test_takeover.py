@@ -20,9 +20,9 @@ from evershell.stack.envoy.edge_process import DRAIN_SECONDS, EdgeProcess
 from evershell.stack.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority, Certificate
 from tests.support.edge.fixtures import short_directory
-from tests.support.edge.shared_memory import shared_memory
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.ports import free_ports
+from tests.support.stack import shared_memory
 from tests.support.waiting import eventually_async
 
 CALL = "/v1/workspaces/ws_1"

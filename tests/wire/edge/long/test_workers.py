@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.support.edge.answers import Answer, check
-from tests.support.edge.case import CANCEL
+from tests.support.edge.cases import CANCEL
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.waiting import eventually
