@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.stack.traces import PUBLIC, cancel, new_trace, run_to_cancellation, traces
 from tests.support.stack import Stack, Workspace
-from tests.support.traces import PUBLIC, cancel, new_trace, run_to_cancellation, traces
 from tests.support.waiting import eventually
 
 

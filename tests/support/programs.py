@@ -5,14 +5,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.stack import ROOT
+
+# These variables take precedence over STATE_DIR, so the tests remove them.
+OVERRIDES = ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE", "DATABASE_URL")
+# The tests ignore the profiles of the user who runs them.
+NO_PROFILES = {"EVERSHELL_CONFIG": "/nowhere/profiles.json"}
+
 
 def run(
-    program: str, state_dir: Path, *arguments: str, **environment: str
+    program: str, state_dir: Path, *arguments: str, typed: str = "", **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    given = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    """Runs the program. It finds the stack by STATE_DIR alone."""
+    kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
     return subprocess.run(
         [sys.executable, "-m", "evershell.commands", program, *arguments],
-        env={**given, "STATE_DIR": str(state_dir), **environment},
+        cwd=ROOT,
+        env={**kept, **NO_PROFILES, "STATE_DIR": str(state_dir), **environment},
+        input=typed,
         capture_output=True,
         text=True,
         check=False,

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.support import terminals
-from tests.support.fake_client import ENVIRONMENT
 from tests.support.stack import ROOT
+from tests.unit import terminals
+from tests.unit.cli.fake_client import ENVIRONMENT
 
 PROGRAM = """
 import sys
 from evershell.cli import service
 from evershell.cli.main import main
 from evershell.client import CancelOutcome, SubmittedTask, TaskStatus, Workspace
-from tests.support import terminals
-from tests.support.fake_client import FakeClient, cancelled
+from tests.unit import terminals
+from tests.unit.cli.fake_client import FakeClient, cancelled
 
 id_ = "ws_01M8BEPG8M2KS3XJRB1R09Y7HY"
 service.Client = FakeClient(

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
-from tests.support.named_workers import NamedWorkers
+from tests.stack.long.named_workers import NamedWorkers
 from tests.support.stack import Workspace
 from tests.support.waiting import eventually
 

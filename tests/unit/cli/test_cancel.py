@@ -21,7 +21,7 @@ from evershell.client import (
     ValidationError,
 )
 from evershell.client.errors import BY_SLUG
-from tests.support.fake_client import AT, FakeClient, cancelled, error_of, run, task
+from tests.unit.cli.fake_client import AT, FakeClient, cancelled, error_of, run, task
 
 IDLE = CancelResult("ws_1", CancelOutcome.NO_ACTIVE_TASK)
 RUNNING, CANCELLED = task(TaskStatus.RUNNING), task(TaskStatus.CANCELLED, completed_at=AT)

@@ -16,7 +16,7 @@ from evershell.client import (
     TaskOutcome,
     UnavailableError,
 )
-from tests.support.fake_client import AT, FakeClient, error_of, run
+from tests.unit.cli.fake_client import AT, FakeClient, error_of, run
 
 FOUND = CancelTasksResult(
     matched=3,

@@ -26,7 +26,7 @@ from evershell.client import (
     UnavailableError,
     WorkspaceProvisioned,
 )
-from tests.support.fake_client import AT, FakeClient, error_of, run, task
+from tests.unit.cli.fake_client import AT, FakeClient, error_of, run, task
 
 NASTY = "[bold]\x1b[2J"
 SUBMITTED = SubmittedTask("task_1", "ws_1", TaskStatus.DELIVERED)

@@ -14,7 +14,7 @@ from evershell.client import (
     Workspace,
     WorkspaceStatus,
 )
-from tests.support.fake_client import FakeClient
+from tests.unit.cli.fake_client import FakeClient
 from tests.unit.cli.services import HOME, READY
 
 pytestmark = pytest.mark.usefixtures("environment")

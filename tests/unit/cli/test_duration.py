@@ -3,7 +3,7 @@
 import pytest
 
 from evershell.cli.duration import DURATION
-from tests.support.fake_client import FakeClient, run
+from tests.unit.cli.fake_client import FakeClient, run
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from evershell.client import (
     UnavailableError,
     Workspace,
 )
-from tests.support.fake_client import FakeClient
+from tests.unit.cli.fake_client import FakeClient
 from tests.unit.cli.services import HOME, find
 
 pytestmark = pytest.mark.usefixtures("environment")

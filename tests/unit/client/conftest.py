@@ -1,6 +1,6 @@
 import pytest
 
-from tests.support.fake_channel import Service
+from tests.unit.client.fake_channel import Service
 
 
 @pytest.fixture

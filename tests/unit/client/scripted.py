@@ -8,7 +8,7 @@ from evershell.workspace.v1 import workspace_service_pb2_grpc
 
 from evershell.api.status import rich_status
 from evershell.core.errors import Failure
-from tests.support.fake_channel import CODES, trailers
+from tests.unit.client.fake_channel import CODES, trailers
 
 
 class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):

@@ -27,7 +27,7 @@ from evershell.client import (
     Workspace,
     WorkspaceStatus,
 )
-from tests.support.fake_channel import TIMEOUT_SECONDS, Service, start
+from tests.unit.client.fake_channel import TIMEOUT_SECONDS, Service, start
 
 Reply = workspace_service_pb2.CancelTaskResponse
 AT = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)

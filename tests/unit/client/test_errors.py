@@ -13,7 +13,7 @@ from evershell.client.answers import from_stream_error
 from evershell.client.errors import BY_SLUG
 from evershell.core import errors
 from evershell.core.errors import Failure
-from tests.support.fake_channel import Service, failed, start
+from tests.unit.client.fake_channel import Service, failed, start
 
 UNREACHABLE = errors.agent_unreachable(
     "ws_1", "task_1", "recorded, not delivered", intent_recorded=True

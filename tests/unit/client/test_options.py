@@ -14,7 +14,7 @@ from evershell.client import (
     TaskLimits,
     ValidationError,
 )
-from tests.support.fake_channel import TIMEOUT_SECONDS, Service, start
+from tests.unit.client.fake_channel import TIMEOUT_SECONDS, Service, start
 
 # Half of a surrogate pair.
 HALF = "\udcff"

@@ -10,7 +10,7 @@ from evershell.workspace.v1 import workspace_pb2, workspace_service_pb2
 from evershell.client import CancelOutcome
 from evershell.core import errors
 from evershell.core.errors import Failure
-from tests.support.fake_channel import TIMEOUT_SECONDS, Service, failed, start
+from tests.unit.client.fake_channel import TIMEOUT_SECONDS, Service, failed, start
 
 Reply = workspace_service_pb2.CancelTaskResponse
 ATTEMPTS = 4

@@ -8,7 +8,7 @@ from evershell.workspace.v1 import task_pb2, workspace_service_pb2
 
 from evershell.client import CancelOutcome, TaskNotEndedError, TaskStatus
 from evershell.core import errors
-from tests.support.fake_channel import Service, failed, start
+from tests.unit.client.fake_channel import Service, failed, start
 
 Reply = workspace_service_pb2.CancelTaskResponse
 Task = task_pb2.Task

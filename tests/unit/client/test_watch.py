@@ -9,8 +9,8 @@ from evershell.workspace.v1 import error_pb2, event_pb2, task_pb2, workspace_ser
 
 from evershell.client import DeadlineExceededError, TaskCompleted, TaskStatus
 from evershell.core import errors
-from tests.support.fake_channel import TIMEOUT_SECONDS, Service, failed, start
 from tests.support.waiting import eventually
+from tests.unit.client.fake_channel import TIMEOUT_SECONDS, Service, failed, start
 
 HEARTBEAT = workspace_service_pb2.Heartbeat(seq=3)
 

@@ -10,9 +10,9 @@ from psycopg.sql import SQL, Literal
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import RecordedCancellation
 from evershell.store.connections import Pool
-from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 from tests.support.store.published import Published
 from tests.support.waiting import settle
+from tests.unit.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 
 # Locks a workspace as soon as another session waits for the lock of a transaction. It does so in
 # the server, well within the second after which that session looks for a deadlock.

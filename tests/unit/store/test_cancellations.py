@@ -9,10 +9,10 @@ from evershell.core.errors import UnavailableError
 from evershell.core.event import cancel_requested_payload
 from evershell.core.ids import new_task_id, new_workspace_id
 from evershell.store.connections import Pool, open_pool
-from tests.support.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 from tests.support.store.examples import complete, intent, permission
 from tests.support.store.locks import held
 from tests.support.store.published import Published
+from tests.unit.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
 
 _HOLD_COMMITS = """
     CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS

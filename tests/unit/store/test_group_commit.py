@@ -9,8 +9,8 @@ from evershell.core import deadline
 from evershell.core.errors import UnavailableError
 from evershell.store import group_commit
 from evershell.store.group_commit import GroupCommit
-from tests.support.store.doubling import Table, start
 from tests.support.waiting import eventually_async, settle
+from tests.unit.store.doubling import Table, start
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 from evershell.core.errors import UnavailableError
 from evershell.store import group_commit
 from evershell.store.group_commit import GroupCommit
-from tests.support.store.doubling import Table, start
 from tests.support.waiting import settle
+from tests.unit.store.doubling import Table, start
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from evershell.store.notifications import FleetSubscriptions, WorkspaceSubscript
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import NOW, intent, workspace
-from tests.support.store.sessions import end_sessions
+from tests.unit.store.sessions import end_sessions
 
 LIMIT_SECONDS = 10
 

@@ -11,8 +11,8 @@ from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import workspace
-from tests.support.store.sessions import end_sessions
 from tests.support.waiting import eventually_async
+from tests.unit.store.sessions import end_sessions
 
 LIMIT_SECONDS = 10
 

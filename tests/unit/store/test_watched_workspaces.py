@@ -16,8 +16,8 @@ from evershell.store.service_clock import machine_clock
 from evershell.store.watched_workspaces import WatchedWorkspaces
 from tests.support.store.examples import workspace
 from tests.support.store.locks import held
-from tests.support.store.sessions import end_sessions
 from tests.support.waiting import eventually_async
+from tests.unit.store.sessions import end_sessions
 
 Database = psycopg.Connection[TupleRow]
 

@@ -15,7 +15,7 @@ from evershell.core.errors import OperatorError
 from evershell.stack import postgres
 from evershell.stack.envoy import config as envoy
 from evershell.telemetry.metrics import Metrics
-from tests.support.installation import IMPORT, PUBLIC, run
+from tests.deploy.long.installation.installation import IMPORT, PUBLIC, run
 
 # Runs the commands, each with its own list of arguments.
 COMMAND = """

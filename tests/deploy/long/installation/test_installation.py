@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.deploy.long.installation.installation import IMPORT, PUBLIC
 from tests.support.distribution import Environment, build, packaged, unpack
-from tests.support.installation import IMPORT, PUBLIC
 from tests.support.sandbox import has_sandbox
 from tests.support.stack import Stack, Workspace
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults import network
 from tests.faults.long.hosts.many_hosts import HOSTS, ManyHosts
-from tests.support import network
 
 # An agent ends 9.6 s after its last renewal. The calls that a cut makes slow are over before.
 LEASE_SECONDS = 12.0

@@ -30,8 +30,8 @@ from evershell.store.leadership import LEADER_LOCK_KEY
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.faults.long.hosts import agent_on_host
+from tests.faults.network import Network
 from tests.support import pod_processes, secrets
-from tests.support.network import Network
 from tests.support.stack import READY_SECONDS, STOP_SECONDS, Stack
 from tests.support.waiting import eventually
 

@@ -12,7 +12,7 @@ from evershell.agent.v1.runtime_service_pb2 import HeartbeatRequest
 
 from evershell.agents.runtime_client import RuntimeStub, connect
 from tests.faults.long.hosts.many_hosts import DATABASE, WORKERS, ManyHosts
-from tests.support.network import TEST, Network, both_ways, network, require
+from tests.faults.network import TEST, Network, both_ways, network, require
 from tests.support.stack import ROOT
 from tests.support.waiting import eventually, eventually_async
 

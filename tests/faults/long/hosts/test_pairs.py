@@ -19,8 +19,8 @@ from tests.faults.long.hosts.many_hosts import (
     WORKERS,
     ManyHosts,
 )
+from tests.faults.network import both_ways, one_way
 from tests.support.lengths import smoke
-from tests.support.network import both_ways, one_way
 from tests.support.promises.database import read_history
 from tests.support.promises.promises import violations
 from tests.support.stack import Gate, Workspace
