@@ -25,10 +25,10 @@ pytest_plugins = [
     "tests.support.browser",
     "tests.support.commands",
     "tests.support.edge.fixtures",
-    "tests.support.leaks",
     "tests.support.leftovers",
     "tests.support.missing",
     "tests.support.other_org",
+    "tests.support.secrets",
     "tests.support.stack_fixtures",
 ]
 

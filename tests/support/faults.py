@@ -4,14 +4,13 @@ from typing import Any
 
 import grpc
 import httpx
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 
 from tests.support.promises.database import read_history
 from tests.support.promises.promises import violations
 from tests.support.stack import Gate, Workspace
 from tests.support.waiting import eventually
+from tests.support.wires import read_failure
 
 
 def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
@@ -27,20 +26,7 @@ def cancel(workspace: Workspace, wire: str, **fields: Any) -> str:
             ]
         )
     except grpc.RpcError as error:
-        return slug_of(error)
-
-
-def slug_of(error: grpc.RpcError) -> str:
-    """The slug of a gRPC error.
-
-    An error from Envoy may have no details. Its slug is then the gRPC code in lower case.
-    """
-    assert isinstance(error, grpc.Call)
-    status = rpc_status.from_call(error)
-    info = error_details_pb2.ErrorInfo()
-    if status is not None and any(detail.Unpack(info) for detail in status.details):
-        return info.reason.lower()
-    return error.code().name.lower()
+        return read_failure(error).slug
 
 
 def intent_of(workspace: Workspace, task_id: str) -> str:

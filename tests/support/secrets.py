@@ -1,8 +1,8 @@
 """Searches what stacks leave behind for credentials.
 
 Each stack of a test run is searched when it stops: its output, its logs and the files of its state
-folder. leaks.py reports what was found. tests/faults/long/secrets looks at everything else that a
-stack leaves.
+folder. The run fails if a credential was found. tests/faults/long/secrets looks at everything else
+that a stack leaves.
 """
 
 import json
@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 # A fragment is long enough to be in no other text by accident, and short enough to find a
 # credential that was cut off.
@@ -128,3 +130,17 @@ def search(ready: Mapping[str, Any], state_dir: Path) -> None:
     """Searches a stack that has stopped. What is found fails the test run at its end."""
     searched.append(str(state_dir))
     leaks.extend(leak for leak in leaks_of(ready, state_dir) if leak not in leaks)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if leaks and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if leaks:
+        terminalreporter.section("credentials in files", red=True)
+        for line in leaks:
+            terminalreporter.line(line, red=True)
+    elif searched:
+        terminalreporter.line(f"{len(searched)} stops of stacks searched: no credential")

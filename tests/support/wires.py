@@ -146,37 +146,37 @@ class Grpc:
 
 def grpc_failure(error: grpc.RpcError) -> Failed:
     """Reads the rich status of a failed call over gRPC and checks its form."""
+    refused = read_failure(error)
+    assert refused.details["ErrorInfo"]["domain"] == "evershell.ai"
+    assert refused.details["RequestInfo"]["request_id"] == refused.request_id
+    return refused
+
+
+def read_failure(error: grpc.RpcError) -> Failed:
+    """Reads a failed call over gRPC.
+
+    The edge's own answers have fewer details. One without a slug has the name of its code.
+    """
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)
-    assert status is not None, error
-    details = _details(status)
-    info = details["ErrorInfo"]
-    assert info["domain"] == "evershell.ai"
-    request_id = details["RequestInfo"]["request_id"]
-    assert dict(error.trailing_metadata())["x-request-id"] == request_id
-    return Failed(error.code(), info["reason"].lower(), status.message, request_id, details)
+    details = {} if status is None else _details(status)
+    slug = details.get("ErrorInfo", {}).get("reason", error.code().name).lower()
+    trailers = {name: str(value) for name, value in error.trailing_metadata() or ()}
+    request_id = trailers.get("x-request-id", "")
+    return Failed(error.code(), slug, error.details() or "", request_id, details)
 
 
 def raw_grpc(
     address: str, method: str, metadata: tuple[tuple[str, str], ...], request: bytes = b""
 ) -> bytes | Failed:
-    """Makes a unary call with the bytes of a request. Returns the bytes of the reply, or a failure.
-
-    The edge's own answers have fewer details. One without a slug has the name of its code.
-    """
+    """Makes a unary call with the bytes of a request. Returns those of the reply, or a failure."""
     with grpc.insecure_channel(address) as channel:
         try:
             call: Any = channel.unary_unary(method)
             reply: bytes = call(request, metadata=metadata, timeout=20)
             return reply
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            status = rpc_status.from_call(error)
-            found = _details(status) if status is not None else {}
-            slug = found.get("ErrorInfo", {}).get("reason", error.code().name).lower()
-            trailers = {name: str(value) for name, value in error.trailing_metadata() or ()}
-            request_id = trailers.get("x-request-id", "")
-            return Failed(error.code(), slug, error.details() or "", request_id, found)
+            return read_failure(error)
 
 
 def _details(status: Any) -> dict[str, Any]:

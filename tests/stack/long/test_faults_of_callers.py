@@ -17,6 +17,7 @@ from tests.support.commit_barrier import await_waiting, next_event_held_up
 from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
+from tests.support.wires import read_failure
 
 # A busy machine reaches each point in this time. A signal may take longer.
 DEADLINE_SECONDS = 1.75
@@ -57,7 +58,7 @@ def with_deadline(workspace: Workspace, fields: dict[str, Any]) -> Callable[[], 
     def go() -> None:
         # A server that detects the approaching deadline can still respond.
         error = call.exception(timeout=20)
-        assert error is None or faults.slug_of(error) in (
+        assert error is None or read_failure(error).slug in (
             "deadline_exceeded",
             "unavailable",
             "agent_unreachable",
