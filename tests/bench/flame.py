@@ -52,7 +52,7 @@ _LIBRARIES = {
 _FRAME = re.compile(r"^(?P<name>.*) \((?:server/evershell/|evershell/)?(?P<file>[^()]*?)(:\d+)?\)$")
 # A thread in one of these waits, and uses no processor time.
 _WAITS = re.compile(r"^(epoll_p?wait|ppoll|poll|select|nanosleep|pthread_cond_\w*wait|sem_\w*wait)")
-_ADDRESS = re.compile(r"^0x[0-9a-f]+ \((.*)\)$")
+_ADDRESS, _LINE = re.compile(r"^0x[0-9a-f]+ \((.*)\)$"), re.compile(r":\d+\)$")
 _PAGE = """\
 <!-- Written by `make flame`. Do not edit up to the end mark. -->
 
@@ -151,7 +151,7 @@ def parts(lines: Iterable[str]) -> dict[str, Counter[str]]:
         frames = stack.split(";")
         if not any(_WAITS.match(frame) for frame in frames):
             places = found.setdefault(part(frames), Counter())
-            places[_ADDRESS.sub(r"\1", frames[-1])] += int(count)
+            places[_LINE.sub(")", _ADDRESS.sub(r"\1", frames[-1]))] += int(count)
     return found
 
 
