@@ -1,7 +1,6 @@
 """Real agents: how long they take to start, what they need, and how soon a cancelled task ends."""
 
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
@@ -197,11 +196,8 @@ def _end(side: Side, task_id: str) -> tuple[float, float]:
 
 
 def _percentiles(delays: dict[str, list[float]]) -> dict[str, float]:
-    def of(values: Sequence[float], percent: int) -> float:
-        return percentile(values, percent)
-
     return {
-        f"{name} p{percent}": of(values, percent)
+        f"{name} p{percent}": percentile(values, percent)
         for name, values in delays.items()
         for percent in (50, 99)
     }

@@ -1,6 +1,5 @@
 """What an idle agent costs the control plane. `tests/bench/idle_fleet.py` measures it."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from tests.bench.plan import Block, Setting, Window
 from tests.bench.side import Side
 from tests.support.stack import ROOT
 
-_MODULE = "tests.bench.idle_fleet"
 _WORKSPACES = 1_000
 
 
@@ -30,19 +28,18 @@ def blocks(quick: bool) -> list[Block]:
             ],
             rounds=1,
             quick_rounds=0,
-            skipped_because=_skipped_because,
         )
     ]
 
 
-def _skipped_because(setting: Setting) -> str:
-    return "" if importlib.util.find_spec(_MODULE) else f"{_MODULE} is absent"
-
-
 def _measure(setting: Setting, side: Side) -> Figures:
     """Measures the checkout of the side, with programs and a database of its own."""
-    command = [sys.executable, "-m", _MODULE, "--checkout", str(side.checkout), "--rounds", "1"]
+    command = [sys.executable, "-m", "tests.bench.idle_fleet", "--rounds", "1"]
     done = subprocess.run(
-        [*command, str(_WORKSPACES)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        [*command, "--checkout", str(side.checkout), str(_WORKSPACES)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return {"median": float(json.loads(done.stdout.splitlines()[-1])["median"])}
