@@ -22,13 +22,14 @@ from evershell.store.connections import Pool, open_pool
 from evershell.store.migrate import migrate
 
 pytest_plugins = [
+    # First, because the others import it, and pytest rewrites a plugin that it imports itself.
+    "tests.support.secrets",
     "tests.support.browser",
     "tests.support.commands",
     "tests.support.edge.fixtures",
     "tests.support.leftovers",
     "tests.support.missing",
     "tests.support.other_org",
-    "tests.support.secrets",
     "tests.support.stack_fixtures",
 ]
 
