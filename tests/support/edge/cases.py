@@ -243,10 +243,7 @@ PATHS = [
         Case(f"{method} {path}", Request(method, path), 405, "method_not_allowed", {"allow": allow})
         for method, path, allow in NOT_ALLOWED
     ),
-    *(
-        Case(f"{sent.method} {sent.path}", sent, 400, "validation_error", says="not valid")
-        for sent in BAD_QUERIES
-    ),
+    *(Case(f"{sent.method} {sent.path}", sent, 400, "validation_error") for sent in BAD_QUERIES),
     *(Case(path, get(path), 400, "validation_error", says="The path") for path in BAD_PATHS),
 ]
 
