@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.commit_barrier import await_waiting, next_event_held_up
+from tests.stack.commit_barrier import await_waiting, next_event_held_up
 from tests.support.stack import Gate, Stack, Workspace
 
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from evershell.stack import postgres
+from tests.stack.long.clocks import Clocks
 from tests.support import faults
-from tests.support.clocks import Clocks
 from tests.support.metrics import scrape
 from tests.support.ports import free_ports
 from tests.support.replication import Server

@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.stack.commit_barrier import await_waiting, next_event_held_up
 from tests.support import faults
-from tests.support.commit_barrier import await_waiting, next_event_held_up
 from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually

@@ -15,8 +15,8 @@ import psutil
 import psycopg
 import pytest
 
+from tests.stack.commit_barrier import await_waiting
 from tests.support import faults
-from tests.support.commit_barrier import await_waiting
 from tests.support.lengths import smoke
 from tests.support.sandbox import has_sandbox
 from tests.support.stack import ROOT, STOP_SECONDS, Gate, Stack, Workspace

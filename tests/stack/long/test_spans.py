@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from tests.stack.traces import PUBLIC, new_trace, run_to_cancellation, traces
 from tests.support.otlp import Receiver
 from tests.support.stack import Stack
-from tests.support.traces import PUBLIC, new_trace, run_to_cancellation, traces
 from tests.support.waiting import eventually
 
 INTERNAL = "evershell.agent.v1.RuntimeService/"

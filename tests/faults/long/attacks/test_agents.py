@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from evershell.agent.v1 import runtime_service_pb2 as messages
 
-from tests.support.hostile_agent import HostileAgent, hostile_agent, iterated
+from tests.faults.long.attacks.hostile_agent import HostileAgent, hostile_agent, iterated
 from tests.support.lengths import smoke
 from tests.support.stack import Stack, Workspace
 

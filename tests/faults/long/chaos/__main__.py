@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 
+from tests.faults import network
 from tests.faults.long.chaos.plan import Plan, draw
 from tests.faults.long.chaos.run import Outcome, run
 from tests.faults.long.hosts import partitions
-from tests.support import network
 
 # One defect may break a promise in every call. The folder of a run has all violations.
 _VIOLATIONS_SHOWN = 30

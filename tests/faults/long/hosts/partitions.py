@@ -21,7 +21,7 @@ from tests.faults.long.hosts.many_hosts import (
     WORKERS,
     ManyHosts,
 )
-from tests.support.network import both_ways, network, one_way
+from tests.faults.network import both_ways, network, one_way
 from tests.support.stack import Workspace
 
 GROUPS = {

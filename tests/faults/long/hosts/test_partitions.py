@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import network
 from tests.faults.long.hosts.partitions import draw, run
-from tests.support import network
 
 
 # The stack starts and settles too, which takes longer on a busy machine.
