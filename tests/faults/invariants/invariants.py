@@ -1,17 +1,18 @@
 """The invariants of a cancellation, numbered as in the contract.
 
-Each function checks the observations so far, and raises AssertionError. forcing.py, iterations.py
-and limits.py have some of them. Checks that need only rows and logs are in tests/support/promises.
+Each function checks the observations so far, and raises AssertionError. Checks that need only rows
+and logs are in tests/support/promises.
 """
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from evershell.agents.shutdown import ExitCode
-from evershell.core.event import EventType, cancel_requested_payload
-from evershell.core.task import CancelIntent, TaskLimits, TaskStatus
-from evershell.core.task_limits import REQUESTER
+from evershell.core.event import Event, EventType, cancel_requested_payload
+from evershell.core.task import CancelIntent, Task, TaskLimits, TaskStatus
+from evershell.core.task_limits import CREDENTIAL_KIND, REQUESTER
 from evershell.core.workspace import WorkspaceStatus
-from tests.faults.invariants import forcing, iterations, limits
+from tests.faults.invariants.record import Iteration
 from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.view import View
 from tests.support.promises.promises import violations
@@ -21,6 +22,8 @@ _UNREACHABLE_SECONDS = 2.0
 # Slightly longer than an agent's pause between two attempts of a call.
 _BACKOFF_SECONDS = 1.5
 _RECORDED = ("accepted", "already_requested")
+# Longer than the pause between two scans of the controller.
+_SCAN = timedelta(seconds=1.5)
 
 
 def promises_are_kept(view: View) -> None:
@@ -275,23 +278,204 @@ def _is_in_touch(view: View, epoch: int) -> bool:
     return is_well and is_mended and is_past_hiccups
 
 
+def invariant_4_the_iteration_is_finished(view: View) -> None:
+    """After a cancellation, an agent begins no iteration; the one in flight is recorded.
+
+    The iteration in flight is recorded with its result, unless it was forced.
+    """
+    for begun in view.record.iterations:
+        assert not begun.was_cancelled, ("began after the agent received the cancellation", begun)
+        assert begun.may_interrupt, ("interrupted without permission", begun)
+    for task in view.tasks.values():
+        events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
+        begun_by_number = {begun.number: begun for begun in view.iterations_of(task.id)}
+        tool_calls = [
+            event.payload["tool_call"] for event in events if event.payload.get("tool_call")
+        ]
+        for event in events:
+            _check_iteration(event, begun_by_number[event.payload["number"]])
+        usage = (
+            task.usage.model_calls,
+            task.usage.tool_calls,
+            task.usage.input_tokens,
+            task.usage.output_tokens,
+        )
+        assert usage == (len(events), len(tool_calls), 3 * len(events), 2 * len(events)), task
+        if task.id in view.record.ended_by_agent:
+            to_record = [each for each in begun_by_number.values() if not each.failed]
+            assert len(events) == len(to_record), ("an iteration is not recorded", to_record)
+
+
+def _check_iteration(event: Event, begun: Iteration) -> None:
+    model_call, tool_call = event.payload["model_call"], event.payload.get("tool_call")
+    assert model_call["content"] == begun.content, (event, begun)
+    is_interrupted = begun.interrupted_call == "model_call"
+    assert model_call["status"] == ("interrupted" if is_interrupted else "completed"), (
+        event,
+        begun,
+    )
+    assert not is_interrupted or not tool_call, (
+        "a tool call after an interrupted model call",
+        event,
+        begun,
+    )
+    if begun.tool_output is not None:
+        assert tool_call is not None and begun.tool_output, (
+            "a tool call without its result",
+            event,
+            begun,
+        )
+        status = "interrupted" if begun.interrupted_call else "exited"
+        assert (tool_call["result"]["status"], tool_call["result"]["output"]) == (
+            status,
+            begun.tool_output,
+        ), (event, begun)
+
+
+def invariant_11_force_is_asked_for(view: View) -> None:
+    """The earliest requested deadline holds; only the call open at that time is interrupted."""
+    for task in view.tasks.values():
+        _check_deadline(view, task)
+        # A task that was never delivered has no pod to end.
+        is_ended_with_its_pod = (
+            task.id not in view.record.ends_proposed
+            and task.reason != "the agent could not be reached"
+        )
+        if task.status is TaskStatus.CANCELLED and is_ended_with_its_pod:
+            assert task.forced == _was_force_due(task), (
+                "the control plane ended it, and forced is wrong",
+                task,
+            )
+        if task.id in view.record.ended_by_agent:
+            events = view.events_of(task.id, EventType.ITERATION_COMPLETED)
+            interrupted = [each for each in events if _is_interrupted(each)]
+            interrupted_call = [
+                each for each in view.iterations_of(task.id) if each.interrupted_call
+            ]
+            assert task.forced == bool(interrupted), ("forced is wrong", task, interrupted)
+            assert len(interrupted) >= len(interrupted_call), (
+                "interrupted, but not recorded",
+                events,
+                interrupted_call,
+            )
+    for agent in view.world.agents:
+        force_at = agent.known_cancellations.get(agent.session.task_id)
+        if (
+            force_at is not None
+            and force_at <= view.world.clock.unix_seconds()
+            and not agent.is_gone
+        ):
+            assert not agent.gates.is_model_called and not agent.gates.is_tool_called, (
+                "a call continues after its deadline"
+            )
+
+
+def _was_force_due(task: Task) -> bool:
+    force_at = task.cancel.force_at if task.cancel is not None else None
+    return force_at is not None and task.completed_at is not None and force_at <= task.completed_at
+
+
+def _is_interrupted(iteration: Event) -> bool:
+    model_call, tool_call = iteration.payload["model_call"], iteration.payload.get("tool_call")
+    return "interrupted" in (model_call["status"], tool_call and tool_call["result"]["status"])
+
+
+def _check_deadline(view: View, task: Task) -> None:
+    calls = view.calls_for(task.id)
+    if (
+        any(call.answer in ("unavailable", "internal") for call in calls)
+        or task.id in view.record.stops.values()
+        or task.limits.force_after_seconds is not None
+    ):
+        # The effect of these calls is unknown, and a limit may force too.
+        return
+    asked = [
+        call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None
+    ]
+    earliest = min(asked, key=lambda call: str(call.force_at), default=None)
+    kept = (
+        (task.cancel.force_at, task.cancel.force_requested_by)
+        if task.cancel is not None
+        else (None, None)
+    )
+    if earliest is None:
+        assert kept == (None, None), (task, asked)
+    elif task.cancel is not None:
+        firsts = {call.by.actor_id for call in asked if call.force_at == earliest.force_at}
+        assert kept[0] == earliest.force_at and kept[1] in firsts, (task, asked)
+
+
+def duration_ends_at(task: Task) -> datetime | None:
+    """When the task reaches the limit of its duration, if it has one and has started."""
+    if task.limits.max_duration_seconds is None or task.started_at is None:
+        return None
+    return task.started_at + timedelta(seconds=task.limits.max_duration_seconds)
+
+
+def limits_decide_the_end(view: View) -> None:
+    """A task that has reached a limit is cancelled, and never ends in another way."""
+    for task in view.tasks.values():
+        most = task.limits.max_total_tokens
+        is_used = most is not None and _tokens(task) >= most
+        assert not is_used or task.cancel is not None, task
+        due = duration_ends_at(task)
+        is_late = due is not None and task.completed_at is not None and due <= task.completed_at
+        assert not is_late or task.status is TaskStatus.CANCELLED, task
+
+
+def limits_are_named(view: View) -> None:
+    """A cancellation by the service names a limit that the task had reached by then."""
+    for task in view.tasks.values():
+        cancel, limits = task.cancel, task.limits
+        if cancel is None or cancel.requested_by != REQUESTER:
+            continue
+        due = duration_ends_at(task)
+        named = set()
+        if due is not None and due <= cancel.requested_at:
+            named.add(f"max_duration reached: {limits.max_duration_seconds:.12g} s")
+        if limits.max_total_tokens is not None:
+            named |= {
+                f"max_total_tokens reached: {tokens} of {limits.max_total_tokens} tokens"
+                for tokens in range(limits.max_total_tokens, _tokens(task) + 1)
+            }
+        assert cancel.reason in named, (task, named)
+        assert cancel.credential_kind == CREDENTIAL_KIND, task
+
+
+def _tokens(task: Task) -> int:
+    return task.usage.input_tokens + task.usage.output_tokens
+
+
+def limits_are_recorded_in_time(view: View) -> None:
+    """A controller records a duration that has ended, even one that ended before its term."""
+    world, now = view.world, view.world.clock()
+    for task in view.tasks.values():
+        due = duration_ends_at(task)
+        if task.cancel is not None or task.status.is_terminal or due is None:
+            continue
+        if world.leading_since is None:
+            continue
+        since = [due, world.leading_since, world.store.last_hiccup_at or due]
+        assert now <= max(since) + _SCAN, ("a limit is forgotten", task)
+
+
 INVARIANTS = (
     promises_are_kept,
     invariant_1_durable_first,
     invariant_2_accepted_means_cancelled,
     invariant_3_one_end,
-    iterations.invariant_4_the_iteration_is_finished,
+    invariant_4_the_iteration_is_finished,
     invariant_5_no_leak,
     invariant_6_the_pod_lives,
     invariant_7_not_lost,
     invariant_8_idempotent,
     invariant_9_every_hop_checks,
     invariant_10_bounded,
-    forcing.invariant_11_force_is_asked_for,
+    invariant_11_force_is_asked_for,
     invariant_12_visible,
-    limits.limits_decide_the_end,
-    limits.limits_are_named,
-    limits.limits_are_recorded_in_time,
+    limits_decide_the_end,
+    limits_are_named,
+    limits_are_recorded_in_time,
     answers_are_those_of_the_contract,
     nothing_unexpected_is_raised,
 )

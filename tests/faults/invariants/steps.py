@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from evershell.core.task import TaskLimits
 from evershell.core.workspace import WorkspaceStatus
 from tests.faults.invariants.agent import Agent
-from tests.faults.invariants.limits import duration_ends_at
+from tests.faults.invariants.invariants import duration_ends_at
 from tests.faults.invariants.product import STEP_SECONDS, OpenStores
 from tests.faults.invariants.trouble import Link
 from tests.faults.invariants.wire import Network
