@@ -1,1 +1,31 @@
-"""The program in a workspace's pod."""
+"""The program in a workspace's pod, and the library for agents of your own: docs/agents.md.
+
+An agent is a function. Its task is a loop of iterations, and a cancellation ends the loop:
+
+    async def agent(task: Task) -> str:
+        async for step in task.iterations():
+            reply = await step.model_call(ask_the_model(...))
+            output = await step.tool_call("shell", {...}, run_it(...))
+        return "the result"
+
+    run(agent)
+"""
+
+from evershell.agents.active_task import TaskFailed
+from evershell.agents.background import in_process, in_thread
+from evershell.agents.entry import run
+from evershell.agents.loop import Task
+from evershell.agents.step import CallTimeoutError, Step
+from evershell.agents.tools import ToolResult, ToolStatus
+
+__all__ = [
+    "CallTimeoutError",
+    "Step",
+    "Task",
+    "TaskFailed",
+    "ToolResult",
+    "ToolStatus",
+    "in_process",
+    "in_thread",
+    "run",
+]

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from evershell.core.task import Phase
 
 
+class TaskFailed(Exception):
+    """The task cannot be continued. The human-readable text becomes the reason of its end."""
+
+
 class CancelFlag:
     """Whether the task is cancelled, and when its iteration is interrupted.
 

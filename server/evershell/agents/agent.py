@@ -8,14 +8,12 @@ from functools import partial
 from typing import Any
 
 from evershell.agents.active_task import ActiveTask
-from evershell.agents.iteration import Limits
 from evershell.agents.lease import Heartbeat, Lease
-from evershell.agents.loop import RejectedError, run_task
-from evershell.agents.model import Model
+from evershell.agents.loop import AgentFunction, RejectedError, run_task
 from evershell.agents.runtime_client import RuntimeClient, RuntimeCredential, RuntimeStub
 from evershell.agents.session import Session
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
-from evershell.agents.tools import Tool
+from evershell.agents.step import Limits
 from evershell.core.task import Phase, TaskEnded
 from evershell.pod.crash_points import CrashPoints, kind_of
 from evershell.telemetry.logs import Log
@@ -31,8 +29,7 @@ class Agent:
         self,
         workers: dict[str, RuntimeStub],
         credential: RuntimeCredential,
-        model: Model,
-        tool: Tool,
+        function: AgentFunction,
         limits: Limits,
         log: Log,
         *,
@@ -48,8 +45,7 @@ class Agent:
         self._runtime = runtime if crash_points is None else _armed(runtime, crash_points)
         beat = partial(self._runtime.heartbeat, self._current)
         self._heartbeat = Heartbeat(beat, self._lease)
-        self._model = model
-        self._tool = tool
+        self._function = function
         self._limits = limits
 
     def _current(self) -> tuple[str, Phase]:
@@ -79,7 +75,7 @@ class Agent:
 
     async def _work(self, task: ActiveTask) -> TaskEnded | None:
         return await run_task(
-            task, self._model, self._tool, self._runtime.commit, self._limits, self._beat_now
+            self._function, task, self._runtime.commit, self._limits, self._beat_now
         )
 
     def _beat_now(self) -> None:

@@ -1,12 +1,11 @@
-"""Encodes a task's history as chat messages, and decodes a chat completion as a reply."""
+"""The messages of a chat in which a model calls the tool `shell`."""
 
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from evershell.agents.completion import Completion, tokens
-from evershell.agents.model import History, Iteration, ModelReply
+from evershell.agents.completion import Message
 from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 
 _SYSTEM_PROMPT = """\
@@ -39,47 +38,33 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_NAME_CHARACTERS = 64
 
 
-def messages(history: History) -> list[dict[str, Any]]:
-    """The history as chat messages: the task, then each tool call with its result."""
-    encoded: list[dict[str, Any]] = [
+def begin(description: str) -> list[dict[str, Any]]:
+    """The messages with which the chat about a task begins."""
+    return [
         {"role": "system", "content": _SYSTEM_PROMPT},
-        {"role": "user", "content": history.description},
+        {"role": "user", "content": description},
     ]
-    for iteration in history.iterations:
-        encoded += _iteration_messages(iteration)
-    return encoded
 
 
-def reply_of(completion: Completion, model: str, position: int) -> ModelReply:
-    """Decodes a completion. `model` is the requested model; `position` is the history's length.
+def call_of(message: Message, number: int) -> ToolCall | None:
+    """The tool call that the message asks for, in the iteration of this number.
 
     An iteration has one tool call. Endpoints that ignore `parallel_tool_calls` may send several;
-    only the first is used. The history does not contain the others, because the protocol requires a
+    only the first is used. The chat does not contain the others, because the protocol requires a
     result for each call in it. The model can repeat them after the first one's result.
     """
-    message = completion.choices[0].message
-    call = message.tool_calls[0] if message.tool_calls else None
-    tool_call = None
-    if call is not None:
-        tool_call = ToolCall(
-            id=call.id or f"call_{position + 1}",
-            name=call.function.name or "",
-            arguments=call.function.arguments_text,
-        )
-    return ModelReply(
-        model=completion.model or model,
-        content=message.text,
-        tool_call=tool_call,
-        final=tool_call is None,
-        input_tokens=tokens(completion.usage, "prompt_tokens"),
-        output_tokens=tokens(completion.usage, "completion_tokens"),
+    if not message.tool_calls:
+        return None
+    call = message.tool_calls[0]
+    return ToolCall(
+        id=call.id or f"call_{number}",
+        name=call.function.name or "",
+        arguments=call.function.arguments_text,
     )
 
 
-def _iteration_messages(iteration: Iteration) -> list[dict[str, Any]]:
-    call, result = iteration.reply.tool_call, iteration.result
-    if call is None or result is None:
-        return [{"role": "assistant", "content": iteration.reply.content}]
+def exchange(content: str, call: ToolCall, result: ToolResult) -> list[dict[str, Any]]:
+    """The model's message with a tool call, and the message with its result."""
     function = {
         "name": _acceptable_name(call.name),
         "arguments": _acceptable_arguments(call.arguments),
@@ -87,7 +72,7 @@ def _iteration_messages(iteration: Iteration) -> list[dict[str, Any]]:
     return [
         {
             "role": "assistant",
-            "content": iteration.reply.content or None,
+            "content": content or None,
             "tool_calls": [{"id": call.id, "type": "function", "function": function}],
         },
         {"role": "tool", "tool_call_id": call.id, "content": _result_text(result)},
@@ -97,7 +82,7 @@ def _iteration_messages(iteration: Iteration) -> list[dict[str, Any]]:
 def _acceptable_name(name: str) -> str:
     """Makes the name valid.
 
-    An endpoint may refuse the whole history for one invalid name, even if its own model produced
+    An endpoint may refuse the whole chat for one invalid name, even if its own model produced
     it.
     """
     return _NOT_IN_A_NAME.sub("_", name)[:_MAX_NAME_CHARACTERS] or "_"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
-from evershell.agents.model import PartialReply
+from evershell.agents.reply import Reply
 from evershell.core.agent_rules import MAX_CALL_TOKENS
 
 # An iteration must fit into one message to the control plane.
@@ -84,15 +84,15 @@ class _Chunk(BaseModel):
     error: Any = None
 
 
-async def receive(response: httpx2.Response, partial: PartialReply) -> Completion:
-    """Reads an answer to its end. Each chunk of a stream is added to `partial` when it arrives.
+async def receive(response: httpx2.Response, reply: Reply) -> Completion:
+    """Reads an answer to its end. Each chunk of a stream is added to `reply` when it arrives.
 
     Raises AnswerError, and httpx2.TransportError if the connection breaks.
     """
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "text/event-stream":
         try:
-            return await _receive_stream(response, partial)
+            return await _receive_stream(response, reply)
         except httpx2.SSEError:
             raise _too_long() from None
     received = bytearray()
@@ -125,9 +125,9 @@ def is_html(text: str) -> bool:
     return _HTML.match(text) is not None
 
 
-async def _receive_stream(response: httpx2.Response, partial: PartialReply) -> Completion:
-    partial.restart()
-    answer = _Streamed(partial)
+async def _receive_stream(response: httpx2.Response, reply: Reply) -> Completion:
+    reply.content = ""
+    answer = _Streamed(reply)
     async for event in httpx2.EventSource(response, max_event_size=_MAX_ANSWER_BYTES):
         if event.data == "[DONE]":
             return answer.completion()
@@ -141,8 +141,8 @@ async def _receive_stream(response: httpx2.Response, partial: PartialReply) -> C
 class _Streamed:
     """Assembles a completion from the chunks of a stream, with only the first tool call."""
 
-    def __init__(self, partial: PartialReply) -> None:
-        self._partial = partial
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
         self._model: str | None = None
         self._usage: Any = None
         self._call: FunctionCall | None = None
@@ -162,11 +162,11 @@ class _Streamed:
                 else "ended its answer with an error"
             )
         if chunk.model:
-            self._model = self._partial.model = chunk.model
+            self._model = self._reply.model = chunk.model
         if chunk.usage is not None:
             self._usage = chunk.usage
-            self._partial.input_tokens = tokens(chunk.usage, "prompt_tokens")
-            self._partial.output_tokens = tokens(chunk.usage, "completion_tokens")
+            self._reply.input_tokens = tokens(chunk.usage, "prompt_tokens")
+            self._reply.output_tokens = tokens(chunk.usage, "completion_tokens")
         for choice in (chunk.choices or [])[:1]:
             self.is_finished |= bool(choice.finish_reason)
             if choice.delta is not None:
@@ -178,14 +178,14 @@ class _Streamed:
             raise AnswerError("did not answer with a chat completion (the stream has no message)")
         if self._call is not None:
             self._call.function.arguments = "".join(self._arguments)
-        message = Message(content=self._partial.content, tool_calls=self._call and [self._call])
+        message = Message(content=self._reply.content, tool_calls=self._call and [self._call])
         return Completion(choices=[_Choice(message=message)], model=self._model, usage=self._usage)
 
     def _add_message(self, part: Message) -> None:
         self._has_message = True
         if part.text:
             self._count(part.text)
-            self._partial.add(part.text)
+            self._reply.add(part.text)
         for call in part.tool_calls or []:
             if self._call is None:
                 self._call = call

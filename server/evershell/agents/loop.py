@@ -1,12 +1,13 @@
-"""The agent's loop: a model call and its tool call, repeated until the task has ended."""
+"""The task as the function of an agent sees it, and what runs the function."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
-from evershell.agents.active_task import ActiveTask, CancelFlag
-from evershell.agents.iteration import Calls, Limits
-from evershell.agents.model import History, Iteration, Model, ModelFailure
-from evershell.agents.tools import Tool, ToolFailure, ToolStatus, storable
+from evershell.agents.active_task import ActiveTask, TaskFailed
+from evershell.agents.descendants import Descendants
+from evershell.agents.step import Calls, Limits, Step, cancel, storable_text
 from evershell.core.task import (
     AgentEvent,
     IterationCompleted,
@@ -14,6 +15,17 @@ from evershell.core.task import (
     TaskStarted,
     TaskStatus,
 )
+
+# How long the function may run after its loop has ended.
+_AFTER_SECONDS = 10.0
+# How long an interrupted function may take to end its processes itself.
+_GRACE_SECONDS = 0.5
+# How long to wait for the end of a killed process, which may hang in the kernel.
+_KILLED_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+AgentFunction = Callable[["Task"], Awaitable[object]]
 
 
 class RejectedError(Exception):
@@ -31,9 +43,8 @@ class Commit(Protocol):
 
 
 async def run_task(
+    function: AgentFunction,
     task: ActiveTask,
-    model: Model,
-    tool: Tool,
     commit: Commit,
     limits: Limits,
     phase_changed: Callable[[], None] = lambda: None,
@@ -43,84 +54,252 @@ async def run_task(
     Returns None if the task is no longer this agent's. What holds at each step:
 
     1. Nothing runs before `task_started` is committed.
-    2. The cancel flag is checked before every iteration, including the first. Once it is set, no
-      further iteration starts. The current one ends normally, and its event precedes the end of the
-      task. A cancellation before the first iteration means zero iterations.
-    3. An iteration is one model call and the tool call that it asked for. It is committed as one
-      event with the tool call's result, so no tool call is committed without its result. Numbers
-      count from 1 without gaps.
-    4. The task ends after a final reply and its tool call: `cancelled` if the flag was set
-      meanwhile, else `completed`. In both cases the result is the reply's `result_after_call`, if
-      it has one and the tool call exited, else the reply's content. An exception of the model or
-      the tool ends the task `failed`, with a human-readable reason, and so does the limit of
-      iterations. No such exception ends the process.
-    5. A call is interrupted only when the flag's `force_at` has passed, and then at once, even if
-      that time was set or changed during the call. The iteration is committed: a model call as
-      `interrupted`, with the text and the tokens received so far and without a tool call; a tool
-      call with an `interrupted` result and its output so far. The end is then `cancelled` and
-      forced. If the iteration ended before it was interrupted, the end is not forced.
-    6. The end is the last event of the task. It is committed together with the last iteration if
-      that iteration is then known to be the last. If the reply to a commit no longer names the
-      task, nothing more is done.
-    7. If this coroutine is cancelled, it first ends the current calls, and it commits nothing more.
+    2. The cancel flag is checked before every iteration, including the first. Once it is set, the
+       loop of the function ends: no further iteration starts. The current one ends normally, and
+       its event precedes the end of the task. A cancellation before the first iteration means zero
+       iterations.
+    3. An iteration is one turn of the function's loop. It is committed as one event with the
+       results of its calls, so no tool call is committed without its result. Numbers count from 1
+       without gaps. An iteration whose last call failed is not committed.
+    4. The task ends when the function returns: `cancelled` if the flag is set, `failed` if its
+       iterations were used up, else `completed`. What it returns is the result. An exception ends
+       the task `failed`, with a human-readable reason. No exception ends the process.
+    5. The function is interrupted only when the flag's `force_at` has passed, or when it runs on
+       for too long after its loop. It gets a CancelledError, and every process that the task has
+       started is ended. A current iteration is committed with what is known of it. Only then is the
+       end forced. Nothing is committed before everything has ended.
+    6. The end is the last event of the task. It is committed together with the last iteration. If
+       the reply to a commit no longer names the task, the function is interrupted, and nothing more
+       is committed.
+    7. If this coroutine is cancelled, it first ends the function as in 5, and it commits nothing
+       more.
     """
     try:
         if not await commit(task.id, [TaskStarted()]):
             return None
-        calls = Calls(task, model, tool, limits, phase_changed)
-        return await _iterate(task, calls, commit)
+        if task.iterations:
+            raise TaskFailed(
+                "The agent was restarted during the task, so its memory of the task is lost."
+            )
+        run = _Run(task, commit, Calls(task, limits, phase_changed))
+        events = await run.events(function)
+        return await _end(task, commit, *events) if events else None
+    except TaskFailed as failure:
+        return await _end(task, commit, _failed(str(failure)))
     except RejectedError as error:
-        return await _fail(task, commit, f"The agent's work could not be recorded: {error}")
+        return await _end(task, commit, _failed(f"The agent's work could not be recorded: {error}"))
 
 
-async def _iterate(task: ActiveTask, calls: Calls, commit: Commit) -> TaskEnded | None:
-    if task.iterations:
-        reason = "The agent was restarted during the task, so its memory of the task is lost."
-        return await _fail(task, commit, reason)
-    history: list[Iteration] = []
-    while not task.cancel.is_requested:
-        if len(history) == task.max_iterations:
-            reason = f"The task was not done within its limit of {task.max_iterations} iterations."
-            return await _fail(task, commit, reason)
+class Task:
+    """A task of a workspace. An agent is a function that works on one and returns its result."""
+
+    def __init__(self, run: "_Run") -> None:
+        self._run = run
+
+    @property
+    def id(self) -> str:
+        """The id of the task."""
+        return self._run.task.id
+
+    @property
+    def description(self) -> str:
+        """What is to be done."""
+        return self._run.task.description
+
+    @property
+    def max_iterations(self) -> int:
+        """The number of iterations after which the loop ends."""
+        return self._run.task.max_iterations
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the task is cancelled, so that the current iteration is the last one."""
+        return self._run.task.cancel.is_requested
+
+    def iterations(self) -> AsyncIterator[Step]:
+        """The iterations of the task, until it is cancelled or has used up its iterations.
+
+        The next turn of the loop records the iteration that has ended. What follows the loop may
+        take 10 s. What the function then returns is kept as the result of the task.
+        """
+        return self._run
+
+
+class _Run(AsyncIterator[Step]):
+    """The run of an agent's function on a task. Iterates over the steps of the function's loop."""
+
+    def __init__(self, task: ActiveTask, commit: Commit, calls: Calls) -> None:
+        self.task = task
+        self._commit = commit
+        self._calls = calls
+        self._descendants = Descendants()
+        # The current iteration, and the last one until it is committed.
+        self._step: Step | None = None
+        self._ended: list[AgentEvent] = []
+        self._is_turning = False
+        self._is_interrupted = False
+        # Done when the loop of the function has ended.
+        self._loop_over = asyncio.get_running_loop().create_future()
+        # Set if the task is no longer this agent's, or could not be recorded.
+        self._is_dropped = False
+        self._error: Exception | None = None
+
+    async def __anext__(self) -> Step:
+        """Ends the current iteration, and begins the next one if there is one."""
+        if self._is_interrupted or self._is_dropped or (self._step and self._step.is_interrupted):
+            # The function has caught a CancelledError.
+            raise asyncio.CancelledError
+        self._end_step()
+        self._is_turning = True
         try:
-            record = await calls.iterate(History(task.description, history))
-        except (ModelFailure, ToolFailure) as failure:
-            return await _fail(task, commit, str(failure))
-        except Exception as error:  # noqa: BLE001 - becomes the task's reason
-            reason = f"The iteration failed: {type(error).__name__}: {error}"
-            return await _fail(task, commit, reason)
-        history.append(record.iteration)
-        task.iterations = len(history)
-        iterated = IterationCompleted(number=len(history), payload=record.payload())
-        ending = _ending_after(record.iteration, task.cancel)
-        if ending is not None:
-            return await _end(task, commit, ending, iterated)
-        if not await commit(task.id, [iterated]):
+            if self._ended and not self.task.cancel.is_requested:
+                await self._commit_ended()
+        finally:
+            self._is_turning = False
+        if self.task.cancel.is_requested or self._is_used_up:
+            if not self._loop_over.done():
+                self._loop_over.set_result(None)
+            raise StopAsyncIteration
+        self._step = Step(self.task.iterations + 1, self._calls)
+        return self._step
+
+    async def events(self, function: AgentFunction) -> list[AgentEvent]:
+        """Runs the function. Returns what remains to be committed; nothing if it was dropped.
+
+        Raises RejectedError and what else `commit` raises.
+        """
+        work = asyncio.create_task(_text_of(function, Task(self)))
+        try:
+            await self._supervise(work)
+            error = self._error_of(work)
+            if not work.done() or self._calls.running or self._is_forced or self._is_dropped:
+                await self._interrupt(work)
+                error = error or (None if work.cancelled() else work.exception())
+        except asyncio.CancelledError:
+            await self._interrupt(work)
+            raise
+        if self._error is not None:
+            raise self._error
+        if self._is_dropped:
+            return []
+        ending = self._ending(work, error)
+        return [*self._ended, ending]
+
+    async def _supervise(self, work: "asyncio.Task[str]") -> None:
+        """Returns when the function has ended or has to be interrupted."""
+        forced = asyncio.create_task(self.task.cancel.wait_force_due())
+        try:
+            await _first(work, self._loop_over, forced)
+            # The function gets what a call has just returned.
+            while any(call.done() for call in self._calls.running):
+                await asyncio.sleep(0)
+            if self._is_turning:
+                await _first(work, self._loop_over)
+            if self._loop_over.done():
+                await _first(work, forced, timeout_seconds=_AFTER_SECONDS)
+        finally:
+            forced.cancel()
+
+    async def _interrupt(self, work: "asyncio.Task[str]") -> None:
+        """Ends the function, its calls, and every process that the task has started.
+
+        A function that does not end keeps the task open. The control plane then ends the pod.
+        """
+        self._is_interrupted = True
+        running = {work, *self._calls.running, *self._calls.left}
+        for each in running:
+            cancel(each)
+        _, pending = await asyncio.wait(running, timeout=_GRACE_SECONDS)
+        if pending:
+            self._descendants.kill()
+            await asyncio.wait(pending)
+        for each in running:
+            # Marks its exception as seen.
+            each.cancelled() or each.exception()
+        await self._descendants.wait_gone(0, _KILLED_SECONDS)
+
+    @property
+    def _is_used_up(self) -> bool:
+        return self.task.iterations == self.task.max_iterations
+
+    @property
+    def _is_forced(self) -> bool:
+        """Whether a forced cancellation has interrupted the current iteration."""
+        step = self._step
+        return step is not None and (
+            step.is_interrupted or (self._is_interrupted and self._calls.is_force_due)
+        )
+
+    async def _commit_ended(self) -> None:
+        """Commits the last iteration. Raises CancelledError if the function has to end."""
+        try:
+            self._is_dropped = not await self._commit(self.task.id, self._ended)
+        except Exception as error:  # noqa: BLE001 - raised again, but not in the function
+            self._error, self._is_dropped = error, True
+        if self._is_dropped:
+            raise asyncio.CancelledError
+        self._ended = []
+
+    def _end_step(self) -> None:
+        """Records the current iteration as ended."""
+        if self._step is None:
+            return
+        if self._calls.running:
+            raise RuntimeError("a call still runs after the end of its iteration")
+        self.task.iterations = self._step.number
+        payload = self._step.payload(is_interrupted=self._is_forced)
+        self._ended = [IterationCompleted(number=self._step.number, payload=payload)]
+        self._step = None
+
+    def _error_of(self, work: "asyncio.Task[str]") -> BaseException | None:
+        """Why the function has ended, if it was not interrupted."""
+        if not work.done():
             return None
-    return await _end(task, commit, TaskEnded(status=TaskStatus.CANCELLED))
+        if self._calls.running:
+            return RuntimeError("a call still runs after the end of its iteration")
+        return asyncio.CancelledError() if work.cancelled() else work.exception()
+
+    def _ending(self, work: "asyncio.Task[str]", error: BaseException | None) -> TaskEnded:
+        """The end of the task, after the function has ended with this error."""
+        result = "" if work.cancelled() or error is not None else work.result()
+        step = self._step
+        if self._is_forced:
+            self._end_step()
+            return TaskEnded(status=TaskStatus.CANCELLED, forced=True, result=result)
+        if step is not None and (step.has_calls if error is None else step.is_whole):
+            self._end_step()
+        if isinstance(error, TaskFailed):
+            return _failed(str(error))
+        if error is not None:
+            _log.error("the agent failed", exc_info=error)
+            return _failed(f"The agent failed: {type(error).__name__}: {error}")
+        if self.task.cancel.is_requested:
+            return TaskEnded(status=TaskStatus.CANCELLED, result=result)
+        if self._loop_over.done():
+            limit = self.task.max_iterations
+            reason = f"The task was not done within its limit of {limit} iterations."
+            return TaskEnded(status=TaskStatus.FAILED, reason=reason, result=result)
+        return TaskEnded(status=TaskStatus.COMPLETED, result=result)
 
 
-def _ending_after(iteration: Iteration, cancel: CancelFlag) -> TaskEnded | None:
-    """The end of the task if this iteration was its last one, else None."""
-    reply, result = iteration.reply, iteration.result
-    if reply.is_interrupted or (result is not None and result.status is ToolStatus.INTERRUPTED):
-        return TaskEnded(status=TaskStatus.CANCELLED, forced=True)
-    if reply.final:
-        status = TaskStatus.CANCELLED if cancel.is_requested else TaskStatus.COMPLETED
-        has_exited = result is not None and result.status is ToolStatus.EXITED
-        after_call = reply.result_after_call if has_exited else ""
-        return TaskEnded(status=status, result=storable(after_call or reply.content))
-    return TaskEnded(status=TaskStatus.CANCELLED) if cancel.is_requested else None
+async def _text_of(function: AgentFunction, task: Task) -> str:
+    result = await function(task)
+    return "" if result is None else storable_text(str(result))
 
 
-async def _end(
-    task: ActiveTask, commit: Commit, ending: TaskEnded, *last: IterationCompleted
-) -> TaskEnded:
+async def _first(*parts: "asyncio.Future[Any]", timeout_seconds: float | None = None) -> None:
+    """Returns when one of them is done, or at the timeout."""
+    await asyncio.wait(parts, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _end(task: ActiveTask, commit: Commit, *events: AgentEvent) -> TaskEnded:
     """Proposes the end, in one commit with the last iteration, so that nothing comes in between."""
     task.is_ending = True
-    await commit(task.id, [*last, ending])
+    await commit(task.id, events)
+    ending = events[-1]
+    assert isinstance(ending, TaskEnded)
     return ending
 
 
-async def _fail(task: ActiveTask, commit: Commit, reason: str) -> TaskEnded:
-    return await _end(task, commit, TaskEnded(status=TaskStatus.FAILED, reason=storable(reason)))
+def _failed(reason: str) -> TaskEnded:
+    return TaskEnded(status=TaskStatus.FAILED, reason=storable_text(reason))

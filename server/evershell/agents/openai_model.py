@@ -1,4 +1,4 @@
-"""`openai:<model>`: a model behind any endpoint of OpenAI's chat-completions protocol.
+"""`openai:<model>`: an agent with a model behind an endpoint of OpenAI's chat-completions protocol.
 
 Importing the `openai` SDK takes 1 s and 30 MB. Only an agent that uses such a model imports this
 module, when it starts.
@@ -6,16 +6,19 @@ module, when it starts.
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 
-from evershell.agents.chat import TOOLS, messages, reply_of
-from evershell.agents.completion import AnswerError, Completion, quoted, receive
-from evershell.agents.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
+from evershell.agents.active_task import TaskFailed
+from evershell.agents.chat import TOOLS, begin, call_of, exchange
+from evershell.agents.completion import AnswerError, Completion, Message, quoted, receive, tokens
+from evershell.agents.loop import AgentFunction, Task
+from evershell.agents.reply import Reply
+from evershell.agents.tools import ShellTool
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # The SDK requires a key, so it sends this one to endpoints that require none.
@@ -33,20 +36,50 @@ _STREAMING: Sequence[dict[str, Any]] = (
 _STREAM_PARAMETER = re.compile(r"\bstream(ing|_options)?\b", re.IGNORECASE)
 
 
-class OpenAIModel:
-    """Requests each reply with the whole history. Offers the model the tool `shell`.
+def openai_agent(model: "OpenAIModel", shell: ShellTool) -> AgentFunction:
+    """An agent whose model decides what the shell runs. Its answer without a call is the result."""
 
-    A call takes at most the endpoint's time limit, including retries. A reply is final if the model
-    calls no tool.
+    async def agent(task: Task) -> str:
+        chat = begin(task.description)
+        async for step in task.iterations():
+            step.reply.model = model.name
+            message = await step.model_call(model.answer(chat, step.reply))
+            call = call_of(message, step.number)
+            if call is None:
+                return message.text
+            result = await step.tool_call(
+                call.name, call.arguments, shell.run(call), call_id=call.id
+            )
+            chat += exchange(message.text, call, result)
+        return ""
+
+    return agent
+
+
+class OpenAIModel:
+    """Requests each answer with the whole chat. Offers the model the tool `shell`.
+
+    A call takes at most the time limit, including retries.
     """
 
-    def __init__(self, model: str, endpoint: Endpoint, max_retries: int = _MAX_RETRIES) -> None:
-        """Raises ValueError if a setting is not valid. Its text never contains the API key."""
-        self.name = model
-        self._limit_seconds = endpoint.timeout_seconds
-        base_url = endpoint.base_url or _DEFAULT_BASE_URL
+    def __init__(
+        self,
+        name: str,
+        *,
+        base_url: str = "",
+        api_key: str = "",
+        timeout_seconds: float = 120.0,
+        max_retries: int = _MAX_RETRIES,
+    ) -> None:
+        """`base_url` is the URL without `/chat/completions`; empty for OpenAI's own endpoint.
+
+        Raises ValueError if a setting is not valid. Its text never contains the API key.
+        """
+        self.name = name
+        self._limit_seconds = timeout_seconds
+        base_url = base_url or _DEFAULT_BASE_URL
         self._host = _host_of(base_url)
-        self._api_key = endpoint.api_key.strip()
+        self._api_key = api_key.strip()
         if not self._api_key.isascii() or not self._api_key.isprintable():
             raise ValueError(
                 "The API key of the model's endpoint has characters that no HTTP header can have."
@@ -54,14 +87,14 @@ class OpenAIModel:
         # State of the current call: the HTTP status of each answer, the text received so far, and
         # the completion once it is complete.
         self._statuses: list[int] = []
-        self._partial = PartialReply(model)
+        self._reply = Reply()
         self._completion: Completion | None = None
         # The index in _STREAMING of the parameters that this endpoint accepts.
         self._streaming = 0
         client = AsyncOpenAI(
             base_url=base_url,
             api_key=self._api_key or _NO_KEY,
-            # `next` limits the whole call.
+            # `answer` limits the whole call.
             timeout=None,
             max_retries=max_retries,
             # Uses one connection per call. A kept one would be idle during the tool call, and is
@@ -74,12 +107,16 @@ class OpenAIModel:
         # here.
         self._completions: Any = client.chat.completions.with_streaming_response
 
-    async def next(self, history: History, partial: PartialReply) -> ModelReply:
+    async def answer(self, chat: Sequence[Mapping[str, Any]], reply: Reply) -> Message:
+        """The model's next message in the chat. Adds what it receives to `reply`.
+
+        Raises TaskFailed.
+        """
         self._statuses.clear()
-        self._partial, self._completion = partial, None
+        self._reply, self._completion = reply, None
         try:
             async with asyncio.timeout(self._limit_seconds):
-                await self._ask(history)
+                await self._ask(chat)
         except TimeoutError:
             raise self._failure(self._timeout_problem()) from None
         except AnswerError as error:
@@ -91,16 +128,21 @@ class OpenAIModel:
             raise self._failure(
                 f"could not be reached or broke the connection ({error.__cause__ or error.message})"
             ) from None
-        assert self._completion is not None
-        return reply_of(self._completion, self.name, len(history.iterations))
+        completion = self._completion
+        assert completion is not None
+        message = completion.choices[0].message
+        reply.model, reply.content = completion.model or self.name, message.text
+        reply.input_tokens = tokens(completion.usage, "prompt_tokens")
+        reply.output_tokens = tokens(completion.usage, "completion_tokens")
+        return message
 
-    async def _ask(self, history: History) -> None:
+    async def _ask(self, chat: Sequence[Mapping[str, Any]]) -> None:
         """Sends the request. `_receive` has read the answer when this returns."""
         while True:
             try:
                 async with self._completions.create(
                     model=self.name,
-                    messages=messages(history),
+                    messages=chat,
                     tools=TOOLS,
                     parallel_tool_calls=False,
                     **_STREAMING[self._streaming],
@@ -118,7 +160,7 @@ class OpenAIModel:
         """
         self._statuses.append(response.status_code)
         if response.is_success:
-            self._completion = await receive(response, self._partial)
+            self._completion = await receive(response, self._reply)
 
     def _timeout_problem(self) -> str:
         """The problem of a call that exceeded its time limit."""
@@ -130,10 +172,10 @@ class OpenAIModel:
             return f"did not finish its answer {limit}"
         return f"did not answer {limit}; the last answer was {_status_text(last)}"
 
-    def _failure(self, problem: str) -> ModelFailure:
+    def _failure(self, problem: str) -> TaskFailed:
         reason = f"The model's endpoint {self._host} {problem}."
         # An endpoint may quote the key.
-        return ModelFailure(reason.replace(self._api_key, "[API key]") if self._api_key else reason)
+        return TaskFailed(reason.replace(self._api_key, "[API key]") if self._api_key else reason)
 
 
 def _host_of(base_url: str) -> str:

@@ -17,9 +17,9 @@ import grpc.aio
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from evershell.agent.v1.runtime_service_pb2 import BootstrapRequest, BootstrapResponse
 
+from evershell.agents import scripted
 from evershell.agents.agent import Agent
-from evershell.agents.iteration import Limits
-from evershell.agents.model import Endpoint, Model
+from evershell.agents.loop import AgentFunction
 from evershell.agents.runtime_client import (
     MAX_ATTEMPT_SECONDS,
     ControlPlaneClock,
@@ -27,10 +27,10 @@ from evershell.agents.runtime_client import (
     RuntimeStub,
     connect,
 )
-from evershell.agents.scripted_model import ScriptedModel
 from evershell.agents.service import Admission, AgentService, TokenVerifier
 from evershell.agents.shutdown import ExitCode
-from evershell.agents.tools import ShellTool, Tool
+from evershell.agents.step import Limits
+from evershell.agents.tools import ShellTool
 from evershell.pod.crash_points import CrashPoints
 from evershell.pod.process import become_subreaper, become_unreadable
 from evershell.pod.sandbox import ToolLimits, ToolSandbox
@@ -40,8 +40,8 @@ from evershell.telemetry.logs import Log
 
 # The time limit for closing the server and the channels, which may hang.
 _CLOSING_SECONDS = 3.0
-# The loop's time limit for a model call is longer than the model's own by this much, so that the
-# model reports the timeout. It knows more about the cause.
+# A model of this package has a time limit of its own, because it knows more about the cause. The
+# limit of the loop is longer by this much.
 _MODEL_MARGIN_SECONDS = 1.0
 _MAX_BACKOFF_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.05
@@ -53,12 +53,10 @@ class UnknownModelError(Exception):
     """No model of that name exists, or its package is not installed."""
 
 
-async def run(
-    spec: PodSpec, log: Log, model: Model | None = None, tool: Tool | None = None
-) -> ExitCode:
+async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) -> ExitCode:
     """Runs the agent until SIGTERM or SIGINT, or until it has to end for a reason that it logs.
 
-    All tools have ended when it returns. `model` and `tool` replace those of the spec.
+    All tools have ended when it returns. Without a function, the agent is that of the spec's model.
     """
     become_subreaper()
     if spec.bootstrap_token:
@@ -70,7 +68,8 @@ async def run(
             log.error("bootstrap_refused", reason=str(error))
             return ExitCode.UNAUTHORIZED
     try:
-        model = model or create_model(spec.model, _endpoint(spec))
+        margin_seconds = 0.0 if function else _MODEL_MARGIN_SECONDS
+        function = function or create_agent(spec)
         clock = ControlPlaneClock()
         verifier = TokenVerifier(spec.signal_secret, clock)
         credential = RuntimeCredential(spec.workspace_id, spec.epoch, spec.runtime_secret, clock)
@@ -83,9 +82,11 @@ async def run(
     agent = Agent(
         workers,
         credential,
-        model,
-        tool or _shell(spec),
-        Limits(model_timeout_seconds=spec.model_timeout_seconds + _MODEL_MARGIN_SECONDS),
+        function,
+        Limits(
+            model_timeout_seconds=spec.model_timeout_seconds + margin_seconds,
+            tool_timeout_seconds=spec.tool_timeout_seconds,
+        ),
         log,
         crash_points=crash_points,
     )
@@ -106,26 +107,32 @@ async def run(
     return agent.shutdown.code
 
 
-def create_model(name: str, endpoint: Endpoint | None = None) -> Model:
-    """The model `scripted` or `openai:<model>`.
+def create_agent(spec: PodSpec) -> AgentFunction:
+    """The agent with the model `scripted` or `openai:<model>`.
 
     Raises UnknownModelError, or ValueError if the settings of the endpoint are not valid.
     """
-    if name == ScriptedModel.name:
-        return ScriptedModel()
-    kind, _, hosted = name.partition(":")
+    if spec.model == scripted.NAME:
+        return scripted.scripted_agent(_shell(spec))
+    kind, _, hosted = spec.model.partition(":")
     if kind == "openai" and hosted:
         try:
             # Imported here, because the SDK takes a second and 30 MB.
-            from evershell.agents.openai_model import OpenAIModel
+            from evershell.agents.openai_model import OpenAIModel, openai_agent
         except ModuleNotFoundError as error:
             raise UnknownModelError(
-                f"The model {name!r} needs the package {error.name}, which is not installed. "
+                f"The model {spec.model!r} needs the package {error.name}, which is not installed. "
                 "Install the extra `agent` of evershell."
             ) from error
-        return OpenAIModel(hosted, endpoint or Endpoint())
+        model = OpenAIModel(
+            hosted,
+            base_url=spec.openai_base_url,
+            api_key=spec.openai_api_key,
+            timeout_seconds=spec.model_timeout_seconds,
+        )
+        return openai_agent(model, _shell(spec))
     raise UnknownModelError(
-        f"There is no model {name!r}. Use {ScriptedModel.name!r} or 'openai:<model>'."
+        f"There is no model {spec.model!r}. Use {scripted.NAME!r} or 'openai:<model>'."
     )
 
 
@@ -142,16 +149,8 @@ def _tls(spec: PodSpec) -> TlsIdentity | None:
     )
 
 
-def _endpoint(spec: PodSpec) -> Endpoint:
-    return Endpoint(
-        base_url=spec.openai_base_url,
-        api_key=spec.openai_api_key,
-        timeout_seconds=spec.model_timeout_seconds,
-    )
-
-
 def _shell(spec: PodSpec) -> ShellTool:
-    own = Path(spec.files_dir), spec.workspace_id, spec.epoch, spec.tool_timeout_seconds
+    own = Path(spec.files_dir), spec.workspace_id, spec.epoch
     if not spec.bwrap:
         return ShellTool(*own)
     limits = ToolLimits(

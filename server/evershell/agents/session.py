@@ -14,6 +14,7 @@ from evershell.agent.v1.runtime_service_pb2 import Directive
 from evershell.agents.active_task import ActiveTask, CancelFlag
 from evershell.agents.loop import RejectedError
 from evershell.agents.shutdown import AgentEndingError, ExitCode, Shutdown
+from evershell.agents.step import cancel
 from evershell.core.task import Phase, TaskEnded
 from evershell.core.trace import TraceContext
 from evershell.telemetry.logs import Log
@@ -21,6 +22,9 @@ from evershell.telemetry.logs import Log
 # The number of tasks that are remembered after their end or before their start. A late message
 # arrives within seconds, so it is never this many tasks late.
 _REMEMBERED_TASKS = 1_000
+
+# The time limit for ending the current task when the agent ends.
+_CLOSING_SECONDS = 4.0
 
 # Works on a task. Returns the end that it proposed; None if the task is no longer this agent's.
 RunTask = Callable[[ActiveTask], Coroutine[Any, Any, TaskEnded | None]]
@@ -155,7 +159,7 @@ class Session:
                 self._next = assignment
             if self._runner is not None and committed_task_id != self._task.id:
                 self._log.info("task_dropped", task_id=self._task.id)
-                self._runner.cancel()
+                cancel(self._runner)
         elif assignment is not None and self._finished.get(task_id, sent_at) < sent_at:
             # The task has ended in the agent but not in the database, so its end was not committed.
             self._shutdown.begin(ExitCode.CRASHED, f"the end of task {task_id} was not committed")
@@ -168,8 +172,9 @@ class Session:
         self._next = None
         runner = self._runner
         if runner is not None:
-            runner.cancel()
-            await asyncio.wait({runner})
+            cancel(runner)
+            # A function that catches CancelledError ends with the process.
+            await asyncio.wait({runner}, timeout=_CLOSING_SECONDS)
 
     @property
     def _next_id(self) -> str:

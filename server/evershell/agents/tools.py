@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
 
+from evershell.agents.active_task import TaskFailed
 from evershell.agents.descendants import Descendants
 from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE
 from evershell.pod.sandbox import ToolSandbox
@@ -64,21 +64,6 @@ class ToolResult:
     truncated_bytes: int = 0
 
 
-class ToolFailure(Exception):
-    """The agent can no longer run tools. The human-readable text says why."""
-
-
-class Tool(Protocol):
-    """Runs the tool calls of the model."""
-
-    async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """Runs the call to its end. A call that fails has a result too. Raises ToolFailure.
-
-        Once `interrupt` is set, it ends everything that the call has started and returns the result
-        `interrupted` with the output so far. When cancelled, it also ends everything first.
-        """
-
-
 class ShellTool:
     """Runs `/bin/sh -c command` in the workspace's folder.
 
@@ -99,7 +84,6 @@ class ShellTool:
         files_dir: Path,
         workspace_id: str,
         epoch: int,
-        timeout_seconds: float,
         sandbox: ToolSandbox | None = None,
     ) -> None:
         """Without `sandbox`, commands can do what this process can.
@@ -107,7 +91,6 @@ class ShellTool:
         Raises OSError if the folder cannot be opened.
         """
         self._directory = WorkingDirectory(files_dir)
-        self._timeout_seconds = timeout_seconds
         self._sandbox = sandbox
         self._environment: Mapping[str, str] = {
             "PATH": os.environ.get("PATH", os.defpath),
@@ -117,19 +100,17 @@ class ShellTool:
             EPOCH_VARIABLE: str(epoch),
         }
 
-    async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
-        """Implements Tool. A call that cannot be started is `not_run`, with the reason as output.
+    async def run(self, call: ToolCall) -> ToolResult:
+        """Runs the call to its end. If it cannot be started, the output of `not_run` says why.
 
-        Raises ToolFailure if the workspace's folder is lost, because then no call can be started.
+        When cancelled, it ends everything that the call has started, and returns the output so far.
+        Raises DirectoryLostError if no call can be started any more.
         """
         try:
             command = _command(call)
         except ValueError as error:
             return ToolResult(status=ToolStatus.NOT_RUN, output=str(error))
-        try:
-            self._directory.check()
-        except DirectoryLostError as error:
-            raise ToolFailure(str(error)) from error
+        self._directory.check()
         shell = ["/bin/sh", "-c", command]
         descendants = Descendants()
         read_end, write_end = os.pipe()
@@ -159,30 +140,24 @@ class ShellTool:
                 os.close(write_end)
             max_bytes = self._sandbox.limits.memory_bytes if self._sandbox else None
             running = _Running(process, descendants, reader.fileno(), max_bytes)
-            return await self._finish(running, interrupt)
+            return await self._finish(running)
 
-    async def _finish(self, running: "_Running", interrupt: asyncio.Event) -> ToolResult:
+    async def _finish(self, running: "_Running") -> ToolResult:
         exited = asyncio.ensure_future(running.process.wait())
-        interrupted = asyncio.ensure_future(interrupt.wait())
         watching = asyncio.ensure_future(running.watch())
         running.start_reading()
+        status = ToolStatus.EXITED
         try:
-            await asyncio.wait(
-                {exited, interrupted},
-                timeout=self._timeout_seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if exited.done():
-                status = ToolStatus.EXITED
-                await running.wait_output(_LATE_OUTPUT_SECONDS, interrupt=interrupted)
-            else:
-                status = ToolStatus.INTERRUPTED if interrupted.done() else ToolStatus.TIMED_OUT
+            try:
+                await asyncio.wait({exited})
+                await running.wait_output(_LATE_OUTPUT_SECONDS)
+            except asyncio.CancelledError:
+                status = ToolStatus.INTERRUPTED
             running.kill()
             if not exited.done():
                 await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
             await running.wait_output(_KILLED_SECONDS)
         finally:
-            interrupted.cancel()
             watching.cancel()
             running.stop_reading()
             # Nothing may run after this, even if this coroutine is cancelled.
@@ -247,21 +222,16 @@ class _Running:
             self._ended.set()
         return bool(data)
 
-    async def wait_output(
-        self, timeout_seconds: float, interrupt: "asyncio.Future[Any] | None" = None
-    ) -> None:
-        """Returns when all processes have closed the pipe, at the timeout, or when interrupted."""
+    async def wait_output(self, timeout_seconds: float) -> None:
+        """Returns when all processes have closed the pipe, or at the timeout."""
         for _ in range(_READS_AT_ONCE):
             if self._ended.is_set() or not self._read():
                 break
         if self._ended.is_set():
             return
-        ended = asyncio.ensure_future(self._ended.wait())
-        either: set[asyncio.Future[Any]] = {ended} if interrupt is None else {ended, interrupt}
-        try:
-            await asyncio.wait(either, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._ended.wait()
 
     async def wait_gone(self, timeout_seconds: float) -> None:
         await self._descendants.wait_gone(self.process.pid, timeout_seconds)
@@ -374,7 +344,7 @@ def _bytes_of(path: str, names: Iterable[bytes]) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(tuple(names)))
 
 
-class DirectoryLostError(Exception):
+class DirectoryLostError(TaskFailed):
     """The directory was deleted or replaced. The text says which of the two."""
 
 

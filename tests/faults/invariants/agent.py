@@ -13,9 +13,9 @@ from evershell.agent.v1.runtime_service_pb2 import Directive
 from structlog.typing import FilteringBoundLogger
 
 from evershell.agents import agent as program
-from evershell.agents.iteration import Limits
 from evershell.agents.runtime_client import ControlPlaneClock, RuntimeCredential
 from evershell.agents.shutdown import ExitCode
+from evershell.agents.step import Limits
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.pod.tokens import SECRET_BYTES
 from tests.faults.invariants.clock import Clock
@@ -26,7 +26,7 @@ from tests.faults.invariants.spy_store import SpyStore
 from tests.faults.invariants.trouble import Fault, Link
 
 # A call ends when a rule opens its gate or force interrupts it, so no call reaches this limit.
-_NO_LIMITS = Limits(model_timeout_seconds=1e6)
+_NO_LIMITS = Limits(model_timeout_seconds=1e6, tool_timeout_seconds=1e6)
 
 
 def _defects_log(record: Record) -> FilteringBoundLogger:
@@ -88,8 +88,7 @@ class Agent:
         self._program = program.Agent(
             {self.address: cast("Any", stub)},
             RuntimeCredential(workspace_id, epoch, "00" * SECRET_BYTES, clock),
-            self.gates,
-            self.gates,
+            self.gates.agent,
             _NO_LIMITS,
             _defects_log(shared.record),
             monotonic=shared.clock.monotonic,

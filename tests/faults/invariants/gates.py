@@ -1,12 +1,13 @@
-"""A model and a tool whose calls wait until a rule lets them end."""
+"""An agent whose model and tool wait until a rule lets their calls end."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from evershell.agents.model import History, ModelFailure, ModelReply, PartialReply
-from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
+from evershell.agents.active_task import TaskFailed
+from evershell.agents.loop import Task
+from evershell.agents.step import Step
+from evershell.agents.tools import ToolResult, ToolStatus
 from tests.faults.invariants.record import Iteration, Record
 
 
@@ -25,17 +26,24 @@ class Surroundings:
     tool_runs: Callable[[str, bool], None]
 
 
-class Gates:
-    """Implements the agent's Model and Tool. At most one call is open."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What the model says."""
 
-    name = "gated"
+    content: str
+    calls_tool: bool
+    final: bool
+
+
+class Gates:
+    """The agent, with its model and its tool. At most one call is open."""
 
     def __init__(self, surroundings: Surroundings, record: Record) -> None:
         self._surroundings = surroundings
         self._record = record
         self._iteration: Iteration | None = None
         # The results that the open call waits for; None without an open call.
-        self._reply: asyncio.Future[ModelReply] | None = None
+        self._reply: asyncio.Future[Reply] | None = None
         self._result: asyncio.Future[ToolResult] | None = None
 
     @property
@@ -54,22 +62,13 @@ class Gates:
         number = self._iteration.number
         self._iteration.content = content = f"{'final' if final else 'step'} {number}"
         self._iteration.is_final = final
-        call = ToolCall(id=f"call_{number}", name="shell", arguments="{}") if tool else None
-        reply = ModelReply(
-            model=self.name,
-            content=content,
-            tool_call=call,
-            final=final,
-            input_tokens=3,
-            output_tokens=2,
-        )
-        self._reply.set_result(reply)
+        self._reply.set_result(Reply(content=content, calls_tool=tool, final=final))
 
     def fail(self) -> None:
         """Lets the open model call fail."""
         assert self._reply is not None and self._iteration is not None
         self._iteration.failed = True
-        self._reply.set_exception(ModelFailure("the gated model failed"))
+        self._reply.set_exception(TaskFailed("the gated model failed"))
 
     def end_tool(self) -> None:
         """Ends the open tool call."""
@@ -77,18 +76,29 @@ class Gates:
         output = f"output {self._iteration.number}"
         self._result.set_result(ToolResult(status=ToolStatus.EXITED, output=output))
 
-    async def next(self, history: History, partial: PartialReply) -> ModelReply:
+    async def agent(self, task: Task) -> str:
+        """The function of the agent."""
+        async for step in task.iterations():
+            reply = await step.model_call(self._next(step))
+            step.reply.content = reply.content
+            if reply.calls_tool:
+                await step.tool_call("shell", {}, self._run())
+            if reply.final:
+                return reply.content
+        return ""
+
+    async def _next(self, step: Step) -> Reply:
         task_id = self._surroundings.task_id()
         self._iteration = Iteration(
             epoch=self._surroundings.epoch,
             task_id=task_id,
-            number=len(history.iterations) + 1,
+            number=step.number,
             was_cancelled=self._surroundings.was_cancelled(task_id),
         )
         self._record.iterations.append(self._iteration)
         self._iteration.content = f"part {self._iteration.number}"
-        partial.add(self._iteration.content)
-        partial.input_tokens, partial.output_tokens = 3, 2
+        step.reply.content = self._iteration.content
+        step.reply.input_tokens, step.reply.output_tokens = 3, 2
         self._reply = asyncio.get_running_loop().create_future()
         try:
             return await self._reply
@@ -98,33 +108,25 @@ class Gates:
         finally:
             self._reply = None
 
-    async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
+    async def _run(self) -> ToolResult:
         assert self._iteration is not None
         task_id = self._iteration.task_id
         self._iteration.tool_output = ""
         self._result = asyncio.get_running_loop().create_future()
         self._surroundings.tool_runs(task_id, True)
-        interrupted = asyncio.ensure_future(interrupt.wait())
-        waited: set[asyncio.Future[Any]] = {self._result, interrupted}
         try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if self._result.done():
-                result = self._result.result()
-            else:
-                self._note_interrupt("tool_call")
-                result = ToolResult(
-                    status=ToolStatus.INTERRUPTED, output=f"so far {self._iteration.number}"
-                )
-            self._iteration.tool_output = result.output
-            return result
+            result = await self._result
         except asyncio.CancelledError:
             self._note_interrupt("tool_call")
-            raise
+            result = ToolResult(
+                status=ToolStatus.INTERRUPTED, output=f"so far {self._iteration.number}"
+            )
         finally:
-            interrupted.cancel()
             self._result = None
             if not self._surroundings.is_gone():
                 self._surroundings.tool_runs(task_id, False)
+        self._iteration.tool_output = result.output
+        return result
 
     def _note_interrupt(self, call: str) -> None:
         iteration = self._iteration

@@ -124,7 +124,11 @@ CANCELLING: tuple[Rule, ...] = (
     rule(
         "no iteration starts after the signal",
         "tests/unit/agents/test_loop.py",
-        (f"{_AGENT}loop.py", "while not task.cancel.is_requested:", "while True:"),
+        (
+            f"{_AGENT}loop.py",
+            "if self.task.cancel.is_requested or self._is_used_up:",
+            "if self._is_used_up:",
+        ),
     ),
     rule(
         "the iteration in flight ends normally",
@@ -310,22 +314,22 @@ CANCELLING: tuple[Rule, ...] = (
     rule(
         "a force deadline interrupts the model call and the tool call",
         "tests/unit/agents/test_force.py tests/unit/agents/test_tools.py",
-        (f"{_AGENT}iteration.py", "                interrupt.set()\n", "                pass\n"),
+        (f"{_AGENT}loop.py", "            cancel(each)\n", "            pass\n"),
         (
-            f"{_AGENT}iteration.py",
-            '"interrupted" if reply.is_interrupted else "completed"',
+            f"{_AGENT}step.py",
+            '"completed" if has_ended else "interrupted"',
             '"completed"',
         ),
         (
             f"{_AGENT}loop.py",
-            "return TaskEnded(status=TaskStatus.CANCELLED, forced=True)",
-            "return TaskEnded(status=TaskStatus.CANCELLED)",
+            "return TaskEnded(status=TaskStatus.CANCELLED, forced=True, result=result)",
+            "return TaskEnded(status=TaskStatus.CANCELLED, result=result)",
         ),
         (f"{_AGENT}descendants.py", "os.kill(pid, signal.SIGKILL)", "os.kill(pid, 0)"),
         (
             f"{_AGENT}tools.py",
-            "status = ToolStatus.INTERRUPTED if interrupted.done() else ToolStatus.TIMED_OUT",
-            "status = ToolStatus.TIMED_OUT",
+            "status = ToolStatus.INTERRUPTED\n",
+            "status = ToolStatus.TIMED_OUT\n",
         ),
     ),
     rule(

@@ -1,43 +1,65 @@
 """Calls of a model at a test endpoint: one by one, or in the real loop with the real shell."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evershell.agents.active_task import ActiveTask
-from evershell.agents.iteration import Limits
+from evershell.agents.active_task import ActiveTask, TaskFailed
+from evershell.agents.chat import begin, call_of
 from evershell.agents.loop import run_task
-from evershell.agents.model import Endpoint, History, ModelFailure, ModelReply, PartialReply
-from evershell.agents.openai_model import OpenAIModel
-from evershell.agents.tools import ShellTool
+from evershell.agents.openai_model import OpenAIModel, openai_agent
+from evershell.agents.reply import Reply
+from evershell.agents.step import Limits
+from evershell.agents.tools import ShellTool, ToolCall
 from evershell.core.task import AgentEvent, IterationCompleted, TaskEnded
 from tests.support.model_server import Answer, ModelServer
 
 KEY = "sk-a-secret-key"
-TASK = History("do it")
+CHAT = begin("do it")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an answer is taken for."""
+
+    model: str
+    content: str
+    input_tokens: int
+    output_tokens: int
+    tool_call: ToolCall | None
 
 
 def model_at(server: ModelServer, timeout_seconds: float = 30, **changes: Any) -> OpenAIModel:
-    return OpenAIModel(
-        "test",
-        Endpoint(base_url=server.base_url, api_key=KEY, timeout_seconds=timeout_seconds),
-        **changes,
-    )
+    settings: dict[str, Any] = {"base_url": server.base_url, "api_key": KEY}
+    return OpenAIModel("test", timeout_seconds=timeout_seconds, **(settings | changes))
 
 
 async def next_reply(
-    server: ModelServer, *script: Answer, history: History = TASK, **changes: Any
-) -> ModelReply:
+    server: ModelServer,
+    *script: Answer,
+    chat: Sequence[Mapping[str, Any]] = CHAT,
+    **changes: Any,
+) -> Answered:
     server.script.extend(script)
-    return await model_at(server, **changes).next(history, PartialReply("test"))
+    reply = Reply()
+    message = await model_at(server, **changes).answer(chat, reply)
+    assert message.text == reply.content
+    return Answered(
+        reply.model,
+        reply.content,
+        reply.input_tokens,
+        reply.output_tokens,
+        call_of(message, 2),
+    )
 
 
 async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
     """The reason of a failed call. Checks that it names the endpoint and not the API key."""
-    with pytest.raises(ModelFailure) as raised:
+    with pytest.raises(TaskFailed) as raised:
         await next_reply(server, *script, **changes)
     reason = str(raised.value)
     assert server.host in reason
@@ -45,37 +67,32 @@ async def failure(server: ModelServer, *script: Answer, **changes: Any) -> str:
     return reason
 
 
-class Run:
+class Run(OpenAIModel):
     """Runs a task in the loop, and records its iterations."""
 
     def __init__(
         self, server: ModelServer, files_dir: Path, *script: Answer, **changes: Any
     ) -> None:
+        super().__init__("test", base_url=server.base_url, api_key=KEY, timeout_seconds=30)
         server.script.extend(script)
         self.task = ActiveTask(
             **{"id": "t1", "description": "do it", "max_iterations": 10, **changes}
         )
-        self._model = model_at(server)
-        # The partial reply of the latest model call.
-        self.partial = PartialReply("")
-        self._tool = ShellTool(files_dir, "ws_1", 1, timeout_seconds=30)
+        # What is known of the latest reply.
+        self.partial = Reply()
+        self._agent = openai_agent(self, ShellTool(files_dir, "ws_1", 1))
         self.iterations: list[Any] = []
 
     async def end(self) -> TaskEnded:
+        limits = Limits(model_timeout_seconds=30, tool_timeout_seconds=30)
         async with asyncio.timeout(20):
-            ending = await run_task(
-                self.task, self, self._tool, self._commit, Limits(model_timeout_seconds=30)
-            )
+            ending = await run_task(self._agent, self.task, self._commit, limits)
         assert ending is not None
         return ending
 
-    @property
-    def name(self) -> str:
-        return self._model.name
-
-    async def next(self, history: History, partial: PartialReply) -> ModelReply:
-        self.partial = partial
-        return await self._model.next(history, partial)
+    async def answer(self, chat: Sequence[Mapping[str, Any]], reply: Reply) -> Any:
+        self.partial = reply
+        return await super().answer(chat, reply)
 
     async def _commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
         self.iterations += [

@@ -1,23 +1,32 @@
-"""A model, a tool and a committer that tests can block, and the loop that runs on them."""
+"""An agent on the library whose model and tool tests can block, and a committer."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from evershell.agents.active_task import ActiveTask
-from evershell.agents.iteration import Limits
-from evershell.agents.loop import RejectedError, run_task
-from evershell.agents.model import History, ModelReply, PartialReply
+from evershell.agents.loop import AgentFunction, RejectedError, Task, run_task
+from evershell.agents.reply import Reply
 from evershell.agents.runtime_client import encode_event
-from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
+from evershell.agents.step import Limits, Step
+from evershell.agents.tools import ToolResult, ToolStatus
 from evershell.core.task import AgentEvent, TaskEnded
 
-CALL = ToolCall(id="c", name="shell", arguments="{}")
 OK = ToolResult(status=ToolStatus.EXITED, output="ok")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReply:
+    """What the model says."""
+
+    content: str = ""
+    calls_tool: bool = True
+    final: bool = False
+
+
 class World:
-    """The model, the tool and the committer.
+    """The agent, with its model and its tool, and the committer.
 
     Each call is a step with a name, for example "tool 2". `at` maps a step to a hook that runs
     before the call returns.
@@ -35,34 +44,38 @@ class World:
         self.committed: list[AgentEvent] = []
         self.trace: list[str] = []
         self.at: dict[str, Callable[[], Coroutine[Any, Any, object] | None]] = {}
-        self.histories: list[list[ToolResult | None]] = []
-        # The partial reply of the latest model call.
-        self.partial = PartialReply("")
+        # The reply of the latest model call, as much of it as is known.
+        self.partial = Reply()
         self.dropped = False
         self.rejects: type[Any] | None = None
+
+    async def agent(self, task: Task) -> str:
+        async for step in task.iterations():
+            step.reply.model, self.partial = self.name, step.reply
+            reply = await step.model_call(self._next(step))
+            if reply.calls_tool:
+                await step.tool_call("shell", "{}", self._run(), call_id="c")
+            if reply.final:
+                return reply.content
+        return ""
 
     async def _take_step(self, step: str) -> None:
         self.trace.append(step)
         if (hook := self.at.get(step)) is not None and (pending := hook()) is not None:
             await pending
 
-    async def next(self, history: History, partial: PartialReply) -> ModelReply:
-        self.partial = partial
-        self.histories.append([iteration.result for iteration in history.iterations])
-        await self._take_step(f"model {len(history.iterations) + 1}")
-        reply = self.replies[len(history.iterations)]
+    async def _next(self, step: Step) -> ModelReply:
+        await self._take_step(f"model {step.number}")
+        reply = self.replies[step.number - 1]
         if isinstance(reply, BaseException):
             raise reply
         return reply
 
-    async def run(self, call: ToolCall, interrupt: asyncio.Event) -> ToolResult:
+    async def _run(self) -> ToolResult:
         number = sum(step.startswith("tool") for step in self.trace) + 1
-        running = asyncio.ensure_future(self._take_step(f"tool {number}"))
-        interrupted = asyncio.ensure_future(interrupt.wait())
-        await asyncio.wait({running, interrupted}, return_when=asyncio.FIRST_COMPLETED)
-        interrupted.cancel()
-        if not running.done():
-            running.cancel()
+        try:
+            await self._take_step(f"tool {number}")
+        except asyncio.CancelledError:
             return ToolResult(status=ToolStatus.INTERRUPTED, exit_code=-9, output="so far")
         result = self.results[number - 1] if self.results else OK
         if isinstance(result, BaseException):
@@ -88,11 +101,16 @@ def a_task(**changes: Any) -> ActiveTask:
     return ActiveTask(**{"id": "t1", "description": "d", "max_iterations": 10, **changes})
 
 
-async def run_loop(world: World, task: ActiveTask, timeout_seconds: float = 60) -> TaskEnded | None:
+async def run_loop(
+    world: World,
+    task: ActiveTask,
+    timeout_seconds: float = 60,
+    function: AgentFunction | None = None,
+) -> TaskEnded | None:
+    """Runs the world's agent, or another function, on the task."""
+    limits = Limits(model_timeout_seconds=timeout_seconds, tool_timeout_seconds=timeout_seconds)
     async with asyncio.timeout(30):
-        return await run_task(
-            task, world, world, world.commit, Limits(model_timeout_seconds=timeout_seconds)
-        )
+        return await run_task(function or world.agent, task, world.commit, limits)
 
 
 async def wait_forever() -> None:
@@ -100,7 +118,7 @@ async def wait_forever() -> None:
 
 
 def a_reply(content: str = "", **changes: Any) -> ModelReply:
-    return ModelReply(**{"model": "m", "content": content, "tool_call": CALL, **changes})
+    return ModelReply(content=content, **changes)
 
 
 REPLIES = [a_reply(), a_reply(), a_reply("the answer", final=True)]

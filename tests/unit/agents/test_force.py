@@ -2,13 +2,10 @@
 
 import asyncio
 import time
-from contextlib import suppress
 
 import pytest
 
-from evershell.agents import iteration
-from evershell.agents.model import ModelFailure
-from evershell.core.bounds import FORCE_MARGIN
+from evershell.agents.active_task import TaskFailed
 from evershell.core.task import IterationCompleted, TaskEnded, TaskStarted, TaskStatus
 from tests.unit.agents.loop_world import REPLIES, World, a_reply, a_task, run_loop, wait_forever
 
@@ -42,26 +39,21 @@ async def test_force_interrupts_the_model_call_and_keeps_the_partial_reply() -> 
     assert world.trace[-1] == "commit IterationCompleted 2 TaskEnded"
 
 
-@pytest.mark.parametrize("end", ["hangs", "fails", "is cancelled from within", "does not end"])
+@pytest.mark.parametrize("end", ["hangs", "fails", "is cancelled from within"])
 async def test_force_before_any_reply_records_an_empty_model_call(end: str) -> None:
     raised = {
-        "fails": ModelFailure("too late"),
+        "fails": TaskFailed("too late"),
         "is cancelled from within": asyncio.CancelledError(),
     }.get(end)
-    world, task, may_end = World([raised or a_reply()]), a_task(), asyncio.Event()
+    world, task = World([raised or a_reply()]), a_task()
 
     async def begin() -> None:
         task.cancel.request(0)
-        if end == "does not end":
-            while not may_end.is_set():
-                with suppress(asyncio.CancelledError):
-                    await may_end.wait()
-        elif end == "hangs":
+        if end == "hangs":
             await wait_forever()
 
     world.at["model 1"] = begin
     assert await run_loop(world, task) == TaskEnded(status=TaskStatus.CANCELLED, forced=True)
-    may_end.set()
     _, iterated, _ = world.committed
     assert isinstance(iterated, IterationCompleted)
     assert (iterated.number, task.iterations, list(iterated.payload)) == (1, 1, ["model_call"])
@@ -72,10 +64,6 @@ async def test_force_before_any_reply_records_an_empty_model_call(end: str) -> N
         "",
         0,
     )
-
-
-def test_a_model_call_that_does_not_end_is_given_up_before_the_controller_ends_the_pod() -> None:
-    assert FORCE_MARGIN.total_seconds() > iteration._ABORT_SECONDS
 
 
 async def test_force_takes_precedence_over_the_timeout_of_the_model_call() -> None:
@@ -99,7 +87,7 @@ async def test_force_takes_precedence_over_the_timeout_of_the_model_call() -> No
 
 
 async def test_a_model_call_that_fails_before_the_force_is_due_is_a_failure() -> None:
-    world, task = World([ModelFailure("no")]), a_task()
+    world, task = World([TaskFailed("no")]), a_task()
     world.at["model 1"] = lambda: task.cancel.request(3_000)
     assert await run_loop(world, task) == TaskEnded(status=TaskStatus.FAILED, reason="no")
     assert [type(event) for event in world.committed] == [TaskStarted, TaskEnded]

@@ -1,19 +1,17 @@
 """The OpenAI model over real HTTP, alone and in the real loop with the real shell."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evershell.agents.model import Endpoint, History, Iteration, ModelReply, PartialReply
+from evershell.agents.chat import exchange
 from evershell.agents.openai_model import OpenAIModel
-from evershell.agents.program import UnknownModelError, create_model
+from evershell.agents.program import UnknownModelError, create_agent
+from evershell.agents.reply import Reply
 from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
 from evershell.core.task import TaskEnded, TaskStatus
-from evershell.pod.spec import PodSpec
 from tests.support.model_server import (
     ModelServer,
     calls,
@@ -21,7 +19,8 @@ from tests.support.model_server import (
     completes,
     says,
 )
-from tests.unit.agents.asking import KEY, TASK, Run, next_reply
+from tests.unit.agents.asking import CHAT, KEY, Run, next_reply
+from tests.unit.agents.test_scripted import spec
 
 
 async def test_a_task_with_tool_calls_runs_to_its_answer(
@@ -122,11 +121,9 @@ async def test_deviations_of_some_endpoints_are_accepted(server: ModelServer) ->
         {"tool_calls": [{"function": {"name": "shell", "arguments": {"command": "ls"}}}]},
         model=None,
     )
-    history = History("do it", [Iteration(ModelReply(model="m", content="hm"), None)])
-    reply = await next_reply(server, odd, history=history)
+    reply = await next_reply(server, odd)
     assert reply.tool_call == ToolCall(id="call_2", name="shell", arguments='{"command": "ls"}')
     assert reply.model == "test"
-    assert server.requests[0]["messages"][2] == {"role": "assistant", "content": "hm"}
     server.script.clear()
     assert (
         await next_reply(server, completes({"refusal": "No.", "tool_calls": []}))
@@ -136,15 +133,8 @@ async def test_deviations_of_some_endpoints_are_accepted(server: ModelServer) ->
 @pytest.mark.parametrize("status", list(ToolStatus))
 async def test_every_kind_of_result_has_a_message(server: ModelServer, status: ToolStatus) -> None:
     call = ToolCall(id="c", name="shell", arguments="{}")
-    history = History(
-        "do it",
-        [
-            Iteration(
-                ModelReply(model="m", tool_call=call), ToolResult(status=status, output="so far")
-            )
-        ],
-    )
-    await next_reply(server, says("done"), history=history)
+    result = ToolResult(status=status, output="so far")
+    await next_reply(server, says("done"), chat=[*CHAT, *exchange("", call, result)])
     assert server.requests[0]["messages"][-1]["content"].endswith(".\nso far")
 
 
@@ -154,12 +144,7 @@ async def test_every_kind_of_result_has_a_message(server: ModelServer, status: T
 )
 async def test_usage_that_is_missing_or_invalid_is_zero(server: ModelServer, usage: Any) -> None:
     reply = await next_reply(server, says("done", usage=usage))
-    assert (reply.content, reply.final, reply.input_tokens, reply.output_tokens) == (
-        "done",
-        True,
-        0,
-        0,
-    )
+    assert (reply.content, reply.input_tokens, reply.output_tokens) == ("done", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -167,46 +152,28 @@ async def test_usage_that_is_missing_or_invalid_is_zero(server: ModelServer, usa
 )
 def test_an_invalid_base_url_is_refused_at_the_start(base_url: str) -> None:
     with pytest.raises(ValueError, match=r"base URL|[Pp]ort"):
-        create_model("openai:test", Endpoint(base_url=base_url))
+        create_agent(spec(model="openai:test", openai_base_url=base_url))
 
 
 def test_a_key_that_no_header_can_carry_is_refused_and_not_disclosed() -> None:
     for key in ("sk-\n1", "sk-\N{EURO SIGN}"):
         with pytest.raises(ValueError, match="characters") as error:
-            create_model("openai:test", Endpoint(api_key=key))
+            create_agent(spec(model="openai:test", openai_api_key=key))
         assert key not in str(error.value)
 
 
 async def test_the_key_is_optional_and_its_trailing_newline_is_removed(server: ModelServer) -> None:
     server.script.append(says("done"))
     for key in ("", f"{KEY}\n"):
-        model = OpenAIModel("test", Endpoint(base_url=server.base_url, api_key=key))
-        assert (await model.next(TASK, PartialReply("test"))).content == "done"
+        model = OpenAIModel("test", base_url=server.base_url, api_key=key)
+        assert (await model.answer(CHAT, Reply())).content == "done"
     assert server.headers[1]["authorization"] == f"Bearer {KEY}"
 
 
 def test_an_openai_model_needs_a_name() -> None:
     with pytest.raises(UnknownModelError, match="openai:<model>"):
-        create_model("openai:")
+        create_agent(spec(model="openai:"))
 
 
 def test_the_repr_of_settings_hides_the_key() -> None:
-    assert KEY not in repr(Endpoint(api_key=KEY))
-    assert KEY not in repr(
-        PodSpec(
-            workspace_id="w",
-            epoch=1,
-            runtime_addresses=[],
-            runtime_secret="",
-            signal_secret="",
-            openai_api_key=KEY,
-        )
-    )
-
-
-def test_the_scripted_model_does_not_load_the_sdk() -> None:
-    program = (
-        "import sys, evershell.agents.program as p; p.create_model('scripted');"
-        " sys.exit('openai' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    assert KEY not in repr(spec(openai_api_key=KEY))

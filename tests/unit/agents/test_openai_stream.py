@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evershell.agents.model import PartialReply
+from evershell.agents.reply import Reply
 from evershell.agents.tools import ToolCall
 from evershell.core.task import TaskEnded, TaskStatus
 from tests.support.model_server import (
@@ -24,7 +24,7 @@ from tests.support.model_server import (
     streams,
 )
 from tests.support.waiting import eventually_async
-from tests.unit.agents.asking import KEY, TASK, Run, failure, model_at, next_reply
+from tests.unit.agents.asking import CHAT, KEY, Run, failure, model_at, next_reply
 
 STOP = event_of({}, "stop")
 
@@ -132,12 +132,7 @@ async def test_force_during_a_streamed_tool_call_runs_no_tool(
 )
 async def test_chunks_are_assembled_to_the_answer(server: ModelServer, events: list[bytes]) -> None:
     reply = await next_reply(server, streams(*events))
-    assert (reply.content, reply.final, reply.model, reply.is_interrupted) == (
-        "It is done.",
-        True,
-        "test-0613",
-        False,
-    )
+    assert (reply.content, reply.tool_call, reply.model) == ("It is done.", None, "test-0613")
 
 
 LS = '{"command": "ls"}'
@@ -169,7 +164,6 @@ async def test_chunks_are_assembled_to_the_first_tool_call(
 ) -> None:
     reply = await next_reply(server, streams(*events, event_of({}, "tool_calls"), DONE))
     assert reply.tool_call == ToolCall(id="a", name="shell", arguments=LS)
-    assert not reply.final
 
 
 @pytest.mark.parametrize(
@@ -245,7 +239,7 @@ async def test_an_endpoint_that_refuses_to_stream_is_not_asked_to_stream_again(
     server.script.extend([*refusals, calls("ls"), says("done")])
     model = model_at(server)
     for _ in range(2):
-        await model.next(TASK, PartialReply("test"))
+        await model.answer(CHAT, Reply())
     assert len(server.requests) == len(refusals) + 2
     for request in server.requests[-2:]:
         assert {name: request[name] for name in request if name.startswith("stream")} == last

@@ -10,7 +10,7 @@ from evershell.workspace.v1.event_pb2 import ToolResult
 from evershell.workspace.v1.task_pb2 import Task
 
 from tests.support.waiting import eventually_async
-from tests.unit.agents.conftest import Start, started
+from tests.unit.agents.conftest import Start, is_alive, started
 from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
 
@@ -68,6 +68,22 @@ async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
     await control_plane.start_task(agent, control_plane.submit("t2", "echo next"))
     await control_plane.until(lambda: control_plane.end("t2"))
     assert control_plane.end("t2").status == Task.completed
+
+
+async def test_a_tool_that_reaches_its_limit_is_killed_with_its_process_group(
+    control_plane: ControlPlane, start: Start, tmp_path: Path
+) -> None:
+    # Time for the command to begin, on a busy machine too.
+    await started(control_plane, start, tool_timeout_seconds=2.5)
+    own = tmp_path / "grandchild"
+    line = f"(sh -c 'echo $$ > {own}; sleep 600' & wait) & echo begun; wait"
+    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", line))
+    await control_plane.until(lambda: control_plane.end("t1"))
+    (iteration,) = control_plane.iterations("t1")
+    assert iteration.tool_call.result == ToolResult(
+        status=ToolResult.timed_out, exit_code=-9, output="begun\n"
+    )
+    await eventually_async(lambda: not is_alive(own))
 
 
 async def test_events_carry_the_trace_of_the_last_call_for_their_task(

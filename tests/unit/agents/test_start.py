@@ -89,7 +89,7 @@ async def test_the_scripted_model_needs_few_packages(
     output, _ = await agent.communicate()
     assert agent.returncode == ExitCode.STOPPED
     modules = json.loads(output)
-    assert "evershell.agents.scripted_model" in modules
+    assert "evershell.agents.scripted" in modules
     packages = {name.split(".")[0] for name in modules}
     assert packages - ALLOWED <= set(sys.stdlib_module_names)
     assert [name for name in modules if name.partition(".")[0] in HOLLOW] == sorted(

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from evershell.agents.program import UnknownModelError, create_model
+from evershell.agents.program import UnknownModelError, create_agent
 from evershell.app import wiring as bootstrap
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
 from evershell.cli.main import COMMANDS
 from evershell.core.errors import OperatorError
+from evershell.pod.spec import PodSpec
 from evershell.stack import postgres
 from evershell.stack.envoy import config as envoy
 from evershell.telemetry.metrics import Metrics
@@ -70,8 +71,16 @@ def test_a_command_needs_no_more_than_its_extra(extra: str) -> None:
 def test_a_hosted_model_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     monkeypatch.delitem(sys.modules, "evershell.agents.openai_model", raising=False)
+    spec = PodSpec(
+        workspace_id="ws_1",
+        epoch=1,
+        runtime_addresses=[],
+        runtime_secret="",
+        signal_secret="",
+        model="openai:any",
+    )
     with pytest.raises(UnknownModelError, match="extra `agent`"):
-        create_model("openai:any")
+        create_agent(spec)
 
 
 def test_a_stack_needs_envoy_and_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:

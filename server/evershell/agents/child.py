@@ -1,0 +1,36 @@
+"""`python -m evershell.agents.child`: the process of `in_process`."""
+
+import os
+import pickle
+import sys
+from multiprocessing import spawn
+from typing import Any
+
+from evershell.agents import entry
+
+
+def main() -> None:
+    """Reads a call from standard input, and writes its result to standard output."""
+    results = os.dup(1)
+    # What the function prints goes to the log.
+    os.dup2(2, 1)
+    entry.is_imported = True
+    spawn.prepare(pickle.load(sys.stdin.buffer))  # noqa: S301 - from the agent
+    function, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the agent
+    try:
+        outcome: tuple[Any, BaseException | None] = function(*args, **kwargs), None
+    except BaseException as error:  # noqa: BLE001 - raised in the agent
+        outcome = None, error
+    try:
+        data = pickle.dumps(outcome)
+        # Some exceptions can only be written.
+        pickle.loads(data)  # noqa: S301 - own data
+    except Exception as error:  # noqa: BLE001 - raised in the agent
+        problem = RuntimeError(f"{outcome[1] or outcome[0]!r} cannot be pickled: {error}")
+        data = pickle.dumps((None, problem))
+    with os.fdopen(results, "wb") as file:
+        file.write(data)
+
+
+if __name__ == "__main__":
+    main()

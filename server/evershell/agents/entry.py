@@ -1,0 +1,66 @@
+"""The start of an agent's process: reads the spec, and runs the program."""
+
+import gc
+import json
+import os
+import resource
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from evershell.agents.loop import AgentFunction
+
+
+# Whether the program of the agent is only imported, so that it must not run.
+is_imported = False
+
+
+def run(agent: "AgentFunction") -> None:
+    """Runs the agent of this process, and then ends the process. Call it last in your program.
+
+    The control plane has started the process, with a spec on its standard input.
+    """
+    if not is_imported:
+        end(main(agent))
+
+
+def end(code: int) -> NoReturn:
+    """Ends this process, even if threads and tasks that the agent has started still run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(agent: "AgentFunction | None" = None) -> int:
+    """Runs one agent, by default that of the spec. Returns the exit code of the process."""
+    # Most of the start is imports. They make no garbage, and looking for it takes a tenth of their
+    # time.
+    gc.disable()
+    # As in evershell.cli.main: no lines of gRPC's library in C, and none of its handlers of fork().
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    import asyncio
+
+    from evershell.agents.program import run
+    from evershell.agents.shutdown import ExitCode
+    from evershell.pod.spec import PodSpec
+    from evershell.telemetry import logs
+
+    gc.freeze()
+    gc.enable()
+    # Lifts the memory limit that is inherited from the controller, because tools may use more
+    # memory than a program of the stack.
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    try:
+        spec = PodSpec.read(json.load(sys.stdin))
+    except (ValueError, TypeError) as error:
+        sys.stderr.write(f"The spec on standard input is not valid: {error}.\n")
+        return ExitCode.BAD_SPEC
+    if sys.version_info < (3, 12):
+        # The default of later versions. That of 3.11 starts a thread for each process of a tool,
+        # and reports its end later.
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+    log = logs.configure_plain("agent", workspace_id=spec.workspace_id, epoch=spec.epoch)
+    # Not closed, because that would wait for everything that a function has left behind.
+    return asyncio.Runner().run(run(spec, log, agent))

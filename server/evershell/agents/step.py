@@ -1,0 +1,294 @@
+"""One iteration of a task: the calls that an agent makes in it, and what is recorded of them."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+from evershell.agents.active_task import ActiveTask, TaskFailed
+from evershell.agents.reply import Reply
+from evershell.agents.tools import BoundedOutput, ToolResult, ToolStatus, storable
+from evershell.core.task import Phase
+
+T = TypeVar("T")
+
+# How long a call that has reached its limit may take to end. Then it is left behind.
+_GRACE_SECONDS = 5.0
+# An iteration must fit into one message to the control plane.
+_MAX_TEXT_BYTES = 1024 * 1024
+# As in evershell.core.agent_rules, which takes 1 MB to import.
+_MAX_TOKENS = 1_000_000_000
+
+
+class CallTimeoutError(TaskFailed, TimeoutError):
+    """A call has reached its time limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The time limits of an iteration: of its model calls, and of its tool calls together."""
+
+    model_timeout_seconds: float
+    tool_timeout_seconds: float
+
+
+class Calls:
+    """The calls of a task that have not ended. Each is a task of asyncio."""
+
+    def __init__(self, task: ActiveTask, limits: Limits, phase_changed: Callable[[], None]) -> None:
+        self.limits = limits
+        self.running: set[asyncio.Future[Any]] = set()
+        # Those that did not end at their limit.
+        self.left: set[asyncio.Future[Any]] = set()
+        self._task = task
+        self._phase_changed = phase_changed
+
+    @property
+    def is_force_due(self) -> bool:
+        """Whether calls have to be interrupted."""
+        return self._task.cancel.is_force_due
+
+    async def wait(self, phase: Phase, call: "asyncio.Future[Any]", seconds: float) -> bool:
+        """Waits for the end of the call. Returns False if it was cancelled at its limit.
+
+        Raises CancelledError, when the call has ended, if it was interrupted.
+        """
+        self.running.add(call)
+        self._task.phase = phase
+        self._phase_changed()
+        try:
+            if self.is_force_due:
+                call.cancel()
+            await asyncio.wait({call}, timeout=seconds)
+            has_failed = not call.done() or call.cancelled() or call.exception() is not None
+            if has_failed and self.is_force_due:
+                raise asyncio.CancelledError
+            if call.done():
+                return True
+            call.cancel()
+            await asyncio.wait({call}, timeout=_GRACE_SECONDS)
+            return False
+        except asyncio.CancelledError:
+            cancel(call)
+            await asyncio.wait({call})
+            raise
+        finally:
+            self._note_end(call)
+
+    def _note_end(self, call: "asyncio.Future[Any]") -> None:
+        self.running.discard(call)
+        if not call.done():
+            self.left.add(call)
+            call.add_done_callback(self.left.discard)
+        if not self.running:
+            # The commit that follows the end of an iteration says so. A heartbeat at the same time
+            # would delay it.
+            self._task.phase = Phase.NONE
+
+
+class Step:
+    """An iteration: a model call, and the tool calls that it asked for."""
+
+    def __init__(self, number: int, calls: Calls) -> None:
+        # Counts from 1.
+        self.number = number
+        self.reply = Reply()
+        # Whether a forced cancellation has interrupted one of its calls.
+        self.is_interrupted = False
+        self._calls = calls
+        self._has_reply = False
+        self._has_failed = False
+        self._model_seconds = 0.0
+        self._tools: list[_Tool] = []
+        # When all calls of a phase together reach their limit.
+        self._ends_at: dict[Phase, float] = {}
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a call has ended."""
+        return self._has_reply or bool(self._tools)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a call has ended, and the last one has not failed."""
+        return self.has_calls and not self._has_failed
+
+    async def model_call(self, call: Awaitable[T]) -> T:
+        """Returns what the call of a model returns, within the time limit.
+
+        Raises what the call raises, and CallTimeoutError. A failed call can be repeated.
+        """
+        limit_seconds = self._calls.limits.model_timeout_seconds
+        known, began = self.reply.known, time.monotonic()
+        running = asyncio.ensure_future(call)
+        self._has_failed = True
+        try:
+            if not await self._wait(Phase.MODEL_CALL, running, limit_seconds):
+                raise CallTimeoutError(
+                    f"The model did not answer within {limit_seconds:g} seconds."
+                )
+            answer = _answer_of(running)
+        finally:
+            self._model_seconds += time.monotonic() - began
+        if self.reply.known == known:
+            self.reply.take(answer)
+        self._has_reply, self._has_failed = True, False
+        return answer
+
+    async def tool_call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | str,
+        call: Awaitable[T],
+        *,
+        call_id: str = "",
+    ) -> T:
+        """Returns what the call of a tool returns, within the time limit.
+
+        `arguments` are recorded: a JSON object, or its text as the model wrote it. What the call
+        returns is recorded as its output, and so is an exception, which is raised. If the call is
+        cancelled, it may return its output so far. Several calls can run at a time.
+
+        Raises CallTimeoutError at the limit, unless the call returns its output so far.
+        """
+        running = asyncio.ensure_future(call)
+        limit_seconds = self._calls.limits.tool_timeout_seconds
+        tool = _Tool(call_id or self._next_id(), name, arguments)
+        self._tools.append(tool)
+        try:
+            in_time = await self._wait(Phase.TOOL_CALL, running, limit_seconds)
+        except asyncio.CancelledError:
+            status = ToolStatus.INTERRUPTED if self.is_interrupted else ToolStatus.TIMED_OUT
+            tool.result = _so_far(running, status)
+            raise
+        finally:
+            tool.seconds = time.monotonic() - tool.began
+        if in_time:
+            try:
+                answer = _answer_of(running)
+            except TaskFailed:
+                self._has_failed = True
+                raise
+            except Exception as error:
+                tool.result = _result(f"{type(error).__name__}: {error}", exit_code=1)
+                raise
+            tool.result = _result(answer)
+            return answer
+        tool.result = _so_far(running, ToolStatus.TIMED_OUT)
+        if not _has_answer(running):
+            raise CallTimeoutError(f"The tool {name} did not end within {limit_seconds:g} seconds.")
+        answer = running.result()
+        return cast("T", tool.result) if isinstance(answer, ToolResult) else answer
+
+    def payload(self, *, is_interrupted: bool = False) -> dict[str, Any]:
+        """The fields of the message IterationCompleted, except the number."""
+        has_ended = self.has_calls or not is_interrupted
+        payload: dict[str, Any] = {
+            "model_call": {
+                "model": storable_text(self.reply.model),
+                "content": storable_text(self.reply.content),
+                "input_tokens": _count(self.reply.input_tokens),
+                "output_tokens": _count(self.reply.output_tokens),
+                "duration_ms": _milliseconds(self._model_seconds),
+                "status": "completed" if has_ended else "interrupted",
+            }
+        }
+        if self._tools:
+            payload["tool_call"] = self._tools[0].payload()
+        return payload
+
+    async def _wait(self, phase: Phase, call: "asyncio.Future[Any]", limit_seconds: float) -> bool:
+        now = time.monotonic()
+        ends_at = self._ends_at.setdefault(phase, now + limit_seconds)
+        try:
+            return await self._calls.wait(phase, call, ends_at - now)
+        except asyncio.CancelledError:
+            self.is_interrupted = self.is_interrupted or self._calls.is_force_due
+            raise
+
+    def _next_id(self) -> str:
+        position = len(self._tools)
+        return f"call_{self.number}_{position + 1}" if position else f"call_{self.number}"
+
+
+class _Tool:
+    """A tool call, as it is recorded."""
+
+    def __init__(self, call_id: str, name: str, arguments: Mapping[str, Any] | str) -> None:
+        self._id = call_id
+        self._name = name
+        self._arguments = (
+            arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
+        )
+        self.began = time.monotonic()
+        self.seconds = 0.0
+        self.result = ToolResult(status=ToolStatus.INTERRUPTED)
+
+    def payload(self) -> dict[str, Any]:
+        """The fields of the message ToolCall."""
+        return {
+            "id": storable_text(self._id),
+            "name": storable_text(self._name),
+            "arguments": storable_text(self._arguments),
+            "result": {
+                "status": str(self.result.status),
+                "exit_code": self.result.exit_code,
+                "output": storable(self.result.output),
+                "truncated_bytes": self.result.truncated_bytes,
+            },
+            "duration_ms": _milliseconds(self.seconds),
+        }
+
+
+def cancel(call: "asyncio.Future[Any]") -> None:
+    """Cancels the call once: another CancelledError could interrupt how it ends its processes."""
+    if not (isinstance(call, asyncio.Task) and call.cancelling()):
+        call.cancel()
+
+
+def _answer_of(call: "asyncio.Future[T]") -> T:
+    if call.cancelled():
+        # A CancelledError from inside the call must not look like the cancellation of the agent.
+        raise RuntimeError("the call cancelled itself")
+    return call.result()
+
+
+def _has_answer(call: "asyncio.Future[Any]") -> bool:
+    return call.done() and not call.cancelled() and call.exception() is None
+
+
+def _so_far(call: "asyncio.Future[Any]", status: ToolStatus) -> ToolResult:
+    """The result of a call that was cancelled."""
+    return replace(_result(call.result() if _has_answer(call) else None), status=status)
+
+
+def _result(answer: object, exit_code: int = 0) -> ToolResult:
+    """What a call returned, as it is recorded."""
+    if isinstance(answer, ToolResult):
+        return answer
+    output = BoundedOutput()
+    if answer is not None:
+        text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+        output.feed(text.encode(errors="surrogatepass"))
+    kept, truncated_bytes = output.finish()
+    return ToolResult(
+        status=ToolStatus.EXITED,
+        exit_code=exit_code,
+        output=kept,
+        truncated_bytes=truncated_bytes,
+    )
+
+
+def storable_text(value: str) -> str:
+    """The text as it can be recorded."""
+    return storable(value).encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")
+
+
+def _count(tokens: int) -> int:
+    return min(max(tokens, 0), _MAX_TOKENS)
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
