@@ -1,9 +1,13 @@
-"""`python -m evershell.agents`: the program in a pod. The fleet controller starts it.
+"""`python -m evershell.agents [AGENT]`: the program in a pod. The fleet controller starts it.
+
+`AGENT` is `file.py:name` or `module:name`; by default an agent of this package.
 
 It is not a command of `python -m evershell.commands`, because click takes 40 ms to import.
 """
 
+import sys
+
 from evershell.agents.entry import end, main
 
 if __name__ == "__main__":
-    end(main())
+    end(main(name="".join(sys.argv[1:2])))

@@ -1,10 +1,12 @@
 """The start of an agent's process: reads the spec, and runs the program."""
 
 import gc
+import importlib
 import json
 import os
 import resource
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -24,6 +26,38 @@ def run(agent: "AgentFunction") -> None:
         end(main(agent))
 
 
+class NoAgentError(Exception):
+    """There is no agent of that name. The message says why."""
+
+
+def load(name: str) -> "AgentFunction":
+    """The agent `file.py:name` or `module:name`.
+
+    Raises NoAgentError, and what its module raises.
+    """
+    global is_imported
+    place, _, attribute = name.rpartition(":")
+    module = place
+    if place.endswith(".py"):
+        path = Path(place).absolute()
+        if not os.access(path, os.R_OK):
+            raise NoAgentError(
+                f"{path} cannot be read in the pod. Its sandbox shows /usr, the environment of "
+                "Python and the folders of the files that AGENT_COMMAND names by absolute paths. "
+                "Let other users read the file, or set POD_ISOLATION=none."
+            )
+        sys.path.insert(0, str(path.parent))
+        module = path.stem
+    if not place or not attribute:
+        raise NoAgentError(f"{name!r} is not `file.py:name` or `module:name`.")
+    is_imported = True
+    found = getattr(importlib.import_module(module), attribute, None)
+    if not callable(found):
+        raise NoAgentError(f"{place} has no function {attribute!r}.")
+    function: AgentFunction = found
+    return function
+
+
 def end(code: int) -> NoReturn:
     """Ends this process, even if threads and tasks that the agent has started still run."""
     sys.stdout.flush()
@@ -31,8 +65,8 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def main(agent: "AgentFunction | None" = None) -> int:
-    """Runs one agent, by default that of the spec. Returns the exit code of the process."""
+def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
+    """Runs one agent: a function, that of a name, or that of the spec. Returns the exit code."""
     # Most of the start is imports. They make no garbage, and looking for it takes a tenth of their
     # time.
     gc.disable()
@@ -62,5 +96,13 @@ def main(agent: "AgentFunction | None" = None) -> int:
         # and reports its end later.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     log = logs.configure_plain("agent", workspace_id=spec.workspace_id, epoch=spec.epoch)
+    try:
+        agent = load(name) if name else agent
+    except NoAgentError as error:
+        log.error("no_agent", reason=str(error))
+        return ExitCode.BAD_SPEC
+    except Exception as error:
+        log.exception("no_agent", reason=f"{name}: {type(error).__name__}: {error}")
+        return ExitCode.BAD_SPEC
     # Not closed, because that would wait for everything that a function has left behind.
     return asyncio.Runner().run(run(spec, log, agent))

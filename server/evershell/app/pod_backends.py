@@ -35,7 +35,7 @@ async def pods_of(
         async with _kubernetes_pods(settings, pod_tokens, certificates) as backend:
             yield backend
         return
-    if not settings.agent_command:
+    if not settings.agent_command or "evershell.agents" in settings.agent_command:
         await asyncio.to_thread(compile_agent_modules, settings.model)
     pod_isolation = await asyncio.to_thread(
         isolation.choose, settings.pod_isolation, settings.state_dir, settings.crash_points_dir

@@ -201,6 +201,18 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _found_in_pods(self) -> Self:
+        if self.pod_backend == "local":
+            for word in shlex.split(self.agent_command)[1:]:
+                path = Path(word)
+                if path.is_file() and not path.is_absolute():
+                    raise ValueError(
+                        f"AGENT_COMMAND names {word} by a relative path, but agents start in the "
+                        f"folders of their workspaces. Name it {path.absolute()}."
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _complete_for_kubernetes(self) -> Self:
         if self.pod_backend == "kubernetes":
             for name in ("pod_image", "runtime_service"):

@@ -1,6 +1,9 @@
 """The command `up`."""
 
 import asyncio
+import shlex
+import sys
+from pathlib import Path
 
 import click
 
@@ -10,9 +13,29 @@ from evershell.telemetry import logs
 
 
 @click.command(help="Start the whole stack on this machine, in the foreground.")
-def up() -> None:
+@click.option(
+    "--agent",
+    metavar="FILE.py:NAME",
+    help="An agent of your own, instead of AGENT_COMMAND: a function of a file or of a module.",
+)
+def up(agent: str | None) -> None:
     """Runs until Ctrl-C."""
     settings = read_settings()
+    if agent is not None:
+        settings = settings.model_copy(update={"agent_command": _command_of(agent)})
     logs.configure("up", settings.log_level)
     with problems_reported():
         asyncio.run(run(settings))
+
+
+def _command_of(agent: str) -> str:
+    """The AGENT_COMMAND of `file.py:name` or `module:name`."""
+    place, _, name = agent.rpartition(":")
+    if not place or not name:
+        raise click.BadParameter("it has to be FILE.py:NAME or MODULE:NAME", param_hint="--agent")
+    if place.endswith(".py"):
+        path = Path(place).absolute()
+        if not path.is_file():
+            raise click.BadParameter(f"there is no file {path}", param_hint="--agent")
+        agent = f"{path}:{name}"
+    return shlex.join([sys.executable, "-P", "-m", "evershell.agents", agent])

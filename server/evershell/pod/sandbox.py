@@ -2,8 +2,8 @@
 
 The outer one holds the agent. It has a PID namespace, whose init process is the agent: when the
 agent ends, the kernel kills everything else in the pod. The agent sees the system's programs, its
-own program and the workspace's files. It shares the network of the machine, because it has to reach
-the control plane and the model.
+own program (`_program`) and the workspace's files. It shares the network of the machine, because it
+has to reach the control plane and the model.
 
 Each tool call has an inner one, with all namespaces of its own: it sees the system's programs and
 the workspace's files, but no other process, no network and nothing of the agent.
@@ -79,9 +79,10 @@ def agent_command(
     """
     view = [*_system(), "--ro-bind", "/etc", "/etc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108
     view += ["--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
-    view += _folders("--ro-bind", _own_program())
+    program = _program(command, hidden)
+    view += _folders("--ro-bind", program)
     view += _folders("--bind", writable)
-    if any(hidden.is_relative_to(path) for path in (_USR, *_own_program())):
+    if any(hidden.is_relative_to(path) for path in (_USR, *program)):
         view += ["--tmpfs", str(hidden)]
     inner_files = files
     prefix: list[str] = []
@@ -159,9 +160,18 @@ def _system() -> list[str]:
     return options
 
 
-def _own_program() -> list[Path]:
-    """The folders of the Python that runs this program, and of the program."""
+def _program(command: Sequence[str], hidden: Path) -> list[Path]:
+    """The folders of this program, of its Python, and of the command.
+
+    A file that the command names by an absolute path, also as `file.py:name`, is shown with its
+    folder, unless that is hidden; if it is in an environment of Python, with that.
+    """
     paths: list[Path] = []
+
+    def show(path: Path) -> None:
+        if not any(path.is_relative_to(known) for known in (_USR, *paths)):
+            paths.append(path)
+
     for each in (
         sys.prefix,
         sys.base_prefix,
@@ -169,9 +179,18 @@ def _own_program() -> list[Path]:
         *evershell.__path__,
         sys.executable,
     ):
-        path = Path(each)
-        if not any(path.is_relative_to(known) for known in (_USR, *paths)):
-            paths.append(path)
+        show(Path(each))
+    for word in command:
+        files = [path for path in (Path(word), Path(word.rpartition(":")[0])) if path.is_file()]
+        for file in files:
+            if not file.is_absolute():
+                continue
+            environment = file.parent.parent
+            if (environment / "pyvenv.cfg").exists():
+                show(environment)
+                show(file.resolve().parent.parent)
+            is_alone = file.is_relative_to(hidden) or file.parent == Path("/")
+            show(file if is_alone else file.parent)
     return paths
 
 

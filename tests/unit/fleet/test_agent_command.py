@@ -1,15 +1,22 @@
 """AGENT_COMMAND, the program of the agents. tests/stack/long/test_other_agents.py runs one."""
 
+import importlib
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
 from evershell.app.settings import Settings
 from evershell.fleet.local.isolation import NoIsolation, Started
 from evershell.fleet.local.local_pods import LocalPods
 from tests.support.store.examples import workspace
+
+# The package has the name of the command.
+command_up = importlib.import_module("evershell.commands.up")
 
 
 class Refused(Exception):
@@ -26,6 +33,45 @@ class Recorded(NoIsolation):
 def test_a_command_that_a_shell_cannot_read_is_refused() -> None:
     with pytest.raises(ValidationError, match="No closing quotation"):
         Settings(agent_command="node 'agent")
+
+
+def test_a_file_that_pods_would_not_find_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_agent.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValidationError, match=f"Name it {tmp_path}/my_agent.py"):
+        Settings(agent_command="python3 my_agent.py")
+    Settings(agent_command=f"python3 {tmp_path}/my_agent.py")
+
+
+@pytest.mark.parametrize(
+    ("agent", "expected"),
+    [("my_agent.py:agent", "{}/my_agent.py:agent"), ("package.module:agent", None)],
+)
+def test_up_takes_an_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: str, expected: str | None
+) -> None:
+    (tmp_path / "my_agent.py").touch()
+    monkeypatch.chdir(tmp_path)
+    started: list[Settings] = []
+
+    async def run(settings: Settings) -> None:
+        started.append(settings)
+
+    monkeypatch.setattr(command_up, "run", run)
+    done = CliRunner().invoke(command_up.up, ["--agent", agent], env={"STATE_DIR": str(tmp_path)})
+    assert done.exit_code == 0, done.output
+    *program, name = shlex.split(started[0].agent_command)
+    assert program == [sys.executable, "-P", "-m", "evershell.agents"]
+    assert name == (expected or agent).format(tmp_path)
+
+
+@pytest.mark.parametrize("agent", ["my_agent.py", "absent.py:agent"])
+def test_up_refuses_what_is_no_agent(tmp_path: Path, agent: str) -> None:
+    done = CliRunner().invoke(command_up.up, ["--agent", agent], env={"STATE_DIR": str(tmp_path)})
+    assert done.exit_code == 2
+    assert "Invalid value for --agent: " in done.output
 
 
 @pytest.mark.parametrize("command", [(), ("node", "an agent.mjs")])

@@ -214,6 +214,23 @@ def test_nothing_is_mounted_below_a_folder_that_the_pod_can_write(
                 assert not [each for each in mounted if Path(path) in Path(each).parents]
 
 
+def test_an_agent_sees_the_folders_of_the_files_that_its_command_names(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """But not the state of the stack, even in one of them."""
+    program, state = tmp_path / "program", tmp_path / "program" / "state"
+    state.mkdir(parents=True)
+    for folder in (program, state):
+        # The user of a pod has to read it.
+        folder.chmod(0o755)
+        (folder / "beside").write_text("seen")
+    (program / "agent.py").touch()
+    shell = ["/bin/sh", "-c", f"exec >&2; cd {program} && ls -A . state", "sh"]
+    seen = _run(sandbox.bwrap, [*shell, f"{program}/agent.py:agent"], state)
+    assert seen.split() == [".:", "agent.py", "beside", "state", "state:"]
+    assert "agent.py" not in _run(sandbox.bwrap, shell, state)
+
+
 def _mounted(command: list[str]) -> Iterator[str]:
     """Where bwrap mounts something or makes a folder or a link."""
     after = {"--dir": 1, "--tmpfs": 1, "--proc": 1, "--dev": 1, "--symlink": 2}

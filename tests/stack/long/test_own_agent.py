@@ -1,0 +1,88 @@
+"""An agent on the library, by the file and the name of its function, in a sandbox."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import sandbox
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+
+AGENT = """
+import asyncio, subprocess
+from evershell.agents import Task, in_process, in_thread, run
+
+def work(line):
+    return subprocess.run(line, shell=True, stdout=subprocess.PIPE, text=True).stdout
+
+async def say(line):
+    return {"model": "own", "content": line, "usage": {"input_tokens": 3, "output_tokens": 2}}
+
+async def agent(task: Task) -> str:
+    lines = task.description.splitlines()
+    async for step in task.iterations():
+        reply = await step.model_call(say(lines[step.number - 1]))
+        place, _, line = reply["content"].partition(" ")
+        where = {"thread": in_thread, "process": in_process}[place]
+        output = await step.tool_call("work", {"line": line}, where(work, line))
+        if step.number == len(lines):
+            return output
+    return "so far"
+
+run(agent)
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    sandbox.skip_without_sandbox()
+    folder = tmp_path_factory.mktemp("own")
+    # The user of a pod has to read it.
+    folder.chmod(0o755)
+    (folder / "my_agent.py").write_text(AGENT)
+    command = [sys.executable, "-P", "-m", "evershell.agents", f"{folder}/my_agent.py:agent"]
+    with Stack(
+        folder / "state", AGENT_COMMAND=shlex.join(command), POD_ISOLATION="sandbox"
+    ).started() as running:
+        yield running
+
+
+def _begin(workspace: Workspace, place: str, *others: str) -> str:
+    """Submits a task and waits until its first line runs. Returns the id."""
+    began = workspace.stack.files(workspace.id) / "began"
+    began.unlink(missing_ok=True)
+    waits = f"{place} touch began; while [ ! -e go ]; do sleep 0.05; done; rm go"
+    task_id = workspace.submit(waits, *others)
+    eventually(began.exists)
+    return task_id
+
+
+def _summary(workspace: Workspace, task_id: str) -> tuple[str, bool, int, str]:
+    end = workspace.await_end(task_id)
+    return end["status"], end["forced"], end["iterations"], end["result"]
+
+
+def test_a_cancellation_ends_the_loop_and_the_next_task_runs(workspace: Workspace) -> None:
+    task_id = _begin(workspace, "process", "process echo never")
+    workspace.await_phase(task_id, "tool_call")
+    assert workspace.cancel()["outcome"] == "accepted"
+    (workspace.stack.files(workspace.id) / "go").touch()
+    assert _summary(workspace, task_id) == ("cancelled", False, 1, "so far")
+    task_id = workspace.submit("process echo one", "thread echo two")
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["result"], workspace.get()["epoch"]) == ("completed", "two\n", "1")
+    assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == ("6", "4")
+
+
+@pytest.mark.parametrize("place", ["process", "thread"])
+def test_force_ends_what_the_agent_runs(workspace: Workspace, place: str) -> None:
+    """The thread waits for a process, which is killed."""
+    task_id = _begin(workspace, place)
+    assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
+    status, forced, iterations, _ = _summary(workspace, task_id)
+    assert (status, forced, iterations) == ("cancelled", True, 1)
+    task_id = workspace.submit("process echo next")
+    assert _summary(workspace, task_id) == ("completed", False, 1, "next\n")
+    assert workspace.get()["epoch"] == "1"

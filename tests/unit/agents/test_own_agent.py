@@ -1,0 +1,104 @@
+"""An agent of one's own, as a program and by its name."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evershell.workspace.v1.task_pb2 import Task
+
+from evershell.agents.shutdown import ExitCode
+from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+
+AGENT = """
+import sys
+from evershell.agents import Task, in_process, run
+
+def doubled(number):
+    return 2 * number
+
+async def ask(number):
+    return {"model": "own", "content": f"twice {number}", "usage": {"input_tokens": 3}}
+
+async def agent(task: Task) -> str:
+    async for step in task.iterations():
+        await step.model_call(ask(int(task.description)))
+        return str(await step.tool_call("double", {}, in_process(doubled, int(task.description))))
+
+run(agent)
+"""
+COMMANDS: dict[str, Callable[[Path], list[str]]] = {
+    "a program": lambda path: [str(path)],
+    "a function of a file": lambda path: ["-P", "-m", "evershell.agents", f"{path}:agent"],
+}
+
+
+async def _agent(
+    control_plane: ControlPlane, folder: Path, *command: str
+) -> asyncio.subprocess.Process:
+    spec: dict[str, Any] = {
+        "workspace_id": WORKSPACE_ID,
+        "epoch": EPOCH,
+        "runtime_addresses": [await control_plane.serve()],
+        **control_plane.secrets,
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *command),
+        cwd=folder,
+        env={"PATH": os.environ["PATH"]},
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(spec).encode())
+    process.stdin.close()
+    return process
+
+
+@pytest.mark.parametrize("how", COMMANDS)
+async def test_an_agent_is_a_program_or_a_function_of_a_file(
+    control_plane: ControlPlane, tmp_path: Path, how: str
+) -> None:
+    files, program = tmp_path / "files", tmp_path / "my_agent.py"
+    files.mkdir()
+    program.write_text(AGENT)
+    process = await _agent(control_plane, files, *COMMANDS[how](program))
+    try:
+        await control_plane.until(lambda: control_plane.address)
+        await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "21"))
+        await control_plane.until(lambda: control_plane.end("t1"))
+        end = control_plane.end("t1")
+        assert (end.status, end.result) == (Task.completed, "42")
+        (iteration,) = control_plane.iterations("t1")
+        call = iteration.model_call
+        assert (call.model, call.content, call.input_tokens) == ("own", "twice 21", 3)
+        assert iteration.tool_call.result.output == "42"
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == ExitCode.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("absent.py:agent", "set POD_ISOLATION=none"),
+        ("my_agent.py", "is not `file.py:name` or `module:name`"),
+        ("my_agent.py:missing", "has no function 'missing'"),
+        ("broken.py:agent", "ModuleNotFoundError: No module named 'absent'"),
+    ],
+)
+async def test_an_agent_that_cannot_be_loaded_says_why(
+    control_plane: ControlPlane, tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "my_agent.py").write_text(AGENT)
+    (tmp_path / "broken.py").write_text("import absent")
+    process = await _agent(control_plane, tmp_path, "-P", "-m", "evershell.agents", name)
+    _, errors = await process.communicate()
+    assert process.returncode == ExitCode.BAD_SPEC
+    # The reason of the workspace quotes the last line.
+    assert reason in json.loads(errors.splitlines()[-1])["reason"]
