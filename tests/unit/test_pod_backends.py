@@ -43,3 +43,20 @@ def test_the_file_of_the_models_key_is_read_for_each_agent(tmp_path: Path) -> No
     without_file = settings.model_copy(update={"openai_api_key_file": None})
     key = spec_for(without_file, PodTokens(NEW), None)(AgentIdentity("ws_1", 3)).openai_api_key
     assert key == "from the environment"
+
+
+def test_the_keys_of_an_agent_are_read_for_each_agent(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    made = spec_for(Settings(agent_keys_file=path), PodTokens(NEW), None)
+    path.write_text('{"NAME": "a long key"}')
+    spec = made(AgentIdentity("ws_1", 3))
+    assert spec.keys == {"NAME": "a long key"}
+    assert "a long key" not in repr(spec)
+    for text in ("secret", '["a long key"]', '{"NAME": 7}', '{"NAME": "short"}'):
+        path.write_text(text)
+        with pytest.raises(OSError, match="AGENT_KEYS_FILE is not") as error:
+            made(AgentIdentity("ws_1", 3))
+        assert "secret" not in str(error.value)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="AGENT_KEYS_FILE cannot be read"):
+        made(AgentIdentity("ws_1", 3))

@@ -16,6 +16,7 @@ from evershell.agents.active_task import TaskFailed
 from evershell.agents.background import in_process, in_thread
 from evershell.agents.entry import run
 from evershell.agents.loop import Task
+from evershell.agents.own_keys import keys
 from evershell.agents.step import CallTimeoutError, Step
 from evershell.agents.tools import ToolResult, ToolStatus
 
@@ -28,5 +29,6 @@ __all__ = [
     "ToolStatus",
     "in_process",
     "in_thread",
+    "keys",
     "run",
 ]

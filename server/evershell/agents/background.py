@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
+from evershell.agents.own_keys import keys
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -39,7 +41,8 @@ async def in_process(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwa
     # Imported here, because most agents do not need it.
     import pickle
 
-    call = pickle.dumps(_surroundings()) + pickle.dumps((function, args, kwargs))
+    parts = keys, _surroundings(), (function, args, kwargs)
+    call = b"".join(map(pickle.dumps, parts))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "evershell.agents.child"),
         stdin=subprocess.PIPE,

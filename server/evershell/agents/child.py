@@ -6,7 +6,8 @@ import sys
 from multiprocessing import spawn
 from typing import Any
 
-from evershell.agents import entry
+from evershell.agents import entry, own_keys
+from evershell.pod.process import become_unreadable
 
 
 def main() -> None:
@@ -14,7 +15,10 @@ def main() -> None:
     results = os.dup(1)
     # What the function prints goes to the log.
     os.dup2(2, 1)
+    # It gets the keys of the agent.
+    become_unreadable()
     entry.is_imported = True
+    own_keys.hide(pickle.load(sys.stdin.buffer))  # noqa: S301 - from the agent
     spawn.prepare(pickle.load(sys.stdin.buffer))  # noqa: S301 - from the agent
     function, args, kwargs = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the agent
     try:

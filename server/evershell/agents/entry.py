@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from evershell.agents import own_keys
+
 if TYPE_CHECKING:
     from evershell.agents.loop import AgentFunction
 
@@ -31,10 +33,7 @@ class NoAgentError(Exception):
 
 
 def load(name: str) -> "AgentFunction":
-    """The agent `file.py:name` or `module:name`.
-
-    Raises NoAgentError, and what its module raises.
-    """
+    """The agent `file.py:name` or `module:name`. Raises NoAgentError."""
     global is_imported
     place, _, attribute = name.rpartition(":")
     module = place
@@ -51,7 +50,10 @@ def load(name: str) -> "AgentFunction":
     if not place or not attribute:
         raise NoAgentError(f"{name!r} is not `file.py:name` or `module:name`.")
     is_imported = True
-    found = getattr(importlib.import_module(module), attribute, None)
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except Exception as error:
+        raise NoAgentError(f"{name}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise NoAgentError(f"{place} has no function {attribute!r}.")
     function: AgentFunction = found
@@ -75,7 +77,7 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import asyncio
 
-    from evershell.agents.program import run
+    from evershell.agents.program import run, with_secrets
     from evershell.agents.shutdown import ExitCode
     from evershell.pod.spec import PodSpec
     from evershell.telemetry import logs
@@ -96,13 +98,18 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
         # and reports its end later.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     log = logs.configure_plain("agent", workspace_id=spec.workspace_id, epoch=spec.epoch)
-    try:
-        agent = load(name) if name else agent
-    except NoAgentError as error:
-        log.error("no_agent", reason=str(error))
-        return ExitCode.BAD_SPEC
-    except Exception as error:
-        log.exception("no_agent", reason=f"{name}: {type(error).__name__}: {error}")
-        return ExitCode.BAD_SPEC
     # Not closed, because that would wait for everything that a function has left behind.
-    return asyncio.Runner().run(run(spec, log, agent))
+    runner = asyncio.Runner()
+    if agent is not None or name:
+        completed = runner.run(with_secrets(spec, log))
+        if completed is None:
+            return ExitCode.UNAUTHORIZED
+        spec = completed
+        log.redact = own_keys.redacted
+        own_keys.hide(spec.keys)
+        try:
+            agent = agent or load(name)
+        except NoAgentError as error:
+            log.exception("no_agent", reason=str(error))
+            return ExitCode.BAD_SPEC
+    return runner.run(run(spec, log, agent))

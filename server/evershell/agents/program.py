@@ -59,14 +59,10 @@ async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) ->
     All tools have ended when it returns. Without a function, the agent is that of the spec's model.
     """
     become_subreaper()
-    if spec.bootstrap_token:
-        # From here on, no tool of the same user can read the secrets in this process.
-        become_unreadable()
-        try:
-            spec = await complete(spec, _tls(spec), log)
-        except (BootstrapRefusedError, ValueError, TypeError) as error:
-            log.error("bootstrap_refused", reason=str(error))
-            return ExitCode.UNAUTHORIZED
+    completed = await with_secrets(spec, log)
+    if completed is None:
+        return ExitCode.UNAUTHORIZED
+    spec = completed
     try:
         margin_seconds = 0.0 if function else _MODEL_MARGIN_SECONDS
         function = function or create_agent(spec)
@@ -105,6 +101,19 @@ async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) ->
                 await server.stop(grace=None)
                 await asyncio.gather(*(channel.close() for channel in channels))
     return agent.shutdown.code
+
+
+async def with_secrets(spec: PodSpec, log: Log) -> PodSpec | None:
+    """The spec with its secrets; None if the control plane refuses them."""
+    if not spec.bootstrap_token:
+        return spec
+    # From here on, no tool of the same user can read the secrets in this process.
+    become_unreadable()
+    try:
+        return await complete(spec, _tls(spec), log)
+    except (BootstrapRefusedError, ValueError, TypeError) as error:
+        log.error("bootstrap_refused", reason=str(error))
+        return None
 
 
 def create_agent(spec: PodSpec) -> AgentFunction:

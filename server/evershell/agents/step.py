@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from evershell.agents.active_task import ActiveTask, TaskFailed
+from evershell.agents.own_keys import redacted
 from evershell.agents.reply import Reply
 from evershell.agents.tools import BoundedOutput, ToolResult, ToolStatus, storable
 from evershell.core.task import Phase
@@ -235,7 +236,7 @@ class _Tool:
             "result": {
                 "status": str(self.result.status),
                 "exit_code": self.result.exit_code,
-                "output": storable(self.result.output),
+                "output": storable(redacted(self.result.output)),
                 "truncated_bytes": self.result.truncated_bytes,
             },
             "duration_ms": _milliseconds(self.seconds),
@@ -283,7 +284,7 @@ def _result(answer: object, exit_code: int = 0) -> ToolResult:
 
 def storable_text(value: str) -> str:
     """The text as it can be recorded."""
-    return storable(value).encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")
+    return storable(redacted(value)).encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")
 
 
 def _count(tokens: int) -> int:

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import errno
+import json
 import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +23,9 @@ from evershell.pod.process import become_subreaper
 from evershell.pod.spec import PodSpec
 
 log = structlog.get_logger()
+
+# A shorter key would be found in texts that do not contain it, and redacted there.
+_MIN_KEY_CHARACTERS = 8
 
 
 @asynccontextmanager
@@ -128,6 +133,7 @@ def spec_for(
             model=settings.model,
             openai_base_url=settings.openai_base_url,
             openai_api_key=_model_key(settings),
+            keys=_agent_keys(settings),
             model_timeout_seconds=settings.model_timeout_seconds,
             tool_timeout_seconds=settings.tool_timeout_seconds,
             crash_points_dir=str(settings.crash_points_dir or ""),
@@ -181,3 +187,23 @@ def _model_key(settings: Settings) -> str:
         # The reason of a workspace that fails for this has no other name of the file.
         problem = f"OPENAI_API_KEY_FILE cannot be read: {error.strerror}"
         raise OSError(error.errno, problem) from error
+
+
+def _agent_keys(settings: Settings) -> dict[str, str]:
+    """The keys of an agent of one's own. Raises OSError if their file is not valid."""
+    if settings.agent_keys_file is None:
+        return {}
+    try:
+        keys = json.loads(settings.agent_keys_file.read_text())
+    except OSError as error:
+        problem = f"AGENT_KEYS_FILE cannot be read: {error.strerror}"
+        raise OSError(error.errno, problem) from error
+    except ValueError:
+        # Without the cause, which quotes the file.
+        raise OSError(errno.EINVAL, "AGENT_KEYS_FILE is not valid JSON") from None
+    if not isinstance(keys, dict) or not all(
+        isinstance(key, str) and len(key) >= _MIN_KEY_CHARACTERS for key in keys.values()
+    ):
+        problem = f"AGENT_KEYS_FILE is not an object of texts of {_MIN_KEY_CHARACTERS} characters"
+        raise OSError(errno.EINVAL, f"{problem} or more")
+    return keys

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     """The program that is started as the agent of each workspace, with its arguments, in the syntax
     of a shell. If empty, the agent of this package. [Bring your own agent](agents.md) says what it
     has to do."""
+    agent_keys_file: Path | None = None
+    """A file with the keys of an agent of your own: a JSON object that has a text for each name. It
+    is read whenever an agent starts. [Keys](agents.md#keys) says who can read them."""
 
     pod_backend: Literal["local", "kubernetes"] = "local"
     """Where pods run: as processes of this machine, or in a
@@ -225,6 +228,7 @@ class Settings(BaseSettings):
         "tls_key_file",
         "tls_client_ca_file",
         "openai_api_key_file",
+        "agent_keys_file",
         mode="before",
     )
     @classmethod

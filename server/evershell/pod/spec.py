@@ -28,6 +28,8 @@ class PodSpec:
     model: str = "scripted"
     openai_base_url: str = ""
     openai_api_key: str = field(default="", repr=False)
+    # The keys of an agent of one's own, by name.
+    keys: dict[str, str] = field(default_factory=dict, repr=False)
     model_timeout_seconds: float = 120.0
     tool_timeout_seconds: float = 600.0
     # The program bwrap, with which tools are started in a sandbox; without one if empty.

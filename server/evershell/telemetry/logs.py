@@ -145,6 +145,8 @@ class PlainLog:
     def __init__(self, line: _Line, sink: Sink) -> None:
         self._line = line
         self._sink = sink
+        # Removes secrets from a line.
+        self.redact: Callable[[str], str] = str
 
     def info(self, event: str, **fields: Any) -> None:
         self._write("info", event, fields)
@@ -159,7 +161,7 @@ class PlainLog:
         self._write("error", event, {"exc_info": True, **fields})
 
     def _write(self, level: str, event: str, fields: _Event) -> None:
-        self._sink.msg(self._line(None, level, {"event": event, **fields}))
+        self._sink.msg(self.redact(self._line(None, level, {"event": event, **fields})))
 
 
 def configure(program: str, level: str, **context: Any) -> Sink:

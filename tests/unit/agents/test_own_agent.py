@@ -38,13 +38,14 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
 
 
 async def _agent(
-    control_plane: ControlPlane, folder: Path, *command: str
+    control_plane: ControlPlane, folder: Path, *command: str, **settings: Any
 ) -> asyncio.subprocess.Process:
     spec: dict[str, Any] = {
         "workspace_id": WORKSPACE_ID,
         "epoch": EPOCH,
         "runtime_addresses": [await control_plane.serve()],
         **control_plane.secrets,
+        **settings,
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command),
@@ -102,3 +103,58 @@ async def test_an_agent_that_cannot_be_loaded_says_why(
     assert process.returncode == ExitCode.BAD_SPEC
     # The reason of the workspace quotes the last line.
     assert reason in json.loads(errors.splitlines()[-1])["reason"]
+
+
+KEY = 'sk-"very\\secret'
+# Imports with the key, and tells it to everyone.
+INDISCREET = """
+import os, subprocess, sys
+from evershell.agents import Task, in_process, keys
+
+KEY = keys["MODEL_KEY"]
+print(KEY)
+
+def surroundings():
+    print(KEY)
+    return open("/proc/self/environ").read() + open("/proc/self/cmdline").read() + str(os.environ)
+
+async def value(answer):
+    print(KEY, file=sys.stderr)
+    return answer
+
+async def agent(task: Task) -> str:
+    async for step in task.iterations():
+        await step.model_call(value(f"content {KEY}"))
+        assert "secret" not in await in_process(surroundings), "found"
+        await step.tool_call(KEY, {"key": KEY}, value(f"output {KEY}"))
+        if task.description == "raise":
+            raise KeyError(KEY)
+        return f"result {KEY}"
+"""
+
+
+@pytest.mark.parametrize("description", ["return", "raise"])
+async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
+    control_plane: ControlPlane, tmp_path: Path, description: str
+) -> None:
+    (tmp_path / "my_agent.py").write_text(INDISCREET)
+    command = ["-P", "-m", "evershell.agents", str(tmp_path / "my_agent.py:agent")]
+    process = await _agent(control_plane, tmp_path, *command, keys={"MODEL_KEY": KEY})
+    await control_plane.until(lambda: control_plane.address)
+    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", description))
+    await control_plane.until(lambda: control_plane.end("t1"))
+    process.terminate()
+    _, errors = await process.communicate()
+    end, (iteration,) = control_plane.end("t1"), control_plane.iterations("t1")
+    expected = "[MODEL_KEY]"
+    assert iteration.model_call.content == f"content {expected}"
+    assert iteration.tool_call.result.output == f"output {expected}"
+    assert (iteration.tool_call.name, iteration.tool_call.arguments) == (
+        expected,
+        f'{{"key": "{expected}"}}',
+    )
+    assert expected in (end.reason if description == "raise" else end.result)
+    told = f"{errors.decode()}{end}{iteration}"
+    assert "secret" not in told
+    # Printed by both calls and by the process, twice, and in the traceback.
+    assert errors.decode().count(expected) >= 4 + (description == "raise")
