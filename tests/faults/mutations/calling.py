@@ -277,7 +277,7 @@ CALLING: tuple[Rule, ...] = (
             'caller.permission("audit:read")',
             'caller.permission("workspace:read")',
         ),
-        (f"{_CORE}holds.py", '_SCOPE = "org:hold"\n', '_SCOPE = "workspace:write"\n'),
+        (f"{_CORE}hold.py", '_SCOPE = "org:hold"\n', '_SCOPE = "workspace:write"\n'),
     ),
     rule(
         ":own holds for the creator alone, and never for a key",

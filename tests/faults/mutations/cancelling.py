@@ -14,10 +14,13 @@ _SCHEMA = f"{_STORE}migrations/0001_initial.sql"
 
 # A controller forgets the limits that were reached before its term.
 _FORGETS_LIMITS = (
-    f"{_FLEET}due.py",
-    "await asyncio.gather(*map(self._cancel, due))",
-    'before = self.__dict__.setdefault("before", set(due))\n'
-    "        await asyncio.gather(*map(self._cancel, set(due) - before))",
+    f"{_FLEET}controller.py",
+    "        has_reached_limits = await enforce_limits(self._store, self._clock)\n",
+    "        reached = set(await self._store.list_limits_reached(self._clock(), 500))\n"
+    '        before = self.__dict__.setdefault("before", reached)\n'
+    "        has_reached_limits = not reached <= before\n"
+    "        if has_reached_limits:\n"
+    "            await enforce_limits(self._store, self._clock)\n",
 )
 
 CANCELLING: tuple[Rule, ...] = (
@@ -473,7 +476,7 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/core/test_workspaces.py tests/contracts/test_store_hold.py",
         (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
         (f"{_CORE}workspaces.py", "        locked.require_no_hold()\n", ""),
-        (f"{_CORE}holds.py", "own_only=False", "own_only=True"),
+        (f"{_CORE}hold.py", "own_only=False", "own_only=True"),
     ),
     rule(
         "no submission is committed after a hold, and the first hold stays",
@@ -516,7 +519,7 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (
             f"{_FLEET}controller.py",
-            "has_reached_limits = await self._limits.enforce()",
+            "has_reached_limits = await enforce_limits(self._store, self._clock)",
             "has_reached_limits = False",
         ),
     ),
