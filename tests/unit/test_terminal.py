@@ -1,10 +1,105 @@
-"""Text from others is printed with its control characters escaped."""
+"""Standard streams that are full or broken, small terminals, and text from others.
+
+What others have written is printed with its control characters escaped.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from evershell.cli.main import main
 from evershell.cli.terminal import printable
+from tests.unit import terminals
+from tests.unit.cli.fake_client import ENVIRONMENT
+from tests.support.stack import ROOT
+
+PROGRAM = """
+import sys
+from evershell.cli import service
+from evershell.cli.main import main
+from evershell.client import CancelOutcome, SubmittedTask, TaskStatus, Workspace
+from tests.unit import terminals
+from tests.unit.cli.fake_client import FakeClient, cancelled
+
+id_ = "ws_01M8BEPG8M2KS3XJRB1R09Y7HY"
+service.Client = FakeClient(
+    cancel=[cancelled(CancelOutcome.ALREADY_FINISHED, TaskStatus.COMPLETED)],
+    submit_task=[SubmittedTask("task_1", "ws_1")],
+    list_workspaces=[iter([Workspace(id_, name="shell \N{SPIRAL SHELL}" + 60 * "x")])],
+)
+main()
+"""
+
+
+def run(command: str, **options: Any) -> tuple[int, str]:
+    """Runs a command. Returns its exit code and what it prints to standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *command.split()],
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+    return done.returncode, done.stderr
+
+
+def on_terminal(command: str, columns: int = 80, **environment: str) -> str:
+    """Runs a command on a terminal of its own, and returns what it prints."""
+    return terminals.on_terminal(
+        PROGRAM, *command.split(), columns=columns, environment=ENVIRONMENT | environment
+    )
+
+
+def test_a_full_disk_is_said_in_a_line() -> None:
+    message = "Error: Standard output cannot be written: No space left on device.\n"
+    with Path("/dev/full").open("w") as full:
+        assert run("workspaces", stdout=full) == (1, message)
+        # The exit code tells the outcome.
+        assert run("cancel ws_1", stdout=full) == (3, message)
+        assert run("cancel ws_1 --json", stdout=full) == (3, message)
+
+
+def test_a_task_whose_id_cannot_be_written_is_named_in_the_message() -> None:
+    with Path("/dev/full").open("w") as full:
+        code, errors = run("submit ws_1 true", stdout=full)
+    assert (code, "--task task_1" in errors) == (1, True)
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        # The exit code tells the outcome.
+        assert run("cancel ws_1", stdout=writer) == (3, "")
+    finally:
+        os.close(writer)
+
+
+def test_a_character_that_the_encoding_lacks_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    with (tmp_path / "output").open("w") as output:
+        assert run("workspaces", stdout=output) == (0, "")
+    assert r"shell \U0001f41a" in (tmp_path / "output").read_text("latin-1")
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_no_terminal_shortens_an_id(columns: int) -> None:
+    output = on_terminal("workspaces", columns=columns, NO_COLOR="1")
+    assert "ws_01M8BEPG8M2KS3XJRB1R09Y7HY" in output
+    # The name is shortened, unless the terminal is so small that it wraps the rows.
+    assert ("…" in output) == (columns > 20)
+    assert columns == 20 or all(len(line) <= columns for line in output.splitlines())
+
 
 # Escape sequences with two introducers, control characters, invisible and bidirectional characters,
 # line separators, a private character and half of a surrogate pair.

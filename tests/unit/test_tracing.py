@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from opentelemetry.trace import SpanKind
 
 from evershell.core import trace
 from evershell.core.errors import UnavailableError
@@ -51,6 +52,18 @@ async def test_each_call_within_a_recorded_trace_has_a_span(
     )
     assert receiver.spans(UNRECORDED.trace_id) == []
     assert receiver.services() == {"evershell-test"}
+
+
+async def test_a_disabled_sdk_forwards_the_callers_trace_and_starts_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    tracing = Tracing("test")
+    with tracing.span("call", SpanKind.SERVER):
+        assert trace.current() is None
+    with trace.within(CALLER), tracing.span("call", SpanKind.SERVER):
+        assert trace.current() == CALLER
+    tracing.close()
 
 
 def test_a_collector_that_is_down_causes_one_warning_a_minute(

@@ -94,6 +94,19 @@ def test_new_agents_get_secrets_of_the_first_key() -> None:
     assert both.bootstrap_token(WORKSPACE, 3) == new.bootstrap_token(WORKSPACE, 3)
 
 
+def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
+    both = PodTokens(BOTH)
+    both.note_refusal(WORKSPACE, 3, 0)
+    # A call that was sent at the same time is refused too.
+    both.note_refusal(WORKSPACE, 3, 0)
+    assert (both.signing_key(WORKSPACE, 3), both.signing_key(WORKSPACE, 4)) == (1, 0)
+    both.note_refusal(WORKSPACE, 3, 1)
+    assert both.signing_key(WORKSPACE, 3) == 0
+    one = PodTokens(OLD)
+    one.note_refusal(WORKSPACE, 3, 0)
+    assert one.signing_key(WORKSPACE, 3) == 0
+
+
 def test_both_sides_trust_the_certificates_of_both_keys() -> None:
     """The control plane's is of the last key: agents that started earlier trust no other."""
     old, both, new = (AgentCertificates(text) for text in (OLD, BOTH, NEW))

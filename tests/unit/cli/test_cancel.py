@@ -159,14 +159,8 @@ def test_json_output_is_the_body_of_the_rest_reply(monkeypatch: pytest.MonkeyPat
     details = {"fields": {"reason": "too long"}}
     result = cancel(monkeypatch, error_of(ValidationError, **details), "--json")
     assert result.exit_code == 5
-    assert json.loads(result.stdout) == {
-        "error": {
-            "code": "validation_error",
-            "message": "What happened.",
-            "request_id": "request_1",
-            "details": details,
-        }
-    }
+    error = json.loads(result.stdout)["error"]
+    assert (error["code"], error["details"]) == ("validation_error", details)
 
 
 NASTY = "\x1b[2J\x9b2J\x7f\u202e\r\n"

@@ -1,10 +1,16 @@
-"""The other commands of callers: output and exit codes, with a fake of the client."""
+"""The other commands of callers: output, durations and exit codes, with a fake of the client."""
 
 import json
+import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
+from evershell.cli.duration import DURATION
+from evershell.cli.exit_codes import TABLE, ExitCode
+from evershell.cli.main import COMMANDS
 from evershell.client import (
     CancelIntent,
     DeadlineExceededError,
@@ -26,6 +32,7 @@ from evershell.client import (
     UnavailableError,
     WorkspaceProvisioned,
 )
+from tests.support.stack import ROOT
 from tests.unit.cli.fake_client import AT, FakeClient, error_of, run, task
 
 NASTY = "[bold]\x1b[2J"
@@ -167,3 +174,41 @@ def test_each_line_of_a_watch_is_json_also_the_error(monkeypatch: pytest.MonkeyP
         *events, last = (json.loads(line) for line in result.stdout.splitlines())
         assert [event["seq"] for event in events] == ["1", "2"]
         assert last["error"]["code"] == error.slug
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("2.5", 2.5), ("500ms", 0.5), ("10s", 10), ("1m", 60)]
+)
+def test_a_duration_is_parsed(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1w", "1 s", "nan", "1e3"])
+def test_an_invalid_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    fake = FakeClient()
+    result = run(monkeypatch, fake, "cancel", "ws_1", "--wait", text)
+    assert (result.exit_code, fake.calls) == (2, [])
+    assert "write 500ms, 10s, 1m, 1h or 30d" in result.stderr
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    program = (
+        "import sys; from evershell.cli.main import main; "
+        "main(['--help'], standalone_mode=False); "
+        "sys.exit('grpc' in sys.modules or 'rich' in sys.modules)"
+    )
+    listed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert listed.returncode == 0, listed.stderr
+    for name in COMMANDS:
+        assert f"  {name} " in listed.stdout
+    assert "Exit codes:\n    0  done" in listed.stdout
+
+
+def test_the_documents_have_the_table_of_exit_codes() -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    documented = dict(re.findall(r"^\| (\d) \| (.*) \|$", text, re.MULTILINE))
+    rows = re.findall(r"^  (\d)  ((?:.|\n     )*)$", TABLE, re.MULTILINE)
+    assert documented == {code: " ".join(meaning.split()) for code, meaning in rows}
+    assert {int(code) for code in documented} == {*ExitCode, 1, 2}
