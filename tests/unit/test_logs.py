@@ -78,6 +78,7 @@ def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
             log.error("task_crashed", exc_info=error)
         log.error("nothing_raised", exc_info=None)
         logging.getLogger("library").warning("%s too many", 3)
+        logging.getLogger("library").error("%d", "no number")
 
     logs.configure("agent", "INFO", epoch=3)
     write(structlog.get_logger())
@@ -86,7 +87,7 @@ def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
     logging.getLogger().handlers.clear()
     write(logs.configure_plain("agent", epoch=3))
     without = written()
-    assert len(without) == 7
+    assert len(without) == 8
     for line in (*with_structlog, *without):
         if line["event"] != "log_line_unprintable":
             assert line.pop("timestamp").endswith("Z")

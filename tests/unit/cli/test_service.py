@@ -1,9 +1,6 @@
 """Which service a command calls, and with which credential."""
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -103,25 +100,3 @@ def test_a_file_of_profiles_that_others_can_read_is_refused() -> None:
     assert "sk_home" not in repr(Profile(HOME, "sk_home")) + repr(
         find_target("x", "", io.StringIO("sk_home"), {})
     )
-
-
-@pytest.mark.parametrize(
-    ("stdin", "expected"),
-    [(None, "There is no credential."), ("binary", "holds no token: it is not a text.")],
-)
-def test_standard_input_without_a_token_is_said_in_a_line(
-    tmp_path: Path, stdin: str | None, expected: str
-) -> None:
-    """None: standard input is closed."""
-    (tmp_path / "binary").write_bytes(b"sk_\xff\n")
-    redirection = "<&-" if stdin is None else f"< {tmp_path / stdin}"
-    command = f"{sys.executable} -m evershell.commands cancel ws_1 --url x --token-file -"
-    done = subprocess.run(
-        ["/bin/sh", "-c", f"exec {command} {redirection}"],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert expected in done.stderr
