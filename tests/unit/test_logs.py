@@ -66,6 +66,20 @@ def test_lines_that_cannot_be_written_are_counted_and_reported(tmp_path: Path) -
         os.close(descriptor)
 
 
+def test_a_file_with_a_limit_keeps_its_last_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    sink = Sink(descriptor, notice, max_bytes=1000)
+    for number in range(1000):
+        sink.info(f"line {number}")
+        assert path.stat().st_size < 1000 + len("line 999\n")
+        lines = path.read_text().splitlines()
+        assert lines == [f"line {each}" for each in range(number + 1 - len(lines), number + 1)]
+        assert number < 50 or len(lines) > 50
+    assert sink.lost_lines == 0
+    os.close(descriptor)
+
+
 def test_a_log_without_structlog_writes_the_same_lines(written: Lines) -> None:
     def write(log: logs.Log) -> None:
         log.info("pod_started", workspace_id="ws_1")

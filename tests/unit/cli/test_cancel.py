@@ -204,3 +204,11 @@ def test_ctrl_c_in_the_call_says_that_its_outcome_is_not_known(
     result = cancel(monkeypatch, KeyboardInterrupt())
     assert (result.exit_code, result.stdout) == (1, "")
     assert "recorded?  Not known. With --task it is safe to repeat the call." in result.stderr
+
+
+def test_the_follow_up_calls_the_same_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = cancelled(CancelOutcome.ACCEPTED)
+    result = cancel(monkeypatch, answer, "--url", "http://127.0.0.1:8081")
+    assert result.stdout.endswith(
+        "evershell watch --url http://127.0.0.1:8081 ws_1 --task task_1\n"
+    )

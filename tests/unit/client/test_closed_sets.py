@@ -2,13 +2,18 @@
 
 import dataclasses
 import inspect
+import json
 from enum import StrEnum
 from typing import Any
 
 import pytest
-from evershell.workspace.v1 import event_pb2, task_pb2, workspace_service_pb2
+from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.client import Client, events, types
+from evershell.client._messages import Result
 
 # The method of the client for each RPC.
 METHODS = {
@@ -116,3 +121,53 @@ def test_a_value_that_only_a_newer_service_has_is_unspecified() -> None:
     assert (task.status, task.phase) == (types.TaskStatus.UNSPECIFIED, None)
     unknown = events.Event._from_message(event_pb2.Event(seq=1, type=99))  # type: ignore[arg-type]
     assert (unknown.type, unknown.payload) == (events.EventType.UNSPECIFIED, None)
+
+
+STAMP = Timestamp(seconds=1_700_000_000, nanos=123_000)
+IDLE = workspace_pb2.Workspace(id="ws_1", status=workspace_pb2.Workspace.idle, epoch=2**40)
+TASK = task_pb2.Task(
+    id="task_1", phase=task_pb2.Task.model_call, usage=task_pb2.Usage(), metadata={"a": "b"}
+)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (types.Workspace, IDLE),
+        (
+            types.CancelResult,
+            workspace_service_pb2.CancelTaskResponse(
+                workspace_id="ws_1",
+                outcome=workspace_service_pb2.CancelTaskResponse.accepted,
+                requested_at=STAMP,
+                task=TASK,
+            ),
+        ),
+        (
+            events.Event,
+            event_pb2.Event(
+                seq=7,
+                type=event_pb2.EventType.iteration_completed,
+                time=STAMP,
+                iteration_completed=event_pb2.IterationCompleted(
+                    number=1,
+                    model_call=event_pb2.ModelCall(
+                        model="m", status=event_pb2.ModelCall.completed
+                    ),
+                    tool_call=event_pb2.ToolCall(
+                        id="t", result=event_pb2.ToolResult(exit_code=-9, truncated_bytes=1)
+                    ),
+                ),
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_a_result_can_be_shown_as_the_rest_api_shows_it(
+    result: type[Result], message: Message
+) -> None:
+    expected = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    shown = result._from_message(message).to_dict()
+    assert shown == expected
+    assert json.loads(json.dumps(shown)) == expected
