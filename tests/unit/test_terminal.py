@@ -14,16 +14,14 @@ from click.testing import CliRunner
 
 from evershell.cli.main import main
 from evershell.cli.terminal import printable
+from tests.support.stack import ROOT
 from tests.unit import terminals
 from tests.unit.cli.fake_client import ENVIRONMENT
-from tests.support.stack import ROOT
 
 PROGRAM = """
-import sys
 from evershell.cli import service
 from evershell.cli.main import main
 from evershell.client import CancelOutcome, SubmittedTask, TaskStatus, Workspace
-from tests.unit import terminals
 from tests.unit.cli.fake_client import FakeClient, cancelled
 
 id_ = "ws_01M8BEPG8M2KS3XJRB1R09Y7HY"
