@@ -11,6 +11,8 @@ RUN_READY := $(or $(wildcard $(READY)),$(VENV)/.run-ready)
 BENCH_READY := $(VENV)/.bench-ready
 # The same for requirements-docs.txt, which adds what builds the documents.
 DOCS_READY := $(VENV)/.docs-ready
+# The same for requirements-adapters.txt, which adds the frameworks that the library adapts.
+ADAPTERS_READY := $(VENV)/.adapters-ready
 STATE_DIR ?= .state
 SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
@@ -52,7 +54,7 @@ test-fast: $(READY) ## run a fast part of the tests, in about 20 seconds
 # The tests that take long. Those marked `soak` run at length.
 LONG = $(sort $(shell find tests -type d -name long))
 
-test-exhaustive: $(READY) $(DOCS_READY) ## run the long tests: faults, attacks, crash points, fuzzers, manifests, pages
+test-exhaustive: $(READY) $(DOCS_READY) $(ADAPTERS_READY) ## run the long tests: faults, attacks, crash points, fuzzers, manifests, pages
 	@exec $(BIN)/python -m pytest $(LONG) -m 'not soak' $(PYTEST_OPTIONS)
 
 coverage: $(READY) ## run the tests of make test, and print the lines of the product that they do not reach
@@ -101,13 +103,15 @@ lock: $(READY) ## compile the lock files requirements*.txt from pyproject.toml
 	$(COMPILE) --group dev --constraints requirements.txt -o requirements-dev.txt
 	$(COMPILE) --group dev --group bench --constraints requirements-dev.txt -o requirements-bench.txt
 	$(COMPILE) --group dev --group docs --constraints requirements-bench.txt -o requirements-docs.txt
+	$(COMPILE) --group dev --group adapters --constraints requirements-bench.txt \
+		--constraints requirements-docs.txt -o requirements-adapters.txt
 
 # Not part of the environment, which has only what the service and its tests need.
 AUDITOR = $(BIN)/uv tool run --quiet pip-audit@2.10.1
 
 audit: $(READY) ## look for known vulnerabilities in the locked packages; passes without a network
 	@$(BIN)/python .make/audit.py requirements.txt requirements-bench.txt \
-		requirements-docs.txt -- $(AUDITOR)
+		requirements-docs.txt requirements-adapters.txt -- $(AUDITOR)
 
 clean: ## remove the environment; STATE=1: also keys, database, logs and files of the pods
 	@$(PYTHON) .make/clean.py $(if $(filter 1,$(STATE)),--with-state) '$(VENV)' '$(STATE_DIR)'
@@ -149,4 +153,9 @@ $(BENCH_READY): requirements-bench.txt $(READY)
 $(DOCS_READY): requirements-docs.txt $(READY)
 	@echo "adding what builds the documents to $(VENV)"
 	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-docs.txt
+	@touch $@
+
+$(ADAPTERS_READY): requirements-adapters.txt $(READY)
+	@echo "adding the frameworks of the adapters to $(VENV)"
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-adapters.txt
 	@touch $@
