@@ -10,13 +10,9 @@ from typing import Any
 from joserfc import jwe, jws
 from joserfc.jwk import ECKey, Key, OctKey
 
-from tests.support.identity_provider import jwk_set
-
 Headers = tuple[tuple[str, str], ...]
 
 ATTACKER = ECKey.generate_key("P-256", {"kid": "attacker"})
-# A key of the attacker that the token itself carries or points to.
-OWN_KEYS = jwk_set(ATTACKER)
 
 
 @dataclass(frozen=True)
@@ -181,10 +177,6 @@ _HEADERS: dict[str, Forge] = {
         ("x-evershell-edge", "rest"),
     ),
 }
-
-
-# Only at a worker: the edge drops an empty value before a good one, so there is one credential.
-AT_WORKER: dict[str, Forge] = {"an empty header, then a good one": lambda v: _twice("", _key(v))}
 
 
 def _in_header(make: Callable[[Victim], str]) -> Forge:

@@ -56,15 +56,8 @@ def test_a_status_that_is_no_end_is_refused(status: str) -> None:
         codec.decode_agent_events([runtime_service_pb2.TaskEvent(task_ended=ended)])
 
 
-def test_an_event_without_a_kind_is_refused() -> None:
-    with pytest.raises(BreachError):
-        codec.decode_agent_events([runtime_service_pb2.TaskEvent()])
-
-
 def test_the_phases_of_an_agent_are_decoded() -> None:
     assert {codec.decode_phase(value) for value in task_pb2.Task.Phase.values()} == set(Phase)
-    with pytest.raises(BreachError):
-        codec.decode_phase(99)
 
 
 def test_a_directive_has_the_task_and_its_intent() -> None:

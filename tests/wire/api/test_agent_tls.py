@@ -130,12 +130,6 @@ async def test_the_listener_of_agents_takes_no_callers(server: TlsServer) -> Non
     assert await code_of(server.running.channel, method, bearer()) is OK
 
 
-async def test_an_agent_refuses_another_control_plane(server: TlsServer) -> None:
-    other = certificates()
-    async with serving(other) as foreign:
-        assert await foreign.heartbeat(server.own, server.token) is REFUSED
-
-
 async def test_an_agent_refuses_another_agent_in_place_of_the_control_plane() -> None:
     """Its listener has the certificate of an agent, so that its authority is not the right one."""
     of = certificates()

@@ -1,81 +1,41 @@
 """Which credential opens which service."""
 
-from pathlib import Path
-from typing import Any
+import json
 
 import grpc
 import pytest
 from evershell.agent.v1 import runtime_service_pb2
-from grpc_health.v1 import health_pb2
+from evershell.workspace.v1.workspace_service_pb2 import CancelTaskRequest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from evershell.auth.api_keys import ApiKeys
-from evershell.auth.authenticator import Authenticator, HostBinding
-from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.auth.authenticator import HostBinding
 from evershell.core.workspace import WorkspaceStatus
-from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.support.world import ORG, World
 from tests.wire.api.access_rules import METHODS
-from tests.wire.api.credentials import INTERNAL_METHODS, unauthenticated
 from tests.wire.api.running import (
     INTERNAL,
     POD_TOKENS,
     PUBLIC,
     Failed,
+    Metadata,
     Running,
     agent_bearer,
     bearer,
-    find_key,
     running,
 )
 
-BAD_CREDENTIALS: list[tuple[tuple[str, str], ...]] = [
-    (),
-    (("authorization", ""),),
-    (("authorization", "Bearer"),),
-    (("authorization", "Basic c2tfdGVzdA=="),),
-    (("authorization", "sk_test"),),
-    bearer("sk_unknown"),
-    bearer("nonsense"),
-    bearer("eyJhbGciOiJub25lIn0.e30."),
+INTERNAL_METHODS = [
+    method.name
+    for method in runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].methods
 ]
 
 
-@pytest.mark.parametrize("metadata", BAD_CREDENTIALS)
-async def test_a_bad_credential_is_refused_by_both_services(
-    server: Running, metadata: tuple[tuple[str, str], ...]
-) -> None:
-    for method in (PUBLIC + "CancelTask", INTERNAL + "Register"):
-        seen = await server.raw(method, metadata)
-        assert isinstance(seen, Failed)
-        # The key set cannot be read here, so a session token may be unavailable instead.
-        assert seen.slug == "unauthenticated" or (
-            seen.slug == "unavailable" and metadata[0][1].startswith("Bearer eyJ")
-        )
-
-
-@pytest.mark.parametrize(
-    "claims", [{"exp": 10**400}, {"sub": "a\0"}, {"org_id": "\ud800"}, {"sub": "a" * 3_000}]
-)
-async def test_a_signed_token_with_impossible_claims_is_unauthenticated(
-    world: World, tmp_path: Path, claims: dict[str, Any]
-) -> None:
-    jwks = tmp_path / "jwks.json"
-    jwks.write_text(jwk_set(EC))
-    authenticator = Authenticator(
-        ApiKeys(find_key), SessionTokens(JwkSet(str(jwks)), ISSUER, AUDIENCE)
-    )
-    scopes = ["workspace:write", "tasks:write"]
-    async with running(world, authenticator=authenticator) as server:
-        good = await server.raw(
-            PUBLIC + "CreateWorkspace", bearer(token("ES256", permissions=scopes))
-        )
-        assert isinstance(good, bytes)
-        for method in ("CreateWorkspace", "CancelTask"):
-            bad = await unauthenticated(
-                server, PUBLIC + method, bearer(token("ES256", permissions=scopes, **claims))
-            )
-            assert (bad.code, bad.slug) == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
+async def unauthenticated(server: Running, method: str, metadata: Metadata) -> Failed:
+    """Calls with this metadata, and returns the refusal."""
+    seen = await server.raw(method, metadata)
+    assert isinstance(seen, Failed)
+    return seen
 
 
 @pytest.mark.parametrize("method", INTERNAL_METHODS)
@@ -86,6 +46,24 @@ async def test_a_users_credential_does_not_open_the_runtime_service(
         assert (
             await unauthenticated(server, INTERNAL + method, metadata)
         ).slug == "unauthenticated"
+
+
+async def test_a_second_credential_is_refused(server: Running) -> None:
+    """The edge drops an empty value, so it is tried here."""
+    empty = (("authorization", ""),)
+    for metadata in ((*empty, *bearer()), (*bearer(), *empty)):
+        refused = await unauthenticated(server, PUBLIC + "ListWorkspaces", metadata)
+        assert refused.slug == "unauthenticated"
+
+
+@pytest.mark.parametrize("name", ["x-evershell-org", "x-evershell-actor", "x-evershell-scopes"])
+async def test_a_header_changes_nobodys_identity(server: Running, world: World, name: str) -> None:
+    """A caller of one organization names another one, with a good credential of its own."""
+    foreign = await world.add(org_id="org_b")
+    request = CancelTaskRequest(workspace_id=foreign.id)
+    for value in ("org_b", "user_1", "workspace:write"):
+        call = server.stub.CancelTask(request, metadata=(*bearer(), (name, value)))
+        assert (await server.fails(call)).slug == "workspace_not_found"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -112,6 +90,63 @@ async def test_an_agent_acts_for_its_own_workspace(server: Running, world: World
     assert (await world.workspace(other.id)).agent_address is None
 
 
+def bootstrap_bearer(workspace_id: str, epoch: int = 1) -> Metadata:
+    return bearer(POD_TOKENS.bootstrap_token(workspace_id, epoch))
+
+
+async def test_a_bootstrap_token_opens_only_bootstrap(server: Running, world: World) -> None:
+    made = await world.add(WorkspaceStatus.PROVISIONING)
+    for method in set(INTERNAL_METHODS) - {"Bootstrap"}:
+        await unauthenticated(server, INTERNAL + method, bootstrap_bearer(made.id))
+    for method in METHODS:
+        await unauthenticated(server, PUBLIC + method, bootstrap_bearer(made.id))
+    await unauthenticated(server, INTERNAL + "Bootstrap", agent_bearer(made.id))
+    await unauthenticated(
+        server, INTERNAL + "Bootstrap", POD_TOKENS.signal_metadata(made.id, made.epoch)
+    )
+
+
+async def test_a_bootstrap_token_is_spent_when_the_agent_registers(
+    server: Running, world: World
+) -> None:
+    made = await world.add(WorkspaceStatus.PROVISIONING)
+    # An answer may be lost, so the agent can ask again.
+    for _ in range(2):
+        seen = await server.raw(INTERNAL + "Bootstrap", bootstrap_bearer(made.id))
+        assert isinstance(seen, bytes)
+        spec = json.loads(runtime_service_pb2.BootstrapResponse.FromString(seen).spec)
+        assert (spec["workspace_id"], spec["epoch"]) == (made.id, 1)
+    request = runtime_service_pb2.RegisterRequest(address="127.0.0.1:1").SerializeToString()
+    assert isinstance(
+        await server.raw(INTERNAL + "Register", agent_bearer(made.id), request), bytes
+    )
+    refused = await unauthenticated(server, INTERNAL + "Bootstrap", bootstrap_bearer(made.id))
+    assert "was spent" in refused.message
+
+
+@pytest.mark.parametrize(
+    "status", [each for each in WorkspaceStatus if each is not WorkspaceStatus.PROVISIONING]
+)
+async def test_no_bootstrap_in_another_state(
+    server: Running, world: World, status: WorkspaceStatus
+) -> None:
+    made = await world.add(status)
+    await unauthenticated(server, INTERNAL + "Bootstrap", bootstrap_bearer(made.id))
+
+
+async def test_a_bootstrap_token_is_bound_to_its_workspace_and_epoch(
+    server: Running, world: World
+) -> None:
+    made, other = (
+        await world.add(WorkspaceStatus.PROVISIONING),
+        await world.add(WorkspaceStatus.PROVISIONING),
+    )
+    await unauthenticated(server, INTERNAL + "Bootstrap", bootstrap_bearer(made.id, 2))
+    await unauthenticated(server, INTERNAL + "Bootstrap", bootstrap_bearer("ws_none"))
+    mixed = POD_TOKENS.bootstrap_token(made.id, 1).replace(made.id, other.id)
+    await unauthenticated(server, INTERNAL + "Bootstrap", bearer(mixed))
+
+
 @pytest.mark.parametrize(
     ("service", "without_database"),
     [
@@ -131,6 +166,8 @@ async def test_health_needs_no_credential(
         return int(health_pb2.HealthCheckResponse.FromString(answer).status)
 
     assert await check() == health_pb2.HealthCheckResponse.SERVING
+    listed = await health_pb2_grpc.HealthStub(server.channel).List(health_pb2.HealthListRequest())
+    assert listed.statuses[service].status == health_pb2.HealthCheckResponse.SERVING
     await server.server.set_serving(serving=False)
     assert await check() == without_database
 
@@ -175,3 +212,7 @@ async def test_a_host_of_another_organization_is_denied(world: World) -> None:
             "/grpc.health.v1.Health/Check", (("x-evershell-host", "other.evershell.ai"),)
         )
         assert isinstance(health, bytes)
+        own, other = (("x-evershell-host", f"{slug}.evershell.ai") for slug in ("acme", "other"))
+        for hosts in ((own, other), (other, own)):
+            repeated = await server.raw(method, (*bearer(), *hosts))
+            assert isinstance(repeated, Failed) and repeated.slug == "permission_denied"

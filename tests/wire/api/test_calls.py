@@ -81,20 +81,6 @@ async def test_a_submitted_task_is_read_back_unchanged(server: Running, world: W
     assert list(listed.tasks) == [task]
 
 
-async def test_a_stream_sends_past_and_new_events(server: Running, world: World) -> None:
-    busy, running = await world.add_busy()
-    call = server.stub.WatchEvents(
-        messages.WatchEventsRequest(workspace_id=busy.id, after=1), metadata=bearer()
-    )
-    stream = aiter(call)
-    seen = [await anext(stream)]
-    await world.commit(busy.id, running.id, iteration(1))
-    seen.append(await anext(stream))
-    call.cancel()
-    assert [each.event.seq for each in seen] == [2, 3]
-    assert seen[1].event.iteration_completed.tool_call.result.output == "hello"
-
-
 @pytest.mark.parametrize("unexpected", [False, True])
 async def test_a_stream_that_fails_later_sends_the_error_as_its_last_message(
     server: Running, world: World, store: FailingStore, unexpected: bool
@@ -155,18 +141,6 @@ async def test_the_server_reads_at_most_a_batch_ahead_of_a_slow_watcher(
     assert len(reads) >= 5
 
 
-async def test_a_draining_server_answers_the_calls_in_flight(
-    server: Running,
-) -> None:
-    calls = [
-        asyncio.create_task(server.raw(f"{PUBLIC}ListWorkspaces", bearer())) for _ in range(200)
-    ]
-    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-    await server.server.drain(10)
-    answers = await asyncio.gather(*calls)
-    assert [answer for answer in answers if isinstance(answer, Failed)] == []
-
-
 async def test_a_server_drains_until_its_health_clients_know(server: Running) -> None:
     health = health_pb2_grpc.HealthStub(server.channel)
     assert (
@@ -183,11 +157,3 @@ async def test_a_server_drains_until_its_health_clients_know(server: Running) ->
     ).status == health_pb2.HealthCheckResponse.NOT_SERVING
     async with asyncio.timeout(5):
         await draining
-
-
-async def test_a_draining_server_does_not_wait_for_a_health_client_that_left(
-    server: Running,
-) -> None:
-    await health_pb2_grpc.HealthStub(server.channel).Check(health_pb2.HealthCheckRequest())
-    async with asyncio.timeout(8):
-        await server.server.drain(10)

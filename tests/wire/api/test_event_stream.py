@@ -1,7 +1,6 @@
 """Server-Sent Events, on a real server."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -12,7 +11,7 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.json_format import MessageToDict
 
-from evershell.api import codec, event_stream
+from evershell.api import event_stream
 from evershell.core import watch_events
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Event, EventType
@@ -157,32 +156,3 @@ async def _until_failure(call: Any) -> Any:
             yield message
     except grpc.aio.AioRpcError:
         pass
-
-
-async def test_watchers_share_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each frame is made once, when the first watcher gets to it."""
-    made: list[int] = []
-    frame: Callable[[Event], HttpBody] = event_stream.frame
-
-    def counted(event: Event) -> HttpBody:
-        made.append(event.seq)
-        return frame(event)
-
-    monkeypatch.setattr(event_stream, "frame", counted)
-    batch = [
-        Event(
-            seq=seq,
-            workspace_id="ws_1",
-            type=EventType.TASK_STARTED,
-            time=NOW,
-            payload={"epoch": 1},
-        )
-        for seq in (1, 2, 3)
-    ]
-    encode = codec.EventEncoder(event_stream.Frames)
-    frames = encode(batch)
-    assert (len(frames), made) == (3, [])
-    assert next(iter(frames)) is next(iter(encode(batch)))
-    assert made == [1]
-    assert list(frames) == [frame(event) for event in batch]
-    assert made == [1, 2, 3]

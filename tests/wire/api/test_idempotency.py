@@ -1,4 +1,4 @@
-"""The idempotency key of a call, on a real server."""
+"""The idempotency key of a call, and the fingerprint of its request."""
 
 from typing import Any
 
@@ -27,18 +27,6 @@ def test_a_fingerprint_is_that_of_method_and_fields() -> None:
     )
     assert one.SerializeToString() == other.SerializeToString()
     assert fingerprint(one) != fingerprint(other)
-
-
-async def test_equal_requests_have_one_effect(server: Running, world: World) -> None:
-    idle = await world.add()
-    metadata = bearer(idempotency_key="k 1")
-    first = await server.stub.SubmitTask(submission(idle.id), metadata=metadata)
-    request = submission(idle.id, metadata={"b": "2", "a": "1"})
-    assert await server.stub.SubmitTask(request, metadata=metadata) == first
-    created = messages.CreateWorkspaceRequest(name="n")
-    metadata = bearer(idempotency_key="k 2")
-    made = await server.stub.CreateWorkspace(created, metadata=metadata)
-    assert await server.stub.CreateWorkspace(created, metadata=metadata) == made
 
 
 @pytest.mark.parametrize(
@@ -73,13 +61,3 @@ async def test_a_key_has_1_to_255_characters(server: Running, world: World, key:
         assert violation.field == "idempotency-key"
     longest = bearer(idempotency_key="k" * 255)
     await server.stub.CreateWorkspace(messages.CreateWorkspaceRequest(), metadata=longest)
-
-
-async def test_other_methods_ignore_the_key(server: Running, world: World) -> None:
-    idle = await world.add()
-    for reason in ("one", "two"):
-        answer = await server.stub.CancelTask(
-            messages.CancelTaskRequest(workspace_id=idle.id, reason=reason),
-            metadata=bearer(idempotency_key=""),
-        )
-        assert answer.outcome == messages.CancelTaskResponse.no_active_task

@@ -4,15 +4,12 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 import structlog
 from evershell.workspace.v1 import workspace_service_pb2 as messages
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import LogCapture
 
 from evershell.core.errors import UnavailableError
-from evershell.telemetry import logs
 from tests.support.waiting import eventually_async
 from tests.support.world import ORG, World
 from tests.wire.api.running import FailingStore, Running, bearer
@@ -64,19 +61,6 @@ async def test_a_call_has_one_line(server: Running, world: World, log: LogCaptur
     assert refused["outcome"] == "workspace_not_found"
 
 
-async def test_a_call_whose_caller_leaves_has_one_line(
-    server: Running, world: World, log: LogCapture
-) -> None:
-    busy, _ = await world.add_busy()
-    call = server.stub.WatchEvents(
-        messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer()
-    )
-    await anext(aiter(call))
-    call.cancel()
-    (line,) = await lines_of_calls(log, 1)
-    assert (line["outcome"], line["actor_id"]) == ("caller_gone", "key_full_access")
-
-
 @pytest.mark.parametrize(
     ("metadata", "outcome"),
     [
@@ -109,27 +93,6 @@ async def test_lines_of_refused_calls_are_limited(
     assert counted() == 501
 
 
-async def test_lines_of_calls_without_a_credential_are_limited(
-    server: Running, log: LogCapture
-) -> None:
-    health = health_pb2_grpc.HealthStub(server.channel)
-    began = asyncio.get_running_loop().time()
-    for _ in range(100):
-        await health.Check(health_pb2.HealthCheckRequest())
-    assert len(await lines_of_calls(log, 20)) <= most_since(began)
-
-
-async def test_every_successful_call_is_logged(
-    server: Running, world: World, log: LogCapture
-) -> None:
-    idle = await world.add()
-    for _ in range(100):
-        await server.stub.GetWorkspace(
-            messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer()
-        )
-    assert {line["outcome"] for line in await lines_of_calls(log, 100)} == {"ok"}
-
-
 @pytest.mark.parametrize(
     ("error", "outcome"), [(UnavailableError, "unavailable"), (KeyError, "internal")]
 )
@@ -144,23 +107,3 @@ async def test_every_failure_of_the_service_is_logged(
     # A traceback is long, and a caller who has found a defect can trigger it repeatedly.
     tracebacks = sum(line["event"] == "unexpected_error" for line in log.entries)
     assert (0 < tracebacks <= most_since(began)) if outcome == "internal" else tracebacks == 0
-
-
-async def test_a_log_that_cannot_be_written_fails_no_call(server: Running, world: World) -> None:
-    idle = await world.add()
-    lost = logs.Sink(-1, str)
-    structlog.configure(
-        processors=[structlog.processors.JSONRenderer()],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-        logger_factory=lambda *_: lost,
-    )
-    try:
-        await server.stub.GetWorkspace(
-            messages.GetWorkspaceRequest(workspace_id=idle.id), metadata=bearer()
-        )
-        seen = await server.fails(server.stub.GetWorkspace(UNKNOWN, metadata=bearer()))
-        # A call is logged after its reply is sent.
-        await eventually_async(lambda: lost.lost_lines == 2)
-    finally:
-        structlog.reset_defaults()
-    assert seen.code is grpc.StatusCode.NOT_FOUND

@@ -1,23 +1,18 @@
 """The metrics of a worker."""
 
-import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
-from importlib.metadata import version
-from platform import python_version
 
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
-from grpc_health.v1 import health_pb2
 
 from evershell.api.status import RULES
 from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.change import Change, unchanged
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.task import AgentEvent, TaskEnded, TaskLimits, TaskStatus, Usage
-from evershell.telemetry.metrics import MeasuredAgents, Metrics, serve_metrics
-from tests.support.ports import free_ports
+from evershell.telemetry.metrics import MeasuredAgents, Metrics
 from tests.support.waiting import eventually_async
 from tests.support.world import (
     NOW,
@@ -92,25 +87,6 @@ async def test_calls_are_counted_by_outcome(
     # In seconds.
     assert total is not None and 0 < total < 60
     assert in_flight(metrics, "CancelTask") == 0
-
-
-async def test_open_watchers_are_counted_until_they_leave(
-    server: Running, world: World, metrics: Metrics
-) -> None:
-    busy, _ = await world.add_busy()
-    watching = [
-        server.stub.WatchEvents(
-            messages.WatchEventsRequest(workspace_id=busy.id), metadata=bearer(), timeout=20
-        )
-        for _ in range(3)
-    ]
-    for call in watching:
-        await anext(aiter(call))
-    assert in_flight(metrics, "WatchEvents") == 3
-    for call in watching:
-        call.cancel()
-    await eventually_async(lambda: in_flight(metrics, "WatchEvents") == 0)
-    assert calls(metrics, "WatchEvents", "caller_gone") == 3
 
 
 async def test_the_number_of_labels_is_bounded(
@@ -221,29 +197,3 @@ def test_the_pool_metrics_are_read_when_they_are_collected(metrics: Metrics) -> 
     assert read("evershell_database_connections", {"state": "used"}) == 0
     assert read("evershell_database_connections", {"state": "idle"}) == 10
     assert read("evershell_database_waiting") == 2
-
-
-def test_metrics_are_served_on_loopback_until_the_context_ends(metrics: Metrics) -> None:
-    (port,) = free_ports(1)
-    with serve_metrics(metrics, port):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
-            assert "process_resident_memory_bytes" in response.read().decode()
-        with pytest.raises(OSError, match="in use"), serve_metrics(metrics, port):
-            pass
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
-    with serve_metrics(metrics, 0):
-        pass
-
-
-async def test_a_failure_without_a_slug_has_an_outcome(server: Running, metrics: Metrics) -> None:
-    request = health_pb2.HealthCheckRequest(service="unknown")
-    seen = await server.raw("/grpc.health.v1.Health/Check", request=request.SerializeToString())
-    assert isinstance(seen, Failed)
-    # The call ends after its answer.
-    await eventually_async(lambda: calls(metrics, "Check", "failed") == 1)
-
-
-def test_the_version_is_a_metric(metrics: Metrics) -> None:
-    labels = {"version": version("evershell"), "python_version": python_version()}
-    assert metrics.registry.get_sample_value("evershell_build_info", labels) == 1

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from evershell.api import codec, payloads
+from evershell.api import codec
 from evershell.core.event import Event, EventType
 from tests.support.world import NOW
 
@@ -117,28 +117,3 @@ def test_a_payload_becomes_the_message_that_parse_dict_makes(
         found = encoded(event_type, payload)
         assert found == expected
         assert found.SerializeToString() == expected.SerializeToString()
-
-
-def test_the_payloads_that_this_service_writes_need_no_parse_dict(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(event_type: str, payload: object) -> None:
-        raise AssertionError(f"{event_type} was parsed: {payload}")
-
-    monkeypatch.setattr(payloads, "parse", refuse)
-    cancel = {"requested_at": NOW.isoformat(), "force_at": NOW.isoformat(), "reason": "ü"}
-    for event_type, payload in (
-        (EventType.TASK_STARTED, {"epoch": 1}),
-        (EventType.TASK_CANCEL_REQUESTED, {"cancel": cancel}),
-        (EventType.TASK_COMPLETED, {"status": "cancelled", "forced": True, "cancel": cancel}),
-        (
-            EventType.ITERATION_COMPLETED,
-            {
-                "number": 1,
-                "model_call": {"input_tokens": "5", "status": "completed"},
-                "tool_call": {"result": {"exit_code": -9, "output": "x" * 70_000}},
-                "of_a_later_version": [1],
-            },
-        ),
-    ):
-        assert encoded(event_type, payload).ByteSize()

@@ -7,13 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evershell.api.interceptors import reading
 from evershell.api.method_options import public_methods
 from evershell.core.errors import Failure
 from evershell.telemetry.metrics import Metrics
-from tests.support.waiting import eventually_async, settle
+from tests.support.waiting import eventually_async
 from tests.support.world import World
 from tests.wire.api.running import (
     INTERNAL,
@@ -231,32 +230,6 @@ async def test_a_slow_request_yields_to_other_callers(
         assert (await slow).slug == "deadline_exceeded"
 
 
-async def test_a_request_that_waits_for_the_worker_is_not_cut_short(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The short limit under contention applies only to a request that is being read."""
-    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.0)
-    by_caller, in_all = reading._Turns(1), reading._Turns(1)
-    read = []
-
-    async def request(number: int) -> None:
-        async def record() -> bytes:
-            read.append(number)
-            return b""
-
-        await reading._message(record, by_caller, in_all)
-        for turns in (by_caller, in_all):
-            turns.release()
-
-    await in_all.take()
-    requests = [asyncio.create_task(request(number)) for number in range(2)]
-    await settle()
-    assert not any(each.done() for each in requests)
-    in_all.release()
-    await asyncio.gather(*requests)
-    assert read == [0, 1]
-
-
 def in_flight(metrics: Metrics, rpc: str = "ListWorkspaces") -> float:
     labels = {"rpc": rpc}
     return metrics.registry.get_sample_value("evershell_rpc_in_flight", labels) or 0.0
@@ -289,11 +262,3 @@ async def test_a_request_that_times_out_does_not_fail_the_next_one(
     with pytest.raises(Failure) as raised:
         await slow
     assert raised.value.slug == "deadline_exceeded"
-
-
-async def test_health_lists_its_services(server: Running) -> None:
-    health = health_pb2_grpc.HealthStub(server.channel)
-    found = await health.List(health_pb2.HealthListRequest())
-    serving = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-    names = ["", "evershell.workspace.v1.WorkspaceService", "liveness"]
-    assert dict(found.statuses) == dict.fromkeys(names, serving)

@@ -74,124 +74,64 @@ def test_the_path_stands_beside_the_body() -> None:
         assert raised.value.details["fields"] == {name: "has another value than in the path"}
 
 
-MUST_BE = {
-    "number": "must be an integer of 32 bits",
-    "text": "must be a string",
-    "unicode": "must be Unicode; it has half of a surrogate pair",
-    "duration": 'must be a duration, a string that ends in s, such as "10s"',
-    "time": 'must be a time, a string such as "2026-01-02T03:04:05Z"',
-    "bool": "must be true or false",
-    "null": "must not be null; leave the field out",
-    "repeated": "must not be repeated",
-    "full": "must not be empty; leave the field out",
-}
-
-
+# tests/wire/api/test_field_table.py has what every field refuses.
 @pytest.mark.parametrize(
-    ("kind", "body", "field", "problem"),
+    ("kind", "body", "field"),
     [
-        (CancelTaskRequest, '{"task_ids": ["task_1"]}', "task_ids", "unknown field"),
-        (CancelTaskRequest, '{"Task_id": "task_1"}', "Task_id", "unknown field"),
-        (CancelTaskRequest, '{"": 1}', "", "unknown field"),
-        (CancelTaskRequest, '{"http_body": {}}', "http_body", "unknown field"),
-        (CancelTasksRequest, '{"filter": {"workspace": 1}}', "filter.workspace", "unknown field"),
-        (SubmitTaskRequest, '{"limits": {"secs": 1}}', "limits.secs", "unknown field"),
-        (CancelTasksRequest, '{"filter": null}', "filter", MUST_BE["null"]),
-        (CancelTasksRequest, '{"filter": {"submitted_by": null}}', "filter.submitted_by", None),
-        (CancelTasksRequest, '{"filter": {"metadata": null}}', "filter.metadata", None),
-        (CancelTasksRequest, '{"dry_run": true, "dry_run": false}', "dry_run", None),
-        (CancelTasksRequest, '{"dryRun": true, "dry_run": false}', "dry_run", MUST_BE["repeated"]),
+        (CancelTaskRequest, '{"": 1}', ""),
+        (CancelTaskRequest, '{"http_body": {}}', "http_body"),
         (
             CancelTasksRequest,
             '{"filter": {"metadata": {"a": "1", "a": "2"}}}',
             "filter.metadata.a",
-            MUST_BE["repeated"],
         ),
         (
             CancelTasksRequest,
             '{"filter": {"workspace_ids": ["ws_1", null]}}',
             "filter.workspace_ids[1]",
-            MUST_BE["text"],
         ),
-        (
-            CancelTasksRequest,
-            '{"filter": {"workspace_ids": [[]]}}',
-            "filter.workspace_ids[0]",
-            MUST_BE["text"],
-        ),
-        (
-            CancelTasksRequest,
-            '{"filter": {"workspace_ids": "ws_1"}}',
-            "filter.workspace_ids",
-            "must be a list",
-        ),
-        (
-            CancelTasksRequest,
-            '{"filter": {"submitted_before": 5}}',
-            "filter.submitted_before",
-            MUST_BE["time"],
-        ),
-        (CancelTasksRequest, '{"filter": []}', "filter", "must be an object"),
         # Beside another field, it would select more tasks.
         (
             CancelTasksRequest,
             '{"filter": {"submitted_by": "u", "task_ids": []}}',
             "filter.task_ids",
-            MUST_BE["full"],
         ),
         (
             CancelTasksRequest,
             '{"filter": {"submitted_by": "u", "metadata": {}}}',
             "filter.metadata",
-            MUST_BE["full"],
         ),
-        (SubmitTaskRequest, '{"metadata": {"a": 1}}', "metadata.a", MUST_BE["text"]),
-        (SubmitTaskRequest, '{"metadata": {"a": null}}', "metadata.a", MUST_BE["text"]),
-        (SubmitTaskRequest, '{"metadata": "a"}', "metadata", "must be an object"),
-        (SubmitTaskRequest, '{"max_iterations": 1e999}', "max_iterations", MUST_BE["number"]),
-        (SubmitTaskRequest, '{"max_iterations": 1.5}', "max_iterations", MUST_BE["number"]),
-        (SubmitTaskRequest, '{"max_iterations": true}', "max_iterations", MUST_BE["number"]),
-        (CancelTaskRequest, '{"reason": 5}', "reason", MUST_BE["text"]),
-        (CancelTaskRequest, '{"reason": "\\ud800"}', "reason", MUST_BE["unicode"]),
-        (SubmitTaskRequest, '{"metadata": {"a": "\\ud800"}}', "metadata.a", MUST_BE["unicode"]),
-        (
-            CancelTasksRequest,
-            '{"filter": {"task_ids": ["task_1", "\\ud800"]}}',
-            "filter.task_ids[1]",
-            MUST_BE["unicode"],
-        ),
+        (CancelTasksRequest, '{"filter": {"submitted_before": 5}}', "filter.submitted_before"),
+        (SubmitTaskRequest, '{"metadata": {"a": null}}', "metadata.a"),
+        (SubmitTaskRequest, '{"max_iterations": 1e999}', "max_iterations"),
+        (SubmitTaskRequest, '{"max_iterations": 1.5}', "max_iterations"),
+        (SubmitTaskRequest, '{"max_iterations": true}', "max_iterations"),
+        (CancelTaskRequest, '{"reason": 5}', "reason"),
+        (CancelTaskRequest, '{"reason": NaN}', "reason"),
+        (CancelTaskRequest, '{"reason": "\\ud800"}', "reason"),
+        (SubmitTaskRequest, '{"metadata": {"a": "\\ud800"}}', "metadata.a"),
+        (CancelTaskRequest, '{"wait": 10}', "wait"),
+        (CancelTaskRequest, '{"wait": "10"}', "wait"),
+        (CancelTaskRequest, '{"force_after": "\\"}}"}', "force_after"),
+        (HoldOrgRequest, '{"cancel_running": "true"}', "cancel_running"),
         # To read all of them would take the time of other calls.
-        (CancelTaskRequest, '{"reason": [' + "{}," * 100 + "{}]}", "body", None),
-        (
-            CancelTasksRequest,
-            '{"filter": {"task_ids": [' + "5," * 1_000 + "5]}}",
-            "filter.task_ids",
-            "has 1,001 entries; at most 1,000 are allowed",
-        ),
-        (CancelTaskRequest, '{"wait": 10}', "wait", MUST_BE["duration"]),
-        (CancelTaskRequest, '{"wait": "10"}', "wait", MUST_BE["duration"]),
-        (CancelTaskRequest, '{"force_after": {"secs": 30}}', "force_after", MUST_BE["duration"]),
-        (CancelTaskRequest, '{"force_after": "\\"}}"}', "force_after", MUST_BE["duration"]),
-        (HoldOrgRequest, '{"cancel_running": "true"}', "cancel_running", MUST_BE["bool"]),
-        (CancelTaskRequest, "[]", "body", "must be an object"),
-        (CancelTaskRequest, "null", "body", "must be an object"),
-        (CancelTaskRequest, '{"reason": ', "body", None),
-        (CancelTaskRequest, '{"reason": NaN}', "reason", MUST_BE["text"]),
-        (CancelTaskRequest, "{} {}", "body", None),
-        (CancelTaskRequest, "{'reason': 'r'}", "body", None),
-        (CancelTaskRequest, " ", "body", None),
-        (CancelTaskRequest, b'{"reason": "\xff"}', "body", None),
-        (CancelTaskRequest, "[" * 100_000, "body", None),
-        (CancelTaskRequest, '{"wait": ' + "9" * 10_000 + "}", "body", None),
+        (CancelTaskRequest, '{"reason": [' + "{}," * 100 + "{}]}", "body"),
+        (CancelTaskRequest, "[" * 100_000, "body"),
+        (CancelTaskRequest, '{"wait": ' + "9" * 10_000 + "}", "body"),
+        (CancelTaskRequest, "[]", "body"),
+        (CancelTaskRequest, "null", "body"),
+        (CancelTaskRequest, '{"reason": ', "body"),
+        (CancelTaskRequest, "{} {}", "body"),
+        (CancelTaskRequest, "{'reason': 'r'}", "body"),
+        (CancelTaskRequest, " ", "body"),
+        (CancelTaskRequest, b'{"reason": "\xff"}', "body"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_would_have_to_be_guessed_is_refused(
-    kind: type[Message], body: bytes | str, field: str, problem: str | None
+    kind: type[Message], body: bytes | str, field: str
 ) -> None:
-    fields = problems(kind, body)
-    assert list(fields) == [field]
-    assert problem in (None, fields[field])
+    assert list(problems(kind, body)) == [field]
 
 
 def test_an_answer_names_several_fields_within_a_bound() -> None:

@@ -1,31 +1,24 @@
 """A stream ends when its credential is revoked or expires."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import grpc
 import pytest
 from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.api.call import Call
-from evershell.api.interceptors.authentication import Authentication
-from evershell.api.interceptors.interceptor import Method
-from evershell.auth.api_keys import ApiKeys, fingerprint
+from evershell.auth.api_keys import ApiKeys
 from evershell.auth.authenticator import Authenticator
-from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.core.caller import ApiKey
 from evershell.core.errors import UnavailableError
 from tests.support.identity_provider import AUDIENCE, EC, ISSUER, jwk_set, token
 from tests.support.waiting import eventually_async
 from tests.support.world import NOW, World, iteration
-from tests.wire.api.running import READER, SECRET, Failed, Running, bearer, find_key, running
+from tests.wire.api.running import Failed, Running, bearer, find_key, running
 
 
 class Keys:
@@ -96,20 +89,6 @@ async def test_a_key_that_is_revoked_ends_its_streams_in_band(
     assert not world.subscriptions.has_subscribers(busy.id)
 
 
-async def test_a_stream_without_a_message_ends_with_an_ordinary_error(
-    server: Running, world: World, keys: Keys
-) -> None:
-    busy, _ = await world.add_busy()
-    request = messages.WatchEventsRequest(workspace_id=busy.id, after=2)
-    stream = aiter(
-        server.stub.WatchEvents(request, metadata=bearer(x_evershell_edge="rest"), timeout=10)
-    )
-    keys.revoked = True
-    last, failed = await last_message(stream)
-    assert last is None
-    assert (failed.slug, failed.trailers["x-evershell-status"]) == ("unauthenticated", "401")
-
-
 async def test_a_session_that_expires_ends_its_streams(server: Running, world: World) -> None:
     """The token has expired already; the leeway for clock skew keeps it valid for 3 to 4 s more."""
     busy, _ = await world.add_busy()
@@ -141,24 +120,6 @@ async def test_a_stream_lives_while_its_credential_is_valid(
     assert seqs == list(range(1, 13))
 
 
-async def test_the_credential_of_a_stream_that_has_ended_is_not_checked_again(
-    server: Running, world: World, keys: Keys
-) -> None:
-    """The checks of another stream show that time has passed."""
-    busy, _ = await world.add_busy()
-    request = messages.WatchEventsRequest(workspace_id=busy.id)
-    ended = server.stub.WatchEvents(request, metadata=bearer(READER), timeout=10)
-    await anext(aiter(ended))
-    ended.cancel()
-    await eventually_async(lambda: not world.subscriptions.has_subscribers(busy.id))
-    other = server.stub.WatchEvents(request, metadata=bearer(), timeout=10)
-    await anext(aiter(other))
-    keys.digests.clear()
-    await eventually_async(lambda: len(keys.digests) > 5)
-    assert set(keys.digests) == {fingerprint(SECRET)}
-    other.cancel()
-
-
 async def test_the_stream_of_a_watcher_that_does_not_read_ends_too(
     server: Running, world: World, keys: Keys
 ) -> None:
@@ -179,45 +140,3 @@ async def test_the_stream_of_a_watcher_that_does_not_read_ends_too(
             count += 1
     assert count < 402
     assert Failed.of(raised.value).slug == "unauthenticated"
-
-
-@pytest.mark.parametrize("caller_leaves", [False, True])
-async def test_a_caller_that_leaves_when_its_credential_ends(
-    caller_leaves: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only the check's own cancellation becomes an error; a caller's remains one."""
-    monkeypatch.setattr("evershell.api.interceptors.authentication.RECHECK_SECONDS", 0.0)
-    authenticator = EndingCredential()
-    handling: asyncio.Future[Any]
-
-    async def proceed(_: Call) -> None:
-        authenticator.is_valid = False
-        try:
-            await asyncio.Event().wait()
-        finally:
-            if caller_leaves:
-                handling.cancel()
-
-    authentication = Authentication(
-        cast(Authenticator, authenticator), pod_tokens=cast(PodTokens, None), host_binding=None
-    )
-    method = Method("evershell.workspace.v1.WorkspaceService", "WatchEvents", bytes, is_stream=True)
-    call = cast(Call, SimpleNamespace(metadata={}))
-    handling = asyncio.ensure_future(authentication.wrap(method, proceed)(call))
-    with pytest.raises(asyncio.CancelledError if caller_leaves else CredentialEndedError):
-        await handling
-    assert handling.cancelling() == (1 if caller_leaves else 0)
-
-
-class CredentialEndedError(Exception):
-    pass
-
-
-class EndingCredential:
-    """Authenticates until the credential ends."""
-
-    is_valid = True
-
-    async def authenticate(self, _: str | None) -> None:
-        if not self.is_valid:
-            raise CredentialEndedError

@@ -1,14 +1,11 @@
 """Envoy serves the OpenAPI document, its page and the console, without a worker or a token."""
 
-import re
-
 import httpx
 import pytest
 
 from evershell.stack.envoy.documents import FILES
 from tests.support.edge.answers import Answer, check
 from tests.support.edge.stub import Stub
-from tests.support.openapi import PATH
 
 
 def code(answer: httpx.Response) -> str | None:
@@ -50,36 +47,6 @@ def test_documents_are_read_only(rest: httpx.Client, path: str) -> None:
         answer = rest.request(method, path)
         assert code(answer) == "method_not_allowed"
         assert answer.headers["allow"] == "GET, HEAD"
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/docs/",
-        "/docs/../workspace.binpb",
-        "/docs/swagger-ui.js",
-        "/openapi.yml",
-        "/openapi.yaml/",
-        "/console/",
-        "/console/digest.txt",
-    ],
-)
-def test_other_paths_are_not_found(rest: httpx.Client, path: str) -> None:
-    assert code(rest.get(path)) == "not_found"
-
-
-def test_the_openapi_document_is_the_generated_one(rest: httpx.Client) -> None:
-    assert rest.get("/openapi.yaml").text == PATH.read_text()
-
-
-@pytest.mark.parametrize(
-    ("page", "script"), [("/docs", "/docs/start.js"), ("/console", "/console/console.css")]
-)
-def test_a_page_refers_only_to_served_documents(page: str, script: str) -> None:
-    texts = (FILES[path][0].read_text() for path in (page, script))
-    named = set(re.findall(r'(?:href|src|url)[=:] ?"([^"]*)"', "".join(texts)))
-    served = {path for path in FILES if path.startswith(page)} - {page}
-    assert named - {"/openapi.yaml"} == served
 
 
 def test_the_console_allows_no_script_but_its_own(rest: httpx.Client) -> None:

@@ -8,7 +8,6 @@ import grpc
 import httpx
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.bench.http2 import Connection, message
 from tests.support.edge.cases import CANCEL
@@ -54,23 +53,6 @@ def test_errors_pass_unchanged(channel: grpc.Channel, stub: Stub) -> None:
     trailing = metadata_of(raised.value)
     assert trailing["grpc-status-details-bin"]
     assert "x-evershell-error" not in trailing
-
-
-def test_messages_of_a_stream_arrive_one_by_one(channel: grpc.Channel, stub: Stub) -> None:
-    client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
-    messages = iter(
-        client.WatchEvents(
-            workspace_service_pb2.WatchEventsRequest(workspace_id="ws_1"), timeout=10
-        )
-    )
-    assert next(messages).event.seq == 1
-    stub.release.set()
-    assert next(messages).error.message == AWKWARD
-
-
-def test_a_health_check_reaches_the_worker(channel: grpc.Channel) -> None:
-    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.mark.parametrize(
@@ -181,16 +163,6 @@ def test_without_workers_a_call_is_unavailable(
     assert (refused.status, refused.slug) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
     assert refused.details.get("RetryInfo") == ({"retry_delay": "1s"} if can_repeat else None)
     assert metadata_of(raised.value).get("retry-after") == ("1" if can_repeat else None)
-
-
-def test_a_path_that_is_no_grpc_method_is_refused(edge: RunningEdge) -> None:
-    with (
-        grpc.insecure_channel(edge.grpc_address) as channel,
-        pytest.raises(grpc.RpcError) as raised,
-    ):
-        call(channel, "/a%2Fb")
-    assert raised.value.code() is grpc.StatusCode.INTERNAL
-    assert read_failure(raised.value).details["ErrorInfo"]["reason"] == "INTERNAL"
 
 
 def test_the_grpc_listener_serves_no_rest(edge: RunningEdge) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-import grpc
 import httpx
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2
@@ -14,7 +13,6 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from tests.support.edge.answers import INTERNAL, SERVICE_SLUGS, rule
-from tests.support.edge.running_edge import RunningEdge
 from tests.support.edge.stub import AWKWARD, Stub
 
 SERVICE = "/evershell.workspace.v1.WorkspaceService"
@@ -135,38 +133,6 @@ def test_the_messages_of_a_stream_arrive_one_by_one(rest: httpx.Client, stub: St
         rest_of_it = b"".join(parts)
     assert AWKWARD.encode() in rest_of_it
     assert b"grpc-status:0" in rest_of_it
-
-
-@pytest.mark.parametrize(("method", "limit"), [("CancelTask", 16_384), ("SubmitTask", 1_048_576)])
-def test_a_message_over_the_size_limit_is_refused(
-    rest: httpx.Client, stub: Stub, method: str, limit: int
-) -> None:
-    def sent(size: int) -> httpx.Response:
-        body = b"\0" + size.to_bytes(4, "big") + bytes(size)
-        return rest.post(f"{SERVICE}/{method}", content=body, headers=HEADERS)
-
-    reply = read(sent(limit + 1))
-    assert reply.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    status, info = reply.details()
-    assert (info.reason, f"{limit:,} bytes" in status.message) == ("VALIDATION_ERROR", True)
-    assert not stub.seen
-    status, _ = read(sent(limit)).details()
-    assert "bytes" not in status.message, "a message of exactly the limit reaches the worker"
-
-
-def test_without_workers_a_call_is_unavailable(edge_without_workers: RunningEdge) -> None:
-    with httpx.Client(base_url=edge_without_workers.rest_url, trust_env=False) as rest:
-        reply = call(rest, "CancelTask", CancelTaskRequest(workspace_id="ws_1"))
-    assert reply.code == grpc.StatusCode.UNAVAILABLE.value[0]
-    assert reply.details()[1].reason == "UNAVAILABLE"
-    assert "127.0.0.1" not in str(reply)
-
-
-def test_a_slow_worker_exceeds_the_deadline(edge_with_short_limits: RunningEdge) -> None:
-    with httpx.Client(base_url=edge_with_short_limits.rest_url, trust_env=False) as rest:
-        reply = call(rest, "CancelTask", CancelTaskRequest(workspace_id="slow"))
-    assert reply.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
-    assert reply.details()[1].reason == "DEADLINE_EXCEEDED"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""What a REST call sends to a worker, and what it answers to values that do not fit a field."""
+"""What a REST call sends to a worker, and what its caller gets of an answer and of a stream."""
+
+import json
 
 import httpx
 
 from tests.support.edge.cases import CANCEL
-from tests.support.edge.stub import Stub
+from tests.support.edge.stub import AWKWARD, Stub
 
 
 def test_both_paths_of_a_cancellation_reach_the_worker(rest: httpx.Client, stub: Stub) -> None:
@@ -51,3 +53,36 @@ def test_an_invalid_value_in_the_query_names_its_field(rest: httpx.Client) -> No
     error = rest.get("/v1/workspaces/ws_1/tasks?page_size=x%22%7D").json()["error"]
     assert error["details"] == {"fields": {"page_size": 'invalid value "x"}" for type TYPE_INT32'}}
     assert "error" not in rest.head("/v1/workspaces/ws_1/tasks?page_size=x").text
+
+
+def test_messages_of_a_stream_arrive_one_by_one(rest: httpx.Client, stub: Stub) -> None:
+    with rest.stream("GET", "/v1/workspaces/ws_1/events?after=4") as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert answer.headers["cache-control"] == "no-store"
+        assert not [
+            name
+            for name in answer.headers
+            if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))
+        ]
+        lines = answer.iter_lines()
+        # The stub holds the second message back until the first has arrived.
+        assert [next(lines) for _ in range(2)] == ["retry: 1000", "event: task_started"]
+        first = json.loads(next(lines).removeprefix("data: "))
+        assert first["event"]["seq"] == "5"
+        assert [next(lines) for _ in range(2)] == ["id: 5", ""]
+        assert not stub.release.is_set()
+        stub.release.set()
+        kind, data = [line for line in lines if line]
+    assert kind == "event: stream_error"
+    last = json.loads(data.removeprefix("data: "))
+    assert last["error"]["code"] == "unavailable"
+    assert last["error"]["message"] == AWKWARD
+
+
+def test_a_broken_stream_ends_without_an_error(rest: httpx.Client, stub: Stub) -> None:
+    """The status of a stream does not reach REST callers, so servers send errors as messages."""
+    answer = rest.get("/v1/workspaces/breaks/events")
+    assert answer.status_code == 200
+    assert answer.text.count("data: ") == 1
+    assert "secret" not in answer.text

@@ -1,7 +1,6 @@
 """Both listeners with TLS: accepted and refused callers, and errors about unusable files."""
 
 import ssl
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,45 +58,6 @@ def files(pki: Pki, certificate: Certificate | None) -> dict[str, Any]:
         else {}
     )
     return {"ca_file": pki.authority.ca_file, **own}
-
-
-@pytest.mark.parametrize(
-    ("http1", "http2", "version"), [(True, True, "HTTP/2"), (True, False, "HTTP/1.1")]
-)
-def test_the_handshake_negotiates_the_protocol(
-    tls_edge: RunningEdge, stub: Stub, http1: bool, http2: bool, version: str
-) -> None:
-    with httpx.Client(
-        base_url=tls_edge.rest_url,
-        verify=tls_edge.verify,
-        http1=http1,
-        http2=http2,
-        trust_env=False,
-    ) as client:
-        for path, status in ((CANCEL, 202), ("/nowhere", 404)):
-            answer = client.post(path)
-            assert (answer.status_code, answer.http_version) == (status, version)
-            assert isinstance(answer.json(), dict)
-    assert stub.seen[-1][1]["x-evershell-host"] == f"{HOST}:{tls_edge.settings.rest_port}"
-
-
-def test_curl_accepts_the_certificate_as_its_own_trust_anchor(
-    tls_edge: RunningEdge, stub: Stub, pki: Pki
-) -> None:
-    """`make run` prints this command. It works with a certificate of any issuer."""
-    command = [
-        "curl",
-        "-sS",
-        "--cacert",
-        str(pki.edge.cert_file),
-        "-X",
-        "POST",
-        f"{tls_edge.rest_url}{CANCEL}",
-    ]
-    assert (
-        '"outcome":"accepted"'
-        in subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    )
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")

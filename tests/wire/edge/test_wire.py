@@ -6,7 +6,6 @@ HTTP/2 frame by frame, the access log, and an overloaded edge.
 import json
 import socket
 from contextlib import ExitStack
-from pathlib import Path
 
 import h2.config
 import h2.connection
@@ -14,7 +13,6 @@ import h2.events
 import httpx
 import pytest
 
-from evershell.stack.envoy.documents import edge_file
 from tests.support.edge.answers import as_answer, check
 from tests.support.edge.cases import CANCEL
 from tests.support.edge.fixtures import short_directory
@@ -138,23 +136,3 @@ def test_an_edge_without_memory_answers_unavailable(
     error = check(as_answer(answer))
     assert error is not None
     assert (error["code"], answer.headers["x-should-retry"]) == ("unavailable", "false")
-
-
-def test_a_script_error_is_counted(
-    _stub_and_address: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Envoy does not change the answer after a script error, so only the counter reveals one.
-
-    Every other test requires the counter to stay at zero.
-    """
-    script = tmp_path / "envelope.lua"
-    script.write_text(
-        "function envoy_on_response(handle)\n  local nothing = nil\n  nothing:headers()\nend\n"
-    )
-    broken = {str(edge_file("envelope.lua")): str(script)}
-    with running_edge(
-        short_directory(tmp_path_factory), _stub_and_address[1], replacements=broken
-    ) as running:
-        before = running.stat("http.rest.lua.errors")
-        assert httpx.post(running.rest_url + CANCEL, trust_env=False).status_code == 200
-        assert running.stat("http.rest.lua.errors") == before + 1

@@ -22,7 +22,6 @@ from tests.support.edge.certificates import Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.ports import free_ports
-from tests.support.stack import shared_memory
 from tests.support.waiting import eventually_async
 
 CALL = "/v1/workspaces/ws_1"
@@ -51,10 +50,6 @@ class Supervised:
         # Both serve for the moment in which the old one is told that the other has taken over.
         await eventually_async(lambda: not _listens(old.pid))
         return old.pid
-
-    def shared_memory(self) -> Path:
-        """The segment of the running process."""
-        return shared_memory(psutil.Process(self.pid))
 
 
 def _listens(pid: int) -> bool:
@@ -162,23 +157,6 @@ async def test_a_draining_process_finishes_its_calls_and_refuses_new_ones(
         assert "unavailable" in "".join([line async for line in lines])
 
 
-async def test_no_shared_memory_is_left_behind(
-    worker: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    async with supervised(short_directory(tmp_path_factory), worker[1]) as edge:
-        first = edge.shared_memory()
-        assert first.exists()
-        dead = edge.pid
-        edge.supervisor.send_signal(signal.SIGKILL, "envoy")
-        await eventually_async(lambda: edge.has_replaced(dead))
-        assert not first.exists()
-        second = edge.shared_memory()
-        await edge.replace()
-        assert edge.shared_memory() == second
-        assert second.exists()
-    assert not second.exists()
-
-
 async def test_the_next_process_uses_the_new_certificates_unless_they_are_refused(
     worker: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -206,6 +184,7 @@ async def test_the_next_process_uses_the_new_certificates_unless_they_are_refuse
         assert not await is_trusted(edge, old_authority)
 
 
+@pytest.mark.soak
 async def test_callers_of_two_authorities_are_accepted_while_their_certificates_are_rotated(
     worker: tuple[Stub, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
