@@ -104,20 +104,6 @@ class OldWorker:
             await self.insert("tasks", task_columns(task))
             await self.append_event(workspace_id, seq, "task_submitted", task.id)
 
-    async def end(self, workspace_id: str, status: str) -> None:
-        """Ends the current task with the status."""
-        async with self.transaction():
-            (workspace,) = await self.read("lock_workspace", workspace_id)
-            ((task_id, *_),) = await self.read("current_task", workspace_id)
-            seq = workspace[released_columns("workspaces").index("last_seq")] + 1
-            await self.update(
-                "workspaces", workspace_id, status="idle", current_task_id=None, last_seq=seq
-            )
-            await self.update(
-                "tasks", task_id, status=status, phase="", completed_at=NOW, result="done"
-            )
-            await self.append_event(workspace_id, seq, "task_completed", task_id)
-
     async def record_cancellation(self, workspace_id: str, intent: CancelIntent) -> bool:
         """Cancels the current task. Returns whether this call recorded the intent."""
         request = {

@@ -12,18 +12,11 @@ from typing import Protocol
 import psutil
 import pytest
 
-from evershell.core.runtime import Runtime
 from evershell.core.workspace import Workspace
 from evershell.fleet.local.isolation import Isolation
 from evershell.fleet.local.local_pods import LocalPods
 from evershell.fleet.pods import Pods
-from tests.faults.invariants.agent import Agent, Surrounded
-from tests.faults.invariants.clock import Clock
-from tests.faults.invariants.pods import Pods as InvariantsPods
-from tests.faults.invariants.record import Record
-from tests.faults.invariants.spy_store import SpyStore
 from tests.support import pod_processes
-from tests.support.fakes import FakeStore
 from tests.support.fleet import FakePods
 from tests.support.missing import NOT_APPLICABLE
 from tests.support.pod_processes import subreaper
@@ -80,10 +73,6 @@ class PodsCase(Protocol):
 
         Skips the test if every controller knows it.
         """
-
-
-class WithFiles(PodsCase, Protocol):
-    """An implementation whose pods have files and can fail to start."""
 
     async def remove_files(self, workspace: Workspace) -> None:
         """Removes the files of the workspace."""
@@ -218,62 +207,3 @@ class FakeCase:
         self.pods.start_error = OSError(2, "No such file or directory", "missing")
         yield
         self.pods.start_error = None
-
-
-class InvariantsCase:
-    """The pods of tests/faults/invariants. Their agents cannot reach the control plane."""
-
-    # These agents write no log.
-    last_line = ""
-
-    def __init__(self) -> None:
-        clock, record = Clock(), Record()
-        store = FakeStore(lease_clock=clock)
-        store.unavailable = True
-        spy = SpyStore(store, record, clock)
-        self._shared = Surrounded(
-            runtime=Runtime(spy, clock, 60), store=spy, record=record, clock=clock
-        )
-        self.agents: list[Agent] = []
-        self.pods = InvariantsPods(self.agents, self._shared)
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, folder: Path) -> AsyncIterator["InvariantsCase"]:
-        case = cls()
-        yield case
-        for agent in case.agents:
-            await agent.crash()
-
-    async def other_controller(self) -> Pods:
-        return self.pods
-
-    async def start(self, workspace: Workspace) -> None:
-        await self.pods.start(workspace)
-        self._shared.tools.add((workspace.epoch, "task_1"))
-
-    async def kill(self, workspace: Workspace) -> None:
-        await self._agent(workspace).crash()
-
-    def freeze(self, workspace: Workspace) -> None:
-        self._agent(workspace).freeze()
-
-    def was_asked_to_end(self, workspace: Workspace) -> bool:
-        return self._agent(workspace).shutdown.is_begun
-
-    def runs(self, workspace_id: str) -> bool:
-        epochs = {agent.epoch for agent in self.agents if agent.workspace_id == workspace_id}
-        return any(epoch in epochs for epoch, _ in self._shared.tools) or any(
-            not agent.is_gone for agent in self.agents if agent.workspace_id == workspace_id
-        )
-
-    async def lose_track(self, workspace: Workspace) -> Pods:
-        self.pods.are_in_reach = False
-        return self.pods
-
-    def _agent(self, workspace: Workspace) -> Agent:
-        return next(
-            agent
-            for agent in self.agents
-            if (agent.workspace_id, agent.epoch) == (workspace.id, workspace.epoch)
-        )

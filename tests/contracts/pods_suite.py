@@ -1,8 +1,4 @@
-"""The contract of Pods. The test modules of the implementations import it.
-
-They have the fixture `case`, and `case_with_files` for implementations whose pods have files and
-can fail to start.
-"""
+"""The contract of Pods. The tests of each implementation import it, and have the fixture `case`."""
 
 import asyncio
 from dataclasses import replace
@@ -10,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from evershell.core.workspace import Workspace
-from tests.contracts.pods import PodsCase, WithFiles
+from tests.contracts.pods import PodsCase
 from tests.support import world
 from tests.support.fleet import RUN_ID
 from tests.support.waiting import settle
@@ -91,11 +87,6 @@ async def test_the_exit_of_an_agent_ends_every_wait_for_it(
     await wait_exit(case, workspace)
 
 
-async def test_a_healthy_pod_needs_no_explanation(case: PodsCase, workspace: Workspace) -> None:
-    await case.start(workspace)
-    assert case.pods.explain(workspace) == ""
-
-
 async def test_a_frozen_agent_is_alive(case: PodsCase, workspace: Workspace) -> None:
     await case.start(workspace)
     case.freeze(workspace)
@@ -114,9 +105,8 @@ async def test_the_log_tail_is_the_last_line_of_the_agent(
 
 
 async def test_a_pod_that_failed_to_start_counts_as_started(
-    case_with_files: WithFiles, workspace: Workspace
+    case: PodsCase, workspace: Workspace
 ) -> None:
-    case = case_with_files
     async with case.failing_starts():
         with pytest.raises(OSError):
             await case.pods.start(workspace)
@@ -129,9 +119,8 @@ async def test_a_pod_that_failed_to_start_counts_as_started(
 
 
 async def test_a_pod_without_its_files_is_not_alive_and_can_be_ended(
-    case_with_files: WithFiles, workspace: Workspace
+    case: PodsCase, workspace: Workspace
 ) -> None:
-    case = case_with_files
     await case.start(workspace)
     await case.remove_files(workspace)
     assert not case.pods.has_files(workspace.id)
@@ -187,16 +176,6 @@ async def test_an_end_may_be_repeated_by_any_controller(
     for pods in (case.pods, await case.other_controller()):
         assert await pods.end(workspace, 5) is True
     assert not case.runs(workspace.id)
-
-
-async def test_any_controller_ends_an_agent_that_lives(
-    case: PodsCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    other = await case.other_controller()
-    assert await other.end(workspace, 0) is True
-    assert not case.runs(workspace.id)
-    assert not case.pods.is_alive(workspace)
 
 
 async def test_an_end_returns_false_if_processes_may_have_survived(

@@ -12,8 +12,6 @@ import pytest
 import yoyo
 from psycopg import AsyncConnection
 
-from evershell.core.change import unchanged
-from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
 from evershell.store import migrate as migration
 from evershell.store.connections import Pool, open_pool
@@ -28,7 +26,6 @@ from tests.contracts.old_worker import (
 )
 from tests.contracts.released_worker import released_migration
 from tests.support.store.examples import (
-    NOW,
     ORG,
     USER,
     complete,
@@ -38,7 +35,6 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
-from tests.support.store.locks import held
 
 _AFTER_ALL_IDS = "~"
 
@@ -110,69 +106,6 @@ async def test_each_worker_cancels_a_task_that_the_other_submitted(
     assert cancelled == replace(following, cancel=intent(force_after_seconds=1))
 
 
-async def test_one_of_many_cancellations_at_both_workers_is_recorded(
-    old: OldWorker, new: PostgresStore
-) -> None:
-    busy, _ = await with_task(new)
-
-    async def cancel_at_new() -> bool:
-        return (await new.record_cancellation(permission(), busy.id, None, intent())).recorded
-
-    calls = [
-        cancel_at_new() if number % 2 else old.record_cancellation(busy.id, intent())
-        for number in range(20)
-    ]
-    assert (await asyncio.gather(*calls)).count(True) == 1
-    assert len(await new.list_events(busy.id, 0, 10)) == 2
-
-
-async def test_a_cancellation_at_the_old_worker_waits_for_a_locked_workspace(
-    old: OldWorker, new: PostgresStore, database_url: str
-) -> None:
-    busy, _ = await with_task(new)
-    async with held(database_url, busy.id) as queued:
-        call = asyncio.create_task(old.record_cancellation(busy.id, intent()))
-        await queued(1)
-    assert await call
-
-
-async def test_the_old_worker_ends_a_task_that_the_new_one_cancelled(
-    old: OldWorker, new: PostgresStore
-) -> None:
-    busy, submitted = await with_task(new)
-    await new.record_cancellation(permission(), busy.id, None, intent())
-    await old.end(busy.id, "cancelled")
-    ended = await new.get_task(busy.id, submitted.id)
-    assert ended == replace(
-        submitted,
-        status=TaskStatus.CANCELLED,
-        completed_at=NOW,
-        result="done",
-        cancel=intent(),
-    )
-    events = await new.list_events(busy.id, 0, 10)
-    assert [(event.seq, event.type) for event in events][1:] == [
-        (2, "task_cancel_requested"),
-        (3, "task_completed"),
-    ]
-
-
-async def test_the_old_worker_keeps_the_values_of_new_columns(
-    old: OldWorker, new: PostgresStore
-) -> None:
-    busy, _ = await with_task(new)
-    await new.transition(
-        busy.id,
-        lambda locked: replace(
-            unchanged(locked), workspace=replace(locked.workspace, task_unnamed_since=NOW)
-        ),
-    )
-    await old.update("workspaces", busy.id, lease_expires_at=NOW, run_id="run_1")
-    assert await new.get_workspace(busy.id) == replace(
-        busy, task_unnamed_since=NOW, lease_expires_at=NOW, run_id="run_1"
-    )
-
-
 async def test_a_connected_old_worker_continues_after_the_migration(
     empty_database_url: str,
 ) -> None:
@@ -200,9 +133,6 @@ async def test_a_connected_old_worker_continues_after_the_migration(
         assert await old.record_cancellation(idle.id, intent())
         found = await new.record_cancellation(permission(), idle.id, None, intent())
         assert (found.task, found.recorded) == (replace(submitted, cancel=intent()), False)
-        await old.end(idle.id, "cancelled")
-        ended = await new.get_task(idle.id, submitted.id)
-        assert ended is not None and ended.status is TaskStatus.CANCELLED
 
 
 def migrate_to(database_url: str, last_migration: str) -> None:

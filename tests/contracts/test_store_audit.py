@@ -1,10 +1,8 @@
 """The contract of Store: the audit log."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from itertools import product
 
 import pytest
 
@@ -13,18 +11,13 @@ from evershell.core.caller import Permission
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import AuditEntry, AuditFilter, Origin
-from evershell.core.ids import new_task_id
 from evershell.core.ports import Store
-from evershell.core.workspace import WorkspaceStatus
-from tests.support.fakes import cancellation_outcome
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,
     ORG,
-    complete,
     intent,
     permission,
-    set_status,
     task,
     with_task,
     workspace,
@@ -35,78 +28,6 @@ async def entries(
     store: Store, wanted: AuditFilter | None = None, by: Permission | None = None
 ) -> Sequence[AuditEntry]:
     return await store.list_audit_entries(by or permission(), wanted or AuditFilter(), None, 1000)
-
-
-STATES = ("none", "open", "cancelled", "ended")
-CELLS = list(product(WorkspaceStatus, STATES, ("no", "this", "unknown")))
-
-
-async def test_both_stores_decide_the_same_outcome_of_a_cancellation(store: Store) -> None:
-    """For every state, and everyone who may call: in the organization or not, `:own` or not."""
-    for status, state, named in CELLS:
-        await check_outcomes(store, status, state, named)
-
-
-async def check_outcomes(store: Store, status: WorkspaceStatus, state: str, named: str) -> None:
-    busy, open_task = await with_task(store)
-    if state == "cancelled":
-        await store.record_cancellation(permission(), busy.id, None, intent())
-    elif state != "open":
-        await complete(store, busy, open_task.id)
-    await set_status(store, busy.id, status)
-    ids = {"no": None, "this": open_task.id, "unknown": new_task_id()}
-    # With `none` nothing names the task that has ended.
-    task_id = None if state == "none" else ids[named]
-    for by in (
-        permission(org_id="org_b"),
-        permission(own_only=True, user_id="user_2"),
-        permission(own_only=True, user_id=None),
-        permission(own_only=True),
-        permission(),
-    ):
-        entry = audit_entry(org_id=by.caller.org_id, workspace_id=busy.id, task_id=task_id or "")
-        at = await store.get_workspace(busy.id, by.caller.org_id)
-        wanted_id = task_id or (at and at.current_task_id) or ""
-        of_call = None if at is None else await store.get_task(at.id, wanted_id)
-        expected = cancellation_outcome(by, at, of_call, is_named=task_id is not None)
-        recorded = await store.record_cancellation(by, busy.id, task_id, intent(), "", entry)
-        reader = permission(org_id=by.caller.org_id)
-        listed = await entries(store, AuditFilter(workspace_id=busy.id), reader)
-        (stored,) = [each for each in listed if each.id == entry.id]
-        audited_id = entry.task_id if of_call is None else of_call.id
-        expected_entry = replace(entry, outcome=expected, task_id=audited_id)
-        assert (recorded.outcome, stored) == (expected, expected_entry), (status, state, named)
-
-
-async def test_concurrent_cancellations_leave_one_entry_each(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    idle = workspace()
-    await store.create_workspace(idle)
-    calls = [
-        (busy.id, audit_entry(workspace_id=busy.id)),
-        (idle.id, audit_entry(workspace_id=idle.id)),
-        ("ws_unknown", audit_entry(workspace_id="ws_unknown")),
-    ]
-    calls += [(id_, audit_entry(workspace_id=id_)) for id_, _ in calls for _ in range(10)]
-    await asyncio.gather(
-        *(
-            store.record_cancellation(permission(), id_, None, intent(), "", entry)
-            for id_, entry in calls
-        )
-    )
-    found = {entry.id: entry for entry in await entries(store)}
-    assert set(found) == {entry.id for _, entry in calls}
-    outcomes = sorted(each.outcome for each in found.values() if each.workspace_id == busy.id)
-    assert outcomes == ["accepted", *["already_requested"] * 10]
-    assert {each.outcome for each in found.values() if each.workspace_id == idle.id} == {
-        "no_active_task"
-    }
-    assert {each.outcome for each in found.values() if each.workspace_id == "ws_unknown"} == {
-        "workspace_not_found"
-    }
-    assert {each.task_id for each in found.values() if each.workspace_id == busy.id} == {
-        submitted.id
-    }
 
 
 async def test_an_entry_that_is_stored_already_does_not_disturb_the_call(store: Store) -> None:

@@ -77,18 +77,6 @@ async def test_a_batch_records_each_intent_with_its_event(store: Store) -> None:
         assert event.payload == cancel_requested_payload(intent())
 
 
-async def test_the_first_intent_is_kept(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    await store.record_cancellation(permission(), busy.id, None, intent("first"))
-    for _ in range(2):
-        outcomes = await store.cancel_tasks(
-            permission(), [submitted.id], intent("second", request_id="req_2")
-        )
-        assert outcomes == {submitted.id: False}
-    assert await stored(store, submitted) == replace(submitted, cancel=intent("first"))
-    assert len(await store.list_events(busy.id, 0, 10)) == 2
-
-
 @pytest.mark.parametrize(
     ("recorded", "requested", "expected"),
     [(None, 9, 9), (9, 5, 5), (5, 9, 5), (5, None, 5), (None, None, None)],

@@ -2,15 +2,17 @@
 
 import asyncio
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
 from evershell.core import task_lifecycle
-from evershell.core.event import cancel_requested_payload
-from evershell.core.ids import new_task_id
+from evershell.core.event import AuditFilter, cancel_requested_payload
 from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
+from tests.support.fakes import cancellation_outcome
+from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -19,7 +21,6 @@ from tests.support.store.examples import (
     set_status,
     task,
     with_task,
-    workspace,
 )
 from tests.support.store.published import Published
 
@@ -42,21 +43,57 @@ async def test_a_cancellation_is_recorded_with_its_event(store: Store) -> None:
     assert (event.time, event.payload) == (NOW, cancel_requested_payload(intent()))
 
 
-async def test_a_cancellation_may_name_the_task(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    found = await store.record_cancellation(permission(), busy.id, submitted.id, intent())
-    assert found.recorded
+STATES = ("none", "open", "cancelled", "ended")
+CELLS = list(product(WorkspaceStatus, STATES, ("no", "this", "foreign")))
 
 
-async def test_the_first_intent_is_kept(store: Store) -> None:
-    busy, _ = await with_task(store)
-    first = await store.record_cancellation(permission(), busy.id, None, intent("first"))
-    second = await store.record_cancellation(
-        permission(), busy.id, None, intent("second", request_id="req_2")
-    )
-    assert not second.recorded
-    assert (second.workspace, second.task) == (first.workspace, first.task)
-    assert len(await store.list_events(busy.id, 0, 10)) == 2
+async def test_both_stores_decide_the_same_outcome_of_a_cancellation(store: Store) -> None:
+    """For every state, and everyone who may call: in the organization or not, `:own` or not."""
+    elsewhere, foreign = await with_task(store)
+    for status, state, named in CELLS:
+        await check_outcomes(store, status, state, named, foreign.id)
+    assert await store.get_task(elsewhere.id, foreign.id) == foreign
+
+
+async def check_outcomes(
+    store: Store, status: WorkspaceStatus, state: str, named: str, foreign_id: str
+) -> None:
+    busy, open_task = await with_task(store)
+    if state == "cancelled":
+        await store.record_cancellation(permission(), busy.id, None, intent())
+    elif state != "open":
+        await complete(store, busy, open_task.id)
+    await set_status(store, busy.id, status)
+    ids = {"no": None, "this": open_task.id, "foreign": foreign_id}
+    # With `none` nothing names the task that has ended.
+    task_id = None if state == "none" else ids[named]
+    for by in (
+        permission(org_id="org_b"),
+        permission(own_only=True, user_id="user_2"),
+        permission(own_only=True, user_id=None),
+        permission(own_only=True),
+        permission(),
+    ):
+        entry = audit_entry(org_id=by.caller.org_id, workspace_id=busy.id, task_id=task_id or "")
+        at = await store.get_workspace(busy.id, by.caller.org_id)
+        wanted_id = task_id or (at and at.current_task_id) or ""
+        of_call = None if at is None else await store.get_task(at.id, wanted_id)
+        expected = cancellation_outcome(by, at, of_call, is_named=task_id is not None)
+        recorded = await store.record_cancellation(by, busy.id, task_id, intent(), "", entry)
+        listed = await store.list_audit_entries(
+            permission(org_id=by.caller.org_id), AuditFilter(workspace_id=busy.id), None, 100
+        )
+        (stored,) = [each for each in listed if each.id == entry.id]
+        audited_id = entry.task_id if of_call is None else of_call.id
+        expected_entry = replace(entry, outcome=expected, task_id=audited_id)
+        assert (recorded.outcome, stored) == (expected, expected_entry), (status, state, named)
+        # Nothing is told of another organization, and only this outcome changes the task.
+        assert recorded.workspace == await store.get_workspace(busy.id, by.caller.org_id)
+        if of_call is None:
+            assert recorded.task is None
+        else:
+            after = await store.get_task(busy.id, of_call.id)
+            assert (after == of_call) is (expected != "accepted")
 
 
 @pytest.mark.parametrize(
@@ -86,90 +123,6 @@ async def test_the_earliest_deadline_wins_together_with_its_requester(
     assert await store.get_task(busy.id, submitted.id) == found.task
 
 
-async def test_another_organization_finds_nothing(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    for task_id in (None, submitted.id):
-        found = await store.record_cancellation(
-            permission(org_id="org_b"), busy.id, task_id, intent()
-        )
-        assert (found.workspace, found.task, found.recorded) == (None, None, False)
-    assert await store.get_task(busy.id, submitted.id) == submitted
-
-
-@pytest.mark.parametrize(
-    ("creator", "caller", "recorded"),
-    [
-        ("user_1", "user_1", True),
-        ("user_1", "user_2", False),
-        (None, "user_1", False),
-        ("user_1", None, False),
-        (None, None, False),
-    ],
-)
-async def test_own_only_covers_the_creator(
-    store: Store, creator: str | None, caller: str | None, recorded: bool
-) -> None:
-    busy, submitted = await with_task(store, user_id=creator)
-    found = await store.record_cancellation(
-        permission(user_id=caller, own_only=True), busy.id, None, intent()
-    )
-    assert found.recorded is recorded
-    assert found.workspace is not None and found.workspace.id == busy.id
-    stored = await store.get_task(busy.id, submitted.id)
-    assert stored is not None and (stored.cancel is not None) is recorded
-
-
-async def test_a_task_of_another_workspace_is_not_found(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    _, other = await with_task(store)
-    for task_id in (other.id, new_task_id()):
-        found = await store.record_cancellation(permission(), busy.id, task_id, intent())
-        assert (found.workspace, found.task, found.recorded) == (busy, None, False)
-    assert await store.get_task(busy.id, submitted.id) == submitted
-
-
-async def test_an_idle_workspace_has_no_task(store: Store) -> None:
-    idle = workspace()
-    await store.create_workspace(idle)
-    found = await store.record_cancellation(permission(), idle.id, None, intent())
-    assert (found.workspace, found.task, found.recorded) == (idle, None, False)
-
-
-async def test_a_finished_task_is_not_changed(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    await complete(store, busy, submitted.id)
-    found = await store.record_cancellation(permission(), busy.id, submitted.id, intent())
-    assert not found.recorded
-    assert found.task is not None and (found.task.status, found.task.cancel) == (
-        TaskStatus.COMPLETED,
-        None,
-    )
-    current = await store.record_cancellation(permission(), busy.id, None, intent())
-    assert (current.task, current.recorded) == (None, False)
-
-
-@pytest.mark.parametrize("status", WorkspaceStatus)
-async def test_only_a_workspace_that_is_up_accepts_a_cancellation(
-    store: Store, status: WorkspaceStatus
-) -> None:
-    busy, submitted = await with_task(store)
-    await set_status(store, busy.id, status)
-    found = await store.record_cancellation(permission(), busy.id, None, intent())
-    assert found.recorded is (status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY))
-    assert found.workspace is not None and found.workspace.status is status
-    assert found.task is not None and found.task.id == submitted.id
-
-
-async def test_a_refused_cancellation_does_not_change_the_deadline(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    await store.record_cancellation(permission(), busy.id, None, intent(force_after_seconds=9))
-    await set_status(store, busy.id, WorkspaceStatus.STOPPING)
-    found = await store.record_cancellation(
-        permission(), busy.id, None, intent(force_after_seconds=1)
-    )
-    assert found.task == replace(submitted, cancel=intent(force_after_seconds=9))
-
-
 async def test_one_of_many_concurrent_cancellations_is_recorded(store: Store) -> None:
     busy, _ = await with_task(store)
     calls = [
@@ -182,26 +135,6 @@ async def test_one_of_many_concurrent_cancellations_is_recorded(store: Store) ->
         len({each.task.cancel.request_id for each in found if each.task and each.task.cancel}) == 1
     )
     assert len(await store.list_events(busy.id, 0, 100)) == 2
-
-
-async def test_each_of_many_concurrent_callers_gets_his_own_outcome(store: Store) -> None:
-    workspaces = [await with_task(store) for _ in range(10)]
-    calls, expected = [], []
-    for number, (busy, submitted) in enumerate(workspaces):
-        requested = intent(f"reason {number}", request_id=f"req_{number}")
-        calls += [
-            store.record_cancellation(permission(org_id="org_b"), busy.id, None, requested),
-            store.record_cancellation(permission(), busy.id, None, requested),
-            store.record_cancellation(permission(), busy.id, new_task_id(), requested),
-            store.record_cancellation(permission(), f"ws_unknown_{number}", None, requested),
-        ]
-        cancelled = replace(submitted, cancel=requested)
-        expected += [(None, None), (busy.id, cancelled), (busy.id, None), (None, None)]
-    found = await asyncio.gather(*calls)
-    assert [(each.workspace and each.workspace.id, each.task) for each in found] == expected
-    assert [each.recorded for each in found] == [False, True, False, False] * 10
-    for busy, _ in workspaces:
-        assert [event.seq for event in await store.list_events(busy.id, 0, 10)] == [1, 2]
 
 
 async def test_a_cancellation_does_not_affect_the_next_task(store: Store) -> None:

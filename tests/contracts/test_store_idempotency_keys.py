@@ -8,7 +8,6 @@ import pytest
 
 from evershell.core import task_lifecycle
 from evershell.core.change import KEY_KEPT, Change, FirstCall, KeyTakenError, Locked, unchanged
-from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
 from tests.support.store.audit import audit_entry
@@ -85,18 +84,6 @@ async def test_a_change_with_a_taken_key_is_not_committed(store: Store) -> None:
     assert await find(store, call) == call
     # The connection goes on.
     assert await store.transition(second, unchanged) is not None
-
-
-async def test_a_refused_change_leaves_its_key_free(store: Store) -> None:
-    workspace_id = await idle(store)
-
-    def refuse(locked: Locked) -> Change:
-        raise Failure("workspace_busy", "no")
-
-    with pytest.raises(Failure):
-        await store.transition(workspace_id, refuse)
-    assert await find(store, first_call()) is None
-    assert await submit(store, workspace_id, first_call()) is not None
 
 
 async def test_an_expired_key_is_free_again(store: Store) -> None:

@@ -1,6 +1,5 @@
 """The contract of Store: leases, and what the fleet controller reads."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -136,17 +135,6 @@ async def test_the_lease_of_a_fenced_epoch_is_not_renewed(
     assert await store.get_workspace(idle.id) == found
 
 
-async def test_renewals_at_the_same_time_return_their_own_workspace(store: Store) -> None:
-    idles = [await leased(store) for _ in range(20)]
-    busy, submitted = await with_task(store)
-    await lease(store, busy.id)
-    ids = [busy.id, *(each.id for each in idles), "ws_unknown", busy.id]
-    found = await asyncio.gather(*(store.renew_lease(each, 1, LEASE_SECONDS) for each in ids))
-    assert [each and each.locked.workspace.id for each in found] == [*ids[:-2], None, busy.id]
-    tasks = [each.locked.task for each in found if each]
-    assert tasks == [submitted, *[None] * len(idles), submitted]
-
-
 async def test_wanted_pods_are_listed_by_page(store: Store) -> None:
     idles = sorted([workspace() for _ in range(5)], key=lambda each: each.id)
     for each in idles:
@@ -198,12 +186,3 @@ async def test_leases_that_have_run_out_are_listed(
     assert await store.lease_seconds_left() == (-1 if wants_pod else LEASE_SECONDS - 1)
     assert await store.lease_seconds_left(first.id) == -1
     assert await store.lease_seconds_left(second.id) == LEASE_SECONDS - 1
-
-
-async def test_without_a_lease_no_time_is_left(store: Store) -> None:
-    assert await store.lease_seconds_left() is None
-    assert await store.lease_seconds_left("ws_unknown") is None
-    idle = workspace()
-    await store.create_workspace(idle)
-    assert await store.lease_seconds_left() is None
-    assert await store.lease_seconds_left(idle.id) is None

@@ -4,7 +4,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from psycopg import AsyncConnection
 
 from evershell.core import task_lifecycle
 from evershell.core.ports import Store
@@ -84,15 +83,3 @@ async def test_an_earlier_force_deadline_of_a_limit_is_due(
     stored = await store.get_task(new.workspace_id, new.id)
     assert stored is not None and stored.cancel is not None
     assert stored.cancel.reason == intent().reason
-
-
-async def test_the_index_finds_what_is_due(database_url: str) -> None:
-    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
-        await connection.execute("SET enable_seqscan = off")
-        query = (
-            "EXPLAIN SELECT workspace_id FROM tasks WHERE max_duration_seconds IS NOT NULL "
-            "AND status IN ('submitted', 'delivered', 'running') AND (started_at AT TIME ZONE "
-            "'UTC') + make_interval(secs => max_duration_seconds) <= now() AT TIME ZONE 'UTC'"
-        )
-        plan = await (await connection.execute(query)).fetchall()
-        assert any("tasks_limited" in row[0] for row in plan), plan

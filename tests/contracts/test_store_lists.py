@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-
 from evershell.core import task_lifecycle
 from evershell.core.ids import new_task_id
 from evershell.core.ports import Store
@@ -13,7 +11,6 @@ from tests.support.store.examples import (
     complete,
     intent,
     permission,
-    set_status,
     task,
     with_task,
     workspace,
@@ -102,16 +99,6 @@ async def test_open_cancellations_are_listed_with_their_workspaces(store: Store)
         replace(busy, last_seq=2),
         replace(submitted, cancel=intent()),
     )
-
-
-@pytest.mark.parametrize("status", WorkspaceStatus)
-async def test_an_open_cancellation_is_listed_in_every_status(
-    store: Store, status: WorkspaceStatus
-) -> None:
-    busy, submitted = await with_task(store)
-    await store.record_cancellation(permission(), busy.id, None, intent())
-    await set_status(store, busy.id, status)
-    assert [found.id for _, found in await store.list_cancellations()] == [submitted.id]
 
 
 async def test_a_task_is_found_in_its_workspace_only(store: Store) -> None:

@@ -4,12 +4,9 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
-import pytest
-
 from evershell.core import task_lifecycle
 from evershell.core.change import Change, Locked, unchanged
-from evershell.core.errors import Failure
-from evershell.core.event import EventType, Origin
+from evershell.core.event import Origin
 from evershell.core.ports import Store
 from evershell.core.task import IterationCompleted, Phase, TaskStarted, TaskStatus, Usage
 from evershell.core.workspace import WorkspaceStatus
@@ -19,35 +16,10 @@ from tests.support.store.examples import (
     intent,
     permission,
     set_status,
-    task,
     with_task,
     workspace,
 )
 from tests.support.store.published import Published
-
-
-async def test_a_transition_commits_workspace_task_and_events(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    payload = {"number": 1, "model_call": {"input_tokens": 3, "output_tokens": 4, "content": "ü"}}
-    change = await store.transition(
-        busy.id,
-        lambda locked: task_lifecycle.commit(
-            locked, 1, submitted.id, [TaskStarted(), IterationCompleted(1, payload)], NOW
-        ),
-    )
-    assert change is not None and change.task is not None
-    assert (change.workspace.last_seq, change.task.iterations) == (3, 1)
-    assert change.task.usage == Usage(input_tokens=3, output_tokens=4, model_calls=1)
-    assert await store.get_workspace(busy.id) == change.workspace
-    assert await store.get_task(busy.id, submitted.id) == change.task
-    events = await store.list_events(busy.id, 0, 10)
-    assert [event.seq for event in events] == [1, 2, 3]
-    assert [event.type for event in events] == [
-        EventType.TASK_SUBMITTED,
-        EventType.TASK_STARTED,
-        EventType.ITERATION_COMPLETED,
-    ]
-    assert events[2].payload == payload
 
 
 async def test_every_field_is_stored(store: Store) -> None:
@@ -91,19 +63,6 @@ async def test_every_field_is_stored(store: Store) -> None:
 
     await store.transition(busy.id, record)
     assert read == [Locked(change.workspace, change.task)]
-
-
-async def test_a_failure_rolls_back_and_is_raised(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    second = task(busy.id)
-    with pytest.raises(Failure) as raised:
-        await store.transition(
-            busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1")
-        )
-    assert raised.value.slug == "workspace_busy"
-    assert await store.get_task(busy.id, second.id) is None
-    assert await store.get_workspace(busy.id) == busy
-    await complete(store, busy, submitted.id)
 
 
 async def test_a_transition_of_an_unknown_workspace_returns_none(store: Store) -> None:
@@ -191,14 +150,3 @@ async def test_the_end_of_the_task_of_a_stopping_workspace_awaits_the_controller
     published.clear()
     await complete(store, busy, running.id)
     assert published.to_reconcile == [busy.id]
-
-
-async def test_a_refused_transition_is_not_published(store: Store, published: Published) -> None:
-    busy, _ = await with_task(store)
-    published.clear()
-    second = task(busy.id)
-    with pytest.raises(Failure):
-        await store.transition(
-            busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1")
-        )
-    assert published.ids == []

@@ -106,13 +106,6 @@ async def test_a_commit_between_subscribing_and_waiting_ends_the_wait(case: Case
         assert await woken(subscription) is True
 
 
-async def test_a_commit_between_two_waits_ends_the_second(case: Case) -> None:
-    async with case.subscriptions.subscribe("ws_1") as subscription:
-        for _ in range(3):
-            case.commit("ws_1")
-            assert await woken(subscription) is True
-
-
 async def test_a_wait_consumes_the_commits_before_it(case: Case) -> None:
     async with case.subscriptions.subscribe("ws_1") as subscription:
         case.commit("ws_1")
@@ -157,35 +150,6 @@ async def test_a_commit_wakes_the_subscribers_of_its_workspace_only(case: Case) 
         assert not waiting.done()
         case.commit("ws_2")
         assert await asyncio.wait_for(waiting, LIMIT_SECONDS) is True
-
-
-async def test_subscriptions_of_a_workspace_that_begin_together_are_all_woken(
-    case: Case,
-) -> None:
-    async with AsyncExitStack() as entered:
-        subscriptions = await asyncio.gather(
-            *(entered.enter_async_context(case.subscriptions.subscribe("ws_1")) for _ in range(20))
-        )
-        case.commit("ws_1")
-        assert all(await asyncio.gather(*map(woken, subscriptions)))
-
-
-async def test_a_subscription_after_the_last_one_has_ended_is_woken(case: Case) -> None:
-    for _ in range(3):
-        async with case.subscriptions.subscribe("ws_1") as subscription:
-            case.commit("ws_1")
-            assert await woken(subscription) is True
-
-
-async def test_a_commit_before_the_subscription_does_not_end_its_wait(case: Case) -> None:
-    async with case.subscriptions.subscribe("ws_1") as earlier:
-        case.commit("ws_1")
-        assert await woken(earlier)
-        async with case.subscriptions.subscribe("ws_1") as later:
-            waiting = asyncio.create_task(later.wait(LONG_SECONDS))
-            await settle()
-            assert not waiting.done()
-            waiting.cancel()
 
 
 async def test_the_timeout_ends_a_wait(case: Case) -> None:

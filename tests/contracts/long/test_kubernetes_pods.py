@@ -12,8 +12,3 @@ from tests.contracts.pods_suite import *  # noqa: F403 - its tests run here
 async def case() -> AsyncIterator[KubernetesCase]:
     async with KubernetesCase.open() as case:
         yield case
-
-
-@pytest.fixture
-def case_with_files(case: KubernetesCase) -> KubernetesCase:
-    return case

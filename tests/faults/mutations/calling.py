@@ -14,7 +14,7 @@ _CASES = "tests/wire/edge/test_cases.py"
 CALLING: tuple[Rule, ...] = (
     rule(
         "the checks of a cancellation are made in order",
-        "tests/unit/core/test_cancel_task_order.py tests/contracts/test_store_audit.py",
+        "tests/unit/core/test_cancel_task_order.py tests/contracts/test_store_cancellations.py",
         (
             f"{_CORE}cancel_task.py",
             'raise errors.task_not_found(request.workspace_id, request.task_id or "")',
@@ -24,7 +24,7 @@ CALLING: tuple[Rule, ...] = (
     ),
     rule(
         "a task that has ended is already_finished in every state of its workspace",
-        "tests/contracts/test_store_audit.py",
+        "tests/contracts/test_store_cancellations.py",
         (
             _DECIDE,
             "            THEN 'already_finished'\n",
