@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.promises.database import read_history
 from tests.support.promises.promises import violations
-from tests.support.stack import Gate, Workspace
+from tests.support.stack import Workspace
 from tests.support.waiting import eventually
 from tests.support.wires import read_failure
 
@@ -97,16 +97,6 @@ def await_phase(workspace: Workspace, task_id: str, phase: str) -> None:
     with workspace.stack.database() as connection:
         query = "SELECT phase = %s FROM tasks WHERE id = %s"
         eventually(lambda: connection.execute(query, (phase, task_id)).fetchone() == (True,))
-
-
-def assert_a_task_is_cancelled(workspace: Workspace) -> None:
-    """Checks that a task is cancelled after its iteration, and that no other iteration begins."""
-    gate = Gate(workspace)
-    task_id = workspace.begin(gate.command, "echo never")
-    assert workspace.cancel()["outcome"] == "accepted"
-    gate.open()
-    ended = workspace.await_end(task_id)
-    assert (ended["status"], ended["iterations"]) == ("cancelled", 1)
 
 
 def assert_next_task_works(workspace: Workspace) -> None:

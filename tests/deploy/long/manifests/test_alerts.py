@@ -169,11 +169,6 @@ CASES = {
 }
 
 
-def test_promtool_accepts_the_rules(tmp_path: Path) -> None:
-    said = promtool("check", "rules", str(rules_file(tmp_path)))
-    assert f"{len(ALERTS)} rules found" in said
-
-
 def test_promtool_accepts_the_expressions_of_the_dashboard(tmp_path: Path) -> None:
     expressions = [target["expr"] for panel in PANELS for target in panel["targets"]]
     rules = [

@@ -1,16 +1,12 @@
 """The Compose file: its schema, and a stack with its settings, without a container."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from evershell.app.settings import Settings
-from tests.conftest import drop_database, new_database
 from tests.deploy.long.manifests import tools
-from tests.support.faults import assert_a_task_is_cancelled
-from tests.support.stack import Stack, Workspace
 
 FILE = tools.DEPLOY / "compose" / "compose.yaml"
 # Of PostgreSQL's image.
@@ -40,22 +36,3 @@ def test_the_image_has_the_folder_of_the_state(services: dict[str, Any]) -> None
     built = (tools.DEPLOY / "Containerfile").read_text()
     user = built.partition("USER ")[2].split()[0].partition(":")[0]
     assert f"install -d -o {user} -g {user} -m 700 {state_dir}" in built
-
-
-def test_a_stack_with_its_settings_serves(
-    services: dict[str, Any], server_url: str, tmp_path: Path
-) -> None:
-    settings = services["evershell"]["environment"]
-    database_url = new_database(server_url)
-    own = {
-        "DATABASE_URL": database_url,
-        "STATE_DIR": str(tmp_path / "state"),
-        # There is no container around it.
-        "LISTEN_HOST": "127.0.0.1",
-    }
-    with Stack(tmp_path / "state", **{**settings, **own}).started() as stack:
-        health = services["evershell"]["healthcheck"]["test"][-1]
-        port = stack.ready["rest_url"].rpartition(":")[2]
-        exec(health.replace(":8080/", f":{port}/"))  # noqa: S102 - the file of this repository
-        assert_a_task_is_cancelled(Workspace(stack))
-    drop_database(server_url, database_url)

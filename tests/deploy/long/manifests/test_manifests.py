@@ -1,6 +1,7 @@
-"""The manifests of deploy/: their schemas, their restrictions, and what a real API server says."""
+"""The manifests of deploy/: schemas, restrictions, roll-outs, and what a real API server says."""
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,8 @@ import yaml
 from evershell.app.programs import DRAIN_SECONDS
 from evershell.app.settings import Settings
 from evershell.auth.session_tokens import JwkSet, SessionTokens
+from evershell.cli.duration import DURATION
+from evershell.core.cancel_task import MAX_WAIT_SECONDS
 from evershell.core.runtime import AgentIdentity
 from evershell.fleet.kubernetes import objects
 from evershell.fleet.kubernetes.api import ApiError
@@ -21,11 +24,15 @@ from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
 from tests.contracts.kubernetes_case import END_SECONDS, TEMPLATE, KubernetesCase
 from tests.deploy.long.manifests import tools
 from tests.support import world
+from tests.support.documents import blocks
 from tests.support.kubernetes import LIMIT_SECONDS, new_namespace
 from tests.support.small_agent import spec_for
 
 pytestmark = pytest.mark.usefixtures("kubernetes_tools")
 
+README = tools.DEPLOY / "README.md"
+# How long the command of a preStop may take to start.
+START_SECONDS = 5.0
 # What the Pod Security Standard `restricted` allows.
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 # Where workers take agents, and nobody else.
@@ -92,19 +99,6 @@ def test_every_pod_is_restricted(overlay: list[dict[str, Any]]) -> None:
         assert spec["automountServiceAccountToken"] is (name == "controller"), name
     assert_restricted("agent", agent_objects()[0]["spec"])
     assert agent_objects()[0]["spec"]["automountServiceAccountToken"] is False
-
-
-def test_every_pod_has_a_network_policy_and_the_rest_is_denied(
-    overlay: list[dict[str, Any]],
-) -> None:
-    policies = {o["metadata"]["name"]: o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"}
-    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    agents = policies["agents"]
-    labels = agent_objects()[0]["metadata"]["labels"]
-    selected = agents["podSelector"]["matchLabels"]
-    assert selected.items() <= labels.items()
-    assert agents["ingress"][0]["ports"] == [{"protocol": "TCP", "port": objects.AGENT_PORT}]
-    assert [rule["ports"][0]["port"] for rule in agents["egress"]] == [RUNTIME_PORT]
 
 
 def test_the_roll_out_of_workers_leaves_time_to_find_and_to_drain_them() -> None:
@@ -247,3 +241,136 @@ async def test_other_service_accounts_have_no_rights(case: KubernetesCase) -> No
     with pytest.raises(ApiError, match="forbidden"):
         async with KubernetesPods.open(case.api.namespace, TEMPLATE, spec_for, transport=transport):
             pass
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The overlay that deploy/README.md shows."""
+    folder = tmp_path_factory.mktemp("copy")
+    (folder / "deploy").symlink_to(tools.DEPLOY)
+    (folder / "mine").mkdir()
+    (shown,) = [each.text for each in blocks(README.read_text()) if each.language == "yaml"]
+    (folder / "mine" / "kustomization.yaml").write_text(shown)
+    return list(yaml.safe_load_all(tools.kubectl("kustomize", str(folder / "mine"))))
+
+
+def of_kind(overlay: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """The objects of a kind, by name; without the hash of a generated name."""
+    return {
+        re.sub(r"-[0-9a-z]{10}$", "", each["metadata"]["name"]): each
+        for each in overlay
+        if each["kind"] == kind
+    }
+
+
+def pod_spec(overlay: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]
+    return found
+
+
+def settings_of(overlay: list[dict[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = of_kind(overlay, "ConfigMap")["settings"]["data"]
+    return found
+
+
+def needed(spec: dict[str, Any]) -> set[tuple[str, str]]:
+    """The kinds and names of the ConfigMaps and Secrets without which the pod does not start."""
+    (container,) = spec["containers"]
+    sources = [
+        (kind, source[key])
+        for source in container.get("envFrom", ())
+        for key, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret"))
+        if key in source
+    ]
+    return {(kind, ref["name"]) for kind, ref in sources if not ref.get("optional")} | {
+        ("Secret", volume["secret"]["secretName"])
+        for volume in spec["volumes"]
+        if "secret" in volume
+    }
+
+
+def test_an_edge_drains_for_longer_than_a_wait_before_it_ends(
+    overlay: list[dict[str, Any]],
+) -> None:
+    spec = pod_spec(overlay, "edge")
+    (container,) = spec["containers"]
+    program, command, *options = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert (program, command) == ("evershell", "edge")
+    values = dict(zip(options[::2], options[1::2], strict=True))
+    drain_seconds = DURATION.convert(values["--drain"], None, None)
+    assert drain_seconds > MAX_WAIT_SECONDS
+    assert spec["terminationGracePeriodSeconds"] >= drain_seconds + START_SECONDS
+    socket = Path(values["--admin-socket"])
+    assert container["args"] == ["edge", "--admin-socket", str(socket)]
+    assert str(socket.parent) in [each["mountPath"] for each in container["volumeMounts"]]
+
+
+def test_apply_leaves_the_number_of_workers_to_the_autoscaler(
+    overlay: list[dict[str, Any]],
+) -> None:
+    """Otherwise an upgrade would take away the workers that were added."""
+    scalers = of_kind(overlay, "HorizontalPodAutoscaler").values()
+    scaled = {each["spec"]["scaleTargetRef"]["name"] for each in scalers}
+    for name, deployment in of_kind(overlay, "Deployment").items():
+        assert ("replicas" not in deployment["spec"]) is (name in scaled), name
+
+
+def test_agents_do_not_use_up_what_the_control_plane_needs() -> None:
+    overlay = tools.render("production")
+    (priority,) = of_kind(overlay, "PriorityClass")
+    for _, spec in pod_specs(overlay):
+        assert spec["priorityClassName"] == priority
+    (scope,) = of_kind(overlay, "ResourceQuota")["agents"]["spec"]["scopeSelector"][
+        "matchExpressions"
+    ]
+    assert (scope["operator"], scope["values"]) == ("NotIn", [priority])
+
+
+def test_the_first_step_of_an_upgrade_has_what_the_migration_needs(
+    overlay: list[dict[str, Any]],
+) -> None:
+    (labels,) = re.findall(r"-l 'app.kubernetes.io/name in \((.*)\)'", README.read_text())
+    applied = [
+        each
+        for each in overlay
+        if each["metadata"].get("labels", {}).get("app.kubernetes.io/name") in labels.split(", ")
+    ]
+    assert {"ConfigMap", "Job"} <= {each["kind"] for each in applied}
+    assert {each["kind"] for each in applied} <= {"ConfigMap", "Job", "Secret"}
+    (job,) = of_kind(applied, "Job").values()
+    generated = {(each["kind"], each["metadata"]["name"]) for each in overlay}
+    found = {(each["kind"], each["metadata"]["name"]) for each in applied}
+    assert needed(job["spec"]["template"]["spec"]) & generated <= found
+
+
+def test_the_overlay_of_the_readme_fits_the_schemas(
+    own: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "objects.yaml"
+    path.write_text(yaml.safe_dump_all(o for o in own if o["kind"] not in tools.OPERATOR_KINDS))
+    tools.validate(path)
+
+
+def test_the_overlay_of_the_readme_sets_one_image_and_valid_settings(
+    own: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = settings_of(own)
+    images = {each["image"] for _, spec in pod_specs(own) for each in spec["containers"]}
+    assert images == {found["POD_IMAGE"]}
+    default = settings_of(tools.render("production"))
+    changed = {name for name, value in found.items() if default.get(name) != value}
+    assert {"POD_IMAGE", "MODEL", "JWKS", "JWT_ISSUER"} <= changed
+    assert default.keys() <= found.keys()
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    Settings.read()
+
+
+def test_the_readme_names_every_secret_that_has_to_exist(own: list[dict[str, Any]]) -> None:
+    text = README.read_text()
+    listed = set(re.findall(r"^\| `([a-z-]+)` \| ", text, re.MULTILINE))
+    created = set(re.findall(r"create secret \w+ ([a-z-]+)", text))
+    for _, spec in pod_specs(own):
+        for kind, name in needed(spec):
+            if kind == "Secret":
+                assert name in listed & created

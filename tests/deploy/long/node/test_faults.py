@@ -1,11 +1,7 @@
 """Pods on a real node that end in ways nobody asked for: the state, the reason, and the truth."""
 
-import json
-from typing import Any
-
 import pytest
 
-from tests.deploy.long.manifests.tools import kubectl
 from tests.deploy.long.node import node
 from tests.deploy.long.node.endings import assert_truth, busy
 from tests.deploy.long.node.pods import GATE, open_gate, running_pod
@@ -27,24 +23,6 @@ def test_an_agent_that_is_killed(workspace: NodeWorkspace) -> None:
     task_id = busy(workspace, is_cancelled=False)
     node.kill_agent(running_pod(workspace))
     assert_truth(workspace, task_id, "its agent was killed by SIGKILL", "yes")
-
-
-def test_a_pod_that_is_evicted(workspace: NodeWorkspace) -> None:
-    task_id = busy(workspace, is_cancelled=True)
-    evict(running_pod(workspace)["metadata"])
-    assert_truth(workspace, task_id, "as in the drain of a node", "yes")
-
-
-def evict(metadata: dict[str, Any]) -> None:
-    """Calls the eviction API, as `kubectl drain` does."""
-    is_old = "policy/v1" not in kubectl("api-versions").split()
-    eviction = {
-        "apiVersion": "policy/v1beta1" if is_old else "policy/v1",
-        "kind": "Eviction",
-        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
-    }
-    path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/eviction"
-    kubectl("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
 
 
 def test_a_pod_that_is_out_of_memory(workspace: NodeWorkspace) -> None:

@@ -11,7 +11,7 @@ from evershell.workspace.v1.workspace_service_pb2_grpc import WorkspaceServiceSt
 
 from evershell.pod.tls import CONTROL_PLANE
 from tests.deploy.long.manifests.tools import kubectl
-from tests.deploy.long.node.pods import GATE, await_no_pods, open_gate, pod, running_pod
+from tests.deploy.long.node.pods import await_no_pods, pod, running_pod
 from tests.deploy.long.node.stacks import NodeWorkspace
 from tests.support.stack import Stack
 
@@ -21,20 +21,6 @@ pytestmark = pytest.mark.timeout(400)
 @pytest.fixture
 def workspace(stack: Stack) -> NodeWorkspace:
     return NodeWorkspace(stack)
-
-
-def test_a_cancelled_task_finishes_its_iteration_and_the_pod_takes_the_next(
-    workspace: NodeWorkspace,
-) -> None:
-    before = pod(workspace)["metadata"]["uid"]
-    cancelled = workspace.begin(f"{GATE}; echo finished", "echo never")
-    assert workspace.cancel(reason="enough")["outcome"] == "accepted"
-    open_gate(workspace)
-    end = workspace.await_end(cancelled)
-    assert (end["status"], end["iterations"]) == ("cancelled", 1)
-    following = workspace.submit("echo $((6 * 7)) > kept; cat kept")
-    assert workspace.await_end(following)["status"] == "completed"
-    assert pod(workspace)["metadata"]["uid"] == before
 
 
 def test_a_forced_cancellation_interrupts_the_tool(workspace: NodeWorkspace) -> None:

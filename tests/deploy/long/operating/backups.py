@@ -17,17 +17,6 @@ def restore(path: Path, database_url: str) -> None:
     _run("pg_restore", "--exit-on-error", "--no-owner", f"--dbname={database_url}", str(path))
 
 
-def copy_cluster(socket_dir: Path, path: Path) -> None:
-    """Copies the files of a server that runs."""
-    _run(
-        "pg_basebackup",
-        f"--host={socket_dir}",
-        f"--username={postgres.USER}",
-        f"--pgdata={path}",
-        "--checkpoint=fast",
-    )
-
-
 def _run(program: str, *arguments: str) -> None:
     done = subprocess.run(
         [postgres._installation() / "bin" / program, *arguments],

@@ -1,19 +1,16 @@
 """Callers whose credentials a test rotates, and an issuer of session tokens."""
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
-from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from tests.stack.long.load import GrpcCaller, RestCaller
+from tests.support.identity_provider import jwk_set, token
 from tests.support.stack import Stack
 
-ISSUER = "https://login.acme.example"
 SCOPES = ["workspace:read", "workspace:write", "tasks:write"]
 
 
@@ -34,7 +31,7 @@ class Issuer:
 
     def add(self, kid: str) -> None:
         """Publishes a key beside the others."""
-        self._keys[kid] = ECKey.generate_key("P-256", {"kid": kid, "alg": "ES256"})
+        self._keys[kid] = ECKey.generate_key("P-256", {"kid": kid})
         self._publish()
 
     def remove(self, kid: str) -> None:
@@ -42,21 +39,12 @@ class Issuer:
         self._publish()
 
     def _publish(self) -> None:
-        keys = [key.as_dict(private=False) for key in self._keys.values()]
         unfinished = self._file.with_suffix(".new")
-        unfinished.write_text(json.dumps({"keys": keys}))
+        unfinished.write_text(jwk_set(*self._keys.values()))
         unfinished.replace(self._file)
 
     def token(self, kid: str, org_id: str) -> str:
-        claims: dict[str, Any] = {
-            "iss": ISSUER,
-            "aud": "evershell",
-            "sub": "alice",
-            "org_id": org_id,
-            "permissions": SCOPES,
-            "exp": int(time.time()) + 3600,
-        }
-        return jwt.encode({"alg": "ES256", "kid": kid}, claims, self._keys[kid])
+        return token("ES256", self._keys[kid], org_id=org_id, permissions=SCOPES)
 
 
 class Rest(RestCaller):

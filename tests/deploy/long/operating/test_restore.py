@@ -1,6 +1,5 @@
 """A backup of a living stack is restored, while agents of the time after the backup still run."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,7 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
-from evershell.stack import postgres
 from tests.conftest import drop_database, new_database
 from tests.deploy.long.operating import backups
 from tests.stack.long.canceller import SHORT, Canceller
@@ -158,74 +154,3 @@ def test_agents_and_cancellations_after_a_restore(
     with psycopg.connect(fresh_url) as connection:
         assert violations(read_history(connection, promised=promised)) == []
     assert living.rest().call("GET", unknown.path).status_code == 404
-
-
-@pytest.mark.soak
-def test_a_copy_of_the_embedded_database(tmp_path: Path) -> None:
-    """No agent outlives the stack, so nothing has to be fenced."""
-    with Stack(tmp_path / "state").started() as stack:
-        places = postgres.places(stack.state_dir)
-        cancelled, running = Workspace(stack), Workspace(stack)
-        gates = [Gate(cancelled), Gate(running)]
-        tasks = {
-            workspace: workspace.submit(gate.command, "echo never")
-            for workspace, gate in zip((cancelled, running), gates, strict=True)
-        }
-        for workspace, task_id in tasks.items():
-            workspace.await_phase(task_id, "tool_call")
-        assert cancelled.cancel()["outcome"] == "accepted"
-        backups.copy_cluster(places.socket_dir, tmp_path / "copy")
-        gates[0].open()
-        cancelled.await_end(tasks[cancelled])
-        assert running.cancel()["outcome"] == "accepted"
-        gates[1].open()
-        assert stack.stop() == 0
-
-        places.data_dir.rename(tmp_path / "lost")
-        (tmp_path / "copy").rename(places.data_dir)
-        stack.start()
-        for workspace in tasks:
-            await_workspace(workspace, "idle", BUSY_SECONDS)
-            assert_next_task_works(workspace)
-        with stack.database() as connection:
-            ends = dict(connection.execute("SELECT id, status FROM tasks").fetchall())
-            promised = [(tasks[cancelled], "recorded in the backup")]
-            assert violations(read_history(connection, promised=promised)) == []
-        assert (ends[tasks[cancelled]], ends[tasks[running]]) == ("cancelled", "failed")
-
-
-def test_a_database_with_two_roles(
-    empty_database_url: str, fresh_url: str, server_url: str, tmp_path: Path
-) -> None:
-    """The role of the service gets its rights, and the settings of its sessions, again."""
-    role = f"service_{os.getpid()}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
-
-    def evershell(command: str, owner_url: str) -> None:
-        service_url = make_conninfo(owner_url, user=role)
-        done = run(
-            command,
-            tmp_path,
-            DATABASE_URL=service_url,
-            DATABASE_SESSION_URL=service_url,
-            MIGRATION_DATABASE_URL=owner_url,
-        )
-        assert done.returncode == 0, done.stderr
-
-    try:
-        evershell("migrate", empty_database_url)
-        backups.dump(empty_database_url, tmp_path / "backup")
-        backups.restore(tmp_path / "backup", fresh_url)
-        evershell("migrate", fresh_url)
-        evershell("fence", fresh_url)
-        with psycopg.connect(make_conninfo(fresh_url, user=role)) as connection:
-            assert connection.execute("SHOW statement_timeout").fetchone() == ("5s",)
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute("DELETE FROM audit_entries")
-    finally:
-        for url in (fresh_url, empty_database_url, server_url):
-            with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
-        with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))

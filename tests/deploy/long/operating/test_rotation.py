@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from evershell.auth.signing_keys import private_keys
-from tests.deploy.long.operating.credentials import ISSUER, Credential, Grpc, Issuer, Rest
+from tests.deploy.long.operating.credentials import Credential, Grpc, Issuer, Rest
 from tests.deploy.long.operating.password_server import PasswordServer, password_server
 from tests.stack.long.canceller import SHORT, Canceller
 from tests.stack.long.load import Caller, Load
 from tests.support.edge.certificates import Authority
 from tests.support.faults import assert_story, await_terminal, await_workspace
+from tests.support.identity_provider import ISSUER
 from tests.support.programs import run
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually

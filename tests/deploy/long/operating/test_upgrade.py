@@ -5,15 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 import psycopg
-import pytest
-import yoyo
 
 from evershell.auth.signing_keys import new_key
-from evershell.store import migrate as migration
 from evershell.store.migrate import migrate
 from tests.support.faults import health_of
 from tests.support.ports import free_ports
@@ -53,17 +49,6 @@ def programs(state_dir: Path, database_url: str) -> Iterator[str]:
             process.wait(15)
 
 
-def migrate_without_the_last(database_url: str) -> None:
-    """As the previous version would have left the database."""
-    source = resources.files(migration.__package__ or "") / "migrations"
-    with (
-        resources.as_file(source) as folder,
-        yoyo.get_backend(migration._yoyo_url(database_url)) as backend,
-    ):
-        earlier = yoyo.read_migrations(str(folder))[:-1]
-        backend.apply_migrations(backend.to_apply(earlier))
-
-
 def leads(database_url: str) -> bool:
     """Whether a controller has the lock of the leader."""
     with psycopg.connect(database_url) as connection:
@@ -74,12 +59,7 @@ def leads(database_url: str) -> bool:
     return row is not None and row[0] > 0
 
 
-@pytest.mark.parametrize("before", ["empty", "one migration behind"])
-def test_programs_wait_for_their_schema(
-    before: str, empty_database_url: str, tmp_path: Path
-) -> None:
-    if before != "empty":
-        migrate_without_the_last(empty_database_url)
+def test_programs_wait_for_their_schema(empty_database_url: str, tmp_path: Path) -> None:
     with programs(tmp_path, empty_database_url) as worker:
         log = tmp_path / "log"
         eventually(lambda: log.read_text().count("schema_outdated") == 2, START_SECONDS)
