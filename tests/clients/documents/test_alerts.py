@@ -8,7 +8,6 @@ import pytest
 from evershell.api.status import RULES
 from evershell.app.settings import Settings
 from evershell.core.bounds import CANCEL_MARGIN
-from evershell.core.task import Limit
 from evershell.telemetry.metrics import Metrics
 from tests.support.alerts import ALERTS, PANELS
 from tests.support.stack import ROOT
@@ -78,12 +77,6 @@ def test_each_alert_has_a_runbook_and_each_runbook_an_alert() -> None:
         assert "**What to do**" in SECTIONS[name], name
 
 
-@pytest.mark.parametrize("name", ALERTS)
-def test_an_alert_has_a_severity_and_texts(name: str) -> None:
-    assert ALERTS[name]["labels"]["severity"] in ("page", "ticket", "info")
-    assert set(ALERTS[name]["annotations"]) == {"summary", "description", "runbook"}
-
-
 def test_the_bound_of_a_cancellation_is_that_of_the_default_settings() -> None:
     default = {name: field.default for name, field in Settings.model_fields.items()}
     iteration = default["model_timeout_seconds"] + default["tool_timeout_seconds"]
@@ -91,12 +84,3 @@ def test_the_bound_of_a_cancellation_is_that_of_the_default_settings() -> None:
     assert ALERTS["CancellationOverdue"]["expr"].endswith(f"> {bound:g}")
     assert f"{bound:g} s" in SECTIONS["CancellationOverdue"]
     assert f"{bound:g} s" in ALERTS["CancellationOverdue"]["annotations"]["description"]
-
-
-def test_each_limit_is_counted_from_0() -> None:
-    """Prometheus would not see the first one otherwise."""
-    for name in Limit:
-        found = Metrics().registry.get_sample_value(
-            "evershell_task_limits_reached_total", {"limit": name}
-        )
-        assert found == 0

@@ -28,25 +28,3 @@ def test_a_block_that_is_not_run_says_why(page: Path) -> None:
             assert "tests/" in block.reason, f"says which test runs it: {block}"
         if block.title:
             assert any(block.title in step.block.text for step in documents.steps(text)), block
-
-
-@pytest.mark.parametrize(
-    ("expected", "printed", "is_expected"),
-    [
-        ("accepted", "accepted\n", True),
-        ("accepted", "already_requested\n", False),
-        ("", "", True),
-        ("", "a warning\n", False),
-        ("1 task_01M87BM3XVW5RDTYHKM5QHVYGE …", "23 task_01M87BM3XVW5RDTYHKM5QHVYGZ a b\n", True),
-        ("1 task_01M87BM3XVW5RDTYHKM5QHVYGE …", "23 ws_01M87BM3XVW5RDTYHKM5QHVYGZ\n", False),
-        ("at 2026-01-01T00:00:00Z", "at 2027-02-03T04:05:06Z\n", True),
-        ('{"a":"b","c":[1]}', '{"a": "x", "c": [2]}\n', True),
-        ('{"a":"b","c":[1]}', '{"a": "x"}\n', False),
-        ('{"a":"b"}', "accepted\n", False),
-    ],
-)
-def test_an_output_is_compared_without_what_varies(
-    expected: str, printed: str, is_expected: bool
-) -> None:
-    step = documents.Step(documents.Block("sh", "", "", ""), expected)
-    assert documents.is_expected(step, printed) is is_expected

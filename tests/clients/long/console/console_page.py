@@ -58,10 +58,6 @@ class Console:
         """Filters the list."""
         self.page.get_by_role("searchbox").fill(text)
 
-    def row(self, text: str) -> Locator:
-        """The row of the list with this text."""
-        return self.page.get_by_role("row").filter(has_text=text)
-
     def open(self, workspace_id: str) -> None:
         """Opens the page of a workspace from the list."""
         self.find(workspace_id)
@@ -69,13 +65,12 @@ class Console:
         self.page.locator(".rows .row").click()
         expect(self.page).to_have_url(f"{self.origin}/console#/workspaces/{workspace_id}")
 
-    def cancel(self, reason: str = "", force_after: str = "", wait: str = "") -> None:
+    def cancel(self, reason: str = "", force_after: str = "") -> None:
         """Cancels the task of the open workspace."""
         self.page.get_by_role("button", name="Cancel…").click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_label("Reason").fill(reason)
         dialog.get_by_label("Interrupt the iteration after").fill(force_after)
-        dialog.get_by_label("Wait for the end").fill(wait)
         dialog.get_by_role("button", name="Cancel the task").click()
         expect(dialog).to_be_hidden()
 

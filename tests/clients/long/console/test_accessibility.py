@@ -20,7 +20,7 @@ SERIOUS = ("serious", "critical")
 LOOKS = [("light", 1280), ("dark", 360), ("dark", 1280), ("light", 360)]
 
 
-@pytest.fixture(params=smoke(LOOKS, LOOKS[:2]))
+@pytest.fixture(params=smoke(LOOKS, LOOKS[:1]))
 def console_with_axe(
     request: pytest.FixtureRequest,
     browser: Browser,
@@ -86,6 +86,7 @@ def is_wider_than_its_window(page: Page) -> bool:
     return bool(page.evaluate("() => document.documentElement.scrollWidth > window.innerWidth"))
 
 
+@pytest.mark.soak
 def test_the_keyboard_is_enough(
     console: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:

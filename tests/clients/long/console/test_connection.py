@@ -1,35 +1,31 @@
 """The console loses its connection, and goes on when it is back."""
 
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.clients.long.console.cable import Cable, cable
 from tests.clients.long.console.console_page import Console
+from tests.clients.long.proxy import Proxy, proxy
 from tests.support.stack import Gate, Stack, Workspace
-from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def line(stack: Stack) -> Iterator[Cable]:
-    edge = urlsplit(stack.ready["rest_url"])
-    assert edge.hostname and edge.port
-    with cable((edge.hostname, edge.port)) as plugged:
+def line(stack: Stack) -> Iterator[Proxy]:
+    with proxy(stack) as plugged:
         yield plugged
 
 
 @pytest.fixture
-def console(browser: Browser, stack: Stack, line: Cable) -> Iterator[Console]:
-    opened = Console(browser, line.origin)
+def console(browser: Browser, stack: Stack, line: Proxy) -> Iterator[Console]:
+    opened = Console(browser, line.url)
     opened.sign_in(stack.tokens["full_access"])
     yield opened
     opened.close()
 
 
 def test_the_log_goes_on_after_the_last_event(
-    console: Console, line: Cable, workspace: Workspace
+    console: Console, line: Proxy, workspace: Workspace
 ) -> None:
     workspace.await_end(workspace.submit("echo before"))
     console.open(workspace.id)
@@ -46,25 +42,12 @@ def test_the_log_goes_on_after_the_last_event(
     expect(warning).to_be_hidden()
     # Each event is there once.
     expect(entries).to_have_count(len(workspace.log()))
-    assert before in line.resumed_after
+    assert str(before) in line.last_ids
 
 
-def test_a_cancellation_goes_on_without_its_person(
-    console: Console, line: Cable, workspace: Workspace, gate: Gate
-) -> None:
-    task_id = workspace.begin(gate.command, "touch never")
-    console.open(workspace.id)
-    console.cancel(reason="before the loss")
-    expect(console.step("Accepted")).to_be_visible()
-    line.unplug()
-    gate.open()
-    assert workspace.await_end(task_id)["status"] == "cancelled"
-    line.plug_in()
-    expect(console.step("Cancelled")).to_be_visible()
-
-
+@pytest.mark.soak
 def test_a_cancel_without_a_connection_is_not_called_accepted(
-    console: Console, line: Cable, workspace: Workspace, gate: Gate
+    console: Console, line: Proxy, workspace: Workspace, gate: Gate
 ) -> None:
     workspace.begin(gate.command)
     console.open(workspace.id)
@@ -79,20 +62,3 @@ def test_a_cancel_without_a_connection_is_not_called_accepted(
     expect(console.step("Accepted")).to_be_visible()
     gate.open()
     expect(console.step("Cancelled")).to_be_visible()
-
-
-def test_the_list_is_live_again(
-    console: Console, line: Cable, stack: Stack, workspace: Workspace
-) -> None:
-    console.find(workspace.id)
-    status = console.page.locator(".rows .row .status")
-    expect(status).to_have_text("idle")
-    line.unplug()
-    warning = console.page.get_by_role("alert").filter(has_text="No connection.")
-    expect(warning).to_be_visible()
-    stack.rest().post(f"{workspace.path}/stop")
-    eventually(lambda: workspace.get()["status"] == "stopped")
-    expect(status).to_have_text("idle")
-    line.plug_in()
-    expect(status).to_have_text("stopped")
-    expect(warning).to_be_hidden()

@@ -1,11 +1,10 @@
 """The console at /console in a real browser: a list that is live, and a button that cancels."""
 
 import hashlib
-import os
 import re
 import secrets
-import signal
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.clients.long.console.console_page import Console
@@ -86,6 +85,7 @@ def test_a_person_learns_that_the_agent_does_not_answer(
     console.check()
 
 
+@pytest.mark.soak
 def test_a_person_interrupts_an_iteration(console: Console, workspace: Workspace) -> None:
     task_id = workspace.begin("sleep 600")
     console.show(workspace)
@@ -96,73 +96,7 @@ def test_a_person_interrupts_an_iteration(console: Console, workspace: Workspace
     console.check()
 
 
-def test_a_person_interrupts_an_iteration_that_takes_long(
-    console: Console, workspace: Workspace
-) -> None:
-    task_id = workspace.begin("sleep 600")
-    console.show(workspace)
-    console.cancel()
-    expect(console.cancellation).to_contain_text("The iteration still runs")
-    console.page.get_by_role("button", name="Interrupt it now").click()
-    expect(console.step("Cancelled, interrupted")).to_be_visible()
-    assert workspace.await_end(task_id)["forced"]
-
-
-def test_the_service_interrupts_what_an_unreachable_agent_does_not(
-    console: Console, stack: Stack, workspace: Workspace
-) -> None:
-    task_id = workspace.begin("sleep 600")
-    console.show(workspace)
-    os.kill(stack.agent_pid(workspace.id), signal.SIGSTOP)
-    # The service would end the task within the moment in which the page calls it late.
-    with stack.frozen("fleet"):
-        console.cancel(force_after="0")
-        note = console.cancellation.get_by_role("alert")
-        expect(note).to_contain_text("The agent does not answer.")
-        expect(console.cancellation).to_contain_text("The end is late.")
-    expect(console.step("Cancelled, interrupted")).to_be_visible()
-    assert workspace.await_end(task_id)["forced"]
-
-
-def test_a_person_sees_the_limits_of_a_task(
-    console: Console, workspace: Workspace, gate: Gate
-) -> None:
-    limits = {"max_duration": "3600s", "max_total_tokens": "200000"}
-    task_id = workspace.begin(gate.command, limits=limits)
-    console.show(workspace)
-    shown = console.page.get_by_role("region", name="Task").locator("dl")
-    expect(shown).to_contain_text("cancelled after 1 h 00 min, cancelled at 200,000 tokens")
-    gate.open()
-    workspace.await_end(task_id)
-
-
-def test_a_person_sees_that_a_limit_has_ended_a_task(
-    console: Console, workspace: Workspace
-) -> None:
-    limits = {"max_duration": "1.5s", "force_after": "0s"}
-    task_id = workspace.submit("sleep 600", limits=limits)
-    console.show(workspace)
-    expect(console.step("Cancelled, interrupted")).to_be_visible()
-    assert workspace.await_end(task_id)["cancel"]["requested_by"] == "system:limit"
-    expect(console.step("Accepted")).to_contain_text("by a limit of the task")
-    expect(console.step("Accepted")).to_contain_text("max_duration reached: 1.5 s")
-    shown = console.page.get_by_role("region", name="Last task").locator("dl")
-    expect(shown).to_contain_text("cancelled after 1.5 s, its iteration is interrupted 0 s later")
-    expect(shown).to_contain_text("a limit was reached and cancelled the task")
-    console.check()
-
-
-def test_the_call_waits_for_the_end(console: Console, workspace: Workspace, gate: Gate) -> None:
-    workspace.begin(gate.command)
-    console.show(workspace)
-    console.cancel(wait="30")
-    # The log says more than the answer, which comes with the end.
-    expect(console.step("Accepted")).not_to_contain_text("answered in")
-    gate.open()
-    expect(console.step("Cancelled")).to_be_visible()
-    expect(console.step("Accepted")).to_contain_text("answered in")
-
-
+@pytest.mark.soak
 def test_nothing_is_left_after_sign_out(console: Console, workspace: Workspace) -> None:
     console.show(workspace)
     console.page.get_by_role("button", name="Sign out").click()
@@ -182,6 +116,7 @@ def test_a_rejected_token_is_explained(console: Console, stack: Stack) -> None:
     console.check()
 
 
+@pytest.mark.soak
 def test_a_token_that_expires_is_asked_for_again(
     console: Console, stack: Stack, workspace: Workspace
 ) -> None:
@@ -199,6 +134,7 @@ def test_a_token_that_expires_is_asked_for_again(
     console.check()
 
 
+@pytest.mark.soak
 def test_a_read_only_token_cannot_cancel(
     console: Console, stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
@@ -212,6 +148,7 @@ def test_a_read_only_token_cannot_cancel(
     gate.open()
 
 
+@pytest.mark.soak
 def test_the_list_is_live(console: Console, stack: Stack, workspace: Workspace, gate: Gate) -> None:
     console.sign_in(stack.tokens["full_access"])
     console.find(workspace.id)
@@ -225,23 +162,3 @@ def test_the_list_is_live(console: Console, stack: Stack, workspace: Workspace, 
     expect(row.locator(".since")).to_have_text(re.compile(r"\d+ s"))
     gate.open()
     expect(row.locator(".status")).to_have_text("idle")
-
-
-def test_a_new_workspace_appears(console: Console, stack: Stack) -> None:
-    console.sign_in(stack.tokens["full_access"])
-    expect(console.page.get_by_role("grid")).to_be_visible()
-    made = Workspace(stack)
-    console.find(made.id)
-    expect(console.page.locator(".rows .row")).to_have_count(1)
-    stack.rest().post(f"{made.path}/stop")
-    expect(console.page.locator(".rows .row .status")).to_have_text("stopped")
-
-
-def test_the_output_of_a_tool_is_folded(console: Console, workspace: Workspace) -> None:
-    workspace.await_end(workspace.submit("seq 1 500"))
-    console.show(workspace)
-    output = console.page.locator("details", has_text="Output (succeeded, 1.8 KiB)")
-    expect(output.locator("pre")).to_be_hidden()
-    output.locator("summary").click()
-    expect(output.locator("pre")).to_contain_text("499\n500")
-    console.check()

@@ -89,6 +89,7 @@ def test_a_person_stops_everything(
     console.check()
 
 
+@pytest.mark.soak
 def test_a_person_interrupts_everything(
     console: Console, stack: Stack, running: dict[str, Workspace]
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_person_interrupts_everything(
     console.check()
 
 
+@pytest.mark.soak
 def test_a_hold_that_is_refused_cancels_nothing(
     console: Console, stack: Stack, running: dict[str, Workspace]
 ) -> None:
@@ -126,6 +128,7 @@ def test_a_hold_that_is_refused_cancels_nothing(
     console.check()
 
 
+@pytest.mark.soak
 def test_a_read_that_began_before_a_release_does_not_bring_the_hold_back(
     console: Console, stack: Stack, released: None
 ) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -49,12 +48,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_make_docs_builds_strictly() -> None:
-    command = ["make", "-n", "docs"]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "mkdocs build --strict" in done.stdout
-
-
 def test_the_site_has_every_page(site: Path) -> None:
     pages = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     built = {path.relative_to(site).with_suffix(".md") for path in site.rglob("*.html")}
@@ -78,13 +71,3 @@ def test_the_pages_load_nothing_from_other_hosts(site: Path) -> None:
     }
     assert loaded
     assert [target for target in loaded if "//" in target] == []
-
-
-def test_broken_links_are_errors(tmp_path: Path) -> None:
-    docs, links = tmp_path / "docs", ("missing.md", "cancelling.md#missing", "/cancelling.md")
-    shutil.copytree(ROOT / "docs", docs)
-    with (docs / "quickstart.md").open("a") as page:
-        page.writelines(f"\n[broken]({link})\n" for link in links)
-    done = build(tmp_path / "site", docs)
-    assert done.returncode == 1
-    assert all(f"'{link}'" in done.stderr for link in links), done.stderr

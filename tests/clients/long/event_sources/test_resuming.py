@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,15 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
-import httpx_sse
 import pytest
 from evershell.workspace.v1 import event_pb2
 from playwright.sync_api import Browser
 
-from tests.clients.long.event_sources.cutting_proxy import CuttingProxy, cutting_proxy
+from tests.clients.long.proxy import Proxy, proxy
 from tests.support.browser import browser as browser
 from tests.support.npm import node, node_modules, program_folder
 from tests.support.openapi import operations
@@ -40,29 +36,6 @@ CLIENT_SECONDS = 60
 # The id, the type, and the `seq` in the data of an event.
 Seen = list[tuple[str, str, str]]
 Client = Callable[[str, str], Seen]
-
-
-def httpx_client(url: str, token: str) -> Seen:
-    """Reconnects as the documentation of httpx-sse says."""
-    seen: Seen = []
-    last_id, retry_seconds = "", 0.0
-    headers = {"authorization": f"Bearer {token}"}
-    with httpx.Client(timeout=CLIENT_SECONDS, trust_env=False) as client:
-        while not seen or seen[-1][1] != "workspace_stopped":
-            time.sleep(retry_seconds)
-            if last_id:
-                headers["last-event-id"] = last_id
-            try:
-                with httpx_sse.connect_sse(client, "GET", url, headers=headers) as source:
-                    for event in source.iter_sse():
-                        last_id = event.id
-                        retry_seconds = (event.retry or 0) / 1000 or retry_seconds
-                        seen.append((event.id, event.event, event.json()["event"]["seq"]))
-                        if event.event == "workspace_stopped":
-                            break
-            except httpx.TransportError:
-                continue
-    return seen
 
 
 def node_client(program: str) -> Client:
@@ -142,11 +115,6 @@ def _seen(done: "subprocess.CompletedProcess[str]") -> Seen:
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def edge(stack: Stack) -> tuple[str, int]:
-    url = urlsplit(stack.ready["rest_url"])
-    return str(url.hostname), int(url.port or 0)
-
-
 def work(workspace: Workspace, was_cut: Callable[[int], bool]) -> None:
     """Makes events before and after each cut, then stops the workspace.
 
@@ -159,18 +127,17 @@ def work(workspace: Workspace, was_cut: Callable[[int], bool]) -> None:
     workspace.rest.post(f"{workspace.path}/stop")
 
 
-def check(workspace: Workspace, proxy: CuttingProxy, seen: Seen) -> None:
+def check(workspace: Workspace, used: Proxy, seen: Seen) -> None:
     log = [(str(entry["seq"]), entry["type"], str(entry["seq"])) for entry in workspace.log()]
     assert [tuple(each) for each in seen] == log
-    assert proxy.cuts == len(LIMITS)
-    first, *later = proxy.last_ids
+    assert used.cuts == len(LIMITS)
+    first, *later = used.last_ids
     assert first in (None, "0")
     ids = [0 if last_id is None else int(last_id) for last_id in later]
     assert ids == sorted(ids) and ids[-1] > 0
 
 
 LIBRARIES: dict[str, Client] = {
-    "httpx-sse": httpx_client,
     "eventsource": node_client("eventsource.mjs"),
     "fetch-event-source": node_client("fetch_event_source.mjs"),
     "sample-js": sample_client("JavaScript"),
@@ -184,7 +151,7 @@ IN_NODE = ("eventsource", "fetch-event-source")
 class Reading:
     """What one library reads of the stream."""
 
-    proxy: CuttingProxy
+    proxy: Proxy
     seeing: Future[Seen]
 
     def was_cut(self, times: int) -> bool:
@@ -214,9 +181,9 @@ def readings(stack: Stack) -> Iterator[Readings]:
         pool = resources.enter_context(ThreadPoolExecutor(len(libraries)))
         of = {}
         for name, client in libraries.items():
-            proxy = resources.enter_context(cutting_proxy(edge(stack), LIMITS))
-            url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
-            of[name] = Reading(proxy, pool.submit(client, url, token))
+            used = resources.enter_context(proxy(stack, LIMITS))
+            url = f"{used.url}{workspace.path}/events"
+            of[name] = Reading(used, pool.submit(client, url, token))
         work(workspace, lambda times: all(each.was_cut(times) for each in of.values()))
         yield Readings(workspace, of)
 
@@ -252,16 +219,17 @@ SCRIPT = """
 """
 
 
+@pytest.mark.soak
 def test_a_browser_loses_and_repeats_no_event(
     stack: Stack, workspace: Workspace, page: Any
 ) -> None:
     """The EventSource of the browser itself. The proxy adds the token, which it cannot send."""
-    with cutting_proxy(edge(stack), LIMITS, stack.tokens["full_access"]) as proxy:
-        url = f"http://127.0.0.1:{proxy.server_address[1]}{workspace.path}/events"
+    with proxy(stack, LIMITS, stack.tokens["full_access"]) as used:
+        url = f"{used.url}{workspace.path}/events"
         page.evaluate(SCRIPT, [url, TYPES])
-        work(workspace, lambda times: proxy.cuts >= times)
+        work(workspace, lambda times: used.cuts >= times)
         page.wait_for_function(
             "() => window.seen.some(([, type]) => type === 'workspace_stopped')",
             timeout=CLIENT_SECONDS * 1000,
         )
-        check(workspace, proxy, page.evaluate("() => window.seen"))
+        check(workspace, used, page.evaluate("() => window.seen"))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from evershell.stack.envoy.documents import edge_file
-from tests.clients.long.libraries.tools import PROGRAMS
 from tests.support.documents import blocks
 from tests.support.npm import cache_folder, node, program_folder
 from tests.support.stack import ROOT, Gate, Stack, Workspace
 
+PROGRAMS = Path(__file__).with_name("programs")
 DOCUMENT = ROOT / "docs" / "grpc.md"
 DESCRIPTOR_SET = edge_file("workspace.binpb")
 # Debian's packages for Go have the sources of the libraries in this GOPATH.

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.npm import npm_tool
 from tests.support.openapi import PATH
 
@@ -15,6 +17,7 @@ def test_redocly_finds_nothing(tmp_path: Path) -> None:
     assert "warning" not in output
 
 
+@pytest.mark.soak
 def test_spectral_finds_nothing(tmp_path: Path) -> None:
     options = ["--fail-severity", "hint", "--ruleset", str(RULES)]
     assert "No results" in npm_tool(SPECTRAL, "lint", *options, PATH, folder=tmp_path)
