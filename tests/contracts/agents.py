@@ -1,7 +1,7 @@
 """The implementations of Agents, each with one agent and the faults of that agent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -50,38 +50,24 @@ class AgentCase(Protocol):
     def workspace(self) -> Workspace:
         """The workspace of the agent, with its address."""
 
-    async def new_task(self) -> Task:
-        """Returns a task of the workspace that the agent does not have yet."""
-
     def has(self, task: Task) -> bool:
         """Whether the agent has received the task."""
 
     def is_cancelled(self, task: Task) -> bool:
         """Whether the agent has received the cancellation of the task."""
 
-    def occupied(self) -> AbstractAsyncContextManager[None]:
-        """Inside the context, the agent works on another task."""
-
     def fault(self, fault: Fault) -> AbstractAsyncContextManager[Workspace]:
         """Inside the context, the agent of the returned workspace cannot be reached."""
-
-    def slow(self) -> AbstractAsyncContextManager[Callable[[], Awaitable[None]]]:
-        """Inside the context, calls do not return.
-
-        The returned function waits until the agent has received a call.
-        """
 
 
 class _Pausing(grpc.aio.ServerInterceptor):
     """Makes a server accept calls without an answer, like a frozen process."""
 
     def __init__(self) -> None:
-        self.arrived = asyncio.Event()
         self.running = asyncio.Event()
         self.running.set()
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        self.arrived.set()
         await self.running.wait()
         return await continuation(details)
 
@@ -110,20 +96,12 @@ class ClientCase:
             await case.client.aclose()
             await case._stop()
 
-    async def new_task(self) -> Task:
-        return world.task(self.workspace.id)
-
     def has(self, task: Task) -> bool:
         return self._session.task_id == task.id
 
     def is_cancelled(self, task: Task) -> bool:
         active = self._session.task
         return active is not None and active.id == task.id and active.cancel.is_requested
-
-    @asynccontextmanager
-    async def occupied(self) -> AsyncIterator[None]:
-        await self.agents.start_task(self.workspace, await self.new_task())
-        yield
 
     @asynccontextmanager
     async def fault(self, fault: Fault) -> AsyncIterator[Workspace]:
@@ -134,22 +112,13 @@ class ClientCase:
                 self._session = self._new_session()
                 await self._listen(str(self.workspace.agent_address))
             case Fault.FROZEN:
-                async with self.slow():
-                    yield self.workspace
+                self._pausing.running.clear()
+                yield self.workspace
+                self._pausing.running.set()
             case Fault.REFUSES:
                 yield replace(self.workspace, epoch=self.workspace.epoch + 1)
             case Fault.NOT_REGISTERED:
                 yield replace(self.workspace, agent_address=None)
-
-    @asynccontextmanager
-    async def slow(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        self._pausing.running.clear()
-        self._pausing.arrived.clear()
-        yield self._arrival
-        self._pausing.running.set()
-
-    async def _arrival(self) -> None:
-        await self._pausing.arrived.wait()
 
     def _new_session(self) -> Session:
         async def work(task: ActiveTask) -> TaskEnded | None:
@@ -192,23 +161,14 @@ class FakeCase:
         self.agents: Agents = self.fake
         self.fake.meanwhile = self._set_known
 
-    async def new_task(self) -> Task:
-        return world.task(self.workspace.id)
-
     def has(self, task: Task) -> bool:
-        return task.id in self.fake.started and not self.fake.busy
+        return task.id in self.fake.started
 
     async def _set_known(self, workspace: Workspace, task: Task) -> None:
         self.fake.known = self.has(task)
 
     def is_cancelled(self, task: Task) -> bool:
         return task.id in self.fake.cancelled
-
-    @asynccontextmanager
-    async def occupied(self) -> AsyncIterator[None]:
-        self.fake.busy = True
-        yield
-        self.fake.busy = False
 
     @asynccontextmanager
     async def fault(self, fault: Fault) -> AsyncIterator[Workspace]:
@@ -218,21 +178,6 @@ class FakeCase:
         self.fake.reachable = False
         yield self.workspace
         self.fake.reachable = True
-
-    @asynccontextmanager
-    async def slow(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        arrived = asyncio.Event()
-
-        async def wait(workspace: Workspace, task: Task) -> None:
-            arrived.set()
-            await asyncio.Event().wait()
-
-        async def arrival() -> None:
-            await arrived.wait()
-
-        before, self.fake.meanwhile = self.fake.meanwhile, wait
-        yield arrival
-        self.fake.meanwhile = before
 
 
 def cancelled(task: Task) -> Task:

@@ -138,22 +138,3 @@ async def test_a_hold_waits_for_the_submissions_in_flight(database_url: str) -> 
                 await too_late
         assert await store.get_task(slow.workspace_id, slow.id) is not None
         assert await store.get_task(late.workspace_id, late.id) is None
-
-
-async def test_a_hold_does_not_wait_for_other_calls(database_url: str) -> None:
-    """Cancellations and commits of agents go on while the hold waits."""
-    async with open_pool(database_url) as pool:
-        store = PostgresStore(pool, machine_clock)
-        slow, running = await idle(store), await idle(store)
-        assert await submit(store, running) is not None
-        async with held(database_url, slow.workspace_id) as waits:
-            submitting = asyncio.create_task(submit(store, slow))
-            await waits(1)
-            holding = asyncio.create_task(store.hold_org(HOLD))
-            await waits(2)
-            change = await store.transition(
-                running.workspace_id, lambda locked: task_lifecycle.deliver(locked, running.id)
-            )
-            assert change is not None and change.task is not None
-            assert change.task.status == "delivered"
-        await asyncio.gather(submitting, holding)

@@ -101,15 +101,6 @@ async def test_open_cancellations_are_listed_with_their_workspaces(store: Store)
     )
 
 
-async def test_a_task_is_found_in_its_workspace_only(store: Store) -> None:
-    busy, submitted = await with_task(store)
-    other, _ = await with_task(store)
-    assert await store.get_task(busy.id, submitted.id) == submitted
-    assert await store.get_task(other.id, submitted.id) is None
-    assert await store.get_task(busy.id, new_task_id()) is None
-    assert await store.get_workspace("ws_unknown") is None
-
-
 async def test_a_workspace_is_read_together_with_one_of_its_tasks(store: Store) -> None:
     busy, submitted = await with_task(store)
     other, foreign = await with_task(store)

@@ -57,8 +57,6 @@ class FakeAgents:
 
     reachable: bool = True
     known: bool = True
-    # The agent works on another task and refuses to start one.
-    busy: bool = False
     # Awaited during each call, before it returns or fails.
     meanwhile: Callable[[Workspace, Task], Coroutine[Any, Any, None]] = _nothing
     started: list[str] = field(default_factory=list)
@@ -67,8 +65,6 @@ class FakeAgents:
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         self.started.append(task.id)
         await self._answer(workspace, task)
-        if self.busy:
-            raise AgentUnreachableError("the fake agent works on another task")
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
         self.cancelled.append(task.id)

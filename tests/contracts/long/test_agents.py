@@ -1,6 +1,5 @@
 """The contract of Agents: over gRPC, with metrics, and in the fake."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -64,7 +63,7 @@ async def unreachable(call: Call, agents: Agents, workspace: Workspace, task: Ta
 
 
 async def test_a_task_is_delivered_and_may_be_delivered_again(case: AgentCase) -> None:
-    task = await case.new_task()
+    task = world.task(case.workspace.id)
     assert not case.has(task)
     for _ in range(2):
         await start(case.agents, case.workspace, task)
@@ -73,7 +72,7 @@ async def test_a_task_is_delivered_and_may_be_delivered_again(case: AgentCase) -
 
 
 async def test_a_cancellation_of_the_task_of_the_agent_is_known(case: AgentCase) -> None:
-    task = await case.new_task()
+    task = world.task(case.workspace.id)
     await start(case.agents, case.workspace, task)
     assert case.has(task)
     assert await cancel(case.agents, case.workspace, task) is True
@@ -84,16 +83,8 @@ async def test_a_cancellation_of_the_task_of_the_agent_is_known(case: AgentCase)
 async def test_a_cancellation_of_a_task_that_the_agent_does_not_have_is_not_known(
     case: AgentCase,
 ) -> None:
-    task = await case.new_task()
+    task = world.task(case.workspace.id)
     assert await cancel(case.agents, case.workspace, task) is False
-
-
-async def test_an_agent_that_works_on_another_task_refuses_a_task(case: AgentCase) -> None:
-    async with case.occupied():
-        task = world.task(case.workspace.id)
-        assert await unreachable(start, case.agents, case.workspace, task) < LIMIT_SECONDS
-        assert not case.has(task)
-        assert await cancel(case.agents, case.workspace, task) is False
 
 
 @start_and_cancel
@@ -101,23 +92,9 @@ async def test_an_agent_that_works_on_another_task_refuses_a_task(case: AgentCas
 async def test_a_call_to_an_unreachable_agent_fails_in_time_and_a_later_call_succeeds(
     case: AgentCase, fault: Fault, call: Call
 ) -> None:
-    task = await case.new_task()
+    task = world.task(case.workspace.id)
     async with case.fault(fault) as workspace:
         assert await unreachable(call, case.agents, workspace, task) < LIMIT_SECONDS
-    await start(case.agents, case.workspace, task)
-    await eventually_async(lambda: case.has(task))
-    assert await cancel(case.agents, case.workspace, task) is True
-
-
-@start_and_cancel
-async def test_a_cancelled_caller_ends_only_its_own_call(case: AgentCase, call: Call) -> None:
-    task = await case.new_task()
-    async with case.slow() as arrival:
-        pending = asyncio.ensure_future(call(case.agents, case.workspace, task))
-        await asyncio.wait_for(arrival(), LIMIT_SECONDS)
-        pending.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await pending
     await start(case.agents, case.workspace, task)
     await eventually_async(lambda: case.has(task))
     assert await cancel(case.agents, case.workspace, task) is True

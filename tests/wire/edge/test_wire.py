@@ -5,7 +5,6 @@ HTTP/2 frame by frame, the access log, and an overloaded edge.
 
 import json
 import socket
-from contextlib import ExitStack
 
 import h2.config
 import h2.connection
@@ -97,27 +96,6 @@ def test_the_access_log_omits_the_query(edge: RunningEdge, stub: Stub) -> None:
         200,
     )
     assert "private" not in line
-
-
-def test_connections_over_the_limit_are_closed(
-    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    limit = {"max_active_downstream_connections: 10000": "max_active_downstream_connections: 3"}
-    with (
-        running_edge(
-            short_directory(tmp_path_factory), _stub_and_address[1], replacements=limit
-        ) as running,
-        ExitStack() as opened,
-    ):
-        address = ("127.0.0.1", running.settings.rest_port)
-        eventually(lambda: running.stat("http.rest.downstream_cx_active") == 0)
-        idle = [
-            opened.enter_context(socket.create_connection(address, timeout=15)) for _ in range(3)
-        ]
-        eventually(lambda: running.stat("http.rest.downstream_cx_active") == 3)
-        assert not running.answers(200)
-        idle[0].close()
-        eventually(lambda: running.answers(200))
 
 
 def test_an_edge_without_memory_answers_unavailable(

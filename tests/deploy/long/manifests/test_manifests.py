@@ -315,17 +315,6 @@ def test_apply_leaves_the_number_of_workers_to_the_autoscaler(
         assert ("replicas" not in deployment["spec"]) is (name in scaled), name
 
 
-def test_agents_do_not_use_up_what_the_control_plane_needs() -> None:
-    overlay = tools.render("production")
-    (priority,) = of_kind(overlay, "PriorityClass")
-    for _, spec in pod_specs(overlay):
-        assert spec["priorityClassName"] == priority
-    (scope,) = of_kind(overlay, "ResourceQuota")["agents"]["spec"]["scopeSelector"][
-        "matchExpressions"
-    ]
-    assert (scope["operator"], scope["values"]) == ("NotIn", [priority])
-
-
 def test_the_first_step_of_an_upgrade_has_what_the_migration_needs(
     overlay: list[dict[str, Any]],
 ) -> None:

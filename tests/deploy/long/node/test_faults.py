@@ -37,18 +37,3 @@ def test_a_pod_that_is_out_of_memory(workspace: NodeWorkspace) -> None:
     workspace.cancel(reason="enough")
     open_gate(workspace)
     assert_truth(workspace, task_id, OUT_OF_MEMORY, "yes")
-
-
-def test_a_tool_that_is_out_of_memory(workspace: NodeWorkspace) -> None:
-    """The tool call has failed, and the task goes on. Newer kubelets end the whole pod instead."""
-    task_id = workspace.submit("python3 -c 'bytearray(1 << 30)'", "echo next")
-    if workspace.await_end(task_id)["status"] == "failed":
-        assert_truth(workspace, task_id, OUT_OF_MEMORY, "yes")
-        return
-    first, second = (
-        event["tool_call"]["result"]
-        for event in workspace.log()
-        if event["type"] == "iteration_completed"
-    )
-    assert first["exit_code"] == 137
-    assert second["output"] == "next\n"
