@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from evershell.core.ports import Subscription, Subscriptions
-from evershell.store import notifications
+from evershell.store import watched_workspaces
 from evershell.store.connections import open_pool
 from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
@@ -76,7 +76,7 @@ async def case(
 ) -> AsyncIterator[Case]:
     """Each implementation in turn."""
     # A mark that is set later than this wakes its subscriber once more.
-    monkeypatch.setattr(notifications, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
+    monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
     url, from_another_process = subscriptions_url
     async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):
         if url is None:
