@@ -6,8 +6,7 @@ import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.support.promises.database import read_history
-from tests.support.promises.promises import violations
+from tests.support.promises import read_history, violations
 from tests.support.stack import Workspace
 from tests.support.waiting import eventually
 from tests.support.wires import read_failure

@@ -1,7 +1,7 @@
 """The invariants of a cancellation, numbered as in the contract.
 
 Each function checks the observations so far, and raises AssertionError. Checks that need only rows
-and logs are in tests/support/promises.
+and logs are in tests.support.promises.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from evershell.core.workspace import WorkspaceStatus
 from tests.faults.invariants.record import Iteration
 from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.view import View
-from tests.support.promises.promises import violations
+from tests.support.promises import violations
 
 # The most that an answer about an unreachable agent may take.
 _UNREACHABLE_SECONDS = 2.0

@@ -10,7 +10,7 @@ from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 from tests.faults.invariants.record import Call, Iteration, Record
 from tests.faults.invariants.world import World
-from tests.support.promises.history import EventRecord, History, TaskRecord
+from tests.support.promises import EventRecord, History, TaskRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from typing import Any
 
 import grpc
 
-from tests.support.promises.database import read_history
-from tests.support.promises.promises import violations
+from tests.support.promises import read_history, violations
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 from tests.support.wires import Grpc, grpc_failure

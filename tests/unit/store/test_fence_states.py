@@ -25,8 +25,7 @@ from evershell.store.fence import fence
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.fleet import BOUNDS, RUN_ID, FakeChanges, FakePods
-from tests.support.promises.database import read_history
-from tests.support.promises.promises import violations
+from tests.support.promises import read_history, violations
 from tests.support.store.examples import NOW, ORG, USER, intent, permission, task, workspace
 from tests.support.waiting import eventually_async
 from tests.support.world import FakeAgents

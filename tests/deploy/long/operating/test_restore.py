@@ -14,8 +14,7 @@ from tests.stack.long.canceller import SHORT, Canceller
 from tests.stack.long.load import Load, RestCaller
 from tests.support.faults import assert_next_task_works, await_workspace
 from tests.support.programs import run
-from tests.support.promises.database import read_history
-from tests.support.promises.promises import violations
+from tests.support.promises import read_history, violations
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 

@@ -15,9 +15,7 @@ from tests.faults.long.chaos.disks import disks
 from tests.faults.long.chaos.faults import Faults, Hit
 from tests.faults.long.chaos.load import Load
 from tests.faults.long.chaos.plan import Fault, Plan
-from tests.support.promises.database import read_history
-from tests.support.promises.history import TERMINAL
-from tests.support.promises.promises import violations
+from tests.support.promises import TERMINAL, read_history, violations
 from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 

@@ -21,8 +21,7 @@ from tests.faults.long.hosts.many_hosts import (
 )
 from tests.faults.network import both_ways, one_way
 from tests.support.lengths import smoke
-from tests.support.promises.database import read_history
-from tests.support.promises.promises import violations
+from tests.support.promises import read_history, violations
 from tests.support.stack import Gate, Workspace
 from tests.support.waiting import eventually
 

@@ -1,11 +1,123 @@
-"""The promises: they hold for every task and every log, at any moment and after any fault.
+"""The promises of the service about tasks and their logs, written once for every kind of test.
 
-Each function yields one line for each violation.
+They hold for every task and every log, at any moment and after any fault. Each yields one line for
+each violation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from tests.support.promises.history import TERMINAL, History
+from psycopg import Connection
+from psycopg.rows import class_row
+
+TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """A row of the table of tasks. Times are seconds since 1970."""
+
+    id: str
+    workspace_id: str
+    status: str
+    iterations: int = 0
+    forced: bool = False
+    completed_at: float | None = None
+    cancel_requested_at: float | None = None
+    force_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """An entry of the log."""
+
+    workspace_id: str
+    seq: int
+    type: str
+    task_id: str | None = None
+    # Set for `task_completed`.
+    status: str | None = None
+    forced: bool = False
+    iterations: int = 0
+    # Set for `iteration_completed`.
+    number: int = 0
+    is_model_call_interrupted: bool = False
+    is_tool_call_interrupted: bool = False
+    has_tool_call: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Tasks and complete logs, read in one transaction."""
+
+    tasks: Mapping[str, TaskRecord] = field(default_factory=dict)
+    events: Sequence[EventRecord] = ()
+    # The `last_seq` of each workspace's row, by workspace id.
+    last_seqs: Mapping[str, int] = field(default_factory=dict)
+    # The answers that promised a cancellation, as pairs of task id and description of the answer.
+    promised: Sequence[tuple[str, str]] = ()
+
+    def log(self, workspace_id: str) -> list[EventRecord]:
+        """Returns the workspace's events, in order."""
+        found = (event for event in self.events if event.workspace_id == workspace_id)
+        return sorted(found, key=lambda event: event.seq)
+
+    def logs_by_task(self) -> Iterator[tuple[TaskRecord, list[EventRecord]]]:
+        """Yields each task with its events, in order."""
+        logs: dict[str, list[EventRecord]] = {task_id: [] for task_id in self.tasks}
+        for event in sorted(self.events, key=lambda event: event.seq):
+            if event.task_id in logs:
+                logs[event.task_id].append(event)
+        yield from ((self.tasks[task_id], log) for task_id, log in logs.items())
+
+
+_TASKS = """
+SELECT id, workspace_id, status, iterations, forced,
+       extract(epoch FROM completed_at)::float AS completed_at,
+       extract(epoch FROM cancel_requested_at)::float AS cancel_requested_at,
+       extract(epoch FROM cancel_force_at)::float AS force_at
+FROM tasks WHERE %(id)s::text IS NULL OR workspace_id = %(id)s
+"""
+_EVENTS = """
+SELECT workspace_id, seq, type, task_id, payload ->> 'status' AS status,
+       coalesce((payload ->> 'forced')::boolean, false) AS forced,
+       coalesce((payload ->> 'iterations')::integer, 0) AS iterations,
+       coalesce((payload ->> 'number')::integer, 0) AS number,
+       coalesce(payload #>> '{model_call,status}' = 'interrupted', false)
+           AS is_model_call_interrupted,
+       coalesce(payload #>> '{tool_call,result,status}' = 'interrupted', false)
+           AS is_tool_call_interrupted,
+       coalesce(payload -> 'tool_call' <> 'null', false) AS has_tool_call
+FROM events WHERE %(id)s::text IS NULL OR workspace_id = %(id)s
+"""
+_LAST_SEQS = """
+SELECT id, last_seq FROM workspaces WHERE %(id)s::text IS NULL OR id = %(id)s
+"""
+
+
+def read_history(
+    connection: "Connection[Any]",
+    workspace_id: str | None = None,
+    promised: Sequence[tuple[str, str]] = (),
+) -> History:
+    """Reads the history of one workspace, or of all.
+
+    The connection must not be in a transaction.
+    """
+    parameters = {"id": workspace_id}
+    with (
+        connection.transaction(),
+        connection.cursor(row_factory=class_row(TaskRecord)) as tasks,
+        connection.cursor(row_factory=class_row(EventRecord)) as events,
+    ):
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        return History(
+            tasks={task.id: task for task in tasks.execute(_TASKS, parameters)},
+            events=events.execute(_EVENTS, parameters).fetchall(),
+            last_seqs=dict(connection.execute(_LAST_SEQS, parameters).fetchall()),
+            promised=promised,
+        )
 
 
 def logs_have_no_gaps(history: History) -> Iterator[str]:

@@ -1,1 +1,0 @@
-"""The promises of the service about tasks and their logs, written once for every kind of test."""
