@@ -46,23 +46,16 @@ def rules_file(folder: Path, spec: dict[str, Any] = SPEC) -> Path:
     return path
 
 
-def assert_firing(
-    folder: Path,
-    series: Series,
-    at: str,
-    firing: set[str],
-    spec: dict[str, Any] = SPEC,
-    interval: str = SCRAPE_INTERVAL,
-) -> None:
+def assert_firing(folder: Path, series: Series, at: str, firing: set[str]) -> None:
     """Fails unless exactly these alerts fire at this time."""
     expression = 'count by (alertname) (ALERTS{alertstate="firing"})'
     expected = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)]
     test = {
-        "rule_files": [rules_file(folder, spec).name],
+        "rule_files": [rules_file(folder).name],
         "evaluation_interval": SCRAPE_INTERVAL,
         "tests": [
             {
-                "interval": interval,
+                "interval": SCRAPE_INTERVAL,
                 "input_series": [{"series": s, "values": v} for s, v in series.items()],
                 "promql_expr_test": [
                     {"expr": expression, "eval_time": at, "exp_samples": expected}
@@ -93,12 +86,10 @@ class Recorder:
             }
         )
 
-    def assert_firing(
-        self, folder: Path, names: set[str], other: Series | None = None, spec: Any = SPEC
-    ) -> None:
+    def assert_firing(self, folder: Path, names: set[str], other: Series) -> None:
         """Fails unless exactly these alerts fire at the last scrape, with the `other` series."""
         at = f"{15 * (len(self._scrapes) - 1)}s"
-        assert_firing(folder, (other or {}) | self._series(), at, names, spec)
+        assert_firing(folder, other | self._series(), at, names)
 
     def _series(self) -> Series:
         """A series that is missing from a scrape has ended, as for Prometheus."""
