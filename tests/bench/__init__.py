@@ -27,7 +27,7 @@ API key, the commit, the signal to an agent, the reply. Each call cancels a task
 was put into the database before the window. After the window, every call that was answered must
 have its intent, exactly one event and the next position in its log, and no other task may have
 changed; otherwise the bench fails. Meanwhile the fleet controller is a standby, and one agent of
-the bench stands for the agents of all these tasks. load.py writes the HTTP/2 frames of the load
-itself; its own limit is a row. A block of rows is a module in rows/: its windows, and how its rows
-follow.
+the bench stands for the agents of all these tasks. The bench writes the frames of its load itself
+(http1.py, http2.py); its own limit is a row. A block of rows is a module in rows/: its windows, and
+how its rows follow.
 """
