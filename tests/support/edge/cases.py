@@ -234,6 +234,7 @@ BAD_QUERIES = [
     get(f"{TASKS}?page_size=1&workspace_id=ws_2"),
     get(f"{TASKS}?workspace_id&page_size=1"),
     get(f"{TASKS}?page_size=x"),
+    get("/v1/workspaces/ws_1/events?afterr=1"),
     get("/v1/workspaces/ws_1/events?after=x"),
 ]
 BAD_PATHS = ["/v1/workspaces/ws_1%2Fx", "/v1/workspaces/ws_1%00", "/v1/workspaces/ws_1/../../..%2f"]
