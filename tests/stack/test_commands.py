@@ -85,7 +85,7 @@ def test_the_demo_succeeds_on_a_running_stack(run: Run, stack: Stack) -> None:
     demo = run("demo")
     assert (demo.returncode, demo.stderr) == (0, ""), demo.stdout
     assert re.search(r"client\.cancel\(…\) → accepted \(task running, \d iteration", demo.stdout)
-    assert re.search(r"task_completed +\S+ cancelled after \d iterations?\n", demo.stdout)
+    assert re.search(r"task_completed +\S+ cancelled after \d iterations?", demo.stdout)
     assert re.search(r"\d+ ms from the signal to the end: \d+ ms for the rest of ", demo.stdout)
     assert re.search(r"task_completed +\S+ completed after 2 iterations\n", demo.stdout)
     assert demo.stdout.endswith("\nAll promises were kept.\n")
