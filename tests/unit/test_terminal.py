@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from evershell.cli import show
 from evershell.cli.main import main
 from evershell.cli.terminal import printable
 from tests.support.stack import ROOT
-from tests.unit import terminals
 from tests.unit.cli.fake_client import ENVIRONMENT
 
 PROGRAM = """
@@ -47,13 +48,6 @@ def run(command: str, **options: Any) -> tuple[int, str]:
         **options,
     )
     return done.returncode, done.stderr
-
-
-def on_terminal(command: str, columns: int = 80, **environment: str) -> str:
-    """Runs a command on a terminal of its own, and returns what it prints."""
-    return terminals.on_terminal(
-        PROGRAM, *command.split(), columns=columns, environment=ENVIRONMENT | environment
-    )
 
 
 def test_a_full_disk_is_said_in_a_line() -> None:
@@ -91,8 +85,13 @@ def test_a_character_that_the_encoding_lacks_is_escaped(
 
 
 @pytest.mark.parametrize("columns", [20, 80])
-def test_no_terminal_shortens_an_id(columns: int) -> None:
-    output = on_terminal("workspaces", columns=columns, NO_COLOR="1")
+def test_no_terminal_shortens_an_id(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show.table(("WORKSPACE", "NAME"), [("ws_01M8BEPG8M2KS3XJRB1R09Y7HY", 60 * "x")], "")
+    output = click.unstyle(capsys.readouterr().out)
     assert "ws_01M8BEPG8M2KS3XJRB1R09Y7HY" in output
     # The name is shortened, unless the terminal is so small that it wraps the rows.
     assert ("…" in output) == (columns > 20)
