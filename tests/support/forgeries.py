@@ -101,7 +101,7 @@ def _key(victim: Victim) -> str:
 
 
 Forge = Callable[[Victim], Headers]
-_TOKENS: dict[str, Callable[[Victim], str]] = {
+TOKENS: dict[str, Callable[[Victim], str]] = {
     "no algorithm": lambda v: _unsigned(v, "none"),
     "no algorithm, in another spelling": lambda v: _unsigned(v, "NoNe"),
     "no signature": lambda v: _unsigned(v, "ES256"),
@@ -184,6 +184,6 @@ def _in_header(make: Callable[[Victim], str]) -> Forge:
 
 
 FORGED: dict[str, Forge] = {
-    **{name: _in_header(make) for name, make in _TOKENS.items()},
+    **{name: _in_header(make) for name, make in TOKENS.items()},
     **_HEADERS,
 }

@@ -35,6 +35,12 @@ def test_every_program_has_the_same_authorities() -> None:
     assert is_issued_by(worker.control_plane().certificate, fleet.agent(AGENT).trusted)
 
 
+def test_another_key_of_the_control_plane_gives_other_authorities() -> None:
+    old, new = AgentCertificates(KEY), AgentCertificates(new_key())
+    assert not is_issued_by(old.agent(AGENT).certificate, new.control_plane().trusted)
+    assert not is_issued_by(new.control_plane().certificate, old.agent(AGENT).trusted)
+
+
 def test_each_certificate_has_a_key_of_its_own() -> None:
     of = AgentCertificates(KEY)
     made = [of.agent(AGENT), of.agent(AGENT), of.control_plane(), of.control_plane()]

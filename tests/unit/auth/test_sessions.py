@@ -1,6 +1,5 @@
 """Session tokens: which are accepted, which are refused, and what wrong signatures cost."""
 
-import hmac
 import json
 import time
 from base64 import urlsafe_b64encode
@@ -22,6 +21,7 @@ from evershell.auth.session_tokens import (
 )
 from evershell.core.caller import CredentialKind
 from evershell.core.errors import Failure
+from tests.support.forgeries import TOKENS, Victim
 from tests.support.identity_provider import AUDIENCE, EC, ED, RSA, claims, jwk_set, token
 from tests.unit.auth.verifying import refused, sessions
 
@@ -59,31 +59,36 @@ async def test_a_token_without_permissions_has_no_scopes(verifier: SessionTokens
     assert (await verifier.authenticate(token(permissions=None))).scopes == frozenset()
 
 
+@pytest.mark.parametrize("attack", TOKENS)
+async def test_a_forged_token_is_refused(verifier: SessionTokens, attack: str) -> None:
+    """tests/faults/long/attacks sends them to a stack."""
+    victim = Victim(
+        key=EC,
+        kid="ec",
+        claims=claims(),
+        api_key="sk_secret",
+        agent_token="ws_1.1.1.00",
+        url="http://127.0.0.1:1/attacker.json",
+    )
+    assert (await verifier.authenticate(victim.good())).actor_id == "user_1"
+    await refused(verifier, TOKENS[attack](victim))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"iss": "https://other.example"},
-        {"iss": None},
-        {"aud": "other"},
-        {"aud": None},
         {"aud": []},
-        {"exp": None},
-        {"exp": "tomorrow"},
         {"exp": True},
         {"exp": float("inf")},
         {"exp": -1},
         {"exp": 10**400},
-        {"nbf": time.time() + 600},
         {"nbf": True},
         {"nbf": float("nan")},
         {"iat": -1},
-        {"sub": None},
         {"sub": ""},
         {"sub": 7},
         {"sub": "System:limit"},
         {"sub": "key_01M87BM0P43R0RRYFB6HF29RVY"},
-        {"org_id": None},
-        {"org_id": ["org_a"]},
         *({name: text} for name in ("sub", "org_id") for text in UNSTORABLE),
         {"permissions": ["workspace:read", UNSTORABLE[0]]},
         {"permissions": [""]},
@@ -126,21 +131,6 @@ async def test_clocks_may_differ_by_the_leeway(verifier: SessionTokens) -> None:
     await verifier.authenticate(token(nbf=now + LEEWAY_SECONDS - 1))
 
 
-async def test_a_token_without_an_algorithm_is_refused(verifier: SessionTokens) -> None:
-    for algorithm in ("none", "None", "NONE", ""):
-        await refused(verifier, f"{encoded({'alg': algorithm, 'kid': 'rsa'})}.{encoded(claims())}.")
-
-
-@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
-async def test_a_token_signed_with_the_public_key_as_a_secret_is_refused(
-    verifier: SessionTokens, algorithm: str
-) -> None:
-    for secret in (RSA.as_pem(private=False), json.dumps(RSA.as_dict(private=False)).encode()):
-        signed = f"{encoded({'alg': algorithm, 'kid': 'rsa'})}.{encoded(claims())}"
-        digest = hmac.new(secret, signed.encode(), f"sha{algorithm[2:]}").digest()
-        await refused(verifier, f"{signed}.{urlsafe_b64encode(digest).decode().rstrip('=')}")
-
-
 @pytest.mark.parametrize(
     ("algorithm", "key"),
     [("RS384", RSA), ("PS256", RSA), ("ES384", ECKey.generate_key("P-384", {"kid": "ec"}))],
@@ -154,18 +144,10 @@ async def test_another_algorithm_is_refused(
     )
 
 
-async def test_a_changed_token_is_refused(verifier: SessionTokens) -> None:
-    head, body, signature = token().split(".")
-    await refused(verifier, f"{head}.{encoded(claims(sub='user_2'))}.{signature}")
-    await refused(verifier, f"{head}.{body}.{signature[:-8]}AAAAAAAA")
-    await refused(verifier, f"{head}.{body}.")
-
-
 @pytest.mark.parametrize(
     "bad",
     [
         "eyJ",
-        "eyJ.eyJ.eyJ",
         "eyJ\u00e9.a.b",
         f"{encoded([1])}.a.b",
         f"{encoded({'alg': 'RS256', 'kid': ['rsa']})}.a.b",
@@ -180,12 +162,6 @@ async def test_a_changed_token_is_refused(verifier: SessionTokens) -> None:
 )
 async def test_a_malformed_token_is_refused(verifier: SessionTokens, bad: str) -> None:
     await refused(verifier, bad)
-
-
-async def test_claims_that_are_not_an_object_are_refused(verifier: SessionTokens) -> None:
-    key, header = EC, {"alg": "ES256", "kid": "ec"}
-    for payload in ("[]", "7", "null", "", "{", "[" * 9_000):
-        await refused(verifier, jws.serialize_compact(header, payload, key, algorithms=["ES256"]))
 
 
 async def test_a_verified_token_is_cached_until_it_expires(
