@@ -1,12 +1,18 @@
 """The commands about keys and organizations, as an operator runs them."""
 
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import grpc
 import pytest
 
 from evershell.client import Client, UnauthenticatedError
+from evershell.core.errors import UnavailableError
+from evershell.store.keys import PostgresKeys
 from tests.support.commands import Run
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
@@ -103,3 +109,38 @@ def test_a_key_can_create_its_organization(call: Run, stack: Stack) -> None:
     assert call(*arguments, "--create-org", "new").returncode == 0
     renamed = call(*arguments, "--create-org", "newer")
     assert (renamed.returncode, "its slug is new" in renamed.stderr) == (1, True)
+
+
+def test_no_key_is_created_whose_secret_cannot_be_printed(call: Run, stack: Stack) -> None:
+    keys = ("keys", "list", "--org", "org_demo")
+    before = call(*keys).stdout
+    command = [sys.executable, "-m", "evershell.commands", "keys", "create", "--org", "org_demo"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--template", "full_access"],
+            env={**os.environ, "STATE_DIR": str(stack.state_dir), "DATABASE_URL": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "Error: Standard output cannot be written: No space left on device.\n"
+    )
+    assert call(*keys).stdout == before
+
+
+def test_a_key_that_cannot_be_stored_is_said_to_be_no_key(
+    call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object) -> None:
+        raise UnavailableError("it is read-only")
+
+    monkeypatch.setattr(PostgresKeys, "create_key", refused)
+    made = call("keys", "create", "--org", "org_demo", "--template", "full_access")
+    assert made.returncode == 1
+    assert re.search(
+        r"^The secret is not valid, unless `keys list` shows key key_\w+\.$", made.stderr, re.M
+    )
+    assert made.stderr.endswith("Error: The database does not answer: it is read-only.\n")

@@ -6,7 +6,6 @@ from tests.support.waiting import eventually
 
 # The offsets of their ports from METRICS_PORT: two workers, the fleet controller, Envoy.
 PROGRAMS = (0, 1, 2)
-FLEET, EDGE = 2, 3
 
 
 def total(stack: Stack, name: str, **labels: str) -> float:
@@ -46,8 +45,3 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
         value for index in PROGRAMS for _, pairs in scrape(stack, index) for _, value in pairs
     }
     assert not ids & labels
-
-
-def test_the_edge_reports_its_healthy_workers(stack: Stack) -> None:
-    key = ("envoy_cluster_membership_healthy", frozenset({("envoy_cluster_name", "control_plane")}))
-    eventually(lambda: scrape(stack, EDGE)[key] == 2)

@@ -143,3 +143,23 @@ def test_the_work_of_a_detached_tool_is_unknown(stack: Stack, workspace: Workspa
     # It may still be about to sleep.
     for pid in eventually(lambda: running(DETACHED)):
         stack.kill(pid)
+
+
+def test_a_tool_that_links_its_files_elsewhere(
+    stack: Stack, workspace: Workspace, tmp_path: Path
+) -> None:
+    files = stack.files(workspace.id)
+    task_id = workspace.submit(f"mv {files} {files}.old; ln -s {tmp_path} {files}", "touch stray")
+    end = faults.await_terminal(workspace, task_id)
+    assert (end["status"], "replaced" in end["reason"]) == ("failed", True), end
+    faults.resume(workspace)
+    task_id = workspace.submit("pwd -P; touch here")
+    faults.await_terminal(workspace, task_id)
+    (iteration,) = [
+        entry
+        for entry in workspace.log()
+        if entry["type"] == "iteration_completed" and entry["task_id"] == task_id
+    ]
+    assert iteration["tool_call"]["result"]["output"] == f"{files.resolve()}\n"
+    assert files.resolve() == files
+    assert list(tmp_path.iterdir()) == []

@@ -3,13 +3,16 @@
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from tests.support.stack import Gate, Stack, Workspace, processes_of
+from evershell.store.leadership import LEADER_LOCK_KEY
+from tests.support.stack import READY_SECONDS, Gate, Stack, Workspace, processes_of
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -108,3 +111,68 @@ def test_a_missing_sandbox_is_told_in_a_line_with_the_remedy(
     assert "bwrap was not found; as root: apt-get install bubblewrap" in said
     assert "POD_ISOLATION=none" in said
     assert "Traceback" not in said
+
+
+def test_files_of_a_killed_run_do_not_outlive_the_next_start(stack: Stack, tmp_path: Path) -> None:
+    refused = Stack(tmp_path / "state", REST_PORT=stack.ready["rest_url"].rpartition(":")[2])
+    refused.state_dir.mkdir()
+    for name in ("ready.json", "demo.env"):
+        (refused.state_dir / name).write_text("of the killed run")
+    assert "Set REST_PORT to another one" in refused.refuses_to_start()
+    assert says_ready(refused) == []
+
+
+@pytest.mark.soak
+def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_run(
+    tmp_path: Path, empty_database_url: str
+) -> None:
+    """The controller is late, so the workspace is still idle in the earlier run."""
+    with Stack(tmp_path / "state", DATABASE_URL=empty_database_url).started() as own:
+        path = f"/v1/workspaces/{own.ready['demo']['workspace_id']}"
+        first = own.rest().get(path)
+        assert own.stop() == 0
+        with psycopg.connect(empty_database_url, autocommit=True) as other_leader:
+            other_leader.execute("SELECT pg_advisory_lock(%s)", (LEADER_LOCK_KEY,))
+            with ThreadPoolExecutor(1) as pool:
+                started = pool.submit(own.start)
+                rest = own.rest()
+                eventually(lambda: rest.serves(path), READY_SECONDS)
+                # The stack reads the workspace as often meanwhile.
+                for _ in range(100):
+                    assert rest.get(path)["status"] == "idle"
+                    assert says_ready(own) == []
+                other_leader.close()
+                started.result(READY_SECONDS)
+        submitted = own.rest().post(f"{path}/tasks", {"description": "echo at once"})
+        assert int(own.rest().get(path)["epoch"]) == int(first["epoch"]) + 1
+        eventually(
+            lambda: own.rest().get(f"{path}/tasks/{submitted['task_id']}")["status"] == "completed"
+        )
+        descriptions = [each["description"] for each in own.rest().get(f"{path}/tasks")["tasks"]]
+        assert descriptions == ["echo at once", "echo ready", "echo ready"]
+
+
+@pytest.mark.soak
+def test_another_database_under_the_same_state(tmp_path: Path, empty_database_url: str) -> None:
+    for environment in ({}, {"DATABASE_URL": empty_database_url}):
+        with Stack(tmp_path / "state", **environment).started() as own:
+            demo = own.ready["demo"]["workspace_id"]
+            # The same workspace in the same epoch, as in a database that was restored from a dump.
+            found = own.rest().get(f"/v1/workspaces/{demo}")
+            assert (found["status"], found["epoch"]) == ("idle", "1")
+
+
+@pytest.mark.soak
+def test_a_run_that_ended_while_the_demo_workspace_was_stopping_starts_again(
+    own_stack: Stack,
+) -> None:
+    own_stack.start()
+    demo = own_stack.ready["demo"]["workspace_id"]
+    own_stack.rest().post(f"/v1/workspaces/{demo}/tasks", {"description": "sleep 60"})
+    own_stack.rest().post(f"/v1/workspaces/{demo}/stop")
+    assert own_stack.stop() == 0
+    own_stack.start()
+    try:
+        assert own_stack.rest().get(f"/v1/workspaces/{demo}")["status"] == "idle"
+    finally:
+        assert own_stack.stop() == 0

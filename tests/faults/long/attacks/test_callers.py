@@ -1,4 +1,4 @@
-"""Forged credentials on the whole stack, over REST and over gRPC. tests/wire has other attacks."""
+"""Forged credentials, and bytes that are no message, on the whole stack."""
 
 import json
 import socket
@@ -87,3 +87,18 @@ def test_a_forged_credential_is_refused(
     # Nobody has fetched the attacker's keys.
     with pytest.raises(BlockingIOError):
         listening.accept()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"\xff" * 64, id="garbage"),
+        pytest.param(b"\x0a\x7fws", id="a truncated field"),
+        pytest.param(b"\x0a\x02\xff\xfe", id="a text that is not UTF-8"),
+        pytest.param(b"\x0b" * 10_000, id="deep groups"),
+    ],
+)
+def test_bytes_that_are_no_message_are_refused(stack: Stack, body: bytes) -> None:
+    headers = bearer(stack.tokens["full_access"])
+    refused = raw_grpc(stack.ready["grpc_addr"], CANCEL, headers, body)
+    assert isinstance(refused, Failed) and refused.slug == "validation_error"

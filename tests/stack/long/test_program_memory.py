@@ -1,0 +1,30 @@
+"""The memory limit of the programs of the stack does not apply to tools."""
+
+import psutil
+
+from evershell.app.settings import Settings
+from tests.support.sandbox import has_sandbox
+from tests.support.stack import Stack, Workspace
+
+
+def test_tools_do_not_inherit_the_memory_limit_of_the_programs(
+    stack: Stack, workspace: Workspace
+) -> None:
+    programs = psutil.Process(stack.pid).children()
+    names = {program.name() for program in programs}
+    assert {"envoy", "postgres"} <= names
+    own = [program for program in programs if program.name() in ("envoy", "postgres")]
+    own += [psutil.Process(pid) for kind in ("serve", "fleet") for pid in stack.pids(kind)]
+    assert len(own) == 5
+    for program in own:
+        assert program.rlimit(psutil.RLIMIT_DATA)[0] != psutil.RLIM_INFINITY, program
+    # This process has the limit of the machine.
+    machine = psutil.Process().rlimit(psutil.RLIMIT_DATA)[1]
+    task_id = workspace.submit("ulimit -d")
+    done = workspace.await_event("iteration_completed", task_id)["iteration_completed"]
+    output = done["tool_call"]["result"]["output"].strip()
+    if has_sandbox():
+        # Tools in a sandbox have a limit of their own.
+        limit = Settings().tool_memory_mb * 2**20
+        machine = limit if machine == psutil.RLIM_INFINITY else min(machine, limit)
+    assert output == ("unlimited" if machine == psutil.RLIM_INFINITY else str(machine // 1024))
