@@ -1,13 +1,13 @@
 """Every call that changes something leaves one entry in the audit log, on a real server."""
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.api.interceptors import auditing
 from evershell.api.method_options import public_methods
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
@@ -158,15 +158,13 @@ async def test_a_caller_who_goes_away_leaves_an_uncertain_entry(
     assert (accepted.outcome, server.audit.uncertain) == ("accepted", {entry.id})
 
 
-async def test_a_flood_of_unauthenticated_calls_leaves_few_entries(
-    server: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # All within a second.
-    monkeypatch.setattr(auditing, "monotonic", lambda: 1.5)
+async def test_a_flood_of_unauthenticated_calls_leaves_few_entries(server: Running) -> None:
+    began = time.monotonic()
     calls = [server.raw(PUBLIC + "CancelTask", bearer("sk_unknown")) for _ in range(200)]
     await asyncio.gather(*calls)
     await eventually_async(lambda: len(server.audit.entries) + server.audit.lost == 200)
-    assert len(server.audit.entries) == 20
+    # A burst of 20, and 20 a second.
+    assert 20 <= len(server.audit.entries) <= 20 * (1 + time.monotonic() - began)
 
 
 async def test_the_log_is_listed_with_all_fields(server: Running, world: World) -> None:

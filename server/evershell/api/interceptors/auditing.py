@@ -6,7 +6,6 @@ records all other entries. The entry of a call has the same id in both places, s
 
 from datetime import datetime
 from functools import partial
-from time import monotonic
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -19,6 +18,7 @@ from evershell.core.event import AUDIT_OK, AuditEntry
 from evershell.core.ids import new_audit_id
 from evershell.core.ports import Clock
 from evershell.core.validation import MAX_REASON_CHARACTERS, is_identifier
+from evershell.telemetry.logs import Sampler
 
 # Ends after which the change may still be committed, with its entry.
 _UNCERTAIN = frozenset({"unavailable", "deadline_exceeded", "internal", "caller_gone"})
@@ -36,8 +36,8 @@ _STORED = {
     ),
     "SubmitTask": frozenset({"agent_unreachable"}),
 }
-# Anyone can make unauthenticated calls, so the number of their entries is limited.
-_MAX_UNAUTHENTICATED_PER_SECOND = 20
+# Anyone can make unauthenticated calls, so the rate of their entries is limited.
+_UNAUTHENTICATED_PER_SECOND = 20
 _MAX_REQUEST_ID_CHARACTERS = 128
 # The longest IPv6 address as text (INET6_ADDRSTRLEN without the NUL).
 _MAX_ADDRESS_CHARACTERS = 45
@@ -60,8 +60,7 @@ class Auditing(Interceptor):
         self._audited = public_methods(with_effect=True)
         self._queue = queue
         self._clock = clock
-        self._second = 0
-        self._unauthenticated = 0
+        self._sampler = Sampler(_UNAUTHENTICATED_PER_SECOND)
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         if method.path not in self._audited:
@@ -89,17 +88,10 @@ class Auditing(Interceptor):
         return audited
 
     def _record(self, call: Call, entry: AuditEntry) -> None:
-        if call.caller is None and not self._admits_unauthenticated():
+        if call.caller is None and self._sampler.admit("unauthenticated") is None:
             self._queue.lose()
         else:
             self._queue.put(entry, uncertain=entry.outcome in _UNCERTAIN)
-
-    def _admits_unauthenticated(self) -> bool:
-        second = int(monotonic())
-        if second != self._second:
-            self._second, self._unauthenticated = second, 0
-        self._unauthenticated += 1
-        return self._unauthenticated <= _MAX_UNAUTHENTICATED_PER_SECOND
 
 
 def _entry(entry_id: str, now: datetime, rpc: str, call: Call, outcome: str) -> AuditEntry:
