@@ -53,10 +53,6 @@ _HEADER_VARIABLE = "EVERSHELL_COLLECTOR_HEADER_"
 _COLLECTOR_TIMEOUT_SECONDS = 1
 _TRACED_CLUSTER = "control_plane"
 _SAMPLINGS = ("client_sampling", "random_sampling", "overall_sampling")
-# The default of OTEL_BSP_SCHEDULE_DELAY.
-_FLUSH_MILLISECONDS = 5_000
-# Spans that are sent together at most, before the interval is over.
-_FLUSH_SPANS = 128
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,6 @@ class Collector:
     service_name: str = "evershell-edge"
     # Of the calls that bring no trace.
     sampled_percent: float = 100.0
-    flush_milliseconds: int = _FLUSH_MILLISECONDS
 
     @classmethod
     def of(cls, endpoint: str, environment: Mapping[str, str]) -> Self | None:
@@ -115,7 +110,6 @@ class Collector:
             ca_file=variable("CERTIFICATE") or ssl.get_default_verify_paths().cafile or "",
             service_name=environment.get("OTEL_SERVICE_NAME") or cls.service_name,
             sampled_percent=_sampled_percent(environment),
-            flush_milliseconds=_milliseconds(environment.get("OTEL_BSP_SCHEDULE_DELAY", "")),
         )
 
     def environment(self) -> dict[str, str]:
@@ -165,14 +159,6 @@ class Collector:
     def traced(self, routes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The routes, with the name of the span of each call. Only calls of workers have spans."""
         return [{**route, **_span_of(route)} for route in routes]
-
-    def runtime_layer(self) -> dict[str, Any]:
-        """How often Envoy sends spans."""
-        layer = {
-            "tracing.opentelemetry.flush_interval_ms": self.flush_milliseconds,
-            "tracing.opentelemetry.min_flush_spans": _FLUSH_SPANS,
-        }
-        return {"name": "tracing", "static_layer": layer}
 
     def cluster(self) -> dict[str, Any]:
         """The cluster of the collector. Spans that it does not take in time are lost."""
@@ -274,7 +260,6 @@ def render(edge: Edge, config_path: Path) -> None:
     texts = {name: json.dumps(value) for name, value in values.items()}
     # Elements of lists, or nothing.
     elements = {
-        "collector_layer": collector and collector.runtime_layer(),
         "collector_cluster": collector and collector.cluster(),
         "metrics_listener": edge.metrics_port
         and metrics_listener.listener(edge.metrics_host, edge.metrics_port),
@@ -460,10 +445,6 @@ def _sampled_percent(environment: Mapping[str, str]) -> float:
     if not 0 <= share <= 1:
         raise OperatorError("OTEL_TRACES_SAMPLER_ARG is a number from 0 to 1")
     return 100 * share
-
-
-def _milliseconds(text: str) -> int:
-    return int(text) if text.isdecimal() and int(text) else _FLUSH_MILLISECONDS
 
 
 def _is_address(host: str) -> bool:
