@@ -1,11 +1,21 @@
-"""The command `demo`: cancels a task, prints its events, and checks each promise."""
+"""The command `demo`: cancels a task, prints its events, and checks each promise.
 
+It uses the running stack, or starts one for itself.
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, NoReturn, TypeVar
 
 import click
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from evershell.cli.terminal import printable
 from evershell.cli.watch import print_event
@@ -22,16 +32,26 @@ from evershell.client import (
     TaskStatus,
     WorkspaceStatus,
 )
-from evershell.commands.demo_stack import DemoStack, eventually, fail, find_stack, own_stack
-from evershell.commands.environment import read_settings
+from evershell.commands.environment import read_ready, read_settings
 
 P = TypeVar("P")
+T = TypeVar("T")
 
 _LINES = ("sleep 1",) * 6
 _NEXT_LINES = ("echo still here", "echo and ready for the next")
 _REASON = "the demo has seen enough"
 _PHASE_SECONDS = 10.0
 _TASK_SECONDS = 60.0
+_READY_SECONDS = 90.0
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class DemoStack:
+    """A running stack and its demo workspace."""
+
+    client: Client
+    workspace_id: str
 
 
 @dataclass(slots=True)
@@ -62,11 +82,11 @@ def demo() -> None:
     """Fails if a promise is not kept."""
     state_dir = read_settings().state_dir
     try:
-        stack = find_stack(state_dir)
+        stack = _find_stack(state_dir)
         if stack is not None:
             _demonstrate(stack)
             return
-        with own_stack(state_dir) as own:
+        with _own_stack(state_dir) as own:
             _demonstrate(own)
     except (EvershellError, OSError) as error:
         raise click.ClickException(f"The stack did not answer as expected: {error}") from error
@@ -76,7 +96,9 @@ def _demonstrate(stack: DemoStack) -> None:
     with stack.client as client:
         workspace = client.get_workspace(stack.workspace_id)
         if workspace.status is not WorkspaceStatus.IDLE:
-            fail(f"the demo workspace {workspace.id} is {workspace.status}; the demo needs it idle")
+            _fail(
+                f"the demo workspace {workspace.id} is {workspace.status}; the demo needs it idle"
+            )
         _title("A task of six iterations, a second each, is cancelled in the second one")
         first = _submit(client, workspace.id, _LINES)
         result, answered_at = _follow_and_cancel(client, workspace.id, first)
@@ -120,12 +142,12 @@ def _follow_and_cancel(
             answered_at = time.time()
             _print_answer(result)
     if result is None:
-        fail("the task ended before its first iteration")
+        _fail("the task ended before its first iteration")
     return result, answered_at
 
 
 def _await_tool_call(client: Client, workspace_id: str, task_id: str) -> None:
-    eventually(
+    _eventually(
         lambda: client.get_task(workspace_id, task_id).phase is TaskPhase.TOOL_CALL,
         _PHASE_SECONDS,
         "no further iteration started",
@@ -192,7 +214,7 @@ def _print_answer(result: CancelResult) -> None:
 def _promise(promise: str, kept: bool, actual: Any) -> None:
     """Prints that the promise was kept. Raises click.ClickException if it was not."""
     if not kept:
-        fail(f"a promise was not kept: {promise}. Actual: {actual}")
+        _fail(f"a promise was not kept: {promise}. Actual: {actual}")
     click.echo(f"           {_bold('✓', 'green')} {printable(promise)}")
 
 
@@ -202,3 +224,74 @@ def _title(text: str) -> None:
 
 def _bold(text: str, color: str) -> str:
     return click.style(printable(text), fg=color, bold=True)
+
+
+def _find_stack(state_dir: Path) -> DemoStack | None:
+    """The running stack; None if there is none. Ignores the ready.json of a killed stack."""
+    ready = read_ready(state_dir)
+    if ready is None:
+        return None
+    client = Client(ready.grpc_url, ready.demo.tokens["full_access"], ca_file=ready.tls_cert_file)
+    stack = DemoStack(client, ready.demo.workspace_id)
+    try:
+        client.with_options(max_retries=0).get_workspace(stack.workspace_id)
+    except EvershellError:
+        client.close()
+        return None
+    return stack
+
+
+@contextmanager
+def _own_stack(state_dir: Path) -> Iterator[DemoStack]:
+    """Starts a stack, and stops it at the end of the context."""
+    click.echo("No stack runs. Starting one that ends with the demo …")
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with tempfile.TemporaryFile("w+") as output:
+            # Its own session, so that Ctrl-C reaches only the demo, which then stops the stack.
+            command = [sys.executable, "-m", "evershell.commands", "up"]
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, start_new_session=True
+            )
+            try:
+                yield _await_ready(state_dir, process, output)
+            finally:
+                click.echo("Stopping the stack.")
+                process.terminate()
+                process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _await_ready(state_dir: Path, process: "subprocess.Popen[bytes]", output: IO[str]) -> DemoStack:
+    def probe() -> DemoStack | bool | None:
+        return process.poll() is not None or _find_stack(state_dir)
+
+    result = _eventually(probe, _READY_SECONDS, "the stack did not get ready")
+    if isinstance(result, DemoStack):
+        return result
+    output.seek(0)
+    lines = output.read().strip().splitlines()
+    reason = lines[-1].removeprefix("Error: ") if lines else ""
+    raise click.ClickException(f"The stack did not start. {reason}")
+
+
+def _fail(message: str) -> NoReturn:
+    """Ends the demo with this message. Raises click.ClickException."""
+    raise click.ClickException(message[0].upper() + message[1:])
+
+
+def _eventually(probe: Callable[[], T], timeout_seconds: float, message: str) -> T:
+    """Calls `probe` until its result is true, and returns the result.
+
+    Raises click.ClickException after the timeout.
+    """
+    again = Retrying(
+        retry=retry_if_result(lambda result: not result),
+        stop=stop_after_delay(timeout_seconds),
+        wait=wait_fixed(_POLL_SECONDS),
+    )
+    try:
+        return again(probe)
+    except RetryError:
+        _fail(f"{message} within {timeout_seconds:.0f} s")
