@@ -1,8 +1,12 @@
-"""Lets concurrent callers share a statement, and so a round trip and a commit (group commit)."""
+"""Lets concurrent callers share a statement.
+
+GroupCommit puts different requests into one statement, which saves round trips and commits.
+SharedReads gives the result of one read to all callers that ask for the same.
+"""
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import Context
 from typing import Generic, TypeVar
 
@@ -13,6 +17,7 @@ from evershell.core.errors import UnavailableError
 from evershell.store.connections import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
 
 Request = TypeVar("Request")
+Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 # How long a caller waits for its result if its deadline is not earlier.
@@ -196,3 +201,38 @@ def _is_caused_by_member(error: Exception) -> bool:
     if isinstance(error, UnavailableError):
         return isinstance(error.__cause__, _CAUSED_BY_MEMBER)
     return True
+
+
+class SharedReads(Generic[Key, Result]):
+    """Callers that wait for the same key share one read.
+
+    A caller never gets the result of a read that started before its call. At most `at_once` reads
+    run at a time, which leaves connections for other queries.
+    """
+
+    def __init__(self, read: Callable[[Key], Awaitable[Result]], at_once: int) -> None:
+        self._read = read
+        self._slots = asyncio.Semaphore(at_once)
+        # Reads that have not started, which later callers join.
+        self._next: dict[Key, asyncio.Task[Result]] = {}
+
+    async def __call__(self, key: Key) -> Result:
+        """The result of the read. Raises the error of the read."""
+        reading = self._next.get(key)
+        if reading is None:
+            # An empty context: the deadline of the first caller must not apply to the others.
+            reading = self._next[key] = asyncio.create_task(self._begin(key), context=Context())
+            reading.add_done_callback(_observe)
+        # The cancellation of one caller must not cancel the read of the others.
+        return await asyncio.shield(reading)
+
+    async def _begin(self, key: Key) -> Result:
+        async with self._slots:
+            del self._next[key]
+            return await self._read(key)
+
+
+def _observe(reading: "asyncio.Future[Result]") -> None:
+    """Marks the exception as retrieved, because all callers may have been cancelled."""
+    if not reading.cancelled():
+        reading.exception()

@@ -27,7 +27,7 @@ from evershell.store.audit import INSERT, audit_entry_of, audit_query, audit_val
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
 from evershell.store.connections import Connection, Pool, connected
-from evershell.store.group_commit import GroupCommit
+from evershell.store.group_commit import GroupCommit, SharedReads
 from evershell.store.notifications import Publish, publish_to_nobody
 from evershell.store.rows import (
     EVENT_COLUMNS,
@@ -46,7 +46,6 @@ from evershell.store.rows import (
     workspace_of,
     workspace_values,
 )
-from evershell.store.shared_reads import SharedReads
 from evershell.store.watched_workspaces import is_watched
 
 WORKSPACE = workspace_columns()

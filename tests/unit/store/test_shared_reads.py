@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from evershell.store.shared_reads import SharedReads
+from evershell.store.group_commit import SharedReads
 from tests.support.waiting import settle
 
 
