@@ -126,12 +126,12 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
     if not present:
         raise invalid("filter", "must have a field; all=True cancels every task")
     present["submitted_before"] = timestamp("submitted_before", wanted.submitted_before)
-    made = request(service.TaskFilter, **present)
+    message = request(service.TaskFilter, **present)
     for name in present:
         # Not the value itself: a generator is never empty, but has no items the second time.
-        if present[name] is not None and not getattr(made, name):
+        if present[name] is not None and not getattr(message, name):
             raise invalid(name, "must not be empty; leave it out for any")
-    return made
+    return message
 
 
 def idempotent(key: str | None) -> tuple[tuple[str, str], ...]:

@@ -104,8 +104,8 @@ def _reader(field: Any, kind: Any, *, optional: bool) -> Reader:
 def _time(message: Any, name: str) -> datetime | None:
     if not message.HasField(name):
         return None
-    found: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
-    return found
+    moment: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
+    return moment
 
 
 def _enum_reader(field: Any, kind: type[Enum], *, optional: bool) -> Reader:

@@ -105,8 +105,8 @@ class CallError(EvershellError):
     @property
     def fields(self) -> Mapping[str, str]:
         """The invalid fields of the request, each with its problem."""
-        found: Mapping[str, str] = self.details.get("fields", {})
-        return found
+        invalid: Mapping[str, str] = self.details.get("fields", {})
+        return invalid
 
     @property
     def required(self) -> tuple[str, ...]:

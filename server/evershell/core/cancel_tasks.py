@@ -8,6 +8,7 @@ does not wait for them.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,7 +18,7 @@ from evershell.core.caller import Caller, Permission
 from evershell.core.cancel_task import MAX_FORCE_AFTER_SECONDS, intent_of
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Origin
-from evershell.core.ports import Clock, MatchedTask, Store
+from evershell.core.ports import Clock, MatchedTask, MatchedTasks, Store
 from evershell.core.task import CancelIntent
 from evershell.core.task_filter import TaskFilter, TaskSelection
 from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
@@ -65,7 +66,7 @@ class CancelTasks:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What the call found for one task."""
+    """What the call matches for one task."""
 
     workspace_id: str
     task_id: str
@@ -110,17 +111,17 @@ async def _look(
     origin: Origin,
     store: Store,
 ) -> CancelTasksResult:
-    found = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
+    matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     if origin.audit is not None:
         # No task is named, so only the entry is stored.
         audit = replace(origin.audit, outcome=DRY_RUN)
         await store.cancel_tasks(permission, (), intent, origin.trace_id, audit)
     return CancelTasksResult(
-        matched=found.matched,
-        already_requested=found.matched - found.pending,
+        matched=matches.matched,
+        already_requested=matches.matched - matches.pending,
         results=tuple(
             _result(each, TaskOutcome.MATCHED if each.is_pending else TaskOutcome.ALREADY_REQUESTED)
-            for each in found.tasks
+            for each in matches.tasks
         ),
     )
 
@@ -133,8 +134,8 @@ async def cancel_matching(
     store: Store,
 ) -> CancelTasksResult:
     """Records the intent for at most MAX_TASKS tasks, without a check of the scope."""
-    found = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
-    pending = [each for each in found.tasks if each.is_pending]
+    matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
+    pending = [each for each in matches.tasks if each.is_pending]
     outcomes: dict[str, TaskOutcome | None] = {}
     # Without a task too, so that the entry of the audit log is stored.
     for first in range(0, max(len(pending), 1), MAX_BATCH):
@@ -151,7 +152,7 @@ async def cancel_matching(
     ]
     if not_cancelled:
         outcomes |= await _in_stopping_workspaces(permission, not_cancelled, intent, store)
-    return _summary(found.matched, found.pending, found.tasks, outcomes)
+    return _summary(matches, outcomes)
 
 
 async def _one_by_one(
@@ -173,8 +174,8 @@ async def _one_by_one(
         return {task_id: _outcome(recorded[task_id]) if task_id in recorded else None}
 
     outcomes: dict[str, TaskOutcome | None] = {}
-    for found in await asyncio.gather(*map(cancel, task_ids)):
-        outcomes |= found
+    for answer in await asyncio.gather(*map(cancel, task_ids)):
+        outcomes |= answer
     return outcomes
 
 
@@ -183,30 +184,26 @@ async def _in_stopping_workspaces(
 ) -> dict[str, TaskOutcome | None]:
     """The tasks among these that have not ended: a StopWorkspace has recorded its intent."""
     named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
-    found = await store.match_tasks(permission, named, intent.force_at, len(tasks))
-    open_ids = {each.task_id for each in found.tasks if not each.is_pending}
+    matches = await store.match_tasks(permission, named, intent.force_at, len(tasks))
+    open_ids = {each.task_id for each in matches.tasks if not each.is_pending}
     return {
         each.task_id: TaskOutcome.ALREADY_REQUESTED for each in tasks if each.task_id in open_ids
     }
 
 
-def _summary(
-    matched: int,
-    pending: int,
-    tasks: Sequence[MatchedTask],
-    outcomes: dict[str, TaskOutcome | None],
-) -> CancelTasksResult:
+def _summary(matches: MatchedTasks, outcomes: dict[str, TaskOutcome | None]) -> CancelTasksResult:
     results = []
-    for each in tasks:
+    for each in matches.tasks:
         outcome = outcomes.get(each.task_id) if each.is_pending else TaskOutcome.ALREADY_REQUESTED
         if outcome is not None:
             results.append(_result(each, outcome))
-    found = list(outcomes.values())
+    counts = Counter(outcomes.values())
+    already_requested = matches.matched - matches.pending
     return CancelTasksResult(
         # Tasks that have ended in between no longer match.
-        matched=matched - found.count(None),
-        accepted=found.count(TaskOutcome.ACCEPTED),
-        already_requested=matched - pending + found.count(TaskOutcome.ALREADY_REQUESTED),
+        matched=matches.matched - counts[None],
+        accepted=counts[TaskOutcome.ACCEPTED],
+        already_requested=already_requested + counts[TaskOutcome.ALREADY_REQUESTED],
         results=tuple(results),
     )
 

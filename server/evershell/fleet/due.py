@@ -58,7 +58,7 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DueWork:
     """What was due at a scan."""
 
     # Workspaces whose agent seems to have exceeded a bound.
@@ -90,7 +90,7 @@ class Due:
         self._monotonic = monotonic
         self._read_leases_at = float("-inf")
 
-    async def read(self) -> Found:
+    async def read(self) -> DueWork:
         """What is due now. Raises UnavailableError."""
         cancellations = await self._store.list_cancellations()
         unsettled = await self._store.list_unsettled()
@@ -101,7 +101,7 @@ class Due:
         )
         overdue = {each.id: each for each in suspects}
         others = [each for each in unsettled if each.id not in overdue]
-        return Found(list(overdue.values()), others, cancellations)
+        return DueWork(list(overdue.values()), others, cancellations)
 
     async def _expired_leases(self) -> Sequence[Workspace]:
         now = self._monotonic()

@@ -101,10 +101,10 @@ def _check_owner(connection: psycopg.Connection[Any]) -> None:
 
 def _was_migrated(connection: psycopg.Connection[Any]) -> bool:
     """Whether this service has migrated the current schema before."""
-    found = connection.execute(
+    row = connection.execute(
         "SELECT to_regclass(format('%I._yoyo_migration', current_schema()))"
     ).fetchone()
-    if found is None or found[0] is None:
+    if row is None or row[0] is None:
         return False
     query = "SELECT FROM _yoyo_migration WHERE migration_id = %s"
     return connection.execute(query, (_FIRST_MIGRATION,)).fetchone() is not None

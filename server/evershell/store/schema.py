@@ -26,18 +26,18 @@ async def await_schema(pool: Pool) -> None:
     Those of later versions do no harm, because a migration only adds.
     """
     own = _own("migrations") | _own("functions")
-    missing: set[str] = set()
+    logged: set[str] = set()
     while True:
         try:
-            found = own - await _applied(pool)
+            missing = own - await _applied(pool)
         except UnavailableError:
             await asyncio.sleep(_RETRY_SECONDS)
             continue
-        if not found:
+        if not missing:
             return
-        if found != missing:
-            missing = found
-            _log.warning("schema_outdated", missing=sorted(found), remedy="evershell migrate")
+        if missing != logged:
+            logged = missing
+            _log.warning("schema_outdated", missing=sorted(missing), remedy="evershell migrate")
         await asyncio.sleep(_RETRY_SECONDS)
 
 

@@ -165,14 +165,14 @@ class LocalPods:
     def has_files(self, workspace_id: str) -> bool:
         try:
             with self._records.files(workspace_id) as files:
-                found = os.fstat(files)
+                folder = os.fstat(files)
         except OSError:
             return False
         agent = self._last_agent(workspace_id)
         if agent is None or not agent.is_running():
             return True
         try:
-            return os.path.samestat(found, Path(f"/proc/{agent.pid}/cwd").stat())
+            return os.path.samestat(folder, Path(f"/proc/{agent.pid}/cwd").stat())
         except OSError:
             # The agent has just ended.
             return True

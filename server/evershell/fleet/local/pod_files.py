@@ -134,9 +134,9 @@ def open_plain(folder: int, name: str, flags: int) -> BinaryIO:
     return file
 
 
-def _is_plain(found: os.stat_result) -> bool:
+def _is_plain(status: os.stat_result) -> bool:
     """Whether it is a regular file with one name.
 
     A file with a second name may be a hard link to a file outside of the folder.
     """
-    return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1

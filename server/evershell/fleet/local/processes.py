@@ -119,13 +119,13 @@ async def kill_descendants(pid: int, spare: Callable[[], Collection[int]] = tupl
 
 
 def _descendants(pid: int, spare: Collection[int]) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
+    descendants: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
-        found = [each for each in psutil.Process(pid).children() if each.pid not in spare]
-    for child in list(found):
+        descendants = [each for each in psutil.Process(pid).children() if each.pid not in spare]
+    for child in list(descendants):
         with suppress(psutil.NoSuchProcess):
-            found += child.children(recursive=True)
-    return found
+            descendants += child.children(recursive=True)
+    return descendants
 
 
 def _is_alive(process: psutil.Process) -> bool:
