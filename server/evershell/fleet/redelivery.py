@@ -92,12 +92,6 @@ class Redelivery:
         log.info("cancellation_delivered", workspace_id=workspace.id, task_id=task.id)
         return True
 
-    async def _is_delivered(self, workspace: Workspace, task: Task) -> bool:
-        try:
-            return await self._attempt(workspace, task)
-        except AgentUnreachableError:
-            return False
-
     async def _retry(self, workspace: Workspace, task: Task) -> None:
         await asyncio.sleep(_FIRST_BACKOFF_SECONDS)
         attempts = AsyncRetrying(
@@ -108,13 +102,13 @@ class Redelivery:
         )
         await attempts(self._is_delivered, workspace, task)
 
-    async def _attempt(self, workspace: Workspace, task: Task) -> bool:
+    async def _is_delivered(self, workspace: Workspace, task: Task) -> bool:
         try:
             async with self._slots:
                 is_known = await self._agents.cancel_task(workspace, task)
         except AgentUnreachableError:
             self._attempted("unreachable")
-            raise
+            return False
         self._attempted("acknowledged" if is_known else "unknown")
         return is_known
 
