@@ -21,7 +21,7 @@ from evershell.core.task import (
     TaskLimits,
     TaskStatus,
 )
-from evershell.core.validation import Fields, Page
+from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import Workspace
 
 MAX_METADATA_ENTRIES = field_limits.SUBMIT_TASK_METADATA_MAX
@@ -190,10 +190,7 @@ async def _current(change: Change | None, workspace_id: str, task_id: str, store
 
 async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store) -> Task:
     """Reads one task. Raises Failure: permission_denied, workspace_not_found, task_not_found."""
-    fields = Fields()
-    fields.identifier("workspace_id", workspace_id)
-    fields.identifier("task_id", task_id)
-    fields.check()
+    check_identifiers(workspace_id=workspace_id, task_id=task_id)
     permission = caller.permission("workspace:read")
     workspace, task = await store.get_workspace_with_task(workspace_id, task_id, caller.org_id)
     permission.check(workspace, workspace_id)
@@ -209,9 +206,7 @@ async def list_tasks(
 
     The token is empty on the last page. Raises Failure: permission_denied, workspace_not_found.
     """
-    fields = Fields()
-    fields.identifier("workspace_id", workspace_id)
-    fields.check()
+    check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
     listed = await store.list_tasks(workspace_id, page.before_id, page.size + 1)

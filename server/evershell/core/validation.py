@@ -62,6 +62,14 @@ class Fields:
             raise errors.invalid(self._problems)
 
 
+def check_identifiers(**values: str) -> None:
+    """Checks fields that have only to be ids. Raises Failure validation_error."""
+    fields = Fields()
+    for field, value in values.items():
+        fields.identifier(field, value)
+    fields.check()
+
+
 class HasId(Protocol):
     """An item of a list that is paged by id."""
 

@@ -16,7 +16,7 @@ from evershell.core.idempotency import earlier_call, read_again
 from evershell.core.ids import new_workspace_id
 from evershell.core.ports import Agents, Clock, Store
 from evershell.core.task import CancelIntent
-from evershell.core.validation import Fields, Page
+from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
 MAX_NAME_CHARACTERS = field_limits.CREATE_WORKSPACE_NAME_MAX
@@ -78,7 +78,7 @@ def _new(
 
 async def get_workspace(caller: Caller, workspace_id: str, store: Store) -> Workspace:
     """Reads one workspace. Raises Failure: permission_denied, workspace_not_found."""
-    _check_id(workspace_id)
+    check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:read")
     return permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
 
@@ -101,7 +101,7 @@ async def stop_workspace(
 
     Raises Failure: permission_denied, workspace_not_found, workspace_failed.
     """
-    _check_id(workspace_id)
+    check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:write")
     intent = CancelIntent(
         requested_by=caller.actor_id,
@@ -131,7 +131,7 @@ async def resume_workspace(
 
     Raises Failure: permission_denied, workspace_not_found, org_on_hold, invalid_state.
     """
-    _check_id(workspace_id)
+    check_identifiers(workspace_id=workspace_id)
     # Who may submit tasks may also bring a workspace back to where tasks run.
     permission = caller.permission("workspace:write", "tasks:write")
 
@@ -158,9 +158,3 @@ async def _change(
     if change is None:
         raise errors.workspace_not_found(workspace_id)
     return change
-
-
-def _check_id(workspace_id: str) -> None:
-    fields = Fields()
-    fields.identifier("workspace_id", workspace_id)
-    fields.check()
