@@ -336,6 +336,21 @@ CANCELLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
+        "an agent says that a task has ended only when all that it has started has ended",
+        "tests/unit/agents/test_library.py",
+        (f"{_AGENT}loop.py", "            await asyncio.wait(pending)\n", "            return\n"),
+        (
+            f"{_AGENT}loop.py",
+            "        await self._descendants.wait_gone(0, _KILLED_SECONDS)\n",
+            "",
+        ),
+        (
+            f"{_AGENT}loop.py",
+            '            raise RuntimeError("a call still runs',
+            '            print("a call still runs',
+        ),
+    ),
+    rule(
         "the earliest force deadline wins",
         "tests/contracts/test_store_cancellations.py tests/contracts/test_store_cancel_tasks.py "
         "tests/unit/core/test_task_lifecycle.py tests/unit/agents/test_force.py "

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import sandbox
+from tests.support.faults import resume
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
 AGENT = """
-import asyncio, subprocess
+import asyncio, subprocess, time
 from evershell.agents import Task, in_process, in_thread, run
 
 def work(line):
+    if line == "hang":
+        open("began", "w").close()
+        time.sleep(600)
     return subprocess.run(line, shell=True, stdout=subprocess.PIPE, text=True).stdout
 
 async def say(line):
@@ -86,3 +90,13 @@ def test_force_ends_what_the_agent_runs(workspace: Workspace, place: str) -> Non
     task_id = workspace.submit("process echo next")
     assert _summary(workspace, task_id) == ("completed", False, 1, "next\n")
     assert workspace.get()["epoch"] == "1"
+
+
+def test_a_thread_that_cannot_be_interrupted_ends_with_its_pod(workspace: Workspace) -> None:
+    task_id = workspace.submit("thread hang")
+    eventually((workspace.stack.files(workspace.id) / "began").exists)
+    assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
+    status, forced, _, _ = _summary(workspace, task_id)
+    assert (status, forced) == ("cancelled", True)
+    resume(workspace)
+    assert _summary(workspace, workspace.submit("thread echo on"))[0] == "completed"

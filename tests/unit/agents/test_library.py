@@ -265,6 +265,7 @@ async def test_an_iteration_does_not_end_before_its_calls() -> None:
 
     ending, _ = await ended(agent)
     assert (ending.status, "still runs" in ending.reason) == (TaskStatus.FAILED, True)
+    assert len(calls) == 1
     await asyncio.wait(calls)
 
 
@@ -310,8 +311,8 @@ async def test_a_call_that_does_not_end_at_its_limit_is_left_behind(
             await each.model_call(_end_late(may_end))
 
     ending, _ = await ended(agent, timeout_seconds=0.05)
-    assert ending.reason == "The model did not answer within 0.05 seconds."
     may_end.set()
+    assert ending.reason == "The model did not answer within 0.05 seconds."
 
 
 async def _end_late(may_end: asyncio.Event) -> None:
@@ -447,8 +448,9 @@ async def test_an_agent_that_catches_the_interruption_keeps_its_task_open() -> N
     await reached.wait()
     run.task.cancel.request(0)
     await asyncio.sleep(2 * loop._GRACE_SECONDS)
-    assert not run.is_over
+    was_over = run.is_over
     may_end.set()
+    assert not was_over
     assert (await run.end()).forced
     assert run.iterations[0]["model_call"]["content"] == ""
 

@@ -99,6 +99,17 @@ def test_without_extras_it_has_what_callers_need_and_no_package_of_an_extra(
     assert refused.stderr.endswith("is not installed. Install the extra `local` of evershell.\n")
 
 
+def test_the_library_for_agents_needs_no_extra(core: Environment, tmp_path: Path) -> None:
+    """Its name differs from that of the generated messages in one letter."""
+    program = (
+        "from evershell.agents import Task, run\n"
+        "from evershell.agents.program import run\n"
+        "from evershell.agent.v1 import runtime_service_pb2"
+    )
+    imported = core.run("python", "-c", program, cwd=tmp_path)
+    assert imported.returncode == 0, imported.stderr
+
+
 def test_type_checkers_read_the_types_of_an_installation(core: Environment, tmp_path: Path) -> None:
     (tmp_path / "caller.py").write_text(CALLER)
     checked = subprocess.run(
