@@ -12,6 +12,7 @@ import pytest
 from evershell.workspace.v1.task_pb2 import Task
 
 from evershell.agents.shutdown import ExitCode
+from tests.support.waiting import eventually_async
 from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
 
 AGENT = """
@@ -158,3 +159,34 @@ async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
     assert "secret" not in told
     # Printed by both calls and by the process, twice, and in the traceback.
     assert errors.decode().count(expected) >= 4 + (description == "raise")
+
+
+# Neither its function nor its thread ends.
+STUBBORN = """
+import asyncio, threading, time
+from evershell.agents import Task
+
+async def agent(task: Task) -> None:
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    open("begun", "w").close()
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+async def test_an_agent_ends_even_if_its_function_does_not(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    (tmp_path / "my_agent.py").write_text(STUBBORN)
+    command = ["-P", "-m", "evershell.agents", str(tmp_path / "my_agent.py:agent")]
+    process = await _agent(control_plane, tmp_path, *command)
+    await control_plane.until(lambda: control_plane.address)
+    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "go"))
+    await eventually_async((tmp_path / "begun").exists)
+    process.terminate()
+    await process.communicate()
+    assert process.returncode == ExitCode.STOPPED
+    assert control_plane.end("t1") is None
