@@ -3,7 +3,7 @@
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from evershell.core import task_lifecycle
 from evershell.core.caller import Caller, CredentialKind
@@ -28,7 +28,6 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ORG = "org_a"
 USER = "user_1"
 ALL_SCOPES = ("workspace:read", "workspace:write", "tasks:write", "org:hold")
-Returned = TypeVar("Returned")
 
 
 class FakeClock:
@@ -135,16 +134,6 @@ def iteration(number: int, output: str = "hello", **model_call: Any) -> Iteratio
     call = {"content": "", "input_tokens": 2, "output_tokens": 3, **model_call}
     tool = {"name": "shell", "result": {"status": "exited", "output": output}}
     return IterationCompleted(number, {"number": number, "model_call": call, "tool_call": tool})
-
-
-def finish(coroutine: Coroutine[Any, Any, Returned]) -> Returned:
-    """Runs a coroutine that never waits, and returns its result."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stopped:
-        value: Returned = stopped.value
-        return value
-    raise AssertionError("the coroutine waits")
 
 
 @dataclass

@@ -14,7 +14,7 @@ _CASES = "tests/wire/edge/test_cases.py"
 CALLING: tuple[Rule, ...] = (
     rule(
         "the checks of a cancellation are made in order",
-        "tests/unit/core/test_cancel_task_order.py tests/contracts/test_store_cancellations.py",
+        "tests/unit/core/test_cancel_task.py tests/contracts/test_store_cancellations.py",
         (
             f"{_CORE}cancel_task.py",
             'raise errors.task_not_found(request.workspace_id, request.task_id or "")',
@@ -33,7 +33,7 @@ CALLING: tuple[Rule, ...] = (
     ),
     rule(
         "the state of the workspace decides, and nothing is recorded in another one",
-        "tests/unit/core/test_cancel_task_order.py tests/contracts/test_store_cancellations.py",
+        "tests/unit/core/test_cancel_task.py tests/contracts/test_store_cancellations.py",
         (
             f"{_CORE}cancel_task.py",
             "            raise recorded.workspace.refusal()\n",
@@ -52,7 +52,7 @@ CALLING: tuple[Rule, ...] = (
     ),
     rule(
         "wait and force_after have bounds",
-        "tests/unit/protos/test_limits.py tests/unit/core/test_cancel_task_wait.py",
+        "tests/unit/protos/test_limits.py tests/unit/core/test_cancel_task.py",
         (
             f"{_CORE}cancel_task.py",
             "0 <= self.wait_seconds <= MAX_WAIT_SECONDS",
@@ -108,7 +108,7 @@ CALLING: tuple[Rule, ...] = (
     ),
     rule(
         "a workspace has one task at a time",
-        "tests/unit/core/test_task_delivery.py tests/unit/core/test_tasks.py",
+        "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_tasks.py",
         (f"{_CORE}task_lifecycle.py", "    if locked.task is not None:\n", "    if False:\n"),
     ),
     rule(

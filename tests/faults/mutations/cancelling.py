@@ -26,7 +26,7 @@ _FORGETS_LIMITS = (
 CANCELLING: tuple[Rule, ...] = (
     rule(
         "the intent is committed before the agent is signalled",
-        "tests/unit/core/test_cancel_task.py tests/unit/core/test_cancel_task_order.py",
+        "tests/unit/core/test_cancel_task.py",
         (
             f"{_CORE}cancel_task.py",
             "    # Checks and records in one transaction.",
@@ -49,7 +49,7 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "a recorded intent decides the end",
-        "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_lifecycle_machine.py",
+        "tests/unit/core/test_task_lifecycle.py",
         (
             f"{_CORE}task_lifecycle.py",
             "status, reason = TaskStatus.CANCELLED, reason or",
@@ -76,12 +76,12 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "without an intent no task ends cancelled",
-        "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_lifecycle_machine.py",
+        "tests/unit/core/test_task_lifecycle.py",
         (f"{_CORE}task_lifecycle.py", "elif status is TaskStatus.CANCELLED:", "elif False:"),
     ),
     rule(
         "the control plane enforces the bounds without the agent",
-        "tests/unit/fleet/test_overdue.py tests/unit/fleet/test_controller.py",
+        "tests/unit/fleet/test_due.py tests/unit/fleet/test_controller.py",
         (
             f"{_CORE}bounds.py",
             'return "its agent did not interrupt the task in time"',
@@ -227,7 +227,7 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "a lost agent's work ends before its task",
-        "tests/unit/fleet/test_controller.py tests/unit/fleet/test_overdue.py",
+        "tests/unit/fleet/test_controller.py tests/unit/fleet/test_due.py",
         (
             f"{_FLEET}controller.py",
             "        stopped = await self._end_pod(workspace, 0)\n",
@@ -310,7 +310,7 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "without wait, the answer does not wait; with it, it returns at the end",
-        "tests/unit/core/test_cancel_task_wait.py tests/unit/core/test_cancel_task.py",
+        "tests/unit/core/test_cancel_task.py",
         (f"{_CORE}cancel_task.py", "        if request.wait_seconds:\n", "        if False:\n"),
         (f"{_CORE}cancel_task.py", "or not await changes.wait(left_seconds)", ""),
     ),
@@ -525,7 +525,7 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "a limit is not forgotten while an agent is lost or a controller restarts",
-        "tests/unit/core/test_limits.py tests/unit/fleet/test_limits.py "
+        "tests/unit/core/test_limits.py tests/unit/fleet/test_controller.py "
         "tests/contracts/test_store_limits.py",
         (
             f"{_CORE}task_lifecycle.py",

@@ -1,12 +1,10 @@
 """The scopes of a caller, and which workspaces they cover."""
 
-from datetime import timedelta
-
 import pytest
 
-from evershell.core.caller import TEMPLATE_SCOPES, ApiKey, CredentialKind, KeyTemplate
+from evershell.core.caller import TEMPLATE_SCOPES, CredentialKind, KeyTemplate
 from evershell.core.errors import Failure
-from tests.support.world import NOW, ORG, USER, caller, workspace
+from tests.support.world import USER, caller, workspace
 
 KEY = CredentialKind.API_KEY
 
@@ -62,24 +60,6 @@ def test_an_own_scope_is_refused_on_a_colleagues_workspace() -> None:
         "permission_denied",
         ["workspace:read"],
     )
-
-
-def test_a_key_acts_as_itself_for_its_organization() -> None:
-    key = ApiKey(
-        id="key_1",
-        org_id=ORG,
-        name="ci",
-        template=KeyTemplate.READ_ONLY,
-        created_at=NOW + timedelta(days=1),
-    )
-    found = key.caller()
-    assert (found.org_id, found.actor_id, found.credential_kind, found.user_id) == (
-        ORG,
-        "key_1",
-        KEY,
-        None,
-    )
-    assert found.scopes == {"workspace:read", "audit:read"}
 
 
 def test_each_template_has_its_scopes() -> None:

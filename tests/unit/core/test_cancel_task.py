@@ -1,12 +1,17 @@
-"""The outcomes of a cancellation that passed its checks."""
+"""CancelTask: its outcomes, the order of its checks, and its wait for the end of the task."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from evershell.core.cancel_task import Outcome
+from evershell.core import deadline
+from evershell.core.caller import Caller
+from evershell.core.cancel_task import MAX_WAIT_SECONDS, CancelResult, CancelTask, Outcome
 from evershell.core.errors import Failure, UnavailableError
+from evershell.core.event import Origin
 from evershell.core.task import CancelIntent, Task, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import USER, World, caller
@@ -156,3 +161,188 @@ async def test_a_force_deadline_counts_from_its_own_call_and_names_its_requester
         world.clock() - timedelta(seconds=60),
     )
     assert (await world.event_types(busy.id)).count("task_cancel_requested") == 1
+
+
+STRANGER = caller("workspace:write:own", actor_id="user_2")
+ELSEWHERE = caller(org_id="org_b")
+NO_SCOPE = caller("workspace:read", "tasks:write")
+DOWN = {
+    WorkspaceStatus.PROVISIONING: "workspace_provisioning",
+    WorkspaceStatus.STOPPING: "workspace_stopped",
+    WorkspaceStatus.STOPPED: "workspace_stopped",
+    WorkspaceStatus.FAILED: "workspace_failed",
+}
+
+
+async def refusal(
+    world: World, workspace_id: str, by: Caller | None = None, *, task_id: str | None = None
+) -> Failure:
+    """Cancels, checks that no agent was signalled, and returns the failure."""
+    with pytest.raises(Failure) as raised:
+        await world.cancel(workspace_id, by, task_id=task_id)
+    assert world.agents.cancelled == []
+    return raised.value
+
+
+def test_an_invalid_request_cannot_be_constructed() -> None:
+    with pytest.raises(Failure) as raised:
+        CancelTask(workspace_id="a b", task_id="/", reason="x" * 501, origin=Origin("req"))
+    assert raised.value.slug == "validation_error"
+    assert set(raised.value.details["fields"]) == {"workspace_id", "task_id", "reason"}
+
+
+def test_an_empty_task_id_does_not_mean_the_task_that_runs() -> None:
+    with pytest.raises(Failure, match="task_id"):
+        CancelTask(workspace_id="ws_1", task_id="", origin=Origin("req"))
+
+
+async def test_the_scope_is_checked_before_the_workspace_exists(world: World) -> None:
+    failure = await refusal(world, "ws_unknown", NO_SCOPE, task_id="task_unknown")
+    assert failure.slug == "permission_denied"
+    assert failure.details["required"] == ["workspace:write", "workspace:write:own"]
+
+
+async def test_a_foreign_workspace_and_a_missing_one_look_the_same(world: World) -> None:
+    busy, _ = await world.add_busy()
+    foreign = await refusal(world, busy.id, ELSEWHERE)
+    missing = await refusal(world, "ws_unknown", ELSEWHERE)
+    assert foreign.message.replace(busy.id, "ws_unknown") == missing.message
+    assert set(foreign.details) == set(missing.details)
+
+
+async def test_the_creator_is_checked_before_the_task_exists(world: World) -> None:
+    busy, _ = await world.add_busy()
+    failure = await refusal(world, busy.id, STRANGER, task_id="task_unknown")
+    assert failure.slug == "permission_denied"
+    assert failure.details["required"] == ["workspace:write"]
+
+
+@pytest.mark.parametrize("status", WorkspaceStatus)
+async def test_the_task_is_looked_up_before_the_status_is_checked(
+    world: World, status: WorkspaceStatus
+) -> None:
+    down = await world.add(status)
+    failure = await refusal(world, down.id, task_id="task_unknown")
+    assert failure.slug == "task_not_found"
+    assert (failure.details["resource_name"], failure.details["workspace_id"]) == (
+        "task_unknown",
+        down.id,
+    )
+
+
+@pytest.mark.parametrize(("down", "slug"), DOWN.items())
+async def test_a_workspace_that_is_not_up_refuses_with_its_status(
+    world: World, down: WorkspaceStatus, slug: str
+) -> None:
+    """Its open task is not changed."""
+    busy, running = await world.add_busy()
+    await world.set_status(busy.id, down)
+    before = await world.events(busy.id)
+    for task_id in (None, running.id):
+        failure = await refusal(world, busy.id, task_id=task_id)
+        assert (failure.slug, failure.details["status"], failure.details["workspace_id"]) == (
+            slug,
+            down,
+            busy.id,
+        )
+        assert busy.id in failure.message
+    assert (await world.task(busy.id, running.id)).cancel is None
+    assert await world.events(busy.id) == before
+
+
+LIMIT_SECONDS = 10
+
+
+async def waiting(world: World, workspace_id: str, **fields: Any) -> "asyncio.Task[CancelResult]":
+    """Starts a cancellation and returns once it is recorded and waits for the task's end."""
+    calling = asyncio.create_task(world.cancel(workspace_id, **fields))
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while not world.subscriptions.has_subscribers(workspace_id):
+            await asyncio.sleep(0)
+    return calling
+
+
+async def test_the_reply_waits_for_the_end_of_the_task(world: World) -> None:
+    busy, running = await world.add_busy()
+    calling = await waiting(world, busy.id, wait_seconds=30)
+    assert not calling.done()
+    await world.end(busy.id, running.id)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        result = await calling
+    assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, True)
+    assert result.task is not None
+    assert result.task.status is TaskStatus.CANCELLED
+
+
+async def test_a_wait_that_times_out_replies_with_the_current_task(world: World) -> None:
+    busy, _ = await world.add_busy()
+    result = await world.cancel(busy.id, wait_seconds=0.01)
+    assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, False)
+    assert result.task is not None
+    assert result.task.cancel is not None
+
+
+async def test_the_wait_ends_before_the_callers_deadline(world: World) -> None:
+    busy, _ = await world.add_busy()
+    deadline.begin(0.26)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        assert not (await world.cancel(busy.id, wait_seconds=30)).saw_end
+
+
+async def test_a_draining_server_ends_the_wait(world: World) -> None:
+    busy, _ = await world.add_busy()
+    calling = await waiting(world, busy.id, wait_seconds=30)
+    world.subscriptions.drain()
+    async with asyncio.timeout(LIMIT_SECONDS):
+        result = await calling
+    assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, False)
+
+
+async def test_an_unreachable_agent_fails_the_call_at_once(world: World) -> None:
+    busy, _ = await world.add_busy()
+    world.agents.reachable = False
+    async with asyncio.timeout(LIMIT_SECONDS):
+        with pytest.raises(Failure) as raised:
+            await world.cancel(busy.id, wait_seconds=30)
+    assert raised.value.slug == "agent_unreachable"
+
+
+@pytest.mark.parametrize("seconds", [-0.001, 86_401, float("nan")])
+async def test_a_force_deadline_out_of_bounds_is_refused(world: World, seconds: float) -> None:
+    with pytest.raises(Failure) as raised:
+        await world.cancel("ws_1", force_after_seconds=seconds)
+    assert set(raised.value.details["fields"]) == {"force_after"}
+
+
+@pytest.mark.parametrize("seconds", [-0.5, MAX_WAIT_SECONDS + 0.5])
+async def test_a_wait_out_of_bounds_is_refused(world: World, seconds: float) -> None:
+    with pytest.raises(Failure) as raised:
+        await world.cancel("ws_1", wait_seconds=seconds)
+    assert raised.value.details["fields"] == {"wait": "must be 0 to 30 s"}
+
+
+async def test_an_end_between_the_signal_and_the_wait_is_not_missed(world: World) -> None:
+    busy, running = await world.add_busy()
+
+    async def end(workspace: Workspace, task: Task) -> None:
+        await world.end(busy.id, running.id)
+
+    world.agents.meanwhile = end
+    async with asyncio.timeout(LIMIT_SECONDS):
+        result = await world.cancel(busy.id, wait_seconds=30)
+    assert result.saw_end
+
+
+async def test_an_accepted_call_succeeds_though_the_database_goes_down_afterwards(
+    world: World,
+) -> None:
+    busy, _ = await world.add_busy()
+
+    async def go_away(workspace: Workspace, task: Task) -> None:
+        world.store.unavailable = True
+
+    world.agents.meanwhile, world.agents.known = go_away, False
+    async with asyncio.timeout(LIMIT_SECONDS):
+        result = await world.cancel(busy.id, wait_seconds=0.01)
+    assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, False)
+    assert result.task is not None and result.task.cancel is not None

@@ -11,8 +11,6 @@ from evershell.core import cancel_tasks as use_case
 from evershell.core import workspace_lifecycle
 from evershell.core.caller import Caller, CredentialKind
 from evershell.core.cancel_tasks import (
-    MAX_BATCH,
-    MAX_TASKS,
     CancelTasks,
     CancelTasksResult,
     cancel_tasks,
@@ -241,7 +239,3 @@ def test_a_filter_that_is_empty_or_not_valid_cannot_be_made(
     with pytest.raises(Failure) as raised:
         TaskFilter(**fields)
     assert list(raised.value.details["fields"]) == [field]
-
-
-def test_a_call_takes_several_batches() -> None:
-    assert MAX_BATCH < MAX_TASKS == 1_000

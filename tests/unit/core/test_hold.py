@@ -137,11 +137,6 @@ async def test_a_hold_needs_its_scope(world: World, scopes: tuple[str, ...]) -> 
     assert await get_hold(caller(), world.store) is None
 
 
-async def test_a_reason_has_a_limit() -> None:
-    with pytest.raises(Failure, match="reason"):
-        HoldOrg(reason="x" * 501, origin=Origin())
-
-
 async def test_a_hold_can_cancel_what_runs(world: World) -> None:
     creators = (USER, "user_2", None)
     running = [await world.add_busy(created_by_user_id=user_id) for user_id in creators]

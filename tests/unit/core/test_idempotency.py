@@ -8,7 +8,7 @@ import pytest
 
 from evershell.core import tasks, workspaces
 from evershell.core.caller import Caller
-from evershell.core.change import KEY_KEPT, FirstCall, IdempotencyKey
+from evershell.core.change import IdempotencyKey
 from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter, Origin
 from evershell.core.task import Task, TaskStarted, TaskStatus
@@ -86,13 +86,6 @@ async def test_a_repeated_creation_gets_the_first_answer(world: World) -> None:
     assert set(await recorded(world)) == {("CreateWorkspace", "ok", first.id, "")}
 
 
-async def test_without_a_key_every_call_has_its_effect(world: World) -> None:
-    assert await create(world, None) != await create(world, None)
-    idle = await world.add()
-    await submit(world, idle.id, None)
-    assert (await failure(submit(world, idle.id, None))).slug == "workspace_busy"
-
-
 @pytest.mark.parametrize("repeat", [submit, lambda world, _id, key: create(world, key)])
 async def test_a_key_of_another_request_is_a_conflict(
     world: World, repeat: Callable[[World, str, IdempotencyKey], Awaitable[Any]]
@@ -108,30 +101,6 @@ async def test_a_key_of_another_request_is_a_conflict(
     assert "2026-01-02T03:04:05+00:00" in conflict.message
     await world.set_status(idle.id, WorkspaceStatus.FAILED)
     assert (await failure(repeat(world, idle.id, OTHER_REQUEST))).slug == "idempotency_conflict"
-
-
-async def test_a_call_without_effect_leaves_its_key_free(world: World) -> None:
-    failed = await world.add(WorkspaceStatus.FAILED)
-    assert (await failure(submit(world, failed.id))).slug == "workspace_failed"
-    idle = await world.add()
-    assert (await submit(world, idle.id, OTHER_REQUEST)).status is TaskStatus.DELIVERED
-
-
-async def test_a_key_expires(world: World) -> None:
-    idle = await world.add()
-    first = await submit(world, idle.id)
-    world.clock.advance(KEY_KEPT.total_seconds() - 1)
-    assert (await submit(world, idle.id)).id == first.id
-    world.clock.advance(1)
-    assert (await failure(submit(world, idle.id))).slug == "workspace_busy"
-    await world.commit(idle.id, first.id, TaskStarted())
-    await world.end(idle.id, first.id)
-    assert (await submit(world, idle.id)).id != first.id
-
-
-async def test_each_organization_has_its_own_keys(world: World) -> None:
-    first = await create(world)
-    assert (await create(world, OTHER_REQUEST, caller(org_id="org_b"))).id != first.id
 
 
 async def test_a_repeat_needs_the_permission_of_the_call(world: World) -> None:
@@ -224,16 +193,3 @@ async def test_a_repeat_during_the_first_call_gets_the_same_answer(world: World)
     repeated.set()
     answered = await first
     assert (answered.id, answered.status) == (repeat.id, TaskStatus.RUNNING)
-
-
-async def test_a_key_that_expires_meanwhile_is_unavailable(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await create(world)
-
-    async def find(*_: object) -> FirstCall | None:
-        return None
-
-    monkeypatch.setattr(world.store, "find_first_call", find)
-    refused = await failure(create(world))
-    assert (refused.slug, refused.details) == ("unavailable", {"retry_after_seconds": 1})

@@ -1,4 +1,4 @@
-"""The lifecycle of a task that its agent has: what it commits, its end, and its cancellation."""
+"""The lifecycle of a task: its delivery, what its agent commits, its cancellation and its end."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -6,12 +6,12 @@ from datetime import timedelta
 import pytest
 
 from evershell.core import task_lifecycle
-from evershell.core.change import unchanged
+from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.task import IterationCompleted, Phase, TaskEnded, TaskStarted, TaskStatus, Usage
 from evershell.core.workspace import WorkspaceStatus
-from tests.support.world import NOW, intent, iteration, locked_busy
+from tests.support.world import NOW, USER, intent, iteration, locked_busy, task, workspace
 from tests.unit.core.committing import LATER, after, commit, types
 
 PROPOSALS = (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
@@ -73,11 +73,6 @@ def test_an_interrupted_model_call_is_counted_and_its_text_is_the_result() -> No
         Usage(input_tokens=9, output_tokens=3, model_calls=2, tool_calls=1),
     )
     assert types(change) == ["iteration_completed", "iteration_completed", "task_completed"]
-
-
-def test_an_iteration_without_output_keeps_the_result() -> None:
-    change = commit(locked_busy(), iteration(1, "out"), iteration(2, ""))
-    assert change.task is not None and change.task.result == "out"
 
 
 def test_a_repeated_commit_changes_nothing() -> None:
@@ -157,15 +152,6 @@ def test_a_recorded_intent_overrides_every_proposal(
     assert change.workspace.status is WorkspaceStatus.IDLE
 
 
-def test_an_interrupted_task_keeps_its_partial_result() -> None:
-    change = commit(
-        locked_busy(cancel=intent()),
-        iteration(1, "partial"),
-        TaskEnded(status=TaskStatus.CANCELLED),
-    )
-    assert change.task is not None and change.task.result == "partial"
-
-
 def test_a_cancelled_end_without_an_intent_is_a_failure() -> None:
     change = commit(locked_busy(), TaskEnded(status=TaskStatus.CANCELLED))
     assert change.task is not None
@@ -226,3 +212,93 @@ def test_every_event_of_a_change_names_the_call_that_caused_it() -> None:
     origin = Origin("req_1", "a" * 32)
     change = task_lifecycle.request_cancel(locked, intent()).caused_by(origin)
     assert [event.origin for event in change.events] == [origin]
+
+
+def test_a_task_makes_an_idle_workspace_busy() -> None:
+    idle = workspace()
+    submitted = task(idle.id, description="ls", max_iterations=7)
+    change = task_lifecycle.submit(Locked(idle, None), submitted, USER)
+    assert change.workspace == replace(
+        idle, status=WorkspaceStatus.BUSY, current_task_id=submitted.id
+    )
+    assert (change.task, types(change)) == (submitted, ["task_submitted"])
+    assert change.events[0].payload == {
+        "description": "ls",
+        "max_iterations": 7,
+        "submitted_by": USER,
+    }
+    assert change.events[0].task_id == submitted.id
+
+
+def test_the_refusal_of_a_second_task_names_the_first() -> None:
+    locked = locked_busy()
+    with pytest.raises(Failure) as raised:
+        task_lifecycle.submit(locked, task(locked.workspace.id), USER)
+    assert locked.task is not None
+    assert (raised.value.slug, raised.value.details["task_id"]) == (
+        "workspace_busy",
+        locked.task.id,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "slug"),
+    [
+        (WorkspaceStatus.PROVISIONING, "workspace_provisioning"),
+        (WorkspaceStatus.STOPPING, "workspace_stopped"),
+        (WorkspaceStatus.STOPPED, "workspace_stopped"),
+        (WorkspaceStatus.FAILED, "workspace_failed"),
+    ],
+)
+def test_a_workspace_that_is_not_up_takes_no_task(status: WorkspaceStatus, slug: str) -> None:
+    down = workspace(status)
+    with pytest.raises(Failure) as raised:
+        task_lifecycle.submit(Locked(down, None), task(down.id), USER)
+    assert raised.value.slug == slug
+
+
+def test_an_acknowledged_task_is_delivered() -> None:
+    locked = locked_busy(TaskStatus.SUBMITTED)
+    assert locked.task is not None
+    change = task_lifecycle.deliver(locked, locked.task.id)
+    assert change == Change(locked.workspace, replace(locked.task, status=TaskStatus.DELIVERED))
+
+
+@pytest.mark.parametrize("status", [TaskStatus.DELIVERED, TaskStatus.RUNNING])
+def test_a_late_acknowledgement_changes_nothing(status: TaskStatus) -> None:
+    locked = locked_busy(status)
+    assert locked.task is not None
+    assert task_lifecycle.deliver(locked, locked.task.id) == unchanged(locked)
+    assert task_lifecycle.fail_delivery(locked, locked.task.id, "gone", LATER) == unchanged(locked)
+
+
+def test_the_acknowledgement_of_an_earlier_task_changes_nothing() -> None:
+    for locked in (locked_busy(TaskStatus.SUBMITTED), Locked(workspace(), None)):
+        assert task_lifecycle.deliver(locked, "task_earlier") == unchanged(locked)
+        assert task_lifecycle.fail_delivery(locked, "task_earlier", "gone", LATER) == unchanged(
+            locked
+        )
+
+
+def test_a_task_that_cannot_be_delivered_ends() -> None:
+    locked = locked_busy(TaskStatus.SUBMITTED)
+    assert locked.task is not None
+    change = task_lifecycle.fail_delivery(locked, locked.task.id, "gone", LATER)
+    assert change.task is not None
+    assert (change.task.status, change.task.reason, change.task.completed_at) == (
+        TaskStatus.DELIVERY_FAILED,
+        "gone",
+        LATER,
+    )
+    assert (change.workspace.status, change.workspace.current_task_id) == (
+        WorkspaceStatus.IDLE,
+        None,
+    )
+    assert types(change) == ["task_completed"]
+
+
+def test_a_cancelled_task_that_cannot_be_delivered_ends_cancelled() -> None:
+    locked = locked_busy(TaskStatus.SUBMITTED, cancel=intent())
+    assert locked.task is not None
+    change = task_lifecycle.fail_delivery(locked, locked.task.id, "gone", LATER)
+    assert change.task is not None and change.task.status is TaskStatus.CANCELLED

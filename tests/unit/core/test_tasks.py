@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from evershell.core import task_lifecycle, tasks
+from evershell.core import tasks
 from evershell.core.caller import Caller
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.task import Task, TaskEnded, TaskStarted, TaskStatus
+from evershell.core.task import Task, TaskStarted, TaskStatus
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import MAX_PAGE_CHARACTERS, Page
 from evershell.core.workspace import Workspace, WorkspaceStatus
@@ -131,25 +131,6 @@ async def test_reading_a_task_checks_in_order(world: World) -> None:
         assert raised.value.slug == slug
 
 
-async def test_tasks_are_listed_newest_first_a_page_at_a_time(world: World) -> None:
-    busy, first = await world.add_busy()
-    ids = [first.id]
-    for _ in range(2):
-        await world.change(
-            busy.id,
-            lambda s: task_lifecycle.commit(
-                s, 1, ids[-1], [TaskEnded(status=TaskStatus.FAILED)], world.clock()
-            ),
-        )
-        ids.append((await world.run(busy)).id)
-    newest_first = sorted(ids, reverse=True)
-    page, token = await tasks.list_tasks(caller(), busy.id, Page.of(2, ""), world.store)
-    assert [each.id for each in page] == newest_first[:2]
-    assert Page.of(2, token).before_id == newest_first[1]
-    page, token = await tasks.list_tasks(caller(), busy.id, Page.of(2, token), world.store)
-    assert ([each.id for each in page], token) == (newest_first[2:], "")
-
-
 async def test_a_page_ends_before_any_long_field_makes_it_too_large(
     world: World,
 ) -> None:
@@ -172,19 +153,6 @@ async def test_a_page_ends_before_any_long_field_makes_it_too_large(
         world.store._tasks.update({task.id: task for task in stored})
         page, token = await tasks.list_tasks(caller(), idle.id, Page.of(0, ""), world.store)
         assert (len(page), Page.of(0, token).before_id) == (1, page[-1].id)
-
-
-async def test_listing_tasks_checks_in_order(world: World) -> None:
-    busy, _ = await world.add_busy()
-    for by, workspace_id, slug in (
-        (caller("tasks:write"), "?", "validation_error"),
-        (caller("tasks:write"), "ws_unknown", "permission_denied"),
-        (caller(org_id="org_b"), busy.id, "workspace_not_found"),
-        (caller("workspace:read:own", actor_id="user_2"), busy.id, "permission_denied"),
-    ):
-        with pytest.raises(Failure) as raised:
-            await tasks.list_tasks(by, workspace_id, Page.of(0, ""), world.store)
-        assert raised.value.slug == slug
 
 
 @pytest.mark.parametrize("is_acknowledged", [True, False])

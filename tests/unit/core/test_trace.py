@@ -2,7 +2,6 @@
 
 import pytest
 
-from evershell.core import trace
 from evershell.core.trace import TraceContext
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -43,14 +42,3 @@ def test_a_valid_header_is_parsed(traceparent: str, flags: str) -> None:
 )
 def test_an_invalid_header_is_no_trace(traceparent: str | None) -> None:
     assert TraceContext.parse(traceparent) is None
-
-
-def test_a_trace_context_is_forwarded_unchanged() -> None:
-    assert TraceContext(TRACE, SPAN, "00").traceparent == f"00-{TRACE}-{SPAN}-00"
-
-
-def test_the_trace_of_a_context_is_current_within_it() -> None:
-    assert trace.current() is None and trace.current_id() == ""
-    with trace.within(TraceContext(TRACE, SPAN)):
-        assert trace.current_id() == TRACE
-    assert trace.current() is None

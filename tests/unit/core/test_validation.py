@@ -9,7 +9,7 @@ import pytest
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.tasks import SubmitTask
-from evershell.core.validation import MAX_PAGE_CHARACTERS, Fields, Page
+from evershell.core.validation import MAX_PAGE_CHARACTERS, Page
 from evershell.core.workspace import Workspace
 from tests.support.world import workspace
 
@@ -78,15 +78,6 @@ def test_metadata_within_its_bounds_is_valid() -> None:
 )
 def test_max_iterations_has_bounds(count: int, good: bool) -> None:
     assert (problems(max_iterations=count) == {}) is good
-
-
-def test_the_first_problem_of_a_field_stays() -> None:
-    fields = Fields()
-    fields.reject("a", "first")
-    fields.reject("a", "second")
-    with pytest.raises(Failure) as raised:
-        fields.check()
-    assert raised.value.details["fields"] == {"a": "first"}
 
 
 @pytest.mark.parametrize("size", [-1, 201])

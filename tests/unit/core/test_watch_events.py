@@ -1,7 +1,7 @@
 """Follows the event log of a workspace."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -11,11 +11,7 @@ from evershell.core.caller import Caller
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import Event
 from evershell.core.task import TaskStarted
-from evershell.core.watch_events import (
-    BATCH_EVENTS,
-    Heartbeat,
-    watch_events,
-)
+from evershell.core.watch_events import BATCH_EVENTS, Heartbeat, watch_events
 from tests.support.world import World, caller, iteration
 
 
@@ -57,6 +53,28 @@ def as_is(heartbeat: Heartbeat) -> Any:
     return heartbeat
 
 
+def stream(
+    world: World,
+    workspace_id: str,
+    subscriptions: Scripted,
+    after: int = 0,
+    by: Caller | None = None,
+    encode: Callable[[Sequence[Event]], Sequence[Any]] = unencoded,
+    opening: Sequence[Any] = (),
+) -> Any:
+    return watch_events(
+        by or caller(),
+        workspace_id,
+        after,
+        world.store,
+        subscriptions,
+        world.clock,
+        encode,
+        as_is,
+        opening=opening,
+    )
+
+
 async def watch(
     world: World,
     workspace_id: str,
@@ -67,23 +85,9 @@ async def watch(
     by: Caller | None = None,
 ) -> list[Event | Heartbeat]:
     """The first `until` messages of a stream."""
-    found: list[Event | Heartbeat] = []
-    stream = watch_events(
-        by or caller(),
-        workspace_id,
-        after,
-        world.store,
-        subscriptions,
-        world.clock,
-        unencoded,
-        as_is,
-    )
-    async for item in stream:
-        found.append(item)
-        if len(found) == until:
-            break
-    with suppress(AttributeError):
-        await stream.aclose()  # type: ignore[attr-defined]
+    watching = stream(world, workspace_id, subscriptions, after, by)
+    found: list[Event | Heartbeat] = [await anext(watching) for _ in range(until)]
+    await watching.aclose()
     return found
 
 
@@ -108,10 +112,8 @@ async def test_each_batch_is_encoded_once_and_what_encode_returns_is_yielded(wor
         batches.append([event.seq for event in events])
         return [f"event {event.seq}" for event in events]
 
-    stream = watch_events(
-        caller(), busy.id, 1, world.store, Scripted(world), world.clock, encode, as_is
-    )
-    found = [await anext(stream) for _ in range(BATCH_EVENTS + 3)]
+    watching = stream(world, busy.id, Scripted(world), after=1, encode=encode)
+    found = [await anext(watching) for _ in range(BATCH_EVENTS + 3)]
     assert found[:-1] == [f"event {seq}" for seq in range(2, BATCH_EVENTS + 4)]
     assert isinstance(found[-1], Heartbeat) and found[-1].seq == BATCH_EVENTS + 3
     assert batches == [list(range(2, BATCH_EVENTS + 2)), [BATCH_EVENTS + 2, BATCH_EVENTS + 3]]
@@ -142,36 +144,15 @@ async def test_a_heartbeat_names_the_last_event_of_the_log_and_not_a_later_posit
 
 async def test_the_opening_comes_after_the_first_read(world: World) -> None:
     busy, _ = await world.add_busy()
-    for after, expected in ((0, ["opened", "1", "2"]), (2, ["opened", Heartbeat, Heartbeat])):
-        stream = watch_events(
-            caller(),
-            busy.id,
-            after,
-            world.store,
-            Scripted(world),
-            world.clock,
-            lambda events: [str(event.seq) for event in events],
-            as_is,
-            opening=("opened",),
-        )
-        found = [await anext(stream) for _ in expected]
+    first, second = await world.events(busy.id)
+    for after, expected in ((0, ["opened", first, second]), (2, ["opened", Heartbeat])):
+        watching = stream(world, busy.id, Scripted(world), after, opening=("opened",))
+        found = [await anext(watching) for _ in expected]
         assert [Heartbeat if isinstance(item, Heartbeat) else item for item in found] == expected
-        await stream.aclose()  # type: ignore[attr-defined]
+        await watching.aclose()
     world.store.unavailable = True
     with pytest.raises(UnavailableError):
-        await anext(
-            watch_events(
-                caller(),
-                busy.id,
-                0,
-                world.store,
-                Scripted(world),
-                world.clock,
-                unencoded,
-                as_is,
-                opening=(),
-            )
-        )
+        await anext(stream(world, busy.id, Scripted(world), opening=("opened",)))
 
 
 async def test_a_spurious_subscription_does_not_delay_the_heartbeat(world: World) -> None:
@@ -253,11 +234,9 @@ async def test_a_draining_server_ends_the_stream_and_names_the_event_to_resume_a
     busy, _ = await world.add_busy()
     subscriptions = Scripted(world)
     subscriptions.draining = True
-    stream = watch_events(
-        caller(), busy.id, 2, world.store, subscriptions, world.clock, unencoded, as_is
-    )
+    watching = stream(world, busy.id, subscriptions, after=2)
     # A first message lets the failure be reported within the stream.
-    assert await anext(stream) == Heartbeat(world.clock(), 2)
+    assert await anext(watching) == Heartbeat(world.clock(), 2)
     with pytest.raises(Failure, match="after=2") as raised:
-        await anext(stream)
+        await anext(watching)
     assert (raised.value.slug, raised.value.details["retry_after_seconds"]) == ("unavailable", 1)

@@ -48,18 +48,6 @@ async def test_a_workspace_of_an_api_key_has_no_creator(world: World) -> None:
     assert made.created_by_user_id is None
 
 
-async def test_creating_a_workspace_checks_in_order(world: World) -> None:
-    reader = caller("workspace:read")
-
-    async def slug(name: str) -> str:
-        return await slug_of(
-            workspaces.create_workspace(reader, name, Origin(), world.store, world.clock)
-        )
-
-    assert await slug("x" * 201) == "validation_error"
-    assert await slug("x" * 200) == "permission_denied"
-
-
 async def test_a_list_has_the_workspaces_that_the_caller_may_read(world: World) -> None:
     mine = await world.add()
     theirs = await world.add(created_by_user_id="user_2")

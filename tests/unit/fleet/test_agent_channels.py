@@ -95,44 +95,6 @@ async def test_the_least_recently_used_channel_is_closed_for_a_new_one(
 
 
 @pytest.mark.usefixtures("patient")
-async def test_the_number_of_channels_is_bounded_under_load(
-    client: AgentClient, channels: OpenChannels
-) -> None:
-    """At most LIMIT calls are in flight, to five times as many agents."""
-    async with agents(5 * LIMIT) as started:
-        slots = asyncio.Semaphore(LIMIT)
-
-        async def call(agent: FakeAgent) -> bool:
-            async with slots:
-                return await cancel(client, agent.address)
-
-        answers = await asyncio.gather(*(call(agent) for agent in started * 10))
-        assert answers == [True] * 50 * LIMIT
-        # Each call got its answer at the first attempt: no channel was closed under it.
-        assert all(len(agent.requests) == 10 for agent in started)
-        await eventually_async(lambda: len(channels.open) <= LIMIT)
-        # A channel that is being closed is still counted here.
-        assert channels.most <= 2 * LIMIT
-
-
-@pytest.mark.usefixtures("patient")
-async def test_a_channel_with_a_call_in_flight_is_not_closed(
-    client: AgentClient, channels: OpenChannels
-) -> None:
-    async with agents(3 * LIMIT) as (busy, *others):
-        held = Held()
-        busy.before = held
-        call = asyncio.create_task(cancel(client, busy.address))
-        await eventually_async(lambda: held.arrived)
-        for agent in others:
-            assert await cancel(client, agent.address)
-            assert busy.address in channels.open
-        held.release.set()
-        assert await call is True
-        assert len(busy.requests) == 1
-
-
-@pytest.mark.usefixtures("patient")
 async def test_calls_beyond_the_limit_do_not_wait_and_their_channels_are_closed(
     client: AgentClient, channels: OpenChannels
 ) -> None:

@@ -120,10 +120,6 @@ async def never(attempt: int, context: Context) -> None:
     await asyncio.Event().wait()
 
 
-async def refuse(attempt: int, context: Context) -> None:
-    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "busy")
-
-
 async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(
     client: AgentClient, agent: FakeAgent
 ) -> None:
@@ -162,26 +158,6 @@ async def test_a_failed_attempt_is_retried_within_the_call(
     agent.before = fail_once
     assert await cancel(client, agent.address) is True
     assert len(agent.requests) == 2
-
-
-async def test_a_slow_attempt_times_out_and_is_retried(
-    client: AgentClient, agent: FakeAgent
-) -> None:
-    async def slow_once(attempt: int, context: Context) -> None:
-        if attempt == 1:
-            await never(attempt, context)
-
-    agent.before = slow_once
-    assert await cancel(client, agent.address) is True
-    assert len(agent.requests) >= 2
-
-
-async def test_a_refused_attempt_is_retried_within_the_call(
-    client: AgentClient, agent: FakeAgent
-) -> None:
-    agent.before = refuse
-    await unreachable(client, agent.address)
-    assert len(agent.requests) >= 2
 
 
 @pytest.mark.usefixtures("patient")
@@ -223,11 +199,6 @@ async def test_an_agent_of_the_previous_signing_key_is_called_with_its_tokens(
     await client.aclose()
 
 
-@pytest.mark.usefixtures("patient")
-async def test_an_agent_that_has_not_registered_is_not_called(client: AgentClient) -> None:
-    await unreachable(client, None)
-
-
 async def test_an_agent_that_restarts_during_a_call_is_reached(
     client: AgentClient, agent: FakeAgent
 ) -> None:
@@ -237,22 +208,6 @@ async def test_an_agent_that_restarts_during_a_call_is_reached(
     await asyncio.sleep(0)
     await agent.listen(agent.address)
     assert await call is True
-
-
-async def test_one_channel_serves_all_calls_to_an_agent(
-    client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[str] = []
-    open_channel = grpc.aio.insecure_channel
-
-    def record_and_open(address: str, **options: Any) -> grpc.aio.Channel:
-        opened.append(address)
-        return open_channel(address, **options)
-
-    monkeypatch.setattr(grpc.aio, "insecure_channel", record_and_open)
-    for _ in range(3):
-        await cancel(client, agent.address)
-    assert opened == [agent.address]
 
 
 def test_the_time_limit_of_a_signal_is_below_two_seconds() -> None:

@@ -8,7 +8,6 @@ import pytest
 from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
-from evershell.auth.signing_keys import new_key, with_first_key, with_new_key
 from evershell.core import deadline
 from evershell.core.errors import AgentUnreachableError
 from evershell.fleet import agent_client
@@ -19,9 +18,6 @@ from tests.support.agent_tls import Certificates, certificates
 from tests.unit.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
 
 EPOCH = 3
-OLD = new_key()
-BOTH = with_new_key(OLD)
-NEW = with_first_key(BOTH)
 
 
 @pytest.fixture
@@ -52,14 +48,6 @@ async def is_unreachable(client: AgentClient, workspace: object) -> None:
     deadline.begin(0.7)
     with pytest.raises(AgentUnreachableError):
         await cancel(client, workspace)
-
-
-async def test_an_agent_is_signalled_over_tls(client: AgentClient, of: Certificates) -> None:
-    workspace, agent = workspace_at(None), FakeAgent()
-    await agent.listen(tls=of.agent(workspace.id, EPOCH))
-    workspace = workspace_at(agent.address, workspace.id)
-    assert await cancel(client, workspace) is True
-    await agent.stop()
 
 
 async def test_an_agent_in_plain_text_is_not_signalled(client: AgentClient) -> None:
@@ -99,32 +87,4 @@ async def test_the_next_agent_on_an_address_is_reached(
     await agent.stop()
     await agent.listen(agent.address, tls=of.agent(second, EPOCH))
     assert await cancel(client, workspace_at(agent.address, second)) is True
-    await agent.stop()
-
-
-@pytest.mark.parametrize(
-    ("client_keys", "agent_keys", "is_reached"),
-    [
-        # Before the rotation, during it, and after it.
-        (BOTH, OLD, True),
-        (BOTH, BOTH, True),
-        (NEW, BOTH, True),
-        # Controllers start such agents, so they are restarted after the workers.
-        (OLD, BOTH, False),
-        (NEW, OLD, False),
-    ],
-    ids=["old agent", "new agent", "finished", "begun in another order", "finished too early"],
-)
-async def test_agents_are_signalled_during_a_rotation_of_the_signing_key(
-    client_keys: str, agent_keys: str, is_reached: bool
-) -> None:
-    workspace, agent = workspace_at(None), FakeAgent()
-    client = AgentClient(TOKENS, machine_clock, certificates(client_keys).control_plane)
-    await agent.listen(tls=certificates(agent_keys).agent(workspace.id, EPOCH))
-    workspace = workspace_at(agent.address, workspace.id)
-    if is_reached:
-        assert await cancel(client, workspace) is True
-    else:
-        await is_unreachable(client, workspace)
-    await client.aclose()
     await agent.stop()

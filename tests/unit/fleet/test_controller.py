@@ -1,16 +1,23 @@
-"""The controller: which step it takes for each workspace, and what the step commits."""
+"""The controller: the step that it takes for each workspace, and its metrics.
+
+test_due.py has what it reads, and the bounds that it enforces.
+"""
 
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from evershell.core.task import TaskStatus
+from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.bounds import FORCE_MARGIN
+from evershell.core.change import Change, Locked
+from evershell.core.task import Task, TaskLimits, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet.controller import END_GRACE_SECONDS
+from evershell.telemetry.metrics import Metrics
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
-from tests.support.world import NOW
+from tests.support.world import NOW, USER, intent, task
 
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
 STOPPED, FAILED = WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED
@@ -56,30 +63,6 @@ async def test_a_lost_agent_fails_with_the_explanation_of_the_backend(fleet: Fle
     assert (await fleet.world.workspace(made.id)).status_reason == "its agent ran out of memory"
 
 
-async def test_an_agent_that_does_not_register_fails_with_the_explanation(fleet: Fleet) -> None:
-    made = await fleet.add(PROVISIONING)
-    fleet.pods.explanation = "its image cannot be pulled: not found"
-    fleet.world.clock.now = NOW + timedelta(seconds=BOUNDS.start_seconds + 1)
-    await fleet.scan()
-    assert (await fleet.world.workspace(made.id)).status_reason == (
-        "its agent did not register within 30 s: its image cannot be pulled: not found"
-    )
-
-
-async def test_nothing_is_ended_before_the_first_pod_of_a_workspace(fleet: Fleet) -> None:
-    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
-    fleet.pods.never_run.add(made.id)
-    await fleet.scan()
-    assert fleet.pods.calls == ["start 1"]
-
-
-async def test_a_pod_is_started_once(fleet: Fleet) -> None:
-    await fleet.add(PROVISIONING)
-    await fleet.scan()
-    await fleet.scan()
-    assert fleet.pods.calls == []
-
-
 async def test_a_pod_that_cannot_start_fails_its_workspace(fleet: Fleet) -> None:
     made = await fleet.add(PROVISIONING, run_id=None, pod=False)
     fleet.pods.start_error = OSError(28, "No space left on device")
@@ -103,18 +86,6 @@ async def test_a_pod_that_ends_before_it_registers_fails_with_its_last_log_line(
         "ended before it registered: ImportError" in failed.status_reason
         and len(failed.status_reason) < 400
     )
-
-
-async def test_a_pod_whose_folder_was_deleted_fails_with_that_reason(fleet: Fleet) -> None:
-    busy, running = await fleet.add_busy()
-    fleet.pods.files_exist = False
-    await fleet.scan()
-    assert fleet.pods.calls == ["end 0"]
-    assert (
-        await fleet.world.workspace(busy.id)
-    ).status_reason == "its folder was deleted or replaced"
-    ended = await fleet.world.task(busy.id, running.id)
-    assert (ended.status, ended.reason) == (TaskStatus.FAILED, "its folder was deleted or replaced")
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0, PROVISIONING), (1, FAILED)])
@@ -206,38 +177,6 @@ async def test_after_a_restart_work_that_may_still_run_is_not_reported_as_stoppe
     assert end.payload["work_stopped"] == "unknown"
 
 
-@pytest.mark.parametrize("status", [STOPPED, FAILED])
-async def test_a_workspace_that_has_ended_is_not_changed(
-    fleet: Fleet, status: WorkspaceStatus
-) -> None:
-    ended = await fleet.add(status)
-    async with fleet.running():
-        fleet.changes.queue.put_nowait({ended.id, "ws_unknown"})
-        await settle()
-    assert fleet.pods.calls == []
-    assert await fleet.world.workspace(ended.id) == ended
-
-
-async def test_a_published_workspace_is_reconciled_before_the_next_scan(fleet: Fleet) -> None:
-    async with fleet.running():
-        made = await fleet.add(PROVISIONING, run_id=None, pod=False)
-        fleet.changes.queue.put_nowait({made.id})
-        await settle()
-        assert fleet.pods.calls == ["end 0", "start 1"]
-
-
-async def test_the_controller_continues_after_a_database_outage(fleet: Fleet) -> None:
-    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
-    fleet.world.store.unavailable = True
-    async with fleet.running():
-        assert fleet.pods.calls == []
-        fleet.world.store.unavailable = False
-        fleet.changes.queue.put_nowait(set())
-        await settle()
-        assert fleet.pods.calls == ["end 0", "start 1"]
-    assert (await fleet.world.workspace(made.id)).run_id == RUN_ID
-
-
 async def test_an_error_in_one_workspace_does_not_affect_the_others(fleet: Fleet) -> None:
     bad = await fleet.add(PROVISIONING, run_id=None, pod=False)
     good = await fleet.add(PROVISIONING, run_id=None, pod=False)
@@ -278,3 +217,156 @@ async def test_a_pod_of_an_earlier_epoch_is_not_started(fleet: Fleet) -> None:
     fleet.pods.on_end = begin_later_epoch
     await fleet.scan()
     assert f"start {made.epoch}" not in fleet.pods.calls
+
+
+async def stop(fleet: Fleet, workspace_id: str) -> None:
+    def request(locked: Locked) -> Change:
+        return workspace_lifecycle.request_stop(
+            locked, intent(requested_at=fleet.world.clock(), reason="workspace stopped")
+        )
+
+    await fleet.world.change(workspace_id, request)
+
+
+async def test_an_idle_workspace_stops_at_once(fleet: Fleet) -> None:
+    idle = await fleet.add(WorkspaceStatus.IDLE)
+    await stop(fleet, idle.id)
+    await fleet.scan()
+    stopped = await fleet.world.workspace(idle.id)
+    assert (stopped.status, stopped.run_id, stopped.agent_address) == (
+        WorkspaceStatus.STOPPED,
+        None,
+        None,
+    )
+    assert fleet.pods.calls == [f"end {END_GRACE_SECONDS:g}"]
+    assert await fleet.world.event_types(idle.id) == ["workspace_stopped"]
+
+
+async def test_a_stopping_pod_runs_until_the_deadline_of_its_task(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await stop(fleet, busy.id)
+    # The grace period is 10 s.
+    fleet.world.clock.now = NOW + timedelta(seconds=10) + FORCE_MARGIN
+    await fleet.scan()
+    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (
+        WorkspaceStatus.STOPPING,
+        [],
+    )
+    fleet.world.clock.advance(1)
+    await fleet.scan()
+    assert (await fleet.world.workspace(busy.id)).status is WorkspaceStatus.STOPPED
+    ended = await fleet.world.task(busy.id, running.id)
+    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, True)
+
+
+async def test_a_stopping_workspace_stops_as_soon_as_its_task_has_ended(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await stop(fleet, busy.id)
+    await fleet.world.end(busy.id, running.id)
+    await fleet.scan()
+    assert (await fleet.world.workspace(busy.id)).status is WorkspaceStatus.STOPPED
+    ended = await fleet.world.task(busy.id, running.id)
+    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
+
+
+async def limited(fleet: Fleet, **limits: float) -> tuple[Workspace, Task]:
+    idle = await fleet.add(WorkspaceStatus.IDLE)
+    new = task(idle.id, limits=TaskLimits(**limits))  # type: ignore[arg-type]
+    world = fleet.world
+    await world.change(idle.id, lambda locked: task_lifecycle.submit(locked, new, USER))
+    await world.commit(idle.id, new.id, TaskStarted())
+    return idle, new
+
+
+async def test_a_task_is_cancelled_and_signalled_at_its_limit(fleet: Fleet) -> None:
+    at, new = await limited(fleet, max_duration_seconds=60)
+    other, unlimited = await fleet.add_busy()
+    async with fleet.running():
+        fleet.world.clock.advance(59)
+        await fleet.next_scan()
+        assert (await fleet.world.task(at.id, new.id)).cancel is None
+        fleet.world.clock.advance(1)
+        await fleet.next_scan()
+        cancel = (await fleet.world.task(at.id, new.id)).cancel
+        assert cancel is not None and cancel.requested_by == "system:limit"
+        assert fleet.world.agents.cancelled == [new.id]
+        await fleet.next_scan()
+        await settle()
+    assert (await fleet.world.event_types(at.id)).count("task_cancel_requested") == 1
+    assert (await fleet.world.task(other.id, unlimited.id)).cancel is None
+
+
+async def test_the_next_leader_finds_what_was_reached_without_one(fleet: Fleet) -> None:
+    at, new = await limited(fleet, max_duration_seconds=60)
+    fleet.world.clock.advance(3600)
+    await fleet.scan()
+    assert (await fleet.world.task(at.id, new.id)).cancel is not None
+
+
+async def test_the_task_of_a_frozen_agent_ends_cancelled(fleet: Fleet) -> None:
+    """The bounds of a cancellation apply, as to that of a caller."""
+    at, new = await limited(fleet, max_duration_seconds=1)
+    fleet.world.agents.reachable = False
+    async with fleet.running():
+        fleet.world.clock.advance(1)
+        await fleet.next_scan()
+        fleet.world.clock.advance(BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + 3600)
+        await fleet.next_scan()
+        await settle()
+    ended = await fleet.world.task(at.id, new.id)
+    assert (ended.status, ended.reason) == (
+        TaskStatus.CANCELLED,
+        "its agent did not end the cancelled task within the limits of an iteration",
+    )
+
+
+async def test_an_outage_does_not_lose_a_limit(fleet: Fleet) -> None:
+    at, new = await limited(fleet, max_duration_seconds=60)
+    async with fleet.running():
+        fleet.world.clock.advance(60)
+        fleet.world.store.unavailable = True
+        await fleet.next_scan()
+        fleet.world.store.unavailable = False
+        await fleet.next_scan()
+    assert (await fleet.world.task(at.id, new.id)).cancel is not None
+
+
+@pytest.fixture
+def metrics(fleet: Fleet) -> Metrics:
+    """The metrics of the controller's backlog."""
+    metrics = Metrics()
+    fleet.backlog = metrics.backlog(fleet.world.clock)
+    return metrics
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(f"evershell_{name}", labels)
+
+
+async def test_open_cancellations_are_counted_and_the_oldest_has_its_age(
+    fleet: Fleet, metrics: Metrics
+) -> None:
+    await fleet.add_busy()
+    async with fleet.running():
+        assert value(metrics, "cancellations_open") == 0
+        assert value(metrics, "cancellations_oldest_seconds") == 0
+    for _ in range(2):
+        await fleet.add_busy(cancelled=True)
+    fleet.world.clock.now += timedelta(seconds=60)
+    async with fleet.running():
+        before = value(metrics, "cancellations_oldest_seconds")
+        # The age grows without a scan, and so also while the database does not answer.
+        fleet.world.clock.now += timedelta(seconds=3)
+        assert value(metrics, "cancellations_open") == 2
+        assert before is not None
+        assert value(metrics, "cancellations_oldest_seconds") == before + 3
+
+
+async def test_a_standby_serves_no_backlog(fleet: Fleet, metrics: Metrics) -> None:
+    await fleet.add_busy(cancelled=True)
+    names = ("cancellations_open", "cancellations_oldest_seconds")
+    assert [value(metrics, name) for name in names] == [None, None]
+    async with fleet.running():
+        assert None not in [value(metrics, name) for name in names]
+    assert [value(metrics, name) for name in names] == [None, None]
+    assert value(metrics, "workspaces", status="busy") is None

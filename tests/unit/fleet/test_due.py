@@ -1,14 +1,19 @@
-"""What the controller reads at a scan, and when."""
+"""What the controller reads at a scan, and the live agents that let a deadline pass.
 
+It ends the pods of such agents, and only theirs.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from evershell.core.bounds import FORCE_MARGIN
+from evershell.core import workspace_lifecycle
+from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
 from evershell.core.change import Change, unchanged
 from evershell.core.errors import UnavailableError
-from evershell.core.task import TaskStatus
+from evershell.core.task import Phase, Task, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet import due
 from evershell.fleet.due import SWEEP_SECONDS, Due, Overdue, Sweep
@@ -83,17 +88,6 @@ async def test_leases_are_read_when_the_first_one_can_run_out(world: World) -> N
     assert found[5.5] == [first.id, second.id]
 
 
-async def test_a_renewed_lease_is_read_again_when_it_can_run_out(world: World) -> None:
-    idle = await world.add()
-    await lease(world, idle, 4)
-    read_at, scans = reads(world), scans_of(world)
-    for _ in range(20):
-        assert await overdue_ids(scans) == []
-        await world.store.renew_lease(idle.id, 1, 6)
-        world.clock.advance(1)
-    assert read_at == [0, 4, 8, 12, 16]
-
-
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_lease_that_begins_after_the_read_is_found_when_it_runs_out(
     world: World, others: int
@@ -156,22 +150,6 @@ async def test_the_first_sweep_reads_everything_and_later_ones_a_page_at_a_time(
     }  # fmt: skip
 
 
-async def test_a_sweep_continues_after_an_outage(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(due, "PAGE_SIZE", 2)
-    ids = sorted([(await world.add()).id for _ in range(5)])
-    sweep, seen = Sweep(world.store, Monotonic(world)), []
-    with pytest.raises(UnavailableError):
-        async for page in sweep.due_pages():
-            seen += [each.id for each in page]
-            world.store.unavailable = True
-    world.store.unavailable = False
-    async for page in sweep.due_pages():
-        seen += [each.id for each in page]
-    assert seen == ids
-
-
 async def test_an_agent_that_dies_during_an_outage_is_found_at_the_next_scan() -> None:
     fleet = Fleet()
     busy, running = await fleet.add_busy()
@@ -224,3 +202,169 @@ async def test_a_step_that_fails_is_repeated_at_the_next_scan() -> None:
         assert (await fleet.world.workspace(made.id)).status is IDLE
         await fleet.next_scan()
         assert (await fleet.world.workspace(made.id)).status is WorkspaceStatus.PROVISIONING
+
+
+async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await fleet.world.cancel(busy.id, force_after_seconds=1)
+    fleet.world.clock.now = NOW + timedelta(seconds=1) + FORCE_MARGIN
+    await fleet.scan()
+    assert fleet.pods.calls == []
+    fleet.world.clock.advance(0.1)
+    await fleet.scan()
+    ended, failed = (
+        await fleet.world.task(busy.id, running.id),
+        await fleet.world.workspace(busy.id),
+    )
+    assert (ended.status, ended.forced, ended.reason) == (
+        TaskStatus.CANCELLED,
+        True,
+        "its agent did not interrupt the task in time",
+    )
+    assert (failed.status, fleet.pods.calls) == (WorkspaceStatus.FAILED, ["end 0"])
+
+
+async def test_after_an_outage_an_agent_has_time_to_commit(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + timedelta(seconds=7)
+    fleet.answering_since = fleet.world.clock.now - RECOVERY_MARGIN
+    await fleet.scan()
+    assert fleet.pods.calls == []
+    fleet.world.clock.advance(0.1)
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0"]
+
+
+async def test_a_failed_scan_counts_as_an_outage(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + timedelta(seconds=7)
+    list_cancellations = fleet.world.store.list_cancellations
+
+    async def fail_once() -> Sequence[tuple[Workspace, Task]]:
+        fleet.world.store.list_cancellations = list_cancellations  # type: ignore[method-assign]
+        raise UnavailableError("frozen")
+
+    fleet.world.store.list_cancellations = fail_once  # type: ignore[method-assign]
+    async with fleet.running():
+        fleet.changes.queue.put_nowait(set())
+        await settle()
+    assert fleet.pods.calls == []
+
+
+async def test_repeated_outages_postpone_a_deadline_by_one_lease_at_most(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=BOUNDS.lease_seconds + 0.1)
+    fleet.answering_since = fleet.world.clock.now
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0"]
+
+
+async def test_a_cancelled_task_that_exceeds_an_iteration_ends_with_its_pod(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id)
+    limits = timedelta(seconds=BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds)
+    fleet.world.clock.now = NOW + limits + CANCEL_MARGIN
+    await fleet.scan()
+    assert fleet.pods.calls == []
+    fleet.world.clock.advance(0.1)
+    await fleet.scan()
+    ended = await fleet.world.task(busy.id, running.id)
+    assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
+    assert (
+        ended.reason == "its agent did not end the cancelled task within the limits of an iteration"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
+)
+async def test_a_task_that_its_heartbeats_do_not_name_ends_with_its_pod(
+    fleet: Fleet, cancelled: bool, status: TaskStatus
+) -> None:
+    busy, running = await fleet.add_busy(cancelled=cancelled)
+
+    async def beat(task_id: str) -> None:
+        await fleet.world.change(
+            busy.id,
+            lambda locked: workspace_lifecycle.heartbeat(
+                locked, 1, task_id, Phase.NONE, 60, fleet.world.clock()
+            ),
+        )
+
+    await beat("")
+    fleet.world.clock.advance(BOUNDS.lease_seconds - 1)
+    await beat(running.id)
+    await beat("task_other")
+    fleet.world.clock.advance(BOUNDS.lease_seconds)
+    await beat("")
+    await fleet.scan()
+    assert fleet.pods.calls == []
+    fleet.world.clock.advance(0.1)
+    await fleet.scan()
+    ended, failed = (
+        await fleet.world.task(busy.id, running.id),
+        await fleet.world.workspace(busy.id),
+    )
+    assert (ended.status, ended.reason) == (
+        status,
+        "its agent did not work on the task that it was given",
+    )
+    assert (failed.status, failed.task_unnamed_since) == (WorkspaceStatus.FAILED, None)
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "status"), [(False, TaskStatus.FAILED), (True, TaskStatus.CANCELLED)]
+)
+async def test_the_pod_of_an_agent_that_broke_a_rule_ends_and_then_its_task(
+    fleet: Fleet, cancelled: bool, status: TaskStatus
+) -> None:
+    busy, running = await fleet.add_busy(cancelled=cancelled)
+    await fleet.world.change(
+        busy.id, lambda locked: workspace_lifecycle.record_breach(locked, 1, "its agent lied")
+    )
+    await fleet.scan()
+    ended = await fleet.world.task(busy.id, running.id)
+    failed = await fleet.world.workspace(busy.id)
+    assert (ended.status, ended.reason) == (status, "its agent lied")
+    assert (failed.status, fleet.pods.calls) == (WorkspaceStatus.FAILED, ["end 0"])
+
+
+async def test_a_pod_whose_task_ended_during_the_scan_is_not_ended(fleet: Fleet) -> None:
+    busy, running = await fleet.add_busy()
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.advance(3)
+    list_cancellations = fleet.world.store.list_cancellations
+
+    async def list_then_end() -> Sequence[tuple[Workspace, Task]]:
+        listed = await list_cancellations()
+        await fleet.world.end(busy.id, running.id)
+        return listed
+
+    fleet.world.store.list_cancellations = list_then_end  # type: ignore[method-assign]
+    await fleet.scan()
+    assert ((await fleet.world.workspace(busy.id)).status, fleet.pods.calls) == (
+        WorkspaceStatus.IDLE,
+        [],
+    )
+
+
+async def test_a_pod_whose_lease_was_renewed_during_the_scan_is_not_ended(fleet: Fleet) -> None:
+    """A controller that was frozen continues with outdated rows."""
+    idle = await fleet.add(WorkspaceStatus.IDLE, lease_expires_at=NOW)
+    fleet.world.clock.advance(3)
+    list_expired = fleet.world.store.list_expired_leases
+
+    async def list_then_renew() -> Sequence[Workspace]:
+        listed = await list_expired()
+        await fleet.world.store.renew_lease(idle.id, 1, 60)
+        return listed
+
+    fleet.world.store.list_expired_leases = list_then_renew  # type: ignore[method-assign]
+    await fleet.scan()
+    assert ((await fleet.world.workspace(idle.id)).status, fleet.pods.calls) == (
+        WorkspaceStatus.IDLE,
+        [],
+    )

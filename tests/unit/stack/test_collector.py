@@ -1,7 +1,5 @@
 """The variables of OpenTelemetry, as Envoy's configuration has them."""
 
-from typing import Any
-
 import pytest
 
 from evershell.core.errors import OperatorError
@@ -64,54 +62,3 @@ def test_the_sampler_applies_to_calls_without_a_trace(
 ) -> None:
     variables = {"OTEL_TRACES_SAMPLER": sampler, "OTEL_TRACES_SAMPLER_ARG": argument or "1"}
     assert collector(**variables).tracing()["random_sampling"] == {"value": percent}
-
-
-@pytest.mark.parametrize("argument", ["2", "-1", "half", "nan"])
-def test_a_share_that_is_none_is_refused(argument: str) -> None:
-    variables = {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": argument}
-    with pytest.raises(OperatorError, match="OTEL_TRACES_SAMPLER_ARG"):
-        Collector.of(ENDPOINT, variables)
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "kind", "port", "is_tls"),
-    [
-        (ENDPOINT, "STATIC", 4318, False),
-        ("http://collector", "STRICT_DNS", 80, False),
-        ("https://collector", "STRICT_DNS", 443, True),
-        ("http://[::1]:4318", "STATIC", 4318, False),
-    ],
-)
-def test_the_cluster_has_the_host_of_the_url(
-    endpoint: str, kind: str, port: int, is_tls: bool
-) -> None:
-    cluster = collector(endpoint).cluster()
-    (group,) = cluster["load_assignment"]["endpoints"]
-    (found,) = group["lb_endpoints"]
-    assert cluster["type"] == kind
-    assert found["endpoint"]["address"]["socket_address"]["port_value"] == port
-    assert ("transport_socket" in cluster) == is_tls
-
-
-def test_only_calls_of_workers_have_a_span() -> None:
-    def named(route: dict[str, Any]) -> str | None:
-        (traced,) = collector().traced([route])
-        decorator = traced.get("decorator")
-        assert (decorator is None) == ("tracing" in traced)
-        return decorator and decorator["operation"]
-
-    worker = {"cluster": "control_plane"}
-    post = {"name": ":method", "string_match": {"exact": "POST"}}
-    get = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
-    path = {"regex": "/v1/workspaces/[^/]+/tasks"}
-    assert named({"match": {"path": "/a.B/C", "grpc": {}}, "route": worker}) == "a.B/C"
-    assert (
-        named({"match": {"safe_regex": path, "headers": [post]}, "route": worker})
-        == "POST /v1/workspaces/*/tasks"
-    )
-    assert (
-        named({"match": {"safe_regex": path, "headers": [get]}, "route": worker})
-        == "GET /v1/workspaces/*/tasks"
-    )
-    assert named({"match": {"prefix": "/"}, "direct_response": {"status": 404}}) is None
-    assert named({"match": {"prefix": "/"}, "route": {"cluster": "introspection"}}) is None

@@ -70,15 +70,6 @@ def test_a_log_has_at_most_so_many_files(tmp_path: Path, files: int) -> None:
     assert (tmp_path / "fleet.log").stat().st_size <= MAX_BYTES
 
 
-def test_a_log_that_cannot_be_renamed_is_bounded(tmp_path: Path) -> None:
-    (tmp_path / "log.1" / "full").mkdir(parents=True)
-    log_file = LogFile(tmp_path / "log", MAX_BYTES, 2)
-    for _ in range(100):
-        os.write(log_file.descriptor, f"{LINE}\n".encode())
-    end(log_file)
-    assert 0 < (tmp_path / "log").stat().st_size <= MAX_BYTES
-
-
 def test_no_link_is_followed_and_no_pipe_blocks(tmp_path: Path) -> None:
     victim, folder = tmp_path / "victim", tmp_path / "logs"
     victim.write_bytes(b"v" * MAX_BYTES)

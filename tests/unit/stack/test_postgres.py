@@ -158,19 +158,6 @@ def test_a_long_path_has_a_short_private_socket(tmp_path: Path) -> None:
         places.socket_dir.rmdir()
 
 
-async def test_the_wait_for_a_server_that_does_not_start_times_out(tmp_path: Path) -> None:
-    with pytest.raises(TimeoutError):
-        await postgres.wait_ready(postgres.database_url(tmp_path), 0.1)
-
-
-def test_a_server_whose_backend_is_killed_exits(
-    places: Places, process: subprocess.Popen[bytes]
-) -> None:
-    with psycopg.connect(postgres.database_url(places.socket_dir)) as connection:
-        psutil.Process(connection.info.backend_pid).kill()
-        assert process.wait(20) != 0
-
-
 async def test_a_server_that_crashed_on_a_full_disk_recovers_once_there_is_space(
     tmp_path: Path, _no_shared_memory: None
 ) -> None:

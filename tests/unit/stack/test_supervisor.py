@@ -27,52 +27,6 @@ async def test_a_restart_that_fails_is_retried(tmp_path: Path) -> None:
         await supervisor.stop_all()
 
 
-async def test_memory_is_not_measured_without_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: list[object] = []
-
-    def measure(process: object) -> int:
-        measured.append(process)
-        return 0
-
-    monkeypatch.setattr(watchdogs, "_MEMORY_CHECK_SECONDS", 0.001)
-    monkeypatch.setattr(watchdogs, "_used_memory_bytes", measure)
-    commands = iter([["/bin/sleep", "0.2"], ["/bin/sleep", "600"]])
-    supervisor = Supervisor(tmp_path / "logs")
-    program = Program("program", lambda: next(commands))
-    await supervisor.start(program)
-    try:
-        await eventually_async(
-            lambda: program.process and program.process.args == ["/bin/sleep", "600"]
-        )
-    finally:
-        await supervisor.stop_all()
-    assert not measured
-
-
-async def test_a_program_that_is_frozen_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watchdogs, "_PROBE_SECONDS", 0.05)
-    frozen, never = asyncio.Event(), asyncio.Event()
-
-    async def is_live() -> bool:
-        if frozen.is_set():
-            await never.wait()
-        return True
-
-    supervisor = Supervisor(tmp_path / "logs")
-    program = Program("program", ["/bin/sleep", "600"], is_live=is_live)
-    await supervisor.start(program)
-    try:
-        first = supervisor.pids()["program"]
-        frozen.set()
-        await eventually_async(lambda: supervisor.pids()["program"] != first)
-    finally:
-        await supervisor.stop_all()
-
-
 async def test_a_program_that_starts_has_more_time_to_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

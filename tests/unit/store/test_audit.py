@@ -61,16 +61,6 @@ async def test_entries_are_stored_within_a_second(pool: Pool) -> None:
     assert {each.id for each in await listed(pool)} == {entry.id, last.id}
 
 
-async def test_the_entry_that_the_call_has_stored_is_kept(pool: Pool) -> None:
-    busy, _ = await with_task(PostgresStore(pool, machine_clock))
-    entry = audit_entry(workspace_id=busy.id)
-    await PostgresStore(pool, machine_clock).record_cancellation(
-        permission(), busy.id, None, intent(), "", entry
-    )
-    await store_audit_entries(pool, [audit_entry(), entry])
-    assert sorted(each.outcome for each in await listed(pool)) == ["accepted", "ok"]
-
-
 async def test_uncertain_entries_wait_until_the_call_cannot_store_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -110,18 +100,6 @@ async def test_entries_are_kept_while_the_database_is_away_up_to_a_limit(
         ("audit_not_stored", 4),
         ("audit_entries_lost", 2),
     ]
-
-
-async def test_what_cannot_be_stored_at_the_end_is_counted() -> None:
-    writes, lost = Writes(), list[int]()
-    writes.unavailable = True
-    queue = AuditQueue(writes, lost.append)
-    queue.put(audit_entry(), uncertain=False)
-    running = asyncio.create_task(queue.run())
-    await asyncio.sleep(0)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    assert lost == [1]
 
 
 async def test_an_entry_that_the_database_refuses_does_not_stop_the_queue(pool: Pool) -> None:

@@ -1,18 +1,101 @@
 """Cancellations of concurrent callers, which share a statement: outcomes, order and commit."""
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection
 
+from evershell.core.caller import Permission
 from evershell.core.errors import UnavailableError
 from evershell.core.event import cancel_requested_payload
 from evershell.core.ids import new_task_id, new_workspace_id
+from evershell.core.ports import RecordedCancellation
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace
 from evershell.store.connections import Pool, open_pool
-from tests.support.store.examples import complete, intent, permission
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
+from tests.support.store.examples import complete, intent, permission, with_task
 from tests.support.store.locks import held
 from tests.support.store.published import Published
-from tests.unit.store.cancelling import CANCELLED_LOG, STATEMENTS_AT_ONCE, Cell
+from tests.support.waiting import eventually_async, settle
+
+# As many as start alone. Later requests gather.
+STATEMENTS_AT_ONCE = 2
+# The log of a workspace after one cancellation of its first task.
+CANCELLED_LOG = [(1, "task_submitted"), (2, "task_cancel_requested")]
+
+
+class Cell:
+    """A store on a database, on which a test decides when statements return."""
+
+    def __init__(self, url: str, pool: Pool, published: Published) -> None:
+        self.url = url
+        self.published = published
+        self.store = PostgresStore(pool, machine_clock, published)
+
+    def cancel(
+        self,
+        workspace_id: str,
+        task_id: str | None = None,
+        *,
+        by: Permission | None = None,
+        **of_intent: Any,
+    ) -> asyncio.Task[RecordedCancellation]:
+        return asyncio.create_task(
+            self.store.record_cancellation(
+                by or permission(), workspace_id, task_id, intent(**of_intent)
+            )
+        )
+
+    async def busy(self, count: int) -> list[tuple[Workspace, Task]]:
+        return [await with_task(self.store) for _ in range(count)]
+
+    @asynccontextmanager
+    async def statements_in_flight(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """Keeps statements in flight, so that all requests of the block share the next one.
+
+        Yields the connection that blocks them.
+        """
+        fillers = await self.busy(STATEMENTS_AT_ONCE)
+        async with await AsyncConnection.connect(self.url) as holder:
+            await holder.execute("LOCK TABLE events IN SHARE MODE")
+            calls = [self.cancel(filler.id) for filler, _ in fillers]
+            await self.waiting(STATEMENTS_AT_ONCE)
+            yield holder
+            await settle()
+            await holder.rollback()
+            await asyncio.gather(*calls)
+
+    async def waiting(self, count: int, kind: str = "%") -> None:
+        """Waits until that many sessions wait for a lock of this kind."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND wait_event_type = 'Lock' AND wait_event LIKE %s"
+        )
+
+        async def reached() -> bool:
+            return bool((await self.query(query, kind))[0][0] >= count)
+
+        await eventually_async(reached)
+
+    async def query(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        async with await AsyncConnection.connect(self.url, autocommit=True) as connection:
+            return await (await connection.execute(query, parameters)).fetchall()
+
+    async def transactions(self, task_ids: Sequence[str]) -> int:
+        """The number of transactions that have written these tasks last."""
+        query = "SELECT count(DISTINCT xmin::text) FROM tasks WHERE id = ANY (%s)"
+        return int((await self.query(query, list(task_ids)))[0][0])
+
+    async def log(self, workspace_id: str) -> list[tuple[int, str]]:
+        events = await self.store.list_events(workspace_id, 0, 100)
+        return [(event.seq, str(event.type)) for event in events]
+
 
 _HOLD_COMMITS = """
     CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS
@@ -132,21 +215,6 @@ async def test_many_requests_for_locked_workspaces_leave_connections_to_others(
     assert [recorded[at : at + 4].count(True) for at in range(0, 20, 4)] == [1] * 5
 
 
-async def test_the_wait_for_a_locked_workspace_is_limited(
-    cell: Cell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("evershell.store.cancellations.ANSWER_TIMEOUT_SECONDS", 0.2)
-    ((locked, _),) = await cell.busy(1)
-    async with held(cell.url, locked.id):
-        found = await asyncio.gather(
-            *(cell.cancel(locked.id) for _ in range(3)), return_exceptions=True
-        )
-        assert [type(each) for each in found] == [UnavailableError] * 3
-    # A call that was given up may have been recorded when the lock was free.
-    again = await cell.cancel(locked.id)
-    assert again.task is not None and again.task.cancel is not None
-
-
 @pytest.mark.parametrize("count", [1, 5])
 async def test_nobody_is_answered_before_the_commit(cell: Cell, count: int) -> None:
     """The commit waits in a deferred trigger, after all rows of the statement were written."""
@@ -165,3 +233,59 @@ async def test_nobody_is_answered_before_the_commit(cell: Cell, count: int) -> N
             assert all(found.recorded for found in await asyncio.gather(*calls))
         finally:
             await holder.execute(_RELEASE_COMMITS)
+
+
+async def test_a_member_that_cannot_be_stored_does_not_affect_the_others(cell: Cell) -> None:
+    (first, one), (refused, two), (last, three), (conflict, _) = await cell.busy(4)
+    insert = "INSERT INTO events VALUES (%s, 2, 'workspace_failed', now(), NULL, NULL, NULL, '{}')"
+    async with await AsyncConnection.connect(cell.url, autocommit=True) as connection:
+        await connection.execute(insert, (conflict.id,))
+    async with cell.statements_in_flight():
+        calls = [
+            cell.cancel(first.id),
+            cell.cancel(refused.id, reason="\0"),
+            cell.cancel(conflict.id),
+            cell.cancel(last.id),
+        ]
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    recorded = [isinstance(each, RecordedCancellation) and each.recorded for each in found]
+    assert recorded == [True, False, False, True]
+    assert isinstance(found[1], psycopg.DataError)
+    assert isinstance(found[2], psycopg.errors.UniqueViolation)
+    assert await cell.store.get_task(refused.id, two.id) == two
+    for busy in (first, last):
+        assert await cell.log(busy.id) == CANCELLED_LOG
+    assert await cell.transactions([one.id, three.id]) == 2
+
+
+async def test_a_single_caller_who_leaves_is_published(cell: Cell) -> None:
+    """It is unknown whether his intent was committed."""
+    ((busy, _),) = await cell.busy(1)
+    cell.published.clear()
+    async with await AsyncConnection.connect(cell.url) as holder:
+        await holder.execute("LOCK TABLE events IN SHARE MODE")
+        call = cell.cancel(busy.id)
+        await cell.waiting(1)
+        call.cancel()
+        await asyncio.wait({call})
+    assert cell.published.ids == [busy.id]
+
+
+async def test_a_broken_connection_is_unavailable_for_all_members(
+    cell: Cell,
+) -> None:
+    busy = await cell.busy(3)
+    terminate = (
+        "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity "
+        "WHERE datname = current_database() AND query LIKE '%%record_cancellation%%' "
+        "AND state = 'active' AND pid <> pg_backend_pid() ORDER BY query_start DESC LIMIT 1) latest"
+    )
+    async with cell.statements_in_flight():
+        calls = [cell.cancel(each.id) for each, _ in busy]
+        await cell.waiting(STATEMENTS_AT_ONCE + 1)
+        assert await cell.query(terminate) == [(True,)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in found] == [UnavailableError] * 3
+    for each, submitted in busy:
+        assert await cell.store.get_task(each.id, submitted.id) == submitted
+        assert (await cell.cancel(each.id)).recorded

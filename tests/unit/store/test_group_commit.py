@@ -1,8 +1,9 @@
-"""GroupCommit: which requests share a statement, and how long each caller waits."""
+"""GroupCommit: which requests share a statement, and what happens if a member fails or leaves."""
 
 import asyncio
 from collections.abc import Sequence
 
+import psycopg
 import pytest
 
 from evershell.core import deadline
@@ -10,7 +11,49 @@ from evershell.core.errors import UnavailableError
 from evershell.store import group_commit
 from evershell.store.group_commit import GroupCommit
 from tests.support.waiting import eventually_async, settle
-from tests.unit.store.doubling import Table, start
+
+
+class Table:
+    """The target of GroupCommit. Doubles each number. A statement ends when the test lets it."""
+
+    def __init__(self) -> None:
+        self.statements: list[list[int]] = []
+        self.committed: list[int] = []
+        self.may_end = asyncio.Event()
+        # A statement with this member does not end before this event.
+        self.stuck: dict[int, asyncio.Event] = {}
+        # A statement with this member fails.
+        self.errors: dict[int, Exception] = {}
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    async def commit(self, requests: Sequence[int]) -> list[int]:
+        self.statements.append(list(requests))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await self.may_end.wait()
+            for request in requests:
+                if request in self.stuck:
+                    await self.stuck[request].wait()
+        finally:
+            self.in_flight -= 1
+        for request in requests:
+            if request in self.errors:
+                raise self.errors[request]
+        self.committed.extend(requests)
+        return [2 * request for request in requests]
+
+
+async def start(group: GroupCommit[int, int], *numbers: int) -> list[asyncio.Task[int]]:
+    """Calls with each number, and lets the calls run until they wait."""
+
+    async def call(number: int) -> int:
+        return await group(number)
+
+    tasks = [asyncio.create_task(call(number)) for number in numbers]
+    await settle()
+    return tasks
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +67,6 @@ def table() -> Table:
     return Table()
 
 
-async def test_one_caller_waits_for_nobody_and_needs_no_task(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    table.may_end.set()
-    before = asyncio.all_tasks()
-    assert await group(1) == 2
-    assert asyncio.all_tasks() == before
-    assert table.statements == [[1]]
-
-
 async def test_requests_that_come_during_a_statement_share_the_next_one(table: Table) -> None:
     group = GroupCommit(table.commit, max_batch=10, at_once=1)
     callers = await start(group, 1, 2, 3, 4)
@@ -41,28 +75,6 @@ async def test_requests_that_come_during_a_statement_share_the_next_one(table: T
     assert await asyncio.gather(*callers) == [2, 4, 6, 8]
     assert table.statements == [[1], [2, 3, 4]]
     assert table.most_in_flight == 1
-
-
-async def test_nobody_is_answered_before_the_statement_of_his_request_returns(
-    table: Table,
-) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=1)
-    table.stuck[3] = asyncio.Event()
-    callers = await start(group, 1, 2, 3)
-    table.may_end.set()
-    assert await callers[0] == 2
-    await settle()
-    assert [caller.done() for caller in callers] == [True, False, False]
-    table.stuck[3].set()
-    assert await asyncio.gather(*callers) == [2, 4, 6]
-
-
-async def test_the_number_of_requests_in_a_statement_is_limited(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=3, at_once=1)
-    callers = await start(group, *range(9))
-    table.may_end.set()
-    assert await asyncio.gather(*callers) == [2 * number for number in range(9)]
-    assert table.statements == [[0], [1, 2, 3], [4, 5, 6], [7, 8]]
 
 
 async def test_the_number_of_statements_in_flight_is_limited(table: Table) -> None:
@@ -143,3 +155,90 @@ async def test_slow_statements_do_not_hold_the_next_requests_back(
     assert table.in_flight == 1
     table.may_end.set()
     await asyncio.gather(*callers)
+
+
+async def test_a_deadlock_or_a_timeout_of_one_member_does_not_affect_the_others(
+    table: Table,
+) -> None:
+    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    for number, cause in enumerate(
+        [
+            psycopg.errors.DeadlockDetected(),
+            psycopg.errors.LockNotAvailable(),
+            psycopg.errors.QueryCanceled(),
+        ]
+    ):
+        table.errors[number] = UnavailableError("the statement failed")
+        table.errors[number].__cause__ = cause
+        callers = await start(group, 9, number, 8)
+        table.may_end.set()
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+        assert answers == [18, table.errors[number], 16]
+        table.may_end.clear()
+
+
+async def test_a_caller_who_left_is_not_committed_again_after_the_statement_failed(
+    table: Table,
+) -> None:
+    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    table.errors[2], table.stuck[2] = psycopg.errors.CheckViolation(), asyncio.Event()
+    callers = await start(group, 1, 2, 3, 4)
+    table.may_end.set()
+    await settle()
+    callers[2].cancel()
+    table.stuck[2].set()
+    assert await callers[3] == 8
+    assert table.statements == [[1], [2, 3, 4], [2], [4]]
+    assert isinstance(await asyncio.gather(callers[1], return_exceptions=True), list)
+
+
+async def test_a_cancelled_caller_does_not_cancel_a_shared_statement(table: Table) -> None:
+    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    table.stuck[2] = asyncio.Event()
+    callers = await start(group, 1, 2, 3)
+    table.may_end.set()
+    await settle()
+    callers[1].cancel()
+    await settle()
+    assert callers[1].cancelled()
+    table.stuck[2].set()
+    assert await callers[2] == 6
+    assert table.committed == [1, 2, 3]
+
+
+async def test_a_request_whose_caller_left_before_it_was_sent_is_dropped(table: Table) -> None:
+    group = GroupCommit(table.commit, max_batch=2, at_once=1)
+    callers = await start(group, 1, 2, 3, 4)
+    callers[1].cancel()
+    await settle()
+    table.may_end.set()
+    await asyncio.wait(callers)
+    assert table.statements == [[1], [3, 4]]
+    callers = await start(group, 5)
+    assert await callers[0] == 10
+
+
+async def test_a_cancelled_first_caller_lets_the_others_start(table: Table) -> None:
+    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    first, second = await start(group, 1, 2)
+    table.may_end.set()
+    first.cancel()
+    await settle()
+    # Not by the watchdog, which would take longer.
+    assert second.done() and second.result() == 4
+    assert table.committed == [2]
+
+
+async def test_a_drain_waits_for_groups_whose_callers_have_left(table: Table) -> None:
+    group = GroupCommit(table.commit, max_batch=10, at_once=1)
+    table.stuck[2] = asyncio.Event()
+    callers = await start(group, 1, 2)
+    table.may_end.set()
+    await settle()
+    callers[1].cancel()
+    draining = asyncio.create_task(group.drained())
+    await settle()
+    assert not draining.done()
+    table.stuck[2].set()
+    await asyncio.wait_for(draining, 10)
+    assert table.committed == [1, 2]

@@ -1,5 +1,7 @@
-"""Migrations: repeated, concurrent, and on databases with foreign tables."""
+"""Migrations: repeated, concurrent, beside foreign tables; and programs that wait for them."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,15 +9,18 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from yoyo.backends.base import DatabaseBackend
+from psycopg.conninfo import make_conninfo
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
 from evershell.stack.database import prepare_database
 from evershell.store import migrate as migration
+from evershell.store import schema
 from evershell.store.audit import add_partitions
+from evershell.store.connections import connect_for_command, open_pool
 from evershell.store.migrate import migrate
+from evershell.store.schema import await_schema
+from evershell.store.session_settings import store_as_defaults
 
 MIGRATIONS = sorted(
     path.stem for path in (Path(migration.__file__).parent / "migrations").glob("*.sql")
@@ -28,13 +33,6 @@ def applied(url: str) -> list[str]:
             row[0]
             for row in connection.execute("SELECT migration_id FROM _yoyo_migration ORDER BY 1")
         ]
-
-
-def test_a_second_migration_changes_nothing(empty_database_url: str) -> None:
-    migrate(empty_database_url)
-    first = applied(empty_database_url)
-    migrate(empty_database_url)
-    assert applied(empty_database_url) == first == MIGRATIONS
 
 
 FUNCTION = "renew_leases"
@@ -127,23 +125,6 @@ def test_the_lock_of_a_killed_migration_is_ignored(empty_database_url: str) -> N
     migrate(empty_database_url)
 
 
-def test_a_migration_that_is_interrupted_is_applied_later(
-    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mark = DatabaseBackend.mark_one
-
-    def interrupt(backend: Any, applied: Any, log: bool = True) -> None:
-        if applied.id == MIGRATIONS[-1]:
-            raise InterruptedError
-        mark(backend, applied, log=log)
-
-    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-        patched.setattr(DatabaseBackend, "mark_one", interrupt)
-        migrate(empty_database_url)
-    migrate(empty_database_url)
-    assert applied(empty_database_url) == MIGRATIONS
-
-
 def test_a_user_without_a_name_can_migrate(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,13 +135,6 @@ def test_a_user_without_a_name_can_migrate(
 
     monkeypatch.setattr("getpass.getuser", unknown)
     migrate(empty_database_url)
-    assert applied(empty_database_url) == MIGRATIONS
-
-
-def test_a_url_may_have_an_encoded_host_and_password(empty_database_url: str) -> None:
-    parts = {key: str(value) for key, value in conninfo_to_dict(empty_database_url).items()}
-    login = f"{parts['user']}:pass%2Fword%20@" if "user" in parts else ""
-    migrate(f"postgresql://{login}{parts['host'].replace('/', '%2F')}/{parts['dbname']}")
     assert applied(empty_database_url) == MIGRATIONS
 
 
@@ -196,21 +170,57 @@ def test_a_separate_schema_is_migrated_beside_foreign_tables(empty_database_url:
     assert applied(own) == MIGRATIONS
 
 
-def test_tables_of_extensions_and_later_foreign_tables_are_allowed(
-    empty_database_url: str,
+def test_migrations_have_no_limits_although_their_role_has(empty_database_url: str) -> None:
+    store_as_defaults(empty_database_url)
+    with connect_for_command(empty_database_url) as connection:
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
+    migrate(empty_database_url)
+
+
+LIMIT_SECONDS = 10.0
+
+
+@pytest.fixture
+async def role_url(empty_database_url: str) -> AsyncIterator[str]:
+    """The database as a role that owns no table."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE schema_reader LOGIN")
+    yield make_conninfo(empty_database_url, user="schema_reader")
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("DROP OWNED BY schema_reader")
+        connection.execute("DROP ROLE schema_reader")
+
+
+async def test_the_service_role_sees_that_the_schema_becomes_current(
+    empty_database_url: str, role_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with psycopg.connect(empty_database_url) as connection:
-        connection.execute("CREATE VIEW statistics AS SELECT 1")
-        # CREATE EXTENSION records its tables and views like this.
-        connection.execute(
-            "INSERT INTO pg_depend SELECT 'pg_class'::regclass, 'statistics'::regclass, 0, "
-            "'pg_extension'::regclass, oid, 0, 'e' "
-            "FROM pg_extension WHERE extname = 'plpgsql'"
-        )
-    migrate(empty_database_url)
-    with psycopg.connect(empty_database_url) as connection:
-        connection.execute("CREATE TABLE orders (id int)")
-    migrate(empty_database_url)
+    monkeypatch.setattr(schema, "_RETRY_SECONDS", 0.01)
+    async with open_pool(role_url, min_size=1, max_size=1) as pool:
+        waiting = asyncio.create_task(await_schema(pool))
+        # The first migration does not name this role.
+        await asyncio.to_thread(migrate, empty_database_url)
+        await asyncio.wait([waiting], timeout=0.2)
+        assert not waiting.done()
+        await asyncio.to_thread(migrate, empty_database_url, role_url)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await waiting
+
+
+async def test_a_missing_function_is_waited_for(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version may add a function without a migration."""
+    monkeypatch.setattr(schema, "_RETRY_SECONDS", 0.01)
+    await asyncio.to_thread(migrate, empty_database_url)
+    async with open_pool(empty_database_url, min_size=1, max_size=1) as pool:
+        async with pool.connection() as connection:
+            await connection.execute("ALTER FUNCTION renew_leases RENAME TO another")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await await_schema(pool)
+        await asyncio.to_thread(migrate, empty_database_url)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await await_schema(pool)
 
 
 def test_a_migration_without_a_server_tells_the_operator() -> None:

@@ -1,21 +1,43 @@
-"""The notifications between processes, and the channel of the fleet controller."""
+"""The notifications between processes: the controller's channel, subscriptions, and their marks.
+
+tests/contracts tests what subscriptions promise to the core.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
-from evershell.core import workspace_lifecycle
-from evershell.core.workspace import WorkspaceStatus
+from evershell.store import watched_workspaces
+from evershell.store.background import running
 from evershell.store.connections import Pool
-from evershell.store.notifications import FleetSubscriptions, WorkspaceSubscriptions, _payloads
+from evershell.store.notifications import (
+    FleetSubscriptions,
+    WorkspaceSubscriptions,
+)
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.store.examples import NOW, intent, workspace
-from tests.unit.store.sessions import end_sessions
+from evershell.store.watched_workspaces import WatchedWorkspaces
+from tests.support.store.examples import workspace
+from tests.support.store.locks import held
+from tests.support.waiting import eventually_async
+
+
+async def end_sessions(database_url: str) -> None:
+    """Ends all sessions of the database except its own."""
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
 
 LIMIT_SECONDS = 10
+Database = psycopg.Connection[TupleRow]
 
 
 @pytest.fixture
@@ -37,6 +59,53 @@ async def fleet(pool: Pool, database_url: str) -> AsyncIterator[FleetSubscriptio
         yield subscriptions
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subscribers wait for their mark even if the machine is slow."""
+    monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", LIMIT_SECONDS)
+
+
+@pytest.fixture
+def impatient(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subscribers do not wait long for a mark that cannot be set."""
+    monkeypatch.setattr(watched_workspaces, "_MARK_LIMIT_SECONDS", 0.05)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def process(
+    pool: Pool, woken: list[str] | None = None, *, renew_seconds: float = 20.0
+) -> AsyncIterator[WatchedWorkspaces]:
+    """The marks of one process. Adds the workspaces whose subscribers it wakes to `woken`."""
+    woken = [] if woken is None else woken
+    watched = WatchedWorkspaces(pool, woken.append, machine_clock, renew_seconds=renew_seconds)
+    async with running(watched.run(), "watched"), asyncio.timeout(3 * LIMIT_SECONDS):
+        yield watched
+
+
+async def added(pool: Pool) -> str:
+    """Adds a workspace and returns its id."""
+    idle = workspace()
+    await PostgresStore(pool, machine_clock).create_workspace(idle)
+    return idle.id
+
+
+def remaining(database: Database, workspace_id: str) -> float:
+    """For how many seconds the workspace is marked; 0 if it has no mark."""
+    query = (
+        "SELECT coalesce(extract(epoch FROM watched_until - clock_timestamp()), 0)::float"
+        " FROM workspaces WHERE id = %s"
+    )
+    row = database.execute(query, (workspace_id,)).fetchone()
+    assert row is not None
+    return float(row[0])
+
+
 async def test_the_controller_receives_the_changes_that_await_it(
     worker: WorkspaceSubscriptions, fleet: FleetSubscriptions
 ) -> None:
@@ -51,36 +120,6 @@ async def test_the_controller_receives_the_changes_that_await_it(
         assert await subscription.wait(0.01) == set()
 
 
-async def test_the_controller_receives_new_stopping_and_resumed_workspaces(
-    pool: Pool, worker: WorkspaceSubscriptions, fleet: FleetSubscriptions
-) -> None:
-    store, new = (
-        PostgresStore(pool, machine_clock, worker.publish),
-        workspace(WorkspaceStatus.PROVISIONING),
-    )
-    async with fleet.subscribe() as subscription, asyncio.timeout(LIMIT_SECONDS):
-
-        async def received() -> bool:
-            return await subscription.wait(60) == {new.id}
-
-        await store.create_workspace(new)
-        assert await received()
-        await store.transition(
-            new.id, lambda locked: workspace_lifecycle.register(locked, 1, "127.0.0.1:9", 10, NOW)
-        )
-        await store.transition(
-            new.id, lambda locked: workspace_lifecycle.request_stop(locked, intent())
-        )
-        assert await received()
-        await store.transition(
-            new.id,
-            lambda locked: workspace_lifecycle.finish_stop(locked, 1, NOW, work_stopped=True),
-        )
-        await store.transition(new.id, lambda locked: workspace_lifecycle.resume(locked, NOW))
-        assert await received()
-        assert await subscription.wait(0.01) == set()
-
-
 async def test_the_controller_receives_no_other_changes(
     worker: WorkspaceSubscriptions, fleet: FleetSubscriptions
 ) -> None:
@@ -90,12 +129,6 @@ async def test_the_controller_receives_no_other_changes(
             fleet.publish("ws_other", watched=watched, reconcile=False)
         worker.publish("ws_last", watched=False, reconcile=True)
         assert await asyncio.wait_for(subscription.wait(60), LIMIT_SECONDS) == {"ws_last"}
-
-
-async def test_the_controller_receives_its_own_changes(fleet: FleetSubscriptions) -> None:
-    async with fleet.subscribe() as subscription:
-        fleet.publish("ws_1", watched=False, reconcile=True)
-        assert await asyncio.wait_for(subscription.wait(60), LIMIT_SECONDS) == {"ws_1"}
 
 
 async def test_a_lost_listener_reconnects_and_wakes_the_controller(
@@ -109,23 +142,149 @@ async def test_a_lost_listener_reconnects_and_wakes_the_controller(
         assert await subscription.wait(60) == {"ws_1"}
 
 
-async def test_one_notification_carries_all_changes_since_the_last_one(
-    database_url: str, worker: WorkspaceSubscriptions
+async def test_a_poll_ends_a_wait(pool: Pool, database_url: str) -> None:
+    async with (
+        WorkspaceSubscriptions(pool, database_url, machine_clock, poll_seconds=0.01) as polling,
+        polling.subscribe(await added(pool)) as subscription,
+    ):
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await subscription.wait(60)
+
+
+async def test_a_lost_listener_reconnects_and_wakes_all_waits(
+    pool: Pool, database_url: str, worker: WorkspaceSubscriptions
 ) -> None:
-    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
-        for channel in ("evershell_changes", "evershell_fleet"):
-            await connection.execute(f"LISTEN {channel}")
-        for number in range(50):
-            worker.publish(f"ws_{number}", watched=True, reconcile=True)
-        received = [
-            (notification.channel, len(notification.payload.split("\n")) - 1)
-            async for notification in connection.notifies(timeout=LIMIT_SECONDS, stop_after=2)
-        ]
-    assert received == [("evershell_changes", 50), ("evershell_fleet", 50)]
+    one, other = await added(pool), await added(pool)
+    async with worker.subscribe(one) as a, worker.subscribe(other) as b:
+        await end_sessions(database_url)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await a.wait(60)
+            await b.wait(60)
 
 
-def test_payloads_are_below_the_limit_of_notify() -> None:
-    ids = {f"ws_{number:0125d}" for number in range(1000)}
-    payloads = _payloads("origin", ids)
-    assert all(len(payload) < 8000 for payload in payloads)
-    assert {each for payload in payloads for each in payload.split("\n")[1:]} == ids
+async def test_a_listener_that_reconnects_marks_the_watched_workspaces_again(
+    pool: Pool, database_url: str, database: Database, worker: WorkspaceSubscriptions
+) -> None:
+    """A crash of the database loses its latest marks."""
+    workspace_id = await added(pool)
+    async with worker.subscribe(workspace_id):
+        database.execute("UPDATE workspaces SET watched_until = NULL")
+        # This ends the session of `database` too.
+        await end_sessions(database_url)
+        with psycopg.connect(database_url, autocommit=True) as observer:
+            await eventually_async(lambda: remaining(observer, workspace_id) > 50)
+
+
+async def test_a_caller_that_leaves_while_it_subscribes_leaves_no_subscription(pool: Pool) -> None:
+    subscriptions = WorkspaceSubscriptions(
+        pool, "postgresql:///nowhere?host=/nonexistent", machine_clock
+    )
+    # Without its background work, the workspace is not marked, so the caller waits.
+    subscribing = asyncio.create_task(subscriptions.subscribe("ws_1").__aenter__())
+    await asyncio.sleep(0)
+    assert subscriptions.has_subscribers("ws_1")
+    subscribing.cancel()
+    await asyncio.gather(subscribing, return_exceptions=True)
+    assert not subscriptions.has_subscribers("ws_1")
+
+
+async def test_ending_waits_affects_current_subscriptions_only(
+    pool: Pool, worker: WorkspaceSubscriptions
+) -> None:
+    workspace_id = await added(pool)
+    async with (
+        worker.subscribe(workspace_id) as waiting,
+        worker.subscribe(workspace_id) as idle,
+        asyncio.timeout(LIMIT_SECONDS),
+    ):
+        wait = asyncio.create_task(waiting.wait(60))
+        await asyncio.sleep(0)
+        worker.end_waits()
+        assert not await wait
+        assert not await idle.wait(60)
+        assert not await waiting.wait(60)
+        async with worker.subscribe(workspace_id) as later:
+            worker.publish(workspace_id, watched=False, reconcile=False)
+            assert await later.wait(60)
+
+
+async def test_the_mark_is_committed_before_watch_returns(pool: Pool, database: Database) -> None:
+    workspace_id = await added(pool)
+    async with process(pool) as watched:
+        assert remaining(database, workspace_id) == 0
+        await watched.watch(workspace_id)
+        assert 50 < remaining(database, workspace_id) <= 60
+
+
+async def test_a_mark_that_ends_soon_is_set_anew(pool: Pool, database: Database) -> None:
+    workspace_id = await added(pool)
+    database.execute("UPDATE workspaces SET watched_until = clock_timestamp() + interval '39 s'")
+    async with process(pool) as watched:
+        await watched.watch(workspace_id)
+    assert remaining(database, workspace_id) > 50
+
+
+async def test_many_marks_are_set_at_once(pool: Pool, database: Database) -> None:
+    ids = [await added(pool) for _ in range(250)]
+    async with process(pool) as watched:
+        await asyncio.gather(*map(watched.watch, ids))
+        row = database.execute(
+            "SELECT count(DISTINCT id), count(DISTINCT xmin::text) FROM workspaces "
+            "WHERE watched_until > clock_timestamp()"
+        ).fetchone()
+    # One statement for each hundred.
+    assert row == (250, 3)
+
+
+async def test_marks_are_renewed_while_there_are_subscribers(
+    pool: Pool,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watched_workspaces, "_CHECK_SECONDS", 0.01)
+    watched_id, left_id, woken = await added(pool), await added(pool), list[str]()
+    async with process(pool, woken, renew_seconds=0.02) as watched:
+        await watched.watch(watched_id)
+        await watched.watch(left_id)
+        watched.leave(left_id)
+        database.execute("UPDATE workspaces SET watched_until = NULL")
+        for _ in range(3):
+            await eventually_async(lambda: remaining(database, watched_id) > 50)
+            database.execute(
+                "UPDATE workspaces SET watched_until = NULL WHERE id = %s", (watched_id,)
+            )
+        assert remaining(database, left_id) == 0
+    # Renewals wake nobody: no commit was missed.
+    assert woken == [watched_id, left_id]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_locked_workspace_does_not_delay_the_marks_of_others(
+    pool: Pool, database_url: str, database: Database
+) -> None:
+    locked_id, free_id, woken = await added(pool), await added(pool), list[str]()
+    async with process(pool, woken) as watched:
+        async with held(database_url, locked_id):
+            await asyncio.gather(watched.watch(locked_id), watched.watch(free_id))
+            await eventually_async(lambda: remaining(database, free_id) > 50)
+            # The subscriber of the locked workspace reads without a mark ...
+            assert remaining(database, locked_id) == 0
+        # ... and again once it has one.
+        await eventually_async(lambda: woken == [free_id, locked_id])
+        assert remaining(database, locked_id) > 50
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_marks_are_set_once_the_database_answers_again(
+    pool: Pool, database_url: str, database: Database
+) -> None:
+    workspace_id, woken = await added(pool), list[str]()
+    async with process(pool, woken) as watched:
+        # The statement fails until the column is back.
+        database.execute("ALTER TABLE workspaces RENAME COLUMN watched_until TO away")
+        try:
+            await watched.watch(workspace_id)
+        finally:
+            database.execute("ALTER TABLE workspaces RENAME COLUMN away TO watched_until")
+        await eventually_async(lambda: woken == [workspace_id])
+        assert remaining(database, workspace_id) > 50

@@ -1,41 +1,34 @@
-"""The store on PostgreSQL: constraints, locks and connections."""
+"""The store on PostgreSQL: constraints, locks, connections, leases and idempotency keys."""
 
 import asyncio
+from dataclasses import replace
+from datetime import timedelta
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection
 
 from evershell.core import task_lifecycle
-from evershell.core.change import Change, Locked
-from evershell.core.task import AgentEvent, IterationCompleted, TaskStarted, TaskStatus
-from evershell.store.connections import Pool, open_pool
+from evershell.core.change import KEY_KEPT, Change, KeyTakenError, Locked, unchanged
+from evershell.core.runtime import AgentIdentity, Runtime
+from evershell.core.task import AgentEvent, IterationCompleted, Phase, TaskStarted, TaskStatus
+from evershell.store.connections import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.store.examples import NOW, complete, intent, permission, with_task
-from tests.support.store.locks import held
+from tests.support.store.examples import (
+    NOW,
+    complete,
+    first_call,
+    intent,
+    permission,
+    with_task,
+    workspace,
+)
+from tests.support.store.locks import held, waiting_sessions
 from tests.support.store.published import Published
 from tests.support.world import iteration
 
 _INSERT_EVENT = "INSERT INTO events VALUES (%s, %s, %s, now(), %s, NULL, NULL, %s)"
-
-
-async def test_one_of_many_cancellations_at_two_replicas_is_recorded(database_url: str) -> None:
-    async with open_pool(database_url) as one, open_pool(database_url) as other:
-        stores = [PostgresStore(one, machine_clock), PostgresStore(other, machine_clock)]
-        busy, _ = await with_task(stores[0])
-        calls = [
-            stores[number % 2].record_cancellation(
-                permission(), busy.id, None, intent(request_id=f"req_{number}")
-            )
-            for number in range(50)
-        ]
-        found = await asyncio.gather(*calls)
-        assert [each.recorded for each in found].count(True) == 1
-        assert [event.type for event in await stores[0].list_events(busy.id, 0, 10)] == [
-            "task_submitted",
-            "task_cancel_requested",
-        ]
 
 
 @pytest.mark.parametrize("cancel_first", [True, False])
@@ -195,3 +188,142 @@ async def test_watchers_at_the_same_event_get_the_same_batch(pool: Pool) -> None
     )
     assert first is second and first is not elsewhere
     assert await store.list_events(busy.id, 0, 10) is not first
+
+
+LEASE_SECONDS = 30.0
+
+
+async def leased(store: PostgresStore, seconds: float = LEASE_SECONDS) -> str:
+    idle = workspace()
+    await store.create_workspace(idle)
+    await store.transition(
+        idle.id, lambda locked: replace(unchanged(locked), lease_seconds=seconds)
+    )
+    return idle.id
+
+
+async def test_the_clock_of_the_database_decides(database_url: str, pool: Pool) -> None:
+    """The clock of the worker stands still in the past."""
+    store = PostgresStore(pool, machine_clock)
+    runtime = Runtime(store, lambda: NOW, LEASE_SECONDS)
+    workspace_id = await leased(store)
+    await runtime.register(AgentIdentity(workspace_id, 1), "127.0.0.1:1")
+    await expire(database_url, workspace_id, seconds_left=5)
+    found = await runtime.heartbeat(AgentIdentity(workspace_id, 1), "", Phase.NONE)
+    assert found.lease_seconds == LEASE_SECONDS
+    left = await store.lease_seconds_left(workspace_id)
+    # It had 5 s left before.
+    assert left is not None and 5 < left <= LEASE_SECONDS
+    assert await store.list_expired_leases() == []
+    await expire(database_url, workspace_id, seconds_left=-0.001)
+    assert [each.id for each in await store.list_expired_leases()] == [workspace_id]
+
+
+async def test_a_locked_workspace_delays_no_heartbeat(database_url: str, pool: Pool) -> None:
+    store = PostgresStore(pool, machine_clock)
+    locked, other = await leased(store, 20), await leased(store, 20)
+    async with held(database_url, locked):
+        found = await asyncio.wait_for(
+            asyncio.gather(
+                *(store.renew_lease(each, 1, LEASE_SECONDS) for each in (locked, other))
+            ),
+            10,
+        )
+    lefts = [each.lease_seconds for each in found if each is not None]
+    assert lefts[0] < 20 and lefts[1] == LEASE_SECONDS
+
+
+async def test_a_renewal_updates_the_row_in_place(database_url: str, pool: Pool) -> None:
+    """HOT: no index has an entry to change."""
+    store = PostgresStore(pool, machine_clock)
+    busy, _ = await with_task(store)
+    await store.transition(
+        busy.id, lambda locked: replace(unchanged(locked), lease_seconds=LEASE_SECONDS)
+    )
+    async with connected(pool) as connection:
+        await connection.execute("SELECT pg_stat_reset()")
+    for _ in range(10):
+        await expire(database_url, busy.id, seconds_left=5)
+        await store.renew_lease(busy.id, 1, LEASE_SECONDS)
+    async with connected(pool) as connection:
+        await connection.execute("SELECT pg_stat_force_next_flush()")
+        cursor = await connection.execute(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'workspaces'"
+        )
+        updated, in_place = await cursor.fetchone() or (0, 0)
+    assert updated == in_place > 0
+
+
+async def expire(database_url: str, workspace_id: str, seconds_left: float) -> None:
+    """Sets what is left of the lease."""
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute(
+            "UPDATE workspaces SET lease_expires_at = clock_timestamp() + make_interval(secs => %s)"
+            " WHERE id = %s",
+            (seconds_left, workspace_id),
+        )
+
+
+INSERT = (
+    "INSERT INTO idempotency_keys "
+    "SELECT 'org_a', 'key_' || n, '', %s, 'ws_1', '', '' FROM generate_series(1, %s) n"
+)
+
+
+async def count(connection: AsyncConnection) -> int:
+    row = await (await connection.execute("SELECT count(*) FROM idempotency_keys")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_a_second_call_waits_for_the_transaction_of_the_first(
+    database_url: str, pool: Pool, *, is_committed: bool
+) -> None:
+    """If the first transaction is rolled back, for example by a crash, the second call is first."""
+    store, added = PostgresStore(pool, machine_clock), workspace()
+    async with (
+        await AsyncConnection.connect(database_url) as first,
+        waiting_sessions(database_url) as waiting,
+    ):
+        await first.execute(INSERT, (NOW, 1))
+        second = asyncio.create_task(
+            store.create_workspace(added, None, first_call("key_1", workspace_id=added.id))
+        )
+        await waiting(1)
+        await (first.commit() if is_committed else first.rollback())
+        if is_committed:
+            with pytest.raises(KeyTakenError):
+                await second
+        else:
+            await second
+    assert (await store.get_workspace(added.id) is None) is is_committed
+
+
+async def test_each_call_removes_up_to_two_expired_keys(database_url: str, pool: Pool) -> None:
+    store = PostgresStore(pool, machine_clock)
+    async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute(INSERT, (NOW, 5))
+        just_before = NOW + KEY_KEPT - timedelta(microseconds=1)
+        left = []
+        for number, at in enumerate((just_before, *[NOW + KEY_KEPT] * 4)):
+            added = workspace()
+            await store.create_workspace(added, None, first_call(f"new_{number}", at))
+            left.append(await count(connection))
+    assert left == [6, 5, 4, 4, 5]
+
+
+async def test_a_call_does_not_wait_for_another_that_removes_keys(
+    database_url: str, pool: Pool
+) -> None:
+    store, added = PostgresStore(pool, machine_clock), workspace()
+    async with (
+        await AsyncConnection.connect(database_url, autocommit=True) as connection,
+        await AsyncConnection.connect(database_url) as other,
+    ):
+        await connection.execute(INSERT, (NOW, 2))
+        await other.execute("SELECT FROM idempotency_keys FOR UPDATE")
+        await asyncio.wait_for(
+            store.create_workspace(added, None, first_call("new", NOW + KEY_KEPT)), 10
+        )
+        assert await count(connection) == 3

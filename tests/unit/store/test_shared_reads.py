@@ -1,7 +1,6 @@
 """Reads that concurrent callers share: which result each receives, limits, and failures."""
 
 import asyncio
-import gc
 
 import pytest
 
@@ -15,36 +14,21 @@ class Log:
     def __init__(self) -> None:
         self.length = 0
         self.reads: list[str] = []
-        self.running = 0
-        self.most_running = 0
         self.release = asyncio.Event()
         self.error: Exception | None = None
 
     async def read(self, key: str) -> int:
         length = self.length
         self.reads.append(key)
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        try:
-            await self.release.wait()
-            if self.error is not None:
-                raise self.error
-            return length
-        finally:
-            self.running -= 1
+        await self.release.wait()
+        if self.error is not None:
+            raise self.error
+        return length
 
 
 @pytest.fixture
 def log() -> Log:
     return Log()
-
-
-async def test_concurrent_callers_share_one_read(log: Log) -> None:
-    shared = SharedReads(log.read, at_once=2)
-    calls = [asyncio.create_task(shared("ws_1")) for _ in range(100)]
-    log.release.set()
-    assert await asyncio.gather(*calls) == [0] * 100
-    assert log.reads == ["ws_1"]
 
 
 async def test_a_caller_during_a_read_receives_the_next_one(log: Log) -> None:
@@ -58,16 +42,6 @@ async def test_a_caller_during_a_read_receives_the_next_one(log: Log) -> None:
     log.release.set()
     assert (await early, await asyncio.gather(*late)) == (0, [1, 1, 1])
     assert log.reads == ["ws_1", "ws_1"]
-
-
-async def test_the_number_of_concurrent_reads_is_limited(log: Log) -> None:
-    shared = SharedReads(log.read, at_once=3)
-    calls = [asyncio.create_task(shared(f"ws_{number}")) for number in range(10)]
-    await settle()
-    assert log.running == 3
-    log.release.set()
-    await asyncio.gather(*calls)
-    assert (log.most_running, len(log.reads)) == (3, 10)
 
 
 async def test_a_cancelled_caller_does_not_cancel_a_shared_read(log: Log) -> None:
@@ -88,18 +62,3 @@ async def test_a_failure_reaches_all_callers_and_the_next_call_reads_again(log: 
     assert answers == [log.error] * 3
     log.error = None
     assert await shared("ws_1") == 0
-
-
-async def test_a_failure_after_the_last_caller_was_cancelled_is_retrieved(log: Log) -> None:
-    unobserved: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unobserved.append(context))
-    shared = SharedReads(log.read, at_once=1)
-    log.error = RuntimeError("the database does not answer")
-    call = asyncio.create_task(shared("ws_1"))
-    await settle()
-    call.cancel()
-    await settle()
-    log.release.set()
-    await settle()
-    gc.collect()
-    assert unobserved == []

@@ -13,10 +13,10 @@ from evershell.core.event import Event
 from evershell.core.task import TaskStarted
 from evershell.core.workspace import Workspace
 from evershell.store.connections import Pool, open_pool
-from evershell.store.notifications import Channel, WorkspaceSubscriptions
+from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.store.examples import NOW, complete, intent, permission, with_task
+from tests.support.store.examples import NOW, intent, permission, with_task
 from tests.support.store.locks import waiting_sessions
 from tests.support.store.published import Published
 from tests.support.waiting import settle
@@ -108,19 +108,6 @@ async def next_commit_blocked(database_url: str, busy: Workspace) -> AsyncIterat
 
 
 @pytest.mark.parametrize("commit", [cancel, start])
-async def test_a_commit_after_the_subscription(
-    processes: tuple[Process, Process], commit: Commit
-) -> None:
-    subscriber, other = processes
-    busy, task = await with_task(other.store)
-    reads = asyncio.Queue[int]()
-    seen = asyncio.create_task(next_event(subscriber, busy, reads))
-    assert await reads.get() == 0
-    await commit(other, busy, task.id)
-    assert (await seen).seq == busy.last_seq + 1
-
-
-@pytest.mark.parametrize("commit", [cancel, start])
 async def test_a_transaction_that_locked_the_workspace_before_the_mark(
     processes: tuple[Process, Process], database_url: str, commit: Commit
 ) -> None:
@@ -200,25 +187,6 @@ async def test_each_cancellation_of_a_group_has_its_own_mark(
     await asyncio.gather(*(cancel(committing, busy, task.id) for busy, task in examples))
     assert sorted(published.ids) == sorted(busy.id for busy, _ in examples)
     assert sorted(published.watched) == sorted(watched)
-
-
-async def test_nobody_is_notified_of_a_workspace_that_nobody_watches(
-    processes: tuple[Process, Process], database_url: str
-) -> None:
-    _, other = processes
-    async with await AsyncConnection.connect(database_url, autocommit=True) as listening:
-        for channel in Channel:
-            await listening.execute(f"LISTEN {channel}")
-        busy, task = await with_task(other.store)
-        await cancel(other, busy, task.id)
-        await start(other, busy, task.id)
-        await complete(other.store, busy, task.id)
-        other.subscriptions.publish("ws_last", watched=True, reconcile=True)
-        received = [
-            (notification.channel, notification.payload.split("\n")[1:])
-            async for notification in listening.notifies(timeout=LIMIT_SECONDS, stop_after=2)
-        ]
-    assert sorted(received) == [(channel, ["ws_last"]) for channel in sorted(Channel)]
 
 
 async def test_no_commit_is_missed_when_subscriptions_and_commits_are_concurrent(

@@ -64,15 +64,6 @@ async def test_it_lists_once_and_then_watches(followed: Followed) -> None:
     assert [call[2].get("resourceVersion") for call in script.calls] == [None, "5", "7"]
 
 
-async def test_it_keeps_no_managed_fields(followed: Followed) -> None:
-    """They take more memory than the rest of an object."""
-    managed = pod(3)
-    managed["metadata"]["managedFields"] = [{"manager": "kubelet"}]
-    async with followed.running(Script(listed(5, managed), forever)) as cache:
-        await eventually_async(lambda: cache.get(NAME) is not None)
-        assert "managedFields" not in (cache.get(NAME) or {})["metadata"]
-
-
 async def test_a_bookmark_moves_the_version_without_a_change(followed: Followed) -> None:
     script = Script(listed(5, pod(3)), watched(("BOOKMARK", pod(90, "bookmark"))), forever)
     async with followed.running(script) as cache:
@@ -126,13 +117,6 @@ async def test_a_deletion_of_an_earlier_object_of_the_same_name_is_ignored(
     script = Script(listed(9, pod(9, uid="u2")), watched(("DELETED", pod(10, uid="u1"))), forever)
     async with followed.running(script) as cache:
         await eventually_async(lambda: len(script.calls) == 3)
-        assert cache.get(NAME) is not None
-
-
-async def test_an_own_object_is_known_at_once(followed: Followed) -> None:
-    async with followed.running(Script(listed(5), forever)) as cache:
-        await eventually_async(lambda: cache.is_current)
-        cache.put_own(pod(6))
         assert cache.get(NAME) is not None
 
 

@@ -1,10 +1,12 @@
-"""What operators read when a pod ends or does not start."""
+"""The objects of a workspace, and what operators read when a pod ends or does not start."""
 
 from typing import Any
 
 import pytest
 
-from evershell.fleet.kubernetes import pod_states
+from evershell.fleet.kubernetes import objects, pod_states
+from evershell.fleet.kubernetes.objects import PodTemplate
+from tests.support import world
 from tests.unit.fleet.kubernetes.scripted import pod, running_status
 
 
@@ -29,16 +31,9 @@ CASES: list[tuple[dict[str, Any], str, bool]] = [
     ({"phase": "Pending"}, "", True),
     (waiting("ContainerCreating"), "", True),
     (terminated("Error"), "", False),
-    (terminated("Completed"), "", False),
     (terminated("OOMKilled"), "its agent ran out of memory (its limit is 64Mi)", False),
-    (
-        terminated("OOMKilled", exitCode=137),
-        "its agent ran out of memory (its limit is 64Mi)",
-        False,
-    ),
     (terminated("OOMKilled", exitCode=5), "", False),
     (terminated("Error", exitCode=137), "its agent was killed by SIGKILL", False),
-    (terminated("Error", exitCode=255), "", False),
     (
         terminated("StartError", 'exec: "agent": not found'),
         'its container could not be started: exec: "agent": not found',
@@ -63,11 +58,6 @@ CASES: list[tuple[dict[str, Any], str, bool]] = [
         False,
     ),
     ({"phase": "Failed", "reason": "Shutdown"}, "the node of its pod was shut down", False),
-    (
-        waiting("ImagePullBackOff", 'Back-off pulling image "none"'),
-        'its image cannot be pulled: Back-off pulling image "none"',
-        True,
-    ),
     (
         waiting("ErrImagePull", "not\n  found"),
         "its image cannot be pulled: not found",
@@ -96,11 +86,6 @@ CASES: list[tuple[dict[str, Any], str, bool]] = [
     (
         {**RUNNING, **condition("Ready", "False")},
         "the node of its pod does not answer",
-        True,
-    ),
-    (
-        {**RUNNING, **condition("DisruptionTarget", "True", reason="PreemptionByScheduler")},
-        "its pod had to make room for another one",
         True,
     ),
     (
@@ -158,3 +143,29 @@ def test_the_end_of_a_pod_is_reported_by_all_its_containers() -> None:
     assert not pod_states.end_is_reported(pod(1, phase="Failed", reason="Evicted"))
     both = terminated("Error")["containerStatuses"] + RUNNING["containerStatuses"]
     assert not pod_states.end_is_reported(pod(1, containerStatuses=both))
+
+
+TEMPLATE = PodTemplate(image="evershell:1", command=["python3"])
+
+
+@pytest.mark.parametrize(
+    ("org_id", "is_label"),
+    [
+        ("org_01M87BM0P43R0RRYFB6HF29RVY", True),
+        ("a", True),
+        ("a" * 63, True),
+        ("a" * 64, False),
+        ("acme-", False),
+        ("Acme Corp", False),
+        ("https://login.acme.example/1", False),
+        ("acme\n", False),
+    ],
+)
+def test_the_organization_is_a_label_if_its_id_is_a_valid_value(
+    org_id: str, is_label: bool
+) -> None:
+    workspace = world.workspace(org_id=org_id, epoch=1, run_id="run_1")
+    for found in (objects.pod(workspace, TEMPLATE), objects.claim(workspace, TEMPLATE)):
+        labels = found["metadata"]["labels"]
+        assert labels.get("evershell.ai/org") == (org_id if is_label else None)
+        assert labels[objects.WORKSPACE_LABEL] == workspace.id

@@ -51,14 +51,6 @@ async def test_the_ends_of_later_epochs_are_known_again(pods: KubernetesPods) ->
     assert await pods.end(workspace(2), 0) is True
 
 
-async def test_nothing_is_kept_of_epochs_before_a_living_pod(pods: KubernetesPods) -> None:
-    for epoch in range(1, 10):
-        remove_by_force(pods, epoch)
-    assert pods._unconfirmed == {"ws_1": {9}}
-    pods._pods.put_own(running(10))
-    assert pods._unconfirmed == {}
-
-
 async def test_the_pod_of_an_earlier_epoch_hides_nothing(pods: KubernetesPods) -> None:
     remove_by_force(pods, 2)
     pods._pods.put_own(running(1))

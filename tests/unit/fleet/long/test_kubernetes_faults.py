@@ -129,13 +129,6 @@ async def test_a_quota_that_is_exhausted(case: KubernetesCase, workspace: Worksp
             await case.pods.start(workspace)
 
 
-async def test_a_start_that_the_cluster_refuses(case: KubernetesCase, workspace: Workspace) -> None:
-    bad = replace(TEMPLATE, limits={"memory": "a lot"})
-    async with KubernetesPods.open(case.api.namespace, bad, spec_for) as pods:
-        with pytest.raises(OSError, match=r"the cluster refused it: .*quantit"):
-            await pods.start(workspace)
-
-
 async def test_an_eviction_through_the_api_ends_the_pod_with_its_reason(
     case: KubernetesCase, workspace: Workspace
 ) -> None:
@@ -150,55 +143,6 @@ async def test_an_eviction_through_the_api_ends_the_pod_with_its_reason(
     await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
     assert "deleted from outside" in case.pods.explain(workspace)
     # The grace of an eviction is longer; this ends it.
-    assert await case.pods.end(workspace, 0) is True
-    assert not case.runs(workspace.id)
-
-
-async def test_an_agent_that_ran_out_of_memory(case: KubernetesCase, workspace: Workspace) -> None:
-    await case.start(workspace)
-    await case.node.report_end(name_of(workspace), "OOMKilled", 137)
-    await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
-    assert case.pods.explain(workspace) == "its agent ran out of memory (its limit is 64Mi)"
-    assert await case.pods.end(workspace, 0) is True
-
-
-async def test_an_image_that_cannot_be_pulled(case: KubernetesCase, workspace: Workspace) -> None:
-    case.node.starts_pods = False
-    await case.pods.start(workspace)
-    await case.node.bind(name_of(workspace))
-    await case.node.report_waiting(name_of(workspace), "ErrImagePull", "no such image")
-    await eventually_async(lambda: case.pods.explain(workspace))
-    assert case.pods.explain(workspace) == "its image cannot be pulled: no such image"
-    # The kubelet tries again, until the limit of the start is over.
-    assert case.pods.is_alive(workspace)
-    assert await case.pods.end(workspace, 0) is True
-
-
-async def test_a_pod_that_no_node_takes(case: KubernetesCase, workspace: Workspace) -> None:
-    case.node.starts_pods = False
-    await case.pods.start(workspace)
-    condition = {
-        "type": "PodScheduled",
-        "status": "False",
-        "reason": "Unschedulable",
-        "message": "0/3 nodes are available: 3 Insufficient cpu.",
-    }
-    await case.node.report(name_of(workspace), {"conditions": [condition]})
-    await eventually_async(lambda: case.pods.explain(workspace))
-    assert case.pods.explain(workspace) == (
-        "no node takes its pod: 0/3 nodes are available: 3 Insufficient cpu."
-    )
-    assert await case.pods.end(workspace, 0) is True
-
-
-async def test_an_end_on_a_silent_node_is_unknown_until_the_node_answers(
-    case: KubernetesCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    pods = await case.lose_track(workspace)
-    assert await pods.end(workspace, 0) is False
-    assert case.runs(workspace.id)
-    case.node.is_silent = False
     assert await case.pods.end(workspace, 0) is True
     assert not case.runs(workspace.id)
 
@@ -225,20 +169,6 @@ async def test_a_pod_that_was_removed_by_force_may_still_run(
     # The API server marks the pod as deleted, and then removes it.
     await eventually_async(lambda: case.pods.explain(workspace) == "its pod is gone")
     assert await case.pods.end(workspace, 0) is False
-
-
-async def test_the_pod_after_one_that_was_removed_by_force_ends_for_certain(
-    case: KubernetesCase, workspace: Workspace
-) -> None:
-    await case.start(workspace)
-    case.node.is_silent = True
-    await case.api.delete("pods", name_of(workspace), 0, LIMIT_SECONDS)
-    await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
-    assert await case.pods.end(workspace, 0) is False
-    case.node.is_silent = False
-    following = replace(workspace, epoch=workspace.epoch + 1)
-    await case.start(following)
-    assert await case.pods.end(following, 0) is True
 
 
 async def test_an_end_never_removes_a_pod_without_its_kubelet(

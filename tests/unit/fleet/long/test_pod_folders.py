@@ -4,51 +4,27 @@ import asyncio
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from evershell.core.ids import new_workspace_id
 from evershell.core.runtime import AgentIdentity
-from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.workspace import Workspace
 from evershell.fleet.local.local_pods import LocalPods
 from evershell.pod.spec import PodSpec
-from tests.support.fleet import RUN_ID
-from tests.support.world import NOW, ORG
-
-
-@pytest.fixture
-def workspace() -> Workspace:
-    return Workspace(
-        id=new_workspace_id(),
-        org_id=ORG,
-        name="",
-        status=WorkspaceStatus.PROVISIONING,
-        created_by_user_id=None,
-        created_at=NOW,
-        updated_at=NOW,
-        run_id=RUN_ID,
-    )
+from tests.support.small_agent import spec_for
 
 
 @pytest.fixture
 def pods(tmp_path: Path) -> LocalPods:
-    def spec_for(agent: AgentIdentity) -> PodSpec:
-        return PodSpec(
-            workspace_id=agent.workspace_id,
-            epoch=agent.epoch,
-            runtime_addresses=["127.0.0.1:1"],
-            runtime_secret="00" * 32,
-            signal_secret="00" * 32,
-            # The agent exits after it has read its settings, because no model has this name.
-            model="none",
-            model_timeout_seconds=1,
-            tool_timeout_seconds=1,
-            openai_base_url="",
-            openai_api_key="",
-        )
+    """Their agents exit after they have read their settings, because no model has this name."""
 
-    return LocalPods(tmp_path, spec_for)
+    def spec(agent: AgentIdentity) -> PodSpec:
+        secret = "00" * 32
+        return replace(spec_for(agent), model="none", runtime_secret=secret, signal_secret=secret)
+
+    return LocalPods(tmp_path, spec)
 
 
 @pytest.mark.parametrize("module", ["evershell/core/__init__.py", "select.py"])
@@ -79,7 +55,7 @@ def _folder(path: Path) -> None:
 
 # A reader would block, fill its memory, or read another file.
 _REPLACEMENTS = pytest.mark.parametrize(
-    "replace",
+    "put",
     [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), _hard_link, _folder],
     ids=["pipe", "endless", "hard link", "folder"],
 )
@@ -92,11 +68,11 @@ async def test_a_record_that_was_replaced_is_ignored(
     workspace: Workspace,
     tmp_path: Path,
     name: str,
-    replace: Callable[[Path], None],
+    put: Callable[[Path], None],
 ) -> None:
     folder = tmp_path / "fleet" / workspace.id
     folder.mkdir(parents=True)
-    replace(folder / name)
+    put(folder / name)
 
     assert not pods.is_alive(workspace)
     assert not pods.was_started(workspace)
@@ -105,22 +81,22 @@ async def test_a_record_that_was_replaced_is_ignored(
     assert await pods.end(workspace, grace_seconds=0) is (name == "log")
 
     await _start_and_await_end(pods, workspace)
-    if replace is _hard_link:
+    if put is _hard_link:
         assert (tmp_path / "secret").read_text() == "a secret line\n"
 
 
 @_REPLACEMENTS
 async def test_a_pid_file_that_was_replaced_becomes_a_plain_file(
-    pods: LocalPods, workspace: Workspace, tmp_path: Path, replace: Callable[[Path], None]
+    pods: LocalPods, workspace: Workspace, tmp_path: Path, put: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "pods" / workspace.id / "pid"
     path.parent.mkdir(parents=True)
-    replace(path)
+    put(path)
 
     await _start_and_await_end(pods, workspace)
 
     assert stat.S_ISREG(path.lstat().st_mode) and int(path.read_text()) > 1
-    if replace is _hard_link:
+    if put is _hard_link:
         assert (tmp_path / "secret").read_text() == "a secret line\n"
 
 

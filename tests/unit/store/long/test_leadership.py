@@ -28,19 +28,6 @@ class Candidate:
             await self.stop.wait()
 
 
-async def test_a_leader_that_stops_is_succeeded_by_the_next_candidate(database_url: str) -> None:
-    first = Candidate(database_url)
-    async with asyncio.timeout(LIMIT_SECONDS):
-        await first.leads.wait()
-    second = Candidate(database_url)
-    first.stop.set()
-    async with asyncio.timeout(LIMIT_SECONDS):
-        await first.task
-        await second.leads.wait()
-    second.stop.set()
-    await second.task
-
-
 async def test_only_one_candidate_leads_at_a_time(database_url: str) -> None:
     candidates = [Candidate(database_url) for _ in range(5)]
     for _ in candidates:
@@ -122,15 +109,3 @@ async def test_a_standby_takes_over_from_a_leader_that_was_killed_or_frozen(
         leader.kill()
         leader.wait()
         leader.stdout.close()
-
-
-async def test_a_candidate_can_be_cancelled(database_url: str) -> None:
-    first = Candidate(database_url)
-    async with asyncio.timeout(LIMIT_SECONDS):
-        await first.leads.wait()
-    second = Candidate("postgresql:///nowhere?host=/nonexistent")
-    second.task.cancel()
-    await asyncio.wait([second.task], timeout=LIMIT_SECONDS)
-    assert second.task.cancelled()
-    first.stop.set()
-    await first.task

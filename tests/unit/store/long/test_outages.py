@@ -6,9 +6,7 @@ The tests check the errors that callers receive and that no locks or sessions re
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
-from typing import Any
 
 import psycopg
 import pytest
@@ -24,7 +22,6 @@ from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import (
     NOW,
-    complete,
     intent,
     permission,
     task,
@@ -33,29 +30,6 @@ from tests.support.store.examples import (
 )
 from tests.support.store.locks import held
 from tests.support.waiting import eventually_async
-
-
-async def test_without_a_server_everything_is_unavailable() -> None:
-    async with open_pool(
-        "postgresql:///nowhere?host=/nonexistent", acquire_timeout_seconds=0.1
-    ) as pool:
-        store = PostgresStore(pool, machine_clock)
-        calls: list[Coroutine[Any, Any, Any]] = [
-            store.record_cancellation(permission(), "ws_1", None, intent()),
-            store.transition("ws_1", unchanged),
-            store.create_workspace(workspace()),
-            store.get_workspace("ws_1"),
-            store.list_workspaces(permission(), None, 1),
-            store.get_task("ws_1", "task_1"),
-            store.get_workspace_with_task("ws_1", "task_1"),
-            store.list_tasks("ws_1", None, 1),
-            store.list_events("ws_1", 0, 1),
-            store.list_wanted_pods("", 10),
-            store.list_cancellations(),
-            store.count_workspaces(),
-        ]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [UnavailableError] * len(calls)
 
 
 async def ping(pool: Pool) -> None:
@@ -173,30 +147,6 @@ async def test_what_is_our_own_fault_is_not(pool: Pool, sqlstate: str, pipelined
     with pytest.raises(psycopg.Error):
         await raise_in_server(pool, sqlstate, pipelined=pipelined)
     await ping(pool)
-
-
-async def test_a_closed_pool_is_unavailable(database_url: str) -> None:
-    async with open_pool(database_url) as pool:
-        await ping(pool)
-    with pytest.raises(UnavailableError):
-        await ping(pool)
-
-
-async def test_a_session_that_is_ended_under_way_is_unavailable(
-    database_url: str, pool: Pool
-) -> None:
-    store = PostgresStore(pool, machine_clock)
-    busy, submitted = await with_task(store)
-    async with held(database_url, busy.id) as queued:
-        calls = [
-            asyncio.create_task(complete(store, busy, submitted.id)),
-            asyncio.create_task(store.record_cancellation(permission(), busy.id, None, intent())),
-        ]
-        await queued(2)
-        await _end_sessions(database_url, "wait_event_type = 'Lock'")
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [UnavailableError] * 2
-    assert await store.get_task(busy.id, submitted.id) == submitted
 
 
 async def test_idle_connections_that_were_ended_are_not_handed_out(database_url: str) -> None:

@@ -4,29 +4,21 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from evershell.commands.migrate import migrate as migrate_command
-from evershell.core.ports import RecordedCancellation
 from evershell.store.connections import PoolerError, connected, open_pool
 from evershell.store.leadership import Leadership
 from evershell.store.migrate import migrate
 from evershell.store.notifications import WorkspaceSubscriptions
-from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from evershell.store.session_settings import SETTINGS
-from tests.support.pgbouncer import SERVER_CONNECTIONS, PgBouncer, needs_pgbouncer
-from tests.support.store.examples import intent, permission, with_task
+from tests.support.pgbouncer import PgBouncer, needs_pgbouncer
 from tests.support.waiting import eventually_async
 
 pytestmark = needs_pgbouncer
-
-WORKSPACES = 40
-# Not a worker of autovacuum.
-CLIENTS = "backend_type = 'client backend'"
 
 
 @pytest.fixture
@@ -43,41 +35,6 @@ def pgbouncer(session_url: str, tmp_path: Path) -> Iterator[PgBouncer]:
         yield running
     finally:
         running.stop()
-
-
-async def test_the_calls_of_two_programs_share_a_few_sessions(
-    pgbouncer: PgBouncer, session_url: str
-) -> None:
-    async with (
-        open_pool(pgbouncer.url, behind_pooler=True) as one,
-        open_pool(pgbouncer.url, behind_pooler=True) as other,
-    ):
-        stores = [PostgresStore(one, machine_clock), PostgresStore(other, machine_clock)]
-
-        async def cancel(number: int) -> list[RecordedCancellation]:
-            workspace, task = await with_task(stores[number % 2])
-            return await asyncio.gather(
-                *(
-                    store.record_cancellation(permission(), workspace.id, task.id, intent())
-                    for store in stores
-                )
-            )
-
-        found = await asyncio.gather(*map(cancel, range(WORKSPACES)))
-        sessions = await asyncio.to_thread(_count, session_url, "pg_stat_activity", CLIENTS)
-    assert all(sorted(each.recorded for each in pair) == [False, True] for pair in found)
-    assert _count(session_url, "events", "type = 'task_cancel_requested'") == WORKSPACES
-    # With the one that counts.
-    assert sessions <= SERVER_CONNECTIONS + 1
-
-
-def _count(url: str, table: str, condition: str) -> int:
-    of_database = "datname = current_database() AND " if table.startswith("pg_") else ""
-    with psycopg.connect(url) as connection:
-        query = f"SELECT count(*) FROM {table} WHERE {of_database}{condition}".encode()
-        row = connection.execute(query).fetchone()
-        assert row is not None
-        return int(row[0])
 
 
 async def test_migrate_stores_the_settings_that_a_pooler_does_not_pass_on(

@@ -1,0 +1,151 @@
+"""What `up` decides before it starts programs: their environments, the sandbox and the ports."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import SecretStr
+
+from evershell.app.settings import Settings
+from evershell.core.errors import OperatorError
+from evershell.fleet.local import isolation
+from evershell.stack import up
+from evershell.stack.environments import (
+    edge_environment,
+    edge_metrics_port,
+    fleet_environment,
+    foreign_environment,
+    worker_environment,
+)
+from evershell.stack.envoy.config import Collector, Edge
+from evershell.stack.port_check import check_ports
+from tests.support.ports import free_ports
+
+SECRETS = {
+    "DATABASE_URL": "postgresql://service:secret@host/db",
+    "MIGRATION_DATABASE_URL": "postgresql://owner:secret@host/db",
+    "OPENAI_API_KEY": "sk-secret",
+    "OTEL_EXPORTER_OTLP_HEADERS": "api-key=secret",
+}
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name, value in {**SECRETS, "PATH": "/bin", "METRICS_PORT": "9000"}.items():
+        monkeypatch.setenv(name, value)
+    return Settings.read()
+
+
+def test_programs_of_others_get_no_setting_of_the_service(settings: Settings) -> None:
+    environment = foreign_environment()
+    assert environment["PATH"] == "/bin"
+    assert not {name.upper() for name in Settings.model_fields} & set(environment)
+    assert not any("secret" in value for value in environment.values())
+
+
+def test_envoy_gets_the_headers_for_the_collector_of_spans(settings: Settings) -> None:
+    collector = Collector.of("http://127.0.0.1:4318", SECRETS)
+    environment = edge_environment(Edge(1, 2, [], Path("admin.sock"), collector=collector))
+    without = edge_environment(Edge(1, 2, [], Path("admin.sock")))
+    assert environment == without | {"EVERSHELL_COLLECTOR_HEADER_0": "secret"}
+    assert without == foreign_environment()
+
+
+def test_a_worker_gets_no_key_of_a_model_and_no_role_that_migrates(settings: Settings) -> None:
+    environment = worker_environment(settings, 1)
+    assert (environment["DATABASE_URL"], environment["METRICS_PORT"]) == (
+        SECRETS["DATABASE_URL"],
+        "9001",
+    )
+    assert "OPENAI_API_KEY" not in environment
+    assert environment["MIGRATION_DATABASE_URL"] == ""
+
+
+def test_the_controller_gets_the_key_of_the_model(settings: Settings) -> None:
+    environment = fleet_environment(settings)
+    assert settings.openai_api_key == SecretStr(environment["OPENAI_API_KEY"])
+    assert environment["METRICS_PORT"] == str(9000 + settings.workers)
+    assert edge_metrics_port(settings) == 9000 + settings.workers + 1
+    assert environment["MIGRATION_DATABASE_URL"] == ""
+
+
+@pytest.fixture
+def _no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(*_: object) -> isolation.Isolation:
+        raise OperatorError("the reason and the remedy")
+
+    monkeypatch.setattr(isolation, "choose", choose)
+
+
+@pytest.mark.usefixtures("_no_sandbox")
+def test_a_stack_that_only_its_machine_can_call_starts_with_a_warning(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert up._choose_isolation(Settings()) == "none"
+    said = capfd.readouterr().out
+    assert "WARNING: the reason and the remedy" in said
+    assert "Isolation of pods: none. It lacks any boundary" in said
+
+
+@pytest.mark.usefixtures("_no_sandbox")
+def test_pods_on_kubernetes_need_no_sandbox_here() -> None:
+    elsewhere = Settings(
+        pod_backend="kubernetes",
+        pod_image="image",
+        runtime_service="workers:1",
+        listen_host="192.0.2.1",
+    )
+    assert up._choose_isolation(elsewhere) == "auto"
+
+
+@pytest.mark.usefixtures("_no_sandbox")
+@pytest.mark.parametrize(("wanted", "host"), [("sandbox", "127.0.0.1"), ("auto", "192.0.2.1")])
+def test_another_stack_is_refused(wanted: Literal["auto", "sandbox"], host: str) -> None:
+    with pytest.raises(OperatorError, match="the reason"):
+        up._choose_isolation(Settings(pod_isolation=wanted, listen_host=host))
+
+
+@pytest.fixture
+def ports() -> dict[str, int]:
+    rest, grpc, server, _, runtime, _, metrics, *_ = free_ports(10, in_a_row=8)
+    return {
+        "rest_port": rest,
+        "grpc_port": grpc,
+        "server_port": server,
+        "runtime_port": runtime,
+        "metrics_port": metrics,
+    }
+
+
+@pytest.fixture(params=["rest_port", "grpc_port", "server_port", "runtime_port", "metrics_port"])
+def taken(request: pytest.FixtureRequest, ports: dict[str, int]) -> Iterator[str]:
+    """The name of a port on which something listens."""
+    name = str(request.param)
+    with socket.create_server(("127.0.0.1", ports[name])):
+        yield name
+
+
+def problem(**settings: object) -> str:
+    with pytest.raises(OperatorError) as refused:
+        check_ports(Settings.model_validate(settings))
+    return str(refused.value)
+
+
+def test_free_ports_are_accepted(ports: dict[str, int]) -> None:
+    check_ports(Settings.model_validate(ports | {"agent_tls": True}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - nothing listens there
+def test_a_taken_port_is_named(ports: dict[str, int], taken: str, host: str) -> None:
+    said = problem(**ports, agent_tls=True, listen_host=host)
+    assert said == f"Port {ports[taken]} is taken. Set {taken.upper()} to another one."
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "::1", "nowhere.invalid"])
+def test_a_host_that_is_no_address_of_this_machine_is_refused(
+    ports: dict[str, int], host: str
+) -> None:
+    said = problem(**ports, listen_host=host)
+    assert said == f"{host} is not an IPv4 address of this machine. Set LISTEN_HOST to one."
