@@ -21,25 +21,6 @@ max_duration_seconds AS task_max_duration_seconds, max_total_tokens AS task_max_
 limit_force_after_seconds AS task_limit_force_after_seconds, committed_bytes AS task_committed_bytes
 FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)
 
--- name: renew_leases
-SELECT /* renew_leases */ seconds_left, (w).id, (w).org_id, (w).name, (w).status, (w).status_reason,
-(w).created_by_user_id, (w).created_at, (w).updated_at, (w).current_task_id, (w).epoch,
-(w).last_seq, (w).agent_address, (w).lease_expires_at, (w).task_unnamed_since, (w).agent_breach,
-(w).run_id, (t).id AS task_id, (t).workspace_id AS task_workspace_id, (t).description AS
-task_description, (t).metadata AS task_metadata, (t).max_iterations AS task_max_iterations,
-(t).status AS task_status, (t).phase AS task_phase, (t).iterations AS task_iterations,
-(t).created_at AS task_created_at, (t).started_at AS task_started_at, (t).completed_at AS
-task_completed_at, (t).cancel_requested_by AS task_cancel_requested_by, (t).cancel_credential_kind
-AS task_cancel_credential_kind, (t).cancel_requested_at AS task_cancel_requested_at,
-(t).cancel_reason AS task_cancel_reason, (t).cancel_request_id AS task_cancel_request_id,
-(t).cancel_force_at AS task_cancel_force_at, (t).cancel_force_requested_by AS
-task_cancel_force_requested_by, (t).reason AS task_reason, (t).result AS task_result, (t).forced AS
-task_forced, (t).input_tokens AS task_input_tokens, (t).output_tokens AS task_output_tokens,
-(t).model_calls AS task_model_calls, (t).tool_calls AS task_tool_calls, (t).submitted_by AS
-task_submitted_by, (t).max_duration_seconds AS task_max_duration_seconds, (t).max_total_tokens AS
-task_max_total_tokens, (t).limit_force_after_seconds AS task_limit_force_after_seconds,
-(t).committed_bytes AS task_committed_bytes FROM renew_leases(%s, %s, %s, %s, %s)
-
 -- name: get_workspace
 SELECT id, org_id, name, status, status_reason, created_by_user_id, created_at, updated_at,
 current_task_id, epoch, last_seq, agent_address, lease_expires_at, task_unnamed_since, agent_breach,
@@ -70,25 +51,6 @@ task_model_calls, tool_calls AS task_tool_calls, submitted_by AS task_submitted_
 max_duration_seconds AS task_max_duration_seconds, max_total_tokens AS task_max_total_tokens,
 limit_force_after_seconds AS task_limit_force_after_seconds, committed_bytes AS task_committed_bytes
 FROM tasks WHERE id = %s AND workspace_id = %s
-
--- name: get_workspace_with_task
-SELECT w.id, w.org_id, w.name, w.status, w.status_reason, w.created_by_user_id, w.created_at,
-w.updated_at, w.current_task_id, w.epoch, w.last_seq, w.agent_address, w.lease_expires_at,
-w.task_unnamed_since, w.agent_breach, w.run_id, t.id AS task_id, t.workspace_id AS
-task_workspace_id, t.description AS task_description, t.metadata AS task_metadata, t.max_iterations
-AS task_max_iterations, t.status AS task_status, t.phase AS task_phase, t.iterations AS
-task_iterations, t.created_at AS task_created_at, t.started_at AS task_started_at, t.completed_at AS
-task_completed_at, t.cancel_requested_by AS task_cancel_requested_by, t.cancel_credential_kind AS
-task_cancel_credential_kind, t.cancel_requested_at AS task_cancel_requested_at, t.cancel_reason AS
-task_cancel_reason, t.cancel_request_id AS task_cancel_request_id, t.cancel_force_at AS
-task_cancel_force_at, t.cancel_force_requested_by AS task_cancel_force_requested_by, t.reason AS
-task_reason, t.result AS task_result, t.forced AS task_forced, t.input_tokens AS task_input_tokens,
-t.output_tokens AS task_output_tokens, t.model_calls AS task_model_calls, t.tool_calls AS
-task_tool_calls, t.submitted_by AS task_submitted_by, t.max_duration_seconds AS
-task_max_duration_seconds, t.max_total_tokens AS task_max_total_tokens, t.limit_force_after_seconds
-AS task_limit_force_after_seconds, t.committed_bytes AS task_committed_bytes FROM workspaces w LEFT
-JOIN tasks t ON t.id = %s AND t.workspace_id = w.id WHERE w.id = %s AND org_id = coalesce(%s,
-org_id)
 
 -- name: list_tasks
 SELECT id AS task_id, workspace_id AS task_workspace_id, description AS task_description, metadata
@@ -125,12 +87,6 @@ current_task_id, epoch, last_seq, agent_address, lease_expires_at, task_unnamed_
 run_id FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') AND id > %s
 ORDER BY id LIMIT %s
 
--- name: list_unsettled
-SELECT id, org_id, name, status, status_reason, created_by_user_id, created_at, updated_at,
-current_task_id, epoch, last_seq, agent_address, lease_expires_at, task_unnamed_since, agent_breach,
-run_id FROM workspaces WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT
-NULL OR agent_breach IS NOT NULL ORDER BY id
-
 -- name: list_cancellations
 SELECT w.id, w.org_id, w.name, w.status, w.status_reason, w.created_by_user_id, w.created_at,
 w.updated_at, w.current_task_id, w.epoch, w.last_seq, w.agent_address, w.lease_expires_at,
@@ -149,50 +105,6 @@ task_max_duration_seconds, t.max_total_tokens AS task_max_total_tokens, t.limit_
 AS task_limit_force_after_seconds, t.committed_bytes AS task_committed_bytes FROM tasks t JOIN
 workspaces w ON w.id = t.workspace_id WHERE t.status IN ('submitted', 'delivered', 'running') AND
 t.cancel_requested_at IS NOT NULL ORDER BY w.id
-
--- name: list_limits_reached
-SELECT workspace_id FROM tasks WHERE max_duration_seconds IS NOT NULL AND status IN ('submitted',
-'delivered', 'running') AND (started_at AT TIME ZONE 'UTC') + make_interval(secs =>
-max_duration_seconds) <= (%s::timestamptz AT TIME ZONE 'UTC') AND (cancel_requested_at IS NULL OR
-coalesce(cancel_force_at, 'infinity') > started_at + make_interval(secs => max_duration_seconds +
-limit_force_after_seconds + 0.001)) ORDER BY (started_at AT TIME ZONE 'UTC') + make_interval(secs =>
-max_duration_seconds) LIMIT %s
-
--- name: list_expired_leases
-SELECT id, org_id, name, status, status_reason, created_by_user_id, created_at, updated_at,
-current_task_id, epoch, last_seq, agent_address, lease_expires_at, task_unnamed_since, agent_breach,
-run_id FROM workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping') AND
-lease_expires_at < %s ORDER BY id
-
--- name: seconds_left
-SELECT extract(epoch FROM {} - %s::timestamptz)::float8 AS seconds FROM workspaces WHERE
-
--- name: first_lease_seconds_left
-SELECT extract(epoch FROM min(lease_expires_at) - %s::timestamptz)::float8 AS seconds FROM
-workspaces WHERE status IN ('provisioning', 'idle', 'busy', 'stopping')
-
--- name: lease_seconds_left
-SELECT extract(epoch FROM lease_expires_at - %s::timestamptz)::float8 AS seconds FROM workspaces
-WHERE id = %s
-
--- name: count_workspaces
-SELECT status, count(*) AS number FROM workspaces GROUP BY status
-
--- name: lock_hold
-SELECT pg_advisory_xact_lock(1702259816, hashtext(%s))
-
--- name: share_hold_lock
-SELECT pg_advisory_xact_lock_shared(1702259816, hashtext(%s))
-
--- name: get_hold
-SELECT org_id, held_by, held_since, reason FROM org_holds WHERE org_id = %s
-
--- name: count_holds
-SELECT count(*) AS number FROM org_holds
-
--- name: find_call
-SELECT org_id, key, fingerprint, called_at, workspace_id, task_id, answer FROM idempotency_keys
-WHERE org_id = %s AND key = %s AND called_at > %s
 
 -- name: record
 SELECT /* record_cancellation */ outcome, (w).id, (w).org_id, (w).name, (w).status,

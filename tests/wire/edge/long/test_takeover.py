@@ -21,6 +21,7 @@ from evershell.stack.supervisor import Program, Supervisor
 from tests.support.edge.certificates import Authority, Certificate
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.stub import START_SECONDS, Stub, serving
+from tests.support.lengths import smoke
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually_async
 
@@ -113,9 +114,10 @@ async def test_the_next_process_takes_over_and_the_old_one_answers_its_calls(
             assert (await kept.get(CALL)).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "dies", ["before it has taken over", "while the old process leaves", "alone"]
-)
+DEATHS = ("before it has taken over", "while the old process leaves", "alone")
+
+
+@pytest.mark.parametrize("dies", smoke(DEATHS, DEATHS[1:2]))
 async def test_a_process_that_dies_is_replaced_by_one_that_serves(
     running: Supervised, dies: str
 ) -> None:
