@@ -118,11 +118,14 @@ def calls(*commands: str, **fields: Any) -> Answer:
     )
 
 
-def calls_tools(*named: tuple[str, Any], **fields: Any) -> Answer:
-    """A chat completion with tool calls, each given as name and arguments."""
+def calls_tools(*named: tuple[str, Any], ids: Iterator[int] | None = None, **fields: Any) -> Answer:
+    """A chat completion with tool calls, each given as name and arguments.
+
+    The ids of all calls differ, if `ids` is the same iterator.
+    """
     made = [
         {
-            "id": f"call_{index}",
+            "id": f"call_{next(ids) if ids else index}",
             "type": "function",
             "function": {"name": name, "arguments": arguments},
         }

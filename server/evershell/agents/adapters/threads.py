@@ -1,0 +1,45 @@
+"""Waits for the threads in which a framework runs synchronous functions.
+
+A framework that is interrupted leaves such a function behind, because a thread cannot be
+interrupted. Nothing may be recorded before everything has ended.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+
+class _Threads(ThreadPoolExecutor):
+    """The executor of an event loop, which knows what runs in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: set[Future[Any]] = set()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(*args, **kwargs)
+        self.running.add(future)
+        future.add_done_callback(self.running.discard)
+        return future
+
+
+# Those of each event loop, of which a process of an agent has one.
+_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def threads_end() -> AsyncIterator[None]:
+    """If the block is cancelled, waits until no function runs in a thread of the event loop."""
+    loop = asyncio.get_running_loop()
+    if loop not in _of_loops:
+        _of_loops[loop] = _Threads()
+        loop.set_default_executor(_of_loops[loop])
+    try:
+        yield
+    except asyncio.CancelledError:
+        while running := [asyncio.wrap_future(each) for each in set(_of_loops[loop].running)]:
+            await asyncio.wait(running)
+        raise

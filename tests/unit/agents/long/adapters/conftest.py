@@ -1,0 +1,112 @@
+"""Runs the agent of a framework in this process, with a control plane of the tests."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from evershell.workspace.v1.task_pb2 import Task
+
+from evershell.agents.program import run
+from evershell.pod.spec import PodSpec
+from tests.support.model_server import Answer, ModelServer, model_server
+from tests.support.waiting import eventually_async
+from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.unit.agents.long.adapters.frameworks import FRAMEWORKS, Framework
+
+
+class World:
+    """An agent of a framework that runs, its control plane and the endpoint of its model."""
+
+    def __init__(
+        self, framework: Framework, plane: ControlPlane, server: ModelServer, folder: Path
+    ) -> None:
+        self.framework, self.plane, self.server, self.folder = framework, plane, server, folder
+        self._stub: Any = None
+
+    async def submit(self, task_id: str, *script: Answer, **fields: Any) -> None:
+        """Starts a task. The model answers with the script."""
+        self.server.script.clear()
+        self.server.script.extend(script)
+        self._stub = self._stub or self.plane.agent()
+        task = self.plane.submit(task_id, f"do {task_id}", **fields)
+        await self.plane.start_task(self._stub, task)
+
+    async def cancel(self, task_id: str, force_after_seconds: float | None = None) -> None:
+        await self.plane.cancel_task(self._stub, task_id, force_after_seconds)
+
+    async def end(self, task_id: str) -> tuple[Any, list[Any]]:
+        """Waits for the end of a task. Returns it with the iterations. There is exactly one."""
+        await self.plane.until(lambda: self.plane.end(task_id))
+        assert self.plane.kinds(task_id).count("task_ended") == 1
+        return self.plane.end(task_id), self.plane.iterations(task_id)
+
+    async def next_task_runs(self) -> dict[str, Any]:
+        """Runs a plain task. Its conversation is valid. Returns the first request to the model."""
+        first = len(self.server.requests)
+        fw = self.framework
+        await self.submit("next", fw.calls("echo next"), fw.says("the next result"))
+        end, iterations = await self.end("next")
+        assert (end.status, end.result, len(iterations)) == (Task.completed, "the next result", 2)
+        request = self.server.requests[first]
+        assert not fw.unanswered(request)
+        return request
+
+    async def reached(self, name: str) -> None:
+        """Waits for a file of the tool."""
+        await eventually_async((self.folder / name).exists)
+
+    def go(self, *names: str) -> None:
+        """Lets the tool end."""
+        for name in names:
+            (self.folder / f"{name}.go").touch()
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    with model_server() as running:
+        yield running
+
+
+@pytest.fixture
+def limits() -> dict[str, float]:
+    """Fields of the spec. A test may change them."""
+    return {}
+
+
+@pytest.fixture(params=FRAMEWORKS)
+async def world(
+    request: pytest.FixtureRequest,
+    control_plane: ControlPlane,
+    server: ModelServer,
+    limits: dict[str, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[World]:
+    framework = FRAMEWORKS[request.param]()
+    if importlib.util.find_spec(framework.package) is None:
+        pytest.skip(f"{framework.package} is not installed: make .venv/.adapters-ready")
+    # An agent starts in the folder of the workspace's files.
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = {
+        "workspace_id": WORKSPACE_ID,
+        "epoch": EPOCH,
+        "runtime_addresses": [await control_plane.serve()],
+        "files_dir": str(tmp_path),
+        **control_plane.secrets,
+        **limits,
+    }
+    function = framework.agent(server, tmp_path)
+    running = asyncio.create_task(run(PodSpec(**settings), structlog.get_logger(), function))
+    await control_plane.until(lambda: control_plane.address)
+    yield World(framework, control_plane, server, tmp_path)
+    if not running.done():
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(30):
+            await running
+    await framework.close()

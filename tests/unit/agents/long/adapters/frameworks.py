@@ -1,0 +1,127 @@
+"""What the suite needs of each framework: an agent with one tool, and answers of its model."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evershell.agents.loop import AgentFunction
+from tests.support.model_server import (
+    Answer,
+    Gate,
+    ModelServer,
+    answers,
+    calls_tools,
+    event_of,
+    says,
+    streams,
+)
+
+Tool = Callable[[str], Any]
+
+
+class Framework:
+    """A framework whose model is a chat completion of OpenAI. The others override what differs."""
+
+    # What has to be installed.
+    package = ""
+    # Whether an exception of a tool ends the task. Otherwise, the model is told.
+    fails_with_tool = False
+    # Whether synchronous functions run in threads of the process.
+    has_threads = True
+    # Whether the next task continues the conversation.
+    has_conversation = True
+    # The file in examples/.
+    example = ""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+
+    def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
+        """An agent with the tool `shell` of `Commands(folder)`."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Closes what the agent has opened."""
+
+    def calls(self, *commands: str, tool: str = "shell") -> Answer:
+        """The model calls the tool with each command."""
+        named = [(tool, json.dumps({"command": command})) for command in commands]
+        return calls_tools(*named, ids=self._ids)
+
+    def says(self, text: str) -> Answer:
+        """The model answers with a text."""
+        return says(text)
+
+    def says_part(self, text: str, gate: Gate) -> Answer:
+        """The model answers with a part of a text, and then waits for the gate."""
+        return streams(event_of({"role": "assistant", "content": text}), gate)
+
+    def breaks(self) -> Answer:
+        """The endpoint reports an error, which another attempt does not change."""
+        return answers({"error": {"message": "broken"}}, 400)
+
+    def unanswered(self, request: dict[str, Any]) -> set[str]:
+        """The tool calls in a request to the model that have no result."""
+        messages = request["messages"]
+        called = {call["id"] for each in messages for call in each.get("tool_calls") or ()}
+        return called - {each.get("tool_call_id") for each in messages}
+
+    def texts(self, request: dict[str, Any]) -> str:
+        """The conversation in a request, as text."""
+        return json.dumps(request["messages"])
+
+
+class Commands:
+    """The tool of the agents under test. The test sees its files, from any process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def shell(self, command: str) -> str:
+        """Runs a command."""
+        kind, _, name = command.partition(" ")
+        if kind == "raise":
+            raise KeyError(name)
+        if kind == "wait":
+            (self._folder / f"{name}.began").touch()
+            try:
+                while not (self._folder / f"{name}.go").exists():
+                    await asyncio.sleep(0.01)
+            finally:
+                (self._folder / f"{name}.ended").touch()
+        return f"did {command}"
+
+    def blocking_shell(self, command: str) -> str:
+        """The same for a framework that calls it in a thread."""
+        return asyncio.run(self.shell(command))
+
+
+class OpenAIAgents(Framework):
+    package = "agents"
+    example = "openai_agents_agent.py"
+
+    def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
+        import agents
+        from openai import AsyncOpenAI
+
+        from evershell.agents.adapters import openai_agents
+
+        agents.set_tracing_disabled(True)
+        client = AsyncOpenAI(base_url=server.base_url, api_key="k", max_retries=0)
+        self.close = client.close  # type: ignore[method-assign]
+        commands = Commands(folder)
+        own = agents.Agent(
+            name="test",
+            model=agents.OpenAIChatCompletionsModel("test", client),
+            tools=[
+                agents.function_tool(commands.shell),
+                agents.function_tool(commands.blocking_shell),
+            ],
+        )
+        return openai_agents.agent(own)
+
+
+FRAMEWORKS: dict[str, Callable[[], Framework]] = {"openai_agents": OpenAIAgents}
