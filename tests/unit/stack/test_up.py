@@ -149,3 +149,21 @@ def test_a_host_that_is_no_address_of_this_machine_is_refused(
 ) -> None:
     said = problem(**ports, listen_host=host)
     assert said == f"{host} is not an IPv4 address of this machine. Set LISTEN_HOST to one."
+
+
+def test_ports_that_are_not_used_may_be_taken(ports: dict[str, int]) -> None:
+    with socket.create_server(("127.0.0.1", ports["runtime_port"])):
+        check_ports(Settings.model_validate(ports))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])
+def test_metrics_need_an_address_of_this_machine(ports: dict[str, int], host: str) -> None:
+    said = problem(**ports, metrics_host=host)
+    assert said == f"{host} is not an address of this machine. Set METRICS_HOST to one."
+
+
+@pytest.mark.skipif(
+    not Path("/proc/net/if_inet6").exists(), reason="this machine has no addresses of IPv6"
+)
+def test_metrics_may_have_an_address_of_ipv6(ports: dict[str, int]) -> None:
+    check_ports(Settings.model_validate(ports | {"metrics_host": "::1"}))

@@ -4,6 +4,9 @@ tests/deploy/long/operating/test_restore.py has the fence of a whole stack.
 """
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -21,7 +24,7 @@ from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import Phase, TaskStarted
 from evershell.core.workspace import WorkspaceStatus
-from evershell.store.connections import Pool, conninfo, open_pool
+from evershell.store.connections import COMMAND_NAME, Pool, conninfo, open_pool
 from evershell.store.fence import fence
 from evershell.store.leadership import Leadership
 from evershell.store.postgres_store import PostgresStore
@@ -37,7 +40,7 @@ from tests.support.store.examples import (
     workspace,
 )
 from tests.support.store.locks import held
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually, eventually_async
 
 RUN_ID = "run_1"
 LIMIT_SECONDS = 10
@@ -45,6 +48,10 @@ _ADD = """
     INSERT INTO workspaces (
         id, org_id, name, status, status_reason, created_at, updated_at, epoch, last_seq, run_id
     ) VALUES (%s, 'org_1', '', 'idle', '', now(), now(), %s, 0, 'run')
+"""
+_SESSIONS = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = %s
 """
 
 
@@ -128,6 +135,16 @@ def test_a_database_without_the_schema_is_refused(
     done = CliRunner().invoke(command)
     assert done.exit_code == 1
     assert "The database does not have the schema of this service." in done.output
+
+
+def test_a_database_that_accepts_no_writes_is_refused(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(database_url, ws_1=3)
+    read_only = make_conninfo(database_url, options="-c default_transaction_read_only=on")
+    monkeypatch.setenv("DATABASE_URL", read_only)
+    assert "is read-only: it is a standby, or has" in CliRunner().invoke(command).output
+    assert epochs(database_url) == {"ws_1": 3}
 
 
 @pytest.fixture
@@ -330,3 +347,28 @@ async def test_an_agent_that_registers_meanwhile_is_fenced(
     )
     assert directive.fenced is fence_is_first
     assert (await runtime.register(agent, "127.0.0.1:9")).fenced
+
+
+def test_a_fence_that_is_killed_changes_nothing(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        add(database_url, ws_1=3, ws_2=3)
+
+        def sessions(condition: str) -> int:
+            row = connection.execute(f"{_SESSIONS} AND {condition}".encode(), (COMMAND_NAME,))
+            return int((row.fetchone() or (0,))[0])
+
+        with psycopg.connect(database_url) as holder:
+            holder.execute("SELECT FROM workspaces WHERE id = 'ws_2' FOR UPDATE")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "evershell.commands", "fence"],
+                env={**os.environ, "DATABASE_URL": database_url},
+            )
+            try:
+                eventually(lambda: sessions("wait_event_type = 'Lock'"))
+            finally:
+                process.kill()
+                process.wait(LIMIT_SECONDS)
+            # The server notices it although the lock is still held.
+            eventually(lambda: not sessions("true"))
+        assert connection.execute("SELECT DISTINCT epoch FROM workspaces").fetchall() == [(3,)]
+    assert fence(database_url) == 2

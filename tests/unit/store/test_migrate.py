@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from yoyo.backends.base import DatabaseBackend
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
@@ -123,6 +124,23 @@ def test_the_lock_of_a_killed_migration_is_ignored(empty_database_url: str) -> N
     with psycopg.connect(empty_database_url) as connection:
         connection.execute("INSERT INTO yoyo_lock (locked, pid) VALUES (1, 1)")
     migrate(empty_database_url)
+
+
+def test_a_migration_that_is_interrupted_is_applied_later(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = DatabaseBackend.mark_one
+
+    def interrupt(backend: Any, applied: Any, log: bool = True) -> None:
+        if applied.id == MIGRATIONS[-1]:
+            raise InterruptedError
+        mark(backend, applied, log=log)
+
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(DatabaseBackend, "mark_one", interrupt)
+        migrate(empty_database_url)
+    migrate(empty_database_url)
+    assert applied(empty_database_url) == MIGRATIONS
 
 
 def test_a_user_without_a_name_can_migrate(
