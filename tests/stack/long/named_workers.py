@@ -102,15 +102,12 @@ class NamedWorkers:
         """Takes the name from a worker."""
         self.dns.addresses = [each for each in self.dns.addresses if each != address]
 
-    def end_worker(self, address: str, *, unready_first: bool) -> None:
-        """Ends a worker as a cluster does. It loses the name before or after it drains."""
+    def end_worker(self, address: str) -> None:
+        """Ends a worker as a cluster does. It loses the name once it drains."""
         process = self.running.pop(address)
-        if not unready_first:
-            self.remove(address)
         process.send_signal(signal.SIGTERM)
-        if unready_first:
-            eventually(lambda: self._health(address) != "SERVING")
-            self.remove(address)
+        eventually(lambda: self._health(address) != "SERVING")
+        self.remove(address)
         assert process.wait(END_SECONDS) == 0
 
     def end_first_worker(self) -> None:

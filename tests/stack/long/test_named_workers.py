@@ -101,7 +101,7 @@ def test_a_replacement_of_all_workers_loses_no_call(workers: NamedWorkers) -> No
         for old in list(workers.running):
             new = workers.start_worker()
             workers.await_found(new)
-            workers.end_worker(old, unready_first=True)
+            workers.end_worker(old)
     # No worker is left that the agents knew when they started.
     assert sum(workers.calls(address, "CommitEvents") for address in workers.running) > 0
 
