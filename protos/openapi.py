@@ -10,7 +10,6 @@ import re
 from http import HTTPStatus
 from typing import Any
 
-import examples
 import headers
 import yaml
 from google.protobuf import json_format, message_factory
@@ -18,6 +17,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from schemas import Schemas, component_name, prose, reference
 from snippets import code_samples
 from source import PACKAGE, Binding, Protos, Rule
+
+import examples
 
 OPENAPI_VERSION = "3.1.0"
 # The version in the paths. It changes with the API, not with a release of the service.

@@ -5,8 +5,9 @@ import codecs
 import json
 import os
 import signal
+import subprocess
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -111,71 +112,89 @@ class ShellTool:
         except ValueError as error:
             return ToolResult(status=ToolStatus.NOT_RUN, output=str(error))
         self._directory.check()
-        shell = ["/bin/sh", "-c", command]
-        descendants = Descendants()
-        read_end, write_end = os.pipe()
-        # With a pipe of asyncio, `process.wait` would return only when the last process that holds
-        # the pipe has ended.
-        with os.fdopen(read_end, "rb", buffering=0) as reader:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *(self._sandbox.command(shell) if self._sandbox else shell),
-                    cwd=self._directory.by_descriptor,
-                    env=self._environment,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=write_end,
-                    stderr=asyncio.subprocess.STDOUT,
-                    # A new process group, so that all of it can be killed.
-                    process_group=0,
-                    pass_fds=self._sandbox.descriptors if self._sandbox else (),
-                )
-            except (OSError, ValueError) as error:
-                return ToolResult(
-                    status=ToolStatus.NOT_RUN, output=f"The command could not be started: {error}"
-                )
-            except asyncio.CancelledError:
-                descendants.kill()
-                raise
-            finally:
-                os.close(write_end)
-            max_bytes = self._sandbox.limits.memory_bytes if self._sandbox else None
-            running = _Running(process, descendants, reader.fileno(), max_bytes)
-            return await self._finish(running)
+        return await execute(
+            ("/bin/sh", "-c", command),
+            directory=self._directory.by_descriptor,
+            environment=self._environment,
+            sandbox=self._sandbox,
+        )
 
-    async def _finish(self, running: "_Running") -> ToolResult:
-        exited = asyncio.ensure_future(running.process.wait())
-        watching = asyncio.ensure_future(running.watch())
-        running.start_reading()
-        status = ToolStatus.EXITED
+
+async def execute(
+    command: Sequence[str],
+    *,
+    directory: Path,
+    environment: Mapping[str, str],
+    sandbox: ToolSandbox | None = None,
+    input_file: int = subprocess.DEVNULL,
+) -> ToolResult:
+    """Runs a command to its end. If it cannot be started, the output of `not_run` says why.
+
+    When cancelled, it ends everything that the command has started, and returns the output so far.
+    `input_file` is a descriptor, which becomes the standard input.
+    """
+    descendants = Descendants()
+    read_end, write_end = os.pipe()
+    # With a pipe of asyncio, `process.wait` would return only when the last process that holds
+    # the pipe has ended.
+    with os.fdopen(read_end, "rb", buffering=0) as reader:
         try:
-            try:
-                await asyncio.wait({exited})
-                await running.wait_output(_LATE_OUTPUT_SECONDS)
-            except asyncio.CancelledError:
-                status = ToolStatus.INTERRUPTED
-            running.kill()
-            if not exited.done():
-                await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
-            await running.wait_output(_KILLED_SECONDS)
+            process = await asyncio.create_subprocess_exec(
+                *(sandbox.command(command) if sandbox else command),
+                cwd=directory,
+                env=environment,
+                stdin=input_file,
+                stdout=write_end,
+                stderr=asyncio.subprocess.STDOUT,
+                # A new process group, so that all of it can be killed.
+                process_group=0,
+                pass_fds=sandbox.descriptors if sandbox else (),
+            )
+        except (OSError, ValueError) as error:
+            return ToolResult(
+                status=ToolStatus.NOT_RUN, output=f"The command could not be started: {error}"
+            )
+        except asyncio.CancelledError:
+            descendants.kill()
+            raise
         finally:
-            watching.cancel()
-            running.stop_reading()
-            # Nothing may run after this, even if this coroutine is cancelled.
-            if not exited.done():
-                running.kill()
-                await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
-                exited.cancel()
-            await running.wait_gone(_KILLED_SECONDS)
-        output, truncated_bytes = running.finished_output()
-        # The return code is None if the killed process hangs in the kernel.
-        exit_code = (
-            running.process.returncode
-            if running.process.returncode is not None
-            else -signal.SIGKILL
-        )
-        return ToolResult(
-            status=status, exit_code=exit_code, output=output, truncated_bytes=truncated_bytes
-        )
+            os.close(write_end)
+        max_bytes = sandbox.limits.memory_bytes if sandbox else None
+        return await _finish(_Running(process, descendants, reader.fileno(), max_bytes))
+
+
+async def _finish(running: "_Running") -> ToolResult:
+    exited = asyncio.ensure_future(running.process.wait())
+    watching = asyncio.ensure_future(running.watch())
+    running.start_reading()
+    status = ToolStatus.EXITED
+    try:
+        try:
+            await asyncio.wait({exited})
+            await running.wait_output(_LATE_OUTPUT_SECONDS)
+        except asyncio.CancelledError:
+            status = ToolStatus.INTERRUPTED
+        running.kill()
+        if not exited.done():
+            await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
+        await running.wait_output(_KILLED_SECONDS)
+    finally:
+        watching.cancel()
+        running.stop_reading()
+        # Nothing may run after this, even if this coroutine is cancelled.
+        if not exited.done():
+            running.kill()
+            await asyncio.wait({exited}, timeout=_KILLED_SECONDS)
+            exited.cancel()
+        await running.wait_gone(_KILLED_SECONDS)
+    output, truncated_bytes = running.finished_output()
+    # The return code is None if the killed process hangs in the kernel.
+    exit_code = (
+        running.process.returncode if running.process.returncode is not None else -signal.SIGKILL
+    )
+    return ToolResult(
+        status=status, exit_code=exit_code, output=output, truncated_bytes=truncated_bytes
+    )
 
 
 class _Running:

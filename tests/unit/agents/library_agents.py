@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 
 def double(number: int) -> int:
     print("printed by the function")
@@ -44,3 +46,12 @@ def write_ids(folder: Path, *pids: int) -> None:
     """Writes the ids at once."""
     (folder / "new").write_text(" ".join(map(str, pids)))
     (folder / "new").rename(folder / "pids")
+
+
+def are_alive(folder: Path) -> bool:
+    """Whether one of the processes with these ids runs."""
+    pids = map(int, (folder / "pids").read_text().split())
+    return any(
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        for pid in pids
+    )

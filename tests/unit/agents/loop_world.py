@@ -11,7 +11,7 @@ from evershell.agents.reply import Reply
 from evershell.agents.runtime_client import encode_event
 from evershell.agents.step import Limits, Step
 from evershell.agents.tools import ToolResult, ToolStatus
-from evershell.core.task import AgentEvent, TaskEnded
+from evershell.core.task import AgentEvent, IterationCompleted, TaskEnded
 
 OK = ToolResult(status=ToolStatus.EXITED, output="ok")
 
@@ -111,6 +111,34 @@ async def run_loop(
     limits = Limits(model_timeout_seconds=timeout_seconds, tool_timeout_seconds=timeout_seconds)
     async with asyncio.timeout(30):
         return await run_task(function or world.agent, task, world.commit, limits)
+
+
+class Run:
+    """Runs a function, and has its iterations."""
+
+    def __init__(self, function: Any, timeout_seconds: float = 60, **changes: Any) -> None:
+        self.world, self.task = World([]), a_task(**changes)
+        self._running = asyncio.create_task(
+            run_loop(self.world, self.task, timeout_seconds, function)
+        )
+
+    async def end(self) -> TaskEnded:
+        ending = await self._running
+        assert ending is not None
+        return ending
+
+    def drop(self) -> None:
+        self._running.cancel()
+
+    @property
+    def is_over(self) -> bool:
+        return self._running.done()
+
+    @property
+    def iterations(self) -> list[Any]:
+        return [
+            event.payload for event in self.world.committed if isinstance(event, IterationCompleted)
+        ]
 
 
 async def wait_forever() -> None:

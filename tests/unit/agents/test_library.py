@@ -22,44 +22,16 @@ from evershell.agents import (
     step,
 )
 from evershell.agents.reply import Reply
-from evershell.core.task import IterationCompleted, TaskEnded, TaskStatus
+from evershell.core.task import TaskEnded, TaskStatus
 from evershell.pod.process import become_subreaper
 from tests.support.waiting import eventually_async
 from tests.unit.agents import library_agents
-from tests.unit.agents.loop_world import World, a_task, run_loop, wait_forever
+from tests.unit.agents.loop_world import Run, wait_forever
 
 
 @pytest.fixture(autouse=True)
 def as_in_an_agent() -> None:
     become_subreaper()
-
-
-class Run:
-    """Runs a function, and has its iterations."""
-
-    def __init__(self, function: Any, timeout_seconds: float = 60, **changes: Any) -> None:
-        self.world, self.task = World([]), a_task(**changes)
-        self._running = asyncio.create_task(
-            run_loop(self.world, self.task, timeout_seconds, function)
-        )
-
-    async def end(self) -> TaskEnded:
-        ending = await self._running
-        assert ending is not None
-        return ending
-
-    def drop(self) -> None:
-        self._running.cancel()
-
-    @property
-    def is_over(self) -> bool:
-        return self._running.done()
-
-    @property
-    def iterations(self) -> list[Any]:
-        return [
-            event.payload for event in self.world.committed if isinstance(event, IterationCompleted)
-        ]
 
 
 async def ended(function: Any, **changes: Any) -> tuple[TaskEnded, list[Any]]:
@@ -472,14 +444,6 @@ async def test_a_process_that_has_no_result_is_an_error() -> None:
         await in_process(library_agents.own_class)
 
 
-def _are_alive(folder: Path) -> bool:
-    pids = map(int, (folder / "pids").read_text().split())
-    return any(
-        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        for pid in pids
-    )
-
-
 @pytest.mark.parametrize(
     ("place", "function"),
     [(in_process, library_agents.hang), (in_thread, library_agents.run_child)],
@@ -494,7 +458,7 @@ async def test_an_interruption_ends_every_process(
 
     run = Run(agent)
     await eventually_async((tmp_path / "pids").exists)
-    assert _are_alive(tmp_path)
+    assert library_agents.are_alive(tmp_path)
     if how == "forced":
         run.task.cancel.request(0)
         assert (await run.end()).forced
@@ -504,7 +468,7 @@ async def test_an_interruption_ends_every_process(
         with pytest.raises(asyncio.CancelledError):
             await run.end()
         assert run.iterations == []
-    assert not _are_alive(tmp_path)
+    assert not library_agents.are_alive(tmp_path)
 
 
 async def test_a_process_from_before_the_task_is_left_alone() -> None:
