@@ -37,6 +37,8 @@ class Stack(Service):
     makes_cluster: bool = False
     # A command that runs `up` as its arguments. May be set before the start.
     runner: Sequence[str] = ()
+    # Further arguments of `up`. May be set before the start.
+    arguments: Sequence[str] = ()
     # How long a stop may take. May be set before it.
     stop_seconds: float = STOP_SECONDS
 
@@ -67,7 +69,7 @@ class Stack(Service):
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.output.open("ab") as output:
             return subprocess.Popen(
-                [*self.runner, self.python, "-m", self.module, "up"],
+                [*self.runner, self.python, "-m", self.module, "up", *self.arguments],
                 cwd=self.checkout,
                 env={**self._environment, **environment_of(self.checkout)},
                 stdout=output,

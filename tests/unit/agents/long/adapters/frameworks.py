@@ -9,6 +9,7 @@ from typing import Any
 
 from evershell.agents.loop import AgentFunction
 from tests.support.model_server import (
+    DONE,
     Answer,
     Gate,
     ModelServer,
@@ -43,6 +44,10 @@ class Framework:
         """An agent with the tool `shell` of `Commands(folder)`."""
         raise NotImplementedError
 
+    def keys(self, server: ModelServer) -> dict[str, str]:
+        """The keys that the example reads."""
+        return {"OPENAI_API_KEY": "sk-of-the-tests", "OPENAI_BASE_URL": server.base_url}
+
     async def close(self) -> None:
         """Closes what the agent has opened."""
 
@@ -56,8 +61,9 @@ class Framework:
         return says(text)
 
     def says_part(self, text: str, gate: Gate) -> Answer:
-        """The model answers with a part of a text, and then waits for the gate."""
-        return streams(event_of({"role": "assistant", "content": text}), gate)
+        """The model answers with a part of a text, and with the end after the gate."""
+        first = event_of({"role": "assistant", "content": text})
+        return streams(first, gate, event_of({}, "stop"), DONE)
 
     def breaks(self) -> Answer:
         """The endpoint reports an error, which another attempt does not change."""
@@ -124,4 +130,52 @@ class OpenAIAgents(Framework):
         return openai_agents.agent(own)
 
 
-FRAMEWORKS: dict[str, Callable[[], Framework]] = {"openai_agents": OpenAIAgents}
+class LangGraph(Framework):
+    package = "langgraph"
+    # As its ToolNode does by default.
+    fails_with_tool = True
+    example = "langgraph_agent.py"
+
+    def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
+        import httpx
+        from langchain_core.tools import StructuredTool
+        from langchain_openai import ChatOpenAI
+        from langgraph.graph import START, MessagesState, StateGraph
+        from langgraph.prebuilt import ToolNode, tools_condition
+
+        from evershell.agents.adapters import langgraph
+
+        commands = Commands(folder)
+        client = httpx.AsyncClient()
+        self.close = client.aclose  # type: ignore[method-assign]
+        model = ChatOpenAI(
+            model="test",
+            base_url=server.base_url,
+            api_key="k",
+            max_retries=0,
+            streaming=True,
+            stream_usage=True,
+            http_async_client=client,
+        )
+        tools = [
+            StructuredTool.from_function(coroutine=commands.shell),
+            StructuredTool.from_function(commands.blocking_shell),
+        ]
+        bound = model.bind_tools(tools)
+
+        async def ask(state: Any) -> Any:
+            return {"messages": [await bound.ainvoke(state["messages"])]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_node("ask", ask)
+        builder.add_node("tools", ToolNode(tools))
+        builder.add_edge(START, "ask")
+        builder.add_conditional_edges("ask", tools_condition)
+        builder.add_edge("tools", "ask")
+        return langgraph.agent(builder.compile())
+
+
+FRAMEWORKS: dict[str, Callable[[], Framework]] = {
+    "openai_agents": OpenAIAgents,
+    "langgraph": LangGraph,
+}

@@ -1,0 +1,259 @@
+"""Graphs of LangGraph, the package `langgraph`.
+
+An iteration is a super-step of the graph, together with the following one if that answers tool
+calls of its model. A graph begins a super-step only when the adapter asks for its events. The calls
+of models and tools are known from LangChain's callbacks: the library awaits futures, which the
+callbacks set. An interrupted graph waits for its nodes, except for those in threads.
+"""
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+from evershell.agents.active_task import TaskFailed
+from evershell.agents.adapters.threads import threads_end
+from evershell.agents.loop import AgentFunction, Task
+from evershell.agents.step import CallTimeoutError, Step
+
+# The conversation of a workspace, which has only one.
+_CONFIG: dict[str, Any] = {"configurable": {"thread_id": "workspace"}}
+_INTERRUPTED = "The call was interrupted. It may have had an effect."
+
+
+def agent(
+    graph: Any,
+    *,
+    conversation: str | None = "conversation.sqlite",
+    to_input: Callable[[Task], Any] = lambda task: {"messages": [("user", task.description)]},
+) -> AgentFunction:
+    """The function for `run` that gives each task to a compiled graph.
+
+    Its state continues with the next task of the workspace: in the checkpointer of the graph, or in
+    a file in the workspace's files, which needs the package `langgraph-checkpoint-sqlite`. Without
+    a `conversation`, only the former.
+    """
+
+    async def run(task: Task) -> str:
+        async with threads_end(), AsyncExitStack() as stack:
+            own = copy.copy(graph)
+            if conversation is not None and own.checkpointer is None:
+                own.checkpointer = await stack.enter_async_context(_saver(conversation))
+            return await _Run(task, own).result(to_input(task))
+
+    return run
+
+
+@asynccontextmanager
+async def _saver(path: str) -> AsyncIterator[Any]:
+    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    async with AsyncSqliteSaver.from_conn_string(path) as saver:
+        # Tools can write the file, so it makes only values of known types.
+        saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+        yield saver
+
+
+class _Run:
+    """The run of a graph on a task."""
+
+    def __init__(self, task: Task, graph: Any) -> None:
+        self._graph = graph
+        self._steps = aiter(task.iterations())
+        self._calls = _Calls()
+        # The values of the graph's state.
+        self._values: Any = None
+
+    async def result(self, given: Any) -> str:
+        try:
+            async with asyncio.TaskGroup() as self._calls.group:
+                await self._run_graph(await self._repaired(given))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return _last_text(self._values)
+
+    async def _repaired(self, given: Any) -> Any:
+        """The input, with a result for each tool call that a cancellation has interrupted."""
+        from langchain_core.messages import ToolMessage
+
+        if not self._graph.checkpointer or not isinstance(given, dict) or "messages" not in given:
+            return given
+        unanswered = _unanswered((await self._graph.aget_state(_CONFIG)).values)
+        results = [ToolMessage(_INTERRUPTED, tool_call_id=each) for each in unanswered]
+        return given | {"messages": [*results, *given["messages"]]}
+
+    async def _run_graph(self, given: Any) -> None:
+        if not await self._next_step():
+            return
+        config = _CONFIG | {"callbacks": [_handler(self._calls)]}
+        is_over, has_run, unanswered = False, False, list[str]()
+        events = self._graph.astream(
+            given,
+            config,
+            stream_mode=["tasks", "values"],
+            # A super-step begins when the state of the last one is kept.
+            durability="sync" if self._graph.checkpointer else None,
+        )
+        async with aclosing(events):
+            async for kind, event in events:
+                if kind == "values":
+                    self._values = event
+                    before, unanswered = unanswered, _unanswered(event)
+                    is_over = has_run and (not unanswered or unanswered == before)
+                elif "triggers" not in event:
+                    has_run = True
+                    if event["interrupts"]:
+                        raise TaskFailed("The graph waits for an answer, which nobody can give.")
+                elif is_over:
+                    # A super-step begins, but nothing of it runs before the next event.
+                    is_over = has_run = False
+                    if not await self._next_step():
+                        return
+        await self._calls.settle()
+
+    async def _next_step(self) -> bool:
+        """Begins the next iteration. Returns whether there is one."""
+        await self._calls.settle()
+        self._calls.step = await anext(self._steps, None)
+        return self._calls.step is not None
+
+
+class _Calls:
+    """The calls of models and tools that run in a graph. Callbacks may come from any thread."""
+
+    def __init__(self) -> None:
+        self.group = asyncio.TaskGroup()
+        self.step: Step | None = None
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[UUID, asyncio.Future[Any]] = {}
+        self._watched: set[asyncio.Task[None]] = set()
+
+    async def settle(self) -> None:
+        """Ends the calls of a super-step."""
+        for run_id in list(self._open):
+            self.end(run_id)
+        if self._watched:
+            await asyncio.wait(self._watched)
+
+    def begin(self, run_id: UUID, name: str = "", arguments: Any = None, call_id: str = "") -> None:
+        """A call of a model begins, or of the tool of this name."""
+        future = self._open[run_id] = self._loop.create_future()
+        watching = self._watch(future, name, arguments, call_id)
+        try:
+            watched = self.group.create_task(watching)
+        except RuntimeError:
+            # The call of a thread that could not be interrupted.
+            watching.close()
+            return
+        self._watched.add(watched)
+        watched.add_done_callback(self._watched.discard)
+
+    async def _watch(
+        self, call: "asyncio.Future[Any]", name: str, arguments: Any, call_id: str
+    ) -> None:
+        assert self.step is not None
+        try:
+            if name:
+                await self.step.tool_call(name, arguments, call, call_id=call_id)
+            else:
+                await self.step.model_call(call)
+        except CallTimeoutError:
+            # Interrupts the graph.
+            raise
+        except Exception:  # noqa: BLE001 - the graph has it, too, and may handle it
+            return
+
+    def hear(self, text: Any) -> None:
+        """A model says a part of its reply."""
+        if self.step is not None and isinstance(text, str):
+            self.step.reply.add(text)
+
+    def end_model(self, run_id: UUID, response: Any) -> None:
+        """A model has replied."""
+        message = getattr(response.generations[0][0], "message", None)
+        if self.step is not None and message is not None:
+            self.step.reply.take(message)
+            self.step.reply.model = message.response_metadata.get("model_name", "")
+        self.end(run_id)
+
+    def end(self, run_id: UUID, result: Any = None, error: BaseException | None = None) -> None:
+        """A call has ended."""
+        future = self._open.pop(run_id, None)
+        if future is None or future.done():
+            return
+        if isinstance(error, Exception):
+            future.set_exception(error)
+        else:
+            future.set_result(getattr(result, "content", result))
+
+    def in_loop(self, callback: Callable[..., None], *arguments: Any, **named: Any) -> None:
+        """Calls it in the thread of the event loop."""
+        try:
+            is_here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_here = False
+        if is_here:
+            callback(*arguments, **named)
+        else:
+            self._loop.call_soon_threadsafe(lambda: callback(*arguments, **named))
+
+
+def _handler(calls: _Calls) -> Any:
+    """The callbacks of LangChain."""
+    from langchain_core.callbacks import BaseCallbackHandler
+
+    class Handler(BaseCallbackHandler):
+        run_inline = True
+
+        def on_chat_model_start(self, *_: Any, run_id: UUID, **__: Any) -> None:
+            calls.in_loop(calls.begin, run_id)
+
+        on_llm_start = on_chat_model_start
+
+        def on_llm_new_token(self, token: Any, **_: Any) -> None:
+            calls.in_loop(calls.hear, token)
+
+        def on_llm_end(self, response: Any, *, run_id: UUID, **_: Any) -> None:
+            calls.in_loop(calls.end_model, run_id, response)
+
+        def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
+            calls.in_loop(calls.end, run_id, error=error)
+
+        def on_tool_start(
+            self, tool: Any, text: str, *, run_id: UUID, inputs: Any = None, **named: Any
+        ) -> None:
+            call_id = named.get("tool_call_id") or ""
+            arguments = {"input": text} if inputs is None else inputs
+            calls.in_loop(calls.begin, run_id, tool["name"], arguments, call_id)
+
+        def on_tool_end(self, output: Any, *, run_id: UUID, **_: Any) -> None:
+            calls.in_loop(calls.end, run_id, output)
+
+        on_tool_error = on_llm_error
+
+    return Handler()
+
+
+def _messages(values: Any) -> list[Any]:
+    found = (
+        values.get("messages") if isinstance(values, dict) else getattr(values, "messages", None)
+    )
+    return found if isinstance(found, list) else []
+
+
+def _unanswered(values: Any) -> list[str]:
+    """The ids of tool calls in the state that have no result."""
+    messages = _messages(values)
+    answered = {getattr(each, "tool_call_id", None) for each in messages}
+    called = [call["id"] for each in messages for call in getattr(each, "tool_calls", ())]
+    return [each for each in called if each not in answered]
+
+
+def _last_text(values: Any) -> str:
+    """What the model has said last; the whole state, if it has no messages."""
+    messages = _messages(values)
+    texts = [each.text for each in messages if each.type == "ai" and each.text]
+    return str(texts[-1]) if texts else "" if messages or values is None else str(values)
