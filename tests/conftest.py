@@ -38,8 +38,15 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def plain_log() -> None:
-    """The default format of structlog shows all variables of a traceback, which takes long."""
-    structlog.configure(processors=[structlog.processors.JSONRenderer(default=str)])
+    """The default format of structlog shows all variables of a traceback, which takes long.
+
+    A program that a test has run in this process leaves its settings. With its cache, the modules
+    that log next would keep their loggers, and `capture_logs` would not see their lines.
+    """
+    structlog.configure(
+        processors=[structlog.processors.JSONRenderer(default=str)],
+        cache_logger_on_first_use=False,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,7 @@ def test_the_top_level_is_small() -> None:
         "deploy",
         "docs",
         "envoy",
+        "examples",
         "gen",
         "protos",
         "server",
