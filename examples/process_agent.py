@@ -1,4 +1,4 @@
-"""Any program as an agent: it reads the task from standard input, and prints the result."""
+"""A program as an agent. Start: evershell up --agent process_agent.py:agent."""
 
 from evershell.agents.adapters import process
 

@@ -31,14 +31,17 @@ _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDicti
 
 
 @asynccontextmanager
-async def threads_end() -> AsyncIterator[None]:
-    """If the block is cancelled, waits until no function runs in a thread of the event loop."""
+async def threads_end() -> AsyncIterator[ThreadPoolExecutor]:
+    """If the block is cancelled, waits until no function runs in a thread of the event loop.
+
+    A framework that does not use the executor of the event loop has to use this one.
+    """
     loop = asyncio.get_running_loop()
     if loop not in _of_loops:
         _of_loops[loop] = _Threads()
         loop.set_default_executor(_of_loops[loop])
     try:
-        yield
+        yield _of_loops[loop]
     except asyncio.CancelledError:
         while running := [asyncio.wrap_future(each) for each in set(_of_loops[loop].running)]:
             await asyncio.wait(running)

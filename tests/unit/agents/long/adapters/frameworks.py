@@ -175,7 +175,31 @@ class LangGraph(Framework):
         return langgraph.agent(builder.compile())
 
 
+class PydanticAI(Framework):
+    package = "pydantic_ai"
+    fails_with_tool = True
+    example = "pydantic_ai_agent.py"
+
+    def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
+        import pydantic_ai
+        from openai import AsyncOpenAI
+        from pydantic_ai.models.openai import OpenAIChatModel
+        from pydantic_ai.providers.openai import OpenAIProvider
+
+        from evershell.agents.adapters import pydantic_ai as adapter
+
+        client = AsyncOpenAI(base_url=server.base_url, api_key="k", max_retries=0)
+        self.close = client.close  # type: ignore[method-assign]
+        commands = Commands(folder)
+        own = pydantic_ai.Agent(
+            OpenAIChatModel("test", provider=OpenAIProvider(openai_client=client)),
+            tools=[commands.shell, commands.blocking_shell],
+        )
+        return adapter.agent(own)
+
+
 FRAMEWORKS: dict[str, Callable[[], Framework]] = {
     "openai_agents": OpenAIAgents,
     "langgraph": LangGraph,
+    "pydantic_ai": PydanticAI,
 }
