@@ -51,6 +51,7 @@ _OPERATIONS = {
         "Restart the programs of the running stack, without losing a call.", "local"
     ),
     "demo": Command("Show a cancellation and check every promise.", "local"),
+    "agent": Command("Check an agent of your own.", "agent"),
     "keys": Command("Create, list and revoke API keys.", "server"),
     "orgs": Command("Create and list organizations.", "server"),
     "serve": Command("Run one control-plane worker.", "server"),

@@ -40,7 +40,7 @@ def test_without_extras_each_command_says_what_to_install() -> None:
             assert line.startswith(f"0 Usage: evershell {name}"), line
 
 
-@pytest.mark.parametrize("extra", ["server", "local"])
+@pytest.mark.parametrize("extra", ["agent", "server", "local"])
 def test_a_command_needs_no_more_than_its_extra(extra: str) -> None:
     names = [name for name, command in COMMANDS.items() if command.extra == extra]
     done = run(COMMAND, *(f"{name} --help" for name in names), extras=extra)

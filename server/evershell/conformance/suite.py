@@ -1,0 +1,373 @@
+"""The cases of `evershell agent check`, in the order in which they run.
+
+A moment is reached by what the agent itself reports: a heartbeat with a phase, or a commit. A case
+whose moment the agent does not reach is not passed.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import psutil
+
+from evershell.conformance.agent_process import AgentProcess
+from evershell.conformance.control_plane import LEASE_SECONDS, ControlPlane, Moment, Run
+from evershell.conformance.record import (
+    FailedError,
+    NotReachedError,
+    check_end,
+    check_whole,
+    missing,
+    tokens,
+    tool_calls,
+    why_missed,
+)
+from evershell.core.bounds import FORCE_MARGIN
+from evershell.core.task import DEFAULT_MAX_ITERATIONS, TaskStatus
+
+# How long an agent may take to register.
+_START_SECONDS = 30.0
+# A lease of the case in which it expires: the shortest one that leaves the whole margin.
+_SHORT_LEASE_SECONDS = 6.0
+# The refused calls after which the database is available again.
+_OUTAGE_CALLS = 3
+_SETTLE_SECONDS = 5.0
+
+
+class Verdict(StrEnum):
+    """What came of a case."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_REACHED = "not reached"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A case and what came of it."""
+
+    case: str
+    verdict: Verdict
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user says about the agent."""
+
+    # A task with at least two iterations, each with a model call and a tool call of some length.
+    description: str
+    # Tasks in which two tools run at the same time, and in which model, tool and loop raise.
+    parallel: str = ""
+    model_error: str = ""
+    tool_error: str = ""
+    loop_error: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    # The time limit of a task.
+    task_seconds: float = 60.0
+    # How long after its deadline a forced task may end.
+    force_seconds: float = FORCE_MARGIN.total_seconds()
+    model_timeout_seconds: float = 120.0
+    tool_timeout_seconds: float = 600.0
+
+
+class Suite:
+    """Runs the cases on one agent, which is started again only if a case ends its process."""
+
+    def __init__(self, command: Sequence[str], options: Options, folder: Path) -> None:
+        """`command` starts the agent. The folder is empty, and has its files and its log."""
+        self._command = command
+        self._options = options
+        self._files = folder / "files"
+        self._files.mkdir()
+        self._plane = ControlPlane()
+        self._agent: AgentProcess | None = None
+        self._has_started = False
+        # The run without a cancellation, with which the others are compared.
+        self._whole = Run(options.description)
+        # By case, what is missing in the record, and commits after an end.
+        self._lost: list[str] = []
+        self._repeats: list[str] = []
+        self._ends = 0
+
+    async def rows(self) -> AsyncIterator[Row]:
+        """The rows, each when its case has run. Only the first one if the agent does not start."""
+        await self._plane.serve()
+        try:
+            for name, case in self._cases():
+                yield await self._row(name, case)
+                if not self._has_started:
+                    return
+        finally:
+            if self._agent is not None:
+                await self._agent.kill()
+            await self._plane.stop()
+
+    def _cases(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+        errors = {
+            "model": ("--model-error", self._options.model_error),
+            "tool": ("--tool-error", self._options.tool_error),
+            "loop": ("--loop-error", self._options.loop_error),
+        }
+        return [
+            ("a task that is not cancelled", self._completes),
+            *((f"cancelled {m}", partial(self._cancelled, m, force=False)) for m in Moment),
+            *((f"forced {m}", partial(self._cancelled, m, force=True)) for m in Moment),
+            ("the next task in the same process", self._next_task),
+            *(
+                (f"an exception in the {where}", partial(self._raises, where, *given))
+                for where, given in errors.items()
+            ),
+            ("a lost worker", self._lost_worker),
+            ("an unavailable database", self._unavailable_database),
+            ("an expired lease", self._expired_lease),
+            ("the end of the pod", self._end_of_pod),
+            ("usage and partial output", self._is_recorded),
+            ("exactly one end", self._one_end),
+        ]
+
+    async def _row(self, name: str, case: Callable[[], Awaitable[None]]) -> Row:
+        self._plane.breaches.clear()
+        row = Row(name, Verdict.PASSED)
+        try:
+            await case()
+        except FailedError as failure:
+            row = Row(name, Verdict.FAILED, str(failure))
+        except NotReachedError as reason:
+            row = Row(name, Verdict.NOT_REACHED, str(reason))
+        if self._plane.breaches and row.verdict is not Verdict.FAILED:
+            row = Row(name, Verdict.FAILED, self._plane.breaches[0])
+        if row.verdict is Verdict.FAILED:
+            await self._discard_agent()
+        self._note_run(name)
+        return row
+
+    # The agent
+
+    async def _running(self) -> AgentProcess:
+        """The agent, which is idle. Raises FailedError if it does not register."""
+        if self._agent is not None and self._agent.exit_code is None:
+            return self._agent
+        options = self._options
+        spec = await self._plane.next_spec(
+            str(self._files),
+            dict(options.keys),
+            model_timeout_seconds=options.model_timeout_seconds,
+            tool_timeout_seconds=options.tool_timeout_seconds,
+        )
+        try:
+            agent = await AgentProcess.start(self._command, spec, self._files)
+        except OSError as error:
+            raise FailedError(f"the agent cannot be started: {error}") from error
+        self._agent = agent
+        plane = self._plane
+        await plane.until(lambda: plane.address or agent.exit_code is not None, _START_SECONDS)
+        if plane.address is None:
+            lines = agent.last_lines().splitlines()
+            raise FailedError(f"the agent has not registered: {lines[-1] if lines else 'no log'}")
+        self._has_started = True
+        return agent
+
+    async def _discard_agent(self) -> None:
+        if self._agent is not None:
+            await self._agent.kill()
+            self._agent = None
+
+    async def _do(self, run: Run) -> tuple[AgentProcess, dict[int, psutil.Process]]:
+        """Runs a task to its end. Returns the agent, and its processes before the task.
+
+        Raises FailedError if the agent does not end it in time.
+        """
+        agent = await self._running()
+        before = agent.started()
+        await self._plane.submit(run, DEFAULT_MAX_ITERATIONS)
+        limit = time.monotonic() + self._options.task_seconds
+        plane = self._plane
+        # Looks often, because the deadline of a forced cancellation begins meanwhile.
+        while not await plane.until(lambda: run.ended, 0.1):
+            now = time.monotonic()
+            if agent.exit_code is not None:
+                raise FailedError(f"the agent ended during the task, with {agent.exit_code}")
+            is_forced = run.force and run.cancelled_after is not None
+            if is_forced and now > run.cancelled_at + self._options.force_seconds:
+                seconds = self._options.force_seconds
+                await self._end_pod(f"the agent did not end within {seconds:g} s of its deadline")
+            if now > limit:
+                await self._end_pod(f"the task did not end within {self._options.task_seconds:g} s")
+        return agent, before
+
+    async def _end_pod(self, reason: str) -> None:
+        """Ends the pod and the task as the fleet controller does. Raises FailedError."""
+        await self._discard_agent()
+        self._plane.end_open_task(reason)
+        ended = self._plane.run.ended
+        status = ended.status if ended is not None else "open"
+        raise FailedError(f"{reason}; the control plane has ended its pod, and the task {status}")
+
+    async def _check_idle(self, agent: AgentProcess) -> None:
+        """Raises FailedError unless the agent waits for the next task."""
+        try:
+            limit = time.monotonic() + _SETTLE_SECONDS
+            while task_id := (await self._plane.session()).task_id:
+                if time.monotonic() > limit:
+                    raise FailedError(f"the agent still works on {task_id} after its end")
+        except grpc.aio.AioRpcError as error:
+            # The end of the process is reported a moment later.
+            await agent.wait(_SETTLE_SECONDS)
+            what = error.code().name if agent.exit_code is None else f"exit code {agent.exit_code}"
+            raise FailedError(f"the agent does not answer after the task: {what}") from None
+
+    # The cases
+
+    async def _completes(self) -> None:
+        run = self._whole
+        agent, _ = await self._do(run)
+        assert run.ended is not None
+        if run.ended.status is not TaskStatus.COMPLETED:
+            raise FailedError(f"the task ended {run.ended.status}: {run.ended.reason}")
+        await self._check_idle(agent)
+
+    async def _cancelled(self, moment: Moment, *, force: bool) -> None:
+        options = self._options
+        description = options.description
+        if moment is Moment.TWO_TOOLS:
+            description = options.parallel or description
+        run = Run(description, moment, force)
+        agent, before = await self._do(run)
+        assert run.ended is not None
+        if run.cancelled_after is None:
+            raise NotReachedError(why_missed(moment, run))
+        check_end(run)
+        if moment is Moment.TWO_TOOLS and len(tool_calls(run.iterations[-1])) < 2:
+            raise NotReachedError("the iteration has one tool call; see --parallel")
+        if force and (left := await agent.left(before, _SETTLE_SECONDS)):
+            raise FailedError(f"still runs after the end of the task: {left}")
+        await self._check_idle(agent)
+        agent.cancelled_tasks += 1
+
+    async def _next_task(self) -> None:
+        agent = await self._running()
+        if not agent.cancelled_tasks:
+            raise NotReachedError("no task was cancelled in this process")
+        run = Run(self._options.description)
+        same, _ = await self._do(run)
+        assert run.ended is not None
+        if same is not agent or run.ended.status is not TaskStatus.COMPLETED:
+            raise FailedError(f"the task ended {run.ended.status}: {run.ended.reason}")
+        await self._check_idle(agent)
+
+    async def _raises(self, where: str, option: str, description: str) -> None:
+        if not description:
+            raise NotReachedError(f"{option} is not set")
+        run = Run(description)
+        agent, _ = await self._do(run)
+        assert run.ended is not None
+        if run.ended.status is TaskStatus.COMPLETED and where == "loop":
+            raise NotReachedError("the task completed")
+        if run.ended.status is TaskStatus.COMPLETED and where == "model":
+            raise NotReachedError("the task completed")
+        # Most frameworks tell the model that a tool has failed, and the task goes on.
+        if run.ended.status is TaskStatus.FAILED and not run.ended.reason:
+            raise FailedError("the task ended failed, without a reason")
+        await self._check_idle(agent)
+
+    async def _lost_worker(self) -> None:
+        """Loses each worker in turn, because the agent may use either."""
+        await self._running()
+        await self._plane.workers[0].stop()
+        try:
+            run = Run(self._options.description)
+            await self._do(run)
+            check_whole(run)
+            await self._plane.workers[0].start()
+            await self._plane.workers[1].stop()
+            run = Run(self._options.description)
+            await self._do(run)
+            check_whole(run)
+        finally:
+            for worker in self._plane.workers:
+                await worker.stop()
+                await worker.start()
+
+    async def _unavailable_database(self) -> None:
+        """The commit of an iteration takes effect, but neither it nor what follows is answered."""
+        plane, run = self._plane, Run(self._options.description)
+        agent = await self._running()
+        plane.has_outage_after_iteration, plane.refused_calls = True, 0
+        try:
+            await plane.submit(run, DEFAULT_MAX_ITERATIONS)
+            seconds = self._options.task_seconds
+            await plane.until(lambda: run.ended or plane.refused_calls >= _OUTAGE_CALLS, seconds)
+            plane.is_unavailable = False
+            await plane.until(lambda: run.ended, seconds)
+        finally:
+            plane.has_outage_after_iteration = plane.is_unavailable = False
+        if run.ended is None:
+            await self._end_pod("the task did not end after the outage")
+        if not plane.refused_calls:
+            raise NotReachedError("the task has one iteration")
+        check_whole(run)
+        # The repeat of what was not acknowledged is no second end.
+        run.repeats = 0
+        await self._check_idle(agent)
+
+    async def _expired_lease(self) -> None:
+        """The agent ends itself and what it has started before the lease is over."""
+        plane = self._plane
+        await self._discard_agent()
+        plane.lease_seconds = _SHORT_LEASE_SECONDS
+        try:
+            agent = await self._running()
+            await plane.submit(Run(self._options.description), DEFAULT_MAX_ITERATIONS)
+            plane.is_unavailable = True
+            left_seconds = plane.renewed_at + _SHORT_LEASE_SECONDS - time.monotonic()
+            if not await agent.wait(left_seconds):
+                raise FailedError(
+                    f"the agent still ran after its lease of {_SHORT_LEASE_SECONDS:g} s"
+                )
+            if left := await agent.left({}, 0):
+                raise FailedError(f"still runs after the lease: {left}")
+        finally:
+            plane.is_unavailable = False
+            plane.lease_seconds = LEASE_SECONDS
+            await self._discard_agent()
+            plane.end_open_task("the lease is over")
+
+    async def _end_of_pod(self) -> None:
+        agent = await self._running()
+        agent_ended = await agent.end(_SETTLE_SECONDS)
+        if not agent_ended:
+            raise FailedError(f"the agent did not end within {_SETTLE_SECONDS:g} s of SIGTERM")
+
+    # What all cases together show
+
+    def _note_run(self, case: str) -> None:
+        run = self._plane.run
+        self._plane.run = Run("")
+        if run.ended is None:
+            return
+        self._ends += 1
+        if run.repeats:
+            self._repeats.append(case)
+        if run.description != self._whole.description:
+            return
+        for whole, iteration in zip(self._whole.iterations, run.iterations, strict=False):
+            if lost := missing(whole, iteration):
+                self._lost.append(f"{lost} of iteration {iteration['number']} in: {case}")
+
+    async def _is_recorded(self) -> None:
+        if self._lost:
+            raise FailedError(self._lost[0])
+        if not any(tokens(each) for each in self._whole.iterations):
+            raise NotReachedError("the agent reports no tokens")
+
+    async def _one_end(self) -> None:
+        if self._repeats:
+            raise FailedError(f"the agent committed after the end in: {self._repeats[0]}")
+        if not self._ends:
+            raise NotReachedError("no task has ended")

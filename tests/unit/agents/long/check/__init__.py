@@ -1,0 +1,1 @@
+"""The suite of `evershell agent check`, on good agents and on broken ones."""

@@ -1,0 +1,102 @@
+"""`evershell agent check`: good agents pass, and each broken one fails the case that it breaks."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evershell.workspace.v1.event_pb2 import IterationCompleted
+
+from evershell.conformance.control_plane import Moment
+from tests.support.npm import NODE, program_folder
+from tests.support.stack import ROOT
+
+AGENTS = Path(__file__).with_name("checked_agents.py")
+SAMPLE = ROOT / "docs" / "agents" / "agent.mjs"
+DESCRIPTORS = ROOT / "gen" / "evershell" / "edge" / "workspace.binpb"
+TASKS = [
+    *("--parallel", "parallel", "--model-error", "model error"),
+    *("--tool-error", "tool error", "--loop-error", "loop error"),
+]
+# So that a busy machine fails nothing.
+PATIENT = ["--force-seconds", "60", "--task-seconds", "120"]
+COMMANDS = "sleep 0.6\nsleep 0.6"
+HOW = "cancelled", "forced"
+FIELDS = IterationCompleted.DESCRIPTOR.fields_by_name
+DURING = {Moment.MODEL_CALL, Moment.TOOL_CALL, Moment.TWO_TOOLS}
+
+
+def check(*arguments: str | Path) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Runs the command. Returns its exit code, and verdict and detail of each case."""
+    done = subprocess.run(
+        [sys.executable, "-m", "evershell.commands", "agent", "check", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    *lines, _ = done.stdout.splitlines() or [done.stderr]
+    rows = [re.split(r"\s{2,}", line, maxsplit=2) for line in lines]
+    assert all(len(row) >= 2 for row in rows), done.stdout + done.stderr
+    return done.returncode, {row[0]: (row[1], "".join(row[2:])) for row in rows}
+
+
+def cases(rows: dict[str, tuple[str, str]], verdict: str) -> set[str]:
+    return {case for case, (came, _) in rows.items() if came == verdict}
+
+
+def test_an_agent_that_comes_to_every_moment_passes_every_case() -> None:
+    code, rows = check(*TASKS, *PATIENT, f"{AGENTS}:good")
+    unseen = set() if "tool_calls" in FIELDS else {f"{how} {Moment.TWO_TOOLS}" for how in HOW}
+    assert (code, cases(rows, "passed")) == (0, set(rows) - unseen), rows
+    assert {f"{how} {moment}" for how in HOW for moment in Moment} < set(rows)
+
+
+def test_the_scripted_agent_passes() -> None:
+    """It calls no model, has one tool at a time, and no tool of it raises."""
+    failing = "--model-error", "fail: it is broken"
+    agent = "--", sys.executable, "-P", "-m", "evershell.agents"
+    code, rows = check("--task", COMMANDS, *failing, *PATIENT, *agent)
+    assert code == 0, rows
+    assert cases(rows, "not reached") == {
+        *(f"{how} {m}" for how in HOW for m in DURING - {Moment.TOOL_CALL}),
+        "an exception in the tool",
+        "an exception in the loop",
+        "usage and partial output",
+    }
+
+
+def test_the_agent_in_javascript_passes(tmp_path: Path) -> None:
+    folder = program_folder(tmp_path, SAMPLE, DESCRIPTORS)
+    agent = NODE, folder / SAMPLE.name, folder / DESCRIPTORS.name
+    code, rows = check("--task", COMMANDS, *PATIENT, "--", *agent)
+    assert code == 0, rows
+    assert cases(rows, "passed") >= {"forced during a tool call", "an expired lease"}
+
+
+BROKEN = {
+    "swallows": ("forced during a tool call", "has ended its pod, and the task cancelled"),
+    "leaves_a_process": ("forced during a model call", "still runs .*: `/bin/sleep 600`"),
+    "ignores": ("cancelled during a tool call", "2 iterations were recorded after"),
+    "loses_usage": ("usage and partial output", "the tokens of iteration 1 in: cancelled"),
+    "ends_twice": ("exactly one end", "committed after the end in: "),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_agent_fails_the_case_that_it_breaks(name: str) -> None:
+    code, rows = check(f"{AGENTS}:{name}")
+    case, detail = BROKEN[name]
+    assert code == 1
+    assert re.search(detail, rows[case][1]), rows
+    others = {each for each in cases(rows, "failed") if not each.startswith(("cancel", "forced"))}
+    assert others <= {case}, rows
+
+
+def test_an_agent_that_does_not_start_ends_the_check(tmp_path: Path) -> None:
+    (tmp_path / "my_agent.py").write_text("import absent")
+    code, rows = check(f"{tmp_path}/my_agent.py:agent")
+    ((verdict, detail),) = rows.values()
+    assert (code, verdict) == (1, "failed")
+    assert "ModuleNotFoundError: No module named 'absent'" in detail
