@@ -89,7 +89,8 @@ class _Run:
         if not await self._next_step():
             return
         config = _CONFIG | {"callbacks": [_handler(self._calls)]}
-        is_over, has_run, unanswered = False, False, list[str]()
+        # The nodes that run, and the tool calls without a result after the last super-step.
+        running, unanswered, has_begun = set[str](), list[str](), False
         events = self._graph.astream(
             given,
             config,
@@ -101,18 +102,23 @@ class _Run:
             async for kind, event in events:
                 if kind == "values":
                     self._values = event
-                    before, unanswered = unanswered, _unanswered(event)
-                    is_over = has_run and (not unanswered or unanswered == before)
                 elif "triggers" not in event:
-                    has_run = True
+                    running.discard(event["id"])
                     if event["interrupts"]:
                         raise TaskFailed("The graph waits for an answer, which nobody can give.")
-                elif is_over:
-                    # A super-step begins, but nothing of it runs before the next event.
-                    is_over = has_run = False
-                    if not await self._next_step():
-                        return
+                else:
+                    # A node begins, but it does not run before the next event.
+                    if has_begun and not running:
+                        before, unanswered = unanswered, _unanswered(self._values)
+                        is_over = not unanswered or unanswered == before
+                        if is_over and not await self._next_step():
+                            return
+                    has_begun = True
+                    running.add(event["id"])
         await self._calls.settle()
+        if self._calls.step is not None and not self._calls.step.has_calls:
+            # An iteration without a call is recorded only when the next one begins.
+            await self._calls.step.model_call(asyncio.sleep(0))
 
     async def _next_step(self) -> bool:
         """Begins the next iteration. Returns whether there is one."""

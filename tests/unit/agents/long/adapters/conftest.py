@@ -1,7 +1,6 @@
 """Runs the agent of a framework in this process, with a control plane of the tests."""
 
 import asyncio
-import importlib.util
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +16,7 @@ from evershell.pod.spec import PodSpec
 from tests.support.model_server import Answer, ModelServer, model_server
 from tests.support.waiting import eventually_async
 from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
-from tests.unit.agents.long.adapters.frameworks import FRAMEWORKS, Framework
+from tests.unit.agents.long.adapters.frameworks import FRAMEWORKS, Framework, need
 
 
 class World:
@@ -89,8 +88,7 @@ async def world(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[World]:
     framework = FRAMEWORKS[request.param]()
-    if importlib.util.find_spec(framework.package) is None:
-        pytest.skip(f"{framework.package} is not installed: make .venv/.adapters-ready")
+    need(framework.package)
     # An agent starts in the folder of the workspace's files.
     monkeypatch.chdir(tmp_path)
     settings: dict[str, Any] = {

@@ -1,6 +1,5 @@
 """The examples run on a real stack, in a sandbox, and can be cancelled there."""
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,14 +11,13 @@ import pytest
 from tests.support import sandbox
 from tests.support.model_server import Gate, ModelServer, model_server
 from tests.support.stack import ROOT, Stack, Workspace
-from tests.unit.agents.long.adapters.frameworks import FRAMEWORKS, Framework
+from tests.unit.agents.long.adapters.frameworks import FRAMEWORKS, Framework, need
 
 
 @pytest.fixture(params=FRAMEWORKS)
 def framework(request: pytest.FixtureRequest) -> Framework:
     framework = FRAMEWORKS[request.param]()
-    if importlib.util.find_spec(framework.package) is None:
-        pytest.skip(f"{framework.package} is not installed: make .venv/.adapters-ready")
+    need(framework.package)
     return framework
 
 

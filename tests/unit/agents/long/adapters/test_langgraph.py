@@ -1,0 +1,208 @@
+"""Graphs of other shapes than that of the suite."""
+
+import asyncio
+import importlib.util
+import itertools
+import json
+import threading
+from typing import Any, TypedDict
+
+import pytest
+
+from evershell.core.task import IterationCompleted, TaskEnded, TaskStatus
+from tests.support.model_server import ModelServer, calls_tools, model_server, says
+from tests.unit.agents.long.adapters.frameworks import need
+from tests.unit.agents.loop_world import World, a_task, run_loop
+
+HAS_LANGGRAPH = importlib.util.find_spec("langgraph") is not None
+graphs: Any = importlib.import_module("langgraph.graph") if HAS_LANGGRAPH else None
+_ids = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _needs_the_package() -> None:
+    need("langgraph")
+
+
+class State(TypedDict, total=False):
+    text: str
+
+
+class Run:
+    """Runs a graph on a task, and has its iterations."""
+
+    def __init__(self, graph: Any, **changes: Any) -> None:
+        from evershell.agents.adapters import langgraph
+
+        self.world, self.task = World([]), a_task()
+        function = langgraph.agent(graph, **({"conversation": None} | changes))
+        self._running = asyncio.create_task(run_loop(self.world, self.task, 30, function))
+
+    async def end(self) -> tuple[TaskEnded, list[Any]]:
+        ending = await self._running
+        assert ending is not None
+        iterations = [each for each in self.world.committed if isinstance(each, IterationCompleted)]
+        return ending, [each.payload for each in iterations]
+
+
+def line(*nodes: Any, state: Any = State) -> Any:
+    """A graph of these functions, one after another."""
+    builder = graphs.StateGraph(state)
+    for node in nodes:
+        builder.add_node(node.__name__, node)
+    for before, after in itertools.pairwise([graphs.START, *(each.__name__ for each in nodes)]):
+        builder.add_edge(before, after)
+    return builder.compile()
+
+
+TEXT = {"to_input": lambda task: {"text": task.description}}
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_each_super_step_of_a_graph_without_a_model_is_an_iteration(cancelled: bool) -> None:
+    ran = []
+
+    async def one(state: State) -> State:
+        ran.append("one")
+        run.task.cancel.is_requested = cancelled
+        return {"text": "1"}
+
+    async def two(state: State) -> State:
+        ran.append("two")
+        return {"text": "2"}
+
+    run = Run(line(one, two), **TEXT)
+    ending, iterations = await run.end()
+    if cancelled:
+        assert (ending.status, ran, len(iterations)) == (TaskStatus.CANCELLED, ["one"], 1)
+        assert ending.result == "{'text': '1'}"
+    else:
+        assert (ending.status, ran, len(iterations)) == (TaskStatus.COMPLETED, ["one", "two"], 2)
+        assert ending.result == "{'text': '2'}"
+
+
+async def test_a_synchronous_node_and_tool_are_recorded() -> None:
+    """Their callbacks come from threads."""
+    # A call of the event loop from another thread then fails.
+    asyncio.get_running_loop().set_debug(True)
+    with model_server() as server:
+        ending, iterations = await Run(_with_threads(server)).end()
+    assert (ending.status, ending.result) == (TaskStatus.COMPLETED, "the result")
+    first, second = iterations
+    assert first["tool_call"]["result"]["output"] == "did"
+    assert (second["model_call"]["input_tokens"], second["model_call"]["content"]) == (
+        11,
+        "the result",
+    )
+
+
+def _with_threads(server: ModelServer) -> Any:
+    import httpx
+    from langchain_core.tools import StructuredTool
+    from langchain_openai import ChatOpenAI
+    from langgraph.prebuilt import ToolNode, tools_condition
+
+    def shell() -> str:
+        """Runs."""
+        assert threading.current_thread() is not threading.main_thread()
+        return "did"
+
+    tool = StructuredTool.from_function(shell)
+
+    def ask(state: Any) -> Any:
+        with httpx.Client() as client:
+            model = ChatOpenAI(
+                model="test", base_url=server.base_url, api_key="k", http_client=client
+            )
+            return {"messages": [model.bind_tools([tool]).invoke(state["messages"])]}
+
+    server.script.extend([calls_tools(("shell", json.dumps({})), ids=_ids), says("the result")])
+    builder = graphs.StateGraph(graphs.MessagesState)
+    builder.add_node("ask", ask)
+    builder.add_node("tools", ToolNode([tool]))
+    builder.add_edge(graphs.START, "ask")
+    builder.add_conditional_edges("ask", tools_condition)
+    builder.add_edge("tools", "ask")
+    return builder.compile()
+
+
+async def test_an_entrypoint_is_one_iteration() -> None:
+    """Its tasks begin while it runs, so nothing could stop it between them."""
+    from langgraph.func import entrypoint, task
+
+    @task
+    async def part(text: str) -> str:
+        return f"did {text}"
+
+    @entrypoint()
+    async def flow(text: str) -> str:
+        first = await part(text)
+        run.task.cancel.request()
+        return f"{first}, {await part('more')}"
+
+    run = Run(flow, to_input=lambda each: each.description)
+    ending, iterations = await run.end()
+    assert (ending.status, len(iterations)) == (TaskStatus.CANCELLED, 1)
+    assert ending.result == "did d, did more"
+
+
+async def test_a_reply_that_a_node_does_not_read_to_its_end() -> None:
+    """LangChain then does not tell that the call has ended."""
+    import httpx
+    from langchain_openai import ChatOpenAI
+
+    async def one(state: Any) -> Any:
+        async with httpx.AsyncClient() as client:
+            model = ChatOpenAI(
+                model="test", base_url=server.base_url, api_key="k", http_async_client=client
+            )
+            chunks = model.astream(state["messages"])
+            async for chunk in chunks:
+                if chunk.text:
+                    break
+            await chunks.aclose()
+
+    async def two(state: Any) -> Any:
+        """Is another iteration."""
+
+    with model_server() as server:
+        server.script.append(says("a long result"))
+        ending, iterations = await Run(line(one, two, state=graphs.MessagesState)).end()
+    assert (ending.status, len(iterations)) == (TaskStatus.COMPLETED, 2)
+
+
+async def test_a_graph_that_waits_for_an_answer_ends_the_task() -> None:
+    from langgraph.checkpoint.memory import InMemorySaver
+    from langgraph.types import interrupt
+
+    async def one(state: State) -> State:
+        return {"text": interrupt("which?")}
+
+    graph = line(one)
+    graph.checkpointer = InMemorySaver()
+    ending, _ = await Run(graph, **TEXT).end()
+    assert ending.reason == "The graph waits for an answer, which nobody can give."
+
+
+async def test_a_call_that_nobody_answers_does_not_lengthen_an_iteration() -> None:
+    """A graph may use the tool calls of a message otherwise."""
+    from langchain_core.messages import AIMessage
+
+    ran = []
+
+    async def one(state: Any) -> Any:
+        ran.append("one")
+        call = {"name": "route", "args": {}, "id": "c", "type": "tool_call"}
+        return {"messages": [AIMessage("", tool_calls=[call])]}
+
+    async def two(state: Any) -> Any:
+        ran.append("two")
+        run.task.cancel.request()
+        return {"messages": [AIMessage("two")]}
+
+    async def three(state: Any) -> Any:
+        raise AssertionError("it was cancelled")
+
+    run = Run(line(one, two, three, state=graphs.MessagesState))
+    ending, _ = await run.end()
+    assert (ending.status, ending.result, ran) == (TaskStatus.CANCELLED, "two", ["one", "two"])
