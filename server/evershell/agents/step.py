@@ -173,9 +173,9 @@ class Step:
                 self._has_failed = True
                 raise
             except Exception as error:
-                tool.result = _result(f"{type(error).__name__}: {error}", exit_code=1)
+                tool.result = result_of(f"{type(error).__name__}: {error}", exit_code=1)
                 raise
-            tool.result = _result(answer)
+            tool.result = result_of(answer)
             return answer
         tool.result = _so_far(running, ToolStatus.TIMED_OUT)
         if not _has_answer(running):
@@ -262,10 +262,10 @@ def _has_answer(call: "asyncio.Future[Any]") -> bool:
 
 def _so_far(call: "asyncio.Future[Any]", status: ToolStatus) -> ToolResult:
     """The result of a call that was cancelled."""
-    return replace(_result(call.result() if _has_answer(call) else None), status=status)
+    return replace(result_of(call.result() if _has_answer(call) else None), status=status)
 
 
-def _result(answer: object, exit_code: int = 0) -> ToolResult:
+def result_of(answer: object, exit_code: int = 0) -> ToolResult:
     """What a call returned, as it is recorded."""
     if isinstance(answer, ToolResult):
         return answer

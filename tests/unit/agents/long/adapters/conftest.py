@@ -11,7 +11,9 @@ import pytest
 import structlog
 from evershell.workspace.v1.task_pb2 import Task
 
+from evershell.agents import loop
 from evershell.agents.program import run
+from evershell.agents.step import Calls, Step
 from evershell.pod.spec import PodSpec
 from tests.support.model_server import Answer, ModelServer, model_server
 from tests.support.waiting import eventually_async
@@ -26,7 +28,14 @@ class World:
         self, framework: Framework, plane: ControlPlane, server: ModelServer, folder: Path
     ) -> None:
         self.framework, self.plane, self.server, self.folder = framework, plane, server, folder
+        # The iterations, as far as they have begun.
+        self.steps: list[Step] = []
         self._stub: Any = None
+
+    def begin(self, number: int, calls: Calls) -> Step:
+        """Begins an iteration."""
+        self.steps.append(Step(number, calls))
+        return self.steps[-1]
 
     async def submit(self, task_id: str, *script: Answer, **fields: Any) -> None:
         """Starts a task. The model answers with the script."""
@@ -99,10 +108,12 @@ async def world(
         **control_plane.secrets,
         **limits,
     }
+    world = World(framework, control_plane, server, tmp_path)
+    monkeypatch.setattr(loop, "Step", world.begin)
     function = framework.agent(server, tmp_path)
     running = asyncio.create_task(run(PodSpec(**settings), structlog.get_logger(), function))
     await control_plane.until(lambda: control_plane.address)
-    yield World(framework, control_plane, server, tmp_path)
+    yield world
     if not running.done():
         os.kill(os.getpid(), signal.SIGTERM)
         async with asyncio.timeout(30):

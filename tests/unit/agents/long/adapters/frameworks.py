@@ -18,6 +18,7 @@ from tests.support.model_server import (
     ModelServer,
     answers,
     calls_tools,
+    event,
     event_of,
     says,
     streams,
@@ -41,6 +42,10 @@ class Framework:
     has_threads = True
     # Whether the next task continues the conversation.
     has_conversation = True
+    # Whether a forced cancellation keeps what an iteration that has ended adds to the conversation.
+    keeps_at_force = True
+    # The name of the tool.
+    tool = "shell"
     # The file in examples/.
     example = ""
 
@@ -205,8 +210,145 @@ class PydanticAI(Framework):
         return adapter.agent(own)
 
 
+class Claude(Framework):
+    """The SDK with its program, which calls an endpoint with the protocol of Anthropic."""
+
+    package = "claude_agent_sdk"
+    # The SDK awaits its tools.
+    has_threads = False
+    keeps_at_force = False
+    example = "claude_agent.py"
+    tool = "mcp__test__shell"
+
+    def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
+        from claude_agent_sdk import (
+            ClaudeAgentOptions,
+            ToolAnnotations,
+            create_sdk_mcp_server,
+            tool,
+        )
+
+        from evershell.agents.adapters import claude
+
+        commands = Commands(folder)
+
+        # Only tools that read run at the same time.
+        @tool("shell", "Runs a command.", {"command": str}, ToolAnnotations(readOnlyHint=True))
+        async def shell(arguments: dict[str, Any]) -> dict[str, Any]:
+            text = await commands.shell(arguments["command"])
+            return {"content": [{"type": "text", "text": text}]}
+
+        own = ClaudeAgentOptions(
+            mcp_servers={"test": create_sdk_mcp_server("test", tools=[shell])},
+            allowed_tools=[self.tool],
+            tools=[],
+            cli_path=self.program(folder),
+            env={
+                "HOME": str(folder),
+                "TMPDIR": str(folder),
+                "ANTHROPIC_API_KEY": "k",
+                "ANTHROPIC_BASE_URL": f"http://{server.host}",
+                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+                # Otherwise, the model has to look for the tool.
+                "ENABLE_TOOL_SEARCH": "0",
+            },
+        )
+        return claude.agent(own)
+
+    @staticmethod
+    def program(folder: Path, start: str = "") -> Path:
+        """The program of the SDK, which runs `start` and then waits while a file `hold` exists."""
+        import claude_agent_sdk
+
+        real = Path(claude_agent_sdk.__file__).parent / "_bundled" / "claude"
+        program = folder / "claude"
+        program.write_text(
+            f"#!/bin/sh\ntouch {folder}/claude.began\n{start}\n"
+            f"while [ -e {folder}/hold ]; do sleep 0.01; done\n"
+            f'exec {real} "$@"\n'
+        )
+        program.chmod(0o755)
+        return program
+
+    def keys(self, server: ModelServer) -> dict[str, str]:
+        return {
+            "ANTHROPIC_API_KEY": "sk-of-the-tests",
+            "ANTHROPIC_BASE_URL": f"http://{server.host}",
+        }
+
+    def calls(self, *commands: str, tool: str = "") -> Answer:
+        blocks = [
+            (
+                {
+                    "type": "tool_use",
+                    "id": f"call_{next(self._ids)}",
+                    "name": self.tool,
+                    "input": {},
+                },
+                {"type": "input_json_delta", "partial_json": json.dumps({"command": command})},
+            )
+            for command in commands
+        ]
+        return streams(*self._message(*blocks), *self._end("tool_use"))
+
+    def says(self, text: str) -> Answer:
+        return streams(*self._message(self._text(text)), *self._end("end_turn"))
+
+    def says_part(self, text: str, gate: Gate) -> Answer:
+        return streams(*self._message(self._text(text))[:-1], gate, *self._end("end_turn"))
+
+    def breaks(self) -> Answer:
+        error = {"type": "invalid_request_error", "message": "broken"}
+        return answers({"type": "error", "error": error}, 400)
+
+    def unanswered(self, request: dict[str, Any]) -> set[str]:
+        blocks = [
+            block
+            for each in request["messages"]
+            for block in each["content"]
+            if isinstance(block, dict)
+        ]
+        called = {each["id"] for each in blocks if each["type"] == "tool_use"}
+        return called - {each.get("tool_use_id") for each in blocks}
+
+    @staticmethod
+    def _text(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"type": "text", "text": ""}, {"type": "text_delta", "text": text}
+
+    def _message(self, *blocks: tuple[dict[str, Any], dict[str, Any]]) -> list[bytes]:
+        """A message without its end, from the beginning and the rest of each block."""
+        message = {
+            "id": f"msg_{next(self._ids)}",
+            "type": "message",
+            "role": "assistant",
+            "model": "test",
+            "content": [],
+            "usage": {"input_tokens": 11, "output_tokens": 1},
+        }
+        events = [self._event("message_start", message=message)]
+        for index, (first, rest) in enumerate(blocks):
+            events += [
+                self._event("content_block_start", index=index, content_block=first),
+                self._event("content_block_delta", index=index, delta=rest),
+                self._event("content_block_stop", index=index),
+            ]
+        return events
+
+    def _end(self, reason: str) -> list[bytes]:
+        delta = {"stop_reason": reason}
+        return [
+            self._event("message_delta", delta=delta, usage={"output_tokens": 7}),
+            self._event("message_stop"),
+        ]
+
+    @staticmethod
+    def _event(kind: str, **fields: Any) -> bytes:
+        return f"event: {kind}\n".encode() + event({"type": kind} | fields)
+
+
 FRAMEWORKS: dict[str, Callable[[], Framework]] = {
     "openai_agents": OpenAIAgents,
     "langgraph": LangGraph,
     "pydantic_ai": PydanticAI,
+    "claude": Claude,
 }

@@ -1,0 +1,219 @@
+"""Agents of the Claude Agent SDK, the package `claude-agent-sdk`.
+
+The SDK runs a program `claude`. An iteration is a message of the assistant, and the results of its
+tools: after them, the program waits in a hook until the next iteration may begin. The adapter does
+not use the SDK's `interrupt()`. A task that is interrupted ends the program.
+"""
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from evershell.agents.active_task import TaskFailed
+from evershell.agents.adapters.threads import threads_end
+from evershell.agents.descendants import Descendants
+from evershell.agents.loop import AgentFunction, Task
+from evershell.agents.step import Step, result_of
+from evershell.agents.tools import ToolResult
+
+# How long the program waits in the hook: longer than a commit is repeated.
+_HOOK_SECONDS = 86_400
+_END = {"continue_": False, "stopReason": "The task ends here."}
+
+
+def agent(own: Any = None, *, conversation: str | None = "conversation.claude") -> AgentFunction:
+    """The function for `run` that gives each task to an agent with these ClaudeAgentOptions.
+
+    Its conversation continues with the next task of the workspace: the program keeps it, with its
+    configuration, in a folder in the workspace's files, unless `conversation` is None.
+    """
+
+    async def run(task: Task) -> str:
+        from claude_agent_sdk import ClaudeAgentOptions
+
+        program = _Program()
+        options = program.hooked(own or ClaudeAgentOptions())
+        # The program needs a home, which a pod does not have.
+        environment = {"HOME": os.environ.get("HOME", str(Path.cwd()))}
+        if conversation is not None:
+            environment["CLAUDE_CONFIG_DIR"] = str(Path(conversation).absolute())
+            options = dataclasses.replace(options, continue_conversation=True)
+        options = dataclasses.replace(options, env=environment | options.env)
+        async with threads_end(), program.running(options):
+            return await program.result(task)
+
+    return run
+
+
+class _Program:
+    """The program, and what it has said since the last iteration began."""
+
+    def __init__(self) -> None:
+        self._client: Any = None
+        self._step: Step | None = None
+        # Whether the message of the assistant is complete, and the tool calls in it.
+        self._is_answered = False
+        self._calls: dict[str, Any] = {}
+        self._results: dict[str, ToolResult] = {}
+        # Whether the program waits in the hook, and what the hook will answer.
+        self._is_waiting = False
+        self._permission: asyncio.Future[dict[str, Any]] | None = None
+        # The last message, or why there is none.
+        self._end: Any = None
+        self._changed = asyncio.Event()
+
+    def hooked(self, own: Any) -> Any:
+        """The options with what the adapter needs."""
+        from claude_agent_sdk import HookMatcher
+
+        # An event of the program that the SDK passes on.
+        after_tools: Any = "PostToolBatch"
+        hooks = dict(own.hooks or {})
+        matcher = HookMatcher(hooks=[self._after_tools], timeout=_HOOK_SECONDS)
+        hooks[after_tools] = [*hooks.get(after_tools, []), matcher]
+        return dataclasses.replace(own, hooks=hooks, include_partial_messages=True)
+
+    @asynccontextmanager
+    async def running(self, options: Any) -> AsyncIterator[None]:
+        """Runs the program. If the block fails, everything that has been started is killed."""
+        from claude_agent_sdk import ClaudeSDKClient
+
+        descendants = Descendants()
+        self._client = ClaudeSDKClient(options)
+        reading: asyncio.Task[None] | None = None
+        try:
+            await self._client.connect()
+            reading = asyncio.create_task(self._read())
+            yield
+        except BaseException:
+            descendants.kill()
+            raise
+        finally:
+            if reading is not None:
+                reading.cancel()
+            await self._client.disconnect()
+
+    async def result(self, task: Task) -> str:
+        """Works on the task until its end."""
+        text = ""
+        async for step in task.iterations():
+            await step.model_call(self._answer(step, task.description))
+            text = step.reply.content or text
+            calls = [
+                step.tool_call(each.name, each.input, self._result_of(each.id), call_id=each.id)
+                for each in self._calls.values()
+            ]
+            for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            await self._until(lambda: self._is_waiting)
+            if self._end is not None:
+                return self._end.result or text
+        if self._step is not None:
+            self._permit(_END)
+            await self._until(lambda: False)
+        return text
+
+    async def _answer(self, step: Step, description: str) -> None:
+        """Returns when the model has called tools, or has answered for the last time."""
+        is_first = self._step is None
+        self._step, self._calls, self._results = step, {}, {}
+        self._is_answered = self._is_waiting = False
+        if is_first:
+            self._permission = asyncio.get_running_loop().create_future()
+            await self._client.query(description)
+        else:
+            self._permit({})
+        await self._until(lambda: self._is_answered)
+
+    async def _result_of(self, call_id: str) -> ToolResult:
+        await self._until(lambda: call_id in self._results)
+        return self._results[call_id]
+
+    def _permit(self, answer: dict[str, Any]) -> None:
+        """Lets the program go on, or end."""
+        permission, self._permission = (
+            self._permission,
+            asyncio.get_running_loop().create_future(),
+        )
+        assert permission is not None
+        permission.set_result(answer)
+
+    async def _after_tools(self, given: Any, *_: Any) -> Any:
+        """A hook, which the program calls before it gives the results of tools to the model."""
+        if "agent_id" in given:
+            # Of an agent that a tool runs.
+            return {}
+        assert self._permission is not None
+        self._is_waiting = True
+        self._changed.set()
+        return await asyncio.shield(self._permission)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Returns when the condition holds, or at the end of the program. Raises its failure."""
+        while not condition() and self._end is None:
+            self._changed.clear()
+            await self._changed.wait()
+        if isinstance(self._end, Exception):
+            raise self._end
+
+    async def _read(self) -> None:
+        from claude_agent_sdk import ResultMessage
+
+        try:
+            async for message in self._client.receive_response():
+                if isinstance(message, ResultMessage):
+                    self._end = message
+                    if message.is_error:
+                        reason = message.result or "; ".join(message.errors or [message.subtype])
+                        self._end = TaskFailed(f"Claude failed: {reason}")
+                else:
+                    self._take(message)
+                self._changed.set()
+            self._end = self._end or TaskFailed("The program claude ended without a result.")
+        except Exception as error:  # noqa: BLE001 - raised by what waits
+            self._end = error
+        self._changed.set()
+
+    def _take(self, message: Any) -> None:
+        """Notes what a message says, except one of an agent that a tool runs."""
+        from claude_agent_sdk import ToolResultBlock, ToolUseBlock
+
+        if getattr(message, "parent_tool_use_id", None) is not None or self._step is None:
+            return
+        event = getattr(message, "event", None)
+        if event is not None:
+            self._take_event(event, self._step)
+            return
+        content = getattr(message, "content", ())
+        for block in content if isinstance(content, list) else ():
+            if isinstance(block, ToolUseBlock):
+                self._calls[block.id] = block
+            elif isinstance(block, ToolResultBlock):
+                self._results[block.tool_use_id] = _result(block)
+
+    def _take_event(self, event: dict[str, Any], step: Step) -> None:
+        """Notes an event of the model's stream."""
+        reply = step.reply
+        if event["type"] == "message_start":
+            reply.model, reply.content = event["message"]["model"], ""
+            usage = event["message"]["usage"]
+            names = "input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"
+            reply.input_tokens += sum(usage.get(name) or 0 for name in names)
+        elif event["type"] == "content_block_delta":
+            reply.add(event["delta"].get("text", ""))
+        elif event["type"] == "message_delta":
+            reply.output_tokens += event["usage"]["output_tokens"]
+        elif event["type"] == "message_stop":
+            self._is_answered = bool(self._calls)
+
+
+def _result(block: Any) -> ToolResult:
+    content = block.content or ""
+    if not isinstance(content, str):
+        content = "".join(part.get("text", f"[{part.get('type')}]") for part in content)
+    return result_of(content, exit_code=int(bool(block.is_error)))
