@@ -22,6 +22,10 @@ from evershell.agents.tools import ToolResult
 
 # How long the program waits in the hook: longer than a commit is repeated.
 _HOOK_SECONDS = 86_400
+# How long to wait for the end of a killed process, which may hang in the kernel.
+_KILLED_SECONDS = 1.0
+# Agents and commands in the background would go on after their iteration, and after a cancellation.
+_ALL_IN_ITERATIONS = {"CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1"}
 _END = {"continue_": False, "stopReason": "The task ends here."}
 
 
@@ -42,7 +46,7 @@ def agent(own: Any = None, *, conversation: str | None = "conversation.claude") 
         if conversation is not None:
             environment["CLAUDE_CONFIG_DIR"] = str(Path(conversation).absolute())
             options = dataclasses.replace(options, continue_conversation=True)
-        options = dataclasses.replace(options, env=environment | options.env)
+        options = dataclasses.replace(options, env=environment | options.env | _ALL_IN_ITERATIONS)
         async with threads_end(), program.running(options):
             return await program.result(task)
 
@@ -79,7 +83,7 @@ class _Program:
 
     @asynccontextmanager
     async def running(self, options: Any) -> AsyncIterator[None]:
-        """Runs the program. If the block fails, everything that has been started is killed."""
+        """Runs the program. Everything that has been started ends with the block."""
         from claude_agent_sdk import ClaudeSDKClient
 
         descendants = Descendants()
@@ -96,6 +100,8 @@ class _Program:
             if reading is not None:
                 reading.cancel()
             await self._client.disconnect()
+            # Commands may have left processes in the background.
+            await descendants.wait_gone(0, _KILLED_SECONDS)
 
     async def result(self, task: Task) -> str:
         """Works on the task until its end."""

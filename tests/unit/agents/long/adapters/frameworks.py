@@ -222,6 +222,7 @@ class Claude(Framework):
 
     def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
         from claude_agent_sdk import (
+            AgentDefinition,
             ClaudeAgentOptions,
             ToolAnnotations,
             create_sdk_mcp_server,
@@ -240,8 +241,9 @@ class Claude(Framework):
 
         own = ClaudeAgentOptions(
             mcp_servers={"test": create_sdk_mcp_server("test", tools=[shell])},
-            allowed_tools=[self.tool],
-            tools=[],
+            allowed_tools=[self.tool, "Bash"],
+            tools=["Agent", "Bash"],
+            agents={"inner": AgentDefinition("An agent.", "Do it.")},
             cli_path=self.program(folder),
             env={
                 "HOME": str(folder),
@@ -277,17 +279,16 @@ class Claude(Framework):
         }
 
     def calls(self, *commands: str, tool: str = "") -> Answer:
+        return self.calls_tool(self.tool, *({"command": command} for command in commands))
+
+    def calls_tool(self, name: str, *arguments: dict[str, Any]) -> Answer:
+        """The model calls a tool with each of the arguments."""
         blocks = [
             (
-                {
-                    "type": "tool_use",
-                    "id": f"call_{next(self._ids)}",
-                    "name": self.tool,
-                    "input": {},
-                },
-                {"type": "input_json_delta", "partial_json": json.dumps({"command": command})},
+                {"type": "tool_use", "id": f"call_{next(self._ids)}", "name": name, "input": {}},
+                {"type": "input_json_delta", "partial_json": json.dumps(each)},
             )
-            for command in commands
+            for each in arguments
         ]
         return streams(*self._message(*blocks), *self._end("tool_use"))
 

@@ -3,6 +3,7 @@
 import pytest
 from evershell.workspace.v1.task_pb2 import Task
 
+from tests.unit.agents.library_agents import are_alive
 from tests.unit.agents.long.adapters.conftest import World
 from tests.unit.agents.long.adapters.frameworks import Claude
 
@@ -31,3 +32,32 @@ async def test_an_end_of_the_program_fails_the_task(world: World) -> None:
     assert (end.status, len(iterations)) == (Task.failed, 0)
     Claude.program(world.folder)
     await world.next_task_runs()
+
+
+async def test_an_agent_that_a_tool_runs_is_part_of_the_tool_call(world: World) -> None:
+    fw = world.framework
+    assert isinstance(fw, Claude)
+    arguments = {"description": "d", "prompt": "p", "subagent_type": "inner"}
+    await world.submit(
+        "t1",
+        fw.calls_tool("Agent", arguments),
+        fw.calls("echo inner"),
+        fw.says("the inner result"),
+        fw.says("the result"),
+    )
+    end, iterations = await world.end("t1")
+    assert (end.status, end.result, len(iterations)) == (Task.completed, "the result", 2)
+    assert "the inner result" in iterations[0].tool_call.result.output
+    assert iterations[0].model_call.output_tokens == 7
+
+
+async def test_no_process_outlives_the_task(world: World) -> None:
+    fw = world.framework
+    assert isinstance(fw, Claude)
+    command = f"setsid sleep 600 > /dev/null 2>&1 & echo $! > {world.folder}/pids"
+    await world.submit(
+        "t1", fw.calls_tool("Bash", {"command": command, "description": "d"}), fw.says("the result")
+    )
+    end, iterations = await world.end("t1")
+    assert (end.status, len(iterations)) == (Task.completed, 2)
+    assert not are_alive(world.folder)
