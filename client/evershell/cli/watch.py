@@ -21,6 +21,7 @@ from evershell.client import (
     TaskCompleted,
     TaskStarted,
     TaskSubmitted,
+    ToolCall,
     WorkspaceFailed,
     WorkspaceProvisioned,
     WorkspaceResumed,
@@ -130,9 +131,11 @@ def _describe(event: Event) -> str:
 
 
 def _describe_iteration(payload: IterationCompleted) -> str:
-    tool = payload.tool_call
-    if tool is None:
-        return f"{payload.number}: model call {payload.model_call.status}"
-    result = tool.result
+    calls = "; ".join(map(_describe_call, payload.all_tool_calls))
+    return f"{payload.number}: {calls or f'model call {payload.model_call.status}'}"
+
+
+def _describe_call(call: ToolCall) -> str:
+    result = call.result
     ended = f"{result.status} {result.exit_code}" if result.status == "exited" else result.status
-    return f"{payload.number}: {tool.name} {ended}, {tool.duration_ms} ms"
+    return f"{call.name} {ended}, {call.duration_ms} ms"

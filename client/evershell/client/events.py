@@ -166,7 +166,7 @@ class ToolCall(Result):
 
 @dataclass(frozen=True, slots=True)
 class IterationCompleted(Result):
-    """A model call has ended, and its tool call if it made one."""
+    """A model call has ended, and its tool calls if it made some."""
 
     _message_type: ClassVar[type[Message]] = event_pb2.IterationCompleted
 
@@ -174,7 +174,14 @@ class IterationCompleted(Result):
     """Counts the iterations of the task, from 1 and without gaps."""
     model_call: ModelCall
     tool_call: ToolCall | None = None
-    """None if the model called no tool."""
+    """The first tool call; None if the model called no tool."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """All tool calls, the first of them too, if there are several; otherwise empty."""
+
+    @property
+    def all_tool_calls(self) -> tuple[ToolCall, ...]:
+        """All tool calls, in the order in which they began."""
+        return self.tool_calls or ((self.tool_call,) if self.tool_call else ())
 
 
 @dataclass(frozen=True, slots=True)

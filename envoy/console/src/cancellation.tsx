@@ -3,7 +3,7 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { announce } from "./announcer";
 import { type CancelCall, cancelCall, cancelTask } from "./cancel_call";
-import { intentFacts, toolOutcome } from "./events";
+import { intentFacts, toolCalls, toolOutcome } from "./events";
 import { FailureNote } from "./failure";
 import { describe, type Progress, progressOf } from "./progress";
 import { between, elapsed, milliseconds, preciseTime, words } from "./text";
@@ -101,15 +101,16 @@ function IterationStep({ progress, phase }: { progress: Progress; phase: string 
   const { requestedAt, iteration, endedAt } = progress;
   if (!requestedAt) return endedAt ? null : <Step state="later" title="The iteration ends" />;
   if (iteration) {
-    const tool = iteration.iteration_completed?.tool_call;
-    const number = iteration.iteration_completed?.number;
+    const { iteration_completed: ended } = iteration;
+    const outcomes = ended ? toolCalls(ended).map((call) => toolOutcome(call.result)) : [];
+    const name = outcomes.length > 1 ? "tool calls" : "tool call";
     return (
       <Step
         state="done"
-        title={`Iteration ${number} has ended`}
+        title={`Iteration ${ended?.number} has ended`}
         took={`${milliseconds(between(requestedAt, iteration.time))} after the request`}
       >
-        {tool ? `Its tool call: ${toolOutcome(tool.result)}.` : "It made no tool call."}
+        {outcomes.length > 0 ? `Its ${name}: ${outcomes.join(", ")}.` : "It made no tool call."}
       </Step>
     );
   }

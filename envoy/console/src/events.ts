@@ -55,24 +55,33 @@ export function intentFacts(cancel: Schemas["CancelIntent"]): string[] {
   return clauses;
 }
 
+// A single call has only the field tool_call.
+export function toolCalls(iteration: Schemas["IterationCompleted"]): Schemas["ToolCall"][] {
+  const { tool_call, tool_calls } = iteration;
+  if (tool_calls?.length) return tool_calls;
+  return tool_call ? [tool_call] : [];
+}
+
 export function toolOutcome(result: Schemas["ToolResult"]): string {
   if (result.status !== "exited") return words(result.status);
   return result.exit_code === 0 ? "succeeded" : `exit code ${result.exit_code}`;
 }
 
 function iterationFacts(iteration: Schemas["IterationCompleted"]): string[] {
-  const { model_call, tool_call } = iteration;
+  const { model_call } = iteration;
   const tokens = Number(model_call.input_tokens) + Number(model_call.output_tokens);
   const interrupted = model_call.status === "interrupted" ? ", interrupted" : "";
   const clauses = [
     `model call ${milliseconds(Number(model_call.duration_ms))}${interrupted}, ` +
       count(tokens, "token"),
   ];
-  if (tool_call) {
+  const calls = toolCalls(iteration);
+  calls.forEach((call, at) => {
+    const name = calls.length > 1 ? `tool call ${at + 1} of ${calls.length}:` : "tool call";
     clauses.push(
-      `tool call ${milliseconds(Number(tool_call.duration_ms))}, ${toolOutcome(tool_call.result)}`,
+      `${name} ${milliseconds(Number(call.duration_ms))}, ${toolOutcome(call.result)}`,
     );
-  }
+  });
   return clauses;
 }
 

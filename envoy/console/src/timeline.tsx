@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import { memo } from "preact/compat";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import type { Schemas, WorkspaceEvent } from "./api";
-import { facts, title, toolOutcome } from "./events";
+import { facts, title, toolCalls, toolOutcome } from "./events";
 import { bytes, count, firstLine, fullTime, preciseTime } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
@@ -70,7 +70,7 @@ const Entry = memo(function Entry({ event }: { event: WorkspaceEvent }) {
       {iteration?.model_call.content && (
         <Folded label="Model" text={iteration.model_call.content} />
       )}
-      {iteration?.tool_call && <ToolCall call={iteration.tool_call} />}
+      {iteration && toolCalls(iteration).map((call, at) => <ToolCall key={at} call={call} />)}
       {end?.result && <Folded label="Result" text={end.result} />}
     </li>
   );

@@ -9,11 +9,11 @@ from evershell.agents.completion import Message
 from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 
 _SYSTEM_PROMPT = """\
-You carry out a task by running shell commands. Call the tool `shell` with one command at a time; \
-you get its exit code and its output, standard output and standard error as one text. Every \
-command starts in the same folder, in a new shell without input. All processes that it leaves \
-running are killed when it exits. When the task is done, or cannot be done, answer without calling \
-a tool: that answer is the task's result."""
+You carry out a task by running shell commands. Call the tool `shell` with one command; you get \
+its exit code and its output, standard output and standard error as one text. Several calls in one \
+answer run one after the other. Every command starts in the same folder, in a new shell without \
+input. All processes that it leaves running are killed when it exits. When the task is done, or \
+cannot be done, answer without calling a tool: that answer is the task's result."""
 
 TOOLS: Sequence[dict[str, Any]] = (
     {
@@ -46,36 +46,44 @@ def begin(description: str) -> list[dict[str, Any]]:
     ]
 
 
-def call_of(message: Message, number: int) -> ToolCall | None:
-    """The tool call that the message asks for, in the iteration of this number.
+def calls_of(message: Message, number: int) -> list[ToolCall]:
+    """The tool calls that the message asks for, in the iteration of this number.
 
-    An iteration has one tool call. Endpoints that ignore `parallel_tool_calls` may send several;
-    only the first is used. The chat does not contain the others, because the protocol requires a
-    result for each call in it. The model can repeat them after the first one's result.
+    Each gets an id of its own: some endpoints send none, or the same for all.
     """
-    if not message.tool_calls:
-        return None
-    call = message.tool_calls[0]
-    return ToolCall(
-        id=call.id or f"call_{number}",
-        name=call.function.name or "",
-        arguments=call.function.arguments_text,
-    )
+    calls: dict[str, ToolCall] = {}
+    for position, call in enumerate(message.tool_calls or [], 1):
+        own_id = f"call_{number}" if position == 1 else f"call_{number}_{position}"
+        call_id = own_id if not call.id or call.id in calls else call.id
+        calls[call_id] = ToolCall(
+            id=call_id,
+            name=call.function.name or "",
+            arguments=call.function.arguments_text,
+        )
+    return list(calls.values())
 
 
-def exchange(content: str, call: ToolCall, result: ToolResult) -> list[dict[str, Any]]:
-    """The model's message with a tool call, and the message with its result."""
-    function = {
-        "name": _acceptable_name(call.name),
-        "arguments": _acceptable_arguments(call.arguments),
-    }
-    return [
+def exchange(
+    content: str, calls: Sequence[ToolCall], results: Sequence[ToolResult]
+) -> list[dict[str, Any]]:
+    """The model's message with tool calls, and a message with the result of each."""
+    asked = [
         {
-            "role": "assistant",
-            "content": content or None,
-            "tool_calls": [{"id": call.id, "type": "function", "function": function}],
-        },
-        {"role": "tool", "tool_call_id": call.id, "content": _result_text(result)},
+            "id": call.id,
+            "type": "function",
+            "function": {
+                "name": _acceptable_name(call.name),
+                "arguments": _acceptable_arguments(call.arguments),
+            },
+        }
+        for call in calls
+    ]
+    return [
+        {"role": "assistant", "content": content or None, "tool_calls": asked},
+        *(
+            {"role": "tool", "tool_call_id": call.id, "content": _result_text(result)}
+            for call, result in zip(calls, results, strict=True)
+        ),
     ]
 
 

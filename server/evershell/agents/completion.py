@@ -8,7 +8,7 @@ import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
 from evershell.agents.reply import Reply
-from evershell.core.agent_rules import MAX_CALL_TOKENS
+from evershell.core.agent_rules import MAX_CALL_TOKENS, MAX_TOOL_CALLS
 
 # An iteration must fit into one message to the control plane.
 _MAX_ANSWER_BYTES = 1024 * 1024
@@ -52,7 +52,7 @@ class Message(BaseModel):
 
     content: str | None = None
     refusal: str | None = None
-    tool_calls: list[FunctionCall] | None = None
+    tool_calls: list[FunctionCall] | None = Field(None, max_length=MAX_TOOL_CALLS)
 
     @property
     def text(self) -> str:
@@ -139,14 +139,14 @@ async def _receive_stream(response: httpx2.Response, reply: Reply) -> Completion
 
 
 class _Streamed:
-    """Assembles a completion from the chunks of a stream, with only the first tool call."""
+    """Assembles a completion from the chunks of a stream."""
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
         self._model: str | None = None
         self._usage: Any = None
-        self._call: FunctionCall | None = None
-        self._arguments: list[str] = []
+        # Each tool call, with the parts of its arguments.
+        self._calls: list[tuple[FunctionCall, list[str]]] = []
         self._bytes = 0
         self._has_message = False
         # Whether the endpoint has sent a finish reason. Only the usage may follow it.
@@ -176,9 +176,11 @@ class _Streamed:
         """The assembled completion. Raises AnswerError."""
         if not self._has_message:
             raise AnswerError("did not answer with a chat completion (the stream has no message)")
-        if self._call is not None:
-            self._call.function.arguments = "".join(self._arguments)
-        message = Message(content=self._reply.content, tool_calls=self._call and [self._call])
+        for call, arguments in self._calls:
+            call.function.arguments = "".join(arguments)
+        message = Message(
+            content=self._reply.content, tool_calls=[call for call, _ in self._calls] or None
+        )
         return Completion(choices=[_Choice(message=message)], model=self._model, usage=self._usage)
 
     def _add_message(self, part: Message) -> None:
@@ -186,32 +188,36 @@ class _Streamed:
         if part.text:
             self._count(part.text)
             self._reply.add(part.text)
-        for call in part.tool_calls or []:
-            if self._call is None:
-                self._call = call
-            elif self._is_another(call):
-                continue
-            else:
-                self._call.function.name = self._call.function.name or call.function.name
-            self._count(call.function.arguments_text)
-            self._arguments.append(call.function.arguments_text)
+        for piece in part.tool_calls or []:
+            call, arguments = self._call_of(piece)
+            call.function.name = call.function.name or piece.function.name
+            self._count(piece.function.arguments_text)
+            arguments.append(piece.function.arguments_text)
 
-    def _is_another(self, call: FunctionCall) -> bool:
-        """Whether this part belongs to a call other than the first.
-
-        The index alone is not enough: some endpoints give all calls the same index. Nor is the id:
-        some give each part a new id.
-        """
-        assert self._call is not None
-        if call.index is not None and call.index != self._call.index:
-            return True
-        return bool(
-            call.function.name and call.id and call.id != self._call.id and self._call.function.name
-        )
+    def _call_of(self, piece: FunctionCall) -> tuple[FunctionCall, list[str]]:
+        """The call to which this piece belongs: the latest that it can continue, or a new one."""
+        for each in reversed(self._calls):
+            if not _is_another(piece, each[0]):
+                return each
+        if len(self._calls) == MAX_TOOL_CALLS:
+            raise AnswerError(f"asked for more than {MAX_TOOL_CALLS} tool calls")
+        self._calls.append((piece, []))
+        return self._calls[-1]
 
     def _count(self, text: str) -> None:
         self._bytes += len(text.encode())
         _check_size(self._bytes)
+
+
+def _is_another(piece: FunctionCall, call: FunctionCall) -> bool:
+    """Whether the piece belongs to another call.
+
+    The index alone is not enough: some endpoints give all calls the same index. Nor is the id: some
+    give each piece a new id.
+    """
+    if piece.index is not None and piece.index != call.index:
+        return True
+    return bool(piece.function.name and piece.id and piece.id != call.id and call.function.name)
 
 
 def _check_size(size: int) -> None:

@@ -14,11 +14,11 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from evershell.agents.active_task import TaskFailed
-from evershell.agents.chat import TOOLS, begin, call_of, exchange
+from evershell.agents.chat import TOOLS, begin, calls_of, exchange
 from evershell.agents.completion import AnswerError, Completion, Message, quoted, receive, tokens
 from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.reply import Reply
-from evershell.agents.tools import ShellTool
+from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
 # The SDK requires a key, so it sends this one to endpoints that require none.
@@ -44,16 +44,28 @@ def openai_agent(model: "OpenAIModel", shell: ShellTool) -> AgentFunction:
         async for step in task.iterations():
             step.reply.model = model.name
             message = await step.model_call(model.answer(chat, step.reply))
-            call = call_of(message, step.number)
-            if call is None:
+            calls = calls_of(message, step.number)
+            if not calls:
                 return message.text
-            result = await step.tool_call(
-                call.name, call.arguments, shell.run(call), call_id=call.id
-            )
-            chat += exchange(message.text, call, result)
+            # One after the other: the shell kills what a call leaves behind, which it cannot tell
+            # from the processes of a call that runs at the same time.
+            results: list[ToolResult] = []
+            for call in calls:
+                running = _run(shell, call, results)
+                results.append(
+                    await step.tool_call(call.name, call.arguments, running, call_id=call.id)
+                )
+            chat += exchange(message.text, calls, results)
         return ""
 
     return agent
+
+
+async def _run(shell: ShellTool, call: ToolCall, before: Sequence[ToolResult]) -> ToolResult:
+    """Runs the call, unless one before it has reached the time limit of all of them."""
+    if any(result.status is ToolStatus.TIMED_OUT for result in before):
+        return ToolResult(status=ToolStatus.NOT_RUN, output="There was no time left for it.")
+    return await shell.run(call)
 
 
 class OpenAIModel:
@@ -144,7 +156,6 @@ class OpenAIModel:
                     model=self.name,
                     messages=chat,
                     tools=TOOLS,
-                    parallel_tool_calls=False,
                     **_STREAMING[self._streaming],
                 ):
                     return

@@ -10,7 +10,13 @@ from typing import Any, TypeVar, cast
 from evershell.agents.active_task import ActiveTask, TaskFailed
 from evershell.agents.own_keys import redacted
 from evershell.agents.reply import Reply
-from evershell.agents.tools import BoundedOutput, ToolResult, ToolStatus, storable
+from evershell.agents.tools import (
+    MAX_OUTPUT_BYTES,
+    BoundedOutput,
+    ToolResult,
+    ToolStatus,
+    storable,
+)
 from evershell.core.task import Phase
 
 T = TypeVar("T")
@@ -19,8 +25,12 @@ T = TypeVar("T")
 _GRACE_SECONDS = 5.0
 # An iteration must fit into one message to the control plane.
 _MAX_TEXT_BYTES = 1024 * 1024
+# The outputs of an iteration's tool calls together. The iterations of a task may have 256 KiB each,
+# and the first output is there twice.
+_MAX_OUTPUTS_BYTES = 128 * 1024
 # As in evershell.core.agent_rules, which takes 1 MB to import.
 _MAX_TOKENS = 1_000_000_000
+_MAX_TOOL_CALLS = 128
 
 
 class CallTimeoutError(TaskFailed, TimeoutError):
@@ -150,11 +160,16 @@ class Step:
 
         `arguments` are recorded: a JSON object, or its text as the model wrote it. What the call
         returns is recorded as its output, and so is an exception, which is raised. If the call is
-        cancelled, it may return its output so far. Several calls can run at a time.
+        cancelled, it may return its output so far. Several calls can run at a time. Of several
+        calls, each has its share of the texts and outputs that are recorded.
 
-        Raises CallTimeoutError at the limit, unless the call returns its output so far.
+        Raises CallTimeoutError at the limit, unless the call returns its output so far, and
+        TaskFailed if the iteration has too many tool calls.
         """
         running = asyncio.ensure_future(call)
+        if len(self._tools) == _MAX_TOOL_CALLS:
+            running.cancel()
+            raise TaskFailed(f"An iteration had more than {_MAX_TOOL_CALLS} tool calls.")
         limit_seconds = self._calls.limits.tool_timeout_seconds
         tool = _Tool(call_id or self._next_id(), name, arguments)
         self._tools.append(tool)
@@ -196,8 +211,11 @@ class Step:
                 "status": "completed" if has_ended else "interrupted",
             }
         }
-        if self._tools:
-            payload["tool_call"] = self._tools[0].payload()
+        calls = [tool.payload(len(self._tools)) for tool in self._tools]
+        if calls:
+            payload["tool_call"] = calls[0]
+        if len(calls) > 1:
+            payload["tool_calls"] = calls
         return payload
 
     async def _wait(self, phase: Phase, call: "asyncio.Future[Any]", limit_seconds: float) -> bool:
@@ -227,17 +245,22 @@ class _Tool:
         self.seconds = 0.0
         self.result = ToolResult(status=ToolStatus.INTERRUPTED)
 
-    def payload(self) -> dict[str, Any]:
-        """The fields of the message ToolCall."""
+    def payload(self, calls: int) -> dict[str, Any]:
+        """The fields of the message ToolCall, in an iteration with this number of tool calls."""
+        max_bytes = _MAX_TEXT_BYTES // calls
+        output, cut = _bounded(
+            storable(redacted(self.result.output)),
+            min(MAX_OUTPUT_BYTES, _MAX_OUTPUTS_BYTES // calls),
+        )
         return {
-            "id": storable_text(self._id),
-            "name": storable_text(self._name),
-            "arguments": storable_text(self._arguments),
+            "id": storable_text(self._id, max_bytes),
+            "name": storable_text(self._name, max_bytes),
+            "arguments": storable_text(self._arguments, max_bytes),
             "result": {
                 "status": str(self.result.status),
                 "exit_code": self.result.exit_code,
-                "output": storable(redacted(self.result.output)),
-                "truncated_bytes": self.result.truncated_bytes,
+                "output": output,
+                "truncated_bytes": self.result.truncated_bytes + cut,
             },
             "duration_ms": _milliseconds(self.seconds),
         }
@@ -269,11 +292,8 @@ def result_of(answer: object, exit_code: int = 0) -> ToolResult:
     """What a call returned, as it is recorded."""
     if isinstance(answer, ToolResult):
         return answer
-    output = BoundedOutput()
-    if answer is not None:
-        text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
-        output.feed(text.encode(errors="surrogatepass"))
-    kept, truncated_bytes = output.finish()
+    text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+    kept, truncated_bytes = _bounded("" if answer is None else text)
     return ToolResult(
         status=ToolStatus.EXITED,
         exit_code=exit_code,
@@ -282,9 +302,16 @@ def result_of(answer: object, exit_code: int = 0) -> ToolResult:
     )
 
 
-def storable_text(value: str) -> str:
+def _bounded(text: str, max_bytes: int = MAX_OUTPUT_BYTES) -> tuple[str, int]:
+    """The head and the tail of the text, and how many bytes were cut."""
+    output = BoundedOutput(max_bytes)
+    output.feed(text.encode(errors="surrogatepass"))
+    return output.finish()
+
+
+def storable_text(value: str, max_bytes: int = _MAX_TEXT_BYTES) -> str:
     """The text as it can be recorded."""
-    return storable(redacted(value)).encode()[:_MAX_TEXT_BYTES].decode(errors="ignore")
+    return storable(redacted(value)).encode()[:max_bytes].decode(errors="ignore")
 
 
 def _count(tokens: int) -> int:

@@ -31,8 +31,6 @@ _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed
 MAX_OUTPUT_BYTES = 64 * 1024
 # Reserved for the notice of how much was cut.
 _NOTICE_BYTES = 64
-_HEAD_BYTES = MAX_OUTPUT_BYTES // 2 - _NOTICE_BYTES
-_TAIL_BYTES = MAX_OUTPUT_BYTES // 2
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -298,9 +296,11 @@ def storable(text: str) -> str:
 
 
 class BoundedOutput:
-    """Keeps the head and the tail of any amount of output, at most MAX_OUTPUT_BYTES of UTF-8."""
+    """Keeps the head and the tail of any amount of output, at most `max_bytes` of UTF-8."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_OUTPUT_BYTES) -> None:
+        self._tail_bytes = max_bytes // 2
+        self._head_bytes = self._tail_bytes - _NOTICE_BYTES
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._head = bytearray()
         self._tail = bytearray()
@@ -310,11 +310,11 @@ class BoundedOutput:
     def feed(self, data: bytes, *, final: bool = False) -> None:
         """Adds output. With `final`, an incomplete character at the end is replaced."""
         encoded = self._decoder.decode(data, final).replace("\0", _REPLACEMENT).encode()
-        room = max(_HEAD_BYTES - len(self._head), 0)
+        room = max(self._head_bytes - len(self._head), 0)
         self._head += encoded[:room]
         self._tail += encoded[room:]
         # Until something has to be cut, the tail may also fill the space of the notice.
-        excess = len(self._tail) - (MAX_OUTPUT_BYTES - _HEAD_BYTES)
+        excess = len(self._tail) - (self._tail_bytes + _NOTICE_BYTES)
         if excess > 0:
             del self._tail[:excess]
             self._dropped += excess
@@ -326,7 +326,7 @@ class BoundedOutput:
             return (self._head + self._tail).decode(), 0
         # The cuts may split a character on each side. The rest of that character is cut too.
         head = self._head.decode("utf-8", "ignore")
-        tail = self._tail[-_TAIL_BYTES:].decode("utf-8", "ignore")
+        tail = self._tail[-self._tail_bytes :].decode("utf-8", "ignore")
         total = len(self._head) + len(self._tail) + self._dropped
         cut = total - len(head.encode()) - len(tail.encode())
         return f"{head}\n[{cut} bytes of output were cut here]\n{tail}", cut

@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.api import payloads
 from evershell.core import errors
-from evershell.core.agent_rules import MAX_EVENTS, BreachError
+from evershell.core.agent_rules import MAX_EVENTS, MAX_TOOL_CALLS, BreachError
 from evershell.core.cancel_task import CancelResult, CancelTask
 from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.core.change import Hold, IdempotencyKey
@@ -392,12 +392,17 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
             return TaskStarted()
         case "iteration_completed":
             iteration = event.iteration_completed
+            size_bytes = iteration.ByteSize()
+            # One more than is allowed, as of the events.
+            del iteration.tool_calls[MAX_TOOL_CALLS + 1 :]
             payload = MessageToDict(
                 iteration,
                 preserving_proto_field_name=True,
                 always_print_fields_with_no_presence=True,
             )
-            return IterationCompleted(iteration.number, payload, iteration.ByteSize())
+            if not iteration.tool_calls:
+                del payload["tool_calls"]
+            return IterationCompleted(iteration.number, payload, size_bytes)
         case "task_ended":
             ended = event.task_ended
             status = _PROPOSABLE.get(ended.status)

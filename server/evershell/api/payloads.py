@@ -59,14 +59,13 @@ def _fields(message: Descriptor) -> dict[str, _Convert]:
 
 
 def _conversion(field: FieldDescriptor) -> _Convert:
-    if field.is_repeated:
-        return _unusual
     if field.message_type is not None:
         if field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
-            return _timestamp
+            return _unusual if field.is_repeated else _timestamp
         fields = _fields(field.message_type)
-        return lambda value: _convert_fields(fields, value)
-    return _CONVERSIONS.get(field.cpp_type, _unusual)
+        convert = _convert_items if field.is_repeated else _convert_fields
+        return lambda value: convert(fields, value)
+    return _unusual if field.is_repeated else _CONVERSIONS.get(field.cpp_type, _unusual)
 
 
 def _convert_fields(fields: Mapping[str, _Convert], value: Any) -> dict[str, Any]:
@@ -78,6 +77,12 @@ def _convert_fields(fields: Mapping[str, _Convert], value: Any) -> dict[str, Any
         if convert is not None:
             converted[name] = convert(item)
     return converted
+
+
+def _convert_items(fields: Mapping[str, _Convert], value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise UnusualError
+    return [_convert_fields(fields, item) for item in value]
 
 
 def _unusual(value: object) -> object:

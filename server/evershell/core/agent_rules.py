@@ -16,6 +16,8 @@ from evershell.core.task import AgentEvent, IterationCompleted, Task, TaskStatus
 MAX_EVENTS = 64
 # The input or output tokens of one model call. A task has at most 1,000 calls.
 MAX_CALL_TOKENS = 1_000_000_000
+# The tool calls of one iteration.
+MAX_TOOL_CALLS = 128
 # The bytes that a task may commit, and how many more for each iteration that it may have.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10
@@ -82,14 +84,21 @@ def check_next(task: Task, iteration: IterationCompleted) -> None:
 def _check_iteration(iteration: IterationCompleted) -> None:
     if iteration.number < 1:
         raise BreachError("its agent committed an iteration with a number below 1")
-    model_call, tool_call = iteration.payload.get("model_call"), iteration.payload.get("tool_call")
+    model_call, tool_calls = iteration.payload.get("model_call"), iteration.tool_calls
     if model_call is None:
         raise BreachError("its agent committed an iteration without a model call")
     _check_status(model_call)
     for name in ("input_tokens", "output_tokens"):
         _check_count(name, model_call, MAX_CALL_TOKENS)
     _check_count("duration_ms", model_call, _MAX_COUNT)
-    if tool_call is not None:
+    if len(tool_calls) > MAX_TOOL_CALLS:
+        raise BreachError(
+            f"its agent committed more than {MAX_TOOL_CALLS} tool calls in one iteration"
+        )
+    # Readers that do not know `tool_calls` see this one.
+    if tool_calls and tool_calls[0] != iteration.payload.get("tool_call"):
+        raise BreachError("its agent committed a tool_call that is not the first of its tool_calls")
+    for tool_call in tool_calls:
         result = tool_call.get("result")
         if result is None:
             raise BreachError("its agent committed a tool call without its result")

@@ -1,6 +1,6 @@
 """A task, the intent to cancel it, and the events that its agent commits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -131,6 +131,12 @@ class IterationCompleted:
     number: int
     payload: Mapping[str, Any]
     size_bytes: int = 0
+
+    @property
+    def tool_calls(self) -> Sequence[Mapping[str, Any]]:
+        """All tool calls. A single one has only the field `tool_call`."""
+        first = self.payload.get("tool_call")
+        return self.payload.get("tool_calls") or ([] if first is None else [first])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,8 @@
 """Every change of a task. See change.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from evershell.core import agent_rules, event, task_limits
 from evershell.core.change import Change, Locked, unchanged
@@ -151,7 +150,7 @@ def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: dateti
                 return unchanged(locked)
             running = replace(task, status=TaskStatus.RUNNING, started_at=now)
             return Change(workspace, running, (event.task_started(running, workspace.epoch, now),))
-        case IterationCompleted(number=number, payload=payload, size_bytes=size_bytes):
+        case IterationCompleted(number=number, payload=payload):
             if number <= task.iterations:
                 return unchanged(locked)
             if number != task.iterations + 1:
@@ -160,27 +159,27 @@ def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: dateti
                 )
                 raise Failure("invalid_state", message)
             agent_rules.check_next(task, agent_event)
-            counted = _count_iteration(task, payload, size_bytes)
+            counted = _count_iteration(task, agent_event)
             return Change(workspace, counted, (event.iteration_completed(counted, payload, now),))
         case TaskEnded():
             return _end(locked, task, agent_event, now)
 
 
-def _count_iteration(task: Task, payload: Mapping[str, Any], size_bytes: int) -> Task:
-    model_call, tool_call = payload["model_call"], payload.get("tool_call")
+def _count_iteration(task: Task, iteration: IterationCompleted) -> Task:
+    model_call, tool_calls = iteration.payload["model_call"], iteration.tool_calls
     usage = Usage(
         input_tokens=task.usage.input_tokens + int(model_call.get("input_tokens", 0)),
         output_tokens=task.usage.output_tokens + int(model_call.get("output_tokens", 0)),
         model_calls=task.usage.model_calls + 1,
-        tool_calls=task.usage.tool_calls + (tool_call is not None),
+        tool_calls=task.usage.tool_calls + len(tool_calls),
     )
-    output = tool_call["result"].get("output", "") if tool_call else ""
-    result = model_call.get("content") or output or task.result
+    outputs = [call["result"].get("output", "") for call in tool_calls]
+    result = model_call.get("content") or next(filter(None, reversed(outputs)), task.result)
     return replace(
         task,
         iterations=task.iterations + 1,
         usage=usage,
-        committed_bytes=task.committed_bytes + size_bytes,
+        committed_bytes=task.committed_bytes + iteration.size_bytes,
         result=result,
         phase=Phase.NONE,
     )

@@ -24,10 +24,23 @@ def work(line):
 async def say(line):
     return {"model": "own", "content": line, "usage": {"input_tokens": 3, "output_tokens": 2}}
 
+async def parallel(step):
+    others = [
+        asyncio.create_task(step.tool_call("echo", {}, in_process(work, f"echo {number}")))
+        for number in (1, 2)
+    ]
+    async def hang():
+        await asyncio.wait(others)
+        await in_process(work, "hang")
+    await asyncio.gather(*others, step.tool_call("hang", {}, hang()))
+
 async def agent(task: Task) -> str:
     lines = task.description.splitlines()
     async for step in task.iterations():
         reply = await step.model_call(say(lines[step.number - 1]))
+        if reply["content"] == "parallel":
+            await parallel(step)
+            continue
         place, _, line = reply["content"].partition(" ")
         where = {"thread": in_thread, "process": in_process}[place]
         output = await step.tool_call("work", {"line": line}, where(work, line))
@@ -87,6 +100,27 @@ def test_force_ends_what_the_agent_runs(workspace: Workspace, place: str) -> Non
     assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
     status, forced, iterations, _ = _summary(workspace, task_id)
     assert (status, forced, iterations) == ("cancelled", True, 1)
+    task_id = workspace.submit("process echo next")
+    assert _summary(workspace, task_id) == ("completed", False, 1, "next\n")
+    assert workspace.get()["epoch"] == "1"
+
+
+def test_force_during_parallel_tool_calls_keeps_the_results_of_those_that_have_ended(
+    workspace: Workspace,
+) -> None:
+    task_id = workspace.submit("parallel")
+    eventually((workspace.stack.files(workspace.id) / "began").exists)
+    assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"], end["usage"]["tool_calls"]) == ("cancelled", True, "3")
+    (iteration,) = [each for each in workspace.log() if each["type"] == "iteration_completed"]
+    results = [each["result"] for each in iteration["tool_calls"]]
+    assert [(each["status"], each["output"]) for each in results] == [
+        ("exited", "1\n"),
+        ("exited", "2\n"),
+        ("interrupted", ""),
+    ]
+    assert iteration["tool_call"] == iteration["tool_calls"][0]
     task_id = workspace.submit("process echo next")
     assert _summary(workspace, task_id) == ("completed", False, 1, "next\n")
     assert workspace.get()["epoch"] == "1"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evershell.agents.active_task import ActiveTask, TaskFailed
-from evershell.agents.chat import begin, call_of
+from evershell.agents.chat import begin, calls_of
 from evershell.agents.loop import run_task
 from evershell.agents.openai_model import OpenAIModel, openai_agent
 from evershell.agents.reply import Reply
@@ -30,7 +30,7 @@ class Answered:
     content: str
     input_tokens: int
     output_tokens: int
-    tool_call: ToolCall | None
+    tool_calls: list[ToolCall]
 
 
 def model_at(server: ModelServer, timeout_seconds: float = 30, **changes: Any) -> OpenAIModel:
@@ -53,7 +53,7 @@ async def next_reply(
         reply.content,
         reply.input_tokens,
         reply.output_tokens,
-        call_of(message, 2),
+        calls_of(message, 2),
     )
 
 
@@ -83,8 +83,8 @@ class Run(OpenAIModel):
         self._agent = openai_agent(self, ShellTool(files_dir, "ws_1", 1))
         self.iterations: list[Any] = []
 
-    async def end(self) -> TaskEnded:
-        limits = Limits(model_timeout_seconds=30, tool_timeout_seconds=30)
+    async def end(self, tool_timeout_seconds: float = 30) -> TaskEnded:
+        limits = Limits(model_timeout_seconds=30, tool_timeout_seconds=tool_timeout_seconds)
         async with asyncio.timeout(20):
             ending = await run_task(self._agent, self.task, self._commit, limits)
         assert ending is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from evershell.workspace.v1 import event_pb2
 
 from evershell.agents import (
     Task,
@@ -22,7 +23,10 @@ from evershell.agents import (
     step,
 )
 from evershell.agents.reply import Reply
-from evershell.core.task import TaskEnded, TaskStatus
+from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
+from evershell.core import agent_rules
+from evershell.core.agent_rules import check_events
+from evershell.core.task import IterationCompleted, TaskEnded, TaskStatus
 from evershell.pod.process import become_subreaper
 from tests.support.waiting import eventually_async
 from tests.unit.agents import library_agents
@@ -210,6 +214,18 @@ async def test_a_task_without_an_iteration_has_a_result() -> None:
 # Several calls in one iteration
 
 
+def calling(**tools: Any) -> Any:
+    """An agent whose first iteration calls all tools at the same time."""
+
+    async def agent(task: Task) -> str:
+        async for each in task.iterations():
+            calls = [each.tool_call(name, {}, call) for name, call in tools.items()]
+            return " ".join(await asyncio.gather(*calls))
+        return ""
+
+    return agent
+
+
 async def test_tool_calls_may_run_at_the_same_time() -> None:
     both = asyncio.Barrier(2)
 
@@ -217,14 +233,47 @@ async def test_tool_calls_may_run_at_the_same_time() -> None:
         await both.wait()
         return name
 
+    ending, (iteration,) = await ended(calling(a=tool("a"), b=tool("b")))
+    assert (ending.result, iteration["tool_call"]) == ("a b", iteration["tool_calls"][0])
+    recorded = [(each["id"], each["result"]["output"]) for each in iteration["tool_calls"]]
+    assert recorded == [("call_1", "a"), ("call_1_2", "b")]
+
+
+async def test_an_iteration_with_one_tool_call_has_no_list_of_them() -> None:
+    _, (iteration,) = await ended(calling(a=value("a")))
+    assert list(iteration) == ["model_call", "tool_call"]
+
+
+async def test_an_iteration_has_a_limited_number_of_tool_calls() -> None:
+    many = {f"t{number}": value("x") for number in range(agent_rules.MAX_TOOL_CALLS + 1)}
+    ending, (iteration,) = await ended(calling(**many))
+    assert ending.reason == "An iteration had more than 128 tool calls."
+    check_events([IterationCompleted(1, iteration)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, agent_rules.MAX_TOOL_CALLS])
+async def test_the_largest_iteration_keeps_the_rules(count: int) -> None:
+    """Its outputs fit into the bytes of an iteration, and all of it and the end into a message."""
+
     async def agent(task: Task) -> str:
         async for each in task.iterations():
-            calls = [each.tool_call(name, {}, tool(name)) for name in ("a", "b")]
-            return " ".join(await asyncio.gather(*calls))
+            each.reply.content = "c" * 2**21
+            await asyncio.gather(
+                *(each.tool_call("t", "a" * 2**21, value("o" * 2**21)) for _ in range(count))
+            )
+            return "r" * 2**21
         return ""
 
     ending, (iteration,) = await ended(agent)
-    assert (ending.result, iteration["tool_call"]["result"]["output"]) == ("a b", "a")
+    message = event_pb2.IterationCompleted(**iteration)
+    check_events([IterationCompleted(1, iteration)])
+    assert message.ByteSize() + len(ending.result) < MAX_MESSAGE_BYTES
+    recorded = [message.tool_call, *message.tool_calls]
+    outputs = [each.result.output for each in recorded]
+    assert sum(map(len, outputs)) <= agent_rules.ITERATION_BYTES
+    assert min(map(len, outputs)) > 800
+    for each in recorded:
+        assert each.result.truncated_bytes > 2**21 - 2**17
 
 
 async def test_an_iteration_does_not_end_before_its_calls() -> None:
@@ -402,7 +451,27 @@ async def test_force_interrupts_all_calls_of_an_iteration() -> None:
     run = Run(agent)
     assert (await _force(run, reached)).forced
     assert sorted(interrupted) == ["a", "b"]
-    assert run.iterations[0]["tool_call"]["result"]["status"] == "interrupted"
+    statuses = [each["result"]["status"] for each in run.iterations[0]["tool_calls"]]
+    assert statuses == ["interrupted", "interrupted"]
+
+
+async def test_force_interrupts_the_calls_that_still_run() -> None:
+    reached = asyncio.Event()
+
+    async def hang() -> str:
+        asyncio.get_running_loop().call_later(0.01, reached.set)
+        with suppress(asyncio.CancelledError):
+            await wait_forever()
+        return "so far"
+
+    run = Run(calling(a=value("a"), b=hang(), c=value("c")))
+    assert (await _force(run, reached)).forced
+    results = [each["result"] for each in run.iterations[0]["tool_calls"]]
+    assert [(each["status"], each["output"]) for each in results] == [
+        ("exited", "a"),
+        ("interrupted", "so far"),
+        ("exited", "c"),
+    ]
 
 
 async def test_an_agent_that_catches_the_interruption_keeps_its_task_open() -> None:

@@ -1,12 +1,14 @@
 """The OpenAI model over real HTTP, alone and in the real loop with the real shell."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evershell.agents.chat import exchange
+from evershell.agents.chat import calls_of, exchange
+from evershell.agents.completion import Message
 from evershell.agents.openai_model import OpenAIModel
 from evershell.agents.program import UnknownModelError, create_agent
 from evershell.agents.reply import Reply
@@ -19,6 +21,7 @@ from tests.support.model_server import (
     completes,
     says,
 )
+from tests.support.waiting import eventually_async
 from tests.unit.agents.asking import CHAT, KEY, Run, next_reply
 from tests.unit.agents.test_scripted import spec
 
@@ -55,11 +58,7 @@ async def test_a_task_with_tool_calls_runs_to_its_answer(
 async def test_a_request_has_the_model_the_tool_and_the_key(server: ModelServer) -> None:
     await next_reply(server, says("done"))
     (request,) = server.requests
-    assert (request["path"], request["model"], request["parallel_tool_calls"]) == (
-        "/v1/chat/completions",
-        "test",
-        False,
-    )
+    assert (request["path"], request["model"]) == ("/v1/chat/completions", "test")
     assert (request["stream"], request["stream_options"]) == (True, {"include_usage": True})
     (tool,) = request["tools"]
     assert (tool["function"]["name"], list(tool["function"]["parameters"]["properties"])) == (
@@ -69,14 +68,57 @@ async def test_a_request_has_the_model_the_tool_and_the_key(server: ModelServer)
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
-async def test_only_the_first_of_parallel_tool_calls_runs_and_is_in_the_history(
+async def test_several_tool_calls_run_one_after_the_other_and_each_has_a_result_in_the_history(
     server: ModelServer, tmp_path: Path
 ) -> None:
-    run = Run(server, tmp_path, calls("touch a", "touch b"), says("done"))
+    """What the first one leaves behind is killed, and the second one is not."""
+    first = "sleep 600 & echo $! > pid; echo one"
+    run = Run(server, tmp_path, calls(first, "kill -0 $(cat pid); echo two"), says("done"))
     assert (await run.end()).status is TaskStatus.COMPLETED
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    _, _, assistant, result = server.requests[1]["messages"]
-    assert [call["id"] for call in assistant["tool_calls"]] == [result["tool_call_id"]]
+    outputs = [each["result"]["output"] for each in run.iterations[0]["tool_calls"]]
+    assert (outputs[0], outputs[1].splitlines()[-1]) == ("one\n", "two")
+    assert "No such process" in outputs[1]
+    _, _, assistant, *results = server.requests[1]["messages"]
+    assert [call["id"] for call in assistant["tool_calls"]] == ["call_0", "call_1"]
+    assert [each["tool_call_id"] for each in results] == ["call_0", "call_1"]
+    assert results[0]["content"] == "Exit code 0.\none\n"
+
+
+async def test_force_in_one_of_several_tool_calls_starts_no_other(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    run = Run(server, tmp_path, calls("echo one", "touch began; sleep 600", "touch never"))
+    ending = asyncio.create_task(run.end())
+    await eventually_async((tmp_path / "began").exists)
+    run.task.cancel.request(force_after_seconds=0)
+    assert (await ending).forced
+    statuses = [each["result"]["status"] for each in run.iterations[0]["tool_calls"]]
+    assert statuses == ["exited", "interrupted"]
+    assert not (tmp_path / "never").exists()
+
+
+async def test_tool_calls_after_the_time_limit_are_not_run(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    run = Run(server, tmp_path, calls("sleep 600", "touch never", "touch never"), says("done"))
+    assert (await run.end(tool_timeout_seconds=0.2)).status is TaskStatus.COMPLETED
+    statuses = [each["result"]["status"] for each in run.iterations[0]["tool_calls"]]
+    assert statuses == ["timed_out", "not_run", "not_run"]
+    assert list(tmp_path.iterdir()) == []
+    assert server.requests[1]["messages"][-1]["content"].startswith("The command was not run.")
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([None, None], ["call_2", "call_2_2"]),
+        (["x", "x", "y"], ["x", "call_2_2", "y"]),
+    ],
+)
+def test_each_tool_call_has_an_id_of_its_own(ids: list[Any], expected: list[str]) -> None:
+    asked = [{"id": each, "function": {"name": "shell", "arguments": "{}"}} for each in ids]
+    message = Message.model_validate({"tool_calls": asked})
+    assert [call.id for call in calls_of(message, 2)] == expected
 
 
 @pytest.mark.parametrize(
@@ -122,7 +164,7 @@ async def test_deviations_of_some_endpoints_are_accepted(server: ModelServer) ->
         model=None,
     )
     reply = await next_reply(server, odd)
-    assert reply.tool_call == ToolCall(id="call_2", name="shell", arguments='{"command": "ls"}')
+    assert reply.tool_calls == [ToolCall(id="call_2", name="shell", arguments='{"command": "ls"}')]
     assert reply.model == "test"
     server.script.clear()
     assert (
@@ -134,7 +176,7 @@ async def test_deviations_of_some_endpoints_are_accepted(server: ModelServer) ->
 async def test_every_kind_of_result_has_a_message(server: ModelServer, status: ToolStatus) -> None:
     call = ToolCall(id="c", name="shell", arguments="{}")
     result = ToolResult(status=status, output="so far")
-    await next_reply(server, says("done"), chat=[*CHAT, *exchange("", call, result)])
+    await next_reply(server, says("done"), chat=[*CHAT, *exchange("", [call], [result])])
     assert server.requests[0]["messages"][-1]["content"].endswith(".\nso far")
 
 

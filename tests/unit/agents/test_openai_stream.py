@@ -132,7 +132,7 @@ async def test_force_during_a_streamed_tool_call_runs_no_tool(
 )
 async def test_chunks_are_assembled_to_the_answer(server: ModelServer, events: list[bytes]) -> None:
     reply = await next_reply(server, streams(*events))
-    assert (reply.content, reply.tool_call, reply.model) == ("It is done.", None, "test-0613")
+    assert (reply.content, reply.tool_calls, reply.model) == ("It is done.", [], "test-0613")
 
 
 LS = '{"command": "ls"}'
@@ -149,21 +149,37 @@ LS = '{"command": "ls"}'
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="a", name="shell")],
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="b", name=None)],
         [_call_part("", id="a"), _call_part(LS, name="shell")],
-        # A second call has another index, or another id if the index is constant or missing.
-        [
-            _call_part(LS, id="a", name="shell"),
-            _call_part("{", 1, id="b", name="shell"),
-            _call_part("}", 1),
-        ],
-        [_call_part(LS, 0, id="a", name="shell"), _call_part("{}", 0, id="b", name="shell")],
-        [_call_part(LS, None, id="a", name="shell"), _call_part("{}", None, id="b", name="shell")],
     ],
 )
-async def test_chunks_are_assembled_to_the_first_tool_call(
+async def test_chunks_are_assembled_to_a_tool_call(
     server: ModelServer, events: list[bytes]
 ) -> None:
     reply = await next_reply(server, streams(*events, event_of({}, "tool_calls"), DONE))
-    assert reply.tool_call == ToolCall(id="a", name="shell", arguments=LS)
+    assert reply.tool_calls == [ToolCall(id="a", name="shell", arguments=LS)]
+
+
+@pytest.mark.parametrize(
+    ("indexes", "are_mixed"),
+    [((0, 1), False), ((0, 1), True), ((0, 0), False), ((None, None), False)],
+)
+async def test_chunks_are_assembled_to_several_tool_calls(
+    server: ModelServer, indexes: tuple[int | None, int | None], are_mixed: bool
+) -> None:
+    """A second call has another index, or another id if the index is constant or missing."""
+    first, second = indexes
+    events = [
+        _call_part(LS[:5], first, id="a", name="shell"),
+        _call_part(LS[5:], first),
+        _call_part("{", second, id="b", name="shell"),
+        _call_part("}", second),
+    ]
+    if are_mixed:
+        events[1], events[2] = events[2], events[1]
+    reply = await next_reply(server, streams(*events, event_of({}, "tool_calls"), DONE))
+    assert reply.tool_calls == [
+        ToolCall(id="a", name="shell", arguments=LS),
+        ToolCall(id="b", name="shell", arguments="{}"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +201,10 @@ async def test_chunks_are_assembled_to_the_first_tool_call(
         ([event_of({"content": "ü" * 300_000})] * 2, "more than 1,048,576 bytes."),
         ([b"data: " + b" " * 2_000_000], "more than 1,048,576 bytes."),
         ([_call_part("x" * 600_000, id="a", name="shell")] * 2, "more than 1,048,576 bytes."),
+        (
+            [_call_part("{}", at, name="shell") for at in range(129)],
+            "asked for more than 128 tool calls.",
+        ),
     ],
 )
 async def test_an_invalid_stream_fails_at_once(

@@ -98,6 +98,7 @@ def event(seq: int, kind: EventType, payload: Any, task_id: str | None = "task_1
 
 MODEL_CALL = ModelCall("scripted", "", 0, 0, 5, ModelCallStatus.INTERRUPTED)
 TOOL_CALL = ToolCall("1", "shell", "{}", ToolResult(ToolStatus.EXITED, -9, "", 0), 1200)
+INTERRUPTED = ToolCall("2", "search", "{}", ToolResult(ToolStatus.INTERRUPTED, 0, "", 0), 1)
 EVENTS = [
     event(1, EventType.WORKSPACE_PROVISIONED, WorkspaceProvisioned(1), None),
     event(2, EventType.TASK_SUBMITTED, TaskSubmitted(NASTY, 100, "key_1")),
@@ -107,6 +108,11 @@ EVENTS = [
     event(6, EventType.ITERATION_COMPLETED, IterationCompleted(2, MODEL_CALL)),
     event(7, EventType.TASK_COMPLETED, TaskCompleted(TaskStatus.CANCELLED, iterations=2)),
     event(8, EventType.UNSPECIFIED, None),
+    event(
+        9,
+        EventType.ITERATION_COMPLETED,
+        IterationCompleted(3, MODEL_CALL, TOOL_CALL, (TOOL_CALL, INTERRUPTED)),
+    ),
 ]
 
 
@@ -145,6 +151,7 @@ def test_watch_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch) -> 
         "iteration_completed task_1 2: model call interrupted",
         "task_completed task_1 cancelled after 2 iterations",
         "unspecified task_1",
+        "iteration_completed task_1 3: shell exited -9, 1200 ms; search interrupted, 1 ms",
     ]
     fake = FakeClient(watch=[Watched(EVENTS[:2])])
     as_json = run(monkeypatch, fake, "watch", "ws_1", "--after", "3", "--json")

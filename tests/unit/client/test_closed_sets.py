@@ -125,6 +125,7 @@ def test_a_value_that_only_a_newer_service_has_is_unspecified() -> None:
 
 STAMP = Timestamp(seconds=1_700_000_000, nanos=123_000)
 IDLE = workspace_pb2.Workspace(id="ws_1", status=workspace_pb2.Workspace.idle, epoch=2**40)
+TOOL_CALL = event_pb2.ToolCall(id="t", result=event_pb2.ToolResult(exit_code=-9, truncated_bytes=1))
 TASK = task_pb2.Task(
     id="task_1", phase=task_pb2.Task.model_call, usage=task_pb2.Usage(), metadata={"a": "b"}
 )
@@ -154,9 +155,8 @@ TASK = task_pb2.Task(
                     model_call=event_pb2.ModelCall(
                         model="m", status=event_pb2.ModelCall.completed
                     ),
-                    tool_call=event_pb2.ToolCall(
-                        id="t", result=event_pb2.ToolResult(exit_code=-9, truncated_bytes=1)
-                    ),
+                    tool_call=TOOL_CALL,
+                    tool_calls=[TOOL_CALL, event_pb2.ToolCall(id="u", result=event_pb2.ToolResult())],
                 ),
             ),
         ),

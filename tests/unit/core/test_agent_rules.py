@@ -9,6 +9,7 @@ from evershell.core.agent_rules import (
     ITERATION_BYTES,
     MAX_CALL_TOKENS,
     MAX_EVENTS,
+    MAX_TOOL_CALLS,
     TASK_BYTES,
     BreachError,
     check_address,
@@ -65,9 +66,14 @@ def test_an_agent_registers_the_address_of_a_pod(
                 check_address(address, on_loopback=on_loopback, elsewhere=elsewhere)
 
 
-def _payload(model_call: Any = None, tool_call: Any = None) -> dict[str, Any]:
-    payload = {"model_call": model_call, "tool_call": tool_call}
+def _payload(
+    model_call: Any = None, tool_call: Any = None, tool_calls: Any = None
+) -> dict[str, Any]:
+    payload = {"model_call": model_call, "tool_call": tool_call, "tool_calls": tool_calls}
     return {name: value for name, value in payload.items() if value is not None}
+
+
+_CALL: dict[str, Any] = {"result": {}}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +88,11 @@ def _payload(model_call: Any = None, tool_call: Any = None) -> dict[str, Any]:
         _payload({}, {"result": {}, "duration_ms": "-1"}),
         _payload({}, {"result": {"status": 99}}),
         _payload({}, {"result": {"truncated_bytes": "-1"}}),
+        _payload({}, _CALL, [_CALL, {"name": "shell"}]),
+        _payload({}, _CALL, [_CALL, {"result": {"status": 99}}]),
+        _payload({}, _CALL, [_CALL] * (MAX_TOOL_CALLS + 1)),
+        _payload({}, None, [_CALL, _CALL]),
+        _payload({}, _CALL, [{"name": "other", **_CALL}, _CALL]),
     ],
 )
 def test_an_iteration_has_its_parts_and_possible_values(payload: dict[str, Any]) -> None:
@@ -92,6 +103,7 @@ def test_an_iteration_has_its_parts_and_possible_values(payload: dict[str, Any])
 def test_the_largest_values_and_the_longest_commit_are_allowed() -> None:
     largest = iteration(1, input_tokens=MAX_CALL_TOKENS, output_tokens=MAX_CALL_TOKENS)
     check_events([largest] * MAX_EVENTS)
+    check_events([IterationCompleted(1, _payload({}, _CALL, [_CALL] * MAX_TOOL_CALLS))])
     with pytest.raises(BreachError):
         check_events([largest] * (MAX_EVENTS + 1))
     with pytest.raises(BreachError):

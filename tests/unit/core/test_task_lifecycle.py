@@ -53,6 +53,15 @@ def test_an_iteration_without_a_tool_call_counts_no_tool_call() -> None:
     assert change.task.result == "an answer"
 
 
+def test_all_tool_calls_of_an_iteration_are_counted_and_the_last_output_is_the_result() -> None:
+    calls = [{"result": {"output": output}} for output in ("one", "two", "")]
+    payload = {"model_call": {}, "tool_call": calls[0], "tool_calls": calls}
+    change = commit(locked_busy(), IterationCompleted(1, payload))
+    assert change.task is not None
+    assert change.task.usage == Usage(model_calls=1, tool_calls=3)
+    assert change.task.result == "two"
+
+
 def test_an_interrupted_model_call_is_counted_and_its_text_is_the_result() -> None:
     call = {"content": "It is nea", "input_tokens": "7", "status": "interrupted"}
     forced = TaskEnded(status=TaskStatus.CANCELLED, forced=True)

@@ -29,6 +29,13 @@ TASK = Task(
 )
 
 
+TOOL_CALL = {
+    "id": "call_1",
+    "name": "shell",
+    "arguments": "{}",
+    "result": {"status": "interrupted", "exit_code": -9, "output": "ü", "truncated_bytes": "4"},
+    "duration_ms": "5",
+}
 ITERATION = {
     "number": 1,
     "model_call": {
@@ -39,11 +46,7 @@ ITERATION = {
         "duration_ms": "3",
         "status": "interrupted",
     },
-    "tool_call": {
-        "id": "call_1",
-        "name": "shell",
-        "arguments": "{}",
-        "result": {"status": "interrupted", "exit_code": -9, "output": "ü", "truncated_bytes": "4"},
-        "duration_ms": "5",
-    },
+    "tool_call": TOOL_CALL,
 }
+# Several tool calls.
+PARALLEL = {**ITERATION, "tool_calls": [TOOL_CALL, {**TOOL_CALL, "id": "call_2"}]}

@@ -1,29 +1,62 @@
 """The codec between the messages of agents and the core's objects loses no field."""
 
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from evershell.agent.v1 import runtime_service_pb2
-from evershell.workspace.v1 import task_pb2
+from evershell.workspace.v1 import event_pb2, task_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message_factory import GetMessages
 
 from evershell.api import codec
-from evershell.core.agent_rules import BreachError
+from evershell.core.agent_rules import MAX_TOOL_CALLS, BreachError
 from evershell.core.event import Event, EventType
 from evershell.core.runtime import Directive
 from evershell.core.task import IterationCompleted, Phase, TaskEnded, TaskStarted, TaskStatus
 from tests.support.world import NOW
-from tests.wire.api.full_task import INTENT, ITERATION, TASK
+from tests.wire.api.full_task import INTENT, ITERATION, PARALLEL, TASK
 
 
-def test_an_iteration_is_the_same_in_the_log_and_from_the_agent() -> None:
-    reported = runtime_service_pb2.TaskEvent()
+def _in_the_log(payload: Any) -> event_pb2.IterationCompleted:
     entry = Event(
-        workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=ITERATION
+        workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=payload
     )
-    reported.iteration_completed.CopyFrom(codec.encode_event(entry).event.iteration_completed)
+    return codec.encode_event(entry).event.iteration_completed
+
+
+@pytest.mark.parametrize("payload", [ITERATION, PARALLEL])
+def test_an_iteration_is_the_same_in_the_log_and_from_the_agent(payload: Any) -> None:
+    reported = runtime_service_pb2.TaskEvent()
+    reported.iteration_completed.CopyFrom(_in_the_log(payload))
     (decoded,) = codec.decode_agent_events([reported])
     size_bytes = reported.iteration_completed.ByteSize()
-    assert decoded == IterationCompleted(1, ITERATION, size_bytes)
+    assert decoded == IterationCompleted(1, payload, size_bytes)
+
+
+def test_the_released_version_reads_the_first_of_several_tool_calls() -> None:
+    """A client, a worker or an agent of that version."""
+    files = FileDescriptorSet.FromString(Path("protos/released.binpb").read_bytes()).file
+    released = GetMessages(files)["evershell.workspace.v1.IterationCompleted"]
+    one, several = (
+        MessageToDict(released.FromString(_in_the_log(payload).SerializeToString()))
+        for payload in (ITERATION, PARALLEL)
+    )
+    assert several == one
+    assert one["toolCall"]["id"] == "call_1"
+
+
+def test_tool_calls_beyond_the_limit_are_not_decoded() -> None:
+    reported = runtime_service_pb2.TaskEvent()
+    reported.iteration_completed.CopyFrom(_in_the_log(PARALLEL))
+    for _ in range(2 * MAX_TOOL_CALLS):
+        reported.iteration_completed.tool_calls.add()
+    size_bytes = reported.iteration_completed.ByteSize()
+    (decoded,) = codec.decode_agent_events([reported])
+    assert isinstance(decoded, IterationCompleted)
+    assert (len(decoded.tool_calls), decoded.size_bytes) == (MAX_TOOL_CALLS + 1, size_bytes)
 
 
 def test_an_iteration_without_a_tool_call_has_none() -> None:

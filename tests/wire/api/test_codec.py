@@ -21,7 +21,7 @@ from evershell.core.task_filter import AllTasks, TaskFilter
 from evershell.core.watch_events import Heartbeat
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import NOW
-from tests.wire.api.full_task import INTENT, ITERATION, TASK
+from tests.wire.api.full_task import INTENT, PARALLEL, TASK
 
 ORIGIN = Origin("req_1")
 
@@ -120,7 +120,7 @@ PAYLOADS: dict[EventType, NewEvent] = {
     EventType.WORKSPACE_RESUMED: event.workspace_event(EventType.WORKSPACE_RESUMED, NOW, epoch=2),
     EventType.TASK_SUBMITTED: event.task_submitted(TASK, "user_1"),
     EventType.TASK_STARTED: event.task_started(TASK, 2, NOW),
-    EventType.ITERATION_COMPLETED: event.iteration_completed(TASK, ITERATION, NOW),
+    EventType.ITERATION_COMPLETED: event.iteration_completed(TASK, PARALLEL, NOW),
     EventType.TASK_CANCEL_REQUESTED: event.task_cancel_requested(TASK, INTENT),
     EventType.TASK_COMPLETED: event.task_completed(TASK, NOW, work_stopped=False),
 }

@@ -50,6 +50,9 @@ def _fields_of(message: Descriptor) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _usual(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    if field.is_repeated:
+        assert field.message_type is not None
+        return st.lists(_fields_of(field.message_type), max_size=2)
     if field.message_type is not None:
         if field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
             times = st.datetimes(timezones=st.just(UTC)).map(datetime.isoformat)
@@ -97,6 +100,9 @@ def parsed(event_type: EventType, payload: Mapping[str, Any]) -> Message:
 @example((EventType.TASK_COMPLETED, {"status": "of_a_later_version", "result": "r"}))
 @example((EventType.TASK_COMPLETED, {"status": 5, "cancel": {"requested_at": "2026-01-02"}}))
 @example((EventType.ITERATION_COMPLETED, {"model_call": {}, "tool_call": {"result": None}}))
+@example((EventType.ITERATION_COMPLETED, {"tool_calls": [{"name": "a"}, {"name": "b"}]}))
+@example((EventType.ITERATION_COMPLETED, {"tool_calls": [None]}))
+@example((EventType.ITERATION_COMPLETED, {"tool_calls": {}}))
 @example((EventType.ITERATION_COMPLETED, {"modelCall": {"inputTokens": "5"}}))
 @example((EventType.ITERATION_COMPLETED, {"toolCall": {}, "tool_call": {}}))
 @given(

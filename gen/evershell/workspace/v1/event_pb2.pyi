@@ -3,10 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from evershell.workspace.v1 import task_pb2 as _task_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -288,7 +290,7 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class IterationCompleted(_message.Message):
-    """A model call has ended, and its tool call if it made one. A tool call is never recorded without its
+    """A model call has ended, and its tool calls if it made some. A tool call is never recorded without its
     result.
     An iteration whose model call was interrupted has no tool call and is the last of its task.
     """
@@ -298,13 +300,20 @@ class IterationCompleted(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     MODEL_CALL_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts the iterations of the task, from 1 and without gaps."""
     @_builtins.property
     def model_call(self) -> Global___ModelCall: ...
     @_builtins.property
     def tool_call(self) -> Global___ToolCall:
-        """Absent if the model called no tool."""
+        """The first tool call. Absent if the model called no tool."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """All tool calls, the first of them too, if there are several; otherwise empty. In the order in which
+        they began. Several may have run at the same time.
+        """
 
     def __init__(
         self,
@@ -312,10 +321,11 @@ class IterationCompleted(_message.Message):
         number: _builtins.int = ...,
         model_call: Global___ModelCall | None = ...,
         tool_call: Global___ToolCall | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model_call", b"model_call", "tool_call", b"tool_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_call", b"model_call", "number", b"number", "tool_call", b"tool_call"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_call", b"model_call", "number", b"number", "tool_call", b"tool_call", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
