@@ -14,6 +14,7 @@ from evershell.agents.program import UnknownModelError, create_agent
 from evershell.agents.reply import Reply
 from evershell.agents.tools import ToolCall, ToolResult, ToolStatus
 from evershell.core.task import TaskEnded, TaskStatus
+from evershell.pod.process import become_subreaper
 from tests.support.model_server import (
     ModelServer,
     calls,
@@ -72,6 +73,7 @@ async def test_several_tool_calls_run_one_after_the_other_and_each_has_a_result_
     server: ModelServer, tmp_path: Path
 ) -> None:
     """What the first one leaves behind is killed, and the second one is not."""
+    become_subreaper()
     first = "sleep 600 & echo $! > pid; echo one"
     run = Run(server, tmp_path, calls(first, "kill -0 $(cat pid); echo two"), says("done"))
     assert (await run.end()).status is TaskStatus.COMPLETED

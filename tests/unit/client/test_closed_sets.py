@@ -156,7 +156,7 @@ TASK = task_pb2.Task(
                         model="m", status=event_pb2.ModelCall.completed
                     ),
                     tool_call=TOOL_CALL,
-                    tool_calls=[TOOL_CALL, event_pb2.ToolCall(id="u", result=event_pb2.ToolResult())],
+                    tool_calls=[TOOL_CALL, TOOL_CALL],
                 ),
             ),
         ),

@@ -29,10 +29,9 @@ _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
 _AGENTS_SERVICE = runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name
-# A parsed message can take many times its size. At most _LARGE_AT_ONCE messages of agents that are
-# larger than _LARGE_BYTES are parsed and served at once.
+# A parsed message can take 50 times its size, if it has millions of empty tool calls. One message
+# of agents that is larger than _LARGE_BYTES is parsed and served at a time.
 _LARGE_BYTES = 256 * 1024
-_LARGE_AT_ONCE = 2
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
 # How long it may take while other calls wait for their turn.
@@ -61,7 +60,7 @@ class Reading(Interceptor):
         # The turns of each caller, by caller and size limit, while requests of that caller are
         # being read.
         self._by_caller: WeakValueDictionary[tuple[str, int], _Turns] = WeakValueDictionary()
-        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._large = asyncio.Semaphore(1)
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         limit, has_effect = self._limit(method), method.path in self._changes
