@@ -87,6 +87,7 @@ SELECT workspace_id, seq, type, task_id, payload ->> 'status' AS status,
        coalesce(payload #>> '{model_call,status}' = 'interrupted', false)
            AS is_model_call_interrupted,
        coalesce(payload #>> '{tool_call,result,status}' = 'interrupted', false)
+           OR payload @? '$.tool_calls[*].result.status ? (@ == "interrupted")'
            AS is_tool_call_interrupted,
        coalesce(payload -> 'tool_call' <> 'null', false) AS has_tool_call
 FROM events WHERE %(id)s::text IS NULL OR workspace_id = %(id)s
