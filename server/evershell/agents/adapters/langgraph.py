@@ -66,6 +66,8 @@ class _Run:
         self._calls = _Calls()
         # The values of the graph's state.
         self._values: Any = None
+        # The tool calls without a result from before the iteration.
+        self._known: set[str] = set()
 
     async def result(self, given: Any) -> str:
         try:
@@ -78,10 +80,18 @@ class _Run:
     async def _repaired(self, given: Any) -> Any:
         """The input, with a result for each tool call that a cancellation has interrupted."""
         from langchain_core.messages import ToolMessage
+        from langgraph.graph import END
 
-        if not self._graph.checkpointer or not isinstance(given, dict) or "messages" not in given:
+        if not self._graph.checkpointer:
             return given
-        unanswered = _unanswered((await self._graph.aget_state(_CONFIG)).values)
+        state = await self._graph.aget_state(_CONFIG)
+        if state.tasks:
+            # A super-step has not ended. What its nodes have written is kept.
+            await self._graph.aupdate_state(_CONFIG, None, as_node=END)
+            state = await self._graph.aget_state(_CONFIG)
+        unanswered = _unanswered(state.values)
+        if not isinstance(given, dict) or "messages" not in given:
+            return given
         results = [ToolMessage(_INTERRUPTED, tool_call_id=each) for each in unanswered]
         return given | {"messages": [*results, *given["messages"]]}
 
@@ -108,8 +118,10 @@ class _Run:
                         raise TaskFailed("The graph waits for an answer, which nobody can give.")
                 else:
                     # A node begins, but it does not run before the next event.
-                    if has_begun and not running:
-                        before, unanswered = unanswered, _unanswered(self._values)
+                    if not has_begun:
+                        self._known.update(_unanswered(self._values))
+                    elif not running:
+                        before, unanswered = unanswered, self._new_unanswered()
                         is_over = not unanswered or unanswered == before
                         if is_over and not await self._next_step():
                             return
@@ -120,8 +132,13 @@ class _Run:
             # An iteration without a call is recorded only when the next one begins.
             await self._calls.step.model_call(asyncio.sleep(0))
 
+    def _new_unanswered(self) -> list[str]:
+        """The tool calls of the iteration that have no result."""
+        return [each for each in _unanswered(self._values) if each not in self._known]
+
     async def _next_step(self) -> bool:
         """Begins the next iteration. Returns whether there is one."""
+        self._known.update(_unanswered(self._values))
         await self._calls.settle()
         self._calls.step = await anext(self._steps, None)
         return self._calls.step is not None

@@ -126,6 +126,37 @@ def _with_threads(server: ModelServer) -> Any:
     return builder.compile()
 
 
+async def test_a_graph_that_is_interrupted_while_it_keeps_its_state_stays_valid() -> None:
+    """Its node has asked for a tool call, which is known only from what the node has written."""
+    from langchain_core.messages import AIMessage
+    from langgraph.checkpoint.memory import InMemorySaver
+
+    asked: list[str] = []
+
+    async def ask(state: Any) -> Any:
+        asked.append(f"c{len(asked)}")
+        return {
+            "messages": [AIMessage("", tool_calls=[{"name": "t", "args": {}, "id": asked[-1]}])]
+        }
+
+    class Saver(InMemorySaver):
+        async def aput(self, *arguments: Any) -> Any:
+            if len(asked) == 1 and not run.task.cancel.is_requested:
+                run.task.cancel.request(0)
+                await asyncio.Event().wait()
+            return await super().aput(*arguments)
+
+    graph = line(ask, state=graphs.MessagesState)
+    graph.checkpointer = Saver()
+    run = Run(graph)
+    ending, _ = await run.end()
+    assert (ending.status, ending.forced) == (TaskStatus.CANCELLED, True)
+    await Run(graph).end()
+    state = graph.get_state({"configurable": {"thread_id": "workspace"}})
+    types = [each.type for each in state.values["messages"]]
+    assert types == ["human", "ai", "tool", "human", "ai"]
+
+
 async def test_an_entrypoint_is_one_iteration() -> None:
     """Its tasks begin while it runs, so nothing could stop it between them."""
     from langgraph.func import entrypoint, task
