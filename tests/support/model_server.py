@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -144,6 +144,8 @@ class ModelServer(ThreadingHTTPServer):
         # If False, it ignores that a client requests a stream.
         self.can_stream = can_stream
         self.script: deque[Answer] = deque()
+        # If set, makes the answer to a request in place of the script.
+        self.respond: Callable[[dict[str, Any]], Answer] | None = None
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
         # Set when a connection has ended, which a closed gate prevents until its client leaves.
@@ -161,7 +163,9 @@ class ModelServer(ThreadingHTTPServer):
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
-    def next_answer(self) -> Answer:
+    def next_answer(self, request: dict[str, Any]) -> Answer:
+        if self.respond is not None:
+            return self.respond(request)
         return self.script.popleft() if len(self.script) > 1 else self.script[0]
 
 
@@ -179,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(body)
         server.requests.append({"path": self.path} | request)
         server.headers.append({name.lower(): value for name, value in self.headers.items()})
-        answer = server.next_answer()
+        answer = server.next_answer(request)
         if answer.gate is not None and not self._pass(answer.gate):
             return
         if answer.stream and server.can_stream and request.get("stream"):

@@ -425,11 +425,11 @@ class ControlPlane:
             if isinstance(event, IterationCompleted) and event.number > len(run.iterations):
                 run.iterations.append(dict(event.payload))
         self._apply(change)
-        is_turn = any(isinstance(event, IterationCompleted) for event in events) and not is_end
-        here = Moment.BETWEEN if is_turn else Moment.START
+        has_iteration = any(isinstance(event, IterationCompleted) for event in events)
+        here = Moment.BETWEEN if has_iteration else Moment.START
         if run.cancelled_after is None and not is_end and run.moment is here:
             await self.cancel(force=run.force)
-        if is_turn and self.has_outage_after_iteration:
+        if has_iteration and self.has_outage_after_iteration:
             self.has_outage_after_iteration, self.is_unavailable = False, True
 
     def directive(self, epoch: int, *, is_renewed: bool = True) -> "runtime_service_pb2.Directive":

@@ -37,6 +37,8 @@ _SHORT_LEASE_SECONDS = 6.0
 # The refused calls after which the database is available again.
 _OUTAGE_CALLS = 3
 _SETTLE_SECONDS = 5.0
+# How often the end of the process is looked for, which no call reports.
+_POLL_SECONDS = 0.1
 
 
 class Verdict(StrEnum):
@@ -166,12 +168,21 @@ class Suite:
             raise FailedError(f"the agent cannot be started: {error}") from error
         self._agent = agent
         plane = self._plane
-        await plane.until(lambda: plane.address or agent.exit_code is not None, _START_SECONDS)
-        if plane.address is None:
+        if not await self._wait(agent, lambda: plane.address, _START_SECONDS):
             lines = agent.last_lines().splitlines()
             raise FailedError(f"the agent has not registered: {lines[-1] if lines else 'no log'}")
         self._has_started = True
         return agent
+
+    async def _wait(
+        self, agent: AgentProcess, condition: Callable[[], object], seconds: float
+    ) -> bool:
+        """Waits for what the agent does. False at the limit, or if its process ends."""
+        limit = time.monotonic() + seconds
+        while not await self._plane.until(condition, _POLL_SECONDS):
+            if agent.exit_code is not None or time.monotonic() > limit:
+                return False
+        return True
 
     async def _discard_agent(self) -> None:
         if self._agent is not None:
@@ -189,7 +200,7 @@ class Suite:
         limit = time.monotonic() + self._options.task_seconds
         plane = self._plane
         # Looks often, because the deadline of a forced cancellation begins meanwhile.
-        while not await plane.until(lambda: run.ended, 0.1):
+        while not await plane.until(lambda: run.ended, _POLL_SECONDS):
             now = time.monotonic()
             if agent.exit_code is not None:
                 raise FailedError(f"the agent ended during the task, with {agent.exit_code}")
@@ -299,22 +310,29 @@ class Suite:
         plane, run = self._plane, Run(self._options.description)
         agent = await self._running()
         plane.has_outage_after_iteration, plane.refused_calls = True, 0
+        seconds = self._options.task_seconds
         try:
             await plane.submit(run, DEFAULT_MAX_ITERATIONS)
-            seconds = self._options.task_seconds
-            await plane.until(lambda: run.ended or plane.refused_calls >= _OUTAGE_CALLS, seconds)
+            await self._wait(
+                agent,
+                lambda: (
+                    plane.refused_calls >= _OUTAGE_CALLS
+                    or (run.ended is not None and not plane.is_unavailable)
+                ),
+                seconds,
+            )
             plane.is_unavailable = False
-            await plane.until(lambda: run.ended, seconds)
+            await self._wait(agent, lambda: run.ended, seconds)
         finally:
             plane.has_outage_after_iteration = plane.is_unavailable = False
         if run.ended is None:
             await self._end_pod("the task did not end after the outage")
         if not plane.refused_calls:
-            raise NotReachedError("the task has one iteration")
+            raise NotReachedError("the task has no iteration")
         check_whole(run)
+        await self._check_idle(agent)
         # The repeat of what was not acknowledged is no second end.
         run.repeats = 0
-        await self._check_idle(agent)
 
     async def _expired_lease(self) -> None:
         """The agent ends itself and what it has started before the lease is over."""

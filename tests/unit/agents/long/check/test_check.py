@@ -1,7 +1,6 @@
 """`evershell agent check`: good agents pass, and each broken one fails the case that it breaks."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,38 +9,13 @@ import pytest
 from evershell.conformance.control_plane import Moment
 from tests.support.npm import NODE, program_folder
 from tests.support.stack import ROOT
+from tests.unit.agents.long.check.running import HOW, PATIENT, TASKS, cases, check
 
 AGENTS = Path(__file__).with_name("checked_agents.py")
 SAMPLE = ROOT / "docs" / "agents" / "agent.mjs"
 DESCRIPTORS = ROOT / "gen" / "evershell" / "edge" / "workspace.binpb"
-TASKS = [
-    *("--parallel", "parallel", "--model-error", "model error"),
-    *("--tool-error", "tool error", "--loop-error", "loop error"),
-]
-# So that a busy machine fails nothing.
-PATIENT = ["--force-seconds", "60", "--task-seconds", "120"]
 COMMANDS = "sleep 0.6\nsleep 0.6"
-HOW = "cancelled", "forced"
 DURING = {Moment.MODEL_CALL, Moment.TOOL_CALL, Moment.TWO_TOOLS}
-
-
-def check(*arguments: str | Path) -> tuple[int, dict[str, tuple[str, str]]]:
-    """Runs the command. Returns its exit code, and verdict and detail of each case."""
-    done = subprocess.run(
-        [sys.executable, "-m", "evershell.commands", "agent", "check", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    *lines, _ = done.stdout.splitlines() or [done.stderr]
-    rows = [re.split(r"\s{2,}", line, maxsplit=2) for line in lines]
-    assert all(len(row) >= 2 for row in rows), done.stdout + done.stderr
-    return done.returncode, {row[0]: (row[1], "".join(row[2:])) for row in rows}
-
-
-def cases(rows: dict[str, tuple[str, str]], verdict: str) -> set[str]:
-    return {case for case, (came, _) in rows.items() if came == verdict}
 
 
 def test_an_agent_that_comes_to_every_moment_passes_every_case() -> None:
@@ -55,7 +29,7 @@ def test_the_scripted_agent_passes() -> None:
     failing = "--model-error", "fail: it is broken"
     agent = "--", sys.executable, "-P", "-m", "evershell.agents"
     code, rows = check("--task", COMMANDS, *failing, *PATIENT, *agent)
-    assert code == 0, rows
+    assert code == 0, list(rows.items())
     assert cases(rows, "not reached") == {
         *(f"{how} {m}" for how in HOW for m in DURING - {Moment.TOOL_CALL}),
         "an exception in the tool",
@@ -68,7 +42,7 @@ def test_the_agent_in_javascript_passes(tmp_path: Path) -> None:
     folder = program_folder(tmp_path, SAMPLE, DESCRIPTORS)
     agent = NODE, folder / SAMPLE.name, folder / DESCRIPTORS.name
     code, rows = check("--task", COMMANDS, *PATIENT, "--", *agent)
-    assert code == 0, rows
+    assert code == 0, list(rows.items())
     assert cases(rows, "passed") >= {"forced during a tool call", "an expired lease"}
 
 
