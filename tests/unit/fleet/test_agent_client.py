@@ -160,6 +160,15 @@ async def test_a_failed_attempt_is_retried_within_the_call(
     assert len(agent.requests) == 2
 
 
+async def test_an_agent_that_does_not_answer_is_given_up(
+    client: AgentClient, agent: FakeAgent
+) -> None:
+    agent.before = never
+    # Ten times as long as it takes.
+    async with asyncio.timeout(18):
+        await unreachable(client, agent.address)
+
+
 @pytest.mark.usefixtures("patient")
 async def test_a_call_ends_before_the_deadline_of_its_caller(
     client: AgentClient, agent: FakeAgent
