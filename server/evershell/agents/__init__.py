@@ -1,7 +1,7 @@
 """The program in a workspace's pod, and the library that it uses.
 
-docs/agents.md describes the library. An agent is a function. Its task is a loop of iterations, and
-a cancellation ends the loop:
+docs/your-agent.md describes the library. An agent is a function. Its task is a loop of iterations,
+and a cancellation ends the loop:
 
     async def agent(task: Task) -> str:
         async for step in task.iterations():

@@ -110,11 +110,11 @@ class Settings(BaseSettings):
     """An agent that sends no heartbeat for this long is lost."""
     agent_command: str = ""
     """The program that is started as the agent of each workspace, with its arguments, in the syntax
-    of a shell. If empty, the agent of this package. [Bring your own agent](agents.md) says what it
-    has to do."""
+    of a shell. If empty, the agent of this package. [Cancel the agent you
+    have](your-agent.md) says what it can be."""
     agent_keys_file: Path | None = None
     """A file with the keys of an agent of your own: a JSON object that has a text for each name. It
-    is read whenever an agent starts. [Keys](agents.md#keys) says who can read them."""
+    is read whenever an agent starts. [Keys](your-agent.md#keys) says who can read them."""
 
     pod_backend: Literal["local", "kubernetes"] = "local"
     """Where pods run: as processes of this machine, or in a

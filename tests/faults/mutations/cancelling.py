@@ -164,8 +164,8 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (
             f"{_CORE}task_lifecycle.py",
-            'result = model_call.get("content") or output or task.result',
-            "result = task.result",
+            'model_call.get("content") or next(filter(None, reversed(outputs)), task.result)',
+            "task.result",
         ),
     ),
     rule(
