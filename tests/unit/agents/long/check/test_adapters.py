@@ -58,6 +58,8 @@ def _texts(message: dict[str, Any]) -> list[str]:
     return [each for each in texts if not each.startswith("<system-reminder>")]
 
 
+# The suite of the adapters shows the same moments, in less time.
+@pytest.mark.soak
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_agent_of_a_framework_passes(name: str, tmp_path: Path) -> None:
     framework = AGENTS[name]()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from evershell.conformance.control_plane import Moment
+from tests.support.lengths import smoke
 from tests.support.npm import NODE, program_folder
 from tests.support.stack import ROOT
 from tests.unit.agents.long.check.running import HOW, PATIENT, TASKS, cases, check
@@ -24,6 +25,7 @@ def test_an_agent_that_comes_to_every_moment_passes_every_case() -> None:
     assert {f"{how} {moment}" for how in HOW for moment in Moment} < set(rows)
 
 
+@pytest.mark.soak
 def test_the_scripted_agent_passes() -> None:
     """It calls no model, has one tool at a time, and no tool of it raises."""
     failing = "--model-error", "fail: it is broken"
@@ -55,7 +57,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", smoke(BROKEN, ["ends_twice"]))
 def test_a_broken_agent_fails_the_case_that_it_breaks(name: str) -> None:
     code, rows = check(f"{AGENTS}:{name}")
     case, detail = BROKEN[name]
