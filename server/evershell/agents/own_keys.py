@@ -30,6 +30,23 @@ def redacted(text: str) -> str:
     return text
 
 
+def without_parts(head: str, tail: str) -> tuple[str, str]:
+    """Both sides of a cut without the part of a key that the cut has left there.
+
+    `redacted` finds only whole keys.
+    """
+    for form in _names:
+        for length in range(len(form) - 1, 0, -1):
+            if head.endswith(form[:length]):
+                head = head[:-length]
+                break
+        for length in range(len(form) - 1, 0, -1):
+            if tail.startswith(form[-length:]):
+                tail = tail[length:]
+                break
+    return head, tail
+
+
 class _RedactedStream:
     """A stream of text that prints no key."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from evershell.agents.active_task import TaskFailed
 from evershell.agents.descendants import Descendants
+from evershell.agents.own_keys import without_parts
 from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE
 from evershell.pod.sandbox import ToolSandbox
 
@@ -327,6 +328,7 @@ class BoundedOutput:
         # The cuts may split a character on each side. The rest of that character is cut too.
         head = self._head.decode("utf-8", "ignore")
         tail = self._tail[-self._tail_bytes :].decode("utf-8", "ignore")
+        head, tail = without_parts(head, tail)
         total = len(self._head) + len(self._tail) + self._dropped
         cut = total - len(head.encode()) - len(tail.encode())
         return f"{head}\n[{cut} bytes of output were cut here]\n{tail}", cut

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evershell.agents import descendants, tools
+from evershell.agents import descendants, own_keys, tools
 from evershell.agents.tools import (
     MAX_OUTPUT_BYTES,
     BoundedOutput,
@@ -256,3 +256,14 @@ def test_output_at_the_limit_is_not_truncated() -> None:
 def test_text_that_cannot_be_stored_is_replaced() -> None:
     assert storable("a\0b\ud800c") == f"a{REPLACED}b{REPLACED * 3}c"
     storable("\ud83d\ude00").encode()
+
+
+def test_a_cut_leaves_no_part_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "QZXJKVWYHG"
+    monkeypatch.setitem(own_keys._names, key, "[name]")
+    for offset in range(len(key) + 1):
+        output = BoundedOutput(400)
+        output.feed(b"." * offset + f"{key}.".encode() * 100)
+        text, cut = output.finish()
+        assert cut
+        assert not set(own_keys.redacted(text)) & set(key), text
