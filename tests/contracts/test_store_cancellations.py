@@ -87,7 +87,8 @@ async def check_outcomes(
         audited_id = entry.task_id if of_call is None else of_call.id
         expected_entry = replace(entry, outcome=expected, task_id=audited_id)
         assert (recorded.outcome, stored) == (expected, expected_entry), (status, state, named)
-        # Nothing is told of another organization, and only this outcome changes the task.
+        # The result says nothing about another organization's workspace. Only this outcome changes
+        # the task.
         assert recorded.workspace == await store.get_workspace(busy.id, by.caller.org_id)
         if of_call is None:
             assert recorded.task is None

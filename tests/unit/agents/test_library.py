@@ -337,7 +337,7 @@ async def test_a_call_that_does_not_end_at_its_limit_is_left_behind(
 
 
 async def _end_late(may_end: asyncio.Event) -> None:
-    """Ends when it is told, even if it is cancelled."""
+    """Ends only when the test lets it, even if it is cancelled."""
     while not may_end.is_set():
         try:
             await may_end.wait()

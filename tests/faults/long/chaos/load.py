@@ -1,4 +1,4 @@
-"""The load: callers submit, cancel and stop tasks, and keep what they are told."""
+"""The load: callers submit, cancel and stop tasks, and keep the answers."""
 
 import asyncio
 import random

@@ -36,7 +36,7 @@ class Framework:
 
     # What has to be installed.
     package = ""
-    # Whether an exception of a tool ends the task. Otherwise, the model is told.
+    # Whether an exception of a tool ends the task. Otherwise, the model gets its error.
     fails_with_tool = False
     # Whether synchronous functions run in threads of the process.
     has_threads = True
