@@ -8,7 +8,7 @@ import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
 from evershell.agents.reply import Reply
-from evershell.core.agent_rules import MAX_CALL_TOKENS, MAX_TOOL_CALLS
+from evershell.core.task import MAX_CALL_TOKENS, MAX_TOOL_CALLS
 
 # An iteration must fit into one message to the control plane.
 _MAX_ANSWER_BYTES = 1024 * 1024

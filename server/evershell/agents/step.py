@@ -17,7 +17,7 @@ from evershell.agents.tools import (
     ToolStatus,
     storable,
 )
-from evershell.core.task import Phase
+from evershell.core.task import MAX_CALL_TOKENS, MAX_TOOL_CALLS, Phase
 
 T = TypeVar("T")
 
@@ -28,9 +28,6 @@ _MAX_TEXT_BYTES = 1024 * 1024
 # The outputs of an iteration's tool calls together. The iterations of a task may have 256 KiB each,
 # and the first output is there twice.
 _MAX_OUTPUTS_BYTES = 128 * 1024
-# As in evershell.core.agent_rules, which takes 1 MB to import.
-_MAX_TOKENS = 1_000_000_000
-_MAX_TOOL_CALLS = 128
 
 
 class CallTimeoutError(TaskFailed, TimeoutError):
@@ -167,9 +164,9 @@ class Step:
         TaskFailed if the iteration has too many tool calls.
         """
         running = asyncio.ensure_future(call)
-        if len(self._tools) == _MAX_TOOL_CALLS:
+        if len(self._tools) == MAX_TOOL_CALLS:
             running.cancel()
-            raise TaskFailed(f"An iteration had more than {_MAX_TOOL_CALLS} tool calls.")
+            raise TaskFailed(f"An iteration had more than {MAX_TOOL_CALLS} tool calls.")
         limit_seconds = self._calls.limits.tool_timeout_seconds
         tool = _Tool(call_id or self._next_id(), name, arguments)
         self._tools.append(tool)
@@ -315,7 +312,7 @@ def storable_text(value: str, max_bytes: int = _MAX_TEXT_BYTES) -> str:
 
 
 def _count(tokens: int) -> int:
-    return min(max(tokens, 0), _MAX_TOKENS)
+    return min(max(tokens, 0), MAX_CALL_TOKENS)
 
 
 def _milliseconds(seconds: float) -> int:

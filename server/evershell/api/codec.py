@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.api import payloads
 from evershell.core import errors
-from evershell.core.agent_rules import MAX_EVENTS, MAX_TOOL_CALLS, BreachError
+from evershell.core.agent_rules import MAX_EVENTS, BreachError
 from evershell.core.cancel_task import CancelResult, CancelTask
 from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.core.change import Hold, IdempotencyKey
@@ -28,6 +28,7 @@ from evershell.core.event import AuditEntry, AuditFilter, Event, Origin
 from evershell.core.hold import HoldOrg
 from evershell.core.runtime import Directive
 from evershell.core.task import (
+    MAX_TOOL_CALLS,
     AgentEvent,
     IterationCompleted,
     Phase,

@@ -10,14 +10,17 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evershell.core.task import AgentEvent, IterationCompleted, Task, TaskStatus
+from evershell.core.task import (
+    MAX_CALL_TOKENS,
+    MAX_TOOL_CALLS,
+    AgentEvent,
+    IterationCompleted,
+    Task,
+    TaskStatus,
+)
 
 # The events of one commit.
 MAX_EVENTS = 64
-# The input or output tokens of one model call. A task has at most 1,000 calls.
-MAX_CALL_TOKENS = 1_000_000_000
-# The tool calls of one iteration.
-MAX_TOOL_CALLS = 128
 # The bytes that a task may commit, and how many more for each iteration that it may have.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10

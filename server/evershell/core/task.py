@@ -12,6 +12,10 @@ from evershell.workspace.v1 import field_limits
 MAX_DESCRIPTION_CHARACTERS = field_limits.SUBMIT_TASK_DESCRIPTION_MAX
 DEFAULT_MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_DEFAULT_VALUE
 MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_MAX
+# The input or output tokens of one model call. A task has at most 1,000 calls.
+MAX_CALL_TOKENS = 1_000_000_000
+# The tool calls of one iteration.
+MAX_TOOL_CALLS = 128
 
 
 class TaskStatus(StrEnum):

@@ -26,7 +26,7 @@ from evershell.agents.reply import Reply
 from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.core import agent_rules
 from evershell.core.agent_rules import check_events
-from evershell.core.task import IterationCompleted, TaskEnded, TaskStatus
+from evershell.core.task import MAX_TOOL_CALLS, IterationCompleted, TaskEnded, TaskStatus
 from evershell.pod.process import become_subreaper
 from tests.support.waiting import eventually_async
 from tests.unit.agents import library_agents
@@ -245,13 +245,13 @@ async def test_an_iteration_with_one_tool_call_has_no_list_of_them() -> None:
 
 
 async def test_an_iteration_has_a_limited_number_of_tool_calls() -> None:
-    many = {f"t{number}": value("x") for number in range(agent_rules.MAX_TOOL_CALLS + 1)}
+    many = {f"t{number}": value("x") for number in range(MAX_TOOL_CALLS + 1)}
     ending, (iteration,) = await ended(calling(**many))
     assert ending.reason == "An iteration had more than 128 tool calls."
     check_events([IterationCompleted(1, iteration)])
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, agent_rules.MAX_TOOL_CALLS])
+@pytest.mark.parametrize("count", [1, 2, 5, MAX_TOOL_CALLS])
 async def test_the_largest_iteration_keeps_the_rules(count: int) -> None:
     """Its outputs fit into the bytes of an iteration, and all of it and the end into a message."""
 

@@ -7,16 +7,19 @@ import pytest
 
 from evershell.core.agent_rules import (
     ITERATION_BYTES,
-    MAX_CALL_TOKENS,
     MAX_EVENTS,
-    MAX_TOOL_CALLS,
     TASK_BYTES,
     BreachError,
     check_address,
     check_events,
 )
 from evershell.core.change import Locked
-from evershell.core.task import IterationCompleted, TaskStatus
+from evershell.core.task import (
+    MAX_CALL_TOKENS,
+    MAX_TOOL_CALLS,
+    IterationCompleted,
+    TaskStatus,
+)
 from tests.support.world import iteration, locked_busy
 from tests.unit.core.committing import commit
 

@@ -12,10 +12,17 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message_factory import GetMessages
 
 from evershell.api import codec
-from evershell.core.agent_rules import MAX_TOOL_CALLS, BreachError
+from evershell.core.agent_rules import BreachError
 from evershell.core.event import Event, EventType
 from evershell.core.runtime import Directive
-from evershell.core.task import IterationCompleted, Phase, TaskEnded, TaskStarted, TaskStatus
+from evershell.core.task import (
+    MAX_TOOL_CALLS,
+    IterationCompleted,
+    Phase,
+    TaskEnded,
+    TaskStarted,
+    TaskStatus,
+)
 from tests.support.world import NOW
 from tests.wire.api.full_task import INTENT, ITERATION, PARALLEL, TASK
 
