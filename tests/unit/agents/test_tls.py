@@ -7,6 +7,7 @@ import grpc.aio
 import pytest
 from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from evershell.workspace.v1.task_pb2 import Task
 
 from evershell.pod.tls import Connector, TlsIdentity, agent_name
 from tests.support.agent_tls import Certificates, certificates, fields
@@ -46,7 +47,8 @@ async def code_as(agent: ControlPlane, identity: TlsIdentity | None) -> grpc.Sta
 async def test_a_task_is_started_and_cancelled_over_tls(agent: ControlPlane) -> None:
     stub = agent.agent()
     await agent.start_task(stub, agent.submit("t1", "sleep 60"))
-    await agent.until(lambda: agent.kinds("t1"))
+    # Before its first iteration, a cancelled task has none.
+    await agent.until(lambda: any(each.phase == Task.tool_call for each in agent.heartbeats))
     assert await agent.cancel_task(stub, "t1", force_after_seconds=0)
     await agent.until(lambda: agent.end("t1"))
     assert len(agent.iterations("t1")) == 1
