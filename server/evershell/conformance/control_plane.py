@@ -1,16 +1,14 @@
 """A control plane of one workspace, in memory: it serves RuntimeService and calls AgentService.
 
-The rules are those of the core. It has two workers, and faults that the suite turns on.
+The rules are those of the core.
 """
 
 import asyncio
 import hmac
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -44,10 +42,11 @@ from evershell.core.agent_rules import BreachError
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.runtime import Directive
-from evershell.core.task import AgentEvent, CancelIntent, IterationCompleted, Phase, Task, TaskEnded
+from evershell.core.task import DEFAULT_MAX_ITERATIONS, AgentEvent, CancelIntent, Phase, Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.pod.messages import cancellation_fields, encode_assignment
 from evershell.pod.spec import PodSpec
+from evershell.pod.tls import Connector, TlsIdentity, agent_name, listen
 from evershell.pod.tokens import (
     SECRET_BYTES,
     TIME_TRAILER,
@@ -62,7 +61,7 @@ if TYPE_CHECKING:
     from evershell.agent.v1 import runtime_service_pb2
     from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
 
-_WORKERS = 2
+WORKSPACE_ID = "ws_check"
 _SIGNAL_SECONDS = 5.0
 # Longer than any case, so that no stall of the machine ends an agent.
 LEASE_SECONDS = 600.0
@@ -72,43 +71,7 @@ _BEATS_SECONDS = 3.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Moment(StrEnum):
-    """When a task is cancelled."""
-
-    START = "before the first iteration"
-    MODEL_CALL = "during a model call"
-    TOOL_CALL = "during a tool call"
-    TWO_TOOLS = "during two tools in parallel"
-    BETWEEN = "between iterations"
-    END = "at the moment of the end"
-
-
-_PHASES: dict[Moment | None, Phase] = {
-    Moment.MODEL_CALL: Phase.MODEL_CALL,
-    Moment.TOOL_CALL: Phase.TOOL_CALL,
-    Moment.TWO_TOOLS: Phase.TOOL_CALL,
-}
-
-
-@dataclass(slots=True)
-class Run:
-    """A task, and what the control plane sees of it."""
-
-    description: str
-    # When it is cancelled; None for never.
-    moment: Moment | None = None
-    force: bool = False
-    iterations: list[dict[str, Any]] = field(default_factory=list)
-    # The task as it has ended.
-    ended: Task | None = None
-    # The number of iterations at the time of the cancellation; None if it is not cancelled.
-    cancelled_after: int | None = None
-    cancelled_at: float = 0.0
-    # What the agent committed after the end was acknowledged.
-    repeats: int = 0
-
-
-class _Worker(RuntimeServiceServicer):
+class Worker(RuntimeServiceServicer):
     """One of the workers, which have the same state."""
 
     def __init__(self, plane: "ControlPlane") -> None:
@@ -117,21 +80,25 @@ class _Worker(RuntimeServiceServicer):
         self.address = "127.0.0.1:0"
 
     async def start(self) -> None:
+        """Serves RuntimeService, after a stop at the same address."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         add_RuntimeServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port(self.address)
+        port = listen(self._server, self.address, self._plane.tls)
         self.address = f"127.0.0.1:{port}"
         await self._server.start()
 
     async def stop(self) -> None:
+        """Ends its calls."""
         if self._server is not None:
             await self._server.stop(grace=None)
 
     async def Bootstrap(self, request: BootstrapRequest, context: Context) -> BootstrapResponse:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The spec is on standard input.")
+        """The spec is on standard input."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
         raise AssertionError("abort always raises")
 
     async def Register(self, request: RegisterRequest, context: Context) -> RegisterResponse:
+        """Records the address of the agent."""
         epoch = await self._plane.enter(context)
         try:
             agent_rules.check_address(request.address, on_loopback=True, elsewhere=False)
@@ -140,6 +107,7 @@ class _Worker(RuntimeServiceServicer):
         return RegisterResponse(directive=self._plane.register(epoch, request.address))
 
     async def Heartbeat(self, request: HeartbeatRequest, context: Context) -> HeartbeatResponse:
+        """Renews the lease."""
         epoch = await self._plane.enter(context)
         try:
             phase = codec.decode_phase(request.phase)
@@ -151,6 +119,7 @@ class _Worker(RuntimeServiceServicer):
     async def CommitEvents(
         self, request: CommitEventsRequest, context: Context
     ) -> CommitEventsResponse:
+        """Commits events by the rules of the core."""
         epoch = await self._plane.enter(context)
         try:
             events = codec.decode_agent_events(request.events)
@@ -158,53 +127,44 @@ class _Worker(RuntimeServiceServicer):
             await self._plane.commit(epoch, request.task_id, events)
         except (BreachError, Failure) as refusal:
             await self._plane.refuse(context, refusal)
-        # The answer is lost if the outage has begun meanwhile.
+        # The answer is lost if an outage has begun meanwhile.
         await self._plane.abort_in_outage(context)
         return CommitEventsResponse(directive=self._plane.directive(epoch, is_renewed=False))
 
 
 class ControlPlane:
-    """The workspace, its current task and its agent. The suite sets the faults."""
+    """The workspace, its current task and its agent. The suite and the tests set the faults."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.lease_seconds = LEASE_SECONDS
-        # While it is set, every call is answered with UNAVAILABLE.
-        self.is_unavailable = False
-        # Whether the outage begins with the next commit of an iteration.
-        self.has_outage_after_iteration = False
-        self.refused_calls = 0
-        self.renewed_at = 0.0
+        self.lease_length_seconds = _BEATS_SECONDS
+        # While it is set, every call is answered with this code.
+        self.outage: grpc.StatusCode | None = None
         # What the agent did against the rules.
         self.breaches: list[str] = []
-        self.workers = [_Worker(self) for _ in range(_WORKERS)]
-        self.run = Run("")
-        self._runs = 0
-        now = datetime.now(UTC)
-        self._locked = Locked(
-            Workspace(
-                id="ws_check",
-                org_id="org_check",
-                name="check",
-                status=WorkspaceStatus.IDLE,
-                created_by_user_id=None,
-                created_at=now,
-                updated_at=now,
-                epoch=0,
-            ),
-            None,
-        )
-        self._secrets = b"", b""
-        self._tells_phase = False
+        self.workers: list[Worker] = []
+        # Its certificate; None for plain text.
+        self.tls: TlsIdentity | None = None
+        self._clock = clock
+        self._secrets = token_bytes(SECRET_BYTES), token_bytes(SECRET_BYTES)
+        self._tasks = 0
+        self._locked = Locked(_workspace(), None)
         self._changed = asyncio.Event()
         self._channel: grpc.aio.Channel | None = None
 
-    async def serve(self) -> None:
-        """Starts the workers."""
-        for worker in self.workers:
-            await worker.start()
+    async def serve(self) -> str:
+        """Starts another worker. Returns its address."""
+        worker = self.new_worker()
+        await worker.start()
+        self.workers.append(worker)
+        return worker.address
+
+    def new_worker(self) -> Worker:
+        """A worker that has not started."""
+        return Worker(self)
 
     async def stop(self) -> None:
-        """Stops them."""
+        """Stops the workers."""
         await self._close_channel()
         for worker in self.workers:
             await worker.stop()
@@ -226,41 +186,48 @@ class ControlPlane:
 
     # The agent
 
-    async def next_spec(self, files_dir: str, keys: dict[str, str], **limits: float) -> PodSpec:
-        """The spec of the next agent. It has a new epoch, and the agent before is fenced."""
-        await self._close_channel()
-        self._secrets = token_bytes(SECRET_BYTES), token_bytes(SECRET_BYTES)
-        workspace = replace(
-            self._locked.workspace, epoch=self._locked.workspace.epoch + 1, agent_address=None
-        )
-        self._locked = Locked(workspace, None)
+    def spec(self, files_dir: str, **fields: Any) -> PodSpec:
+        """The spec of the agent."""
         runtime_secret, signal_secret = self._secrets
         return PodSpec(
-            workspace_id=workspace.id,
-            epoch=workspace.epoch,
+            workspace_id=WORKSPACE_ID,
+            epoch=self.epoch,
             runtime_addresses=[worker.address for worker in self.workers],
             runtime_secret=runtime_secret.hex(),
             signal_secret=signal_secret.hex(),
             files_dir=files_dir,
-            keys=keys,
-            **limits,  # type: ignore[arg-type]
+            **fields,
         )
 
+    async def begin_epoch(self) -> None:
+        """Fences the agent. The next one has other secrets."""
+        await self._close_channel()
+        self._secrets = token_bytes(SECRET_BYTES), token_bytes(SECRET_BYTES)
+        workspace = replace(_workspace(), epoch=self.epoch + 1)
+        self._locked = Locked(workspace, None)
+
     @property
-    def address(self) -> str | None:
-        """The address of the agent; None until it has registered."""
-        return self._locked.workspace.agent_address
+    def epoch(self) -> int:
+        """The epoch of the agent."""
+        return self._locked.workspace.epoch
+
+    @property
+    def address(self) -> str:
+        """The address of the agent; empty until it has registered."""
+        return self._locked.workspace.agent_address or ""
 
     async def session(self) -> GetSessionResponse:
         """What the agent says of its task. Raises grpc.aio.AioRpcError."""
-        request = GetSessionRequest(workspace_id=self._locked.workspace.id)
-        return await self._agent().GetSession(
-            request, metadata=self._metadata(), timeout=_SIGNAL_SECONDS
+        request = GetSessionRequest(workspace_id=WORKSPACE_ID)
+        return await self.agent().GetSession(
+            request, metadata=self.metadata(), timeout=_SIGNAL_SECONDS
         )
 
-    def _agent(self) -> "AgentServiceAsyncStub":
+    def agent(self) -> "AgentServiceAsyncStub":
+        """The client of the agent."""
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(str(self.address))
+            name = agent_name(WORKSPACE_ID, self.epoch)
+            self._channel = Connector(self.tls).open(self.address, name, ())
         stub: AgentServiceAsyncStub = AgentServiceStub(self._channel)
         return stub
 
@@ -269,69 +236,75 @@ class ControlPlane:
         if channel is not None:
             await channel.close()
 
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        token = signal_token(self._secrets[1], minute_of(time.time()))
-        return (("authorization", f"Bearer {token}"),)
+    def metadata(self, traceparent: str = "") -> tuple[tuple[str, str], ...]:
+        """The metadata of a call to the agent."""
+        token = signal_token(self._secrets[1], minute_of(self._clock()))
+        return (("authorization", f"Bearer {token}"), ("traceparent", traceparent))
 
     # Tasks
 
-    async def submit(self, run: Run, max_iterations: int) -> None:
-        """Gives the agent a task. The signal may fail: the next directive delivers it, too."""
-        self._runs += 1
-        self.run = run
-        now = datetime.now(UTC)
+    @property
+    def task(self) -> Task | None:
+        """The current task."""
+        return self._locked.task
+
+    def assign(
+        self, description: str, task_id: str = "", max_iterations: int = DEFAULT_MAX_ITERATIONS
+    ) -> Task:
+        """Gives the workspace a task, of which the next directive tells the agent."""
+        self._tasks += 1
         task = Task(
-            id=f"task_{self._runs}",
-            workspace_id=self._locked.workspace.id,
-            description=run.description,
+            id=task_id or f"task_{self._tasks}",
+            workspace_id=WORKSPACE_ID,
+            description=description,
             max_iterations=max_iterations,
-            created_at=now,
+            created_at=datetime.now(UTC),
         )
         self._apply(task_lifecycle.submit(self._locked, task, "check"))
-        request = StartTaskRequest(
-            workspace_id=task.workspace_id,
-            epoch=self._locked.workspace.epoch,
-            task=encode_assignment(task, now),
-        )
-        try:
-            await self._agent().StartTask(
-                request, metadata=self._metadata(), timeout=_SIGNAL_SECONDS
-            )
-        except grpc.aio.AioRpcError as error:
-            self.breaches.append(f"StartTask: {error.code().name} {error.details()}")
+        return task
 
-    async def cancel(self, *, force: bool) -> None:
-        """Records the intent, then signals the agent."""
-        task, now = self._locked.task, datetime.now(UTC)
-        if task is None:
-            return
-        if self.run.cancelled_after is None:
-            self.run.cancelled_after = task.iterations
-        self.run.cancelled_at = time.monotonic()
+    async def start(self, task: Task, epoch: int | None = None, traceparent: str = "") -> None:
+        """Signals a task to the agent. Raises grpc.aio.AioRpcError."""
+        request = StartTaskRequest(
+            workspace_id=WORKSPACE_ID,
+            epoch=self.epoch if epoch is None else epoch,
+            task=encode_assignment(task, datetime.now(UTC)),
+        )
+        metadata = self.metadata(traceparent)
+        await self.agent().StartTask(request, metadata=metadata, timeout=_SIGNAL_SECONDS)
+
+    async def cancel(
+        self, task_id: str, force_after_seconds: float | None = None, traceparent: str = ""
+    ) -> bool:
+        """Records the intent, then signals the agent. Returns whether the agent has the task.
+
+        Raises grpc.aio.AioRpcError.
+        """
+        now = datetime.now(UTC)
+        is_forced = force_after_seconds is not None
         intent = CancelIntent(
             requested_by="check",
             credential_kind="check",
             requested_at=now,
             reason="the check cancels it",
             request_id="check",
-            force_at=now if force else None,
-            force_requested_by="check" if force else None,
+            force_at=now + timedelta(seconds=force_after_seconds or 0) if is_forced else None,
+            force_requested_by="check" if is_forced else None,
         )
-        self._apply(task_lifecycle.request_cancel(self._locked, intent))
-        assert self._locked.task is not None
+        cancellation: Any = {"reason": intent.reason}
+        if self.task is not None and self.task.id == task_id:
+            self._apply(task_lifecycle.request_cancel(self._locked, intent))
+            assert self.task is not None
+            cancellation = cancellation_fields(self.task, now)
         request = CancelTaskRequest(
-            workspace_id=task.workspace_id,
-            epoch=self._locked.workspace.epoch,
-            task_id=task.id,
-            cancellation=cancellation_fields(self._locked.task, now),
+            workspace_id=WORKSPACE_ID,
+            epoch=self.epoch,
+            task_id=task_id,
+            cancellation=cancellation,
         )
-        try:
-            await self._agent().CancelTask(
-                request, metadata=self._metadata(), timeout=_SIGNAL_SECONDS
-            )
-        except grpc.aio.AioRpcError as error:
-            self.breaches.append(f"CancelTask: {error.code().name} {error.details()}")
-        self.wake()
+        metadata = self.metadata(traceparent)
+        answer = await self.agent().CancelTask(request, metadata=metadata, timeout=_SIGNAL_SECONDS)
+        return answer.known
 
     def end_open_task(self, reason: str) -> None:
         """Ends the task of an agent whose pod has ended, as the fleet controller does."""
@@ -348,10 +321,9 @@ class ControlPlane:
         named = parse_runtime_token(token)
         workspace_id, epoch, minute = named or ("", 0, 0)
         expected = runtime_token(workspace_id, epoch, self._secrets[0], minute)
-        is_current = epoch == self._locked.workspace.epoch
-        if named is None or (is_current and not hmac.compare_digest(token, expected)):
+        if named is None or (epoch == self.epoch and not hmac.compare_digest(token, expected)):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "The token is not authentic.")
-        now = time.time()
+        now = self._clock()
         if minute not in accepted_minutes(now):
             message = "The token is expired or not yet valid."
             trailers = ((TIME_TRAILER, str(int(now))),)
@@ -359,11 +331,9 @@ class ControlPlane:
         return epoch
 
     async def abort_in_outage(self, context: Context) -> None:
-        """Refuses the call while the database is unavailable."""
-        if self.is_unavailable:
-            self.refused_calls += 1
-            self.wake()
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "The database is not available.")
+        """Refuses the call during an outage."""
+        if self.outage is not None:
+            await context.abort(self.outage, "The database is not available.")
 
     async def refuse(self, context: Context, refusal: Exception) -> NoReturn:
         """Refuses a message that breaks a rule."""
@@ -378,78 +348,52 @@ class ControlPlane:
 
     def register(self, epoch: int, address: str) -> "runtime_service_pb2.Directive":
         """Records the address of the agent."""
-        if epoch == self._locked.workspace.epoch:
+        if epoch == self.epoch:
             workspace = replace(self._locked.workspace, agent_address=address)
-            self._locked = Locked(workspace, self._locked.task)
+            self._locked = replace(self._locked, workspace=workspace)
         self.wake()
         return self.directive(epoch)
 
     async def notice(self, task_id: str, phase: Phase) -> None:
-        """Cancels the task if the agent reports the phase in which it is to be cancelled."""
+        """The agent reports its task and the phase."""
         self.wake()
-        run, task = self.run, self._locked.task
-        is_current = task is not None and task.id == task_id
-        if (
-            is_current
-            and phase is not Phase.NONE
-            and await self._is_in(phase)
-            and run.cancelled_after is None
-            and phase is _PHASES.get(run.moment)
-        ):
-            await self.cancel(force=run.force)
-
-    async def _is_in(self, phase: Phase) -> bool:
-        """Whether the agent still is in the phase. Agents need not tell it in GetSession."""
-        with suppress(grpc.aio.AioRpcError):
-            told = (await self.session()).phase
-            self._tells_phase = self._tells_phase or bool(told)
-            return told == phase or not self._tells_phase
-        return False
 
     async def commit(self, epoch: int, task_id: str, events: Sequence[AgentEvent]) -> None:
-        """Commits events by the rules of the core. Cancels the task before or after, if it has to.
-
-        Raises Failure and BreachError.
-        """
-        run = self.run
-        task = self._locked.task
-        if task is None or task.id != task_id or epoch != self._locked.workspace.epoch:
-            run.repeats += 1
-            self.wake()
-            return
-        is_end = any(isinstance(event, TaskEnded) for event in events)
-        if run.moment is Moment.END and is_end:
-            await self.cancel(force=run.force)
-        change = task_lifecycle.commit(self._locked, epoch, task_id, events, datetime.now(UTC))
-        for event in events:
-            if isinstance(event, IterationCompleted) and event.number > len(run.iterations):
-                run.iterations.append(dict(event.payload))
-        self._apply(change)
-        has_iteration = any(isinstance(event, IterationCompleted) for event in events)
-        here = Moment.BETWEEN if has_iteration else Moment.START
-        if run.cancelled_after is None and not is_end and run.moment is here:
-            await self.cancel(force=run.force)
-        if has_iteration and self.has_outage_after_iteration:
-            self.has_outage_after_iteration, self.is_unavailable = False, True
+        """Commits events by the rules of the core. Raises Failure and BreachError."""
+        now = datetime.now(UTC)
+        self._apply(task_lifecycle.commit(self._locked, epoch, task_id, events, now))
 
     def directive(self, epoch: int, *, is_renewed: bool = True) -> "runtime_service_pb2.Directive":
         """What the agent has to do."""
-        left_seconds = None
-        if is_renewed:
-            self.renewed_at, left_seconds = time.monotonic(), self.lease_seconds
         return codec.encode_directive(
             Directive(
                 fenced=self._locked.workspace.is_fenced(epoch),
-                task=self._locked.task,
-                lease_seconds=left_seconds,
+                task=self.task,
+                lease_seconds=self.lease_seconds if is_renewed else None,
             ),
-            min(_BEATS_SECONDS, self.lease_seconds),
+            self.lease_length_seconds,
             datetime.now(UTC),
         )
 
+    def committed(self, change: Change) -> None:
+        """A change was committed. `task` has ended or is the current one."""
+
     def _apply(self, change: Change) -> None:
-        task = change.task
-        if task is not None and task.status.is_terminal:
-            self.run.ended, task = task, None
-        self._locked = Locked(change.workspace, task)
+        has_ended = change.task is not None and change.task.status.is_terminal
+        self._locked = Locked(change.workspace, None if has_ended else change.task)
+        self.committed(change)
         self.wake()
+
+
+def _workspace() -> Workspace:
+    now = datetime.now(UTC)
+    return Workspace(
+        id=WORKSPACE_ID,
+        org_id="org_check",
+        name="check",
+        status=WorkspaceStatus.IDLE,
+        created_by_user_id=None,
+        created_at=now,
+        updated_at=now,
+        epoch=1,
+    )

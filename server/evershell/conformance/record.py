@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from evershell.conformance.control_plane import Moment, Run
+from evershell.conformance.moments import Moment, Run
 from evershell.core.task import TaskStatus
 
 _INTERRUPTED = "interrupted"

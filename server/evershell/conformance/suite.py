@@ -16,7 +16,8 @@ import grpc.aio
 import psutil
 
 from evershell.conformance.agent_process import AgentProcess
-from evershell.conformance.control_plane import LEASE_SECONDS, ControlPlane, Moment, Run
+from evershell.conformance.control_plane import LEASE_SECONDS
+from evershell.conformance.moments import Moment, Run, SuiteControlPlane
 from evershell.conformance.record import (
     FailedError,
     NotReachedError,
@@ -28,7 +29,7 @@ from evershell.conformance.record import (
     why_missed,
 )
 from evershell.core.bounds import FORCE_MARGIN
-from evershell.core.task import DEFAULT_MAX_ITERATIONS, TaskStatus
+from evershell.core.task import TaskStatus
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
@@ -87,7 +88,7 @@ class Suite:
         self._options = options
         self._files = folder / "files"
         self._files.mkdir()
-        self._plane = ControlPlane()
+        self._plane = SuiteControlPlane()
         self._agent: AgentProcess | None = None
         self._has_started = False
         # The run without a cancellation, with which the others are compared.
@@ -99,7 +100,7 @@ class Suite:
 
     async def rows(self) -> AsyncIterator[Row]:
         """The rows, each when its case has run. Only the first one if the agent does not start."""
-        await self._plane.serve()
+        await self._plane.serve_all()
         try:
             for name, case in self._cases():
                 yield await self._row(name, case)
@@ -156,9 +157,10 @@ class Suite:
         if self._agent is not None and self._agent.exit_code is None:
             return self._agent
         options = self._options
-        spec = await self._plane.next_spec(
+        await self._plane.begin_epoch()
+        spec = self._plane.spec(
             str(self._files),
-            dict(options.keys),
+            keys=dict(options.keys),
             model_timeout_seconds=options.model_timeout_seconds,
             tool_timeout_seconds=options.tool_timeout_seconds,
         )
@@ -196,7 +198,7 @@ class Suite:
         """
         agent = await self._running()
         before = agent.started()
-        await self._plane.submit(run, DEFAULT_MAX_ITERATIONS)
+        await self._plane.submit(run)
         limit = time.monotonic() + self._options.task_seconds
         plane = self._plane
         # Looks often, because the deadline of a forced cancellation begins meanwhile.
@@ -312,19 +314,19 @@ class Suite:
         plane.has_outage_after_iteration, plane.refused_calls = True, 0
         seconds = self._options.task_seconds
         try:
-            await plane.submit(run, DEFAULT_MAX_ITERATIONS)
+            await plane.submit(run)
             await self._wait(
                 agent,
                 lambda: (
                     plane.refused_calls >= _OUTAGE_CALLS
-                    or (run.ended is not None and not plane.is_unavailable)
+                    or (run.ended is not None and plane.outage is None)
                 ),
                 seconds,
             )
-            plane.is_unavailable = False
+            plane.outage = None
             await self._wait(agent, lambda: run.ended, seconds)
         finally:
-            plane.has_outage_after_iteration = plane.is_unavailable = False
+            plane.has_outage_after_iteration, plane.outage = False, None
         if run.ended is None:
             await self._end_pod("the task did not end after the outage")
         if not plane.refused_calls:
@@ -341,8 +343,8 @@ class Suite:
         plane.lease_seconds = _SHORT_LEASE_SECONDS
         try:
             agent = await self._running()
-            await plane.submit(Run(self._options.description), DEFAULT_MAX_ITERATIONS)
-            plane.is_unavailable = True
+            await plane.submit(Run(self._options.description))
+            plane.outage = grpc.StatusCode.UNAVAILABLE
             left_seconds = plane.renewed_at + _SHORT_LEASE_SECONDS - time.monotonic()
             if not await agent.wait(left_seconds):
                 raise FailedError(
@@ -351,7 +353,7 @@ class Suite:
             if left := await agent.left({}, 0):
                 raise FailedError(f"still runs after the lease: {left}")
         finally:
-            plane.is_unavailable = False
+            plane.outage = None
             plane.lease_seconds = LEASE_SECONDS
             await self._discard_agent()
             plane.end_open_task("the lease is over")

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ import structlog
 from evershell.agents.program import run
 from evershell.agents.shutdown import ExitCode
 from evershell.agents.tools import ToolCall
-from evershell.pod.spec import PodSpec
 from tests.support.model_server import ModelServer, model_server
-from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.unit.agents.faulty_plane import ControlPlane
 
 Start = Callable[..., "asyncio.Task[ExitCode]"]
 
@@ -38,14 +38,8 @@ async def start(control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[St
     agents: list[asyncio.Task[ExitCode]] = []
 
     def start(addresses: list[str], **changes: Any) -> "asyncio.Task[ExitCode]":
-        settings: dict[str, Any] = {
-            "workspace_id": WORKSPACE_ID,
-            "epoch": EPOCH,
-            "runtime_addresses": addresses,
-            **control_plane.secrets,
-            "files_dir": str(tmp_path),
-        }
-        spec = PodSpec(**(settings | changes))
+        spec = control_plane.spec(str(tmp_path), **control_plane.more)
+        spec = replace(spec, runtime_addresses=addresses, **changes)
         agents.append(asyncio.create_task(run(spec, structlog.get_logger())))
         return agents[-1]
 
@@ -68,7 +62,7 @@ async def started(
     control_plane: ControlPlane, start: Start, **changes: Any
 ) -> "asyncio.Task[ExitCode]":
     agent = start([await control_plane.serve()], **changes)
-    await control_plane.until(lambda: control_plane.address)
+    await control_plane.reaches(lambda: control_plane.address)
     return agent
 
 

@@ -7,27 +7,23 @@ from typing import Any
 import pytest
 
 from evershell.agents.shutdown import ExitCode
+from evershell.conformance.control_plane import WORKSPACE_ID
 from evershell.pod.spec import PodSpec
 from tests.support.agent_tls import certificates, fields
 from tests.unit.agents.conftest import Start, started
-from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.unit.agents.faulty_plane import EPOCH, ControlPlane
 
 NO_SECRETS = {"runtime_secret": "", "signal_secret": ""}
-
-
-def token(control_plane: ControlPlane) -> str:
-    return control_plane.tokens.bootstrap_token(WORKSPACE_ID, EPOCH)
 
 
 async def test_an_agent_gets_its_secrets_and_works(
     control_plane: ControlPlane, start: Start
 ) -> None:
     control_plane.lost_bootstraps = 2
-    await started(control_plane, start, bootstrap_token=token(control_plane), **NO_SECRETS)
+    await started(control_plane, start, bootstrap_token=control_plane.bootstrap_token, **NO_SECRETS)
     assert control_plane.calls[:4] == ["Bootstrap", "Bootstrap", "Bootstrap", "Register"]
-    stub = control_plane.agent()
-    await control_plane.start_task(stub, control_plane.submit("t1", "echo done"))
-    await control_plane.until(lambda: control_plane.end("t1"))
+    await control_plane.run_task("t1", "echo done")
+    await control_plane.reaches(lambda: control_plane.end("t1"))
     assert control_plane.iterations("t1")[0].tool_call.result.output == "done\n"
 
 
@@ -37,12 +33,13 @@ async def test_an_agent_gets_its_secrets_over_tls(
     """It calls with the certificate of its first spec, and works with that of the answer."""
     of = certificates()
     control_plane.tls = of.control_plane
-    control_plane.secrets |= fields(of.agent(WORKSPACE_ID, EPOCH))
+    control_plane.more = fields(of.agent(WORKSPACE_ID, EPOCH))
     first = fields(of.agent(WORKSPACE_ID, EPOCH))
-    await started(control_plane, start, bootstrap_token=token(control_plane), **NO_SECRETS | first)
-    stub = control_plane.agent()
-    await control_plane.start_task(stub, control_plane.submit("t1", "echo done"))
-    await control_plane.until(lambda: control_plane.end("t1"))
+    await started(
+        control_plane, start, bootstrap_token=control_plane.bootstrap_token, **NO_SECRETS | first
+    )
+    await control_plane.run_task("t1", "echo done")
+    await control_plane.reaches(lambda: control_plane.end("t1"))
 
 
 def test_an_agent_ignores_what_a_newer_control_plane_tells_it() -> None:
@@ -57,8 +54,8 @@ async def test_an_agent_whose_bootstrap_token_was_spent_exits(
     control_plane: ControlPlane, start: Start
 ) -> None:
     address = await control_plane.serve()
-    control_plane.address = "127.0.0.1:1"
-    agent = start([address], bootstrap_token=token(control_plane), **NO_SECRETS)
+    control_plane.is_spent = True
+    agent = start([address], bootstrap_token=control_plane.bootstrap_token, **NO_SECRETS)
     assert await agent is ExitCode.UNAUTHORIZED
     assert control_plane.calls == ["Bootstrap"]
 
@@ -67,7 +64,7 @@ async def test_an_agent_with_a_forged_bootstrap_token_exits(
     control_plane: ControlPlane, start: Start
 ) -> None:
     address = await control_plane.serve()
-    forged = token(control_plane)[:-1] + "x"
+    forged = control_plane.bootstrap_token[:-1] + "x"
     assert await start([address], bootstrap_token=forged, **NO_SECRETS) is ExitCode.UNAUTHORIZED
 
 
@@ -75,7 +72,7 @@ async def test_an_agent_listens_where_its_own_spec_says(
     control_plane: ControlPlane, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POD_IP", "127.0.0.1")
-    own = {"bootstrap_token": token(control_plane), "listen_host": ""}
+    own = {"bootstrap_token": control_plane.bootstrap_token, "listen_host": ""}
     await started(control_plane, start, **own, **NO_SECRETS)
     assert control_plane.address.startswith("127.0.0.1:")
 

@@ -12,7 +12,7 @@ import pytest
 from evershell.agents.shutdown import ExitCode
 from tests.support.waiting import eventually_async
 from tests.unit.agents.conftest import Start, is_alive, started
-from tests.unit.agents.control_plane import ControlPlane
+from tests.unit.agents.faulty_plane import ControlPlane
 
 
 async def _exit_code(agent: "asyncio.Task[ExitCode]") -> ExitCode:
@@ -23,10 +23,10 @@ async def _exit_code(agent: "asyncio.Task[ExitCode]") -> ExitCode:
 async def test_a_fenced_agent_ends_its_tools_and_exits(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    control_plane.lease_length_ms = 1_500
+    control_plane.lease_length_seconds = 1.5
     agent = await started(control_plane, start)
     await _start_long_task(control_plane, tmp_path)
-    control_plane.fenced = True
+    await control_plane.begin_epoch()
     assert await _exit_code(agent) is ExitCode.FENCED
     assert not is_alive(tmp_path / "begun")
     assert control_plane.kinds("t1") == ["task_started"]
@@ -38,7 +38,7 @@ async def test_a_fenced_agent_ends_its_tools_and_exits(
 async def test_an_agent_whose_token_is_refused_exits(
     control_plane: ControlPlane, start: Start, code: grpc.StatusCode
 ) -> None:
-    control_plane.refusal = code
+    control_plane.outage = code
     assert await _exit_code(start([await control_plane.serve()])) is ExitCode.UNAUTHORIZED
 
 
@@ -47,11 +47,11 @@ async def test_an_agent_that_cannot_renew_its_lease_ends_its_tools_and_exits(
 ) -> None:
     """This is before the lease is over."""
     # The margin is a fifth of the length, 12 s, so the agent begins to end after 4 s.
-    control_plane.lease_ms, control_plane.lease_length_ms = 16_000, 60_000
+    control_plane.lease_seconds, control_plane.lease_length_seconds = 16.0, 60.0
     before_lease = time.monotonic()
     agent = await started(control_plane, start)
     await _start_long_task(control_plane, tmp_path)
-    control_plane.refusal = grpc.StatusCode.UNAVAILABLE
+    control_plane.outage = grpc.StatusCode.UNAVAILABLE
     assert await _exit_code(agent) is ExitCode.LEASE_OVER
     assert time.monotonic() - before_lease < 16
     assert not is_alive(tmp_path / "begun")
@@ -59,10 +59,10 @@ async def test_an_agent_that_cannot_renew_its_lease_ends_its_tools_and_exits(
 
 async def test_heartbeats_renew_the_lease(control_plane: ControlPlane, start: Start) -> None:
     # The agent survives a stall of more than two seconds, as on a busy machine.
-    control_plane.lease_ms, control_plane.lease_length_ms = 3_000, 600
+    control_plane.lease_seconds, control_plane.lease_length_seconds = 3.0, 0.6
     agent = await started(control_plane, start)
     over_at = time.monotonic() + 3.0
-    await control_plane.until(lambda: time.monotonic() > over_at)
+    await control_plane.reaches(lambda: time.monotonic() > over_at)
     assert not agent.done()
 
 
@@ -84,8 +84,8 @@ async def test_an_agent_whose_commit_is_refused_exits(
     control_plane: ControlPlane, start: Start, code: grpc.StatusCode
 ) -> None:
     agent = await started(control_plane, start)
-    control_plane.refusal = code
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "true"))
+    control_plane.outage = code
+    await control_plane.run_task("t1", "true")
     assert await _exit_code(agent) is ExitCode.REJECTED
 
 
@@ -98,5 +98,5 @@ async def test_an_agent_with_an_unknown_model_exits_at_the_start(
 
 async def _start_long_task(control_plane: ControlPlane, tmp_path: Path) -> None:
     line = "echo $$ > begun.new; mv begun.new begun; exec sleep 600"
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", line))
+    await control_plane.run_task("t1", line)
     await eventually_async((tmp_path / "begun").exists)

@@ -5,15 +5,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evershell.workspace.v1.task_pb2 import Task
 
 from evershell.agents.shutdown import ExitCode
+from evershell.core.task import TaskStatus
 from tests.support.waiting import eventually_async
-from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.unit.agents.faulty_plane import ControlPlane
 
 AGENT = """
 import sys
@@ -41,13 +42,8 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
 async def _agent(
     control_plane: ControlPlane, folder: Path, *command: str, **settings: Any
 ) -> asyncio.subprocess.Process:
-    spec: dict[str, Any] = {
-        "workspace_id": WORKSPACE_ID,
-        "epoch": EPOCH,
-        "runtime_addresses": [await control_plane.serve()],
-        **control_plane.secrets,
-        **settings,
-    }
+    await control_plane.serve()
+    spec = asdict(control_plane.spec("", **settings))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command),
         cwd=folder,
@@ -70,11 +66,11 @@ async def test_an_agent_is_a_program_or_a_function_of_a_file(
     program.write_text(AGENT)
     process = await _agent(control_plane, files, *COMMANDS[how](program))
     try:
-        await control_plane.until(lambda: control_plane.address)
-        await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "21"))
-        await control_plane.until(lambda: control_plane.end("t1"))
+        await control_plane.reaches(lambda: control_plane.address)
+        await control_plane.run_task("t1", "21")
+        await control_plane.reaches(lambda: control_plane.end("t1"))
         end = control_plane.end("t1")
-        assert (end.status, end.result) == (Task.completed, "42")
+        assert (end.status, end.result) == (TaskStatus.COMPLETED, "42")
         (iteration,) = control_plane.iterations("t1")
         call = iteration.model_call
         assert (call.model, call.content, call.input_tokens) == ("own", "twice 21", 3)
@@ -141,9 +137,9 @@ async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
     (tmp_path / "my_agent.py").write_text(INDISCREET)
     command = ["-P", "-m", "evershell.agents", str(tmp_path / "my_agent.py:agent")]
     process = await _agent(control_plane, tmp_path, *command, keys={"MODEL_KEY": KEY})
-    await control_plane.until(lambda: control_plane.address)
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", description))
-    await control_plane.until(lambda: control_plane.end("t1"))
+    await control_plane.reaches(lambda: control_plane.address)
+    await control_plane.run_task("t1", description)
+    await control_plane.reaches(lambda: control_plane.end("t1"))
     process.terminate()
     _, errors = await process.communicate()
     end, (iteration,) = control_plane.end("t1"), control_plane.iterations("t1")
@@ -183,8 +179,8 @@ async def test_an_agent_ends_even_if_its_function_does_not(
     (tmp_path / "my_agent.py").write_text(STUBBORN)
     command = ["-P", "-m", "evershell.agents", str(tmp_path / "my_agent.py:agent")]
     process = await _agent(control_plane, tmp_path, *command)
-    await control_plane.until(lambda: control_plane.address)
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", "go"))
+    await control_plane.reaches(lambda: control_plane.address)
+    await control_plane.run_task("t1", "go")
     await eventually_async((tmp_path / "begun").exists)
     process.terminate()
     await process.communicate()

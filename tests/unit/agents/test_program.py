@@ -1,6 +1,7 @@
 """The whole agent in this process over real gRPC, with a control plane of the tests."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -9,21 +10,22 @@ from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
 from evershell.workspace.v1.event_pb2 import ToolResult
 from evershell.workspace.v1.task_pb2 import Task
 
+from evershell.conformance.control_plane import WORKSPACE_ID
+from evershell.core.task import TaskStatus
 from tests.support.waiting import eventually_async
 from tests.unit.agents.conftest import Start, is_alive, started
-from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.unit.agents.faulty_plane import EPOCH, ControlPlane
 
 
 async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start) -> None:
     await started(control_plane, start)
-    task = control_plane.submit("t1", "echo one\n\n  echo two; exit 3  \n")
-    await control_plane.start_task(control_plane.agent(), task)
-    await control_plane.until(lambda: control_plane.end("t1"))
+    await control_plane.run_task("t1", "echo one\n\n  echo two; exit 3  \n")
+    await control_plane.reaches(lambda: control_plane.end("t1"))
     assert control_plane.kinds("t1") == [
         "task_started",
         "iteration_completed",
         "iteration_completed",
-        "task_ended",
+        "task_completed",
     ]
     first, second = control_plane.iterations("t1")
     assert (first.number, second.number) == (1, 2)
@@ -32,7 +34,7 @@ async def test_a_task_runs_to_its_end(control_plane: ControlPlane, start: Start)
     assert second.tool_call.result == ToolResult(
         status=ToolResult.exited, exit_code=3, output="two\n"
     )
-    assert control_plane.end("t1").status == Task.completed
+    assert control_plane.end("t1").status == TaskStatus.COMPLETED
     assert control_plane.end("t1").result == "Ran 2 commands."
     assert first.model_call.model == "scripted"
 
@@ -43,12 +45,12 @@ async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
     await started(control_plane, start)
     agent = control_plane.agent()
     wait = "touch begun; while [ ! -e go ]; do sleep 0.01; done; echo done"
-    await control_plane.start_task(agent, control_plane.submit("t1", f"{wait}\necho never"))
+    await control_plane.run_task("t1", f"{wait}\necho never")
     await eventually_async((tmp_path / "begun").exists)
-    await control_plane.until(
+    await control_plane.reaches(
         lambda: control_plane.heartbeats and control_plane.heartbeats[-1].phase == Task.tool_call
     )
-    assert await control_plane.cancel_task(agent, "t1")
+    assert await control_plane.cancel("t1")
     session = await agent.GetSession(
         GetSessionRequest(workspace_id=WORKSPACE_ID), metadata=control_plane.metadata()
     )
@@ -60,14 +62,14 @@ async def test_a_cancellation_lets_the_iteration_finish_and_the_next_task_run(
     )
     assert control_plane.end("t1") is None
     (tmp_path / "go").touch()
-    await control_plane.until(lambda: control_plane.end("t1"))
+    await control_plane.reaches(lambda: control_plane.end("t1"))
     assert [i.tool_call.result.output for i in control_plane.iterations("t1")] == ["done\n"]
-    assert control_plane.end("t1").status == Task.cancelled
+    assert control_plane.end("t1").status == TaskStatus.CANCELLED
     assert not control_plane.end("t1").forced
     # Sent at once, possibly before the agent has the acknowledgement of the end.
-    await control_plane.start_task(agent, control_plane.submit("t2", "echo next"))
-    await control_plane.until(lambda: control_plane.end("t2"))
-    assert control_plane.end("t2").status == Task.completed
+    await control_plane.run_task("t2", "echo next")
+    await control_plane.reaches(lambda: control_plane.end("t2"))
+    assert control_plane.end("t2").status == TaskStatus.COMPLETED
 
 
 async def test_a_tool_that_reaches_its_limit_is_killed_with_its_process_group(
@@ -77,8 +79,8 @@ async def test_a_tool_that_reaches_its_limit_is_killed_with_its_process_group(
     await started(control_plane, start, tool_timeout_seconds=2.5)
     own = tmp_path / "grandchild"
     line = f"(sh -c 'echo $$ > {own}; sleep 600' & wait) & echo begun; wait"
-    await control_plane.start_task(control_plane.agent(), control_plane.submit("t1", line))
-    await control_plane.until(lambda: control_plane.end("t1"))
+    await control_plane.run_task("t1", line)
+    await control_plane.reaches(lambda: control_plane.end("t1"))
     (iteration,) = control_plane.iterations("t1")
     assert iteration.tool_call.result == ToolResult(
         status=ToolResult.timed_out, exit_code=-9, output="begun\n"
@@ -90,19 +92,16 @@ async def test_events_carry_the_trace_of_the_last_call_for_their_task(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     await started(control_plane, start)
-    agent = control_plane.agent()
     first, second, third = (f"00-{digit * 32}-{digit * 16}-01" for digit in "abc")
     wait = "touch begun; while [ ! -e go ]; do sleep 0.01; done"
-    await control_plane.start_task(
-        agent, control_plane.submit("t1", f"true\n{wait}\necho never"), traceparent=first
-    )
+    await control_plane.run_task("t1", f"true\n{wait}\necho never", traceparent=first)
     await eventually_async((tmp_path / "begun").exists)
-    await control_plane.cancel_task(agent, "t1", traceparent=second)
+    await control_plane.cancel("t1", traceparent=second)
     # A cancellation without a trace and one of another task do not change the trace.
-    await control_plane.cancel_task(agent, "t1")
-    await control_plane.cancel_task(agent, "t9", traceparent=third)
+    await control_plane.cancel("t1")
+    await control_plane.cancel("t9", traceparent=third)
     (tmp_path / "go").touch()
-    await control_plane.until(lambda: control_plane.end("t1"))
+    await control_plane.reaches(lambda: control_plane.end("t1"))
     # The agent must learn of the next task from the traced call, not from a heartbeat's reply.
     heartbeats = asyncio.Event()
 
@@ -112,11 +111,11 @@ async def test_events_carry_the_trace_of_the_last_call_for_their_task(
 
     control_plane.before_reply = hold
     # Sent at once, possibly before the agent has the acknowledgement of the end.
-    await control_plane.start_task(agent, control_plane.submit("t2", "true"), traceparent=third)
-    await control_plane.until(lambda: control_plane.end("t2"))
+    await control_plane.run_task("t2", "true", traceparent=third)
+    await control_plane.reaches(lambda: control_plane.end("t2"))
     heartbeats.set()
-    await control_plane.start_task(agent, control_plane.submit("t3", "true"))
-    await control_plane.until(lambda: control_plane.end("t3"))
+    await control_plane.run_task("t3", "true")
+    await control_plane.reaches(lambda: control_plane.end("t3"))
     assert control_plane.traces == [
         ("task_started", first),
         ("iteration_completed", first),
@@ -130,24 +129,22 @@ async def test_events_carry_the_trace_of_the_last_call_for_their_task(
 async def test_a_task_whose_start_was_lost_arrives_with_the_next_reply(
     control_plane: ControlPlane, start: Start
 ) -> None:
-    control_plane.lease_length_ms = 1_200
+    control_plane.lease_length_seconds = 1.2
     await started(control_plane, start)
-    control_plane.submit("t1", "echo here")
-    await control_plane.until(lambda: control_plane.end("t1"))
-    assert control_plane.end("t1").status == Task.completed
+    control_plane.assign("echo here", "t1")
+    await control_plane.reaches(lambda: control_plane.end("t1"))
+    assert control_plane.end("t1").status == TaskStatus.COMPLETED
 
 
 async def test_another_task_is_refused_while_one_runs(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
     await started(control_plane, start)
-    agent = control_plane.agent()
-    task = control_plane.submit("t1", "touch begun; sleep 600")
-    await control_plane.start_task(agent, task)
+    await control_plane.run_task("t1", "touch begun; sleep 600")
     await eventually_async((tmp_path / "begun").exists)
-    other = type(task)(task_id="t2", description="true")
+    assert control_plane.task is not None
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await control_plane.start_task(agent, other)
+        await control_plane.start(replace(control_plane.task, id="t2"))
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -156,11 +153,9 @@ async def test_commits_with_lost_acknowledgements_are_repeated(
 ) -> None:
     await started(control_plane, start)
     control_plane.lost_acknowledgements = 3
-    await control_plane.start_task(
-        control_plane.agent(), control_plane.submit("t1", "echo x >> runs")
-    )
-    await control_plane.until(lambda: control_plane.end("t1"))
-    assert control_plane.kinds("t1") == ["task_started", "iteration_completed", "task_ended"]
+    await control_plane.run_task("t1", "echo x >> runs")
+    await control_plane.reaches(lambda: control_plane.end("t1"))
+    assert control_plane.kinds("t1") == ["task_started", "iteration_completed", "task_completed"]
     assert control_plane.calls.count("CommitEvents") == 5
     assert (tmp_path / "runs").read_text() == "x\n"
 
@@ -169,4 +164,4 @@ async def test_the_next_worker_is_tried_when_one_does_not_answer(
     control_plane: ControlPlane, start: Start
 ) -> None:
     start(["127.0.0.1:1", await control_plane.serve()])
-    await control_plane.until(lambda: control_plane.address)
+    await control_plane.reaches(lambda: control_plane.address)

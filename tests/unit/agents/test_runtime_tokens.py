@@ -28,7 +28,7 @@ from evershell.core.workspace import WorkspaceStatus
 from tests.support.runtime_tokens import runtime_token
 from tests.support.world import World
 from tests.unit.agents.conftest import Start, started
-from tests.unit.agents.control_plane import ControlPlane
+from tests.unit.agents.faulty_plane import ControlPlane
 from tests.unit.auth.fake_keys import FakeTimer
 from tests.wire.api.running import INTERNAL, Failed, Running, bearer, running
 
@@ -149,11 +149,10 @@ async def test_an_agent_follows_the_clock_of_the_control_plane_in_both_direction
     control_plane.ahead_seconds = ahead_seconds
     await started(control_plane, start)
     assert control_plane.calls[:2] == ["Register", "Register"]
-    stub = control_plane.agent()
-    await control_plane.start_task(stub, control_plane.submit("t1", "sleep 60"))
-    await control_plane.until(lambda: control_plane.kinds("t1"))
-    assert await control_plane.cancel_task(stub, "t1", force_after_seconds=0)
-    await control_plane.until(lambda: control_plane.end("t1"))
+    await control_plane.run_task("t1", "sleep 60")
+    await control_plane.reaches(lambda: control_plane.kinds("t1"))
+    assert await control_plane.cancel("t1", force_after_seconds=0)
+    await control_plane.reaches(lambda: control_plane.end("t1"))
 
 
 async def test_a_fenced_agent_with_an_expired_token_ends_as_fenced(side: Side) -> None:

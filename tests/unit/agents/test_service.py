@@ -4,15 +4,13 @@ import grpc
 import pytest
 
 from tests.unit.agents.conftest import Start, started
-from tests.unit.agents.control_plane import EPOCH, ControlPlane
+from tests.unit.agents.faulty_plane import EPOCH, ControlPlane
 
 
 async def test_another_epoch_is_refused(control_plane: ControlPlane, start: Start) -> None:
     await started(control_plane, start)
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await control_plane.start_task(
-            control_plane.agent(), control_plane.submit("t1", "true"), epoch=EPOCH + 1
-        )
+        await control_plane.start(control_plane.assign("true"), epoch=EPOCH + 1)
     assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 

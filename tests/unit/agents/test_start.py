@@ -5,12 +5,13 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from evershell.agents.shutdown import ExitCode
-from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.unit.agents.faulty_plane import ControlPlane
 
 # Runs the program of an agent, and prints the names of the loaded modules when it has ended.
 PROGRAM = """
@@ -53,13 +54,9 @@ async def agent(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A process with the scripted model, which has registered."""
     # Several heartbeats a second.
-    control_plane.lease_length_ms = 1_500
-    spec = {
-        "workspace_id": WORKSPACE_ID,
-        "epoch": EPOCH,
-        "runtime_addresses": [await control_plane.serve()],
-        **control_plane.secrets,
-    }
+    control_plane.lease_length_seconds = 1.5
+    await control_plane.serve()
+    spec = asdict(control_plane.spec(""))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-c", PROGRAM),
         cwd=tmp_path,
@@ -70,7 +67,7 @@ async def agent(
     assert process.stdin is not None
     process.stdin.write(json.dumps(spec).encode())
     process.stdin.close()
-    await control_plane.until(lambda: control_plane.address)
+    await control_plane.reaches(lambda: control_plane.address)
     yield process
     if process.returncode is None:
         process.kill()
@@ -81,10 +78,9 @@ async def agent(
 async def test_the_scripted_model_needs_few_packages(
     control_plane: ControlPlane, agent: asyncio.subprocess.Process
 ) -> None:
-    stub = control_plane.agent()
-    await control_plane.start_task(stub, control_plane.submit("t1", "true\nfalse"))
-    await control_plane.until(lambda: control_plane.end("t1"))
-    await control_plane.cancel_task(stub, "t1")
+    await control_plane.run_task("t1", "true\nfalse")
+    await control_plane.reaches(lambda: control_plane.end("t1"))
+    await control_plane.cancel("t1")
     agent.terminate()
     output, _ = await agent.communicate()
     assert agent.returncode == ExitCode.STOPPED

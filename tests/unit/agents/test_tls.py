@@ -9,10 +9,11 @@ from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 from evershell.workspace.v1.task_pb2 import Task
 
+from evershell.conformance.control_plane import WORKSPACE_ID
 from evershell.pod.tls import Connector, TlsIdentity, agent_name
 from tests.support.agent_tls import Certificates, certificates, fields
 from tests.unit.agents.conftest import Start, started
-from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.unit.agents.faulty_plane import EPOCH, ControlPlane
 
 NAME = agent_name(WORKSPACE_ID, EPOCH)
 OK, REFUSED = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
@@ -45,12 +46,11 @@ async def code_as(agent: ControlPlane, identity: TlsIdentity | None) -> grpc.Sta
 
 
 async def test_a_task_is_started_and_cancelled_over_tls(agent: ControlPlane) -> None:
-    stub = agent.agent()
-    await agent.start_task(stub, agent.submit("t1", "sleep 60"))
+    await agent.run_task("t1", "sleep 60")
     # Before its first iteration, a cancelled task has none.
-    await agent.until(lambda: any(each.phase == Task.tool_call for each in agent.heartbeats))
-    assert await agent.cancel_task(stub, "t1", force_after_seconds=0)
-    await agent.until(lambda: agent.end("t1"))
+    await agent.reaches(lambda: any(each.phase == Task.tool_call for each in agent.heartbeats))
+    assert await agent.cancel("t1", force_after_seconds=0)
+    await agent.reaches(lambda: agent.end("t1"))
     assert len(agent.iterations("t1")) == 1
 
 
@@ -90,6 +90,6 @@ async def test_an_agent_with_tls_sends_nothing_in_plain_text(
     control_plane.tls = of.control_plane
     good = await control_plane.serve()
     start([plain, foreign, good], **fields(of.agent(WORKSPACE_ID, EPOCH)))
-    await control_plane.until(lambda: control_plane.address)
+    await control_plane.reaches(lambda: control_plane.address)
     # Only one call has arrived: at the good one, after the others were tried.
     assert control_plane.calls == ["Register"]

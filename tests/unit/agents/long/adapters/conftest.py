@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 import structlog
-from evershell.workspace.v1.task_pb2 import Task
 
 from evershell.agents import loop
 from evershell.agents.program import run
 from evershell.agents.step import Calls, Step
-from evershell.pod.spec import PodSpec
+from evershell.core.task import TaskStatus
 from tests.support.model_server import Answer, ModelServer, model_server
 from tests.support.waiting import eventually_async
-from tests.unit.agents.control_plane import EPOCH, WORKSPACE_ID, ControlPlane
+from tests.unit.agents.faulty_plane import ControlPlane
 from tests.unit.agents.long.adapters.frameworks import FRAMEWORKS, Framework, need
 
 
@@ -30,7 +29,6 @@ class World:
         self.framework, self.plane, self.server, self.folder = framework, plane, server, folder
         # The iterations, as far as they have begun.
         self.steps: list[Step] = []
-        self._stub: Any = None
 
     def begin(self, number: int, calls: Calls) -> Step:
         """Begins an iteration."""
@@ -41,17 +39,15 @@ class World:
         """Starts a task. The model answers with the script."""
         self.server.script.clear()
         self.server.script.extend(script)
-        self._stub = self._stub or self.plane.agent()
-        task = self.plane.submit(task_id, f"do {task_id}", **fields)
-        await self.plane.start_task(self._stub, task)
+        await self.plane.run_task(task_id, f"do {task_id}", **fields)
 
     async def cancel(self, task_id: str, force_after_seconds: float | None = None) -> None:
-        await self.plane.cancel_task(self._stub, task_id, force_after_seconds)
+        await self.plane.cancel(task_id, force_after_seconds)
 
     async def end(self, task_id: str) -> tuple[Any, list[Any]]:
         """Waits for the end of a task. Returns it with the iterations. There is exactly one."""
-        await self.plane.until(lambda: self.plane.end(task_id))
-        assert self.plane.kinds(task_id).count("task_ended") == 1
+        await self.plane.reaches(lambda: self.plane.end(task_id))
+        assert self.plane.kinds(task_id).count("task_completed") == 1
         return self.plane.end(task_id), self.plane.iterations(task_id)
 
     async def next_task_runs(self) -> dict[str, Any]:
@@ -60,7 +56,8 @@ class World:
         fw = self.framework
         await self.submit("next", fw.calls("echo next"), fw.says("the next result"))
         end, iterations = await self.end("next")
-        assert (end.status, end.result, len(iterations)) == (Task.completed, "the next result", 2)
+        assert (end.status, end.result) == (TaskStatus.COMPLETED, "the next result")
+        assert len(iterations) == 2
         request = self.server.requests[first]
         assert not fw.unanswered(request)
         return request
@@ -100,19 +97,13 @@ async def world(
     need(framework.package)
     # An agent starts in the folder of the workspace's files.
     monkeypatch.chdir(tmp_path)
-    settings: dict[str, Any] = {
-        "workspace_id": WORKSPACE_ID,
-        "epoch": EPOCH,
-        "runtime_addresses": [await control_plane.serve()],
-        "files_dir": str(tmp_path),
-        **control_plane.secrets,
-        **limits,
-    }
+    await control_plane.serve()
+    spec = control_plane.spec(str(tmp_path), **limits)
     world = World(framework, control_plane, server, tmp_path)
     monkeypatch.setattr(loop, "Step", world.begin)
     function = framework.agent(server, tmp_path)
-    running = asyncio.create_task(run(PodSpec(**settings), structlog.get_logger(), function))
-    await control_plane.until(lambda: control_plane.address)
+    running = asyncio.create_task(run(spec, structlog.get_logger(), function))
+    await control_plane.reaches(lambda: control_plane.address)
     yield world
     if not running.done():
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,8 +1,8 @@
 """What is special about the Claude Agent SDK: it runs a program, which has to start."""
 
 import pytest
-from evershell.workspace.v1.task_pb2 import Task
 
+from evershell.core.task import TaskStatus
 from tests.unit.agents.library_agents import are_alive
 from tests.unit.agents.long.adapters.conftest import World
 from tests.unit.agents.long.adapters.frameworks import Claude
@@ -19,7 +19,7 @@ async def test_cancelled_while_the_program_starts(world: World, force: float | N
     if force is None:
         (world.folder / "hold").unlink()
     end, iterations = await world.end("t1")
-    assert (end.status, end.forced, len(iterations)) == (Task.cancelled, False, 0)
+    assert (end.status, end.forced, len(iterations)) == (TaskStatus.CANCELLED, False, 0)
     (world.folder / "hold").unlink(missing_ok=True)
     assert not world.server.requests
     await world.next_task_runs()
@@ -29,7 +29,7 @@ async def test_an_end_of_the_program_fails_the_task(world: World) -> None:
     Claude.program(world.folder, "exit 3")
     await world.submit("t1", world.framework.says("never"))
     end, iterations = await world.end("t1")
-    assert (end.status, len(iterations)) == (Task.failed, 0)
+    assert (end.status, len(iterations)) == (TaskStatus.FAILED, 0)
     Claude.program(world.folder)
     await world.next_task_runs()
 
@@ -46,7 +46,7 @@ async def test_an_agent_that_a_tool_runs_is_part_of_the_tool_call(world: World) 
         fw.says("the result"),
     )
     end, iterations = await world.end("t1")
-    assert (end.status, end.result, len(iterations)) == (Task.completed, "the result", 2)
+    assert (end.status, end.result, len(iterations)) == (TaskStatus.COMPLETED, "the result", 2)
     assert "the inner result" in iterations[0].tool_call.result.output
     assert iterations[0].model_call.output_tokens == 7
 
@@ -59,5 +59,5 @@ async def test_no_process_outlives_the_task(world: World) -> None:
         "t1", fw.calls_tool("Bash", {"command": command, "description": "d"}), fw.says("the result")
     )
     end, iterations = await world.end("t1")
-    assert (end.status, len(iterations)) == (Task.completed, 2)
+    assert (end.status, len(iterations)) == (TaskStatus.COMPLETED, 2)
     assert not are_alive(world.folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.conformance.control_plane import Moment
+from evershell.conformance.moments import Moment
 from tests.support.lengths import smoke
 from tests.support.npm import NODE, program_folder
 from tests.support.stack import ROOT

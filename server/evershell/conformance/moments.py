@@ -1,0 +1,157 @@
+"""The control plane of the suite: it cancels tasks at given moments, and has outages."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from evershell.conformance.control_plane import Context, ControlPlane
+from evershell.core.change import Change
+from evershell.core.task import AgentEvent, IterationCompleted, Phase, Task, TaskEnded
+
+if TYPE_CHECKING:
+    from evershell.agent.v1 import runtime_service_pb2
+
+_WORKERS = 2
+
+
+class Moment(StrEnum):
+    """When a task is cancelled."""
+
+    START = "before the first iteration"
+    MODEL_CALL = "during a model call"
+    TOOL_CALL = "during a tool call"
+    TWO_TOOLS = "during two tools in parallel"
+    BETWEEN = "between iterations"
+    END = "at the moment of the end"
+
+
+_PHASES: dict[Moment | None, Phase] = {
+    Moment.MODEL_CALL: Phase.MODEL_CALL,
+    Moment.TOOL_CALL: Phase.TOOL_CALL,
+    Moment.TWO_TOOLS: Phase.TOOL_CALL,
+}
+
+
+@dataclass(slots=True)
+class Run:
+    """A task, and what the control plane sees of it."""
+
+    description: str
+    # When it is cancelled; None for never.
+    moment: Moment | None = None
+    force: bool = False
+    iterations: list[dict[str, Any]] = field(default_factory=list)
+    # The task as it has ended.
+    ended: Task | None = None
+    # The number of iterations at the time of the cancellation; None if it is not cancelled.
+    cancelled_after: int | None = None
+    cancelled_at: float = 0.0
+    # What the agent committed after the end was acknowledged.
+    repeats: int = 0
+
+
+class SuiteControlPlane(ControlPlane):
+    """Two workers. The suite sets the faults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Whether the outage begins with the next commit of an iteration.
+        self.has_outage_after_iteration = False
+        self.refused_calls = 0
+        self.renewed_at = 0.0
+        self.run = Run("")
+        self._tells_phase = False
+
+    async def serve_all(self) -> None:
+        """Starts the workers."""
+        for _ in range(_WORKERS):
+            await self.serve()
+
+    async def submit(self, run: Run) -> None:
+        """Gives the agent a task. The signal may fail: the next directive delivers it, too."""
+        self.run = run
+        try:
+            await self.start(self.assign(run.description))
+        except grpc.aio.AioRpcError as error:
+            self.breaches.append(f"StartTask: {error.code().name} {error.details()}")
+
+    async def _cancel_run(self) -> None:
+        """Cancels the current task."""
+        run, task = self.run, self.task
+        if task is None:
+            return
+        if run.cancelled_after is None:
+            run.cancelled_after = task.iterations
+        run.cancelled_at = time.monotonic()
+        try:
+            await self.cancel(task.id, 0.0 if run.force else None)
+        except grpc.aio.AioRpcError as error:
+            self.breaches.append(f"CancelTask: {error.code().name} {error.details()}")
+
+    async def abort_in_outage(self, context: Context) -> None:
+        """Counts the calls that are refused."""
+        if self.outage is not None:
+            self.refused_calls += 1
+            self.wake()
+        await super().abort_in_outage(context)
+
+    async def notice(self, task_id: str, phase: Phase) -> None:
+        """Cancels the task if the agent reports the phase in which it is to be cancelled."""
+        self.wake()
+        run, task = self.run, self.task
+        is_current = task is not None and task.id == task_id
+        if (
+            is_current
+            and phase is not Phase.NONE
+            and await self._is_in(phase)
+            and run.cancelled_after is None
+            and phase is _PHASES.get(run.moment)
+        ):
+            await self._cancel_run()
+
+    async def _is_in(self, phase: Phase) -> bool:
+        """Whether the agent still is in the phase. Agents need not tell it in GetSession."""
+        with suppress(grpc.aio.AioRpcError):
+            told = (await self.session()).phase
+            self._tells_phase = self._tells_phase or bool(told)
+            return told == phase or not self._tells_phase
+        return False
+
+    async def commit(self, epoch: int, task_id: str, events: Sequence[AgentEvent]) -> None:
+        """Cancels the task before or after the commit, if it has to."""
+        run, task = self.run, self.task
+        if task is None or task.id != task_id or epoch != self.epoch:
+            run.repeats += 1
+            self.wake()
+            return
+        is_end = any(isinstance(event, TaskEnded) for event in events)
+        if run.moment is Moment.END and is_end:
+            await self._cancel_run()
+        await super().commit(epoch, task_id, events)
+        for event in events:
+            if isinstance(event, IterationCompleted) and event.number > len(run.iterations):
+                run.iterations.append(dict(event.payload))
+        has_iteration = any(isinstance(event, IterationCompleted) for event in events)
+        here = Moment.BETWEEN if has_iteration else Moment.START
+        if run.cancelled_after is None and not is_end and run.moment is here:
+            await self._cancel_run()
+        if has_iteration and self.has_outage_after_iteration:
+            self.has_outage_after_iteration = False
+            self.outage = grpc.StatusCode.UNAVAILABLE
+
+    def committed(self, change: Change) -> None:
+        """Notes the end of the task."""
+        if change.task is not None and change.task.status.is_terminal:
+            self.run.ended = change.task
+
+    def directive(self, epoch: int, *, is_renewed: bool = True) -> "runtime_service_pb2.Directive":
+        """Notes when the lease was renewed."""
+        if is_renewed:
+            self.renewed_at = time.monotonic()
+        return super().directive(epoch, is_renewed=is_renewed)
