@@ -2,6 +2,7 @@
 # Writes a docker archive with the images that the tests of pods and of the Compose file need, without a registry:
 #   .ci/node_image.sh ARCHIVE
 # - evershell:1, from deploy/Containerfile, on Debian's Python
+# - own-agent:1, from the Containerfile in docs/your-agent.md
 # - postgres:18, with the PostgreSQL 18 of the package index, in place of the image of this name
 # - localhost/pause:1
 # Needs root, mmdebstrap, podman and Go.
@@ -30,6 +31,11 @@ build() {
 mmdebstrap --quiet --variant=minbase --dpkgopt=force-unsafe-io --include=python3,python3-venv,python-is-python3 --format=tar \
   trixie - /etc/apt/sources.list.d/debian.sources | images import --quiet - localhost/python:3 >/dev/null
 build --file deploy/Containerfile --build-arg BASE=localhost/python:3 --tag docker.io/library/evershell:1 .
+
+mkdir "$work/own-agent"
+sed -n '/^FROM evershell:1$/,/^```$/{/^```$/!p}' docs/your-agent.md >"$work/own-agent/Containerfile"
+cp tests/deploy/long/node/own_agent.py "$work/own-agent/my_agent.py"
+build --tag docker.io/library/own-agent:1 "$work/own-agent"
 
 mkdir "$work/postgres"
 cat >"$work/postgres/serve" <<'P'
@@ -80,4 +86,4 @@ build --tag localhost/pause:1 "$work/pause"
 
 rm -f "$archive"
 images save --quiet --multi-image-archive --format docker-archive --output "$archive" \
-  docker.io/library/evershell:1 docker.io/library/postgres:18 localhost/pause:1
+  docker.io/library/evershell:1 docker.io/library/own-agent:1 docker.io/library/postgres:18 localhost/pause:1

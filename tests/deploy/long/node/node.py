@@ -36,6 +36,14 @@ def require_shell() -> None:
         pytest.skip("NODE_SHELL is not set, and the cluster is not of kind: no commands on a node")
 
 
+def require_image(name: str) -> None:
+    """Skips the test if no node has this image."""
+    require()
+    images = [each for node in nodes() for each in node["status"].get("images", ())]
+    if not any(each.endswith(f"/{name}") for image in images for each in image["names"]):
+        pytest.skip(f"the image {name} is not on the nodes")
+
+
 @cache
 def nodes() -> list[dict[str, Any]]:
     """The nodes of the cluster."""
