@@ -1,6 +1,7 @@
 """The agent: wires its parts, runs until the shutdown begins, and ends its tools."""
 
 import asyncio
+import faulthandler
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -18,6 +19,9 @@ from evershell.core.task import Phase, TaskEnded
 from evershell.pod.crash_points import CrashPoints, kind_of
 from evershell.telemetry.logs import Log
 
+# Less than the default lease, after which the agent is lost.
+_BLOCKED_SECONDS = 10.0
+_STDERR = 2
 # The time limit for ending the background work, which may hang.
 _CLOSING_SECONDS = 3.0
 
@@ -74,9 +78,13 @@ class Agent:
             await asyncio.wait(background, timeout=_CLOSING_SECONDS)
 
     async def _work(self, task: ActiveTask) -> TaskEnded | None:
-        return await run_task(
-            self._function, task, self._runtime.commit, self._limits, self._beat_now
-        )
+        watching = asyncio.create_task(_show_blocking())
+        try:
+            return await run_task(
+                self._function, task, self._runtime.commit, self._limits, self._beat_now
+            )
+        finally:
+            watching.cancel()
 
     def _beat_now(self) -> None:
         self._heartbeat.beat_now()
@@ -102,6 +110,16 @@ class Agent:
         except Exception as error:  # noqa: BLE001 - logged, with its traceback
             self._log.exception("agent_crashed")
             self.shutdown.begin(ExitCode.CRASHED, repr(error))
+
+
+async def _show_blocking() -> None:
+    """Writes to the log where the code of the agent is when it blocks the event loop."""
+    try:
+        while True:
+            faulthandler.dump_traceback_later(_BLOCKED_SECONDS, file=_STDERR)
+            await asyncio.sleep(_BLOCKED_SECONDS / 4)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _armed(runtime: RuntimeClient, points: CrashPoints) -> RuntimeClient:

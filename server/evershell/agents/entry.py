@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,7 +53,7 @@ def load(name: str) -> "AgentFunction":
     is_imported = True
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise NoAgentError(f"{name}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise NoAgentError(f"{place} has no function {attribute!r}.")
@@ -62,8 +63,10 @@ def load(name: str) -> "AgentFunction":
 
 def end(code: int) -> NoReturn:
     """Ends this process, even if threads and tasks that the agent has started still run."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # The agent may have closed or replaced it.
+        with suppress(Exception):
+            stream.flush()
     os._exit(code)
 
 
@@ -93,15 +96,9 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     except (ValueError, TypeError) as error:
         sys.stderr.write(f"The spec on standard input is not valid: {error}.\n")
         return ExitCode.BAD_SPEC
-    if sys.version_info < (3, 12):
-        # The default of later versions. That of 3.11 starts a thread for each process of a tool,
-        # and reports its end later.
-        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     log = logs.configure_plain("agent", workspace_id=spec.workspace_id, epoch=spec.epoch)
-    # Not closed, because that would wait for everything that a function has left behind.
-    runner = asyncio.Runner()
     if agent is not None or name:
-        completed = runner.run(with_secrets(spec, log))
+        completed = asyncio.run(with_secrets(spec, log))
         if completed is None:
             return ExitCode.UNAUTHORIZED
         spec = completed
@@ -112,4 +109,17 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
         except NoAgentError as error:
             log.exception("no_agent", reason=str(error))
             return ExitCode.BAD_SPEC
-    return runner.run(run(spec, log, agent))
+    # The library needs asyncio's own event loop, even if the agent has installed another one.
+    asyncio.set_event_loop_policy(None)
+    if sys.version_info < (3, 12):
+        # The default of later versions. That of 3.11 starts a thread for each process of a tool,
+        # and reports its end later.
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+    # Not closed, because that would wait for everything that a function has left behind.
+    loop = asyncio.Runner().get_loop()
+    program = loop.create_task(run(spec, log, agent))
+    while not program.done():
+        # A task of asyncio that calls `sys.exit` has its exception, and stops the loop.
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_until_complete(program)
+    return program.result()

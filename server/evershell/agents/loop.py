@@ -7,7 +7,14 @@ from typing import Any, Protocol
 
 from evershell.agents.active_task import ActiveTask, TaskFailed
 from evershell.agents.descendants import Descendants
-from evershell.agents.step import Calls, Limits, Step, cancel, storable_text
+from evershell.agents.step import (
+    Calls,
+    Limits,
+    Step,
+    cancel,
+    description_of,
+    storable_text,
+)
 from evershell.core.task import (
     AgentEvent,
     IterationCompleted,
@@ -119,8 +126,9 @@ class Task:
     def iterations(self) -> AsyncIterator[Step]:
         """The iterations of the task, until it is cancelled or has used up its iterations.
 
-        The next turn of the loop records the iteration that has ended. What follows the loop may
-        take 10 s. What the function then returns is kept as the result of the task.
+        A second loop continues where the first one has stopped. The next turn of the loop records
+        the iteration that has ended. What follows the loop may take 10 s. What the function then
+        returns is kept as the result of the task.
         """
         return self._run
 
@@ -137,7 +145,6 @@ class _Run(AsyncIterator[Step]):
         self._step: Step | None = None
         self._ended: list[AgentEvent] = []
         self._is_turning = False
-        self._is_interrupted = False
         # Done when the loop of the function has ended.
         self._loop_over = asyncio.get_running_loop().create_future()
         # Set if the task is no longer this agent's, or could not be recorded.
@@ -146,8 +153,11 @@ class _Run(AsyncIterator[Step]):
 
     async def __anext__(self) -> Step:
         """Ends the current iteration, and begins the next one if there is one."""
-        if self._is_interrupted or self._is_dropped or (self._step and self._step.is_interrupted):
-            # The function has caught a CancelledError.
+        if self._is_turning:
+            raise RuntimeError("two loops ask for the next iteration of a task at the same time")
+        if self._calls.are_over or self._is_dropped or (self._step and self._step.is_interrupted):
+            # The function has caught a CancelledError. It may do so again and again.
+            await asyncio.sleep(0)
             raise asyncio.CancelledError
         self._end_step()
         self._is_turning = True
@@ -183,6 +193,9 @@ class _Run(AsyncIterator[Step]):
         if self._is_dropped:
             return []
         ending = self._ending(work, error)
+        if self._step is not None:
+            # It is not recorded.
+            self._step.has_ended = True
         return [*self._ended, ending]
 
     async def _supervise(self, work: "asyncio.Task[str]") -> None:
@@ -205,7 +218,7 @@ class _Run(AsyncIterator[Step]):
 
         A function that does not end keeps the task open. The control plane then ends the pod.
         """
-        self._is_interrupted = True
+        self._calls.are_over = True
         running = {work, *self._calls.running, *self._calls.left}
         for each in running:
             cancel(each)
@@ -216,6 +229,9 @@ class _Run(AsyncIterator[Step]):
         for each in running:
             # Marks its exception as seen.
             each.cancelled() or each.exception()
+        while self._calls.running:
+            # A task that the function has started gets what its call has just returned.
+            await asyncio.sleep(0)
         await self._descendants.wait_gone(0, _KILLED_SECONDS)
 
     @property
@@ -227,7 +243,7 @@ class _Run(AsyncIterator[Step]):
         """Whether a forced cancellation has interrupted the current iteration."""
         step = self._step
         return step is not None and (
-            step.is_interrupted or (self._is_interrupted and self._calls.is_force_due)
+            step.is_interrupted or (self._calls.are_over and self._calls.is_force_due)
         )
 
     async def _commit_ended(self) -> None:
@@ -246,6 +262,7 @@ class _Run(AsyncIterator[Step]):
             return
         if self._calls.running:
             raise RuntimeError("a call still runs after the end of its iteration")
+        self._step.has_ended = True
         self.task.iterations = self._step.number
         payload = self._step.payload(is_interrupted=self._is_forced)
         self._ended = [IterationCompleted(number=self._step.number, payload=payload)]
@@ -268,11 +285,14 @@ class _Run(AsyncIterator[Step]):
             return TaskEnded(status=TaskStatus.CANCELLED, forced=True, result=result)
         if step is not None and (step.has_calls if error is None else step.is_whole):
             self._end_step()
+        while isinstance(error, BaseExceptionGroup):
+            # Of an asyncio.TaskGroup.
+            error = error.exceptions[0]
         if isinstance(error, TaskFailed):
             return _failed(str(error))
         if error is not None:
             _log.error("the agent failed", exc_info=error)
-            return _failed(f"The agent failed: {type(error).__name__}: {error}")
+            return _failed(f"The agent failed: {description_of(error)}")
         if self.task.cancel.is_requested:
             return TaskEnded(status=TaskStatus.CANCELLED, result=result)
         if self._loop_over.done():

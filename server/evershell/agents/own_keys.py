@@ -1,7 +1,10 @@
 """The keys of an agent of one's own (AGENT_KEYS_FILE), which are kept out of events and logs."""
 
 import json
+import re
 import sys
+import threading
+from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
 # By name. The agent's own process can read them, and so can everything that runs in it.
@@ -10,24 +13,28 @@ keys: dict[str, str] = {}
 
 # What is printed in place of each form of a key.
 _names: dict[str, str] = {}
+_pattern = re.compile(r"(?!)")
 
 
 def hide(given: dict[str, str]) -> None:
-    """Adds keys, and keeps them out of what this process prints."""
+    """Adds keys, and keeps them out of what Python code of this process prints."""
+    global _pattern
     keys.update(given)
     for name, key in given.items():
         # Texts of errors and lines of the log have escapes.
-        for form in (key, repr(key)[1:-1]):
+        for form in filter(None, (key, repr(key)[1:-1])):
             _names.update(dict.fromkeys((json.dumps(form)[1:-1], form), f"[{name}]"))
+    if _names:
+        # A key may begin with another one.
+        longest_first = sorted(_names, key=len, reverse=True)
+        _pattern = re.compile("|".join(map(re.escape, longest_first)))
     sys.stdout = cast("TextIO", _RedactedStream(sys.stdout))
     sys.stderr = cast("TextIO", _RedactedStream(sys.stderr))
 
 
 def redacted(text: str) -> str:
     """The text with the names of the keys that it contains in place of them."""
-    for form, name in _names.items():
-        text = text.replace(form, name)
-    return text
+    return _pattern.sub(lambda found: _names[found[0]], text)
 
 
 def without_parts(head: str, tail: str) -> tuple[str, str]:
@@ -37,25 +44,44 @@ def without_parts(head: str, tail: str) -> tuple[str, str]:
     """
     for form in _names:
         for length in range(len(form) - 1, 0, -1):
-            if head.endswith(form[:length]):
-                head = head[:-length]
-                break
-        for length in range(len(form) - 1, 0, -1):
             if tail.startswith(form[-length:]):
                 tail = tail[length:]
                 break
-    return head, tail
+    return _without_beginning(head), tail
+
+
+def _without_beginning(text: str) -> str:
+    """The text without the beginning of a key at its end."""
+    lengths = (
+        length
+        for form in _names
+        for length in range(min(len(form) - 1, len(text)), 0, -1)
+        if text.endswith(form[:length])
+    )
+    return text[: len(text) - max(lengths, default=0)]
 
 
 class _RedactedStream:
-    """A stream of text that prints no key."""
+    """A stream of text that prints no key, even if it is written in parts."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        # The beginning of a key. It is printed when the next text shows that it is none.
+        self._held = ""
+        self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         """Writes the redacted text."""
-        return self._stream.write(redacted(text))
+        with self._lock:
+            whole = redacted(self._held + text)
+            shown = _without_beginning(whole)
+            self._held = whole[len(shown) :]
+            self._stream.write(shown)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes the redacted lines."""
+        self.write("".join(lines))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

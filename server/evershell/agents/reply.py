@@ -1,6 +1,5 @@
 """What is known of the model call of an iteration."""
 
-from collections.abc import Iterable
 from typing import Any
 
 
@@ -22,7 +21,8 @@ class Reply:
     @property
     def content(self) -> str:
         """The text received so far."""
-        return "".join(self._texts)
+        # SDKs have None for parts without a text.
+        return "".join(str(text) for text in self._texts if text is not None)
 
     @content.setter
     def content(self, text: str) -> None:
@@ -71,6 +71,6 @@ def _text(answer: object) -> str:
     if isinstance(choices, list) and choices:
         return _text(_field(choices[0], "message"))
     text = _field(answer, "output_text", "content", "text")
-    if isinstance(text, Iterable) and not isinstance(text, str):
+    if isinstance(text, list | tuple):
         return "".join(map(_text, text))
     return text if isinstance(text, str) else ""

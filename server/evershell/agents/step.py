@@ -4,7 +4,9 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from evershell.agents.active_task import ActiveTask, TaskFailed
@@ -47,9 +49,12 @@ class Calls:
 
     def __init__(self, task: ActiveTask, limits: Limits, phase_changed: Callable[[], None]) -> None:
         self.limits = limits
-        self.running: set[asyncio.Future[Any]] = set()
+        # Each with its phase, in the order in which they began.
+        self.running: dict[asyncio.Future[Any], Phase] = {}
         # Those that did not end at their limit.
         self.left: set[asyncio.Future[Any]] = set()
+        # Whether the agent is interrupted, so that no further call may begin.
+        self.are_over = False
         self._task = task
         self._phase_changed = phase_changed
 
@@ -63,9 +68,8 @@ class Calls:
 
         Raises CancelledError, when the call has ended, if it was interrupted.
         """
-        self.running.add(call)
-        self._task.phase = phase
-        self._phase_changed()
+        self.running[call] = phase
+        self._note_phase()
         try:
             if self.is_force_due:
                 call.cancel()
@@ -86,14 +90,21 @@ class Calls:
             self._note_end(call)
 
     def _note_end(self, call: "asyncio.Future[Any]") -> None:
-        self.running.discard(call)
+        del self.running[call]
         if not call.done():
             self.left.add(call)
             call.add_done_callback(self.left.discard)
-        if not self.running:
-            # The commit that follows the end of an iteration says so. A heartbeat at the same time
-            # would delay it.
-            self._task.phase = Phase.NONE
+        self._note_phase()
+
+    def _note_phase(self) -> None:
+        """The phase is that of the call that has begun last, of those that run."""
+        phase = next(reversed(self.running.values()), Phase.NONE)
+        has_changed = phase is not self._task.phase
+        self._task.phase = phase
+        # The commit that follows the end of an iteration says that no call runs. A heartbeat at the
+        # same time would delay it.
+        if has_changed and self.running:
+            self._phase_changed()
 
 
 class Step:
@@ -105,6 +116,8 @@ class Step:
         self.reply = Reply()
         # Whether a forced cancellation has interrupted one of its calls.
         self.is_interrupted = False
+        # Whether its record is complete, so that no call may begin.
+        self.has_ended = False
         self._calls = calls
         self._has_reply = False
         self._has_failed = False
@@ -126,11 +139,12 @@ class Step:
     async def model_call(self, call: Awaitable[T]) -> T:
         """Returns what the call of a model returns, within the time limit.
 
-        Raises what the call raises, and CallTimeoutError. A failed call can be repeated.
+        Raises what the call raises, and CallTimeoutError. A failed call can be repeated. Raises
+        RuntimeError if the iteration has ended.
         """
         limit_seconds = self._calls.limits.model_timeout_seconds
         known, began = self.reply.known, time.monotonic()
-        running = asyncio.ensure_future(call)
+        running = await self._begun(call)
         self._has_failed = True
         try:
             if not await self._wait(Phase.MODEL_CALL, running, limit_seconds):
@@ -141,7 +155,9 @@ class Step:
         finally:
             self._model_seconds += time.monotonic() - began
         if self.reply.known == known:
-            self.reply.take(answer)
+            # The answer may be any object.
+            with suppress(Exception):
+                self.reply.take(answer)
         self._has_reply, self._has_failed = True, False
         return answer
 
@@ -160,10 +176,10 @@ class Step:
         cancelled, it may return its output so far. Several calls can run at a time. Of several
         calls, each has its share of the texts and outputs that are recorded.
 
-        Raises CallTimeoutError at the limit, unless the call returns its output so far, and
-        TaskFailed if the iteration has too many tool calls.
+        Raises CallTimeoutError at the limit, unless the call returns its output so far, TaskFailed
+        if the iteration has too many tool calls, and RuntimeError if it has ended.
         """
-        running = asyncio.ensure_future(call)
+        running = await self._begun(call)
         if len(self._tools) == MAX_TOOL_CALLS:
             running.cancel()
             raise TaskFailed(f"An iteration had more than {MAX_TOOL_CALLS} tool calls.")
@@ -184,8 +200,8 @@ class Step:
             except TaskFailed:
                 self._has_failed = True
                 raise
-            except Exception as error:
-                tool.result = result_of(f"{type(error).__name__}: {error}", exit_code=1)
+            except BaseException as error:
+                tool.result = result_of(description_of(error), exit_code=1)
                 raise
             tool.result = result_of(answer)
             return answer
@@ -215,6 +231,18 @@ class Step:
             payload["tool_calls"] = calls
         return payload
 
+    async def _begun(self, call: Awaitable[T]) -> "asyncio.Future[T]":
+        """The call, which has begun. Raises RuntimeError and CancelledError."""
+        running = asyncio.ensure_future(call)
+        if self._calls.are_over or self.has_ended:
+            running.cancel()
+            # The agent may try it again and again.
+            await asyncio.sleep(0)
+            if self._calls.are_over:
+                raise asyncio.CancelledError
+            raise RuntimeError("a call was made on the step of an iteration that has ended")
+        return running
+
     async def _wait(self, phase: Phase, call: "asyncio.Future[Any]", limit_seconds: float) -> bool:
         now = time.monotonic()
         ends_at = self._ends_at.setdefault(phase, now + limit_seconds)
@@ -235,9 +263,7 @@ class _Tool:
     def __init__(self, call_id: str, name: str, arguments: Mapping[str, Any] | str) -> None:
         self._id = call_id
         self._name = name
-        self._arguments = (
-            arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
-        )
+        self._arguments = _text_of(arguments)
         self.began = time.monotonic()
         self.seconds = 0.0
         self.result = ToolResult(status=ToolStatus.INTERRUPTED)
@@ -289,8 +315,7 @@ def result_of(answer: object, exit_code: int = 0) -> ToolResult:
     """What a call returned, as it is recorded."""
     if isinstance(answer, ToolResult):
         return answer
-    text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
-    kept, truncated_bytes = _bounded("" if answer is None else text)
+    kept, truncated_bytes = _bounded(_text_of(answer))
     return ToolResult(
         status=ToolStatus.EXITED,
         exit_code=exit_code,
@@ -306,13 +331,36 @@ def _bounded(text: str, max_bytes: int = MAX_OUTPUT_BYTES) -> tuple[str, int]:
     return output.finish()
 
 
-def storable_text(value: str, max_bytes: int = _MAX_TEXT_BYTES) -> str:
+def description_of(error: BaseException) -> str:
+    """What is recorded of an exception."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - the agent's own exception has no text
+        return type(error).__name__
+
+
+def _text_of(value: object) -> str:
+    """A text, or bytes, as they are; another value as JSON, or as Python shows it."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    for text_of in (partial(json.dumps, default=str), repr):
+        with suppress(Exception):
+            return text_of(value)
+    return object.__repr__(value)
+
+
+def storable_text(value: object, max_bytes: int = _MAX_TEXT_BYTES) -> str:
     """The text as it can be recorded."""
-    return storable(redacted(value)).encode()[:max_bytes].decode(errors="ignore")
+    return storable(redacted(_text_of(value))).encode()[:max_bytes].decode(errors="ignore")
 
 
-def _count(tokens: int) -> int:
-    return min(max(tokens, 0), MAX_CALL_TOKENS)
+def _count(tokens: Any) -> int:
+    try:
+        return min(max(int(tokens), 0), MAX_CALL_TOKENS)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _milliseconds(seconds: float) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ async def _agent(
         cwd=folder,
         env={"PATH": os.environ["PATH"]},
         stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdin is not None
@@ -88,6 +89,7 @@ async def test_an_agent_is_a_program_or_a_function_of_a_file(
         ("my_agent.py", "is not `file.py:name` or `module:name`"),
         ("my_agent.py:missing", "has no function 'missing'"),
         ("broken.py:agent", "ModuleNotFoundError: No module named 'absent'"),
+        ("exits.py:agent", "SystemExit: 2"),
     ],
 )
 async def test_an_agent_that_cannot_be_loaded_says_why(
@@ -95,6 +97,7 @@ async def test_an_agent_that_cannot_be_loaded_says_why(
 ) -> None:
     (tmp_path / "my_agent.py").write_text(AGENT)
     (tmp_path / "broken.py").write_text("import absent")
+    (tmp_path / "exits.py").write_text("import sys; sys.exit(2)")
     process = await _agent(control_plane, tmp_path, "-P", "-m", "evershell.agents", name)
     _, errors = await process.communicate()
     assert process.returncode == ExitCode.BAD_SPEC
@@ -155,6 +158,119 @@ async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
     assert "secret" not in told
     # Printed by both calls and by the process, twice, and in the traceback.
     assert errors.decode().count(expected) >= 4 + (description == "raise")
+
+
+# Does to its process what the description says.
+CARELESS = """
+import asyncio, os, sys, time
+from contextlib import suppress
+from evershell.agents import Task, in_process, keys
+
+KEY = keys["MODEL_KEY"]
+
+async def leave():
+    sys.exit(3)
+
+async def value(answer):
+    return answer
+
+def blocking_code():
+    time.sleep(600)
+
+async def agent(task: Task) -> str:
+    async for step in task.iterations():
+        match task.description:
+            case "exit":
+                sys.exit(3)
+            case "exit in a call":
+                await step.tool_call("t", {}, leave())
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "exit in the background":
+                asyncio.create_task(leave())
+                await asyncio.sleep(0)
+            case "print":
+                for part in ("a ", KEY[:5], KEY[5:], " b ", KEY[:5], "c\\n"):
+                    print(part, end="", flush=True)
+                sys.stderr.writelines([KEY, "\\n"])
+            case "close":
+                sys.stdout.close()
+                os.close(1)
+            case "block":
+                blocking_code()
+        await step.tool_call("t", {}, value("output"))
+        return "done"
+
+with suppress(ImportError):
+    import uvloop
+    uvloop.install()
+"""
+
+
+@pytest.fixture
+async def careless(
+    control_plane: ControlPlane, tmp_path: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    (tmp_path / "my_agent.py").write_text(CARELESS)
+    command = ["-P", "-m", "evershell.agents", str(tmp_path / "my_agent.py:agent")]
+    given = {"MODEL_KEY": KEY, "NO_KEY": "", "LONGER": f"{KEY} and more"}
+    process = await _agent(control_plane, tmp_path, *command, keys=given)
+    await control_plane.reaches(lambda: control_plane.address)
+    yield process
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()
+
+
+async def _end_of(control_plane: ControlPlane, description: str) -> Any:
+    await control_plane.run_task(description, description)
+    await control_plane.reaches(lambda: control_plane.end(description))
+    return control_plane.end(description)
+
+
+async def test_an_exit_of_the_agents_code_ends_only_its_task(
+    control_plane: ControlPlane, careless: asyncio.subprocess.Process
+) -> None:
+    for description in ("exit", "exit in a call"):
+        end = await _end_of(control_plane, description)
+        assert (end.status, end.reason) == (TaskStatus.FAILED, "The agent failed: SystemExit: 3")
+    (iteration,) = control_plane.iterations("exit in a call")
+    assert iteration.tool_call.result.output == "SystemExit: 3"
+    end = await _end_of(control_plane, "interrupt")
+    assert end.reason == "The agent failed: KeyboardInterrupt: "
+    for description in ("exit in the background", "a plain task"):
+        assert (await _end_of(control_plane, description)).status is TaskStatus.COMPLETED
+
+
+async def test_a_key_that_is_printed_in_parts_is_not_in_the_log(
+    control_plane: ControlPlane, careless: asyncio.subprocess.Process
+) -> None:
+    """Parts of the log that only begin like a key are there."""
+    await _end_of(control_plane, "print")
+    careless.terminate()
+    output, errors = await careless.communicate()
+    assert output.decode() == f"a [MODEL_KEY] b {KEY[:5]}c\n"
+    assert "[MODEL_KEY]\n" in errors.decode()
+
+
+async def test_an_agent_that_closes_its_output_ends_when_it_is_asked_to(
+    control_plane: ControlPlane, careless: asyncio.subprocess.Process
+) -> None:
+    assert (await _end_of(control_plane, "close")).status is TaskStatus.COMPLETED
+    careless.terminate()
+    async with asyncio.timeout(30):
+        await careless.wait()
+    assert careless.returncode == ExitCode.STOPPED
+
+
+async def test_the_log_shows_where_the_agent_blocks_the_event_loop(
+    control_plane: ControlPlane, careless: asyncio.subprocess.Process
+) -> None:
+    await control_plane.run_task("t1", "block")
+    assert careless.stderr is not None
+    async with asyncio.timeout(60):
+        while b"in blocking_code" not in await careless.stderr.readline():
+            assert careless.returncode is None
 
 
 # Neither its function nor its thread ends.

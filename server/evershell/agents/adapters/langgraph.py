@@ -70,11 +70,8 @@ class _Run:
         self._known: set[str] = set()
 
     async def result(self, given: Any) -> str:
-        try:
-            async with asyncio.TaskGroup() as self._calls.group:
-                await self._run_graph(await self._repaired(given))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+        async with asyncio.TaskGroup() as self._calls.group:
+            await self._run_graph(await self._repaired(given))
         return _last_text(self._values)
 
     async def _repaired(self, given: Any) -> Any:
