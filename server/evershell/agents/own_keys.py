@@ -1,7 +1,6 @@
 """The keys of an agent of one's own (AGENT_KEYS_FILE), which are kept out of events and logs."""
 
 import json
-import re
 import sys
 import threading
 from collections.abc import Iterable
@@ -13,28 +12,28 @@ keys: dict[str, str] = {}
 
 # What is printed in place of each form of a key.
 _names: dict[str, str] = {}
-_pattern = re.compile(r"(?!)")
 
 
 def hide(given: dict[str, str]) -> None:
     """Adds keys, and keeps them out of what Python code of this process prints."""
-    global _pattern
     keys.update(given)
     for name, key in given.items():
         # Texts of errors and lines of the log have escapes.
         for form in filter(None, (key, repr(key)[1:-1])):
             _names.update(dict.fromkeys((json.dumps(form)[1:-1], form), f"[{name}]"))
-    if _names:
-        # A key may begin with another one.
-        longest_first = sorted(_names, key=len, reverse=True)
-        _pattern = re.compile("|".join(map(re.escape, longest_first)))
+    # The longest first, because a key may begin with another one.
+    longest_first = sorted(_names.items(), key=lambda item: -len(item[0]))
+    _names.clear()
+    _names.update(longest_first)
     sys.stdout = cast("TextIO", _RedactedStream(sys.stdout))
     sys.stderr = cast("TextIO", _RedactedStream(sys.stderr))
 
 
 def redacted(text: str) -> str:
     """The text with the names of the keys that it contains in place of them."""
-    return _pattern.sub(lambda found: _names[found[0]], text)
+    for form, name in _names.items():
+        text = text.replace(form, name)
+    return text
 
 
 def without_parts(head: str, tail: str) -> tuple[str, str]:

@@ -43,6 +43,14 @@ def check_whole(run: Run) -> None:
         raise FailedError(f"the task ended {status}")
 
 
+def has_to_end(run: Run) -> bool:
+    """Whether the task is cancelled, and its last iteration has ended."""
+    if run.cancelled_after is None:
+        return False
+    during = run.moment in (Moment.MODEL_CALL, Moment.TOOL_CALL, Moment.TWO_TOOLS)
+    return len(run.iterations) - run.cancelled_after >= during
+
+
 def check_end(run: Run) -> None:
     """Checks what follows the cancellation. Raises FailedError and NotReachedError."""
     assert run.ended is not None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import grpc.aio
@@ -23,6 +24,7 @@ from evershell.conformance.record import (
     NotReachedError,
     check_end,
     check_whole,
+    has_to_end,
     missing,
     tokens,
     tool_calls,
@@ -194,7 +196,8 @@ class Suite:
     async def _do(self, run: Run) -> tuple[AgentProcess, dict[int, psutil.Process]]:
         """Runs a task to its end. Returns the agent, and its processes before the task.
 
-        Raises FailedError if the agent does not end it in time.
+        Raises FailedError if the agent does not end it in time although it has to, and
+        NotReachedError if it need not.
         """
         agent = await self._running()
         before = agent.started()
@@ -210,11 +213,28 @@ class Suite:
             if is_forced and now > run.cancelled_at + self._options.force_seconds:
                 seconds = self._options.force_seconds
                 await self._end_pod(f"the agent did not end within {seconds:g} s of its deadline")
-            if now > limit:
-                await self._end_pod(f"the task did not end within {self._options.task_seconds:g} s")
+            if now > max(limit, run.cancelled_at + self._options.task_seconds):
+                await self._end_late(run)
         return agent, before
 
-    async def _end_pod(self, reason: str) -> None:
+    async def _end_late(self, run: Run) -> NoReturn:
+        """Ends the pod of a task that has reached its limit. It fails only if it had to end."""
+        seconds = f"within {self._options.task_seconds:g} s"
+        try:
+            await self._end_pod(f"the task did not end {seconds}")
+        except FailedError:
+            if has_to_end(run) or self._has_completed:
+                raise
+            hint = "use another --task, or --task-seconds"
+            raise NotReachedError(f"the task does not end {seconds}; {hint}") from None
+
+    @property
+    def _has_completed(self) -> bool:
+        """Whether the task completes if it is not cancelled."""
+        ended = self._whole.ended
+        return ended is not None and ended.status is TaskStatus.COMPLETED
+
+    async def _end_pod(self, reason: str) -> NoReturn:
         """Ends the pod and the task as the fleet controller does. Raises FailedError."""
         await self._discard_agent()
         self._plane.end_open_task(reason)
@@ -328,7 +348,7 @@ class Suite:
         finally:
             plane.has_outage_after_iteration, plane.outage = False, None
         if run.ended is None:
-            await self._end_pod("the task did not end after the outage")
+            await self._end_late(run)
         if not plane.refused_calls:
             raise NotReachedError("the task has no iteration")
         check_whole(run)

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,38 @@ async def test_a_tool_that_needs_an_approval_ends_the_task(server: ModelServer, 
     ending, iterations = await ended(agents.Agent(name="a", model=model, tools=[shell]))
     assert (ending.status, len(iterations)) == (TaskStatus.FAILED, 1)
     assert ending.reason == "A tool waits for an approval, which nobody can give: shell."
+
+
+# A tool of an MCP server, which the SDK starts.
+MCP_SERVER = """
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("test")
+
+@server.tool()
+def shell(command: str) -> str:
+    return f"did {command}"
+
+server.run("stdio")
+"""
+
+
+async def test_a_tool_of_an_mcp_server_is_recorded(
+    server: ModelServer, model: Any, tmp_path: Path
+) -> None:
+    from agents.mcp import MCPServerStdio
+
+    program = tmp_path / "tools.py"
+    program.write_text(MCP_SERVER)
+    server.script.extend([call("shell", command="ls"), says("the result")])
+    command = {"command": sys.executable, "args": [str(program)]}
+    async with MCPServerStdio(params=command, client_session_timeout_seconds=60) as tools:
+        own = agents.Agent(name="a", model=model, mcp_servers=[tools])
+        ending, iterations = await ended(own)
+    assert (ending.status, ending.result) == (TaskStatus.COMPLETED, "the result")
+    tool = iterations[0]["tool_call"]
+    assert (tool["name"], tool["arguments"]) == ("shell", '{"command": "ls"}')
+    assert "did ls" in tool["result"]["output"]
 
 
 async def test_a_session_of_ones_own(server: ModelServer, model: Any, tmp_path: Path) -> None:

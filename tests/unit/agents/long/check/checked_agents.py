@@ -32,6 +32,19 @@ async def good(task: Task) -> str:
     return "so far"
 
 
+async def endless(task: Task) -> str:
+    async for step in task.iterations():
+        await step.model_call(_ask(task.description))
+        await step.tool_call("a", {}, _use(task.description))
+    return "so far"
+
+
+async def goes_on(task: Task) -> str:
+    """Ignores a cancellation, and never ends."""
+    CancelFlag.request = lambda *_: None  # type: ignore[method-assign]
+    return await endless(task)
+
+
 async def swallows(task: Task) -> str:
     while True:
         try:

@@ -67,6 +67,19 @@ def test_a_broken_agent_fails_the_case_that_it_breaks(name: str) -> None:
     assert others <= {case}, rows
 
 
+def test_a_task_that_never_ends_is_not_reached_and_can_be_cancelled() -> None:
+    code, rows = check("--task-seconds", "5", "--force-seconds", "60", f"{AGENTS}:endless")
+    assert (code, cases(rows, "failed")) == (0, set()), rows
+    assert "use another --task, or --task-seconds" in rows["a task that is not cancelled"][1]
+    assert "cancelled during a tool call" in cases(rows, "passed")
+
+
+@pytest.mark.soak
+def test_a_task_that_goes_on_after_its_cancellation_fails() -> None:
+    code, rows = check("--task-seconds", "5", f"{AGENTS}:goes_on")
+    assert (code, rows["cancelled between iterations"][0]) == (1, "failed"), rows
+
+
 def test_an_agent_that_does_not_start_ends_the_check(tmp_path: Path) -> None:
     (tmp_path / "my_agent.py").write_text("import absent")
     code, rows = check(f"{tmp_path}/my_agent.py:agent")
