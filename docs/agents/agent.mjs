@@ -99,17 +99,24 @@ async function shell(line) {
   return exit_code === null ? { status: "interrupted", output } : { status: "exited", exit_code, output };
 }
 
-// AgentService. A token of the minute before or after is accepted too, because clocks differ.
-const serve = (handle) => ({ metadata, request }, reply) => {
-  const tokens = [-1, 0, 1].map((skew) => `Bearer ${code(spec.signal_secret, minute() + skew)}`);
-  const isKnown = tokens.includes(metadata.get("authorization")[0]);
-  reply(isKnown ? null : { code: grpc.status.UNAUTHENTICATED, details: "no valid token" }, isKnown ? handle(request) : null);
-};
-const server = new grpc.Server();
+// A token of the minute before or after is accepted too, because clocks differ.
+const isValid = (token) => [-1, 0, 1].some((skew) => token === code(spec.signal_secret, minute() + skew));
+
+function acknowledge({ id, start_task, cancel_task }) {
+  if (start_task) start(start_task);
+  if (cancel_task) cancel(cancel_task.task_id, cancel_task.cancellation ?? {});
+  const task = start_task ?? cancel_task;
+  return { id, known: task?.task_id === current, task_id: current ?? "" };
+}
+
+const server = new grpc.Server({ "grpc.max_connection_age_ms": 300_000, "grpc.max_connection_age_grace_ms": 2_000 });
 server.addService(AgentService.service, {
-  StartTask: serve(({ task }) => (start(task), {})),
-  CancelTask: serve(({ task_id, cancellation }) => (cancel(task_id, cancellation ?? {}), { known: task_id === current })),
-  GetSession: serve(() => ({ epoch: spec.epoch, task_id: current ?? "" })),
+  Signals(stream) {
+    const refuse = () => stream.destroy({ code: grpc.status.UNAUTHENTICATED, details: "no valid token" });
+    if (!isValid(`${stream.metadata.get("authorization")[0]}`.slice("Bearer ".length))) return refuse();
+    stream.on("data", (signal) => (isValid(signal.token) ? stream.write(acknowledge(signal)) : refuse()));
+    stream.on("end", () => stream.end());
+  },
 });
 server.bindAsync(`${spec.listen_host}:0`, listener, async (error, port) => {
   if (error) throw error;

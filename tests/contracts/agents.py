@@ -5,15 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 import grpc.aio
 import structlog
+from evershell.agent.v1.agent_service_pb2 import Acknowledgement, Signal
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 
 from evershell.agents.active_task import ActiveTask
-from evershell.agents.service import Admission, AgentService, TokenVerifier
+from evershell.agents.service import AgentService, TokenVerifier, acknowledge
 from evershell.agents.session import Session
 from evershell.agents.shutdown import Shutdown
 from evershell.auth.pod_tokens import PodTokens
@@ -60,18 +61,6 @@ class AgentCase(Protocol):
         """Inside the context, the agent of the returned workspace cannot be reached."""
 
 
-class _Pausing(grpc.aio.ServerInterceptor):
-    """Makes a server accept calls without an answer, like a frozen process."""
-
-    def __init__(self) -> None:
-        self.running = asyncio.Event()
-        self.running.set()
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        await self.running.wait()
-        return await continuation(details)
-
-
 class ClientCase:
     """AgentClient, with the service and session of a real agent on a loopback port."""
 
@@ -79,7 +68,9 @@ class ClientCase:
         self.client = AgentClient(TOKENS, machine_clock)
         self.agents: Agents = self.client
         self.workspace = world.locked_busy(epoch=3).workspace
-        self._pausing = _Pausing()
+        # While it is not set, signals are not answered, as by a frozen process.
+        self._runs = asyncio.Event()
+        self._runs.set()
         self._server: grpc.aio.Server | None = None
         self._session = self._new_session()
 
@@ -92,7 +83,7 @@ class ClientCase:
         try:
             yield case
         finally:
-            case._pausing.running.set()
+            case._runs.set()
             await case.client.aclose()
             await case._stop()
 
@@ -112,9 +103,9 @@ class ClientCase:
                 self._session = self._new_session()
                 await self._listen(str(self.workspace.agent_address))
             case Fault.FROZEN:
-                self._pausing.running.clear()
+                self._runs.clear()
                 yield self.workspace
-                self._pausing.running.set()
+                self._runs.set()
             case Fault.REFUSES:
                 yield replace(self.workspace, epoch=self.workspace.epoch + 1)
             case Fault.NOT_REGISTERED:
@@ -129,15 +120,16 @@ class ClientCase:
 
     async def _listen(self, address: str) -> None:
         secret = TOKENS.signal_secret(self.workspace.id, self.workspace.epoch)
-        verifier = TokenVerifier(secret.hex())
-        self._server = grpc.aio.server(
-            interceptors=[self._pausing, Admission(verifier)], options=[("grpc.so_reuseport", 0)]
-        )
-        service = AgentService(self._session, self.workspace.id, self.workspace.epoch)
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        service = AgentService(TokenVerifier(secret.hex()), self._acknowledge)
         add_AgentServiceServicer_to_server(service, self._server)
         port = self._server.add_insecure_port(address)
         await self._server.start()
         self.workspace = replace(self.workspace, agent_address=f"127.0.0.1:{port}")
+
+    async def _acknowledge(self, signal: Signal) -> Acknowledgement:
+        await self._runs.wait()
+        return await acknowledge(self._session, signal)
 
     async def _stop(self) -> None:
         if self._server is not None:

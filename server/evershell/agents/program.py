@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from evershell.agent.v1.agent_service_pb2 import Signal
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from evershell.agent.v1.runtime_service_pb2 import BootstrapRequest, BootstrapResponse
 
@@ -27,7 +28,7 @@ from evershell.agents.runtime_client import (
     RuntimeStub,
     connect,
 )
-from evershell.agents.service import Admission, AgentService, TokenVerifier
+from evershell.agents.service import Acknowledge, AgentService, TokenVerifier, acknowledge
 from evershell.agents.shutdown import ExitCode
 from evershell.agents.step import Limits
 from evershell.agents.tools import ShellTool
@@ -45,6 +46,12 @@ _CLOSING_SECONDS = 3.0
 _MODEL_MARGIN_SECONDS = 1.0
 _MAX_BACKOFF_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.05
+_SERVER_OPTIONS = (
+    # A stream of signals lasts at most this long. Networks forget an idle connection after about
+    # six minutes, and do not say so.
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 2_000),
+)
 # Answers that another attempt does not change.
 _FINAL = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED})
 
@@ -86,11 +93,11 @@ async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) ->
         log,
         crash_points=crash_points,
     )
-    service = AgentService(agent.session, spec.workspace_id, spec.epoch)
+    answer: Acknowledge = partial(acknowledge, agent.session)
     if crash_points is not None:
-        service = crash_points.armed(service, CancelTask="ack")
-    server = grpc.aio.server(interceptors=[Admission(verifier)])
-    add_AgentServiceServicer_to_server(service, server)
+        answer = crash_points.around(_point_of, answer)
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    add_AgentServiceServicer_to_server(AgentService(verifier, answer), server)
     host = _host(spec)
     port = listen(server, f"{host}:{spec.listen_port}", tls)
     with _signals(partial(agent.shutdown.begin, ExitCode.STOPPED, "asked to stop")):
@@ -148,6 +155,11 @@ def create_agent(spec: PodSpec) -> AgentFunction:
 def _host(spec: PodSpec) -> str:
     host = spec.listen_host or os.environ.get("POD_IP", "")
     return f"[{host}]" if ":" in host else host
+
+
+def _point_of(signal: Signal) -> str:
+    """The crash point of an acknowledgement."""
+    return "ack" if signal.HasField("cancel_task") else "start_ack"
 
 
 def _tls(spec: PodSpec) -> TlsIdentity | None:

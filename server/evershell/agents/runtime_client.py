@@ -20,7 +20,6 @@ from evershell.agent.v1.runtime_service_pb2 import (
 )
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1 import event_pb2, task_pb2
-from evershell.workspace.v1.task_pb2 import Task
 
 from evershell.agents.lease import HEARTBEATS_A_LEASE, Lease
 from evershell.agents.loop import RejectedError
@@ -35,6 +34,7 @@ from evershell.core.task import (
     TaskStarted,
 )
 from evershell.core.trace import TraceContext
+from evershell.pod.messages import encode_phase
 from evershell.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
 from evershell.pod.tokens import TIME_TRAILER, minute_of, runtime_token, secret_of
 from evershell.telemetry.logs import Log
@@ -178,9 +178,7 @@ class RuntimeClient:
 
         async def attempt(stub: RuntimeStub) -> HeartbeatResponse:
             task_id, phase = current()
-            request = HeartbeatRequest(
-                task_id=task_id, phase=Task.Phase.Value(str(phase) or "phase_unspecified")
-            )
+            request = HeartbeatRequest(task_id=task_id, phase=encode_phase(phase))
             return await stub.Heartbeat(request, **self._options())
 
         await self._renewing(attempt)

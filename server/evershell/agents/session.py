@@ -30,10 +30,6 @@ _CLOSING_SECONDS = 4.0
 RunTask = Callable[[ActiveTask], Coroutine[Any, Any, TaskEnded | None]]
 
 
-class WrongTaskError(Exception):
-    """The agent works on another task."""
-
-
 class Session:
     """Runs one task at a time, and no task twice.
 
@@ -99,10 +95,10 @@ class Session:
         """A number that increases with every call of `mark`. Get one before sending a call."""
         return next(self._marks)
 
-    def start(self, assignment: Assignment, trace: TraceContext | None = None) -> None:
+    def start(self, assignment: Assignment, trace: TraceContext | None = None) -> bool:
         """Starts a task, or queues it while the current task is ending. A repeat has no effect.
 
-        Raises WrongTaskError if the agent works on another task.
+        Returns False if the agent works on another task.
         """
         self._remember_trace(assignment.task_id, trace)
         self._apply_cancellation(assignment)
@@ -110,7 +106,7 @@ class Session:
             assignment.task_id in (self.task_id, self._next_id)
             or assignment.task_id in self._finished
         ):
-            return
+            return True
         if self._task is None:
             self._begin(assignment)
         elif self._task.is_ending and self._next is None:
@@ -120,7 +116,8 @@ class Session:
         else:
             # The agent or the sender is out of date. The next directive decides.
             self._beat_now()
-            raise WrongTaskError(f"The agent works on task {self._task.id}.")
+            return False
+        return True
 
     def cancel(
         self, task_id: str, cancellation: Cancellation, trace: TraceContext | None = None

@@ -39,8 +39,8 @@ class PodTokens:
         """`signing_keys` is the content of their file. Raises ValueError."""
         self._clock = clock
         self._private_keys = private_keys(signing_keys)
-        # Minting takes 10 µs, and many calls to an agent take place in the same minute.
-        self._signal_metadata = lru_cache(_MAX_SIGNAL_TOKENS)(self._mint_signal_metadata)
+        # Minting takes 10 µs, and many signals to an agent take place in the same minute.
+        self._signal_token = lru_cache(_MAX_SIGNAL_TOKENS)(self._mint_signal_token)
         # The signing key of agents that have refused the first one, by workspace id and epoch.
         self._signing_keys: LRUCache[tuple[str, int], int] = LRUCache(_MAX_SIGNAL_TOKENS)
 
@@ -52,11 +52,9 @@ class PodTokens:
         """The secret that authenticates the control plane to this agent."""
         return self._secret("signal", workspace_id, epoch, signing_key)
 
-    def signal_metadata(
-        self, workspace_id: str, epoch: int, signing_key: int = 0
-    ) -> tuple[tuple[str, str], ...]:
-        """The metadata of a call to this agent: a signal token of the current minute."""
-        return self._signal_metadata(workspace_id, epoch, signing_key, minute_of(self._clock()))
+    def signal_token(self, workspace_id: str, epoch: int, signing_key: int = 0) -> str:
+        """The token for a signal to this agent: that of the current minute."""
+        return self._signal_token(workspace_id, epoch, signing_key, minute_of(self._clock()))
 
     def signing_key(self, workspace_id: str, epoch: int) -> int:
         """The signing key for tokens to this agent: the first one that it has not refused."""
@@ -115,8 +113,7 @@ class PodTokens:
         hkdf = HKDF(SHA256(), _SECRET_BYTES, salt=None, info=info)
         return hkdf.derive(self._private_keys[signing_key])
 
-    def _mint_signal_metadata(
+    def _mint_signal_token(
         self, workspace_id: str, epoch: int, signing_key: int, minute: int
-    ) -> tuple[tuple[str, str], ...]:
-        token = signal_token(self.signal_secret(workspace_id, epoch, signing_key), minute)
-        return (("authorization", f"Bearer {token}"),)
+    ) -> str:
+        return signal_token(self.signal_secret(workspace_id, epoch, signing_key), minute)

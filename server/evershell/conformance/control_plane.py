@@ -1,4 +1,4 @@
-"""A control plane of one workspace, in memory: it serves RuntimeService and calls AgentService.
+"""A control plane of one workspace, in memory: it serves RuntimeService and signals the agent.
 
 The rules are those of the core.
 """
@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
-from evershell.agent.v1.agent_service_pb2 import (
-    CancelTaskRequest,
-    GetSessionRequest,
-    GetSessionResponse,
-    StartTaskRequest,
-)
-from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from evershell.agent.v1.agent_service_pb2 import Acknowledgement, CancelTask, Signal
 from evershell.agent.v1.runtime_service_pb2 import (
     BootstrapRequest,
     BootstrapResponse,
@@ -45,6 +39,7 @@ from evershell.core.runtime import Directive
 from evershell.core.task import DEFAULT_MAX_ITERATIONS, AgentEvent, CancelIntent, Phase, Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.pod.messages import cancellation_fields, encode_assignment
+from evershell.pod.signal_stream import NotAcknowledgedError, SignalStream
 from evershell.pod.spec import PodSpec
 from evershell.pod.tls import Connector, TlsIdentity, agent_name, listen
 from evershell.pod.tokens import (
@@ -59,7 +54,6 @@ from evershell.pod.tokens import (
 
 if TYPE_CHECKING:
     from evershell.agent.v1 import runtime_service_pb2
-    from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
 
 WORKSPACE_ID = "ws_check"
 _SIGNAL_SECONDS = 5.0
@@ -151,6 +145,7 @@ class ControlPlane:
         self._locked = Locked(_workspace(), None)
         self._changed = asyncio.Event()
         self._channel: grpc.aio.Channel | None = None
+        self._stream: SignalStream | None = None
 
     async def serve(self) -> str:
         """Starts another worker. Returns its address."""
@@ -216,30 +211,34 @@ class ControlPlane:
         """The address of the agent; empty until it has registered."""
         return self._locked.workspace.agent_address or ""
 
-    async def session(self) -> GetSessionResponse:
-        """What the agent says of its task. Raises grpc.aio.AioRpcError."""
-        request = GetSessionRequest(workspace_id=WORKSPACE_ID)
-        return await self.agent().GetSession(
-            request, metadata=self.metadata(), timeout=_SIGNAL_SECONDS
-        )
+    async def signal(self, signal: Signal, traceparent: str = "") -> Acknowledgement:
+        """Signals the agent. Raises NotAcknowledgedError."""
+        signal.token = self.signal_token
+        signal.traceparent = traceparent
+        if self._stream is None or self._stream.is_over:
+            await self._close_channel()
+            self._channel = self.open_channel()
+            self._stream = SignalStream(self._channel, signal.token)
+        try:
+            async with asyncio.timeout(_SIGNAL_SECONDS):
+                return await self._stream.send(signal)
+        except TimeoutError:
+            raise NotAcknowledgedError(f"no answer within {_SIGNAL_SECONDS:g} s") from None
 
-    def agent(self) -> "AgentServiceAsyncStub":
-        """The client of the agent."""
-        if self._channel is None:
-            name = agent_name(WORKSPACE_ID, self.epoch)
-            self._channel = Connector(self.tls).open(self.address, name, ())
-        stub: AgentServiceAsyncStub = AgentServiceStub(self._channel)
-        return stub
+    @property
+    def signal_token(self) -> str:
+        """The signal token of the current minute."""
+        return signal_token(self._secrets[1], minute_of(self._clock()))
+
+    def open_channel(self) -> grpc.aio.Channel:
+        """A channel to the agent."""
+        return Connector(self.tls).open(self.address, agent_name(WORKSPACE_ID, self.epoch), ())
 
     async def _close_channel(self) -> None:
+        self._stream = None
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
-
-    def metadata(self, traceparent: str = "") -> tuple[tuple[str, str], ...]:
-        """The metadata of a call to the agent."""
-        token = signal_token(self._secrets[1], minute_of(self._clock()))
-        return (("authorization", f"Bearer {token}"), ("traceparent", traceparent))
 
     # Tasks
 
@@ -263,22 +262,20 @@ class ControlPlane:
         self._apply(task_lifecycle.submit(self._locked, task, "check"))
         return task
 
-    async def start(self, task: Task, epoch: int | None = None, traceparent: str = "") -> None:
-        """Signals a task to the agent. Raises grpc.aio.AioRpcError."""
-        request = StartTaskRequest(
-            workspace_id=WORKSPACE_ID,
-            epoch=self.epoch if epoch is None else epoch,
-            task=encode_assignment(task, datetime.now(UTC)),
-        )
-        metadata = self.metadata(traceparent)
-        await self.agent().StartTask(request, metadata=metadata, timeout=_SIGNAL_SECONDS)
+    async def start(self, task: Task, traceparent: str = "") -> bool:
+        """Signals a task to the agent. Returns whether the agent takes it.
+
+        Raises NotAcknowledgedError.
+        """
+        assignment = encode_assignment(task, datetime.now(UTC))
+        return (await self.signal(Signal(start_task=assignment), traceparent)).known
 
     async def cancel(
         self, task_id: str, force_after_seconds: float | None = None, traceparent: str = ""
     ) -> bool:
         """Records the intent, then signals the agent. Returns whether the agent has the task.
 
-        Raises grpc.aio.AioRpcError.
+        Raises NotAcknowledgedError.
         """
         now = datetime.now(UTC)
         is_forced = force_after_seconds is not None
@@ -296,15 +293,8 @@ class ControlPlane:
             self._apply(task_lifecycle.request_cancel(self._locked, intent))
             assert self.task is not None
             cancellation = cancellation_fields(self.task, now)
-        request = CancelTaskRequest(
-            workspace_id=WORKSPACE_ID,
-            epoch=self.epoch,
-            task_id=task_id,
-            cancellation=cancellation,
-        )
-        metadata = self.metadata(traceparent)
-        answer = await self.agent().CancelTask(request, metadata=metadata, timeout=_SIGNAL_SECONDS)
-        return answer.known
+        signal = Signal(cancel_task=CancelTask(task_id=task_id, cancellation=cancellation))
+        return (await self.signal(signal, traceparent)).known
 
     def end_open_task(self, reason: str) -> None:
         """Ends the task of an agent whose pod has ended, as the fleet controller does."""

@@ -8,11 +8,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import grpc.aio
+from evershell.agent.v1.agent_service_pb2 import Signal
 
 from evershell.conformance.control_plane import Context, ControlPlane
 from evershell.core.change import Change
 from evershell.core.task import AgentEvent, IterationCompleted, Phase, Task, TaskEnded
+from evershell.pod.messages import encode_phase
+from evershell.pod.signal_stream import NotAcknowledgedError
 
 if TYPE_CHECKING:
     from evershell.agent.v1 import runtime_service_pb2
@@ -66,7 +68,8 @@ class SuiteControlPlane(ControlPlane):
         self.refused_calls = 0
         self.renewed_at = 0.0
         self.run = Run("")
-        self._tells_phase = False
+        # Whether an acknowledgement had a phase.
+        self._has_phase = False
 
     async def serve_all(self) -> None:
         """Starts the workers."""
@@ -77,9 +80,10 @@ class SuiteControlPlane(ControlPlane):
         """Gives the agent a task. The signal may fail: the next directive delivers it, too."""
         self.run = run
         try:
-            await self.start(self.assign(run.description))
-        except grpc.aio.AioRpcError as error:
-            self.breaches.append(f"StartTask: {error.code().name} {error.details()}")
+            if not await self.start(self.assign(run.description)):
+                self.breaches.append("the start of a task was not taken")
+        except NotAcknowledgedError as error:
+            self.breaches.append(f"the start of a task was not acknowledged: {error}")
 
     async def _cancel_run(self) -> None:
         """Cancels the current task."""
@@ -91,8 +95,8 @@ class SuiteControlPlane(ControlPlane):
         run.cancelled_at = time.monotonic()
         try:
             await self.cancel(task.id, 0.0 if run.force else None)
-        except grpc.aio.AioRpcError as error:
-            self.breaches.append(f"CancelTask: {error.code().name} {error.details()}")
+        except NotAcknowledgedError as error:
+            self.breaches.append(f"a cancellation was not acknowledged: {error}")
 
     async def abort_in_outage(self, context: Context) -> None:
         """Counts the calls that are refused."""
@@ -116,11 +120,11 @@ class SuiteControlPlane(ControlPlane):
             await self._cancel_run()
 
     async def _is_in(self, phase: Phase) -> bool:
-        """Whether the agent still is in the phase. Agents need not tell it in GetSession."""
-        with suppress(grpc.aio.AioRpcError):
-            told = (await self.session()).phase
-            self._tells_phase = self._tells_phase or bool(told)
-            return told == phase or not self._tells_phase
+        """Whether the agent is still in the phase. Its acknowledgements need not have a phase."""
+        with suppress(NotAcknowledgedError):
+            current = (await self.signal(Signal())).phase
+            self._has_phase = self._has_phase or bool(current)
+            return current == encode_phase(phase) or not self._has_phase
         return False
 
     async def commit(self, epoch: int, task_id: str, events: Sequence[AgentEvent]) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import grpc
-import grpc.aio
 import psutil
+from evershell.agent.v1.agent_service_pb2 import Signal
 
 from evershell.conformance.agent_process import AgentProcess
 from evershell.conformance.control_plane import LEASE_SECONDS
@@ -32,6 +32,7 @@ from evershell.conformance.record import (
 )
 from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.task import TaskStatus
+from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
@@ -246,13 +247,13 @@ class Suite:
         """Raises FailedError unless the agent waits for the next task."""
         try:
             limit = time.monotonic() + _SETTLE_SECONDS
-            while task_id := (await self._plane.session()).task_id:
+            while task_id := (await self._plane.signal(Signal())).task_id:
                 if time.monotonic() > limit:
                     raise FailedError(f"the agent still works on {task_id} after its end")
-        except grpc.aio.AioRpcError as error:
+        except NotAcknowledgedError as error:
             # The end of the process is reported a moment later.
             await agent.wait(_SETTLE_SECONDS)
-            what = error.code().name if agent.exit_code is None else f"exit code {agent.exit_code}"
+            what = str(error) if agent.exit_code is None else f"exit code {agent.exit_code}"
             raise FailedError(f"the agent does not answer after the task: {what}") from None
 
     # The cases

@@ -1,11 +1,12 @@
-"""Messages from the control plane to agents, in replies and in calls."""
+"""Messages between the control plane and agents."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from evershell.agent.v1 import agent_service_pb2
+from evershell.workspace.v1 import task_pb2
 
-from evershell.core.task import Task
+from evershell.core.task import Phase, Task
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -45,6 +46,11 @@ def cancellation_fields(task: Task, now: datetime) -> Any:
         "force_at": timestamp(task.cancel.force_at),
         "force_after_ms": _milliseconds_until(task.cancel.force_at, now),
     }
+
+
+def encode_phase(phase: Phase) -> "task_pb2.Task.Phase.ValueType":
+    """The phase that an agent reports."""
+    return task_pb2.Task.Phase.Value(str(phase) or "phase_unspecified")
 
 
 def _milliseconds_until(moment: datetime | None, now: datetime) -> int | None:

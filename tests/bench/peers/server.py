@@ -95,7 +95,7 @@ class HttpAgentClient(_AgentClient):
 
 
 class GrpcAgentClient(_AgentClient):
-    """Signals over gRPC, on one channel, as the service does."""
+    """Signals over gRPC, on one channel."""
 
     def __init__(self, address: str) -> None:
         self._address = address

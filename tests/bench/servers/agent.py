@@ -2,28 +2,43 @@
 
 A real agent serves one workspace. This one stands for thousands of them, so that each call of a
 window can cancel a task of its own. It accepts every token. The service signals it as it signals a
-real agent, and the floor calls it without a token.
+real agent, and the floor calls METHOD without a token.
 
 `python -m tests.bench.servers.agent PORT`
 """
 
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import uvloop
-from evershell.agent.v1.agent_service_pb2 import CancelTaskResponse
+from evershell.agent.v1.agent_service_pb2 import Acknowledgement, Signal
+from evershell.agent.v1.agent_service_pb2_grpc import (
+    AgentServiceServicer,
+    add_AgentServiceServicer_to_server,
+)
 
-# The floor calls it with an empty message too.
-METHOD = "/evershell.agent.v1.AgentService/CancelTask"
-_ACKNOWLEDGED = CancelTaskResponse(known=True).SerializeToString()
+METHOD = "/bench.Agent/Empty"
 
 
-async def serve_method(path: str, call: Any, port: int) -> grpc.aio.Server:
-    """Serves one unary method on loopback, bytes in and bytes out."""
+class _AgentService(AgentServiceServicer):
+    async def Signals(
+        self, request_iterator: AsyncIterator[Signal], context: Any
+    ) -> AsyncIterator[Acknowledgement]:
+        async for signal in request_iterator:
+            yield Acknowledgement(id=signal.id, known=True, task_id=signal.cancel_task.task_id)
+
+
+async def serve_method(
+    path: str, call: Any, port: int, servicer: AgentServiceServicer | None = None
+) -> grpc.aio.Server:
+    """Serves one unary method on loopback, bytes in and bytes out, and the servicer."""
     service, method = path.removeprefix("/").split("/")
     handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(call)
     server = grpc.aio.server()
+    if servicer is not None:
+        add_AgentServiceServicer_to_server(servicer, server)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, {method: handler}),)
     )
@@ -32,12 +47,12 @@ async def serve_method(path: str, call: Any, port: int) -> grpc.aio.Server:
     return server
 
 
-async def _cancel_task(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-    return _ACKNOWLEDGED
+async def _empty(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    return b""
 
 
 async def _serve(port: int) -> None:
-    server = await serve_method(METHOD, _cancel_task, port)
+    server = await serve_method(METHOD, _empty, port, _AgentService())
     await server.wait_for_termination()
 
 

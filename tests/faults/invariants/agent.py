@@ -124,15 +124,15 @@ class Agent:
         if directive.HasField("task") and directive.task.HasField("cancellation"):
             self.note_cancellation(directive.task.task_id, directive.task.cancellation)
 
-    def start(self, epoch: int, assignment: Assignment) -> None:
-        """Serves AgentService.StartTask. Raises ValueError in another epoch, WrongTaskError."""
+    def start(self, epoch: int, assignment: Assignment) -> bool:
+        """Takes the signal to start a task. Raises ValueError in another epoch."""
         self._check(epoch)
         if assignment.HasField("cancellation"):
             self.note_cancellation(assignment.task_id, assignment.cancellation)
-        self.session.start(assignment)
+        return self.session.start(assignment)
 
     def cancel(self, epoch: int, task_id: str, cancellation: Cancellation) -> bool:
-        """Serves AgentService.CancelTask. Raises ValueError in another epoch."""
+        """Takes the signal to cancel a task. Raises ValueError in another epoch."""
         self._check(epoch)
         self.note_cancellation(task_id, cancellation)
         return self.session.cancel(task_id, cancellation)

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from evershell.agent.v1.agent_service_pb2 import Cancellation
 
-from evershell.agents.session import WrongTaskError
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.ports import Clock, Store
 from evershell.core.task import Task
@@ -54,10 +53,11 @@ class Wire:
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         assignment = encode_assignment(task, self._clock())
-        try:
-            await self._call(workspace, lambda agent: agent.start(workspace.epoch, assignment))
-        except WrongTaskError as error:
-            raise AgentUnreachableError(str(error)) from error
+        is_known = await self._call(
+            workspace, lambda agent: agent.start(workspace.epoch, assignment)
+        )
+        if not is_known:
+            raise AgentUnreachableError("it works on another task")
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
         seen = await self._observer.get_task(workspace.id, task.id)
@@ -119,5 +119,5 @@ def _delivered(agent: Agent, deliver: Callable[[Agent], object]) -> None:
         return
     try:
         deliver(agent)
-    except (ValueError, WrongTaskError):
+    except ValueError:
         return

@@ -352,10 +352,15 @@ CALLING: tuple[Rule, ...] = (
     ),
     rule(
         "an agent takes calls of the control plane alone",
-        "tests/unit/agents/test_signal_tokens.py tests/unit/agents/test_service.py",
+        "tests/unit/agents/test_signal_tokens.py",
         (
             "server/evershell/agents/service.py",
-            'self._verifier.verify(str(metadata.get("authorization", "")))',
+            'await self._verify(token if scheme == "Bearer" else "", context)',
+            "pass",
+        ),
+        (
+            "server/evershell/agents/service.py",
+            "await self._verify(signal.token, context)",
             "pass",
         ),
     ),

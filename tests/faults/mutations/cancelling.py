@@ -212,6 +212,15 @@ CANCELLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
+        "an acknowledgement is believed for its own signal alone",
+        "tests/unit/fleet/test_agent_client.py",
+        (
+            "server/evershell/pod/signal_stream.py",
+            "waiting = self._waiting.get(signal_id)",
+            "waiting = next(iter(self._waiting.values()), None)",
+        ),
+    ),
+    rule(
         "an intent is delivered later",
         "tests/unit/fleet/test_redelivery.py",
         (

@@ -206,8 +206,7 @@ async def test_the_token_of_an_epoch_that_is_over_is_fenced(side: Side) -> None:
 
 
 async def test_a_signal_token_does_not_open_the_runtime_service(side: Side) -> None:
-    ((_, authorization),) = side.tokens.signal_metadata(side.workspace_id, 1)
-    signal = authorization.removeprefix("Bearer ")
+    signal = side.tokens.signal_token(side.workspace_id, 1)
     minute = int(NOW // MINUTE)
     assert not await side.accepts(signal)
     assert not await side.accepts(f"{side.workspace_id}.1.{minute}.{signal}")

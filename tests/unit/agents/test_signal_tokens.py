@@ -1,24 +1,27 @@
 """The signal tokens of the control plane, at the service of an agent on a loopback port."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 import structlog
-from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
+from evershell.agent.v1.agent_service_pb2 import Assignment, Signal
 from evershell.agent.v1.agent_service_pb2_grpc import (
     AgentServiceStub,
     add_AgentServiceServicer_to_server,
 )
 
-from evershell.agents.service import Admission, AgentService, TokenVerifier
+from evershell.agents.service import AgentService, TokenVerifier, acknowledge
 from evershell.agents.session import Session
 from evershell.agents.shutdown import ExitCode, Shutdown
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key
 from evershell.core.errors import Failure
+from evershell.pod.signal_stream import NotAcknowledgedError, SignalStream
 from tests.support.runtime_tokens import runtime_token
 from tests.unit.agents.conftest import Start
 
@@ -46,13 +49,19 @@ class SignalledAgent:
     agent_clock: Clock
     control_plane_clock: Clock
     tokens: PodTokens
-    # Calls the agent with the value of `authorization`, or without it.
-    call: Callable[[str | None], Awaitable[grpc.StatusCode]]
+    channel: grpc.aio.Channel
 
     async def accepts(self, authorization: str | None) -> bool:
-        code = await self.call(authorization)
+        """Whether a stream can be opened with the value of `authorization`, or without it."""
+        metadata = () if authorization is None else (("authorization", authorization),)
+        call: Any = AgentServiceStub(self.channel).Signals(metadata=metadata)
+        await call.done_writing()
+        code = await call.code()
         assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
         return code is grpc.StatusCode.OK
+
+    def stream(self) -> SignalStream:
+        return SignalStream(self.channel, self.token().removeprefix("Bearer "))
 
     def token(self, workspace_id: str = WORKSPACE_ID, epoch: int = EPOCH) -> str:
         """The value of `authorization` that the control plane sends now."""
@@ -60,9 +69,7 @@ class SignalledAgent:
 
 
 def authorization(tokens: PodTokens, workspace_id: str = WORKSPACE_ID, epoch: int = EPOCH) -> str:
-    ((name, value),) = tokens.signal_metadata(workspace_id, epoch)
-    assert name == "authorization"
-    return value
+    return f"Bearer {tokens.signal_token(workspace_id, epoch)}"
 
 
 @pytest.fixture
@@ -71,20 +78,13 @@ async def agent() -> AsyncIterator[SignalledAgent]:
     tokens = PodTokens(KEY, control_plane_clock)
     verifier = TokenVerifier(tokens.signal_secret(WORKSPACE_ID, EPOCH).hex(), agent_clock)
     session = Session(no_work, Shutdown(), lambda: None, structlog.get_logger())
-    server = grpc.aio.server(interceptors=[Admission(verifier)])
-    add_AgentServiceServicer_to_server(AgentService(session, WORKSPACE_ID, EPOCH), server)
+    server = grpc.aio.server()
+    service = AgentService(verifier, partial(acknowledge, session))
+    add_AgentServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = AgentServiceStub(channel)
-
-        async def call(authorization: str | None) -> grpc.StatusCode:
-            metadata = () if authorization is None else (("authorization", authorization),)
-            return await stub.GetSession(
-                GetSessionRequest(workspace_id=WORKSPACE_ID), metadata=metadata
-            ).code()
-
-        yield SignalledAgent(agent_clock, control_plane_clock, tokens, call)
+        yield SignalledAgent(agent_clock, control_plane_clock, tokens, channel)
         # Only valid tokens reach the session.
         assert session.task is None
     await server.stop(grace=None)
@@ -153,6 +153,27 @@ async def test_a_token_is_refused_after_its_window(agent: SignalledAgent) -> Non
     agent.control_plane_clock.now = NOW + 2 * MINUTE
     assert agent.token() != token
     assert await agent.accepts(agent.token())
+
+
+async def test_each_signal_of_a_stream_needs_a_token(agent: SignalledAgent) -> None:
+    good = agent.tokens.signal_token(WORKSPACE_ID, EPOCH)
+    start = Assignment(task_id="t1")
+    for bad in ("", agent.tokens.signal_token("ws_2", EPOCH)):
+        stream = agent.stream()
+        assert await stream.send(Signal(token=good))
+        with pytest.raises(NotAcknowledgedError) as refused:
+            await stream.send(Signal(token=bad, start_task=start))
+        assert refused.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_outlasts_the_token_that_opened_it(agent: SignalledAgent) -> None:
+    stream = agent.stream()
+    old = agent.tokens.signal_token(WORKSPACE_ID, EPOCH)
+    assert await stream.send(Signal(token=old))
+    agent.agent_clock.now = agent.control_plane_clock.now = NOW + 10 * MINUTE
+    assert await stream.send(Signal(token=agent.tokens.signal_token(WORKSPACE_ID, EPOCH)))
+    with pytest.raises(NotAcknowledgedError):
+        await stream.send(Signal(token=old, start_task=Assignment(task_id="t1")))
 
 
 async def test_a_token_of_the_future_is_refused_until_its_window(agent: SignalledAgent) -> None:

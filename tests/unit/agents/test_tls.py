@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 import pytest
-from evershell.agent.v1.agent_service_pb2 import GetSessionRequest
-from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from evershell.agent.v1.agent_service_pb2 import Signal
 from evershell.workspace.v1.task_pb2 import Task
 
 from evershell.conformance.control_plane import WORKSPACE_ID
+from evershell.pod.signal_stream import NotAcknowledgedError, SignalStream
 from evershell.pod.tls import Connector, TlsIdentity, agent_name
 from tests.support.agent_tls import Certificates, certificates, fields
 from tests.unit.agents.conftest import Start, started
@@ -34,15 +34,20 @@ async def agent(
     yield control_plane
 
 
-async def session_code(agent: ControlPlane, channel: grpc.aio.Channel) -> grpc.StatusCode:
-    """The status of a call to the agent with a good token."""
-    request = GetSessionRequest(workspace_id=WORKSPACE_ID)
+async def stream_code(agent: ControlPlane, channel: grpc.aio.Channel) -> grpc.StatusCode:
+    """The status of a stream to the agent with a good token, and of a signal on it."""
+    token = agent.signal_token
     async with channel:
-        return await AgentServiceStub(channel).GetSession(request, metadata=agent.metadata()).code()
+        try:
+            await SignalStream(channel, token).send(Signal(token=token))
+        except NotAcknowledgedError as error:
+            assert error.code is not None
+            return error.code
+    return OK
 
 
 async def code_as(agent: ControlPlane, identity: TlsIdentity | None) -> grpc.StatusCode:
-    return await session_code(agent, Connector(identity).open(agent.address, NAME, ()))
+    return await stream_code(agent, Connector(identity).open(agent.address, NAME, ()))
 
 
 async def test_a_task_is_started_and_cancelled_over_tls(agent: ControlPlane) -> None:
@@ -77,7 +82,7 @@ async def test_an_agent_takes_no_plain_text_and_no_tls_without_a_certificate(
     anonymous = grpc.ssl_channel_credentials(of.control_plane.trusted.encode())
     options = [("grpc.ssl_target_name_override", NAME)]
     channel = grpc.aio.secure_channel(agent.address, anonymous, options=options)
-    assert await session_code(agent, channel) is REFUSED
+    assert await stream_code(agent, channel) is REFUSED
 
 
 async def test_an_agent_with_tls_sends_nothing_in_plain_text(

@@ -1,4 +1,4 @@
-"""The agent client over gRPC: its messages, metadata, attempts and channels.
+"""The agent client over gRPC: its signals, streams, attempts and tokens.
 
 tests/contracts tests what it promises to the core.
 """
@@ -11,39 +11,48 @@ from typing import Any
 
 import grpc
 import pytest
-from evershell.agent.v1 import agent_service_pb2 as messages
-from evershell.agent.v1 import agent_service_pb2_grpc
+from evershell.agent.v1.agent_service_pb2 import Acknowledgement, Signal
+from evershell.agent.v1.agent_service_pb2_grpc import (
+    AgentServiceServicer,
+    add_AgentServiceServicer_to_server,
+)
 
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key, with_new_key
 from evershell.core import deadline, trace
 from evershell.core.errors import AgentUnreachableError
+from evershell.core.task import Task
 from evershell.core.trace import TraceContext
+from evershell.core.workspace import Workspace
 from evershell.fleet import agent_client
 from evershell.fleet.agent_client import AgentClient
 from evershell.pod.tls import TlsIdentity, listen
 from tests.support.ports import free_ports
+from tests.support.waiting import eventually_async
 from tests.support.world import NOW, intent, locked_busy
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # On a clock that stands still, so that every signal token is of the same minute.
 TOKENS = PodTokens(new_key(), lambda: 1_000.0)
-TASK = locked_busy(cancel=intent(force_at=NOW + timedelta(seconds=7)), epoch=3).task
-assert TASK is not None
+_TASK = locked_busy(cancel=intent(force_at=NOW + timedelta(seconds=7)), epoch=3).task
+assert _TASK is not None
+TASK: Task = _TASK
 
 
-async def _answer_at_once(attempt: int, context: Context) -> None:
+async def _answer_at_once(number: int, context: Context) -> None:
     pass
 
 
-class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
-    """Records the calls. Awaits `before` before each answer."""
+class FakeAgent(AgentServiceServicer):
+    """Records the signals. Awaits `before` before each acknowledgement."""
 
     def __init__(self) -> None:
         self.before: Callable[[int, Context], Awaitable[None]] = _answer_at_once
-        self.requests: list[Any] = []
-        self.authorizations: list[str] = []
-        self.traceparents: list[str] = []
+        # The tasks that it knows; None for all.
+        self.known: set[str] | None = None
+        self.signals: list[Signal] = []
+        # The values of `authorization` with which the streams were opened.
+        self.opened: list[str] = []
         self.address = ""
         self._server: grpc.aio.Server | None = None
 
@@ -51,7 +60,7 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
         """Listens on the address, or on a port that no connection takes while it has stopped."""
         address = address or f"127.0.0.1:{free_ports(1)[0]}"
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self, self._server)
+        add_AgentServiceServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{listen(self._server, address, tls)}"
         await self._server.start()
 
@@ -59,30 +68,17 @@ class FakeAgent(agent_service_pb2_grpc.AgentServiceServicer):
         if self._server is not None:
             await self._server.stop(0)
 
-    async def StartTask(self, request: Any, context: Context) -> messages.StartTaskResponse:
-        await self._record(request, context)
-        return messages.StartTaskResponse()
-
-    async def CancelTask(self, request: Any, context: Context) -> messages.CancelTaskResponse:
-        await self._record(request, context)
-        return messages.CancelTaskResponse(known=True)
-
-    async def GetSession(self, request: Any, context: Context) -> messages.GetSessionResponse:
-        return messages.GetSessionResponse()
-
-    async def _record(self, request: Any, context: Context) -> None:
-        self.requests.append(request)
-        self.authorizations += [
-            str(value)
-            for name, value in context.invocation_metadata() or ()
-            if name == "authorization"
-        ]
-        self.traceparents += [
-            str(value)
-            for name, value in context.invocation_metadata() or ()
-            if name == "traceparent"
-        ]
-        await self.before(len(self.requests), context)
+    async def Signals(
+        self, request_iterator: AsyncIterator[Signal], context: Context
+    ) -> AsyncIterator[Acknowledgement]:
+        metadata = dict(context.invocation_metadata() or ())
+        self.opened.append(str(metadata["authorization"]))
+        async for signal in request_iterator:
+            self.signals.append(signal)
+            await self.before(len(self.signals), context)
+            task_id = signal.start_task.task_id or signal.cancel_task.task_id
+            is_known = self.known is None or task_id in self.known
+            yield Acknowledgement(id=signal.id, known=is_known)
 
 
 @pytest.fixture
@@ -100,14 +96,13 @@ async def client() -> AsyncIterator[AgentClient]:
     await client.aclose()
 
 
-def workspace_at(address: str | None, workspace_id: str | None = None) -> Any:
-    found = locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
-    return found if workspace_id is None else replace(found, id=workspace_id)
+def workspace_at(address: str | None, workspace_id: str | None = None) -> Workspace:
+    workspace = locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
+    return workspace if workspace_id is None else replace(workspace, id=workspace_id)
 
 
-async def cancel(client: AgentClient, address: str | None) -> bool:
-    assert TASK is not None
-    return await client.cancel_task(workspace_at(address), TASK)
+async def cancel(client: AgentClient, address: str | None, task_id: str = TASK.id) -> bool:
+    return await client.cancel_task(workspace_at(address), replace(TASK, id=task_id))
 
 
 async def unreachable(client: AgentClient, address: str | None) -> None:
@@ -116,48 +111,73 @@ async def unreachable(client: AgentClient, address: str | None) -> None:
         await asyncio.wait_for(cancel(client, address), 30)
 
 
-async def never(attempt: int, context: Context) -> None:
+async def never(number: int, context: Context) -> None:
     await asyncio.Event().wait()
 
 
 async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    assert await cancel(client, agent.address) is True
-    (request,) = agent.requests
-    assert TASK is not None
-    assert (request.epoch, request.task_id, request.cancellation.reason) == (3, TASK.id, "enough")
-    assert request.cancellation.force_after_ms == 7_000
-    assert request.workspace_id.startswith("ws_")
-    assert agent.authorizations == [
-        value for _, value in TOKENS.signal_metadata(request.workspace_id, request.epoch)
-    ]
+    workspace = workspace_at(agent.address)
+    assert await client.cancel_task(workspace, TASK) is True
+    (signal,) = agent.signals
+    assert signal.cancel_task.task_id == TASK.id
+    assert signal.cancel_task.cancellation.reason == "enough"
+    assert signal.cancel_task.cancellation.force_after_ms == 7_000
+    assert signal.token == TOKENS.signal_token(workspace.id, 3)
+    assert agent.opened == [f"Bearer {signal.token}"]
 
 
 async def test_a_task_is_delivered_with_an_intent_that_was_recorded_before(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    assert TASK is not None
     await client.start_task(workspace_at(agent.address), TASK)
-    (request,) = agent.requests
-    assert (request.task.task_id, request.task.description, request.task.max_iterations) == (
-        TASK.id,
-        "true",
-        1_000,
-    )
-    assert request.task.cancellation.reason == "enough"
+    (signal,) = agent.signals
+    task = signal.start_task
+    assert (task.task_id, task.description, task.max_iterations) == (TASK.id, "true", 1_000)
+    assert task.cancellation.reason == "enough"
 
 
-async def test_a_failed_attempt_is_retried_within_the_call(
+async def test_all_signals_to_an_agent_share_a_stream(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    async def fail_once(attempt: int, context: Context) -> None:
-        if attempt == 1:
+    await client.start_task(workspace_at(agent.address), TASK)
+    for _ in range(3):
+        assert await cancel(client, agent.address)
+    assert len(agent.opened) == 1
+    ids = [signal.id for signal in agent.signals]
+    assert len(set(ids)) == len(ids)
+
+
+async def test_each_signal_has_its_own_acknowledgement(
+    client: AgentClient, agent: FakeAgent
+) -> None:
+    """Those of several tasks wait on one stream. The agent knows some of them."""
+    agent.known = {"task_1", "task_3"}
+    all_sent = asyncio.Event()
+
+    async def wait(number: int, context: Context) -> None:
+        await all_sent.wait()
+
+    agent.before = wait
+    calls = [asyncio.create_task(cancel(client, agent.address, f"task_{n}")) for n in range(5)]
+    await eventually_async(lambda: agent.signals)
+    # This one no longer waits. Its acknowledgement arrives first.
+    calls[0].cancel()
+    all_sent.set()
+    assert await asyncio.gather(*calls[1:]) == [True, False, True, False]
+
+
+async def test_a_failed_attempt_is_retried_within_the_signal(
+    client: AgentClient, agent: FakeAgent
+) -> None:
+    async def fail_once(number: int, context: Context) -> None:
+        if number == 1:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
 
     agent.before = fail_once
     assert await cancel(client, agent.address) is True
-    assert len(agent.requests) == 2
+    assert len(agent.signals) == len(agent.opened) == 2
 
 
 async def test_an_agent_that_does_not_answer_is_given_up(
@@ -167,48 +187,43 @@ async def test_an_agent_that_does_not_answer_is_given_up(
     # Ten times as long as it takes.
     async with asyncio.timeout(18):
         await unreachable(client, agent.address)
+    # The next signal has a stream of its own.
+    agent.before = _answer_at_once
+    assert await cancel(client, agent.address)
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_call_ends_before_the_deadline_of_its_caller(
+async def test_a_signal_ends_before_the_deadline_of_its_caller(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    left: list[float | None] = []
-
-    async def note(attempt: int, context: Context) -> None:
-        left.append(context.time_remaining())
-        await never(attempt, context)
-
-    agent.before = note
+    agent.before = never
     deadline.begin(1.0)
     await unreachable(client, agent.address)
-    assert all(each is not None and each < 1.0 for each in left)
 
 
-async def test_an_agent_of_the_previous_signing_key_is_called_with_its_tokens(
+async def test_an_agent_of_the_previous_signing_key_is_signalled_with_its_tokens(
     agent: FakeAgent,
 ) -> None:
     previous = new_key()
     tokens = PodTokens(with_new_key(previous), lambda: 1_000.0)
     workspace = workspace_at(agent.address)
-    ((_, accepted),) = PodTokens(previous, lambda: 1_000.0).signal_metadata(workspace.id, 3)
+    accepted = PodTokens(previous, lambda: 1_000.0).signal_token(workspace.id, 3)
 
-    async def verify(attempt: int, context: Context) -> None:
-        if agent.authorizations[-1] != accepted:
+    async def verify(number: int, context: Context) -> None:
+        if agent.signals[-1].token != accepted:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "another key")
 
     agent.before = verify
     client = AgentClient(tokens, lambda: NOW)
-    assert TASK is not None
     assert await client.cancel_task(workspace, TASK) is True
-    assert len(agent.requests) == 2
+    assert len(agent.opened) == 2
     # The client remembers the key of this agent.
     assert await client.cancel_task(workspace, TASK) is True
-    assert len(agent.requests) == 3
+    assert len(agent.opened) == 2
     await client.aclose()
 
 
-async def test_an_agent_that_restarts_during_a_call_is_reached(
+async def test_an_agent_that_restarts_during_a_signal_is_reached(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     assert await cancel(client, agent.address) is True
@@ -226,9 +241,9 @@ def test_the_time_limit_of_a_signal_is_below_two_seconds() -> None:
 async def test_a_signal_carries_the_trace_that_it_is_part_of(
     agent: FakeAgent, client: AgentClient
 ) -> None:
-    assert TASK is not None
     await client.start_task(workspace_at(agent.address), TASK)
     with trace.within(TraceContext("a" * 32, "b" * 16)):
         await client.start_task(workspace_at(agent.address), TASK)
         await client.cancel_task(workspace_at(agent.address), TASK)
-    assert agent.traceparents == [f"00-{'a' * 32}-{'b' * 16}-01"] * 2
+    traceparents = [signal.traceparent for signal in agent.signals]
+    assert traceparents == ["", *[f"00-{'a' * 32}-{'b' * 16}-01"] * 2]

@@ -5,7 +5,6 @@ from typing import Any
 
 import grpc
 import pytest
-from evershell.agent.v1.agent_service_pb2 import CancelTaskRequest
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
 from evershell.core import deadline
@@ -39,7 +38,6 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def cancel(client: AgentClient, workspace: object) -> bool:
-    assert TASK is not None
     return await client.cancel_task(workspace, TASK)  # type: ignore[arg-type]
 
 
@@ -54,7 +52,7 @@ async def test_an_agent_in_plain_text_is_not_signalled(client: AgentClient) -> N
     agent = FakeAgent()
     await agent.listen()
     await is_unreachable(client, workspace_at(agent.address))
-    assert agent.authorizations == []
+    assert agent.opened == []
     await agent.stop()
 
 
@@ -68,11 +66,10 @@ async def test_no_token_is_sent_to_strangers(of: Certificates) -> None:
         await agent.listen(tls=identity)
         async with connector.open(agent.address, agent_name(workspace_id, EPOCH), ()) as channel:
             stub: Any = AgentServiceStub(channel)
-            call = stub.CancelTask(
-                CancelTaskRequest(), metadata=TOKENS.signal_metadata(workspace_id, EPOCH)
-            )
+            token = TOKENS.signal_token(workspace_id, EPOCH)
+            call = stub.Signals(metadata=(("authorization", f"Bearer {token}"),))
             assert await call.code() is grpc.StatusCode.UNAVAILABLE, name
-        assert agent.authorizations == [], name
+        assert agent.opened == [], name
         await agent.stop()
 
 

@@ -38,11 +38,15 @@ async def unauthenticated(server: Running, method: str, metadata: Metadata) -> F
     return seen
 
 
+def signal_bearer(workspace_id: str, epoch: int = 1) -> Metadata:
+    return bearer(POD_TOKENS.signal_token(workspace_id, epoch))
+
+
 @pytest.mark.parametrize("method", INTERNAL_METHODS)
 async def test_a_users_credential_does_not_open_the_runtime_service(
     server: Running, method: str
 ) -> None:
-    for metadata in ((), bearer(), POD_TOKENS.signal_metadata("ws_1", 1)):
+    for metadata in ((), bearer(), signal_bearer("ws_1")):
         assert (
             await unauthenticated(server, INTERNAL + method, metadata)
         ).slug == "unauthenticated"
@@ -101,9 +105,7 @@ async def test_a_bootstrap_token_opens_only_bootstrap(server: Running, world: Wo
     for method in METHODS:
         await unauthenticated(server, PUBLIC + method, bootstrap_bearer(made.id))
     await unauthenticated(server, INTERNAL + "Bootstrap", agent_bearer(made.id))
-    await unauthenticated(
-        server, INTERNAL + "Bootstrap", POD_TOKENS.signal_metadata(made.id, made.epoch)
-    )
+    await unauthenticated(server, INTERNAL + "Bootstrap", signal_bearer(made.id, made.epoch))
 
 
 async def test_a_bootstrap_token_is_spent_when_the_agent_registers(

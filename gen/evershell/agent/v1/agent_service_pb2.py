@@ -22,32 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&evershell/agent/v1/agent_service.proto\x12\x12\x65vershell.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x01\n\nAssignment\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x16\n\x0emax_iterations\x18\x03 \x01(\x05\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32 .evershell.agent.v1.Cancellation\x12\x12\n\niterations\x18\x05 \x01(\x05\"|\n\x0c\x43\x61ncellation\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12,\n\x08\x66orce_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0e\x66orce_after_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_force_after_ms\"e\n\x10StartTaskRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12,\n\x04task\x18\x03 \x01(\x0b\x32\x1e.evershell.agent.v1.Assignment\"\x13\n\x11StartTaskResponse\"\x81\x01\n\x11\x43\x61ncelTaskRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32 .evershell.agent.v1.Cancellation\"#\n\x12\x43\x61ncelTaskResponse\x12\r\n\x05known\x18\x01 \x01(\x08\")\n\x11GetSessionRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\"q\n\x12GetSessionResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x12\n\niterations\x18\x04 \x01(\x05\x12\x18\n\x10\x63\x61ncel_requested\x18\x05 \x01(\x08\x32\xa2\x02\n\x0c\x41gentService\x12X\n\tStartTask\x12$.evershell.agent.v1.StartTaskRequest\x1a%.evershell.agent.v1.StartTaskResponse\x12[\n\nCancelTask\x12%.evershell.agent.v1.CancelTaskRequest\x1a&.evershell.agent.v1.CancelTaskResponse\x12[\n\nGetSession\x12%.evershell.agent.v1.GetSessionRequest\x1a&.evershell.agent.v1.GetSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&evershell/agent/v1/agent_service.proto\x12\x12\x65vershell.agent.v1\x1a!evershell/workspace/v1/task.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x06Signal\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x34\n\nstart_task\x18\x04 \x01(\x0b\x32\x1e.evershell.agent.v1.AssignmentH\x00\x12\x35\n\x0b\x63\x61ncel_task\x18\x05 \x01(\x0b\x32\x1e.evershell.agent.v1.CancelTaskH\x00\x42\x08\n\x06signal\"p\n\x0f\x41\x63knowledgement\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x31\n\x05phase\x18\x04 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"\x96\x01\n\nAssignment\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x16\n\x0emax_iterations\x18\x03 \x01(\x05\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32 .evershell.agent.v1.Cancellation\x12\x12\n\niterations\x18\x05 \x01(\x05\"|\n\x0c\x43\x61ncellation\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12,\n\x08\x66orce_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0e\x66orce_after_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_force_after_ms\"U\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x36\n\x0c\x63\x61ncellation\x18\x02 \x01(\x0b\x32 .evershell.agent.v1.Cancellation2^\n\x0c\x41gentService\x12N\n\x07Signals\x12\x1a.evershell.agent.v1.Signal\x1a#.evershell.agent.v1.Acknowledgement(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evershell.agent.v1.agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ASSIGNMENT']._serialized_start=96
-  _globals['_ASSIGNMENT']._serialized_end=246
-  _globals['_CANCELLATION']._serialized_start=248
-  _globals['_CANCELLATION']._serialized_end=372
-  _globals['_STARTTASKREQUEST']._serialized_start=374
-  _globals['_STARTTASKREQUEST']._serialized_end=475
-  _globals['_STARTTASKRESPONSE']._serialized_start=477
-  _globals['_STARTTASKRESPONSE']._serialized_end=496
-  _globals['_CANCELTASKREQUEST']._serialized_start=499
-  _globals['_CANCELTASKREQUEST']._serialized_end=628
-  _globals['_CANCELTASKRESPONSE']._serialized_start=630
-  _globals['_CANCELTASKRESPONSE']._serialized_end=665
-  _globals['_GETSESSIONREQUEST']._serialized_start=667
-  _globals['_GETSESSIONREQUEST']._serialized_end=708
-  _globals['_GETSESSIONRESPONSE']._serialized_start=710
-  _globals['_GETSESSIONRESPONSE']._serialized_end=823
-  _globals['_AGENTSERVICE']._serialized_start=826
-  _globals['_AGENTSERVICE']._serialized_end=1116
+  _globals['_SIGNAL']._serialized_start=131
+  _globals['_SIGNAL']._serialized_end=306
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=308
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=420
+  _globals['_ASSIGNMENT']._serialized_start=423
+  _globals['_ASSIGNMENT']._serialized_end=573
+  _globals['_CANCELLATION']._serialized_start=575
+  _globals['_CANCELLATION']._serialized_end=699
+  _globals['_CANCELTASK']._serialized_start=701
+  _globals['_CANCELTASK']._serialized_end=786
+  _globals['_AGENTSERVICE']._serialized_start=788
+  _globals['_AGENTSERVICE']._serialized_end=882
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from evershell.workspace.v1 import task_pb2 as _task_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -16,6 +17,86 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class Signal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    START_TASK_FIELD_NUMBER: _builtins.int
+    CANCEL_TASK_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Another one for each signal of a stream."""
+    token: _builtins.str
+    """The signal token of the current minute. The metadata of the call has one too:
+    `authorization: Bearer <token>`.
+    """
+    traceparent: _builtins.str
+    """The trace that the signal belongs to (W3C Trace Context); empty for none."""
+    @_builtins.property
+    def start_task(self) -> Global___Assignment:
+        """A task. The agent commits `task_started`, then begins it."""
+
+    @_builtins.property
+    def cancel_task(self) -> Global___CancelTask:
+        """The cancellation of a task is recorded. No further iteration of it starts."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        token: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        start_task: Global___Assignment | None = ...,
+        cancel_task: Global___CancelTask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_task", b"cancel_task", "signal", b"signal", "start_task", b"start_task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_task", b"cancel_task", "id", b"id", "signal", b"signal", "start_task", b"start_task", "token", b"token", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_signal: _TypeAlias = _typing.Literal["start_task", "cancel_task"]  # noqa: Y015
+    _WhichOneofArgType_signal: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_signal) -> _WhichOneofReturnType_signal | None: ...
+
+Global___Signal: _TypeAlias = Signal  # noqa: Y015
+
+@_typing.final
+class Acknowledgement(_message.Message):
+    """Says that a signal has arrived. Does not wait for its effect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The id of the signal."""
+    known: _builtins.bool
+    """Whether the agent has the task of the signal. Of a start: false while it works on another task.
+    Of a cancellation: whether it works on the task and will end it.
+    """
+    task_id: _builtins.str
+    """The task that the agent works on; empty if it is idle."""
+    phase: _task_pb2.Task.Phase.ValueType
+    """The part of the iteration that it is in."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        known: _builtins.bool = ...,
+        task_id: _builtins.str = ...,
+        phase: _task_pb2.Task.Phase.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "known", b"known", "phase", b"phase", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acknowledgement: _TypeAlias = Acknowledgement  # noqa: Y015
 
 @_typing.final
 class Assignment(_message.Message):
@@ -90,143 +171,24 @@ class Cancellation(_message.Message):
 Global___Cancellation: _TypeAlias = Cancellation  # noqa: Y015
 
 @_typing.final
-class StartTaskRequest(_message.Message):
+class CancelTask(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    TASK_FIELD_NUMBER: _builtins.int
-    workspace_id: _builtins.str
-    epoch: _builtins.int
-    @_builtins.property
-    def task(self) -> Global___Assignment: ...
-    def __init__(
-        self,
-        *,
-        workspace_id: _builtins.str = ...,
-        epoch: _builtins.int = ...,
-        task: Global___Assignment | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "task", b"task", "workspace_id", b"workspace_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___StartTaskRequest: _TypeAlias = StartTaskRequest  # noqa: Y015
-
-@_typing.final
-class StartTaskResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___StartTaskResponse: _TypeAlias = StartTaskResponse  # noqa: Y015
-
-@_typing.final
-class CancelTaskRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
     CANCELLATION_FIELD_NUMBER: _builtins.int
-    workspace_id: _builtins.str
-    epoch: _builtins.int
     task_id: _builtins.str
     @_builtins.property
     def cancellation(self) -> Global___Cancellation: ...
     def __init__(
         self,
         *,
-        workspace_id: _builtins.str = ...,
-        epoch: _builtins.int = ...,
         task_id: _builtins.str = ...,
         cancellation: Global___Cancellation | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "epoch", b"epoch", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CancelTaskRequest: _TypeAlias = CancelTaskRequest  # noqa: Y015
-
-@_typing.final
-class CancelTaskResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KNOWN_FIELD_NUMBER: _builtins.int
-    known: _builtins.bool
-    """Whether the agent is working on the task and will end it."""
-    def __init__(
-        self,
-        *,
-        known: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CancelTaskResponse: _TypeAlias = CancelTaskResponse  # noqa: Y015
-
-@_typing.final
-class GetSessionRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
-    workspace_id: _builtins.str
-    def __init__(
-        self,
-        *,
-        workspace_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workspace_id", b"workspace_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetSessionRequest: _TypeAlias = GetSessionRequest  # noqa: Y015
-
-@_typing.final
-class GetSessionResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EPOCH_FIELD_NUMBER: _builtins.int
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    PHASE_FIELD_NUMBER: _builtins.int
-    ITERATIONS_FIELD_NUMBER: _builtins.int
-    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
-    epoch: _builtins.int
-    task_id: _builtins.str
-    """Empty if the agent is idle."""
-    phase: _builtins.str
-    """`model_call`, `tool_call` or empty."""
-    iterations: _builtins.int
-    cancel_requested: _builtins.bool
-    def __init__(
-        self,
-        *,
-        epoch: _builtins.int = ...,
-        task_id: _builtins.str = ...,
-        phase: _builtins.str = ...,
-        iterations: _builtins.int = ...,
-        cancel_requested: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "epoch", b"epoch", "iterations", b"iterations", "phase", b"phase", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetSessionResponse: _TypeAlias = GetSessionResponse  # noqa: Y015
+Global___CancelTask: _TypeAlias = CancelTask  # noqa: Y015

@@ -26,16 +26,11 @@ if _version_not_supported:
 
 
 class AgentServiceStub:
-    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token for that workspace and epoch.
+    """Served by the agent in the pod of each workspace.
 
-    Every call is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
-    or repeated therefore does no harm.
-
-    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
-    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
-    agent's.
+    Every signal is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
+    late or repeated therefore does no harm.
     """
 
     def __init__(self, channel):
@@ -44,66 +39,29 @@ class AgentServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.StartTask = channel.unary_unary(
-                '/evershell.agent.v1.AgentService/StartTask',
-                request_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.StartTaskRequest.SerializeToString,
-                response_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.StartTaskResponse.FromString,
-                _registered_method=True)
-        self.CancelTask = channel.unary_unary(
-                '/evershell.agent.v1.AgentService/CancelTask',
-                request_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.CancelTaskRequest.SerializeToString,
-                response_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.CancelTaskResponse.FromString,
-                _registered_method=True)
-        self.GetSession = channel.unary_unary(
-                '/evershell.agent.v1.AgentService/GetSession',
-                request_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetSessionRequest.SerializeToString,
-                response_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetSessionResponse.FromString,
+        self.Signals = channel.stream_stream(
+                '/evershell.agent.v1.AgentService/Signals',
+                request_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.Signal.SerializeToString,
+                response_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.Acknowledgement.FromString,
                 _registered_method=True)
 
 
 class AgentServiceServicer:
-    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token for that workspace and epoch.
+    """Served by the agent in the pod of each workspace.
 
-    Every call is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
-    or repeated therefore does no harm.
-
-    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
-    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
-    agent's.
+    Every signal is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
+    late or repeated therefore does no harm.
     """
 
-    def StartTask(self, request, context):
-        """Delivers a task.
+    def Signals(self, request_iterator, context):
+        """Signals the agent, which acknowledges each signal at once, in the order of their arrival.
 
-        Effect: the agent commits `task_started`, then begins the task. The reply does not wait for
-        this.
-        Idempotency: by task id.
-        Errors: FAILED_PRECONDITION if the agent is working on another task; INVALID_ARGUMENT without a
-        task id.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CancelTask(self, request, context):
-        """Signals that the cancellation of a task is recorded.
-
-        Effect: no further iteration of the task starts. The reply does not wait for the current one.
-        Idempotency: by task id; the earliest deadline applies.
-        Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is not an error:
-        the reply says `known: false`.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetSession(self, request, context):
-        """Reads the current state of the agent.
-
-        Effect: none. Idempotency: a read.
-        Errors: only those of every call.
+        A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
+        it has ended. Several workers can each have a stream.
+        Effect: that of each signal. Idempotency: by task id; of a cancellation, the earliest deadline
+        applies.
+        Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,20 +70,10 @@ class AgentServiceServicer:
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'StartTask': grpc.unary_unary_rpc_method_handler(
-                    servicer.StartTask,
-                    request_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.StartTaskRequest.FromString,
-                    response_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.StartTaskResponse.SerializeToString,
-            ),
-            'CancelTask': grpc.unary_unary_rpc_method_handler(
-                    servicer.CancelTask,
-                    request_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.CancelTaskRequest.FromString,
-                    response_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.CancelTaskResponse.SerializeToString,
-            ),
-            'GetSession': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetSession,
-                    request_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetSessionRequest.FromString,
-                    response_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetSessionResponse.SerializeToString,
+            'Signals': grpc.stream_stream_rpc_method_handler(
+                    servicer.Signals,
+                    request_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.Signal.FromString,
+                    response_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.Acknowledgement.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,20 +84,15 @@ def add_AgentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentService:
-    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token for that workspace and epoch.
+    """Served by the agent in the pod of each workspace.
 
-    Every call is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
-    or repeated therefore does no harm.
-
-    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
-    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
-    agent's.
+    Every signal is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
+    late or repeated therefore does no harm.
     """
 
     @staticmethod
-    def StartTask(request,
+    def Signals(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -159,66 +102,12 @@ class AgentService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/evershell.agent.v1.AgentService/StartTask',
-            evershell_dot_agent_dot_v1_dot_agent__service__pb2.StartTaskRequest.SerializeToString,
-            evershell_dot_agent_dot_v1_dot_agent__service__pb2.StartTaskResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CancelTask(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/evershell.agent.v1.AgentService/CancelTask',
-            evershell_dot_agent_dot_v1_dot_agent__service__pb2.CancelTaskRequest.SerializeToString,
-            evershell_dot_agent_dot_v1_dot_agent__service__pb2.CancelTaskResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetSession(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/evershell.agent.v1.AgentService/GetSession',
-            evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetSessionRequest.SerializeToString,
-            evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetSessionResponse.FromString,
+            '/evershell.agent.v1.AgentService/Signals',
+            evershell_dot_agent_dot_v1_dot_agent__service__pb2.Signal.SerializeToString,
+            evershell_dot_agent_dot_v1_dot_agent__service__pb2.Acknowledgement.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,137 +27,68 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AgentServiceStub:
-    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token for that workspace and epoch.
+    """Served by the agent in the pod of each workspace.
 
-    Every call is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
-    or repeated therefore does no harm.
-
-    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
-    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
-    agent's.
+    Every signal is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
+    late or repeated therefore does no harm.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
-    StartTask: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.StartTaskRequest, _agent_service_pb2.StartTaskResponse]
-    """Delivers a task.
+    Signals: _grpc.StreamStreamMultiCallable[_agent_service_pb2.Signal, _agent_service_pb2.Acknowledgement]
+    """Signals the agent, which acknowledges each signal at once, in the order of their arrival.
 
-    Effect: the agent commits `task_started`, then begins the task. The reply does not wait for
-    this.
-    Idempotency: by task id.
-    Errors: FAILED_PRECONDITION if the agent is working on another task; INVALID_ARGUMENT without a
-    task id.
-    """
-    CancelTask: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.CancelTaskRequest, _agent_service_pb2.CancelTaskResponse]
-    """Signals that the cancellation of a task is recorded.
-
-    Effect: no further iteration of the task starts. The reply does not wait for the current one.
-    Idempotency: by task id; the earliest deadline applies.
-    Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is not an error:
-    the reply says `known: false`.
-    """
-    GetSession: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetSessionRequest, _agent_service_pb2.GetSessionResponse]
-    """Reads the current state of the agent.
-
-    Effect: none. Idempotency: a read.
-    Errors: only those of every call.
+    A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
+    it has ended. Several workers can each have a stream.
+    Effect: that of each signal. Idempotency: by task id; of a cancellation, the earliest deadline
+    applies.
+    Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
-    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token for that workspace and epoch.
+    """Served by the agent in the pod of each workspace.
 
-    Every call is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
-    or repeated therefore does no harm.
-
-    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
-    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
-    agent's.
+    Every signal is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
+    late or repeated therefore does no harm.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    StartTask: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.StartTaskRequest, _agent_service_pb2.StartTaskResponse]  # type: ignore[assignment]
-    """Delivers a task.
+    Signals: _aio.StreamStreamMultiCallable[_agent_service_pb2.Signal, _agent_service_pb2.Acknowledgement]  # type: ignore[assignment]
+    """Signals the agent, which acknowledges each signal at once, in the order of their arrival.
 
-    Effect: the agent commits `task_started`, then begins the task. The reply does not wait for
-    this.
-    Idempotency: by task id.
-    Errors: FAILED_PRECONDITION if the agent is working on another task; INVALID_ARGUMENT without a
-    task id.
-    """
-    CancelTask: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.CancelTaskRequest, _agent_service_pb2.CancelTaskResponse]  # type: ignore[assignment]
-    """Signals that the cancellation of a task is recorded.
-
-    Effect: no further iteration of the task starts. The reply does not wait for the current one.
-    Idempotency: by task id; the earliest deadline applies.
-    Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is not an error:
-    the reply says `known: false`.
-    """
-    GetSession: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetSessionRequest, _agent_service_pb2.GetSessionResponse]  # type: ignore[assignment]
-    """Reads the current state of the agent.
-
-    Effect: none. Idempotency: a read.
-    Errors: only those of every call.
+    A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
+    it has ended. Several workers can each have a stream.
+    Effect: that of each signal. Idempotency: by task id; of a cancellation, the earliest deadline
+    applies.
+    Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by the agent in the pod of each workspace. The control plane calls it with a short-lived
-    token for that workspace and epoch.
+    """Served by the agent in the pod of each workspace.
 
-    Every call is a hint that reduces latency. The authoritative state is in the database, and the
-    agent receives it as a Directive in the reply to each of its own calls. A call that is lost, late
-    or repeated therefore does no harm.
-
-    Errors of every call: UNAUTHENTICATED without a valid token; INVALID_ARGUMENT if the request
-    cannot be parsed; FAILED_PRECONDITION if the request names another workspace or epoch than the
-    agent's.
+    Every signal is a hint that reduces latency. The authoritative state is in the database, and the
+    agent receives it as a Directive in the reply to each of its own calls. A signal that is lost,
+    late or repeated therefore does no harm.
     """
 
     @_abc_1.abstractmethod
-    def StartTask(
+    def Signals(
         self,
-        request: _agent_service_pb2.StartTaskRequest,
+        request_iterator: _MaybeAsyncIterator[_agent_service_pb2.Signal],
         context: _ServicerContext,
-    ) -> _typing.Union[_agent_service_pb2.StartTaskResponse, _abc.Awaitable[_agent_service_pb2.StartTaskResponse]]:
-        """Delivers a task.
+    ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.Acknowledgement], _abc.AsyncIterator[_agent_service_pb2.Acknowledgement]]:
+        """Signals the agent, which acknowledges each signal at once, in the order of their arrival.
 
-        Effect: the agent commits `task_started`, then begins the task. The reply does not wait for
-        this.
-        Idempotency: by task id.
-        Errors: FAILED_PRECONDITION if the agent is working on another task; INVALID_ARGUMENT without a
-        task id.
-        """
-
-    @_abc_1.abstractmethod
-    def CancelTask(
-        self,
-        request: _agent_service_pb2.CancelTaskRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_agent_service_pb2.CancelTaskResponse, _abc.Awaitable[_agent_service_pb2.CancelTaskResponse]]:
-        """Signals that the cancellation of a task is recorded.
-
-        Effect: no further iteration of the task starts. The reply does not wait for the current one.
-        Idempotency: by task id; the earliest deadline applies.
-        Errors: INVALID_ARGUMENT without a task id. A task that the agent does not have is not an error:
-        the reply says `known: false`.
-        """
-
-    @_abc_1.abstractmethod
-    def GetSession(
-        self,
-        request: _agent_service_pb2.GetSessionRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_agent_service_pb2.GetSessionResponse, _abc.Awaitable[_agent_service_pb2.GetSessionResponse]]:
-        """Reads the current state of the agent.
-
-        Effect: none. Idempotency: a read.
-        Errors: only those of every call.
+        A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
+        it has ended. Several workers can each have a stream.
+        Effect: that of each signal. Idempotency: by task id; of a cancellation, the earliest deadline
+        applies.
+        Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

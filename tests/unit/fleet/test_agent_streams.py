@@ -1,4 +1,4 @@
-"""The bound on channels to agents, with many agents on loopback ports."""
+"""The bound on streams to agents, each on a channel, with many agents on loopback ports."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -52,7 +52,7 @@ def channels(monkeypatch: pytest.MonkeyPatch) -> OpenChannels:
 
 @pytest.fixture
 async def client(channels: OpenChannels) -> AsyncIterator[AgentClient]:
-    client = AgentClient(TOKENS, machine_clock, max_channels=LIMIT)
+    client = AgentClient(TOKENS, machine_clock, max_streams=LIMIT)
     yield client
     await client.aclose()
     assert channels.open == []
@@ -69,13 +69,13 @@ async def agents(count: int) -> AsyncIterator[list[FakeAgent]]:
 
 
 class Held:
-    """Makes agents hold their calls until `release`."""
+    """Makes agents hold their acknowledgements until `release`."""
 
     def __init__(self) -> None:
         self.arrived = 0
         self.release = asyncio.Event()
 
-    async def __call__(self, attempt: int, context: Context) -> None:
+    async def __call__(self, number: int, context: Context) -> None:
         self.arrived += 1
         await self.release.wait()
 
@@ -110,7 +110,7 @@ async def test_calls_beyond_the_limit_do_not_wait_and_their_channels_are_closed(
         await eventually_async(lambda: len(channels.open) == LIMIT)
         # The channels that were used last are kept.
         assert channels.open == [agent.address for agent in started[-LIMIT:]]
-        assert all(len(agent.requests) == 1 for agent in started)
+        assert all(len(agent.signals) == 1 for agent in started)
 
 
 async def test_the_channel_of_an_unreachable_agent_is_closed(

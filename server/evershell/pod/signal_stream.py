@@ -1,0 +1,89 @@
+"""The control plane's end of AgentService.Signals."""
+
+import asyncio
+import itertools
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+from evershell.agent.v1.agent_service_pb2 import Acknowledgement, Signal
+from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+
+if TYPE_CHECKING:
+    from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
+
+
+class NotAcknowledgedError(Exception):
+    """The signal was not acknowledged. `code` is the status of the stream, if it has ended."""
+
+    def __init__(self, reason: str, code: grpc.StatusCode | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class SignalStream:
+    """A stream of signals to one agent. Any number of signals can wait at the same time."""
+
+    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
+        """`token` is the signal token with which the stream is opened."""
+        stub: AgentServiceAsyncStub = AgentServiceStub(channel)
+        self._call = stub.Signals(metadata=(("authorization", f"Bearer {token}"),))
+        self._ids = itertools.count(1)
+        # Those who wait for an acknowledgement, by the id of the signal. None: the stream is over.
+        self._waiting: dict[int, asyncio.Future[Acknowledgement | None]] = {}
+        # gRPC sends one message of a stream at a time.
+        self._sending = asyncio.Lock()
+        self._end = NotAcknowledgedError("the stream was closed")
+        self._reader = asyncio.create_task(self._read())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether another stream is needed for further signals."""
+        return self._reader.done()
+
+    async def send(self, signal: Signal) -> Acknowledgement:
+        """Sets the id of the signal, and returns its acknowledgement.
+
+        Waits as long as the stream lasts. Raises NotAcknowledgedError.
+        """
+        signal.id = next(self._ids)
+        waiting: asyncio.Future[Acknowledgement | None] = asyncio.Future()
+        self._waiting[signal.id] = waiting
+        try:
+            # Writing fails because the stream ends, which the reader sees too.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                async with self._sending:
+                    await self._call.write(signal)
+            acknowledgement = await waiting
+        finally:
+            del self._waiting[signal.id]
+        if acknowledgement is None:
+            raise self._end
+        return acknowledgement
+
+    async def close(self, grace_seconds: float) -> None:
+        """Ends the stream. Signals that wait have the grace to be acknowledged."""
+        if self._waiting:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    async with self._sending:
+                        await self._call.done_writing()
+                    await asyncio.wait([self._reader])
+        self._call.cancel()
+
+    async def _read(self) -> None:
+        try:
+            async for acknowledgement in self._call:
+                self._resolve(acknowledgement.id, acknowledgement)
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            self._end = NotAcknowledgedError(error.details() or code.name, code)
+        finally:
+            for signal_id in self._waiting:
+                self._resolve(signal_id, None)
+
+    def _resolve(self, signal_id: int, acknowledgement: Acknowledgement | None) -> None:
+        waiting = self._waiting.get(signal_id)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(acknowledgement)
