@@ -1,6 +1,7 @@
 """The task as the function of an agent sees it, and what runs the function."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
@@ -303,7 +304,10 @@ class _Run(AsyncIterator[Step]):
 
 
 async def _text_of(function: AgentFunction, task: Task) -> str:
-    result = await function(task)
+    working = function(task)
+    if not inspect.isawaitable(working):
+        raise TaskFailed("The agent is not an async function.")
+    result = await working
     return "" if result is None else storable_text(str(result))
 
 

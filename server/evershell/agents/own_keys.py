@@ -3,8 +3,7 @@
 import json
 import sys
 import threading
-from collections.abc import Iterable
-from typing import Any, TextIO, cast
+from typing import TextIO
 
 # By name. The agent's own process can read them, and so can everything that runs in it.
 keys: dict[str, str] = {}
@@ -25,8 +24,8 @@ def hide(given: dict[str, str]) -> None:
     longest_first = sorted(_names.items(), key=lambda item: -len(item[0]))
     _names.clear()
     _names.update(longest_first)
-    sys.stdout = cast("TextIO", _RedactedStream(sys.stdout))
-    sys.stderr = cast("TextIO", _RedactedStream(sys.stderr))
+    _redact(sys.stdout)
+    _redact(sys.stderr)
 
 
 def redacted(text: str) -> str:
@@ -60,27 +59,22 @@ def _without_beginning(text: str) -> str:
     return text[: len(text) - max(lengths, default=0)]
 
 
-class _RedactedStream:
-    """A stream of text that prints no key, even if it is written in parts."""
+def _redact(stream: TextIO) -> None:
+    """Makes the stream print no key, even if it is written in parts.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        # The beginning of a key. It is printed when the next text shows that it is none.
-        self._held = ""
-        self._lock = threading.RLock()
+    It stays the same object, which handlers of `logging` may have.
+    """
+    write, lock = stream.write, threading.RLock()
+    # The beginning of a key. It is printed when the next text shows that it is none.
+    held = ""
 
-    def write(self, text: str) -> int:
-        """Writes the redacted text."""
-        with self._lock:
-            whole = redacted(self._held + text)
+    def write_redacted(text: str) -> int:
+        nonlocal held
+        with lock:
+            whole = redacted(held + text)
             shown = _without_beginning(whole)
-            self._held = whole[len(shown) :]
-            self._stream.write(shown)
+            held = whole[len(shown) :]
+            write(shown)
         return len(text)
 
-    def writelines(self, lines: Iterable[str]) -> None:
-        """Writes the redacted lines."""
-        self.write("".join(lines))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+    stream.write = write_redacted  # type: ignore[method-assign]

@@ -150,6 +150,14 @@ async def test_calls_inside_a_call_are_recorded_and_the_phase_is_that_of_the_las
 # What is returned and raised
 
 
+async def test_a_function_that_is_not_async_fails_the_task() -> None:
+    def agent(task: Task) -> str:
+        return "done"
+
+    ending, _ = await ended(agent)
+    assert ending.reason == "The agent is not an async function."
+
+
 class Unreadable(Exception):
     """Has no text."""
 

@@ -160,6 +160,36 @@ async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
     assert errors.decode().count(expected) >= 4 + (description == "raise")
 
 
+# Its logger has the standard error of the start.
+LOGGING = """
+import logging
+from evershell.agents import Task, keys, run
+
+log = logging.getLogger("own")
+log.addHandler(logging.StreamHandler())
+
+async def agent(task: Task) -> None:
+    log.error("own log with %s", keys["MODEL_KEY"])
+
+run(agent)
+"""
+
+
+async def test_a_logger_from_before_the_keys_prints_none(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    (tmp_path / "my_agent.py").write_text(LOGGING)
+    process = await _agent(
+        control_plane, tmp_path, str(tmp_path / "my_agent.py"), keys={"MODEL_KEY": KEY}
+    )
+    await control_plane.reaches(lambda: control_plane.address)
+    await control_plane.run_task("t1", "log")
+    await control_plane.reaches(lambda: control_plane.end("t1"))
+    process.terminate()
+    _, errors = await process.communicate()
+    assert b"\nown log with [MODEL_KEY]\n" in errors
+
+
 # Does to its process what the description says.
 CARELESS = """
 import asyncio, os, sys, time
