@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -70,6 +71,13 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _restore_signals() -> None:
+    """In a forked child: it has the handlers of the agent, which would end the agent."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     """Runs one agent: a function, that of a name, or that of the spec. Returns the exit code."""
     # Most of the start is imports. They make no garbage, and looking for it takes a tenth of their
@@ -115,6 +123,7 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
         # The default of later versions. That of 3.11 starts a thread for each process of a tool,
         # and reports its end later.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+    os.register_at_fork(after_in_child=_restore_signals)
     # Not closed, because that would wait for everything that a function has left behind.
     loop = asyncio.Runner().get_loop()
     program = loop.create_task(run(spec, log, agent))

@@ -192,9 +192,9 @@ async def test_a_logger_from_before_the_keys_prints_none(
 
 # Does to its process what the description says.
 CARELESS = """
-import asyncio, os, sys, time
+import asyncio, multiprocessing, os, sys, time
 from contextlib import suppress
-from evershell.agents import Task, in_process, keys
+from evershell.agents import Task, in_thread, keys
 
 KEY = keys["MODEL_KEY"]
 
@@ -203,6 +203,19 @@ async def leave():
 
 async def value(answer):
     return answer
+
+def end_a_child():
+    fork = multiprocessing.get_context("fork")
+    runs = fork.Event()
+    child = fork.Process(target=hang, args=(runs,))
+    child.start()
+    runs.wait()
+    child.terminate()
+    child.join()
+
+def hang(runs):
+    runs.set()
+    time.sleep(600)
 
 def blocking_code():
     time.sleep(600)
@@ -226,6 +239,8 @@ async def agent(task: Task) -> str:
             case "close":
                 sys.stdout.close()
                 os.close(1)
+            case "fork":
+                await in_thread(end_a_child)
             case "block":
                 blocking_code()
         await step.tool_call("t", {}, value("output"))
@@ -269,6 +284,13 @@ async def test_an_exit_of_the_agents_code_ends_only_its_task(
     end = await _end_of(control_plane, "interrupt")
     assert end.reason == "The agent failed: KeyboardInterrupt: "
     for description in ("exit in the background", "a plain task"):
+        assert (await _end_of(control_plane, description)).status is TaskStatus.COMPLETED
+
+
+async def test_the_end_of_a_forked_child_does_not_end_the_agent(
+    control_plane: ControlPlane, careless: asyncio.subprocess.Process
+) -> None:
+    for description in ("fork", "a plain task"):
         assert (await _end_of(control_plane, description)).status is TaskStatus.COMPLETED
 
 
