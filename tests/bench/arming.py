@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,9 @@ _WORKSPACES = """
         last_seq, agent_address, lease_expires_at
     )
     SELECT 'ws_' || %(name)s || '_' || i, %(org)s, 'bench', 'busy', '', now(), now(),
-        'task_' || %(name)s || '_' || i, 1, 3, %(agent)s, now() + interval '1 day'
+        'task_' || %(name)s || '_' || i, 1, 3,
+        (%(agents)s::text[])[1 + (i - 1) %% cardinality(%(agents)s::text[])],
+        now() + interval '1 day'
     FROM generate_series(1, %(count)s) AS i
 """
 _TASKS = """
@@ -111,10 +114,10 @@ class Armed:
         return "task_" + workspace_id.removeprefix("ws_")
 
 
-def arm(database: psycopg.Connection[Any], count: int, agent_address: str) -> Armed:
-    """Creates this many workspaces with running tasks."""
+def arm(database: psycopg.Connection[Any], count: int, agent_addresses: Sequence[str]) -> Armed:
+    """Creates this many workspaces with running tasks, spread over the agents."""
     name = f"b{next(_numbers)}"
-    values = {"name": name, "count": count, "org": ORG_ID, "agent": agent_address}
+    values = {"name": name, "count": count, "org": ORG_ID, "agents": list(agent_addresses)}
     with database.transaction():
         for statement in (_WORKSPACES, _TASKS, _LOGS):
             database.execute(statement, values)

@@ -113,6 +113,6 @@ class Side:
             processes.await_listening(process, port, log)
             yield f"127.0.0.1:{port}", process.pid
 
-    def arm(self, count: int, agent_address: str) -> arming.Armed:
-        """Creates workspaces with running tasks."""
-        return arming.arm(self.database, count, agent_address)
+    def arm(self, count: int, *agent_addresses: str) -> arming.Armed:
+        """Creates workspaces with running tasks, spread over the agents."""
+        return arming.arm(self.database, count, agent_addresses)

@@ -32,7 +32,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def armed(database: Database) -> Armed:
-    return arming.arm(database, 5, "127.0.0.1:1")
+    return arming.arm(database, 5, ["127.0.0.1:1", "127.0.0.2:1"])
 
 
 def record(database: Database, workspace_id: str) -> None:

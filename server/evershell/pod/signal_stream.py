@@ -64,12 +64,11 @@ class SignalStream:
 
     async def close(self, grace_seconds: float) -> None:
         """Ends the stream. Signals that wait have the grace to be acknowledged."""
-        if self._waiting:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(grace_seconds):
-                    async with self._sending:
-                        await self._call.done_writing()
-                    await asyncio.wait([self._reader])
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                async with self._sending:
+                    await self._call.done_writing()
+                await asyncio.wait([self._reader])
         self._call.cancel()
 
     async def _read(self) -> None:

@@ -1,10 +1,21 @@
 """The blocks of the bench, a module for each subject."""
 
 from tests.bench.plan import Block
-from tests.bench.rows import callers, fleet, idle, peers, replay, size, truth, watchers, workers
+from tests.bench.rows import (
+    callers,
+    fleet,
+    idle,
+    peers,
+    replay,
+    size,
+    streams,
+    truth,
+    watchers,
+    workers,
+)
 
 
 def all_blocks(quick: bool) -> list[Block]:
     """All blocks, in the order of the table."""
-    modules = (callers, replay, peers, watchers, workers, size, fleet, idle, truth)
+    modules = (callers, replay, peers, watchers, streams, workers, size, fleet, idle, truth)
     return [block for module in modules for block in module.blocks(quick)]

@@ -4,7 +4,7 @@ A real agent serves one workspace. This one stands for thousands of them, so tha
 window can cancel a task of its own. It accepts every token. The service signals it as it signals a
 real agent, and the floor calls METHOD without a token.
 
-`python -m tests.bench.servers.agent PORT`
+`python -m tests.bench.servers.agent PORT [COUNT]`: with COUNT, it listens at that many addresses.
 """
 
 import sys
@@ -30,8 +30,17 @@ class _AgentService(AgentServiceServicer):
             yield Acknowledgement(id=signal.id, known=True, task_id=signal.cancel_task.task_id)
 
 
+def addresses(port: int, count: int) -> list[str]:
+    """Different addresses of loopback. The first one is 127.0.0.1."""
+    return [f"127.0.{number // 250}.{number % 250 + 1}:{port}" for number in range(count)]
+
+
 async def serve_method(
-    path: str, call: Any, port: int, servicer: AgentServiceServicer | None = None
+    path: str,
+    call: Any,
+    port: int,
+    servicer: AgentServiceServicer | None = None,
+    count: int = 1,
 ) -> grpc.aio.Server:
     """Serves one unary method on loopback, bytes in and bytes out, and the servicer."""
     service, method = path.removeprefix("/").split("/")
@@ -42,7 +51,8 @@ async def serve_method(
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service, {method: handler}),)
     )
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    for address in addresses(port, count):
+        server.add_insecure_port(address)
     await server.start()
     return server
 
@@ -51,10 +61,10 @@ async def _empty(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) ->
     return b""
 
 
-async def _serve(port: int) -> None:
-    server = await serve_method(METHOD, _empty, port, _AgentService())
+async def _serve(port: int, count: int = 1) -> None:
+    server = await serve_method(METHOD, _empty, port, _AgentService(), count)
     await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(int(sys.argv[1])))
+    uvloop.run(_serve(*map(int, sys.argv[1:])))

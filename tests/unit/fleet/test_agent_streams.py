@@ -1,6 +1,8 @@
 """The bound on streams to agents, each on a channel, with many agents on loopback ports."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -10,6 +12,7 @@ import pytest
 from evershell.core.errors import AgentUnreachableError
 from evershell.fleet import agent_client
 from evershell.fleet.agent_client import AgentClient
+from evershell.pod.signal_stream import SignalStream
 from evershell.pod.tls import Connector, Options
 from evershell.store.service_clock import machine_clock
 from tests.support.waiting import eventually_async
@@ -92,6 +95,28 @@ async def test_the_least_recently_used_channel_is_closed_for_a_new_one(
         # The closed one is opened again.
         assert await cancel(client, second.address)
         assert channels.opened == LIMIT + 2
+
+
+async def test_a_stream_that_is_no_longer_kept_is_freed_at_once(
+    client: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the garbage collector. A cycle would keep 50 kB of gRPC for each stream."""
+    streams: weakref.WeakSet[SignalStream] = weakref.WeakSet()
+
+    def recorded(channel: grpc.aio.Channel, token: str) -> SignalStream:
+        stream = SignalStream(channel, token)
+        streams.add(stream)
+        return stream
+
+    monkeypatch.setattr(agent_client, "SignalStream", recorded)
+    gc.disable()
+    try:
+        async with agents(3 * LIMIT) as started:
+            for agent in started:
+                assert await cancel(client, agent.address)
+            await eventually_async(lambda: len(streams) == LIMIT)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("patient")
