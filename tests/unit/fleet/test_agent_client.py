@@ -26,7 +26,7 @@ from evershell.core.trace import TraceContext
 from evershell.core.workspace import Workspace
 from evershell.fleet import agent_client
 from evershell.fleet.agent_client import AgentClient
-from evershell.pod.tls import TlsIdentity, listen
+from evershell.pod.tls import Options, TlsIdentity, listen
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually_async
 from tests.support.world import NOW, intent, locked_busy
@@ -56,10 +56,12 @@ class FakeAgent(AgentServiceServicer):
         self.address = ""
         self._server: grpc.aio.Server | None = None
 
-    async def listen(self, address: str = "", tls: TlsIdentity | None = None) -> None:
+    async def listen(
+        self, address: str = "", tls: TlsIdentity | None = None, options: Options = ()
+    ) -> None:
         """Listens on the address, or on a port that no connection takes while it has stopped."""
         address = address or f"127.0.0.1:{free_ports(1)[0]}"
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *options])
         add_AgentServiceServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{listen(self._server, address, tls)}"
         await self._server.start()
@@ -232,6 +234,16 @@ async def test_an_agent_that_restarts_during_a_signal_is_reached(
     await asyncio.sleep(0)
     await agent.listen(agent.address)
     assert await call is True
+
+
+async def test_no_signal_is_lost_when_the_agent_ends_old_streams(client: AgentClient) -> None:
+    agent = FakeAgent()
+    age = (("grpc.max_connection_age_ms", 100), ("grpc.max_connection_age_grace_ms", 20))
+    await agent.listen(options=age)
+    async with asyncio.timeout(60):
+        while len(agent.opened) < 4:
+            assert await cancel(client, agent.address)
+    await agent.stop()
 
 
 def test_the_time_limit_of_a_signal_is_below_two_seconds() -> None:
