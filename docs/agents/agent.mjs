@@ -64,8 +64,8 @@ function start(task) {
   run(task);
 }
 
-function cancel(id, { force_at }) {
-  const at = force_at ? Number(force_at.seconds) * 1000 + force_at.nanos / 1e6 : Infinity;
+function cancel(id, { force_after_ms }) {
+  const at = force_after_ms == null ? Infinity : Date.now() + Number(force_after_ms);
   cancelled.set(id, Math.min(at, cancelled.get(id) ?? Infinity));
 }
 
@@ -122,7 +122,7 @@ server.bindAsync(`${spec.listen_host}:0`, listener, async (error, port) => {
   if (error) throw error;
   process.on("SIGTERM", end);
   setInterval(() => Date.now() > leaseUntil && end(), 100);
-  setInterval(() => now() >= (cancelled.get(current) ?? Infinity) && interrupt(), 100);
+  setInterval(() => Date.now() >= (cancelled.get(current) ?? Infinity) && interrupt(), 100);
   await call("Register", { address: `${spec.listen_host}:${port}`, pid: process.pid });
   for (;;) {
     await sleep(leaseLength / 6);

@@ -43,7 +43,6 @@ def cancellation_fields(task: Task, now: datetime) -> Any:
         return None
     return {
         "reason": task.cancel.reason,
-        "force_at": timestamp(task.cancel.force_at),
         "force_after_ms": _milliseconds_until(task.cancel.force_at, now),
     }
 

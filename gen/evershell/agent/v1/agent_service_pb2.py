@@ -23,26 +23,25 @@ _sym_db = _symbol_database.Default()
 
 
 from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&evershell/agent/v1/agent_service.proto\x12\x12\x65vershell.agent.v1\x1a!evershell/workspace/v1/task.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x01\n\x06Signal\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x34\n\nstart_task\x18\x04 \x01(\x0b\x32\x1e.evershell.agent.v1.AssignmentH\x00\x12\x35\n\x0b\x63\x61ncel_task\x18\x05 \x01(\x0b\x32\x1e.evershell.agent.v1.CancelTaskH\x00\x42\x08\n\x06signal\"p\n\x0f\x41\x63knowledgement\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x31\n\x05phase\x18\x04 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"\x96\x01\n\nAssignment\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x16\n\x0emax_iterations\x18\x03 \x01(\x05\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32 .evershell.agent.v1.Cancellation\x12\x12\n\niterations\x18\x05 \x01(\x05\"|\n\x0c\x43\x61ncellation\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12,\n\x08\x66orce_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0e\x66orce_after_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_force_after_ms\"U\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x36\n\x0c\x63\x61ncellation\x18\x02 \x01(\x0b\x32 .evershell.agent.v1.Cancellation2^\n\x0c\x41gentService\x12N\n\x07Signals\x12\x1a.evershell.agent.v1.Signal\x1a#.evershell.agent.v1.Acknowledgement(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&evershell/agent/v1/agent_service.proto\x12\x12\x65vershell.agent.v1\x1a!evershell/workspace/v1/task.proto\"\xaf\x01\n\x06Signal\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x34\n\nstart_task\x18\x04 \x01(\x0b\x32\x1e.evershell.agent.v1.AssignmentH\x00\x12\x35\n\x0b\x63\x61ncel_task\x18\x05 \x01(\x0b\x32\x1e.evershell.agent.v1.CancelTaskH\x00\x42\x08\n\x06signal\"p\n\x0f\x41\x63knowledgement\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x31\n\x05phase\x18\x04 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"\x96\x01\n\nAssignment\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x16\n\x0emax_iterations\x18\x03 \x01(\x05\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32 .evershell.agent.v1.Cancellation\x12\x12\n\niterations\x18\x05 \x01(\x05\"T\n\x0c\x43\x61ncellation\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x1b\n\x0e\x66orce_after_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_force_after_msJ\x04\x08\x02\x10\x03\"U\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x36\n\x0c\x63\x61ncellation\x18\x02 \x01(\x0b\x32 .evershell.agent.v1.Cancellation2^\n\x0c\x41gentService\x12N\n\x07Signals\x12\x1a.evershell.agent.v1.Signal\x1a#.evershell.agent.v1.Acknowledgement(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evershell.agent.v1.agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SIGNAL']._serialized_start=131
-  _globals['_SIGNAL']._serialized_end=306
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=308
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=420
-  _globals['_ASSIGNMENT']._serialized_start=423
-  _globals['_ASSIGNMENT']._serialized_end=573
-  _globals['_CANCELLATION']._serialized_start=575
-  _globals['_CANCELLATION']._serialized_end=699
-  _globals['_CANCELTASK']._serialized_start=701
-  _globals['_CANCELTASK']._serialized_end=786
-  _globals['_AGENTSERVICE']._serialized_start=788
-  _globals['_AGENTSERVICE']._serialized_end=882
+  _globals['_SIGNAL']._serialized_start=98
+  _globals['_SIGNAL']._serialized_end=273
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=275
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=387
+  _globals['_ASSIGNMENT']._serialized_start=390
+  _globals['_ASSIGNMENT']._serialized_end=540
+  _globals['_CANCELLATION']._serialized_start=542
+  _globals['_CANCELLATION']._serialized_end=626
+  _globals['_CANCELTASK']._serialized_start=628
+  _globals['_CANCELTASK']._serialized_end=713
+  _globals['_AGENTSERVICE']._serialized_start=715
+  _globals['_AGENTSERVICE']._serialized_end=809
 # @@protoc_insertion_point(module_scope)

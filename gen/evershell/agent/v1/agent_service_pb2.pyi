@@ -6,7 +6,6 @@ isort:skip_file
 from evershell.workspace.v1 import task_pb2 as _task_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import timestamp_pb2 as _timestamp_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -142,27 +141,21 @@ class Cancellation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
-    FORCE_AT_FIELD_NUMBER: _builtins.int
     FORCE_AFTER_MS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     force_after_ms: _builtins.int
     """How long after this message the current iteration is interrupted. If absent, it is not
     interrupted.
     """
-    @_builtins.property
-    def force_at(self) -> _timestamp_pb2.Timestamp:
-        """The deadline as a time, for agents of an earlier version, which do not know `force_after_ms`."""
-
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
-        force_at: _timestamp_pb2.Timestamp | None = ...,
         force_after_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_force_after_ms", b"_force_after_ms", "force_after_ms", b"force_after_ms", "force_at", b"force_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_force_after_ms", b"_force_after_ms", "force_after_ms", b"force_after_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_force_after_ms", b"_force_after_ms", "force_after_ms", b"force_after_ms", "force_at", b"force_at", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_force_after_ms", b"_force_after_ms", "force_after_ms", b"force_after_ms", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__force_after_ms: _TypeAlias = _typing.Literal["force_after_ms"]  # noqa: Y015
     _WhichOneofArgType__force_after_ms: _TypeAlias = _typing.Literal["_force_after_ms", b"_force_after_ms"]  # noqa: Y015
