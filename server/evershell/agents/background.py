@@ -70,6 +70,7 @@ def _surroundings() -> dict[str, Any]:
     main = sys.modules["__main__"]
     if main.__spec__ is not None:
         surroundings["init_main_from_name"] = main.__spec__.name
-    elif main.__file__ is not None:
-        surroundings["init_main_from_path"] = str(Path(main.__file__).absolute())
+    # `python -c` and an interactive interpreter have no file.
+    elif (path := getattr(main, "__file__", None)) is not None:
+        surroundings["init_main_from_path"] = str(Path(path).absolute())
     return surroundings

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -504,6 +504,12 @@ async def test_a_function_runs_in_a_thread_or_in_a_process() -> None:
         assert await place(library_agents.double, 21) == 42
         with pytest.raises(ValueError, match=r"^no$"):
             await place(library_agents.refuse, "no")
+
+
+async def test_a_program_without_a_file_calls_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    # That of `python -c`.
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    assert await in_process(library_agents.double, 21) == 42
 
 
 async def test_a_process_that_has_no_result_is_an_error() -> None:
