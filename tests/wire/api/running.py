@@ -213,7 +213,9 @@ async def running(
     port = await server.start("127.0.0.1:0")
     try:
         async with grpc.aio.insecure_channel(
-            f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]
+            f"127.0.0.1:{port}",
+            # With a window of flow control that does not grow, as that of a slow caller.
+            options=[("grpc.enable_http_proxy", 0), ("grpc.http2.bdp_probe", 0)],
         ) as channel:
             yield Running(
                 world,
