@@ -4,6 +4,9 @@ Every test run has its own temporary folder (TMPDIR), which its programs inherit
 processes and files from those of another test run on the same machine. The files that Envoy and
 PostgreSQL create in shared folders do not name their test run, so they are not checked while
 another test run is active.
+
+Each worker of pytest-xdist has a temporary folder of its own, in that of the run, and checks it.
+The run reports what its workers have left, and checks the shared folders when they have ended.
 """
 
 import os
@@ -13,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -34,7 +38,8 @@ _OPTION, _SETTLE_SECONDS = "settle_seconds", "10"
 class Leftovers:
     """Finds what this test run created and did not remove."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_worker: bool) -> None:
+        self._is_worker = is_worker
         self._before = set(_shared_files())
         self._inherited = os.environ.get("TMPDIR")
         self.folder = Path(tempfile.mkdtemp(prefix="tests-"))
@@ -59,6 +64,8 @@ class Leftovers:
             started |= set(processes_of(folder))
         yield from (f"process {process}" for process in sorted(started))
         yield from map(str, self.folder.iterdir())
+        if self._is_worker:
+            return
         new = [path for path in _shared_files() if path not in self._before]
         if new and not _another_run_is_active():
             in_use = mapped() | _unix_sockets()
@@ -131,7 +138,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_key] = Leftovers()
+    is_worker = hasattr(config, "workerinput")
+    config.stash[_key] = Leftovers(is_worker)
+    config.stash[_found_key] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Receives what a worker has left."""
+    node.config.stash[_found_key] += getattr(node, "workeroutput", {}).get("left_behind", [])
 
 
 @pytest.hookimpl(trylast=True)
@@ -140,10 +155,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     leftovers = session.config.stash[_key]
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     folder = factory.getbasetemp() if factory._basetemp is not None else leftovers.folder
-    found = leftovers.found(folder, float(session.config.getini(_OPTION)))
+    found = session.config.stash[_found_key]
+    found += leftovers.found(folder, float(session.config.getini(_OPTION)))
+    if hasattr(session.config, "workeroutput"):
+        # The run removes the worker's folder of pytest.
+        session.config.workeroutput["left_behind"] = found
+        return
     if exitstatus == pytest.ExitCode.OK and folder != leftovers.folder and folder.exists():
         found.append(str(folder))
-    session.config.stash[_found_key] = found
     if found and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

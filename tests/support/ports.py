@@ -1,5 +1,6 @@
 """Ports for the servers of tests."""
 
+import os
 import random
 import socket
 from pathlib import Path
@@ -14,14 +15,19 @@ def free_ports(count: int, in_a_row: int = 2) -> list[int]:
     """Free ports. The last `in_a_row` of several are consecutive.
 
     They are below the range of ephemeral ports, because the kernel could give one of those to a
-    connection before a server listens on it.
+    connection before a server listens on it. Each worker of pytest-xdist has a part of its own,
+    because another could take the same port before a server listens on it.
     """
     below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % workers
+    size = (below - 10_000) // workers
+    own = range(10_000 + worker * size, 10_000 + (worker + 1) * size)
     scattered = max(0, count - in_a_row)
     while True:
-        first = _random.randrange(10_000, below - in_a_row)
+        first = _random.choice(own[:-in_a_row])
         ports = [
-            *_random.sample(range(10_000, below), scattered),
+            *_random.sample(own, scattered),
             *range(first, first + count - scattered),
         ]
         wanted = set(ports)

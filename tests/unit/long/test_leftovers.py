@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.stack import ROOT
 
 LEAVES_A_FILE_AND_A_PROCESS = """
@@ -19,11 +21,12 @@ def test_it() -> None:
 """
 
 
-def test_a_file_and_a_process_that_are_left_fail_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_a_file_and_a_process_that_are_left_fail_the_run(processes: str, tmp_path: Path) -> None:
     path = tmp_path / "test_it.py"
     path.write_text(LEAVES_A_FILE_AND_A_PROCESS)
     # They do not go, however long the run waits for them.
-    options = ("-o", "tmp_path_retention_policy=failed", "-o", "settle_seconds=1")
+    options = ("-o", "tmp_path_retention_policy=failed", "-o", "settle_seconds=1", "-n", processes)
     plugin = ("-p", "tests.support.leftovers", "--rootdir", str(tmp_path), "-c", os.devnull)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *plugin, *options, path],
