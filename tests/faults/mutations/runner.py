@@ -15,8 +15,7 @@ from tests.support.stack import environment_of
 
 # In seconds. A mutant may make a test wait for ever.
 _TEST_SECONDS = 120
-# Without the plugin of schemathesis, whose import takes half of the time of a short run.
-_PYTEST = ("-m", "pytest", "-x", "-p", "no:schemathesis", f"--timeout={_TEST_SECONDS}")
+_PYTEST = ("-m", "pytest", "-x", f"--timeout={_TEST_SECONDS}")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)
 
 
