@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 
 import grpc
@@ -11,7 +12,6 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 
 from tests.bench.http2 import Connection, message
 from tests.support.edge.cases import CANCEL
-from tests.support.edge.clients import parse
 from tests.support.edge.running_edge import RunningEdge
 from tests.support.edge.stub import AWKWARD, Stub
 from tests.support.wires import read_failure
@@ -100,9 +100,10 @@ def test_a_header_that_is_not_printable_ascii_is_refused(
         while not (ended := connection.receive()):
             pass
         assert ended == [(stream, grpc.StatusCode.INVALID_ARGUMENT.value[0])]
-    request = f"POST {CANCEL} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{header}: ".encode()
-    answer = parse(edge.raw(request + value + b"\r\n\r\n"))
-    assert (answer.status, f"header {header} ".encode() in answer.body) == (400, True)
+    with closing(HTTPConnection("127.0.0.1", edge.settings.rest_port, timeout=15)) as rest:
+        rest.request("POST", CANCEL, headers={header: value})
+        answer = rest.getresponse()
+        assert (answer.status, f"header {header} ".encode() in answer.read()) == (400, True)
     assert not stub.seen
 
 
