@@ -24,10 +24,18 @@ from tests.support.waiting import eventually
 
 # A worker waits at most 4.5 s for the database. The callers of this test would wait 20 s.
 ANSWER_SECONDS = 15.0
+# A worker takes this time to start, and to find the database again, on a busy machine.
+SERVING_SECONDS = 30.0
 # The supervisor replaces a frozen program after 15 s.
 REPLACEMENT_SECONDS = 120.0
 # A standby replaces a dead leader within seconds; the supervisor, which could too, is frozen.
 TAKEOVER_SECONDS = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _all_workers_serve(fragile_stack: Stack) -> None:
+    """The supervisor may still be replacing a program that an earlier test has killed."""
+    await_serving(fragile_stack)
 
 
 @pytest.fixture
@@ -99,8 +107,7 @@ def test_a_database_that_is_away(
             # The edge has detected the unhealthy workers and now generates the response itself.
             assert_unavailable(fragile_stack, workspace)
             gate.open()
-    for address in fragile_stack.worker_addresses():
-        eventually(lambda: faults.health_of(address) == "SERVING", 20)
+    await_serving(fragile_stack)
 
     # The agent commits the pending iteration exactly once. A call that failed with `unavailable`
     # may have recorded the intent.
@@ -113,6 +120,11 @@ def test_a_database_that_is_away(
     assert first["tool_call"]["result"]["output"] == "open\n"
     assert fragile_stack.agent_pid(workspace.id) == agent
     faults.assert_next_task_works(workspace)
+
+
+def await_serving(stack: Stack) -> None:
+    for address in stack.worker_addresses():
+        eventually(lambda: faults.health_of(address) == "SERVING", SERVING_SECONDS)
 
 
 def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
