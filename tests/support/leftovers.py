@@ -156,13 +156,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     folder = factory.getbasetemp() if factory._basetemp is not None else leftovers.folder
     found = session.config.stash[_found_key]
-    found += leftovers.found(folder, float(session.config.getini(_OPTION)))
+    settle_seconds = float(session.config.getini(_OPTION))
+    found += leftovers.found(folder, settle_seconds)
     if hasattr(session.config, "workeroutput"):
         # The run removes the worker's folder of pytest.
         session.config.workeroutput["left_behind"] = found
         return
-    if exitstatus == pytest.ExitCode.OK and folder != leftovers.folder and folder.exists():
-        found.append(str(folder))
+    if exitstatus == pytest.ExitCode.OK and folder != leftovers.folder:
+        try:
+            # Another test run, which looks for old folders, may be about to remove it too.
+            eventually(lambda: not folder.exists(), settle_seconds)
+        except TimeoutError:
+            found.append(str(folder))
     if found and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
