@@ -74,6 +74,8 @@ async def test_cancelled_during_tool_calls(
     await world.submit("t1", fw.calls(*(f"wait {each}" for each in tools)), fw.says("never"))
     for each in tools:
         await world.reached(f"{each}.began")
+    # Claude runs a tool before the agent learns of it.
+    await eventually_async(lambda: len(world.steps[-1]._tools) == len(tools))
     await world.cancel("t1", force)
     if force is None:
         world.go(*tools)
