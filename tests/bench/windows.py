@@ -44,7 +44,7 @@ def record(callers: int, seconds: float, armed: int) -> Measure:
     def measure(setting: Setting, side: Side) -> Figures:
         tasks = side.arm(armed, setting.agent_address)
         bodies = [message(workspace_id.encode()) for workspace_id in tasks.workspace_ids]
-        connection = _floor(setting, "Record")
+        connection = floor_connection(setting, "Record")
         return recorded(side, tasks, connection, bodies, callers, seconds, [setting.floor_pid])
 
     return measure
@@ -55,7 +55,7 @@ def floor_method(method: str, callers: int, seconds: float) -> Measure:
 
     def measure(setting: Setting, side: Side) -> Figures:
         bodies = [message(row_id.encode()) for row_id in setting.row_ids]
-        connection = _floor(setting, method)
+        connection = floor_connection(setting, method)
         return figures_of([connection], cycle(bodies), callers, seconds, [setting.floor_pid])
 
     return measure
@@ -182,5 +182,6 @@ def cancel_body(workspace_id: str) -> bytes:
     return message(request.SerializeToString())
 
 
-def _floor(setting: Setting, method: str) -> Connection:
+def floor_connection(setting: Setting, method: str) -> Connection:
+    """A connection to the floor for calls of this method."""
     return Connection(setting.floor_address, f"/{floor.SERVICE}/{method}")

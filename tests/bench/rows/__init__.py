@@ -3,6 +3,7 @@
 from tests.bench.plan import Block
 from tests.bench.rows import (
     callers,
+    edge,
     fleet,
     idle,
     peers,
@@ -17,5 +18,5 @@ from tests.bench.rows import (
 
 def all_blocks(quick: bool) -> list[Block]:
     """All blocks, in the order of the table."""
-    modules = (callers, replay, peers, watchers, streams, workers, size, fleet, idle, truth)
+    modules = (callers, edge, replay, peers, watchers, streams, workers, size, fleet, idle, truth)
     return [block for module in modules for block in module.blocks(quick)]

@@ -31,7 +31,6 @@ def one_caller(seconds: float) -> Block:
             Window(_FLOOR, windows.floor_method("Update", 1, seconds), is_shared=True),
             Window("cancel", windows.cancel(1, seconds, armed)),
             Window(_DURABLE, windows.record(1, seconds, armed), is_shared=True),
-            Window("rest", windows.cancel_rest(1, seconds, armed)),
         ],
         rows=[
             *_cancel_rows("1 caller"),
@@ -45,12 +44,6 @@ def one_caller(seconds: float) -> Block:
                 unit="×",
                 value=ratio("p50", "cancel", _DURABLE),
                 target=at_most(1.1),
-            ),
-            Row(
-                name="REST through Envoy ÷ gRPC at the worker, 1 caller, p50",
-                unit="×",
-                value=ratio("p50", "rest", "cancel"),
-                target=at_most(1.25),
             ),
             Row(
                 name="GetTask over gRPC ÷ empty gRPC call with a select, 1 caller, p50",

@@ -1,0 +1,125 @@
+"""What Envoy adds to a call over REST: to a CancelTask, and to an empty call if it is bare."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import islice, repeat
+
+from tests.bench import arming, http1, load, windows
+from tests.bench.figures import Figures, Row, at_most, percentile
+from tests.bench.http2 import message
+from tests.bench.plan import Block, Measure, Setting, Window
+from tests.bench.servers import bare_edge
+from tests.bench.side import Side
+
+# Both protocols of a window take turns of this many calls, because the speed of the machine changes
+# within a second. The first turn of each is not measured.
+_CALLS = 50
+_OK, _ACCEPTED = 200, 202
+# A connection that stays open, the bodies of its calls, and their status.
+_Caller = tuple[load.Connection, Iterable[bytes], int]
+
+
+def blocks(quick: bool) -> list[Block]:
+    """One block."""
+    turns = 6 if quick else 21
+    return [
+        Block(
+            name="edge",
+            windows=[
+                Window("cancel", _cancel(turns)),
+                Window("bare", _BareEdge().empty(turns), is_shared=True),
+            ],
+            rows=[
+                Row(
+                    name="REST through Envoy ÷ gRPC at the worker, 1 caller, p50",
+                    unit="×",
+                    value=lambda figures: figures["cancel"]["rest"] / figures["cancel"]["grpc"],
+                    target=at_most(1.25),
+                ),
+                Row(
+                    name="REST ÷ gRPC at the worker if Envoy were bare, 1 caller, p50",
+                    unit="×",
+                    value=lambda figures: (
+                        1
+                        + (figures["bare"]["rest"] - figures["bare"]["grpc"])
+                        / figures["cancel"]["grpc"]
+                    ),
+                ),
+            ],
+            rounds=10,
+            quick_rounds=3,
+        )
+    ]
+
+
+def _cancel(turns: int) -> Measure:
+    """CancelTask. The outcomes are counted in the database."""
+
+    def measure(setting: Setting, side: Side) -> Figures:
+        calls = turns * _CALLS
+        tasks = side.arm(2 * calls, setting.agent_address)
+        address = str(side.stack.ready["rest_url"]).removeprefix("http://")
+        headers = {"authorization": f"Bearer {side.stack.tokens['full_access']}"}
+        requests = [
+            http1.request(address, f"/v1/workspaces/{workspace_id}/task/cancel", headers)
+            for workspace_id in tasks.workspace_ids[:calls]
+        ]
+        bodies = [windows.cancel_body(each) for each in tasks.workspace_ids[calls:]]
+        figures = _in_turns(
+            {
+                "rest": (http1.Connection(address), requests, _ACCEPTED),
+                "grpc": (side.connect("CancelTask"), bodies, windows.OK),
+            },
+            turns,
+        )
+        arming.check(side.database, tasks, 2 * calls)
+        return figures
+
+    return measure
+
+
+class _BareEdge:
+    """The bare Envoy in front of the floor. It starts with the first window that needs it."""
+
+    def __init__(self) -> None:
+        self._address = ""
+
+    def empty(self, turns: int) -> Measure:
+        """The floor's empty call."""
+
+        def measure(setting: Setting, side: Side) -> Figures:
+            if not self._address:
+                running = bare_edge.running(setting.floor_address, setting.folder)
+                self._address = setting.resources.enter_context(running)
+            request = http1.request(self._address, bare_edge.PATH, {})
+            return _in_turns(
+                {
+                    "rest": (http1.Connection(self._address), repeat(request), _OK),
+                    "grpc": (
+                        windows.floor_connection(setting, "Empty"),
+                        repeat(message(b"")),
+                        windows.OK,
+                    ),
+                },
+                turns,
+            )
+
+        return measure
+
+
+def _in_turns(callers: Mapping[str, _Caller], turns: int) -> Figures:
+    """The p50 of each caller in milliseconds. Closes the connections."""
+    latencies = defaultdict[str, list[int]](list)
+    remaining = {name: iter(bodies) for name, (_, bodies, _) in callers.items()}
+    try:
+        for turn in range(turns):
+            for name, (connection, _, status) in callers.items():
+                bodies = islice(remaining[name], _CALLS)
+                calls = load.run([connection], bodies, 1, windows.WARM_UP_SECONDS)
+                windows.expect(calls, status)
+                if turn > 0:
+                    latencies[name] += calls.nanoseconds
+    finally:
+        for connection, _, _ in callers.values():
+            connection.close()
+    return {name: percentile(each, 50) / 1e6 for name, each in latencies.items()}
