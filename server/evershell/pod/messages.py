@@ -1,29 +1,12 @@
 """Messages between the control plane and agents."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from evershell.agent.v1 import agent_service_pb2
 from evershell.workspace.v1 import task_pb2
 
 from evershell.core.task import Phase, Task
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def timestamp(moment: datetime | None) -> Any:
-    """The time for a Timestamp field in the constructor of a message; None for an absent field.
-
-    The constructor takes the fields of a message as a mapping, which its type does not say. A
-    message in its place is copied by serializing and parsing it, which takes longer.
-    """
-    if moment is None:
-        return None
-    since = moment - _EPOCH
-    return {
-        "seconds": since.days * 86_400 + since.seconds,
-        "nanos": since.microseconds * 1000,
-    }
 
 
 def encode_assignment(task: Task, now: datetime) -> agent_service_pb2.Assignment:
@@ -38,7 +21,7 @@ def encode_assignment(task: Task, now: datetime) -> agent_service_pb2.Assignment
 
 
 def cancellation_fields(task: Task, now: datetime) -> Any:
-    """The recorded intent to cancel, for a constructor like `timestamp`; None if there is none."""
+    """The recorded intent to cancel, for the constructor of a message; None if there is none."""
     if task.cancel is None:
         return None
     return {
