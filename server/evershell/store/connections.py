@@ -197,7 +197,20 @@ class PrimaryConnection(AsyncConnection[Any]):
 
 
 Connection: TypeAlias = PrimaryConnection
-Pool: TypeAlias = AsyncConnectionPool[Connection]
+
+
+class Pool(AsyncConnectionPool[Connection]):
+    """A pool that gives the connection that was used last.
+
+    The caches of PostgreSQL's process and of the processor then still have what a statement needs.
+    After a burst, psycopg's own order would use each connection of the burst in turn.
+    """
+
+    async def _get_ready_connection(self, timeout: float | None) -> Connection | None:
+        # psycopg has no setting for the order. It takes the first connection and appends one that
+        # is given back. It also closes the first one if connections are not needed.
+        self._pool.rotate(1)
+        return await super()._get_ready_connection(timeout)
 
 
 def _refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None) -> None:
@@ -271,7 +284,7 @@ async def open_pool(
     gets no connection within `acquire_timeout_seconds` raises UnavailableError. `behind_pooler`
     says that the URL leads to a pooler in transaction mode.
     """
-    pool: Pool = AsyncConnectionPool(
+    pool = Pool(
         conninfo(database_url, "" if behind_pooler else session_settings.OPTIONS),
         connection_class=PrimaryConnection,
         kwargs={"autocommit": True, "row_factory": namedtuple_row},

@@ -2,6 +2,7 @@
 
 from tests.bench.plan import Block
 from tests.bench.rows import (
+    burst,
     callers,
     edge,
     fleet,
@@ -18,5 +19,18 @@ from tests.bench.rows import (
 
 def all_blocks(quick: bool) -> list[Block]:
     """All blocks, in the order of the table."""
-    modules = (callers, edge, replay, peers, watchers, streams, workers, size, fleet, idle, truth)
+    modules = (
+        callers,
+        burst,
+        edge,
+        replay,
+        peers,
+        watchers,
+        streams,
+        workers,
+        size,
+        fleet,
+        idle,
+        truth,
+    )
     return [block for module in modules for block in module.blocks(quick)]
