@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool
 from evershell.core import deadline
 from evershell.core.errors import OperatorError, UnavailableError
 from evershell.store import session_settings
+from evershell.store.registered_reader import RegisteredReader
 
 # How long the other servers may take to answer after one that accepts writes.
 _OTHERS_SECONDS = 0.5
@@ -196,7 +197,8 @@ class PrimaryConnection(AsyncConnection[Any]):
         return self._timeline < self._highest.get(self._servers, 0)
 
 
-Connection: TypeAlias = PrimaryConnection
+class Connection(RegisteredReader, PrimaryConnection):
+    """A connection of the pool."""
 
 
 class Pool(AsyncConnectionPool[Connection]):
@@ -286,7 +288,7 @@ async def open_pool(
     """
     pool = Pool(
         conninfo(database_url, "" if behind_pooler else session_settings.OPTIONS),
-        connection_class=PrimaryConnection,
+        connection_class=Connection,
         kwargs={"autocommit": True, "row_factory": namedtuple_row},
         configure=_warn_of_missing_settings if behind_pooler else None,
         min_size=min_size,
