@@ -72,8 +72,9 @@ BEGIN
         entry := json_populate_record(NULL::audit_entries, p_request.audit);
         entry.outcome := outcome;
         entry.task_id := coalesce(t.id, entry.task_id);
-        -- The entry may be stored already, as that of a call that was given up.
-        INSERT INTO audit_entries SELECT entry.* ON CONFLICT (id) DO NOTHING;
+        -- The entry may be stored already, as that of a call that was given up. For a named index,
+        -- each statement would look for that of the partition.
+        INSERT INTO audit_entries SELECT entry.* ON CONFLICT DO NOTHING;
     END IF;
 END;
 $$;
