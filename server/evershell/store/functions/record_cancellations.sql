@@ -11,17 +11,11 @@ CREATE OR REPLACE FUNCTION record_cancellations(
 ) RETURNS SETOF record LANGUAGE plpgsql AS $$
 DECLARE
     request cancellation_request;
-    recorded record;
 BEGIN
     FOR request IN
         SELECT * FROM json_populate_recordset(NULL::cancellation_request, p_requests)
     LOOP
-        -- As an expression, without a statement of its own for each request.
-        recorded := record_cancellation(request, p_wait);
-        outcome := recorded.outcome;
-        w := recorded.w;
-        t := recorded.t;
-        RETURN NEXT;
+        RETURN QUERY SELECT * FROM record_cancellation(request, p_wait);
     END LOOP;
 END;
 $$;

@@ -6,18 +6,10 @@ from typing import Any
 
 import psycopg
 import pytest
-import uvloop
 from psycopg import AsyncConnection
 
 from evershell.store.connections import Connection, Pool
 from tests.support.waiting import eventually_async, settle
-
-
-# Workers use uvloop, other programs the loop of asyncio.
-@pytest.fixture(params=[uvloop.EventLoopPolicy, asyncio.DefaultEventLoopPolicy])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    policy: asyncio.AbstractEventLoopPolicy = request.param()
-    return policy
 
 
 @pytest.fixture
@@ -62,6 +54,8 @@ async def test_the_connection_that_was_used_last_is_used_next(pool: Pool) -> Non
         await pool.putconn(first)
 
 
+# Only the loop of asyncio says whether there was a reader.
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_a_connection_stays_registered_after_a_statement(connection: Connection) -> None:
     await answer(connection)
     assert asyncio.get_running_loop().remove_reader(connection.fileno())
@@ -97,6 +91,8 @@ async def test_a_lost_connection_fails_its_statement_and_frees_its_descriptor(
         assert await answer(following) == ("an answer",)
 
 
+# Only the loop of asyncio says whether there was a reader.
+@pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_the_end_of_an_idle_session_does_not_keep_the_event_loop_busy(
     connection: Connection, database_url: str
 ) -> None:
