@@ -5,6 +5,7 @@ tests/stack/long/test_crash_points.py shows that an armed point kills its progra
 
 import asyncio
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,13 @@ def record_wrapped(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
     wrapped: set[str] = set()
 
     class RecordingCrashPoints(CrashPoints):
+        def armed(self, target: Any, **names: Any) -> Any:
+            wrapped.update(names)
+            return super().armed(target, **names)
+
         def around(self, name: Any, call: Any) -> Any:
-            wrapped.add(getattr(call, "func", call).__name__)
+            if isinstance(call, partial):
+                wrapped.add(call.func.__name__)
             return super().around(name, call)
 
     monkeypatch.setattr(module, "CrashPoints", RecordingCrashPoints)

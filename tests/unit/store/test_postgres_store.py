@@ -234,7 +234,7 @@ async def test_a_locked_workspace_delays_no_heartbeat(database_url: str, pool: P
 
 
 async def test_a_renewal_updates_the_row_in_place(database_url: str, pool: Pool) -> None:
-    """HOT: no index has an entry to change."""
+    """HOT: no index has an entry to change. A page without room moves a row now and then."""
     store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     await store.transition(
@@ -253,7 +253,7 @@ async def test_a_renewal_updates_the_row_in_place(database_url: str, pool: Pool)
             "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'workspaces'"
         )
         updated, in_place = await cursor.fetchone() or (0, 0)
-    assert updated == in_place > 0
+    assert in_place > updated // 2 > 0
 
 
 async def expire(database_url: str, workspace_id: str, seconds_left: float) -> None:
