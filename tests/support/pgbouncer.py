@@ -10,7 +10,6 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from evershell.pod.tls import TlsIdentity
 from evershell.stack import postgres
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
@@ -38,11 +37,6 @@ server_login_retry = 1
 ignore_startup_parameters = {ignored}
 logfile = {folder}/pgbouncer.log
 """
-_TLS_SETTINGS = """\
-client_tls_sslmode = require
-client_tls_cert_file = {folder}/certificate.pem
-client_tls_key_file = {folder}/key.pem
-"""
 
 
 class PgBouncer:
@@ -55,12 +49,8 @@ class PgBouncer:
         *,
         prepared_statements: int = 200,
         ignored: str = "",
-        identity: TlsIdentity | None = None,
     ) -> None:
-        """`ignored` lists startup parameters that it drops instead of refusing them.
-
-        With an identity it takes connections with TLS alone.
-        """
+        """`ignored` lists startup parameters that it drops instead of refusing them."""
         server = conninfo_to_dict(database_url)
         (self._port,) = free_ports(1, in_a_row=1)
         self._folder = folder
@@ -77,11 +67,6 @@ class PgBouncer:
                 folder=folder,
             )
         )
-        if identity is not None:
-            (folder / "certificate.pem").write_text(identity.certificate)
-            (folder / "key.pem").write_text(identity.private_key)
-            with self._config.open("a") as config:
-                config.write(_TLS_SETTINGS.format(folder=folder))
         # Of the server itself.
         self.session_url = database_url
         self.url = make_conninfo(

@@ -24,7 +24,6 @@ from psycopg_pool import AsyncConnectionPool
 from evershell.core import deadline
 from evershell.core.errors import OperatorError, UnavailableError
 from evershell.store import session_settings
-from evershell.store.registered_reader import RegisteredReader
 
 # How long the other servers may take to answer after one that accepts writes.
 _OTHERS_SECONDS = 0.5
@@ -197,8 +196,7 @@ class PrimaryConnection(AsyncConnection[Any]):
         return self._timeline < self._highest.get(self._servers, 0)
 
 
-class Connection(RegisteredReader, PrimaryConnection):
-    """A connection of the pool."""
+Connection: TypeAlias = PrimaryConnection
 
 
 class Pool(AsyncConnectionPool[Connection]):
@@ -288,7 +286,7 @@ async def open_pool(
     """
     pool = Pool(
         conninfo(database_url, "" if behind_pooler else session_settings.OPTIONS),
-        connection_class=Connection,
+        connection_class=PrimaryConnection,
         kwargs={"autocommit": True, "row_factory": namedtuple_row},
         configure=_warn_of_missing_settings if behind_pooler else None,
         min_size=min_size,

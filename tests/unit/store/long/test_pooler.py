@@ -15,7 +15,6 @@ from evershell.store.migrate import migrate
 from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.service_clock import machine_clock
 from evershell.store.session_settings import SETTINGS
-from tests.support.agent_tls import certificates
 from tests.support.pgbouncer import PgBouncer, needs_pgbouncer
 from tests.support.waiting import eventually_async
 
@@ -103,18 +102,3 @@ async def test_a_pooler_is_not_used_where_a_session_is_needed(
 async def _lead(url: str) -> None:
     async with Leadership(url).acquired():
         pass
-
-
-async def test_statements_over_tls(session_url: str, tmp_path: Path) -> None:
-    """An answer may be longer than what TLS decrypts at once."""
-    pgbouncer = PgBouncer(session_url, tmp_path, identity=certificates().control_plane)
-    try:
-        await asyncio.to_thread(pgbouncer.start)
-        async with open_pool(pgbouncer.url, max_size=2, behind_pooler=True) as pool:
-            for length in (1, 5_000_000, 1):
-                async with asyncio.timeout(60), connected(pool) as connection:
-                    assert connection.pgconn.ssl_in_use
-                    cursor = await connection.execute("SELECT repeat('x', %s)", (length,))
-                    assert await cursor.fetchone() == ("x" * length,)
-    finally:
-        pgbouncer.stop()
