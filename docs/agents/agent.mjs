@@ -103,16 +103,25 @@ async function shell(line) {
 const isValid = (token) => [-1, 0, 1].some((skew) => token === code(spec.signal_secret, minute() + skew));
 
 function acknowledge({ id, start_task, cancel_task }) {
-  if (start_task) start(start_task);
-  if (cancel_task) cancel(cancel_task.task_id, cancel_task.cancellation ?? {});
-  const task = start_task ?? cancel_task;
-  return { id, known: task?.task_id === current, task_id: current ?? "" };
+  let known = false;
+  if (start_task) {
+    // While it works on another task, the next directive decides.
+    known = [null, start_task.task_id].includes(current) || finished.has(start_task.task_id);
+    if (known) start(start_task);
+  } else if (cancel_task) {
+    known = cancel_task.task_id === current;
+    cancel(cancel_task.task_id, cancel_task.cancellation ?? {});
+  }
+  return { id, known, task_id: current ?? "" };
 }
 
 const server = new grpc.Server({ "grpc.max_connection_age_ms": 300_000, "grpc.max_connection_age_grace_ms": 2_000 });
 server.addService(AgentService.service, {
   Signals(stream) {
-    const refuse = () => stream.destroy({ code: grpc.status.UNAUTHENTICATED, details: "no valid token" });
+    const refuse = () => {
+      stream.removeAllListeners("data");
+      stream.emit("error", { code: grpc.status.UNAUTHENTICATED, details: "no valid token" });
+    };
     if (!isValid(`${stream.metadata.get("authorization")[0]}`.slice("Bearer ".length))) return refuse();
     stream.on("data", (signal) => (isValid(signal.token) ? stream.write(acknowledge(signal)) : refuse()));
     stream.on("end", () => stream.end());

@@ -47,8 +47,8 @@ _MODEL_MARGIN_SECONDS = 1.0
 _MAX_BACKOFF_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.05
 _SERVER_OPTIONS = (
-    # A stream of signals lasts at most this long. Networks forget an idle connection after about
-    # six minutes, and do not say so.
+    # A stream of signals lasts at most this long. Networks drop an idle connection silently after
+    # about six minutes.
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 2_000),
 )

@@ -82,7 +82,7 @@ class AgentService(AgentServiceServicer):
 
 
 async def acknowledge(session: Session, signal: Signal) -> Acknowledgement:
-    """Gives the session the signal. Does not wait for its effect."""
+    """Passes the signal to the session. Does not wait for its effect."""
     context = TraceContext.parse(signal.traceparent)
     is_known = False
     if signal.start_task.task_id:

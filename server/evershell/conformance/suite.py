@@ -4,6 +4,7 @@ A moment is reached by what the agent itself reports: a heartbeat with a phase, 
 whose moment the agent does not reach is not passed.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from evershell.conformance.record import (
 )
 from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.task import TaskStatus
-from evershell.pod.signal_stream import NotAcknowledgedError
+from evershell.pod.signal_stream import NotAcknowledgedError, SignalStream
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
@@ -131,6 +132,7 @@ class Suite:
             ),
             ("a lost worker", self._lost_worker),
             ("an unavailable database", self._unavailable_database),
+            ("signals without a valid token", self._foreign_signals),
             ("an expired lease", self._expired_lease),
             ("the end of the pod", self._end_of_pod),
             ("usage and partial output", self._is_recorded),
@@ -406,6 +408,23 @@ class Suite:
             raise FailedError(self._lost[0])
         if not any(tokens(each) for each in self._whole.iterations):
             raise NotReachedError("the agent reports no tokens")
+
+    async def _foreign_signals(self) -> None:
+        await self._running()
+        valid, foreign = self._plane.signal_token, "0" * 64
+        for opened_with, sent_with in ((foreign, foreign), (valid, foreign)):
+            async with self._plane.open_channel() as channel:
+                stream = SignalStream(channel, opened_with)
+                try:
+                    async with asyncio.timeout(_SETTLE_SECONDS):
+                        await stream.send(Signal(token=sent_with))
+                except TimeoutError:
+                    raise FailedError("the agent does not refuse a foreign signal") from None
+                except NotAcknowledgedError as refusal:
+                    if refusal.code is grpc.StatusCode.UNAUTHENTICATED:
+                        continue
+                    raise FailedError(f"a foreign signal got {refusal.code}: {refusal}") from None
+            raise FailedError("the agent acknowledges a foreign signal")
 
     async def _one_end(self) -> None:
         if self._repeats:

@@ -2,12 +2,13 @@
 
 It keeps a stream open to each agent that it has signalled, so a signal is a message and not a call.
 All attempts of a signal have one time budget, so a caller waits at most 2 s for an agent that has
-ended, is frozen or is slow. An attempt fails when its stream ends before the acknowledgement.
+ended, is frozen or is slow.
 """
 
 import asyncio
 import itertools
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeAlias
@@ -31,6 +32,9 @@ log = structlog.get_logger()
 # The time for all attempts of a signal, less if the caller's deadline is earlier. The port Agents
 # promises an answer within 2 s.
 SIGNAL_BUDGET_SECONDS = 1.8
+# The time for one attempt. The next one has another connection, because a network may have dropped
+# the first one without notice.
+_ATTEMPT_SECONDS = 0.6
 _FIRST_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 0.3
 # The default limit of open files is 1,024 on many systems, and a stream takes one file.
@@ -38,6 +42,8 @@ MAX_STREAMS = 500
 _OPTIONS = (
     # Agents are on this network, so a proxy that the environment names is not used.
     ("grpc.enable_http_proxy", 0),
+    # An acknowledgement is a few fields.
+    ("grpc.max_receive_message_length", 4_096),
     # A new channel has a connection of its own, even while the one before it is being closed.
     ("grpc.use_local_subchannel_pool", 1),
     # gRPC's default of 1 s and more would leave no time in the budget for a reconnection to an
@@ -76,7 +82,7 @@ class _Agent:
 class AgentClient:
     """Implements ports.Agents over gRPC.
 
-    Keeps the streams to at most `max_streams` agents: those that were signalled last.
+    Keeps the streams to at most `max_streams` agents: the most recently signalled ones.
     """
 
     def __init__(
@@ -114,41 +120,50 @@ class AgentClient:
         )
 
     async def aclose(self) -> None:
-        """Closes every stream. Signals in flight fail."""
+        """Closes every stream. Signals in flight have the time of their budget to end."""
         for key in list(self._agents):
             self._forget(key)
         await asyncio.gather(*self._closing)
 
     async def _send(self, workspace: Workspace, new_signal: NewSignal) -> bool:
-        """Whether the agent has the task. Raises AgentUnreachableError."""
+        """Sends the signal. Returns whether the agent has the task.
+
+        Raises AgentUnreachableError.
+        """
         address = workspace.agent_address
         if address is None:
             raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
         name = agent_name(workspace.id, workspace.epoch) if self._connector.has_tls else ""
         key = (address, name)
-        reason = "it does not acknowledge"
-        try:
-            async with asyncio.timeout(deadline.bounded(SIGNAL_BUDGET_SECONDS)):
-                for attempt in itertools.count():
-                    try:
-                        return await self._attempt(workspace, key, new_signal())
-                    except NotAcknowledgedError as error:
-                        reason = str(error)
-                    backoff = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**attempt)
-                    await asyncio.sleep(random.uniform(0, backoff))  # noqa: S311 - jitter
-        except TimeoutError:
-            log.warning("agent_unreachable", address=address, reason=reason)
-            # The workspace's next agent has another address.
-            self._forget(key)
+        until = time.monotonic() + deadline.bounded(SIGNAL_BUDGET_SECONDS)
+        for attempt in itertools.count():
+            try:
+                return await self._attempt(workspace, key, new_signal(), until)
+            except NotAcknowledgedError as error:
+                reason = str(error)
+            longest = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**attempt)
+            backoff = random.uniform(0, longest)  # noqa: S311 - jitter
+            if time.monotonic() + backoff >= until:
+                break
+            await asyncio.sleep(backoff)
+        log.warning("agent_unreachable", address=address, reason=reason)
+        self._forget(key)
         raise AgentUnreachableError(f"the agent at {address} does not answer")
 
-    async def _attempt(self, workspace: Workspace, key: Key, signal: Signal) -> bool:
+    async def _attempt(self, workspace: Workspace, key: Key, signal: Signal, until: float) -> bool:
         signing_key = self._pod_tokens.signing_key(workspace.id, workspace.epoch)
         signal.token = self._pod_tokens.signal_token(workspace.id, workspace.epoch, signing_key)
         if (context := trace.current()) is not None:
             signal.traceparent = context.traceparent
+        agent = self._agent(key)
+        seconds = max(0.0, min(_ATTEMPT_SECONDS, until - time.monotonic()))
         try:
-            return (await self._agent(key).stream(signal.token).send(signal)).known
+            async with asyncio.timeout(seconds):
+                return (await agent.stream(signal.token).send(signal)).known
+        except TimeoutError:
+            if self._agents.get(key) is agent:
+                self._forget(key)
+            raise NotAcknowledgedError("it does not acknowledge") from None
         except NotAcknowledgedError as error:
             if error.code is grpc.StatusCode.UNAUTHENTICATED:
                 self._pod_tokens.note_refusal(workspace.id, workspace.epoch, signing_key)
@@ -165,7 +180,7 @@ class AgentClient:
         return agent
 
     def _forget(self, key: Key) -> None:
-        """No longer keeps the stream, if there is one."""
+        """Stops keeping the channel to the agent, and closes it in the background."""
         agent = self._agents.pop(key, None)
         if agent is not None:
             closing = asyncio.create_task(agent.close())

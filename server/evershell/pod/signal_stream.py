@@ -1,7 +1,6 @@
 """The control plane's end of AgentService.Signals."""
 
 import asyncio
-import itertools
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -29,8 +28,10 @@ class SignalStream:
         """`token` is the signal token with which the stream is opened."""
         stub: AgentServiceAsyncStub = AgentServiceStub(channel)
         self._call = stub.Signals(metadata=(("authorization", f"Bearer {token}"),))
-        self._ids = itertools.count(1)
-        # Those who wait for an acknowledgement, by the id of the signal. None: the stream is over.
+        # The number of signals, and the id of the last one.
+        self._sent = 0
+        # Those who wait for an acknowledgement, by the id of the signal. The result is None if the
+        # stream has ended.
         self._waiting: dict[int, asyncio.Future[Acknowledgement | None]] = {}
         # gRPC sends one message of a stream at a time.
         self._sending = asyncio.Lock()
@@ -43,15 +44,16 @@ class SignalStream:
         return self._reader.done()
 
     async def send(self, signal: Signal) -> Acknowledgement:
-        """Sets the id of the signal, and returns its acknowledgement.
+        """Sends the signal with an id of its own, and returns the acknowledgement.
 
         Waits as long as the stream lasts. Raises NotAcknowledgedError.
         """
-        signal.id = next(self._ids)
+        self._sent += 1
+        signal.id = self._sent
         waiting: asyncio.Future[Acknowledgement | None] = asyncio.Future()
         self._waiting[signal.id] = waiting
         try:
-            # Writing fails because the stream ends, which the reader sees too.
+            # A write fails only if the stream has ended, which the reader reports.
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 async with self._sending:
                     await self._call.write(signal)
@@ -72,8 +74,15 @@ class SignalStream:
         self._call.cancel()
 
     async def _read(self) -> None:
+        received = 0
         try:
             async for acknowledgement in self._call:
+                received += 1
+                # gRPC has None for bytes that cannot be parsed. An agent that sends more than it
+                # was asked for could keep this process busy.
+                if not isinstance(acknowledgement, Acknowledgement) or received > self._sent:
+                    self._end = NotAcknowledgedError("it does not follow the protocol")
+                    break
                 self._resolve(acknowledgement.id, acknowledgement)
         except grpc.aio.AioRpcError as error:
             code = error.code()
@@ -81,6 +90,7 @@ class SignalStream:
         finally:
             for signal_id in self._waiting:
                 self._resolve(signal_id, None)
+            self._call.cancel()
 
     def _resolve(self, signal_id: int, acknowledgement: Acknowledgement | None) -> None:
         waiting = self._waiting.get(signal_id)

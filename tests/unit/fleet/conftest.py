@@ -36,5 +36,6 @@ async def pods(
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal has a minute."""
+    """A signal and each of its attempts have a minute, so a busy machine causes no retries."""
     monkeypatch.setattr(agent_client, "SIGNAL_BUDGET_SECONDS", 60.0)
+    monkeypatch.setattr(agent_client, "_ATTEMPT_SECONDS", 60.0)

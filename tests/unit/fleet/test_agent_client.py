@@ -4,7 +4,7 @@ tests/contracts tests what it promises to the core.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -51,7 +51,10 @@ class FakeAgent(AgentServiceServicer):
         # The tasks that it knows; None for all.
         self.known: set[str] | None = None
         self.signals: list[Signal] = []
-        # The values of `authorization` with which the streams were opened.
+        # What it answers a signal with, if not with one acknowledgement.
+        self.answers: Callable[[Signal], Iterable[Acknowledgement]] | None = None
+        # The peer and the value of `authorization` of each stream.
+        self.peers: list[str] = []
         self.opened: list[str] = []
         self.address = ""
         self._server: grpc.aio.Server | None = None
@@ -75,12 +78,17 @@ class FakeAgent(AgentServiceServicer):
     ) -> AsyncIterator[Acknowledgement]:
         metadata = dict(context.invocation_metadata() or ())
         self.opened.append(str(metadata["authorization"]))
+        self.peers.append(context.peer())
         async for signal in request_iterator:
             self.signals.append(signal)
             await self.before(len(self.signals), context)
             task_id = signal.start_task.task_id or signal.cancel_task.task_id
             is_known = self.known is None or task_id in self.known
-            yield Acknowledgement(id=signal.id, known=is_known)
+            if self.answers is None:
+                yield Acknowledgement(id=signal.id, known=is_known)
+            else:
+                for answer in self.answers(signal):
+                    yield answer
 
 
 @pytest.fixture
@@ -180,6 +188,60 @@ async def test_a_failed_attempt_is_retried_within_the_signal(
     agent.before = fail_once
     assert await cancel(client, agent.address) is True
     assert len(agent.signals) == len(agent.opened) == 2
+
+
+async def test_a_silent_stream_is_given_up_for_another_connection(
+    client: AgentClient, agent: FakeAgent
+) -> None:
+    async def be_silent(number: int, context: Context) -> None:
+        if context.peer() == agent.peers[0]:
+            await never(number, context)
+
+    agent.before = be_silent
+    assert await cancel(client, agent.address)
+    assert len(set(agent.peers)) > 1
+
+
+@pytest.mark.parametrize(
+    "extra", [Acknowledgement(id=9), Acknowledgement(id=1, task_id="x" * 5_000)]
+)
+async def test_a_stream_with_more_than_it_was_asked_for_is_ended(
+    client: AgentClient, agent: FakeAgent, extra: Acknowledgement
+) -> None:
+    """Otherwise an agent could keep its worker busy for ever."""
+    ended = asyncio.Event()
+
+    def flood(signal: Signal) -> Iterable[Acknowledgement]:
+        try:
+            yield Acknowledgement(id=signal.id, known=True)
+            while True:
+                yield extra
+        finally:
+            ended.set()
+
+    agent.answers = flood
+    assert await cancel(client, agent.address)
+    async with asyncio.timeout(30):
+        await ended.wait()
+    agent.answers = None
+    assert await cancel(client, agent.address)
+
+
+async def test_bytes_that_are_no_acknowledgement_are_not_believed(client: AgentClient) -> None:
+    async def signals(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            yield b"\xff\xff\xff"
+
+    server = grpc.aio.server()
+    handler: Any = grpc.stream_stream_rpc_method_handler(signals)
+    name = "evershell.agent.v1.AgentService"
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(name, {"Signals": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    await unreachable(client, f"127.0.0.1:{port}")
+    await server.stop(0)
 
 
 async def test_an_agent_that_does_not_answer_is_given_up(

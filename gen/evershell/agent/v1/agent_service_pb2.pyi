@@ -27,7 +27,7 @@ class Signal(_message.Message):
     START_TASK_FIELD_NUMBER: _builtins.int
     CANCEL_TASK_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Another one for each signal of a stream."""
+    """Unique within the stream."""
     token: _builtins.str
     """The signal token of the current minute. The metadata of the call has one too:
     `authorization: Bearer <token>`.
@@ -74,8 +74,8 @@ class Acknowledgement(_message.Message):
     id: _builtins.int
     """The id of the signal."""
     known: _builtins.bool
-    """Whether the agent has the task of the signal. Of a start: false while it works on another task.
-    Of a cancellation: whether it works on the task and will end it.
+    """Whether the agent has the task of the signal. For a start, false while it works on another task.
+    For a cancellation, whether it works on the task and will end it.
     """
     task_id: _builtins.str
     """The task that the agent works on; empty if it is idle."""

@@ -55,12 +55,12 @@ class AgentServiceServicer:
     """
 
     def Signals(self, request_iterator, context):
-        """Signals the agent, which acknowledges each signal at once, in the order of their arrival.
+        """Sends signals to the agent, which acknowledges each one at once, in the order of arrival.
 
         A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
         it has ended. Several workers can each have a stream.
-        Effect: that of each signal. Idempotency: by task id; of a cancellation, the earliest deadline
-        applies.
+        Effect: that of each signal.
+        Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -39,12 +39,12 @@ class AgentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AgentServiceAsyncStub: ...
     Signals: _grpc.StreamStreamMultiCallable[_agent_service_pb2.Signal, _agent_service_pb2.Acknowledgement]
-    """Signals the agent, which acknowledges each signal at once, in the order of their arrival.
+    """Sends signals to the agent, which acknowledges each one at once, in the order of arrival.
 
     A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
     it has ended. Several workers can each have a stream.
-    Effect: that of each signal. Idempotency: by task id; of a cancellation, the earliest deadline
-    applies.
+    Effect: that of each signal.
+    Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
 
@@ -59,12 +59,12 @@ class AgentServiceAsyncStub(AgentServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Signals: _aio.StreamStreamMultiCallable[_agent_service_pb2.Signal, _agent_service_pb2.Acknowledgement]  # type: ignore[assignment]
-    """Signals the agent, which acknowledges each signal at once, in the order of their arrival.
+    """Sends signals to the agent, which acknowledges each one at once, in the order of arrival.
 
     A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
     it has ended. Several workers can each have a stream.
-    Effect: that of each signal. Idempotency: by task id; of a cancellation, the earliest deadline
-    applies.
+    Effect: that of each signal.
+    Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
 
@@ -82,12 +82,12 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_agent_service_pb2.Signal],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_service_pb2.Acknowledgement], _abc.AsyncIterator[_agent_service_pb2.Acknowledgement]]:
-        """Signals the agent, which acknowledges each signal at once, in the order of their arrival.
+        """Sends signals to the agent, which acknowledges each one at once, in the order of arrival.
 
         A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
         it has ended. Several workers can each have a stream.
-        Effect: that of each signal. Idempotency: by task id; of a cancellation, the earliest deadline
-        applies.
+        Effect: that of each signal.
+        Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
         """
 
