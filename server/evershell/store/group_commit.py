@@ -25,9 +25,6 @@ _WAIT_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS
 # How long a statement holds requests back. A statement that takes longer is slow, for example
 # because its connection is broken.
 _PATIENCE_SECONDS = 0.1
-# Further requests wait for a statement of more requests than these, even if another one may start.
-# Under load, groups are then as large as with one statement at a time.
-_FEW_REQUESTS = 2
 # How many slow statements may be in flight, so that they do not use all connections of the pool.
 _MAX_SLOW = 3
 
@@ -62,10 +59,10 @@ class GroupCommit(Generic[Request, Result]):
     """Commits the requests of concurrent callers in shared statements.
 
     `commit` runs one statement, which is one transaction, for several requests, and returns their
-    results in the same order after the commit. At most `at_once` statements are in flight, and none
-    beside one of many requests. A request starts at once, alone and in the task of its caller, if
-    this allows it. Otherwise it waits until a statement returns, and then goes into the next one
-    with all requests that wait, at most `max_batch`.
+    results in the same order after the commit. At most `at_once` statements are in flight. A
+    request starts at once, alone and in the task of its caller, if fewer are. Otherwise it waits
+    until a statement returns, and then goes into the next one with all requests that wait, at most
+    `max_batch`.
 
     If a member makes the statement fail, each member is committed alone, so that only this member
     gets the error. A slow statement does not hold back the requests after it.
@@ -82,9 +79,8 @@ class GroupCommit(Generic[Request, Result]):
         self._max_batch = max_batch
         self._at_once = at_once
         self._waiting: deque[_Member[Request, Result]] = deque()
-        # The statements in flight that are not slow, the oldest first: how many requests each has,
-        # by its number.
-        self._in_flight: dict[int, int] = {}
+        # The numbers of the statements in flight that are not slow, the oldest first.
+        self._in_flight: dict[int, None] = {}
         self._last_number = 0
         self._slow = 0
         self._groups: set[asyncio.Task[None]] = set()
@@ -99,8 +95,8 @@ class GroupCommit(Generic[Request, Result]):
         request that still waits for its group is dropped, and one that is in a group is committed
         nevertheless.
         """
-        if self._may_begin():
-            number = self._begin(1)
+        if len(self._in_flight) < self._at_once:
+            number = self._begin()
             try:
                 (result,) = await self._commit((request,))
             finally:
@@ -122,13 +118,9 @@ class GroupCommit(Generic[Request, Result]):
         while self._groups:
             await asyncio.wait(self._groups)
 
-    def _may_begin(self) -> bool:
-        in_flight = self._in_flight.values()
-        return len(in_flight) < self._at_once and max(in_flight, default=0) <= _FEW_REQUESTS
-
-    def _begin(self, requests: int) -> int:
+    def _begin(self) -> int:
         self._last_number += 1
-        self._in_flight[self._last_number] = requests
+        self._in_flight[self._last_number] = None
         return self._last_number
 
     def _end(self, number: int) -> None:
@@ -139,12 +131,12 @@ class GroupCommit(Generic[Request, Result]):
         self._start_group()
 
     def _start_group(self) -> None:
-        """Sends the requests that wait, if a statement may begin."""
-        if not self._waiting or not self._may_begin():
+        """Sends the requests that wait, unless `at_once` statements are in flight."""
+        if not self._waiting or len(self._in_flight) >= self._at_once:
             return
         if group := self._take_group():
             # An empty context: the deadline of one caller must not apply to the others.
-            task = asyncio.create_task(self._run(self._begin(len(group)), group), context=Context())
+            task = asyncio.create_task(self._run(self._begin(), group), context=Context())
             self._groups.add(task)
             task.add_done_callback(self._groups.discard)
 

@@ -87,21 +87,6 @@ async def test_the_number_of_statements_in_flight_is_limited(table: Table) -> No
     assert table.most_in_flight == 2
 
 
-async def test_requests_wait_for_a_statement_of_many(table: Table) -> None:
-    group = GroupCommit(table.commit, max_batch=10, at_once=2)
-    table.stuck = {1: asyncio.Event(), 2: asyncio.Event()}
-    callers = await start(group, *range(6))
-    table.may_end.set()
-    await settle()
-    assert table.statements == [[0], [1], [2, 3, 4, 5]]
-    table.stuck[1].set()
-    callers += await start(group, 6, 7)
-    assert table.statements == [[0], [1], [2, 3, 4, 5]]
-    table.stuck[2].set()
-    await asyncio.gather(*callers)
-    assert table.statements == [[0], [1], [2, 3, 4, 5], [6, 7]]
-
-
 async def test_a_caller_waits_no_longer_than_his_deadline(table: Table) -> None:
     group = GroupCommit(table.commit, max_batch=10, at_once=1)
 

@@ -1,4 +1,4 @@
-"""A cancellation is true, whatever the framework does: see docs/your-agent.md."""
+"""A cancellation is true with every framework: see docs/your-agent.md."""
 
 import asyncio
 from typing import Any
