@@ -45,12 +45,13 @@ check: $(READY) ## check format, lint, types, imports, protos, generated files a
 
 # Two processes, each with files of its own, in alphabetical order.
 TWO_PROCESSES = -n 2 --dist loadfile --no-loadscope-reorder
+SHORT = --ignore-glob='*/long'
 
 test: $(READY) ## run the tests on real PostgreSQL, Envoy and agents, in less than 3 minutes
-	@exec $(BIN)/python -m pytest $(TWO_PROCESSES) --ignore-glob='*/long' $(PYTEST_OPTIONS)
+	@exec $(BIN)/python -m pytest $(TWO_PROCESSES) $(SHORT) $(PYTEST_OPTIONS)
 
 test-fast: $(READY) ## run a fast part of the tests, in about 20 seconds
-	@exec $(BIN)/python -m pytest $(addprefix tests/unit/,agents auth cli client core) tests/wire/api \
+	@exec $(BIN)/python -m pytest $(SHORT) $(addprefix tests/unit/,agents auth cli client core) tests/wire/api \
 		tests/clients/documents $(addprefix --ignore=tests/unit/agents/test_,exit.py \
 		openai_failures.py openai_model.py program.py tools.py) $(PYTEST_OPTIONS)
 
@@ -62,7 +63,7 @@ test-exhaustive: $(READY) $(DOCS_READY) $(ADAPTERS_READY) ## run the long tests:
 
 coverage: $(READY) ## run the tests of make test, and print the lines of the product that they do not reach
 	@$(BIN)/coverage erase
-	-@$(BIN)/coverage run -m pytest --ignore-glob='*/long'
+	-@$(BIN)/coverage run -m pytest $(SHORT)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
