@@ -51,7 +51,8 @@ class Stack(Service):
             **{
                 name: value
                 for name, value in os.environ.items()
-                if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS")
+                # The stack has to turn gRPC's handlers of fork() off by itself.
+                if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS", "GRPC_ENABLE_FORK_SUPPORT")
             },
             "STATE_DIR": str(state_dir),
             "REST_PORT": str(ports[0]),
