@@ -80,6 +80,17 @@ HOLD = {
     "held_since": CANCELLED,
     "reason": "agents have gone wrong",
 }
+WEBHOOK_ID = "wh_01M87BM4Q2E7YB5N0T9D6SXJ3H"
+WEBHOOK = {
+    "id": WEBHOOK_ID,
+    "org_id": ORG_ID,
+    "url": "https://example.com/evershell",
+    "event_types": ["task_completed"],
+    "created_by": KEY_ID,
+    "created_at": CREATED,
+}
+# No secret of any webhook, although it has the form of one.
+WEBHOOK_SECRET = "whsec_bm90IGEgc2VjcmV0IG9mIGFueSB3ZWJob29r"  # noqa: S105
 REPLIES: dict[str, dict[str, Any]] = {
     "CancelTaskResponse": {
         "workspace_id": WORKSPACE_ID,
@@ -108,6 +119,29 @@ REPLIES: dict[str, dict[str, Any]] = {
         "results": [{"workspace_id": WORKSPACE_ID, "task_id": TASK_ID, "outcome": "accepted"}],
     },
     "Hold": HOLD,
+    "CreateWebhookResponse": {"webhook": WEBHOOK, "secret": WEBHOOK_SECRET},
+    "ListWebhooksResponse": {"webhooks": [WEBHOOK]},
+    "Webhook": WEBHOOK,
+    "RotateWebhookSecretResponse": {
+        "webhook": WEBHOOK | {"previous_secret_expires_at": "2026-11-25T18:03:26.545258Z"},
+        "secret": WEBHOOK_SECRET,
+    },
+    "ReplayWebhookResponse": {"replayed": 3},
+    "ListWebhookDeliveriesResponse": {
+        "deliveries": [
+            {
+                "webhook_id": WEBHOOK_ID,
+                "workspace_id": WORKSPACE_ID,
+                "task_id": TASK_ID,
+                "status": "pending",
+                "last_seq": "5",
+                "attempts": 1,
+                "last_error": "the receiver answered 503",
+                "last_attempt_at": "2026-11-24T18:03:26.745258Z",
+                "next_attempt_at": "2026-11-24T18:03:31.745258Z",
+            }
+        ]
+    },
 }
 
 

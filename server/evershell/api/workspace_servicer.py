@@ -1,6 +1,6 @@
 """WorkspaceService, which callers use. Each method decodes, calls the core, encodes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,20 +8,22 @@ import grpc
 from evershell.workspace.v1 import (
     hold_pb2,
     task_pb2,
+    webhook_pb2,
     workspace_pb2,
     workspace_service_pb2,
     workspace_service_pb2_grpc,
 )
 from google.api.httpbody_pb2 import HttpBody
 
-from evershell.api import codec, event_stream
+from evershell.api import codec, event_stream, webhook_codec
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
-from evershell.core import hold, tasks, watch_events, workspaces
+from evershell.core import hold, tasks, watch_events, webhooks, workspaces
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
-from evershell.core.ports import Agents, Clock, Store, Subscriptions
+from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
+from evershell.core.webhook import Network
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,6 +36,10 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     agents: Agents
     subscriptions: Subscriptions
     clock: Clock
+    webhooks: WebhookStore
+    sealing: Sealing
+    # The networks of webhooks that may be called although they are not public.
+    allowed_networks: Sequence[Network] = ()
     encode_events: codec.EventEncoder[workspace_service_pb2.WatchEventsResponse] = field(
         default_factory=lambda: codec.EventEncoder(codec.encode_events)
     )
@@ -202,3 +208,68 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.GetHoldRequest, context: Context
     ) -> hold_pb2.Hold:
         return codec.encode_hold(caller().org_id, await hold.get_hold(caller(), self.store))
+
+    async def CreateWebhook(
+        self, request: workspace_service_pb2.CreateWebhookRequest, context: Context
+    ) -> workspace_service_pb2.CreateWebhookResponse:
+        created, secret = await webhooks.create_webhook(
+            caller(),
+            webhook_codec.decode_create(request, self.allowed_networks),
+            origin(),
+            self.store,
+            self.webhooks,
+            self.sealing,
+            self.clock,
+            idempotency_key(request),
+        )
+        return workspace_service_pb2.CreateWebhookResponse(
+            webhook=webhook_codec.encode_webhook(created), secret=secret
+        )
+
+    async def ListWebhooks(
+        self, request: workspace_service_pb2.ListWebhooksRequest, context: Context
+    ) -> workspace_service_pb2.ListWebhooksResponse:
+        found = await webhooks.list_webhooks(caller(), self.webhooks)
+        return workspace_service_pb2.ListWebhooksResponse(
+            webhooks=map(webhook_codec.encode_webhook, found)
+        )
+
+    async def DeleteWebhook(
+        self, request: workspace_service_pb2.DeleteWebhookRequest, context: Context
+    ) -> webhook_pb2.Webhook:
+        return webhook_codec.encode_webhook(
+            await webhooks.delete_webhook(caller(), request.webhook_id, origin(), self.webhooks)
+        )
+
+    async def RotateWebhookSecret(
+        self, request: workspace_service_pb2.RotateWebhookSecretRequest, context: Context
+    ) -> workspace_service_pb2.RotateWebhookSecretResponse:
+        rotated, secret = await webhooks.rotate_webhook_secret(
+            caller(), request.webhook_id, origin(), self.webhooks, self.sealing, self.clock
+        )
+        return workspace_service_pb2.RotateWebhookSecretResponse(
+            webhook=webhook_codec.encode_webhook(rotated), secret=secret
+        )
+
+    async def ReplayWebhook(
+        self, request: workspace_service_pb2.ReplayWebhookRequest, context: Context
+    ) -> workspace_service_pb2.ReplayWebhookResponse:
+        replayed, remaining = await webhooks.replay_webhook(
+            caller(),
+            request.webhook_id,
+            request.task_id or None,
+            origin(),
+            self.webhooks,
+            self.clock,
+        )
+        return workspace_service_pb2.ReplayWebhookResponse(replayed=replayed, remaining=remaining)
+
+    async def ListWebhookDeliveries(
+        self, request: workspace_service_pb2.ListWebhookDeliveriesRequest, context: Context
+    ) -> workspace_service_pb2.ListWebhookDeliveriesResponse:
+        deliveries = await webhooks.list_webhook_deliveries(
+            caller(), request.workspace_id, request.task_id, self.store, self.webhooks
+        )
+        return workspace_service_pb2.ListWebhookDeliveriesResponse(
+            deliveries=map(webhook_codec.encode_delivery, deliveries)
+        )

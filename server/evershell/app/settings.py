@@ -2,12 +2,16 @@
 
 import os
 import shlex
+from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, Self
 
 import psutil
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from evershell.core.webhook import Network
 
 # The longest timeout or lease.
 _DAY_SECONDS = 86_400
@@ -19,6 +23,11 @@ def _program_memory_mb() -> int:
     It is several times what a program needs, but at most a quarter of the machine's memory.
     """
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
+
+
+def _networks(text: str) -> Sequence[Network]:
+    """Raises ValueError."""
+    return [ip_network(each.strip()) for each in text.split(",") if each.strip()]
 
 
 class Settings(BaseSettings):
@@ -90,6 +99,11 @@ class Settings(BaseSettings):
     rate_limit_per_second: int = Field(100, ge=2)
     """The limit of each credential, with bursts of twice as many. CancelTask, CancelTasks, HoldOrg
     and ReleaseOrg are counted separately, and together have half of it."""
+
+    webhook_allowed_networks: str = ""
+    """Networks in which [webhooks](webhooks.md#which-addresses-are-called) may be called although
+    their addresses are not public, separated by commas, for example `10.1.0.0/16,fd00::/8`.
+    Loopback addresses in them may also be called by http."""
 
     model: str = "scripted"
     """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
@@ -196,6 +210,12 @@ class Settings(BaseSettings):
         # Sandboxes hide the folder, whose real path they need.
         return Path(os.path.realpath(value))
 
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _of_networks(cls, value: str) -> str:
+        _networks(value)
+        return value
+
     @field_validator("agent_command")
     @classmethod
     def _as_a_shell_reads_it(cls, value: str) -> str:
@@ -248,6 +268,11 @@ class Settings(BaseSettings):
         if value is not None and info.data.get("tls_cert_file") is None:
             raise ValueError("needs TLS_CERT_FILE and TLS_KEY_FILE")
         return value
+
+    @property
+    def webhook_networks(self) -> Sequence[Network]:
+        """The networks of WEBHOOK_ALLOWED_NETWORKS."""
+        return _networks(self.webhook_allowed_networks)
 
     @property
     def edge_host(self) -> str:

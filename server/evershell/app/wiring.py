@@ -33,6 +33,7 @@ from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.api_keys import ApiKeys, KeyUse
 from evershell.auth.authenticator import Authenticator, HostBinding
 from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.auth.signing_keys import read_signing_keys
 from evershell.core.bounds import Bounds
@@ -51,6 +52,7 @@ from evershell.store.notifications import FleetSubscriptions, WorkspaceSubscript
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock
+from evershell.store.webhooks import PostgresWebhooks
 from evershell.telemetry.metrics import MeasuredAgents, Metrics
 
 if TYPE_CHECKING:
@@ -98,7 +100,15 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             # Agents on other hosts need a name under which they find the workers.
             agents_elsewhere=bool(settings.runtime_service),
         )
-        public = WorkspaceServicer(store, agents, subscriptions, clock)
+        public = WorkspaceServicer(
+            store,
+            agents,
+            subscriptions,
+            clock,
+            PostgresWebhooks(pool),
+            SigningKeySealing(signing_keys),
+            settings.webhook_networks,
+        )
         if settings.crash_points_dir is not None:
             public, runtime = _with_crash_points(
                 public, runtime, CrashPoints(settings.crash_points_dir)

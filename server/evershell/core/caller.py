@@ -129,7 +129,14 @@ class KeyTemplate(StrEnum):
 
 TEMPLATE_SCOPES = {
     KeyTemplate.FULL_ACCESS: frozenset(
-        {"workspace:read", "workspace:write", "tasks:write", "audit:read", "caps:write"}
+        {
+            "workspace:read",
+            "workspace:write",
+            "tasks:write",
+            "audit:read",
+            "caps:write",
+            "webhooks:write",
+        }
     ),
     KeyTemplate.SUBMIT_OBSERVE: frozenset(
         {"workspace:read", "workspace:write", "tasks:write", "audit:read"}

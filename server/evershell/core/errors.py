@@ -83,6 +83,21 @@ def task_not_found(workspace_id: str, task_id: str) -> Failure:
     )
 
 
+def webhook_not_found(webhook_id: str) -> Failure:
+    """The caller's organization has no such webhook."""
+    message = (
+        f"There is no webhook {webhook_id} in your organization. "
+        "Check the id, and whose credential you use."
+    )
+    return Failure("webhook_not_found", message, resource_type="webhook", resource_name=webhook_id)
+
+
+def too_many_webhooks(org_id: str, limit: int, owner: str) -> Failure:
+    """`owner`, an organization or a task, has as many webhooks as it may have."""
+    message = f"{owner} has {limit} webhooks, which is the limit. Delete one that is not needed."
+    return Failure("too_many_webhooks", message, org_id=org_id, limit=limit)
+
+
 def rate_limited(message: str, retry_after_seconds: int, **facts: Any) -> Failure:
     """The caller has made too many calls. This call had no effect."""
     message = (

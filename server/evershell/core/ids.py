@@ -28,6 +28,11 @@ def new_key_id() -> str:
     return f"key_{ULID()}"
 
 
+def new_webhook_id(time: datetime) -> str:
+    """`wh_` followed by a ULID of this time."""
+    return f"wh_{_ulid(time)}"
+
+
 def new_audit_id(time: datetime) -> str:
     """`aud_` followed by a ULID of this time."""
     return f"aud_{ULID.from_datetime(time)}"

@@ -13,6 +13,7 @@ from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import TaskSelection
+from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
@@ -279,6 +280,86 @@ class Store(Protocol):
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         """The number of workspaces in each status, of all organizations. Zeros may be absent."""
+
+
+class WebhookStore(Protocol):
+    """The webhooks. Every method raises UnavailableError if the database does not answer."""
+
+    async def create_webhook(
+        self,
+        webhook: Webhook,
+        limit: int,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+    ) -> None:
+        """Adds a webhook, the entry of the audit log, and the key of the call.
+
+        Every event whose transaction begins after the return is delivered. A webhook of a task also
+        gets the earlier events of the task, and replaces the one with its name.
+
+        Raises KeyTakenError, like Store.transition, and Failure too_many_webhooks if the
+        organization, or the task, has `limit` others.
+        """
+
+    async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
+        """The webhooks of the organization, without those of tasks, or those of the task.
+
+        Newest first. The name of `task` has no meaning here.
+        """
+
+    async def delete_webhook(
+        self, org_id: str, webhook_id: str, audit: AuditEntry | None = None
+    ) -> Webhook | None:
+        """Removes the webhook, and returns it as it was; None if there is none."""
+
+    async def rotate_secret(
+        self,
+        org_id: str,
+        webhook_id: str,
+        sealed_secret: bytes,
+        now: datetime,
+        expires_at: datetime,
+        audit: AuditEntry | None = None,
+    ) -> Webhook | None:
+        """Replaces the secret; the one that it replaces expires at `expires_at`.
+
+        If an earlier one has not expired `now`, that one stays instead. Returns None if there is no
+        such webhook.
+        """
+
+    async def replay(
+        self,
+        org_id: str,
+        webhook_id: str,
+        task_id: str | None,
+        now: datetime,
+        audit: AuditEntry | None = None,
+    ) -> tuple[int, int] | None:
+        """Makes up to 1,000 failed deliveries due `now`, those of the task or all.
+
+        Enables the webhook. Returns how many it made due, and how many are left; None if there is
+        no such webhook.
+        """
+
+    async def list_deliveries(self, workspace_id: str, task_id: str) -> Sequence[WebhookDelivery]:
+        """Up to 100 deliveries of the task's events, the newest webhook first."""
+
+    async def add_audit_entry(self, audit: AuditEntry | None) -> None:
+        """Stores the entry of a call that changed nothing."""
+
+
+class Sealing(Protocol):
+    """Encrypts what the database stores of secrets."""
+
+    def seal(self, plain: bytes, owner: str) -> bytes:
+        """The encrypted bytes, which can be opened only as those of the same owner."""
+
+    def open(self, sealed: bytes, owner: str) -> bytes:
+        """The plain bytes.
+
+        Raises UnavailableError if this process does not have the key, and ValueError if the bytes
+        are not authentic.
+        """
 
 
 class Subscriptions(Protocol):

@@ -29,7 +29,14 @@ OTHER_ORG_ID = "org_other"
 OWNER = "user_owner"
 MEMBER = "user_member"
 _OTHER_OWNER = "user_other"
-_ALL_SCOPES = ["workspace:read", "workspace:write", "tasks:write", "audit:read", "org:hold"]
+_ALL_SCOPES = [
+    "workspace:read",
+    "workspace:write",
+    "tasks:write",
+    "audit:read",
+    "org:hold",
+    "webhooks:write",
+]
 _OWN_SCOPES = ["workspace:read:own", "workspace:write:own", "tasks:write:own"]
 _SESSION_SECONDS = 7 * 24 * 3600
 _KID = "demo"

@@ -21,7 +21,7 @@ from evershell.core.caller import Permission
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.ids import first_audit_id
-from evershell.store.connections import Pool, connected
+from evershell.store.connections import Connection, Pool, connected
 from evershell.store.rows import Values
 
 _COLUMNS = tuple(field.name for field in fields(AuditEntry))
@@ -50,6 +50,12 @@ def audit_values(entry: AuditEntry) -> Values:
     """The values of INSERT."""
     values: Values = _values(entry)
     return values
+
+
+async def store_audit_entry(connection: Connection, audit: AuditEntry | None) -> None:
+    """Stores the entry, if there is one, in the transaction of the connection."""
+    if audit is not None:
+        await connection.execute(INSERT, audit_values(audit), prepare=True)
 
 
 def audit_json(entry: AuditEntry) -> dict[str, Any]:

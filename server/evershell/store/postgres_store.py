@@ -23,7 +23,7 @@ from evershell.core.ports import (
 from evershell.core.task import Task
 from evershell.core.validation import MAX_PAGE_CHARACTERS
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.audit import INSERT, audit_entry_of, audit_query, audit_values
+from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
 from evershell.store.connections import Connection, Pool, connected
@@ -314,9 +314,9 @@ class PostgresStore:
             await connection.execute(
                 insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
             )
-            await _store_audit(connection, audit)
+            await store_audit_entry(connection, audit)
             if first_call is not None:
-                await _store_key(connection, first_call)
+                await store_key(connection, first_call)
         self._publish(workspace.id, watched=False, reconcile=workspace.awaits_controller)
 
     async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
@@ -329,7 +329,7 @@ class PostgresStore:
             await connection.execute(LOCK_HOLD, (hold.org_id,))
             await connection.execute(ADD_HOLD, values)
             cursor = await connection.execute(GET_HOLD, (hold.org_id,))
-            await _store_audit(connection, audit)
+            await store_audit_entry(connection, audit)
             stored = _hold_of(await cursor.fetchone())
         assert stored is not None, "the row was inserted, or there before"
         return stored
@@ -342,7 +342,7 @@ class PostgresStore:
         ):
             await connection.execute(LOCK_HOLD, (org_id,))
             await connection.execute(REMOVE_HOLD, (org_id,))
-            await _store_audit(connection, audit)
+            await store_audit_entry(connection, audit)
 
     async def get_hold(self, org_id: str) -> Hold | None:
         return _hold_of(await self._one(GET_HOLD, (org_id,)))
@@ -466,12 +466,7 @@ def _hold_of(row: Any) -> Hold | None:
     return None if row is None else Hold(**row._asdict())
 
 
-async def _store_audit(connection: Connection, audit: AuditEntry | None) -> None:
-    if audit is not None:
-        await connection.execute(INSERT, audit_values(audit), prepare=True)
-
-
-async def _store_key(connection: Connection, call: FirstCall) -> None:
+async def store_key(connection: Connection, call: FirstCall) -> None:
     """Stores the key in the transaction of the connection. Raises KeyTakenError."""
     values = [getattr(call, column) for column in CALL_COLUMNS]
     expired = call.expires_before
@@ -504,9 +499,9 @@ async def _write_change(connection: Connection, locked: Locked, change: Change) 
             event_values(workspace_id, number, event),
             prepare=True,
         )
-    await _store_audit(connection, change.audit)
+    await store_audit_entry(connection, change.audit)
     if change.first_call is not None:
-        await _store_key(connection, change.first_call)
+        await store_key(connection, change.first_call)
     return change
 
 

@@ -40,6 +40,8 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     CancelTask = SubmitTask = GetTask = ListTasks = CreateWorkspace = GetWorkspace = _answer
     ListWorkspaces = StopWorkspace = ResumeWorkspace = ListAuditEntries = _answer
     CancelTasks = HoldOrg = ReleaseOrg = GetHold = _answer
+    CreateWebhook = ListWebhooks = DeleteWebhook = RotateWebhookSecret = _answer
+    ReplayWebhook = ListWebhookDeliveries = _answer
 
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         for message in await self._answer(request, context):

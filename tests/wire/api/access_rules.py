@@ -45,11 +45,26 @@ RULES = {
     "HoldOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "ReleaseOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "GetHold": Rule(("workspace:read",), on_workspace=False, audited=False),
+    "CreateWebhook": Rule(("webhooks:write",), on_workspace=False, audited=True, has_own=False),
+    "ListWebhooks": Rule(("workspace:read",), on_workspace=False, audited=False),
+    "DeleteWebhook": Rule(("webhooks:write",), on_workspace=False, audited=True, has_own=False),
+    "RotateWebhookSecret": Rule(
+        ("webhooks:write",), on_workspace=False, audited=True, has_own=False
+    ),
+    "ReplayWebhook": Rule(("webhooks:write",), on_workspace=False, audited=True, has_own=False),
+    "ListWebhookDeliveries": Rule(("workspace:read",), on_workspace=True, audited=False),
 }
 
 # What each template of an API key may do.
 TEMPLATES = {
-    "full_access": {"workspace:read", "workspace:write", "tasks:write", "audit:read", "caps:write"},
+    "full_access": {
+        "workspace:read",
+        "workspace:write",
+        "tasks:write",
+        "audit:read",
+        "caps:write",
+        "webhooks:write",
+    },
     "submit_observe": {"workspace:read", "workspace:write", "tasks:write", "audit:read"},
     "read_only": {"workspace:read", "audit:read"},
 }

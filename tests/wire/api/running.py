@@ -21,12 +21,14 @@ from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.auth.api_keys import ApiKeys, fingerprint
 from evershell.auth.authenticator import Authenticator, HostBinding
 from evershell.auth.pod_tokens import PodTokens
+from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.auth.signing_keys import new_key
 from evershell.core.caller import ApiKey, Caller, KeyTemplate
 from evershell.core.runtime import Runtime
 from evershell.pod.tls import TlsIdentity
 from evershell.telemetry.metrics import Metrics
+from tests.support.fake_webhooks import FakeWebhookStore
 from tests.support.fakes import FakeAuditQueue, FakeStore
 from tests.support.runtime_tokens import runtime_token
 from tests.support.small_agent import spec_for
@@ -197,7 +199,14 @@ async def running(
     )
     request_log, audit = RequestLog(metrics or Metrics()), FakeAuditQueue()
     server = Server(
-        WorkspaceServicer(world.store, world.agents, world.subscriptions, world.clock),
+        WorkspaceServicer(
+            world.store,
+            world.agents,
+            world.subscriptions,
+            world.clock,
+            FakeWebhookStore(),
+            SigningKeySealing(new_key()),
+        ),
         RuntimeServicer(Runtime(world.store, world.clock, 30), spec_for),
         request_log,
         chain.interceptors(

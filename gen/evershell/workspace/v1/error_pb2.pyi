@@ -116,6 +116,14 @@ class Error(_message.Message):
         """The organization is on hold, so it gets no new task and no new agent. Example: SubmitTask
         after HoldOrg and before ReleaseOrg.
         """
+        webhook_not_found: Error._ErrorCode.ValueType  # 30
+        """The caller's organization has no such webhook. Example: the webhook was deleted, or belongs to
+        another organization.
+        """
+        too_many_webhooks: Error._ErrorCode.ValueType  # 31
+        """The organization, or the task, has as many webhooks as it may have. Example: CreateWebhook in
+        an organization with 20 webhooks.
+        """
 
     class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper):
         """The closed set of error slugs. Only this enum binds a slug to its gRPC code and its HTTP
@@ -201,6 +209,14 @@ class Error(_message.Message):
     """The organization is on hold, so it gets no new task and no new agent. Example: SubmitTask
     after HoldOrg and before ReleaseOrg.
     """
+    webhook_not_found: Error.ErrorCode.ValueType  # 30
+    """The caller's organization has no such webhook. Example: the webhook was deleted, or belongs to
+    another organization.
+    """
+    too_many_webhooks: Error.ErrorCode.ValueType  # 31
+    """The organization, or the task, has as many webhooks as it may have. Example: CreateWebhook in
+    an organization with 20 webhooks.
+    """
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
@@ -275,10 +291,11 @@ class ErrorDetails(_message.Message):
     HELD_BY_FIELD_NUMBER: _builtins.int
     HELD_SINCE_FIELD_NUMBER: _builtins.int
     HOLD_REASON_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     resource_type: _builtins.str
-    """workspace_not_found and task_not_found: `workspace` or `task`."""
+    """The slugs that end in `_not_found`: `workspace`, `task` or `webhook`."""
     resource_name: _builtins.str
-    """workspace_not_found and task_not_found: the id that does not exist."""
+    """The slugs that end in `_not_found`: the id that does not exist."""
     workspace_id: _builtins.str
     """The workspace whose state does not allow the call, or that has no such task."""
     status: _builtins.str
@@ -296,13 +313,15 @@ class ErrorDetails(_message.Message):
     idempotency_key: _builtins.str
     """idempotency_conflict: the key of the other request."""
     org_id: _builtins.str
-    """org_on_hold: the organization."""
+    """org_on_hold and too_many_webhooks: the organization."""
     held_by: _builtins.str
     """org_on_hold: the user id or API key id of the caller who put it on hold."""
     held_since: _builtins.str
     """org_on_hold: when it was put on hold."""
     hold_reason: _builtins.str
     """org_on_hold: the reason that this caller gave."""
+    limit: _builtins.int
+    """too_many_webhooks: how many there may be."""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """validation_error: what is wrong with each field."""
@@ -330,10 +349,11 @@ class ErrorDetails(_message.Message):
         held_by: _builtins.str | None = ...,
         held_since: _builtins.str | None = ...,
         hold_reason: _builtins.str | None = ...,
+        limit: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_by", b"_held_by", "_held_since", b"_held_since", "_hold_reason", b"_hold_reason", "_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_org_id", b"_org_id", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "held_by", b"held_by", "held_since", b"held_since", "hold_reason", b"hold_reason", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "org_id", b"org_id", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_by", b"_held_by", "_held_since", b"_held_since", "_hold_reason", b"_hold_reason", "_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit", b"_limit", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_org_id", b"_org_id", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "held_by", b"held_by", "held_since", b"held_since", "hold_reason", b"hold_reason", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit", b"limit", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "org_id", b"org_id", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_by", b"_held_by", "_held_since", b"_held_since", "_hold_reason", b"_hold_reason", "_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_org_id", b"_org_id", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "fields", b"fields", "held_by", b"held_by", "held_since", b"held_since", "hold_reason", b"hold_reason", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "org_id", b"org_id", "required", b"required", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_by", b"_held_by", "_held_since", b"_held_since", "_hold_reason", b"_hold_reason", "_idempotency_key", b"_idempotency_key", "_intent_recorded", b"_intent_recorded", "_limit", b"_limit", "_limit_burst", b"_limit_burst", "_limit_per_second", b"_limit_per_second", "_org_id", b"_org_id", "_resource_name", b"_resource_name", "_resource_type", b"_resource_type", "_retry_after_seconds", b"_retry_after_seconds", "_status", b"_status", "_task_id", b"_task_id", "_workspace_id", b"_workspace_id", "fields", b"fields", "held_by", b"held_by", "held_since", b"held_since", "hold_reason", b"hold_reason", "idempotency_key", b"idempotency_key", "intent_recorded", b"intent_recorded", "limit", b"limit", "limit_burst", b"limit_burst", "limit_per_second", b"limit_per_second", "org_id", b"org_id", "required", b"required", "resource_name", b"resource_name", "resource_type", b"resource_type", "retry_after_seconds", b"retry_after_seconds", "status", b"status", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__held_by: _TypeAlias = _typing.Literal["held_by"]  # noqa: Y015
     _WhichOneofArgType__held_by: _TypeAlias = _typing.Literal["_held_by", b"_held_by"]  # noqa: Y015
@@ -345,6 +365,8 @@ class ErrorDetails(_message.Message):
     _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__intent_recorded: _TypeAlias = _typing.Literal["intent_recorded"]  # noqa: Y015
     _WhichOneofArgType__intent_recorded: _TypeAlias = _typing.Literal["_intent_recorded", b"_intent_recorded"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
     _WhichOneofReturnType__limit_burst: _TypeAlias = _typing.Literal["limit_burst"]  # noqa: Y015
     _WhichOneofArgType__limit_burst: _TypeAlias = _typing.Literal["_limit_burst", b"_limit_burst"]  # noqa: Y015
     _WhichOneofReturnType__limit_per_second: _TypeAlias = _typing.Literal["limit_per_second"]  # noqa: Y015
@@ -373,6 +395,8 @@ class ErrorDetails(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__intent_recorded) -> _WhichOneofReturnType__intent_recorded | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_burst) -> _WhichOneofReturnType__limit_burst | None: ...
     @_typing.overload

@@ -20,4 +20,6 @@ Slug: TypeAlias = Literal[
     "internal",
     "idempotency_conflict",
     "org_on_hold",
+    "webhook_not_found",
+    "too_many_webhooks",
 ]

@@ -5,6 +5,7 @@ import warnings
 
 from evershell.workspace.v1 import hold_pb2 as evershell_dot_workspace_dot_v1_dot_hold__pb2
 from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
+from evershell.workspace.v1 import webhook_pb2 as evershell_dot_workspace_dot_v1_dot_webhook__pb2
 from evershell.workspace.v1 import workspace_pb2 as evershell_dot_workspace_dot_v1_dot_workspace__pb2
 from evershell.workspace.v1 import workspace_service_pb2 as evershell_dot_workspace_dot_v1_dot_workspace__service__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
@@ -120,6 +121,36 @@ class WorkspaceServiceStub:
                 '/evershell.workspace.v1.WorkspaceService/GetHold',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.FromString,
+                _registered_method=True)
+        self.CreateWebhook = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/CreateWebhook',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CreateWebhookRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CreateWebhookResponse.FromString,
+                _registered_method=True)
+        self.ListWebhooks = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ListWebhooks',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhooksRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhooksResponse.FromString,
+                _registered_method=True)
+        self.DeleteWebhook = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/DeleteWebhook',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.DeleteWebhookRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_webhook__pb2.Webhook.FromString,
+                _registered_method=True)
+        self.RotateWebhookSecret = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/RotateWebhookSecret',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.RotateWebhookSecretRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.RotateWebhookSecretResponse.FromString,
+                _registered_method=True)
+        self.ReplayWebhook = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ReplayWebhook',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReplayWebhookRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReplayWebhookResponse.FromString,
+                _registered_method=True)
+        self.ListWebhookDeliveries = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/ListWebhookDeliveries',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhookDeliveriesRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhookDeliveriesResponse.FromString,
                 _registered_method=True)
 
 
@@ -355,6 +386,88 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateWebhook(self, request, context):
+        """Creates a webhook: an address that is told of the events of the caller's organization.
+
+        Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
+        each task in the order of `seq`. The answer has the secret with which requests are signed; no
+        other answer has it. If the caller has only workspace:read:own, only events of workspaces that
+        the caller created are sent.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, every
+        successful call creates a webhook.
+        Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
+        another request.
+        Needs webhooks:write, and workspace:read or workspace:read:own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhooks(self, request, context):
+        """Lists the webhooks of the caller's organization, newest first.
+
+        Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
+        created.
+        Idempotency: a read.
+        Errors: only those of every call.
+        Needs workspace:read or workspace:read:own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWebhook(self, request, context):
+        """Deletes a webhook. The answer is the webhook as it was.
+
+        Effect: nothing more is sent to it, except by attempts that have begun. Its deliveries are
+        removed.
+        Idempotency: a repeat answers webhook_not_found.
+        Errors: webhook_not_found includes webhooks of another organization.
+        Needs webhooks:write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateWebhookSecret(self, request, context):
+        """Replaces the secret of a webhook. The answer has the new secret; no other answer has it.
+
+        Effect: for 24 hours, requests are signed with the new secret and with the previous one.
+        Idempotency: each call makes a new secret. While the previous secret still signs, a further
+        call replaces only the newest secret, so a receiver that has the previous one loses no event.
+        Errors: webhook_not_found includes webhooks of another organization.
+        Needs webhooks:write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayWebhook(self, request, context):
+        """Sends again what could not be delivered to a webhook.
+
+        Effect: its failed deliveries, or that of one task, are pending again, from the first event that
+        was not delivered. A disabled webhook is enabled. A call replays at most 1,000 deliveries; call
+        again until `remaining` is 0.
+        Idempotency: deliveries that have not failed do not change.
+        Errors: webhook_not_found includes webhooks of another organization.
+        Needs webhooks:write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhookDeliveries(self, request, context):
+        """Lists the deliveries of a task's events: one for each webhook that was told of the task, the
+        newest webhook first. A delivery is listed for 30 days after its last event.
+
+        Effect: none. Idempotency: a read.
+        Errors: task_not_found includes tasks of another workspace.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkspaceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -437,6 +550,36 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.GetHold,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.SerializeToString,
+            ),
+            'CreateWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateWebhook,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CreateWebhookRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CreateWebhookResponse.SerializeToString,
+            ),
+            'ListWebhooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhooks,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhooksRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhooksResponse.SerializeToString,
+            ),
+            'DeleteWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWebhook,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.DeleteWebhookRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_webhook__pb2.Webhook.SerializeToString,
+            ),
+            'RotateWebhookSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateWebhookSecret,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.RotateWebhookSecretRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.RotateWebhookSecretResponse.SerializeToString,
+            ),
+            'ReplayWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayWebhook,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReplayWebhookRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReplayWebhookResponse.SerializeToString,
+            ),
+            'ListWebhookDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhookDeliveries,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhookDeliveriesRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhookDeliveriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -874,6 +1017,168 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/GetHold',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/CreateWebhook',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CreateWebhookRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.CreateWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ListWebhooks',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhooksRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/DeleteWebhook',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.DeleteWebhookRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_webhook__pb2.Webhook.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateWebhookSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/RotateWebhookSecret',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.RotateWebhookSecretRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.RotateWebhookSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ReplayWebhook',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReplayWebhookRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ReplayWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhookDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/ListWebhookDeliveries',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhookDeliveriesRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListWebhookDeliveriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

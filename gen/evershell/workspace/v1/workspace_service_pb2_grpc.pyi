@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from evershell.workspace.v1 import hold_pb2 as _hold_pb2
 from evershell.workspace.v1 import task_pb2 as _task_pb2
+from evershell.workspace.v1 import webhook_pb2 as _webhook_pb2
 from evershell.workspace.v1 import workspace_pb2 as _workspace_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as _workspace_service_pb2
 from google.api import httpbody_pb2 as _httpbody_pb2
@@ -202,6 +203,64 @@ class WorkspaceServiceStub:
     Errors: only those of every call.
     Needs workspace:read or workspace:read:own.
     """
+    CreateWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]
+    """Creates a webhook: an address that is told of the events of the caller's organization.
+
+    Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
+    each task in the order of `seq`. The answer has the secret with which requests are signed; no
+    other answer has it. If the caller has only workspace:read:own, only events of workspaces that
+    the caller created are sent.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, every
+    successful call creates a webhook.
+    Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
+    another request.
+    Needs webhooks:write, and workspace:read or workspace:read:own.
+    """
+    ListWebhooks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWebhooksRequest, _workspace_service_pb2.ListWebhooksResponse]
+    """Lists the webhooks of the caller's organization, newest first.
+
+    Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
+    created.
+    Idempotency: a read.
+    Errors: only those of every call.
+    Needs workspace:read or workspace:read:own.
+    """
+    DeleteWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.DeleteWebhookRequest, _webhook_pb2.Webhook]
+    """Deletes a webhook. The answer is the webhook as it was.
+
+    Effect: nothing more is sent to it, except by attempts that have begun. Its deliveries are
+    removed.
+    Idempotency: a repeat answers webhook_not_found.
+    Errors: webhook_not_found includes webhooks of another organization.
+    Needs webhooks:write.
+    """
+    RotateWebhookSecret: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.RotateWebhookSecretRequest, _workspace_service_pb2.RotateWebhookSecretResponse]
+    """Replaces the secret of a webhook. The answer has the new secret; no other answer has it.
+
+    Effect: for 24 hours, requests are signed with the new secret and with the previous one.
+    Idempotency: each call makes a new secret. While the previous secret still signs, a further
+    call replaces only the newest secret, so a receiver that has the previous one loses no event.
+    Errors: webhook_not_found includes webhooks of another organization.
+    Needs webhooks:write.
+    """
+    ReplayWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ReplayWebhookRequest, _workspace_service_pb2.ReplayWebhookResponse]
+    """Sends again what could not be delivered to a webhook.
+
+    Effect: its failed deliveries, or that of one task, are pending again, from the first event that
+    was not delivered. A disabled webhook is enabled. A call replays at most 1,000 deliveries; call
+    again until `remaining` is 0.
+    Idempotency: deliveries that have not failed do not change.
+    Errors: webhook_not_found includes webhooks of another organization.
+    Needs webhooks:write.
+    """
+    ListWebhookDeliveries: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWebhookDeliveriesRequest, _workspace_service_pb2.ListWebhookDeliveriesResponse]
+    """Lists the deliveries of a task's events: one for each webhook that was told of the task, the
+    newest webhook first. A delivery is listed for 30 days after its last event.
+
+    Effect: none. Idempotency: a read.
+    Errors: task_not_found includes tasks of another workspace.
+    Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+    """
 
 @_typing.type_check_only
 class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
@@ -372,6 +431,64 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: none. Idempotency: a read.
     Errors: only those of every call.
     Needs workspace:read or workspace:read:own.
+    """
+    CreateWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]  # type: ignore[assignment]
+    """Creates a webhook: an address that is told of the events of the caller's organization.
+
+    Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
+    each task in the order of `seq`. The answer has the secret with which requests are signed; no
+    other answer has it. If the caller has only workspace:read:own, only events of workspaces that
+    the caller created are sent.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, every
+    successful call creates a webhook.
+    Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
+    another request.
+    Needs webhooks:write, and workspace:read or workspace:read:own.
+    """
+    ListWebhooks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWebhooksRequest, _workspace_service_pb2.ListWebhooksResponse]  # type: ignore[assignment]
+    """Lists the webhooks of the caller's organization, newest first.
+
+    Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
+    created.
+    Idempotency: a read.
+    Errors: only those of every call.
+    Needs workspace:read or workspace:read:own.
+    """
+    DeleteWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.DeleteWebhookRequest, _webhook_pb2.Webhook]  # type: ignore[assignment]
+    """Deletes a webhook. The answer is the webhook as it was.
+
+    Effect: nothing more is sent to it, except by attempts that have begun. Its deliveries are
+    removed.
+    Idempotency: a repeat answers webhook_not_found.
+    Errors: webhook_not_found includes webhooks of another organization.
+    Needs webhooks:write.
+    """
+    RotateWebhookSecret: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.RotateWebhookSecretRequest, _workspace_service_pb2.RotateWebhookSecretResponse]  # type: ignore[assignment]
+    """Replaces the secret of a webhook. The answer has the new secret; no other answer has it.
+
+    Effect: for 24 hours, requests are signed with the new secret and with the previous one.
+    Idempotency: each call makes a new secret. While the previous secret still signs, a further
+    call replaces only the newest secret, so a receiver that has the previous one loses no event.
+    Errors: webhook_not_found includes webhooks of another organization.
+    Needs webhooks:write.
+    """
+    ReplayWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ReplayWebhookRequest, _workspace_service_pb2.ReplayWebhookResponse]  # type: ignore[assignment]
+    """Sends again what could not be delivered to a webhook.
+
+    Effect: its failed deliveries, or that of one task, are pending again, from the first event that
+    was not delivered. A disabled webhook is enabled. A call replays at most 1,000 deliveries; call
+    again until `remaining` is 0.
+    Idempotency: deliveries that have not failed do not change.
+    Errors: webhook_not_found includes webhooks of another organization.
+    Needs webhooks:write.
+    """
+    ListWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWebhookDeliveriesRequest, _workspace_service_pb2.ListWebhookDeliveriesResponse]  # type: ignore[assignment]
+    """Lists the deliveries of a task's events: one for each webhook that was told of the task, the
+    newest webhook first. A delivery is listed for 30 days after its last event.
+
+    Effect: none. Idempotency: a read.
+    Errors: task_not_found includes tasks of another workspace.
+    Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -636,6 +753,100 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: none. Idempotency: a read.
         Errors: only those of every call.
         Needs workspace:read or workspace:read:own.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateWebhook(
+        self,
+        request: _workspace_service_pb2.CreateWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.CreateWebhookResponse, _abc.Awaitable[_workspace_service_pb2.CreateWebhookResponse]]:
+        """Creates a webhook: an address that is told of the events of the caller's organization.
+
+        Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
+        each task in the order of `seq`. The answer has the secret with which requests are signed; no
+        other answer has it. If the caller has only workspace:read:own, only events of workspaces that
+        the caller created are sent.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, every
+        successful call creates a webhook.
+        Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
+        another request.
+        Needs webhooks:write, and workspace:read or workspace:read:own.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWebhooks(
+        self,
+        request: _workspace_service_pb2.ListWebhooksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.ListWebhooksResponse, _abc.Awaitable[_workspace_service_pb2.ListWebhooksResponse]]:
+        """Lists the webhooks of the caller's organization, newest first.
+
+        Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
+        created.
+        Idempotency: a read.
+        Errors: only those of every call.
+        Needs workspace:read or workspace:read:own.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteWebhook(
+        self,
+        request: _workspace_service_pb2.DeleteWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_webhook_pb2.Webhook, _abc.Awaitable[_webhook_pb2.Webhook]]:
+        """Deletes a webhook. The answer is the webhook as it was.
+
+        Effect: nothing more is sent to it, except by attempts that have begun. Its deliveries are
+        removed.
+        Idempotency: a repeat answers webhook_not_found.
+        Errors: webhook_not_found includes webhooks of another organization.
+        Needs webhooks:write.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateWebhookSecret(
+        self,
+        request: _workspace_service_pb2.RotateWebhookSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.RotateWebhookSecretResponse, _abc.Awaitable[_workspace_service_pb2.RotateWebhookSecretResponse]]:
+        """Replaces the secret of a webhook. The answer has the new secret; no other answer has it.
+
+        Effect: for 24 hours, requests are signed with the new secret and with the previous one.
+        Idempotency: each call makes a new secret. While the previous secret still signs, a further
+        call replaces only the newest secret, so a receiver that has the previous one loses no event.
+        Errors: webhook_not_found includes webhooks of another organization.
+        Needs webhooks:write.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayWebhook(
+        self,
+        request: _workspace_service_pb2.ReplayWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.ReplayWebhookResponse, _abc.Awaitable[_workspace_service_pb2.ReplayWebhookResponse]]:
+        """Sends again what could not be delivered to a webhook.
+
+        Effect: its failed deliveries, or that of one task, are pending again, from the first event that
+        was not delivered. A disabled webhook is enabled. A call replays at most 1,000 deliveries; call
+        again until `remaining` is 0.
+        Idempotency: deliveries that have not failed do not change.
+        Errors: webhook_not_found includes webhooks of another organization.
+        Needs webhooks:write.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWebhookDeliveries(
+        self,
+        request: _workspace_service_pb2.ListWebhookDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_service_pb2.ListWebhookDeliveriesResponse, _abc.Awaitable[_workspace_service_pb2.ListWebhookDeliveriesResponse]]:
+        """Lists the deliveries of a task's events: one for each webhook that was told of the task, the
+        newest webhook first. A delivery is listed for 30 days after its last event.
+
+        Effect: none. Idempotency: a read.
+        Errors: task_not_found includes tasks of another workspace.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,250 @@
+"""Webhooks: addresses that are told of events, and how far each was told."""
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeAlias
+from urllib.parse import SplitResult, urlsplit
+
+from evershell.workspace.v1 import field_limits
+
+from evershell.core.event import Event, EventType
+from evershell.core.validation import Fields
+
+MAX_URL_CHARACTERS = field_limits.CREATE_WEBHOOK_URL_MAX
+MAX_DESCRIPTION_CHARACTERS = field_limits.CREATE_WEBHOOK_DESCRIPTION_MAX
+# For an organization, and for a task.
+MAX_WEBHOOKS = 20
+MAX_TASK_WEBHOOKS = 10
+_PORTS = {"http": 80, "https": 443}
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class PayloadForm(StrEnum):
+    """What the body of a request is."""
+
+    # The event, as REST shows it.
+    EVENT = "event"
+    # The event as the push notification of an A2A task.
+    A2A = "a2a"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScope:
+    """Limits a webhook to one task."""
+
+    workspace_id: str
+    task_id: str
+    # The caller's own id of the webhook, unique for the task.
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """An address that is told of events. `sealed` bytes are encrypted (ports.Sealing)."""
+
+    # `wh_` and a ULID.
+    id: str
+    org_id: str
+    url: str
+    event_types: Sequence[EventType]
+    description: str
+    # The user's id, or the API key's.
+    created_by: str
+    created_at: datetime
+    # The user whose workspaces alone it is told of; None for all of the organization.
+    creator_user_id: str | None
+    # None for a webhook of the organization.
+    task: TaskScope | None = None
+    payload_form: PayloadForm = PayloadForm.EVENT
+    # Further headers of its requests, as sealed JSON; None for none.
+    sealed_headers: bytes | None = None
+    sealed_secret: bytes
+    # Signs too, until it expires.
+    sealed_previous_secret: bytes | None = None
+    previous_secret_expires_at: datetime | None = None
+    # Since when nothing is sent; None for a webhook that is enabled.
+    disabled_at: datetime | None = None
+
+    @property
+    def receiver(self) -> str:
+        """Who gets its requests: scheme, host and port of the URL."""
+        return receiver_of(self.url)
+
+
+class DeliveryStatus(StrEnum):
+    """The values of WebhookDelivery.Status in the protos."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookDelivery:
+    """How far the events of one task were delivered to one webhook."""
+
+    webhook_id: str
+    workspace_id: str
+    task_id: str
+    status: DeliveryStatus
+    # 0 if no event was delivered.
+    delivered_seq: int
+    last_seq: int
+    # Failed attempts to deliver the next event.
+    attempts: int
+    last_error: str
+    last_attempt_at: datetime | None
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryKey:
+    """Identifies a delivery. `task_id` is empty for the events of the workspace itself."""
+
+    workspace_id: str
+    task_id: str
+    webhook_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedDelivery:
+    """A delivery that this process may attempt until its lease ends."""
+
+    key: DeliveryKey
+    org_id: str
+    receiver: str
+    # None if it was deleted.
+    webhook: Webhook | None
+    # Since when the next event has been waiting.
+    pending_since: datetime
+    delivered_seq: int
+    attempts: int
+    # The next events, in order; None for one that is too large to be claimed with others.
+    events: Sequence[tuple[int, Event | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptResult:
+    """What became of a claimed delivery."""
+
+    key: DeliveryKey
+    # The last event that was delivered, whether by this attempt or before.
+    delivered_seq: int
+    # Failed attempts to deliver the event after it.
+    attempts: int = 0
+    # Empty if the attempt has succeeded.
+    error: str = ""
+    # When to try again after an error; None if the delivery has failed.
+    retry_at: datetime | None = None
+    # The receiver does not want any further request.
+    disables_webhook: bool = False
+    # Whether a request was made. Without one, `error` is that of another delivery.
+    attempted: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateWebhook:
+    """The request. Raises Failure validation_error."""
+
+    url: str
+    event_types: Sequence[EventType]
+    description: str = ""
+    task: TaskScope | None = None
+    payload_form: PayloadForm = PayloadForm.EVENT
+    headers: Mapping[str, str] = field(default_factory=dict)
+    # The networks that may be called although they are not public.
+    allowed_networks: Sequence[Network] = ()
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        fields.text("url", self.url, max_characters=MAX_URL_CHARACTERS, required=True)
+        fields.text("description", self.description, max_characters=MAX_DESCRIPTION_CHARACTERS)
+        if not self.event_types:
+            fields.reject("event_types", "must have at least one type of event")
+        problem = _problem_of(self.url, self.allowed_networks)
+        if problem:
+            fields.reject("url", problem)
+        fields.check()
+
+
+def _problem_of(url: str, allowed_networks: Sequence[Network]) -> str:
+    """Why the URL cannot be called; empty if it can. The host is not resolved."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "must be a URL"
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        return "must be a URL of printable ASCII characters, without spaces"
+    allows_http = any(network.is_loopback for network in allowed_networks)
+    if parts.scheme != "https" and not (allows_http and parts.scheme == "http"):
+        return "must begin with https://"
+    if "@" in parts.netloc or "#" in url:
+        return "must have no user name, no password and no fragment"
+    if not parts.hostname or port == 0:
+        return "must name a host"
+    literal = _literal(parts)
+    if literal is not None and not may_call(literal, parts.scheme, allowed_networks):
+        return "must not name an address that is not public"
+    return ""
+
+
+def _literal(parts: SplitResult) -> Address | None:
+    """The address that the URL names; None if it names a host that has to be resolved."""
+    try:
+        return ipaddress.ip_address(parts.hostname or "")
+    except ValueError:
+        return None
+
+
+def may_call(address: Address, scheme: str, allowed_networks: Sequence[Network]) -> bool:
+    """Whether requests may be sent to the address.
+
+    An IPv6 address that contains an IPv4 address is not public, whatever the latter is. HTTP
+    without TLS is for allowed loopback addresses alone.
+    """
+    allowed = any(
+        network.version == address.version and address in network for network in allowed_networks
+    )
+    if scheme == "http":
+        return allowed and address.is_loopback
+    return allowed or _is_public(address)
+
+
+# IPv6 networks whose addresses contain an IPv4 address: IPv4-compatible and IPv4-mapped (RFC 4291),
+# IPv4-translated (RFC 2765), NAT64 (RFC 6052, RFC 8215), Teredo (RFC 4380) and 6to4 (RFC 3056).
+_CONTAIN_IPV4 = tuple(
+    ipaddress.IPv6Network(network)
+    for network in (
+        "::/96",
+        "::ffff:0:0/96",
+        "::ffff:0:0:0/96",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2001::/32",
+        "2002::/16",
+    )
+)
+# The IPv6 addresses that are routed on the internet (RFC 4291, section 2.4).
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+
+
+def _is_public(address: Address) -> bool:
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        return False
+    if isinstance(address, ipaddress.IPv6Address):
+        return address in _GLOBAL_UNICAST and not any(
+            address in network for network in _CONTAIN_IPV4
+        )
+    return True
+
+
+def receiver_of(url: str) -> str:
+    """Scheme, host and port of a valid URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or _PORTS[parts.scheme]}"

@@ -1,0 +1,236 @@
+"""Use cases: create, list and delete webhooks, replace their secrets, replay deliveries."""
+
+import json
+import secrets
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from evershell.core import errors
+from evershell.core.caller import Caller, Permission
+from evershell.core.change import FirstCall, IdempotencyKey, KeyTakenError
+from evershell.core.errors import Failure
+from evershell.core.event import Origin
+from evershell.core.idempotency import earlier_call
+from evershell.core.ids import new_webhook_id
+from evershell.core.ports import Clock, Sealing, Store, WebhookStore
+from evershell.core.validation import check_identifiers
+from evershell.core.webhook import (
+    MAX_TASK_WEBHOOKS,
+    MAX_WEBHOOKS,
+    CreateWebhook,
+    TaskScope,
+    Webhook,
+    WebhookDelivery,
+)
+
+_SCOPE = "webhooks:write"
+_READ_SCOPE = "workspace:read"
+# How long requests are also signed with the secret that was replaced.
+_PREVIOUS_SECRET_KEPT = timedelta(hours=24)
+# Standard Webhooks asks for 24 to 64.
+_SECRET_BYTES = 32
+_SECRET_PREFIX = "whsec_"  # noqa: S105
+
+
+async def create_webhook(
+    caller: Caller,
+    request: CreateWebhook,
+    origin: Origin,
+    store: Store,
+    webhooks: WebhookStore,
+    sealing: Sealing,
+    clock: Clock,
+    key: IdempotencyKey | None = None,
+) -> tuple[Webhook, str]:
+    """Records a webhook. Returns it with its secret.
+
+    With the key of an earlier call, returns what that call returned. A webhook of a task is also
+    told of the events that the task has had, and replaces one of the same name.
+
+    Raises Failure: permission_denied, workspace_not_found, task_not_found, too_many_webhooks,
+    idempotency_conflict, unavailable.
+    """
+    caller.require(_SCOPE)
+    # It shows what this scope may read.
+    permission = caller.permission(_READ_SCOPE)
+    if request.task is not None:
+        await _check_task(permission, request.task, store)
+    now = clock()
+    webhook, secret = _new(caller, request, permission, sealing, now)
+    call = None
+    if key is not None:
+        call = replace(key.first_call(caller.org_id, now, ""), answer=_answer(webhook))
+    try:
+        await webhooks.create_webhook(webhook, _limit(request.task), origin.audit, call)
+    except (Failure, KeyTakenError) as refusal:
+        first = await earlier_call(call, refusal, store)
+        await webhooks.add_audit_entry(origin.audit)
+        return _answered(first, webhook, sealing)
+    return webhook, secret
+
+
+async def _check_task(permission: Permission, task: TaskScope, store: Store) -> None:
+    """Raises Failure validation_error, workspace_not_found, permission_denied, task_not_found."""
+    check_identifiers(workspace_id=task.workspace_id, task_id=task.task_id)
+    workspace, stored = await store.get_workspace_with_task(
+        task.workspace_id, task.task_id, permission.caller.org_id
+    )
+    permission.check(workspace, task.workspace_id)
+    if stored is None:
+        raise errors.task_not_found(task.workspace_id, task.task_id)
+
+
+def _limit(task: TaskScope | None) -> int:
+    return MAX_WEBHOOKS if task is None else MAX_TASK_WEBHOOKS
+
+
+def _new(
+    caller: Caller,
+    request: CreateWebhook,
+    permission: Permission,
+    sealing: Sealing,
+    now: datetime,
+) -> tuple[Webhook, str]:
+    webhook_id, secret = new_webhook_id(now), secrets.token_bytes(_SECRET_BYTES)
+    headers = json.dumps(dict(request.headers)).encode() if request.headers else None
+    webhook = Webhook(
+        id=webhook_id,
+        org_id=caller.org_id,
+        url=request.url,
+        # In the order of the enum, each once.
+        event_types=sorted(set(request.event_types)),
+        description=request.description,
+        created_by=caller.actor_id,
+        created_at=now,
+        # The permission of an API key for its own workspaces covers none: `` is no user's id.
+        creator_user_id=(caller.user_id or "") if permission.own_only else None,
+        task=request.task,
+        payload_form=request.payload_form,
+        sealed_headers=headers and sealing.seal(headers, webhook_id),
+        sealed_secret=sealing.seal(secret, webhook_id),
+    )
+    return webhook, _shown(secret)
+
+
+def _shown(secret: bytes) -> str:
+    return _SECRET_PREFIX + b64encode(secret).decode()
+
+
+def _answer(webhook: Webhook) -> str:
+    """What a repeat needs to answer the same, apart from its request."""
+    return json.dumps(
+        {
+            "id": webhook.id,
+            "created_by": webhook.created_by,
+            "created_at": webhook.created_at.isoformat(),
+            "sealed_secret": b64encode(webhook.sealed_secret).decode(),
+        }
+    )
+
+
+def _answered(first: FirstCall, webhook: Webhook, sealing: Sealing) -> tuple[Webhook, str]:
+    """The webhook of the first call, which had the request of `webhook`, and its secret."""
+    answer = json.loads(first.answer)
+    sealed = b64decode(answer["sealed_secret"])
+    created = replace(
+        webhook,
+        id=answer["id"],
+        created_by=answer["created_by"],
+        created_at=datetime.fromisoformat(answer["created_at"]),
+        sealed_secret=sealed,
+    )
+    return created, _shown(sealing.open(sealed, created.id))
+
+
+async def list_webhooks(
+    caller: Caller, webhooks: WebhookStore, task: TaskScope | None = None
+) -> Sequence[Webhook]:
+    """The webhooks of the organization, or those of a task, newest first.
+
+    With `workspace:read:own`, those that the caller created. Raises Failure permission_denied.
+    """
+    permission = caller.permission(_READ_SCOPE)
+    found = await webhooks.list_webhooks(caller.org_id, task)
+    own = caller.user_id if permission.own_only else None
+    return [each for each in found if not permission.own_only or each.created_by == own]
+
+
+async def delete_webhook(
+    caller: Caller, webhook_id: str, origin: Origin, webhooks: WebhookStore
+) -> Webhook:
+    """Deletes the webhook, and returns it. Raises Failure permission_denied, webhook_not_found."""
+    check_identifiers(webhook_id=webhook_id)
+    caller.require(_SCOPE)
+    deleted = await webhooks.delete_webhook(caller.org_id, webhook_id, origin.audit)
+    if deleted is None:
+        raise errors.webhook_not_found(webhook_id)
+    return deleted
+
+
+async def rotate_webhook_secret(
+    caller: Caller,
+    webhook_id: str,
+    origin: Origin,
+    webhooks: WebhookStore,
+    sealing: Sealing,
+    clock: Clock,
+) -> tuple[Webhook, str]:
+    """Replaces the secret of the webhook. Returns it with the new one.
+
+    The previous secret signs too for 24 hours. While it does, a further call replaces the newest
+    secret alone. Raises Failure permission_denied, webhook_not_found.
+    """
+    check_identifiers(webhook_id=webhook_id)
+    caller.require(_SCOPE)
+    now = clock()
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    rotated = await webhooks.rotate_secret(
+        caller.org_id,
+        webhook_id,
+        sealing.seal(secret, webhook_id),
+        now,
+        now + _PREVIOUS_SECRET_KEPT,
+        origin.audit,
+    )
+    if rotated is None:
+        raise errors.webhook_not_found(webhook_id)
+    return rotated, _shown(secret)
+
+
+async def replay_webhook(
+    caller: Caller,
+    webhook_id: str,
+    task_id: str | None,
+    origin: Origin,
+    webhooks: WebhookStore,
+    clock: Clock,
+) -> tuple[int, int]:
+    """Makes failed deliveries pending again, and enables the webhook.
+
+    Returns how many this call made pending, and how many need a further call. Raises Failure
+    permission_denied, webhook_not_found.
+    """
+    check_identifiers(webhook_id=webhook_id, **({"task_id": task_id} if task_id else {}))
+    caller.require(_SCOPE)
+    counts = await webhooks.replay(caller.org_id, webhook_id, task_id, clock(), origin.audit)
+    if counts is None:
+        raise errors.webhook_not_found(webhook_id)
+    return counts
+
+
+async def list_webhook_deliveries(
+    caller: Caller, workspace_id: str, task_id: str, store: Store, webhooks: WebhookStore
+) -> Sequence[WebhookDelivery]:
+    """The deliveries of the task's events, the newest webhook first.
+
+    Raises Failure permission_denied, workspace_not_found, task_not_found.
+    """
+    check_identifiers(workspace_id=workspace_id, task_id=task_id)
+    permission = caller.permission(_READ_SCOPE)
+    workspace, task = await store.get_workspace_with_task(workspace_id, task_id, caller.org_id)
+    permission.check(workspace, workspace_id)
+    if task is None:
+        raise errors.task_not_found(workspace_id, task_id)
+    return await webhooks.list_deliveries(workspace_id, task_id)

@@ -1,0 +1,102 @@
+"""A fake of the port of webhooks, for tests without PostgreSQL."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from evershell.core import errors
+from evershell.core.change import FirstCall, KeyTakenError
+from evershell.core.event import AuditEntry
+from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery
+
+
+class FakeWebhookStore:
+    """Implements core.ports.WebhookStore in memory. It records no deliveries."""
+
+    def __init__(self) -> None:
+        self.webhooks: dict[str, Webhook] = {}
+        self.audit: list[AuditEntry | None] = []
+        self.first_calls: dict[str, FirstCall] = {}
+        self.deliveries: list[WebhookDelivery] = []
+        # Failed deliveries.
+        self.failed = 0
+
+    async def create_webhook(
+        self,
+        webhook: Webhook,
+        limit: int,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+    ) -> None:
+        if first_call is not None and first_call.key in self.first_calls:
+            raise KeyTakenError
+        if len(await self.list_webhooks(webhook.org_id, webhook.task)) >= limit:
+            raise errors.too_many_webhooks(webhook.org_id, limit, "Your organization")
+        if first_call is not None:
+            self.first_calls[first_call.key] = first_call
+        self.webhooks[webhook.id] = webhook
+        self.audit.append(audit)
+
+    async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
+        task_id = task and task.task_id
+        found = [
+            each
+            for each in self.webhooks.values()
+            if each.org_id == org_id and (each.task and each.task.task_id) == task_id
+        ]
+        return sorted(found, key=lambda each: each.id, reverse=True)
+
+    async def delete_webhook(
+        self, org_id: str, webhook_id: str, audit: AuditEntry | None = None
+    ) -> Webhook | None:
+        found = self._find(org_id, webhook_id, audit)
+        self.webhooks.pop(webhook_id, None)
+        return found
+
+    async def rotate_secret(
+        self,
+        org_id: str,
+        webhook_id: str,
+        sealed_secret: bytes,
+        now: datetime,
+        expires_at: datetime,
+        audit: AuditEntry | None = None,
+    ) -> Webhook | None:
+        found = self._find(org_id, webhook_id, audit)
+        if found is None:
+            return None
+        kept_until = found.previous_secret_expires_at
+        if kept_until is None or kept_until <= now:
+            found = replace(
+                found,
+                sealed_previous_secret=found.sealed_secret,
+                previous_secret_expires_at=expires_at,
+            )
+        self.webhooks[webhook_id] = rotated = replace(found, sealed_secret=sealed_secret)
+        return rotated
+
+    async def replay(
+        self,
+        org_id: str,
+        webhook_id: str,
+        task_id: str | None,
+        now: datetime,
+        audit: AuditEntry | None = None,
+    ) -> tuple[int, int] | None:
+        if self._find(org_id, webhook_id, audit) is None:
+            return None
+        replayed, self.failed = min(self.failed, 1_000), max(self.failed - 1_000, 0)
+        return replayed, self.failed
+
+    async def list_deliveries(self, workspace_id: str, task_id: str) -> Sequence[WebhookDelivery]:
+        return self.deliveries
+
+    async def add_audit_entry(self, audit: AuditEntry | None) -> None:
+        self.audit.append(audit)
+
+    def _find(self, org_id: str, webhook_id: str, audit: AuditEntry | None) -> Webhook | None:
+        found = self.webhooks.get(webhook_id)
+        if found is None or found.org_id != org_id:
+            return None
+        self.audit.append(audit)
+        return found
