@@ -19,6 +19,7 @@ NAMES = {
     "AsyncCredential": "Credential",
     "AsyncPages": "Pages",
     "AsyncTransport": "Transport",
+    "AsyncWebhooks": "Webhooks",
     "_async": "_sync",
     "aclosing": "closing",
     "async_token_of": "token_of",

@@ -76,6 +76,17 @@ def complete_task(
     )
 
 
+def complete_webhook(
+    context: click.Context, parameter: click.Parameter, typed: str
+) -> list[CompletionItem]:
+    """The webhooks, each with its URL."""
+    return _ask(
+        context,
+        typed,
+        lambda client: ((each.id, each.url) for each in client.webhooks.list()),
+    )
+
+
 def _ask(
     context: click.Context, typed: str, list_: Callable[[Client], Iterable[tuple[str, str]]]
 ) -> list[CompletionItem]:

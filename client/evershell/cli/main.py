@@ -42,6 +42,7 @@ _CALLS = {
     "workspaces": Command("List the workspaces of your organization."),
     "workspace": Command("Show, create, stop and resume a workspace.", module="workspaces"),
     "audit": Command("List the audit log."),
+    "webhooks": Command("Send events of your organization to a program of yours."),
     "login": Command("Store the address of a service and a credential for it."),
     "completion": Command("Print the script for the completion of a shell."),
 }

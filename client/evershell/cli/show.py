@@ -33,6 +33,8 @@ _STATUS_COLORS = {
     "stopped": "yellow",
     "failed": "red",
     "delivery_failed": "red",
+    "pending": "yellow",
+    "disabled": "red",
 }
 
 

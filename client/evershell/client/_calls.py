@@ -153,11 +153,16 @@ def with_id(kind: type[R]) -> Callable[[Any, str], R]:
     )
 
 
+def many(name: str, kind: type[R]) -> Callable[[Any, str], tuple[R, ...]]:
+    """Decodes the items in the field of this name."""
+    return lambda response, _: tuple(map(kind._from_message, getattr(response, name)))
+
+
 def page(name: str, kind: type[R]) -> Callable[[Any, str], Page[R]]:
     """Decodes a page, whose items are in the field of this name."""
-    return lambda response, _: Page(
-        tuple(kind._from_message(each) for each in getattr(response, name)),
-        response.next_page_token or None,
+    items = many(name, kind)
+    return lambda response, request_id: Page(
+        items(response, request_id), response.next_page_token or None
     )
 
 

@@ -93,6 +93,11 @@ def _reader(field: Any, kind: Any, *, optional: bool) -> Reader:
         item = typing.get_args(kind)[0]
         if isinstance(item, type) and issubclass(item, Result):
             return lambda message: tuple(map(item._from_message, getattr(message, name)))
+        if isinstance(item, type) and issubclass(item, StrEnum):
+            known, unknown = _members(field, item), item(UNSPECIFIED)
+            return lambda message: tuple(
+                known.get(each, unknown) for each in getattr(message, name)
+            )
         return lambda message: tuple(getattr(message, name))
     if typing.get_origin(kind) is Mapping:
         return lambda message: dict(getattr(message, name))
@@ -110,9 +115,13 @@ def _time(message: Any, name: str) -> datetime | None:
 
 def _enum_reader(field: Any, kind: type[Enum], *, optional: bool) -> Reader:
     name, empty = field.name, None if optional else kind(UNSPECIFIED)
-    # Zero is not in the map, and neither are values that only a newer service has.
-    known = {value.number: kind(value.name) for value in field.enum_type.values if value.number}
+    known = _members(field, kind)
     return lambda message: known.get(getattr(message, name), empty)
+
+
+def _members(field: Any, kind: type[Enum]) -> dict[int, Enum]:
+    """The members by their numbers, without zero and values that only a newer service has."""
+    return {value.number: kind(value.name) for value in field.enum_type.values if value.number}
 
 
 def _oneof_reader(name: str, kinds: tuple[Any, ...]) -> Reader:
@@ -158,7 +167,9 @@ def _put(message: Message, field: Any, value: Any) -> None:
         getattr(message, field.name).MergeFrom(_to_message(value))
     elif isinstance(value, tuple):
         getattr(message, field.name).extend(
-            _to_message(each) if isinstance(each, Result) else each for each in value
+            _to_message(each) if isinstance(each, Result) else each
+            for each in value
+            if each != UNSPECIFIED
         )
     elif isinstance(value, Mapping):
         getattr(message, field.name).update(value)

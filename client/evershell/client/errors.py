@@ -164,6 +164,12 @@ class TaskNotFoundError(CallError):
     slug = "task_not_found"
 
 
+class WebhookNotFoundError(CallError):
+    """The caller's organization has no such webhook."""
+
+    slug = "webhook_not_found"
+
+
 class WorkspaceStoppedError(CallError):
     """The workspace is stopped or stopping."""
 
@@ -198,6 +204,12 @@ class IdempotencyConflictError(CallError):
     """The idempotency key belongs to another request of the organization."""
 
     slug = "idempotency_conflict"
+
+
+class TooManyWebhooksError(CallError):
+    """The organization has as many webhooks as it may have; `details` has the `limit`."""
+
+    slug = "too_many_webhooks"
 
 
 class OrgOnHoldError(CallError):

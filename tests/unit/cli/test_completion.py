@@ -11,6 +11,7 @@ from evershell.cli.profiles import Profile
 from evershell.client import (
     Task,
     TaskStatus,
+    Webhook,
     Workspace,
     WorkspaceStatus,
 )
@@ -32,12 +33,16 @@ def test_commands_options_and_ids_are_completed(
     profiles.add("home", Profile(HOME, "sk_home"))
 
     def fake() -> FakeClient:
-        return FakeClient(
+        client = FakeClient(
             list_workspaces=[
                 iter([Workspace("ws_1", status=WorkspaceStatus.IDLE, name="a\nb"), Workspace("x")])
             ],
             list_tasks=[iter([Task("task_1", "ws_1", status=TaskStatus.RUNNING)])],
         )
+        client.webhooks = FakeClient(  # type: ignore[attr-defined] # an attribute of the client
+            list=[(Webhook("wh_1", url="https://a.example"),)]
+        )
+        return client
 
     cases: dict[str, dict[str, str | None]] = {
         "can": {"cancel": "Cancel the task that runs in WORKSPACE."},
@@ -46,6 +51,7 @@ def test_commands_options_and_ids_are_completed(
         "cancel ws": {"ws_1": r"idle a\nb"},
         "task ws_1 ": {"task_1": "running"},
         "cancel ws_1 --task ": {"task_1": "running"},
+        "webhooks replay ": {"wh_1": "https://a.example"},
         "watch --profile h": {"home": None},
     }
     for typed, expected in cases.items():

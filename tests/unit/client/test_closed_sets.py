@@ -7,13 +7,20 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
-from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2, workspace_service_pb2
+from evershell.workspace.v1 import (
+    event_pb2,
+    task_pb2,
+    webhook_pb2,
+    workspace_pb2,
+    workspace_service_pb2,
+)
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.client import Client, events, types
+from evershell.client import Client, events, types, webhooks
 from evershell.client._messages import Result
+from evershell.client._sync.webhooks import Webhooks
 
 # The method of the client for each RPC.
 METHODS = {
@@ -32,6 +39,12 @@ METHODS = {
     "HoldOrg": "hold",
     "ReleaseOrg": "release",
     "GetHold": "get_hold",
+    "CreateWebhook": "webhooks.create",
+    "ListWebhooks": "webhooks.list",
+    "DeleteWebhook": "webhooks.delete",
+    "RotateWebhookSecret": "webhooks.rotate",
+    "ReplayWebhook": "webhooks.replay",
+    "ListWebhookDeliveries": "webhooks.deliveries",
 }
 # It is WatchEvents, for REST.
 REST_ONLY = {"StreamEvents"}
@@ -39,14 +52,28 @@ SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
 # Fields that come from the metadata of an answer.
 FROM_METADATA = {
     name: {"request_id"}
-    for name in ("CancelResult", "SubmittedTask", "CancelTasksResult", "HoldResult")
+    for name in (
+        "CancelResult",
+        "SubmittedTask",
+        "CancelTasksResult",
+        "HoldResult",
+        "CreatedWebhook",
+        "RotatedSecret",
+        "ReplayResult",
+    )
 }
+
+
+def method_of(rpc: str) -> Any:
+    """The function of the client for an RPC."""
+    owner, _, name = METHODS[rpc].rpartition(".")
+    return getattr({"": Client, "webhooks": Webhooks}[owner], name)
 
 
 def results() -> list[Any]:
     return [
         value
-        for module in (types, events)
+        for module in (types, events, webhooks)
         for value in vars(module).values()
         if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
     ]
@@ -76,13 +103,13 @@ def test_each_rpc_has_a_method() -> None:
     assert set(METHODS) == {method.name for method in SERVICE.methods} - REST_ONLY, (
         "add a method for the new RPC to the client"
     )
-    assert all(callable(getattr(Client, method)) for method in METHODS.values())
+    assert all(callable(method_of(rpc)) for rpc in METHODS)
 
 
 @pytest.mark.parametrize("rpc", METHODS)
 def test_each_field_of_a_request_is_an_argument(rpc: str) -> None:
     fields = set(SERVICE.methods_by_name[rpc].input_type.fields_by_name)
-    assert fields <= set(inspect.signature(getattr(Client, METHODS[rpc])).parameters)
+    assert fields <= set(inspect.signature(method_of(rpc)).parameters)
 
 
 @pytest.mark.parametrize("result", results(), ids=lambda result: result.__name__)
@@ -143,6 +170,10 @@ TASK = task_pb2.Task(
                 requested_at=STAMP,
                 task=TASK,
             ),
+        ),
+        (
+            webhooks.Webhook,
+            webhook_pb2.Webhook(id="wh_1", event_types=[event_pb2.EventType.task_completed]),
         ),
         (
             events.Event,

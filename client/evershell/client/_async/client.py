@@ -5,6 +5,7 @@ from datetime import datetime
 
 from evershell.client import _calls
 from evershell.client._async.caller import AsyncCaller, AsyncPages
+from evershell.client._async.webhooks import AsyncWebhooks
 from evershell.client._calls import (
     Seconds,
     call,
@@ -70,6 +71,11 @@ class AsyncClient(AsyncCaller):
     Raises:
         ConfigurationError: There is no address or no credential, or one is not valid.
     """
+
+    @property
+    def webhooks(self) -> AsyncWebhooks:
+        """The calls about webhooks."""
+        return AsyncWebhooks(self)
 
     async def cancel(
         self,

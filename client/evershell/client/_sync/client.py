@@ -23,6 +23,7 @@ from evershell.client._repeats import (
     pause_while_remaining,
 )
 from evershell.client._sync.caller import Caller, Pages
+from evershell.client._sync.webhooks import Webhooks
 from evershell.client.errors import CallError
 from evershell.client.events import Event
 from evershell.client.types import (
@@ -71,6 +72,11 @@ class Client(Caller):
     Raises:
         ConfigurationError: There is no address or no credential, or one is not valid.
     """
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """The calls about webhooks."""
+        return Webhooks(self)
 
     def cancel(
         self,
