@@ -66,7 +66,8 @@ class SignalStream:
 
     async def close(self, grace_seconds: float) -> None:
         """Ends the stream. Signals that wait have the grace to be acknowledged."""
-        with suppress(TimeoutError):
+        # The second error is that the agent has ended before the stream was open.
+        with suppress(TimeoutError, grpc.aio.InternalError):
             async with asyncio.timeout(grace_seconds):
                 async with self._sending:
                     await self._call.done_writing()

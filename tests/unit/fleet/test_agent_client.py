@@ -4,6 +4,7 @@ tests/contracts tests what it promises to the core.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
@@ -26,7 +27,7 @@ from evershell.core.trace import TraceContext
 from evershell.core.workspace import Workspace
 from evershell.fleet import agent_client
 from evershell.fleet.agent_client import AgentClient
-from evershell.pod.tls import Options, TlsIdentity, listen
+from evershell.pod.tls import Connector, Options, TlsIdentity, listen
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually_async
 from tests.support.world import NOW, intent, locked_busy
@@ -125,6 +126,7 @@ async def never(number: int, context: Context) -> None:
     await asyncio.Event().wait()
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(
     client: AgentClient, agent: FakeAgent
 ) -> None:
@@ -138,6 +140,7 @@ async def test_a_signal_carries_the_intent_and_a_token_of_the_workspace(
     assert agent.opened == [f"Bearer {signal.token}"]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_task_is_delivered_with_an_intent_that_was_recorded_before(
     client: AgentClient, agent: FakeAgent
 ) -> None:
@@ -148,6 +151,7 @@ async def test_a_task_is_delivered_with_an_intent_that_was_recorded_before(
     assert task.cancellation.reason == "enough"
 
 
+@pytest.mark.usefixtures("patient")
 async def test_all_signals_to_an_agent_share_a_stream(
     client: AgentClient, agent: FakeAgent
 ) -> None:
@@ -159,6 +163,7 @@ async def test_all_signals_to_an_agent_share_a_stream(
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_each_signal_has_its_own_acknowledgement(
     client: AgentClient, agent: FakeAgent
 ) -> None:
@@ -178,6 +183,7 @@ async def test_each_signal_has_its_own_acknowledgement(
     assert await asyncio.gather(*calls[1:]) == [True, False, True, False]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_failed_attempt_is_retried_within_the_signal(
     client: AgentClient, agent: FakeAgent
 ) -> None:
@@ -265,6 +271,7 @@ async def test_a_signal_ends_before_the_deadline_of_its_caller(
     await unreachable(client, agent.address)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_an_agent_of_the_previous_signing_key_is_signalled_with_its_tokens(
     agent: FakeAgent,
 ) -> None:
@@ -298,6 +305,27 @@ async def test_an_agent_that_restarts_during_a_signal_is_reached(
     assert await call is True
 
 
+async def test_the_channel_to_an_agent_that_dies_before_it_answers_is_closed(
+    client: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen agent is signalled, and then killed while its channel is being closed."""
+    channels: list[grpc.aio.Channel] = []
+    connect = Connector.open
+
+    def recorded(*arguments: Any) -> grpc.aio.Channel:
+        channels.append(connect(*arguments))
+        return channels[-1]
+
+    monkeypatch.setattr(Connector, "open", recorded)
+    # The kernel accepts connections for it.
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        deadline.begin(0.3)
+        await unreachable(client, f"127.0.0.1:{frozen.getsockname()[1]}")
+    await client.aclose()
+    states = {channel.get_state() for channel in channels}
+    assert states == {grpc.ChannelConnectivity.SHUTDOWN}
+
+
 async def test_no_signal_is_lost_when_the_agent_ends_old_streams(client: AgentClient) -> None:
     agent = FakeAgent()
     age = (("grpc.max_connection_age_ms", 100), ("grpc.max_connection_age_grace_ms", 20))
@@ -312,6 +340,7 @@ def test_the_time_limit_of_a_signal_is_below_two_seconds() -> None:
     assert agent_client.SIGNAL_BUDGET_SECONDS < 2
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_signal_carries_the_trace_that_it_is_part_of(
     agent: FakeAgent, client: AgentClient
 ) -> None:
