@@ -3,6 +3,7 @@
 import asyncio
 import faulthandler
 import os
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -21,6 +22,8 @@ from evershell.telemetry.logs import Log
 
 # Less than the default lease, after which the agent is lost.
 _BLOCKED_SECONDS = 10.0
+# The number of waits of the thread in this time.
+_WAITS = 4
 _STDERR = 2
 # The time limit for ending the background work, which may hang.
 _CLOSING_SECONDS = 3.0
@@ -113,13 +116,29 @@ class Agent:
 
 
 async def _show_blocking() -> None:
-    """Writes to the log where the code of the agent is when it blocks the event loop."""
+    """Writes to the log where the code of the agent is when it blocks the event loop.
+
+    A thread counts its own waits instead of seconds, because the whole process may be stopped
+    meanwhile. It holds the lock of the interpreter. The timer of faulthandler does not: if the code
+    runs again after a stop, its traceback crashes the process.
+    """
+    turns, over = 0, threading.Event()
+
+    def watch() -> None:
+        seen, silent = turns, 0
+        while not over.wait(_BLOCKED_SECONDS / _WAITS):
+            seen, silent = turns, silent + 1 if turns == seen else 0
+            if silent == _WAITS:
+                os.write(_STDERR, b"The event loop is blocked. The threads of the agent:\n")
+                faulthandler.dump_traceback(_STDERR)
+
+    threading.Thread(target=watch, daemon=True).start()
     try:
         while True:
-            faulthandler.dump_traceback_later(_BLOCKED_SECONDS, file=_STDERR)
-            await asyncio.sleep(_BLOCKED_SECONDS / 4)
+            await asyncio.sleep(_BLOCKED_SECONDS / _WAITS / 2)
+            turns += 1
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        over.set()
 
 
 def _armed(runtime: RuntimeClient, points: CrashPoints) -> RuntimeClient:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -323,6 +325,49 @@ async def test_the_log_shows_where_the_agent_blocks_the_event_loop(
     async with asyncio.timeout(60):
         while b"in blocking_code" not in await careless.stderr.readline():
             assert careless.returncode is None
+
+
+# Ends at the end of its standard input.
+WATCHED = """
+import asyncio, sys
+from evershell.agents import agent
+
+agent._BLOCKED_SECONDS = 1.0
+
+async def main():
+    watching = asyncio.create_task(agent._show_blocking())
+    reading = asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
+    await asyncio.sleep(0)
+    print("runs", flush=True)
+    while not reading.done():
+        # Most likely, this runs when the process is stopped.
+        sum(range(1_000_000))
+        await asyncio.sleep(0)
+    watching.cancel()
+
+asyncio.run(main())
+"""
+
+
+async def test_an_agent_that_was_stopped_has_not_blocked_the_event_loop() -> None:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WATCHED, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        await process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + 2.0
+        await eventually_async(lambda: time.monotonic() > until)
+        process.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(60):
+            _, errors = await process.communicate(b"")
+        assert (process.returncode, errors.decode()) == (0, "")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 # Neither its function nor its thread ends.
