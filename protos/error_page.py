@@ -64,6 +64,10 @@ below say which.
 """
 _TABLE = "| code | HTTP | gRPC | meaning |\n|---|---|---|---|\n"
 _SERVICE = "## All codes\n\n"
+_A2A = """
+These codes come from the methods of [A2A](a2a.md#errors) alone:
+
+"""
 _EDGE = """
 These codes come from Envoy alone, before a call reaches the service:
 
@@ -73,10 +77,11 @@ These codes come from Envoy alone, before a call reaches the service:
 def error_page(protos: Protos) -> str:
     """The page: a table of all codes, and a section for each."""
     rules = protos.rules()
-    service = [rule for rule in rules if not rule.edge_only]
+    a2a = [rule for rule in rules if rule.a2a_only]
     edge = [rule for rule in rules if rule.edge_only]
-    tables = _SERVICE + _table(service) + _EDGE + _table(edge)
-    sections = "".join(_section(rule, protos) for rule in (*service, *edge))
+    service = [rule for rule in rules if rule not in (*a2a, *edge)]
+    tables = _SERVICE + _table(service) + _A2A + _table(a2a) + _EDGE + _table(edge)
+    sections = "".join(_section(rule, protos) for rule in (*service, *a2a, *edge))
     return f"{_INTRODUCTION}{tables}{sections}"
 
 
@@ -105,6 +110,8 @@ def _paragraphs(rule: Rule, protos: Protos) -> Iterator[str]:
 def _answered_by(rule: Rule, protos: Protos) -> str:
     if rule.edge_only:
         return "Envoy"
+    if rule.a2a_only:
+        return "[A2A](a2a.md#errors)"
     if rule.slug in protos.common_errors():
         return "every call"
     return ", ".join(protos.methods_with(rule.slug))

@@ -99,7 +99,7 @@ class _Document:
         other_refusals = "".join(
             f"\n- {rule.http} `{rule.slug}`: {rule.message}"
             for rule in rules
-            if rule.slug not in called
+            if rule.slug not in called and not rule.a2a_only
         )
         about = prose(self._protos.comment(service.full_name)).partition("\n")[0]
         # ErrorEnvelope refers to this schema.

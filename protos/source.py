@@ -57,6 +57,7 @@ class Rule:
     grpc: int
     http: int
     edge_only: bool
+    a2a_only: bool
     fallback: bool
     # The first sentence of its comment.
     message: str
@@ -169,6 +170,7 @@ class Protos:
                         rule.grpc,
                         rule.http,
                         rule.edge_only,
+                        rule.a2a_only,
                         rule.fallback,
                         message,
                         example,

@@ -2,31 +2,48 @@
 failed call can be repeated without another effect. The client and the edge read them too.
 """
 
-from evershell.workspace.v1 import workspace_service_pb2
+from collections.abc import Collection
+
+from a2a.types import a2a_pb2
 from evershell.workspace.v1.workspace_service_pb2 import DESCRIPTOR, EdgeRule, edge
 from google.api import annotations_pb2
-from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.descriptor import MethodDescriptor
 
 from evershell.api.call import IDEMPOTENCY_HEADER, Call
 
+WORKSPACE_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"].full_name
+# The service of A2A (https://a2a-protocol.org).
+A2A_SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
+# The services that callers use.
+PUBLIC_SERVICES = (WORKSPACE_SERVICE, A2A_SERVICE)
+_METHODS = {
+    f"/{service.full_name}/{method.name}": method
+    for service in (
+        DESCRIPTOR.services_by_name["WorkspaceService"],
+        a2a_pb2.DESCRIPTOR.services_by_name["A2AService"],
+    )
+    for method in service.methods
+}
 
-def public_methods(*, with_effect: bool) -> frozenset[str]:
+
+def public_methods(
+    *, with_effect: bool, services: Collection[str] = PUBLIC_SERVICES
+) -> frozenset[str]:
     """The paths of the public methods that change something, or of those that change nothing.
 
-    REST offers the latter, and only these, with GET. Every stream is a read, even if REST does not
-    offer it.
+    REST offers the latter, and only these, with GET. A stream that REST does not offer is a read.
     """
-    service = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
     return frozenset(
-        f"/{service.full_name}/{method.name}"
-        for method in service.methods
-        if (method.server_streaming or _is_get(method.GetOptions())) is not with_effect
+        path
+        for path, method in _METHODS.items()
+        if method.containing_service.full_name in services and _has_effect(method) is with_effect
     )
 
 
-def _is_get(options: MethodOptions) -> bool:
+def _has_effect(method: MethodDescriptor) -> bool:
+    options = method.GetOptions()
     pattern: str | None = options.Extensions[annotations_pb2.http].WhichOneof("pattern")
-    return pattern == "get"
+    return pattern != "get" and not (pattern is None and method.server_streaming)
 
 
 # The edge sets it for a REST call whose path names the task. The request is read late, and a call
@@ -43,11 +60,7 @@ _ADVICE = {
         "it could be repeated."
     ),
 }
-_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"]
-_RULES = {
-    f"/{_SERVICE.full_name}/{method.name}": method.GetOptions().Extensions[edge].repeat
-    for method in _SERVICE.methods
-}
+_RULES = {path: method.GetOptions().Extensions[edge].repeat for path, method in _METHODS.items()}
 
 
 def repeat_advice(path: str, call: Call) -> str:

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import cast
 
 import grpc
+from a2a.types import a2a_pb2_grpc
 from evershell.agent.v1 import runtime_service_pb2_grpc
-from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
+from evershell.workspace.v1 import workspace_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evershell.api import reflection
+from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.handlers import Handlers, Methods
 from evershell.api.health import LIVENESS, Health
 from evershell.api.interceptors.interceptor import Interceptor
 from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.api.interceptors.request_log import RequestLog
+from evershell.api.method_options import PUBLIC_SERVICES
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.pod.tls import TlsIdentity, listen
@@ -42,7 +45,6 @@ OPTIONS: Sequence[tuple[str, int]] = (
 )
 # The names under which the health service answers. The empty name stands for the whole server.
 _EVERY_SERVICE = ""
-_PUBLIC_SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 # A draining server serves new calls until every client of the health service has seen NOT_SERVING
 # and no call has arrived for _QUIET_SECONDS, at most for _ARRIVALS_SECONDS.
 _QUIET_SECONDS = 0.1
@@ -63,6 +65,7 @@ class Server:
     def __init__(
         self,
         public: WorkspaceServicer,
+        a2a: A2AServicer,
         internal: RuntimeServicer,
         request_log: RequestLog,
         interceptors: Sequence[Interceptor],
@@ -83,12 +86,13 @@ class Server:
         methods = Methods()
         registry = cast(grpc.aio.Server, methods)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, registry)
+        a2a_pb2_grpc.add_A2AServiceServicer_to_server(a2a, registry)
         runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
         self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers((Handlers(methods, interceptors),))
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.add_to_server((_PUBLIC_SERVICE, health_service), self._server)
+        reflection.add_to_server((*PUBLIC_SERVICES, health_service), self._server)
 
     async def start(self, address: str, *, serving: bool = True) -> int:
         """Listens on `address` (host:port) and returns the port.
@@ -106,13 +110,13 @@ class Server:
         return port
 
     async def set_serving(self, *, serving: bool) -> None:
-        """Sets what the health service answers, for the server and for the public service."""
+        """Sets what the health service answers, for the server and for the public services."""
         serving_status = (
             health_pb2.HealthCheckResponse.SERVING
             if serving
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for name in (_EVERY_SERVICE, _PUBLIC_SERVICE):
+        for name in (_EVERY_SERVICE, *PUBLIC_SERVICES):
             await self._health.set(name, serving_status)
 
     async def drain(self, grace_seconds: float) -> None:

@@ -24,7 +24,6 @@ RULES: dict[str, error_pb2.ErrorRule] = {
 }
 _CODES_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 GRPC_CODES = {slug: _CODES_BY_NUMBER[rule.grpc] for slug, rule in RULES.items()}
-HTTP_STATUSES = {slug: str(rule.http) for slug, rule in RULES.items()}
 # The trailer of the status with its details.
 DETAILS_TRAILER = "grpc-status-details-bin"
 

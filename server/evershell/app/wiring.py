@@ -18,6 +18,7 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict
 
 from evershell.api import chain
+from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.interceptor import Interceptor
@@ -123,6 +124,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         )
         server = Server(
             public,
+            A2AServicer(public.store, public.agents, public.subscriptions, public.clock),
             RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates)),
             request_log,
             interceptors,

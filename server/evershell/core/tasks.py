@@ -190,13 +190,21 @@ async def _current(change: Change | None, workspace_id: str, task_id: str, store
 
 async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store) -> Task:
     """Reads one task. Raises Failure: permission_denied, workspace_not_found, task_not_found."""
+    _, task = await read_task(caller, workspace_id, task_id, store)
+    return task
+
+
+async def read_task(
+    caller: Caller, workspace_id: str, task_id: str, store: Store
+) -> tuple[Workspace, Task]:
+    """Reads one task with its workspace, at the same moment. Raises Failure as get_task."""
     check_identifiers(workspace_id=workspace_id, task_id=task_id)
     permission = caller.permission("workspace:read")
     workspace, task = await store.get_workspace_with_task(workspace_id, task_id, caller.org_id)
-    permission.check(workspace, workspace_id)
+    workspace = permission.check(workspace, workspace_id)
     if task is None:
         raise errors.task_not_found(workspace_id, task_id)
-    return task
+    return workspace, task
 
 
 async def list_tasks(

@@ -26,7 +26,7 @@ def rule(slug: str) -> error_pb2.ErrorRule:
     return value.GetOptions().Extensions[error_pb2.rule]
 
 
-SERVICE_SLUGS = [slug for slug in SLUGS if not rule(slug).edge_only]
+SERVICE_SLUGS = [slug for slug in SLUGS if not (rule(slug).edge_only or rule(slug).a2a_only)]
 
 
 @dataclass(frozen=True)

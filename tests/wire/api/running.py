@@ -11,6 +11,7 @@ from evershell.workspace.v1 import workspace_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from evershell.api import chain
+from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.rate_limits import RateLimits
@@ -207,6 +208,7 @@ async def running(
             FakeWebhookStore(),
             SigningKeySealing(new_key()),
         ),
+        A2AServicer(world.store, world.agents, world.subscriptions, world.clock),
         RuntimeServicer(Runtime(world.store, world.clock, 30), spec_for),
         request_log,
         chain.interceptors(

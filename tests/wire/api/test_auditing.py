@@ -8,7 +8,7 @@ import grpc
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.api.method_options import public_methods
+from evershell.api.method_options import WORKSPACE_SERVICE, public_methods
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.workspace import WorkspaceStatus
@@ -17,7 +17,10 @@ from tests.support.waiting import eventually_async
 from tests.support.world import NOW, ORG, World
 from tests.wire.api.running import HOLDER, PUBLIC, READER, FailingStore, Running, bearer
 
-CHANGING = sorted(path.removeprefix(PUBLIC) for path in public_methods(with_effect=True))
+CHANGING = sorted(
+    path.removeprefix(PUBLIC)
+    for path in public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
+)
 
 
 async def stored(world: World) -> list[AuditEntry]:

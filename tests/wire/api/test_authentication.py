@@ -194,6 +194,7 @@ async def test_reflection_needs_no_credential_and_hides_the_runtime_service(
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "lf.a2a.v1.A2AService",
     ]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from a2a.types import a2a_pb2
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import workspace_service_pb2
 from grpc_health.v1 import health_pb2
@@ -34,6 +35,7 @@ from tests.wire.api.running import (
 
 SERVICES = (
     workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
+    a2a_pb2.DESCRIPTOR.services_by_name["A2AService"],
     runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"],
     health_pb2.DESCRIPTOR.services_by_name["Health"],
 )

@@ -13,10 +13,13 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from evershell.api.method_options import public_methods
+from evershell.api.method_options import WORKSPACE_SERVICE, public_methods
 from tests.wire.api.running import HOLDER, Failed, Running, bearer
 
-METHODS = [path.rpartition("/")[2] for path in sorted(public_methods(with_effect=True))]
+METHODS = [
+    path.rpartition("/")[2]
+    for path in sorted(public_methods(with_effect=True, services=[WORKSPACE_SERVICE]))
+]
 # More than any text may have, and within the size limit of the method.
 LONG = {"SubmitTask": 120_000}
 USUAL_LONG = 15_000

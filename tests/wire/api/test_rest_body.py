@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evershell.api.method_options import public_methods
+from evershell.api.method_options import WORKSPACE_SERVICE, public_methods
 from evershell.api.rest_body import merge_rest_body
 from evershell.core.errors import Failure
 
@@ -161,7 +161,7 @@ ANYTHING = st.recursive(
 )
 REQUESTS = [
     getattr(workspace_service_pb2, f"{path.rpartition('/')[2]}Request")
-    for path in sorted(public_methods(with_effect=True))
+    for path in sorted(public_methods(with_effect=True, services=[WORKSPACE_SERVICE]))
 ]
 
 

@@ -124,6 +124,22 @@ class Error(_message.Message):
         """The organization, or the task, has as many webhooks as it may have. Example: CreateWebhook in
         an organization with 20 webhooks.
         """
+        task_not_cancelable: Error._ErrorCode.ValueType  # 40
+        """Only the methods of A2A answer with the slugs from here to version_not_supported.
+
+        The task has ended, so it cannot be cancelled. Example: CancelTask of A2A for a task that has
+        ended `completed`.
+        """
+        unsupported_operation: Error._ErrorCode.ValueType  # 41
+        """This service does not do what the request asks for. Example: a second message to a task."""
+        content_type_not_supported: Error._ErrorCode.ValueType  # 42
+        """A part of the message, or every output that the caller accepts, has a media type other than
+        text/plain. Example: a message with a file.
+        """
+        version_not_supported: Error._ErrorCode.ValueType  # 43
+        """The version of A2A is not 1.0. Example: a call without the header `A2A-Version`, which means
+        0.3.
+        """
 
     class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper):
         """The closed set of error slugs. Only this enum binds a slug to its gRPC code and its HTTP
@@ -216,6 +232,22 @@ class Error(_message.Message):
     too_many_webhooks: Error.ErrorCode.ValueType  # 31
     """The organization, or the task, has as many webhooks as it may have. Example: CreateWebhook in
     an organization with 20 webhooks.
+    """
+    task_not_cancelable: Error.ErrorCode.ValueType  # 40
+    """Only the methods of A2A answer with the slugs from here to version_not_supported.
+
+    The task has ended, so it cannot be cancelled. Example: CancelTask of A2A for a task that has
+    ended `completed`.
+    """
+    unsupported_operation: Error.ErrorCode.ValueType  # 41
+    """This service does not do what the request asks for. Example: a second message to a task."""
+    content_type_not_supported: Error.ErrorCode.ValueType  # 42
+    """A part of the message, or every output that the caller accepts, has a media type other than
+    text/plain. Example: a message with a file.
+    """
+    version_not_supported: Error.ErrorCode.ValueType  # 43
+    """The version of A2A is not 1.0. Example: a call without the header `A2A-Version`, which means
+    0.3.
     """
 
     CODE_FIELD_NUMBER: _builtins.int
@@ -431,6 +463,8 @@ class ErrorRule(_message.Message):
     DETAILS_FIELD_NUMBER: _builtins.int
     NO_RETRY_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
+    A2A_FIELD_NUMBER: _builtins.int
+    A2A_ONLY_FIELD_NUMBER: _builtins.int
     grpc: _code_pb2.Code.ValueType
     http: _builtins.int
     """HTTP status."""
@@ -449,6 +483,10 @@ class ErrorRule(_message.Message):
     """
     action: _builtins.str
     """What a caller does about it, for the documents."""
+    a2a: _builtins.str
+    """The error type of A2A that it is, as the `reason` of ErrorInfo; empty if A2A has none."""
+    a2a_only: _builtins.bool
+    """Whether only the methods of A2A answer with this slug."""
     def __init__(
         self,
         *,
@@ -459,10 +497,12 @@ class ErrorRule(_message.Message):
         details: _builtins.str = ...,
         no_retry: _builtins.bool = ...,
         action: _builtins.str = ...,
+        a2a: _builtins.str = ...,
+        a2a_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "details", b"details", "edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http", "no_retry", b"no_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["a2a", b"a2a", "a2a_only", b"a2a_only", "action", b"action", "details", b"details", "edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http", "no_retry", b"no_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,8 +32,11 @@ _STORED = {
             "workspace_stopped",
             "workspace_failed",
             "agent_unreachable",
+            "task_not_cancelable",
         }
     ),
+    "SendMessage": frozenset({"agent_unreachable"}),
+    "SendStreamingMessage": frozenset({"agent_unreachable"}),
     "SubmitTask": frozenset({"agent_unreachable"}),
 }
 # Anyone can make unauthenticated calls, so the rate of their entries is limited.

@@ -7,6 +7,7 @@ from typing import Any
 
 from evershell.api.call import HOST_HEADER, Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.method_options import A2A_SERVICE, PUBLIC_SERVICES
 from evershell.auth.authenticator import Authenticator, HostBinding, bearer_token
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core import errors
@@ -17,6 +18,9 @@ from evershell.pod.tls import agent_name
 # How often the credential of an open stream is checked again. With the time for which keys are
 # cached, this stays within the 10 s after which a revoked key no longer works.
 RECHECK_SECONDS = 3.0
+
+# The unary method that may wait as long as a stream: for the end of the task.
+_WAITS = (f"/{A2A_SERVICE}/SendMessage",)
 
 # Sets the caller or the agent of the call. Raises Failure; UnavailableError.
 _Authenticate = Callable[[Call], Awaitable[None]]
@@ -43,7 +47,7 @@ class Authentication(Interceptor):
         self._host_binding = host_binding
         self._agent_tls = agent_tls
         self._by_service: dict[str, _Authenticate | None] = {
-            "evershell.workspace.v1.WorkspaceService": self._authenticate_caller,
+            **dict.fromkeys(PUBLIC_SERVICES, self._authenticate_caller),
             "evershell.agent.v1.RuntimeService": self._authenticate_agent,
             "grpc.health.v1.Health": None,
             "grpc.reflection.v1.ServerReflection": None,
@@ -68,7 +72,7 @@ class Authentication(Interceptor):
             await authenticate(call)
             return await _Rechecks(authenticate, call).surround(proceed)
 
-        return checked_again if method.is_stream else authenticated
+        return checked_again if method.is_stream or method.path in _WAITS else authenticated
 
     async def _authenticate_caller(self, call: Call) -> None:
         if self._agent_tls and _certificate_names(call):

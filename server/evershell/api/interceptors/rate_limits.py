@@ -14,11 +14,17 @@ from throttled import MemoryStore, RateLimiterType, Throttled, per_sec
 
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.method_options import A2A_SERVICE, WORKSPACE_SERVICE
 from evershell.core import errors
 
-_SERVICE = "/evershell.workspace.v1.WorkspaceService/"
 # The methods that share the buckets for cancellations.
-_CANCELS = ("CancelTask", "CancelTasks", "HoldOrg", "ReleaseOrg")
+_CANCELS = (
+    f"/{WORKSPACE_SERVICE}/CancelTask",
+    f"/{WORKSPACE_SERVICE}/CancelTasks",
+    f"/{WORKSPACE_SERVICE}/HoldOrg",
+    f"/{WORKSPACE_SERVICE}/ReleaseOrg",
+    f"/{A2A_SERVICE}/CancelTask",
+)
 # The least recently used buckets are dropped. An empty bucket is full again after two seconds, in
 # which a worker serves fewer calls than this, so a dropped bucket was full. A bucket takes 300
 # bytes.
@@ -71,7 +77,7 @@ class RateLimits(Interceptor):
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         buckets, subject = self._calls, "Your credential has called"
-        if method.path.removeprefix(_SERVICE) in _CANCELS:
+        if method.path in _CANCELS:
             buckets, subject = self._cancels, "Your credential has cancelled, held or released"
 
         async def limited(call: Call) -> Any:

@@ -7,13 +7,14 @@ from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import grpc
+from a2a.types import a2a_pb2
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import workspace_service_pb2
 from google.protobuf.message import DecodeError, Message
 
 from evershell.api.call import Call, Context
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import public_methods
+from evershell.api.method_options import A2A_SERVICE, WORKSPACE_SERVICE, public_methods
 from evershell.api.rest_body import merge_rest_body
 from evershell.core import errors
 from evershell.core.agent_rules import BYTES_PER_SECOND, MAX_WAITING_CALLS
@@ -32,6 +33,9 @@ _AGENTS_SERVICE = runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeServic
 # A parsed message can take 50 times its size, if it has millions of empty tool calls. One message
 # of agents that is larger than _LARGE_BYTES is parsed and served at a time.
 _LARGE_BYTES = 256 * 1024
+# The size limit of the requests of A2A that carry no message. WorkspaceService has the same for a
+# cancellation.
+_A2A_BYTES = 16 * 1024
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
 # How long it may take while other calls wait for their turn.
@@ -53,8 +57,9 @@ class Reading(Interceptor):
         # short call.
         self._reads = public_methods(with_effect=False)
         # Such a method refuses fields that it does not know: it would do only a part of what the
-        # caller has asked for.
-        self._changes = public_methods(with_effect=True)
+        # caller has asked for. A2A asks for unknown fields to be ignored, and the edge reads its
+        # bodies.
+        self._strict = public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
         # The turns of the worker, by size limit.
         self._by_worker: dict[int, _Turns] = {}
         # The turns of each caller, by caller and size limit, while requests of that caller are
@@ -63,7 +68,7 @@ class Reading(Interceptor):
         self._large = asyncio.Semaphore(1)
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
-        limit, has_effect = self._limit(method), method.path in self._changes
+        limit, is_strict = self._limit(method), method.path in self._strict
         read = _read_first if method.path in self._reads else _read_only
         of_worker = self._by_worker.get(limit)
         if of_worker is None:
@@ -77,12 +82,12 @@ class Reading(Interceptor):
                 )
             try:
                 call.request = method.parse(message)
-                if has_effect and call.is_rest:
+                if is_strict and call.is_rest:
                     merge_rest_body(message, call.request)
             except DecodeError as error:
                 text = "The request cannot be parsed as a message of this method's request type."
                 raise _invalid(text) from error
-            if has_effect and _has_unknown_fields(call.request):
+            if is_strict and _has_unknown_fields(call.request):
                 raise _invalid("The request has a field that this version does not know.")
             return await proceed(call)
 
@@ -219,6 +224,9 @@ def request_limits() -> dict[str, int]:
     for method in service.methods:
         own = method.GetOptions().Extensions[workspace_service_pb2.edge].max_request_bytes
         limits[f"/{service.full_name}/{method.name}"] = own or usual
+    for method in a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].methods:
+        carries_message = method.name in ("SendMessage", "SendStreamingMessage")
+        limits[f"/{A2A_SERVICE}/{method.name}"] = usual if carries_message else _A2A_BYTES
     return limits
 
 

@@ -17,7 +17,7 @@ from evershell.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-_OWN_SERVICES = "evershell."
+_OWN_SERVICES = ("evershell.", "lf.a2a.")
 # The slugs of calls that are refused, not failed by the service.
 _REFUSALS = frozenset(
     slug for slug, rule in status.RULES.items() if rule.http < HTTPStatus.INTERNAL_SERVER_ERROR

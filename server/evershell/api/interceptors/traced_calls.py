@@ -9,10 +9,10 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from evershell.api import status
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.method_options import PUBLIC_SERVICES
 from evershell.core import trace
 from evershell.telemetry.tracing import Tracing
 
-_PUBLIC = "evershell.workspace.v1.WorkspaceService"
 _INTERNAL = "evershell.agent.v1.RuntimeService"
 
 
@@ -23,7 +23,7 @@ class TracedCalls(Interceptor):
         self._tracing = tracing
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
-        if method.service not in (_PUBLIC, _INTERNAL):
+        if method.service not in (*PUBLIC_SERVICES, _INTERNAL):
             return proceed
         name = f"{method.service}/{method.name}"
         attributes = {
@@ -48,4 +48,4 @@ class TracedCalls(Interceptor):
         async def traced_if_continued(call: Call) -> Any:
             return await (proceed if trace.current() is None else traced)(call)
 
-        return traced if method.service == _PUBLIC else traced_if_continued
+        return traced if method.service in PUBLIC_SERVICES else traced_if_continued

@@ -1,0 +1,1 @@
+"""A2AService, over the use cases of the core."""

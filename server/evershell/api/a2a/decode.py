@@ -1,0 +1,150 @@
+"""Reads requests of A2A, and makes the requests of WorkspaceService that they stand for."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from a2a.types import a2a_pb2
+from evershell.workspace.v1 import workspace_service_pb2
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+
+from evershell.core import errors
+from evershell.core.errors import Failure
+from evershell.core.task import MAX_DESCRIPTION_CHARACTERS
+from evershell.core.validation import Fields
+
+VERSION = "1.0"
+VERSION_HEADER = "a2a-version"
+# Without the header, the version is 0.3 (A2A, section 3.6.2). Patch versions do not count.
+_ABSENT_VERSION = "0.3"
+_SUPPORTED = re.compile(r"1\.0(\.\d+)?")
+TEXT = "text/plain"
+# What a client accepts if it accepts text.
+_ACCEPTS_TEXT = frozenset({TEXT, "text/*", "*/*", "text"})
+# Names the message of a task that A2A submitted, in the task's metadata.
+MESSAGE_ID = "a2a_message_id"
+_MAX_MESSAGE_ID_CHARACTERS = 255
+# Fields of the requests of WorkspaceService that the metadata of a request may have.
+_CANCEL_OPTIONS = ("reason", "wait", "force_after")
+_SUBMIT_OPTIONS = ("max_iterations", "limits")
+_Request = TypeVar("_Request", bound=Message)
+
+
+def check_version(metadata: Mapping[str, str]) -> None:
+    """Checks the version of A2A that the caller speaks. Raises Failure version_not_supported."""
+    version = metadata.get(VERSION_HEADER, "").strip() or _ABSENT_VERSION
+    if not _SUPPORTED.fullmatch(version):
+        message = (
+            f"This service speaks A2A {VERSION}, and not {version[:20]}. Send the header "
+            f"`A2A-Version: {VERSION}`; without it, the version is {_ABSENT_VERSION}."
+        )
+        raise Failure("version_not_supported", message)
+
+
+def check_ids(**values: str) -> None:
+    """Checks the tenant, which is the id of a workspace, and other ids.
+
+    Raises Failure validation_error.
+    """
+    fields = Fields()
+    for name, value in values.items():
+        fields.identifier(name, value)
+    fields.check()
+
+
+def check_history_length(request: Any) -> None:
+    """Checks the field `history_length`. Raises Failure validation_error."""
+    if request.history_length < 0:
+        raise errors.invalid({"history_length": "must not be negative"})
+
+
+def decode_cancel(request: a2a_pb2.CancelTaskRequest) -> workspace_service_pb2.CancelTaskRequest:
+    """The request of WorkspaceService. Raises Failure validation_error."""
+    native = workspace_service_pb2.CancelTaskRequest(
+        workspace_id=request.tenant, task_id=request.id
+    )
+    return _with_options(native, request.metadata, _CANCEL_OPTIONS)
+
+
+def decode_message(
+    request: a2a_pb2.SendMessageRequest,
+) -> workspace_service_pb2.SubmitTaskRequest:
+    """The request of WorkspaceService for a message that begins a task.
+
+    Raises Failure: validation_error, content_type_not_supported.
+    """
+    message = request.message
+    fields = Fields()
+    if not 0 < len(message.message_id) <= _MAX_MESSAGE_ID_CHARACTERS:
+        fields.reject(
+            "message.message_id", f"must have 1 to {_MAX_MESSAGE_ID_CHARACTERS} characters"
+        )
+    if message.role != a2a_pb2.ROLE_USER:
+        fields.reject("message.role", "must be ROLE_USER")
+    if message.context_id not in ("", request.tenant):
+        fields.reject("message.context_id", "must be the tenant, or absent")
+    if request.configuration.history_length < 0:
+        fields.reject("configuration.history_length", "must not be negative")
+    if not message.parts:
+        fields.reject("message.parts", "must have at least one part")
+    fields.check()
+    _check_modes(request.configuration.accepted_output_modes)
+    description = "\n".join(_text(part) for part in message.parts)
+    fields.text(
+        "message.parts",
+        description,
+        max_characters=MAX_DESCRIPTION_CHARACTERS,
+        required=True,
+    )
+    fields.check()
+    native = workspace_service_pb2.SubmitTaskRequest(
+        workspace_id=request.tenant,
+        description=description,
+        metadata={**_texts(message), MESSAGE_ID: message.message_id},
+    )
+    return _with_options(native, request.metadata, _SUBMIT_OPTIONS)
+
+
+def _check_modes(accepted: Sequence[str]) -> None:
+    if accepted and _ACCEPTS_TEXT.isdisjoint(mode.partition(";")[0].strip() for mode in accepted):
+        message = f"The agent answers in {TEXT}, which the request does not accept."
+        raise Failure("content_type_not_supported", message)
+
+
+def _text(part: a2a_pb2.Part) -> str:
+    kind = part.WhichOneof("content")
+    if kind is None:
+        raise errors.invalid({"message.parts": "a part must have a content"})
+    if kind != "text" or part.media_type.partition(";")[0].strip() not in ("", TEXT):
+        message = f"The agent takes parts of the type {TEXT}, and no files or data."
+        raise Failure("content_type_not_supported", message)
+    return str(part.text)
+
+
+def _texts(message: a2a_pb2.Message) -> dict[str, str]:
+    """The metadata of the message as texts, without the data of extensions, which are ignored."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in MessageToDict(message.metadata).items()
+        if name not in message.extensions
+    }
+
+
+def _with_options(native: _Request, metadata: Struct, names: Sequence[str]) -> _Request:
+    """Sets the options that the metadata has, which look as in the JSON of WorkspaceService."""
+    options = {name: metadata[name] for name in names if name in metadata}
+    if options:
+        given = {name: _plain(value) for name, value in options.items()}
+        try:
+            ParseDict(given, native)
+        except ParseError:
+            texts = {f"metadata.{name}": "is not valid" for name in given}
+            raise errors.invalid(texts) from None
+    return native
+
+
+def _plain(value: Any) -> Any:
+    return MessageToDict(value) if isinstance(value, Message) else value

@@ -1,0 +1,56 @@
+"""Encodes a failure as A2A does: as google.rpc.Status, and as the JSON of that status for HTTP.
+
+The slug stays the source. error.proto says which error type of A2A each slug is.
+"""
+
+import json
+from http import HTTPStatus
+
+from google.protobuf.json_format import MessageToDict
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from evershell.api import status
+from evershell.core.errors import Failure
+
+# The domain of A2A's own error types (A2A, section 10.6).
+DOMAIN = "a2a-protocol.org"
+
+
+def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
+    """The status with its details.
+
+    The ErrorInfo of an error type of A2A names it, and has the slug in its metadata. The client of
+    A2A for HTTP reads only the first ErrorInfo, so there is one. Other errors keep their own.
+    """
+    rich = status.rich_status(failure, request_id)
+    error_type = status.RULES[failure.slug].a2a
+    if error_type:
+        own = error_details_pb2.ErrorInfo()
+        rich.details[0].Unpack(own)
+        facts = {"slug": failure.slug, **own.metadata}
+        rich.details[0].Pack(
+            error_details_pb2.ErrorInfo(reason=error_type, domain=DOMAIN, metadata=facts)
+        )
+    return rich
+
+
+def http_status(failure: Failure) -> int:
+    """The HTTP status of the failure's gRPC code, as google.rpc.Code defines it.
+
+    A2A maps FAILED_PRECONDITION to 400 (section 5.4). The other codes have the status of the slug.
+    """
+    rule = status.RULES[failure.slug]
+    if rule.grpc == code_pb2.FAILED_PRECONDITION:
+        return HTTPStatus.BAD_REQUEST
+    return rule.http
+
+
+def status_json(rich: status_pb2.Status, http: int) -> str:
+    """The body of an HTTP error (A2A, section 11.6). It is ASCII, to be sent in a trailer."""
+    error = {
+        "code": http,
+        "status": code_pb2.Code.Name(rich.code),
+        "message": rich.message,
+        "details": [MessageToDict(detail) for detail in rich.details],
+    }
+    return json.dumps({"error": error}, separators=(",", ":"))

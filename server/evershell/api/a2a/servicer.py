@@ -1,0 +1,134 @@
+"""A2AService (https://a2a-protocol.org, version 1.0). Each method decodes, calls the core, encodes.
+
+The tenant is the workspace. docs/a2a.md has the mapping, and what is refused.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import grpc
+from a2a.types import a2a_pb2, a2a_pb2_grpc
+
+from evershell.api import codec
+from evershell.api.a2a import decode, encode
+from evershell.api.call import caller, current, origin
+from evershell.core import tasks, watch_events
+from evershell.core.cancel_task import CancelResult, Outcome, cancel_task
+from evershell.core.errors import Failure
+from evershell.core.ports import Agents, Clock, Store, Subscriptions
+from evershell.core.task import Task
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
+    """The public service of A2A."""
+
+    store: Store
+    agents: Agents
+    subscriptions: Subscriptions
+    clock: Clock
+    encode_updates: codec.EventEncoder[encode.Update] = field(
+        default_factory=lambda: codec.EventEncoder(encode.encode_updates)
+    )
+
+    async def GetTask(self, request: a2a_pb2.GetTaskRequest, context: Context) -> a2a_pb2.Task:
+        _begin()
+        decode.check_ids(tenant=request.tenant, id=request.id)
+        decode.check_history_length(request)
+        task = await tasks.get_task(caller(), request.tenant, request.id, self.store)
+        return encode.encode_task(task, _history_length(request))
+
+    async def CancelTask(
+        self, request: a2a_pb2.CancelTaskRequest, context: Context
+    ) -> a2a_pb2.Task:
+        _begin()
+        decode.check_ids(tenant=request.tenant, id=request.id)
+        # The entry in the audit log is that of the same call to WorkspaceService.
+        current().request = native = decode.decode_cancel(request)
+        result = await cancel_task(
+            caller(),
+            codec.decode_cancel(native, origin()),
+            self.store,
+            self.agents,
+            self.subscriptions,
+            self.clock,
+        )
+        return encode.encode_task(_cancelling(result))
+
+    async def SubscribeToTask(
+        self, request: a2a_pb2.SubscribeToTaskRequest, context: Context
+    ) -> AsyncIterator[a2a_pb2.StreamResponse]:
+        _begin()
+        decode.check_ids(tenant=request.tenant, id=request.id)
+        workspace, task = await tasks.read_task(caller(), request.tenant, request.id, self.store)
+        if task.status.is_terminal:
+            message = (
+                f"Task {task.id} has ended `{task.status}`, so it has no more updates. Read it "
+                "with GetTask."
+            )
+            raise Failure(
+                "unsupported_operation", message, workspace_id=workspace.id, task_id=task.id
+            )
+        async with aclosing(self._updates(task, workspace.last_seq)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _updates(
+        self, task: Task, after_seq: int
+    ) -> AsyncGenerator[a2a_pb2.StreamResponse, None]:
+        """The task, then its updates after `after_seq`, until it has ended."""
+        yield a2a_pb2.StreamResponse(task=encode.encode_task(task))
+        if task.status.is_terminal:
+            return
+        watch = watch_events.watch_events(
+            caller(),
+            task.workspace_id,
+            after_seq,
+            self.store,
+            self.subscriptions,
+            self.clock,
+            self.encode_updates,
+            # A stream of A2A has no message for it.
+            lambda _: encode.Update(None, is_end=False, messages=()),
+        )
+        try:
+            async with aclosing(cast(AsyncGenerator[encode.Update, None], watch)) as updates:
+                async for update in updates:
+                    if update.task_id == task.id:
+                        for message in update.messages:
+                            yield message
+                        if update.is_end:
+                            return
+        except Failure as failure:
+            if failure.slug != "unavailable":
+                raise
+            advice = "The server is shutting down. Subscribe to the task again."
+            raise Failure("unavailable", advice, retry_after_seconds=1) from failure
+
+
+def _begin() -> None:
+    """Checks what all methods require of a call. Raises Failure version_not_supported."""
+    decode.check_version(current().metadata)
+
+
+def _history_length(request: Any) -> int | None:
+    return request.history_length if request.HasField("history_length") else None
+
+
+def _cancelling(result: CancelResult) -> Task:
+    """The task of a cancellation. Raises Failure task_not_cancelable if it had ended before."""
+    task = result.task
+    assert task is not None, "the call names a task"
+    if result.outcome is Outcome.ALREADY_FINISHED:
+        raise Failure(
+            "task_not_cancelable",
+            f"Task {task.id} has ended `{task.status}`, so it cannot be cancelled.",
+            workspace_id=task.workspace_id,
+            task_id=task.id,
+            status=str(task.status),
+        )
+    return task
