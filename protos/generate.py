@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import a2a_routes
 import console
 from error_page import error_page
 from google.rpc import code_pb2
@@ -41,6 +42,7 @@ GOOGLEAPIS = (
 DESCRIPTOR_SET = "evershell/edge/workspace.binpb"
 # What Envoy reads, beside its own files (envoy/evershell/edge).
 TRANSCODER = "evershell/edge/transcoder.binpb"
+A2A_TRANSCODER = "evershell/edge/a2a.binpb"
 ROUTES = "evershell/edge/routes.json"
 OPENAPI = "evershell/edge/openapi.yaml"
 SLUGS = "evershell/workspace/v1/error_slugs.py"
@@ -140,7 +142,9 @@ def generate(out: Path) -> None:
     (out / LIMITS).write_text(limits_module(protos))
     for name in TYPED:
         (out / name).touch()
-    (out / ROUTES).write_text(json.dumps(edge_config(protos), indent=2) + "\n")
+    (out / A2A_TRANSCODER).write_bytes(a2a_routes.descriptors())
+    config = edge_config(protos, a2a_routes.routes(), a2a_routes.GRPC_SIZE_LIMITS)
+    (out / ROUTES).write_text(json.dumps(config, indent=2) + "\n")
     (out / OPENAPI).write_text(document(protos))
     console.generate(out / console.BUNDLE, committed=GEN / console.BUNDLE)
 

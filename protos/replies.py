@@ -212,13 +212,15 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
 def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
     """The mappers for calls of gRPC.
 
-    `size_limits` maps the path of a method to the size limit of its requests, in bytes.
+    `size_limits` maps the path of a method, or its beginning with a slash at the end, to the size
+    limit of its requests, in bytes.
     """
     by_slug = {rule.slug: rule for rule in rules}
     mappers = []
     for path, limit in size_limits.items():
         text = f"The request is larger than {limit:,} bytes, the limit of this method."
-        method = {"header_filter": {"header": {"name": ":path", "string_match": {"exact": path}}}}
+        kind = "prefix" if path.endswith("/") else "exact"
+        method = {"header_filter": {"header": {"name": ":path", "string_match": {kind: path}}}}
         mappers.append(_grpc_mapper(("EQ", 413), 400, by_slug["validation_error"], text, method))
     for comparison, status, new_status, code, message in GRPC_REPLIES:
         when, rule = (comparison, status), by_slug[code]

@@ -79,21 +79,29 @@ INTROSPECTION_METHODS: dict[str, dict[str, Any]] = {
 INTROSPECTION_REQUEST_BYTES = 4096
 
 
-def edge_config(protos: Protos) -> dict[str, Any]:
-    """The content of gen/evershell/edge/routes.json."""
+def edge_config(
+    protos: Protos, other_routes: list[dict[str, Any]], other_size_limits: Mapping[str, int]
+) -> dict[str, Any]:
+    """The content of gen/evershell/edge/routes.json.
+
+    `other_routes` are those of REST besides the bindings of the protos. `other_size_limits` has the
+    requests of gRPC besides the methods of the protos; a path that ends with a slash stands for all
+    paths below it.
+    """
     rules = protos.rules()
     methods = protos.service.methods
     size_limits = {
         f"/{SERVICE}/{method.name}": protos.max_request_bytes(method) for method in methods
     }
     size_limits |= dict.fromkeys(INTROSPECTION_METHODS, INTROSPECTION_REQUEST_BYTES)
+    size_limits |= other_size_limits
     grpc_errors_of_edge = grpc_local_replies(rules, size_limits)
     return {
         # Before all other routes, those of the documents included.
-        "preflight_route": _answer({"prefix": "/", "headers": PREFLIGHT}, 200, PREFLIGHT_ANSWER),
+        "preflight_route": answer({"prefix": "/", "headers": PREFLIGHT}, 200, PREFLIGHT_ANSWER),
         "routes": [
             _several_hosts(),
-            *(_answer_text(match, 400, text) for match, text in _unprintable_headers()),
+            *(answer_text(match, 400, text) for match, text in _unprintable_headers()),
             *(
                 route
                 for method in methods
@@ -108,6 +116,11 @@ def edge_config(protos: Protos) -> dict[str, Any]:
                 )
             ),
             *_routes(protos.bindings()),
+            *other_routes,
+            # CONNECT has no path, and its body has no end for which the filters could wait. With
+            # this route, Envoy refuses it at once (403).
+            answer({"connect_matcher": {}}, 405, {"allow": "GET, HEAD, OPTIONS, POST"}),
+            answer({"prefix": "/"}, 404, {}),
         ],
         "without_body_filters": WITHOUT_BODY_FILTERS,
         "local_replies": [*map(grpc_web.local_reply, grpc_errors_of_edge), *local_replies(rules)],
@@ -123,8 +136,7 @@ def edge_config(protos: Protos) -> dict[str, Any]:
 def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
     """The routes of the REST listener. Envoy uses the first one that matches.
 
-    Each path has routes for its methods, and one for all other methods (405). The last route
-    answers 404 to all other paths.
+    Each path has routes for its methods, and one for all other methods (405).
     """
     by_path: dict[str, list[Binding]] = defaultdict(list)
     for binding in bindings:
@@ -141,11 +153,8 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
             | {"HEAD" for binding in group if _has_head(binding)}
         )
         allow = ", ".join(sorted(methods))
-        routes.append(_answer(path, 405, {"allow": allow}))
-    # CONNECT has no path, and its body has no end for which the filters could wait. With this
-    # route, Envoy refuses it at once (403).
-    tunnel = _answer({"connect_matcher": {}}, 405, {"allow": "GET, HEAD, OPTIONS, POST"})
-    return [*routes, tunnel, _answer({"prefix": "/"}, 404, {})]
+        routes.append(answer(path, 405, {"allow": allow}))
+    return routes
 
 
 def _grpc_routes(
@@ -163,7 +172,7 @@ def _grpc_routes(
         for path, limit in size_limits.items()
         for route in repeats.routes(
             {
-                "match": {"path": path, "grpc": {}},
+                "match": {"prefix" if path.endswith("/") else "path": path, "grpc": {}},
                 "route": INTROSPECTION_METHODS.get(path, default),
                 "typed_per_filter_config": size_limit.of_grpc(limit),
             },
@@ -172,7 +181,7 @@ def _grpc_routes(
     ]
 
 
-def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[str, Any]:
+def answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[str, Any]:
     """A route that the edge answers itself, regardless of the body."""
     # Envoy turns the answer to an application/grpc request into a gRPC one. The Lua filter restores
     # the HTTP status from this header.
@@ -185,9 +194,9 @@ def _answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict
     }
 
 
-def _answer_text(match: dict[str, Any], status: int, text: str) -> dict[str, Any]:
-    """As `_answer`, with a text that the message of the error quotes."""
-    route = _answer(match, status, {})
+def answer_text(match: dict[str, Any], status: int, text: str) -> dict[str, Any]:
+    """As `answer`, with a text that the message of the error quotes."""
+    route = answer(match, status, {})
     route["direct_response"]["body"] = {"inline_string": text}
     return route
 
@@ -214,7 +223,7 @@ def _unsupported_body(path: dict[str, Any], binding: Binding) -> dict[str, Any]:
         content |= accepted | {"invert_match": True}
     else:
         content |= {"string_match": {"safe_regex": {"regex": GRPC_CONTENT}}}
-    return _answer(path | {"headers": [_method(binding), content]}, 415, {})
+    return answer(path | {"headers": [_method(binding), content]}, 415, {})
 
 
 def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] | None:
@@ -256,7 +265,7 @@ def _several_hosts() -> dict[str, Any]:
     """
     hosts = {"name": ":authority", "string_match": {"contains": ","}}
     match = {"prefix": "/", "headers": [hosts]}
-    return _answer_text(match, 400, "The request has more than one Host header.")
+    return answer_text(match, 400, "The request has more than one Host header.")
 
 
 def _unprintable_headers() -> Iterator[tuple[dict[str, Any], str]]:
@@ -271,7 +280,7 @@ def _unprintable_headers() -> Iterator[tuple[dict[str, Any], str]]:
 
 def _query_refusal(path: dict[str, Any], binding: Binding, regex: str, text: str) -> dict[str, Any]:
     query = {"name": ":path", "string_match": {"safe_regex": {"regex": regex}}}
-    return _answer_text(path | {"headers": [_method(binding), query]}, 400, text)
+    return answer_text(path | {"headers": [_method(binding), query]}, 400, text)
 
 
 def _calls(path: dict[str, Any], binding: Binding) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from evershell.api.rest_body import merge_rest_body
 from evershell.api.server import OPTIONS
 from evershell.core import errors
 from evershell.core.event import Event, EventType
+from tests.support.edge import a2a_stub
 from tests.support.edge.answers import rule
 
 START_SECONDS = 15
@@ -58,12 +59,12 @@ class Stub:
         # There are no watchers to wake, so any event loop will do.
         asyncio.run(self.health.set("", status))
 
-    async def _act(self, request: Any, context: Any) -> None:
+    async def act(self, request: Any, context: Any) -> None:
         metadata = {
             key: value for key, value in context.invocation_metadata() if isinstance(value, str)
         }
         self.seen.append((request, metadata))
-        name = getattr(request, "workspace_id", "")
+        name = getattr(request, "workspace_id", "") or getattr(request, "tenant", "")
         if name.startswith("error_"):
             slug = name.removeprefix("error_")
             body = {
@@ -93,7 +94,7 @@ class Stub:
     async def CancelTask(
         self, request: Any, context: Any
     ) -> workspace_service_pb2.CancelTaskResponse:
-        await self._act(request, context)
+        await self.act(request, context)
         if request.workspace_id == "ended":
             await context.send_initial_metadata([("x-evershell-status", "200")])
         task = task_pb2.Task(id=request.task_id or "task_1", status=task_pb2.Task.running)
@@ -110,12 +111,12 @@ class Stub:
     async def ListTasks(
         self, request: Any, context: Any
     ) -> workspace_service_pb2.ListTasksResponse:
-        await self._act(request, context)
+        await self.act(request, context)
         long = task_pb2.Task(id="task_1", description="x" * 100_000)
         return workspace_service_pb2.ListTasksResponse(tasks=[long] * request.page_size)
 
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        await self._act(request, context)
+        await self.act(request, context)
         response = workspace_service_pb2.WatchEventsResponse
         yield response(
             event=event_pb2.Event(seq=request.after + 1, workspace_id=request.workspace_id)
@@ -125,7 +126,7 @@ class Stub:
         yield response(error=error_pb2.Error(code=error_pb2.Error.unavailable, message=AWKWARD))
 
     async def StreamEvents(self, request: Any, context: Any) -> AsyncIterator[HttpBody]:
-        await self._act(request, context)
+        await self.act(request, context)
         yield event_stream.OPENING
         yield event_stream.frame(
             Event(
@@ -149,7 +150,7 @@ def _plain(reply: Callable[..., Any]) -> Callable[..., Any]:
     """A method that answers with the ids of its request alone."""
 
     async def method(self: Stub, request: Any, context: Any) -> Any:
-        await self._act(request, context)
+        await self.act(request, context)
         answer = reply()
         for to, of in (("id", "task_id"), ("id", "workspace_id"), ("workspace_id", "workspace_id")):
             if hasattr(answer, to) and not getattr(answer, to):
@@ -202,6 +203,7 @@ def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(
             cast(Any, stub), cast(grpc.aio.Server, methods)
         )
+        a2a_stub.register(stub, methods)
         server.add_generic_rpc_handlers((Handlers(methods, [Errors(), _ReadingAtOnce()]),))
         health_pb2_grpc.add_HealthServicer_to_server(stub.health, server)
         port = server.add_insecure_port("127.0.0.1:0")

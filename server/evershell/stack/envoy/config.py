@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
-from evershell.stack.envoy import documents, metrics_listener
+from evershell.stack.envoy import a2a, documents, metrics_listener
 from evershell.stack.envoy.documents import edge_file
 
 # The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
@@ -232,7 +232,7 @@ def render(edge: Edge, config_path: Path) -> None:
     routes = [
         generated["preflight_route"],
         *documents.routes(generated["without_body_filters"]),
-        *generated["routes"],
+        *map(a2a.with_filters, generated["routes"]),
     ]
     # The values are JSON, which is valid YAML on one line and with its own quotes.
     values = {
@@ -420,8 +420,10 @@ def _span_of(route: Mapping[str, Any]) -> dict[str, Any]:
     if route.get("route", {}).get("cluster") != _TRACED_CLUSTER:
         return {"tracing": {name: {"numerator": 0} for name in _SAMPLINGS}}
     match = route["match"]
-    if "path" in match:
-        name = match["path"].removeprefix("/")
+    if "name" in route:
+        name = route["name"]
+    elif "path" in match or "prefix" in match:
+        name = (match.get("path") or match["prefix"]).strip("/")
     else:
         (method,) = (
             header["string_match"] for header in match["headers"] if header["name"] == ":method"

@@ -1,0 +1,186 @@
+"""The edge's routes for A2A (https://a2a-protocol.org), and the descriptor set of its transcoder.
+
+Both come from the bindings of `lf.a2a.v1.A2AService`, which stand below /a2a: as A2A has them, and
+behind the id of a workspace, the tenant.
+"""
+
+import re
+from collections import defaultdict
+from typing import Any
+
+import size_limit
+from a2a.types import a2a_pb2
+from google.api import annotations_pb2, httpbody_pb2
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import FileDescriptor
+from replies import header
+from routes import (
+    ACCEPTED_CONTENT,
+    CALL_TIMEOUT,
+    CONTENT_HEADER,
+    PRINTABLE_ASCII,
+    ROUTE,
+    SMALL_CONTENT,
+    STREAM_TIMEOUT,
+    answer,
+    answer_text,
+)
+
+_PREFIX = "/a2a"
+_SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
+# The name of each route, by which the edge's configuration adds the filters of A2A. The spans have
+# it too.
+NAME = _SERVICE
+_METHODS_WITH_MESSAGE = ("SendMessage", "SendStreamingMessage")
+# The size limits of requests, in bytes.
+_MESSAGE_BYTES, _OTHER_BYTES = 1_048_576, 16_384
+# One limit for all methods over gRPC. A worker has the smaller one of most methods.
+GRPC_SIZE_LIMITS = {f"/{_SERVICE}/": _MESSAGE_BYTES}
+# SendMessage answers when its task has ended, and a stream has no heartbeats. An iteration takes
+# 12 minutes at most, unless the configuration of the agents allows more.
+_LONG = ROUTE | {"timeout": STREAM_TIMEOUT, "idle_timeout": "3600s"}
+_SHORT = ROUTE | {"timeout": CALL_TIMEOUT}
+
+# The public card. A2A has it at this path of a host; here, each workspace has one.
+_CARD_PATH = "/{tenant}/.well-known/agent-card.json"
+# A segment of a path. The verb of a path begins with a colon.
+_SEGMENT = "[^/:]+"
+# Names in a query that would replace a value of the path, since the transcoder prefers the query. A
+# name with an escape could be one of these.
+_REPLACING_NAMES = (
+    (f"{_PREFIX}/", "id|taskId|task_id|[^=&]*%[^=&]*"),
+    (rf"{_PREFIX}/[^?/:]+/(tasks|message:|e|\.w)", "tenant"),
+)
+
+
+def descriptors() -> bytes:
+    """The descriptor set with which the edge reads paths and bodies and writes answers."""
+    return _descriptors().SerializeToString(deterministic=True)
+
+
+def routes() -> list[dict[str, Any]]:
+    """The routes: refusals, those to the workers, then 405 and 404.
+
+    Paths that are treated alike share a route: one for each path would be a hundred.
+    """
+    calls: dict[tuple[str, str], set[str]] = defaultdict(set)
+    methods: dict[str, set[str]] = defaultdict(set)
+    (service,) = _descriptors().file[-1].service
+    for rpc in service.method:
+        rule = rpc.options.Extensions[annotations_pb2.http]
+        for each in (rule, *rule.additional_bindings):
+            verb = str(each.WhichOneof("pattern"))
+            path = getattr(each, verb)
+            below = path.removeprefix(_PREFIX).removeprefix("/{tenant}").removeprefix("/")
+            regex = re.sub(r"\{[^}]*\}", _SEGMENT, below.replace(".", r"\."))
+            kind = "card" if path == _PREFIX + _CARD_PATH else _kind(rpc)
+            calls[kind, verb.upper()].add(regex)
+            methods[regex].add(verb.upper())
+    by_methods: dict[str, set[str]] = defaultdict(set)
+    for regex, allowed in methods.items():
+        by_methods[", ".join(sorted({"OPTIONS", *allowed}))].add(regex)
+    found = [
+        *_refusals(),
+        *(route for key, paths in sorted(calls.items()) for route in _calls(*key, _match(paths))),
+        *(
+            answer(_match(paths), 405, {"allow": allow})
+            for allow, paths in sorted(by_methods.items())
+        ),
+        answer({"prefix": f"{_PREFIX}/"}, 404, {}),
+    ]
+    return [{"name": NAME, **route} for route in found]
+
+
+def _descriptors() -> descriptor_pb2.FileDescriptorSet:
+    """The files that A2A's imports, then A2A's with the changes for the edge."""
+    found: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+    for file in (httpbody_pb2.DESCRIPTOR, a2a_pb2.DESCRIPTOR):
+        _add(file, found)
+    a2a = found[a2a_pb2.DESCRIPTOR.name]
+    a2a.dependency.append(httpbody_pb2.DESCRIPTOR.name)
+    for rpc in a2a.service[0].method:
+        rule = rpc.options.Extensions[annotations_pb2.http]
+        match rpc.name:
+            case "SubscribeToTask":
+                # The specification says POST (section 11.3.2), its proto says GET.
+                for path in (rule.get, *(each.get for each in rule.additional_bindings)):
+                    rule.additional_bindings.add(post=path)
+            case "GetExtendedAgentCard":
+                rule.additional_bindings.add(get=_CARD_PATH)
+            case "ListTasks":
+                # A page must have its token, even an empty one, and must not have empty artifacts.
+                # The transcoder writes both or neither, so the worker writes the JSON.
+                rpc.output_type = f".{httpbody_pb2.HttpBody.DESCRIPTOR.full_name}"
+        for each in (rule, *rule.additional_bindings):
+            verb = str(each.WhichOneof("pattern"))
+            setattr(each, verb, _PREFIX + getattr(each, verb))
+    return descriptor_pb2.FileDescriptorSet(file=found.values())
+
+
+def _add(file: FileDescriptor, found: dict[str, descriptor_pb2.FileDescriptorProto]) -> None:
+    """Adds a file after those that it imports."""
+    if file.name not in found:
+        for each in file.dependencies:
+            _add(each, found)
+        found[file.name] = descriptor_pb2.FileDescriptorProto()
+        file.CopyToProto(found[file.name])
+
+
+def _kind(rpc: descriptor_pb2.MethodDescriptorProto) -> str:
+    if rpc.name in _METHODS_WITH_MESSAGE:
+        return "message"
+    return "stream" if rpc.server_streaming else "call"
+
+
+def _match(paths: set[str]) -> dict[str, Any]:
+    """Matches these paths below the prefix, with and without a tenant."""
+    return {"safe_regex": {"regex": f"{_PREFIX}(/{_SEGMENT})?/({'|'.join(sorted(paths))})"}}
+
+
+def _refusals() -> list[dict[str, Any]]:
+    """Refuses a content type, a query and a version that cannot be read as their sender meant."""
+
+    def having(name: str, regex: str, *, invert: bool = False) -> dict[str, Any]:
+        value = {"name": name, "string_match": {"safe_regex": {"regex": regex}}}
+        return {
+            "prefix": f"{_PREFIX}/",
+            "headers": [value | {"invert_match": True} if invert else value],
+        }
+
+    return [
+        answer(having(CONTENT_HEADER, ACCEPTED_CONTENT, invert=True), 415, {}),
+        *(
+            answer_text(
+                having(":path", rf"{path}[^?]*\?(.*&)?({names})([=&].*)?"),
+                400,
+                "A query parameter has the name of a field of the path, or an escape in its name.",
+            )
+            for path, names in _REPLACING_NAMES
+        ),
+        answer_text(
+            having("a2a-version", PRINTABLE_ASCII, invert=True),
+            400,
+            "The header a2a-version has a character that is not printable ASCII.",
+        ),
+    ]
+
+
+def _calls(kind: str, method: str, path: dict[str, Any]) -> list[dict[str, Any]]:
+    """The route to the workers, or two if bodies can be large: one for small bodies and one for all
+    others.
+    """
+    limit = _MESSAGE_BYTES if kind == "message" else _OTHER_BYTES
+    is_method = {"name": ":method", "string_match": {"exact": method}}
+    route: dict[str, Any] = {
+        "match": path | {"headers": [is_method]},
+        "route": _LONG if kind in ("message", "stream") else _SHORT,
+        "metadata": {"filter_metadata": {"evershell": {"max_request_bytes": f"{limit:,}"}}},
+        "typed_per_filter_config": size_limit.of(limit),
+    }
+    if kind == "card":
+        return [route | {"request_headers_to_add": [header("x-evershell-public-card", "1")]}]
+    if kind != "message":
+        return [route]
+    is_small = {"name": CONTENT_HEADER, "string_match": {"safe_regex": {"regex": SMALL_CONTENT}}}
+    small = route | {"match": path | {"headers": [is_method, is_small]}}
+    return [small, route | {"route": _LONG | {"priority": "DEFAULT"}}]

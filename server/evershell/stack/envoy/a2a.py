@@ -1,0 +1,57 @@
+"""The filters of the routes for A2A (https://a2a-protocol.org), whose JSON has rules of its own."""
+
+from typing import Any
+
+from evershell.stack.envoy.documents import edge_file
+
+# The name of the routes, and of the service that they call.
+_NAME = "lf.a2a.v1.A2AService"
+_FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
+
+
+def with_filters(route: dict[str, Any]) -> dict[str, Any]:
+    """A generated route of the REST listener, with the filters of A2A if it is one of A2A."""
+    if route.get("name") != _NAME:
+        return route
+    filters: dict[str, Any] = {"envoy.filters.http.lua": _SCRIPT}
+    if "route" in route:
+        filters |= {
+            "envoy.filters.http.grpc_json_transcoder": _TRANSCODER,
+            "envoy.filters.http.header_mutation": _VERSION,
+        }
+    return route | {"typed_per_filter_config": filters | route["typed_per_filter_config"]}
+
+
+_SCRIPT = {
+    "@type": f"{_FILTERS}.lua.v3.LuaPerRoute",
+    "source_code": {"filename": str(edge_file("a2a.lua"))},
+}
+_TRANSCODER = {
+    "@type": f"{_FILTERS}.grpc_json_transcoder.v3.GrpcJsonTranscoder",
+    "proto_descriptor": str(edge_file("a2a.binpb")),
+    "services": [_NAME],
+    "match_incoming_request_route": True,
+    "print_options": {"stream_newline_delimited": True, "stream_sse_style_delimited": True},
+    # A2A ignores what it does not know (section 5.7), in a body and in a query.
+    "ignore_unknown_query_parameters": True,
+    "request_validation_options": {
+        "reject_unknown_method": True,
+        # Stops a body from naming another task or workspace than the path.
+        "reject_binding_body_field_collisions": True,
+    },
+    "max_response_body_size": 33_554_432,
+}
+# The version may be in the query (section 3.6.1).
+_VERSION = {
+    "@type": f"{_FILTERS}.header_mutation.v3.HeaderMutationPerRoute",
+    "mutations": {
+        "request_mutations": [
+            {
+                "append": {
+                    "header": {"key": "a2a-version", "value": "%QUERY_PARAM(A2A-Version)%"},
+                    "append_action": "ADD_IF_ABSENT",
+                }
+            }
+        ]
+    },
+}
