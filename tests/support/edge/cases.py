@@ -337,7 +337,7 @@ PREFLIGHT = {
     "access-control-allow-origin": "*",
     "access-control-allow-headers": (
         "authorization, content-type, traceparent, tracestate, last-event-id, x-request-id, "
-        "idempotency-key, grpc-timeout, x-grpc-web, x-user-agent"
+        "idempotency-key, grpc-timeout, x-grpc-web, x-user-agent, a2a-version, a2a-extensions"
     ),
     "access-control-allow-methods": "DELETE, GET, HEAD, PATCH, POST, PUT",
 }
