@@ -33,7 +33,7 @@ def register(actor: Actor, methods: Methods) -> None:
     )
 
 
-class _A2AStub(a2a_pb2_grpc.A2AServiceServicer):
+class _A2AStub:
     def __init__(self, actor: Actor) -> None:
         self._act = actor.act
 
