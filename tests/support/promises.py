@@ -11,6 +11,8 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import class_row
 
+from evershell.store.service_clock import STEP_SECONDS
+
 TERMINAL = frozenset({"completed", "failed", "cancelled", "delivery_failed"})
 
 
@@ -57,6 +59,8 @@ class History:
     last_seqs: Mapping[str, int] = field(default_factory=dict)
     # The answers that promised a cancellation, as pairs of task id and description of the answer.
     promised: Sequence[tuple[str, str]] = ()
+    # How far the clocks of the programs that wrote the times may differ.
+    clocks_differ_seconds: float = 0.0
 
     def log(self, workspace_id: str) -> list[EventRecord]:
         """Returns the workspace's events, in order."""
@@ -118,6 +122,8 @@ def read_history(
             events=events.execute(_EVENTS, parameters).fetchall(),
             last_seqs=dict(connection.execute(_LAST_SEQS, parameters).fetchall()),
             promised=promised,
+            # A worker that has just started may be off by half the round trip of its first answer.
+            clocks_differ_seconds=STEP_SECONDS,
         )
 
 
@@ -195,7 +201,8 @@ def one_iteration_follows_a_request(history: History) -> Iterator[str]:
 def force_is_due(history: History) -> Iterator[str]:
     """An end is forced only after the deadline that a caller set."""
     for task in history.tasks.values():
-        if task.forced and (task.force_at is None or (task.completed_at or 0) < task.force_at):
+        latest = (task.completed_at or 0) + history.clocks_differ_seconds
+        if task.forced and (task.force_at is None or latest < task.force_at):
             yield f"{task.id} was forced at {task.completed_at}, but force_at is {task.force_at}"
 
 
