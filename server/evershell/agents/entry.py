@@ -78,14 +78,24 @@ def _restore_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
-    """Runs one agent: a function, that of a name, or that of the spec. Returns the exit code."""
+def prepare() -> None:
+    """Imports what every agent needs. Starts no thread, and no part of gRPC."""
     # Most of the start is imports. They make no garbage, and looking for it takes a tenth of their
     # time.
     gc.disable()
     # As in evershell.cli.main: no lines of gRPC's library in C, and none of its handlers of fork().
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    import evershell.agents.program
+    import evershell.telemetry.logs  # noqa: F401 - for `main`
+
+    gc.freeze()
+    gc.enable()
+
+
+def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
+    """Runs one agent: a function, that of a name, or that of the spec. Returns the exit code."""
+    prepare()
     import asyncio
 
     from evershell.agents.program import run, with_secrets
@@ -93,8 +103,6 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     from evershell.pod.spec import PodSpec
     from evershell.telemetry import logs
 
-    gc.freeze()
-    gc.enable()
     # Lifts the memory limit that is inherited from the controller, because tools may use more
     # memory than a program of the stack.
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]

@@ -4,7 +4,9 @@ import asyncio
 import base64
 import errno
 import json
+import os
 import shlex
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -17,6 +19,7 @@ from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity
 from evershell.fleet.local import isolation
 from evershell.fleet.local.agent_modules import compile_agent_modules
+from evershell.fleet.local.fork_server import ForkServer
 from evershell.fleet.local.local_pods import LocalPods
 from evershell.fleet.pods import Pods
 from evershell.pod.process import become_subreaper
@@ -47,18 +50,33 @@ async def pods_of(
     )
     log.info("pod_isolation_chosen", isolation=pod_isolation.name, lacks=pod_isolation.lacks)
     become_subreaper()
+    fork_server = _fork_server(settings) if pod_isolation.name == "sandbox" else None
     pods = LocalPods(
         settings.state_dir,
         spec_for(settings, pod_tokens, certificates, pod_isolation),
         pod_isolation,
         shlex.split(settings.agent_command),
         foreign_children=(),
+        fork_server=fork_server,
     )
     reaping = asyncio.create_task(pods.reap(), name="reap-agents")
     try:
         yield pods, settings.run_id
     finally:
         reaping.cancel()
+        if fork_server is not None:
+            fork_server.close()
+
+
+def _fork_server(settings: Settings) -> ForkServer | None:
+    """Forks the agents of this package; None for others. Raises OSError."""
+    if settings.agent_command:
+        return None
+    # -P: as for an agent.
+    command = [sys.executable, "-P", "-m", "evershell.agents.fork_server", settings.model]
+    server = ForkServer(command, {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"})
+    server.start()
+    return server
 
 
 @asynccontextmanager

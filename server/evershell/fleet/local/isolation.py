@@ -30,6 +30,8 @@ from evershell.pod.tool_filter import compile_filter
 _START_SECONDS = 5.0
 # On a loaded machine, `auto` must not take a slow sandbox for one that does not work.
 _PROBE_SECONDS = 30.0
+# Its standard output is the gate.
+_WAIT = 'echo && read -r _ <&1 && exec "$@" >&2'
 # The users of sandboxed pods, if the controller is root. Systems assign lower ids.
 _FIRST_UID = 2**29
 _UIDS = 2**29
@@ -44,22 +46,20 @@ _FORBID_USER_NAMESPACES = {
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """An agent, and the child of this process that has its standard input.
+    """An agent, and the child of this process that was started for it.
 
-    Both are the same process, unless it is a bwrap that waits for the end of the agent.
+    Both are the same process, unless it is a bwrap that waits for the end of its sandbox.
     """
 
     agent: ProcessId
     child_pid: int
-    stdin: IO[bytes]
 
     @classmethod
     def of(cls, agent: ProcessId, child: "subprocess.Popen[bytes]") -> "Started":
         """Takes the child over: pods are ended and reaped by their ids."""
-        assert child.stdin is not None
         # A child without one is taken for forgotten when the object is deleted.
         child.returncode = 0
-        return cls(agent, child.pid, child.stdin)
+        return cls(agent, child.pid)
 
     @property
     def pids(self) -> set[int]:
@@ -87,9 +87,15 @@ class Isolation(Protocol):
         environment: Mapping[str, str],
         *,
         files: int,
+        stdin: int,
         log: IO[bytes],
+        gate: int | None = None,
     ) -> Started:
-        """Starts the agent. `files` is the descriptor of the workspace's folder. Raises OSError."""
+        """Starts the agent. `files` is the descriptor of the workspace's folder. Raises OSError.
+
+        With a gate, a socket, the command waits in its sandbox: it sends a line through the gate,
+        and runs when it receives one. If the gate is closed instead, the sandbox ends.
+        """
 
 
 class NoIsolation:
@@ -108,12 +114,14 @@ class NoIsolation:
         environment: Mapping[str, str],
         *,
         files: int,
+        stdin: int,
         log: IO[bytes],
+        gate: int | None = None,
     ) -> Started:
         """Implements Isolation."""
         child = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=log,
             stderr=log,
             # Names the folder by descriptor, because a tool may have replaced it at its path.
@@ -154,23 +162,27 @@ class Sandbox:
         environment: Mapping[str, str],
         *,
         files: int,
+        stdin: int,
         log: IO[bytes],
+        gate: int | None = None,
     ) -> Started:
         """Implements Isolation. Blocks until bwrap has forked, which takes milliseconds.
 
         The agent's process runs bwrap first, and then the program of the agent.
         """
-        uid = _uid(workspace.id)
+        uid = uid_of(workspace.id)
         if uid is not None:
             _give(files, uid)
+        if gate is not None:
+            command = ["sh", "-c", _WAIT, "sh", *command]
         path = str(Path(f"/proc/self/fd/{files}").readlink())
         read_end, write_end = os.pipe()
         with os.fdopen(read_end, "rb") as info:
             try:
                 child = subprocess.Popen(
                     self._command(command, environment, files=path, uid=uid, info_fd=write_end),
-                    stdin=subprocess.PIPE,
-                    stdout=log,
+                    stdin=stdin,
+                    stdout=log if gate is None else gate,
                     stderr=log,
                     # bwrap itself does not name the pod, because it is no process of it.
                     env={},
@@ -182,7 +194,7 @@ class Sandbox:
             pid = _read_child_pid(info)
         if pid is None:
             child.kill()
-            child.communicate()
+            child.wait()
             raise OSError(errno.EIO, "bwrap could not build its sandbox; see its log")
         return Started.of(ProcessId.of(pid), child)
 
@@ -215,7 +227,7 @@ class Sandbox:
         try:
             subprocess.run(
                 # Any folder will do, because nothing is written.
-                self._command(command, {}, files="/usr", uid=_uid("probe"), info_fd=1),
+                self._command(command, {}, files="/usr", uid=uid_of("probe"), info_fd=1),
                 env={},
                 pass_fds=tools.descriptors,
                 check=True,
@@ -305,7 +317,7 @@ def _read_child_pid(info: IO[bytes]) -> int | None:
     return int(json.loads(written)["child-pid"])
 
 
-def _uid(workspace_id: str) -> int | None:
+def uid_of(workspace_id: str) -> int | None:
     """The user of a workspace's pods; None if the controller is not root."""
     if os.getuid() != 0:
         return None

@@ -12,17 +12,21 @@ import contextlib
 import errno
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace
 from evershell.fleet.local import processes
-from evershell.fleet.local.isolation import Isolation, NoIsolation, Started
+from evershell.fleet.local.fork_server import ForkServer
+from evershell.fleet.local.isolation import Isolation, NoIsolation, Started, uid_of
 from evershell.fleet.local.pod_records import AgentRecord, PodRecords, UnreadableError
 from evershell.fleet.local.processes import ProcessId
+from evershell.pod.fork_server import ForkRequest
 from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE
 from evershell.pod.spec import PodSpec
 
@@ -47,6 +51,7 @@ class LocalPods:
         isolation: Isolation | None = None,
         agent_command: Sequence[str] = (),
         foreign_children: Collection[int] | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         """Keeps all files of the pods below `state_dir`. Without `isolation`, there is none.
 
@@ -56,12 +61,15 @@ class LocalPods:
         `foreign_children` are the children of this process that are no agents. This process has to
         be a subreaper then: all further children are agents, or what a dead agent has left. If
         None, what dead agents leave is not ended.
+
+        With a sandbox, `fork_server` forks the agents.
         """
         self._state_dir = state_dir
         self._records = PodRecords(state_dir)
         self._spec_for = spec_for
         self._foreign_children = foreign_children
         self._isolation = isolation or NoIsolation()
+        self._fork_server = fork_server
         # -P: imports nothing from the working directory, to which tools can write.
         own = (sys.executable, "-P", "-m", "evershell.agents")
         self._agent_command = list(agent_command or own)
@@ -104,23 +112,13 @@ class LocalPods:
         # Written before the start, so that the next controller does not start a second pod if this
         # one dies right after the start.
         self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.run_id))
-        with (
-            self._records.created_files(workspace.id) as files,
-            self._records.open_log(workspace.id) as log,
-        ):
-            started = self._isolation.start(
-                workspace,
-                self._agent_command,
-                self._environment(workspace),
-                files=files,
-                log=log,
-            )
-        # Before anything else can run, because `end` kills all other children of this process.
-        self._started[workspace.id, workspace.epoch] = started
+        read_end, write_end = os.pipe()
         # An agent that has ended already does not read its spec.
-        with contextlib.suppress(BrokenPipeError), started.stdin:
-            if self._isolation.agent_is_init:
-                await self._wait_program(workspace, started.agent)
+        with contextlib.suppress(BrokenPipeError), os.fdopen(write_end, "wb") as spec_input:
+            try:
+                started = await self._start(workspace, read_end)
+            finally:
+                os.close(read_end)
             record = AgentRecord(
                 workspace.epoch,
                 workspace.run_id,
@@ -129,7 +127,46 @@ class LocalPods:
             )
             self._records.write(workspace.id, record)
             spec = self._spec_for(AgentIdentity(workspace.id, workspace.epoch))
-            started.stdin.write(json.dumps(asdict(spec)).encode())
+            spec_input.write(json.dumps(asdict(spec)).encode())
+
+    async def _start(self, workspace: Workspace, stdin: int) -> Started:
+        """Starts the agent. Returns when its process runs the agent's program. Raises OSError."""
+        key = workspace.id, workspace.epoch
+        environment = self._environment(workspace)
+        with (
+            self._records.created_files(workspace.id) as files,
+            self._records.open_log(workspace.id) as log,
+        ):
+            start = partial(
+                self._isolation.start,
+                workspace,
+                self._agent_command,
+                environment,
+                files=files,
+                stdin=stdin,
+                log=log,
+            )
+            # Remembered before anything else can run, because `end` kills all other children of
+            # this process.
+            if self._fork_server is None:
+                self._started[key] = started = start()
+            else:
+                own, other = socket.socketpair()
+                with own:
+                    with other:
+                        self._started[key] = started = start(gate=other.fileno())
+                    request = ForkRequest(
+                        pid=started.agent.pid,
+                        uid=uid_of(workspace.id),
+                        command=self._agent_command,
+                        environment=environment,
+                    )
+                    agent = await self._fork_server.fork(request, own, stdin, log.fileno())
+                    if agent is not None:
+                        self._started[key] = started = replace(started, agent=agent)
+        if self._isolation.agent_is_init:
+            await self._wait_program(workspace, started.agent)
+        return started
 
     async def _wait_program(self, workspace: Workspace, agent: ProcessId) -> None:
         """Returns when the process runs the agent's program, in its folder. Raises OSError."""

@@ -1,0 +1,125 @@
+"""Forks agents into their sandboxes, from a process that has already imported their program.
+
+The controller sends one message for each agent (fleet/local/fork_server.py). The agent, not this
+process, reads its spec: nothing of one agent is in the memory of another.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from evershell.pod import joining
+from evershell.pod.sandbox import FILES
+
+# What the agent sends once it is in its sandbox. Anything else is an error, for humans.
+JOINED = b"joined"
+# The variable whose value makes room for the environment of an agent.
+ROOM_VARIABLE = "EVERSHELL_ROOM"
+
+_MAX_BYTES = 65536
+# Fields of proc_pid_stat(5), counted from the one after the name.
+_ARG_START, _ENV_END = 45, 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkRequest:
+    """A message to the fork server.
+
+    With it come three descriptors: the agent's standard input, its log, and a socket. The agent
+    sends JOINED through the socket and runs when it has received a byte; if the socket is closed
+    instead, it ends.
+    """
+
+    # A process that waits in the sandbox.
+    pid: int
+    # The user of the sandbox, if the fork server is root.
+    uid: int | None
+    # What /proc shows of the agent, and its environment.
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+    def send(self, server: socket.socket, descriptors: Sequence[int]) -> None:
+        """Raises OSError."""
+        socket.send_fds(server, [json.dumps(asdict(self)).encode()], descriptors)
+
+
+def serve(main: Callable[[], NoReturn]) -> None:
+    """Forks until the other end of standard input is closed. `main` runs in each agent.
+
+    The program may not have started a thread, because a fork has only the one that calls it.
+    """
+    # The kernel reaps the children. Agents become children of the controller.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # The agents share the memory of this process as long as nothing writes to it.
+    gc.freeze()
+    with socket.socket(fileno=os.dup(0)) as server:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(server, _MAX_BYTES, 3)
+            if not message:
+                return
+            if os.fork() == 0:
+                server.close()
+                _fork_agent(ForkRequest(**json.loads(message)), descriptors, main)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _fork_agent(
+    request: ForkRequest, descriptors: Sequence[int], main: Callable[[], NoReturn]
+) -> NoReturn:
+    stdin, log, answer = descriptors
+    try:
+        sandbox = joining.enter(request.pid, request.uid)
+        if os.fork():
+            os._exit(0)
+        joining.become_init(sandbox)
+        _become_agent(request, stdin, log, answer)
+    except Exception as error:  # noqa: BLE001 - the controller logs it
+        os.write(answer, str(error).encode())
+        os._exit(1)
+    try:
+        main()
+    except BaseException:  # noqa: BLE001 - the end of a program
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _become_agent(request: ForkRequest, stdin: int, log: int, answer: int) -> None:
+    """Gives the process what a new program has. Returns when the controller wants it to run."""
+    os.setsid()
+    os.chdir(FILES)
+    for descriptor, standard in ((stdin, 0), (log, 1), (log, 2), (answer, 3)):
+        os.dup2(descriptor, standard)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    _show(request.command, request.environment)
+    os.write(3, JOINED)
+    if not os.read(3, 1):
+        os._exit(0)
+    os.close(3)
+
+
+def _show(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Writes the command and the environment to where /proc reads them. Raises ValueError.
+
+    The controller recognizes its agents by their environment.
+    """
+    stat = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    arg_start, arg_end, env_start, env_end = map(int, stat[_ARG_START : _ENV_END + 1])
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    for words, start, end in ((command, arg_start, arg_end), (variables, env_start, env_end)):
+        text = b"".join(word.encode() + b"\0" for word in words)
+        if len(text) > end - start:
+            raise ValueError("there is no room for its environment")
+        ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
