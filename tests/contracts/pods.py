@@ -13,11 +13,14 @@ import psutil
 import pytest
 
 from evershell.core.workspace import Workspace
+from evershell.fleet.local import processes
+from evershell.fleet.local.fork_server import ForkServer
 from evershell.fleet.local.isolation import Isolation
 from evershell.fleet.local.local_pods import LocalPods
 from evershell.fleet.pods import Pods
 from tests.support import pod_processes
 from tests.support.fleet import FakePods
+from tests.support.forking import fork_server
 from tests.support.missing import NOT_APPLICABLE
 from tests.support.pod_processes import subreaper
 from tests.support.sandbox import working_sandbox
@@ -86,23 +89,32 @@ class LocalCase:
 
     last_line = "last line"
 
-    def __init__(self, folder: Path, isolation: Isolation | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        isolation: Isolation | None = None,
+        fork_server: ForkServer | None = None,
+    ) -> None:
         self.folder = folder
         self._isolation = isolation
+        self._fork_server = fork_server
         self.pods = self._port(foreign_children={each.pid for each in psutil.Process().children()})
         self._used: set[str] = set()
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, folder: Path, isolation: Isolation | None = None
+        cls,
+        folder: Path,
+        isolation: Isolation | None = None,
+        fork_server: ForkServer | None = None,
     ) -> AsyncIterator["LocalCase"]:
         program = folder / "agent"
         program.write_text(_AGENT)
         program.chmod(0o755)
         with pytest.MonkeyPatch.context() as patched, subreaper():
             patched.setattr(sys, "executable", str(program))
-            case = cls(folder, isolation)
+            case = cls(folder, isolation, fork_server)
             yield case
         for workspace_id in case._used:
             pod_processes.kill(workspace_id)
@@ -111,11 +123,30 @@ class LocalCase:
     def open_in_sandbox(cls, folder: Path) -> AbstractAsyncContextManager["LocalCase"]:
         return cls.open(folder, working_sandbox(folder))
 
+    @classmethod
+    @asynccontextmanager
+    async def open_forked(cls, folder: Path) -> AsyncIterator["LocalCase"]:
+        with subreaper():
+            async with (
+                fork_server(_AGENT) as server,
+                cls.open(folder, working_sandbox(folder), server) as case,
+            ):
+                # Only a start that cannot be forked runs it.
+                (folder / "agent").write_text("#!/bin/sh\nexit 1\n")
+                yield case
+            processes.reap_all()
+
     async def other_controller(self) -> LocalPods:
         return self._port()
 
     def _port(self, foreign_children: Collection[int] | None = None) -> LocalPods:
-        return LocalPods(self.folder, spec_for, self._isolation, foreign_children=foreign_children)
+        return LocalPods(
+            self.folder,
+            spec_for,
+            self._isolation,
+            foreign_children=foreign_children,
+            fork_server=self._fork_server,
+        )
 
     async def start(self, workspace: Workspace) -> None:
         self._used.add(workspace.id)
@@ -155,7 +186,10 @@ class LocalCase:
         program = self.folder / "agent"
         away = program.rename(self.folder / "away")
         try:
-            yield
+            with pytest.MonkeyPatch.context() as patched:
+                if self._fork_server is not None:
+                    patched.setattr(self._isolation, "bwrap", str(program))
+                yield
         finally:
             away.rename(program)
 

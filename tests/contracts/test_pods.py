@@ -13,6 +13,7 @@ _CASES: dict[str, Callable[[Path], AbstractAsyncContextManager[PodsCase]]] = {
     "fake": FakeCase.open,
     "local": LocalCase.open,
     "sandbox": LocalCase.open_in_sandbox,
+    "forked": LocalCase.open_forked,
 }
 
 

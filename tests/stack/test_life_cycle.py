@@ -1,5 +1,6 @@
 """When a pod ends, all its processes end."""
 
+import psutil
 import pytest
 
 from tests.support.sandbox import skip_without_sandbox
@@ -34,3 +35,12 @@ def test_every_process_of_a_pod_ends_with_its_agent(
     end = workspace.await_end(task_id)
     assert (end["status"], end["work_stopped"]) == ("failed", "yes")
     assert running(DETACHED) == running(HIDDEN) == []
+
+
+def test_an_agent_is_forked_and_a_child_of_the_controller(
+    stack: Stack, workspace: Workspace
+) -> None:
+    """If it is executed, which takes three times as long, its parent is bwrap."""
+    skip_without_sandbox()
+    agent = psutil.Process(stack.agent_pid(workspace.id))
+    eventually(lambda: agent.ppid() in stack.pids("fleet"))
