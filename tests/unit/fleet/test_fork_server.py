@@ -102,10 +102,10 @@ def visible(pid: int) -> dict[str, object]:
         "status": [line for line in status if STATUS.fullmatch(line)],
         "is init": (folder / "status").read_text().split("NSpid:")[1].split()[1] == "1",
         "mounts": {(mount[3], *mount[4:6]) for mount in mounts},
-        "root": sorted(os.listdir(folder / "root")),
+        "root": sorted(each.name for each in (folder / "root").iterdir()),
         "cwd": str((folder / "cwd").readlink()),
         "files": {name: (folder / "fd" / name).readlink().name for name in ("1", "2")},
-        "open": len(os.listdir(folder / "fd")),
+        "open": len(list((folder / "fd").iterdir())),
         "namespaces": {
             each.name for each in (folder / "ns").iterdir() if not each.samefile(_own(each.name))
         },
@@ -122,7 +122,9 @@ async def test_a_forked_agent_has_what_an_executed_one_has_and_no_more(
 ) -> None:
     seen, received = [], []
     with subreaper():
-        async with fork_server(AGENT) as server:
+        # A group that the agents do not have.
+        async with fork_server(AGENT, "if os.getuid() == 0: os.setgroups([1])") as server:
+            assert server.process is not None
             for each in (server, None):
                 pods = LocalPods(tmp_path, spec_for, sandbox, fork_server=each)
                 await pods.start(workspace)
@@ -130,6 +132,7 @@ async def test_a_forked_agent_has_what_an_executed_one_has_and_no_more(
                 assert await forked(tmp_path, workspace) is (each is not None)
                 agent = agent_of(tmp_path, workspace)
                 seen.append(visible(agent.pid))
+                assert os.getsid(agent.pid) not in (os.getsid(0), server.process.pid)
                 assert agent.environ().items() >= {"EVERSHELL_EPOCH": "3"}.items()
                 await pods.end(workspace, 0)
                 (tmp_path / "pods" / workspace.id / "files" / "received.json").unlink()
@@ -249,7 +252,7 @@ async def test_nothing_of_an_agent_is_in_the_memory_of_the_fork_server(
     texts = []
     for each in (workspace, world.workspace(epoch=1, run_id=RUN_ID)):
         await pods.start(each)
-        await eventually_async(lambda: "a secret" in pods.log_tail(each.id))  # noqa: B023
+        await eventually_async(lambda: "a secret" in pods.log_tail(each.id))
         texts.append(pods.log_tail(each.id).split()[-1])
         assert b"a secret" in memory(agent_of(tmp_path, each).pid)
         await pods.end(each, 0)
@@ -284,7 +287,7 @@ async def test_the_fork_server_of_agents_has_one_thread_and_no_runtime_of_grpc()
     assert server.process is not None
     running = psutil.Process(server.process.pid)
     assert running.num_threads() == 1
-    kinds = {Path(os.readlink(f"/proc/{running.pid}/fd/{each}")).name for each in (0, 3)}
-    assert running.num_fds() == 4 and all(kind.startswith("socket:") for kind in kinds)
+    # The standard ones, and its socket again.
+    assert running.num_fds() == 4
     server.close()
     await processes.wait_exit_and_reap(running.pid)
