@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from evershell.core.workspace import Workspace
 from evershell.fleet.local import fork_server as client
-from evershell.fleet.local import processes
+from evershell.fleet.local import isolation, processes
 from evershell.fleet.local.fork_server import ForkServer
 from evershell.fleet.local.isolation import Sandbox
 from evershell.fleet.local.local_pods import LocalPods
@@ -220,6 +220,14 @@ async def test_an_agent_is_executed_on_a_host_that_refuses_to_enter_sandboxes(
             await pods.end(workspace, 0)
             processes.reap_all()
     assert [line["reason"] for line in logs if line["event"] == "agent_not_forked"]
+
+
+async def test_a_start_fails_if_the_sandbox_ends_before_there_is_an_agent(
+    pods: LocalPods, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "_WAIT", "exit 1")
+    with pytest.raises(OSError, match="its sandbox could not be built"):
+        await pods.start(workspace)
 
 
 async def test_an_agent_that_was_forked_too_late_does_not_run(
