@@ -21,9 +21,14 @@ WITHOUT_BODY_FILTERS = {
     name: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
     for name in ("envoy.filters.http.filter_chain", "envoy.filters.http.grpc_json_transcoder")
 }
+# Turns on a filter that envoy.yaml has turned off.
+FILTER_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
 # Routes to the workers. Priority HIGH has the circuit breaker for small requests, DEFAULT the one
 # for large requests.
 ROUTE = {"cluster": "control_plane", "priority": "HIGH"}
+
+# No other method has paths that match one of its paths.
+HOT_METHOD = "CancelTask"
 
 # A call may wait 30 s for a task, so it has been answered within 35 s. 0 turns the limit off,
 # because a stream has no end.
@@ -102,6 +107,7 @@ def edge_config(
         "routes": [
             _several_hosts(),
             *(answer_text(match, 400, text) for match, text in _unprintable_headers()),
+            *_routes(protos.bindings()),
             *(
                 route
                 for method in methods
@@ -115,7 +121,6 @@ def edge_config(
                     protos.repeat(method),
                 )
             ),
-            *_routes(protos.bindings()),
             *other_routes,
             # CONNECT has no path, and its body has no end for which the filters could wait. With
             # this route, Envoy refuses it at once (403).
@@ -134,12 +139,12 @@ def edge_config(
 
 
 def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
-    """The routes of the REST listener. Envoy uses the first one that matches.
+    """The routes of the paths. Envoy tries them in turn, so those of CancelTask come first.
 
     Each path has routes for its methods, and one for all other methods (405).
     """
     by_path: dict[str, list[Binding]] = defaultdict(list)
-    for binding in bindings:
+    for binding in sorted(bindings, key=lambda binding: binding.rpc.name != HOT_METHOD):
         by_path[re.sub(r"\{[^}]*\}", "[^/]+", binding.path)].append(binding)
     routes: list[dict[str, Any]] = []
     for regex, group in by_path.items():
@@ -318,7 +323,7 @@ def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]])
     if binding.success_status != 200:
         for_lua["success_status"] = str(binding.success_status)
     if _has_head(binding):
-        for_lua["has_head"] = True
+        route["typed_per_filter_config"]["evershell.head"] = FILTER_ON
     metadata: dict[str, Any] = {
         "evershell": {"max_request_bytes": f"{binding.max_request_bytes:,}"}
     }

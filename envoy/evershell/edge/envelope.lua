@@ -1,7 +1,7 @@
 -- Puts the HTTP status and the error envelope of an answer into place. Runs after the transcoder.
 --
 -- A success has its grpc-status in the trailers, which this filter does not read. It costs a few
--- look-ups.
+-- look-ups. There is no function for requests: Envoy then does not run Lua for them.
 -- An error arrives without a body: the server has put the envelope and its HTTP status into two
 -- headers. The header_mutation filter, which sees answers after this one, removes these headers.
 
@@ -22,22 +22,6 @@ local function find_envelope(handle, headers, grpc_status, status)
   local rule = errors:get(grpc_status) or errors:get("13")
   local envelope = '{"error":{"code":"%s","message":"%s","request_id":"%s"}}'
   return rule.status, envelope:format(rule.code, rule.message, headers:get("x-request-id") or "")
-end
-
-local NAMESPACE = "evershell.edge"
-
--- The transcoder has no binding for HEAD: the worker receives a GET, and the body is dropped.
-function envoy_on_request(handle)
-  local headers = handle:headers()
-  if headers:get(":method") == "HEAD" and handle:metadata():get("has_head") then
-    headers:replace(":method", "GET")
-    handle:streamInfo():dynamicMetadata():set(NAMESPACE, "head", true)
-  end
-end
-
-local function is_head(handle)
-  local metadata = handle:streamInfo():dynamicMetadata():get(NAMESPACE)
-  return metadata ~= nil and metadata["head"]
 end
 
 -- Matches an envelope with the transcoder's error about an invalid value of a query. Captures the
@@ -83,14 +67,8 @@ function envoy_on_response(handle)
       if status ~= nil and status ~= "200" then
         headers:replace(":status", status)
       end
-    elseif headers:get(":status") == "400" and not is_head(handle) then
+    elseif headers:get(":status") == "400" then
       name_invalid_value(handle)
-    end
-    if is_head(handle) then
-      -- Drops the body and keeps the headers, including the content length.
-      for chunk in handle:bodyChunks() do
-        chunk:setBytes("")
-      end
     end
     return
   end
@@ -105,9 +83,7 @@ function envoy_on_response(handle)
   if status == "401" then
     headers:replace("www-authenticate", "Bearer")
   end
-  if is_head(handle) then
-    headers:replace("content-length", tostring(#envelope))
-  elseif envelope ~= "" then
+  if envelope ~= "" then
     handle:body(true):setBytes(envelope)
   end
 end

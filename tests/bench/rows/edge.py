@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import islice, repeat
 
-from tests.bench import arming, http1, load, windows
-from tests.bench.figures import Figures, Row, at_most, percentile
+from tests.bench import arming, http1, load, processes, windows
+from tests.bench.figures import Figures, Row, at_most, figure, percentile
 from tests.bench.http2 import message
 from tests.bench.plan import Block, Measure, Setting, Window
 from tests.bench.servers import bare_edge
@@ -37,6 +37,16 @@ def blocks(quick: bool) -> list[Block]:
                     target=at_most(1.25),
                 ),
                 Row(
+                    name="CPU of Envoy for a CancelTask over REST, 1 caller",
+                    unit="µs",
+                    value=figure("envoy_us", "cancel"),
+                ),
+                Row(
+                    name="CancelTask over REST, 1 caller, p50",
+                    unit="ms",
+                    value=figure("rest", "cancel"),
+                ),
+                Row(
                     name="REST ÷ gRPC at the worker if Envoy were bare, 1 caller, p50",
                     unit="×",
                     value=lambda figures: (
@@ -65,6 +75,8 @@ def _cancel(turns: int) -> Measure:
             for workspace_id in tasks.workspace_ids[:calls]
         ]
         bodies = [windows.cancel_body(each) for each in tasks.workspace_ids[calls:]]
+        envoys = processes.descendants(side.stack.pid, "envoy")
+        before = processes.cpu_seconds(envoys)
         figures = _in_turns(
             {
                 "rest": (http1.Connection(address), requests, _ACCEPTED),
@@ -72,8 +84,9 @@ def _cancel(turns: int) -> Measure:
             },
             turns,
         )
+        used = processes.cpu_seconds(envoys) - before
         arming.check(side.database, tasks, 2 * calls)
-        return figures
+        return {**figures, "envoy_us": used * 1e6 / calls}
 
     return measure
 

@@ -126,7 +126,16 @@ def health(edge: RunningEdge, client: httpx.Client) -> int:
     return 300
 
 
-@pytest.mark.parametrize("flood", [long_paths, bad_keys, health])
+def preflights(edge: RunningEdge, client: httpx.Client) -> int:
+    """Successes of the edge's own, on the path of a gRPC method."""
+    headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
+    for _ in range(200):
+        assert client.options(path, headers=headers).status_code == 200
+    return 200
+
+
+@pytest.mark.parametrize("flood", [long_paths, bad_keys, health, preflights])
 def test_calls_without_a_credential_do_not_fill_the_log(
     quiet_edge: RunningEdge,
     log: Log,

@@ -3,8 +3,10 @@
 import json
 
 import httpx
+import pytest
 
 from tests.support.edge.cases import CANCEL
+from tests.support.edge.running_edge import RunningEdge
 from tests.support.edge.stub import AWKWARD, Stub
 
 
@@ -53,6 +55,21 @@ def test_an_invalid_value_in_the_query_names_its_field(rest: httpx.Client) -> No
     error = rest.get("/v1/workspaces/ws_1/tasks?page_size=x%22%7D").json()["error"]
     assert error["details"] == {"fields": {"page_size": 'invalid value "x"}" for type TYPE_INT32'}}
     assert "error" not in rest.head("/v1/workspaces/ws_1/tasks?page_size=x").text
+
+
+@pytest.mark.parametrize("workspace_id", ["ws_1", "error_workspace_not_found"])
+def test_the_answer_to_head_has_the_length_and_not_the_body(
+    edge: RunningEdge, workspace_id: str
+) -> None:
+    path = f"/v1/workspaces/{workspace_id}"
+    # On HTTP/2 the client fails if it receives a body. On HTTP/1.1 it could not tell.
+    with httpx.Client(
+        base_url=edge.rest_url, http1=False, http2=True, trust_env=False, timeout=15
+    ) as client:
+        to_get, to_head = client.get(path), client.head(path)
+    assert to_head.content == b""
+    assert to_head.status_code == to_get.status_code
+    assert to_head.headers["content-length"] == str(len(to_get.content))
 
 
 def test_messages_of_a_stream_arrive_one_by_one(rest: httpx.Client, stub: Stub) -> None:

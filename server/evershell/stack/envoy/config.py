@@ -250,6 +250,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "workers": [_endpoint(address) for address in edge.workers],
         "descriptor_set": str(edge_file("transcoder.binpb")),
         "envelope_lua": str(edge_file("envelope.lua")),
+        "head_lua": str(edge_file("head.lua")),
         "unsolicited_calls": str(edge_file("unsolicited_calls.yaml")),
         **generated,
         "routes": collector.traced(routes) if collector else routes,
