@@ -24,6 +24,8 @@ _METHODS = {
     )
     for method in service.methods
 }
+# Every agent calls it every few seconds.
+HEARTBEAT = "/evershell.agent.v1.RuntimeService/Heartbeat"
 
 
 def public_methods(

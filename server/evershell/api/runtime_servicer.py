@@ -24,7 +24,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 # The heartbeats of idle agents wait for the next of the moments that are this far apart, so that
 # those of many agents share a statement.
-_GATHER_SECONDS = 0.02
+_GATHER_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)

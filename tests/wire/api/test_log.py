@@ -9,10 +9,11 @@ import structlog
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from structlog.testing import LogCapture
 
+from evershell.api.method_options import HEARTBEAT
 from evershell.core.errors import UnavailableError
 from tests.support.waiting import eventually_async
 from tests.support.world import ORG, World
-from tests.wire.api.running import FailingStore, Running, bearer
+from tests.wire.api.running import FailingStore, Running, agent_bearer, bearer
 
 UNKNOWN = messages.GetWorkspaceRequest(workspace_id="ws_unknown")
 
@@ -59,6 +60,17 @@ async def test_a_call_has_one_line(server: Running, world: World, log: LogCaptur
         "actor_id": "key_full_access",
     }
     assert refused["outcome"] == "workspace_not_found"
+
+
+async def test_a_heartbeat_has_a_line_only_if_it_fails(
+    store: FailingStore, server: Running, world: World, log: LogCapture
+) -> None:
+    agent = agent_bearer((await world.add()).id)
+    await server.raw(HEARTBEAT, agent, b"")
+    store.error = UnavailableError
+    await server.raw(HEARTBEAT, agent, b"")
+    (line,) = await lines_of_calls(log, 1)
+    assert (line["method"], line["outcome"]) == (HEARTBEAT, "unavailable")
 
 
 @pytest.mark.parametrize(

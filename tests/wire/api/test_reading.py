@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from evershell.api.interceptors import reading
-from evershell.api.method_options import WORKSPACE_SERVICE, public_methods
+from evershell.api.method_options import HEARTBEAT, WORKSPACE_SERVICE, public_methods
 from evershell.core.errors import Failure
 from evershell.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
@@ -77,7 +77,7 @@ async def test_a_method_takes_exactly_one_message(server: Running, world: World)
 
 
 async def test_a_method_without_effect_does_not_wait_for_the_end_of_its_request(
-    server: Running,
+    server: Running, world: World
 ) -> None:
     methods = (
         "GetTask",
@@ -93,6 +93,8 @@ async def test_a_method_without_effect_does_not_wait_for_the_end_of_its_request(
     assert reads == {PUBLIC + name for name in methods}
     async with asyncio.timeout(PROMPT_SECONDS):
         assert await Incomplete(server, LIST, bearer(), [b""]).call == b""
+        agent = agent_bearer((await world.add()).id)
+        assert await Incomplete(server, HEARTBEAT, agent, [b""]).call != b""
     none = Incomplete(server, LIST, bearer())
     none.finish()
     assert "one message" in (await none.failure()).message

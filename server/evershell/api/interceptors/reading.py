@@ -14,7 +14,12 @@ from google.protobuf.message import DecodeError, Message
 
 from evershell.api.call import Call, Context
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import A2A_SERVICE, WORKSPACE_SERVICE, public_methods
+from evershell.api.method_options import (
+    A2A_SERVICE,
+    HEARTBEAT,
+    WORKSPACE_SERVICE,
+    public_methods,
+)
 from evershell.api.rest_body import merge_rest_body
 from evershell.core import errors
 from evershell.core.agent_rules import BYTES_PER_SECOND, MAX_WAITING_CALLS
@@ -55,7 +60,7 @@ class Reading(Interceptor):
         # Such a method is served when its message has arrived. That the request also ends with it
         # is learned from gRPC by a second read, which would take a large part of the time of a
         # short call.
-        self._reads = public_methods(with_effect=False)
+        self._reads = {*public_methods(with_effect=False), HEARTBEAT}
         # Such a method refuses fields that it does not know: it would do only a part of what the
         # caller has asked for. A2A asks for unknown fields to be ignored, and the edge reads its
         # bodies.

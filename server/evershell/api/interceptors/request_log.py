@@ -10,6 +10,7 @@ import structlog
 from evershell.api import status
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.method_options import HEARTBEAT
 from evershell.core import trace
 from evershell.core.trace import TraceContext
 from evershell.telemetry.logs import Sampler
@@ -25,7 +26,8 @@ _REFUSALS = frozenset(
 
 
 class RequestLog(Interceptor):
-    """Writes one line for each call, even when the call fails or its caller goes away.
+    """Writes one line for each call, even when the call fails or its caller goes away. A heartbeat
+    that succeeds has none.
 
     Counts and times calls by method and outcome. Only methods that exist are wrapped, so their
     number is bounded.
@@ -61,7 +63,8 @@ class RequestLog(Interceptor):
             finally:
                 seconds = perf_counter() - began
                 measured.end(outcome, seconds)
-                self._write(path, call, outcome, seconds)
+                if path != HEARTBEAT or outcome != "ok":
+                    self._write(path, call, outcome, seconds)
 
         return logged
 
