@@ -1,10 +1,8 @@
 """Records cancellations. Those of concurrent callers share a statement."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -21,6 +19,7 @@ from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
 from evershell.store.group_commit import GroupCommit
 from evershell.store.notifications import Publish
 from evershell.store.rows import (
+    dump_json,
     task_columns,
     task_of,
     workspace_columns,
@@ -148,12 +147,9 @@ def request_of(
     }
 
 
-_dumps = partial(json.dumps, ensure_ascii=False, default=datetime.isoformat)
-
-
 def json_of(request: Request | Sequence[Request]) -> Json:
     """The parameter for a request, or for several."""
-    return Json(request, dumps=_dumps)
+    return Json(request, dumps=dump_json)
 
 
 def _result(row: Any) -> RecordedCancellation | None:

