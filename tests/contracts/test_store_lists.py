@@ -1,13 +1,18 @@
 """The contract of Store: contents and order of its lists."""
 
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 from evershell.core import task_lifecycle
 from evershell.core.ids import new_task_id
 from evershell.core.ports import Store
+from evershell.core.task import TaskStatus
+from evershell.core.task_filter import ListFilter
 from evershell.core.validation import Page
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.store.examples import (
+    NOW,
     complete,
     intent,
     permission,
@@ -124,3 +129,26 @@ async def test_a_workspace_is_read_for_its_own_organization_only(store: Store) -
     for other in ("org_b", ""):
         assert await store.get_workspace(busy.id, other) is None
         assert await store.get_workspace_with_task(busy.id, submitted.id, other) == (None, None)
+
+
+async def test_tasks_are_listed_and_counted_by_status_and_time(store: Store) -> None:
+    """A task that is being cancelled counts as running."""
+    busy, first = await with_task(store)
+    await complete(store, busy, first.id)
+    second = replace(task(busy.id), created_at=NOW + timedelta(hours=1))
+    await store.transition(busy.id, lambda locked: task_lifecycle.submit(locked, second, "user_1"))
+
+    async def listed(**fields: Any) -> list[str]:
+        wanted = ListFilter(**fields)
+        found = await store.list_tasks(busy.id, None, 10, wanted)
+        assert await store.count_tasks(busy.id, wanted) == len(found)
+        return [each.id for each in found]
+
+    assert await listed() == sorted((first.id, second.id), reverse=True)
+    assert await listed(statuses=frozenset({TaskStatus.SUBMITTED})) == [second.id]
+    assert await listed(statuses=frozenset({TaskStatus.COMPLETED})) == [first.id]
+    assert await listed(statuses=frozenset()) == []
+    assert await listed(changed_since=second.created_at) == [second.id]
+    await store.record_cancellation(permission(), busy.id, second.id, intent())
+    assert await listed(statuses=frozenset({TaskStatus.SUBMITTED})) == []
+    assert await listed(statuses=frozenset({TaskStatus.RUNNING})) == [second.id]

@@ -27,7 +27,7 @@ from evershell.core.ports import (
     RecordedCancellation,
 )
 from evershell.core.task import CancelIntent, Task
-from evershell.core.task_filter import AllTasks, TaskSelection
+from evershell.core.task_filter import EVERY_TASK, AllTasks, ListFilter, TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.notifications import Publish, publish_to_nobody
 
@@ -163,14 +163,25 @@ class FakeStore:
         return workspace, None if workspace is None else self._task_of(workspace, task_id)
 
     async def list_tasks(
-        self, workspace_id: str, before_id: str | None, limit: int
+        self,
+        workspace_id: str,
+        before_id: str | None,
+        limit: int,
+        wanted: ListFilter = EVERY_TASK,
     ) -> Sequence[Task]:
         self._answer()
-        return _page(
-            [task for task in self._tasks.values() if task.workspace_id == workspace_id],
-            before_id,
-            limit,
-        )
+        return _page(self._matching(workspace_id, wanted), before_id, limit)
+
+    async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
+        self._answer()
+        return len(self._matching(workspace_id, wanted))
+
+    def _matching(self, workspace_id: str, wanted: ListFilter) -> list[Task]:
+        return [
+            task
+            for task in self._tasks.values()
+            if task.workspace_id == workspace_id and wanted.matches(task)
+        ]
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         self._answer()

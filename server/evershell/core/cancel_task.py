@@ -123,7 +123,7 @@ async def cancel_task(
         task = await _signal(recorded, store, agents, is_named=bool(request.task_id))
         if request.wait_seconds:
             wait_seconds = deadline.bounded(request.wait_seconds)
-            task = await _await_end(task, wait_seconds, store, subscriptions)
+            task = await await_end(task, wait_seconds, store, subscriptions)
     return CancelResult(request.workspace_id, outcome, task)
 
 
@@ -201,7 +201,7 @@ async def _signal(
     return task
 
 
-async def _await_end(
+async def await_end(
     task: Task, wait_seconds: float, store: Store, subscriptions: Subscriptions
 ) -> Task:
     """Waits for the end of the task, and returns the latest known state of the task.

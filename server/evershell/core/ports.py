@@ -12,7 +12,7 @@ from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
-from evershell.core.task_filter import TaskSelection
+from evershell.core.task_filter import EVERY_TASK, ListFilter, TaskSelection
 from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
@@ -225,12 +225,19 @@ class Store(Protocol):
         """
 
     async def list_tasks(
-        self, workspace_id: str, before_id: str | None, limit: int
+        self,
+        workspace_id: str,
+        before_id: str | None,
+        limit: int,
+        wanted: ListFilter = EVERY_TASK,
     ) -> Sequence[Task]:
-        """The tasks of the workspace that are older than `before_id`, newest first.
+        """The tasks of the workspace that match and are older than `before_id`, newest first.
 
         The list may end early, with at least one task more than MAX_PAGE_CHARACTERS allow.
         """
+
+    async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
+        """The number of tasks of the workspace that match."""
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         """The workspace's events after `after_seq`, in order.

@@ -118,6 +118,19 @@ class Task:
     committed_bytes: int = 0
     limits: TaskLimits = TaskLimits()
 
+    @property
+    def is_being_cancelled(self) -> bool:
+        """Whether its cancellation is recorded, and it has not ended."""
+        return self.cancel is not None and not self.status.is_terminal
+
+    @property
+    def changed_at(self) -> datetime:
+        """When its status was last set, or its cancellation recorded."""
+        if self.completed_at is not None:
+            return self.completed_at
+        changed_at = self.started_at or self.created_at
+        return changed_at if self.cancel is None else max(changed_at, self.cancel.requested_at)
+
 
 @dataclass(frozen=True, slots=True)
 class TaskStarted:

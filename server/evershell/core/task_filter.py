@@ -10,6 +10,7 @@ from datetime import datetime
 
 from evershell.workspace.v1 import field_limits
 
+from evershell.core.task import Task, TaskStatus
 from evershell.core.validation import Fields
 
 # The same for both lists of ids.
@@ -84,3 +85,21 @@ def _check_metadata(fields: Fields, metadata: Mapping[str, str] | None) -> None:
 def _check_count(fields: Fields, name: str, count: int, most: int) -> None:
     if not 1 <= count <= most:
         fields.reject(name, f"has {count:,} entries; 1 to {most:,} are allowed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListFilter:
+    """Which tasks of a workspace to list. None matches all."""
+
+    # A task that is being cancelled counts as running.
+    statuses: frozenset[TaskStatus] | None = None
+    # Those whose status has changed since then.
+    changed_since: datetime | None = None
+
+    def matches(self, task: Task) -> bool:
+        status = TaskStatus.RUNNING if task.is_being_cancelled else task.status
+        has_status = self.statuses is None or status in self.statuses
+        return has_status and (self.changed_since is None or task.changed_at >= self.changed_since)
+
+
+EVERY_TASK = ListFilter()

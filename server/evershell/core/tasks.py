@@ -21,6 +21,7 @@ from evershell.core.task import (
     TaskLimits,
     TaskStatus,
 )
+from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import Workspace
 
@@ -208,17 +209,28 @@ async def read_task(
 
 
 async def list_tasks(
-    caller: Caller, workspace_id: str, page: Page, store: Store
+    caller: Caller,
+    workspace_id: str,
+    page: Page,
+    store: Store,
+    wanted: ListFilter = EVERY_TASK,
 ) -> tuple[Sequence[Task], str]:
-    """A page of the workspace's tasks, newest first, and the token of the next page.
+    """A page of the workspace's tasks that match, newest first, and the token of the next page.
 
     The token is empty on the last page. Raises Failure: permission_denied, workspace_not_found.
     """
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
-    listed = await store.list_tasks(workspace_id, page.before_id, page.size + 1)
+    listed = await store.list_tasks(workspace_id, page.before_id, page.size + 1, wanted)
     return page.cut(listed, _characters)
+
+
+async def count_tasks(caller: Caller, workspace_id: str, store: Store, wanted: ListFilter) -> int:
+    """The number of tasks of the workspace that match. Raises Failure as list_tasks."""
+    permission = caller.permission("workspace:read")
+    permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
+    return await store.count_tasks(workspace_id, wanted)
 
 
 def _characters(task: Task) -> int:

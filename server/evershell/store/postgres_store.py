@@ -21,6 +21,7 @@ from evershell.core.ports import (
     Leased,
 )
 from evershell.core.task import Task
+from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
@@ -92,6 +93,14 @@ GET_WORKSPACE_WITH_TASK = (
     "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id "
     f"WHERE w.id = %s AND {OF_ORG}"
 )
+# The condition of a ListFilter.
+LISTED = (
+    "(%s::text[] IS NULL OR CASE WHEN cancel_requested_at IS NOT NULL AND completed_at IS NULL "
+    "THEN 'running' ELSE status::text END = ANY(%s::text[])) "
+    "AND (%s::timestamptz IS NULL OR coalesce("
+    "completed_at, greatest(created_at, started_at, cancel_requested_at)) >= %s::timestamptz)"
+)
+COUNT_TASKS = f"SELECT count(*) AS number FROM tasks WHERE workspace_id = %s AND {LISTED}"
 # A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
 # be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
 # there are more.
@@ -99,7 +108,7 @@ LIST_TASKS = (
     f"SELECT {TASK} FROM ("
     f"SELECT {', '.join(TASK_COLUMNS)}, sum(length(description) + length(result)) OVER ("
     "ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS characters "
-    "FROM tasks WHERE workspace_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+    f"FROM tasks WHERE workspace_id = %s AND id < %s AND {LISTED} ORDER BY id DESC LIMIT %s"
     f") t WHERE coalesce(characters, 0) <= {MAX_PAGE_CHARACTERS} ORDER BY id DESC"
 )
 # A batch ends early if its payloads are large, because an agent may commit 4 MiB in each.
@@ -387,10 +396,19 @@ class PostgresStore:
         return (None, None) if row is None else (workspace_of(row), task_of(row))
 
     async def list_tasks(
-        self, workspace_id: str, before_id: str | None, limit: int
+        self,
+        workspace_id: str,
+        before_id: str | None,
+        limit: int,
+        wanted: ListFilter = EVERY_TASK,
     ) -> Sequence[Task]:
-        rows = await self._all(LIST_TASKS, (workspace_id, before_id or AFTER_ALL_IDS, limit))
+        parameters = (workspace_id, before_id or AFTER_ALL_IDS, *_listed(wanted), limit)
+        rows = await self._all(LIST_TASKS, parameters)
         return [task for row in rows if (task := task_of(row))]
+
+    async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
+        (row,) = await self._all(COUNT_TASKS, (workspace_id, *_listed(wanted)))
+        return int(row.number)
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         # Watchers that wait for the same events share a read.
@@ -460,6 +478,12 @@ async def _share_hold(connection: Connection, org_id: str) -> AsyncCursor[Any]:
     """
     await connection.execute(SHARE_HOLD_LOCK, (org_id,), prepare=True)
     return await connection.execute(GET_HOLD, (org_id,), prepare=True, binary=True)
+
+
+def _listed(wanted: ListFilter) -> Values:
+    """The parameters of LISTED."""
+    statuses = None if wanted.statuses is None else sorted(wanted.statuses)
+    return (statuses, statuses, wanted.changed_since, wanted.changed_since)
 
 
 def _hold_of(row: Any) -> Hold | None:

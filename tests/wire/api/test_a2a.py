@@ -1,5 +1,7 @@
 """A2AService over gRPC, over a store in memory."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +10,15 @@ import grpc
 import pytest
 from a2a.types import a2a_pb2, a2a_pb2_grpc
 from evershell.workspace.v1 import workspace_service_pb2 as messages
+from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.json_format import MessageToDict
 
-from evershell.core.task import Task
+from evershell.core.event import AuditFilter
+from evershell.core.task import Task, TaskStarted
 from evershell.core.workspace import Workspace
-from tests.support.world import World, iteration
-from tests.wire.api.running import READER, Failed, Running, bearer
+from tests.support.waiting import eventually_async
+from tests.support.world import World, caller, iteration
+from tests.wire.api.running import OBSERVER, READER, Failed, Running, bearer
 
 
 def headers(token: str = "sk_test", **more: str) -> tuple[tuple[str, str], ...]:
@@ -154,3 +159,205 @@ async def test_a_subscription_begins_with_the_task_and_ends_with_it(a2a: A2A) ->
         a2a.stub.SubscribeToTask(a2a_pb2.SubscribeToTaskRequest(**a2a.named), metadata=headers())
     )
     assert error_type(refused) == "UNSUPPORTED_OPERATION"
+
+
+def message(text: str = "true", **fields: Any) -> a2a_pb2.Message:
+    facts = {"message_id": "m-1", "role": a2a_pb2.ROLE_USER, "parts": [{"text": text}], **fields}
+    return a2a_pb2.Message(**facts)
+
+
+def sending(workspace_id: str, **fields: Any) -> a2a_pb2.SendMessageRequest:
+    facts = {
+        "tenant": workspace_id,
+        "message": message(),
+        "configuration": {"return_immediately": True},
+        **fields,
+    }
+    return a2a_pb2.SendMessageRequest(**facts)
+
+
+async def test_a_message_begins_a_task(a2a: A2A) -> None:
+    """Its parts, its metadata and the options of the request arrive at the task."""
+    idle = await a2a.world.add()
+    parts = [{"text": "echo one"}, {"text": "echo two", "media_type": "text/plain"}]
+    request = sending(
+        idle.id,
+        message=message(parts=parts, metadata={"team": "a", "size": 3}, context_id=idle.id),
+        metadata={"max_iterations": 7, "limits": {"max_duration": "60s"}, "other": True},
+    )
+    answer = await a2a.stub.SendMessage(request, metadata=headers())
+    task = await a2a.world.task(idle.id, answer.task.id)
+    assert task.description == "echo one\necho two"
+    assert task.metadata == {"team": "a", "size": "3.0", "a2a_message_id": "m-1"}
+    assert (task.max_iterations, task.limits.max_duration_seconds) == (7, 60)
+    assert answer.task.status.state == a2a_pb2.TASK_STATE_SUBMITTED
+    assert answer.task.history[0].message_id == "m-1"
+    (entry,) = await a2a.world.store.list_audit_entries(
+        caller().permission("workspace:read"), AuditFilter(rpc="SendMessage"), None, 9
+    )
+    assert (entry.outcome, entry.workspace_id, entry.task_id) == ("ok", idle.id, task.id)
+
+
+async def test_a_repeated_message_gets_its_task_again(a2a: A2A) -> None:
+    """Another credential, workspace or method, or another message, is no repeat."""
+    idle, other = await a2a.world.add(), await a2a.world.add()
+    first = await a2a.stub.SendMessage(sending(idle.id), metadata=headers())
+    again = await a2a.stub.SendMessage(sending(idle.id), metadata=headers())
+    assert again.task.id == first.task.id
+    elsewhere = await a2a.stub.SendMessage(sending(other.id), metadata=headers())
+    assert elsewhere.task.id != first.task.id
+    by_another = a2a.stub.SendMessage(sending(idle.id), metadata=headers(OBSERVER))
+    assert (await a2a.running.fails(by_another)).slug == "workspace_busy"
+    streamed = a2a.stub.SendStreamingMessage(sending(idle.id), metadata=headers())
+    assert (await a2a.running.fails(streamed)).slug == "workspace_busy"
+    changed = sending(idle.id, message=message("false"))
+    conflict = await a2a.running.fails(a2a.stub.SendMessage(changed, metadata=headers()))
+    assert conflict.slug == "idempotency_conflict" and "m-1" in conflict.message
+    await a2a.world.commit(idle.id, first.task.id, TaskStarted())
+    await a2a.world.end(idle.id, first.task.id)
+    late = await a2a.stub.SendMessage(sending(idle.id), metadata=headers())
+    assert (late.task.id, late.task.status.state) == (first.task.id, a2a_pb2.TASK_STATE_COMPLETED)
+
+
+async def test_a_message_is_answered_at_the_end_of_its_task(a2a: A2A) -> None:
+    idle = await a2a.world.add()
+    call = a2a.stub.SendMessage(sending(idle.id, configuration={}), metadata=headers())
+
+    async def has_task() -> bool:
+        return (await a2a.world.workspace(idle.id)).current_task_id is not None
+
+    answer = asyncio.ensure_future(call)
+    await eventually_async(has_task)
+    task_id = (await a2a.world.workspace(idle.id)).current_task_id or ""
+    await a2a.world.commit(idle.id, task_id, TaskStarted())
+    assert not answer.done()
+    await a2a.world.end(idle.id, task_id, result="found")
+    ended = (await answer).task
+    assert ended.status.state == a2a_pb2.TASK_STATE_COMPLETED
+    assert ended.artifacts[0].parts[0].text == "found"
+
+
+async def test_a_stream_of_a_message_begins_with_its_task(a2a: A2A) -> None:
+    idle = await a2a.world.add()
+    stream = aiter(a2a.stub.SendStreamingMessage(sending(idle.id), metadata=headers()))
+    task_id = (await anext(stream)).task.id
+    await a2a.world.commit(idle.id, task_id, TaskStarted())
+    await a2a.world.end(idle.id, task_id, result="")
+    states = [update.status_update.status.state async for update in stream]
+    assert states == [a2a_pb2.TASK_STATE_WORKING, a2a_pb2.TASK_STATE_COMPLETED]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"message": message(message_id="")}, "message.message_id"),
+        ({"message": message(role=a2a_pb2.ROLE_AGENT)}, "message.role"),
+        ({"message": message(parts=[])}, "message.parts"),
+        ({"message": message(" ")}, "message.parts"),
+        ({"message": message(parts=[{"filename": "x"}])}, "message.parts"),
+        ({"message": message(context_id="ctx_1")}, "message.context_id"),
+        ({"configuration": {"history_length": -1}}, "configuration.history_length"),
+        ({"metadata": {"limits": "soon"}}, "metadata.limits"),
+        ({"tenant": ""}, "tenant"),
+    ],
+)
+async def test_a_message_that_is_not_valid_names_the_field(
+    a2a: A2A, fields: dict[str, Any], expected: str
+) -> None:
+    request = sending(a2a.workspace.id, **fields)
+    refused = await a2a.running.fails(a2a.stub.SendMessage(request, metadata=headers()))
+    assert refused.slug == "validation_error"
+    (violation,) = refused.details["BadRequest"].field_violations
+    assert violation.field == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"message": message(parts=[{"text": "x"}, {"raw": b"x"}])}, "CONTENT_TYPE_NOT_SUPPORTED"),
+        ({"message": message(parts=[{"url": "https://example.com/x"}])},
+         "CONTENT_TYPE_NOT_SUPPORTED"),
+        ({"message": message(parts=[{"text": "x", "media_type": "text/html"}])},
+         "CONTENT_TYPE_NOT_SUPPORTED"),
+        ({"configuration": {"accepted_output_modes": ["image/png"]}},
+         "CONTENT_TYPE_NOT_SUPPORTED"),
+        ({"message": message(task_id="task_none")}, "TASK_NOT_FOUND"),
+    ],
+)  # fmt: skip
+async def test_what_the_agent_does_not_take_is_refused(
+    a2a: A2A, fields: dict[str, Any], expected: str
+) -> None:
+    request = sending(a2a.workspace.id, **fields)
+    refused = await a2a.running.fails(a2a.stub.SendMessage(request, metadata=headers()))
+    assert error_type(refused) == expected
+
+
+async def test_a_task_takes_no_second_message(a2a: A2A) -> None:
+    refused = await a2a.running.fails(
+        a2a.stub.SendMessage(
+            sending(a2a.workspace.id, message=message(task_id=a2a.task.id)), metadata=headers()
+        )
+    )
+    assert error_type(refused) == "UNSUPPORTED_OPERATION"
+    mismatch = message(task_id=a2a.task.id, context_id="ctx_1")
+    request = sending(a2a.workspace.id, message=mismatch)
+    refused = await a2a.running.fails(a2a.stub.SendMessage(request, metadata=headers()))
+    assert refused.slug == "validation_error"
+
+
+async def test_tasks_are_listed_by_state_and_time_in_pages(a2a: A2A) -> None:
+    world, place = a2a.world, a2a.workspace.id
+    ids = [a2a.task.id]
+    await world.end(place, a2a.task.id, result="first")
+    for _ in range(2):
+        world.clock.advance(60)
+        ids.append((await world.run(await world.workspace(place))).id)
+        if len(ids) < 3:
+            await world.end(place, ids[-1])
+    await a2a.stub.CancelTask(
+        a2a_pb2.CancelTaskRequest(tenant=place, id=ids[-1]), metadata=headers()
+    )
+
+    async def listed(**fields: Any) -> Any:
+        request = a2a_pb2.ListTasksRequest(tenant=place, **fields)
+        return await a2a.stub.ListTasks(request, metadata=headers())
+
+    first = await listed(page_size=2)
+    assert [task.id for task in first.tasks] == ids[:0:-1]
+    assert (first.page_size, first.total_size) == (2, 3)
+    assert not first.tasks[1].artifacts
+    second = await listed(page_size=2, page_token=first.next_page_token, include_artifacts=False)
+    assert [task.id for task in second.tasks] == ids[:1] and not second.next_page_token
+    working = await listed(status=a2a_pb2.TASK_STATE_WORKING)
+    assert [task.id for task in working.tasks] == ids[2:]
+    ended = await listed(status=a2a_pb2.TASK_STATE_COMPLETED, include_artifacts=True)
+    assert [task.artifacts[0].parts[0].text for task in ended.tasks] == ["done", "first"]
+    since = await listed(status_timestamp_after=world.clock())
+    assert [task.id for task in since.tasks] == ids[2:] and since.total_size == 1
+    assert not (await listed(context_id="ctx_1")).tasks
+    assert len((await listed(context_id=place, history_length=0)).tasks) == 3
+    for wrong in ({"page_size": 0}, {"page_size": 101}, {"history_length": -1}):
+        assert (await a2a.running.fails(listed(**wrong))).slug == "validation_error"
+
+
+async def test_a_list_over_http_has_its_required_fields(a2a: A2A) -> None:
+    method = "/lf.a2a.v1.A2AService/ListTasks"
+    idle = await a2a.world.add()
+    request = a2a_pb2.ListTasksRequest(tenant=idle.id).SerializeToString()
+    reply = await a2a.running.raw(method, headers(x_evershell_edge="rest"), request)
+    assert isinstance(reply, bytes)
+    content = json.loads(HttpBody.FromString(reply).data)
+    assert content == {"tasks": [], "nextPageToken": "", "pageSize": 50, "totalSize": 0}
+
+
+async def test_an_error_over_http_is_the_json_of_its_status(a2a: A2A) -> None:
+    method = "/lf.a2a.v1.A2AService/CancelTask"
+    await a2a.world.end(a2a.workspace.id, a2a.task.id)
+    request = a2a_pb2.CancelTaskRequest(**a2a.named).SerializeToString()
+    refused = await a2a.running.raw(method, headers(x_evershell_edge="rest"), request)
+    assert isinstance(refused, Failed)
+    assert refused.trailers["x-evershell-status"] == "400"
+    error = refused.envelope
+    assert (error["code"], error["status"]) == (400, "FAILED_PRECONDITION")
+    assert error["details"][0]["@type"] == "type.googleapis.com/google.rpc.ErrorInfo"
+    assert error["details"][0]["reason"] == "TASK_NOT_CANCELABLE"

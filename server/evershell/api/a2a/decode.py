@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from hashlib import sha256
+from typing import Any, TypeVar, cast
 
 from a2a.types import a2a_pb2
 from evershell.workspace.v1 import workspace_service_pb2
@@ -11,10 +12,16 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
+from evershell.api import codec
+from evershell.api.a2a.states import statuses_in
+from evershell.api.call import fingerprint
 from evershell.core import errors
+from evershell.core.caller import Caller
+from evershell.core.change import IdempotencyKey
 from evershell.core.errors import Failure
-from evershell.core.task import MAX_DESCRIPTION_CHARACTERS
-from evershell.core.validation import Fields
+from evershell.core.task import MAX_DESCRIPTION_CHARACTERS, TaskStatus
+from evershell.core.task_filter import ListFilter
+from evershell.core.validation import Fields, Page
 
 VERSION = "1.0"
 VERSION_HEADER = "a2a-version"
@@ -27,6 +34,7 @@ _ACCEPTS_TEXT = frozenset({TEXT, "text/*", "*/*", "text"})
 # Names the message of a task that A2A submitted, in the task's metadata.
 MESSAGE_ID = "a2a_message_id"
 _MAX_MESSAGE_ID_CHARACTERS = 255
+_MAX_PAGE_SIZE = 100
 # Fields of the requests of WorkspaceService that the metadata of a request may have.
 _CANCEL_OPTIONS = ("reason", "wait", "force_after")
 _SUBMIT_OPTIONS = ("max_iterations", "limits")
@@ -59,6 +67,46 @@ def check_history_length(request: Any) -> None:
     """Checks the field `history_length`. Raises Failure validation_error."""
     if request.history_length < 0:
         raise errors.invalid({"history_length": "must not be negative"})
+
+
+def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, ListFilter]:
+    """The page, and which tasks it lists. Raises Failure validation_error."""
+    fields = Fields()
+    fields.identifier("tenant", request.tenant)
+    if request.HasField("page_size"):
+        fields.between("page_size", request.page_size, 1, _MAX_PAGE_SIZE)
+    fields.check()
+    check_history_length(request)
+    statuses = None
+    if request.context_id not in ("", request.tenant):
+        # The workspace is the only context.
+        statuses = frozenset[TaskStatus]()
+    elif request.status:
+        statuses = statuses_in(request.status)
+    changed_since = None
+    if request.HasField("status_timestamp_after"):
+        changed_since = codec.decode_time("status_timestamp_after", request.status_timestamp_after)
+    # What does not select tasks may change from page to page.
+    selection = a2a_pb2.ListTasksRequest()
+    selection.CopyFrom(request)
+    selection.ClearField("history_length")
+    selection.ClearField("include_artifacts")
+    # It has the fields of a list of WorkspaceService.
+    page = codec.decode_page(cast(Any, selection), org_id)
+    return page, ListFilter(statuses=statuses, changed_since=changed_since)
+
+
+def message_key(request: a2a_pb2.SendMessageRequest, method: str, caller: Caller) -> IdempotencyKey:
+    """The idempotency key of a message: its id, within the credential, the workspace, the method.
+
+    Two requests are equal if they have the same message and metadata. How the caller is answered
+    does not matter.
+    """
+    scope = "\0".join((caller.key, request.tenant, method, request.message.message_id))
+    effect = a2a_pb2.SendMessageRequest(
+        tenant=request.tenant, message=request.message, metadata=request.metadata
+    )
+    return IdempotencyKey(f"a2a-{sha256(scope.encode()).hexdigest()}", fingerprint(effect))
 
 
 def decode_cancel(request: a2a_pb2.CancelTaskRequest) -> workspace_service_pb2.CancelTaskRequest:
@@ -106,6 +154,18 @@ def decode_message(
         metadata={**_texts(message), MESSAGE_ID: message.message_id},
     )
     return _with_options(native, request.metadata, _SUBMIT_OPTIONS)
+
+
+def explained(failure: Failure, request: a2a_pb2.SendMessageRequest) -> Failure:
+    """The failure of a submission, in the words of A2A."""
+    if failure.slug != "idempotency_conflict":
+        return failure
+    message_id = request.message.message_id
+    return Failure(
+        "idempotency_conflict",
+        f"The message id {message_id} was used for another message. Use a new id for each.",
+        idempotency_key=message_id,
+    )
 
 
 def _check_modes(accepted: Sequence[str]) -> None:

@@ -1,29 +1,25 @@
 """Writes tasks and events as A2A shows them. Everything else of them is in the metadata."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from a2a.types import a2a_pb2
-from google.protobuf.json_format import MessageToDict
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.json_format import MessageToDict, MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.api import codec
 from evershell.api.a2a.decode import MESSAGE_ID, TEXT
+from evershell.api.a2a.states import STATES
 from evershell.core.event import Event, EventType
 from evershell.core.task import Task, TaskStatus
 
-_STATES = {
-    TaskStatus.SUBMITTED: a2a_pb2.TASK_STATE_SUBMITTED,
-    TaskStatus.DELIVERED: a2a_pb2.TASK_STATE_SUBMITTED,
-    TaskStatus.RUNNING: a2a_pb2.TASK_STATE_WORKING,
-    TaskStatus.COMPLETED: a2a_pb2.TASK_STATE_COMPLETED,
-    TaskStatus.FAILED: a2a_pb2.TASK_STATE_FAILED,
-    TaskStatus.CANCELLED: a2a_pb2.TASK_STATE_CANCELED,
-    TaskStatus.DELIVERY_FAILED: a2a_pb2.TASK_STATE_FAILED,
-}
+# The media type of A2A's JSON.
+JSON = "application/a2a+json"
 # The states of the events that are updates of a task's status.
 _EVENT_STATES = {
     EventType.TASK_SUBMITTED: a2a_pb2.TASK_STATE_SUBMITTED,
@@ -35,26 +31,50 @@ _EVENT_STATES = {
 _MAX_TEXT_CHARACTERS = 10_000
 
 
-def statuses_in(state: int) -> frozenset[TaskStatus]:
-    """The statuses of the tasks in this state. A task that is being cancelled counts as running."""
-    return frozenset(status for status, shown in _STATES.items() if shown == state)
+def encode_list(
+    listed: Sequence[Task],
+    next_page_token: str,
+    total_size: int,
+    page_size: int,
+    request: a2a_pb2.ListTasksRequest,
+) -> a2a_pb2.ListTasksResponse:
+    """The reply."""
+    history_length = request.history_length if request.HasField("history_length") else None
+    return a2a_pb2.ListTasksResponse(
+        tasks=[
+            encode_task(task, history_length, has_artifacts=request.include_artifacts)
+            for task in listed
+        ],
+        next_page_token=next_page_token,
+        page_size=page_size,
+        total_size=total_size,
+    )
+
+
+def list_json(reply: a2a_pb2.ListTasksResponse, *, has_artifacts: bool) -> HttpBody:
+    """The reply for HTTP.
+
+    Its fields are required, even if they are empty, and artifacts are absent unless they were asked
+    for (A2A, section 3.1.4). The edge could print either all empty fields or none.
+    """
+    content = MessageToDict(reply)
+    for task in content.setdefault("tasks", []):
+        if has_artifacts:
+            task.setdefault("artifacts", [])
+    content.setdefault("nextPageToken", "")
+    content.setdefault("totalSize", 0)
+    return HttpBody(content_type=JSON, data=json.dumps(content).encode())
 
 
 def encode_task(
     task: Task, history_length: int | None = None, *, has_artifacts: bool = True
 ) -> a2a_pb2.Task:
     """The task. `history_length` None means the whole history: the message that began it."""
-    state, changed_at = _STATES[task.status], task.completed_at
-    if changed_at is None:
-        started_at = task.started_at or task.created_at
-        changed_at = started_at
-        if task.cancel is not None:
-            state = a2a_pb2.TASK_STATE_WORKING
-            changed_at = max(started_at, task.cancel.requested_at)
+    state = a2a_pb2.TASK_STATE_WORKING if task.is_being_cancelled else STATES[task.status]
     encoded = a2a_pb2.Task(
         id=task.id,
         context_id=task.workspace_id,
-        status=a2a_pb2.TaskStatus(state=state, timestamp=_timestamp(changed_at)),
+        status=a2a_pb2.TaskStatus(state=state, timestamp=_timestamp(task.changed_at)),
         metadata=_task_facts(task),
     )
     if task.reason:
@@ -133,11 +153,32 @@ def _update(event: Event) -> Update:
     if is_end:
         messages = [
             *_artifacts(event),
-            _status(event, _STATES[TaskStatus(event.payload["status"])]),
+            _status(event, STATES[TaskStatus(event.payload["status"])]),
         ]
     else:
         messages = [_status(event, _EVENT_STATES[event.type])]
     return Update(event.task_id, is_end, messages)
+
+
+def push_payload(event: Event) -> tuple[str, bytes]:
+    """The content type and the body of the push notification of an event of a task.
+
+    A notification has one StreamResponse. That of the end is the task with its result, as far as
+    the event tells it.
+    """
+    *artifacts, status = encode_updates([event])[0].messages
+    if artifacts:
+        ended = status.status_update
+        status = a2a_pb2.StreamResponse(
+            task=a2a_pb2.Task(
+                id=ended.task_id,
+                context_id=ended.context_id,
+                status=ended.status,
+                artifacts=[each.artifact_update.artifact for each in artifacts],
+                metadata=ended.metadata,
+            )
+        )
+    return JSON, MessageToJson(status, indent=None).encode()
 
 
 def _artifacts(event: Event) -> Sequence[a2a_pb2.StreamResponse]:

@@ -10,16 +10,20 @@ from typing import Any, cast
 
 import grpc
 from a2a.types import a2a_pb2, a2a_pb2_grpc
+from google.api.httpbody_pb2 import HttpBody
 
 from evershell.api import codec
 from evershell.api.a2a import decode, encode
 from evershell.api.call import caller, current, origin
-from evershell.core import tasks, watch_events
-from evershell.core.cancel_task import CancelResult, Outcome, cancel_task
+from evershell.core import deadline, errors, tasks, watch_events, workspaces
+from evershell.core.cancel_task import CancelResult, Outcome, await_end, cancel_task
 from evershell.core.errors import Failure
 from evershell.core.ports import Agents, Clock, Store, Subscriptions
 from evershell.core.task import Task
+from evershell.core.workspace import Workspace
 
+# SendMessage waits for the end of the task, however long it takes.
+_FOREVER_SECONDS = 365 * 86_400.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -59,6 +63,79 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         )
         return encode.encode_task(_cancelling(result))
 
+    async def ListTasks(
+        self, request: a2a_pb2.ListTasksRequest, context: Context
+    ) -> a2a_pb2.ListTasksResponse | HttpBody:
+        _begin()
+        page, wanted = decode.decode_list(request, caller().org_id)
+        listed, next_token = await tasks.list_tasks(
+            caller(), request.tenant, page, self.store, wanted
+        )
+        total = await tasks.count_tasks(caller(), request.tenant, self.store, wanted)
+        reply = encode.encode_list(listed, next_token, total, page.size, request)
+        if current().is_rest:
+            return encode.list_json(reply, has_artifacts=request.include_artifacts)
+        return reply
+
+    async def SendMessage(
+        self, request: a2a_pb2.SendMessageRequest, context: Context
+    ) -> a2a_pb2.SendMessageResponse:
+        _, task = await self._submit(request, "SendMessage")
+        if not request.configuration.return_immediately:
+            task = await await_end(
+                task, deadline.bounded(_FOREVER_SECONDS), self.store, self.subscriptions
+            )
+        return a2a_pb2.SendMessageResponse(
+            task=encode.encode_task(task, _history_length(request.configuration))
+        )
+
+    async def SendStreamingMessage(
+        self, request: a2a_pb2.SendMessageRequest, context: Context
+    ) -> AsyncIterator[a2a_pb2.StreamResponse]:
+        workspace, task = await self._submit(request, "SendStreamingMessage")
+        history_length = _history_length(request.configuration)
+        async with aclosing(self._updates(task, workspace.last_seq, history_length)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _submit(
+        self, request: a2a_pb2.SendMessageRequest, method: str
+    ) -> tuple[Workspace, Task]:
+        """Submits the task of a message, and reads it with its workspace.
+
+        A repeat of the message reads the task that it began.
+        """
+        _begin()
+        decode.check_ids(tenant=request.tenant)
+        if request.message.task_id:
+            await self._refuse_further(request)
+        current().request = native = decode.decode_message(request)
+        key = decode.message_key(request, method, caller())
+        decoded = codec.decode_submit(native, origin(), key)
+        # The answer shows the task. Both scopes are checked before anything is recorded.
+        caller().permission("tasks:write")
+        await workspaces.get_workspace(caller(), request.tenant, self.store)
+        try:
+            task = await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
+        except Failure as failure:
+            raise decode.explained(failure, request) from failure
+        return await tasks.read_task(caller(), request.tenant, task.id, self.store)
+
+    async def _refuse_further(self, request: a2a_pb2.SendMessageRequest) -> None:
+        """Refuses a message for a task that exists already. Raises Failure."""
+        message = request.message
+        decode.check_ids(**{"message.task_id": message.task_id})
+        task = await tasks.get_task(caller(), request.tenant, message.task_id, self.store)
+        if message.context_id not in ("", task.workspace_id):
+            raise errors.invalid({"message.context_id": "is not the context of the task"})
+        raise Failure(
+            "unsupported_operation",
+            f"Task {task.id} takes no further message. Send the message without a task id: it "
+            "begins another task in the same workspace.",
+            workspace_id=task.workspace_id,
+            task_id=task.id,
+        )
+
     async def SubscribeToTask(
         self, request: a2a_pb2.SubscribeToTaskRequest, context: Context
     ) -> AsyncIterator[a2a_pb2.StreamResponse]:
@@ -78,10 +155,10 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
                 yield update
 
     async def _updates(
-        self, task: Task, after_seq: int
+        self, task: Task, after_seq: int, history_length: int | None = None
     ) -> AsyncGenerator[a2a_pb2.StreamResponse, None]:
         """The task, then its updates after `after_seq`, until it has ended."""
-        yield a2a_pb2.StreamResponse(task=encode.encode_task(task))
+        yield a2a_pb2.StreamResponse(task=encode.encode_task(task, history_length))
         if task.status.is_terminal:
             return
         watch = watch_events.watch_events(
