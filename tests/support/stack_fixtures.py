@@ -17,7 +17,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     It starts from an empty folder, as that of a user does.
     """
     state_dir = tmp_path_factory.mktemp("stack") / "state"
-    running = Stack(state_dir, METRICS_PORT=str(free_ports(4, in_a_row=4)[0]))
+    running = Stack(
+        state_dir,
+        METRICS_PORT=str(free_ports(4, in_a_row=4)[0]),
+        # Webhooks of tests are received on loopback.
+        WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
+    )
     running.makes_cluster = True
     with running.started():
         yield running

@@ -1,4 +1,6 @@
-"""Runs the programs of the control plane: a worker (`serve`) or a fleet controller (`fleet`)."""
+"""Runs the programs of the control plane: a worker (`serve`), the process in which it delivers
+webhooks (`deliver`), or a fleet controller (`fleet`).
+"""
 
 import asyncio
 import gc
@@ -12,6 +14,7 @@ from evershell.app.signals import stop_signal
 from evershell.core.errors import OperatorError
 from evershell.telemetry import logs
 from evershell.telemetry.metrics import Metrics, serve_metrics
+from evershell.webhooks.process import for_worker
 
 # The time limit of a drain. Less than the 5 s after which the stack kills a worker that stops.
 DRAIN_SECONDS = 4.0
@@ -26,6 +29,20 @@ async def serve(settings: Settings, port: int) -> None:
             await server.start(f"{settings.listen_host}:{port}", serving=False)
             await stop_signal()
             await server.drain(DRAIN_SECONDS)
+
+
+async def deliver(settings: Settings) -> None:
+    """Delivers webhooks until the worker that has started it ends. Raises OperatorError."""
+    logs.configure("deliver", settings.log_level)
+    async with wiring.deliverer(settings) as deliverer:
+        delivering = asyncio.create_task(deliverer.run())
+        reading = asyncio.create_task(for_worker(deliverer.wake))
+        await asyncio.wait((delivering, reading), return_when=asyncio.FIRST_COMPLETED)
+        if delivering.done():
+            # It ends only with an unexpected error, which makes the process fail.
+            delivering.result()
+        delivering.cancel()
+        await asyncio.gather(delivering, return_exceptions=True)
 
 
 async def fleet(settings: Settings, health_address: str | None = None) -> None:

@@ -12,6 +12,7 @@ from contextlib import (
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import psycopg
 import structlog
@@ -26,6 +27,7 @@ from evershell.api.interceptors.rate_limits import Rate, RateLimits
 from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.server import AgentListener, Server
+from evershell.api.webhook_payload import event_payload
 from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.app.pod_backends import pods_of, spec_for
 from evershell.app.settings import Settings
@@ -41,6 +43,7 @@ from evershell.core.bounds import Bounds
 from evershell.core.errors import OperatorError
 from evershell.core.ports import Agents, Store
 from evershell.core.runtime import Runtime
+from evershell.core.webhook import PayloadForm
 from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.controller import Controller, lead
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
@@ -53,11 +56,18 @@ from evershell.store.notifications import FleetSubscriptions, WorkspaceSubscript
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock
+from evershell.store.webhook_deliveries import WebhookDeliveries, webhooks_exist
 from evershell.store.webhooks import PostgresWebhooks
 from evershell.telemetry.metrics import MeasuredAgents, Metrics
+from evershell.webhooks.deliverer import Deliverer
+from evershell.webhooks.process import DeliveryProcess, report
+from evershell.webhooks.sender import Sender
 
 if TYPE_CHECKING:
     from evershell.telemetry.tracing import Tracing
+
+# The connections of a process that delivers webhooks. Its statements are few and for many deliveries.
+_DELIVERY_POOL_SIZE = 3
 
 log = structlog.get_logger()
 
@@ -73,8 +83,14 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         )
         audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
+        delivery = DeliveryProcess(partial(webhooks_exist, pool), metrics.webhooks)
+
+        def publish(workspace_id: str, *, watched: bool, reconcile: bool) -> None:
+            subscriptions.publish(workspace_id, watched=watched, reconcile=reconcile)
+            delivery.committed()
+
         postgres_store = PostgresStore(
-            pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_tasks
+            pool, clock, publish, metrics.committed, metrics.cancelled_tasks
         )
         # Before the queue stores its last entries: a cancellation in flight stores its own.
         stack.push_async_callback(postgres_store.drained)
@@ -106,7 +122,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             agents,
             subscriptions,
             clock,
-            PostgresWebhooks(pool),
+            PostgresWebhooks(pool, delivery.created),
             SigningKeySealing(signing_keys),
             settings.webhook_networks,
         )
@@ -138,7 +154,37 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(END_WAITS, subscriptions.end_waits)
         stack.callback(loop.remove_signal_handler, END_WAITS)
+        await stack.enter_async_context(running(delivery.run(), "webhook-process"))
         yield server
+
+
+@asynccontextmanager
+async def deliverer(settings: Settings) -> AsyncIterator[Deliverer]:
+    """What delivers webhooks. Raises OperatorError."""
+    signing_keys = _signing_keys(settings)
+    async with AsyncExitStack() as stack:
+        behind_pooler = bool(settings.database_session_url)
+        pool = await stack.enter_async_context(
+            open_pool(
+                settings.database_url,
+                min_size=1,
+                max_size=_DELIVERY_POOL_SIZE,
+                behind_pooler=behind_pooler,
+            )
+        )
+        clock = ServiceClock(pool)
+        await stack.enter_async_context(running(clock.run(), "clock"))
+        sender = await stack.enter_async_context(Sender(settings.webhook_networks))
+        await await_schema(pool)
+        await clock.known()
+        yield Deliverer(
+            WebhookDeliveries(pool, clock, uuid4().hex),
+            sender,
+            SigningKeySealing(signing_keys),
+            {PayloadForm.EVENT: event_payload},
+            clock,
+            report,
+        )
 
 
 @asynccontextmanager

@@ -358,6 +358,10 @@ class WebhookStore(Protocol):
 class Sealing(Protocol):
     """Encrypts what the database stores of secrets."""
 
+    @property
+    def key_id(self) -> bytes:
+        """Identifies the key that seals. What it has sealed begins with it."""
+
     def seal(self, plain: bytes, owner: str) -> bytes:
         """The encrypted bytes, which can be opened only as those of the same owner."""
 

@@ -116,10 +116,7 @@ class ClaimedDelivery:
     """A delivery that this process may attempt until its lease ends."""
 
     key: DeliveryKey
-    org_id: str
-    receiver: str
-    # None if it was deleted.
-    webhook: Webhook | None
+    webhook: Webhook
     # Since when the next event has been waiting.
     pending_since: datetime
     delivered_seq: int

@@ -1,6 +1,6 @@
 """The WebhookStore of the core, on PostgreSQL."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
@@ -100,8 +100,10 @@ _DELIVERIES = (
 class PostgresWebhooks:
     """Implements core.ports.WebhookStore."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, created: Callable[[], None] = lambda: None) -> None:
+        """Calls `created` after a webhook was created."""
         self._pool = pool
+        self._created = created
 
     async def create_webhook(
         self,
@@ -130,6 +132,7 @@ class PostgresWebhooks:
             if task is not None:
                 await _record_earlier_events(connection, webhook, task)
             await store_audit_entry(connection, audit)
+        self._created()
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
         if task is None:

@@ -1,0 +1,308 @@
+"""Delivers events to webhooks: claims what is due, sends it, and records the results.
+
+Any number of processes may do so at once. Each receiver has a task of its own, so a slow one delays
+only itself.
+"""
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import groupby
+from typing import TypeAlias
+
+import structlog
+
+from evershell.core.errors import UnavailableError
+from evershell.core.event import Event
+from evershell.core.ports import Clock, Sealing
+from evershell.core.webhook import AttemptResult, ClaimedDelivery, DeliveryKey, PayloadForm
+from evershell.store.webhook_deliveries import (
+    LEASE_SECONDS,
+    MAX_OF_RECEIVER,
+    MAX_RECEIVERS_OF_ORG,
+    Recorded,
+    WebhookDeliveries,
+)
+from evershell.webhooks.headers import headers_of
+from evershell.webhooks.sender import ATTEMPT_SECONDS, Answer, Sender
+
+# Requests to a receiver at a time.
+_AT_ONCE = 8
+# How often what is due is claimed if nothing wakes the process: retries, and what others left.
+_POLL_SECONDS = 2.0
+_MAINTENANCE_SECONDS = 60.0
+# Results are gathered for this long, so that many are recorded by one statement.
+_GATHER_SECONDS = 0.1
+# An attempt begins only if it ends within the lease.
+_BEGIN_SECONDS = LEASE_SECONDS - 2 * ATTEMPT_SECONDS
+# A claim looks at some of the receivers. So many claims follow each other.
+_MAX_ROUNDS = 4
+# A result is recorded within the lease or not at all.
+_MAX_TRIES = 100
+GIVE_UP_AFTER = timedelta(hours=24)
+_FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
+# After this many failures the longest pause is reached.
+_MAX_EXPONENT = 7
+
+_Receiver: TypeAlias = tuple[str, str]
+# The content type of the body, and the body.
+Payload: TypeAlias = Callable[[Event], tuple[str, bytes]]
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What has happened since the last report."""
+
+    delivered: int = 0
+    failed_attempts: int = 0
+    # Deliveries that have failed.
+    given_up: int = 0
+
+
+class Deliverer:
+    """Delivers while `run` runs."""
+
+    def __init__(
+        self,
+        deliveries: WebhookDeliveries,
+        sender: Sender,
+        sealing: Sealing,
+        payloads: Mapping[PayloadForm, Payload],
+        clock: Clock,
+        report: Callable[[Counts], None] = lambda _: None,
+    ) -> None:
+        self._deliveries = deliveries
+        self._sender = sender
+        self._sealing = sealing
+        self._payloads = payloads
+        self._clock = clock
+        self._report = report
+        self._woken = asyncio.Event()
+        # The receivers that this process is sending to.
+        self._busy: dict[_Receiver, asyncio.Task[None]] = {}
+        self._results: list[AttemptResult] = []
+        self._has_results = asyncio.Event()
+        self._counts: Counter[str] = Counter()
+
+    def wake(self) -> None:
+        """Something may be due."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Runs until it is cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._claim_all(), name="webhooks-claim")
+                tasks.create_task(self._record_all(), name="webhooks-record")
+        finally:
+            for task in self._busy.values():
+                task.cancel()
+
+    async def _claim_all(self) -> None:
+        maintained_at = -_MAINTENANCE_SECONDS
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._woken.wait()
+            self._woken.clear()
+            try:
+                # Not without end: receivers that wait for a retry are looked at too.
+                for _ in range(_MAX_ROUNDS):
+                    if await self._claim():
+                        break
+                now = asyncio.get_running_loop().time()
+                if now - maintained_at >= _MAINTENANCE_SECONDS:
+                    maintained_at = now
+                    await self._deliveries.prune()
+                    await self._deliveries.reseal(self._sealing.key_id, self._seal_again)
+            except UnavailableError as error:
+                _log.warning("webhooks_not_claimed", error=str(error).strip())
+                await asyncio.sleep(_POLL_SECONDS)
+
+    def _seal_again(self, sealed: bytes, owner: str) -> bytes:
+        return self._sealing.seal(self._sealing.open(sealed, owner), owner)
+
+    async def _claim(self) -> bool:
+        """Claims what is due. Returns whether it has looked at all receivers."""
+        of_orgs = Counter(org_id for org_id, _ in self._busy)
+        full = [org_id for org_id, count in of_orgs.items() if count >= MAX_RECEIVERS_OF_ORG]
+        claimed = await self._deliveries.claim(list(self._busy), full)
+        by_receiver = sorted(claimed.deliveries, key=_receiver_of)
+        for receiver, deliveries in groupby(by_receiver, key=_receiver_of):
+            batch = _Batch(list(deliveries), self)
+            task = asyncio.create_task(batch.run(), name="webhooks-batch")
+            self._busy[receiver] = task
+            task.add_done_callback(partial(self._done, receiver, batch))
+        return claimed.has_wrapped
+
+    def _done(self, receiver: _Receiver, batch: "_Batch", task: asyncio.Task[None]) -> None:
+        del self._busy[receiver]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("webhooks_batch_failed", exc_info=error)
+        if batch.is_full:
+            self.wake()
+
+    def put(self, result: AttemptResult) -> None:
+        """Records the result soon."""
+        self._results.append(result)
+        self._has_results.set()
+
+    async def _record_all(self) -> None:
+        # The results that another transaction has kept from being recorded, and for how often.
+        tries: Counter[DeliveryKey] = Counter()
+        while True:
+            await self._has_results.wait()
+            await asyncio.sleep(_GATHER_SECONDS)
+            self._has_results.clear()
+            results, self._results = self._results, []
+            try:
+                recorded = await self._deliveries.record(results)
+            except UnavailableError as error:
+                _log.warning("webhooks_not_recorded", error=str(error).strip())
+                recorded = Recorded(frozenset(), has_more=False)
+            if recorded.has_more:
+                self.wake()
+            for result in results:
+                if result.key in recorded.keys:
+                    del tries[result.key]
+                    continue
+                tries[result.key] += 1
+                if tries[result.key] < _MAX_TRIES:
+                    self.put(result)
+                else:
+                    # Its lease has ended: it is claimed again, and sent again.
+                    del tries[result.key]
+            self._report(self._taken_counts())
+
+    def _taken_counts(self) -> Counts:
+        counts, self._counts = Counts(**self._counts), Counter()
+        return counts
+
+    async def attempt(
+        self, delivery: ClaimedDelivery, ends_at: float
+    ) -> tuple[AttemptResult, bool]:
+        """Sends the next events in order, until one fails.
+
+        Returns the result, and whether further requests to the receiver are likely to fail now.
+        """
+        if delivery.webhook.disabled_at is not None:
+            return _not_attempted(delivery, "the webhook is disabled", None), False
+        result = AttemptResult(key=delivery.key, delivered_seq=delivery.delivered_seq)
+        if not delivery.events:
+            return self._failed(delivery, result, Answer("the events were removed")), False
+        for seq, claimed in delivery.events:
+            if asyncio.get_running_loop().time() >= ends_at:
+                break
+            event = claimed or await self._deliveries.read_event(delivery.key.workspace_id, seq)
+            if event is None:
+                answer = Answer("the event was removed")
+            else:
+                answer = await self._send(delivery, event)
+            if answer.error:
+                return self._failed(delivery, result, answer), answer.is_down
+            self._counts["delivered"] += 1
+            result = replace(result, delivered_seq=seq)
+        return result, False
+
+    async def _send(self, delivery: ClaimedDelivery, event: Event) -> Answer:
+        webhook = delivery.webhook
+        content_type, body = self._payloads[webhook.payload_form](event)
+        headers = headers_of(webhook, event, content_type, body, self._sealing, self._clock())
+        return await self._sender.send(webhook.url, headers, body)
+
+    def _failed(
+        self, delivery: ClaimedDelivery, result: AttemptResult, answer: Answer
+    ) -> AttemptResult:
+        """The result of an attempt that has failed after the events that it has delivered."""
+        now = self._clock()
+        is_first = result.delivered_seq != delivery.delivered_seq
+        attempts = 1 if is_first else delivery.attempts + 1
+        pending_since = now if is_first else delivery.pending_since
+        gives_up = answer.is_gone or now - pending_since >= GIVE_UP_AFTER
+        self._counts["failed_attempts"] += 1
+        self._counts["given_up"] += gives_up
+        if gives_up:
+            _log.warning(
+                "webhook_delivery_failed",
+                webhook_id=delivery.key.webhook_id,
+                workspace_id=delivery.key.workspace_id,
+                task_id=delivery.key.task_id,
+                error=answer.error,
+            )
+        return replace(
+            result,
+            attempts=attempts,
+            error=answer.error,
+            retry_at=None if gives_up else _retry_at(now, attempts, answer.retry_after_seconds),
+            disables_webhook=answer.is_gone,
+        )
+
+    def give_back(self, delivery: ClaimedDelivery) -> None:
+        """Another process, or this one, attempts it later."""
+        retry_at = self._clock() + timedelta(seconds=_jittered(_FIRST_RETRY_SECONDS))
+        self.put(_not_attempted(delivery, "the receiver could not be reached", retry_at))
+
+
+class _Batch:
+    """The claimed deliveries of a receiver."""
+
+    def __init__(self, deliveries: Sequence[ClaimedDelivery], deliverer: Deliverer) -> None:
+        self.is_full = len(deliveries) >= MAX_OF_RECEIVER
+        self._left = deque(deliveries)
+        self._deliverer = deliverer
+        self._is_down = False
+
+    async def run(self) -> None:
+        ends_at = asyncio.get_running_loop().time() + _BEGIN_SECONDS
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(_AT_ONCE, len(self._left))):
+                tasks.create_task(self._send_some(ends_at))
+        for delivery in self._left:
+            self._deliverer.give_back(delivery)
+
+    async def _send_some(self, ends_at: float) -> None:
+        loop = asyncio.get_running_loop()
+        while self._left and not self._is_down and loop.time() < ends_at:
+            delivery = self._left.popleft()
+            try:
+                result, is_down = await self._deliverer.attempt(delivery, ends_at)
+            except UnavailableError as error:
+                # The database, or the key of the secret. The lease ends, then it is claimed again.
+                _log.warning("webhook_not_sent", error=str(error).strip())
+                continue
+            self._is_down = self._is_down or is_down
+            self._deliverer.put(result)
+
+
+def _receiver_of(delivery: ClaimedDelivery) -> _Receiver:
+    return (delivery.webhook.org_id, delivery.webhook.receiver)
+
+
+def _not_attempted(
+    delivery: ClaimedDelivery, error: str, retry_at: datetime | None
+) -> AttemptResult:
+    return AttemptResult(
+        key=delivery.key,
+        delivered_seq=delivery.delivered_seq,
+        attempts=delivery.attempts,
+        error=error,
+        retry_at=retry_at,
+        attempted=False,
+    )
+
+
+def _retry_at(now: datetime, attempts: int, at_least_seconds: float) -> datetime:
+    pause = _FIRST_RETRY_SECONDS * _RETRY_FACTOR ** min(attempts - 1, _MAX_EXPONENT)
+    pause = max(min(pause, _MAX_RETRY_SECONDS), at_least_seconds)
+    return now + timedelta(seconds=_jittered(pause))
+
+
+def _jittered(seconds: float) -> float:
+    """Up to a fifth more, so that retries do not come all at once."""
+    return seconds * random.uniform(1.0, 1.2)  # noqa: S311

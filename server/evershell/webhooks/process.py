@@ -1,0 +1,135 @@
+"""The process in which a worker sends the requests of webhooks.
+
+Sending takes more processor time than a call. In a process of its own, with a lower priority, it
+does not delay calls. It runs only if there are webhooks.
+
+The worker writes a line to its standard input when something was committed, and closes it to end
+the process; if the worker is killed, the kernel closes it. The process writes what it has counted
+to its standard output, a line of JSON each time.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import structlog
+
+from evershell.core.errors import UnavailableError
+from evershell.webhooks.deliverer import Counts
+
+_COMMAND = (sys.executable, "-P", "-m", "evershell.commands.deliver")
+# How often the worker looks whether there are webhooks, unless one is created here.
+_LOOK_SECONDS = 5.0
+# Changes are gathered for this long, so that many are delivered together.
+_GATHER_SECONDS = 0.1
+_END_SECONDS = 2.0
+_RESTART_SECONDS = 1.0
+# The niceness of the process: it gets a tenth of the time that a worker gets, if both need all.
+_NICENESS = 10
+_WAKE = b"\n"
+
+_log = structlog.get_logger()
+
+
+class DeliveryProcess:
+    """Runs the process while there is something to deliver."""
+
+    def __init__(
+        self, is_needed: Callable[[], Awaitable[bool]], counted: Callable[..., None]
+    ) -> None:
+        """`is_needed` may raise UnavailableError. `counted` gets the fields of Counts."""
+        self._is_needed = is_needed
+        self._counted = counted
+        self._process: Process | None = None
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._created = asyncio.Event()
+
+    def committed(self) -> None:
+        """An event may have been committed. Returns at once."""
+        if self._process is not None and self._wake_timer is None:
+            loop = asyncio.get_running_loop()
+            self._wake_timer = loop.call_later(_GATHER_SECONDS, self._wake)
+
+    def created(self) -> None:
+        """A webhook was created on this worker."""
+        self._created.set()
+
+    def _wake(self) -> None:
+        self._wake_timer = None
+        pipe = self._process.stdin if self._process is not None else None
+        # A process that is stopped reads nothing. It needs no further line then.
+        if (
+            pipe is not None
+            and not pipe.is_closing()
+            and pipe.transport.get_write_buffer_size() == 0
+        ):
+            pipe.write(_WAKE)
+
+    async def run(self) -> None:
+        """Runs until it is cancelled, and ends the process then."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._created.wait()
+            self._created.clear()
+            if not await self._is_needed_now():
+                continue
+            try:
+                code = await self._run_process()
+                _log.warning("webhook_process_ended", exit_code=code)
+            except OSError as error:
+                _log.warning("webhook_process_not_started", error=str(error))
+            await asyncio.sleep(_RESTART_SECONDS)
+
+    async def _is_needed_now(self) -> bool:
+        with suppress(UnavailableError):
+            return await self._is_needed()
+        return False
+
+    async def _run_process(self) -> int:
+        """Returns the exit code. Ends the process if it is cancelled."""
+        process = await asyncio.create_subprocess_exec(*_COMMAND, stdin=PIPE, stdout=PIPE)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process = process
+        try:
+            async for line in process.stdout:
+                self._counted(**json.loads(line))
+            return await process.wait()
+        finally:
+            self._process = None
+            process.stdin.close()
+            await asyncio.shield(_ended(process))
+
+
+async def _ended(process: Process) -> None:
+    """Kills the process if it does not end in time."""
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def for_worker(wake: Callable[[], None]) -> None:
+    """In the process: calls `wake` for each line of the worker. Returns when the worker ends."""
+    os.nice(_NICENESS)
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.read(1024):
+        wake()
+
+
+def report(counts: Counts) -> None:
+    """In the process: tells the worker what was counted."""
+    line: dict[str, Any] = asdict(counts)
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), json.dumps(line).encode() + b"\n")

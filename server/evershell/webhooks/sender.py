@@ -1,0 +1,186 @@
+"""Sends requests to addresses that callers have chosen, and trusts neither address nor answer."""
+
+import asyncio
+import errno
+import ipaddress
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from evershell.core.webhook import Network, may_call
+
+# What Standard Webhooks recommends as the least.
+ATTEMPT_SECONDS = 15.0
+_CONNECT_SECONDS = 5.0
+# How much is read of the body of an answer. A connection whose answer has more is closed.
+_MAX_BODY_BYTES = 4_096
+_MAX_HEADER_BYTES = 8_190
+_MAX_HEADERS = 64
+# A name is resolved again after this time.
+_DNS_SECONDS = 10
+# getaddrinfo blocks a thread for up to a minute if the servers of a name do not answer.
+_DNS_THREADS = 64
+_KEEP_ALIVE_SECONDS = 30.0
+_NOT_ALLOWED = "the address is not allowed"
+_MAX_ERROR_CHARACTERS = 200
+_MAX_RETRY_AFTER_SECONDS = 3_600
+_GONE = 410
+# The receiver, or what is in front of it, has too much to do.
+_OVERLOADED = frozenset({429, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request."""
+
+    # Empty for a success.
+    error: str = ""
+    # Whether further requests to the receiver are likely to fail now.
+    is_down: bool = False
+    # How long the receiver asks to wait, at least.
+    retry_after_seconds: float = 0.0
+    # The receiver wants no further request.
+    is_gone: bool = False
+
+
+class Sender:
+    """Sends requests, while its context is entered. Keeps connections open for later ones.
+
+    An address is checked where its socket is opened. Every address comes there, those that URLs
+    name included, so the address that was checked is the one that is called.
+    """
+
+    def __init__(self, allowed_networks: Sequence[Network]) -> None:
+        self._allowed_networks = allowed_networks
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        resolver = _Resolver()
+        for scheme in ("http", "https"):
+            session = self._session(scheme, resolver)
+            self._sessions[scheme] = await self._open.enter_async_context(session)
+        self._open.push_async_callback(resolver.end)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    def _session(self, scheme: str, resolver: AbstractResolver) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            resolver=resolver,
+            ttl_dns_cache=_DNS_SECONDS,
+            keepalive_timeout=_KEEP_ALIVE_SECONDS,
+            socket_factory=lambda address: self._socket(scheme, address),
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=ATTEMPT_SECONDS, connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS
+            ),
+            skip_auto_headers=("accept", "accept-encoding"),
+            auto_decompress=False,
+            read_bufsize=_MAX_BODY_BYTES,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+            max_headers=_MAX_HEADERS,
+            trust_env=False,
+        )
+
+    def _socket(self, scheme: str, address: Any) -> socket.socket:
+        """A socket for the result of getaddrinfo. Raises OSError if it may not be called."""
+        family, kind, protocol, _, (host, *_) = address
+        if not may_call(ipaddress.ip_address(host), scheme, self._allowed_networks):
+            raise OSError(errno.EACCES, _NOT_ALLOWED)
+        return socket.socket(family, kind, protocol)
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Sends a POST request. Redirects are not followed."""
+        try:
+            session = self._sessions[url.partition(":")[0]]
+            async with session.post(
+                url, headers=headers, data=body, allow_redirects=False
+            ) as response:
+                await _drain(response)
+                return _answer(response)
+        except TimeoutError:
+            return Answer(f"no answer within {ATTEMPT_SECONDS:.0f} s", is_down=True)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Answer(_problem(error), is_down=True)
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Reads a small body, so that the connection can be used again. Closes the others."""
+    if await response.content.read(_MAX_BODY_BYTES) and not response.content.at_eof():
+        response.close()
+
+
+def _answer(response: aiohttp.ClientResponse) -> Answer:
+    status = response.status
+    if status // 100 == 2:
+        return Answer()
+    return Answer(
+        f"the receiver answered {status}",
+        is_down=status in _OVERLOADED,
+        retry_after_seconds=_seconds(response.headers.get("retry-after", "")),
+        is_gone=status == _GONE,
+    )
+
+
+def _seconds(retry_after: str) -> float:
+    """The seconds of the header. 0 for a date, which is rare."""
+    if not (retry_after.isascii() and retry_after.isdigit()):
+        return 0.0
+    return float(min(int(retry_after[:9]), _MAX_RETRY_AFTER_SECONDS))
+
+
+def _problem(error: Exception) -> str:
+    """The problem in a line."""
+    text = str(error) or type(error).__name__
+    if _NOT_ALLOWED in text:
+        return _NOT_ALLOWED
+    return " ".join(text.split())[:_MAX_ERROR_CHARACTERS]
+
+
+class _Resolver(AbstractResolver):
+    """Resolves names in threads of its own.
+
+    The event loop's own threads are few, so a name whose servers do not answer would delay the
+    others.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_DNS_THREADS, "webhook-dns")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        )
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=int(address[1]),
+                family=of_family,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+            )
+            for of_family, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """A connector closes its resolver. This one is shared."""
+
+    async def end(self) -> None:
+        """Does not wait for threads that are resolving."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,104 @@
+"""Webhooks of the whole stack: created over REST, and delivered by the workers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+from tests.support.webhook_receiver import Receiver, receiving
+
+TYPES = [
+    "task_submitted",
+    "task_started",
+    "iteration_completed",
+    "task_cancel_requested",
+    "task_completed",
+]
+# The worker looks every 5 s whether there are webhooks, and starts a process then.
+LIMIT_SECONDS = 40.0
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as running:
+        yield running
+
+
+def create(stack: Stack, receiver: Receiver, *types: str) -> dict[str, Any]:
+    body = {"url": receiver.url, "event_types": list(types)}
+    return stack.rest("owner").post("/v1/webhooks", body, 201)
+
+
+def delete(stack: Stack, created: dict[str, Any]) -> None:
+    path = f"/v1/webhooks/{created['webhook']['id']}"
+    assert stack.rest("owner").call("DELETE", path).status_code == 200
+    assert stack.rest("owner").fails("DELETE", path).slug == "webhook_not_found"
+
+
+def deliveries(workspace: Workspace, task_id: str) -> list[dict[str, Any]]:
+    path = f"{workspace.path}/tasks/{task_id}/webhook-deliveries"
+    listed: list[dict[str, Any]] = workspace.rest.get(path)["deliveries"]
+    return listed
+
+
+def test_a_receiver_is_told_of_each_event_in_order(
+    stack: Stack, workspace: Workspace, receiver: Receiver
+) -> None:
+    created = create(stack, receiver, *TYPES)
+    assert stack.rest("owner").get("/v1/webhooks")["webhooks"] == [created["webhook"]]
+    task_id = workspace.begin("sleep 0.5", "sleep 30")
+    workspace.cancel(force_after="0s")
+    workspace.await_end(task_id)
+    expected = [
+        message["event"]
+        for message in iter_events(workspace)
+        if message["event"]["task_id"] == task_id
+    ]
+    eventually(lambda: len(receiver.events(task_id)) >= len(expected), LIMIT_SECONDS)
+    assert receiver.events(task_id) == expected
+    for request in receiver.requests:
+        assert request.verified(created["secret"])["workspace_id"]
+        assert request.headers["user-agent"] == "Evershell-Webhooks"
+    ids = [request.headers["webhook-id"] for request in receiver.requests]
+    assert len(set(ids)) == len(ids)
+    eventually(lambda: deliveries(workspace, task_id)[0]["status"] == "delivered", LIMIT_SECONDS)
+    (delivery,) = deliveries(workspace, task_id)
+    assert delivery["delivered_seq"] == delivery["last_seq"] == expected[-1]["seq"]
+    delete(stack, created)
+    assert stack.rest("owner").get("/v1/webhooks") == {"webhooks": []}
+
+
+def test_a_receiver_that_is_gone_is_told_after_a_replay(
+    stack: Stack, workspace: Workspace, receiver: Receiver
+) -> None:
+    receiver.status = 410
+    created = create(stack, receiver, "task_completed")
+    webhook_id = created["webhook"]["id"]
+    task_id = workspace.submit("true")
+    workspace.await_end(task_id)
+    eventually(lambda: deliveries(workspace, task_id)[0]["status"] == "failed", LIMIT_SECONDS)
+    assert deliveries(workspace, task_id)[0]["last_error"] == "the receiver answered 410"
+    (listed,) = stack.rest("owner").get("/v1/webhooks")["webhooks"]
+    assert listed["disabled_at"]
+    seen = len(receiver.requests)
+    later_id = workspace.submit("true")
+    workspace.await_end(later_id)
+    assert deliveries(workspace, later_id)[0]["status"] == "failed"
+    assert len(receiver.requests) == seen
+    receiver.status = 204
+    replay = stack.rest("owner").post(f"/v1/webhooks/{webhook_id}/replay", {}, 200)
+    assert replay == {"replayed": 2, "remaining": 0}
+    for each in (task_id, later_id):
+        eventually(lambda: deliveries(workspace, each)[0]["status"] == "delivered", LIMIT_SECONDS)  # noqa: B023
+    delete(stack, created)
+
+
+def iter_events(workspace: Workspace) -> Iterator[dict[str, Any]]:
+    """The messages of the log up to now."""
+    last = int(workspace.rest.get(workspace.path).get("last_seq", 0)) or len(workspace.log())
+    for message in workspace.rest.events(workspace.id):
+        yield message
+        if int(message["event"]["seq"]) >= last:
+            return
