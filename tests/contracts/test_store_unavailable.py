@@ -29,6 +29,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "release_org": lambda store: store.release_org("org_1"),
     "get_hold": lambda store: store.get_hold("org_1"),
     "count_holds": lambda store: store.count_holds(),
+    "count_deliveries": lambda store: store.count_deliveries(),
     "find_first_call": lambda store: store.find_first_call("org_1", "key", NOW),
     "record_answer": lambda store: store.record_answer(first_call(), "delivered"),
     "get_workspace": lambda store: store.get_workspace("ws_1"),

@@ -40,6 +40,16 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     yield "HoldOrg", other.post("/v1/hold", example("HoldOrg"), status=200)
     yield "GetHold", other.get("/v1/hold")
     yield "ReleaseOrg", other.post("/v1/hold/release", status=200)
+    # No event of this type occurs, so that nothing is sent to the address of the example.
+    webhook = example("CreateWebhook") | {"event_types": ["workspace_provisioned"]}
+    created = other.post("/v1/webhooks", webhook, 201)
+    yield "CreateWebhook", created
+    yield "ListWebhooks", other.get("/v1/webhooks")
+    webhook_path = f"/v1/webhooks/{created['webhook']['id']}"
+    yield "RotateWebhookSecret", other.post(f"{webhook_path}/secret/rotate", status=200)
+    yield "ReplayWebhook", other.post(f"{webhook_path}/replay", example("ReplayWebhook"), 200)
+    yield "DeleteWebhook", other.call("DELETE", webhook_path).json()
+    yield "ListWebhookDeliveries", rest.get(f"{path}/tasks/{task_id}/webhook-deliveries")
     yield "StopWorkspace", rest.post(f"{path}/stop")
     workspace.await_status("stopped")
     yield "ResumeWorkspace", rest.post(f"{path}/resume")

@@ -91,7 +91,7 @@ def test_a_receiver_that_is_gone_is_told_after_a_replay(
     replay = stack.rest("owner").post(f"/v1/webhooks/{webhook_id}/replay", {}, 200)
     assert replay == {"replayed": 2, "remaining": 0}
     for each in (task_id, later_id):
-        eventually(lambda: deliveries(workspace, each)[0]["status"] == "delivered", LIMIT_SECONDS)  # noqa: B023
+        eventually(lambda: deliveries(workspace, each)[0]["status"] == "delivered", LIMIT_SECONDS)
     delete(stack, created)
 
 

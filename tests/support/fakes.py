@@ -28,6 +28,7 @@ from evershell.core.ports import (
 )
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, AllTasks, ListFilter, TaskSelection
+from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.notifications import Publish, publish_to_nobody
 
@@ -343,6 +344,10 @@ class FakeStore:
     async def get_hold(self, org_id: str) -> Hold | None:
         self._answer()
         return self._holds.get(org_id)
+
+    async def count_deliveries(self) -> DeliveryCounts:
+        self._answer()
+        return DeliveryCounts()
 
     async def count_holds(self) -> int:
         self._answer()

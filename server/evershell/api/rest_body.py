@@ -7,7 +7,7 @@ and values of another type are refused at any depth: docs/decisions/0036-unknown
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -164,7 +164,8 @@ def _explained(path: str, field: FieldDescriptor, value: Any) -> tuple[str, str]
     elif field.is_repeated:
         if not isinstance(value, list):
             return path, "must be a list"
-        problems = ((f"[{at}]", _text_problem(each)) for at, each in enumerate(value))
+        problem_of = partial(_enum_problem, field) if field.enum_type else _text_problem
+        problems = ((f"[{at}]", problem_of(each)) for at, each in enumerate(value))
     elif field.type == FieldDescriptor.TYPE_STRING:
         problems = [("", _text_problem(value))]
     else:
@@ -180,6 +181,13 @@ def _text_problem(value: object) -> str:
     if any("\ud800" <= each <= "\udfff" for each in value):
         return "must be Unicode; it has half of a surrogate pair"
     return ""
+
+
+def _enum_problem(field: FieldDescriptor, value: object) -> str:
+    """Why a field of an enum does not take the value; empty if it does."""
+    assert field.enum_type is not None, "the field is an enum"
+    names = [each.name for each in field.enum_type.values if each.number]
+    return "" if value in names else f"must be one of {', '.join(names)}"
 
 
 def _is_ours(field: FieldDescriptor) -> bool:

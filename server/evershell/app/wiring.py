@@ -66,7 +66,7 @@ from evershell.webhooks.sender import Sender
 if TYPE_CHECKING:
     from evershell.telemetry.tracing import Tracing
 
-# The connections of a process that delivers webhooks. Its statements are few and for many deliveries.
+# The connections of a process that delivers webhooks. Its statements are few.
 _DELIVERY_POOL_SIZE = 3
 
 log = structlog.get_logger()

@@ -13,7 +13,7 @@ from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, TaskSelection
-from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery
+from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
@@ -192,6 +192,9 @@ class Store(Protocol):
     async def get_hold(self, org_id: str) -> Hold | None: ...
 
     async def count_holds(self) -> int: ...
+
+    async def count_deliveries(self) -> DeliveryCounts:
+        """The deliveries of webhooks that are not delivered, of all organizations."""
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
         """The first call with the idempotency key, if it was made after this time."""

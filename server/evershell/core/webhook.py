@@ -103,6 +103,16 @@ class WebhookDelivery:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryCounts:
+    """How many deliveries are pending and have failed. More than 10,000 count as 10,001."""
+
+    pending: int = 0
+    failed: int = 0
+    # Since when the event of a pending delivery has been waiting longest.
+    oldest: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DeliveryKey:
     """Identifies a delivery. `task_id` is empty for the events of the workspace itself."""
 

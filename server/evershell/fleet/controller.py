@@ -132,6 +132,7 @@ class Controller:
             with suppress(UnavailableError):
                 self._backlog.set_hold_count(await self._store.count_holds())
                 self._backlog.set_workspace_counts(await self._store.count_workspaces())
+                self._backlog.set_delivery_counts(await self._store.count_deliveries())
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def _reconcile_changes(self, changes: Changes) -> None:

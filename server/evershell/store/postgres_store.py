@@ -23,6 +23,7 @@ from evershell.core.ports import (
 from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS
+from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
 from evershell.store.cancel_tasks import CancelTasks
@@ -176,6 +177,14 @@ GET_HOLD = f"SELECT {HOLD} FROM org_holds WHERE org_id = %s"
 ADD_HOLD = insert("org_holds", HOLD_COLUMNS) + " ON CONFLICT (org_id) DO NOTHING"
 REMOVE_HOLD = "DELETE FROM org_holds WHERE org_id = %s"
 COUNT_HOLDS = "SELECT count(*) AS number FROM org_holds"
+# By the indexes of what is due and what has failed, and not much of either.
+COUNT_DELIVERIES = (
+    "SELECT p.pending, p.oldest, f.failed FROM ("
+    "SELECT count(*) AS pending, min(pending_since) AS oldest FROM ("
+    "SELECT pending_since FROM webhook_deliveries WHERE due_at IS NOT NULL LIMIT 10001) few) p, "
+    "(SELECT count(*) AS failed FROM ("
+    "SELECT FROM webhook_deliveries WHERE failed LIMIT 10001) few) f"
+)
 
 # Idempotency keys.
 CALL_COLUMNS = tuple(field.name for field in fields(FirstCall))
@@ -359,6 +368,10 @@ class PostgresStore:
     async def count_holds(self) -> int:
         row = await self._one(COUNT_HOLDS, ())
         return int(row.number)
+
+    async def count_deliveries(self) -> DeliveryCounts:
+        row = await self._one(COUNT_DELIVERIES, ())
+        return DeliveryCounts(row.pending, row.failed, row.oldest)
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
         row = await self._one(FIND_CALL, (org_id, key, after))

@@ -49,7 +49,7 @@ _INSERT = insert("webhooks", COLUMNS)
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))"
 _COUNT = (
     "SELECT count(*) AS number FROM webhooks "
-    "WHERE org_id = %s AND task_id IS NOT DISTINCT FROM %s AND name IS DISTINCT FROM %s"
+    "WHERE org_id = %s AND task_id IS NOT DISTINCT FROM %s AND (name = %s) IS NOT TRUE"
 )
 # The events of the task come one by one under this lock, so none is missed between the last
 # statement of the creation and the first trigger that sees the webhook.

@@ -29,6 +29,7 @@ from evershell.core.errors import AgentUnreachableError
 from evershell.core.event import EventType
 from evershell.core.ports import Agents, Clock
 from evershell.core.task import Limit, Task
+from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
 _Answer = TypeVar("_Answer")
@@ -298,6 +299,7 @@ class Backlog(Collector):
         self._requested: list[datetime] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None
+        self._deliveries: DeliveryCounts | None = None
         self._redeliveries = Counter(
             "evershell_cancel_redeliveries",
             "Attempts to redeliver a recorded cancellation; "
@@ -320,17 +322,18 @@ class Backlog(Collector):
     def set_hold_count(self, count: int) -> None:
         self._holds = count
 
+    def set_delivery_counts(self, counts: DeliveryCounts) -> None:
+        self._deliveries = counts
+
     def clear(self) -> None:
         """Exports nothing until the next scan, because this controller no longer leads."""
-        self._requested = self._workspaces = self._holds = None
+        self._requested = self._workspaces = self._holds = self._deliveries = None
 
     def collect(self) -> Iterator[Metric]:
-        """Computes the age at each scrape, so that it grows during an outage of the database."""
+        """Computes the ages at each scrape, so that they grow during an outage of the database."""
         requested, workspaces = self._requested, self._workspaces
         if requested is not None:
-            oldest = (
-                max(0.0, (self._clock() - min(requested)).total_seconds()) if requested else 0.0
-            )
+            oldest = self._age_seconds(min(requested)) if requested else 0.0
             description = (
                 "Recorded cancellations whose tasks have not ended, read by index every second."
             )
@@ -342,6 +345,8 @@ class Backlog(Collector):
                 "Age of the oldest recorded cancellation whose task has not ended; 0 if none is.",
                 value=oldest,
             )
+        if self._deliveries is not None:
+            yield from self._of_deliveries(self._deliveries)
         if self._holds is not None:
             yield GaugeMetricFamily(
                 "evershell_orgs_on_hold",
@@ -355,3 +360,22 @@ class Backlog(Collector):
             for status in WorkspaceStatus:
                 family.add_metric([str(status)], workspaces.get(status, 0))
             yield family
+
+    def _age_seconds(self, since: datetime) -> float:
+        return max(0.0, (self._clock() - since).total_seconds())
+
+    def _of_deliveries(self, counts: DeliveryCounts) -> Iterator[Metric]:
+        deliveries = GaugeMetricFamily(
+            "evershell_webhook_deliveries",
+            "Deliveries of webhooks that are pending, or that have failed, counted every 60 s; "
+            "10,001 stands for more than 10,000.",
+            labels=["status"],
+        )
+        deliveries.add_metric(["pending"], counts.pending)
+        deliveries.add_metric(["failed"], counts.failed)
+        yield deliveries
+        yield GaugeMetricFamily(
+            "evershell_webhook_oldest_seconds",
+            "How long the event of a pending delivery has been waiting; 0 if none is pending.",
+            value=self._age_seconds(counts.oldest) if counts.oldest is not None else 0.0,
+        )

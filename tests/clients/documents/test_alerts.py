@@ -8,6 +8,7 @@ import pytest
 from evershell.api.status import RULES
 from evershell.app.settings import Settings
 from evershell.core.bounds import CANCEL_MARGIN
+from evershell.core.webhook import DeliveryCounts
 from evershell.telemetry.metrics import Metrics
 from tests.support.alerts import ALERTS, PANELS
 from tests.support.stack import ROOT
@@ -39,6 +40,7 @@ def exported() -> set[str]:
     backlog.set_open_cancellations([])
     backlog.set_workspace_counts({})
     backlog.set_hold_count(0)
+    backlog.set_delivery_counts(DeliveryCounts())
     return {
         family.name + suffix
         for family in metrics.registry.collect()

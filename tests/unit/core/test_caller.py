@@ -65,5 +65,5 @@ def test_an_own_scope_is_refused_on_a_colleagues_workspace() -> None:
 def test_each_template_has_its_scopes() -> None:
     submit = {"workspace:read", "workspace:write", "tasks:write", "audit:read"}
     assert TEMPLATE_SCOPES[KeyTemplate.SUBMIT_OBSERVE] == submit
-    assert TEMPLATE_SCOPES[KeyTemplate.FULL_ACCESS] == submit | {"caps:write"}
+    assert TEMPLATE_SCOPES[KeyTemplate.FULL_ACCESS] == submit | {"caps:write", "webhooks:write"}
     assert set(TEMPLATE_SCOPES) == set(KeyTemplate)

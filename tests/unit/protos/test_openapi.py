@@ -68,8 +68,9 @@ def test_every_rpc_has_its_statuses_and_its_errors(rpc: Any) -> None:
     # An RPC that takes an id can receive an unknown one.
     names = set(rpc.input_type.fields_by_name)
     assert ("workspace_not_found" in slugs) == ("workspace_id" in names)
-    # A list that is filtered by a task that does not exist is empty.
-    takes_task = "task_id" in names and rpc.name != "ListAuditEntries"
+    assert ("webhook_not_found" in slugs) == ("webhook_id" in names)
+    # What is filtered by a task that does not exist is empty.
+    takes_task = "task_id" in names and rpc.name not in ("ListAuditEntries", "ReplayWebhook")
     assert ("task_not_found" in slugs) == takes_task
     if rpc.server_streaming:
         assert "text/event-stream" in operations_of(rpc)[0].described["responses"]["200"]["content"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
+from evershell.workspace.v1 import event_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
 from evershell.core.event import AuditEntry, AuditFilter
@@ -79,7 +80,10 @@ class Checking:
             await self._check_same_as_missing(asked, target, task_id, request_id, seen)
 
     def _check_allowed(self, asked: Asked, target: Target, task_id: str, seen: Any) -> None:
-        if isinstance(seen, Failed):
+        if isinstance(seen, Failed) and "Webhook" in asked.method:
+            # The webhook does not exist, or the task, or there are too many.
+            assert seen.slug in ("webhook_not_found", "task_not_found", "too_many_webhooks")
+        elif isinstance(seen, Failed):
             # The state of the workspace or a hold may refuse the call, but nothing else.
             assert seen.code is grpc.StatusCode.FAILED_PRECONDITION, (asked, seen)
         elif asked.method == "GetTask":
@@ -173,7 +177,8 @@ class Checking:
                 permission(org_id=org), AuditFilter(), None, 10_000
             )
         ]
-        return list({each.id: each for each in [*self.server.audit.entries, *stored]}.values())
+        found = [*self.server.audit.entries, *stored, *filter(None, self.server.webhooks.audit)]
+        return list({each.id: each for each in found}.values())
 
     async def _state(self) -> Any:
         """All workspaces and the length of their logs."""
@@ -217,7 +222,15 @@ class Checking:
 def _request(asked: Asked, workspace_id: str, task_id: str) -> Any:
     """A valid request of the method."""
     kind = getattr(messages, f"{asked.method}Request")
-    fields = {"workspace_id": workspace_id, "task_id": task_id, "description": "true", "all": True}
+    fields = {
+        "workspace_id": workspace_id,
+        "task_id": task_id,
+        "description": "true",
+        "all": True,
+        "url": "https://a.example/",
+        "event_types": [event_pb2.EventType.task_completed],
+        "webhook_id": "wh_1",
+    }
     more = {"page_size": 200} if asked.method == "ListWorkspaces" else {}
     if asked.method == "ListAuditEntries":
         del fields["task_id"]

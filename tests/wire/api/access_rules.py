@@ -21,6 +21,8 @@ class Rule:
     audited: bool
     # Whether the scopes have `:own` forms.
     has_own: bool = True
+    # A scope that is needed too, in one of its forms.
+    also: str = ""
 
     @property
     def own_scopes(self) -> set[str]:
@@ -45,7 +47,9 @@ RULES = {
     "HoldOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "ReleaseOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "GetHold": Rule(("workspace:read",), on_workspace=False, audited=False),
-    "CreateWebhook": Rule(("webhooks:write",), on_workspace=False, audited=True, has_own=False),
+    "CreateWebhook": Rule(
+        ("webhooks:write",), on_workspace=False, audited=True, has_own=False, also="workspace:read"
+    ),
     "ListWebhooks": Rule(("workspace:read",), on_workspace=False, audited=False),
     "DeleteWebhook": Rule(("webhooks:write",), on_workspace=False, audited=True, has_own=False),
     "RotateWebhookSecret": Rule(
@@ -102,7 +106,8 @@ def refusal(method: str, principal: Principal | None, target: Target | None) -> 
         return "unauthenticated"
     in_all = any(scope in principal.scopes for scope in rule.scopes)
     in_own = bool(rule.own_scopes & principal.scopes)
-    if not in_all and not in_own:
+    has_other = not rule.also or {rule.also, f"{rule.also}:own"} & principal.scopes
+    if not (in_all or in_own) or not has_other:
         return "permission_denied"
     if target is None:
         return ""
@@ -115,5 +120,8 @@ def refusal(method: str, principal: Principal | None, target: Target | None) -> 
 def required(method: str, principal: Principal) -> set[str]:
     """The scopes that a permission_denied of this method names."""
     scopes, own = RULES[method].scopes, RULES[method].own_scopes
+    if set(scopes) <= principal.scopes:
+        # Only the other scope is missing.
+        return {RULES[method].also, f"{RULES[method].also}:own"}
     # Who holds an `:own` form has been refused for a workspace of someone else.
     return set(scopes) if own & principal.scopes else set(scopes) | own

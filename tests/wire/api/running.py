@@ -146,6 +146,7 @@ class Running:
     stub: "workspace_service_pb2_grpc.WorkspaceServiceAsyncStub"
     # The entries that the calls did not store themselves.
     audit: FakeAuditQueue
+    webhooks: FakeWebhookStore
 
     async def fails(self, call: Any) -> Failed:
         """The failure of a unary call, or of reading a stream's first message."""
@@ -199,13 +200,14 @@ async def running(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
     )
     request_log, audit = RequestLog(metrics or Metrics()), FakeAuditQueue()
+    webhooks = FakeWebhookStore()
     server = Server(
         WorkspaceServicer(
             world.store,
             world.agents,
             world.subscriptions,
             world.clock,
-            FakeWebhookStore(),
+            webhooks,
             SigningKeySealing(new_key()),
         ),
         A2AServicer(world.store, world.agents, world.subscriptions, world.clock),
@@ -235,6 +237,7 @@ async def running(
                 server,
                 workspace_service_pb2_grpc.WorkspaceServiceStub(channel),
                 audit,
+                webhooks,
             )
     finally:
         await server.drain(0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from evershell.workspace.v1 import event_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
 from evershell.api.method_options import WORKSPACE_SERVICE, public_methods
@@ -64,15 +65,32 @@ async def test_every_allowed_call_leaves_an_entry_with_its_change(
     by_holder = bearer(HOLDER, x_request_id="req_9", x_forwarded_for="203.0.113.7, 192.0.2.1")
     await server.stub.HoldOrg(messages.HoldOrgRequest(reason="stop"), metadata=by_holder)
     await server.stub.ReleaseOrg(messages.ReleaseOrgRequest(), metadata=by_holder)
+    created = await server.stub.CreateWebhook(
+        messages.CreateWebhookRequest(
+            url="https://a.example/", event_types=[event_pb2.EventType.task_completed]
+        ),
+        metadata=metadata,
+    )
+    named = {"webhook_id": created.webhook.id}
+    await server.stub.RotateWebhookSecret(
+        messages.RotateWebhookSecretRequest(**named), metadata=metadata
+    )
+    await server.stub.ReplayWebhook(messages.ReplayWebhookRequest(**named), metadata=metadata)
+    await server.stub.DeleteWebhook(messages.DeleteWebhookRequest(**named), metadata=metadata)
     # The clock stands still, so the calls have the same time and no order.
-    found = sorted(await stored(world), key=lambda each: CHANGING.index(each.rpc))
+    entries = [*await stored(world), *filter(None, server.webhooks.audit)]
+    found = sorted(entries, key=lambda each: CHANGING.index(each.rpc))
     assert [(each.rpc, each.outcome, each.workspace_id, each.task_id) for each in found] == [
         ("CancelTask", "accepted", idle.id, task.task_id),
         ("CancelTasks", "ok", "", ""),
+        ("CreateWebhook", "ok", "", ""),
         ("CreateWorkspace", "ok", made.id, ""),
+        ("DeleteWebhook", "ok", "", ""),
         ("HoldOrg", "ok", "", ""),
         ("ReleaseOrg", "ok", "", ""),
+        ("ReplayWebhook", "ok", "", ""),
         ("ResumeWorkspace", "ok", failed.id, ""),
+        ("RotateWebhookSecret", "ok", "", ""),
         ("StopWorkspace", "ok", idle.id, task.task_id),
         ("SubmitTask", "ok", idle.id, task.task_id),
     ]

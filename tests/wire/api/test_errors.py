@@ -45,6 +45,8 @@ TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
     "invalid_state": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
     "org_on_hold": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
     "idempotency_conflict": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "webhook_not_found": (grpc.StatusCode.NOT_FOUND, 404, {"ResourceInfo"}),
+    "too_many_webhooks": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
     "rate_limited": (grpc.StatusCode.RESOURCE_EXHAUSTED, 429, {"RetryInfo"}),
     "agent_unreachable": (grpc.StatusCode.UNAVAILABLE, 503, set()),
     "unavailable": (grpc.StatusCode.UNAVAILABLE, 503, {"RetryInfo"}),
@@ -59,6 +61,7 @@ MAKERS: dict[str, Callable[[], Failure]] = {
     ),
     "workspace_not_found": lambda: errors.workspace_not_found("ws_1"),
     "task_not_found": lambda: errors.task_not_found("ws_1", "task_1"),
+    "webhook_not_found": lambda: errors.webhook_not_found("wh_1"),
     "rate_limited": lambda: Failure("rate_limited", "Slower.", retry_after_seconds=0.25),
     "agent_unreachable": lambda: errors.agent_unreachable(
         "ws_1", "task_1", "Größe 🐚", intent_recorded=True

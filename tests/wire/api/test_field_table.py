@@ -25,7 +25,12 @@ LONG = {"SubmitTask": 120_000}
 USUAL_LONG = 15_000
 OF_KIND = ("null", "wrong type", "empty", "repeated", "unknown", "too long")
 # The fields that a valid request needs, beside the one in question.
-NEEDED: dict[str, dict[str, Any]] = {"SubmitTask": {"description": "d"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "SubmitTask": {"description": "d"},
+    "CreateWebhook": {"url": "https://a.example/", "event_types": ["task_completed"]},
+}
+# The methods whose path has no id.
+WITHOUT_ID = ("CreateWorkspace", "CancelTasks", "HoldOrg", "ReleaseOrg", "CreateWebhook")
 SAME_AS_ABSENT = "the same as absent: it narrows nothing"
 # The cells that are accepted, by method, field and kind, and why that is safe.
 ACCEPTED = {
@@ -33,6 +38,7 @@ ACCEPTED = {
     ("CancelTasks", "reason", "empty"): SAME_AS_ABSENT,
     ("HoldOrg", "reason", "empty"): SAME_AS_ABSENT,
     ("CreateWorkspace", "name", "empty"): SAME_AS_ABSENT,
+    ("CreateWebhook", "description", "empty"): SAME_AS_ABSENT,
     ("SubmitTask", "metadata", "empty"): SAME_AS_ABSENT,
     ("SubmitTask", "limits", "empty"): SAME_AS_ABSENT,
 }
@@ -150,7 +156,7 @@ def body(method: str, path: tuple[str, ...], inner: str) -> str:
 @pytest.mark.parametrize("cell", list(cells()), ids=str)
 async def test_a_wrong_value_is_refused_and_names_its_field(server: Running, cell: Cell) -> None:
     sent = messages.RestBody(http_body=HttpBody(data=cell.body.encode())).SerializeToString()
-    if cell.method not in ("CreateWorkspace", "CancelTasks", "HoldOrg", "ReleaseOrg"):
+    if cell.method not in WITHOUT_ID:
         # The path of the call.
         sent = b"\x0a\x04ws_1" + sent
     seen = await server.raw(

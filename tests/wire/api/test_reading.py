@@ -88,6 +88,8 @@ async def test_a_method_without_effect_does_not_wait_for_the_end_of_its_request(
         "ListWorkspaces",
         "ListAuditEntries",
         "GetHold",
+        "ListWebhooks",
+        "ListWebhookDeliveries",
     )
     reads = public_methods(with_effect=False, services=[WORKSPACE_SERVICE])
     assert reads == {PUBLIC + name for name in methods}

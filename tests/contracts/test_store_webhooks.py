@@ -1,0 +1,361 @@
+"""The contract of WebhookStore, and the deliveries that the trigger records and workers claim."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from evershell.core import task_lifecycle
+from evershell.core.change import KeyTakenError
+from evershell.core.errors import Failure
+from evershell.core.event import EventType
+from evershell.core.ids import new_webhook_id
+from evershell.core.webhook import (
+    AttemptResult,
+    ClaimedDelivery,
+    DeliveryStatus,
+    TaskScope,
+    Webhook,
+)
+from evershell.store.connections import Pool, open_pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.webhook_deliveries import WebhookDeliveries
+from evershell.store.webhooks import PostgresWebhooks
+from tests.support.store.examples import (
+    NOW,
+    ORG,
+    USER,
+    complete,
+    first_call,
+    task,
+    with_task,
+    workspace,
+)
+
+ENDS = (EventType.TASK_COMPLETED,)
+
+
+def webhook(url: str = "https://a.example/hook", **fields: Any) -> Webhook:
+    facts = {
+        "org_id": ORG,
+        "event_types": list(ENDS),
+        "description": "",
+        "created_by": USER,
+        "created_at": NOW,
+        "creator_user_id": None,
+        "sealed_secret": b"secret",
+        **fields,
+    }
+    return Webhook(id=new_webhook_id(NOW), url=url, **facts)
+
+
+@dataclass
+class Bench:
+    """The stores of a database, and a clock that the test sets."""
+
+    pool: Pool
+    store: PostgresStore
+    webhooks: PostgresWebhooks
+    now: datetime = NOW
+
+    def worker(self, name: str = "a") -> WebhookDeliveries:
+        return WebhookDeliveries(self.pool, lambda: self.now, name)
+
+    async def end_task(self, **fields: Any) -> tuple[str, str]:
+        """A task that has ended: the ids of its workspace and of itself."""
+        busy, running = await with_task(self.store, **fields)
+        await complete(self.store, busy, running.id)
+        return busy.id, running.id
+
+
+@pytest.fixture
+async def bench(database_url: str) -> AsyncIterator[Bench]:
+    async with open_pool(database_url) as pool:
+        yield Bench(pool, PostgresStore(pool, lambda: NOW), PostgresWebhooks(pool))
+
+
+async def claim(worker: WebhookDeliveries) -> list[ClaimedDelivery]:
+    return list((await worker.claim([], [])).deliveries)
+
+
+def delivered(claimed: ClaimedDelivery) -> AttemptResult:
+    return AttemptResult(key=claimed.key, delivered_seq=claimed.events[-1][0])
+
+
+async def test_a_webhook_is_stored_as_it_is(bench: Bench) -> None:
+    of_org = webhook(sealed_headers=b"h", creator_user_id=USER, description="ü")
+    await bench.webhooks.create_webhook(of_org, 20)
+    assert await bench.webhooks.list_webhooks(ORG) == [of_org]
+    assert await bench.webhooks.list_webhooks("org_b") == []
+    assert await bench.webhooks.delete_webhook("org_b", of_org.id) is None
+    assert await bench.webhooks.delete_webhook(ORG, of_org.id) == of_org
+    assert await bench.webhooks.delete_webhook(ORG, of_org.id) is None
+
+
+async def test_an_organization_has_a_limited_number(bench: Bench) -> None:
+    creations = (bench.webhooks.create_webhook(webhook(), 2) for _ in range(5))
+    results = await asyncio.gather(*creations, return_exceptions=True)
+    refused = [each for each in results if each is not None]
+    assert [each.slug for each in refused if isinstance(each, Failure)] == ["too_many_webhooks"] * 3
+    assert len(await bench.webhooks.list_webhooks(ORG)) == 2
+    await bench.webhooks.create_webhook(webhook(org_id="org_b"), 2)
+
+
+async def test_a_key_is_stored_with_its_webhook(bench: Bench) -> None:
+    await bench.webhooks.create_webhook(webhook(), 1, None, first_call(answer="first"))
+    # The limit is reached, but the repeat is the call that reached it.
+    with pytest.raises(KeyTakenError):
+        await bench.webhooks.create_webhook(webhook(), 1, None, first_call())
+    with pytest.raises(Failure):
+        await bench.webhooks.create_webhook(webhook(), 1, None, first_call("other"))
+    assert await bench.store.find_first_call(ORG, "other", NOW - timedelta(1)) is None
+
+
+async def test_a_second_rotation_keeps_the_first_secret(bench: Bench) -> None:
+    made = webhook()
+    await bench.webhooks.create_webhook(made, 20)
+    day = NOW + timedelta(1)
+    for secret, now in ((b"2", NOW), (b"3", NOW + timedelta(hours=1))):
+        rotated = await bench.webhooks.rotate_secret(ORG, made.id, secret, now, day)
+        assert rotated == replace(
+            made,
+            sealed_secret=secret,
+            sealed_previous_secret=b"secret",
+            previous_secret_expires_at=day,
+        )
+    rotated = await bench.webhooks.rotate_secret(ORG, made.id, b"4", day, day + timedelta(1))
+    assert rotated is not None
+    assert (rotated.sealed_secret, rotated.sealed_previous_secret) == (b"4", b"3")
+    assert await bench.webhooks.rotate_secret("org_b", made.id, b"5", day, day) is None
+
+
+async def test_an_event_is_delivered_once_and_then_settled(bench: Bench) -> None:
+    made = webhook()
+    await bench.webhooks.create_webhook(made, 20)
+    await bench.webhooks.create_webhook(webhook(org_id="org_b"), 20)
+    workspace_id, task_id = await bench.end_task()
+    (pending,) = await bench.webhooks.list_deliveries(workspace_id, task_id)
+    assert (pending.webhook_id, pending.status) == (made.id, DeliveryStatus.PENDING)
+    worker = bench.worker()
+    (claimed,) = await claim(worker)
+    ((seq, event),) = claimed.events
+    assert claimed.webhook == made
+    assert event is not None
+    assert (event.type, event.task_id, event.seq) == (EventType.TASK_COMPLETED, task_id, seq)
+    assert await claim(bench.worker("b")) == []
+    assert (await worker.record([delivered(claimed)])).keys == {claimed.key}
+    (settled,) = await bench.webhooks.list_deliveries(workspace_id, task_id)
+    assert (settled.status, settled.delivered_seq) == (DeliveryStatus.DELIVERED, seq)
+    assert await claim(worker) == []
+
+
+async def test_a_failed_transaction_leaves_no_delivery(bench: Bench) -> None:
+    await bench.webhooks.create_webhook(webhook(), 20)
+    busy, running = await with_task(bench.store)
+    await complete(bench.store, busy, running.id)
+    async with bench.pool.connection() as connection:
+        count = "SELECT count(*) AS n FROM webhook_deliveries"
+        before = await (await connection.execute(count)).fetchone()
+        await connection.execute("BEGIN")
+        await connection.execute(
+            "INSERT INTO events SELECT workspace_id, seq + 100, type, time, 'other', NULL, NULL, "
+            "payload FROM events WHERE type = 'task_completed'"
+        )
+        within = await (await connection.execute(count)).fetchone()
+        await connection.execute("ROLLBACK")
+        after = await (await connection.execute(count)).fetchone()
+    assert within.n == before.n + 1
+    assert after == before
+
+
+async def test_only_events_that_the_creator_may_read(bench: Bench) -> None:
+    await bench.webhooks.create_webhook(webhook(creator_user_id="user_2"), 20)
+    await bench.webhooks.create_webhook(webhook(creator_user_id=""), 20)
+    await bench.end_task()
+    assert await claim(bench.worker()) == []
+    _, task_id = await bench.end_task(user_id="user_2")
+    (claimed,) = await claim(bench.worker())
+    assert claimed.key.task_id == task_id
+
+
+async def test_an_event_during_an_attempt_is_not_forgotten(bench: Bench) -> None:
+    types = [EventType.TASK_SUBMITTED, EventType.TASK_COMPLETED]
+    await bench.webhooks.create_webhook(webhook(event_types=types), 20)
+    busy, running = await with_task(bench.store)
+    worker = bench.worker()
+    (claimed,) = await claim(worker)
+    await complete(bench.store, busy, running.id)
+    assert await claim(bench.worker("b")) == []
+    recorded = await worker.record([delivered(claimed)])
+    assert recorded.has_more
+    (later,) = await claim(bench.worker("b"))
+    assert [event.type for _, event in later.events if event] == [EventType.TASK_COMPLETED]
+
+
+async def test_a_claim_is_taken_over_once_its_lease_has_ended(bench: Bench) -> None:
+    await bench.webhooks.create_webhook(webhook(), 20)
+    await bench.end_task()
+    killed, other = bench.worker("killed"), bench.worker("other")
+    (claimed,) = await claim(killed)
+    bench.now += timedelta(seconds=59)
+    assert await claim(other) == []
+    bench.now += timedelta(seconds=2)
+    (again,) = await claim(other)
+    assert again == claimed
+    assert not (await killed.record([delivered(claimed)])).keys
+    assert (await other.record([delivered(again)])).keys == {again.key}
+
+
+async def test_a_failure_is_due_again_and_then_given_up_and_replayed(bench: Bench) -> None:
+    made = webhook()
+    await bench.webhooks.create_webhook(made, 20)
+    workspace_id, task_id = await bench.end_task()
+    worker = bench.worker()
+    (claimed,) = await claim(worker)
+    failed = AttemptResult(
+        key=claimed.key,
+        delivered_seq=claimed.delivered_seq,
+        attempts=1,
+        error="it answered 500",
+        retry_at=NOW + timedelta(seconds=5),
+    )
+    await worker.record([failed])
+    (pending,) = await bench.webhooks.list_deliveries(workspace_id, task_id)
+    assert (pending.status, pending.attempts, pending.last_error) == (
+        DeliveryStatus.PENDING,
+        1,
+        "it answered 500",
+    )
+    assert pending.next_attempt_at == failed.retry_at
+    assert await claim(worker) == []
+    bench.now += timedelta(seconds=5)
+    (again,) = await claim(worker)
+    assert (again.attempts, again.pending_since) == (1, claimed.pending_since)
+    await worker.record([replace(failed, attempts=2, retry_at=None)])
+    (given_up,) = await bench.webhooks.list_deliveries(workspace_id, task_id)
+    assert given_up.status is DeliveryStatus.FAILED
+    assert await bench.webhooks.replay(ORG, made.id, "other", bench.now) == (0, 0)
+    assert await bench.webhooks.replay("org_b", made.id, None, bench.now) is None
+    assert await bench.webhooks.replay(ORG, made.id, task_id, bench.now) == (1, 0)
+    (replayed,) = await claim(worker)
+    assert replayed.attempts == 0
+
+
+async def test_a_disabled_webhook_gets_nothing_until_it_is_replayed(bench: Bench) -> None:
+    made = webhook()
+    await bench.webhooks.create_webhook(made, 20)
+    await bench.end_task()
+    worker = bench.worker()
+    (claimed,) = await claim(worker)
+    gone = AttemptResult(
+        key=claimed.key,
+        delivered_seq=claimed.delivered_seq,
+        attempts=1,
+        error="gone",
+        disables_webhook=True,
+    )
+    await worker.record([gone])
+    (disabled,) = await bench.webhooks.list_webhooks(ORG)
+    assert disabled.disabled_at == bench.now
+    await bench.end_task()
+    assert await claim(worker) == []
+    assert await bench.webhooks.replay(ORG, made.id, None, bench.now) == (2, 0)
+    assert await bench.webhooks.list_webhooks(ORG) == [made]
+    assert len(await claim(worker)) == 2
+
+
+async def test_a_locked_row_delays_nothing(bench: Bench) -> None:
+    await bench.webhooks.create_webhook(webhook(), 20)
+    locked_id, _ = await bench.end_task()
+    await bench.end_task()
+    worker = bench.worker()
+    async with bench.pool.connection() as connection, connection.transaction():
+        await connection.execute(
+            "SELECT FROM webhook_deliveries WHERE workspace_id = %s FOR UPDATE", (locked_id,)
+        )
+        (free,) = await claim(worker)
+        assert free.key.workspace_id != locked_id
+    (other,) = await claim(worker)
+    async with bench.pool.connection() as connection, connection.transaction():
+        await connection.execute(
+            "SELECT FROM webhook_deliveries WHERE workspace_id = %s FOR UPDATE", (locked_id,)
+        )
+        assert (await worker.record([delivered(free), delivered(other)])).keys == {free.key}
+    assert (await worker.record([delivered(other)])).keys == {other.key}
+
+
+async def test_receivers_take_turns(bench: Bench) -> None:
+    """A receiver with many deliveries leaves room for the others, and busy ones are left out."""
+    urls = [f"https://{name}.example/" for name in "abc"]
+    for url in urls:
+        await bench.webhooks.create_webhook(webhook(url), 20)
+    await bench.webhooks.create_webhook(webhook(org_id="org_b"), 20)
+    await bench.end_task()
+    foreign = workspace(org_id="org_b")
+    await bench.store.create_workspace(foreign)
+    submitted = task(foreign.id)
+    await bench.store.transition(
+        foreign.id, lambda locked: task_lifecycle.submit(locked, submitted, USER)
+    )
+    await complete(bench.store, foreign, submitted.id)
+    worker = bench.worker()
+    first = await worker.claim([(ORG, "https://b.example:443")], ["org_b"])
+    assert first.has_wrapped
+    assert {each.webhook.url for each in first.deliveries} == {urls[0], urls[2]}
+    second = await claim(worker)
+    assert {each.webhook.org_id for each in second} == {ORG, "org_b"}
+    assert urls[1] in {each.webhook.url for each in second}
+
+
+async def test_a_webhook_of_a_task_gets_its_earlier_events(bench: Bench) -> None:
+    workspace_id, task_id = await bench.end_task()
+    scope = TaskScope(workspace_id=workspace_id, task_id=task_id, name="mine")
+    made = webhook(task=scope)
+    await bench.webhooks.create_webhook(made, 1)
+    assert await bench.webhooks.list_webhooks(ORG) == []
+    assert await bench.webhooks.list_webhooks(ORG, scope) == [made]
+    (claimed,) = await claim(bench.worker())
+    assert [event.type for _, event in claimed.events if event] == [EventType.TASK_COMPLETED]
+    # One of the same name takes its place, and does not count against the limit.
+    replacing = webhook(task=scope)
+    await bench.webhooks.create_webhook(replacing, 1)
+    assert await bench.webhooks.list_webhooks(ORG, scope) == [replacing]
+    with pytest.raises(Failure):
+        await bench.webhooks.create_webhook(webhook(task=replace(scope, name="other")), 1)
+
+
+async def test_old_deliveries_and_those_of_deleted_webhooks_are_removed(bench: Bench) -> None:
+    kept, deleted = webhook(), webhook("https://b.example/")
+    for each in (kept, deleted):
+        await bench.webhooks.create_webhook(each, 20)
+    await bench.end_task()
+    worker = bench.worker()
+    claims = {each.webhook.id: each for each in await claim(worker)}
+    await worker.record([delivered(claims[kept.id])])
+    await bench.webhooks.delete_webhook(ORG, deleted.id)
+
+    async def webhook_ids() -> list[str]:
+        async with bench.pool.connection() as connection:
+            cursor = await connection.execute("SELECT webhook_id FROM webhook_deliveries")
+            return [row.webhook_id for row in await cursor.fetchall()]
+
+    await worker.prune()
+    assert await webhook_ids() == [kept.id]
+    bench.now += timedelta(days=31)
+    await worker.prune()
+    assert await webhook_ids() == []
+
+
+async def test_what_another_key_has_sealed_is_sealed_again(bench: Bench) -> None:
+    made = webhook(sealed_secret=b"OLD-a", sealed_headers=b"OLD-b")
+    other = webhook(sealed_secret=b"NEW-c")
+    for each in (made, other):
+        await bench.webhooks.create_webhook(each, 20)
+    await bench.worker().reseal(b"NEW-", lambda sealed, owner: b"NEW-" + sealed[4:])
+    assert {each.id: each for each in await bench.webhooks.list_webhooks(ORG)} == {
+        made.id: replace(made, sealed_secret=b"NEW-a", sealed_headers=b"NEW-b"),
+        other.id: other,
+    }
