@@ -158,13 +158,13 @@ async def test_a_failed_transaction_leaves_no_delivery(bench: Bench) -> None:
     await complete(bench.store, busy, running.id)
     async with bench.pool.connection() as connection:
         count = "SELECT count(*) AS n FROM webhook_deliveries"
-        before = await (await connection.execute(count)).fetchone()
+        before: Any = await (await connection.execute(count)).fetchone()
         await connection.execute("BEGIN")
         await connection.execute(
             "INSERT INTO events SELECT workspace_id, seq + 100, type, time, 'other', NULL, NULL, "
             "payload FROM events WHERE type = 'task_completed'"
         )
-        within = await (await connection.execute(count)).fetchone()
+        within: Any = await (await connection.execute(count)).fetchone()
         await connection.execute("ROLLBACK")
         after = await (await connection.execute(count)).fetchone()
     assert within.n == before.n + 1

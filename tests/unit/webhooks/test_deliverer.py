@@ -1,0 +1,207 @@
+"""The deliverer, with a real database and real receivers: order, retries, and who delays whom."""
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from evershell.api.webhook_payload import event_payload
+from evershell.auth.sealing import SigningKeySealing
+from evershell.auth.signing_keys import new_key
+from evershell.core.event import EventType
+from evershell.core.ids import new_webhook_id
+from evershell.core.webhook import PayloadForm, Webhook
+from evershell.store.background import running
+from evershell.store.connections import Pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.webhook_deliveries import WebhookDeliveries
+from evershell.store.webhooks import PostgresWebhooks
+from evershell.webhooks.deliverer import Counts, Deliverer
+from evershell.webhooks.sender import Sender
+from tests.support.store.examples import NOW, ORG, USER, complete, with_task
+from tests.support.waiting import eventually_async
+from tests.support.webhook_receiver import Received, Receiver, receiving
+
+SEALING = SigningKeySealing(new_key())
+TYPES = [EventType.TASK_SUBMITTED, EventType.TASK_COMPLETED]
+LIMIT_SECONDS = 60.0
+
+
+@dataclass
+class Delivering:
+    """The stores, the receivers, and a clock that the test sets."""
+
+    pool: Pool
+    store: PostgresStore
+    webhooks: PostgresWebhooks
+    receivers: ExitStack
+    now: datetime = NOW
+    counts: list[Counts] = field(default_factory=list)
+
+    async def receiver(self, **fields: Any) -> tuple[Webhook, Receiver]:
+        receiver = self.receivers.enter_context(receiving())
+        webhook_id = new_webhook_id(NOW)
+        facts = {
+            "org_id": ORG,
+            "event_types": TYPES,
+            "description": "",
+            "created_by": USER,
+            "created_at": NOW,
+            "creator_user_id": None,
+            "sealed_secret": SEALING.seal(b"0" * 32, webhook_id),
+            **fields,
+        }
+        webhook = Webhook(id=webhook_id, url=receiver.url, **facts)
+        await self.webhooks.create_webhook(webhook, 20)
+        return webhook, receiver
+
+    @asynccontextmanager
+    async def delivering(self, name: str = "a", sealing: Any = SEALING) -> AsyncIterator[Deliverer]:
+        deliveries = WebhookDeliveries(self.pool, lambda: self.now, name)
+        async with Sender((ip_network("127.0.0.0/8"),)) as sender:
+            deliverer = Deliverer(
+                deliveries,
+                sender,
+                sealing,
+                {PayloadForm.EVENT: event_payload},
+                lambda: self.now,
+                self.counts.append,
+            )
+            async with running(deliverer.run(), "deliverer"):
+                deliverer.wake()
+                yield deliverer
+
+    async def end_task(self) -> tuple[str, str]:
+        busy, made = await with_task(self.store)
+        await complete(self.store, busy, made.id)
+        return busy.id, made.id
+
+    async def status(self, workspace_id: str, task_id: str) -> Any:
+        (delivery,) = await self.webhooks.list_deliveries(workspace_id, task_id)
+        return delivery
+
+
+@pytest.fixture
+async def bench(pool: Pool) -> AsyncIterator[Delivering]:
+    with ExitStack() as receivers:
+        store = PostgresStore(pool, lambda: NOW)
+        yield Delivering(pool, store, PostgresWebhooks(pool), receivers)
+
+
+async def test_an_event_that_fails_holds_back_the_later_ones_of_its_task(bench: Delivering) -> None:
+    _, receiver = await bench.receiver()
+    refused, other = await bench.end_task(), await bench.end_task()
+
+    def answer(request: Received) -> int:
+        failing = request.event["task_id"] == refused[1] and bench.now == NOW
+        return 500 if failing else 200
+
+    receiver.answer = answer
+    async with bench.delivering() as deliverer:
+        await eventually_async(lambda: len(receiver.events()) == 3, LIMIT_SECONDS)
+        assert [each["type"] for each in receiver.events(refused[1])] == ["task_submitted"]
+        assert len(receiver.events(other[1])) == 2
+
+        async def has_failed() -> bool:
+            return bool((await bench.status(*refused)).attempts == 1)
+
+        await eventually_async(has_failed, LIMIT_SECONDS)
+        bench.now += timedelta(seconds=6)
+        deliverer.wake()
+        await eventually_async(lambda: len(receiver.events()) == 5, LIMIT_SECONDS)
+    types = [each["type"] for each in receiver.events(refused[1])]
+    assert types == ["task_submitted", "task_submitted", "task_completed"]
+    ids = [request.headers["webhook-id"] for request in receiver.requests]
+    assert len(set(ids)) == 4
+
+
+async def test_a_delivery_fails_after_a_day(bench: Delivering) -> None:
+    webhook, receiver = await bench.receiver()
+    receiver.status = 503
+    ended = await bench.end_task()
+
+    async def has_status(wanted: str, attempts: int) -> bool:
+        delivery = await bench.status(*ended)
+        return (delivery.status, delivery.attempts) == (wanted, attempts)
+
+    async with bench.delivering() as deliverer:
+        await eventually_async(lambda: has_status("pending", 1), LIMIT_SECONDS)
+        bench.now += timedelta(hours=23)
+        deliverer.wake()
+        await eventually_async(lambda: has_status("pending", 2), LIMIT_SECONDS)
+        bench.now += timedelta(hours=2)
+        deliverer.wake()
+        await eventually_async(lambda: has_status("failed", 3), LIMIT_SECONDS)
+        receiver.status = 200
+        assert await bench.webhooks.replay(ORG, webhook.id, None, bench.now) == (1, 0)
+        deliverer.wake()
+        await eventually_async(lambda: has_status("delivered", 0), LIMIT_SECONDS)
+        await eventually_async(lambda: sum(each.delivered for each in bench.counts) == 2)
+    assert sum(each.failed_attempts for each in bench.counts) == 3
+    assert sum(each.given_up for each in bench.counts) == 1
+
+
+async def test_a_slow_receiver_delays_no_other(bench: Delivering) -> None:
+    """It answers when the others have got everything."""
+    _, slow = await bench.receiver()
+    _, quick = await bench.receiver()
+    others_are_done = threading.Event()
+
+    def answer(_: Received) -> int:
+        others_are_done.wait(LIMIT_SECONDS)
+        return 200
+
+    slow.answer = answer
+    ended = [await bench.end_task() for _ in range(30)]
+    try:
+        async with bench.delivering():
+            await eventually_async(lambda: len(quick.events()) == 60, LIMIT_SECONDS)
+            assert slow.events() == []
+            others_are_done.set()
+            await eventually_async(lambda: len(slow.events()) >= 60, LIMIT_SECONDS)
+    finally:
+        others_are_done.set()
+    for _, task_id in ended:
+        for receiver in (slow, quick):
+            seqs = [int(each["seq"]) for each in receiver.events(task_id)]
+            assert seqs == sorted(seqs)
+
+
+async def test_both_secrets_sign_until_the_previous_one_expires(bench: Delivering) -> None:
+    webhook, receiver = await bench.receiver(event_types=[EventType.TASK_COMPLETED])
+    new = SEALING.seal(b"1" * 32, webhook.id)
+    await bench.webhooks.rotate_secret(ORG, webhook.id, new, NOW, NOW + timedelta(hours=24))
+    async with bench.delivering() as deliverer:
+        ended = await bench.end_task()
+        deliverer.wake()
+
+        async def is_recorded() -> bool:
+            return bool((await bench.status(*ended)).status == "delivered")
+
+        await eventually_async(is_recorded, LIMIT_SECONDS)
+        bench.now += timedelta(hours=25)
+        await bench.end_task()
+        deliverer.wake()
+        await eventually_async(lambda: len(receiver.requests) == 2, LIMIT_SECONDS)
+    signatures = [each.headers["webhook-signature"].split(" ") for each in receiver.requests]
+    assert [len(each) for each in signatures] == [2, 1]
+
+
+async def test_a_process_without_the_key_leaves_the_delivery_to_others(bench: Delivering) -> None:
+    _, receiver = await bench.receiver(event_types=[EventType.TASK_COMPLETED])
+    ended = await bench.end_task()
+    async with bench.delivering("without", SigningKeySealing(new_key())):
+
+        async def is_claimed() -> bool:
+            return bool((await bench.status(*ended)).next_attempt_at > bench.now)
+
+        await eventually_async(is_claimed, LIMIT_SECONDS)
+    assert not receiver.requests
+    bench.now += timedelta(seconds=61)
+    async with bench.delivering("with"):
+        await eventually_async(lambda: receiver.requests, LIMIT_SECONDS)
