@@ -62,6 +62,8 @@ class Stack(Service):
             "WORKERS": "2",
             # Tests call faster than any customer does, and share their credentials.
             "RATE_LIMIT": "off",
+            # The receivers of tests listen on loopback.
+            "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None

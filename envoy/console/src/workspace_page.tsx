@@ -6,6 +6,7 @@ import { cancelTask, type Wishes } from "./cancel_call";
 import { Cancellation } from "./cancellation";
 import { trouble } from "./connection";
 import { ConnectionNote } from "./connection_note";
+import { Deliveries } from "./deliveries";
 import { FailureNote } from "./failure";
 import { limitsOf } from "./limits";
 import { tokensUsed } from "./selection";
@@ -39,6 +40,7 @@ export function WorkspacePage({ id }: { id: string }) {
       {workspace && <Facts workspace={workspace} />}
       <CurrentTask open={open} />
       <Cancellation open={open} />
+      <Deliveries open={open} />
       <Timeline open={open} />
     </main>
   );

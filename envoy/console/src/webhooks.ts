@@ -1,0 +1,67 @@
+// How far the events of a task were delivered to webhooks.
+import { signal } from "@preact/signals";
+import { api, read, type Schemas } from "./api";
+import { announce } from "./announcer";
+import { asFailure, backoffMs, pause } from "./connection";
+import type { Failure } from "./failure";
+
+// While events wait for a receiver, and else.
+const PENDING_MS = 1_000;
+const SETTLED_MS = 5_000;
+
+export type Delivery = Schemas["WebhookDelivery"];
+export type Webhook = Schemas["Webhook"];
+
+export class TaskDeliveries {
+  readonly deliveries = signal<readonly Delivery[]>([]);
+  // Those that the token may read, by id.
+  readonly webhooks = signal<ReadonlyMap<string, Webhook>>(new Map());
+  // The last replay that failed.
+  readonly failure = signal<Failure | null>(null);
+
+  constructor(
+    readonly workspaceId: string,
+    readonly taskId: string,
+  ) {}
+
+  async follow(signal: AbortSignal): Promise<void> {
+    for (let failures = 0; !signal.aborted; ) {
+      try {
+        await this.refresh(signal);
+        failures = 0;
+      } catch {
+        // The facts of the workspace say that the service does not answer.
+        failures += 1;
+      }
+      const isPending = this.deliveries.peek().some((each) => each.status === "pending");
+      const wanted = isPending && !document.hidden ? PENDING_MS : SETTLED_MS;
+      await pause(failures ? backoffMs(failures, null) : wanted, signal);
+    }
+  }
+
+  async replay(delivery: Delivery): Promise<void> {
+    this.failure.value = null;
+    try {
+      const path = { webhook_id: delivery.webhook_id };
+      const body = { task_id: delivery.task_id };
+      await read(api.POST("/v1/webhooks/{webhook_id}/replay", { params: { path }, body }));
+      announce("The events are sent again.");
+      await this.refresh();
+    } catch (error) {
+      this.failure.value = asFailure(error);
+    }
+  }
+
+  private async refresh(signal?: AbortSignal): Promise<void> {
+    const path = { workspace_id: this.workspaceId, task_id: this.taskId };
+    const init = { params: { path }, ...(signal && { signal }) };
+    const { deliveries } = await read(
+      api.GET("/v1/workspaces/{workspace_id}/tasks/{task_id}/webhook-deliveries", init),
+    );
+    this.deliveries.value = deliveries;
+    if (deliveries.some((each) => !this.webhooks.peek().has(each.webhook_id))) {
+      const { webhooks } = await read(api.GET("/v1/webhooks", signal ? { signal } : {}));
+      this.webhooks.value = new Map(webhooks.map((each) => [each.id, each]));
+    }
+  }
+}

@@ -1,0 +1,59 @@
+"""The deliveries of a task in the console, and the button that sends them again."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.clients.long.console.console_page import Console
+from tests.support.receivers import Receiver, Receivers, accept, refuse
+from tests.support.stack import Stack, Workspace
+
+
+@pytest.fixture
+def receiver(stack: Stack) -> Iterator[Receiver]:
+    """A receiver that is told of the ends of tasks. It does not want them."""
+    with Receivers().running() as running:
+        made = running.add(refuse("410 Gone"))
+        body = {"url": f"http://{made.address}/hook", "event_types": ["task_completed"]}
+        webhook_id = stack.rest().post("/v1/webhooks", body, 201)["webhook"]["id"]
+        yield made
+        assert stack.rest().call("DELETE", f"/v1/webhooks/{webhook_id}").is_success
+
+
+def test_a_person_sends_again_what_has_failed(
+    console: Console, workspace: Workspace, receiver: Receiver
+) -> None:
+    console.show(workspace)
+    task_id = workspace.submit("echo hello")
+    deliveries = console.page.get_by_role("region", name="Webhooks")
+    expect(deliveries).to_contain_text(f"http://{receiver.address}/hook")
+    expect(deliveries.locator(".badge")).to_have_text("failed")
+    expect(deliveries).to_contain_text("410")
+
+    receiver.behaviour = refuse("503 Service Unavailable")
+    deliveries.get_by_role("button", name=f"Replay to http://{receiver.address}/hook").click()
+    expect(deliveries.locator(".badge")).to_have_text("pending")
+    expect(deliveries).to_contain_text("1 failed attempt")
+    expect(deliveries).to_contain_text("503")
+    expect(deliveries).to_contain_text(re.compile("next attempt in [0-9]+ s"))
+    expect(deliveries.get_by_role("button")).to_have_count(0)
+
+    receiver.behaviour = accept
+    expect(deliveries.locator(".badge")).to_have_text("delivered", timeout=30_000)
+    assert workspace.await_end(task_id)["status"] == "completed"
+    console.check()
+
+
+def test_a_token_that_may_not_replay_is_told_the_scope(
+    console: Console, stack: Stack, workspace: Workspace, receiver: Receiver
+) -> None:
+    workspace.await_end(workspace.submit("echo hello"))
+    console.sign_in(stack.tokens["read_only"])
+    console.open(workspace.id)
+    deliveries = console.page.get_by_role("region", name="Webhooks")
+    button = deliveries.get_by_role("button")
+    button.click()
+    expect(deliveries.get_by_role("alert")).to_contain_text("webhooks:write")
+    expect(button).to_have_count(0)
