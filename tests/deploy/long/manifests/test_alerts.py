@@ -28,6 +28,8 @@ AUDIT = 'evershell_audit_entries_lost_total{instance="a"}'
 LOG = 'evershell_log_lines_lost_total{instance="a"}'
 OFFSET = 'evershell_clock_offset_seconds{instance="a"}'
 CORRECTION = 'evershell_clock_correction_seconds{instance="a"}'
+WEBHOOKS = 'evershell_webhook_events_total{instance="a",result="%s"}'
+WEBHOOK_OLDEST = "evershell_webhook_oldest_seconds"
 LIMIT = 'evershell_task_limits_reached_total{instance="a",limit="%s"}'
 WELL: Series = {
     OPEN: "0x120",
@@ -46,6 +48,9 @@ WELL: Series = {
     LOG: "0x120",
     OFFSET: "0.2x120",
     CORRECTION: "0x120",
+    WEBHOOKS % "delivered": "0+100x120",
+    WEBHOOKS % "failed": "0+10x120",
+    WEBHOOK_OLDEST: "0x120",
     LIMIT % "max_duration": "0x120",
     LIMIT % "max_total_tokens": "0x120",
 }
@@ -144,6 +149,24 @@ CASES = {
         fires={LOG: "0x20 40x100"},
         at="8m",
         quiet={LOG: "40x120"},
+    ),
+    "WebhooksFail": Case(
+        # No request gets out.
+        fires={
+            WEBHOOKS % "delivered": "0+100x20 2000x100",
+            WEBHOOKS % "failed": "0+10x20 210+20x100",
+        },
+        at="28m",
+        not_yet="15m",
+        # Some receivers fail for long.
+        quiet={WEBHOOKS % "failed": "0+90x120"},
+    ),
+    "WebhookDeliveryOld": Case(
+        fires={WEBHOOK_OLDEST: "0x20 43300+15x100"},
+        at="12m",
+        not_yet="9m",
+        # A receiver was down for most of the day, and works again.
+        quiet={WEBHOOK_OLDEST: "42000+15x40 0x80"},
     ),
     "ClockOff": Case(
         fires={OFFSET: "0x20 -3600x100"},
