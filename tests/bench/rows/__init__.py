@@ -13,6 +13,7 @@ from tests.bench.rows import (
     streams,
     truth,
     watchers,
+    webhooks,
     workers,
 )
 
@@ -27,6 +28,7 @@ def all_blocks(quick: bool) -> list[Block]:
         peers,
         watchers,
         streams,
+        webhooks,
         workers,
         size,
         fleet,
