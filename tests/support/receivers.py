@@ -80,7 +80,8 @@ class Receivers:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._servers: dict[int, asyncio.Server] = {}
+        # By the addresses of their receivers.
+        self._servers: dict[str, asyncio.Server] = {}
         self._receivers: list[Receiver] = []
 
     def add(self, behaviour: Behaviour, host: str = "127.0.0.1") -> Receiver:
@@ -97,12 +98,12 @@ class Receivers:
 
         server = asyncio.run_coroutine_threadsafe(listen(), self._loop).result(_LIMIT_SECONDS)
         receiver.port = server.sockets[0].getsockname()[1]
-        self._servers[receiver.port] = server
+        self._servers[receiver.address] = server
         self._receivers.append(receiver)
 
     def refuse(self, receiver: Receiver) -> None:
         """Refuses connections from now on."""
-        self._loop.call_soon_threadsafe(self._servers.pop(receiver.port).close)
+        self._loop.call_soon_threadsafe(self._servers.pop(receiver.address).close)
 
     def end_connections(self) -> None:
         """Closes all connections, which ends the requests that are not answered."""

@@ -1,0 +1,108 @@
+"""Many tasks that end, and what a receiver has to be told of them."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc
+from evershell.agent.v1 import runtime_service_pb2 as messages
+from evershell.agent.v1 import runtime_service_pb2_grpc
+from evershell.workspace.v1.task_pb2 import Task
+
+from evershell.auth.pod_tokens import PodTokens
+from tests.bench.arming import arm
+from tests.faults.long.attacks.hostile_agent import iterated
+from tests.support.receivers import Receiver
+from tests.support.runtime_tokens import runtime_token
+from tests.support.stack import Stack
+
+# The events of each end, which its agent commits in one transaction.
+TYPES = ["iteration_completed", "task_completed"]
+_CALL_SECONDS = 60.0
+_EPOCH = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Told:
+    """An event of a task."""
+
+    task_id: str
+    seq: int
+
+
+def end(stack: Stack, count: int) -> set[Told]:
+    """Ends this many running tasks, as their agents do. Returns the events."""
+    tokens = PodTokens((stack.state_dir / "control-plane.jwk").read_text())
+    with stack.database() as database:
+        # No signal is sent to the agents, because no task is cancelled.
+        tasks = arm(database, count, ["127.0.0.1:9"])
+    channels = [grpc.insecure_channel(address) for address in stack.worker_addresses()]
+    stubs = [runtime_service_pb2_grpc.RuntimeServiceStub(each) for each in channels]
+    calls = []
+    for number, workspace_id in enumerate(tasks.workspace_ids):
+        token = runtime_token(tokens, workspace_id, _EPOCH)
+        calls.append(
+            stubs[number % len(stubs)].CommitEvents.future(
+                messages.CommitEventsRequest(
+                    task_id=tasks.task_id(workspace_id), events=list(_events())
+                ),
+                metadata=(("authorization", f"Bearer {token}"),),
+                timeout=_CALL_SECONDS,
+                wait_for_ready=True,
+            )
+        )
+    for call in calls:
+        call.result()
+    for channel in channels:
+        channel.close()
+    # A running task has had three events.
+    return {
+        Told(tasks.task_id(workspace_id), seq)
+        for workspace_id in tasks.workspace_ids
+        for seq in (4, 5)
+    }
+
+
+def _events() -> Iterator[messages.TaskEvent]:
+    yield iterated(1)
+    ended = messages.TaskEvent()
+    ended.task_ended.status = Task.completed
+    yield ended
+
+
+def told(receiver: Receiver) -> set[Told]:
+    """The events that the receiver has accepted."""
+    return {event_of(each.body) for each in list(receiver.requests) if each.accepted}
+
+
+def has_all(receiver: Receiver, ended: set[Told]) -> bool:
+    """Whether the receiver has accepted exactly these events. Cheap as long as it has too few."""
+    return receiver.accepted >= len(ended) and told(receiver) == ended
+
+
+def disorder(receiver: Receiver) -> list[Told]:
+    """The requests that came before the receiver had accepted an earlier event of their task."""
+    accepted: dict[str, set[int]] = defaultdict(lambda: {3})
+    wrong = []
+    for each in receiver.requests:
+        event = event_of(each.body)
+        if event.seq - 1 not in accepted[event.task_id]:
+            wrong.append(event)
+        if each.accepted:
+            accepted[event.task_id].add(event.seq)
+    return wrong
+
+
+def webhook_ids(receiver: Receiver) -> dict[Told, set[str]]:
+    """The values of `webhook-id` with which each event came."""
+    found: dict[Told, set[str]] = defaultdict(set)
+    for each in receiver.requests:
+        found[event_of(each.body)].add(each.headers["webhook-id"])
+    return found
+
+
+def event_of(body: bytes) -> Told:
+    """The event of a request."""
+    event = json.loads(body)
+    return Told(event["task_id"], int(event["seq"]))

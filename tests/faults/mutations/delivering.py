@@ -1,0 +1,49 @@
+"""What webhooks are told of, in which order, and at which addresses."""
+
+from tests.faults.mutations.mutants import Rule, rule
+
+_STORE = "server/evershell/store/"
+_WEBHOOKS = "server/evershell/webhooks/"
+_DELIVERY = "tests/unit/webhooks/test_deliverer.py tests/faults/long/webhooks"
+_ADDRESSES = "tests/unit/webhooks/test_sender.py tests/faults/long/webhooks"
+
+DELIVERING: tuple[Rule, ...] = (
+    rule(
+        "a webhook is told of each event of a task, in order",
+        _DELIVERY,
+        (
+            f"{_WEBHOOKS}deliverer.py",
+            "            if answer.error:\n                return self._failed",
+            "            if False:\n                return self._failed",
+        ),
+        (
+            f"{_STORE}webhook_deliveries.py",
+            "    ORDER BY seq LIMIT {_MAX_EVENTS}\n",
+            "    ORDER BY seq DESC LIMIT {_MAX_EVENTS}\n",
+        ),
+        (
+            f"{_STORE}functions/record_webhook_event.sql",
+            "SET last_seq = EXCLUDED.last_seq,",
+            "SET last_seq = d.last_seq,",
+        ),
+    ),
+    rule(
+        "no event is lost when the lease of a claim ends",
+        _DELIVERY,
+        (
+            f"{_STORE}webhook_deliveries.py",
+            "SET claim = %(claim)s, due_at = %(leased_until)s",
+            "SET claim = %(claim)s, due_at = NULL",
+        ),
+    ),
+    rule(
+        "a webhook is called at allowed addresses alone",
+        _ADDRESSES,
+        (
+            f"{_WEBHOOKS}sender.py",
+            "if not may_call(ipaddress.ip_address(host), scheme, self._allowed_networks):",
+            "if False:",
+        ),
+        (f"{_WEBHOOKS}sender.py", "allow_redirects=False", "allow_redirects=True"),
+    ),
+)
