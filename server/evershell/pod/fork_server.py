@@ -12,6 +12,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -82,8 +83,9 @@ def _fork_agent(
             os._exit(0)
         joining.become_init(sandbox)
         _become_agent(request, stdin, log, answer)
-    except Exception as error:  # noqa: BLE001 - the controller logs it
-        os.write(answer, str(error).encode())
+    except Exception as error:  # noqa: BLE001 - the controller logs it, unless it has ended
+        with suppress(OSError):
+            os.write(answer, str(error).encode())
         os._exit(1)
     try:
         main()
@@ -97,17 +99,18 @@ def _become_agent(request: ForkRequest, stdin: int, log: int, answer: int) -> No
     """Gives the process what a new program has. Returns when the controller wants it to run."""
     os.setsid()
     os.chdir(FILES)
-    for descriptor, standard in ((stdin, 0), (log, 1), (log, 2), (answer, 3)):
+    for descriptor, standard in ((stdin, 0), (log, 1), (log, 2)):
         os.dup2(descriptor, standard)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(3, answer)
+    os.closerange(answer + 1, os.sysconf("SC_OPEN_MAX"))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(request.environment)
     _show(request.command, request.environment)
-    os.write(3, JOINED)
-    if not os.read(3, 1):
+    os.write(answer, JOINED)
+    if not os.read(answer, 1):
         os._exit(0)
-    os.close(3)
+    os.close(answer)
 
 
 def _show(command: Sequence[str], environment: Mapping[str, str]) -> None:

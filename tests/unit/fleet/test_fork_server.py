@@ -222,6 +222,39 @@ async def test_an_agent_is_executed_on_a_host_that_refuses_to_enter_sandboxes(
     assert [line["reason"] for line in logs if line["event"] == "agent_not_forked"]
 
 
+async def test_an_agent_that_has_no_room_for_its_environment_is_executed(
+    sandbox: Sandbox, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_ROOM_BYTES", 0)
+    with subreaper(), capture_logs() as logs:
+        async with fork_server(STOPPABLE) as server:
+            pods = LocalPods(tmp_path, spec_for, sandbox, fork_server=server)
+            await pods.start(workspace)
+            assert await wait_start(tmp_path, workspace)
+            await pods.end(workspace, 0)
+            processes.reap_all()
+    reasons = [line["reason"] for line in logs if line["event"] == "agent_not_forked"]
+    assert reasons == ["there is no room for its environment"]
+
+
+async def test_a_fork_for_a_controller_that_has_ended_writes_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    reader, writer = os.pipe()
+    own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own.close()
+    nobody = ForkRequest(pid=2**22 + 1, uid=None, command=[], environment={})
+    with subreaper():
+        async with fork_server("") as server:
+            nobody.send(server.start(), [writer, other.fileno(), other.fileno()])
+            other.close()
+            os.close(writer)
+            # Until the fork has ended.
+            assert await asyncio.to_thread(os.read, reader, 1) == b""
+    os.close(reader)
+    assert capfd.readouterr().err == ""
+
+
 async def test_a_start_fails_if_the_sandbox_ends_before_there_is_an_agent(
     pods: LocalPods, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
