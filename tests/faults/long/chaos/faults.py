@@ -22,6 +22,8 @@ BACK_SECONDS = 20.0
 _POLL_SECONDS = 0.05
 # The time limit of a probe of the database.
 _PROBE_SECONDS = 2
+# They serve when a controller leads and the database answers.
+_LED = (Target.DATABASE, Target.BACKEND, Target.FLEET)
 _SIGNALS = {Kind.FREEZE: signal.SIGSTOP, Kind.KILL: signal.SIGKILL, Kind.RESTART: signal.SIGTERM}
 
 
@@ -166,12 +168,13 @@ class Faults:
     async def _back(self, target: Target, pid: int = 0) -> bool:
         """Waits until the target serves again, in another process than `pid`.
 
-        Returns False if BACK_SECONDS pass first, since the last fault that has hit the target. It
-        does not wait for agents, which the load brings back, or for the disks of pods and logs.
+        Returns False if BACK_SECONDS pass first, since the last fault that has hit what it needs.
+        It does not wait for agents, which the load brings back, or for the disks of pods and logs.
         """
         if target in (Target.AGENT, Target.PODS, Target.LOGS):
             return True
-        while time.monotonic() < self._last[target] + BACK_SECONDS:
+        needed = _LED if target in _LED else (target,)
+        while time.monotonic() < max(self._last.get(each, 0) for each in needed) + BACK_SECONDS:
             programs = await asyncio.to_thread(self._program, target)
             is_running = target is Target.BACKEND or any(program.pid != pid for program in programs)
             if is_running and await asyncio.to_thread(self._serves, target):
@@ -180,7 +183,7 @@ class Faults:
         return False
 
     def _serves(self, target: Target) -> bool:
-        if target in (Target.DATABASE, Target.BACKEND, Target.FLEET):
+        if target in _LED:
             return self._is_led()
         port = (
             int(self._stack.ready["rest_url"].rpartition(":")[2])
