@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 from evershell.workspace.v1 import error_pb2
+from google.rpc import code_pb2
 
 CODES = error_pb2.Error.ErrorCode.DESCRIPTOR.values
 SLUGS = [value.name for value in CODES if value.number]
@@ -18,6 +19,8 @@ PUBLIC = {"x-request-id", "x-content-type-options", "x-should-retry"}
 SECRETS = ("secret", "127.0.0.1", "upstream")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SUCCESSES = {200, 201, 202, 204}
+# The content type of the answers to A2A.
+A2A_TYPE = "application/a2a+json"
 
 
 def rule(slug: str) -> error_pb2.ErrorRule:
@@ -78,7 +81,7 @@ def _check_success(answer: Answer) -> None:
     if not answer.body:
         return
     assert answer.header("x-request-id")
-    if kind == "application/json":
+    if kind in ("application/json", A2A_TYPE):
         assert isinstance(json.loads(answer.body), dict)
     else:
         assert kind == "text/event-stream", kind
@@ -86,7 +89,8 @@ def _check_success(answer: Answer) -> None:
 
 def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
     assert answer.status >= 400, answer
-    assert answer.header("content-type") == "application/json", answer
+    kind = answer.header("content-type")
+    assert kind in ("application/json", A2A_TYPE), answer
     request_id = answer.header("x-request-id") or ""
     # The request id is a UUID of the edge, never a value that the client has sent.
     assert UUID.fullmatch(request_id), request_id
@@ -97,6 +101,8 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
     envelope = json.loads(text)
     assert set(envelope) == {"error"}, text
     error: dict[str, Any] = envelope["error"]
+    if kind == A2A_TYPE:
+        error = _as_envelope(error, answer.status)
     assert (
         {"code", "message", "request_id"}
         <= set(error)
@@ -107,3 +113,21 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
     assert error["request_id"] == request_id
     assert len(error["message"]) > 10
     return error
+
+
+def _as_envelope(error: dict[str, Any], status: int) -> dict[str, Any]:
+    """What an error of the edge has in the envelope, from the same error in the format of A2A.
+
+    It is a google.rpc.Status (https://google.aip.dev/193).
+    """
+    info, request = error["details"]
+    assert error["code"] == status
+    assert error["status"] in dict(code_pb2.Code.items())
+    assert info["@type"] == "type.googleapis.com/google.rpc.ErrorInfo"
+    assert info["domain"] == "evershell.ai"
+    assert request["@type"] == "type.googleapis.com/google.rpc.RequestInfo"
+    return {
+        "code": info["reason"].lower(),
+        "message": error["message"],
+        "request_id": request["requestId"],
+    }

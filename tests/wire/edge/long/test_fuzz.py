@@ -1,4 +1,4 @@
-"""The edge answers random requests with a success or with the error envelope.
+"""The edge answers random requests with a success or with the error envelope, or with that of A2A.
 
 FUZZ_SECONDS sets the duration, FUZZ_SEED the seed.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
+from tests.support.edge import a2a_cases
 from tests.support.edge.answers import check
 from tests.support.edge.cases import CASES, RAW_CASES
 from tests.support.edge.clients import Request, is_whole, parse
@@ -48,7 +49,11 @@ def as_bytes(sent: Request | bytes) -> bytes:
 
 SEEDS = [
     sent
-    for sent in (as_bytes(case.sent) for case in (*CASES, *RAW_CASES) if case.edge == "edge")
+    for sent in (
+        *(as_bytes(case.sent) for case in (*CASES, *RAW_CASES) if case.edge == "edge"),
+        *(as_bytes(case.sent) for case in a2a_cases.SUCCESSES),
+        *(as_bytes(sent) for sent, *_ in a2a_cases.REFUSED),
+    )
     if len(sent) < 10_000 and b"page_size=200" not in sent
 ]
 
