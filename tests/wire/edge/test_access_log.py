@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from a2a.types import a2a_pb2, a2a_pb2_grpc
 from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -173,6 +174,19 @@ def test_every_answer_of_a_worker_is_logged(
         # 60 of them succeeded over gRPC-Web, whose status is then in the body.
         (False, 200, "Unknown"): 120,
     }
+
+
+def test_every_answer_of_a_worker_to_a2a_is_logged(
+    quiet_edge: RunningEdge, log: Log, client: httpx.Client
+) -> None:
+    with grpc.insecure_channel(quiet_edge.grpc_address) as channel:
+        stub = a2a_pb2_grpc.A2AServiceStub(channel)
+        for _ in range(60):
+            client.get("/a2a/ws_1/tasks/task_1")
+            client.get("/a2a/error_unavailable/tasks/task_1")
+            stub.GetTask(a2a_pb2.GetTaskRequest(tenant="ws_1", id="task_1"))
+    eventually(lambda: len(log.lines()) >= 180)
+    assert Counter(line["status"] for line in log.lines()) == {200: 120, 503: 60}
 
 
 def test_fields_that_a_caller_chooses_are_truncated(
