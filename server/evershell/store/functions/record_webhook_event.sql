@@ -6,8 +6,18 @@
 CREATE OR REPLACE FUNCTION record_webhook_event() RETURNS trigger
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
-    -- Without webhooks, this is all that an event costs.
+    -- Without webhooks, this is all that an event costs. The second check is for what the webhooks of
+    -- others cost: the insertion takes 40 us even if it has nothing to insert.
     IF NOT EXISTS (SELECT FROM webhooks) THEN
+        RETURN NULL;
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM webhooks
+        WHERE org_id = (SELECT org_id FROM workspaces WHERE id = NEW.workspace_id)
+            AND task_id IS NULL AND NEW.type = ANY (event_types)
+    ) AND NOT EXISTS (
+        SELECT FROM webhooks WHERE task_id = NEW.task_id AND NEW.type = ANY (event_types)
+    ) THEN
         RETURN NULL;
     END IF;
     INSERT INTO webhook_deliveries AS d (
