@@ -15,6 +15,8 @@ from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.signing_keys import new_key
 from evershell.core.event import EventType
 from evershell.core.ids import new_webhook_id
+from evershell.core.task import TaskStarted
+from evershell.core.task_lifecycle import commit
 from evershell.core.webhook import PayloadForm, Webhook
 from evershell.store.background import running
 from evershell.store.connections import Pool
@@ -26,6 +28,7 @@ from evershell.webhooks.sender import Sender
 from tests.support.store.examples import NOW, ORG, USER, complete, with_task
 from tests.support.waiting import eventually_async
 from tests.support.webhook_receiver import Received, Receiver, receiving
+from tests.support.world import iteration
 
 SEALING = SigningKeySealing(new_key())
 TYPES = [EventType.TASK_SUBMITTED, EventType.TASK_COMPLETED]
@@ -118,6 +121,24 @@ async def test_an_event_that_fails_holds_back_the_later_ones_of_its_task(bench: 
     assert types == ["task_submitted", "task_submitted", "task_completed"]
     ids = [request.headers["webhook-id"] for request in receiver.requests]
     assert len(set(ids)) == 4
+
+
+async def test_a_task_with_more_events_than_a_claim_takes_is_told_all_in_order(
+    bench: Delivering,
+) -> None:
+    types = [EventType.ITERATION_COMPLETED, EventType.TASK_COMPLETED]
+    _, receiver = await bench.receiver(event_types=types)
+    busy, made = await with_task(bench.store)
+    iterations = [iteration(number) for number in range(1, 11)]
+    await bench.store.transition(
+        busy.id,
+        lambda locked: commit(locked, busy.epoch, made.id, [TaskStarted(), *iterations], NOW),
+    )
+    await complete(bench.store, busy, made.id)
+    async with bench.delivering():
+        await eventually_async(lambda: len(receiver.events()) >= 11, LIMIT_SECONDS)
+    seqs = [int(each["seq"]) for each in receiver.events()]
+    assert seqs == list(range(seqs[0], seqs[0] + 11))
 
 
 async def test_a_delivery_fails_after_a_day(bench: Delivering) -> None:
