@@ -10,7 +10,7 @@ from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
 from evershell.core.task_filter import ListFilter
 from evershell.core.validation import Page
-from evershell.core.workspace import WorkspaceStatus
+from evershell.core.workspace import AgentCard, WorkspaceStatus
 from tests.support.store.examples import (
     NOW,
     complete,
@@ -152,3 +152,13 @@ async def test_tasks_are_listed_and_counted_by_status_and_time(store: Store) -> 
     await store.record_cancellation(permission(), busy.id, second.id, intent())
     assert await listed(statuses=frozenset({TaskStatus.SUBMITTED})) == []
     assert await listed(statuses=frozenset({TaskStatus.RUNNING})) == [second.id]
+
+
+async def test_an_agent_card_belongs_to_its_workspace(store: Store) -> None:
+    card = AgentCard(description="d", skills={"build": "Builds."}, is_public=True)
+    with_card, without = workspace(), workspace()
+    await store.create_workspace(with_card, card=card)
+    await store.create_workspace(without)
+    assert await store.get_agent_card(with_card.id) == (with_card, card)
+    assert await store.get_agent_card(without.id, without.org_id) == (without, AgentCard())
+    assert (await store.get_agent_card(with_card.id, "org_none"))[0] is None

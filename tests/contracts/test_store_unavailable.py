@@ -33,6 +33,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "find_first_call": lambda store: store.find_first_call("org_1", "key", NOW),
     "record_answer": lambda store: store.record_answer(first_call(), "delivered"),
     "get_workspace": lambda store: store.get_workspace("ws_1"),
+    "get_agent_card": lambda store: store.get_agent_card("ws_1"),
     "list_workspaces": lambda store: store.list_workspaces(permission(), None, 1),
     "get_task": lambda store: store.get_task("ws_1", "task_1"),
     "get_workspace_with_task": lambda store: store.get_workspace_with_task("ws_1", "task_1"),

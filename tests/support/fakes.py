@@ -28,8 +28,12 @@ from evershell.core.ports import (
 )
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, AllTasks, ListFilter, TaskSelection
+<<<<<<< HEAD
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
+=======
+from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
+>>>>>>> d7dad037 (feat(api): agent cards of workspaces)
 from evershell.store.notifications import Publish, publish_to_nobody
 
 _Listed = TypeVar("_Listed", Workspace, Task)
@@ -82,6 +86,7 @@ class FakeStore:
         self.lease_clock = lease_clock
         self.publish = publish
         self._workspaces: dict[str, Workspace] = {}
+        self._cards: dict[str, AgentCard] = {}
         self._tasks: dict[str, Task] = {}
         self._events: defaultdict[str, list[Event]] = defaultdict(list)
         self._audit = FakeAuditLog()
@@ -139,6 +144,12 @@ class FakeStore:
         self._answer()
         found = self._workspaces.get(workspace_id)
         return None if found is None or org_id not in (None, found.org_id) else found
+
+    async def get_agent_card(
+        self, workspace_id: str, org_id: str | None = None
+    ) -> tuple[Workspace | None, AgentCard]:
+        found = await self.get_workspace(workspace_id, org_id)
+        return found, self._cards.get(workspace_id, AgentCard())
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
@@ -319,12 +330,15 @@ class FakeStore:
         workspace: Workspace,
         audit: AuditEntry | None = None,
         first_call: FirstCall | None = None,
+        card: AgentCard | None = None,
     ) -> None:
         self._answer()
         if (hold := self._holds.get(workspace.org_id)) is not None:
             raise hold.refusal()
         self._store_key(first_call)
         self._workspaces[workspace.id] = workspace
+        if card is not None:
+            self._cards[workspace.id] = card
         if audit is not None:
             self._audit.add(audit)
         self._publish(workspace)

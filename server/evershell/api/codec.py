@@ -42,7 +42,7 @@ from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import Page
 from evershell.core.watch_events import Heartbeat
-from evershell.core.workspace import Workspace
+from evershell.core.workspace import AgentCard, Workspace
 from evershell.pod.messages import encode_assignment
 
 _OUTCOMES = workspace_service_pb2.CancelTasksResult.Outcome
@@ -254,6 +254,17 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "submitted_by": task.submitted_by,
         "limits": limits_fields(task.limits),
     }
+
+
+def decode_card(request: workspace_service_pb2.CreateWorkspaceRequest) -> AgentCard | None:
+    """The agent card; None without a field of it. Raises Failure validation_error."""
+    if not (request.description or request.skills or request.public_card):
+        return None
+    return AgentCard(
+        description=request.description,
+        skills=dict(request.skills),
+        is_public=request.public_card,
+    )
 
 
 def encode_workspace(workspace: Workspace) -> workspace_pb2.Workspace:

@@ -127,6 +127,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
                 self.store,
                 self.clock,
                 idempotency_key(request),
+                codec.decode_card(request),
             )
         )
 

@@ -94,6 +94,12 @@ class Settings(BaseSettings):
     """If set, the host of a request must be `<org slug>.<public domain>`, with the organization of
     its credential. If empty, any host is accepted."""
 
+    public_rest_url: str = ""
+    """The base URL of REST as [agent cards](a2a.md#agent-cards) name it. `{org}` stands for the
+    slug of the organization. If empty, that of this machine."""
+    public_grpc_address: str = ""
+    """The same for gRPC: `host:port`."""
+
     rate_limit: bool = True
     """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
     rate_limit_per_second: int = Field(100, ge=2)

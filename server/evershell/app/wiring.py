@@ -19,6 +19,7 @@ import structlog
 from psycopg.conninfo import conninfo_to_dict
 
 from evershell.api import chain
+from evershell.api.a2a.card import Endpoints
 from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
@@ -140,7 +141,17 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         )
         server = Server(
             public,
-            A2AServicer(public.store, public.agents, public.subscriptions, public.clock),
+            A2AServicer(
+                public.store,
+                public.agents,
+                public.subscriptions,
+                public.clock,
+                Endpoints(
+                    settings.public_rest_url.rstrip("/") or settings.rest_url,
+                    settings.public_grpc_address or f"{settings.edge_host}:{settings.grpc_port}",
+                    keys.find_org_slug,
+                ),
+            ),
             RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates)),
             request_log,
             interceptors,

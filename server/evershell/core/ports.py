@@ -13,8 +13,13 @@ from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, TaskSelection
+<<<<<<< HEAD
 from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import Workspace, WorkspaceStatus
+=======
+from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery
+from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
+>>>>>>> d7dad037 (feat(api): agent cards of workspaces)
 
 Clock = Callable[[], datetime]
 
@@ -173,8 +178,9 @@ class Store(Protocol):
         workspace: Workspace,
         audit: AuditEntry | None = None,
         first_call: FirstCall | None = None,
+        card: AgentCard | None = None,
     ) -> None:
-        """Adds a workspace, with an empty log, the entry of the audit log, and the key of the call.
+        """Adds a workspace, with an empty log, its agent card, the audit log's entry, and the key.
 
         Raises KeyTakenError, like `transition`, and Failure org_on_hold if the organization is on
         hold.
@@ -208,6 +214,11 @@ class Store(Protocol):
         For a caller, name the organization. The workspace of another one is then not read, so that
         the answer takes as long as that for a missing one.
         """
+
+    async def get_agent_card(
+        self, workspace_id: str, org_id: str | None = None
+    ) -> tuple[Workspace | None, AgentCard]:
+        """One workspace, as get_workspace does, and its card, which is empty if it has none."""
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int

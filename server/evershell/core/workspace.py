@@ -1,12 +1,20 @@
 """A workspace, in which one agent works on one task at a time."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from evershell.workspace.v1 import field_limits
 from evershell.workspace.v1.error_slugs import Slug
 
 from evershell.core.errors import Failure
+from evershell.core.validation import Fields
+
+_MAX_DESCRIPTION_CHARACTERS = field_limits.CREATE_WORKSPACE_DESCRIPTION_MAX
+_MAX_SKILLS = field_limits.CREATE_WORKSPACE_SKILLS_MAX
+_MAX_NAME_CHARACTERS = field_limits.CREATE_WORKSPACE_SKILLS_MAX_KEY
+_MAX_SKILL_CHARACTERS = field_limits.CREATE_WORKSPACE_SKILLS_MAX_VALUE
 
 
 class WorkspaceStatus(StrEnum):
@@ -29,6 +37,29 @@ WANTS_POD = frozenset(
         WorkspaceStatus.STOPPING,
     }
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentCard:
+    """What the agent card of a workspace says, beside its name. Raises Failure validation_error."""
+
+    description: str = ""
+    # A description for each name.
+    skills: Mapping[str, str] = field(default_factory=dict)
+    # Whether anyone may read it, without a credential.
+    is_public: bool = False
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        fields.text("description", self.description, max_characters=_MAX_DESCRIPTION_CHARACTERS)
+        if len(self.skills) > _MAX_SKILLS:
+            fields.reject(
+                "skills", f"has {len(self.skills)} entries; at most {_MAX_SKILLS} are allowed"
+            )
+        for name, description in self.skills.items():
+            fields.text("skills", name, max_characters=_MAX_NAME_CHARACTERS, required=True)
+            fields.text("skills", description, max_characters=_MAX_SKILL_CHARACTERS)
+        fields.check()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from evershell.core.ids import new_workspace_id
 from evershell.core.ports import Agents, Clock, Store
 from evershell.core.task import CancelIntent
 from evershell.core.validation import Fields, Page, check_identifiers
-from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
 MAX_NAME_CHARACTERS = field_limits.CREATE_WORKSPACE_NAME_MAX
 STOP_REASON = "workspace stopped"
@@ -30,6 +30,7 @@ async def create_workspace(
     store: Store,
     clock: Clock,
     key: IdempotencyKey | None = None,
+    card: AgentCard | None = None,
 ) -> Workspace:
     """Records a workspace, whose agent the fleet controller starts.
 
@@ -48,7 +49,7 @@ async def create_workspace(
     if key is not None:
         call = key.first_call(caller.org_id, workspace.created_at, workspace.id)
     try:
-        await store.create_workspace(workspace, audit, call)
+        await store.create_workspace(workspace, audit, call, card)
     except (Failure, KeyTakenError) as refusal:
         first = await earlier_call(call, refusal, store)
         recorded = (await read_again(first, permission, origin, store)).workspace

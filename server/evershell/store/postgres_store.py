@@ -23,8 +23,12 @@ from evershell.core.ports import (
 from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS
+<<<<<<< HEAD
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
+=======
+from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
+>>>>>>> d7dad037 (feat(api): agent cards of workspaces)
 from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
@@ -83,6 +87,14 @@ LIST_WORKSPACES = (
 LIST_OWN_WORKSPACES = (
     f"SELECT {WORKSPACE} FROM workspaces "
     "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
+)
+# Agent cards. A workspace without a row has an empty one.
+ADD_CARD = insert("agent_cards", ("workspace_id", "description", "skills", "is_public"))
+GET_CARD = (
+    f"SELECT {workspace_columns('w.')}, c.description AS card_description, "
+    "c.skills AS card_skills, c.is_public AS card_is_public "
+    "FROM workspaces w LEFT JOIN agent_cards c ON c.workspace_id = w.id "
+    f"WHERE w.id = %s AND {OF_ORG}"
 )
 # Sorts after every id, because no id contains a tilde.
 AFTER_ALL_IDS = "~"
@@ -320,6 +332,7 @@ class PostgresStore:
         workspace: Workspace,
         audit: AuditEntry | None = None,
         first_call: FirstCall | None = None,
+        card: AgentCard | None = None,
     ) -> None:
         async with (
             connected(self._pool) as connection,
@@ -332,6 +345,10 @@ class PostgresStore:
             await connection.execute(
                 insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
             )
+            if card is not None:
+                skills = json_value(dict(card.skills))
+                values = (workspace.id, card.description, skills, card.is_public)
+                await connection.execute(ADD_CARD, values)
             await store_audit_entry(connection, audit)
             if first_call is not None:
                 await store_key(connection, first_call)
@@ -385,6 +402,19 @@ class PostgresStore:
     async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
         row = await self._one(GET_WORKSPACE, (workspace_id, org_id))
         return None if row is None else workspace_of(row)
+
+    async def get_agent_card(
+        self, workspace_id: str, org_id: str | None = None
+    ) -> tuple[Workspace | None, AgentCard]:
+        row = await self._one(GET_CARD, (workspace_id, org_id))
+        if row is None:
+            return None, AgentCard()
+        if row.card_skills is None:
+            return workspace_of(row), AgentCard()
+        card = AgentCard(
+            description=row.card_description, skills=row.card_skills, is_public=row.card_is_public
+        )
+        return workspace_of(row), card
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int

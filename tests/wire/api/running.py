@@ -11,6 +11,7 @@ from evershell.workspace.v1 import workspace_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from evershell.api import chain
+from evershell.api.a2a.card import Endpoints
 from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
@@ -47,6 +48,13 @@ TEMPLATES = {
     READER: KeyTemplate.READ_ONLY,
     OBSERVER: KeyTemplate.SUBMIT_OBSERVE,
 }
+
+
+async def _slug_of(org_id: str) -> str | None:
+    return {ORG: "acme"}.get(org_id)
+
+
+A2A_ENDPOINTS = Endpoints("https://{org}.example.com", "{org}.example.com:443", _slug_of)
 POD_TOKENS = PodTokens(new_key())
 Metadata = tuple[tuple[str, str], ...]
 DETAILS = (
@@ -210,7 +218,7 @@ async def running(
             webhooks,
             SigningKeySealing(new_key()),
         ),
-        A2AServicer(world.store, world.agents, world.subscriptions, world.clock),
+        A2AServicer(world.store, world.agents, world.subscriptions, world.clock, A2A_ENDPOINTS),
         RuntimeServicer(Runtime(world.store, world.clock, 30), spec_for),
         request_log,
         chain.interceptors(

@@ -361,3 +361,57 @@ async def test_an_error_over_http_is_the_json_of_its_status(a2a: A2A) -> None:
     assert (error["code"], error["status"]) == (400, "FAILED_PRECONDITION")
     assert error["details"][0]["@type"] == "type.googleapis.com/google.rpc.ErrorInfo"
     assert error["details"][0]["reason"] == "TASK_NOT_CANCELABLE"
+
+
+async def create(a2a: A2A, **fields: Any) -> str:
+    request = messages.CreateWorkspaceRequest(name="builder", **fields)
+    return (await a2a.running.stub.CreateWorkspace(request, metadata=bearer())).id
+
+
+async def card_of(a2a: A2A, workspace_id: str, metadata: Any) -> Any:
+    request = a2a_pb2.GetExtendedAgentCardRequest(tenant=workspace_id)
+    return await a2a.stub.GetExtendedAgentCard(request, metadata=metadata)
+
+
+async def test_a_card_tells_of_the_workspace_and_its_bindings(a2a: A2A) -> None:
+    skills = {"build": "Builds a branch.", "test": ""}
+    made = await create(a2a, description="Builds.", skills=skills)
+    card = await card_of(a2a, made, headers())
+    assert (card.name, card.description) == ("builder", "Builds.")
+    assert {(each.name, each.description, *each.tags) for each in card.skills} == {
+        ("build", "Builds a branch.", "build"),
+        ("test", "test", "test"),
+    }
+    assert [
+        (each.protocol_binding, each.url, each.tenant, each.protocol_version)
+        for each in card.supported_interfaces
+    ] == [
+        ("HTTP+JSON", "https://acme.example.com/a2a", made, "1.0"),
+        ("GRPC", "acme.example.com:443", made, "1.0"),
+    ]
+    assert card.capabilities.streaming and card.capabilities.extended_agent_card
+    assert card.security_schemes["bearer"].http_auth_security_scheme.scheme == "Bearer"
+    assert len((await card_of(a2a, a2a.workspace.id, headers())).skills) == 1
+
+
+async def test_only_a_card_that_is_public_needs_no_credential(a2a: A2A) -> None:
+    """Every other workspace looks like none."""
+    public = (("x-evershell-public-card", "1"), ("x-evershell-edge", "rest"))
+    shown = await create(a2a, public_card=True)
+    request = a2a_pb2.GetExtendedAgentCardRequest(tenant=shown)
+    call = a2a.stub.GetExtendedAgentCard(request, metadata=public)
+    assert (await call).name == "builder"
+    sent = dict(await call.initial_metadata())
+    assert sent["cache-control"] == "public, max-age=60" and sent["etag"]
+    failures = [
+        await a2a.running.fails(card_of(a2a, hidden, public))
+        for hidden in (await create(a2a), "ws_none")
+    ]
+    assert {error_type(each) for each in failures} == {"TASK_NOT_FOUND"}
+    refused = await a2a.running.fails(card_of(a2a, shown, ()))
+    assert refused.slug == "unauthenticated"
+    metadata = (*public, ("a2a-version", "1.0"))
+    for other in ("GetTask", "CancelTask", "SubscribeToTask"):
+        kind = getattr(a2a_pb2, f"{other}Request")(**a2a.named)
+        refused = await a2a.running.fails(getattr(a2a.stub, other)(kind, metadata=metadata))
+        assert refused.slug == "unauthenticated"

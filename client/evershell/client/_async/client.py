@@ -419,7 +419,13 @@ class AsyncClient(AsyncCaller):
         return await self._call(call("GetHold", only(Hold)))
 
     async def create_workspace(
-        self, name: str = "", *, idempotency_key: str | None = None
+        self,
+        name: str = "",
+        *,
+        description: str = "",
+        skills: Mapping[str, str] | None = None,
+        public_card: bool = False,
+        idempotency_key: str | None = None,
     ) -> Workspace:
         """Creates a workspace and starts its agent.
 
@@ -428,6 +434,9 @@ class AsyncClient(AsyncCaller):
 
         Args:
             name: Human-readable; at most 200 characters.
+            description: What its agent does, for its agent card of A2A; at most 2,000 characters.
+            skills: The skills on the agent card: a description for each name.
+            public_card: Whether anyone may read the agent card, without a credential.
             idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
                 with the same key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
@@ -440,7 +449,15 @@ class AsyncClient(AsyncCaller):
             CallError: Any other failure.
         """
         return await self._call(
-            call("CreateWorkspace", only(Workspace), idempotent(idempotency_key), name=name)
+            call(
+                "CreateWorkspace",
+                only(Workspace),
+                idempotent(idempotency_key),
+                name=name,
+                description=description,
+                skills=skills,
+                public_card=public_card,
+            )
         )
 
     async def get_workspace(self, workspace_id: str) -> Workspace:

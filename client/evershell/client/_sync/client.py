@@ -417,7 +417,15 @@ class Client(Caller):
         """
         return self._call(call("GetHold", only(Hold)))
 
-    def create_workspace(self, name: str = "", *, idempotency_key: str | None = None) -> Workspace:
+    def create_workspace(
+        self,
+        name: str = "",
+        *,
+        description: str = "",
+        skills: Mapping[str, str] | None = None,
+        public_card: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Workspace:
         """Creates a workspace and starts its agent.
 
         The call is repeated if the service is unavailable: its idempotency key makes sure that
@@ -425,6 +433,9 @@ class Client(Caller):
 
         Args:
             name: Human-readable; at most 200 characters.
+            description: What its agent does, for its agent card of A2A; at most 2,000 characters.
+            skills: The skills on the agent card: a description for each name.
+            public_card: Whether anyone may read the agent card, without a credential.
             idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
                 with the same key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
@@ -437,7 +448,15 @@ class Client(Caller):
             CallError: Any other failure.
         """
         return self._call(
-            call("CreateWorkspace", only(Workspace), idempotent(idempotency_key), name=name)
+            call(
+                "CreateWorkspace",
+                only(Workspace),
+                idempotent(idempotency_key),
+                name=name,
+                description=description,
+                skills=skills,
+                public_card=public_card,
+            )
         )
 
     def get_workspace(self, workspace_id: str) -> Workspace:

@@ -14,8 +14,9 @@ from google.api.httpbody_pb2 import HttpBody
 
 from evershell.api import codec
 from evershell.api.a2a import decode, encode
+from evershell.api.a2a.card import Endpoints, cache_headers, encode_card
 from evershell.api.call import caller, current, origin
-from evershell.core import deadline, errors, tasks, watch_events, workspaces
+from evershell.core import agent_card, deadline, errors, tasks, watch_events, workspaces
 from evershell.core.cancel_task import CancelResult, Outcome, await_end, cancel_task
 from evershell.core.errors import Failure
 from evershell.core.ports import Agents, Clock, Store, Subscriptions
@@ -35,6 +36,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     agents: Agents
     subscriptions: Subscriptions
     clock: Clock
+    endpoints: Endpoints
     encode_updates: codec.EventEncoder[encode.Update] = field(
         default_factory=lambda: codec.EventEncoder(encode.encode_updates)
     )
@@ -135,6 +137,21 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
             workspace_id=task.workspace_id,
             task_id=task.id,
         )
+
+    async def GetExtendedAgentCard(
+        self, request: a2a_pb2.GetExtendedAgentCardRequest, context: Context
+    ) -> a2a_pb2.AgentCard:
+        is_public = current().caller is None
+        if is_public:
+            found = await agent_card.get_public_card(request.tenant, self.store)
+        else:
+            _begin()
+            decode.check_ids(tenant=request.tenant)
+            found = await agent_card.get_agent_card(caller(), request.tenant, self.store)
+        shown = await encode_card(*found, self.endpoints)
+        if current().is_rest:
+            await context.send_initial_metadata(cache_headers(shown, is_public=is_public))
+        return shown
 
     async def SubscribeToTask(
         self, request: a2a_pb2.SubscribeToTaskRequest, context: Context

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from evershell.api.a2a.card import PUBLIC_HEADER
 from evershell.api.call import HOST_HEADER, Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.api.method_options import A2A_SERVICE, PUBLIC_SERVICES
@@ -57,6 +58,7 @@ class Authentication(Interceptor):
         # Methods that take another kind of credential than the rest of their service.
         self._by_method: dict[str, _Authenticate] = {
             "/evershell.agent.v1.RuntimeService/Bootstrap": self._authenticate_bootstrapping,
+            f"/{A2A_SERVICE}/GetExtendedAgentCard": self._authenticate_unless_public,
         }
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
@@ -81,6 +83,11 @@ class Authentication(Interceptor):
         host = call.metadata.get(HOST_HEADER)
         if self._host_binding is not None and host:
             await self._host_binding.check(call.caller, host)
+
+    async def _authenticate_unless_public(self, call: Call) -> None:
+        # The public card needs no credential. The core decides whether a workspace has one.
+        if PUBLIC_HEADER not in call.metadata:
+            await self._authenticate_caller(call)
 
     async def _authenticate_agent(self, call: Call) -> None:
         self._set_agent(
