@@ -30,6 +30,9 @@ class FakeWebhookStore:
     ) -> None:
         if first_call is not None and first_call.key in self.first_calls:
             raise KeyTakenError
+        for other in await self.list_webhooks(webhook.org_id, webhook.task):
+            if webhook.task is not None and other.task == webhook.task:
+                del self.webhooks[other.id]
         if len(await self.list_webhooks(webhook.org_id, webhook.task)) >= limit:
             raise errors.too_many_webhooks(webhook.org_id, limit, "Your organization")
         if first_call is not None:

@@ -28,12 +28,8 @@ from evershell.core.ports import (
 )
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, AllTasks, ListFilter, TaskSelection
-<<<<<<< HEAD
 from evershell.core.webhook import DeliveryCounts
-from evershell.core.workspace import Workspace, WorkspaceStatus
-=======
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
->>>>>>> d7dad037 (feat(api): agent cards of workspaces)
 from evershell.store.notifications import Publish, publish_to_nobody
 
 _Listed = TypeVar("_Listed", Workspace, Task)

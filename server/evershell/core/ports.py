@@ -13,13 +13,8 @@ from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, TaskSelection
-<<<<<<< HEAD
 from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
-from evershell.core.workspace import Workspace, WorkspaceStatus
-=======
-from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
->>>>>>> d7dad037 (feat(api): agent cards of workspaces)
 
 Clock = Callable[[], datetime]
 

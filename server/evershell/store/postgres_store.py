@@ -23,12 +23,8 @@ from evershell.core.ports import (
 from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS
-<<<<<<< HEAD
 from evershell.core.webhook import DeliveryCounts
-from evershell.core.workspace import Workspace, WorkspaceStatus
-=======
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
->>>>>>> d7dad037 (feat(api): agent cards of workspaces)
 from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations

@@ -218,7 +218,15 @@ async def running(
             webhooks,
             SigningKeySealing(new_key()),
         ),
-        A2AServicer(world.store, world.agents, world.subscriptions, world.clock, A2A_ENDPOINTS),
+        A2AServicer(
+            world.store,
+            world.agents,
+            world.subscriptions,
+            world.clock,
+            A2A_ENDPOINTS,
+            webhooks,
+            SigningKeySealing(new_key()),
+        ),
         RuntimeServicer(Runtime(world.store, world.clock, 30), spec_for),
         request_log,
         chain.interceptors(

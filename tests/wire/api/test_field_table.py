@@ -38,12 +38,9 @@ ACCEPTED = {
     ("CancelTasks", "reason", "empty"): SAME_AS_ABSENT,
     ("HoldOrg", "reason", "empty"): SAME_AS_ABSENT,
     ("CreateWorkspace", "name", "empty"): SAME_AS_ABSENT,
-<<<<<<< HEAD
     ("CreateWebhook", "description", "empty"): SAME_AS_ABSENT,
-=======
     ("CreateWorkspace", "description", "empty"): SAME_AS_ABSENT,
     ("CreateWorkspace", "skills", "empty"): SAME_AS_ABSENT,
->>>>>>> d7dad037 (feat(api): agent cards of workspaces)
     ("SubmitTask", "metadata", "empty"): SAME_AS_ABSENT,
     ("SubmitTask", "limits", "empty"): SAME_AS_ABSENT,
 }

@@ -52,7 +52,7 @@ async def encode_card(
             for url, binding in ((f"{rest_url}/a2a", "HTTP+JSON"), (grpc_address, "GRPC"))
         ],
         capabilities=a2a_pb2.AgentCapabilities(
-            streaming=True, push_notifications=False, extended_agent_card=True
+            streaming=True, push_notifications=True, extended_agent_card=True
         ),
         security_schemes={
             "bearer": a2a_pb2.SecurityScheme(

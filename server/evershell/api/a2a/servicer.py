@@ -3,7 +3,7 @@
 The tenant is the workspace. docs/a2a.md has the mapping, and what is refused.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -11,16 +11,18 @@ from typing import Any, cast
 import grpc
 from a2a.types import a2a_pb2, a2a_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
+from google.protobuf import empty_pb2
 
 from evershell.api import codec
-from evershell.api.a2a import decode, encode
+from evershell.api.a2a import decode, encode, push
 from evershell.api.a2a.card import Endpoints, cache_headers, encode_card
 from evershell.api.call import caller, current, origin
-from evershell.core import agent_card, deadline, errors, tasks, watch_events, workspaces
+from evershell.core import agent_card, deadline, errors, tasks, watch_events, webhooks, workspaces
 from evershell.core.cancel_task import CancelResult, Outcome, await_end, cancel_task
 from evershell.core.errors import Failure
-from evershell.core.ports import Agents, Clock, Store, Subscriptions
+from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
 from evershell.core.task import Task
+from evershell.core.webhook import Network, TaskScope, Webhook
 from evershell.core.workspace import Workspace
 
 # SendMessage waits for the end of the task, however long it takes.
@@ -37,6 +39,10 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     subscriptions: Subscriptions
     clock: Clock
     endpoints: Endpoints
+    webhooks: WebhookStore
+    sealing: Sealing
+    # The networks that may be called although they are not public.
+    allowed_networks: Sequence[Network] = ()
     encode_updates: codec.EventEncoder[encode.Update] = field(
         default_factory=lambda: codec.EventEncoder(encode.encode_updates)
     )
@@ -116,11 +122,19 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         decoded = codec.decode_submit(native, origin(), key)
         # The answer shows the task. Both scopes are checked before anything is recorded.
         caller().permission("tasks:write")
+        config = None
+        if request.configuration.HasField("task_push_notification_config"):
+            config = request.configuration.task_push_notification_config
+            caller().require("webhooks:write")
+            push.decode_push(config, request.tenant, "", self.allowed_networks)
         await workspaces.get_workspace(caller(), request.tenant, self.store)
         try:
             task = await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
         except Failure as failure:
             raise decode.explained(failure, request) from failure
+        if config is not None:
+            # It is told of the events that the task has had by now.
+            await self._create_push(config, request.tenant, task.id)
         return await tasks.read_task(caller(), request.tenant, task.id, self.store)
 
     async def _refuse_further(self, request: a2a_pb2.SendMessageRequest) -> None:
@@ -137,6 +151,76 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
             workspace_id=task.workspace_id,
             task_id=task.id,
         )
+
+    async def CreateTaskPushNotificationConfig(
+        self, request: a2a_pb2.TaskPushNotificationConfig, context: Context
+    ) -> a2a_pb2.TaskPushNotificationConfig:
+        _begin()
+        decode.check_ids(tenant=request.tenant, task_id=request.task_id)
+        return await self._create_push(request, request.tenant, request.task_id)
+
+    async def _create_push(
+        self, config: a2a_pb2.TaskPushNotificationConfig, workspace_id: str, task_id: str
+    ) -> a2a_pb2.TaskPushNotificationConfig:
+        created, _ = await webhooks.create_webhook(
+            caller(),
+            push.decode_push(config, workspace_id, task_id, self.allowed_networks),
+            origin(),
+            self.store,
+            self.webhooks,
+            self.sealing,
+            self.clock,
+        )
+        return push.encode_push(created, self.sealing)
+
+    async def GetTaskPushNotificationConfig(
+        self, request: a2a_pb2.GetTaskPushNotificationConfigRequest, context: Context
+    ) -> a2a_pb2.TaskPushNotificationConfig:
+        _begin()
+        decode.check_ids(tenant=request.tenant, task_id=request.task_id, id=request.id)
+        found = await self._find_push(request.tenant, request.task_id, request.id)
+        if found is None:
+            raise errors.webhook_not_found(request.id)
+        return push.encode_push(found, self.sealing)
+
+    async def ListTaskPushNotificationConfigs(
+        self, request: a2a_pb2.ListTaskPushNotificationConfigsRequest, context: Context
+    ) -> a2a_pb2.ListTaskPushNotificationConfigsResponse:
+        _begin()
+        decode.check_ids(tenant=request.tenant, task_id=request.task_id)
+        # A task has few configurations, so there is one page.
+        found = await self._list_push(request.tenant, request.task_id)
+        return a2a_pb2.ListTaskPushNotificationConfigsResponse(
+            configs=[push.encode_push(each, self.sealing) for each in found]
+        )
+
+    async def DeleteTaskPushNotificationConfig(
+        self, request: a2a_pb2.DeleteTaskPushNotificationConfigRequest, context: Context
+    ) -> empty_pb2.Empty:
+        _begin()
+        decode.check_ids(tenant=request.tenant, task_id=request.task_id, id=request.id)
+        found = await self._find_push(request.tenant, request.task_id, request.id)
+        if found is None:
+            # A repeat has the same effect, but needs the same scope.
+            caller().require("webhooks:write")
+            return empty_pb2.Empty()
+        try:
+            await webhooks.delete_webhook(caller(), found.id, origin(), self.webhooks)
+        except Failure as failure:
+            # Another call has just deleted it.
+            if failure.slug != "webhook_not_found":
+                raise
+        return empty_pb2.Empty()
+
+    async def _list_push(self, workspace_id: str, task_id: str) -> Sequence[Webhook]:
+        """The webhooks of a task that the caller may read. Raises Failure."""
+        await tasks.get_task(caller(), workspace_id, task_id, self.store)
+        scope = TaskScope(workspace_id=workspace_id, task_id=task_id, name="")
+        return await webhooks.list_webhooks(caller(), self.webhooks, scope)
+
+    async def _find_push(self, workspace_id: str, task_id: str, config_id: str) -> Webhook | None:
+        found = await self._list_push(workspace_id, task_id)
+        return next((each for each in found if each.task and each.task.name == config_id), None)
 
     async def GetExtendedAgentCard(
         self, request: a2a_pb2.GetExtendedAgentCardRequest, context: Context

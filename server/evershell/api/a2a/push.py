@@ -1,0 +1,90 @@
+"""Push configurations of A2A, which are webhooks of one task.
+
+The id of a configuration is the name of its webhook. A configuration replaces the one with its id,
+and is told of all events of the task, also of earlier ones (docs/webhooks.md).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from a2a.types import a2a_pb2
+
+from evershell.core.event import EventType
+from evershell.core.ports import Sealing
+from evershell.core.validation import Fields
+from evershell.core.webhook import CreateWebhook, Network, PayloadForm, TaskScope, Webhook
+
+# The events that are updates of a task.
+EVENT_TYPES = (
+    EventType.TASK_SUBMITTED,
+    EventType.TASK_STARTED,
+    EventType.ITERATION_COMPLETED,
+    EventType.TASK_CANCEL_REQUESTED,
+    EventType.TASK_COMPLETED,
+)
+TOKEN_HEADER = "X-A2A-Notification-Token"  # noqa: S105 - a name
+_AUTHORIZATION = "Authorization"
+_MAX_SECRET_CHARACTERS = 4096
+_ID_CHARACTERS = 32
+
+
+def decode_push(
+    config: a2a_pb2.TaskPushNotificationConfig,
+    workspace_id: str,
+    task_id: str,
+    allowed_networks: Sequence[Network],
+) -> CreateWebhook:
+    """The webhook of a configuration. Raises Failure validation_error.
+
+    Without an id, the URL decides about the id, so that a repeat replaces the configuration.
+    """
+    fields = Fields()
+    auth = config.authentication
+    for name, value in (
+        ("token", config.token),
+        ("authentication.scheme", auth.scheme),
+        ("authentication.credentials", auth.credentials),
+    ):
+        if not value.isascii() or not (value.isprintable() or not value):
+            fields.reject(name, "must have printable ASCII characters")
+        fields.text(name, value, max_characters=_MAX_SECRET_CHARACTERS)
+    if config.id:
+        fields.identifier("id", config.id)
+    if config.HasField("authentication") and not auth.scheme:
+        fields.reject("authentication.scheme", "must not be empty")
+    fields.check()
+    config_id = config.id or sha256(config.url.encode()).hexdigest()[:_ID_CHARACTERS]
+    return CreateWebhook(
+        url=config.url,
+        event_types=EVENT_TYPES,
+        task=TaskScope(workspace_id=workspace_id, task_id=task_id, name=config_id),
+        payload_form=PayloadForm.A2A,
+        headers=_headers(config),
+        allowed_networks=allowed_networks,
+    )
+
+
+def _headers(config: a2a_pb2.TaskPushNotificationConfig) -> Mapping[str, str]:
+    headers = {}
+    if config.token:
+        headers[TOKEN_HEADER] = config.token
+    if config.authentication.scheme:
+        auth = config.authentication
+        headers[_AUTHORIZATION] = f"{auth.scheme} {auth.credentials}".strip()
+    return headers
+
+
+def encode_push(webhook: Webhook, sealing: Sealing) -> a2a_pb2.TaskPushNotificationConfig:
+    """The configuration. It has the scheme of the authentication, and no secrets."""
+    task = webhook.task
+    assert task is not None, "it is a webhook of a task"
+    headers: Mapping[str, str] = {}
+    if webhook.sealed_headers is not None:
+        headers = json.loads(sealing.open(webhook.sealed_headers, webhook.id))
+    config = a2a_pb2.TaskPushNotificationConfig(
+        tenant=task.workspace_id, id=task.name, task_id=task.task_id, url=webhook.url
+    )
+    if _AUTHORIZATION in headers:
+        config.authentication.scheme = headers[_AUTHORIZATION].partition(" ")[0]
+    return config
