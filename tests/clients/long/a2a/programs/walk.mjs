@@ -1,0 +1,79 @@
+// Walks through A2A with the client of @a2a-js/sdk, and prints what it has seen as JSON.
+// Environment: CARD, BINDING, TOKEN, QUICK and LONG (texts of messages).
+import { randomUUID } from "node:crypto";
+import { ClientFactory, DefaultAgentCardResolver, RestTransportFactory } from "@a2a-js/sdk/client";
+import { GrpcTransportFactory } from "@a2a-js/sdk/client/grpc";
+import { TaskState, taskStateToJSON } from "@a2a-js/sdk";
+
+const { CARD, BINDING, TOKEN, QUICK, LONG } = process.env;
+const options = { serviceParameters: { authorization: `Bearer ${TOKEN}` } };
+const card = new DefaultAgentCardResolver().normalizeAgentCard(JSON.parse(CARD));
+const factory = new ClientFactory({
+  transports: [BINDING === "GRPC" ? new GrpcTransportFactory() : new RestTransportFactory()],
+});
+const client = await factory.createFromAgentCard(card);
+
+const message = (text) => ({
+  message: {
+    messageId: randomUUID(), contextId: "", taskId: "", role: 1, extensions: [], referenceTaskIds: [],
+    parts: [{ content: { $case: "text", value: text }, filename: "", mediaType: "text/plain" }],
+  },
+  tenant: "",
+});
+const kind = (event) => event.payload.$case;
+const state = (task) => taskStateToJSON(task.status.state);
+const refusal = async (call) => {
+  try {
+    await call();
+    return "none";
+  } catch (error) {
+    return error.constructor.name.replace(/^(Grpc|Rest)/, "").replace(/Error$/, "") + `|${error.message}`;
+  }
+};
+
+const seen = {};
+const quick = await client.sendMessage(message(QUICK), options);
+seen.sent = { state: state(quick), text: quick.artifacts[0].parts[0].content.value };
+
+let id;
+const cut = new AbortController();
+seen.first = [];
+try {
+  for await (const event of client.sendMessageStream(message(LONG), { ...options, signal: cut.signal })) {
+    seen.first.push(kind(event));
+    if (kind(event) === "task") id = event.payload.value.id;
+    if (seen.first.length === 4) cut.abort();
+  }
+} catch (error) {
+  seen.cut = error.name;
+}
+
+seen.resumed = [];
+let cancelling;
+for await (const event of client.resubscribeTask({ id, tenant: "" }, options)) {
+  seen.resumed.push(kind(event));
+  if (kind(event) === "statusUpdate") seen.last = state(event.payload.value);
+  if (seen.resumed.length === 2) {
+    cancelling = (async () => {
+      seen.cancelled = await client.cancelTask({ id, tenant: "", metadata: undefined }, options);
+      seen.again = await client.cancelTask({ id, tenant: "", metadata: undefined }, options);
+    })();
+  }
+}
+await cancelling;
+for (const name of ["cancelled", "again"]) {
+  seen[name] = { state: state(seen[name]), requested: seen[name].metadata.cancel_requested_at };
+}
+seen.after = await refusal(() => client.cancelTask({ id, tenant: "", metadata: undefined }, options));
+seen.unknown = await refusal(() => client.getTask({ id: "task_unknown", tenant: "" }, options));
+seen.ended = await refusal(async () => {
+  for await (const _ of client.resubscribeTask({ id, tenant: "" }, options));
+});
+const page = await client.listTasks(
+  { tenant: "", contextId: "", status: TaskState.TASK_STATE_CANCELED, pageSize: 5, pageToken: "" },
+  options,
+);
+seen.listed = page.tasks.map((task) => task.id);
+seen.id = id;
+console.log(JSON.stringify(seen));
+process.exit(0);

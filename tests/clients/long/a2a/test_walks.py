@@ -1,0 +1,174 @@
+"""The clients of the SDKs of A2A walk through the service, over each binding that they have.
+
+Each sends, streams, is cut off, subscribes again, cancels while the task runs,
+cancels again, and is refused after the end.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import httpx
+import pytest
+from a2a.client.client import Client, ClientCallContext, ClientConfig
+from a2a.client.client_factory import ClientFactory
+from a2a.types import a2a_pb2
+from a2a.utils.errors import A2AError
+from google.protobuf.json_format import MessageToJson
+
+from tests.clients.long.a2a.cards import card_of
+from tests.support.npm import node, program_folder
+from tests.support.stack import Stack, Workspace
+
+PROGRAM = Path(__file__).with_name("programs") / "walk.mjs"
+BINDINGS = ["HTTP+JSON", "GRPC"]
+QUICK = "echo one"
+# Each iteration takes 0.3 s, so a cancellation is seen soon.
+LONG = "\n".join(["sleep 0.3"] * 100)
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_the_python_client_walks(stack: Stack, workspace: Workspace, binding: str) -> None:
+    walk = _Walk(stack, workspace, binding)
+    check(asyncio.run(asyncio.wait_for(walk.run(), 60)), workspace)
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_the_javascript_client_walks(
+    stack: Stack, workspace: Workspace, binding: str, tmp_path: Path
+) -> None:
+    folder = program_folder(tmp_path, PROGRAM)
+    done = node(
+        folder / PROGRAM.name,
+        folder=folder,
+        seconds=60,
+        CARD=MessageToJson(card_of(stack, workspace)),
+        BINDING=binding,
+        TOKEN=stack.tokens["full_access"],
+        QUICK=QUICK,
+        LONG=LONG,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    check(json.loads(done.stdout), workspace)
+
+
+def check(seen: dict[str, Any], workspace: Workspace) -> None:
+    assert seen["sent"] == {"state": "TASK_STATE_COMPLETED", "text": "Ran 1 command."}
+    assert seen["first"] == ["task", *["statusUpdate"] * 3]
+    assert seen["resumed"][:2] == ["task", "statusUpdate"]
+    # WORKING until the task has ended, and the first request stays.
+    assert {seen[name]["state"] for name in ("cancelled", "again")} == {"TASK_STATE_WORKING"}
+    assert seen["cancelled"]["requested"] == seen["again"]["requested"]
+    assert seen["last"] == "TASK_STATE_CANCELED"
+    assert seen["listed"] == [seen["id"]]
+    assert seen["after"].startswith("TaskNotCancelable|")
+    assert seen["unknown"].startswith("TaskNotFound|")
+    assert seen["ended"].startswith("UnsupportedOperation|")
+    task = workspace.task(seen["id"])
+    assert task["status"] == "cancelled"
+    assert task["iterations"] < 100
+
+
+class _Walk:
+    """The walk with a2a-sdk's client."""
+
+    def __init__(self, stack: Stack, workspace: Workspace, binding: str) -> None:
+        self._binding = binding
+        self._stack, self._workspace = stack, workspace
+        self._headers = {"authorization": f"Bearer {stack.tokens['full_access']}"}
+        self._context = ClientCallContext(service_parameters=self._headers, timeout=30)
+        self._seen: dict[str, Any] = {}
+
+    async def run(self) -> dict[str, Any]:
+        async with httpx.AsyncClient(trust_env=False, timeout=30, headers=self._headers) as http:
+            config = ClientConfig(
+                httpx_client=http,
+                grpc_channel_factory=grpc.aio.insecure_channel,
+                supported_protocol_bindings=[self._binding],
+            )
+            async with ClientFactory(config).create(
+                card_of(self._stack, self._workspace)
+            ) as client:
+                config.streaming = False
+                await self._send(client)
+                config.streaming = True
+                await self._cut(client)
+                await self._cancel(client)
+                await self._afterwards(client)
+        return self._seen
+
+    async def _send(self, client: Client) -> None:
+        async for event in client.send_message(_message(QUICK), context=self._context):
+            text = event.task.artifacts[0].parts[0].text
+            self._seen["sent"] = {"state": _state(event.task), "text": text}
+
+    async def _cut(self, client: Client) -> None:
+        events: list[str] = []
+        stream = client.send_message(_message(LONG), context=self._context)
+        async for event in stream:
+            events.append(_kind(event))
+            if event.HasField("task"):
+                self._seen["id"] = event.task.id
+            if len(events) == 4:
+                break
+        await stream.aclose()
+        self._seen["first"] = events
+
+    async def _cancel(self, client: Client) -> None:
+        task_id = self._seen["id"]
+        events = self._seen["resumed"] = []
+        request = a2a_pb2.SubscribeToTaskRequest(id=task_id)
+        async with asyncio.TaskGroup() as group:
+            async for event in client.subscribe(request, context=self._context):
+                events.append(_kind(event))
+                if event.HasField("status_update"):
+                    self._seen["last"] = _state(event.status_update)
+                if len(events) == 2:
+                    group.create_task(self._cancel_twice(client, task_id))
+
+    async def _cancel_twice(self, client: Client, task_id: str) -> None:
+        for name in ("cancelled", "again"):
+            request = a2a_pb2.CancelTaskRequest(id=task_id)
+            task = await client.cancel_task(request, context=self._context)
+            requested = task.metadata["cancel_requested_at"]
+            self._seen[name] = {"state": _state(task), "requested": requested}
+
+    async def _afterwards(self, client: Client) -> None:
+        task_id, context = self._seen["id"], self._context
+
+        async def subscribe() -> None:
+            async for _ in client.subscribe(
+                a2a_pb2.SubscribeToTaskRequest(id=task_id), context=context
+            ):
+                pass
+
+        for name, call in {
+            "after": client.cancel_task(a2a_pb2.CancelTaskRequest(id=task_id), context=context),
+            "unknown": client.get_task(a2a_pb2.GetTaskRequest(id="task_unknown"), context=context),
+            "ended": subscribe(),
+        }.items():
+            with pytest.raises(A2AError) as refused:
+                await call
+            error = refused.value
+            self._seen[name] = f"{type(error).__name__.removesuffix('Error')}|{error}"
+        page = await client.list_tasks(
+            a2a_pb2.ListTasksRequest(status=a2a_pb2.TASK_STATE_CANCELED, page_size=5),
+            context=context,
+        )
+        self._seen["listed"] = [task.id for task in page.tasks]
+
+
+def _message(text: str) -> Any:
+    part = a2a_pb2.Part(text=text)
+    message = a2a_pb2.Message(message_id=text[:20], role=a2a_pb2.ROLE_USER, parts=[part])
+    return a2a_pb2.SendMessageRequest(message=message)
+
+
+def _kind(event: Any) -> str:
+    return "statusUpdate" if event.HasField("status_update") else str(event.WhichOneof("payload"))
+
+
+def _state(of: Any) -> str:
+    return str(a2a_pb2.TaskState.Name(of.status.state))
