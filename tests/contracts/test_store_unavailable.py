@@ -10,6 +10,7 @@ from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
 from evershell.core.task_filter import AllTasks, ListFilter
+from evershell.core.task_tree import TaskListing
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
@@ -21,6 +22,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "record_cancellation": lambda store: store.record_cancellation(
         permission(), "ws_1", None, intent()
     ),
+    "cancel_tree": lambda store: store.cancel_tree(permission(), "ws_1", None, intent()),
     "match_tasks": lambda store: store.match_tasks(permission(), AllTasks(), None, 1),
     "cancel_tasks": lambda store: store.cancel_tasks(permission(), ["task_1"], intent()),
     "transition": lambda store: store.transition("ws_1", unchanged),
@@ -39,6 +41,9 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "get_workspace_with_task": lambda store: store.get_workspace_with_task("ws_1", "task_1"),
     "list_tasks": lambda store: store.list_tasks("ws_1", None, 1),
     "count_tasks": lambda store: store.count_tasks("ws_1", ListFilter()),
+    "list_tree": lambda store: store.list_tree(
+        permission(), TaskListing(root_task_id="task_1"), None, 1
+    ),
     "list_events": lambda store: store.list_events("ws_1", 0, 1),
     "renew_lease": lambda store: store.renew_lease("ws_1", 1, 30),
     "list_audit_entries": lambda store: store.list_audit_entries(

@@ -28,6 +28,7 @@ from evershell.core.ports import (
 )
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, AllTasks, ListFilter, TaskSelection
+from evershell.core.task_tree import Parent, TaskListing
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 from evershell.store.notifications import Publish, publish_to_nobody
@@ -294,16 +295,70 @@ class FakeStore:
         workspace_id: str,
         decide: Callable[[Locked], Change],
         held_org_id: str | None = None,
+        parent_task_id: str | None = None,
     ) -> Change | None:
         self._answer()
         workspace = self._workspaces.get(workspace_id)
         if workspace is None:
             return None
         task = self._task_of(workspace, workspace.current_task_id)
-        locked = Locked(workspace, task, self._holds.get(held_org_id or ""))
+        parent = self._parent(held_org_id, parent_task_id)
+        locked = Locked(workspace, task, self._holds.get(held_org_id or ""), parent)
         change = decide(locked)
         self._store_key(change.first_call)
         return self._commit(locked, change)
+
+    def _parent(self, org_id: str | None, task_id: str | None) -> Parent | None:
+        task = self._tasks.get(task_id or "")
+        workspace = None if task is None else self._workspaces[task.workspace_id]
+        if task is None or workspace is None or workspace.org_id != org_id:
+            return None
+        of_root = (each for each in self._tasks.values() if task.root_id in each.ancestor_ids)
+        return Parent(workspace, task, sum(not each.status.is_terminal for each in of_root))
+
+    async def cancel_tree(
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+    ) -> RecordedCancellation:
+        workspace = self._workspaces.get(workspace_id)
+        named = task_id or (None if workspace is None else workspace.current_task_id)
+        is_here = workspace is not None and self._task_of(workspace, named) is not None
+        descendants = [
+            each
+            for each in self._tasks.values()
+            if is_here and named in each.ancestor_ids and not each.status.is_terminal
+        ]
+        for each in descendants:
+            at = self._workspaces[each.workspace_id]
+            if at.org_id == permission.caller.org_id and not permission.covers(at):
+                return RecordedCancellation("permission_denied", at, None)
+        recorded = await self.record_cancellation(
+            permission, workspace_id, task_id, intent, trace_id, audit
+        )
+        if recorded.outcome not in ("accepted", "already_requested", "already_finished"):
+            return recorded
+        ids = [each.id for each in descendants]
+        outcomes = await self.cancel_tasks(permission, ids, intent, trace_id)
+        return replace(recorded, descendants_cancelled=sum(outcomes.values()))
+
+    async def list_tree(
+        self, permission: Permission, wanted: TaskListing, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
+        self._answer()
+        found = [
+            task
+            for task in self._tasks.values()
+            if _covers(permission, self._workspaces[task.workspace_id])
+            and wanted.workspace_id in ("", task.workspace_id)
+            and wanted.parent_task_id in ("", task.parent_id)
+            and wanted.root_task_id in ("", task.root_id)
+        ]
+        return _page(found, before_id, limit)
 
     async def renew_lease(
         self, workspace_id: str, epoch: int, lease_seconds: float

@@ -60,6 +60,11 @@ _NOT_KNOWN = (
     help="Cancel only this task.",
 )
 @click.option(
+    "--descendants",
+    is_flag=True,
+    help="Also cancel every descendant of the task that has not ended.",
+)
+@click.option(
     "--reason",
     default="",
     metavar="TEXT",
@@ -86,6 +91,7 @@ def cancel(
     dry_run: bool,
     yes: bool,
     task: str | None,
+    descendants: bool,
     reason: str,
     wait: float | None,
     force_after: float | None,
@@ -95,15 +101,23 @@ def cancel(
         raise click.UsageError("--all and --filter exclude each other.")
     if everything or wanted is not None:
         # A variable that is not set gives an empty text, which is not the same as no option.
-        if any(each is not None for each in (workspace, task, wait)):
-            raise click.UsageError("--all and --filter take no WORKSPACE, --task or --wait.")
+        if descendants or any(each is not None for each in (workspace, task, wait)):
+            raise click.UsageError(
+                "--all and --filter take no WORKSPACE, --task, --descendants or --wait."
+            )
         cancel_tasks(call, wanted, reason, force_after, dry_run=dry_run, yes=yes)
     if dry_run or yes:
         raise click.UsageError("--dry-run and --yes need --all or --filter.")
     if not workspace:
         raise click.UsageError("Missing argument 'WORKSPACE'. --all cancels every task.")
     try:
-        result = call.client.cancel(workspace, task, reason=reason, force_after=force_after)
+        result = call.client.cancel(
+            workspace,
+            task,
+            reason=reason,
+            force_after=force_after,
+            include_descendants=descendants,
+        )
     except KeyboardInterrupt:
         show.line("recorded?", _NOT_KNOWN, error=True)
         raise
@@ -117,6 +131,8 @@ def cancel(
     with show.reported():
         if not call.as_json:
             _print_answer(result)
+            if descendants:
+                show.line("descendants", f"{result.descendants_cancelled} cancelled by this call")
     if wait is not None and not result.is_over:
         result = _wait(call, result, wait)
     with show.reported():
@@ -151,7 +167,7 @@ def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult
 
 
 def _code(result: CancelResult, *, has_waited: bool) -> ExitCode:
-    if not result.is_recorded:
+    if not (result.is_recorded or result.descendants_cancelled):
         return ExitCode.NOTHING_TO_CANCEL
     return ExitCode.NOT_ENDED if has_waited and not result.is_over else ExitCode.DONE
 

@@ -65,6 +65,11 @@ def _metadata(
     help="Interrupt an iteration that still runs this long after a limit was reached.",
 )
 @click.option(
+    "--parent",
+    metavar="ID",
+    help="Make the task a child of this task, so that cancel --descendants includes it.",
+)
+@click.option(
     "--idempotency-key",
     metavar="KEY",
     help="A repeated command with the same key submits nothing and prints the first answer.",
@@ -85,6 +90,7 @@ def submit(
     max_duration: float | None,
     max_total_tokens: int | None,
     force_after: float | None,
+    parent: str | None,
     idempotency_key: str | None,
     wait: float | None,
 ) -> None:
@@ -98,6 +104,7 @@ def submit(
             metadata=metadata,
             max_iterations=max_iterations,
             limits=_limits(max_duration, max_total_tokens, force_after),
+            parent_task_id=parent,
             idempotency_key=idempotency_key,
         )
     except KeyboardInterrupt:

@@ -20,21 +20,33 @@ LIMIT = click.option(
 )
 
 
-@click.command(help="List the tasks of WORKSPACE, newest first.")
-@click.argument("workspace", shell_complete=complete_workspace)
+@click.command(help="List the tasks of WORKSPACE, or of a tree of tasks, newest first.")
+@click.argument("workspace", required=False, shell_complete=complete_workspace)
+@click.option("--root", metavar="ID", help="List this task, the root of a tree, and the others.")
+@click.option("--parent", metavar="ID", help="List the children of this task.")
 @LIMIT
 @service_options
-def tasks(call: Call, workspace: str, limit: int) -> None:
+def tasks(
+    call: Call, workspace: str | None, root: str | None, parent: str | None, limit: int
+) -> None:
     """Prints one line for each task."""
-    listed = list(islice(call.client.list_tasks(workspace, page_size=min(limit, 200)), limit))
+    if workspace is None and root is None and parent is None:
+        raise click.UsageError("Missing argument 'WORKSPACE'. --root lists a tree of tasks.")
+    pages = call.client.list_tasks(
+        workspace, root_task_id=root, parent_task_id=parent, page_size=min(limit, 200)
+    )
+    listed = list(islice(pages, limit))
     if call.as_json:
         show.json_value({"tasks": [task.to_dict() for task in listed]})
         return
+    # The tasks of a tree are in different workspaces.
+    places = [] if workspace else ["WORKSPACE"]
     show.table(
-        ["TASK", "STATUS", "ITERATIONS", "CREATED", "ENDED", "DESCRIPTION"],
+        ["TASK", *places, "STATUS", "ITERATIONS", "CREATED", "ENDED", "DESCRIPTION"],
         [
             (
                 task.id,
+                *([task.workspace_id] if places else []),
                 task.status.value,
                 str(task.iterations),
                 show.time(task.created_at),
@@ -43,7 +55,7 @@ def tasks(call: Call, workspace: str, limit: int) -> None:
             )
             for task in listed
         ],
-        f"Workspace {workspace} has no tasks.",
+        f"Workspace {workspace} has no tasks." if workspace else "There are no such tasks.",
     )
 
 
@@ -64,6 +76,8 @@ def _print(task: Task) -> None:
     forced = ", forced" if task.forced else ""
     say_lines(f"task {printable(task.id)}: {show.status(task.status)}{forced}")
     show.line("workspace", task.workspace_id)
+    if task.parent_task_id:
+        show.line("parent", f"{task.parent_task_id}, root {task.root_task_id}")
     show.line("does", show.first_line(task.description, 200))
     show.line("progress", f"{show.progress(task)}, at most {task.max_iterations}")
     if limits := _limits(task):

@@ -83,6 +83,7 @@ def cancel(
     reason: str,
     wait: Seconds | None,
     force_after: Seconds | None,
+    include_descendants: bool = False,
 ) -> Call[CancelResult]:
     """CancelTask."""
     message = request(
@@ -92,6 +93,7 @@ def cancel(
         reason=reason,
         wait=duration("wait", wait),
         force_after=duration("force_after", force_after),
+        include_descendants=include_descendants,
     )
     return Call("CancelTask", message, with_id(CancelResult), max(seconds(wait or 0.0), 0.0))
 

@@ -201,12 +201,14 @@ class CancelWait:
         task_id: str | None,
         reason: str,
         force_after: Seconds | None,
+        include_descendants: bool,
         limit: Limit,
     ) -> None:
         self._workspace_id = workspace_id
         self._task_id = task_id
         self._reason = reason
         self._force_after = force_after
+        self._include_descendants = include_descendants
         self._limit = limit
         self._called_at = 0.0
         self._failing_since: float | None = None
@@ -218,7 +220,12 @@ class CancelWait:
         wait = self._limit.clip(MAX_WAIT_SECONDS)
         if self.result is None:
             return _calls.cancel(
-                self._workspace_id, self._task_id, self._reason, wait, self._force_after
+                self._workspace_id,
+                self._task_id,
+                self._reason,
+                wait,
+                self._force_after,
+                self._include_descendants,
             )
         return _calls.cancel(self._workspace_id, self.result.task_id, self._reason, wait, None)
 

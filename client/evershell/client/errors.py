@@ -206,6 +206,18 @@ class IdempotencyConflictError(CallError):
     slug = "idempotency_conflict"
 
 
+class ParentNotRunningError(CallError):
+    """The parent of the task, which is `task_id`, has ended or is being cancelled."""
+
+    slug = "parent_not_running"
+
+
+class TreeLimitReachedError(CallError):
+    """The tree has as many levels or open tasks as it may have; `details` has the `limit`."""
+
+    slug = "tree_limit_reached"
+
+
 class TooManyWebhooksError(CallError):
     """The organization has as many webhooks as it may have; `details` has the `limit`."""
 

@@ -108,6 +108,10 @@ class TaskSubmitted(Result):
     max_iterations: int
     submitted_by: str
     """A user id or an API key id."""
+    parent_task_id: str | None = None
+    """The task whose child it is; None for none."""
+    root_task_id: str | None = None
+    """The task at the root of its tree; None if it has no parent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,10 @@ class Task(Result):
     """The user id or API key id of the caller who submitted it; None if it is not known."""
     limits: TaskLimits | None = None
     """The limits given to submit_task."""
+    parent_task_id: str | None = None
+    """The task whose child it is; None for none."""
+    root_task_id: str | None = None
+    """The task at the root of its tree: its own id if it has no parent."""
 
     @property
     def has_ended(self) -> bool:
@@ -223,6 +227,8 @@ class CancelResult(Result):
     """The reason that the first requester gave."""
     task: Task | None = None
     """The task when the service answered."""
+    descendants_cancelled: int = 0
+    """With `include_descendants`: the descendants whose cancellation this call recorded."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 

@@ -74,6 +74,7 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
         force_after_seconds=duration_seconds(request.force_after)
         if request.HasField("force_after")
         else None,
+        include_descendants=request.include_descendants,
         origin=origin,
     )
 
@@ -111,6 +112,7 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
         requested_by=intent.requested_by if intent is not None else "",
         reason=intent.reason if intent is not None else "",
         task=cast(Any, _task_fields(task)) if task is not None else None,
+        descendants_cancelled=result.descendants_cancelled,
     )
 
 
@@ -213,6 +215,7 @@ def decode_submit(
         metadata=dict(request.metadata),
         max_iterations=request.max_iterations,
         limits=decode_limits(request.limits),
+        parent_task_id=request.parent_task_id or None,
         origin=origin,
         key=key,
     )
@@ -253,6 +256,8 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "max_iterations": task.max_iterations,
         "submitted_by": task.submitted_by,
         "limits": limits_fields(task.limits),
+        "parent_task_id": task.parent_id,
+        "root_task_id": task.root_id,
     }
 
 

@@ -59,6 +59,8 @@ class CancelTask:
     wait_seconds: float | None = None
     # The agent interrupts an iteration that still runs after this time; None for never.
     force_after_seconds: float | None = None
+    # Whether to cancel every descendant that has not ended too.
+    include_descendants: bool = False
     origin: Origin
 
     def __post_init__(self) -> None:
@@ -84,6 +86,8 @@ class CancelResult:
     workspace_id: str
     outcome: Outcome
     task: Task | None
+    # The descendants whose cancellation the call recorded.
+    descendants_cancelled: int = 0
 
     @property
     def saw_end(self) -> bool:
@@ -106,10 +110,13 @@ async def cancel_task(
     intent is recorded but the agent did not acknowledge the signal in time. Raises UnavailableError
     if the database did not answer; the intent may or may not be recorded. A failed signal raises at
     once, even if the request asks to wait.
+
+    The fleet controller, which the store wakes, signals the agents of descendants.
     """
     permission = caller.permission("workspace:write")
+    record = store.cancel_tree if request.include_descendants else store.record_cancellation
     # Checks and records in one transaction. If a check fails, nothing is recorded.
-    recorded = await store.record_cancellation(
+    recorded = await record(
         permission,
         request.workspace_id,
         request.task_id,
@@ -124,7 +131,7 @@ async def cancel_task(
         if request.wait_seconds:
             wait_seconds = deadline.bounded(request.wait_seconds)
             task = await await_end(task, wait_seconds, store, subscriptions)
-    return CancelResult(request.workspace_id, outcome, task)
+    return CancelResult(request.workspace_id, outcome, task, recorded.descendants_cancelled)
 
 
 def intent_of(

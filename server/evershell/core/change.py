@@ -15,6 +15,7 @@ from typing import Self
 from evershell.core.errors import Failure
 from evershell.core.event import AuditEntry, NewEvent, Origin
 from evershell.core.task import Limit, Task
+from evershell.core.task_tree import Parent
 from evershell.core.workspace import Workspace
 
 MAX_KEY_CHARACTERS = 255
@@ -109,6 +110,9 @@ class Locked:
     task: Task | None
     # The hold of the organization; always None if the store was not asked to read it.
     hold: Hold | None = None
+    # The parent of the task that is submitted; None if there is none in the organization, or the
+    # store was not asked for it.
+    parent: Parent | None = None
 
     def require_no_hold(self) -> None:
         if self.hold is not None:

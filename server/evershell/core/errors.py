@@ -83,6 +83,12 @@ def task_not_found(workspace_id: str, task_id: str) -> Failure:
     )
 
 
+def parent_not_found(task_id: str) -> Failure:
+    """The caller's organization has no task that could be the parent."""
+    message = f"There is no task {task_id} in your organization. Check the id of the parent."
+    return Failure("task_not_found", message, resource_type="task", resource_name=task_id)
+
+
 def webhook_not_found(webhook_id: str) -> Failure:
     """The caller's organization has no such webhook."""
     message = (

@@ -144,11 +144,13 @@ def _intent_payload(intent: CancelIntent) -> dict[str, Any]:
 
 def task_submitted(task: Task, submitted_by: str) -> NewEvent:
     """The task was recorded."""
-    payload = {
+    payload: dict[str, Any] = {
         "description": task.description,
         "max_iterations": task.max_iterations,
         "submitted_by": submitted_by,
     }
+    if task.ancestor_ids:
+        payload |= {"parent_task_id": task.parent_id, "root_task_id": task.root_id}
     return NewEvent(
         type=EventType.TASK_SUBMITTED,
         time=task.created_at,

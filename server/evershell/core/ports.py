@@ -13,6 +13,7 @@ from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, TaskSelection
+from evershell.core.task_tree import TaskListing
 from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
@@ -48,6 +49,8 @@ class RecordedCancellation:
     workspace: Workspace | None
     # The requested task, or the current one; None if there is no such task.
     task: Task | None
+    # The descendants whose intent cancel_tree recorded.
+    descendants_cancelled: int = 0
 
     @property
     def recorded(self) -> bool:
@@ -110,6 +113,23 @@ class Store(Protocol):
         the outcome, even if nothing is recorded.
         """
 
+    async def cancel_tree(
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+    ) -> RecordedCancellation:
+        """As record_cancellation, and in the same transaction for every descendant of the task.
+
+        A descendant that has ended, or whose intent is recorded, stays as it is; only an earlier
+        `force_at` replaces the recorded one. Records nothing, with the outcome permission_denied
+        and the workspace that is not covered, if the permission does not cover a descendant that
+        has not ended. Locks the tree, like `transition`. Publishes as cancel_tasks does.
+        """
+
     async def match_tasks(
         self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
@@ -142,11 +162,14 @@ class Store(Protocol):
         workspace_id: str,
         decide: Callable[[Locked], Change],
         held_org_id: str | None = None,
+        parent_task_id: str | None = None,
     ) -> Change | None:
         """Locks the workspace with its current task, and commits and returns what `decide` returns.
 
         With `held_org_id`, `decide` also gets the hold of this organization. No hold of it is
-        committed between that and the commit of the change.
+        committed between that and the commit of the change. With `parent_task_id`, it gets this
+        task of the organization, whose tree is locked: until the commit, no other transaction
+        submits a child into the tree or cancels it.
 
         Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
         KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
@@ -247,6 +270,14 @@ class Store(Protocol):
 
     async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
         """The number of tasks of the workspace that match."""
+
+    async def list_tree(
+        self, permission: Permission, wanted: TaskListing, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
+        """The tasks of the organization that match and that the permission covers.
+
+        Paged as list_tasks is.
+        """
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         """The workspace's events after `after_seq`, in order.

@@ -117,6 +117,17 @@ class Task:
     # The size of all iterations, as the agent has sent them.
     committed_bytes: int = 0
     limits: TaskLimits = TaskLimits()
+    # From the root of its tree to its parent; empty for a root.
+    ancestor_ids: tuple[str, ...] = ()
+
+    @property
+    def parent_id(self) -> str:
+        """Empty for a root."""
+        return self.ancestor_ids[-1] if self.ancestor_ids else ""
+
+    @property
+    def root_id(self) -> str:
+        return self.ancestor_ids[0] if self.ancestor_ids else self.id
 
     @property
     def is_being_cancelled(self) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from evershell.workspace.v1 import field_limits
 
-from evershell.core import errors, task_lifecycle
+from evershell.core import errors, task_lifecycle, task_tree
 from evershell.core.caller import Caller
 from evershell.core.change import Change, FirstCall, IdempotencyKey, KeyTakenError, Locked
 from evershell.core.errors import AgentUnreachableError, Failure
@@ -22,6 +22,7 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.task_filter import EVERY_TASK, ListFilter
+from evershell.core.task_tree import TaskListing
 from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import Workspace
 
@@ -47,6 +48,8 @@ class SubmitTask:
     metadata: Mapping[str, str] = field(default_factory=dict)
     max_iterations: int = 0
     limits: TaskLimits = field(default_factory=TaskLimits)
+    # None for no parent.
+    parent_task_id: str | None = None
     origin: Origin
     key: IdempotencyKey | None = None
 
@@ -69,6 +72,8 @@ class SubmitTask:
             fields.text("metadata", value, max_characters=MAX_METADATA_VALUE_CHARACTERS)
         if self.max_iterations:
             fields.between("max_iterations", self.max_iterations, 1, MAX_ITERATIONS)
+        if self.parent_task_id is not None:
+            fields.identifier("parent_task_id", self.parent_task_id)
         _check_limits(self.limits, fields)
         fields.check()
 
@@ -96,9 +101,12 @@ async def submit_task(
     With the key of an earlier call that had an effect, answers what that call answered. Raises
     Failure: permission_denied, workspace_not_found, org_on_hold, workspace_provisioning,
     workspace_stopped, workspace_failed, workspace_busy; agent_unreachable when the task could not
-    be delivered and has ended `delivery_failed`; idempotency_conflict.
+    be delivered and has ended `delivery_failed`; idempotency_conflict. With a parent also
+    task_not_found, parent_not_running, tree_limit_reached.
     """
     permission = caller.permission("tasks:write")
+    parent_id = request.parent_task_id
+    to_attach = caller.permission("workspace:write") if parent_id else None
     now = clock()
     task = Task(
         id=new_task_id(now),
@@ -116,12 +124,14 @@ async def submit_task(
 
     def submit(locked: Locked) -> Change:
         permission.check(locked.workspace, request.workspace_id)
+        parent = to_attach and task_tree.visible(locked.parent, parent_id or "", to_attach)
         locked.require_no_hold()
-        change = task_lifecycle.submit(locked, task, caller.actor_id)
+        new = task_tree.child(parent, task) if parent else task
+        change = task_lifecycle.submit(locked, new, caller.actor_id)
         return replace(change.caused_by(request.origin), first_call=call)
 
     try:
-        submitted = await store.transition(request.workspace_id, submit, caller.org_id)
+        submitted = await store.transition(request.workspace_id, submit, caller.org_id, parent_id)
     except (Failure, KeyTakenError) as refusal:
         call = await earlier_call(call, refusal, store)
         submitted = await read_again(call, permission, request.origin, store)
@@ -129,6 +139,8 @@ async def submit_task(
     if submitted is None:
         raise errors.workspace_not_found(request.workspace_id)
     answer = call.answer if call is not None else ""
+    if submitted.task is not None and submitted.task.id == task.id:
+        task = submitted.task
     if not answer:
         task, answer = await _deliver(submitted.workspace, task, store, agents, clock)
         if call is not None:
@@ -223,6 +235,17 @@ async def list_tasks(
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
     listed = await store.list_tasks(workspace_id, page.before_id, page.size + 1, wanted)
+    return page.cut(listed, _characters)
+
+
+async def list_tree(
+    caller: Caller, wanted: TaskListing, page: Page, store: Store
+) -> tuple[Sequence[Task], str]:
+    """A page of the tasks of a tree that the caller may read, as list_tasks."""
+    permission = caller.permission("workspace:read")
+    if workspace_id := wanted.workspace_id:
+        permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
+    listed = await store.list_tree(permission, wanted, page.before_id, page.size + 1)
     return page.cut(listed, _characters)
 
 

@@ -1,7 +1,8 @@
-"""Finds and cancels many tasks of an organization."""
+"""Finds and cancels many tasks of an organization, and trees of tasks."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -9,18 +10,23 @@ from evershell.core import deadline
 from evershell.core.caller import Permission
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry
-from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks
+from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks, RecordedCancellation
 from evershell.core.task import CancelIntent
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
-from evershell.store.cancellations import json_of, request_of
+from evershell.store.cancellations import RESULT_COLUMNS, json_of, request_of, result_of
 from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
 from evershell.store.notifications import Publish
 from evershell.store.rows import Values, json_value
+from evershell.store.watched_workspaces import is_watched
 
 _CANCEL = (
     "SELECT workspace_id, task_id, outcome = 'accepted' AS is_new, watched FROM cancel_tasks("
     "p_request => json_populate_record(NULL::cancellation_request, %s), "
     "p_task_ids => %s, p_wait => %s)"
+)
+_CANCEL_TREE = (
+    f"SELECT {RESULT_COLUMNS}, descendants "
+    "FROM cancel_tree(json_populate_record(NULL::cancellation_request, %s))"
 )
 # By the index workspaces_with_task. The counts are those of all rows, not only of the first ones.
 _MATCH = (
@@ -37,7 +43,7 @@ _MATCH = (
 
 
 class CancelTasks:
-    """Implements Store.match_tasks and Store.cancel_tasks."""
+    """Implements Store.match_tasks, Store.cancel_tasks and Store.cancel_tree."""
 
     def __init__(self, pool: Pool, publish: Publish, recorded: Callable[[int], None]) -> None:
         """Calls `recorded` with the number of intents of each transaction."""
@@ -76,7 +82,8 @@ class CancelTasks:
         request = request_of(permission, intent, trace_id, audit)
         parameters = (json_of(request), list(task_ids), wait)
         try:
-            rows = await (self._wait(parameters) if wait else self._execute(parameters))
+            execute = self._wait if wait else self._execute
+            rows = await execute(_CANCEL, parameters)
         except asyncio.CancelledError:
             # The intents may have been committed before the cancellation.
             self._publish(UNDELIVERED, watched=False, reconcile=True)
@@ -88,19 +95,50 @@ class CancelTasks:
         self._recorded(sum(row.is_new for row in rows))
         return {row.task_id: row.is_new for row in rows}
 
-    async def _wait(self, parameters: Values) -> Sequence[Any]:
+    async def cancel_tree(
+        self,
+        permission: Permission,
+        workspace_id: str,
+        task_id: str | None,
+        intent: CancelIntent,
+        trace_id: str = "",
+        audit: AuditEntry | None = None,
+    ) -> RecordedCancellation:
+        """See Store.cancel_tree."""
+        request = request_of(permission, intent, trace_id, audit)
+        request |= {"workspace_id": workspace_id, "task_id": task_id}
+        try:
+            (row,) = await self._wait(_CANCEL_TREE, (json_of(request),))
+        except asyncio.CancelledError:
+            # The intents may have been committed before the cancellation.
+            self._publish(workspace_id, watched=True, reconcile=False)
+            self._publish(UNDELIVERED, watched=False, reconcile=True)
+            raise
+        result, descendants = result_of(row), row.descendants or []
+        if result.outcome in ("accepted", "already_requested"):
+            watched = is_watched(row.watched_until, intent.requested_at)
+            self._publish(workspace_id, watched=watched, reconcile=False)
+        for each in descendants:
+            self._publish(each["workspace_id"], watched=each["watched"], reconcile=False)
+        if descendants:
+            self._publish(UNDELIVERED, watched=False, reconcile=True)
+        recorded = sum(each["outcome"] == "accepted" for each in descendants)
+        self._recorded(recorded)
+        return replace(result, descendants_cancelled=recorded)
+
+    async def _wait(self, query: str, parameters: Values) -> Sequence[Any]:
         try:
             async with (
                 asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)),
                 self._waiting_connections,
             ):
-                return await self._execute(parameters)
+                return await self._execute(query, parameters)
         except TimeoutError as error:
             raise UnavailableError("Another transaction has locked the workspace.") from error
 
-    async def _execute(self, parameters: Values) -> Sequence[Any]:
+    async def _execute(self, query: str, parameters: Values) -> Sequence[Any]:
         async with connected(self._pool) as connection:
-            cursor = await connection.execute(_CANCEL, parameters, prepare=True)
+            cursor = await connection.execute(query, parameters, prepare=True)
             return await cursor.fetchall()
 
 

@@ -27,9 +27,9 @@ from evershell.store.rows import (
 )
 from evershell.store.watched_workspaces import is_watched
 
-_COLUMNS = f"outcome, {workspace_columns('(w).')}, {task_columns('(t).')}, (w).watched_until"
+RESULT_COLUMNS = f"outcome, {workspace_columns('(w).')}, {task_columns('(t).')}, (w).watched_until"
 # The name comes first, because pg_stat_activity shows 1,024 bytes of a statement.
-_RECORD = f"SELECT /* record_cancellations */ {_COLUMNS} FROM record_cancellations(%s, %s)"
+_RECORD = f"SELECT /* record_cancellations */ {RESULT_COLUMNS} FROM record_cancellations(%s, %s)"
 
 # The fields of a request by their names.
 Request = dict[str, Any]
@@ -116,7 +116,7 @@ class Cancellations:
             for request in requests:
                 self._publish(request["workspace_id"], watched=True, reconcile=False)
             raise
-        results = [_result(row) for row in rows]
+        results = [None if row.outcome is None else result_of(row) for row in rows]
         for request, row, result in zip(requests, rows, results, strict=True):
             if result is not None and (
                 result.recorded or _may_have_changed_force_at(result, request)
@@ -152,9 +152,8 @@ def json_of(request: Request | Sequence[Request]) -> Json:
     return Json(request, dumps=dump_json)
 
 
-def _result(row: Any) -> RecordedCancellation | None:
-    if row.outcome is None:
-        return None
+def result_of(row: Any) -> RecordedCancellation:
+    """The result in a row of RESULT_COLUMNS."""
     workspace = None if row.id is None else workspace_of(row)
     return RecordedCancellation(outcome=row.outcome, workspace=workspace, task=task_of(row))
 

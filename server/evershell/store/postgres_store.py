@@ -22,6 +22,7 @@ from evershell.core.ports import (
 )
 from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter
+from evershell.core.task_tree import Parent, TaskListing
 from evershell.core.validation import MAX_PAGE_CHARACTERS
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
@@ -113,12 +114,29 @@ COUNT_TASKS = f"SELECT count(*) AS number FROM tasks WHERE workspace_id = %s AND
 # A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
 # be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
 # there are more.
-LIST_TASKS = (
+_LIST_TASKS = (
     f"SELECT {TASK} FROM ("
     f"SELECT {', '.join(TASK_COLUMNS)}, sum(length(description) + length(result)) OVER ("
     "ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS characters "
-    f"FROM tasks WHERE workspace_id = %s AND id < %s AND {LISTED} ORDER BY id DESC LIMIT %s"
+    "FROM tasks WHERE {} ORDER BY id DESC LIMIT %s"
     f") t WHERE coalesce(characters, 0) <= {MAX_PAGE_CHARACTERS} ORDER BY id DESC"
+)
+LIST_TASKS = _LIST_TASKS.format(f"workspace_id = %s AND id < %s AND {LISTED}")
+# By the indexes tasks_of_root and tasks_of_parent.
+_OF_ROOT = "(ancestor_ids[1] = %s OR (id = %s AND ancestor_ids IS NULL))"
+_OF_PARENT = "ancestor_ids[cardinality(ancestor_ids)] = %s"
+_COVERED = (
+    "EXISTS (SELECT FROM workspaces w WHERE w.id = workspace_id AND w.org_id = %s "
+    "AND (NOT %s OR w.created_by_user_id = %s))"
+)
+# The parent of a task that is submitted, with its workspace. The second statement sees what was
+# committed before the first one has taken the lock.
+LOCK_TREE = "SELECT lock_tree(%s, %s)"
+GET_PARENT = (
+    f"SELECT {BOTH}, (SELECT count(*) FROM tasks d "
+    "WHERE d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id) "
+    "AND d.status IN ('submitted', 'delivered', 'running')) AS open_descendants "
+    "FROM tasks t JOIN workspaces w ON w.id = t.workspace_id WHERE w.org_id = %s AND t.id = %s"
 )
 # A batch ends early if its payloads are large, because an agent may commit 4 MiB in each.
 MAX_BATCH_BYTES = 4 * 2**20
@@ -250,6 +268,7 @@ class PostgresStore:
         self.record_cancellation = self._cancellations.record
         batches = CancelTasks(pool, publish, cancelled)
         self.match_tasks, self.cancel_tasks = batches.match, batches.cancel
+        self.cancel_tree = batches.cancel_tree
         self._publish = publish
         self._committed = committed
 
@@ -262,6 +281,7 @@ class PostgresStore:
         workspace_id: str,
         decide: Callable[[Locked], Change],
         held_org_id: str | None = None,
+        parent_task_id: str | None = None,
     ) -> Change | None:
         try:
             async with (
@@ -270,6 +290,9 @@ class PostgresStore:
                 connection.transaction(),
             ):
                 held = None if held_org_id is None else await _share_hold(connection, held_org_id)
+                parent = None
+                if parent_task_id is not None:
+                    parent = await _lock_parent(connection, held_org_id, parent_task_id)
                 workspaces = await connection.execute(
                     LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
                 )
@@ -283,6 +306,7 @@ class PostgresStore:
                     workspace_of(workspace_row),
                     None if task_row is None else task_of(task_row),
                     None if held is None else _hold_of(await held.fetchone()),
+                    None if parent is None else _parent_of(await parent.fetchone()),
                 )
                 change = decide(locked)
                 change = await _write_change(connection, locked, change)
@@ -449,6 +473,23 @@ class PostgresStore:
         (row,) = await self._all(COUNT_TASKS, (workspace_id, *_listed(wanted)))
         return int(row.number)
 
+    async def list_tree(
+        self, permission: Permission, wanted: TaskListing, before_id: str | None, limit: int
+    ) -> Sequence[Task]:
+        caller, root_id = permission.caller, wanted.root_task_id
+        conditions = {
+            "workspace_id = %s": (wanted.workspace_id,),
+            _OF_PARENT: (wanted.parent_task_id,),
+            _OF_ROOT: (root_id, root_id) if root_id else ("",),
+            _COVERED: (caller.org_id, permission.own_only, caller.user_id),
+            "id < %s": (before_id or AFTER_ALL_IDS,),
+        }
+        used = {text: values for text, values in conditions.items() if values[0]}
+        values = [value for each in used.values() for value in each]
+        query = _LIST_TASKS.format(" AND ".join(used))
+        rows = await self._all(query, (*values, limit))
+        return [task for row in rows if (task := task_of(row))]
+
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         # Watchers that wait for the same events share a read.
         return await self._event_reads((workspace_id, after_seq, limit))
@@ -523,6 +564,19 @@ def _listed(wanted: ListFilter) -> Values:
     """The parameters of LISTED."""
     statuses = None if wanted.statuses is None else sorted(wanted.statuses)
     return (statuses, statuses, wanted.changed_since, wanted.changed_since)
+
+
+async def _lock_parent(
+    connection: Connection, org_id: str | None, task_id: str
+) -> AsyncCursor[Any]:
+    """Locks the tree of the organization's task. The cursor has what `_parent_of` decodes."""
+    await connection.execute(LOCK_TREE, (org_id, task_id), prepare=True)
+    return await connection.execute(GET_PARENT, (org_id, task_id), prepare=True, binary=True)
+
+
+def _parent_of(row: Any) -> Parent | None:
+    task = None if row is None else task_of(row)
+    return None if task is None else Parent(workspace_of(row), task, row.open_descendants)
 
 
 def _hold_of(row: Any) -> Hold | None:

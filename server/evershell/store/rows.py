@@ -52,6 +52,7 @@ TASK_COLUMNS = (
     "max_total_tokens",
     "limit_force_after_seconds",
     "committed_bytes",
+    "ancestor_ids",
 )
 EVENT_COLUMNS = (
     "workspace_id",
@@ -135,6 +136,7 @@ def task_of(row: Any) -> Task | None:
             force_after_seconds=row.task_limit_force_after_seconds,
         ),
         committed_bytes=row.task_committed_bytes,
+        ancestor_ids=tuple(row.task_ancestor_ids or ()),
     )
 
 
@@ -191,6 +193,7 @@ def task_values(task: Task) -> Values:
         task.limits.max_total_tokens,
         task.limits.force_after_seconds,
         task.committed_bytes,
+        task.ancestor_ids or None,
     )
     return tuple(_storable(value) for value in values)
 

@@ -38,10 +38,11 @@ def test_an_accepted_cancellation_prints_requester_time_reason_and_next_step(
     fake = FakeClient(cancel=[answer])
     result = run(
         monkeypatch, fake, "cancel", "ws_1", "--task", "task_1", "--reason", "why",
-        "--force-after", "1m",
+        "--force-after", "1m", "--descendants",
     )  # fmt: skip
     assert fake.opened == ("http://127.0.0.1:8081", "sk_secret")
-    assert fake.calls == [("cancel", "ws_1", "task_1", {"reason": "why", "force_after": 60.0})]
+    named = {"reason": "why", "force_after": 60.0, "include_descendants": True}
+    assert fake.calls == [("cancel", "ws_1", "task_1", named)]
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0] == "accepted: the cancellation of task task_1 in workspace ws_1 is recorded."

@@ -43,7 +43,7 @@ def test_submit_prints_the_id_alone_to_standard_output(monkeypatch: pytest.Monke
     fake = FakeClient(submit_task=[SUBMITTED, SUBMITTED])
     result = run(
         monkeypatch, fake, "submit", "ws_1", "-", "--metadata", "a=b=c", "--max-iterations", "3",
-        "--idempotency-key", "nightly", input="sleep 1\n",
+        "--idempotency-key", "nightly", "--parent", "task_0", input="sleep 1\n",
     )  # fmt: skip
     assert (result.exit_code, result.stdout) == (0, "task_1\n")
     assert "evershell watch ws_1 --task task_1" in result.stderr
@@ -51,6 +51,7 @@ def test_submit_prints_the_id_alone_to_standard_output(monkeypatch: pytest.Monke
         "metadata": {"a": "b=c"},
         "max_iterations": 3,
         "limits": None,
+        "parent_task_id": "task_0",
         "idempotency_key": "nightly",
     }
     assert fake.calls == [("submit_task", "ws_1", "sleep 1\n", named)]

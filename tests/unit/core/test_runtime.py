@@ -134,6 +134,7 @@ class Counted:
         workspace_id: str,
         decide: Callable[[Locked], Change],
         held_org_id: str | None = None,
+        parent_task_id: str | None = None,
     ) -> Change | None:
         self.count += 1
         return await self._transition(workspace_id, decide)

@@ -28,6 +28,8 @@ RULES = {
 ROUTING_ERRORS = {"not_found", "method_not_allowed"}
 # REST offers StreamEvents in its place.
 GRPC_ONLY = {"WatchEvents"}
+# What is filtered by a task that does not exist is empty.
+LISTS = {"ListAuditEntries", "ListTasks", "ReplayWebhook"}
 RPCS = [rpc for rpc in SERVICE.methods if rpc.name not in GRPC_ONLY]
 
 
@@ -69,9 +71,8 @@ def test_every_rpc_has_its_statuses_and_its_errors(rpc: Any) -> None:
     names = set(rpc.input_type.fields_by_name)
     assert ("workspace_not_found" in slugs) == ("workspace_id" in names)
     assert ("webhook_not_found" in slugs) == ("webhook_id" in names)
-    # What is filtered by a task that does not exist is empty.
-    takes_task = "task_id" in names and rpc.name not in ("ListAuditEntries", "ReplayWebhook")
-    assert ("task_not_found" in slugs) == takes_task
+    takes_task = names & {"task_id", "parent_task_id"} and rpc.name not in LISTS
+    assert ("task_not_found" in slugs) == bool(takes_task)
     if rpc.server_streaming:
         assert "text/event-stream" in operations_of(rpc)[0].described["responses"]["200"]["content"]
 

@@ -26,6 +26,7 @@ TASK = Task(
     result="what",
     forced=True,
     usage=USAGE,
+    ancestor_ids=("task_root", "task_parent"),
 )
 
 

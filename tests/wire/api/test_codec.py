@@ -69,6 +69,8 @@ def test_every_field_of_a_task_is_encoded() -> None:
             "max_total_tokens": "1099511627776",
             "force_after": "0s",
         },
+        "parent_task_id": "task_parent",
+        "root_task_id": "task_root",
     }
 
 
@@ -174,13 +176,14 @@ def test_a_batch_is_encoded_once_for_all_its_watchers() -> None:
 
 
 def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:
-    seen = as_dict(codec.encode_cancel(CancelResult("ws_1", Outcome.ALREADY_REQUESTED, TASK)))
+    seen = as_dict(codec.encode_cancel(CancelResult("ws_1", Outcome.ALREADY_REQUESTED, TASK, 3)))
     assert set(seen) == names(messages.CancelTaskResponse)
     assert (seen["outcome"], seen["requested_by"], seen["reason"]) == (
         "already_requested",
         "user_9",
         "enough",
     )
+    assert seen["descendants_cancelled"] == 3
 
 
 def test_every_field_of_a_filter_is_decoded() -> None:

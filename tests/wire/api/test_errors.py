@@ -47,6 +47,8 @@ TABLE: dict[str, tuple[grpc.StatusCode, int, set[str]]] = {
     "idempotency_conflict": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
     "webhook_not_found": (grpc.StatusCode.NOT_FOUND, 404, {"ResourceInfo"}),
     "too_many_webhooks": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "parent_not_running": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
+    "tree_limit_reached": (grpc.StatusCode.FAILED_PRECONDITION, 409, {"PreconditionFailure"}),
     "rate_limited": (grpc.StatusCode.RESOURCE_EXHAUSTED, 429, {"RetryInfo"}),
     "agent_unreachable": (grpc.StatusCode.UNAVAILABLE, 503, set()),
     "unavailable": (grpc.StatusCode.UNAVAILABLE, 503, {"RetryInfo"}),

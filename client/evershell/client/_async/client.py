@@ -85,6 +85,7 @@ class AsyncClient(AsyncCaller):
         reason: str = "",
         wait: Seconds | None = None,
         force_after: Seconds | None = None,
+        include_descendants: bool = False,
     ) -> CancelResult:
         """Cancels the task that runs in a workspace.
 
@@ -101,6 +102,8 @@ class AsyncClient(AsyncCaller):
                 then; `cancel_and_wait` has no such limit.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
                 86,400 seconds. None interrupts no iteration.
+            include_descendants: Cancels every descendant that has not ended too, even if the task
+                itself has ended. If the caller may not cancel one of them, nothing is cancelled.
 
         Returns:
             The outcome, who asked first, and the task.
@@ -113,7 +116,9 @@ class AsyncClient(AsyncCaller):
                 in this state.
             CallError: Any other failure.
         """
-        return await self._call(_calls.cancel(workspace_id, task_id, reason, wait, force_after))
+        return await self._call(
+            _calls.cancel(workspace_id, task_id, reason, wait, force_after, include_descendants)
+        )
 
     async def cancel_and_wait(
         self,
@@ -122,6 +127,7 @@ class AsyncClient(AsyncCaller):
         *,
         reason: str = "",
         force_after: Seconds | None = None,
+        include_descendants: bool = False,
         timeout: Seconds | None = None,
     ) -> CancelResult:
         """Cancels the task that runs in a workspace, and waits until it has ended.
@@ -136,6 +142,8 @@ class AsyncClient(AsyncCaller):
             reason: Human-readable; at most 500 characters.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
                 86,400 seconds. None interrupts no iteration.
+            include_descendants: Cancels every descendant that has not ended too. The call waits for
+                the end of the task alone.
             timeout: How long to wait for the end, in seconds or as a timedelta. None waits as long
                 as it takes: the service ends every accepted cancellation in bounded time.
 
@@ -148,7 +156,7 @@ class AsyncClient(AsyncCaller):
                 cancellation is recorded.
         """
         limit = Limit(timeout, self._monotonic)
-        waiting = CancelWait(workspace_id, task_id, reason, force_after, limit)
+        waiting = CancelWait(workspace_id, task_id, reason, force_after, include_descendants, limit)
         while True:
             try:
                 waiting.receive(await self._call(waiting.next_call()))
@@ -168,6 +176,7 @@ class AsyncClient(AsyncCaller):
         metadata: Mapping[str, str] | None = None,
         max_iterations: int | None = None,
         limits: TaskLimits | None = None,
+        parent_task_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> SubmittedTask:
         """Submits a task to the agent of a workspace.
@@ -183,6 +192,7 @@ class AsyncClient(AsyncCaller):
             max_iterations: 1 to 1,000; a task that has not finished after that many ends `failed`.
                 None for the service's default, 100.
             limits: When the service itself cancels the task. None for never.
+            parent_task_id: Makes the task a child of this task of the organization. None for none.
             idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
                 with the same key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
@@ -193,6 +203,8 @@ class AsyncClient(AsyncCaller):
         Raises:
             IdempotencyConflictError: The key was used for another request.
             WorkspaceBusyError: The workspace already has the task `error.task_id`.
+            ParentNotRunningError: The parent has ended or is being cancelled.
+            TreeLimitReachedError: The tree has as many levels or tasks as it may have.
             AgentUnreachableError: The agent did not answer; the task has ended `delivery_failed`.
             CallError: Any other failure.
         """
@@ -206,6 +218,7 @@ class AsyncClient(AsyncCaller):
                 metadata=metadata,
                 max_iterations=max_iterations or 0,
                 limits=None if limits is None else valid("limits", limits._to_message),
+                parent_task_id=optional("parent_task_id", parent_task_id),
             )
         )
 
@@ -253,12 +266,20 @@ class AsyncClient(AsyncCaller):
             await self._sleep(pause_seconds)
 
     def list_tasks(
-        self, workspace_id: str, *, page_size: int | None = None, page_token: str | None = None
+        self,
+        workspace_id: str | None = None,
+        *,
+        parent_task_id: str | None = None,
+        root_task_id: str | None = None,
+        page_size: int | None = None,
+        page_token: str | None = None,
     ) -> AsyncPages[Task]:
-        """Lists the tasks of a workspace, newest first.
+        """Lists the tasks of a workspace or of a tree, newest first.
 
         Args:
-            workspace_id: The workspace.
+            workspace_id: Only tasks of this workspace. May be None for the tasks of a tree.
+            parent_task_id: Only the children of this task.
+            root_task_id: Only this task and its descendants, if it is the root of its tree.
             page_size: The number of tasks in one answer, 1 to 200. None for the default, 50.
             page_token: The `next_page_token` of the page after which the list begins.
 
@@ -270,7 +291,13 @@ class AsyncClient(AsyncCaller):
             CallError: Any other failure. Raised by the iteration.
         """
         return self._pages(
-            "ListTasks", page("tasks", Task), page_size, page_token, workspace_id=workspace_id
+            "ListTasks",
+            page("tasks", Task),
+            page_size,
+            page_token,
+            workspace_id=optional("workspace_id", workspace_id),
+            parent_task_id=optional("parent_task_id", parent_task_id),
+            root_task_id=optional("root_task_id", root_task_id),
         )
 
     def watch(

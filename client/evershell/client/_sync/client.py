@@ -86,6 +86,7 @@ class Client(Caller):
         reason: str = "",
         wait: Seconds | None = None,
         force_after: Seconds | None = None,
+        include_descendants: bool = False,
     ) -> CancelResult:
         """Cancels the task that runs in a workspace.
 
@@ -102,6 +103,8 @@ class Client(Caller):
                 then; `cancel_and_wait` has no such limit.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
                 86,400 seconds. None interrupts no iteration.
+            include_descendants: Cancels every descendant that has not ended too, even if the task
+                itself has ended. If the caller may not cancel one of them, nothing is cancelled.
 
         Returns:
             The outcome, who asked first, and the task.
@@ -114,7 +117,9 @@ class Client(Caller):
                 in this state.
             CallError: Any other failure.
         """
-        return self._call(_calls.cancel(workspace_id, task_id, reason, wait, force_after))
+        return self._call(
+            _calls.cancel(workspace_id, task_id, reason, wait, force_after, include_descendants)
+        )
 
     def cancel_and_wait(
         self,
@@ -123,6 +128,7 @@ class Client(Caller):
         *,
         reason: str = "",
         force_after: Seconds | None = None,
+        include_descendants: bool = False,
         timeout: Seconds | None = None,
     ) -> CancelResult:
         """Cancels the task that runs in a workspace, and waits until it has ended.
@@ -137,6 +143,8 @@ class Client(Caller):
             reason: Human-readable; at most 500 characters.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
                 86,400 seconds. None interrupts no iteration.
+            include_descendants: Cancels every descendant that has not ended too. The call waits for
+                the end of the task alone.
             timeout: How long to wait for the end, in seconds or as a timedelta. None waits as long
                 as it takes: the service ends every accepted cancellation in bounded time.
 
@@ -149,7 +157,7 @@ class Client(Caller):
                 cancellation is recorded.
         """
         limit = Limit(timeout, self._monotonic)
-        waiting = CancelWait(workspace_id, task_id, reason, force_after, limit)
+        waiting = CancelWait(workspace_id, task_id, reason, force_after, include_descendants, limit)
         while True:
             try:
                 waiting.receive(self._call(waiting.next_call()))
@@ -169,6 +177,7 @@ class Client(Caller):
         metadata: Mapping[str, str] | None = None,
         max_iterations: int | None = None,
         limits: TaskLimits | None = None,
+        parent_task_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> SubmittedTask:
         """Submits a task to the agent of a workspace.
@@ -184,6 +193,7 @@ class Client(Caller):
             max_iterations: 1 to 1,000; a task that has not finished after that many ends `failed`.
                 None for the service's default, 100.
             limits: When the service itself cancels the task. None for never.
+            parent_task_id: Makes the task a child of this task of the organization. None for none.
             idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
                 with the same key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
@@ -194,6 +204,8 @@ class Client(Caller):
         Raises:
             IdempotencyConflictError: The key was used for another request.
             WorkspaceBusyError: The workspace already has the task `error.task_id`.
+            ParentNotRunningError: The parent has ended or is being cancelled.
+            TreeLimitReachedError: The tree has as many levels or tasks as it may have.
             AgentUnreachableError: The agent did not answer; the task has ended `delivery_failed`.
             CallError: Any other failure.
         """
@@ -207,6 +219,7 @@ class Client(Caller):
                 metadata=metadata,
                 max_iterations=max_iterations or 0,
                 limits=None if limits is None else valid("limits", limits._to_message),
+                parent_task_id=optional("parent_task_id", parent_task_id),
             )
         )
 
@@ -252,12 +265,20 @@ class Client(Caller):
             self._sleep(pause_seconds)
 
     def list_tasks(
-        self, workspace_id: str, *, page_size: int | None = None, page_token: str | None = None
+        self,
+        workspace_id: str | None = None,
+        *,
+        parent_task_id: str | None = None,
+        root_task_id: str | None = None,
+        page_size: int | None = None,
+        page_token: str | None = None,
     ) -> Pages[Task]:
-        """Lists the tasks of a workspace, newest first.
+        """Lists the tasks of a workspace or of a tree, newest first.
 
         Args:
-            workspace_id: The workspace.
+            workspace_id: Only tasks of this workspace. May be None for the tasks of a tree.
+            parent_task_id: Only the children of this task.
+            root_task_id: Only this task and its descendants, if it is the root of its tree.
             page_size: The number of tasks in one answer, 1 to 200. None for the default, 50.
             page_token: The `next_page_token` of the page after which the list begins.
 
@@ -269,7 +290,13 @@ class Client(Caller):
             CallError: Any other failure. Raised by the iteration.
         """
         return self._pages(
-            "ListTasks", page("tasks", Task), page_size, page_token, workspace_id=workspace_id
+            "ListTasks",
+            page("tasks", Task),
+            page_size,
+            page_token,
+            workspace_id=optional("workspace_id", workspace_id),
+            parent_task_id=optional("parent_task_id", parent_task_id),
+            root_task_id=optional("root_task_id", root_task_id),
         )
 
     def watch(

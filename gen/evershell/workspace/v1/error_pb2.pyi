@@ -54,7 +54,9 @@ class Error(_message.Message):
         belongs to another organization.
         """
         task_not_found: Error._ErrorCode.ValueType  # 5
-        """The workspace has no such task. Example: the task belongs to another workspace."""
+        """The workspace has no such task, or the organization no such parent. Example: the task belongs
+        to another workspace.
+        """
         workspace_stopped: Error._ErrorCode.ValueType  # 6
         """The workspace is stopped or stopping. Example: a cancellation after StopWorkspace."""
         workspace_failed: Error._ErrorCode.ValueType  # 7
@@ -124,6 +126,14 @@ class Error(_message.Message):
         """The organization, or the task, has as many webhooks as it may have. Example: CreateWebhook in
         an organization with 20 webhooks.
         """
+        parent_not_running: Error._ErrorCode.ValueType  # 32
+        """The parent of a submitted task has ended, or is being cancelled. Example: an agent submits a
+        child after CancelTask with `include_descendants` for its own task.
+        """
+        tree_limit_reached: Error._ErrorCode.ValueType  # 33
+        """The tree has as many levels, or as many tasks that have not ended, as it may have. Example: the
+        1,001st descendant of a root while none of them has ended.
+        """
         task_not_cancelable: Error._ErrorCode.ValueType  # 40
         """Only the methods of A2A answer with the slugs from here to version_not_supported.
 
@@ -163,7 +173,9 @@ class Error(_message.Message):
     belongs to another organization.
     """
     task_not_found: Error.ErrorCode.ValueType  # 5
-    """The workspace has no such task. Example: the task belongs to another workspace."""
+    """The workspace has no such task, or the organization no such parent. Example: the task belongs
+    to another workspace.
+    """
     workspace_stopped: Error.ErrorCode.ValueType  # 6
     """The workspace is stopped or stopping. Example: a cancellation after StopWorkspace."""
     workspace_failed: Error.ErrorCode.ValueType  # 7
@@ -232,6 +244,14 @@ class Error(_message.Message):
     too_many_webhooks: Error.ErrorCode.ValueType  # 31
     """The organization, or the task, has as many webhooks as it may have. Example: CreateWebhook in
     an organization with 20 webhooks.
+    """
+    parent_not_running: Error.ErrorCode.ValueType  # 32
+    """The parent of a submitted task has ended, or is being cancelled. Example: an agent submits a
+    child after CancelTask with `include_descendants` for its own task.
+    """
+    tree_limit_reached: Error.ErrorCode.ValueType  # 33
+    """The tree has as many levels, or as many tasks that have not ended, as it may have. Example: the
+    1,001st descendant of a root while none of them has ended.
     """
     task_not_cancelable: Error.ErrorCode.ValueType  # 40
     """Only the methods of A2A answer with the slugs from here to version_not_supported.
@@ -331,9 +351,11 @@ class ErrorDetails(_message.Message):
     workspace_id: _builtins.str
     """The workspace whose state does not allow the call, or that has no such task."""
     status: _builtins.str
-    """The status of that workspace."""
+    """The status of that workspace, or of the parent."""
     task_id: _builtins.str
-    """workspace_busy: the task that runs. agent_unreachable: the task of the call."""
+    """workspace_busy: the task that runs. agent_unreachable: the task of the call. parent_not_running:
+    the parent. tree_limit_reached: the root of the tree, or the parent.
+    """
     intent_recorded: _builtins.bool
     """agent_unreachable: whether the cancellation is recorded, so that it will be delivered."""
     retry_after_seconds: _builtins.int
@@ -353,7 +375,7 @@ class ErrorDetails(_message.Message):
     hold_reason: _builtins.str
     """org_on_hold: the reason that this caller gave."""
     limit: _builtins.int
-    """too_many_webhooks: how many there may be."""
+    """too_many_webhooks and tree_limit_reached: how many there may be."""
     @_builtins.property
     def fields(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """validation_error: what is wrong with each field."""

@@ -22,6 +22,8 @@ Slug: TypeAlias = Literal[
     "org_on_hold",
     "webhook_not_found",
     "too_many_webhooks",
+    "parent_not_running",
+    "tree_limit_reached",
     "task_not_cancelable",
     "unsupported_operation",
     "content_type_not_supported",

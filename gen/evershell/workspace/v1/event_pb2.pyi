@@ -249,19 +249,27 @@ class TaskSubmitted(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
     SUBMITTED_BY_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
     description: _builtins.str
     max_iterations: _builtins.int
     submitted_by: _builtins.str
+    parent_task_id: _builtins.str
+    """The task whose child it is; empty for none."""
+    root_task_id: _builtins.str
+    """The task at the root of its tree; empty if it has no parent."""
     def __init__(
         self,
         *,
         description: _builtins.str = ...,
         max_iterations: _builtins.int = ...,
         submitted_by: _builtins.str = ...,
+        parent_task_id: _builtins.str = ...,
+        root_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "max_iterations", b"max_iterations", "submitted_by", b"submitted_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "max_iterations", b"max_iterations", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "submitted_by", b"submitted_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

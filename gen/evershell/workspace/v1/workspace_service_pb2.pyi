@@ -170,12 +170,15 @@ class CancelTaskRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
     FORCE_AFTER_FIELD_NUMBER: _builtins.int
+    INCLUDE_DESCENDANTS_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The id of the workspace."""
     task_id: _builtins.str
     """Cancels only this task. If absent, cancels the task that runs. REST refuses an empty id."""
     reason: _builtins.str
     """Human-readable. It is recorded in the task and its events."""
+    include_descendants: _builtins.bool
+    """Also cancels every descendant of the task that has not ended. `wait` is for the task alone."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """Delays the answer until the task has ended, but no longer than this."""
@@ -194,10 +197,11 @@ class CancelTaskRequest(_message.Message):
         reason: _builtins.str = ...,
         wait: _duration_pb2.Duration | None = ...,
         force_after: _duration_pb2.Duration | None = ...,
+        include_descendants: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "reason", b"reason", "task_id", b"task_id", "wait", b"wait", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "include_descendants", b"include_descendants", "reason", b"reason", "task_id", b"task_id", "wait", b"wait", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +245,7 @@ class CancelTaskResponse(_message.Message):
     REQUESTED_BY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
+    DESCENDANTS_CANCELLED_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     task_id: _builtins.str
     """Empty if there is no active task."""
@@ -249,6 +254,8 @@ class CancelTaskResponse(_message.Message):
     """The user id or API key id of the first requester."""
     reason: _builtins.str
     """The reason that the first requester gave."""
+    descendants_cancelled: _builtins.int
+    """With `include_descendants`: the descendants whose cancellation this call recorded."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp:
         """When the cancellation was recorded; absent if none was."""
@@ -267,10 +274,11 @@ class CancelTaskResponse(_message.Message):
         requested_by: _builtins.str = ...,
         reason: _builtins.str = ...,
         task: _task_pb2.Task | None = ...,
+        descendants_cancelled: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["requested_at", b"requested_at", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "task", b"task", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants_cancelled", b"descendants_cancelled", "outcome", b"outcome", "reason", b"reason", "requested_at", b"requested_at", "requested_by", b"requested_by", "task", b"task", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -305,12 +313,17 @@ class SubmitTaskRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
     """The id of the workspace."""
     description: _builtins.str
     """What to do. The model `scripted` runs its lines as shell commands."""
     max_iterations: _builtins.int
     """A task that has not finished after this many iterations ends `failed`."""
+    parent_task_id: _builtins.str
+    """Makes the task a child of this task, which has not ended and is not being cancelled. It may be in
+    another workspace of the organization.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For the caller's own use."""
@@ -327,10 +340,11 @@ class SubmitTaskRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         max_iterations: _builtins.int = ...,
         limits: _task_pb2.TaskLimits | None = ...,
+        parent_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "limits", b"limits", "max_iterations", b"max_iterations", "metadata", b"metadata", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "limits", b"limits", "max_iterations", b"max_iterations", "metadata", b"metadata", "parent_task_id", b"parent_task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,24 +406,32 @@ class ListTasksRequest(_message.Message):
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
-    """The id of the workspace."""
+    """Only tasks of this workspace. May be absent if `root_task_id` or `parent_task_id` is set."""
     page_size: _builtins.int
     """The largest number of items in the page."""
     page_token: _builtins.str
     """The `next_page_token` of the previous page; empty for the first page.
     It continues the same list only: the other fields must not change, except `page_size`.
     """
+    parent_task_id: _builtins.str
+    """Only the children of this task."""
+    root_task_id: _builtins.str
+    """Only this task and its descendants, if it is the root of its tree."""
     def __init__(
         self,
         *,
         workspace_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        parent_task_id: _builtins.str = ...,
+        root_task_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -175,6 +175,9 @@ class WorkspaceServiceServicer:
         it could cancel the next task.
         Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
         delivered as soon as the agent can be reached.
+        Tree: with `include_descendants`, the cancellation of every descendant of the task that has not
+        ended is recorded in the same transaction, even if the task itself has ended. If the caller may
+        not cancel one of them, nothing is recorded and the answer is permission_denied.
         Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
         Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
@@ -193,7 +196,11 @@ class WorkspaceServiceServicer:
         Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
         has ended `delivery_failed`. org_on_hold while the organization is on hold.
         idempotency_conflict if the key belongs to another request.
-        Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
+        Tree: with `parent_task_id`, the task is a child of that task. task_not_found if the organization
+        has no such task, parent_not_running if it has ended or is being cancelled, and tree_limit_reached
+        for more than 16 levels or more than 1,000 descendants of the root that have not ended.
+        Needs tasks:write, or tasks:write:own and to be the creator of the workspace. A child also needs
+        workspace:write, or workspace:write:own and to be the creator of the parent's workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,9 +218,11 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTasks(self, request, context):
-        """Lists the tasks of a workspace, newest first.
+        """Lists the tasks of a workspace, or of a tree of tasks, newest first.
 
-        Effect: none. Idempotency: a read.
+        Effect: none. With workspace:read:own alone, the list of a tree has only the tasks in workspaces
+        that the caller created.
+        Idempotency: a read.
         Errors: workspace_not_found includes workspaces of another organization.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """

@@ -56,6 +56,9 @@ class WorkspaceServiceStub:
     it could cancel the next task.
     Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
     delivered as soon as the agent can be reached.
+    Tree: with `include_descendants`, the cancellation of every descendant of the task that has not
+    ended is recorded in the same transaction, even if the task itself has ended. If the caller may
+    not cancel one of them, nothing is recorded and the answer is permission_denied.
     Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
     Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
     """
@@ -70,7 +73,11 @@ class WorkspaceServiceStub:
     Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
     has ended `delivery_failed`. org_on_hold while the organization is on hold.
     idempotency_conflict if the key belongs to another request.
-    Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
+    Tree: with `parent_task_id`, the task is a child of that task. task_not_found if the organization
+    has no such task, parent_not_running if it has ended or is being cancelled, and tree_limit_reached
+    for more than 16 levels or more than 1,000 descendants of the root that have not ended.
+    Needs tasks:write, or tasks:write:own and to be the creator of the workspace. A child also needs
+    workspace:write, or workspace:write:own and to be the creator of the parent's workspace.
     """
     GetTask: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetTaskRequest, _task_pb2.Task]
     """Reads one task.
@@ -80,9 +87,11 @@ class WorkspaceServiceStub:
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]
-    """Lists the tasks of a workspace, newest first.
+    """Lists the tasks of a workspace, or of a tree of tasks, newest first.
 
-    Effect: none. Idempotency: a read.
+    Effect: none. With workspace:read:own alone, the list of a tree has only the tasks in workspaces
+    that the caller created.
+    Idempotency: a read.
     Errors: workspace_not_found includes workspaces of another organization.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
@@ -285,6 +294,9 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     it could cancel the next task.
     Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
     delivered as soon as the agent can be reached.
+    Tree: with `include_descendants`, the cancellation of every descendant of the task that has not
+    ended is recorded in the same transaction, even if the task itself has ended. If the caller may
+    not cancel one of them, nothing is recorded and the answer is permission_denied.
     Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
     Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
     """
@@ -299,7 +311,11 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
     has ended `delivery_failed`. org_on_hold while the organization is on hold.
     idempotency_conflict if the key belongs to another request.
-    Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
+    Tree: with `parent_task_id`, the task is a child of that task. task_not_found if the organization
+    has no such task, parent_not_running if it has ended or is being cancelled, and tree_limit_reached
+    for more than 16 levels or more than 1,000 descendants of the root that have not ended.
+    Needs tasks:write, or tasks:write:own and to be the creator of the workspace. A child also needs
+    workspace:write, or workspace:write:own and to be the creator of the parent's workspace.
     """
     GetTask: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Reads one task.
@@ -309,9 +325,11 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]  # type: ignore[assignment]
-    """Lists the tasks of a workspace, newest first.
+    """Lists the tasks of a workspace, or of a tree of tasks, newest first.
 
-    Effect: none. Idempotency: a read.
+    Effect: none. With workspace:read:own alone, the list of a tree has only the tasks in workspaces
+    that the caller created.
+    Idempotency: a read.
     Errors: workspace_not_found includes workspaces of another organization.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
@@ -517,6 +535,9 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         it could cancel the next task.
         Errors: after agent_unreachable the cancellation is recorded, as the details say, and is
         delivered as soon as the agent can be reached.
+        Tree: with `include_descendants`, the cancellation of every descendant of the task that has not
+        ended is recorded in the same transaction, even if the task itself has ended. If the caller may
+        not cancel one of them, nothing is recorded and the answer is permission_denied.
         Success: 200 if the call has a `wait` and the task has ended, during the wait or before it.
         Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
@@ -537,7 +558,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
         has ended `delivery_failed`. org_on_hold while the organization is on hold.
         idempotency_conflict if the key belongs to another request.
-        Needs tasks:write, or tasks:write:own and to be the creator of the workspace.
+        Tree: with `parent_task_id`, the task is a child of that task. task_not_found if the organization
+        has no such task, parent_not_running if it has ended or is being cancelled, and tree_limit_reached
+        for more than 16 levels or more than 1,000 descendants of the root that have not ended.
+        Needs tasks:write, or tasks:write:own and to be the creator of the workspace. A child also needs
+        workspace:write, or workspace:write:own and to be the creator of the parent's workspace.
         """
 
     @_abc_1.abstractmethod
@@ -559,9 +584,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.ListTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_service_pb2.ListTasksResponse, _abc.Awaitable[_workspace_service_pb2.ListTasksResponse]]:
-        """Lists the tasks of a workspace, newest first.
+        """Lists the tasks of a workspace, or of a tree of tasks, newest first.
 
-        Effect: none. Idempotency: a read.
+        Effect: none. With workspace:read:own alone, the list of a tree has only the tasks in workspaces
+        that the caller created.
+        Idempotency: a read.
         Errors: workspace_not_found includes workspaces of another organization.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """

@@ -1,0 +1,83 @@
+"""Trees of tasks: what a parent must allow, and what a child stores.
+
+docs/trees.md describes them. A child is submitted, and a tree is cancelled, under the lock of its
+tree (Store.transition, Store.cancel_tree). So a child is in the tree that a call cancels, or its
+parent is cancelled already and it is refused.
+"""
+
+from dataclasses import dataclass, replace
+
+from evershell.core import errors
+from evershell.core.caller import Permission
+from evershell.core.errors import Failure
+from evershell.core.task import Task
+from evershell.core.validation import Fields
+from evershell.core.workspace import Workspace
+
+# The root is the first level.
+MAX_LEVELS = 16
+# The descendants of a root that have not ended: what one call cancels at most.
+MAX_OPEN_DESCENDANTS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The parent of a task that is submitted, under the lock of its tree."""
+
+    workspace: Workspace
+    task: Task
+    # Of the root of the tree.
+    open_descendants: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskListing:
+    """Which tasks of a tree to list. Raises Failure validation_error."""
+
+    # Empty fields match all. The parent or the root is set.
+    workspace_id: str = ""
+    parent_task_id: str = ""
+    root_task_id: str = ""
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        for name in ("workspace_id", "parent_task_id", "root_task_id"):
+            if value := getattr(self, name):
+                fields.identifier(name, value)
+        fields.check()
+
+
+def visible(parent: Parent | None, parent_id: str, permission: Permission) -> Parent:
+    """The parent. Raises Failure task_not_found or permission_denied.
+
+    `permission` is that to cancel tasks.
+    """
+    if parent is None:
+        raise errors.parent_not_found(parent_id)
+    permission.check(parent.workspace, parent.workspace.id)
+    return parent
+
+
+def child(parent: Parent, task: Task) -> Task:
+    """The task as a child. Raises Failure parent_not_running or tree_limit_reached."""
+    of = parent.task
+    if of.status.is_terminal or of.cancel is not None:
+        state = f"has ended {of.status}" if of.status.is_terminal else "is being cancelled"
+        raise Failure(
+            "parent_not_running",
+            f"Task {of.id} {state}, so it gets no child. Nothing was submitted.",
+            workspace_id=of.workspace_id,
+            task_id=of.id,
+            status=str(of.status),
+        )
+    if len(of.ancestor_ids) + 2 > MAX_LEVELS:
+        raise _limit_reached(of.id, f"is on level {MAX_LEVELS}, the last one", MAX_LEVELS)
+    if parent.open_descendants >= MAX_OPEN_DESCENDANTS:
+        problem = f"has {MAX_OPEN_DESCENDANTS:,} descendants that have not ended"
+        raise _limit_reached(of.root_id, problem, MAX_OPEN_DESCENDANTS)
+    return replace(task, ancestor_ids=(*of.ancestor_ids, of.id))
+
+
+def _limit_reached(task_id: str, problem: str, limit: int) -> Failure:
+    message = f"Task {task_id} {problem}. Nothing was submitted."
+    return Failure("tree_limit_reached", message, task_id=task_id, limit=limit)

@@ -1,0 +1,70 @@
+-- record_cancellation for a task, and cancel_tasks for its descendants that have not ended, in one
+-- transaction and one round trip. If the caller may not cancel one of them, the function records
+-- nothing, and returns permission_denied with the workspace of that task.
+--
+-- Without a task id, the call is about the task that is the current one when the function begins. If
+-- there is none, nothing is recorded, even for a task that is submitted meanwhile.
+--
+-- `descendants` is what cancel_tasks returns, as a JSON array; NULL if it is empty.
+--
+-- The function waits for locks of several workspaces, which it takes in the order of their ids. No
+-- other transaction waits for one of these locks while it has another one, so there is no deadlock.
+CREATE OR REPLACE FUNCTION cancel_tree(
+    p_request cancellation_request,
+    OUT outcome text,
+    OUT w workspaces,
+    OUT t tasks,
+    OUT descendants json
+) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    root_id text;
+    open_ids text[];
+    recorded record;
+    entry audit_entries;
+BEGIN
+    SELECT * INTO w FROM workspaces
+    WHERE id = p_request.workspace_id AND org_id = p_request.org_id;
+    p_request.task_id := coalesce(p_request.task_id, w.current_task_id);
+    IF p_request.task_id IS NULL THEN
+        outcome := cancellation_outcome(w, t, false, p_request.own_only, p_request.user_id);
+    ELSE
+        PERFORM lock_tree(p_request.org_id, p_request.task_id);
+        SELECT coalesce(ancestor_ids[1], id) INTO root_id FROM tasks
+        WHERE id = p_request.task_id AND workspace_id = p_request.workspace_id;
+        open_ids := ARRAY(
+            SELECT id FROM tasks
+            WHERE ancestor_ids[1] = root_id AND p_request.task_id = ANY (ancestor_ids)
+                AND status IN ('submitted', 'delivered', 'running')
+        );
+        PERFORM FROM workspaces
+        WHERE org_id = p_request.org_id
+            AND (id = p_request.workspace_id OR current_task_id = ANY (open_ids))
+        ORDER BY id
+        FOR UPDATE;
+        SELECT workspaces.* INTO w FROM workspaces JOIN tasks ON tasks.id = current_task_id
+        WHERE org_id = p_request.org_id AND current_task_id = ANY (open_ids)
+            AND cancellation_outcome(
+                workspaces, tasks, true, p_request.own_only, p_request.user_id
+            ) = 'permission_denied'
+        LIMIT 1;
+        IF FOUND THEN
+            outcome := 'permission_denied';
+        END IF;
+    END IF;
+    IF outcome IS NULL THEN
+        SELECT * INTO recorded FROM record_cancellation(p_request, true);
+        outcome := recorded.outcome;
+        w := recorded.w;
+        t := recorded.t;
+        IF outcome IN ('accepted', 'already_requested', 'already_finished') THEN
+            p_request.audit := NULL;
+            SELECT json_agg(each) INTO descendants
+            FROM cancel_tasks(p_request, open_ids, false) AS each;
+        END IF;
+    ELSIF p_request.audit IS NOT NULL THEN
+        entry := json_populate_record(NULL::audit_entries, p_request.audit);
+        entry.outcome := outcome;
+        INSERT INTO audit_entries SELECT entry.* ON CONFLICT DO NOTHING;
+    END IF;
+END;
+$$;

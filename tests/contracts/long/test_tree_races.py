@@ -1,0 +1,64 @@
+"""Submissions of children race with the cancellation of their tree, on PostgreSQL."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from evershell.core.errors import Failure
+from evershell.core.ports import Store
+from evershell.core.task import Task
+from evershell.store.connections import open_pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
+from tests.contracts.test_store_trees import cancel, cancelled, chain, end, submit_to
+from tests.support.store.examples import workspace
+
+# In each of two parts.
+ROUNDS = 500
+CHILDREN = 3
+
+
+@pytest.mark.parametrize("part", range(2))
+async def test_no_child_is_left_behind(database_url: str, part: int) -> None:
+    """In each round, children of two tasks are submitted while the tree is cancelled."""
+    async with open_pool(database_url, min_size=CHILDREN + 1) as pool:
+        store = PostgresStore(pool, machine_clock)
+        tree = await chain(store, 2)
+        idle = [workspace() for _ in range(CHILDREN)]
+        for each in idle:
+            await store.create_workspace(each)
+        ids = [each.id for each in idle]
+        accepted: Counter[int] = Counter()
+        for number in range(ROUNDS):
+            children = await _round(store, tree, ids, 2 * number + part)
+            accepted[len(children)] += 1
+            assert all(await cancelled(store, *tree, *children)), number
+            for task in (*children, *tree):
+                await end(store, task)
+            root = await submit_to(store, tree[0].workspace_id)
+            tree = [root, await submit_to(store, tree[1].workspace_id, root)]
+        # The order differed from round to round.
+        assert len(accepted) > 1, accepted
+
+
+async def _round(store: Store, tree: list[Task], ids: list[str], number: int) -> list[Task]:
+    """Returns the children that were accepted."""
+    start = asyncio.Barrier(CHILDREN + 1)
+
+    async def submit_child(at: int) -> Task | None:
+        await start.wait()
+        try:
+            return await submit_to(store, ids[at], tree[(number + at) % 2])
+        except Failure as failure:
+            assert failure.slug == "parent_not_running"
+            return None
+
+    async def cancel_tree() -> None:
+        await start.wait()
+        await cancel(store, tree[0])
+
+    calls = [submit_child(at) for at in range(CHILDREN)]
+    # The last one to arrive at the barrier goes on first.
+    calls.insert(number % (CHILDREN + 1), cancel_tree())
+    return [child for child in await asyncio.gather(*calls) if child is not None]

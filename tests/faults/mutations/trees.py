@@ -1,0 +1,67 @@
+"""What must always be true of a tree of tasks."""
+
+from tests.faults.mutations.mutants import Rule, rule
+
+_CORE = "server/evershell/core/"
+_STORE = "server/evershell/store/"
+_CANCEL = f"{_STORE}functions/cancel_tree.sql"
+_LOCK = f"{_STORE}functions/lock_tree.sql"
+_CONTRACT = "tests/contracts/test_store_trees.py"
+_UNIT = "tests/unit/core/test_task_tree.py"
+
+TREES: tuple[Rule, ...] = (
+    rule(
+        "no child is left behind",
+        _CONTRACT,
+        (_CANCEL, "        PERFORM lock_tree(p_request.org_id, p_request.task_id);\n", ""),
+        (
+            f"{_STORE}postgres_store.py",
+            "    await connection.execute(LOCK_TREE, (org_id, task_id), prepare=True)\n",
+            "",
+        ),
+        (_LOCK, "hashtext(coalesce(t.ancestor_ids[1], t.id))", "hashtext(t.id)"),
+        (_CANCEL, "p_request.task_id = ANY (ancestor_ids)", "p_request.task_id = ancestor_ids[1]"),
+        (
+            _CANCEL,
+            "('accepted', 'already_requested', 'already_finished')",
+            "('accepted', 'already_requested')",
+        ),
+    ),
+    rule(
+        "a parent that has ended or is being cancelled gets no child",
+        _UNIT,
+        (f"{_CORE}task_tree.py", "if of.status.is_terminal or of.cancel", "if of.cancel"),
+        (f"{_CORE}task_tree.py", "is_terminal or of.cancel is not None:", "is_terminal:"),
+    ),
+    rule(
+        "a tree is within one organization, and is attached to by those who may cancel it",
+        f"{_CONTRACT} {_UNIT}",
+        (
+            f"{_STORE}postgres_store.py",
+            "WHERE w.org_id = %s AND t.id = %s",
+            "WHERE coalesce(w.org_id, %s) <> '' AND t.id = %s",
+        ),
+        (
+            f"{_CORE}task_tree.py",
+            "    permission.check(parent.workspace, parent.workspace.id)\n",
+            "",
+        ),
+    ),
+    rule(
+        "a descendant that the caller may not cancel refuses the whole call",
+        _CONTRACT,
+        (_CANCEL, "        IF FOUND THEN\n", "        IF false THEN\n"),
+        (
+            _CANCEL,
+            "            outcome := 'permission_denied';\n",
+            "            PERFORM record_cancellation(p_request, true);\n"
+            "            outcome := 'permission_denied';\n",
+        ),
+    ),
+    rule(
+        "a tree is bounded",
+        _UNIT,
+        (f"{_CORE}task_tree.py", "if len(of.ancestor_ids) + 2 > MAX_LEVELS:", "if False:"),
+        (f"{_CORE}task_tree.py", "if parent.open_descendants >=", "if parent.open_descendants >"),
+    ),
+)
