@@ -1,6 +1,6 @@
 -- depends: 0001_initial
 
--- Webhooks, and how far each was told of the events of each task (docs/decisions/0044).
+-- Webhooks, and how far each was told of the events of each task.
 
 CREATE TABLE webhooks (
     id text COLLATE "C" PRIMARY KEY,
