@@ -68,6 +68,7 @@ def test_grpcurl_lists_and_describes_the_services(stack: Stack) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "lf.a2a.v1.A2AService",
     ]
     for service in listed:
         assert grpcurl(stack, address, "describe", service).stdout.startswith(

@@ -30,8 +30,8 @@ _LOOK_SECONDS = 5.0
 _GATHER_SECONDS = 0.1
 _END_SECONDS = 2.0
 _RESTART_SECONDS = 1.0
-# The niceness of the process: it gets a tenth of the time that a worker gets, if both need all.
-_NICENESS = 10
+# The niceness of the process: it gets a thirtieth of the time that a worker gets, if both need all.
+_NICENESS = 15
 _WAKE = b"\n"
 
 _log = structlog.get_logger()
