@@ -5,47 +5,45 @@
 -- it records its result.
 CREATE OR REPLACE FUNCTION record_webhook_event() RETURNS trigger
 LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    org text;
+    creator text;
+    h record;
 BEGIN
-    -- Without webhooks, this is all that an event costs. The second check is for what the webhooks of
-    -- others cost: the insertion takes 40 us even if it has nothing to insert.
+    -- Without webhooks, this is all that an event costs.
     IF NOT EXISTS (SELECT FROM webhooks) THEN
         RETURN NULL;
     END IF;
-    IF NOT EXISTS (
-        SELECT FROM webhooks
-        WHERE org_id = (SELECT org_id FROM workspaces WHERE id = NEW.workspace_id)
-            AND task_id IS NULL AND NEW.type = ANY (event_types)
-    ) AND NOT EXISTS (
-        SELECT FROM webhooks WHERE task_id = NEW.task_id AND NEW.type = ANY (event_types)
-    ) THEN
-        RETURN NULL;
-    END IF;
-    INSERT INTO webhook_deliveries AS d (
-        workspace_id, task_id, webhook_id, org_id, receiver, delivered_seq, last_seq, due_at,
-        pending_since, failed, settled_at
-    )
-    SELECT
-        NEW.workspace_id, coalesce(NEW.task_id, ''), h.id, h.org_id, h.receiver, NEW.seq - 1, NEW.seq,
-        CASE WHEN h.disabled_at IS NULL THEN NEW.time END, NEW.time, h.disabled_at IS NOT NULL,
-        CASE WHEN h.disabled_at IS NOT NULL THEN NEW.time END
-    FROM workspaces w
-    CROSS JOIN LATERAL (
-        SELECT * FROM webhooks WHERE org_id = w.org_id AND task_id IS NULL
+    SELECT org_id, created_by_user_id INTO org, creator FROM workspaces WHERE id = NEW.workspace_id;
+    -- A loop of small statements takes less time than one statement for all webhooks.
+    FOR h IN
+        SELECT id, receiver, disabled_at, event_types, creator_user_id FROM webhooks
+        WHERE org_id = org AND task_id IS NULL
         UNION ALL
-        SELECT * FROM webhooks WHERE task_id = NEW.task_id
-    ) h
-    WHERE w.id = NEW.workspace_id
-        AND NEW.type = ANY (h.event_types)
-        AND (h.creator_user_id IS NULL OR h.creator_user_id = w.created_by_user_id)
-    ON CONFLICT (workspace_id, task_id, webhook_id) DO UPDATE
-    SET last_seq = EXCLUDED.last_seq,
-        due_at = coalesce(d.due_at, EXCLUDED.due_at),
-        pending_since = CASE
-            WHEN d.due_at IS NULL THEN EXCLUDED.pending_since ELSE d.pending_since
-        END,
-        attempts = CASE WHEN d.due_at IS NULL THEN 0 ELSE d.attempts END,
-        failed = d.due_at IS NULL AND EXCLUDED.failed,
-        settled_at = CASE WHEN d.due_at IS NULL THEN EXCLUDED.settled_at END;
+        SELECT id, receiver, disabled_at, event_types, creator_user_id FROM webhooks
+        WHERE task_id = NEW.task_id
+    LOOP
+        CONTINUE WHEN NEW.type <> ALL (h.event_types);
+        CONTINUE WHEN h.creator_user_id IS NOT NULL AND h.creator_user_id IS DISTINCT FROM creator;
+        INSERT INTO webhook_deliveries AS d (
+            workspace_id, task_id, webhook_id, org_id, receiver, delivered_seq, last_seq, due_at,
+            pending_since, failed, settled_at
+        )
+        VALUES (
+            NEW.workspace_id, coalesce(NEW.task_id, ''), h.id, org, h.receiver, NEW.seq - 1, NEW.seq,
+            CASE WHEN h.disabled_at IS NULL THEN NEW.time END, NEW.time, h.disabled_at IS NOT NULL,
+            CASE WHEN h.disabled_at IS NOT NULL THEN NEW.time END
+        )
+        ON CONFLICT (workspace_id, task_id, webhook_id) DO UPDATE
+        SET last_seq = EXCLUDED.last_seq,
+            due_at = coalesce(d.due_at, EXCLUDED.due_at),
+            pending_since = CASE
+                WHEN d.due_at IS NULL THEN EXCLUDED.pending_since ELSE d.pending_since
+            END,
+            attempts = CASE WHEN d.due_at IS NULL THEN 0 ELSE d.attempts END,
+            failed = d.due_at IS NULL AND EXCLUDED.failed,
+            settled_at = CASE WHEN d.due_at IS NULL THEN EXCLUDED.settled_at END;
+    END LOOP;
     RETURN NULL;
 END;
 $$;
