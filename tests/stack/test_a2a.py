@@ -9,6 +9,8 @@ from a2a.types import a2a_pb2, a2a_pb2_grpc
 from google.protobuf.json_format import MessageToDict
 
 from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
+from tests.support.webhook_receiver import receiving
 
 LIMIT_SECONDS = 60
 
@@ -78,3 +80,37 @@ def test_a_cancellation_that_waits_sees_the_end(stub: Any, workspace: Workspace)
     )
     ended = stub.CancelTask(request, metadata=metadata, timeout=LIMIT_SECONDS)
     assert ended.status.state == a2a_pb2.TASK_STATE_CANCELED
+
+
+def test_the_end_is_pushed_to_the_address_of_a_message(stub: Any, workspace: Workspace) -> None:
+    with receiving() as receiver:
+        config = a2a_pb2.TaskPushNotificationConfig(
+            url=receiver.url,
+            token="token-1",
+            authentication={"scheme": "Bearer", "credentials": "secret-1"},
+        )
+        request = a2a_pb2.SendMessageRequest(
+            tenant=workspace.id,
+            message=a2a_pb2.Message(
+                message_id="m-1", role=a2a_pb2.ROLE_USER, parts=[a2a_pb2.Part(text="echo a")]
+            ),
+            configuration=a2a_pb2.SendMessageConfiguration(task_push_notification_config=config),
+        )
+        metadata = (
+            ("authorization", f"Bearer {workspace.stack.tokens['full_access']}"),
+            ("a2a-version", "1.0"),
+        )
+        task = stub.SendMessage(request, metadata=metadata, timeout=LIMIT_SECONDS).task
+
+        def last() -> Any:
+            return receiver.requests and "task" in receiver.requests[-1].event
+
+        eventually(last, LIMIT_SECONDS)
+        pushed = [request.event for request in receiver.requests]
+        assert pushed[-1]["task"]["id"] == task.id
+        assert pushed[-1]["task"]["status"]["state"] == "TASK_STATE_COMPLETED"
+        assert pushed[0]["statusUpdate"]["status"]["state"] == "TASK_STATE_SUBMITTED"
+        for received in receiver.requests:
+            assert received.headers["x-a2a-notification-token"] == "token-1"
+            assert received.headers["authorization"] == "Bearer secret-1"
+            assert received.headers["content-type"] == "application/a2a+json"

@@ -20,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from evershell.api import chain
 from evershell.api.a2a.card import Endpoints
+from evershell.api.a2a.encode import push_payload
 from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
@@ -195,7 +196,7 @@ async def deliverer(settings: Settings) -> AsyncIterator[Deliverer]:
             WebhookDeliveries(pool, clock, uuid4().hex),
             sender,
             SigningKeySealing(signing_keys),
-            {PayloadForm.EVENT: event_payload},
+            {PayloadForm.EVENT: event_payload, PayloadForm.A2A: push_payload},
             clock,
             report,
         )
