@@ -12,6 +12,7 @@ from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.faults.invariants.machine import CancellationMachine
 from tests.faults.invariants.product import OpenStores
+from tests.faults.invariants.trees import TreeMachine
 from tests.support.fakes import FakeStore
 
 _SETTINGS = settings(
@@ -45,6 +46,19 @@ def run_on_postgres(
         _SETTINGS, max_examples=examples, phases=[Phase.generate], derandomize=not is_random
     )
     run_state_machine_as_test(seed(number)(_machine(_on_postgres(database_url))), settings=few)
+
+
+def run_trees(database_url: str | None, examples: int) -> None:
+    """Runs the machine of trees on PostgreSQL, or in memory. It has no races."""
+    open_stores = _in_memory if database_url is None else _on_postgres(database_url)
+
+    class Machine(TreeMachine):
+        def __init__(self) -> None:
+            super().__init__(open_stores)
+
+    run_state_machine_as_test(
+        Machine, settings=settings(_SETTINGS, max_examples=examples, derandomize=True)
+    )
 
 
 def _machine(open_stores: OpenStores) -> type[CancellationMachine]:

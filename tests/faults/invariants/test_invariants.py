@@ -1,6 +1,6 @@
 """A short run of random interleavings against the invariants; long/ has a long one."""
 
-from tests.faults.invariants.runs import run_in_memory, run_on_postgres
+from tests.faults.invariants.runs import run_in_memory, run_on_postgres, run_trees
 
 
 def test_invariants_hold_in_memory() -> None:
@@ -9,3 +9,11 @@ def test_invariants_hold_in_memory() -> None:
 
 def test_invariants_hold_on_postgres(database_url: str) -> None:
     run_on_postgres(database_url, 0, examples=3)
+
+
+def test_trees_in_memory() -> None:
+    run_trees(None, 30)
+
+
+def test_trees_on_postgres(database_url: str) -> None:
+    run_trees(database_url, 5)

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from tests.faults.invariants.runs import run_in_memory, run_on_postgres
+from tests.faults.invariants.runs import run_in_memory, run_on_postgres, run_trees
 
 _EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
 
@@ -26,3 +26,7 @@ def test_invariants_hold_in_memory() -> None:
 @pytest.mark.parametrize("number", range(_EXAMPLES // 50 or 4))
 def test_invariants_hold_on_postgres(database_url: str, number: int) -> None:
     run_on_postgres(database_url, number, is_random=bool(_EXAMPLES))
+
+
+def test_trees_on_postgres(database_url: str) -> None:
+    run_trees(database_url, _EXAMPLES or 60)

@@ -1,0 +1,132 @@
+"""Random submissions, ends and cancellations of trees of tasks, on each store.
+
+A model says what each call has to answer, and which tasks have an intent after it.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from evershell.core import task_lifecycle, task_tree
+from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
+from evershell.store.notifications import publish_to_nobody
+from tests.faults.invariants.clock import Clock
+from tests.faults.invariants.product import OpenStores
+from tests.support.store.examples import (
+    ORG,
+    USER,
+    complete,
+    intent,
+    permission,
+    task,
+    workspace,
+)
+
+# The last one belongs to another user.
+_WORKSPACES = 6
+_PLACE = st.integers(0, _WORKSPACES - 1)
+# A task by its age; the newest is 0. Runs are short, so most of them exist.
+_AGE = st.integers(0, 9)
+
+
+@dataclass
+class Node:
+    """What is expected of a task."""
+
+    id: str
+    place: int
+    parent: "Node | None"
+    is_open: bool = True
+    is_cancelled: bool = False
+
+    def is_below(self, other: "Node") -> bool:
+        return self.parent is not None and (self.parent is other or self.parent.is_below(other))
+
+
+class TreeMachine(RuleBasedStateMachine):
+    """Workspaces of two users, and the tasks in them."""
+
+    def __init__(self, open_stores: OpenStores) -> None:
+        super().__init__()
+        self._runner, self._resources = asyncio.Runner(), AsyncExitStack()
+        self._nodes: list[Node] = []
+        opening = open_stores(self._resources, publish_to_nobody, Clock())
+        self._store, _ = self._runner.run(opening)
+        users = [USER] * (_WORKSPACES - 1) + ["user_2"]
+        self._workspaces = [workspace(user_id=user_id) for user_id in users]
+        for each in self._workspaces:
+            self._runner.run(self._store.create_workspace(each))
+
+    @rule(place=_PLACE, parent=st.none() | _AGE)
+    def submit(self, place: int, parent: int | None) -> None:
+        of = None if parent is None else self._node(parent)
+        may = of is None or (of.is_open and not of.is_cancelled)
+        is_idle = not any(each.is_open and each.place == place for each in self._nodes)
+        new = task(self._workspaces[place].id)
+
+        def decide(locked: Locked) -> Change:
+            child = new
+            if of is not None:
+                seen = task_tree.visible(locked.parent, of.id, permission())
+                child = task_tree.child(seen, new)
+            return task_lifecycle.submit(locked, child, USER)
+
+        submission = self._store.transition(new.workspace_id, decide, ORG, of.id if of else None)
+        try:
+            self._runner.run(submission)
+        except Failure as failure:
+            assert failure.slug == ("workspace_busy" if may else "parent_not_running")
+            assert not (may and is_idle)
+        else:
+            assert may and is_idle
+            self._nodes.append(Node(new.id, place, of))
+
+    @rule(age=_AGE, includes_descendants=st.booleans(), own_only=st.booleans())
+    def cancel(self, age: int, includes_descendants: bool, own_only: bool) -> None:
+        named = self._node(age)
+        if named is None:
+            return
+        below = [each for each in self._nodes if each.is_open and each.is_below(named)]
+        included = below if includes_descendants else []
+        record = self._store.record_cancellation
+        if includes_descendants:
+            record = self._store.cancel_tree
+        at = self._workspaces[named.place].id
+        call = record(permission(own_only=own_only), at, named.id, intent())
+        recorded = self._runner.run(call)
+        if own_only and any(each.place == _WORKSPACES - 1 for each in (named, *included)):
+            assert (recorded.outcome, recorded.descendants_cancelled) == ("permission_denied", 0)
+            return
+        outcome = "already_requested" if named.is_cancelled else "accepted"
+        assert recorded.outcome == (outcome if named.is_open else "already_finished")
+        new = [each for each in included if not each.is_cancelled]
+        assert recorded.descendants_cancelled == len(new)
+        for each in (*new, *([named] if named.is_open else [])):
+            each.is_cancelled = True
+
+    @rule(age=_AGE)
+    def end(self, age: int) -> None:
+        node = self._node(age)
+        if node is not None and node.is_open:
+            self._runner.run(complete(self._store, self._workspaces[node.place], node.id))
+            node.is_open = False
+
+    @invariant()
+    def the_intents_are_those_of_the_model(self) -> None:
+        for node in self._nodes:
+            at = self._workspaces[node.place].id
+            found = self._runner.run(self._store.get_task(at, node.id))
+            assert found is not None
+            assert (found.cancel is not None) == node.is_cancelled, node
+            assert found.status.is_terminal != node.is_open, node
+
+    def _node(self, age: int) -> Node | None:
+        return self._nodes[-1 - age] if age < len(self._nodes) else None
+
+    def teardown(self) -> None:
+        self._runner.run(self._resources.aclose())
+        self._runner.close()
