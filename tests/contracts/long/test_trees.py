@@ -1,4 +1,4 @@
-"""Submissions of children race with the cancellation of their tree, on PostgreSQL."""
+"""Trees of tasks on PostgreSQL: races of submissions with a cancellation, and the largest tree."""
 
 import asyncio
 from collections import Counter
@@ -8,10 +8,18 @@ import pytest
 from evershell.core.errors import Failure
 from evershell.core.ports import Store
 from evershell.core.task import Task
+from evershell.core.task_tree import MAX_OPEN_DESCENDANTS
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.contracts.test_store_trees import cancel, cancelled, chain, end, submit_to
+from tests.contracts.test_store_trees import (
+    cancel,
+    cancelled,
+    chain,
+    end,
+    submit,
+    submit_to,
+)
 from tests.support.store.examples import workspace
 
 # In each of two parts.
@@ -40,6 +48,35 @@ async def test_no_child_is_left_behind(database_url: str, part: int) -> None:
             tree = [root, await submit_to(store, tree[1].workspace_id, root)]
         # The order differed from round to round.
         assert len(accepted) > 1, accepted
+
+
+async def test_the_largest_tree_is_cancelled_in_one_call(database_url: str) -> None:
+    async with open_pool(database_url) as pool:
+        store = PostgresStore(pool, machine_clock)
+        root, *descendants = await tree_of(store, MAX_OPEN_DESCENDANTS + 1, levels=10)
+        with pytest.raises(Failure) as raised:
+            await submit(store, root)
+        assert raised.value.slug == "tree_limit_reached"
+        recorded = await cancel(store, root)
+        assert (recorded.outcome, recorded.descendants_cancelled) == (
+            "accepted",
+            MAX_OPEN_DESCENDANTS,
+        )
+        assert all(await cancelled(store, *descendants))
+        assert max(len(each.ancestor_ids) for each in descendants) == 9
+
+
+async def tree_of(store: Store, count: int, levels: int) -> list[Task]:
+    """A root and its descendants, about as many on each level."""
+    tree = above = [await submit(store)]
+    width = (count - 1) // (levels - 1)
+    for level in range(1, levels):
+        is_last = level == levels - 1
+        places = range(count - len(tree) if is_last else width)
+        submissions = [submit(store, above[at % len(above)]) for at in places]
+        above = await asyncio.gather(*submissions)
+        tree = [*tree, *above]
+    return tree
 
 
 async def _round(store: Store, tree: list[Task], ids: list[str], number: int) -> list[Task]:
