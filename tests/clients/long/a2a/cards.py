@@ -1,22 +1,21 @@
-"""The card of a workspace, from which the clients of the SDKs learn where to call."""
+"""The card of a workspace, as the client of a2a-sdk reads it."""
 
 from typing import Any
 
-from a2a.types import a2a_pb2
+import httpx
+from a2a.client.card_resolver import A2ACardResolver
 
 from tests.support.stack import Stack, Workspace
 
 
-def card_of(stack: Stack, workspace: Workspace) -> Any:
-    """The card, with both bindings and the workspace as their tenant."""
-    found = (f"{stack.ready['rest_url']}/a2a", "HTTP+JSON"), (stack.ready["grpc_addr"], "GRPC")
-    return a2a_pb2.AgentCard(
-        name=workspace.id,
-        capabilities=a2a_pb2.AgentCapabilities(streaming=True),
-        supported_interfaces=[
-            a2a_pb2.AgentInterface(
-                url=url, protocol_binding=binding, tenant=workspace.id, protocol_version="1.0"
-            )
-            for url, binding in found
-        ],
+def card_url(stack: Stack, workspace: Workspace) -> str:
+    """Where the card is, for callers with a credential."""
+    return f"{stack.ready['rest_url']}/a2a/{workspace.id}/extendedAgentCard"
+
+
+async def card_of(http: httpx.AsyncClient, stack: Stack, workspace: Workspace) -> Any:
+    """The card. `http` sends the credential."""
+    base, _, path = card_url(stack, workspace).rpartition("/")
+    return await A2ACardResolver(http, base, path).get_agent_card(
+        http_kwargs={"headers": {"A2A-Version": "1.0"}}
     )

@@ -27,7 +27,8 @@ async def test_an_agent_cancels_what_it_has_delegated(
             streaming=False,
             polling=True,
         )
-        async with ClientFactory(config).create(card_of(stack, workspace)) as client:
+        card = await card_of(http, stack, workspace)
+        async with ClientFactory(config).create(card) as client:
             remote = _Remote(client, workspace, gate)
             with model_server() as server:
                 # What the client of OpenAI requires of an answer that is no stream.

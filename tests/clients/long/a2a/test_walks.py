@@ -1,6 +1,6 @@
 """The clients of the SDKs of A2A walk through the service, over each binding that they have.
 
-Each sends, streams, is cut off, subscribes again, cancels while the task runs,
+Each receives a card, sends, streams, is cut off, subscribes again, cancels while the task runs,
 cancels again, and is refused after the end.
 """
 
@@ -12,13 +12,14 @@ from typing import Any
 import grpc.aio
 import httpx
 import pytest
+from a2a.client.card_resolver import A2ACardResolver
 from a2a.client.client import Client, ClientCallContext, ClientConfig
 from a2a.client.client_factory import ClientFactory
+from a2a.client.errors import A2AClientError
 from a2a.types import a2a_pb2
 from a2a.utils.errors import A2AError
-from google.protobuf.json_format import MessageToJson
 
-from tests.clients.long.a2a.cards import card_of
+from tests.clients.long.a2a.cards import card_of, card_url
 from tests.support.npm import node, program_folder
 from tests.support.stack import Stack, Workspace
 
@@ -44,7 +45,7 @@ def test_the_javascript_client_walks(
         folder / PROGRAM.name,
         folder=folder,
         seconds=60,
-        CARD=MessageToJson(card_of(stack, workspace)),
+        CARD=card_url(stack, workspace),
         BINDING=binding,
         TOKEN=stack.tokens["full_access"],
         QUICK=QUICK,
@@ -55,6 +56,7 @@ def test_the_javascript_client_walks(
 
 
 def check(seen: dict[str, Any], workspace: Workspace) -> None:
+    assert seen["card"]
     assert seen["sent"] == {"state": "TASK_STATE_COMPLETED", "text": "Ran 1 command."}
     assert seen["first"] == ["task", *["statusUpdate"] * 3]
     assert seen["resumed"][:2] == ["task", "statusUpdate"]
@@ -83,14 +85,13 @@ class _Walk:
 
     async def run(self) -> dict[str, Any]:
         async with httpx.AsyncClient(trust_env=False, timeout=30, headers=self._headers) as http:
+            card = await card_of(http, self._stack, self._workspace)
             config = ClientConfig(
                 httpx_client=http,
                 grpc_channel_factory=grpc.aio.insecure_channel,
                 supported_protocol_bindings=[self._binding],
             )
-            async with ClientFactory(config).create(
-                card_of(self._stack, self._workspace)
-            ) as client:
+            async with ClientFactory(config).create(card) as client:
                 config.streaming = False
                 await self._send(client)
                 config.streaming = True
@@ -100,6 +101,9 @@ class _Walk:
         return self._seen
 
     async def _send(self, client: Client) -> None:
+        request = a2a_pb2.GetExtendedAgentCardRequest()
+        card = await client.get_extended_agent_card(request, context=self._context)
+        self._seen["card"] = card.name
         async for event in client.send_message(_message(QUICK), context=self._context):
             text = event.task.artifacts[0].parts[0].text
             self._seen["sent"] = {"state": _state(event.task), "text": text}
@@ -172,3 +176,21 @@ def _kind(event: Any) -> str:
 
 def _state(of: Any) -> str:
     return str(a2a_pb2.TaskState.Name(of.status.state))
+
+
+async def test_only_a_public_card_needs_no_credential(stack: Stack, workspace: Workspace) -> None:
+    made = {"name": "shop", "public_card": True}
+    public = stack.rest().post("/v1/workspaces", made, status=201)
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        of_public, of_other = (
+            A2ACardResolver(http, f"{stack.ready['rest_url']}/a2a/{each}")
+            for each in (public["id"], workspace.id)
+        )
+        card = await of_public.get_agent_card()
+        with pytest.raises(A2AClientError, match="404"):
+            await of_other.get_agent_card()
+    assert card.name == "shop"
+    found = {each.protocol_binding: each for each in card.supported_interfaces}
+    assert set(found) == set(BINDINGS)
+    assert {each.tenant for each in found.values()} == {public["id"]}
+    stack.rest().post(f"/v1/workspaces/{public['id']}/stop")

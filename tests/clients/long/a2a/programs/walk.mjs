@@ -1,13 +1,17 @@
 // Walks through A2A with the client of @a2a-js/sdk, and prints what it has seen as JSON.
-// Environment: CARD, BINDING, TOKEN, QUICK and LONG (texts of messages).
+// Environment: CARD (the URL of the card), BINDING, TOKEN, QUICK and LONG (texts of messages).
 import { randomUUID } from "node:crypto";
-import { ClientFactory, DefaultAgentCardResolver, RestTransportFactory } from "@a2a-js/sdk/client";
+import { ClientFactory, DefaultAgentCardResolver } from "@a2a-js/sdk/client";
 import { GrpcTransportFactory } from "@a2a-js/sdk/client/grpc";
+import { RestTransportFactory } from "@a2a-js/sdk/client";
 import { TaskState, taskStateToJSON } from "@a2a-js/sdk";
 
 const { CARD, BINDING, TOKEN, QUICK, LONG } = process.env;
 const options = { serviceParameters: { authorization: `Bearer ${TOKEN}` } };
-const card = new DefaultAgentCardResolver().normalizeAgentCard(JSON.parse(CARD));
+const authorized = (url, init) =>
+  fetch(url, { ...init, headers: { ...init?.headers, authorization: `Bearer ${TOKEN}` } });
+const resolver = new DefaultAgentCardResolver({ fetchImpl: authorized });
+const card = await resolver.resolve(CARD, "");
 const factory = new ClientFactory({
   transports: [BINDING === "GRPC" ? new GrpcTransportFactory() : new RestTransportFactory()],
 });
@@ -32,6 +36,7 @@ const refusal = async (call) => {
 };
 
 const seen = {};
+seen.card = (await client.getAgentCard(options)).name;
 const quick = await client.sendMessage(message(QUICK), options);
 seen.sent = { state: state(quick), text: quick.artifacts[0].parts[0].content.value };
 
@@ -47,7 +52,6 @@ try {
 } catch (error) {
   seen.cut = error.name;
 }
-
 seen.resumed = [];
 let cancelling;
 for await (const event of client.resubscribeTask({ id, tenant: "" }, options)) {
