@@ -1,7 +1,7 @@
 """The clients of the SDKs of A2A walk through the service, over each binding that they have.
 
 Each receives a card, sends, streams, is cut off, subscribes again, cancels while the task runs,
-cancels again, and is refused after the end.
+cancels again, and is refused after the end, of which a receiver is told.
 """
 
 import asyncio
@@ -22,18 +22,25 @@ from a2a.utils.errors import A2AError
 from tests.clients.long.a2a.cards import card_of, card_url
 from tests.support.npm import node, program_folder
 from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+from tests.support.webhook_receiver import Received, Receiver, receiving
 
 PROGRAM = Path(__file__).with_name("programs") / "walk.mjs"
 BINDINGS = ["HTTP+JSON", "GRPC"]
 QUICK = "echo one"
+PUSH_TOKEN = "token-of-the-client"
+TOLD = "TASK_STATE_CANCELED"
+# A worker looks every 5 s whether there are webhooks, and starts a process then.
+LIMIT_SECONDS = 40.0
 # Each iteration takes 0.3 s, so a cancellation is seen soon.
 LONG = "\n".join(["sleep 0.3"] * 100)
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_the_python_client_walks(stack: Stack, workspace: Workspace, binding: str) -> None:
-    walk = _Walk(stack, workspace, binding)
-    check(asyncio.run(asyncio.wait_for(walk.run(), 60)), workspace)
+    with receiving() as receiver:
+        walk = _Walk(stack, workspace, binding, receiver)
+        check(asyncio.run(asyncio.wait_for(walk.run(), 60)), workspace, receiver)
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
@@ -41,22 +48,25 @@ def test_the_javascript_client_walks(
     stack: Stack, workspace: Workspace, binding: str, tmp_path: Path
 ) -> None:
     folder = program_folder(tmp_path, PROGRAM)
-    done = node(
-        folder / PROGRAM.name,
-        folder=folder,
-        seconds=60,
-        CARD=card_url(stack, workspace),
-        BINDING=binding,
-        TOKEN=stack.tokens["full_access"],
-        QUICK=QUICK,
-        LONG=LONG,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    check(json.loads(done.stdout), workspace)
+    with receiving() as receiver:
+        done = node(
+            folder / PROGRAM.name,
+            folder=folder,
+            seconds=60,
+            CARD=card_url(stack, workspace),
+            BINDING=binding,
+            TOKEN=stack.tokens["owner"],
+            QUICK=QUICK,
+            LONG=LONG,
+            PUSH=receiver.url,
+            PUSH_TOKEN=PUSH_TOKEN,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        check(json.loads(done.stdout), workspace, receiver)
 
 
-def check(seen: dict[str, Any], workspace: Workspace) -> None:
-    assert seen["card"]
+def check(seen: dict[str, Any], workspace: Workspace, receiver: Receiver) -> None:
+    assert seen["card"] == "test"
     assert seen["sent"] == {"state": "TASK_STATE_COMPLETED", "text": "Ran 1 command."}
     assert seen["first"] == ["task", *["statusUpdate"] * 3]
     assert seen["resumed"][:2] == ["task", "statusUpdate"]
@@ -68,18 +78,28 @@ def check(seen: dict[str, Any], workspace: Workspace) -> None:
     assert seen["after"].startswith("TaskNotCancelable|")
     assert seen["unknown"].startswith("TaskNotFound|")
     assert seen["ended"].startswith("UnsupportedOperation|")
+    eventually(lambda: TOLD in [_told(each) for each in receiver.requests], LIMIT_SECONDS)
+    assert {each.headers["x-a2a-notification-token"] for each in receiver.requests} == {PUSH_TOKEN}
     task = workspace.task(seen["id"])
     assert task["status"] == "cancelled"
     assert task["iterations"] < 100
 
 
+def _told(request: Received) -> str:
+    (of,) = request.event.values()
+    return str(of.get("status", {}).get("state"))
+
+
 class _Walk:
     """The walk with a2a-sdk's client."""
 
-    def __init__(self, stack: Stack, workspace: Workspace, binding: str) -> None:
+    def __init__(
+        self, stack: Stack, workspace: Workspace, binding: str, receiver: Receiver
+    ) -> None:
+        self._receiver = receiver
         self._binding = binding
         self._stack, self._workspace = stack, workspace
-        self._headers = {"authorization": f"Bearer {stack.tokens['full_access']}"}
+        self._headers = {"authorization": f"Bearer {stack.tokens['owner']}"}
         self._context = ClientCallContext(service_parameters=self._headers, timeout=30)
         self._seen: dict[str, Any] = {}
 
@@ -119,6 +139,10 @@ class _Walk:
                 break
         await stream.aclose()
         self._seen["first"] = events
+        config = a2a_pb2.TaskPushNotificationConfig(
+            task_id=self._seen["id"], url=self._receiver.url, token=PUSH_TOKEN
+        )
+        await client.create_task_push_notification_config(config, context=self._context)
 
     async def _cancel(self, client: Client) -> None:
         task_id = self._seen["id"]

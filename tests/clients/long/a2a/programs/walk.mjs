@@ -1,12 +1,13 @@
 // Walks through A2A with the client of @a2a-js/sdk, and prints what it has seen as JSON.
-// Environment: CARD (the URL of the card), BINDING, TOKEN, QUICK and LONG (texts of messages).
+// Environment: CARD (the URL of the card), BINDING, TOKEN, QUICK and LONG (texts of messages), PUSH
+// (the URL of a receiver) and PUSH_TOKEN.
 import { randomUUID } from "node:crypto";
 import { ClientFactory, DefaultAgentCardResolver } from "@a2a-js/sdk/client";
 import { GrpcTransportFactory } from "@a2a-js/sdk/client/grpc";
 import { RestTransportFactory } from "@a2a-js/sdk/client";
 import { TaskState, taskStateToJSON } from "@a2a-js/sdk";
 
-const { CARD, BINDING, TOKEN, QUICK, LONG } = process.env;
+const { CARD, BINDING, TOKEN, QUICK, LONG, PUSH, PUSH_TOKEN } = process.env;
 const options = { serviceParameters: { authorization: `Bearer ${TOKEN}` } };
 const authorized = (url, init) =>
   fetch(url, { ...init, headers: { ...init?.headers, authorization: `Bearer ${TOKEN}` } });
@@ -52,6 +53,11 @@ try {
 } catch (error) {
   seen.cut = error.name;
 }
+await client.createTaskPushNotificationConfig(
+  { tenant: "", id: "", taskId: id, url: PUSH, token: PUSH_TOKEN, authentication: undefined },
+  options,
+);
+
 seen.resumed = [];
 let cancelling;
 for await (const event of client.resubscribeTask({ id, tenant: "" }, options)) {
