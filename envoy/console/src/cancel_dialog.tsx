@@ -5,11 +5,13 @@ import { Dialog } from "./dialog";
 
 interface Props {
   isRepeated: boolean;
+  // Whether the descendants are cancelled too. The call then does not wait.
+  isTree?: boolean;
   onCancel: (wishes: Wishes) => void;
   onClose: () => void;
 }
 
-export function CancelDialog({ isRepeated, onCancel, onClose }: Props) {
+export function CancelDialog({ isRepeated, isTree, onCancel, onClose }: Props) {
   const [reason, setReason] = useState("");
   const [wait, setWait] = useState("");
   const [forceAfter, setForceAfter] = useState("");
@@ -18,7 +20,7 @@ export function CancelDialog({ isRepeated, onCancel, onClose }: Props) {
     onCancel({ reason: reason.trim(), wait: seconds(wait), forceAfter: seconds(forceAfter) });
   };
   return (
-    <Dialog title="Cancel the task" onClose={onClose}>
+    <Dialog title={isTree ? "Cancel the task and its descendants" : "Cancel the task"} onClose={onClose}>
       <p>
         {isRepeated
           ? "The cancellation is already recorded. This signals the agent again, and can interrupt the iteration earlier."
@@ -45,14 +47,16 @@ export function CancelDialog({ isRepeated, onCancel, onClose }: Props) {
           onInput={setForceAfter}
           help="Only if the iteration still runs then. Empty: never."
         />
-        <SecondsField
-          id="wait"
-          label="Wait for the end"
-          max={30}
-          value={wait}
-          onInput={setWait}
-          help="How long the call waits for its answer, at most 30 s. This page shows the end in any case."
-        />
+        {!isTree && (
+          <SecondsField
+            id="wait"
+            label="Wait for the end"
+            max={30}
+            value={wait}
+            onInput={setWait}
+            help="How long the call waits for its answer, at most 30 s. This page shows the end in any case."
+          />
+        )}
         <div class="buttons">
           <button type="submit" class="danger">
             Cancel the task

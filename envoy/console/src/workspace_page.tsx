@@ -12,6 +12,7 @@ import { limitsOf } from "./limits";
 import { tokensUsed } from "./selection";
 import { elapsed, firstLine, fullTime, now, number, words } from "./text";
 import { Timeline } from "./timeline";
+import { Tree } from "./tree";
 import { OpenWorkspace } from "./workspace";
 
 export function WorkspacePage({ id }: { id: string }) {
@@ -40,6 +41,7 @@ export function WorkspacePage({ id }: { id: string }) {
       {workspace && <Facts workspace={workspace} />}
       <CurrentTask open={open} />
       <Cancellation open={open} />
+      <Tree open={open} />
       <Deliveries open={open} />
       <Timeline open={open} />
     </main>
