@@ -83,7 +83,7 @@ def _on_postgres(url: str) -> OpenStores:
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:
-            await connection.execute("TRUNCATE workspaces, tasks, events, org_holds")
+            await connection.execute("TRUNCATE workspaces, tasks, events, org_holds CASCADE")
         store = PostgresStore(pool, clock, publish)
         return store, PostgresStore(observing, machine_clock)
 

@@ -12,8 +12,8 @@ def test_invariants_hold_on_postgres(database_url: str) -> None:
 
 
 def test_trees_in_memory() -> None:
-    run_trees(None, 30)
+    run_trees(None, 100)
 
 
 def test_trees_on_postgres(database_url: str) -> None:
-    run_trees(database_url, 5)
+    run_trees(database_url, 10)

@@ -30,7 +30,7 @@ from tests.support.store.examples import (
 _WORKSPACES = 6
 _PLACE = st.integers(0, _WORKSPACES - 1)
 # A task by its age; the newest is 0. Runs are short, so most of them exist.
-_AGE = st.integers(0, 9)
+_AGE = st.integers(0, 4)
 
 
 @dataclass
