@@ -60,6 +60,9 @@ class TreeMachine(RuleBasedStateMachine):
         self._workspaces = [workspace(user_id=user_id) for user_id in users]
         for each in self._workspaces:
             self._runner.run(self._store.create_workspace(each))
+        # A chain of three, and a child of the root that belongs to the other user.
+        for place, parent in ((0, None), (1, 0), (2, 0), (_WORKSPACES - 1, 2)):
+            self.submit(place, parent)
 
     @rule(place=_PLACE, parent=st.none() | _AGE)
     def submit(self, place: int, parent: int | None) -> None:
