@@ -3,14 +3,19 @@
 import asyncio
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import structlog
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from structlog.testing import LogCapture
 
+from evershell.api.call import Call
+from evershell.api.interceptors.interceptor import Method
+from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.method_options import HEARTBEAT
 from evershell.core.errors import UnavailableError
+from evershell.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
 from tests.support.world import ORG, World
 from tests.wire.api.running import FailingStore, Running, agent_bearer, bearer
@@ -60,6 +65,18 @@ async def test_a_call_has_one_line(server: Running, world: World, log: LogCaptur
         "actor_id": "key_full_access",
     }
     assert refused["outcome"] == "workspace_not_found"
+
+
+async def test_a_line_does_not_delay_the_reply(log: LogCapture) -> None:
+    async def reply(call: Call) -> str:
+        return "reply"
+
+    method = Method("evershell.workspace.v1.WorkspaceService", "GetTask", bytes, is_stream=False)
+    handler = RequestLog(Metrics()).wrap(method, reply)
+    call = Call(context=Mock(), metadata={}, request_id="req_1", is_rest=False)
+    assert await handler(call) == "reply"
+    assert not log.entries
+    await lines_of_calls(log, 1)
 
 
 async def test_a_heartbeat_has_a_line_only_if_it_fails(

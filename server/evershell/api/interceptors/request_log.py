@@ -1,5 +1,6 @@
 """Returns the request id of each call, writes its log line, and measures it."""
 
+import asyncio
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
@@ -64,7 +65,8 @@ class RequestLog(Interceptor):
                 seconds = perf_counter() - began
                 measured.end(outcome, seconds)
                 if path != HEARTBEAT or outcome != "ok":
-                    self._write(path, call, outcome, seconds)
+                    # In the next turn of the event loop, when gRPC has sent the reply.
+                    asyncio.get_running_loop().call_soon(self._write, path, call, outcome, seconds)
 
         return logged
 
