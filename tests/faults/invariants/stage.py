@@ -28,8 +28,12 @@ class Stage:
         self._runner = asyncio.Runner()
 
     def open(self, first_step: Coroutine[Any, Any, None]) -> None:
-        """Runs a step that may wait for anything."""
-        self._runner.run(first_step)
+        """Runs a step that may wait for anything. If it fails, the stage is closed."""
+        try:
+            self._runner.run(first_step)
+        except BaseException:
+            self._end()
+            raise
 
     def run(self, step: Coroutine[Any, Any, Returned]) -> Returned:
         """Runs a step, and returns once everything is at rest."""
@@ -56,8 +60,11 @@ class Stage:
         try:
             self._runner.run(last_step)
         finally:
-            self._runner.close()
-            self._time.stop()
+            self._end()
+
+    def _end(self) -> None:
+        self._runner.close()
+        self._time.stop()
 
     async def _take(self, step: Coroutine[Any, Any, Returned]) -> Returned:
         taken = asyncio.create_task(step)
