@@ -11,7 +11,7 @@ from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter
 from evershell.core.ports import UNDELIVERED, RecordedCancellation, Store
 from evershell.core.task import Task
-from evershell.core.task_tree import Parent, TaskListing
+from evershell.core.task_tree import Parent, TreeFilter
 from evershell.core.workspace import WorkspaceStatus
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
@@ -46,8 +46,8 @@ async def submit_to(store: Store, workspace_id: str, parent: Task | None = None)
     def decide(locked: Locked) -> Change:
         child = new
         if parent is not None:
-            seen = task_tree.visible(locked.parent, parent.id, permission())
-            child = task_tree.child(seen, new)
+            checked = task_tree.check_parent(locked.parent, parent.id, permission())
+            child = task_tree.child(checked, new)
         return task_lifecycle.submit(locked, child, USER)
 
     change = await store.transition(workspace_id, decide, ORG, parent.id if parent else None)
@@ -235,7 +235,7 @@ async def test_a_listing_selects_tasks_of_a_tree(store: Store) -> None:
 
     async def listed(own_only: bool = False, org_id: str = ORG, **fields: str) -> list[str]:
         by = permission(own_only=own_only, org_id=org_id)
-        found = await store.list_tree(by, TaskListing(**fields), None, 10)
+        found = await store.list_tree(by, TreeFilter(**fields), None, 10)
         return [each.id for each in found]
 
     assert await listed(root_task_id=root.id) == [sibling.id, leaf.id, middle.id, root.id]
@@ -247,8 +247,8 @@ async def test_a_listing_selects_tasks_of_a_tree(store: Store) -> None:
     assert await listed(parent_task_id=root.id, workspace_id=middle.workspace_id) == [middle.id]
     assert await listed(parent_task_id=middle.id, root_task_id=other.id) == []
     assert await listed(org_id="org_b", root_task_id=root.id) == []
-    newest, *older = await store.list_tree(permission(), TaskListing(root_task_id=root.id), None, 9)
-    wanted = TaskListing(root_task_id=root.id)
+    newest, *older = await store.list_tree(permission(), TreeFilter(root_task_id=root.id), None, 9)
+    wanted = TreeFilter(root_task_id=root.id)
     assert await store.list_tree(permission(), wanted, newest.id, 2) == older[:2]
 
 

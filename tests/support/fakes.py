@@ -28,7 +28,7 @@ from evershell.core.ports import (
 )
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, AllTasks, ListFilter, TaskSelection
-from evershell.core.task_tree import Parent, TaskListing
+from evershell.core.task_tree import Parent, TreeFilter
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 from evershell.store.notifications import Publish, publish_to_nobody
@@ -347,7 +347,7 @@ class FakeStore:
         return replace(recorded, descendants_cancelled=sum(outcomes.values()))
 
     async def list_tree(
-        self, permission: Permission, wanted: TaskListing, before_id: str | None, limit: int
+        self, permission: Permission, wanted: TreeFilter, before_id: str | None, limit: int
     ) -> Sequence[Task]:
         self._answer()
         found = [

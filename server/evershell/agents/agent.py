@@ -22,7 +22,7 @@ from evershell.telemetry.logs import Log
 
 # Less than the default lease, after which the agent is lost.
 _BLOCKED_SECONDS = 10.0
-# The number of waits of the thread in this time.
+# How many times the thread that watches the event loop waits in this time.
 _WAITS = 4
 _STDERR = 2
 # The time limit for ending the background work, which may hang.
@@ -116,11 +116,11 @@ class Agent:
 
 
 async def _show_blocking() -> None:
-    """Writes to the log where the code of the agent is when it blocks the event loop.
+    """Writes tracebacks to the log when the code of the agent blocks the event loop.
 
     A thread counts its own waits instead of seconds, because the whole process may be stopped
-    meanwhile. It holds the lock of the interpreter. The timer of faulthandler does not: if the code
-    runs again after a stop, its traceback crashes the process.
+    meanwhile. The timer of faulthandler is not used: it writes without the lock of the interpreter,
+    which crashes the process if the code runs again after a stop.
     """
     turns, over = 0, threading.Event()
 

@@ -23,7 +23,7 @@ from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
-from evershell.core.task_tree import TaskListing
+from evershell.core.task_tree import TreeFilter
 from evershell.core.webhook import Network
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -82,7 +82,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     ) -> workspace_service_pb2.ListTasksResponse:
         page = codec.decode_page(request, caller().org_id)
         if request.root_task_id or request.parent_task_id:
-            wanted = TaskListing(
+            wanted = TreeFilter(
                 workspace_id=request.workspace_id,
                 parent_task_id=request.parent_task_id,
                 root_task_id=request.root_task_id,
@@ -238,9 +238,9 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def ListWebhooks(
         self, request: workspace_service_pb2.ListWebhooksRequest, context: Context
     ) -> workspace_service_pb2.ListWebhooksResponse:
-        found = await webhooks.list_webhooks(caller(), self.webhooks)
+        listed = await webhooks.list_webhooks(caller(), self.webhooks)
         return workspace_service_pb2.ListWebhooksResponse(
-            webhooks=map(webhook_codec.encode_webhook, found)
+            webhooks=map(webhook_codec.encode_webhook, listed)
         )
 
     async def DeleteWebhook(

@@ -14,7 +14,7 @@ from evershell.app.signals import stop_signal
 from evershell.core.errors import OperatorError
 from evershell.telemetry import logs
 from evershell.telemetry.metrics import Metrics, serve_metrics
-from evershell.webhooks.process import for_worker
+from evershell.webhooks.process import follow_worker
 
 # The time limit of a drain. Less than the 5 s after which the stack kills a worker that stops.
 DRAIN_SECONDS = 4.0
@@ -36,7 +36,7 @@ async def deliver(settings: Settings) -> None:
     logs.configure("deliver", settings.log_level)
     async with wiring.deliverer(settings) as deliverer:
         delivering = asyncio.create_task(deliverer.run())
-        reading = asyncio.create_task(for_worker(deliverer.wake))
+        reading = asyncio.create_task(follow_worker(deliverer.wake))
         await asyncio.wait((delivering, reading), return_when=asyncio.FIRST_COMPLETED)
         if delivering.done():
             # It ends only with an unexpected error, which makes the process fail.

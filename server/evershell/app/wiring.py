@@ -175,7 +175,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
 
 @asynccontextmanager
 async def deliverer(settings: Settings) -> AsyncIterator[Deliverer]:
-    """What delivers webhooks. Raises OperatorError."""
+    """The deliverer of webhooks, with its connections. Raises OperatorError."""
     signing_keys = _signing_keys(settings)
     async with AsyncExitStack() as stack:
         behind_pooler = bool(settings.database_session_url)

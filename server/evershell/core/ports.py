@@ -13,7 +13,7 @@ from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, TaskSelection
-from evershell.core.task_tree import TaskListing
+from evershell.core.task_tree import TreeFilter
 from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
@@ -272,7 +272,7 @@ class Store(Protocol):
         """The number of tasks of the workspace that match."""
 
     async def list_tree(
-        self, permission: Permission, wanted: TaskListing, before_id: str | None, limit: int
+        self, permission: Permission, wanted: TreeFilter, before_id: str | None, limit: int
     ) -> Sequence[Task]:
         """The tasks of the organization that match and that the permission covers.
 
@@ -351,7 +351,7 @@ class WebhookStore(Protocol):
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
         """The webhooks of the organization, without those of tasks, or those of the task.
 
-        Newest first. The name of `task` has no meaning here.
+        Newest first. The name of `task` is ignored.
         """
 
     async def delete_webhook(
@@ -396,7 +396,7 @@ class WebhookStore(Protocol):
 
 
 class Sealing(Protocol):
-    """Encrypts what the database stores of secrets."""
+    """Encrypts secrets for the database."""
 
     @property
     def key_id(self) -> bytes:

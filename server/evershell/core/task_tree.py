@@ -16,7 +16,7 @@ from evershell.core.workspace import Workspace
 
 # The root is the first level.
 MAX_LEVELS = 16
-# The descendants of a root that have not ended: what one call cancels at most.
+# The most descendants of a root that have not ended. One call can cancel all of them.
 MAX_OPEN_DESCENDANTS = 1_000
 
 
@@ -26,15 +26,15 @@ class Parent:
 
     workspace: Workspace
     task: Task
-    # Of the root of the tree.
+    # The descendants of the root of the tree that have not ended.
     open_descendants: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskListing:
+class TreeFilter:
     """Which tasks of a tree to list. Raises Failure validation_error."""
 
-    # Empty fields match all. The parent or the root is set.
+    # An empty field matches all tasks. The parent or the root is set.
     workspace_id: str = ""
     parent_task_id: str = ""
     root_task_id: str = ""
@@ -47,10 +47,10 @@ class TaskListing:
         fields.check()
 
 
-def visible(parent: Parent | None, parent_id: str, permission: Permission) -> Parent:
-    """The parent. Raises Failure task_not_found or permission_denied.
+def check_parent(parent: Parent | None, parent_id: str, permission: Permission) -> Parent:
+    """Checks that the parent exists, and that the caller may cancel its tree. Returns it.
 
-    `permission` is that to cancel tasks.
+    `permission` is that of `workspace:write`. Raises Failure task_not_found or permission_denied.
     """
     if parent is None:
         raise errors.parent_not_found(parent_id)
@@ -60,22 +60,22 @@ def visible(parent: Parent | None, parent_id: str, permission: Permission) -> Pa
 
 def child(parent: Parent, task: Task) -> Task:
     """The task as a child. Raises Failure parent_not_running or tree_limit_reached."""
-    of = parent.task
-    if of.status.is_terminal or of.cancel is not None:
-        state = f"has ended {of.status}" if of.status.is_terminal else "is being cancelled"
+    above = parent.task
+    if above.status.is_terminal or above.cancel is not None:
+        state = f"has ended {above.status}" if above.status.is_terminal else "is being cancelled"
         raise Failure(
             "parent_not_running",
-            f"Task {of.id} {state}, so it gets no child. Nothing was submitted.",
-            workspace_id=of.workspace_id,
-            task_id=of.id,
-            status=str(of.status),
+            f"Task {above.id} {state}, so it gets no child. Nothing was submitted.",
+            workspace_id=above.workspace_id,
+            task_id=above.id,
+            status=str(above.status),
         )
-    if len(of.ancestor_ids) + 2 > MAX_LEVELS:
-        raise _limit_reached(of.id, f"is on level {MAX_LEVELS}, the last one", MAX_LEVELS)
+    if len(above.ancestor_ids) + 2 > MAX_LEVELS:
+        raise _limit_reached(above.id, f"is on level {MAX_LEVELS}, the last one", MAX_LEVELS)
     if parent.open_descendants >= MAX_OPEN_DESCENDANTS:
         problem = f"has {MAX_OPEN_DESCENDANTS:,} descendants that have not ended"
-        raise _limit_reached(of.root_id, problem, MAX_OPEN_DESCENDANTS)
-    return replace(task, ancestor_ids=(*of.ancestor_ids, of.id))
+        raise _limit_reached(above.root_id, problem, MAX_OPEN_DESCENDANTS)
+    return replace(task, ancestor_ids=(*above.ancestor_ids, above.id))
 
 
 def _limit_reached(task_id: str, problem: str, limit: int) -> Failure:

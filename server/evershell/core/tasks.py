@@ -22,7 +22,7 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.task_filter import EVERY_TASK, ListFilter
-from evershell.core.task_tree import TaskListing
+from evershell.core.task_tree import TreeFilter
 from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import Workspace
 
@@ -106,7 +106,7 @@ async def submit_task(
     """
     permission = caller.permission("tasks:write")
     parent_id = request.parent_task_id
-    to_attach = caller.permission("workspace:write") if parent_id else None
+    parent_permission = caller.permission("workspace:write") if parent_id else None
     now = clock()
     task = Task(
         id=new_task_id(now),
@@ -124,7 +124,9 @@ async def submit_task(
 
     def submit(locked: Locked) -> Change:
         permission.check(locked.workspace, request.workspace_id)
-        parent = to_attach and task_tree.visible(locked.parent, parent_id or "", to_attach)
+        parent = None
+        if parent_id and parent_permission:
+            parent = task_tree.check_parent(locked.parent, parent_id, parent_permission)
         locked.require_no_hold()
         new = task_tree.child(parent, task) if parent else task
         change = task_lifecycle.submit(locked, new, caller.actor_id)
@@ -140,6 +142,7 @@ async def submit_task(
         raise errors.workspace_not_found(request.workspace_id)
     answer = call.answer if call is not None else ""
     if submitted.task is not None and submitted.task.id == task.id:
+        # With its ancestors.
         task = submitted.task
     if not answer:
         task, answer = await _deliver(submitted.workspace, task, store, agents, clock)
@@ -239,7 +242,7 @@ async def list_tasks(
 
 
 async def list_tree(
-    caller: Caller, wanted: TaskListing, page: Page, store: Store
+    caller: Caller, wanted: TreeFilter, page: Page, store: Store
 ) -> tuple[Sequence[Task], str]:
     """A page of the tasks of a tree that the caller may read, as list_tasks."""
     permission = caller.permission("workspace:read")

@@ -1,4 +1,4 @@
-"""Webhooks: addresses that are told of events, and how far each was told."""
+"""Webhooks: addresses to which events are sent, and the deliveries of these events."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class PayloadForm(StrEnum):
-    """What the body of a request is."""
+    """The form of the body of a request."""
 
     # The event, as REST shows it.
     EVENT = "event"
@@ -45,7 +45,7 @@ class TaskScope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """An address that is told of events. `sealed` bytes are encrypted (ports.Sealing)."""
+    """An address to which events are sent. `sealed` bytes are encrypted (ports.Sealing)."""
 
     # `wh_` and a ULID.
     id: str
@@ -56,7 +56,7 @@ class Webhook:
     # The user's id, or the API key's.
     created_by: str
     created_at: datetime
-    # The user whose workspaces alone it is told of; None for all of the organization.
+    # If set, it gets only events of workspaces that this user created.
     creator_user_id: str | None
     # None for a webhook of the organization.
     task: TaskScope | None = None
@@ -64,7 +64,7 @@ class Webhook:
     # Further headers of its requests, as sealed JSON; None for none.
     sealed_headers: bytes | None = None
     sealed_secret: bytes
-    # Signs too, until it expires.
+    # Also signs the requests, until it expires.
     sealed_previous_secret: bytes | None = None
     previous_secret_expires_at: datetime | None = None
     # Since when nothing is sent; None for a webhook that is enabled.
@@ -72,7 +72,7 @@ class Webhook:
 
     @property
     def receiver(self) -> str:
-        """Who gets its requests: scheme, host and port of the URL."""
+        """The receiver of its requests: scheme, host and port of the URL."""
         return receiver_of(self.url)
 
 
@@ -137,7 +137,7 @@ class ClaimedDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptResult:
-    """What became of a claimed delivery."""
+    """The result of an attempt to send a claimed delivery."""
 
     key: DeliveryKey
     # The last event that was delivered, whether by this attempt or before.
@@ -148,9 +148,9 @@ class AttemptResult:
     error: str = ""
     # When to try again after an error; None if the delivery has failed.
     retry_at: datetime | None = None
-    # The receiver does not want any further request.
+    # Whether the receiver has refused all further requests.
     disables_webhook: bool = False
-    # Whether a request was made. Without one, `error` is that of another delivery.
+    # Whether a request was sent. If not, `error` says why.
     attempted: bool = True
 
 

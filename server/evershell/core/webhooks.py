@@ -15,6 +15,7 @@ from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call
 from evershell.core.ids import new_webhook_id
 from evershell.core.ports import Clock, Sealing, Store, WebhookStore
+from evershell.core.tasks import get_task
 from evershell.core.validation import check_identifiers
 from evershell.core.webhook import (
     MAX_TASK_WEBHOOKS,
@@ -46,17 +47,17 @@ async def create_webhook(
 ) -> tuple[Webhook, str]:
     """Records a webhook. Returns it with its secret.
 
-    With the key of an earlier call, returns what that call returned. A webhook of a task is also
-    told of the events that the task has had, and replaces one of the same name.
+    With the key of an earlier call, returns what that call returned. A webhook of a task also gets
+    the earlier events of the task, and replaces the webhook with its name.
 
     Raises Failure: permission_denied, workspace_not_found, task_not_found, too_many_webhooks,
     idempotency_conflict, unavailable.
     """
     caller.require(_SCOPE)
-    # It shows what this scope may read.
+    # A webhook sends what this scope may read.
     permission = caller.permission(_READ_SCOPE)
     if request.task is not None:
-        await _check_task(permission, request.task, store)
+        await get_task(caller, request.task.workspace_id, request.task.task_id, store)
     now = clock()
     webhook, secret = _new(caller, request, permission, sealing, now)
     call = None
@@ -69,17 +70,6 @@ async def create_webhook(
         await webhooks.add_audit_entry(origin.audit)
         return _answered(first, webhook, sealing)
     return webhook, secret
-
-
-async def _check_task(permission: Permission, task: TaskScope, store: Store) -> None:
-    """Raises Failure validation_error, workspace_not_found, permission_denied, task_not_found."""
-    check_identifiers(workspace_id=task.workspace_id, task_id=task.task_id)
-    workspace, stored = await store.get_workspace_with_task(
-        task.workspace_id, task.task_id, permission.caller.org_id
-    )
-    permission.check(workspace, task.workspace_id)
-    if stored is None:
-        raise errors.task_not_found(task.workspace_id, task.task_id)
 
 
 def _limit(task: TaskScope | None) -> int:
@@ -104,17 +94,17 @@ def _new(
         description=request.description,
         created_by=caller.actor_id,
         created_at=now,
-        # The permission of an API key for its own workspaces covers none: `` is no user's id.
+        # An API key has created no workspace. With the empty id, its webhook gets no events.
         creator_user_id=(caller.user_id or "") if permission.own_only else None,
         task=request.task,
         payload_form=request.payload_form,
         sealed_headers=headers and sealing.seal(headers, webhook_id),
         sealed_secret=sealing.seal(secret, webhook_id),
     )
-    return webhook, _shown(secret)
+    return webhook, _secret_text(secret)
 
 
-def _shown(secret: bytes) -> str:
+def _secret_text(secret: bytes) -> str:
     return _SECRET_PREFIX + b64encode(secret).decode()
 
 
@@ -141,7 +131,7 @@ def _answered(first: FirstCall, webhook: Webhook, sealing: Sealing) -> tuple[Web
         created_at=datetime.fromisoformat(answer["created_at"]),
         sealed_secret=sealed,
     )
-    return created, _shown(sealing.open(sealed, created.id))
+    return created, _secret_text(sealing.open(sealed, created.id))
 
 
 async def list_webhooks(
@@ -152,9 +142,10 @@ async def list_webhooks(
     With `workspace:read:own`, those that the caller created. Raises Failure permission_denied.
     """
     permission = caller.permission(_READ_SCOPE)
-    found = await webhooks.list_webhooks(caller.org_id, task)
-    own = caller.user_id if permission.own_only else None
-    return [each for each in found if not permission.own_only or each.created_by == own]
+    listed = await webhooks.list_webhooks(caller.org_id, task)
+    if permission.own_only:
+        return [each for each in listed if each.created_by == caller.user_id]
+    return listed
 
 
 async def delete_webhook(
@@ -179,8 +170,8 @@ async def rotate_webhook_secret(
 ) -> tuple[Webhook, str]:
     """Replaces the secret of the webhook. Returns it with the new one.
 
-    The previous secret signs too for 24 hours. While it does, a further call replaces the newest
-    secret alone. Raises Failure permission_denied, webhook_not_found.
+    The previous secret also signs for 24 hours. Within this time, a further call replaces only the
+    newest secret. Raises Failure permission_denied, webhook_not_found.
     """
     check_identifiers(webhook_id=webhook_id)
     caller.require(_SCOPE)
@@ -196,7 +187,7 @@ async def rotate_webhook_secret(
     )
     if rotated is None:
         raise errors.webhook_not_found(webhook_id)
-    return rotated, _shown(secret)
+    return rotated, _secret_text(secret)
 
 
 async def replay_webhook(
@@ -227,10 +218,5 @@ async def list_webhook_deliveries(
 
     Raises Failure permission_denied, workspace_not_found, task_not_found.
     """
-    check_identifiers(workspace_id=workspace_id, task_id=task_id)
-    permission = caller.permission(_READ_SCOPE)
-    workspace, task = await store.get_workspace_with_task(workspace_id, task_id, caller.org_id)
-    permission.check(workspace, workspace_id)
-    if task is None:
-        raise errors.task_not_found(workspace_id, task_id)
+    await get_task(caller, workspace_id, task_id, store)
     return await webhooks.list_deliveries(workspace_id, task_id)

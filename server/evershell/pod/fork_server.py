@@ -20,9 +20,10 @@ from typing import NoReturn
 from evershell.pod import joining
 from evershell.pod.sandbox import FILES
 
-# What the agent sends once it is in its sandbox. Anything else is an error, for humans.
+# The agent sends it when it is in its sandbox. Anything else is the text of an error.
 JOINED = b"joined"
-# The variable whose value makes room for the environment of an agent.
+# A variable of the fork server. Its long value reserves the memory for the environment of an agent,
+# which replaces that of the fork server (_show).
 ROOM_VARIABLE = "EVERSHELL_ROOM"
 
 _MAX_BYTES = 65536
@@ -43,7 +44,7 @@ class ForkRequest:
     pid: int
     # The user of the sandbox, if the fork server is root.
     uid: int | None
-    # What /proc shows of the agent, and its environment.
+    # The command line that /proc shows, and the environment of the agent.
     command: Sequence[str]
     environment: Mapping[str, str]
 
@@ -55,11 +56,11 @@ class ForkRequest:
 def serve(main: Callable[[], NoReturn]) -> None:
     """Forks until the other end of standard input is closed. `main` runs in each agent.
 
-    The program may not have started a thread, because a fork has only the one that calls it.
+    The program must not have started a thread, because a fork has only the thread that calls it.
     """
     # The kernel reaps the children. Agents become children of the controller.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    # The agents share the memory of this process as long as nothing writes to it.
+    # A collection would write to memory that the agents share with this process.
     gc.freeze()
     with socket.socket(fileno=os.dup(0)) as server:
         while True:
@@ -89,14 +90,14 @@ def _fork_agent(
         os._exit(1)
     try:
         main()
-    except BaseException:  # noqa: BLE001 - the end of a program
+    except BaseException:  # noqa: BLE001 - a program would end with it too
         traceback.print_exc()
     finally:
         os._exit(1)
 
 
 def _become_agent(request: ForkRequest, stdin: int, log: int, answer: int) -> None:
-    """Gives the process what a new program has. Returns when the controller wants it to run."""
+    """Gives the process the state of a new program. Returns when the controller lets it run."""
     os.setsid()
     os.chdir(FILES)
     for descriptor, standard in ((stdin, 0), (log, 1), (log, 2)):
@@ -114,7 +115,7 @@ def _become_agent(request: ForkRequest, stdin: int, log: int, answer: int) -> No
 
 
 def _show(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Writes the command and the environment to where /proc reads them. Raises ValueError.
+    """Writes the command and the environment into the memory that /proc shows. Raises ValueError.
 
     The controller recognizes its agents by their environment.
     """

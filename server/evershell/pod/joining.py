@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# Those of a sandbox that may differ from the machine's, without the user and PID namespaces.
+# The namespaces of a sandbox that may differ from the machine's, besides user and PID.
 _NAMESPACES = ("cgroup", "ipc", "net", "uts", "mnt")
 # The request of ioctl_ns(2) for the user namespace that owns another namespace.
 _NS_GET_USERNS = 0xB701
@@ -33,7 +33,7 @@ class Sandbox:
 
 
 def enter(pid: int, uid: int | None) -> Sandbox:
-    """Enters the sandbox of the process `pid`, but a new PID namespace instead of its own.
+    """Enters the sandbox of the process `pid`, with a new PID namespace instead of the sandbox's.
 
     The next child of this process is the init process of that namespace, and calls `become_init`.
     This process must have one thread. If it is root, it becomes the user `uid`, which is that of
@@ -43,14 +43,14 @@ def enter(pid: int, uid: int | None) -> Sandbox:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    found, own = (Path("/proc", str(each), "ns") for each in (pid, os.getpid()))
-    # Opened first, because /proc is another one afterwards.
+    theirs, own = (Path("/proc", str(each), "ns") for each in (pid, os.getpid()))
+    # Opened before it enters the mount namespace, which has another /proc.
     others = [
-        os.open(found / name, os.O_RDONLY)
+        os.open(theirs / name, os.O_RDONLY)
         for name in _NAMESPACES
-        if (found / name).readlink() != (own / name).readlink()
+        if (theirs / name).readlink() != (own / name).readlink()
     ]
-    inner = os.open(found / "user", os.O_RDONLY)
+    inner = os.open(theirs / "user", os.O_RDONLY)
     outer = fcntl.ioctl(others[-1], _NS_GET_USERNS)
     for namespace in (outer, *others):
         _check(_libc.setns(namespace, 0), "setns")
@@ -73,7 +73,7 @@ def become_init(sandbox: Sandbox) -> None:
         _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl")
         capability += 1
     _check(_libc.capset(_CAPABILITIES_HEADER, (ctypes.c_uint32 * 6)()), "capset")
-    # The change of its user made /proc/self unreadable.
+    # After the change of the user, the process could not read its own /proc/self.
     _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
 
 

@@ -22,7 +22,7 @@ from evershell.core.ports import (
 )
 from evershell.core.task import Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter
-from evershell.core.task_tree import Parent, TaskListing
+from evershell.core.task_tree import Parent, TreeFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
@@ -474,7 +474,7 @@ class PostgresStore:
         return int(row.number)
 
     async def list_tree(
-        self, permission: Permission, wanted: TaskListing, before_id: str | None, limit: int
+        self, permission: Permission, wanted: TreeFilter, before_id: str | None, limit: int
     ) -> Sequence[Task]:
         caller, root_id = permission.caller, wanted.root_task_id
         conditions = {

@@ -1,4 +1,4 @@
-"""The deliveries of webhooks: claims those that are due, and records what became of them.
+"""The deliveries of webhooks: claims those that are due, and records the results.
 
 Every statement skips rows that are locked. It waits for nothing, so it delays no event and takes
 part in no deadlock. A result that was not recorded is recorded later, or the delivery is claimed
@@ -31,7 +31,7 @@ _MAX_PAYLOAD_BYTES = 8_192
 # A claim looks at this many receivers with pending deliveries, and at this many of an organization.
 _MAX_RECEIVERS = 200
 MAX_RECEIVERS_OF_ORG = 16
-# Deliveries are kept this long after their last event.
+# Deliveries are kept this long after they were delivered or have failed.
 _KEPT = timedelta(days=30)
 _MAX_PRUNED = 1_000
 
@@ -157,7 +157,7 @@ _ANY = "SELECT EXISTS (SELECT FROM webhooks) OR EXISTS (SELECT FROM webhook_deli
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a claim has found."""
+    """The result of a claim."""
 
     deliveries: Sequence[ClaimedDelivery]
     # Whether the claim has looked at the last receiver. The next one begins with the first.
@@ -166,7 +166,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What was recorded of the results."""
+    """Which results were recorded."""
 
     keys: Collection[DeliveryKey]
     # Whether some of the deliveries are due again at once.
@@ -181,7 +181,7 @@ class WebhookDeliveries:
         self._pool = pool
         self._clock = clock
         self._claim = claim
-        # The last receiver that was looked at. Claims go round, so that each has its turn.
+        # The last receiver that was looked at. The next claim begins after it.
         self._after = ("", "")
 
     async def claim(self, busy: Collection[tuple[str, str]], full_orgs: Collection[str]) -> Claimed:
@@ -259,7 +259,7 @@ class WebhookDeliveries:
 
 
 async def webhooks_exist(pool: Pool) -> bool:
-    """Whether there is something to deliver, or may be soon. Raises UnavailableError."""
+    """Whether there are webhooks or deliveries. Raises UnavailableError."""
     async with connected(pool) as connection:
         row = await (await connection.execute(_ANY, prepare=True)).fetchone()
     return row is not None and bool(row.exist)

@@ -41,7 +41,7 @@ COLUMNS = (
     "disabled_at",
 )
 _WEBHOOK = ", ".join(COLUMNS)
-# A call may change at most this many deliveries.
+# A call replays at most this many deliveries.
 _MAX_REPLAYED = 1_000
 
 _INSERT = insert("webhooks", COLUMNS)
@@ -101,7 +101,7 @@ class PostgresWebhooks:
     """Implements core.ports.WebhookStore."""
 
     def __init__(self, pool: Pool, created: Callable[[], None] = lambda: None) -> None:
-        """Calls `created` after a webhook was created."""
+        """`created` is called after a webhook was created."""
         self._pool = pool
         self._created = created
 
@@ -233,8 +233,8 @@ def _values(webhook: Webhook) -> Values:
     return [scope[name] if name in scope else getattr(webhook, name) for name in COLUMNS]
 
 
-# What a row has under the name of the field.
-_SAME = [
+# The fields of a Webhook that are columns.
+_PLAIN_FIELDS = [
     field.name
     for field in fields(Webhook)
     if field.name not in ("task", "event_types", "payload_form")
@@ -242,7 +242,7 @@ _SAME = [
 
 
 def webhook_of(row: Any, prefix: str = "") -> Webhook:
-    """The webhook of a row with COLUMNS, each behind the prefix."""
+    """The webhook of a row of COLUMNS, whose names have the prefix."""
     task_id = getattr(row, f"{prefix}task_id")
     task = None
     if task_id is not None:
@@ -252,7 +252,7 @@ def webhook_of(row: Any, prefix: str = "") -> Webhook:
             name=getattr(row, f"{prefix}name"),
         )
     return Webhook(
-        **{name: getattr(row, prefix + name) for name in _SAME},
+        **{name: getattr(row, prefix + name) for name in _PLAIN_FIELDS},
         task=task,
         event_types=[EventType(each) for each in getattr(row, f"{prefix}event_types")],
         payload_form=PayloadForm(getattr(row, f"{prefix}payload_form")),

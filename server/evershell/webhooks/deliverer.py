@@ -33,16 +33,16 @@ from evershell.webhooks.sender import ATTEMPT_SECONDS, Answer, Sender
 
 # Requests to a receiver at a time.
 _AT_ONCE = 8
-# How often what is due is claimed if nothing wakes the process: retries, and what others left.
+# How often due deliveries are claimed if nothing wakes the process: retries, for example.
 _POLL_SECONDS = 2.0
 _MAINTENANCE_SECONDS = 60.0
 # Results are gathered for this long, so that many are recorded by one statement.
 _GATHER_SECONDS = 0.1
 # An attempt begins only if it ends within the lease.
 _BEGIN_SECONDS = LEASE_SECONDS - 2 * ATTEMPT_SECONDS
-# A claim looks at some of the receivers. So many claims follow each other.
+# A claim looks at a part of the receivers. At most this many claims follow each other at once.
 _MAX_ROUNDS = 4
-# A result is recorded within the lease or not at all.
+# Attempts to record a result. After the last one, the delivery is claimed and sent again.
 _MAX_TRIES = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
@@ -50,14 +50,14 @@ _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
 _MAX_EXPONENT = 7
 
 _Receiver: TypeAlias = tuple[str, str]
-# The content type of the body, and the body.
+# Encodes an event. Returns the content type of the body, and the body.
 Payload: TypeAlias = Callable[[Event], tuple[str, bytes]]
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What has happened since the last report."""
+    """What was counted since the last report."""
 
     delivered: int = 0
     failed_attempts: int = 0
@@ -91,7 +91,7 @@ class Deliverer:
         self._counts: Counter[str] = Counter()
 
     def wake(self) -> None:
-        """Something may be due."""
+        """Claims what is due now, without waiting for the next poll."""
         self._woken.set()
 
     async def run(self) -> None:
@@ -112,7 +112,6 @@ class Deliverer:
                     await self._woken.wait()
             self._woken.clear()
             try:
-                # Not without end: receivers that wait for a retry are looked at too.
                 for _ in range(_MAX_ROUNDS):
                     if await self._claim():
                         break
@@ -154,7 +153,7 @@ class Deliverer:
         self._has_results.set()
 
     async def _record_all(self) -> None:
-        # The results that another transaction has kept from being recorded, and for how often.
+        # The failed attempts to record a result: another transaction has locked its row.
         tries: Counter[DeliveryKey] = Counter()
         while True:
             await self._has_results.wait()
@@ -176,7 +175,6 @@ class Deliverer:
                 if tries[result.key] < _MAX_TRIES:
                     self.put(result)
                 else:
-                    # Its lease has ended: it is claimed again, and sent again.
                     del tries[result.key]
             self._report(self._taken_counts())
 
@@ -221,6 +219,7 @@ class Deliverer:
     ) -> AttemptResult:
         """The result of an attempt that has failed after the events that it has delivered."""
         now = self._clock()
+        # The events before it were delivered now, so it was not attempted earlier.
         is_first = result.delivered_seq != delivery.delivered_seq
         attempts = 1 if is_first else delivery.attempts + 1
         pending_since = now if is_first else delivery.pending_since
@@ -244,13 +243,13 @@ class Deliverer:
         )
 
     def give_back(self, delivery: ClaimedDelivery) -> None:
-        """Another process, or this one, attempts it later."""
+        """Releases a delivery that was not attempted. It is due again after about 5 s."""
         retry_at = self._clock() + timedelta(seconds=_jittered(_FIRST_RETRY_SECONDS))
         self.put(_not_attempted(delivery, "the receiver could not be reached", retry_at))
 
 
 class _Batch:
-    """The claimed deliveries of a receiver."""
+    """The claimed deliveries of one receiver."""
 
     def __init__(self, deliveries: Sequence[ClaimedDelivery], deliverer: Deliverer) -> None:
         self.is_full = len(deliveries) >= MAX_OF_RECEIVER
@@ -273,7 +272,8 @@ class _Batch:
             try:
                 result, is_down = await self._deliverer.attempt(delivery, ends_at)
             except UnavailableError as error:
-                # The database, or the key of the secret. The lease ends, then it is claimed again.
+                # The database does not answer, or this process does not have the key of the secret.
+                # When the lease has ended, the delivery is claimed again.
                 _log.warning("webhook_not_sent", error=str(error).strip())
                 continue
             self._is_down = self._is_down or is_down

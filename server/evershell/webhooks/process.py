@@ -24,13 +24,13 @@ from evershell.core.errors import UnavailableError
 from evershell.webhooks.deliverer import Counts
 
 _COMMAND = (sys.executable, "-P", "-m", "evershell.commands.deliver")
-# How often the worker looks whether there are webhooks, unless one is created here.
+# How often the worker checks whether there are webhooks. If one is created here, it checks at once.
 _LOOK_SECONDS = 5.0
 # Changes are gathered for this long, so that many are delivered together.
 _GATHER_SECONDS = 0.1
 _END_SECONDS = 2.0
 _RESTART_SECONDS = 1.0
-# The niceness of the process: it gets a thirtieth of the time that a worker gets, if both need all.
+# The niceness of the process. If both are busy, it gets a thirtieth of the time of a worker.
 _NICENESS = 15
 _WAKE = b"\n"
 
@@ -63,7 +63,7 @@ class DeliveryProcess:
     def _wake(self) -> None:
         self._wake_timer = None
         pipe = self._process.stdin if self._process is not None else None
-        # A process that is stopped reads nothing. It needs no further line then.
+        # A process that is stopped reads nothing. One line is enough to wake it later.
         if (
             pipe is not None
             and not pipe.is_closing()
@@ -118,8 +118,8 @@ async def _ended(process: Process) -> None:
         await process.wait()
 
 
-async def for_worker(wake: Callable[[], None]) -> None:
-    """In the process: calls `wake` for each line of the worker. Returns when the worker ends."""
+async def follow_worker(wake: Callable[[], None]) -> None:
+    """In the process: calls `wake` when the worker writes a line. Returns when the worker ends."""
     os.nice(_NICENESS)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -129,7 +129,7 @@ async def for_worker(wake: Callable[[], None]) -> None:
 
 
 def report(counts: Counts) -> None:
-    """In the process: tells the worker what was counted."""
+    """In the process: sends the counts to the worker."""
     line: dict[str, Any] = asdict(counts)
     with suppress(OSError):
         os.write(sys.stdout.fileno(), json.dumps(line).encode() + b"\n")

@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from evershell.core.webhook import Network, may_call
 
-# What Standard Webhooks recommends as the least.
+# The shortest timeout that Standard Webhooks recommends.
 ATTEMPT_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
 # How much is read of the body of an answer. A connection whose answer has more is closed.
@@ -31,29 +31,29 @@ _NOT_ALLOWED = "the address is not allowed"
 _MAX_ERROR_CHARACTERS = 200
 _MAX_RETRY_AFTER_SECONDS = 3_600
 _GONE = 410
-# The receiver, or what is in front of it, has too much to do.
+# The statuses of a receiver, or of a proxy in front of it, that is overloaded.
 _OVERLOADED = frozenset({429, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request."""
+    """The result of a request."""
 
     # Empty for a success.
     error: str = ""
     # Whether further requests to the receiver are likely to fail now.
     is_down: bool = False
-    # How long the receiver asks to wait, at least.
+    # The shortest pause that the receiver asks for.
     retry_after_seconds: float = 0.0
-    # The receiver wants no further request.
+    # Whether the receiver has refused all further requests.
     is_gone: bool = False
 
 
 class Sender:
-    """Sends requests, while its context is entered. Keeps connections open for later ones.
+    """Sends requests while its context is entered, and keeps connections open for later ones.
 
-    An address is checked where its socket is opened. Every address comes there, those that URLs
-    name included, so the address that was checked is the one that is called.
+    An address is checked where its socket is opened, even if the URL names the address itself. So
+    the address that was checked is the one that is called.
     """
 
     def __init__(self, allowed_networks: Sequence[Network]) -> None:
@@ -118,7 +118,7 @@ class Sender:
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Reads a small body, so that the connection can be used again. Closes the others."""
+    """Reads a small body, so that the connection can be used again. Otherwise, closes it."""
     if await response.content.read(_MAX_BODY_BYTES) and not response.content.at_eof():
         response.close()
 
@@ -143,7 +143,7 @@ def _seconds(retry_after: str) -> float:
 
 
 def _problem(error: Exception) -> str:
-    """The problem in a line."""
+    """The error as one line."""
     text = str(error) or type(error).__name__
     if _NOT_ALLOWED in text:
         return _NOT_ALLOWED
@@ -163,7 +163,7 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        found = await asyncio.get_running_loop().run_in_executor(
+        addresses = await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         )
         return [
@@ -175,7 +175,7 @@ class _Resolver(AbstractResolver):
                 proto=protocol,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for of_family, _, protocol, _, address in found
+            for of_family, _, protocol, _, address in addresses
         ]
 
     async def close(self) -> None:

@@ -74,8 +74,8 @@ class TreeMachine(RuleBasedStateMachine):
         def decide(locked: Locked) -> Change:
             child = new
             if of is not None:
-                seen = task_tree.visible(locked.parent, of.id, permission())
-                child = task_tree.child(seen, new)
+                parent = task_tree.check_parent(locked.parent, of.id, permission())
+                child = task_tree.child(parent, new)
             return task_lifecycle.submit(locked, child, USER)
 
         submission = self._store.transition(new.workspace_id, decide, ORG, of.id if of else None)

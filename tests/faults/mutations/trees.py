@@ -30,8 +30,8 @@ TREES: tuple[Rule, ...] = (
     rule(
         "a parent that has ended or is being cancelled gets no child",
         _UNIT,
-        (f"{_CORE}task_tree.py", "if of.status.is_terminal or of.cancel", "if of.cancel"),
-        (f"{_CORE}task_tree.py", "is_terminal or of.cancel is not None:", "is_terminal:"),
+        (f"{_CORE}task_tree.py", "if above.status.is_terminal or above.cancel", "if above.cancel"),
+        (f"{_CORE}task_tree.py", "is_terminal or above.cancel is not None:", "is_terminal:"),
     ),
     rule(
         "a tree is within one organization, and is attached to by those who may cancel it",
@@ -61,7 +61,7 @@ TREES: tuple[Rule, ...] = (
     rule(
         "a tree is bounded",
         _UNIT,
-        (f"{_CORE}task_tree.py", "if len(of.ancestor_ids) + 2 > MAX_LEVELS:", "if False:"),
+        (f"{_CORE}task_tree.py", "if len(above.ancestor_ids) + 2 > MAX_LEVELS:", "if False:"),
         (f"{_CORE}task_tree.py", "if parent.open_descendants >=", "if parent.open_descendants >"),
     ),
 )

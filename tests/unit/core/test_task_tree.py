@@ -15,7 +15,7 @@ from evershell.core.task_tree import (
     MAX_LEVELS,
     MAX_OPEN_DESCENDANTS,
     Parent,
-    TaskListing,
+    TreeFilter,
     child,
 )
 from evershell.core.tasks import SubmitTask
@@ -146,13 +146,13 @@ async def test_a_cancelled_tree_signals_the_named_task_alone(world: World) -> No
 async def test_listing_a_tree_needs_no_workspace(world: World) -> None:
     _, running = await world.add_busy()
     submitted = await submit(world, running.id)
-    wanted = TaskListing(root_task_id=running.id)
+    wanted = TreeFilter(root_task_id=running.id)
     page, _ = await tasks.list_tree(caller(), wanted, Page.of(0, ""), world.store)
     assert {each.id for each in page} == {submitted.id, running.id}
-    within = TaskListing(root_task_id=running.id, workspace_id="ws_unknown")
+    within = TreeFilter(root_task_id=running.id, workspace_id="ws_unknown")
     with pytest.raises(Failure, match="ws_unknown"):
         await tasks.list_tree(caller(), within, Page.of(0, ""), world.store)
     for fields in ({"root_task_id": "?"}, {"parent_task_id": "?"}):
         with pytest.raises(Failure) as raised:
-            TaskListing(**fields)
+            TreeFilter(**fields)
         assert raised.value.slug == "validation_error"

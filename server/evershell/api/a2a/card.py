@@ -1,4 +1,4 @@
-"""Writes the agent card of a workspace (A2A, section 8)."""
+"""Encodes the agent card of a workspace (A2A, section 8)."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Endpoints:
 async def encode_card(
     workspace: Workspace, card: AgentCard, endpoints: Endpoints
 ) -> a2a_pb2.AgentCard:
-    """The card. It has the bindings with the workspace as their tenant."""
+    """The card, which has the workspace as the tenant of each binding."""
     rest_url, grpc_address = await endpoints.of(workspace.org_id)
     return a2a_pb2.AgentCard(
         name=workspace.name or workspace.id,
@@ -76,8 +76,8 @@ async def encode_card(
 def cache_headers(card: a2a_pb2.AgentCard, *, is_public: bool) -> tuple[tuple[str, str], ...]:
     """The headers with which clients cache the card (A2A, section 8.6)."""
     digest = sha256(card.SerializeToString(deterministic=True)).hexdigest()
-    reach = "public" if is_public else "private"
+    scope = "public" if is_public else "private"
     return (
         ("etag", f'"{digest[:32]}"'),
-        ("cache-control", f"{reach}, max-age={_MAX_AGE_SECONDS}"),
+        ("cache-control", f"{scope}, max-age={_MAX_AGE_SECONDS}"),
     )

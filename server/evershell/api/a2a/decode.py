@@ -1,4 +1,4 @@
-"""Reads requests of A2A, and makes the requests of WorkspaceService that they stand for."""
+"""Decodes requests of A2A, if possible into the same requests of WorkspaceService."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from evershell.core.validation import Fields, Page
 
 VERSION = "1.0"
 VERSION_HEADER = "a2a-version"
-# Without the header, the version is 0.3 (A2A, section 3.6.2). Patch versions do not count.
+# Without the header, the version is 0.3 (A2A, section 3.6.2). The patch version is ignored.
 _ABSENT_VERSION = "0.3"
 _SUPPORTED = re.compile(r"1\.0(\.\d+)?")
 TEXT = "text/plain"
@@ -91,7 +91,7 @@ def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, L
     selection.CopyFrom(request)
     selection.ClearField("history_length")
     selection.ClearField("include_artifacts")
-    # It has the fields of a list of WorkspaceService.
+    # decode_page reads the fields of a page, which this request also has.
     page = codec.decode_page(cast(Any, selection), org_id)
     return page, ListFilter(statuses=statuses, changed_since=changed_since)
 
@@ -99,8 +99,8 @@ def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, L
 def message_key(request: a2a_pb2.SendMessageRequest, method: str, caller: Caller) -> IdempotencyKey:
     """The idempotency key of a message: its id, within the credential, the workspace, the method.
 
-    Two requests are equal if they have the same message and metadata. How the caller is answered
-    does not matter.
+    Two requests are equal if they have the same message and metadata. Other fields say only how to
+    answer.
     """
     scope = "\0".join((caller.key, request.tenant, method, request.message.message_id))
     effect = a2a_pb2.SendMessageRequest(
@@ -157,7 +157,7 @@ def decode_message(
 
 
 def explained(failure: Failure, request: a2a_pb2.SendMessageRequest) -> Failure:
-    """The failure of a submission, in the words of A2A."""
+    """The failure of a submission, with the message id if that was used before."""
     if failure.slug != "idempotency_conflict":
         return failure
     message_id = request.message.message_id
@@ -194,15 +194,13 @@ def _texts(message: a2a_pb2.Message) -> dict[str, str]:
 
 
 def _with_options(native: _Request, metadata: Struct, names: Sequence[str]) -> _Request:
-    """Sets the options that the metadata has, which look as in the JSON of WorkspaceService."""
-    options = {name: metadata[name] for name in names if name in metadata}
-    if options:
-        given = {name: _plain(value) for name, value in options.items()}
-        try:
-            ParseDict(given, native)
-        except ParseError:
-            texts = {f"metadata.{name}": "is not valid" for name in given}
-            raise errors.invalid(texts) from None
+    """Sets the options in the metadata, which have the JSON of WorkspaceService."""
+    options = {name: _plain(metadata[name]) for name in names if name in metadata}
+    try:
+        ParseDict(options, native)
+    except ParseError:
+        texts = {f"metadata.{name}": "is not valid" for name in options}
+        raise errors.invalid(texts) from None
     return native
 
 

@@ -1,4 +1,4 @@
-"""Writes tasks and events as A2A shows them. Everything else of them is in the metadata."""
+"""Encodes tasks and events for A2A. The metadata has the fields for which A2A has none."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _EVENT_STATES = {
     EventType.ITERATION_COMPLETED: a2a_pb2.TASK_STATE_WORKING,
     EventType.TASK_CANCEL_REQUESTED: a2a_pb2.TASK_STATE_WORKING,
 }
-# Of the text of an iteration. The metadata has all of it.
+# The limit of the text of an iteration. The metadata has the whole text.
 _MAX_TEXT_CHARACTERS = 10_000
 
 
@@ -78,7 +78,8 @@ def encode_task(
         metadata=_task_facts(task),
     )
     if task.reason:
-        encoded.status.message.CopyFrom(_said(task, "status", task.reason))
+        message = _message(task.workspace_id, task.id, "status", task.reason)
+        encoded.status.message.CopyFrom(message)
     if has_artifacts and task.result:
         encoded.artifacts.append(_result(task.result))
     if history_length != 0:
@@ -87,7 +88,7 @@ def encode_task(
 
 
 def _task_facts(task: Task) -> dict[str, Any]:
-    """The task as REST shows it, without what other fields of the message have."""
+    """The task as REST shows it, without the fields that A2A has too."""
     facts = _facts(codec.encode_task(task))
     for name in ("id", "description", "result"):
         del facts[name]
@@ -105,10 +106,6 @@ def _request(task: Task) -> a2a_pb2.Message:
         parts=[_text(task.description)],
         metadata=metadata or None,
     )
-
-
-def _said(task: Task, name: str, text: str) -> a2a_pb2.Message:
-    return _message(task.workspace_id, task.id, name, text)
 
 
 def _message(workspace_id: str, task_id: str, name: str, text: str) -> a2a_pb2.Message:
@@ -163,8 +160,8 @@ def _update(event: Event) -> Update:
 def push_payload(event: Event) -> tuple[str, bytes]:
     """The content type and the body of the push notification of an event of a task.
 
-    A notification has one StreamResponse. That of the end is the task with its result, as far as
-    the event tells it.
+    A notification has one StreamResponse. If the task has ended with a result, it is the task, with
+    the fields that the event has.
     """
     *artifacts, status = encode_updates([event])[0].messages
     if artifacts:
@@ -204,14 +201,14 @@ def _status(event: Event, state: a2a_pb2.TaskState) -> a2a_pb2.StreamResponse:
         status=a2a_pb2.TaskStatus(state=state, timestamp=_timestamp(event.time)),
         metadata=facts,
     )
-    text = _words(event)
+    text = _update_text(event)
     if text:
         message = _message(event.workspace_id, event.task_id or "", str(event.seq), text)
         update.status.message.CopyFrom(message)
     return a2a_pb2.StreamResponse(status_update=update)
 
 
-def _words(event: Event) -> str:
+def _update_text(event: Event) -> str:
     """The text of the update; empty if it has none."""
     payload = event.payload
     match event.type:

@@ -1,6 +1,6 @@
 """Encodes a failure as A2A does: as google.rpc.Status, and as the JSON of that status for HTTP.
 
-The slug stays the source. error.proto says which error type of A2A each slug is.
+error.proto has the error type of A2A for each slug.
 """
 
 import json

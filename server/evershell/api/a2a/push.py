@@ -1,7 +1,7 @@
 """Push configurations of A2A, which are webhooks of one task.
 
 The id of a configuration is the name of its webhook. A configuration replaces the one with its id,
-and is told of all events of the task, also of earlier ones (docs/webhooks.md).
+and gets all events of the task, the earlier ones too (docs/a2a.md).
 """
 
 import json
@@ -37,7 +37,7 @@ def decode_push(
 ) -> CreateWebhook:
     """The webhook of a configuration. Raises Failure validation_error.
 
-    Without an id, the URL decides about the id, so that a repeat replaces the configuration.
+    Without an id, the id is derived from the URL, so that a repeat replaces the configuration.
     """
     fields = Fields()
     auth = config.authentication

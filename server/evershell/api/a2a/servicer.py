@@ -48,7 +48,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     )
 
     async def GetTask(self, request: a2a_pb2.GetTaskRequest, context: Context) -> a2a_pb2.Task:
-        _begin()
+        _check_version()
         decode.check_ids(tenant=request.tenant, id=request.id)
         decode.check_history_length(request)
         task = await tasks.get_task(caller(), request.tenant, request.id, self.store)
@@ -57,7 +57,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     async def CancelTask(
         self, request: a2a_pb2.CancelTaskRequest, context: Context
     ) -> a2a_pb2.Task:
-        _begin()
+        _check_version()
         decode.check_ids(tenant=request.tenant, id=request.id)
         # The entry in the audit log is that of the same call to WorkspaceService.
         current().request = native = decode.decode_cancel(request)
@@ -74,7 +74,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     async def ListTasks(
         self, request: a2a_pb2.ListTasksRequest, context: Context
     ) -> a2a_pb2.ListTasksResponse | HttpBody:
-        _begin()
+        _check_version()
         page, wanted = decode.decode_list(request, caller().org_id)
         listed, next_token = await tasks.list_tasks(
             caller(), request.tenant, page, self.store, wanted
@@ -113,14 +113,15 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
 
         A repeat of the message reads the task that it began.
         """
-        _begin()
+        _check_version()
         decode.check_ids(tenant=request.tenant)
         if request.message.task_id:
             await self._refuse_further(request)
         current().request = native = decode.decode_message(request)
         key = decode.message_key(request, method, caller())
         decoded = codec.decode_submit(native, origin(), key)
-        # The answer shows the task. Both scopes are checked before anything is recorded.
+        # All scopes are checked before anything is recorded. The answer has the task, so the caller
+        # must be allowed to read it, which get_workspace checks.
         caller().permission("tasks:write")
         config = None
         if request.configuration.HasField("task_push_notification_config"):
@@ -133,7 +134,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         except Failure as failure:
             raise decode.explained(failure, request) from failure
         if config is not None:
-            # It is told of the events that the task has had by now.
+            # The earlier events of the task are sent too.
             await self._create_push(config, request.tenant, task.id)
         return await tasks.read_task(caller(), request.tenant, task.id, self.store)
 
@@ -155,7 +156,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     async def CreateTaskPushNotificationConfig(
         self, request: a2a_pb2.TaskPushNotificationConfig, context: Context
     ) -> a2a_pb2.TaskPushNotificationConfig:
-        _begin()
+        _check_version()
         decode.check_ids(tenant=request.tenant, task_id=request.task_id)
         return await self._create_push(request, request.tenant, request.task_id)
 
@@ -176,36 +177,36 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     async def GetTaskPushNotificationConfig(
         self, request: a2a_pb2.GetTaskPushNotificationConfigRequest, context: Context
     ) -> a2a_pb2.TaskPushNotificationConfig:
-        _begin()
+        _check_version()
         decode.check_ids(tenant=request.tenant, task_id=request.task_id, id=request.id)
-        found = await self._find_push(request.tenant, request.task_id, request.id)
-        if found is None:
+        webhook = await self._find_push(request.tenant, request.task_id, request.id)
+        if webhook is None:
             raise errors.webhook_not_found(request.id)
-        return push.encode_push(found, self.sealing)
+        return push.encode_push(webhook, self.sealing)
 
     async def ListTaskPushNotificationConfigs(
         self, request: a2a_pb2.ListTaskPushNotificationConfigsRequest, context: Context
     ) -> a2a_pb2.ListTaskPushNotificationConfigsResponse:
-        _begin()
+        _check_version()
         decode.check_ids(tenant=request.tenant, task_id=request.task_id)
         # A task has few configurations, so there is one page.
-        found = await self._list_push(request.tenant, request.task_id)
+        listed = await self._list_push(request.tenant, request.task_id)
         return a2a_pb2.ListTaskPushNotificationConfigsResponse(
-            configs=[push.encode_push(each, self.sealing) for each in found]
+            configs=[push.encode_push(each, self.sealing) for each in listed]
         )
 
     async def DeleteTaskPushNotificationConfig(
         self, request: a2a_pb2.DeleteTaskPushNotificationConfigRequest, context: Context
     ) -> empty_pb2.Empty:
-        _begin()
+        _check_version()
         decode.check_ids(tenant=request.tenant, task_id=request.task_id, id=request.id)
-        found = await self._find_push(request.tenant, request.task_id, request.id)
-        if found is None:
+        webhook = await self._find_push(request.tenant, request.task_id, request.id)
+        if webhook is None:
             # A repeat has the same effect, but needs the same scope.
             caller().require("webhooks:write")
             return empty_pb2.Empty()
         try:
-            await webhooks.delete_webhook(caller(), found.id, origin(), self.webhooks)
+            await webhooks.delete_webhook(caller(), webhook.id, origin(), self.webhooks)
         except Failure as failure:
             # Another call has just deleted it.
             if failure.slug != "webhook_not_found":
@@ -219,28 +220,28 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         return await webhooks.list_webhooks(caller(), self.webhooks, scope)
 
     async def _find_push(self, workspace_id: str, task_id: str, config_id: str) -> Webhook | None:
-        found = await self._list_push(workspace_id, task_id)
-        return next((each for each in found if each.task and each.task.name == config_id), None)
+        listed = await self._list_push(workspace_id, task_id)
+        return next((each for each in listed if each.task and each.task.name == config_id), None)
 
     async def GetExtendedAgentCard(
         self, request: a2a_pb2.GetExtendedAgentCardRequest, context: Context
     ) -> a2a_pb2.AgentCard:
         is_public = current().caller is None
         if is_public:
-            found = await agent_card.get_public_card(request.tenant, self.store)
+            stored = await agent_card.get_public_card(request.tenant, self.store)
         else:
-            _begin()
+            _check_version()
             decode.check_ids(tenant=request.tenant)
-            found = await agent_card.get_agent_card(caller(), request.tenant, self.store)
-        shown = await encode_card(*found, self.endpoints)
+            stored = await agent_card.get_agent_card(caller(), request.tenant, self.store)
+        card = await encode_card(*stored, self.endpoints)
         if current().is_rest:
-            await context.send_initial_metadata(cache_headers(shown, is_public=is_public))
-        return shown
+            await context.send_initial_metadata(cache_headers(card, is_public=is_public))
+        return card
 
     async def SubscribeToTask(
         self, request: a2a_pb2.SubscribeToTaskRequest, context: Context
     ) -> AsyncIterator[a2a_pb2.StreamResponse]:
-        _begin()
+        _check_version()
         decode.check_ids(tenant=request.tenant, id=request.id)
         workspace, task = await tasks.read_task(caller(), request.tenant, request.id, self.store)
         if task.status.is_terminal:
@@ -270,7 +271,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
             self.subscriptions,
             self.clock,
             self.encode_updates,
-            # A stream of A2A has no message for it.
+            # A stream of A2A has no heartbeats.
             lambda _: encode.Update(None, is_end=False, messages=()),
         )
         try:
@@ -288,8 +289,8 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
             raise Failure("unavailable", advice, retry_after_seconds=1) from failure
 
 
-def _begin() -> None:
-    """Checks what all methods require of a call. Raises Failure version_not_supported."""
+def _check_version() -> None:
+    """Every method calls this first. Raises Failure version_not_supported."""
     decode.check_version(current().metadata)
 
 

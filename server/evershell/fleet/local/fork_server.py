@@ -1,8 +1,8 @@
 """The fork server of a controller: a process that forks agents into their sandboxes.
 
-pod/fork_server.py is its side. An agent that cannot be forked is executed instead. The agents do
-not depend on the fork server once they run: when it has died or hangs, the next start starts a new
-one, as does another controller.
+pod/fork_server.py is the code of that process. An agent that cannot be forked is executed instead.
+Agents that run do not need the fork server. If it has died or hangs, the next start of an agent
+starts a new one.
 """
 
 import asyncio
@@ -71,8 +71,8 @@ class ForkServer:
     ) -> ProcessId | None:
         """Forks an agent into a sandbox whose command waits at a gate (isolation.py).
 
-        Returns None if the command runs instead, or if the sandbox has ended. There is never more
-        than one agent. Raises TimeoutError if the command does not come to the gate.
+        Returns None if the command runs instead, or if the sandbox has ended. At most one
+        of the two runs. Raises TimeoutError if the command does not come to the gate.
         """
         gate.setblocking(False)
         async with asyncio.timeout(_SANDBOX_SECONDS):
@@ -100,7 +100,7 @@ class ForkServer:
                 async with asyncio.timeout(_FORK_SECONDS):
                     await _readable(own)
             except TimeoutError:
-                # It hangs.
+                # The fork server hangs.
                 if self.process == used:
                     self.close()
                 raise
@@ -124,10 +124,10 @@ class ForkServer:
 
 async def _readable(descriptor: socket.socket) -> None:
     """Returns when something can be read."""
-    found = asyncio.Event()
+    is_readable = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, found.set)
+    loop.add_reader(descriptor, is_readable.set)
     try:
-        await found.wait()
+        await is_readable.wait()
     finally:
         loop.remove_reader(descriptor)

@@ -30,7 +30,7 @@ from evershell.pod.tool_filter import compile_filter
 _START_SECONDS = 5.0
 # On a loaded machine, `auto` must not take a slow sandbox for one that does not work.
 _PROBE_SECONDS = 30.0
-# Its standard output is the gate.
+# Waits for a line at the gate, which is the standard output, and then runs the command.
 _WAIT = 'echo && read -r _ <&1 && exec "$@" >&2'
 # The users of sandboxed pods, if the controller is root. Systems assign lower ids.
 _FIRST_UID = 2**29

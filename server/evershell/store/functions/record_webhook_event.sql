@@ -1,8 +1,8 @@
--- Records that the event is to be delivered to the webhooks that are told of it, in the transaction of
--- the event. The transaction has locked the workspace, so the events of a task come one by one.
+-- Records the deliveries of an event to webhooks, in the transaction of the event. The transaction has
+-- locked the workspace, so the events of a task come one by one.
 --
--- A row that is due keeps its time, and a claim goes on: the process that has it finds the new event when
--- it records its result.
+-- A row that is due keeps its `due_at`, and a claimed row stays claimed: the process that has claimed it
+-- sees the new `last_seq` when it records its result.
 CREATE OR REPLACE FUNCTION record_webhook_event() RETURNS trigger
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE

@@ -1,6 +1,6 @@
 -- depends: 0001_initial
 
--- Webhooks, and how far each was told of the events of each task.
+-- Webhooks, and how far the events of each task were delivered to each of them.
 
 CREATE TABLE webhooks (
     id text COLLATE "C" PRIMARY KEY,
@@ -12,7 +12,7 @@ CREATE TABLE webhooks (
     description text NOT NULL,
     created_by text NOT NULL,
     created_at timestamptz NOT NULL,
-    -- The user whose workspaces alone it is told of; NULL for all of the organization.
+    -- If set, it gets only events of workspaces that this user created.
     creator_user_id text COLLATE "C",
     -- Set for a webhook of one task.
     workspace_id text COLLATE "C",
