@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -29,7 +30,7 @@ from tests.support.forking import fork_server
 from tests.support.pod_processes import subreaper
 from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import AGENT, spec_for, wait_start
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually, eventually_async
 
 PYTHON = sys.executable
 # Ends on SIGTERM, and leaves it to the kernel to end its tool.
@@ -255,9 +256,19 @@ async def test_a_fork_for_a_controller_that_has_ended_writes_nothing(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
 async def test_a_start_fails_if_the_sandbox_ends_before_there_is_an_agent(
-    pods: LocalPods, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    pods: LocalPods, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, is_gone: bool
 ) -> None:
+    def read_late(info: IO[bytes]) -> int | None:
+        pid = read(info)
+        assert pid is not None
+        eventually(lambda: not psutil.pid_exists(pid))
+        return pid
+
+    read = isolation._read_child_pid
+    if is_gone:
+        monkeypatch.setattr(isolation, "_read_child_pid", read_late)
     monkeypatch.setattr(isolation, "_WAIT", "exit 1")
     with pytest.raises(OSError, match="its sandbox could not be built"):
         await pods.start(workspace)

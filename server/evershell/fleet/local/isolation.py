@@ -192,11 +192,13 @@ class Sandbox:
             finally:
                 os.close(write_end)
             pid = _read_child_pid(info)
-        if pid is None:
-            child.kill()
-            child.wait()
-            raise OSError(errno.EIO, "bwrap could not build its sandbox; see its log")
-        return Started.of(ProcessId.of(pid), child)
+        # The process may have ended since.
+        with suppress(OSError):
+            if pid is not None:
+                return Started.of(ProcessId.of(pid), child)
+        child.kill()
+        child.wait()
+        raise OSError(errno.EIO, "its sandbox could not be built; see its log")
 
     def _command(
         self,
