@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ from a2a.types import a2a_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct, Value
 
 from evershell.core.event import AuditFilter
 from evershell.core.task import TaskStarted
@@ -199,6 +201,10 @@ async def test_a_stream_of_a_message_begins_with_its_task(a2a: A2A) -> None:
         ({"message": message(context_id="ctx_1")}, "message.context_id"),
         ({"configuration": {"history_length": -1}}, "configuration.history_length"),
         ({"metadata": {"limits": "soon"}}, "metadata.limits"),
+        # Values that JSON cannot hold, but a protobuf message can.
+        ({"metadata": {"limits": {"max_total_tokens": math.nan}}}, "metadata.limits"),
+        ({"metadata": Struct(fields={"limits": Value()})}, "metadata.limits"),
+        ({"message": message(metadata={"a": math.inf})}, "message.metadata"),
         ({"tenant": ""}, "tenant"),
     ],
 )

@@ -186,20 +186,25 @@ def _text(part: a2a_pb2.Part) -> str:
 
 def _texts(message: a2a_pb2.Message) -> dict[str, str]:
     """The metadata of the message as texts, without the data of extensions, which are ignored."""
+    try:
+        metadata = MessageToDict(message.metadata)
+    except ValueError:
+        # NaN, for example, which a Struct can hold.
+        raise errors.invalid({"message.metadata": "is not valid"}) from None
     return {
         name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in MessageToDict(message.metadata).items()
+        for name, value in metadata.items()
         if name not in message.extensions
     }
 
 
 def _with_options(native: _Request, metadata: Struct, names: Sequence[str]) -> _Request:
     """Sets the options in the metadata, which have the JSON of WorkspaceService."""
-    options = {name: _plain(metadata[name]) for name in names if name in metadata}
+    found = [name for name in names if name in metadata]
     try:
-        ParseDict(options, native)
-    except ParseError:
-        texts = {f"metadata.{name}": "is not valid" for name in options}
+        ParseDict({name: _plain(metadata[name]) for name in found}, native)
+    except (ParseError, ValueError):
+        texts = {f"metadata.{name}": "is not valid" for name in found}
         raise errors.invalid(texts) from None
     return native
 
