@@ -105,7 +105,7 @@ class Sender:
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Sends a POST request. Redirects are not followed."""
         try:
-            session = self._sessions[url.partition(":")[0]]
+            session = self._sessions[url.partition(":")[0].lower()]
             async with session.post(
                 url, headers=headers, data=body, allow_redirects=False
             ) as response:

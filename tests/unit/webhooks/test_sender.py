@@ -134,6 +134,12 @@ async def test_a_connection_is_used_again() -> None:
     assert b"cookie" not in seen[1].lower()
 
 
+async def test_the_scheme_may_have_capitals() -> None:
+    ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    async with serving(answering(ok)) as url:
+        assert await send(url.replace("http:", "HTTP:")) == [Answer()]
+
+
 async def test_a_redirect_is_a_failure_and_is_not_followed() -> None:
     seen: list[bytes] = []
     async with serving(answering(b"", seen=seen)) as other:
