@@ -13,6 +13,7 @@ from evershell.core.change import KeyTakenError
 from evershell.core.errors import Failure
 from evershell.core.event import EventType
 from evershell.core.ids import new_webhook_id
+from evershell.core.task import TaskStarted
 from evershell.core.webhook import (
     AttemptResult,
     ClaimedDelivery,
@@ -22,7 +23,7 @@ from evershell.core.webhook import (
 )
 from evershell.store.connections import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
-from evershell.store.webhook_deliveries import WebhookDeliveries
+from evershell.store.webhook_deliveries import MAX_OF_RECEIVER, WebhookDeliveries
 from evershell.store.webhooks import PostgresWebhooks
 from tests.support.store.examples import (
     NOW,
@@ -34,6 +35,7 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
+from tests.support.world import iteration
 
 ENDS = (EventType.TASK_COMPLETED,)
 
@@ -179,6 +181,46 @@ async def test_only_events_that_the_creator_may_read(bench: Bench) -> None:
     _, task_id = await bench.end_task(user_id="user_2")
     (claimed,) = await claim(bench.worker())
     assert claimed.key.task_id == task_id
+
+
+async def test_a_claim_reads_no_large_events(bench: Bench) -> None:
+    """A claim may have thousands of events, and PostgreSQL compresses large ones."""
+    types = [EventType.ITERATION_COMPLETED]
+    await bench.webhooks.create_webhook(webhook(event_types=types), 20)
+    busy, running = await with_task(bench.store)
+    done = iteration(1), iteration(2, output="a" * 100_000)
+    await bench.store.transition(
+        busy.id,
+        lambda locked: task_lifecycle.commit(
+            locked, busy.epoch, running.id, [TaskStarted(), *done], NOW
+        ),
+    )
+    worker = bench.worker()
+    (claimed,) = await claim(worker)
+    (_, small), (seq, large) = claimed.events
+    assert small is not None
+    assert large is None
+    read = await worker.read_event(busy.id, seq)
+    assert read is not None
+    assert read.payload["number"] == 2
+
+
+async def test_a_deleted_webhook_holds_up_no_other_of_its_receiver(bench: Bench) -> None:
+    """Its deliveries are due longer, and more than a claim takes."""
+    deleted, kept = webhook(), webhook()
+    await bench.webhooks.create_webhook(deleted, 20)
+    for _ in range(MAX_OF_RECEIVER + 1):
+        await bench.end_task()
+    await bench.webhooks.delete_webhook(ORG, deleted.id)
+    await bench.webhooks.create_webhook(kept, 20)
+    await bench.end_task()
+    worker = bench.worker()
+    first = await worker.claim([], [])
+    assert (first.deliveries, first.has_removed) == ([], True)
+    second = await worker.claim([], [])
+    assert [each.webhook.id for each in second.deliveries] == [kept.id]
+    assert second.has_removed
+    assert not (await worker.claim([], [])).has_removed
 
 
 async def test_an_event_during_an_attempt_is_not_forgotten(bench: Bench) -> None:
@@ -342,7 +384,8 @@ async def test_old_deliveries_and_those_of_deleted_webhooks_are_removed(bench: B
             cursor = await connection.execute("SELECT webhook_id FROM webhook_deliveries")
             return [row.webhook_id for row in await cursor.fetchall()]
 
-    await worker.prune()
+    bench.now += timedelta(seconds=61)
+    assert await claim(worker) == []
     assert await webhook_ids() == [kept.id]
     bench.now += timedelta(days=31)
     await worker.prune()

@@ -26,7 +26,8 @@ LEASE_SECONDS = 60.0
 # A claim has at most this many deliveries of a receiver, and events of a delivery.
 MAX_OF_RECEIVER = 100
 _MAX_EVENTS = 4
-# Claims read larger events one by one, because a claim may have many.
+# Larger events are read one by one, because a claim may have thousands. So are compressed ones:
+# their size is not known before.
 _MAX_PAYLOAD_BYTES = 8_192
 # A claim looks at this many receivers with pending deliveries, and at this many of an organization.
 _MAX_RECEIVERS = 200
@@ -66,15 +67,23 @@ WITH RECURSIVE receivers AS (
         FOR UPDATE SKIP LOCKED
     ) due
     WHERE free.number <= {MAX_RECEIVERS_OF_ORG}
+), removed AS (
+    -- Their webhook was deleted.
+    DELETE FROM webhook_deliveries d USING picked
+    WHERE (d.workspace_id, d.task_id, d.webhook_id)
+            = (picked.workspace_id, picked.task_id, picked.webhook_id)
+        AND NOT EXISTS (SELECT FROM webhooks h WHERE h.id = picked.webhook_id)
+    RETURNING 1
 ), claimed AS (
     UPDATE webhook_deliveries d SET claim = %(claim)s, due_at = %(leased_until)s
-    FROM picked
+    FROM picked JOIN webhooks h ON h.id = picked.webhook_id
     WHERE (d.workspace_id, d.task_id, d.webhook_id)
         = (picked.workspace_id, picked.task_id, picked.webhook_id)
     RETURNING d.*
 )
 SELECT
     walked.walked, walked.last_org, walked.last_receiver,
+    EXISTS (SELECT FROM removed) AS has_removed,
     c.workspace_id AS delivery_workspace_id, c.task_id AS delivery_task_id, c.pending_since,
     c.delivered_seq, c.attempts,
     {", ".join(f"h.{column} AS webhook_{column}" for column in COLUMNS)},
@@ -87,7 +96,11 @@ FROM (
 LEFT JOIN (claimed c JOIN webhooks h ON h.id = c.webhook_id) ON true
 LEFT JOIN LATERAL (
     SELECT workspace_id, seq, type, time, task_id, request_id, trace_id,
-        CASE WHEN pg_column_size(payload) <= {_MAX_PAYLOAD_BYTES} THEN payload END AS payload
+        CASE
+            WHEN pg_column_size(payload) <= {_MAX_PAYLOAD_BYTES}
+                AND pg_column_compression(payload) IS NULL
+            THEN payload
+        END AS payload
     FROM events
     WHERE workspace_id = c.workspace_id AND seq > c.delivered_seq AND seq <= c.last_seq
         AND task_id IS NOT DISTINCT FROM nullif(c.task_id, '') AND type = ANY (h.event_types)
@@ -136,7 +149,6 @@ _DELETE_SOME = (
     f"WHERE {{condition}} LIMIT {_MAX_PRUNED} FOR UPDATE SKIP LOCKED)"
 )
 _NO_WEBHOOK = "NOT EXISTS (SELECT FROM webhooks h WHERE h.id = d.webhook_id)"
-_PRUNE_DUE = _DELETE_SOME.format(condition=f"due_at IS NOT NULL AND {_NO_WEBHOOK}")
 _PRUNE_FAILED = _DELETE_SOME.format(condition=f"failed AND {_NO_WEBHOOK}")
 _PRUNE_SETTLED = _DELETE_SOME.format(condition="settled_at < %s")
 # The webhook of a task that has ended gets no further event.
@@ -162,6 +174,8 @@ class Claimed:
     deliveries: Sequence[ClaimedDelivery]
     # Whether the claim has looked at the last receiver. The next one begins with the first.
     has_wrapped: bool
+    # Whether deliveries of deleted webhooks were due, and were removed. Others may be due.
+    has_removed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +217,8 @@ class WebhookDeliveries:
         has_wrapped = walked.walked < _MAX_RECEIVERS
         self._after = ("", "") if has_wrapped else (walked.last_org, walked.last_receiver)
         claimed = groupby((row for row in rows if row.webhook_id is not None), _key_of)
-        return Claimed([_claimed_of(key, list(group)) for key, group in claimed], has_wrapped)
+        deliveries = [_claimed_of(key, list(group)) for key, group in claimed]
+        return Claimed(deliveries, has_wrapped, walked.has_removed)
 
     async def read_event(self, workspace_id: str, seq: int) -> Event | None:
         """The event; None if it was removed."""
@@ -233,10 +248,11 @@ class WebhookDeliveries:
         return Recorded(keys, any(row.has_more for row in rows))
 
     async def prune(self) -> None:
-        """Removes some of the deliveries whose webhook was deleted, or which ended long ago."""
+        """Removes some of the deliveries that have failed and whose webhook was deleted, and of
+        those that ended long ago.
+        """
         before = self._clock() - _KEPT
         async with connected(self._pool) as connection:
-            await connection.execute(_PRUNE_DUE)
             await connection.execute(_PRUNE_FAILED)
             await connection.execute(_PRUNE_SETTLED, (before,))
             await connection.execute(_PRUNE_WEBHOOKS, (before,))

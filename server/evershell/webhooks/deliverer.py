@@ -138,6 +138,8 @@ class Deliverer:
             task = asyncio.create_task(batch.run(), name="webhooks-batch")
             self._busy[receiver] = task
             task.add_done_callback(partial(self._done, receiver, batch))
+        if claimed.has_removed:
+            self.wake()
         return claimed.has_wrapped
 
     def _done(self, receiver: _Receiver, batch: "_Batch", task: asyncio.Task[None]) -> None:
