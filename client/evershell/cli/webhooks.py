@@ -108,7 +108,7 @@ def replay(call: Call, webhook: str, task: str | None) -> None:
     while remaining:
         result = call.client.webhooks.replay(webhook, task_id=task)
         replayed, remaining = replayed + result.replayed, result.remaining
-        # Others are replaying what remains.
+        # Another call is replaying the rest.
         if not result.replayed:
             break
     if call.as_json:
@@ -122,7 +122,7 @@ def replay(call: Call, webhook: str, task: str | None) -> None:
 @click.argument("task", shell_complete=complete_task)
 @service_options
 def deliveries(call: Call, workspace: str, task: str) -> None:
-    """Prints one line for each webhook that was told of the task."""
+    """Prints one line for each webhook that gets events of the task."""
     listed = call.client.webhooks.deliveries(workspace, task)
     if call.as_json:
         show.json_value({"deliveries": [each.to_dict() for each in listed]})
@@ -140,7 +140,7 @@ def deliveries(call: Call, workspace: str, task: str) -> None:
             )
             for each in listed
         ],
-        f"No webhook was told of task {task}.",
+        f"No webhook gets events of task {task}.",
     )
 
 

@@ -27,7 +27,7 @@ class DeliveryStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Webhook(Result):
-    """An address that is told of the events of an organization."""
+    """An address to which the events of an organization are sent."""
 
     _message_type: ClassVar[type[Message]] = webhook_pb2.Webhook
 

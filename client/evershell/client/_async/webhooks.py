@@ -33,7 +33,7 @@ class AsyncWebhooks:
         description: str = "",
         idempotency_key: str | None = None,
     ) -> CreatedWebhook:
-        """Creates a webhook: from the answer on, it is told of every event of these types.
+        """Creates a webhook: from the answer on, it gets every event of these types.
 
         Args:
             url: Where events are sent: https, without user name, password and fragment.
@@ -143,7 +143,7 @@ class AsyncWebhooks:
             task_id: The task.
 
         Returns:
-            One delivery for each webhook that was told of the task.
+            One delivery for each webhook that gets events of the task.
 
         Raises:
             WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.

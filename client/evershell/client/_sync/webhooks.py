@@ -34,7 +34,7 @@ class Webhooks:
         description: str = "",
         idempotency_key: str | None = None,
     ) -> CreatedWebhook:
-        """Creates a webhook: from the answer on, it is told of every event of these types.
+        """Creates a webhook: from the answer on, it gets every event of these types.
 
         Args:
             url: Where events are sent: https, without user name, password and fragment.
@@ -144,7 +144,7 @@ class Webhooks:
             task_id: The task.
 
         Returns:
-            One delivery for each webhook that was told of the task.
+            One delivery for each webhook that gets events of the task.
 
         Raises:
             WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.

@@ -23,9 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Webhook(_message.Message):
-    """An address that is told of the events of an organization. docs/webhooks.md describes the requests
-    that it gets.
-    """
+    """An address to which the events of an organization are sent. docs/webhooks.md describes the requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

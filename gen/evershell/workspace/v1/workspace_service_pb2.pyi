@@ -321,8 +321,8 @@ class SubmitTaskRequest(_message.Message):
     max_iterations: _builtins.int
     """A task that has not finished after this many iterations ends `failed`."""
     parent_task_id: _builtins.str
-    """Makes the task a child of this task, which has not ended and is not being cancelled. It may be in
-    another workspace of the organization.
+    """Makes the task a child of this task, which has not ended and is not being cancelled. The parent is
+    in another workspace of the organization.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

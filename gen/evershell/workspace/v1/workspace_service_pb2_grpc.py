@@ -396,7 +396,7 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateWebhook(self, request, context):
-        """Creates a webhook: an address that is told of the events of the caller's organization.
+        """Creates a webhook: an address to which the events of the caller's organization are sent.
 
         Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
         each task in the order of `seq`. The answer has the secret with which requests are signed; no
@@ -466,7 +466,7 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhookDeliveries(self, request, context):
-        """Lists the deliveries of a task's events: one for each webhook that was told of the task, the
+        """Lists the deliveries of a task's events: one for each webhook that gets events of the task, the
         newest webhook first. A delivery is listed for 30 days after its last event.
 
         Effect: none. Idempotency: a read.

@@ -213,7 +213,7 @@ class WorkspaceServiceStub:
     Needs workspace:read or workspace:read:own.
     """
     CreateWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]
-    """Creates a webhook: an address that is told of the events of the caller's organization.
+    """Creates a webhook: an address to which the events of the caller's organization are sent.
 
     Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
     each task in the order of `seq`. The answer has the secret with which requests are signed; no
@@ -263,7 +263,7 @@ class WorkspaceServiceStub:
     Needs webhooks:write.
     """
     ListWebhookDeliveries: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWebhookDeliveriesRequest, _workspace_service_pb2.ListWebhookDeliveriesResponse]
-    """Lists the deliveries of a task's events: one for each webhook that was told of the task, the
+    """Lists the deliveries of a task's events: one for each webhook that gets events of the task, the
     newest webhook first. A delivery is listed for 30 days after its last event.
 
     Effect: none. Idempotency: a read.
@@ -451,7 +451,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs workspace:read or workspace:read:own.
     """
     CreateWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]  # type: ignore[assignment]
-    """Creates a webhook: an address that is told of the events of the caller's organization.
+    """Creates a webhook: an address to which the events of the caller's organization are sent.
 
     Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
     each task in the order of `seq`. The answer has the secret with which requests are signed; no
@@ -501,7 +501,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs webhooks:write.
     """
     ListWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWebhookDeliveriesRequest, _workspace_service_pb2.ListWebhookDeliveriesResponse]  # type: ignore[assignment]
-    """Lists the deliveries of a task's events: one for each webhook that was told of the task, the
+    """Lists the deliveries of a task's events: one for each webhook that gets events of the task, the
     newest webhook first. A delivery is listed for 30 days after its last event.
 
     Effect: none. Idempotency: a read.
@@ -788,7 +788,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.CreateWebhookRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_service_pb2.CreateWebhookResponse, _abc.Awaitable[_workspace_service_pb2.CreateWebhookResponse]]:
-        """Creates a webhook: an address that is told of the events of the caller's organization.
+        """Creates a webhook: an address to which the events of the caller's organization are sent.
 
         Effect: from the answer on, every event of its types is sent to `url`, at least once, and for
         each task in the order of `seq`. The answer has the secret with which requests are signed; no
@@ -868,7 +868,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.ListWebhookDeliveriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_service_pb2.ListWebhookDeliveriesResponse, _abc.Awaitable[_workspace_service_pb2.ListWebhookDeliveriesResponse]]:
-        """Lists the deliveries of a task's events: one for each webhook that was told of the task, the
+        """Lists the deliveries of a task's events: one for each webhook that gets events of the task, the
         newest webhook first. A delivery is listed for 30 days after its last event.
 
         Effect: none. Idempotency: a read.
