@@ -87,6 +87,16 @@ def delivered(claimed: ClaimedDelivery) -> AttemptResult:
     return AttemptResult(key=claimed.key, delivered_seq=claimed.events[-1][0])
 
 
+def skipped(claimed: ClaimedDelivery) -> AttemptResult:
+    """The webhook was disabled when it was claimed."""
+    return AttemptResult(
+        key=claimed.key,
+        delivered_seq=claimed.delivered_seq,
+        error="the webhook is disabled",
+        attempted=False,
+    )
+
+
 async def test_a_webhook_is_stored_as_it_is(bench: Bench) -> None:
     of_org = webhook(sealed_headers=b"h", creator_user_id=USER, description="ü")
     await bench.webhooks.create_webhook(of_org, 20)
@@ -303,10 +313,25 @@ async def test_a_disabled_webhook_gets_nothing_until_it_is_replayed(bench: Bench
     (disabled,) = await bench.webhooks.list_webhooks(ORG)
     assert disabled.disabled_at == bench.now
     await bench.end_task()
-    assert await claim(worker) == []
+    (later,) = await claim(worker)
+    assert later.webhook == disabled
+    assert not (await worker.record([skipped(later)])).has_more
     assert await bench.webhooks.replay(ORG, made.id, None, bench.now) == (2, 0)
     assert await bench.webhooks.list_webhooks(ORG) == [made]
     assert len(await claim(worker)) == 2
+
+
+async def test_a_delivery_that_is_skipped_during_a_replay_is_due_again(bench: Bench) -> None:
+    """The replay does not count it, because it has not failed yet."""
+    made = webhook(disabled_at=NOW)
+    await bench.webhooks.create_webhook(made, 20)
+    await bench.end_task()
+    worker = bench.worker()
+    (claimed,) = await claim(worker)
+    assert await bench.webhooks.replay(ORG, made.id, None, bench.now) == (0, 0)
+    assert (await worker.record([skipped(claimed)])).has_more
+    (again,) = await claim(worker)
+    assert (again.key, again.webhook.disabled_at) == (claimed.key, None)
 
 
 async def test_a_locked_row_delays_nothing(bench: Bench) -> None:

@@ -85,7 +85,7 @@ def test_a_receiver_that_is_gone_is_told_after_a_replay(
     seen = len(receiver.requests)
     later_id = workspace.submit("true")
     workspace.await_end(later_id)
-    assert deliveries(workspace, later_id)[0]["status"] == "failed"
+    eventually(lambda: deliveries(workspace, later_id)[0]["status"] == "failed", LIMIT_SECONDS)
     assert len(receiver.requests) == seen
     receiver.status = 204
     replay = stack.rest("owner").post(f"/v1/webhooks/{webhook_id}/replay", {}, 200)

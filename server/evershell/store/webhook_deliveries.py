@@ -122,9 +122,15 @@ WITH results AS (
     WHERE d.claim = %(claim)s
     FOR UPDATE OF d SKIP LOCKED
 ), later AS (
-    SELECT l.*, l.last_seq > l.delivered_seq AND l.error = '' AS has_more,
-        l.error <> '' AND l.retry_at IS NULL AS has_failed
+    SELECT l.*, l.last_seq > l.delivered_seq AND (l.error = '' OR was_enabled) AS has_more,
+        l.error <> '' AND l.retry_at IS NULL AND NOT was_enabled AS has_failed
     FROM locked l
+    CROSS JOIN LATERAL (
+        -- The webhook was disabled when the delivery was claimed, and has been enabled since.
+        SELECT NOT l.attempted AND l.retry_at IS NULL AND EXISTS (
+            SELECT FROM webhooks h WHERE h.id = l.webhook_id AND h.disabled_at IS NULL
+        ) AS was_enabled
+    ) h
 )
 UPDATE webhook_deliveries d
 SET claim = NULL,

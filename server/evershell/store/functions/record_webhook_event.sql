@@ -2,7 +2,7 @@
 -- locked the workspace, so the events of a task come one by one.
 --
 -- A row that is due keeps its `due_at`, and a claimed row stays claimed: the process that has claimed it
--- sees the new `last_seq` when it records its result.
+-- sees the new `last_seq` when it records its result. Whether the webhook is disabled is decided then, too.
 CREATE OR REPLACE FUNCTION record_webhook_event() RETURNS trigger
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
@@ -17,22 +17,21 @@ BEGIN
     SELECT org_id, created_by_user_id INTO org, creator FROM workspaces WHERE id = NEW.workspace_id;
     -- A loop of small statements takes less time than one statement for all webhooks.
     FOR h IN
-        SELECT id, receiver, disabled_at, event_types, creator_user_id FROM webhooks
+        SELECT id, receiver, event_types, creator_user_id FROM webhooks
         WHERE org_id = org AND task_id IS NULL
         UNION ALL
-        SELECT id, receiver, disabled_at, event_types, creator_user_id FROM webhooks
+        SELECT id, receiver, event_types, creator_user_id FROM webhooks
         WHERE task_id = NEW.task_id
     LOOP
         CONTINUE WHEN NEW.type <> ALL (h.event_types);
         CONTINUE WHEN h.creator_user_id IS NOT NULL AND h.creator_user_id IS DISTINCT FROM creator;
         INSERT INTO webhook_deliveries AS d (
             workspace_id, task_id, webhook_id, org_id, receiver, delivered_seq, last_seq, due_at,
-            pending_since, failed, settled_at
+            pending_since
         )
         VALUES (
             NEW.workspace_id, coalesce(NEW.task_id, ''), h.id, org, h.receiver, NEW.seq - 1, NEW.seq,
-            CASE WHEN h.disabled_at IS NULL THEN NEW.time END, NEW.time, h.disabled_at IS NOT NULL,
-            CASE WHEN h.disabled_at IS NOT NULL THEN NEW.time END
+            NEW.time, NEW.time
         )
         ON CONFLICT (workspace_id, task_id, webhook_id) DO UPDATE
         SET last_seq = EXCLUDED.last_seq,
@@ -41,8 +40,8 @@ BEGIN
                 WHEN d.due_at IS NULL THEN EXCLUDED.pending_since ELSE d.pending_since
             END,
             attempts = CASE WHEN d.due_at IS NULL THEN 0 ELSE d.attempts END,
-            failed = d.due_at IS NULL AND EXCLUDED.failed,
-            settled_at = CASE WHEN d.due_at IS NULL THEN EXCLUDED.settled_at END;
+            failed = false,
+            settled_at = NULL;
     END LOOP;
     RETURN NULL;
 END;
