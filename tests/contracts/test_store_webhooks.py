@@ -35,6 +35,7 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
+from tests.support.waiting import eventually_async
 from tests.support.world import iteration
 
 ENDS = (EventType.TASK_COMPLETED,)
@@ -181,6 +182,25 @@ async def test_a_failed_transaction_leaves_no_delivery(bench: Bench) -> None:
         after = await (await connection.execute(count)).fetchone()
     assert within.n == before.n + 1
     assert after == before
+
+
+async def test_no_event_that_is_committed_after_a_creation_is_left_out(bench: Bench) -> None:
+    """An event that did not see the webhook is committed before the creation is answered."""
+    await bench.end_task()
+    async with bench.pool.connection() as connection, connection.transaction():
+        await connection.execute(
+            "INSERT INTO events SELECT workspace_id, seq + 100, type, time, 'other', NULL, NULL, "
+            "payload FROM events WHERE type = 'task_completed'"
+        )
+        creation = asyncio.create_task(bench.webhooks.create_webhook(webhook(), 20))
+
+        async def is_visible() -> bool:
+            return bool(await bench.webhooks.list_webhooks(ORG))
+
+        await eventually_async(is_visible)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(creation), 0.3)
+    await creation
 
 
 async def test_only_events_that_the_creator_may_read(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """The WebhookStore of the core, on PostgreSQL."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -54,6 +55,12 @@ _COUNT = (
 # The events of the task come one by one under this lock, so none is missed between the last
 # statement of the creation and the first trigger that sees the webhook.
 _LOCK_WORKSPACE = "SELECT FROM workspaces WHERE id = %s FOR UPDATE"
+# A transaction that began before a webhook was committed may have written an event without seeing
+# the webhook. The creation is answered after the end of such transactions, but does not wait long
+# for others, such as a migration.
+_LAST_TRANSACTION = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS id"
+_HAVE_ENDED = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= %s::xid8 AS have_ended"
+_LOOK_SECONDS, _MAX_LOOKS = 0.05, 100
 _REPLACE = "DELETE FROM webhooks WHERE task_id = %s AND name = %s"
 _EARLIER_EVENTS = (
     "INSERT INTO webhook_deliveries (workspace_id, task_id, webhook_id, org_id, receiver, "
@@ -133,6 +140,19 @@ class PostgresWebhooks:
                 await _record_earlier_events(connection, webhook, task)
             await store_audit_entry(connection, audit)
         self._created()
+        if task is None:
+            await self._await_transactions()
+
+    async def _await_transactions(self) -> None:
+        """Waits until the transactions that are running have ended, for 5 s at most."""
+        async with connected(self._pool) as connection:
+            last: Any = await (await connection.execute(_LAST_TRANSACTION)).fetchone()
+        for _ in range(_MAX_LOOKS):
+            async with connected(self._pool) as connection:
+                row: Any = await (await connection.execute(_HAVE_ENDED, (last.id,))).fetchone()
+            if row.have_ended:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
         if task is None:
