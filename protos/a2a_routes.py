@@ -1,7 +1,7 @@
 """The edge's routes for A2A (https://a2a-protocol.org), and the descriptor set of its transcoder.
 
-Both come from the bindings of `lf.a2a.v1.A2AService`, which stand below /a2a: as A2A has them, and
-behind the id of a workspace, the tenant.
+Both come from the bindings of `lf.a2a.v1.A2AService`. Their paths are below /a2a: as A2A has them,
+and behind the id of a workspace, which is the tenant.
 """
 
 import re
@@ -45,8 +45,8 @@ _SHORT = ROUTE | {"timeout": CALL_TIMEOUT}
 _CARD_PATH = "/{tenant}/.well-known/agent-card.json"
 # A segment of a path. The verb of a path begins with a colon.
 _SEGMENT = "[^/:]+"
-# Names in a query that would replace a value of the path, since the transcoder prefers the query. A
-# name with an escape could be one of these.
+# Names in a query that would replace a value of the path, because the transcoder prefers the query.
+# A name with an escape could be one of these.
 _REPLACING_NAMES = (
     (f"{_PREFIX}/", "id|taskId|task_id|[^=&]*%[^=&]*"),
     (rf"{_PREFIX}/[^?/:]+/(tasks|message:|e|\.w)", "tenant"),
@@ -61,7 +61,7 @@ def descriptors() -> bytes:
 def routes() -> list[dict[str, Any]]:
     """The routes: refusals, those to the workers, then 405 and 404.
 
-    Paths that are treated alike share a route: one for each path would be a hundred.
+    Paths with the same treatment share a route. One for each path would be more than a hundred.
     """
     calls: dict[tuple[str, str], set[str]] = defaultdict(set)
     methods: dict[str, set[str]] = defaultdict(set)
@@ -79,7 +79,7 @@ def routes() -> list[dict[str, Any]]:
     by_methods: dict[str, set[str]] = defaultdict(set)
     for regex, allowed in methods.items():
         by_methods[", ".join(sorted({"OPTIONS", *allowed}))].add(regex)
-    found = [
+    every = [
         *_refusals(),
         *(route for key, paths in sorted(calls.items()) for route in _calls(*key, _match(paths))),
         *(
@@ -88,15 +88,15 @@ def routes() -> list[dict[str, Any]]:
         ),
         answer({"prefix": f"{_PREFIX}/"}, 404, {}),
     ]
-    return [{"name": NAME, **route} for route in found]
+    return [{"name": NAME, **route} for route in every]
 
 
 def _descriptors() -> descriptor_pb2.FileDescriptorSet:
     """The files that A2A's imports, then A2A's with the changes for the edge."""
-    found: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+    files: dict[str, descriptor_pb2.FileDescriptorProto] = {}
     for file in (httpbody_pb2.DESCRIPTOR, a2a_pb2.DESCRIPTOR):
-        _add(file, found)
-    a2a = found[a2a_pb2.DESCRIPTOR.name]
+        _add(file, files)
+    a2a = files[a2a_pb2.DESCRIPTOR.name]
     a2a.dependency.append(httpbody_pb2.DESCRIPTOR.name)
     for rpc in a2a.service[0].method:
         rule = rpc.options.Extensions[annotations_pb2.http]
@@ -114,16 +114,16 @@ def _descriptors() -> descriptor_pb2.FileDescriptorSet:
         for each in (rule, *rule.additional_bindings):
             verb = str(each.WhichOneof("pattern"))
             setattr(each, verb, _PREFIX + getattr(each, verb))
-    return descriptor_pb2.FileDescriptorSet(file=found.values())
+    return descriptor_pb2.FileDescriptorSet(file=files.values())
 
 
-def _add(file: FileDescriptor, found: dict[str, descriptor_pb2.FileDescriptorProto]) -> None:
+def _add(file: FileDescriptor, files: dict[str, descriptor_pb2.FileDescriptorProto]) -> None:
     """Adds a file after those that it imports."""
-    if file.name not in found:
+    if file.name not in files:
         for each in file.dependencies:
-            _add(each, found)
-        found[file.name] = descriptor_pb2.FileDescriptorProto()
-        file.CopyToProto(found[file.name])
+            _add(each, files)
+        files[file.name] = descriptor_pb2.FileDescriptorProto()
+        file.CopyToProto(files[file.name])
 
 
 def _kind(rpc: descriptor_pb2.MethodDescriptorProto) -> str:
@@ -138,7 +138,7 @@ def _match(paths: set[str]) -> dict[str, Any]:
 
 
 def _refusals() -> list[dict[str, Any]]:
-    """Refuses a content type, a query and a version that cannot be read as their sender meant."""
+    """Refuses content types, queries and versions that would be read in another way than meant."""
 
     def having(name: str, regex: str, *, invert: bool = False) -> dict[str, Any]:
         value = {"name": name, "string_match": {"safe_regex": {"regex": regex}}}

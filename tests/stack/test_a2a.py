@@ -8,9 +8,9 @@ import pytest
 from a2a.types import a2a_pb2, a2a_pb2_grpc
 from google.protobuf.json_format import MessageToDict
 
+from tests.support.receivers import receiving
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
-from tests.support.webhook_receiver import receiving
 
 LIMIT_SECONDS = 60
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.receivers import Receiver, accept, receiving, refuse
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
-from tests.support.webhook_receiver import Receiver, receiving
 
 TYPES = [
     "task_submitted",
@@ -16,7 +16,7 @@ TYPES = [
     "task_cancel_requested",
     "task_completed",
 ]
-# The worker looks every 5 s whether there are webhooks, and starts a process then.
+# A worker checks every 5 s whether there are webhooks, and then starts a process.
 LIMIT_SECONDS = 40.0
 
 
@@ -43,7 +43,7 @@ def deliveries(workspace: Workspace, task_id: str) -> list[dict[str, Any]]:
     return listed
 
 
-def test_a_receiver_is_told_of_each_event_in_order(
+def test_a_receiver_gets_each_event_in_order(
     stack: Stack, workspace: Workspace, receiver: Receiver
 ) -> None:
     created = create(stack, receiver, *TYPES)
@@ -51,11 +51,7 @@ def test_a_receiver_is_told_of_each_event_in_order(
     task_id = workspace.begin("sleep 0.5", "sleep 30")
     workspace.cancel(force_after="0s")
     workspace.await_end(task_id)
-    expected = [
-        message["event"]
-        for message in iter_events(workspace)
-        if message["event"]["task_id"] == task_id
-    ]
+    expected = events_of(workspace, task_id)
     eventually(lambda: len(receiver.events(task_id)) >= len(expected), LIMIT_SECONDS)
     assert receiver.events(task_id) == expected
     for request in receiver.requests:
@@ -70,10 +66,10 @@ def test_a_receiver_is_told_of_each_event_in_order(
     assert stack.rest("owner").get("/v1/webhooks") == {"webhooks": []}
 
 
-def test_a_receiver_that_is_gone_is_told_after_a_replay(
+def test_a_receiver_that_was_gone_gets_its_events_after_a_replay(
     stack: Stack, workspace: Workspace, receiver: Receiver
 ) -> None:
-    receiver.status = 410
+    receiver.behaviour = refuse("410 Gone")
     created = create(stack, receiver, "task_completed")
     webhook_id = created["webhook"]["id"]
     task_id = workspace.submit("true")
@@ -87,7 +83,7 @@ def test_a_receiver_that_is_gone_is_told_after_a_replay(
     workspace.await_end(later_id)
     eventually(lambda: deliveries(workspace, later_id)[0]["status"] == "failed", LIMIT_SECONDS)
     assert len(receiver.requests) == seen
-    receiver.status = 204
+    receiver.behaviour = accept
     replay = stack.rest("owner").post(f"/v1/webhooks/{webhook_id}/replay", {}, 200)
     assert replay == {"replayed": 2, "remaining": 0}
     for each in (task_id, later_id):
@@ -95,10 +91,13 @@ def test_a_receiver_that_is_gone_is_told_after_a_replay(
     delete(stack, created)
 
 
-def iter_events(workspace: Workspace) -> Iterator[dict[str, Any]]:
-    """The messages of the log up to now."""
-    last = int(workspace.rest.get(workspace.path).get("last_seq", 0)) or len(workspace.log())
+def events_of(workspace: Workspace, task_id: str) -> list[dict[str, Any]]:
+    """The events of a task that has ended, as the stream shows them."""
+    events = []
     for message in workspace.rest.events(workspace.id):
-        yield message
-        if int(message["event"]["seq"]) >= last:
-            return
+        event = message.get("event", {})
+        if event.get("task_id") == task_id:
+            events.append(event)
+            if event["type"] == "task_completed":
+                break
+    return events

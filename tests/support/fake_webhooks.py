@@ -42,19 +42,19 @@ class FakeWebhookStore:
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
         task_id = task and task.task_id
-        found = [
+        listed = [
             each
             for each in self.webhooks.values()
             if each.org_id == org_id and (each.task and each.task.task_id) == task_id
         ]
-        return sorted(found, key=lambda each: each.id, reverse=True)
+        return sorted(listed, key=lambda each: each.id, reverse=True)
 
     async def delete_webhook(
         self, org_id: str, webhook_id: str, audit: AuditEntry | None = None
     ) -> Webhook | None:
-        found = self._find(org_id, webhook_id, audit)
+        deleted = self._find(org_id, webhook_id, audit)
         self.webhooks.pop(webhook_id, None)
-        return found
+        return deleted
 
     async def rotate_secret(
         self,
@@ -65,17 +65,17 @@ class FakeWebhookStore:
         expires_at: datetime,
         audit: AuditEntry | None = None,
     ) -> Webhook | None:
-        found = self._find(org_id, webhook_id, audit)
-        if found is None:
+        webhook = self._find(org_id, webhook_id, audit)
+        if webhook is None:
             return None
-        kept_until = found.previous_secret_expires_at
+        kept_until = webhook.previous_secret_expires_at
         if kept_until is None or kept_until <= now:
-            found = replace(
-                found,
-                sealed_previous_secret=found.sealed_secret,
+            webhook = replace(
+                webhook,
+                sealed_previous_secret=webhook.sealed_secret,
                 previous_secret_expires_at=expires_at,
             )
-        self.webhooks[webhook_id] = rotated = replace(found, sealed_secret=sealed_secret)
+        self.webhooks[webhook_id] = rotated = replace(webhook, sealed_secret=sealed_secret)
         return rotated
 
     async def replay(
@@ -98,8 +98,8 @@ class FakeWebhookStore:
         self.audit.append(audit)
 
     def _find(self, org_id: str, webhook_id: str, audit: AuditEntry | None) -> Webhook | None:
-        found = self.webhooks.get(webhook_id)
-        if found is None or found.org_id != org_id:
+        webhook = self.webhooks.get(webhook_id)
+        if webhook is None or webhook.org_id != org_id:
             return None
         self.audit.append(audit)
-        return found
+        return webhook

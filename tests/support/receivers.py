@@ -1,16 +1,20 @@
 """Receivers of webhooks on loopback. Each accepts what it is sent, or is hostile in one way."""
 
 import asyncio
+import json
 import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from standardwebhooks import Webhook
 
 from tests.support.waiting import eventually
 
-# Answers a request, and returns whether the delivery is accepted.
+# Answers a request, which is then the last one of the receiver. Returns whether it is accepted.
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[bool]]
 
 _LIMIT_SECONDS = 15.0
@@ -27,6 +31,17 @@ class Request:
     arrived_at: float
     # Whether the answer was a success. False if the caller did not wait for it.
     accepted: bool
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The body."""
+        event: dict[str, Any] = json.loads(self.body)
+        return event
+
+    def verified(self, secret: str) -> dict[str, Any]:
+        """The event. Raises WebhookVerificationError if it is not signed with the secret."""
+        event: dict[str, Any] = Webhook(secret).verify(self.body, self.headers)
+        return event
 
 
 @dataclass
@@ -49,6 +64,15 @@ class Receiver:
     def address(self) -> str:
         """host:port."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}/hook"
+
+    def events(self, task_id: str = "") -> list[dict[str, Any]]:
+        """The events that have arrived, in this order, repeats included."""
+        events = [each.event for each in list(self.requests)]
+        return [each for each in events if not task_id or each["task_id"] == task_id]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection until the caller closes it."""
@@ -130,6 +154,13 @@ class Receivers:
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join(_LIMIT_SECONDS)
             self._loop.close()
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    """A receiver that accepts all requests, until a test changes its behaviour."""
+    with Receivers().running() as receivers:
+        yield receivers.add(accept)
 
 
 async def accept(writer: asyncio.StreamWriter) -> bool:

@@ -16,7 +16,7 @@ export function Deliveries({ open }: { open: OpenWorkspace }) {
   const deliveries = followed.deliveries.value;
   const failure = followed.failure.value;
   if (deliveries.length === 0) return null;
-  // The scope is needed for any replay.
+  // After a refusal, no replay of this token can succeed.
   const mayReplay = failure?.slug !== "permission_denied";
   return (
     <section aria-labelledby="deliveries-title">

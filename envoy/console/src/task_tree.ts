@@ -7,7 +7,7 @@ import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
 import { count } from "./text";
 
-// While a task of the tree has not ended, and else.
+// The pause between reads while a task of the tree has not ended, and afterwards.
 const OPEN_MS = 2_000;
 const ENDED_MS = 10_000;
 const MOST = 200;
@@ -27,7 +27,7 @@ export class TaskTree {
         await this.refresh(signal);
         failures = 0;
       } catch {
-        // The facts of the workspace say that the service does not answer.
+        // The page of the workspace shows that the service does not answer.
         failures += 1;
       }
       const isOpen = this.tasks.peek().some((each) => !each.completed_at);

@@ -5,7 +5,7 @@ import { announce } from "./announcer";
 import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
 
-// While events wait for a receiver, and else.
+// The pause between reads while events wait for a receiver, and afterwards.
 const PENDING_MS = 1_000;
 const SETTLED_MS = 5_000;
 
@@ -30,7 +30,7 @@ export class TaskDeliveries {
         await this.refresh(signal);
         failures = 0;
       } catch {
-        // The facts of the workspace say that the service does not answer.
+        // The page of the workspace shows that the service does not answer.
         failures += 1;
       }
       const isPending = this.deliveries.peek().some((each) => each.status === "pending");

@@ -16,6 +16,7 @@ from evershell.workspace.v1 import (
 )
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.api import payloads
@@ -108,7 +109,7 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
         # The constructor takes the name of an enum value, and the fields of a message, which its
         # type does not say. A message in place of its fields would be serialized and parsed again.
         outcome=cast(Any, str(result.outcome)),
-        requested_at=_timestamp(intent.requested_at) if intent is not None else None,
+        requested_at=timestamp(intent.requested_at) if intent is not None else None,
         requested_by=intent.requested_by if intent is not None else "",
         reason=intent.reason if intent is not None else "",
         task=cast(Any, _task_fields(task)) if task is not None else None,
@@ -198,7 +199,7 @@ def encode_hold(org_id: str, hold: Hold | None) -> hold_pb2.Hold:
         org_id=org_id,
         on_hold=True,
         held_by=hold.held_by,
-        held_since=_timestamp(hold.held_since),
+        held_since=timestamp(hold.held_since),
         reason=hold.reason,
     )
 
@@ -236,13 +237,13 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "status": str(task.status),
         "phase": str(task.phase) or "phase_unspecified",
         "iterations": task.iterations,
-        "created_at": _timestamp(task.created_at),
-        "started_at": _timestamp(task.started_at),
-        "completed_at": _timestamp(task.completed_at),
-        "cancel_requested_at": _timestamp(intent.requested_at) if intent is not None else None,
+        "created_at": timestamp(task.created_at),
+        "started_at": timestamp(task.started_at),
+        "completed_at": timestamp(task.completed_at),
+        "cancel_requested_at": timestamp(intent.requested_at) if intent is not None else None,
         "cancel_requested_by": intent.requested_by if intent is not None else "",
         "cancel_reason": intent.reason if intent is not None else "",
-        "cancel_force_at": _timestamp(intent.force_at) if intent is not None else None,
+        "cancel_force_at": timestamp(intent.force_at) if intent is not None else None,
         "reason": task.reason,
         "result": task.result,
         "usage": {
@@ -279,8 +280,8 @@ def encode_workspace(workspace: Workspace) -> workspace_pb2.Workspace:
         org_id=workspace.org_id,
         status=workspace_pb2.Workspace.Status.Value(workspace.status),
         created_by_user_id=workspace.created_by_user_id or "",
-        created_at=_timestamp(workspace.created_at),
-        updated_at=_timestamp(workspace.updated_at),
+        created_at=timestamp(workspace.created_at),
+        updated_at=timestamp(workspace.updated_at),
         current_task_id=workspace.current_task_id or "",
         status_reason=workspace.status_reason,
         epoch=workspace.epoch,
@@ -316,7 +317,7 @@ def encode_audit_entry(entry: AuditEntry) -> audit_pb2.AuditEntry:
     """All fields of the entry."""
     return audit_pb2.AuditEntry(
         id=entry.id,
-        time=_timestamp(entry.time),
+        time=timestamp(entry.time),
         org_id=entry.org_id,
         actor_id=entry.actor_id,
         credential_kind=entry.credential_kind,
@@ -335,9 +336,7 @@ def encode_audit_entry(entry: AuditEntry) -> audit_pb2.AuditEntry:
 def encode_heartbeat(heartbeat: Heartbeat) -> workspace_service_pb2.WatchEventsResponse:
     """A message of the stream of WatchEvents."""
     return workspace_service_pb2.WatchEventsResponse(
-        heartbeat=workspace_service_pb2.Heartbeat(
-            time=_timestamp(heartbeat.time), seq=heartbeat.seq
-        )
+        heartbeat=workspace_service_pb2.Heartbeat(time=timestamp(heartbeat.time), seq=heartbeat.seq)
     )
 
 
@@ -371,7 +370,7 @@ def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
     event: Any = {
         "seq": item.seq,
         "type": item.type,
-        "time": _timestamp(item.time),
+        "time": timestamp(item.time),
         "workspace_id": item.workspace_id,
         "task_id": item.task_id or "",
         "request_id": item.origin.request_id,
@@ -415,11 +414,7 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
             size_bytes = iteration.ByteSize()
             # One more than is allowed, as of the events.
             del iteration.tool_calls[MAX_TOOL_CALLS + 1 :]
-            payload = MessageToDict(
-                iteration,
-                preserving_proto_field_name=True,
-                always_print_fields_with_no_presence=True,
-            )
+            payload = rest_fields(iteration)
             if not iteration.tool_calls:
                 del payload["tool_calls"]
             return IterationCompleted(iteration.number, payload, size_bytes)
@@ -491,7 +486,14 @@ async def encode_page(
     return messages
 
 
-def _timestamp(moment: datetime | None) -> Any:
+def rest_fields(message: Message) -> dict[str, Any]:
+    """The fields of the message as REST shows them."""
+    return MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def timestamp(moment: datetime | None) -> Any:
     """The time for a Timestamp field in the constructor of a message; None for an absent field.
 
     The constructor takes the fields of a message as a mapping, which its type does not say. A

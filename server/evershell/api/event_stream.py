@@ -6,7 +6,6 @@ from typing import Any
 
 from evershell.workspace.v1 import error_pb2, workspace_service_pb2
 from google.api.httpbody_pb2 import HttpBody
-from google.protobuf.json_format import MessageToDict
 
 from evershell.api import codec
 from evershell.api.call import current
@@ -82,9 +81,7 @@ def error_frame(error: error_pb2.Error) -> HttpBody:
 
 def _json(message: workspace_service_pb2.WatchEventsResponse) -> str:
     """The message on one line, in the form in which the edge prints all other messages."""
-    content = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    content = codec.rest_fields(message)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     if not text.isascii():
         for end, escape in _LINE_ENDS.items():

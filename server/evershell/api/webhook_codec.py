@@ -1,11 +1,10 @@
 """Converts the messages of webhooks."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from evershell.workspace.v1 import event_pb2, webhook_pb2, workspace_service_pb2
-from google.protobuf.timestamp_pb2 import Timestamp
 
+from evershell.api.codec import timestamp
 from evershell.core import errors
 from evershell.core.event import EventType
 from evershell.core.webhook import CreateWebhook, Network, Webhook, WebhookDelivery
@@ -38,9 +37,9 @@ def encode_webhook(webhook: Webhook) -> webhook_pb2.Webhook:
         event_types=[_Types.Value(each) for each in webhook.event_types],
         description=webhook.description,
         created_by=webhook.created_by,
-        created_at=_timestamp(webhook.created_at),
-        previous_secret_expires_at=_timestamp(webhook.previous_secret_expires_at),
-        disabled_at=_timestamp(webhook.disabled_at),
+        created_at=timestamp(webhook.created_at),
+        previous_secret_expires_at=timestamp(webhook.previous_secret_expires_at),
+        disabled_at=timestamp(webhook.disabled_at),
     )
 
 
@@ -55,14 +54,6 @@ def encode_delivery(delivery: WebhookDelivery) -> webhook_pb2.WebhookDelivery:
         last_seq=delivery.last_seq,
         attempts=delivery.attempts,
         last_error=delivery.last_error,
-        last_attempt_at=_timestamp(delivery.last_attempt_at),
-        next_attempt_at=_timestamp(delivery.next_attempt_at),
+        last_attempt_at=timestamp(delivery.last_attempt_at),
+        next_attempt_at=timestamp(delivery.next_attempt_at),
     )
-
-
-def _timestamp(time: datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(time.astimezone(UTC))
-    return stamp

@@ -142,20 +142,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         )
         server = Server(
             public,
-            A2AServicer(
-                public.store,
-                public.agents,
-                public.subscriptions,
-                public.clock,
-                Endpoints(
-                    settings.public_rest_url.rstrip("/") or settings.rest_url,
-                    settings.public_grpc_address or f"{settings.edge_host}:{settings.grpc_port}",
-                    keys.find_org_slug,
-                ),
-                public.webhooks,
-                public.sealing,
-                public.allowed_networks,
-            ),
+            _a2a(public, settings, keys),
             RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates)),
             request_log,
             interceptors,
@@ -171,6 +158,25 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         stack.callback(loop.remove_signal_handler, END_WAITS)
         await stack.enter_async_context(running(delivery.run(), "webhook-process"))
         yield server
+
+
+def _a2a(public: WorkspaceServicer, settings: Settings, keys: PostgresKeys) -> A2AServicer:
+    """The service of A2A, over the same store and agents as `public`."""
+    endpoints = Endpoints(
+        settings.public_rest_url.rstrip("/") or settings.rest_url,
+        settings.public_grpc_address or f"{settings.edge_host}:{settings.grpc_port}",
+        keys.find_org_slug,
+    )
+    return A2AServicer(
+        public.store,
+        public.agents,
+        public.subscriptions,
+        public.clock,
+        endpoints,
+        public.webhooks,
+        public.sealing,
+        public.allowed_networks,
+    )
 
 
 @asynccontextmanager

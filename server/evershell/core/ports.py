@@ -218,7 +218,7 @@ class Store(Protocol):
     async def count_holds(self) -> int: ...
 
     async def count_deliveries(self) -> DeliveryCounts:
-        """The deliveries of webhooks that are not delivered, of all organizations."""
+        """The pending and the failed deliveries of webhooks, of all organizations."""
 
     async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
         """The first call with the idempotency key, if it was made after this time."""

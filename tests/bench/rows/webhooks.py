@@ -1,4 +1,4 @@
-"""What a webhook costs the calls whose events it is told of, and a hanging receiver the others."""
+"""What a webhook costs calls whose events it gets, and what a hanging receiver costs others."""
 
 import json
 import time
@@ -28,9 +28,9 @@ def blocks(quick: bool) -> list[Block]:
             name="webhooks",
             windows=[
                 Window("without", windows.cancel(1, 1.0, 2_500)),
-                Window("with", _told(windows.cancel(1, 1.0, 2_500))),
+                Window("with", _with_webhook(windows.cancel(1, 1.0, 2_500))),
                 Window("without, 16", windows.cancel(16, 1.5, 5_000)),
-                Window("with, 16", _told(windows.cancel(16, 1.5, 5_000))),
+                Window("with, 16", _with_webhook(windows.cancel(16, 1.5, 5_000))),
                 Window("alone", _delivered()),
                 Window("beside", _delivered("hang")),
             ],
@@ -79,8 +79,8 @@ def _skipped_because(setting: Setting) -> str:
     return "a side has no webhooks"
 
 
-def _told(measured: Measure) -> Measure:
-    """The window, with a webhook that is told of its cancellations. Waits for all deliveries."""
+def _with_webhook(measured: Measure) -> Measure:
+    """The window, with a webhook for its cancellations. Waits for all deliveries."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with _receiver(setting, side, "accept") as log:

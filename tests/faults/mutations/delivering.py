@@ -1,4 +1,4 @@
-"""What webhooks are told of, in which order, and at which addresses."""
+"""Which events webhooks get, in which order, and at which addresses."""
 
 from tests.faults.mutations.mutants import Rule, rule
 
@@ -9,7 +9,7 @@ _ADDRESSES = "tests/unit/webhooks/test_sender.py tests/faults/long/webhooks"
 
 DELIVERING: tuple[Rule, ...] = (
     rule(
-        "a webhook is told of each event of a task, in order",
+        "a webhook gets each event of a task, in order",
         _DELIVERY,
         (
             f"{_WEBHOOKS}deliverer.py",

@@ -64,7 +64,7 @@ async def test_a_creation_needs_two_scopes(
     assert missing in raised.value.details["required"]
 
 
-async def test_it_is_told_of_what_its_creator_may_read(world: World) -> None:
+async def test_it_gets_what_its_creator_may_read(world: World) -> None:
     webhooks = FakeWebhookStore()
     everything, _ = await create(world, webhooks)
     assert everything.creator_user_id is None

@@ -1,5 +1,6 @@
 """The deliverer, with a real database and real receivers: order, retries, and who delays whom."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -25,9 +26,9 @@ from evershell.store.webhook_deliveries import WebhookDeliveries
 from evershell.store.webhooks import PostgresWebhooks
 from evershell.webhooks.deliverer import Counts, Deliverer
 from evershell.webhooks.sender import Sender
+from tests.support.receivers import Receiver, accept, receiving, refuse
 from tests.support.store.examples import NOW, ORG, USER, complete, with_task
 from tests.support.waiting import eventually_async
-from tests.support.webhook_receiver import Received, Receiver, receiving
 from tests.support.world import iteration
 
 SEALING = SigningKeySealing(new_key())
@@ -80,9 +81,9 @@ class Delivering:
                 yield deliverer
 
     async def end_task(self) -> tuple[str, str]:
-        busy, made = await with_task(self.store)
-        await complete(self.store, busy, made.id)
-        return busy.id, made.id
+        busy, task = await with_task(self.store)
+        await complete(self.store, busy, task.id)
+        return busy.id, task.id
 
     async def status(self, workspace_id: str, task_id: str) -> Any:
         (delivery,) = await self.webhooks.list_deliveries(workspace_id, task_id)
@@ -100,11 +101,11 @@ async def test_an_event_that_fails_holds_back_the_later_ones_of_its_task(bench: 
     _, receiver = await bench.receiver()
     refused, other = await bench.end_task(), await bench.end_task()
 
-    def answer(request: Received) -> int:
-        failing = request.event["task_id"] == refused[1] and bench.now == NOW
-        return 500 if failing else 200
+    async def answer(writer: asyncio.StreamWriter) -> bool:
+        is_refused = receiver.requests[-1].event["task_id"] == refused[1] and bench.now == NOW
+        return await (refuse("500 Internal Server Error") if is_refused else accept)(writer)
 
-    receiver.answer = answer
+    receiver.behaviour = answer
     async with bench.delivering() as deliverer:
         await eventually_async(lambda: len(receiver.events()) == 3, LIMIT_SECONDS)
         assert [each["type"] for each in receiver.events(refused[1])] == ["task_submitted"]
@@ -123,18 +124,18 @@ async def test_an_event_that_fails_holds_back_the_later_ones_of_its_task(bench: 
     assert len(set(ids)) == 4
 
 
-async def test_a_task_with_more_events_than_a_claim_takes_is_told_all_in_order(
+async def test_a_task_with_more_events_than_a_claim_takes_delivers_all_in_order(
     bench: Delivering,
 ) -> None:
     types = [EventType.ITERATION_COMPLETED, EventType.TASK_COMPLETED]
     _, receiver = await bench.receiver(event_types=types)
-    busy, made = await with_task(bench.store)
+    busy, task = await with_task(bench.store)
     iterations = [iteration(number) for number in range(1, 11)]
     await bench.store.transition(
         busy.id,
-        lambda locked: commit(locked, busy.epoch, made.id, [TaskStarted(), *iterations], NOW),
+        lambda locked: commit(locked, busy.epoch, task.id, [TaskStarted(), *iterations], NOW),
     )
-    await complete(bench.store, busy, made.id)
+    await complete(bench.store, busy, task.id)
     async with bench.delivering():
         await eventually_async(lambda: len(receiver.events()) >= 11, LIMIT_SECONDS)
     seqs = [int(each["seq"]) for each in receiver.events()]
@@ -143,7 +144,7 @@ async def test_a_task_with_more_events_than_a_claim_takes_is_told_all_in_order(
 
 async def test_a_delivery_fails_after_a_day(bench: Delivering) -> None:
     webhook, receiver = await bench.receiver()
-    receiver.status = 503
+    receiver.behaviour = refuse("503 Service Unavailable")
     ended = await bench.end_task()
 
     async def has_status(wanted: str, attempts: int) -> bool:
@@ -158,7 +159,7 @@ async def test_a_delivery_fails_after_a_day(bench: Delivering) -> None:
         bench.now += timedelta(hours=2)
         deliverer.wake()
         await eventually_async(lambda: has_status("failed", 3), LIMIT_SECONDS)
-        receiver.status = 200
+        receiver.behaviour = accept
         assert await bench.webhooks.replay(ORG, webhook.id, None, bench.now) == (1, 0)
         deliverer.wake()
         await eventually_async(lambda: has_status("delivered", 0), LIMIT_SECONDS)
@@ -173,18 +174,18 @@ async def test_a_slow_receiver_delays_no_other(bench: Delivering) -> None:
     _, quick = await bench.receiver()
     others_are_done = threading.Event()
 
-    def answer(_: Received) -> int:
-        others_are_done.wait(LIMIT_SECONDS)
-        return 200
+    async def answer(writer: asyncio.StreamWriter) -> bool:
+        await asyncio.to_thread(others_are_done.wait, LIMIT_SECONDS)
+        return await accept(writer)
 
-    slow.answer = answer
+    slow.behaviour = answer
     ended = [await bench.end_task() for _ in range(30)]
     try:
         async with bench.delivering():
-            await eventually_async(lambda: len(quick.events()) == 60, LIMIT_SECONDS)
-            assert slow.events() == []
+            await eventually_async(lambda: quick.accepted == 60, LIMIT_SECONDS)
+            assert slow.accepted == 0
             others_are_done.set()
-            await eventually_async(lambda: len(slow.events()) >= 60, LIMIT_SECONDS)
+            await eventually_async(lambda: slow.accepted >= 60, LIMIT_SECONDS)
     finally:
         others_are_done.set()
     for _, task_id in ended:

@@ -3,14 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from a2a.types import a2a_pb2
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.json_format import MessageToDict, MessageToJson
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.api import codec
 from evershell.api.a2a.decode import MESSAGE_ID, TEXT
@@ -74,7 +71,7 @@ def encode_task(
     encoded = a2a_pb2.Task(
         id=task.id,
         context_id=task.workspace_id,
-        status=a2a_pb2.TaskStatus(state=state, timestamp=_timestamp(task.changed_at)),
+        status=a2a_pb2.TaskStatus(state=state, timestamp=codec.timestamp(task.changed_at)),
         metadata=_task_facts(task),
     )
     if task.reason:
@@ -89,7 +86,7 @@ def encode_task(
 
 def _task_facts(task: Task) -> dict[str, Any]:
     """The task as REST shows it, without the fields that A2A has too."""
-    facts = _facts(codec.encode_task(task))
+    facts = codec.rest_fields(codec.encode_task(task))
     for name in ("id", "description", "result"):
         del facts[name]
     return facts
@@ -192,13 +189,13 @@ def _artifacts(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
 
 
 def _status(event: Event, state: a2a_pb2.TaskState) -> a2a_pb2.StreamResponse:
-    facts = _facts(codec.encode_event(event).event)
+    facts = codec.rest_fields(codec.encode_event(event).event)
     # The artifact has it.
     facts[event.type].pop("result", None)
     update = a2a_pb2.TaskStatusUpdateEvent(
         task_id=event.task_id,
         context_id=event.workspace_id,
-        status=a2a_pb2.TaskStatus(state=state, timestamp=_timestamp(event.time)),
+        status=a2a_pb2.TaskStatus(state=state, timestamp=codec.timestamp(event.time)),
         metadata=facts,
     )
     text = _update_text(event)
@@ -230,16 +227,3 @@ def _tools(payload: Mapping[str, Any]) -> str:
     calls = payload.get("tool_calls") or [payload.get("tool_call") or {}]
     names = ", ".join(call["name"] for call in calls if call.get("name"))
     return f": {names}" if names else ""
-
-
-def _facts(message: Message) -> dict[str, Any]:
-    """The fields of the message as REST shows them."""
-    return MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
-    return timestamp

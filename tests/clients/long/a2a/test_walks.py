@@ -1,7 +1,7 @@
 """The clients of the SDKs of A2A walk through the service, over each binding that they have.
 
 Each receives a card, sends, streams, is cut off, subscribes again, cancels while the task runs,
-cancels again, and is refused after the end, of which a receiver is told.
+cancels again, and is refused after the end. A receiver gets the push notifications.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from a2a.utils.errors import A2AError
 
 from tests.clients.long.a2a.cards import card_of, card_url
 from tests.support.npm import node, program_folder
+from tests.support.receivers import Receiver, Request, receiving
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
-from tests.support.webhook_receiver import Received, Receiver, receiving
 
 PROGRAM = Path(__file__).with_name("programs") / "walk.mjs"
 BINDINGS = ["HTTP+JSON", "GRPC"]
 QUICK = "echo one"
 PUSH_TOKEN = "token-of-the-client"
-TOLD = "TASK_STATE_CANCELED"
-# A worker looks every 5 s whether there are webhooks, and starts a process then.
+PUSHED = "TASK_STATE_CANCELED"
+# A worker checks every 5 s whether there are webhooks, and then starts a process.
 LIMIT_SECONDS = 40.0
 # Each iteration takes 0.3 s, so a cancellation is seen soon.
 LONG = "\n".join(["sleep 0.3"] * 100)
@@ -78,14 +78,14 @@ def check(seen: dict[str, Any], workspace: Workspace, receiver: Receiver) -> Non
     assert seen["after"].startswith("TaskNotCancelable|")
     assert seen["unknown"].startswith("TaskNotFound|")
     assert seen["ended"].startswith("UnsupportedOperation|")
-    eventually(lambda: TOLD in [_told(each) for each in receiver.requests], LIMIT_SECONDS)
+    eventually(lambda: PUSHED in [_state_in(each) for each in receiver.requests], LIMIT_SECONDS)
     assert {each.headers["x-a2a-notification-token"] for each in receiver.requests} == {PUSH_TOKEN}
     task = workspace.task(seen["id"])
     assert task["status"] == "cancelled"
     assert task["iterations"] < 100
 
 
-def _told(request: Received) -> str:
+def _state_in(request: Request) -> str:
     (of,) = request.event.values()
     return str(of.get("status", {}).get("state"))
 
@@ -203,8 +203,8 @@ def _state(of: Any) -> str:
 
 
 async def test_only_a_public_card_needs_no_credential(stack: Stack, workspace: Workspace) -> None:
-    made = {"name": "shop", "public_card": True}
-    public = stack.rest().post("/v1/workspaces", made, status=201)
+    body = {"name": "shop", "public_card": True}
+    public = stack.rest().post("/v1/workspaces", body, status=201)
     async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
         of_public, of_other = (
             A2ACardResolver(http, f"{stack.ready['rest_url']}/a2a/{each}")
@@ -214,7 +214,7 @@ async def test_only_a_public_card_needs_no_credential(stack: Stack, workspace: W
         with pytest.raises(A2AClientError, match="404"):
             await of_other.get_agent_card()
     assert card.name == "shop"
-    found = {each.protocol_binding: each for each in card.supported_interfaces}
-    assert set(found) == set(BINDINGS)
-    assert {each.tenant for each in found.values()} == {public["id"]}
+    interfaces = card.supported_interfaces
+    assert {each.protocol_binding for each in interfaces} == set(BINDINGS)
+    assert {each.tenant for each in interfaces} == {public["id"]}
     stack.rest().post(f"/v1/workspaces/{public['id']}/stop")

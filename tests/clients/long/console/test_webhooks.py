@@ -7,18 +7,18 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.clients.long.console.console_page import Console
-from tests.support.receivers import Receiver, Receivers, accept, refuse
+from tests.support.receivers import Receiver, accept, receiving, refuse
 from tests.support.stack import Stack, Workspace
 
 
 @pytest.fixture
 def receiver(stack: Stack) -> Iterator[Receiver]:
-    """A receiver that is told of the ends of tasks. It does not want them."""
-    with Receivers().running() as running:
-        made = running.add(refuse("410 Gone"))
-        body = {"url": f"http://{made.address}/hook", "event_types": ["task_completed"]}
+    """A receiver that refuses the ends of tasks."""
+    with receiving() as running:
+        running.behaviour = refuse("410 Gone")
+        body = {"url": running.url, "event_types": ["task_completed"]}
         webhook_id = stack.rest().post("/v1/webhooks", body, 201)["webhook"]["id"]
-        yield made
+        yield running
         assert stack.rest().call("DELETE", f"/v1/webhooks/{webhook_id}").is_success
 
 
@@ -28,12 +28,12 @@ def test_a_person_sends_again_what_has_failed(
     console.show(workspace)
     task_id = workspace.submit("echo hello")
     deliveries = console.page.get_by_role("region", name="Webhooks")
-    expect(deliveries).to_contain_text(f"http://{receiver.address}/hook")
+    expect(deliveries).to_contain_text(receiver.url)
     expect(deliveries.locator(".badge")).to_have_text("failed")
     expect(deliveries).to_contain_text("410")
 
     receiver.behaviour = refuse("503 Service Unavailable")
-    deliveries.get_by_role("button", name=f"Replay to http://{receiver.address}/hook").click()
+    deliveries.get_by_role("button", name=f"Replay to {receiver.url}").click()
     expect(deliveries.locator(".badge")).to_have_text("pending")
     expect(deliveries).to_contain_text("1 failed attempt")
     expect(deliveries).to_contain_text("503")
@@ -46,7 +46,7 @@ def test_a_person_sends_again_what_has_failed(
     console.check()
 
 
-def test_a_token_that_may_not_replay_is_told_the_scope(
+def test_a_token_that_may_not_replay_sees_the_missing_scope(
     console: Console, stack: Stack, workspace: Workspace, receiver: Receiver
 ) -> None:
     workspace.await_end(workspace.submit("echo hello"))

@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 _LIMIT_SECONDS = 30.0
 
 
-def test_the_channel_is_told_of_an_end_although_it_was_down(
+def test_the_channel_gets_an_end_although_it_was_down(
     stack: Stack, workspace: Workspace, tmp_path: Path
 ) -> None:
     (program,) = (
@@ -42,7 +42,7 @@ def test_the_channel_is_told_of_an_end_although_it_was_down(
         try:
             task_id = workspace.submit("echo hello")
             eventually(lambda: channel.requests, _LIMIT_SECONDS)
-            # Not signed, so the channel does not hear of it.
+            # It is not signed, so it must not reach the channel.
             forged = {"task_id": task_id, "task_completed": {"status": "cancelled"}}
             with pytest.raises(httpx.HTTPError):
                 httpx.post(url, json=forged).raise_for_status()

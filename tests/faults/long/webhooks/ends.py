@@ -1,4 +1,4 @@
-"""Many tasks that end, and what a receiver has to be told of them."""
+"""Many tasks that end, and the events that receivers must get."""
 
 import json
 from collections import defaultdict
@@ -24,14 +24,14 @@ _EPOCH = 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Told:
+class EventKey:
     """An event of a task."""
 
     task_id: str
     seq: int
 
 
-def end(stack: Stack, count: int) -> set[Told]:
+def end(stack: Stack, count: int) -> set[EventKey]:
     """Ends this many running tasks, as their agents do. Returns the events."""
     tokens = PodTokens((stack.state_dir / "control-plane.jwk").read_text())
     with stack.database() as database:
@@ -58,7 +58,7 @@ def end(stack: Stack, count: int) -> set[Told]:
         channel.close()
     # A running task has had three events.
     return {
-        Told(tasks.task_id(workspace_id), seq)
+        EventKey(tasks.task_id(workspace_id), seq)
         for workspace_id in tasks.workspace_ids
         for seq in (4, 5)
     }
@@ -71,38 +71,38 @@ def _events() -> Iterator[messages.TaskEvent]:
     yield ended
 
 
-def told(receiver: Receiver) -> set[Told]:
+def accepted(receiver: Receiver) -> set[EventKey]:
     """The events that the receiver has accepted."""
     return {event_of(each.body) for each in list(receiver.requests) if each.accepted}
 
 
-def has_all(receiver: Receiver, ended: set[Told]) -> bool:
+def has_all(receiver: Receiver, ended: set[EventKey]) -> bool:
     """Whether the receiver has accepted exactly these events. Cheap as long as it has too few."""
-    return receiver.accepted >= len(ended) and told(receiver) == ended
+    return receiver.accepted >= len(ended) and accepted(receiver) == ended
 
 
-def disorder(receiver: Receiver) -> list[Told]:
+def disorder(receiver: Receiver) -> list[EventKey]:
     """The requests that came before the receiver had accepted an earlier event of their task."""
-    accepted: dict[str, set[int]] = defaultdict(lambda: {3})
+    seqs: dict[str, set[int]] = defaultdict(lambda: {3})
     wrong = []
     for each in receiver.requests:
         event = event_of(each.body)
-        if event.seq - 1 not in accepted[event.task_id]:
+        if event.seq - 1 not in seqs[event.task_id]:
             wrong.append(event)
         if each.accepted:
-            accepted[event.task_id].add(event.seq)
+            seqs[event.task_id].add(event.seq)
     return wrong
 
 
-def webhook_ids(receiver: Receiver) -> dict[Told, set[str]]:
+def webhook_ids(receiver: Receiver) -> dict[EventKey, set[str]]:
     """The values of `webhook-id` with which each event came."""
-    found: dict[Told, set[str]] = defaultdict(set)
+    ids: dict[EventKey, set[str]] = defaultdict(set)
     for each in receiver.requests:
-        found[event_of(each.body)].add(each.headers["webhook-id"])
-    return found
+        ids[event_of(each.body)].add(each.headers["webhook-id"])
+    return ids
 
 
-def event_of(body: bytes) -> Told:
+def event_of(body: bytes) -> EventKey:
     """The event of a request."""
     event = json.loads(body)
-    return Told(event["task_id"], int(event["seq"]))
+    return EventKey(event["task_id"], int(event["seq"]))

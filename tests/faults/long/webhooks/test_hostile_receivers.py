@@ -16,12 +16,12 @@ from standardwebhooks import Webhook
 
 from tests.faults.long.webhooks.ends import (
     TYPES,
-    Told,
+    EventKey,
+    accepted,
     disorder,
     end,
     event_of,
     has_all,
-    told,
     webhook_ids,
 )
 from tests.support.receivers import (
@@ -126,8 +126,8 @@ def pass_time(stack: Stack, of: LiteralString) -> None:
         database.execute(query + of)
 
 
-def await_all(stack: Stack, receivers: Iterable[Receiver], ended: set[Told]) -> None:
-    """Waits until each receiver was told of all events. Pauses between attempts take no time."""
+def await_all(stack: Stack, receivers: Iterable[Receiver], ended: set[EventKey]) -> None:
+    """Waits until each receiver has accepted all events. Pauses between attempts take no time."""
     waiting = list(receivers)
     until = time.monotonic() + _LIMIT_SECONDS
     while waiting:
@@ -169,7 +169,7 @@ def test_every_end_is_delivered_in_order_and_nothing_to_a_forbidden_address(
     # The others do not hold it back.
     eventually(lambda: has_all(well, ended), _LIMIT_SECONDS)
     for name in ("down", "redirecting", "hanging", "headers", "body", "rebound"):
-        assert told(hostile[name]) == set(), name
+        assert accepted(hostile[name]) == set(), name
     for name in ("redirecting", "hanging", "headers", "body"):
         assert hostile[name].requests, name
 
@@ -203,7 +203,7 @@ def test_deliveries_of_a_killed_worker_are_taken_over(
         pass_time(stack, "claim IS NULL")
         left = pending(stack)
         return len(left) == 1 and sum(left.values()) == len(
-            {event.task_id for event in ended - told(receiver)}
+            {event.task_id for event in ended - accepted(receiver)}
         )
 
     eventually(is_all_but_of_the_killed_one, _LIMIT_SECONDS)
