@@ -23,15 +23,18 @@ def stub(stack: Stack) -> Iterator[Any]:
         yield a2a_pb2_grpc.A2AServiceStub(channel)
 
 
+def options(workspace: Workspace) -> dict[str, Any]:
+    """The metadata and the timeout of a call."""
+    token = workspace.stack.tokens["full_access"]
+    metadata = (("authorization", f"Bearer {token}"), ("a2a-version", "1.0"))
+    return {"metadata": metadata, "timeout": LIMIT_SECONDS}
+
+
 def test_a_task_of_a2a_is_cancelled_while_it_is_watched(
     stub: Any, workspace: Workspace, gate: Gate
 ) -> None:
     """It ends after its iteration. The workspace takes the next message."""
-    metadata = (
-        ("authorization", f"Bearer {workspace.stack.tokens['full_access']}"),
-        ("a2a-version", "1.0"),
-    )
-    call: dict[str, Any] = {"metadata": metadata, "timeout": LIMIT_SECONDS}
+    call = options(workspace)
 
     def message(text: str) -> a2a_pb2.Message:
         parts = [a2a_pb2.Part(text=text)]
@@ -74,11 +77,7 @@ def test_a_cancellation_that_waits_sees_the_end(stub: Any, workspace: Workspace)
     request = a2a_pb2.CancelTaskRequest(
         tenant=workspace.id, id=task_id, metadata={"wait": "30s", "force_after": "0s"}
     )
-    metadata = (
-        ("authorization", f"Bearer {workspace.stack.tokens['full_access']}"),
-        ("a2a-version", "1.0"),
-    )
-    ended = stub.CancelTask(request, metadata=metadata, timeout=LIMIT_SECONDS)
+    ended = stub.CancelTask(request, **options(workspace))
     assert ended.status.state == a2a_pb2.TASK_STATE_CANCELED
 
 
@@ -96,11 +95,7 @@ def test_the_end_is_pushed_to_the_address_of_a_message(stub: Any, workspace: Wor
             ),
             configuration=a2a_pb2.SendMessageConfiguration(task_push_notification_config=config),
         )
-        metadata = (
-            ("authorization", f"Bearer {workspace.stack.tokens['full_access']}"),
-            ("a2a-version", "1.0"),
-        )
-        task = stub.SendMessage(request, metadata=metadata, timeout=LIMIT_SECONDS).task
+        task = stub.SendMessage(request, **options(workspace)).task
 
         def last() -> Any:
             return receiver.requests and "task" in receiver.requests[-1].event

@@ -294,7 +294,7 @@ class FakeStore:
         self,
         workspace_id: str,
         decide: Callable[[Locked], Change],
-        held_org_id: str | None = None,
+        org_id: str | None = None,
         parent_task_id: str | None = None,
     ) -> Change | None:
         self._answer()
@@ -302,8 +302,8 @@ class FakeStore:
         if workspace is None:
             return None
         task = self._task_of(workspace, workspace.current_task_id)
-        parent = self._parent(held_org_id, parent_task_id)
-        locked = Locked(workspace, task, self._holds.get(held_org_id or ""), parent)
+        parent = self._parent(org_id, parent_task_id)
+        locked = Locked(workspace, task, self._holds.get(org_id or ""), parent)
         change = decide(locked)
         self._store_key(change.first_call)
         return self._commit(locked, change)

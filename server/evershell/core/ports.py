@@ -161,15 +161,15 @@ class Store(Protocol):
         self,
         workspace_id: str,
         decide: Callable[[Locked], Change],
-        held_org_id: str | None = None,
+        org_id: str | None = None,
         parent_task_id: str | None = None,
     ) -> Change | None:
         """Locks the workspace with its current task, and commits and returns what `decide` returns.
 
-        With `held_org_id`, `decide` also gets the hold of this organization. No hold of it is
-        committed between that and the commit of the change. With `parent_task_id`, it gets this
-        task of the organization, whose tree is locked: until the commit, no other transaction
-        submits a child into the tree or cancels it.
+        With `org_id`, `decide` also gets the hold of this organization. No hold of it is committed
+        between that and the commit of the change. With `parent_task_id` as well, it gets this task
+        of the organization, whose tree is locked: until the commit, no other transaction submits a
+        child into the tree or cancels it.
 
         Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
         KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If

@@ -280,7 +280,7 @@ class PostgresStore:
         self,
         workspace_id: str,
         decide: Callable[[Locked], Change],
-        held_org_id: str | None = None,
+        org_id: str | None = None,
         parent_task_id: str | None = None,
     ) -> Change | None:
         try:
@@ -289,10 +289,10 @@ class PostgresStore:
                 connection.pipeline(),
                 connection.transaction(),
             ):
-                held = None if held_org_id is None else await _share_hold(connection, held_org_id)
+                held = None if org_id is None else await _share_hold(connection, org_id)
                 parent = None
                 if parent_task_id is not None:
-                    parent = await _lock_parent(connection, held_org_id, parent_task_id)
+                    parent = await _lock_parent(connection, org_id, parent_task_id)
                 workspaces = await connection.execute(
                     LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
                 )

@@ -133,7 +133,7 @@ class Counted:
         self,
         workspace_id: str,
         decide: Callable[[Locked], Change],
-        held_org_id: str | None = None,
+        org_id: str | None = None,
         parent_task_id: str | None = None,
     ) -> Change | None:
         self.count += 1
