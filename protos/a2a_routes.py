@@ -158,6 +158,12 @@ def _refusals() -> list[dict[str, Any]]:
             for path, names in _REPLACING_NAMES
         ),
         answer_text(
+            # The edge unescapes the value and puts it into the header.
+            having(":path", rf"{_PREFIX}/[^?]*\?(.*&)?A2A-Version=[^&]*%.*"),
+            400,
+            "The query parameter A2A-Version has an escape.",
+        ),
+        answer_text(
             having("a2a-version", PRINTABLE_ASCII, invert=True),
             400,
             "The header a2a-version has a character that is not printable ASCII.",

@@ -72,7 +72,10 @@ function envoy_on_response(handle)
     headers:remove("x-should-retry")
     local code, message, request_id = find_envelope(handle, headers)
       :match('"code":"([%w_]+)","message":"(.*)","request_id":"([^"]*)"')
-    answer(handle, status, own_error(status, code, message, request_id))
+    -- The answer to HEAD has no body.
+    if code ~= nil then
+      answer(handle, status, own_error(status, code, message, request_id))
+    end
   elseif headers:get("content-type") == "application/json" then
     headers:replace("content-type", "application/a2a+json")
   end

@@ -112,6 +112,7 @@ BAD = [
     post(f"{CANCEL}?tenant=ws_2"),
     post(f"{CANCEL}?%69d=task_2"),
     get(f"{TASK}?A2A-Version=1.0&tenant=ws_2"),
+    get(f"{TASK}?A2A-Version=1.0%0D%0Aa:b"),
     get(f"{CONFIGS}/c_1?taskId=task_2"),
     get("/a2a/ws_1/tasks?pageSize=x"),
     get(TASK, **{"a2a-version": "ü"}),

@@ -93,6 +93,14 @@ def test_the_edge_refuses_in_the_format_of_a2a(
     assert not stub.seen
 
 
+@pytest.mark.parametrize(("path", "status"), [(TASK, 405), ("/a2a/ws_1/x", 404)])
+def test_head_is_refused_without_a_body(
+    edge: RunningEdge, stub: Stub, path: str, status: int
+) -> None:
+    """The edge's fixture checks that no script has failed."""
+    assert curl(edge.rest_url, Request("HEAD", path)).status == status
+
+
 @pytest.mark.parametrize("sent", [post(SEND, SENT), post(STREAM, SENT), get(TASK)], ids=str)
 def test_without_a_worker_a_call_can_be_repeated(
     edge_without_workers: RunningEdge, sent: Request
