@@ -21,9 +21,7 @@ from evershell.core.ports import (
     Leased,
 )
 from evershell.core.task import Task
-from evershell.core.task_filter import EVERY_TASK, ListFilter
-from evershell.core.task_tree import Parent, TreeFilter
-from evershell.core.validation import MAX_PAGE_CHARACTERS
+from evershell.core.task_tree import Parent
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
@@ -49,6 +47,7 @@ from evershell.store.rows import (
     workspace_of,
     workspace_values,
 )
+from evershell.store.task_lists import AFTER_ALL_IDS, TaskLists
 from evershell.store.watched_workspaces import is_watched
 
 WORKSPACE = workspace_columns()
@@ -93,8 +92,6 @@ GET_CARD = (
     "FROM workspaces w LEFT JOIN agent_cards c ON c.workspace_id = w.id "
     f"WHERE w.id = %s AND {OF_ORG}"
 )
-# Sorts after every id, because no id contains a tilde.
-AFTER_ALL_IDS = "~"
 
 # Tasks and events.
 GET_TASK = f"SELECT {TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
@@ -102,32 +99,6 @@ GET_WORKSPACE_WITH_TASK = (
     f"SELECT {BOTH} FROM workspaces w "
     "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id "
     f"WHERE w.id = %s AND {OF_ORG}"
-)
-# The condition of a ListFilter.
-LISTED = (
-    "(%s::text[] IS NULL OR CASE WHEN cancel_requested_at IS NOT NULL AND completed_at IS NULL "
-    "THEN 'running' ELSE status::text END = ANY(%s::text[])) "
-    "AND (%s::timestamptz IS NULL OR coalesce("
-    "completed_at, greatest(created_at, started_at, cancel_requested_at)) >= %s::timestamptz)"
-)
-COUNT_TASKS = f"SELECT count(*) AS number FROM tasks WHERE workspace_id = %s AND {LISTED}"
-# A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
-# be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
-# there are more.
-_LIST_TASKS = (
-    f"SELECT {TASK} FROM ("
-    f"SELECT {', '.join(TASK_COLUMNS)}, sum(length(description) + length(result)) OVER ("
-    "ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS characters "
-    "FROM tasks WHERE {} ORDER BY id DESC LIMIT %s"
-    f") t WHERE coalesce(characters, 0) <= {MAX_PAGE_CHARACTERS} ORDER BY id DESC"
-)
-LIST_TASKS = _LIST_TASKS.format(f"workspace_id = %s AND id < %s AND {LISTED}")
-# By the indexes tasks_of_root and tasks_of_parent.
-_OF_ROOT = "(ancestor_ids[1] = %s OR (id = %s AND ancestor_ids IS NULL))"
-_OF_PARENT = "ancestor_ids[cardinality(ancestor_ids)] = %s"
-_COVERED = (
-    "EXISTS (SELECT FROM workspaces w WHERE w.id = workspace_id AND w.org_id = %s "
-    "AND (NOT %s OR w.created_by_user_id = %s))"
 )
 # The parent of a task that is submitted, with its workspace. The second statement sees what was
 # committed before the first one has taken the lock.
@@ -269,6 +240,9 @@ class PostgresStore:
         batches = CancelTasks(pool, publish, cancelled)
         self.match_tasks, self.cancel_tasks = batches.match, batches.cancel
         self.cancel_tree = batches.cancel_tree
+        lists = TaskLists(pool)
+        self.list_tasks, self.count_tasks = lists.list_tasks, lists.count_tasks
+        self.list_tree = lists.list_tree
         self._publish = publish
         self._committed = committed
 
@@ -458,38 +432,6 @@ class PostgresStore:
         row = await self._one(GET_WORKSPACE_WITH_TASK, (task_id, workspace_id, org_id))
         return (None, None) if row is None else (workspace_of(row), task_of(row))
 
-    async def list_tasks(
-        self,
-        workspace_id: str,
-        before_id: str | None,
-        limit: int,
-        wanted: ListFilter = EVERY_TASK,
-    ) -> Sequence[Task]:
-        parameters = (workspace_id, before_id or AFTER_ALL_IDS, *_listed(wanted), limit)
-        rows = await self._all(LIST_TASKS, parameters)
-        return [task for row in rows if (task := task_of(row))]
-
-    async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
-        (row,) = await self._all(COUNT_TASKS, (workspace_id, *_listed(wanted)))
-        return int(row.number)
-
-    async def list_tree(
-        self, permission: Permission, wanted: TreeFilter, before_id: str | None, limit: int
-    ) -> Sequence[Task]:
-        caller, root_id = permission.caller, wanted.root_task_id
-        conditions = {
-            "workspace_id = %s": (wanted.workspace_id,),
-            _OF_PARENT: (wanted.parent_task_id,),
-            _OF_ROOT: (root_id, root_id) if root_id else ("",),
-            _COVERED: (caller.org_id, permission.own_only, caller.user_id),
-            "id < %s": (before_id or AFTER_ALL_IDS,),
-        }
-        used = {text: values for text, values in conditions.items() if values[0]}
-        values = [value for each in used.values() for value in each]
-        query = _LIST_TASKS.format(" AND ".join(used))
-        rows = await self._all(query, (*values, limit))
-        return [task for row in rows if (task := task_of(row))]
-
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         # Watchers that wait for the same events share a read.
         return await self._event_reads((workspace_id, after_seq, limit))
@@ -558,12 +500,6 @@ async def _share_hold(connection: Connection, org_id: str) -> AsyncCursor[Any]:
     """
     await connection.execute(SHARE_HOLD_LOCK, (org_id,), prepare=True)
     return await connection.execute(GET_HOLD, (org_id,), prepare=True, binary=True)
-
-
-def _listed(wanted: ListFilter) -> Values:
-    """The parameters of LISTED."""
-    statuses = None if wanted.statuses is None else sorted(wanted.statuses)
-    return (statuses, statuses, wanted.changed_since, wanted.changed_since)
 
 
 async def _lock_parent(
