@@ -11,6 +11,7 @@ to its standard output, a line of JSON each time.
 import asyncio
 import json
 import os
+import resource
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable
@@ -121,6 +122,9 @@ async def _ended(process: Process) -> None:
 async def follow_worker(wake: Callable[[], None]) -> None:
     """In the process: calls `wake` when the worker writes a line. Returns when the worker ends."""
     os.nice(_NICENESS)
+    # Each connection takes a file. Many systems allow 1,024 unless a program asks for more.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

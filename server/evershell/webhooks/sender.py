@@ -129,7 +129,7 @@ def _answer(response: aiohttp.ClientResponse) -> Answer:
         return Answer()
     return Answer(
         f"the receiver answered {status}",
-        is_down=status in _OVERLOADED,
+        is_down=status in _OVERLOADED or status == _GONE,
         retry_after_seconds=_seconds(response.headers.get("retry-after", "")),
         is_gone=status == _GONE,
     )

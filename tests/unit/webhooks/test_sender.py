@@ -207,7 +207,7 @@ async def test_a_large_body_is_not_read() -> None:
 @pytest.mark.parametrize(
     ("status", "header", "expected"),
     [
-        (410, "", Answer("the receiver answered 410", is_gone=True)),
+        (410, "", Answer("the receiver answered 410", is_down=True, is_gone=True)),
         (500, "", Answer("the receiver answered 500")),
         (429, "7", Answer("the receiver answered 429", is_down=True, retry_after_seconds=7)),
         (503, "9" * 30, Answer("the receiver answered 503", True, 3_600)),
