@@ -136,7 +136,13 @@ def preflights(edge: RunningEdge, client: httpx.Client) -> int:
     return 200
 
 
-@pytest.mark.parametrize("flood", [long_paths, bad_keys, health, preflights])
+def public_cards(edge: RunningEdge, client: httpx.Client) -> int:
+    for _ in range(200):
+        assert client.get("/a2a/ws_1/.well-known/agent-card.json").status_code == 200
+    return 200
+
+
+@pytest.mark.parametrize("flood", [long_paths, bad_keys, health, preflights, public_cards])
 def test_calls_without_a_credential_do_not_fill_the_log(
     quiet_edge: RunningEdge,
     log: Log,
