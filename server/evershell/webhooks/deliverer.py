@@ -115,6 +115,8 @@ class Deliverer:
                 for _ in range(_MAX_ROUNDS):
                     if await self._claim():
                         break
+                else:
+                    asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.wake)
                 now = asyncio.get_running_loop().time()
                 if now - maintained_at >= _MAINTENANCE_SECONDS:
                     maintained_at = now

@@ -194,6 +194,21 @@ async def test_a_slow_receiver_delays_no_other(bench: Delivering) -> None:
             assert seqs == sorted(seqs)
 
 
+async def test_thousands_of_receivers_that_are_down_delay_no_other(bench: Delivering) -> None:
+    """A few claims look at 800 of them. The next ones follow soon, not 2 s later."""
+    async with bench.pool.connection() as connection:
+        await connection.execute(
+            "INSERT INTO webhook_deliveries (workspace_id, task_id, webhook_id, org_id, receiver, "
+            "delivered_seq, last_seq, due_at, pending_since) SELECT 'ws', 'task', 'wh_' || n, "
+            "'org_0', 'https://' || n, 0, 1, %s, %s FROM generate_series(1, 15000) AS n",
+            (NOW + timedelta(hours=1), NOW),
+        )
+    _, receiver = await bench.receiver()
+    await bench.end_task()
+    async with bench.delivering():
+        await eventually_async(lambda: receiver.requests, 20.0)
+
+
 async def test_a_receiver_that_is_gone_gets_no_further_request(bench: Delivering) -> None:
     """Except for those that are under way when it says so."""
     _, receiver = await bench.receiver()
