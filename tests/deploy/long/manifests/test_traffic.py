@@ -54,7 +54,10 @@ def _passes(
 
 
 def _is_peer(found: dict[str, Any], peer: Peer) -> bool:
-    assert set(found) <= {"podSelector", "namespaceSelector"}
+    assert set(found) <= {"podSelector", "namespaceSelector", "ipBlock"}
+    if "ipBlock" in found:
+        # Public addresses. Those of pods are private.
+        return not peer.name
     if not peer.name:
         return False
     namespaces = found.get("namespaceSelector", {"matchLabels": {_NAMESPACE_LABEL: NAMESPACE}})
@@ -94,12 +97,12 @@ BASE: set[Flow] = {
     (AGENT, WORKERS, RUNTIME_PORT),
     *((program, AGENT, AGENT_PORT) for program in (WORKERS, CONTROLLER)),
     *((CONTROLLER, OUTSIDE, port) for port in (443, 6443)),
+    (WORKERS, OUTSIDE, 443),
     *((program, OUTSIDE, DATABASE_PORT) for program in (WORKERS, CONTROLLER, MIGRATE)),
 }
 OVERLAYS: dict[str, set[Flow]] = {
     "local": {(program, DATABASE, DATABASE_PORT) for program in (WORKERS, CONTROLLER, MIGRATE)},
     "production": {
-        (WORKERS, OUTSIDE, 443),
         *((PROMETHEUS, program, METRICS_PORT) for program in (EDGE, WORKERS, CONTROLLER)),
         *((program, COLLECTOR, 4318) for program in (EDGE, WORKERS)),
     },
