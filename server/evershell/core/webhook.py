@@ -212,7 +212,7 @@ def _literal(parts: SplitResult) -> Address | None:
 def may_call(address: Address, scheme: str, allowed_networks: Sequence[Network]) -> bool:
     """Whether requests may be sent to the address.
 
-    An IPv6 address that contains an IPv4 address is not public, whatever the latter is. HTTP
+    An IPv6 address that contains an IPv4 address is not public, even if the IPv4 address is. HTTP
     without TLS is for allowed loopback addresses alone.
     """
     allowed = any(

@@ -49,6 +49,9 @@ _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
 # After this many failures the longest pause is reached.
 _MAX_EXPONENT = 7
 
+# The error of a delivery that was not sent.
+_HELD_BACK = "not sent, because other requests to the receiver failed or took too long"
+
 _Receiver: TypeAlias = tuple[str, str]
 # Encodes an event. Returns the content type of the body, and the body.
 Payload: TypeAlias = Callable[[Event], tuple[str, bytes]]
@@ -249,7 +252,7 @@ class Deliverer:
     def give_back(self, delivery: ClaimedDelivery) -> None:
         """Releases a delivery that was not attempted. It is due again after about 5 s."""
         retry_at = self._clock() + timedelta(seconds=_jittered(_FIRST_RETRY_SECONDS))
-        self.put(_not_attempted(delivery, "the receiver could not be reached", retry_at))
+        self.put(_not_attempted(delivery, _HELD_BACK, retry_at))
 
 
 class _Batch:
