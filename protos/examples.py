@@ -119,6 +119,12 @@ REPLIES: dict[str, dict[str, Any]] = {
         "results": [{"workspace_id": WORKSPACE_ID, "task_id": TASK_ID, "outcome": "accepted"}],
     },
     "Hold": HOLD,
+    "Caller": {
+        "org_id": ORG_ID,
+        "actor_id": KEY_ID,
+        "credential_kind": "api_key",
+        "scopes": ["audit:read", "workspace:read"],
+    },
     "CreateWebhookResponse": {"webhook": WEBHOOK, "secret": WEBHOOK_SECRET},
     "ListWebhooksResponse": {"webhooks": [WEBHOOK]},
     "Webhook": WEBHOOK,

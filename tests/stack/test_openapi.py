@@ -40,6 +40,7 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     other = stack.rest("other_org")
     yield "HoldOrg", other.post("/v1/hold", example("HoldOrg"), status=200)
     yield "GetHold", other.get("/v1/hold")
+    yield "GetCaller", other.get("/v1/caller")
     yield "ReleaseOrg", other.post("/v1/hold/release", status=200)
     # No event of this type occurs, so that nothing is sent to the address of the example.
     webhook = example("CreateWebhook") | {"event_types": ["workspace_provisioned"]}

@@ -64,6 +64,7 @@ from evershell.client.events import (
 )
 from evershell.client.types import (
     AuditEntry,
+    CallerInfo,
     CancelledTask,
     CancelOutcome,
     CancelResult,
@@ -97,6 +98,7 @@ __all__ = [
     "AsyncPages",
     "AuditEntry",
     "CallError",
+    "CallerInfo",
     "CancelIntent",
     "CancelOutcome",
     "CancelResult",

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from evershell.workspace.v1 import (
     audit_pb2,
+    caller_pb2,
     hold_pb2,
     task_pb2,
     workspace_pb2,
@@ -285,6 +286,23 @@ class AuditEntry(Result):
     trace_id: str | None = None
     client_address: str = ""
     """The IP address of the client, as the edge saw it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerInfo(Result):
+    """Who calls, as the credential says."""
+
+    _message_type: ClassVar[type[Message]] = caller_pb2.Caller
+
+    org_id: str
+    actor_id: str
+    """The user's id, or the id of the API key."""
+    credential_kind: str = ""
+    """`api_key` or `session`."""
+    scopes: tuple[str, ...] = ()
+    """`<resource>:<verb>`; with `:own` at the end, for workspaces that the caller has created."""
+    expires_at: datetime | None = None
+    """When the credential expires; None for never."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import (
     audit_pb2,
+    caller_pb2,
     hold_pb2,
     task_pb2,
     workspace_pb2,
@@ -22,6 +23,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from evershell.api import payloads
 from evershell.core import errors
 from evershell.core.agent_rules import MAX_EVENTS, BreachError
+from evershell.core.caller import Caller
 from evershell.core.cancel_task import CancelResult, CancelTask
 from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.core.change import Hold, IdempotencyKey
@@ -188,6 +190,17 @@ def encode_held(hold: Hold, cancelled: CancelTasksResult) -> workspace_service_p
         accepted=cancelled.accepted,
         already_requested=cancelled.already_requested,
         remaining=cancelled.remaining,
+    )
+
+
+def encode_caller(caller: Caller) -> caller_pb2.Caller:
+    """The caller, with the scopes in alphabetical order."""
+    return caller_pb2.Caller(
+        org_id=caller.org_id,
+        actor_id=caller.actor_id,
+        credential_kind=caller.credential_kind,
+        scopes=sorted(caller.scopes),
+        expires_at=timestamp(caller.expires_at),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 from evershell.workspace.v1 import (
+    caller_pb2,
     hold_pb2,
     task_pb2,
     webhook_pb2,
@@ -217,6 +218,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.GetHoldRequest, context: Context
     ) -> hold_pb2.Hold:
         return codec.encode_hold(caller().org_id, await hold.get_hold(caller(), self.store))
+
+    async def GetCaller(
+        self, request: workspace_service_pb2.GetCallerRequest, context: Context
+    ) -> caller_pb2.Caller:
+        return codec.encode_caller(caller())
 
     async def CreateWebhook(
         self, request: workspace_service_pb2.CreateWebhookRequest, context: Context

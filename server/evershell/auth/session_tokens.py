@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -244,4 +245,5 @@ def _caller(claims: dict[str, Any]) -> Caller:
         credential_kind=CredentialKind.SESSION,
         scopes=frozenset(scopes),
         credential_id=token_id if is_valid_name(token_id := claims.get("jti")) else "",
+        expires_at=datetime.fromtimestamp(claims["exp"], UTC),
     )

@@ -45,6 +45,8 @@ class Caller:
     scopes: frozenset[str]
     # The API key's id, or the session token's `jti`; empty if it has none.
     credential_id: str = ""
+    # When the credential expires; None for never.
+    expires_at: datetime | None = None
 
     @property
     def user_id(self) -> str | None:
@@ -167,4 +169,5 @@ class ApiKey:
             credential_kind=CredentialKind.API_KEY,
             scopes=TEMPLATE_SCOPES[self.template],
             credential_id=self.id,
+            expires_at=self.expires_at,
         )

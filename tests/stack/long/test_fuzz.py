@@ -28,6 +28,7 @@ SEED = int(os.environ.get("FUZZ_SEED", "1"))
 HARMLESS = {
     "CancelTask",
     "CancelTaskByTaskId",
+    "GetCaller",
     "GetHold",
     "GetTask",
     "ListTasks",

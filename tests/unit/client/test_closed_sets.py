@@ -39,6 +39,7 @@ METHODS = {
     "HoldOrg": "hold",
     "ReleaseOrg": "release",
     "GetHold": "get_hold",
+    "GetCaller": "get_caller",
     "CreateWebhook": "webhooks.create",
     "ListWebhooks": "webhooks.list",
     "DeleteWebhook": "webhooks.delete",

@@ -12,7 +12,7 @@ METHODS = sorted(
 
 @dataclass(frozen=True)
 class Rule:
-    """What a method needs. Each of the scopes is enough by itself."""
+    """What a method needs. Each of the scopes is enough; if there are none, none is needed."""
 
     scopes: tuple[str, ...]
     # Whether the request names a workspace, so that `:own` is limited to its creator.
@@ -47,6 +47,7 @@ RULES = {
     "HoldOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "ReleaseOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "GetHold": Rule(("workspace:read",), on_workspace=False, audited=False),
+    "GetCaller": Rule((), on_workspace=False, audited=False),
     "CreateWebhook": Rule(
         ("webhooks:write",), on_workspace=False, audited=True, has_own=False, also="workspace:read"
     ),
@@ -104,7 +105,7 @@ def refusal(method: str, principal: Principal | None, target: Target | None) -> 
     rule = RULES[method]
     if principal is None:
         return "unauthenticated"
-    in_all = any(scope in principal.scopes for scope in rule.scopes)
+    in_all = not rule.scopes or any(scope in principal.scopes for scope in rule.scopes)
     in_own = bool(rule.own_scopes & principal.scopes)
     has_other = not rule.also or {rule.also, f"{rule.also}:own"} & principal.scopes
     if not (in_all or in_own) or not has_other:

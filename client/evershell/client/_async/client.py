@@ -27,6 +27,7 @@ from evershell.client.errors import CallError
 from evershell.client.events import Event
 from evershell.client.types import (
     AuditEntry,
+    CallerInfo,
     CancelResult,
     CancelTasksResult,
     Hold,
@@ -444,6 +445,17 @@ class AsyncClient(AsyncCaller):
             CallError: The call has failed.
         """
         return await self._call(call("GetHold", only(Hold)))
+
+    async def get_caller(self) -> CallerInfo:
+        """Reads whose credential this is, and what it allows.
+
+        Returns:
+            The caller, with the scopes and the expiry of the credential.
+
+        Raises:
+            CallError: The call has failed.
+        """
+        return await self._call(call("GetCaller", only(CallerInfo)))
 
     async def create_workspace(
         self,

@@ -28,6 +28,7 @@ from evershell.client.errors import CallError
 from evershell.client.events import Event
 from evershell.client.types import (
     AuditEntry,
+    CallerInfo,
     CancelResult,
     CancelTasksResult,
     Hold,
@@ -443,6 +444,17 @@ class Client(Caller):
             CallError: The call has failed.
         """
         return self._call(call("GetHold", only(Hold)))
+
+    def get_caller(self) -> CallerInfo:
+        """Reads whose credential this is, and what it allows.
+
+        Returns:
+            The caller, with the scopes and the expiry of the credential.
+
+        Raises:
+            CallError: The call has failed.
+        """
+        return self._call(call("GetCaller", only(CallerInfo)))
 
     def create_workspace(
         self,

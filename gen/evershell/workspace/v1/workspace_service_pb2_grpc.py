@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from evershell.workspace.v1 import caller_pb2 as evershell_dot_workspace_dot_v1_dot_caller__pb2
 from evershell.workspace.v1 import hold_pb2 as evershell_dot_workspace_dot_v1_dot_hold__pb2
 from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
 from evershell.workspace.v1 import webhook_pb2 as evershell_dot_workspace_dot_v1_dot_webhook__pb2
@@ -121,6 +122,11 @@ class WorkspaceServiceStub:
                 '/evershell.workspace.v1.WorkspaceService/GetHold',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.FromString,
+                _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/GetCaller',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_caller__pb2.Caller.FromString,
                 _registered_method=True)
         self.CreateWebhook = channel.unary_unary(
                 '/evershell.workspace.v1.WorkspaceService/CreateWebhook',
@@ -395,6 +401,13 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCaller(self, request, context):
+        """Says who calls, and what the credential allows. Needs no scope.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateWebhook(self, request, context):
         """Creates a webhook: an address to which the events of the caller's organization are sent.
 
@@ -559,6 +572,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.GetHold,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.SerializeToString,
+            ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetCallerRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_caller__pb2.Caller.SerializeToString,
             ),
             'CreateWebhook': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateWebhook,
@@ -1026,6 +1044,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/GetHold',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetHoldRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_hold__pb2.Hold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/GetCaller',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetCallerRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_caller__pb2.Caller.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from evershell.workspace.v1 import caller_pb2 as _caller_pb2
 from evershell.workspace.v1 import hold_pb2 as _hold_pb2
 from evershell.workspace.v1 import task_pb2 as _task_pb2
 from evershell.workspace.v1 import webhook_pb2 as _webhook_pb2
@@ -212,6 +213,8 @@ class WorkspaceServiceStub:
     Errors: only those of every call.
     Needs workspace:read or workspace:read:own.
     """
+    GetCaller: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCallerRequest, _caller_pb2.Caller]
+    """Says who calls, and what the credential allows. Needs no scope."""
     CreateWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]
     """Creates a webhook: an address to which the events of the caller's organization are sent.
 
@@ -450,6 +453,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Errors: only those of every call.
     Needs workspace:read or workspace:read:own.
     """
+    GetCaller: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCallerRequest, _caller_pb2.Caller]  # type: ignore[assignment]
+    """Says who calls, and what the credential allows. Needs no scope."""
     CreateWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]  # type: ignore[assignment]
     """Creates a webhook: an address to which the events of the caller's organization are sent.
 
@@ -781,6 +786,14 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: only those of every call.
         Needs workspace:read or workspace:read:own.
         """
+
+    @_abc_1.abstractmethod
+    def GetCaller(
+        self,
+        request: _workspace_service_pb2.GetCallerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_caller_pb2.Caller, _abc.Awaitable[_caller_pb2.Caller]]:
+        """Says who calls, and what the credential allows. Needs no scope."""
 
     @_abc_1.abstractmethod
     def CreateWebhook(
