@@ -59,7 +59,7 @@ def test_hold_and_release(
     held = run("hold", "--reason", "gone wrong", **owner)
 
     assert (held.returncode, held.stderr) == (0, "")
-    assert "is on hold." in held.stdout and "reason     gone wrong\n" in held.stdout
+    assert "is on hold." in held.stdout and "reason        gone wrong\n" in held.stdout
     assert call("hold", "--show", **owner).stdout == held.stdout
     refused = call("submit", first.id, "true", "--json", **owner)
     error = json.loads(refused.stdout)["error"]
@@ -88,6 +88,6 @@ def test_submit_with_limits(run: Run, call: Run, workspace: Workspace) -> None:
 
     assert ended.returncode == 8, ended.stderr
     (task_id,) = ended.stdout.split()
-    assert "because    max_duration reached: 1 s\n" in ended.stderr
+    assert "end reason    max_duration reached: 1 s\n" in ended.stderr
     shown = call("task", workspace.id, task_id).stdout
-    assert "limits     1 s, 9 tokens, interrupted 0 s after a limit\n" in shown
+    assert "limits        1 s, 9 tokens, interrupted 0 s after a limit\n" in shown

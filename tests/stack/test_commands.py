@@ -4,8 +4,10 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.support import programs
 from tests.support.commands import Run
 from tests.support.stack import Gate, Stack, Workspace
+from tests.support.terminals import terminal
 
 
 def test_cancel_prints_every_outcome(run: Run, call: Run, workspace: Workspace, gate: Gate) -> None:
@@ -19,7 +21,7 @@ def test_cancel_prints_every_outcome(run: Run, call: Run, workspace: Workspace, 
         f"accepted: the cancellation of task {task_id} in workspace {workspace.id} is recorded.\n"
     )
     assert re.search(
-        r"requested  \d{4}-\S+Z by key_\w+\n  reason     it has gone wrong\n", first.stdout
+        r"requested     \d{4}-\S+Z by key_\w+\n  cancel reason it has gone wrong\n", first.stdout
     )
     again = call("cancel", workspace.id, "--task", task_id, "--reason", "another", "--json")
     reply = json.loads(again.stdout)
@@ -50,10 +52,30 @@ def test_a_wait_prints_the_end_of_the_task(run: Run, workspace: Workspace, gate:
 
     assert (waited.returncode, waited.stderr) == (0, "")
     assert re.search(
-        r"\n  ended      cancelled at \S+Z, \d+\.\d s after the request, 1 iteration completed\. "
-        r"The workspace takes its next task\.\n$",
+        r"\n  ended         cancelled at \S+Z, \d+\.\d s after the request, 1 iteration completed\."
+        r" The workspace takes its next task\.\n$",
         waited.stdout,
     )
+
+
+def test_ctrl_c_ends_the_wait_and_not_the_cancellation(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    task_id = workspace.begin(gate.command, "echo never")
+
+    with terminal(
+        *programs.command("cancel", stack.state_dir, workspace.id, "--wait", "60s")
+    ) as typed:
+        # The line that shows what the task is doing.
+        typed.await_text(f"{task_id} running: ")
+        typed.type("\x03")
+        assert typed.await_exit() == 130
+
+    assert f"interrupted: The cancellation of task {task_id} stands." in " ".join(
+        typed.text.split()
+    )
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
 def test_a_task_is_submitted_and_shown_and_found_in_the_audit_log(
@@ -62,23 +84,24 @@ def test_a_task_is_submitted_and_shown_and_found_in_the_audit_log(
     submitted = call("submit", workspace.id, "echo one\necho two", "--wait", "20s")
     assert submitted.returncode == 0, submitted.stderr
     task_id = submitted.stdout.strip()
-    assert "completed, 2 iterations completed" in submitted.stderr
+    assert "completed: 2 iterations completed" in submitted.stderr
     assert call("task", workspace.id, task_id).stdout.startswith(f"task {task_id}: completed\n")
     assert task_id in call("tasks", workspace.id).stdout
     assert call("submit", workspace.id, "fail: no luck", "--wait", "20s").returncode == 8
     watched = call("watch", workspace.id, "--task", task_id, "--json")
-    events = [json.loads(line) for line in watched.stdout.splitlines()]
+    events = [json.loads(line)["event"] for line in watched.stdout.splitlines()]
     assert (watched.returncode, events[-1]["type"]) == (0, "task_completed")
     assert events == [
         workspace.await_event(event["type"], task_id, int(event["seq"]) - 1) for event in events
     ]
     log = call("audit", "--workspace", workspace.id, "--rpc", "SubmitTask", "--json")
     assert len(json.loads(log.stdout)["entries"]) == 2
-    made = call("workspace", "create", "--name", "mine", "--json", "--idempotency-key", task_id)
+    made = call("workspace", "create", "--name", task_id, "--json", "--idempotency-key", task_id)
     made_id = json.loads(made.stdout)["id"]
-    assert made_id in call("workspaces").stdout
+    assert made_id in call("workspaces", "--status", "idle", "--status", "provisioning").stdout
     stopped = call("workspace", "stop", made_id)
     assert (stopped.returncode, made_id in stopped.stdout) == (0, True)
+    assert made_id in call("workspace", "show", task_id).stdout
 
 
 def test_the_demo_succeeds_on_a_running_stack(run: Run, stack: Stack) -> None:

@@ -13,15 +13,26 @@ OVERRIDES = ("EVERSHELL_URL", "EVERSHELL_API_KEY", "EVERSHELL_PROFILE", "DATABAS
 NO_PROFILES = {"EVERSHELL_CONFIG": "/nowhere/profiles.json"}
 
 
+def command(
+    program: str, state_dir: Path, *arguments: str, **environment: str
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of a program, and its environment. It finds the stack by STATE_DIR alone."""
+    kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
+    return (
+        [sys.executable, "-m", "evershell.commands", program, *arguments],
+        {**kept, **NO_PROFILES, "STATE_DIR": str(state_dir), **environment},
+    )
+
+
 def run(
     program: str, state_dir: Path, *arguments: str, typed: str = "", **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs the program. It finds the stack by STATE_DIR alone."""
-    kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
+    """Runs the program."""
+    line, variables = command(program, state_dir, *arguments, **environment)
     return subprocess.run(
-        [sys.executable, "-m", "evershell.commands", program, *arguments],
+        line,
         cwd=ROOT,
-        env={**kept, **NO_PROFILES, "STATE_DIR": str(state_dir), **environment},
+        env=variables,
         input=typed,
         capture_output=True,
         text=True,

@@ -71,6 +71,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     try:
         # The exit code tells the outcome.
         assert run("cancel ws_1", stdout=writer) == (3, "")
+        assert run("workspaces", stdout=writer) == (0, "")
     finally:
         os.close(writer)
 
@@ -80,22 +81,62 @@ def test_a_character_that_the_encoding_lacks_is_escaped(
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     with (tmp_path / "output").open("w") as output:
-        assert run("workspaces", stdout=output) == (0, "")
+        assert run("workspaces", stdout=output) == (0, "1 workspace.\n")
     assert r"shell \U0001f41a" in (tmp_path / "output").read_text("latin-1")
 
 
-@pytest.mark.parametrize("columns", [20, 80])
-def test_no_terminal_shortens_an_id(
-    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+ID = "ws_01M8BEPG8M2KS3XJRB1R09Y7HY"
+NAME = "the nightly import of the customers"
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "expected"),
+    [
+        (
+            60,
+            NAME,
+            f"WORKSPACE                      NAME\n"
+            f"{ID}  the nightly import of the\n{31 * ' '}customers\n",
+        ),
+        # Longer than an id, so it is broken.
+        (
+            70,
+            60 * "x",
+            f"WORKSPACE                      NAME\n{ID}  {39 * 'x'}\n{31 * ' '}{21 * 'x'}\n",
+        ),
+        # Too narrow for whole words side by side.
+        (36, NAME, f"{ID}\n  name          the nightly import\n{16 * ' '}of the customers\n"),
+        (20, NAME, f"{ID}\n  name          {NAME}\n"),
+    ],
+)
+def test_a_terminal_of_any_width_breaks_no_word(
+    columns: int,
+    name: str,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    show.table(("WORKSPACE", "NAME"), [("ws_01M8BEPG8M2KS3XJRB1R09Y7HY", 60 * "x")], "")
-    output = click.unstyle(capsys.readouterr().out)
-    assert "ws_01M8BEPG8M2KS3XJRB1R09Y7HY" in output
-    # The name is shortened, unless the terminal is so small that it wraps the rows.
-    assert ("…" in output) == (columns > 20)
-    assert columns == 20 or all(len(line) <= columns for line in output.splitlines())
+    show.table(("WORKSPACE", "NAME"), [(ID, name)], "")
+    lines = click.unstyle(capsys.readouterr().out).splitlines()
+    assert [line.rstrip() for line in lines] == expected.splitlines()
+
+
+def test_texts_are_wrapped_and_commands_are_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show.said("accepted", f"the cancellation of workspace {ID} is recorded.")
+    show.line("reason", f"{NAME} has gone wrong")
+    show.command("follow", f"evershell watch {ID} --task {ID}")
+    assert click.unstyle(capsys.readouterr().out) == (
+        f"accepted: the cancellation of workspace\n{ID} is recorded.\n"
+        "  reason        the nightly import of the customers has gone\n"
+        "                wrong\n"
+        f"  follow        evershell watch {ID} --task {ID}\n"
+    )
 
 
 # Escape sequences with two introducers, control characters, invisible and bidirectional characters,

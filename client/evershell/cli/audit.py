@@ -2,21 +2,20 @@
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 
 import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_workspace
 from evershell.cli.duration import DURATION
+from evershell.cli.lists import first, limit_option, page_size, print_count
 from evershell.cli.options import Call, service_options
-from evershell.cli.tasks import LIMIT
 
 
 @click.command(help="List the audit log, newest first: who changed what, or was refused.")
 @click.option(
     "--workspace",
-    metavar="ID",
+    metavar="WORKSPACE",
     shell_complete=complete_workspace,
     help="Only calls about this workspace.",
 )
@@ -29,7 +28,7 @@ from evershell.cli.tasks import LIMIT
 @click.option(
     "--since", type=DURATION, metavar="DURATION", help="Only calls of the last 30m, 12h, 7d."
 )
-@LIMIT
+@limit_option(default=20)
 @service_options
 def audit(
     call: Call,
@@ -54,9 +53,9 @@ def audit(
         rpc=rpc,
         outcome=outcome,
         start_time=start,
-        page_size=min(limit, 200),
+        page_size=page_size(limit),
     )
-    listed = list(islice(entries, limit))
+    listed, has_more = first(entries, limit)
     if call.as_json:
         show.json_value({"entries": [entry.to_dict() for entry in listed]})
         return
@@ -77,3 +76,4 @@ def audit(
         ],
         "No entry matches.",
     )
+    print_count(len(listed), "entry", has_more=has_more)

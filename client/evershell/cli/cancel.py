@@ -11,7 +11,6 @@ from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.options import Call, service_options
 from evershell.cli.progress import await_cancellation, shown_progress
-from evershell.cli.terminal import printable, say_lines
 from evershell.client import (
     AgentUnreachableError,
     CallError,
@@ -139,7 +138,7 @@ def cancel(
         if call.as_json:
             show.json_value(result.to_dict())
         elif not result.is_over:
-            show.line("follow", _follow(call, workspace, result.task_id))
+            show.command("follow", _follow(call, workspace, result.task_id))
     sys.exit(_code(result, has_waited=wait is not None))
 
 
@@ -156,9 +155,10 @@ def _wait(call: Call, result: CancelResult, wait_seconds: float) -> CancelResult
         with show.reported():
             if call.as_json:
                 show.json_value(result.to_dict())
-            else:
-                show.line("waited", "not until the end; the cancellation stays recorded.")
-                show.line("follow", _follow(call, result.workspace_id, result.task_id))
+            text = f"The cancellation of task {result.task_id} stands. Only the wait was ended."
+            show.said("interrupted", text, error=True)
+            follow = _follow(call, result.workspace_id, result.task_id)
+            show.command("follow", follow, error=True)
         raise
     with show.reported():
         if not call.as_json:
@@ -173,28 +173,29 @@ def _code(result: CancelResult, *, has_waited: bool) -> ExitCode:
 
 
 def _print_answer(result: CancelResult) -> None:
-    outcome = show.status(result.outcome)
     if result.outcome is CancelOutcome.NO_ACTIVE_TASK or result.task is None:
-        say_lines(
-            f"{outcome}: nothing runs in workspace {printable(result.workspace_id)}, "
-            "so there is nothing to cancel."
+        show.said(
+            result.outcome,
+            f"nothing runs in workspace {result.workspace_id}, so there is nothing to cancel.",
         )
         return
-    task, name = result.task, printable(str(result.task_id))
+    task = result.task
     if not result.is_recorded:
         at = show.time(task.completed_at)
-        say_lines(f"{outcome}: task {name} had ended {show.status(task.status)} at {at}.")
+        show.said(result.outcome, f"task {result.task_id} had ended {task.status} at {at}.")
         if task.reason:
-            show.line("because", task.reason)
+            show.line("end reason", task.reason)
         return
     recorded = (
         "is recorded" if result.outcome is CancelOutcome.ACCEPTED else "had been recorded before"
     )
-    workspace = printable(result.workspace_id)
-    say_lines(f"{outcome}: the cancellation of task {name} in workspace {workspace} {recorded}.")
+    show.said(
+        result.outcome,
+        f"the cancellation of task {result.task_id} in workspace {result.workspace_id} {recorded}.",
+    )
     show.line("requested", f"{show.time(result.requested_at)} by {result.requested_by}")
     if result.reason:
-        show.line("reason", result.reason)
+        show.line("cancel reason", result.reason)
     show.line("task", f"{task.status}, {show.progress(task)}")
     if result.request_id:
         show.line("request", result.request_id)
@@ -232,7 +233,7 @@ def _print_end(task: Task, result: CancelResult) -> None:
 
 def _print_what_is_recorded(error: CallError, workspace: str, call: Call) -> None:
     if isinstance(error, AgentUnreachableError) and error.task_id:
-        show.line("follow", _follow(call, workspace, error.task_id), error=True)
+        show.command("follow", _follow(call, workspace, error.task_id), error=True)
     elif error.slug == "rate_limited":
         show.line("recorded?", "No. This call has changed nothing.", error=True)
     elif isinstance(error, UnavailableError | DeadlineExceededError):

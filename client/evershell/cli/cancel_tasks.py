@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -9,13 +10,14 @@ import click
 
 from evershell.cli import show
 from evershell.cli.exit_codes import ExitCode
+from evershell.cli.names import workspace_id
 from evershell.cli.options import Call
 from evershell.cli.progress import OUTAGES
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import CancelTasksResult, TaskFilter
 
 FILTER_HELP = (
-    "Cancel every task that matches, can be given several times: task=ID, workspace=ID, "
+    "Cancel every task that matches, can be given several times: task=ID, workspace=WORKSPACE, "
     "created-by=USER, submitted-by=ID, submitted-before=TIME, metadata.KEY=VALUE."
 )
 _LISTS = {"task": "task_ids", "workspace": "workspace_ids"}
@@ -36,7 +38,9 @@ def cancel_tasks(
 
     If `wanted` is None, cancels every task of the organization.
     """
-    selection: dict[str, Any] = {"all": True} if wanted is None else {"filter": wanted}
+    selection: dict[str, Any] = {"all": True}
+    if wanted is not None:
+        selection = {"filter": _with_ids(call, wanted)}
     preview = None
     if dry_run or not yes:
         preview = call.client.cancel_tasks(
@@ -64,6 +68,14 @@ def cancel_tasks(
     else:
         print_counts(accepted, first.already_requested, last.remaining)
     sys.exit(ExitCode.DONE if first.matched else ExitCode.NOTHING_TO_CANCEL)
+
+
+def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
+    """The filter with the ids of the workspaces that it names."""
+    if wanted.workspace_ids is None:
+        return wanted
+    ids = tuple(workspace_id(call.client, named) for named in wanted.workspace_ids)
+    return replace(wanted, workspace_ids=ids)
 
 
 def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
@@ -106,7 +118,7 @@ def print_counts(accepted: int, already_requested: int, remaining: int) -> None:
         say_lines("Nothing runs that matches, so there is nothing to cancel.")
         return
     noun = "cancellation" if accepted == 1 else "cancellations"
-    say_lines(f"{show.status('accepted')}: {accepted} {noun} recorded.")
+    show.said("accepted", f"{accepted} {noun} recorded.")
     if already_requested:
         show.line("before", f"{already_requested} had been requested before")
     if remaining:

@@ -1,26 +1,31 @@
 """The command `completion`, and the values that a shell completes."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from evershell.cli import profiles
+from evershell.cli.names import unique_names, workspace_id
 from evershell.cli.service import find_target
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import Client, EvershellError
 
 _SECONDS = 2.0
 _MOST = 50
+# A name that a shell takes as one word that is no option. Names are untrusted.
+_SAFE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
-_HELP = """Print the script with which a shell completes commands, options and ids.
+_HELP = """Print the script with which a shell completes commands, options, names and ids.
 
 \b
   bash  eval "$(evershell completion bash)"       in ~/.bashrc
   zsh   eval "$(evershell completion zsh)"        in ~/.zshrc
   fish  evershell completion fish | source        in ~/.config/fish/config.fish
 
-Ids of workspaces and tasks come from the service, with the credential of the environment, of the
+Names and ids come from the service, with the credential of the environment, of the
 profile or of the local stack.
 """
 
@@ -50,14 +55,23 @@ def complete_profile(
 def complete_workspace(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    """The newest workspaces, each with its status and its name."""
-    return _ask(
-        context,
-        typed,
-        lambda client: (
-            (each.id, f"{each.status} {each.name}".strip()) for each in client.list_workspaces()
-        ),
-    )
+    """The names of workspaces, each with its id, and their ids, each with its name."""
+    return _ask(context, lambda client: _workspaces(client, typed))
+
+
+def _workspaces(client: Client, typed: str) -> Iterator[tuple[str, str]]:
+    listed = list(client.list_workspaces(page_size=200))
+    named = {
+        name: each for name, each in unique_names(listed).items() if _SAFE_NAME.fullmatch(name)
+    }
+    for name, each in named.items():
+        if name.startswith(typed):
+            yield name, f"{each.id} {each.status}"
+    for each in listed:
+        # The id stands for a name that selects none, or that a shell would not take as one word.
+        is_typed = bool(typed) and each.id.startswith(typed)
+        if is_typed or (each.name not in named and each.name.startswith(typed)):
+            yield each.id, f"{each.status} {each.name}".strip()
 
 
 def complete_task(
@@ -71,8 +85,11 @@ def complete_task(
         return []
     return _ask(
         context,
-        typed,
-        lambda client: ((each.id, each.status.value) for each in client.list_tasks(workspace)),
+        lambda client: (
+            (each.id, each.status.value)
+            for each in client.list_tasks(workspace_id(client, workspace))
+            if each.id.startswith(typed)
+        ),
     )
 
 
@@ -82,25 +99,23 @@ def complete_webhook(
     """The webhooks, each with its URL."""
     return _ask(
         context,
-        typed,
-        lambda client: ((each.id, each.url) for each in client.webhooks.list()),
+        lambda client: (
+            (each.id, each.url) for each in client.webhooks.list() if each.id.startswith(typed)
+        ),
     )
 
 
 def _ask(
-    context: click.Context, typed: str, list_: Callable[[Client], Iterable[tuple[str, str]]]
+    context: click.Context, list_: Callable[[Client], Iterable[tuple[str, str]]]
 ) -> list[CompletionItem]:
     """What the service has. Without a service, there is nothing to complete."""
     url, profile = context.params.get("url") or "", context.params.get("profile") or ""
-    items: list[CompletionItem] = []
     try:
         with find_target(url, profile, None, {}).connect(_SECONDS) as client:
-            for id_, help_ in list_(client.with_options(max_retries=0)):
-                if id_.startswith(typed):
-                    # A newline in a name would begin another item.
-                    items.append(CompletionItem(id_, help=printable(help_)))
-                if len(items) == _MOST:
-                    break
+            # A newline in a name would begin another item.
+            return [
+                CompletionItem(value, help=printable(help_))
+                for value, help_ in islice(list_(client.with_options(max_retries=0)), _MOST)
+            ]
     except (EvershellError, click.ClickException):
         return []
-    return items

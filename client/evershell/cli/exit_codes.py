@@ -18,6 +18,7 @@ Exit codes:
   6  the service is unavailable, too slow, or had too many calls
   7  the task did not end within --wait; a cancellation stays recorded
   8  submit --wait, watch --task: the task ended, but not completed
+  130  ended with Ctrl-C; a cancellation that is recorded stays recorded
 """
 
 
@@ -32,3 +33,4 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 6
     NOT_ENDED = 7
     NOT_COMPLETED = 8
+    INTERRUPTED = 130

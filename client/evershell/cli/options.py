@@ -1,5 +1,6 @@
 """The options of all commands that call the service."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -9,6 +10,8 @@ import click
 
 from evershell.cli.completion import complete_profile
 from evershell.cli.duration import DURATION
+from evershell.cli.exit_codes import ExitCode
+from evershell.cli.names import workspace_id
 from evershell.cli.service import Target, find_target
 from evershell.cli.show import fail
 from evershell.client import CallError, Client
@@ -26,7 +29,8 @@ class Call:
 def service_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options of all commands that call the service, and passes a Call to the command.
 
-    An error of a call ends the command with its message and its exit code.
+    The argument or option `workspace` takes a name, too: the command gets the id. An error of a
+    call ends the command with its message and its exit code, and Ctrl-C with its own.
     """
 
     @wraps(command)
@@ -46,9 +50,16 @@ def service_options(command: Callable[..., None]) -> Callable[..., None]:
         target = find_target(url, profile, token_file, present)
         with target.connect(timeout) as client:
             try:
+                if arguments.get("workspace"):
+                    arguments["workspace"] = workspace_id(client, arguments["workspace"])
                 command(Call(client, target, as_json), **arguments)
             except CallError as error:
                 fail(error, target.url, as_json=as_json)
+            except BrokenPipeError:
+                # The reader has what it wanted.
+                sys.exit(ExitCode.DONE)
+            except KeyboardInterrupt:
+                sys.exit(ExitCode.INTERRUPTED)
 
     for option in reversed(_OPTIONS):
         run = option(run)

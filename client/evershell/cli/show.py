@@ -12,12 +12,15 @@ from typing import Any, NoReturn
 import click
 
 from evershell.cli.exit_codes import ExitCode
-from evershell.cli.terminal import OutputError, printable, say_lines
+from evershell.cli.terminal import OutputError, printable, say_lines, width, wrapped
 from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 
-# A terminal that has no room for columns of this width gets whole rows.
-_MIN_WIDTH = 6
+# An id has up to 31 characters and is never broken. A longer word may be.
+_LONGEST_WORD = 31
 _UNLIMITED = 10_000
+_GAP = 2
+# Where the texts of lines begin.
+_INDENT = 16
 _STATUS_COLORS = {
     "accepted": "green",
     "already_requested": "yellow",
@@ -43,9 +46,25 @@ def status(text: str) -> str:
     return click.style(printable(text), fg=_STATUS_COLORS.get(text), bold=True)
 
 
+def said(word: str, text: str, *, error: bool = False) -> None:
+    """Prints a status, an outcome or a code in its colour, and a text. Both may be untrusted."""
+    word, known = printable(word), wrapped(f"{printable(word)}: {printable(text)}", error=error)
+    color = _STATUS_COLORS.get(word, "red" if error else None)
+    say_lines(click.style(word, fg=color, bold=True) + known[len(word) :], error=error)
+
+
 def line(name: str, text: str, *, error: bool = False) -> None:
     """Prints a line with a name and a text. The text may be untrusted."""
-    say_lines(f"  {click.style(f'{name:<10}', dim=True)} {printable(text)}", error=error)
+    _line(name, wrapped(printable(text), _INDENT, error=error), error=error)
+
+
+def command(name: str, text: str, *, error: bool = False) -> None:
+    """Prints a line with a name and a command, without line breaks, so that it can be copied."""
+    _line(name, printable(text), error=error)
+
+
+def _line(name: str, text: str, *, error: bool) -> None:
+    say_lines(f"  {click.style(f'{name:<{_INDENT - 3}}', dim=True)} {text}", error=error)
 
 
 def json_value(value: Any) -> None:
@@ -59,27 +78,32 @@ def json_line(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> None:
-    """Prints a table as wide as the terminal. Texts may be untrusted.
+    """Prints a table whose cells are wrapped between words. Texts may be untrusted.
 
-    Its width has no limit in a pipe, or if the terminal is too narrow. The first column is never
-    shortened.
+    In a pipe, each row is one line. If the terminal is too narrow for whole words, each row is a
+    paragraph with a line for each cell.
     """
+    known = [[printable(cell) for cell in row] for row in rows]
+    if not known:
+        say_lines(empty, error=True)
+        return
+    limit = width()
+    widths = _widths(columns, known, _UNLIMITED if limit is None else limit)
+    if widths is None:
+        for row in known:
+            _paragraph(columns, row)
+        return
     # Imported here, because it takes 50 ms.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    known = [[printable(cell) for cell in row] for row in rows]
-    if not known:
-        say_lines(empty, error=True)
-        return
     printed = StringIO()
-    console = Console(file=printed, force_terminal=sys.stdout.isatty(), highlight=False)
-    widths = _widths(columns, known, console.width if sys.stdout.isatty() else _UNLIMITED)
+    console = Console(file=printed, force_terminal=limit is not None, highlight=False)
     console.width = _UNLIMITED
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column, width in zip(columns, widths, strict=True):
-        shown.add_column(column, no_wrap=True, overflow="ellipsis", width=width)
+    shown = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column, chosen in zip(columns, widths, strict=True):
+        shown.add_column(column, overflow="fold", width=chosen)
     for row in known:
         # Text is printed as it is, and not read as markup.
         shown.add_row(*(Text(cell, style=_STATUS_COLORS.get(cell, "")) for cell in row))
@@ -88,19 +112,34 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
         say_lines(row_.rstrip())
 
 
-def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> list[int]:
-    """The widths of the columns: the widest are shortened until the rows fit, never the first."""
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> list[int] | None:
+    """The widths of the columns: the widest are wrapped until the rows fit.
+
+    None if that would break words.
+    """
     from rich.cells import cell_len
 
-    whole = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
-    widths = list(whole)
-    room = limit - 2 * (len(widths) - 1)
+    cells = list(zip(columns, *rows, strict=True))
+    widths = [max(map(cell_len, each)) for each in cells]
+    least = [
+        min(max(cell_len(word) for cell in each for word in (*cell.split(), "")), _LONGEST_WORD)
+        for each in cells
+    ]
+    room = limit - _GAP * (len(widths) - 1)
+    if sum(least) > room:
+        return None
     while sum(widths) > room:
-        widest = max(range(1, len(widths)), key=widths.__getitem__)
-        if widths[widest] <= _MIN_WIDTH:
-            return whole
-        widths[widest] -= 1
+        slack = [width - smallest for width, smallest in zip(widths, least, strict=True)]
+        widths[slack.index(max(slack))] -= 1
     return widths
+
+
+def _paragraph(columns: Sequence[str], row: Sequence[str]) -> None:
+    """Prints a row: its first cell, and below it the others that hold something."""
+    say_lines(click.style(row[0], bold=True))
+    for column, cell in zip(columns[1:], row[1:], strict=True):
+        if cell not in ("", "-"):
+            line(column.lower(), cell)
 
 
 def time(moment: datetime | None) -> str:
@@ -146,7 +185,8 @@ def fail(error: CallError, url: str, *, as_json: bool) -> NoReturn:
     """Prints the error, and exits with its code."""
     with reported():
         if as_json:
-            json_value(error.to_dict())
+            # On one line, like the events of `watch`.
+            json_line(error.to_dict())
         else:
             print_error(error, url)
     sys.exit(code_of_error(error))
@@ -154,8 +194,7 @@ def fail(error: CallError, url: str, *, as_json: bool) -> NoReturn:
 
 def print_error(error: CallError, url: str) -> None:
     """Prints the slug, the message and the request id to standard error, and what to do next."""
-    slug = click.style(printable(error.slug), fg="red", bold=True)
-    say_lines(f"{slug}: {printable(error.message)}", error=True)
+    said(error.slug, error.message, error=True)
     if error.request_id:
         line("request", error.request_id, error=True)
     for name, problem in error.fields.items():
@@ -164,11 +203,9 @@ def print_error(error: CallError, url: str) -> None:
         line("needs", " or ".join(error.required), error=True)
     if error.retry_after is not None:
         line("again", f"after {error.retry_after:g} s", error=True)
-    # With neither, the error is not from the service, and no argument is wrong.
+    # With neither, no argument is wrong, and the call may have reached no service.
     if not error.request_id and not error.fields:
         line("called", url, error=True)
-        if error.slug not in ("unavailable", "deadline_exceeded"):
-            line("check", "that this is the port of gRPC, not that of REST", error=True)
 
 
 def code_of_error(error: CallError) -> ExitCode:

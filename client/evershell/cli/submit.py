@@ -110,7 +110,7 @@ def submit(
     except KeyboardInterrupt:
         command = f"evershell tasks{call.target.options} {workspace}"
         text = f"Not known. `{command}` lists the task if it was."
-        show.line("submitted?", text, error=True)
+        show.command("submitted?", text, error=True)
         raise
     if wait is None:
         _print_submitted(call, submitted)
@@ -175,15 +175,15 @@ def _print_follow(call: Call, submitted: SubmittedTask) -> None:
     workspace, task_id = submitted.workspace_id, submitted.task_id
     show.line("status", submitted.status, error=True)
     follow = f"evershell watch{call.target.options} {workspace} --task {task_id}"
-    show.line("follow", follow, error=True)
+    show.command("follow", follow, error=True)
 
 
 def _print_end(task: Task) -> None:
-    say_lines(f"{show.status(task.status)}, {show.progress(task)}", error=True)
+    show.said(task.status, show.progress(task), error=True)
     if task.has_ended:
         show.line("ended", f"{show.time(task.completed_at)}, {_took(task)}", error=True)
     if task.reason:
-        show.line("because", task.reason, error=True)
+        show.line("end reason", task.reason, error=True)
     if task.result:
         show.line("result", show.first_line(task.result, 200), error=True)
 

@@ -1,41 +1,47 @@
 """The commands `tasks` and `task`."""
 
-import sys
-from itertools import islice
-
 import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_task, complete_workspace
+from evershell.cli.lists import (
+    first,
+    having,
+    limit_option,
+    page_size,
+    print_count,
+    status_option,
+)
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
-from evershell.client import Task
-
-LIMIT = click.option(
-    "--limit",
-    type=click.IntRange(1, sys.maxsize),
-    default=20,
-    metavar="N",
-    help="The number of entries. Default: 20.",
-)
+from evershell.client import Task, TaskStatus
 
 
 @click.command(help="List the tasks of WORKSPACE, or of a tree of tasks, newest first.")
 @click.argument("workspace", required=False, shell_complete=complete_workspace)
 @click.option("--root", metavar="ID", help="List this task, the root of a tree, and the others.")
 @click.option("--parent", metavar="ID", help="List the children of this task.")
-@LIMIT
+@status_option(TaskStatus)
+@limit_option()
 @service_options
 def tasks(
-    call: Call, workspace: str | None, root: str | None, parent: str | None, limit: int
+    call: Call,
+    workspace: str | None,
+    root: str | None,
+    parent: str | None,
+    statuses: tuple[str, ...],
+    limit: int | None,
 ) -> None:
     """Prints one line for each task."""
     if workspace is None and root is None and parent is None:
         raise click.UsageError("Missing argument 'WORKSPACE'. --root lists a tree of tasks.")
     pages = call.client.list_tasks(
-        workspace, root_task_id=root, parent_task_id=parent, page_size=min(limit, 200)
+        workspace,
+        root_task_id=root,
+        parent_task_id=parent,
+        page_size=page_size(limit, statuses),
     )
-    listed = list(islice(pages, limit))
+    listed, has_more = first(having(pages, statuses), limit)
     if call.as_json:
         show.json_value({"tasks": [task.to_dict() for task in listed]})
         return
@@ -55,8 +61,11 @@ def tasks(
             )
             for task in listed
         ],
-        f"Workspace {workspace} has no tasks." if workspace else "There are no such tasks.",
+        f"Workspace {workspace} has no tasks."
+        if workspace and not statuses
+        else "There are no such tasks.",
     )
+    print_count(len(listed), "task", has_more=has_more)
 
 
 @click.command(help="Show one task of WORKSPACE.")
@@ -90,13 +99,13 @@ def _print(task: Task) -> None:
             "cancelled", f"{show.time(task.cancel_requested_at)} by {task.cancel_requested_by}"
         )
         if task.cancel_reason:
-            show.line("reason", task.cancel_reason)
+            show.line("cancel reason", task.cancel_reason)
     if task.cancel_force_at is not None and not task.has_ended:
         show.line("force at", show.time(task.cancel_force_at))
     if task.completed_at is not None:
         show.line("ended", show.time(task.completed_at))
     if task.reason and task.reason != task.cancel_reason:
-        show.line("because", task.reason)
+        show.line("end reason", task.reason)
     if task.result:
         show.line("result", show.first_line(task.result, 200))
     used = task.usage

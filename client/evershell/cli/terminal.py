@@ -1,12 +1,17 @@
 """Prints untrusted text so that it cannot control the terminal."""
 
 import os
+import shutil
 import sys
+import textwrap
 import unicodedata
 from contextlib import suppress
 from typing import Any, TextIO
 
 import click
+
+# A terminal without room for this many characters beside an indent breaks the lines itself.
+_LEAST_WIDTH = 20
 
 
 def printable(text: str, *, block: bool = False) -> str:
@@ -44,6 +49,31 @@ def say_lines(text: str, *, error: bool = False) -> None:
     except OSError as failure:
         name = "Standard error" if error else "Standard output"
         raise OutputError(f"{name} cannot be written: {failure.strerror}.") from failure
+
+
+def width(*, error: bool = False) -> int | None:
+    """The number of columns of the terminal; None if the stream is not a terminal."""
+    is_terminal = (sys.stderr if error else sys.stdout).isatty()
+    return shutil.get_terminal_size().columns if is_terminal else None
+
+
+def wrapped(text: str, indent: int = 0, *, error: bool = False) -> str:
+    """The text with line breaks between words, if it is wider than the terminal.
+
+    The lines after the first one begin with the indent, and the first one has it already.
+    """
+    columns = width(error=error)
+    if columns is None or indent + _LEAST_WIDTH > columns:
+        return text
+    lines = textwrap.wrap(
+        text,
+        columns - indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        # Untrusted text keeps its spaces.
+        replace_whitespace=False,
+    )
+    return f"\n{' ' * indent}".join(lines) or text
 
 
 def _color() -> bool | None:

@@ -12,7 +12,6 @@ from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import (
-    CallError,
     DeadlineExceededError,
     Event,
     EventType,
@@ -63,17 +62,10 @@ _COLORS = {
 @service_options
 def watch(call: Call, workspace: str, task: str | None, after: int, wait: float | None) -> None:
     """Prints one line for each event; with --json, one JSON object on each line."""
-    try:
-        if task is not None:
-            # The stream of a task that does not exist would never end.
-            call.client.get_task(workspace, task)
-        _watch(call, workspace, task, after, wait)
-    except CallError as error:
-        if not call.as_json:
-            raise
-        # On one line, like the events.
-        show.json_line(error.to_dict())
-        sys.exit(show.code_of_error(error))
+    if task is not None:
+        # The stream of a task that does not exist would never end.
+        call.client.get_task(workspace, task)
+    _watch(call, workspace, task, after, wait)
 
 
 def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float | None) -> None:
@@ -84,7 +76,8 @@ def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float
             for event in events:
                 last = event
                 if call.as_json:
-                    show.json_line(event.to_dict())
+                    # The message that the stream of REST sends.
+                    show.json_line({"event": event.to_dict()})
                 else:
                     print_event(event)
     except DeadlineExceededError:

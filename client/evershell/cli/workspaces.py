@@ -1,15 +1,20 @@
 """The commands `workspaces`, and `workspace show`, `create`, `stop` and `resume`."""
 
-from itertools import islice
-
 import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_workspace
+from evershell.cli.lists import (
+    first,
+    having,
+    limit_option,
+    page_size,
+    print_count,
+    status_option,
+)
 from evershell.cli.options import Call, service_options
-from evershell.cli.tasks import LIMIT
 from evershell.cli.terminal import Commands, printable, say_lines
-from evershell.client import Workspace
+from evershell.client import Workspace, WorkspaceStatus
 
 _ARGUMENT = click.argument("workspace", shell_complete=complete_workspace)
 
@@ -67,7 +72,7 @@ def _print(call: Call, workspace: Workspace) -> None:
     if workspace.name:
         show.line("name", workspace.name)
     if workspace.status_reason:
-        show.line("because", workspace.status_reason)
+        show.line("status reason", workspace.status_reason)
     show.line("task", workspace.current_task_id or "-")
     show.line(
         "created", f"{show.time(workspace.created_at)} by {workspace.created_by_user_id or 'a key'}"
@@ -76,11 +81,13 @@ def _print(call: Call, workspace: Workspace) -> None:
 
 
 @click.command(help="List the workspaces of your organization, newest first.")
-@LIMIT
+@status_option(WorkspaceStatus)
+@limit_option()
 @service_options
-def workspaces(call: Call, limit: int) -> None:
+def workspaces(call: Call, statuses: tuple[str, ...], limit: int | None) -> None:
     """Prints one line for each workspace."""
-    listed = list(islice(call.client.list_workspaces(page_size=min(limit, 200)), limit))
+    pages = call.client.list_workspaces(page_size=page_size(limit, statuses))
+    listed, has_more = first(having(pages, statuses), limit)
     if call.as_json:
         show.json_value({"workspaces": [workspace.to_dict() for workspace in listed]})
         return
@@ -96,5 +103,6 @@ def workspaces(call: Call, limit: int) -> None:
             )
             for each in listed
         ],
-        "Your organization has no workspaces.",
+        "No workspace has this status." if statuses else "Your organization has no workspaces.",
     )
+    print_count(len(listed), "workspace", has_more=has_more)

@@ -46,8 +46,8 @@ def test_an_accepted_cancellation_prints_requester_time_reason_and_next_step(
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines[0] == "accepted: the cancellation of task task_1 in workspace ws_1 is recorded."
-    assert "  task       running, 1 iteration completed, now in a tool call" in lines
-    assert lines[-1] == "  follow     evershell watch ws_1 --task task_1"
+    assert "  task          running, 1 iteration completed, now in a tool call" in lines
+    assert lines[-1] == "  follow        evershell watch ws_1 --task task_1"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_the_end_is_waited_for_and_printed(monkeypatch: pytest.MonkeyPatch) -> N
     result = cancel(monkeypatch, accepted, "--wait", "20s", get_task=answers)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines()[-1] == (
-        "  ended      cancelled at 2023-11-14T22:13:20Z, 0.0 s after the request, "
+        "  ended         cancelled at 2023-11-14T22:13:20Z, 0.0 s after the request, "
         "0 iterations completed. The workspace takes its next task."
     )
     as_json = cancel(monkeypatch, accepted, "--wait", "20s", "--json", get_task=[CANCELLED])
@@ -106,7 +106,7 @@ def test_a_credential_that_may_not_read_waits_with_the_cancellation(
     result = cancel(
         monkeypatch, accepted, "--wait", "9s", get_task=[denied], cancel_and_wait=[ended]
     )
-    assert (result.exit_code, "ended      cancelled" in result.stdout) == (0, True)
+    assert (result.exit_code, "ended         cancelled" in result.stdout) == (0, True)
     late = TaskNotEndedError("Not yet.", RUNNING)
     result = cancel(
         monkeypatch, accepted, "--wait", "9s", get_task=[denied], cancel_and_wait=[late]
@@ -143,7 +143,7 @@ def test_each_failure_has_its_exit_code(
 ) -> None:
     result = cancel(monkeypatch, error_of(BY_SLUG[slug], task_id="task_1"))
     assert (result.exit_code, result.stdout) == (exit_code, "")
-    assert result.stderr.startswith(f"{slug}: What happened.\n  request    request_1\n")
+    assert result.stderr.startswith(f"{slug}: What happened.\n  request       request_1\n")
     assert ("evershell watch" in result.stderr) == (slug == "agent_unreachable")
     assert ("safe to repeat" in result.stderr) == (slug in ("unavailable", "deadline_exceeded"))
 
@@ -191,20 +191,21 @@ def test_ctrl_c_ends_the_wait_and_says_that_the_cancellation_is_recorded(
 ) -> None:
     accepted, interrupt = cancelled(CancelOutcome.ACCEPTED), KeyboardInterrupt()
     result = cancel(monkeypatch, accepted, "--wait", "9s", *options, get_task=[interrupt])
-    assert (result.exit_code, result.stderr.strip()) == (1, "Aborted!")
+    assert result.exit_code == 130
+    assert result.stderr == (
+        "interrupted: The cancellation of task task_1 stands. Only the wait was ended.\n"
+        "  follow        evershell watch ws_1 --task task_1\n"
+    )
     if options:
         assert json.loads(result.stdout)["outcome"] == "accepted"
-    else:
-        assert "the cancellation stays recorded" in result.stdout
-        assert result.stdout.endswith("  follow     evershell watch ws_1 --task task_1\n")
 
 
 def test_ctrl_c_in_the_call_says_that_its_outcome_is_not_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     result = cancel(monkeypatch, KeyboardInterrupt())
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "recorded?  Not known. With --task it is safe to repeat the call." in result.stderr
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "recorded?     Not known. With --task it is safe to repeat the call." in result.stderr
 
 
 def test_the_follow_up_calls_the_same_service(monkeypatch: pytest.MonkeyPatch) -> None:

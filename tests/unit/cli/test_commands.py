@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+from click.testing import Result
 
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
@@ -30,7 +31,9 @@ from evershell.client import (
     ToolResult,
     ToolStatus,
     UnavailableError,
+    Workspace,
     WorkspaceProvisioned,
+    WorkspaceStatus,
 )
 from tests.support.stack import ROOT
 from tests.unit.cli.fake_client import AT, FakeClient, error_of, run, task
@@ -78,7 +81,7 @@ def test_the_end_of_a_submitted_task_is_the_exit_code(
     fake = FakeClient(submit_task=[SUBMITTED], get_task=[ended])
     result = run(monkeypatch, fake, "submit", "ws_1", "true", "--wait", "0s")
     assert (result.exit_code, result.stdout) == (exit_code, "task_1\n")
-    assert result.stderr.startswith(f"{status}, 0 iterations completed\n")
+    assert result.stderr.startswith(f"{status}: 0 iterations completed\n")
 
 
 def test_lists_are_tables_without_a_limit_of_width(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +92,32 @@ def test_lists_are_tables_without_a_limit_of_width(monkeypatch: pytest.MonkeyPat
     header, *rows = tasks.stdout.splitlines()
     assert header.split() == ["TASK", "STATUS", "ITERATIONS", "CREATED", "ENDED", "DESCRIPTION"]
     assert len(rows) == 2 and all(row.endswith(rf"[bold]\x1b[2J{long}") for row in rows)
+    assert tasks.stderr == "2 tasks; there are more, --limit has ended the list.\n"
     empty = run(monkeypatch, fake, "workspaces")
     assert (empty.stdout, "has no workspaces" in empty.stderr) == ("", True)
+
+
+def test_a_list_has_everything_and_can_be_narrowed_by_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed = [
+        Workspace(f"ws_{number}", status=WorkspaceStatus.IDLE if number % 3 else kind)
+        for number, kind in enumerate([WorkspaceStatus.BUSY, WorkspaceStatus.FAILED] * 150)
+    ]
+
+    def list_(*arguments: str) -> Result:
+        fake = FakeClient(list_workspaces=[iter(listed)])
+        return run(monkeypatch, fake, "workspaces", *arguments)
+
+    everything = list_()
+    assert (len(everything.stdout.splitlines()), everything.stderr) == (301, "300 workspaces.\n")
+    assert len(json.loads(list_("--json").stdout)["workspaces"]) == 300
+    narrow = list_("--status", "busy", "--status", "failed")
+    assert (len(narrow.stdout.splitlines()), narrow.stderr) == (101, "100 workspaces.\n")
+    one = list_("--status", "busy", "--limit", "1", "--json")
+    assert [each["id"] for each in json.loads(one.stdout)["workspaces"]] == ["ws_0"]
+    wrong = list_("--status", "bussy")
+    assert (wrong.exit_code, "'busy'" in wrong.stderr) == (2, True)
 
 
 def event(seq: int, kind: EventType, payload: Any, task_id: str | None = "task_1") -> Event:
@@ -156,7 +183,8 @@ def test_watch_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     fake = FakeClient(watch=[Watched(EVENTS[:2])])
     as_json = run(monkeypatch, fake, "watch", "ws_1", "--after", "3", "--json")
-    assert [json.loads(line)["seq"] for line in as_json.stdout.splitlines()] == ["1", "2"]
+    messages = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert [message["event"]["seq"] for message in messages] == ["1", "2"]
     assert fake.calls == [("watch", "ws_1", {"after": 3, "task_id": None, "timeout": None})]
 
 
@@ -180,7 +208,7 @@ def test_each_line_of_a_watch_is_json_also_the_error(monkeypatch: pytest.MonkeyP
         result = run(monkeypatch, fake, "watch", "ws_1", "--json")
         assert (result.exit_code, result.stderr) == (6, "")
         *events, last = (json.loads(line) for line in result.stdout.splitlines())
-        assert [event["seq"] for event in events] == ["1", "2"]
+        assert [message["event"]["seq"] for message in events] == ["1", "2"]
         assert last["error"]["code"] == error.slug
 
 
@@ -214,9 +242,17 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     assert "Exit codes:\n    0  done" in listed.stdout
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("cancle", "cancel"), ("workspace shwo", "show")])
+def test_a_mistyped_command_is_named(
+    monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    result = run(monkeypatch, FakeClient(), *typed.split())
+    assert (result.exit_code, f"Did you mean '{meant}'?" in result.stderr) == (2, True)
+
+
 def test_the_documents_have_the_table_of_exit_codes() -> None:
     text = (ROOT / "docs" / "command-line.md").read_text()
-    documented = dict(re.findall(r"^\| (\d) \| (.*) \|$", text, re.MULTILINE))
-    rows = re.findall(r"^  (\d)  ((?:.|\n     )*)$", TABLE, re.MULTILINE)
+    documented = dict(re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE))
+    rows = re.findall(r"^  (\d+)  ((?:.|\n     )*)$", TABLE, re.MULTILINE)
     assert documented == {code: " ".join(meaning.split()) for code, meaning in rows}
     assert {int(code) for code in documented} == {*ExitCode, 1, 2}

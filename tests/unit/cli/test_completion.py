@@ -35,7 +35,17 @@ def test_commands_options_and_ids_are_completed(
     def fake() -> FakeClient:
         client = FakeClient(
             list_workspaces=[
-                iter([Workspace("ws_1", status=WorkspaceStatus.IDLE, name="a\nb"), Workspace("x")])
+                iter(
+                    [
+                        Workspace("ws_1", status=WorkspaceStatus.IDLE, name="a\nb"),
+                        Workspace("ws_2", status=WorkspaceStatus.IDLE, name="api"),
+                        Workspace("ws_3", name="twin"),
+                        Workspace("ws_4", name="twin"),
+                        Workspace("ws_5", name="$(reboot)"),
+                        Workspace("ws_6", name="--all"),
+                        Workspace("x"),
+                    ]
+                )
             ],
             list_tasks=[iter([Task("task_1", "ws_1", status=TaskStatus.RUNNING)])],
         )
@@ -48,7 +58,12 @@ def test_commands_options_and_ids_are_completed(
         "can": {"cancel": "Cancel the task that runs in WORKSPACE."},
         "cancel --fo": {"--force-after": None},
         # A newline would begin another item.
-        "cancel ws": {"ws_1": r"idle a\nb"},
+        "cancel ws_1": {"ws_1": r"idle a\nb"},
+        # The ids of names that select no workspace, or that a shell would not take as one word.
+        "cancel a": {"api": "ws_2 idle", "ws_1": r"idle a\nb"},
+        "cancel tw": {"ws_3": "unspecified twin", "ws_4": "unspecified twin"},
+        "cancel $": {"ws_5": "unspecified $(reboot)"},
+        "cancel -- --a": {"ws_6": "unspecified --all"},
         "task ws_1 ": {"task_1": "running"},
         "cancel ws_1 --task ": {"task_1": "running"},
         "webhooks replay ": {"wh_1": "https://a.example"},

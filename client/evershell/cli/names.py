@@ -1,0 +1,56 @@
+"""The names of workspaces, which commands take wherever they take an id."""
+
+from collections.abc import Iterable
+
+from evershell.cli import show
+from evershell.client import Client, ValidationError, Workspace, WorkspaceNotFoundError
+
+_ID_PREFIX = "ws_"
+# An error names so many workspaces that share a name.
+_MOST_LISTED = 10
+
+
+def workspace_id(client: Client, named: str) -> str:
+    """The id of the workspace with this id or name. What begins with `ws_` is an id.
+
+    For a name, reads the list of all workspaces. Raises WorkspaceNotFoundError if none has the
+    name, ValidationError if several have it, and CallError if the list cannot be read.
+    """
+    # An empty text is not a name: most workspaces have none.
+    if not named or named.startswith(_ID_PREFIX):
+        return named
+    found = [each for each in client.list_workspaces(page_size=200) if each.name == named]
+    if not found:
+        raise WorkspaceNotFoundError(
+            f"No workspace has the name {named}. `evershell workspaces` lists the names. Check "
+            "whose credential you use.",
+            is_from_service=False,
+        )
+    if len(found) > 1:
+        raise ValidationError(
+            f"{len(found)} workspaces have the name {named}. Use the id of one: {_listed(found)}.",
+            details={"workspace_ids": [each.id for each in found]},
+            is_from_service=False,
+        )
+    return found[0].id
+
+
+def _listed(workspaces: list[Workspace]) -> str:
+    shown = ", ".join(
+        f"{each.id} ({each.status}, created {show.time(each.created_at)})"
+        for each in workspaces[:_MOST_LISTED]
+    )
+    more = len(workspaces) - _MOST_LISTED
+    return f"{shown}, and {more} more" if more > 0 else shown
+
+
+def unique_names(workspaces: Iterable[Workspace]) -> dict[str, Workspace]:
+    """The workspaces that a name selects, by name."""
+    found: dict[str, list[Workspace]] = {}
+    for each in workspaces:
+        found.setdefault(each.name, []).append(each)
+    return {
+        name: shared[0]
+        for name, shared in found.items()
+        if name and len(shared) == 1 and not name.startswith(_ID_PREFIX)
+    }

@@ -1,0 +1,91 @@
+"""A terminal of its own for a command, as a person has one."""
+
+import fcntl
+import os
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import click
+
+# A limit for a machine that is five times slower.
+_SECONDS = 30.0
+
+
+class Terminal:
+    """A running command, what it has printed, and the keyboard."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", descriptor: int) -> None:
+        self._process = process
+        self._descriptor = descriptor
+        self._printed = b""
+
+    @property
+    def text(self) -> str:
+        """Everything that was printed, without colours and cursor movements."""
+        return click.unstyle(self._printed.decode(errors="replace")).replace("\r\n", "\n")
+
+    def type(self, keys: str) -> None:
+        os.write(self._descriptor, keys.encode())
+
+    def await_text(self, pattern: str, *, after: int = 0) -> int:
+        """Waits until the text matches after this position. Returns the position after the match.
+
+        Raises TimeoutError.
+        """
+        deadline = time.monotonic() + _SECONDS
+        while (match := re.compile(pattern, re.DOTALL).search(self.text, after)) is None:
+            if not self._read(deadline):
+                raise TimeoutError(f"{pattern!r} was not printed in:\n{self.text}")
+        return match.end()
+
+    def await_exit(self) -> int:
+        """Waits for the end of the command. Returns its exit code."""
+        deadline = time.monotonic() + _SECONDS
+        while self._read(deadline):
+            pass
+        return self._process.wait(max(deadline - time.monotonic(), 0.0))
+
+    def _read(self, deadline: float) -> bool:
+        """Reads what the command prints. False if it has ended, or if the time is over."""
+        remaining = max(deadline - time.monotonic(), 0.0)
+        if not select.select([self._descriptor], [], [], remaining)[0]:
+            return False
+        try:
+            read = os.read(self._descriptor, 65_536)
+        except OSError:
+            # Nobody has the other side open any more.
+            return False
+        self._printed += read
+        return bool(read)
+
+
+@contextmanager
+def terminal(
+    command: Sequence[str], environment: dict[str, str], *, columns: int = 120, rows: int = 30
+) -> Iterator[Terminal]:
+    """Runs a command in a terminal of this size, and ends it at the end."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(
+        command,
+        env={**environment, "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        # Makes it the controlling terminal, so that Ctrl-C is a signal.
+        preexec_fn=lambda: os.login_tty(theirs),
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(process, ours)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(ours)
