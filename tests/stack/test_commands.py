@@ -104,6 +104,16 @@ def test_a_task_is_submitted_and_shown_and_found_in_the_audit_log(
     assert made_id in call("workspace", "show", task_id).stdout
 
 
+def test_a_client_of_the_port_of_rest_is_told_the_port_of_grpc(call: Run, stack: Stack) -> None:
+    rest_url, grpc_port = stack.ready["rest_url"], stack.ready["grpc_addr"].partition(":")[2]
+    wrong = call("workspaces", "--url", rest_url, EVERSHELL_API_KEY="sk_unknown")
+    assert (wrong.returncode, wrong.stdout) == (5, "")
+    assert wrong.stderr == (
+        f"method_not_allowed: This port serves REST; gRPC has port {grpc_port}.\n"
+        f"  called        {rest_url}\n"
+    )
+
+
 def test_the_demo_succeeds_on_a_running_stack(run: Run, stack: Stack) -> None:
     demo = run("demo")
     assert (demo.returncode, demo.stderr) == (0, ""), demo.stdout

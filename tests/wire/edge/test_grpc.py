@@ -41,6 +41,22 @@ def test_a_caller_cannot_set_internal_metadata(
     )
 
 
+def test_a_client_at_the_port_of_rest_learns_the_port_of_grpc(edge: RunningEdge) -> None:
+    with grpc.insecure_channel(edge.rest_url.removeprefix("http://")) as channel:
+        client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as raised:
+            client.CancelTask(workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1"))
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    port = edge.settings.grpc_port
+    assert raised.value.details() == f"This port serves REST; gRPC has port {port}."
+    # Other clients get the error of REST.
+    answer = httpx.post(
+        f"{edge.rest_url}/evershell.workspace.v1.WorkspaceService/CancelTask", trust_env=False
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert "grpc-status" not in answer.headers
+
+
 def test_errors_pass_unchanged(channel: grpc.Channel, stub: Stub) -> None:
     client = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
     with pytest.raises(grpc.RpcError) as raised:

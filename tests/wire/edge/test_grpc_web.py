@@ -138,7 +138,6 @@ def test_the_messages_of_a_stream_arrive_one_by_one(rest: httpx.Client, stub: St
 @pytest.mark.parametrize(
     ("method", "path", "kind"),
     [
-        ("POST", f"{SERVICE}/CancelTask", "application/grpc"),
         ("POST", f"{SERVICE}/CancelTask", "application/grpc-web-text"),
         ("POST", f"{SERVICE}/CancelTask", "application/json"),
         ("GET", f"{SERVICE}/CancelTask", TYPE),

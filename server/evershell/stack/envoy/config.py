@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
-from evershell.stack.envoy import a2a, documents, metrics_listener
+from evershell.stack.envoy import a2a, documents, metrics_listener, wrong_port
 from evershell.stack.envoy.documents import edge_file
 
 # The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
@@ -234,6 +234,8 @@ def render(edge: Edge, config_path: Path) -> None:
         *documents.routes(generated["without_body_filters"]),
         *map(a2a.with_filters, generated["routes"]),
     ]
+    # Before the route of all other paths.
+    routes.insert(-1, wrong_port.route(routes[-1]))
     # The values are JSON, which is valid YAML on one line and with its own quotes.
     values = {
         "host": edge.host,
@@ -254,6 +256,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "unsolicited_calls": str(edge_file("unsolicited_calls.yaml")),
         **generated,
         "routes": collector.traced(routes) if collector else routes,
+        "local_replies": [wrong_port.reply(edge.grpc_port), *generated["local_replies"]],
         "max_document_bytes": documents.MAX_FILE_BYTES,
         "grpc_routes": collector.traced(grpc_routes) if collector else grpc_routes,
         "tracing": collector and collector.tracing(),
