@@ -108,9 +108,8 @@ def test_a_client_of_the_port_of_rest_is_told_the_port_of_grpc(call: Run, stack:
     rest_url, grpc_port = stack.ready["rest_url"], stack.ready["grpc_addr"].partition(":")[2]
     wrong = call("workspaces", "--url", rest_url, EVERSHELL_API_KEY="sk_unknown")
     assert (wrong.returncode, wrong.stdout) == (5, "")
-    assert wrong.stderr == (
+    assert wrong.stderr.startswith(
         f"method_not_allowed: This port serves REST; gRPC has port {grpc_port}.\n"
-        f"  called        {rest_url}\n"
     )
 
 
