@@ -30,6 +30,7 @@ SECTIONS = {
     "rest_port": "Ports and workers",
     "tls_cert_file": "TLS",
     "jwt_issuer": "Credentials",
+    "oidc_client_id": "Sign-in of the console",
     "rate_limit": "Rate limits",
     "model": "Agents and models",
     "pod_backend": "Pods",

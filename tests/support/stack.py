@@ -69,6 +69,11 @@ class Stack(Service):
         self._process: subprocess.Popen[bytes] | None = None
         self.output = state_dir.with_name(state_dir.name + ".output")
 
+    @property
+    def rest_url(self) -> str:
+        """The URL of REST, also before the start."""
+        return f"http://127.0.0.1:{self._environment['REST_PORT']}"
+
     def _spawn(self) -> "subprocess.Popen[bytes]":
         with self.output.open("ab") as output:
             return subprocess.Popen(

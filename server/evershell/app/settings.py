@@ -100,6 +100,24 @@ class Settings(BaseSettings):
     public_grpc_address: str = ""
     """The same for gRPC: `host:port`."""
 
+    oidc_client_id: str = ""
+    """The client id of the [console](console.md#sign-in) at an OpenID Connect provider. If empty,
+    users of the console sign in with a token."""
+    oidc_client_secret_file: Path | None = None
+    """A file with the secret of this client."""
+    oidc_authorization_url: str = ""
+    """The authorization endpoint of the provider, with all that it needs in its query."""
+    oidc_token_url: str = ""
+    """The token endpoint of the provider."""
+    oidc_end_session_url: str = ""
+    """The end session endpoint of the provider. If empty, signing out ends only the session of the
+    console."""
+    oidc_scopes: str = "openid"
+    """The scopes that are requested, separated by spaces."""
+    oidc_resource: str = ""
+    """The resource that the access token is requested for
+    ([RFC 8707](https://www.rfc-editor.org/rfc/rfc8707)), a URI. If empty, none is sent."""
+
     rate_limit: bool = True
     """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
     rate_limit_per_second: int = Field(100, ge=2)
@@ -249,10 +267,23 @@ class Settings(BaseSettings):
                     raise ValueError(f"POD_BACKEND=kubernetes needs {name.upper()}")
         return self
 
+    @model_validator(mode="after")
+    def _complete_for_sign_in(self) -> Self:
+        if self.oidc_client_id:
+            for name in ("oidc_client_secret_file", "oidc_authorization_url", "oidc_token_url"):
+                if not getattr(self, name):
+                    raise ValueError(f"OIDC_CLIENT_ID needs {name.upper()}")
+            for name in ("oidc_authorization_url", "oidc_token_url", "oidc_end_session_url"):
+                url = getattr(self, name)
+                if url and not url.startswith(("https://", "http://")):
+                    raise ValueError(f"{name.upper()} is not an http(s) URL: {url!r}")
+        return self
+
     @field_validator(
         "tls_cert_file",
         "tls_key_file",
         "tls_client_ca_file",
+        "oidc_client_secret_file",
         "openai_api_key_file",
         "agent_keys_file",
         mode="before",

@@ -3,7 +3,7 @@
 import pytest
 
 from evershell.core.errors import OperatorError
-from evershell.stack.envoy.config import Collector
+from evershell.stack.envoy.collector import Collector
 
 ENDPOINT = "http://127.0.0.1:4318"
 

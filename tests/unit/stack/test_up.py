@@ -19,7 +19,8 @@ from evershell.stack.environments import (
     foreign_environment,
     worker_environment,
 )
-from evershell.stack.envoy.config import Collector, Edge
+from evershell.stack.envoy.collector import Collector
+from evershell.stack.envoy.config import Edge
 from evershell.stack.port_check import check_ports
 from tests.support.ports import free_ports
 

@@ -5,8 +5,17 @@ import tempfile
 from pathlib import Path
 
 from evershell.core.errors import OperatorError
-from evershell.stack.envoy.config import Collector, Edge, Tls, render, validate
+from evershell.stack.envoy.collector import Collector
+from evershell.stack.envoy.config import Edge, Tls, render, validate
+from evershell.stack.envoy.sign_in import Provider
 from tests.support.edge.certificates import Authority
+
+PROVIDER = Provider(
+    client_id="console",
+    client_secret="secret",
+    authorization_url="https://login.example/authorize",
+    token_url="https://login.example/token",
+)
 
 
 def main() -> None:
@@ -20,12 +29,13 @@ def main() -> None:
             Tls(files.cert_file, files.key_file, authority.ca_file),
         ):
             workers = ["127.0.0.1:50051", "[::1]:50052", f"unix:{directory}/worker.sock"]
-            # Each with and without spans.
-            for endpoint in ("", "https://collector.example:4318"):
+            # Each with and without spans and sign-in.
+            for endpoint, provider in (("", None), ("https://collector.example:4318", PROVIDER)):
                 edge = Edge(
                     *(8080, 8081, workers, directory / "admin.sock"),
                     tls=tls,
                     collector=Collector.of(endpoint, {}),
+                    provider=provider,
                 )
                 render(edge, directory / "envoy.yaml")
                 try:

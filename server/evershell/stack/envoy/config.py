@@ -1,29 +1,22 @@
-"""Renders and validates Envoy's configuration, and builds the command that runs Envoy.
-
-Envoy reads no variables of OpenTelemetry. Those that name the collector of spans for the other
-programs are translated here.
-"""
+"""Renders and validates Envoy's configuration, and builds the command that runs Envoy."""
 
 import importlib.resources
 import ipaddress
 import json
-import math
 import os
 import resource
-import ssl
 import string
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import unquote, urlsplit
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
-from evershell.stack.envoy import a2a, documents, metrics_listener, wrong_port
+from evershell.stack.envoy import a2a, documents, metrics_listener, sign_in, wrong_port
+from evershell.stack.envoy.collector import Collector
 from evershell.stack.envoy.documents import edge_file
+from evershell.stack.envoy.sign_in import Provider
 
 # The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
 SOCKET_PATH_BYTES = 108
@@ -46,13 +39,6 @@ _BY_NAME = {
         "dns_lookup_family": "V4_PREFERRED",
     },
 }
-_COLLECTOR_CLUSTER = "collector"
-_ENVOY_TYPES = "type.googleapis.com/envoy"
-# The variables of Envoy's own environment that hold the values of headers.
-_HEADER_VARIABLE = "EVERSHELL_COLLECTOR_HEADER_"
-_COLLECTOR_TIMEOUT_SECONDS = 1
-_TRACED_CLUSTER = "control_plane"
-_SAMPLINGS = ("client_sampling", "random_sampling", "overall_sampling")
 
 
 @dataclass(frozen=True)
@@ -66,131 +52,6 @@ class Tls:
     cert_file: Path
     key_file: Path
     client_ca_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Collector:
-    """Where spans are sent, and which."""
-
-    # The URL that takes spans.
-    url: str
-    # They may hold a credential for the collector.
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    # The authorities that the collector's certificate is checked with.
-    ca_file: str = ""
-    service_name: str = "evershell-edge"
-    # Of the calls that bring no trace.
-    sampled_percent: float = 100.0
-
-    @classmethod
-    def of(cls, endpoint: str, environment: Mapping[str, str]) -> Self | None:
-        """The collector at OTEL_EXPORTER_OTLP_ENDPOINT, with the other variables of OpenTelemetry.
-
-        None if spans are off. Raises OperatorError if a variable is not valid.
-        """
-        if not endpoint or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-            return None
-
-        def variable(name: str) -> str:
-            prefix = "OTEL_EXPORTER_OTLP_"
-            return environment.get(f"{prefix}TRACES_{name}") or environment.get(prefix + name, "")
-
-        url = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or (
-            f"{endpoint.rstrip('/')}/v1/traces"
-        )
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise OperatorError(
-                f"OTEL_EXPORTER_OTLP_ENDPOINT is a URL of OTLP over HTTP, not {endpoint!r}"
-            )
-        pairs = (pair.partition("=") for pair in variable("HEADERS").split(",") if "=" in pair)
-        return cls(
-            url=url,
-            headers=tuple((key.strip().lower(), unquote(value.strip())) for key, _, value in pairs),
-            ca_file=variable("CERTIFICATE") or ssl.get_default_verify_paths().cafile or "",
-            service_name=environment.get("OTEL_SERVICE_NAME") or cls.service_name,
-            sampled_percent=_sampled_percent(environment),
-        )
-
-    def environment(self) -> dict[str, str]:
-        """The variables that Envoy needs. Its configuration and its admin pages have no header."""
-        return {
-            f"{_HEADER_VARIABLE}{index}": value for index, (_, value) in enumerate(self.headers)
-        }
-
-    def tracing(self) -> dict[str, Any]:
-        """The tracing of a listener. An edge span is the parent of the worker's span."""
-        headers = [
-            {
-                "header": {"key": key, "value": f"%ENVIRONMENT({_HEADER_VARIABLE}{index})%"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-            for index, (key, _) in enumerate(self.headers)
-        ]
-        service: dict[str, Any] = {
-            "http_uri": {
-                "uri": self.url,
-                "cluster": _COLLECTOR_CLUSTER,
-                "timeout": f"{_COLLECTOR_TIMEOUT_SECONDS}s",
-            },
-            "request_headers_to_add": headers,
-        }
-        return {
-            "provider": {
-                "name": "envoy.tracers.opentelemetry",
-                "typed_config": {
-                    "@type": f"{_ENVOY_TYPES}.config.trace.v3.OpenTelemetryConfig",
-                    "http_service": service,
-                    "service_name": self.service_name,
-                },
-            },
-            "random_sampling": {"value": self.sampled_percent},
-            # The path without its query, in which callers may put secrets, as in the access log.
-            "max_path_tag_length": 0,
-            "custom_tags": [
-                {"tag": "url.path", "value": "%PATH(NQ:ORIG_OR_PATH):300%"},
-                # These replace tags of Envoy, which have no maximum length, or the query.
-                {"tag": "grpc.path", "value": "%PATH(NQ:PATH):300%"},
-                {"tag": "user_agent", "value": "%REQ(user-agent):200%"},
-                {"tag": "evershell.request_id", "value": "%REQ(x-request-id):64%"},
-            ],
-        }
-
-    def traced(self, routes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The routes, with the name of the span of each call. Only calls of workers have spans."""
-        return [{**route, **_span_of(route)} for route in routes]
-
-    def cluster(self) -> dict[str, Any]:
-        """The cluster of the collector. Spans that it does not take in time are lost."""
-        parts = urlsplit(self.url)
-        host = str(parts.hostname)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        address = {"socket_address": {"address": host, "port_value": port}}
-        cluster: dict[str, Any] = {
-            "name": _COLLECTOR_CLUSTER,
-            "type": "STATIC" if _is_address(host) else "STRICT_DNS",
-            "connect_timeout": f"{_COLLECTOR_TIMEOUT_SECONDS}s",
-            "circuit_breakers": {
-                "thresholds": [{"max_connections": 2, "max_pending_requests": 8, "max_requests": 8}]
-            },
-            "load_assignment": {
-                "cluster_name": _COLLECTOR_CLUSTER,
-                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-            },
-        }
-        if parts.scheme == "https":
-            cluster["transport_socket"] = {
-                "name": "envoy.transport_sockets.tls",
-                "typed_config": {
-                    "@type": f"{_EXTENSIONS}.transport_sockets.tls.v3.UpstreamTlsContext",
-                    "sni": host,
-                    "auto_sni_san_validation": True,
-                    "common_tls_context": {
-                        "validation_context": {"trusted_ca": {"filename": self.ca_file}}
-                    },
-                },
-            }
-        return cluster
 
 
 @dataclass(frozen=True)
@@ -214,6 +75,8 @@ class Edge:
     max_heap_bytes: int = 2**30
     # Where Envoy sends spans; None for none.
     collector: Collector | None = None
+    # Where users of the console sign in; None for nowhere.
+    provider: Provider | None = None
 
 
 def render(edge: Edge, config_path: Path) -> None:
@@ -226,12 +89,14 @@ def render(edge: Edge, config_path: Path) -> None:
         raise OperatorError(
             f"the path of Envoy's admin socket is too long for the kernel: {edge.admin_socket}"
         )
-    collector = edge.collector
+    collector, provider = edge.collector, edge.provider
     generated = json.loads(edge_file("routes.json").read_text())
     grpc_routes = generated["grpc_routes"]
+    filters = generated["without_body_filters"]
     routes = [
         generated["preflight_route"],
-        *documents.routes(generated["without_body_filters"]),
+        *documents.routes(filters),
+        *(provider.routes(filters) if provider else [sign_in.description({}, filters)]),
         *map(a2a.with_filters, generated["routes"]),
     ]
     # Before the route of all other paths.
@@ -260,6 +125,8 @@ def render(edge: Edge, config_path: Path) -> None:
         "max_document_bytes": documents.MAX_FILE_BYTES,
         "grpc_routes": collector.traced(grpc_routes) if collector else grpc_routes,
         "tracing": collector and collector.tracing(),
+        "session": provider.session() if provider else {},
+        "secrets": provider.secrets() if provider else [],
     }
     texts = {name: json.dumps(value) for name, value in values.items()}
     # Elements of lists, or nothing.
@@ -268,8 +135,12 @@ def render(edge: Edge, config_path: Path) -> None:
         "metrics_listener": edge.metrics_port
         and metrics_listener.listener(edge.metrics_host, edge.metrics_port),
         "metrics_cluster": edge.metrics_port and metrics_listener.cluster(edge.admin_socket),
+        "sign_in_filter": provider and sign_in.FILTER_ELEMENT,
+        "provider_cluster": provider and provider.cluster(),
     }
     texts |= {name: f"- {json.dumps(value)}" if value else "" for name, value in elements.items()}
+    # It has the secret of the provider.
+    config_path.touch(mode=0o600)
     config_path.write_text(string.Template(edge_file("envoy.yaml").read_text()).substitute(texts))
 
 
@@ -417,45 +288,5 @@ def edge_of(
         tls=tls,
         max_heap_bytes=int(settings.program_memory_mb * 2**20 * heap_share),
         collector=Collector.of(settings.otel_exporter_otlp_endpoint, os.environ),
+        provider=sign_in.provider_of(settings),
     )
-
-
-def _span_of(route: Mapping[str, Any]) -> dict[str, Any]:
-    if route.get("route", {}).get("cluster") != _TRACED_CLUSTER:
-        return {"tracing": {name: {"numerator": 0} for name in _SAMPLINGS}}
-    match = route["match"]
-    if "name" in route:
-        name = route["name"]
-    elif "path" in match or "prefix" in match:
-        name = (match.get("path") or match["prefix"]).strip("/")
-    else:
-        (method,) = (
-            header["string_match"] for header in match["headers"] if header["name"] == ":method"
-        )
-        path = match["safe_regex"]["regex"].replace("[^/]+", "*")
-        name = f"{method.get('exact', 'GET')} {path}"
-    return {"decorator": {"operation": name, "propagate": False}}
-
-
-def _sampled_percent(environment: Mapping[str, str]) -> float:
-    """What OTEL_TRACES_SAMPLER says of calls without a trace."""
-    sampler = environment.get("OTEL_TRACES_SAMPLER", "").removeprefix("parentbased_")
-    if sampler == "always_off":
-        return 0.0
-    if sampler != "traceidratio":
-        return 100.0
-    try:
-        share = float(environment.get("OTEL_TRACES_SAMPLER_ARG", "1"))
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise OperatorError("OTEL_TRACES_SAMPLER_ARG is a number from 0 to 1")
-    return 100 * share
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

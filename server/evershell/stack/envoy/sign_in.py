@@ -1,0 +1,205 @@
+"""Sign-in of the console with an OpenID Connect provider: authorization code flow with PKCE.
+
+Envoy's OAuth2 filter runs the flow and keeps the tokens in encrypted cookies that scripts cannot
+read. It sends the access token to the workers, which check it as they check every session token.
+
+The cookies count only for requests of the console itself. Browsers say where a request comes from
+(Sec-Fetch-Site), and a page cannot change that. So a page of another site cannot call with the
+cookies of a user, not even one of the same domain, which SameSite would allow.
+"""
+
+import base64
+import hashlib
+import json
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from evershell.app.settings import Settings
+from evershell.core.errors import OperatorError
+from evershell.stack.envoy.external_cluster import external_cluster
+
+_FILTER = "envoy.filters.http.oauth2"
+_CLUSTER = "identity_provider"
+_SIGN_IN_PATH = "/console/sign-in"
+_SIGN_OUT_PATH = "/console/sign-out"
+# The provider has to know it, after the address of the edge.
+_CALLBACK_PATH = "/console/signed-in"
+# Says to the console whether there is a provider.
+_DESCRIPTION_PATH = "/console/sign-in.json"
+_TYPES = "type.googleapis.com/envoy.extensions.filters.http.oauth2.v3"
+_COOKIES = {
+    "bearer_token": "evershell-access",
+    "oauth_hmac": "evershell-session",
+    "oauth_expires": "evershell-expires",
+    "id_token": "evershell-id",
+    "refresh_token": "evershell-refresh",
+    "oauth_nonce": "evershell-nonce",
+    "code_verifier": "evershell-verifier",
+}
+# The provider's answer comes from another site, so these two have to be sent with it.
+_LAX = ("oauth_nonce", "code_verifier")
+_TIMEOUT = "5s"
+# An element of the HTTP filters. The routes configure it.
+FILTER_ELEMENT = {"name": _FILTER, "typed_config": {"@type": f"{_TYPES}.OAuth2"}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """The client that the provider knows the edge as, and the endpoints of the provider."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+    authorization_url: str
+    token_url: str
+    # Ends the session at the provider; empty for none.
+    end_session_url: str = ""
+    scopes: tuple[str, ...] = ("openid",)
+    # The resource that the access token is for (RFC 8707); empty to send none.
+    resource: str = ""
+    # The scheme with which browsers reach the edge.
+    public_scheme: str = "http"
+
+    def cluster(self) -> dict[str, Any]:
+        """The cluster of the token endpoint."""
+        ca_file = ssl.get_default_verify_paths().cafile or ""
+        return external_cluster(_CLUSTER, self.token_url, ca_file, max_requests=100)
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """The secrets that the configuration of the filter names.
+
+        All edges with the same client have the same keys for the cookies.
+        """
+        key = hashlib.sha256(f"evershell cookies\n{self.client_secret}".encode()).digest()
+        values = {
+            f"{_CLUSTER}_client": {"inline_string": self.client_secret},
+            f"{_CLUSTER}_cookies": {"inline_bytes": base64.b64encode(key).decode()},
+        }
+        return [
+            {"name": name, "generic_secret": {"secret": value}} for name, value in values.items()
+        ]
+
+    def routes(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
+        """The routes that begin, end and describe a session.
+
+        `filters` configures the HTTP filters of routes that Envoy answers itself.
+        """
+        sign_in = self._config()
+        # The way back from the provider, without the cookies, which are sent only within the site;
+        # or a link of another site, which cannot begin a session.
+        sign_in["config"]["pass_through_matcher"] = [
+            {"name": "sec-fetch-site", "string_match": {"exact": "cross-site"}}
+        ]
+        configs = {
+            _SIGN_IN_PATH: sign_in,
+            _CALLBACK_PATH: self._config(),
+            _SIGN_OUT_PATH: self._config(),
+        }
+        to_console = [
+            {
+                "match": {"path": path},
+                "direct_response": {"status": 303},
+                "response_headers_to_add": [_header("location", "/console")],
+                "typed_per_filter_config": filters | {_FILTER: config},
+            }
+            for path, config in configs.items()
+        ]
+        paths = {"sign_in": _SIGN_IN_PATH, "sign_out": _SIGN_OUT_PATH}
+        return [*to_console, description(paths, filters)]
+
+    def session(self) -> dict[str, Any]:
+        """The filter for all other routes: a request with the cookies gets the access token.
+
+        Every other request is left as it is. A session that is over is answered with 401.
+        """
+        cookie = {"contains": f"{_COOKIES['oauth_hmac']}="}
+        config = self._config()
+        config["config"] |= {
+            "pass_through_matcher": [
+                {"name": "authorization", "present_match": True},
+                _unless("cookie", cookie),
+                _unless("sec-fetch-site", {"exact": "same-origin"}),
+            ],
+            "deny_redirect_matcher": [{"name": ":path", "string_match": {"prefix": "/"}}],
+        }
+        return {_FILTER: config}
+
+    def _config(self) -> dict[str, Any]:
+        here = f"{self.public_scheme}://%REQ(:authority)%"
+        end = {"end_session_endpoint": self.end_session_url} if self.end_session_url else {}
+        return {
+            "@type": f"{_TYPES}.OAuth2PerRoute",
+            "config": {
+                "token_endpoint": {"uri": self.token_url, "cluster": _CLUSTER, "timeout": _TIMEOUT},
+                "authorization_endpoint": self.authorization_url,
+                **end,
+                "post_logout_redirect_uri": {"uri": f"{here}/console"},
+                "credentials": {
+                    "client_id": self.client_id,
+                    "token_secret": {"name": f"{_CLUSTER}_client"},
+                    "hmac_secret": {"name": f"{_CLUSTER}_cookies"},
+                    "cookie_names": _COOKIES,
+                },
+                "redirect_uri": f"{here}{_CALLBACK_PATH}",
+                "original_request_uri": here,
+                "redirect_path_matcher": {"path": {"exact": _CALLBACK_PATH}},
+                "signout_path": {"path": {"exact": _SIGN_OUT_PATH}},
+                "auth_scopes": list(self.scopes),
+                "resources": [self.resource] if self.resource else [],
+                "forward_bearer_token": True,
+                "use_refresh_token": True,
+                "cookie_configs": {
+                    f"{name}_cookie_config": {"same_site": "LAX" if name in _LAX else "STRICT"}
+                    for name in _COOKIES
+                },
+            },
+        }
+
+
+def description(content: dict[str, str], filters: dict[str, Any]) -> dict[str, Any]:
+    """The route that says to the console how a user signs in; empty without a provider."""
+    return {
+        "match": {"path": _DESCRIPTION_PATH},
+        "direct_response": {"status": 200, "body": {"inline_string": json.dumps(content)}},
+        "response_headers_to_add": [_header("content-type", "application/json")],
+        "typed_per_filter_config": filters,
+    }
+
+
+def _header(name: str, value: str) -> dict[str, Any]:
+    return {
+        "header": {"key": name, "value": value},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+
+
+def _unless(name: str, match: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "string_match": match,
+        "invert_match": True,
+        "treat_missing_header_as_empty": True,
+    }
+
+
+def provider_of(settings: Settings) -> Provider | None:
+    """The provider of the settings; None if they name none. Raises OperatorError."""
+    if not settings.oidc_client_id:
+        return None
+    assert settings.oidc_client_secret_file is not None, "the settings are validated"
+    try:
+        secret = settings.oidc_client_secret_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OperatorError(f"OIDC_CLIENT_SECRET_FILE cannot be read: {error}") from error
+    public = settings.public_rest_url or settings.rest_url
+    return Provider(
+        client_id=settings.oidc_client_id,
+        client_secret=secret,
+        authorization_url=settings.oidc_authorization_url,
+        token_url=settings.oidc_token_url,
+        end_session_url=settings.oidc_end_session_url,
+        scopes=tuple(settings.oidc_scopes.split()),
+        resource=settings.oidc_resource,
+        public_scheme=urlsplit(public).scheme,
+    )

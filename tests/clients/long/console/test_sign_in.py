@@ -1,0 +1,157 @@
+"""Users of the console sign in with an OpenID Connect provider, in a browser."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.support.npm import NODE, program_folder
+from tests.support.ports import free_ports
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+PROGRAM = Path(__file__).with_name("provider.mjs")
+SECRET = "the secret of the console"
+RESOURCE = "https://evershell.example"
+# So short that the session is renewed in the test.
+TOKEN_SECONDS = 2
+ASK = """async ([path, method, mode]) => {
+  const answer = await fetch(path, {method, mode, credentials: "include"});
+  return [answer.status, mode === "no-cors" ? null : await answer.json()];
+}"""
+
+
+class Provider:
+    """The provider's process."""
+
+    def __init__(self, folder: Path, console_url: str) -> None:
+        (port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
+        arguments = [str(port), SECRET, console_url, str(TOKEN_SECONDS)]
+        self._process = subprocess.Popen(
+            [NODE, program_folder(folder, PROGRAM) / PROGRAM.name, *arguments],
+            env={**os.environ, "NODE_DISABLE_COMPILE_CACHE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
+        assert b"ready" in self._output.readline()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+
+
+@pytest.fixture(scope="module")
+def provided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Provider]]:
+    """A stack with a provider."""
+    folder = tmp_path_factory.mktemp("provider")
+    stack = Stack(folder / "state")
+    with _provider(folder, f"{stack.rest_url}/console") as provider:
+        secret = folder / "secret"
+        secret.write_text(f"{SECRET}\n")
+        stack.set(
+            JWT_ISSUER=provider.url,
+            JWKS=f"{provider.url}/jwks",
+            OIDC_CLIENT_ID="console",
+            OIDC_CLIENT_SECRET_FILE=str(secret),
+            OIDC_AUTHORIZATION_URL=f"{provider.url}/auth",
+            OIDC_TOKEN_URL=f"{provider.url}/token",
+            OIDC_END_SESSION_URL=f"{provider.url}/session/end",
+            OIDC_RESOURCE=RESOURCE,
+        )
+        with stack.started():
+            yield stack, provider
+
+
+@contextmanager
+def _provider(folder: Path, console_url: str) -> Iterator[Provider]:
+    programs = folder / "programs"
+    programs.mkdir()
+    provider = Provider(programs, console_url)
+    try:
+        yield provider
+    finally:
+        provider.stop()
+
+
+@pytest.fixture
+def page(browser: Browser, provided: tuple[Stack, Provider]) -> Iterator[Page]:
+    """The console, after Ada has signed in."""
+    stack, _ = provided
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{stack.rest_url}/console/sign-in")
+    page.get_by_placeholder("Enter any login").fill("ada")
+    page.get_by_placeholder("and password").fill("any")
+    page.get_by_role("button", name="Sign-in").click()
+    page.get_by_role("button", name="Continue").click()
+    expect(page).to_have_url(f"{stack.rest_url}/console")
+    yield page
+    context.close()
+
+
+def ask(page: Page, path: str, method: str = "GET", mode: str = "cors") -> tuple[int, Any]:
+    """Calls with the cookies that the browser has for the page."""
+    status, body = page.evaluate(ASK, [path, method, mode])
+    return status, body
+
+
+def test_the_session_is_the_users_and_no_other_site_can_use_it(
+    page: Page, provided: tuple[Stack, Provider]
+) -> None:
+    stack, provider = provided
+    status, caller = ask(page, "/v1/caller")
+    assert (status, caller["actor_id"], caller["org_id"]) == (200, "ada", "org_acme")
+    assert caller["scopes"] == ["tasks:write:own", "workspace:read", "workspace:write:own"]
+    cookies = [each for each in page.context.cookies() if each["name"].startswith("evershell-")]
+    assert cookies and all(each["httpOnly"] for each in cookies)
+    assert page.evaluate("document.cookie") == ""
+
+    # Another port is another origin of the same site, which SameSite allows.
+    for other in (f"{provider.url}/unknown", provider.url.replace("127.0.0.1", "localhost")):
+        foreign = page.context.new_page()
+        foreign.goto(other)
+        ask(foreign, f"{stack.rest_url}/v1/workspaces", "POST", "no-cors")
+        foreign.close()
+    assert ask(page, "/v1/workspaces")[1]["workspaces"] == []
+    assert ask(page, "/v1/workspaces", "POST")[0] == 201
+    assert len(ask(page, "/v1/workspaces")[1]["workspaces"]) == 1
+
+
+def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
+    page: Page, provided: tuple[Stack, Provider]
+) -> None:
+    first = ask(page, "/v1/caller")[1]["expires_at"]
+    eventually(lambda: ask(page, "/v1/caller")[1]["expires_at"] != first)
+    page.goto(f"{provided[0].rest_url}/console/sign-out")
+    page.get_by_role("button", name=re.compile("Yes")).click()
+    expect(page).to_have_url(f"{provided[0].rest_url}/console")
+    status, body = ask(page, "/v1/caller")
+    assert (status, body["error"]["code"]) == (401, "unauthenticated")
+
+
+def test_tokens_work_while_the_provider_is_down(
+    page: Page, provided: tuple[Stack, Provider]
+) -> None:
+    stack, provider = provided
+    provider.stop()
+    assert stack.rest("full_access").get("/v1/caller")["credential_kind"] == "api_key"
+
+    def is_over() -> bool:
+        status, body = ask(page, "/v1/caller")
+        assert (status, body.get("error", {}).get("code")) in (
+            (200, None),
+            (401, "unauthenticated"),
+        )
+        return status == 401
+
+    eventually(is_over)
