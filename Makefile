@@ -41,6 +41,7 @@ check: $(READY) ## check format, lint, types, imports, protos, generated files a
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python .make/pages.py --check
 	$(BIN)/python .make/sync_client.py --check
+	$(BIN)/python .make/prices.py --check
 	$(BIN)/python -m tests.wire.edge.validate
 
 # Two processes, each with files of its own, in alphabetical order.
@@ -90,10 +91,11 @@ docs: $(DOCS_READY) ## build the documents: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html; with the search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
 
-gen: $(READY) ## generate gen/ from protos/, the synchronous client, and pages of docs/ from the code
+gen: $(READY) ## generate gen/, the synchronous client, the list of prices, and pages of docs/ from the code
 	$(BIN)/python protos/generate.py
 	$(BIN)/python .make/pages.py
 	$(BIN)/python .make/sync_client.py
+	$(BIN)/python .make/prices.py
 
 wheel: $(READY) ## build the distribution: dist/*.whl and dist/*.tar.gz
 	@$(BIN)/hatchling build -d dist

@@ -38,6 +38,7 @@ GOOGLEAPIS = (
     "google/api/httpbody.proto",
     "google/rpc/code.proto",
     "google/rpc/error_details.proto",
+    "google/type/money.proto",
 )
 DESCRIPTOR_SET = "evershell/edge/workspace.binpb"
 # What Envoy reads, beside its own files (envoy/evershell/edge).

@@ -86,8 +86,11 @@ class Schemas:
         return self._described(message.full_name, schema)
 
     def _is_set(self, field: FieldDescriptor) -> bool:
-        """Whether every reply has the field. In a request, no field of a message is needed."""
-        if self._is_request:
+        """Whether every reply has the field. In a request, no field of a message is needed.
+
+        Messages of Google are in requests and replies.
+        """
+        if self._is_request or not field.full_name.startswith(PACKAGE):
             return False
         rule = self._protos.option(field.GetOptions(), f"{PACKAGE}.field")
         return bool(rule.always_set or not field.has_presence)
@@ -161,7 +164,9 @@ def component_name(full_name: str) -> str:
     A nested type follows the name of its message, unless both would say the same: `TaskStatus`, but
     `ErrorCode` and `EventType`.
     """
-    outer, _, inner = full_name.removeprefix(f"{PACKAGE}.").rpartition(".")
+    outer, _, inner = (
+        full_name.removeprefix(f"{PACKAGE}.").removeprefix("google.type.").rpartition(".")
+    )
     outer = outer.replace(".", "")
     if inner.startswith(outer):
         return inner

@@ -33,6 +33,7 @@ async def test_the_limits_of_a_task_are_stored(store: Store) -> None:
     for limits in (
         TaskLimits(),
         TaskLimits(max_duration_seconds=0.5, max_total_tokens=10**12, force_after_seconds=0),
+        TaskLimits(max_cost_nanos=10**15),
     ):
         new = await started(store, limits)
         assert await store.get_task(new.workspace_id, new.id) == new

@@ -46,7 +46,13 @@ async def test_every_field_is_stored(store: Store) -> None:
             reason="r",
             result="s",
             forced=True,
-            usage=Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4),
+            usage=Usage(
+                input_tokens=2**40,
+                output_tokens=2,
+                model_calls=3,
+                tool_calls=4,
+                cost_nanos=2**62,
+            ),
             committed_bytes=2**40,
         )
         return Change(filled, running)

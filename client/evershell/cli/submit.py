@@ -2,10 +2,12 @@
 
 import sys
 from datetime import timedelta
+from decimal import Decimal
 
 import click
 
 from evershell.cli import show
+from evershell.cli.amount import AMOUNT
 from evershell.cli.completion import complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
@@ -59,6 +61,12 @@ def _metadata(
     help="Cancel the task after the iteration with which it has used this many tokens.",
 )
 @click.option(
+    "--max-cost",
+    type=AMOUNT,
+    metavar="USD",
+    help="Cancel the task after the iteration with which its model calls have cost this: 0.50.",
+)
+@click.option(
     "--force-after",
     type=DURATION,
     metavar="DURATION",
@@ -89,6 +97,7 @@ def submit(
     max_iterations: int | None,
     max_duration: float | None,
     max_total_tokens: int | None,
+    max_cost: Decimal | None,
     force_after: float | None,
     parent: str | None,
     idempotency_key: str | None,
@@ -103,7 +112,7 @@ def submit(
             description,
             metadata=metadata,
             max_iterations=max_iterations,
-            limits=_limits(max_duration, max_total_tokens, force_after),
+            limits=_limits(max_duration, max_total_tokens, max_cost, force_after),
             parent_task_id=parent,
             idempotency_key=idempotency_key,
         )
@@ -143,13 +152,17 @@ def _read_standard_input() -> str:
 
 
 def _limits(
-    max_duration: float | None, max_total_tokens: int | None, force_after: float | None
+    max_duration: float | None,
+    max_total_tokens: int | None,
+    max_cost: Decimal | None,
+    force_after: float | None,
 ) -> TaskLimits | None:
-    if max_duration is None and max_total_tokens is None and force_after is None:
+    if (max_duration, max_total_tokens, max_cost, force_after) == (None,) * 4:
         return None
     return TaskLimits(
         max_duration=None if max_duration is None else timedelta(seconds=max_duration),
         max_total_tokens=max_total_tokens,
+        max_cost=max_cost,
         force_after=None if force_after is None else timedelta(seconds=force_after),
     )
 

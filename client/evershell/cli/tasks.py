@@ -114,6 +114,7 @@ def _print(task: Task) -> None:
         f"{used.model_calls} model calls, {used.tool_calls} tool calls, {used.input_tokens} input "
         f"tokens, {used.output_tokens} output tokens",
     )
+    show.line("cost", "unknown" if used.cost is None else f"{used.cost} USD, as reported")
     for name, value in task.metadata.items():
         show.line("metadata", f"{name}={value}")
 
@@ -127,6 +128,8 @@ def _limits(task: Task) -> str:
         clauses.append(f"{limits.max_duration.total_seconds():.12g} s")
     if limits.max_total_tokens is not None:
         clauses.append(f"{limits.max_total_tokens} tokens")
+    if limits.max_cost is not None:
+        clauses.append(f"{limits.max_cost} USD")
     if limits.force_after is not None:
         clauses.append(f"interrupted {limits.force_after.total_seconds():.12g} s after a limit")
     return ", ".join(clauses)

@@ -18,6 +18,7 @@ from evershell.client import (
     IterationCompleted,
     TaskCancelRequested,
     TaskCompleted,
+    TaskLimitApproached,
     TaskStarted,
     TaskSubmitted,
     ToolCall,
@@ -115,6 +116,8 @@ def _describe(event: Event) -> str:
             return f"by {cancel.requested_by}" + (f": {cancel.reason}" if cancel.reason else "")
         case IterationCompleted():
             return _describe_iteration(event.payload)
+        case TaskLimitApproached(limit=limit, used=used, maximum=maximum):
+            return f"{limit}: {used} of {maximum}"
         case TaskCompleted(status=status, forced=forced, iterations=count, reason=reason):
             word = "iteration" if count == 1 else "iterations"
             ended = f"{status}{', forced' if forced else ''} after {count} {word}"

@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -79,6 +80,8 @@ def _reader(field: Any, kind: Any, *, optional: bool) -> Reader:
         return lambda message: (
             getattr(message, name).ToTimedelta() if message.HasField(name) else None
         )
+    if kind is Decimal:
+        return lambda message: _amount(getattr(message, name)) if message.HasField(name) else None
     if kind is datetime:
         return lambda message: _time(message, name)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
@@ -111,6 +114,10 @@ def _time(message: Any, name: str) -> datetime | None:
         return None
     moment: datetime = getattr(message, name).ToDatetime(tzinfo=UTC)
     return moment
+
+
+def _amount(money: Any) -> Decimal:
+    return Decimal(money.units) + Decimal(money.nanos).scaleb(-9)
 
 
 def _enum_reader(field: Any, kind: type[Enum], *, optional: bool) -> Reader:
@@ -159,6 +166,8 @@ def _put(message: Message, field: Any, value: Any) -> None:
         getattr(message, field.name).FromDatetime(value)
     elif isinstance(value, timedelta):
         getattr(message, field.name).FromTimedelta(value)
+    elif isinstance(value, Decimal):
+        _put_amount(getattr(message, field.name), value)
     elif isinstance(value, StrEnum):
         setattr(message, field.name, field.enum_type.values_by_name[value.value].number)
     elif isinstance(value, Result):
@@ -175,6 +184,15 @@ def _put(message: Message, field: Any, value: Any) -> None:
         getattr(message, field.name).update(value)
     else:
         setattr(message, field.name, value)
+
+
+def _put_amount(money: Any, value: Decimal) -> None:
+    """Raises ValueError if the amount has more decimals than the message."""
+    nanos = value.scaleb(9)
+    if not value.is_finite() or nanos != int(nanos):
+        raise ValueError(f"{value} is not an amount in USD with at most nine decimals")
+    money.currency_code = "USD"
+    money.units, money.nanos = divmod(int(nanos), 10**9)
 
 
 def _put_oneof(message: Message, name: str, value: Result) -> None:

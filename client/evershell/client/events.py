@@ -26,6 +26,7 @@ class EventType(StrEnum):
     ITERATION_COMPLETED = "iteration_completed"
     TASK_CANCEL_REQUESTED = "task_cancel_requested"
     TASK_COMPLETED = "task_completed"
+    TASK_LIMIT_APPROACHED = "task_limit_approached"
 
 
 class ModelCallStatus(StrEnum):
@@ -137,6 +138,15 @@ class ModelCall(Result):
     output_tokens: int
     duration_ms: int
     status: ModelCallStatus
+    cached_input_tokens: int | None = None
+    """Parts of `input_tokens`; None if they were not reported."""
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    """A part of `cache_write_tokens`."""
+    input_audio_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Parts of `output_tokens`; None if they were not reported."""
+    output_audio_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +216,19 @@ class CancelIntent(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class TaskLimitApproached(Result):
+    """The task has used 80 % of a limit, and has not reached it."""
+
+    _message_type: ClassVar[type[Message]] = event_pb2.TaskLimitApproached
+
+    limit: str
+    """`max_total_tokens` or `max_cost`."""
+    used: str
+    """A decimal number: of tokens, or of USD."""
+    maximum: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskCancelRequested(Result):
     """A cancellation was recorded; the task will end `cancelled`."""
 
@@ -261,6 +284,7 @@ class Event(Result):
         | IterationCompleted
         | TaskCancelRequested
         | TaskCompleted
+        | TaskLimitApproached
         | None
     ) = None
     """None only for a type that this version of the client does not know."""

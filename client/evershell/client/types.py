@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import ClassVar
 
@@ -119,6 +120,9 @@ class Usage(Result):
     output_tokens: int = 0
     model_calls: int = 0
     tool_calls: int = 0
+    cost: Decimal | None = None
+    """What the model calls have cost, in USD, by the tokens that the agent has reported; None if it
+    is unknown, because a model has no price."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,8 @@ class TaskLimits(Result):
     """Since the task was started; at most 30 days."""
     max_total_tokens: int | None = None
     """Input and output tokens of all model calls, checked after each iteration."""
+    max_cost: Decimal | None = None
+    """What all model calls have cost, in USD, checked after each iteration."""
     force_after: timedelta | None = None
     """Interrupts an iteration that still runs this long after a limit was reached."""
 

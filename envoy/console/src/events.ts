@@ -1,7 +1,7 @@
 // What an event means, in words.
 import type { Schemas, WorkspaceEvent } from "./api";
 import { isByLimit } from "./limits";
-import { count, milliseconds, number, words } from "./text";
+import { count, dollars, milliseconds, number, words } from "./text";
 
 export function title(event: WorkspaceEvent): string {
   switch (event.type) {
@@ -38,6 +38,10 @@ export function facts(event: WorkspaceEvent): string[] {
   if (task_submitted) return [`by ${task_submitted.submitted_by}`];
   if (iteration_completed) return iterationFacts(iteration_completed);
   if (event.task_cancel_requested) return intentFacts(event.task_cancel_requested.cancel);
+  if (event.task_limit_approached) {
+    const { limit, used, maximum } = event.task_limit_approached;
+    return [`${words(limit)}: ${used} of ${maximum}`];
+  }
   if (event.task_completed) return endFacts(event.task_completed);
   const epoch = (event.workspace_provisioned ?? event.workspace_resumed)?.epoch;
   return epoch ? [`epoch ${epoch}`] : [];
@@ -88,6 +92,7 @@ function iterationFacts(iteration: Schemas["IterationCompleted"]): string[] {
 function endFacts(end: Schemas["TaskCompleted"]): string[] {
   const tokens = Number(end.usage.input_tokens) + Number(end.usage.output_tokens);
   const clauses = [count(end.iterations, "iteration"), `${number(tokens)} tokens`];
+  if (end.usage.cost) clauses.push(`${dollars(end.usage.cost)} as reported`);
   // The reason of a cancelled task is that of its cancellation.
   if (end.reason && end.reason !== end.cancel?.reason) clauses.push(end.reason);
   if (end.cancel) clauses.push(...intentFacts(end.cancel));

@@ -1,6 +1,6 @@
 // The limits of a task, and whether one has cancelled it.
 import type { Schemas, Task } from "./api";
-import { count, elapsed, number } from "./text";
+import { count, dollars, elapsed, number } from "./text";
 
 // Each a short clause.
 export function limitsOf({ limits, cancel_requested_by }: Task): string[] {
@@ -10,6 +10,7 @@ export function limitsOf({ limits, cancel_requested_by }: Task): string[] {
   if (limits.max_total_tokens) {
     clauses.push(`cancelled at ${count(Number(limits.max_total_tokens), "token")}`);
   }
+  if (limits.max_cost) clauses.push(`cancelled at ${dollars(limits.max_cost)}`);
   if (limits.force_after) {
     clauses.push(`its iteration is interrupted ${duration(limits.force_after)} later`);
   }

@@ -1,5 +1,6 @@
 // How values are written on the pages.
 import { signal } from "@preact/signals";
+import type { Schemas } from "./api";
 
 // The current time, to the second.
 export const now = signal(Date.now());
@@ -38,6 +39,11 @@ export function count(value: number, one: string, several = `${one}s`): string {
 
 export function number(value: number): string {
   return value.toLocaleString("en-US");
+}
+
+export function dollars({ units, nanos }: Schemas["Money"]): string {
+  const value = Number(units ?? 0) + (nanos ?? 0) / 1_000_000_000;
+  return `$${value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 6 })}`;
 }
 
 export function bytes(value: number): string {

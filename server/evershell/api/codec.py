@@ -19,6 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.money_pb2 import Money
 
 from evershell.api import payloads
 from evershell.core import errors
@@ -27,7 +28,7 @@ from evershell.core.caller import Caller
 from evershell.core.cancel_task import CancelResult, CancelTask
 from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.core.change import Hold, IdempotencyKey
-from evershell.core.event import AuditEntry, AuditFilter, Event, Origin
+from evershell.core.event import CURRENCY, AuditEntry, AuditFilter, Event, Origin, money
 from evershell.core.hold import HoldOrg
 from evershell.core.runtime import Directive
 from evershell.core.task import (
@@ -221,6 +222,7 @@ def decode_submit(
     request: workspace_service_pb2.SubmitTaskRequest,
     origin: Origin,
     key: IdempotencyKey | None = None,
+    model_without_price: str = "",
 ) -> SubmitTask:
     """The request. Raises Failure validation_error."""
     return SubmitTask(
@@ -232,6 +234,7 @@ def decode_submit(
         parent_task_id=request.parent_task_id or None,
         origin=origin,
         key=key,
+        model_without_price=model_without_price,
     )
 
 
@@ -264,6 +267,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
             "output_tokens": usage.output_tokens,
             "model_calls": usage.model_calls,
             "tool_calls": usage.tool_calls,
+            "cost": _money_fields(usage.cost_nanos),
         },
         "forced": task.forced,
         "metadata": task.metadata,
@@ -457,25 +461,43 @@ def duration_seconds(duration: Duration) -> float:
 
 
 def decode_limits(message: task_pb2.TaskLimits) -> TaskLimits:
-    """The limits. Fields that are absent are None."""
+    """The limits. Fields that are absent are None. Raises Failure validation_error."""
     return TaskLimits(
         max_duration_seconds=duration_seconds(message.max_duration)
         if message.HasField("max_duration")
         else None,
         max_total_tokens=message.max_total_tokens if message.HasField("max_total_tokens") else None,
+        max_cost_nanos=_nanos("limits.max_cost", message.max_cost)
+        if message.HasField("max_cost")
+        else None,
         force_after_seconds=duration_seconds(message.force_after)
         if message.HasField("force_after")
         else None,
     )
 
 
+def _nanos(field: str, amount: Money) -> int:
+    """The amount in nano-dollars. Raises Failure validation_error, which names the field."""
+    if amount.currency_code != CURRENCY:
+        raise errors.invalid({field: f"must have the currency_code {CURRENCY}"})
+    if not 0 <= amount.nanos < _NANOS or amount.units < 0:
+        raise errors.invalid({field: f"must have units from 0 and nanos from 0 to {_NANOS - 1:,}"})
+    return int(amount.units) * _NANOS + int(amount.nanos)
+
+
+def _money_fields(nanos: int | None) -> Any:
+    return None if nanos is None else money(nanos)
+
+
 def limits_fields(limits: TaskLimits) -> Any:
     """The fields for the constructor of the message; None without limits."""
-    if limits.max_duration_seconds is None and limits.max_total_tokens is None:
+    amounts = limits.max_duration_seconds, limits.max_total_tokens, limits.max_cost_nanos
+    if amounts == (None, None, None):
         return None
     return {
         "max_duration": _duration_fields(limits.max_duration_seconds),
         "max_total_tokens": limits.max_total_tokens,
+        "max_cost": _money_fields(limits.max_cost_nanos),
         "force_after": _duration_fields(limits.force_after_seconds),
     }
 

@@ -191,10 +191,13 @@ def _enum_problem(field: FieldDescriptor, value: object) -> str:
 
 
 def _is_ours(field: FieldDescriptor) -> bool:
-    """Whether the field is a message of this service, which JSON writes as an object."""
+    """Whether JSON writes the field as an object: a message of this service, or an amount."""
     message = field.message_type
     assert message is not None, "the field is a message"
-    return message.file.package.startswith("evershell.") and not message.GetOptions().map_entry
+    return (
+        message.file.package.startswith(("evershell.", "google.type"))
+        and not message.GetOptions().map_entry
+    )
 
 
 @cache

@@ -42,6 +42,8 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     sealing: Sealing
     # The networks of webhooks that may be called although they are not public.
     allowed_networks: Sequence[Network] = ()
+    # The model of the agents, if it has no price.
+    model_without_price: str = ""
     encode_events: codec.EventEncoder[workspace_service_pb2.WatchEventsResponse] = field(
         default_factory=lambda: codec.EventEncoder(codec.encode_events)
     )
@@ -63,7 +65,9 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def SubmitTask(
         self, request: workspace_service_pb2.SubmitTaskRequest, context: Context
     ) -> workspace_service_pb2.SubmitTaskResponse:
-        decoded = codec.decode_submit(request, origin(), idempotency_key(request))
+        decoded = codec.decode_submit(
+            request, origin(), idempotency_key(request), self.model_without_price
+        )
         task = codec.encode_task(
             await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
         )

@@ -139,6 +139,9 @@ class Settings(BaseSettings):
     openai_api_key_file: Path | None = None
     """A file with the key for the endpoint, which replaces `OPENAI_API_KEY`. It is read whenever an
     agent starts, so the key can be [rotated](operating.md#rotate-secrets) without a restart."""
+    prices_file: Path | None = None
+    """A file with prices of models, which replace or add to those of the release: see
+    [costs](costs.md#prices)."""
     model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
     """The time limit of one model call. It makes sure that every accepted cancellation ends in
     bounded time."""
@@ -286,6 +289,7 @@ class Settings(BaseSettings):
         "oidc_client_secret_file",
         "openai_api_key_file",
         "agent_keys_file",
+        "prices_file",
         mode="before",
     )
     @classmethod

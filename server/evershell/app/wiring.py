@@ -32,6 +32,7 @@ from evershell.api.server import AgentListener, Server
 from evershell.api.webhook_payload import event_payload
 from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.app.pod_backends import pods_of, spec_for
+from evershell.app.prices import model_without_price, read_prices
 from evershell.app.settings import Settings
 from evershell.app.signals import END_WAITS
 from evershell.auth.agent_certificates import AgentCertificates
@@ -77,7 +78,7 @@ log = structlog.get_logger()
 @asynccontextmanager
 async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
     """A worker that does not listen yet. Raises OperatorError."""
-    signing_keys = _signing_keys(settings)
+    signing_keys, prices = _signing_keys(settings), read_prices(settings.prices_file)
     async with AsyncExitStack() as stack:
         pool, clock = await stack.enter_async_context(_database(settings, metrics))
         subscriptions = await stack.enter_async_context(
@@ -118,6 +119,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             agents_on_loopback=settings.pod_backend == "local",
             # Agents on other hosts need a name under which they find the workers.
             agents_elsewhere=bool(settings.runtime_service),
+            prices=prices,
         )
         public = WorkspaceServicer(
             store,
@@ -127,6 +129,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             PostgresWebhooks(pool, delivery.created),
             SigningKeySealing(signing_keys),
             settings.webhook_networks,
+            model_without_price(prices, settings.model, settings.agent_command),
         )
         if settings.crash_points_dir is not None:
             public, runtime = _with_crash_points(
@@ -176,6 +179,7 @@ def _a2a(public: WorkspaceServicer, settings: Settings, keys: PostgresKeys) -> A
         public.webhooks,
         public.sealing,
         public.allowed_networks,
+        public.model_without_price,
     )
 
 

@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evershell.core.prices import TOKENS
 from evershell.core.task import (
     MAX_CALL_TOKENS,
     MAX_TOOL_CALLS,
@@ -91,7 +92,7 @@ def _check_iteration(iteration: IterationCompleted) -> None:
     if model_call is None:
         raise BreachError("its agent committed an iteration without a model call")
     _check_status(model_call)
-    for name in ("input_tokens", "output_tokens"):
+    for name in TOKENS:
         _check_count(name, model_call, MAX_CALL_TOKENS)
     _check_count("duration_ms", model_call, _MAX_COUNT)
     if len(tool_calls) > MAX_TOOL_CALLS:

@@ -16,9 +16,12 @@ from typing import Any
 
 from evershell.workspace.v1 import field_limits
 
-from evershell.core.task import CancelIntent, Task
+from evershell.core.task import CancelIntent, Task, Usage
+from evershell.core.task_limits import NANOS_PER_DOLLAR, Budget
 from evershell.core.validation import Fields
 
+# The currency of all amounts.
+CURRENCY = "USD"
 # The outcome of an allowed call, except of CancelTask, which has outcomes of its own.
 AUDIT_OK = "ok"
 # The same for all filters.
@@ -92,6 +95,7 @@ class EventType(StrEnum):
     ITERATION_COMPLETED = "iteration_completed"
     TASK_CANCEL_REQUESTED = "task_cancel_requested"
     TASK_COMPLETED = "task_completed"
+    TASK_LIMIT_APPROACHED = "task_limit_approached"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,21 @@ def iteration_completed(task: Task, payload: Mapping[str, Any], now: datetime) -
     return NewEvent(type=EventType.ITERATION_COMPLETED, time=now, payload=payload, task_id=task.id)
 
 
+def task_limit_approached(task: Task, budget: Budget, now: datetime) -> NewEvent:
+    """The task comes close to a limit of what it uses."""
+    used = budget.used or 0
+    return NewEvent(
+        type=EventType.TASK_LIMIT_APPROACHED,
+        time=now,
+        payload={
+            "limit": str(budget.limit),
+            "used": budget.text(used),
+            "maximum": budget.text(budget.maximum),
+        },
+        task_id=task.id,
+    )
+
+
 def task_cancel_requested(task: Task, intent: CancelIntent) -> NewEvent:
     """The intent to cancel the task was recorded."""
     return NewEvent(
@@ -187,7 +206,7 @@ def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent
         "status": str(task.status),
         "forced": task.forced,
         "iterations": task.iterations,
-        "usage": asdict(task.usage),
+        "usage": _usage_payload(task.usage),
         "result": task.result,
         "reason": task.reason,
         "work_stopped": "yes" if work_stopped else "unknown",
@@ -195,6 +214,18 @@ def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent
     if task.cancel is not None:
         payload["cancel"] = _intent_payload(task.cancel)
     return NewEvent(type=EventType.TASK_COMPLETED, time=now, payload=payload, task_id=task.id)
+
+
+def _usage_payload(usage: Usage) -> dict[str, Any]:
+    payload = asdict(usage)
+    nanos = payload.pop("cost_nanos")
+    return payload if nanos is None else payload | {"cost": money(nanos)}
+
+
+def money(nanos: int) -> dict[str, Any]:
+    """The fields of google.type.Money for an amount in nano-dollars."""
+    units, nanos = divmod(nanos, NANOS_PER_DOLLAR)
+    return {"currency_code": CURRENCY, "units": units, "nanos": nanos}
 
 
 def workspace_event(type_: EventType, now: datetime, **payload: Any) -> NewEvent:

@@ -9,6 +9,7 @@ from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.ports import Clock, Store
+from evershell.core.prices import PriceList
 from evershell.core.task import AgentEvent, Phase, Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
@@ -58,6 +59,7 @@ class Runtime:
     # their own.
     agents_on_loopback: bool = True
     agents_elsewhere: bool = False
+    prices: PriceList = field(default_factory=PriceList)
 
     async def begin_bootstrap(self, agent: AgentIdentity) -> None:
         """Checks that the agent has not registered yet. Raises Failure unauthenticated.
@@ -124,7 +126,7 @@ class Runtime:
         return await self._apply(
             agent,
             lambda locked: task_lifecycle.commit(
-                locked, agent.epoch, task_id, events, self.clock()
+                locked, agent.epoch, task_id, events, self.clock(), self.prices
             ).caused_by(Origin(trace_id=trace_id)),
         )
 

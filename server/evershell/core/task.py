@@ -55,6 +55,8 @@ class Usage:
     output_tokens: int = 0
     model_calls: int = 0
     tool_calls: int = 0
+    # In nano-dollars; None if it is unknown.
+    cost_nanos: int | None = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class TaskLimits:
     max_duration_seconds: float | None = None
     # Input and output of all model calls.
     max_total_tokens: int | None = None
+    # The cost of all model calls, in nano-dollars.
+    max_cost_nanos: int | None = None
     # How long after a limit is reached the iteration is interrupted.
     force_after_seconds: float | None = None
 
@@ -74,6 +78,7 @@ class Limit(StrEnum):
 
     MAX_DURATION = "max_duration"
     MAX_TOTAL_TOKENS = "max_total_tokens"
+    MAX_COST = "max_cost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

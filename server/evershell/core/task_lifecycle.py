@@ -7,6 +7,7 @@ from datetime import datetime
 from evershell.core import agent_rules, event, task_limits
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
+from evershell.core.prices import PriceList
 from evershell.core.task import (
     AgentEvent,
     CancelIntent,
@@ -19,6 +20,8 @@ from evershell.core.task import (
     Usage,
 )
 from evershell.core.workspace import WorkspaceStatus
+
+_NO_PRICES = PriceList()
 
 
 def submit(locked: Locked, task: Task, submitted_by: str) -> Change:
@@ -106,9 +109,14 @@ def apply_limits(locked: Locked, now: datetime) -> Change:
 
 
 def commit(
-    locked: Locked, epoch: int, task_id: str, events: Sequence[AgentEvent], now: datetime
+    locked: Locked,
+    epoch: int,
+    task_id: str,
+    events: Sequence[AgentEvent],
+    now: datetime,
+    prices: PriceList = _NO_PRICES,
 ) -> Change:
-    """Commits what the agent of the epoch reports about its task.
+    """Commits what the agent of the epoch reports about its task. Model calls cost these prices.
 
     Events have no effect if they are committed already, if their task has ended, or if the agent is
     fenced. The limits of the task are applied before each event and after the last one. Raises
@@ -122,7 +130,9 @@ def commit(
         change = _followed_by(change, limited)
         if agent_event is not None and change.task is not None:
             locked = Locked(change.workspace, change.task)
-            change = _followed_by(change, _commit_one(locked, change.task, agent_event, now))
+            change = _followed_by(
+                change, _commit_one(locked, change.task, agent_event, now, prices)
+            )
     return change
 
 
@@ -142,7 +152,9 @@ def _followed_by(first: Change, second: Change) -> Change:
     return Change(second.workspace, second.task, events, limit=limit)
 
 
-def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: datetime) -> Change:
+def _commit_one(
+    locked: Locked, task: Task, agent_event: AgentEvent, now: datetime, prices: PriceList
+) -> Change:
     workspace = locked.workspace
     match agent_event:
         case TaskStarted():
@@ -159,19 +171,29 @@ def _commit_one(locked: Locked, task: Task, agent_event: AgentEvent, now: dateti
                 )
                 raise Failure("invalid_state", message)
             agent_rules.check_next(task, agent_event)
-            counted = _count_iteration(task, agent_event)
-            return Change(workspace, counted, (event.iteration_completed(counted, payload, now),))
+            cost_nanos = prices.cost(payload["model_call"], now)
+            counted = _count_iteration(task, agent_event, cost_nanos)
+            warnings = [
+                event.task_limit_approached(counted, budget, now)
+                for budget in task_limits.approached(task, counted)
+                if task.cancel is None
+            ]
+            completed = event.iteration_completed(counted, payload, now)
+            return Change(workspace, counted, (completed, *warnings))
         case TaskEnded():
             return _end(locked, task, agent_event, now)
 
 
-def _count_iteration(task: Task, iteration: IterationCompleted) -> Task:
+def _count_iteration(task: Task, iteration: IterationCompleted, cost_nanos: int | None) -> Task:
     model_call, tool_calls = iteration.payload["model_call"], iteration.tool_calls
     usage = Usage(
         input_tokens=task.usage.input_tokens + int(model_call.get("input_tokens", 0)),
         output_tokens=task.usage.output_tokens + int(model_call.get("output_tokens", 0)),
         model_calls=task.usage.model_calls + 1,
         tool_calls=task.usage.tool_calls + len(tool_calls),
+        cost_nanos=None
+        if cost_nanos is None or task.usage.cost_nanos is None
+        else task.usage.cost_nanos + cost_nanos,
     )
     outputs = [call["result"].get("output", "") for call in tool_calls]
     result = model_call.get("content") or next(filter(None, reversed(outputs)), task.result)

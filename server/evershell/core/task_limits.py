@@ -1,10 +1,11 @@
 """The limits of a task. The service itself cancels a task that has reached one.
 
-The intent is recorded like that of a caller, so the same promises hold. The tokens are checked in
-the transaction that commits an iteration, the duration in the same place and by the fleet
+The intent is recorded like that of a caller, so the same promises hold. Tokens and cost are checked
+in the transaction that commits an iteration, the duration in the same place and by the fleet
 controller. So no limit is forgotten while an agent is silent or the service restarts.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,6 +14,9 @@ from evershell.core.task import CancelIntent, Limit, Task
 # `requested_by` and `credential_kind` of the intent.
 REQUESTER = "system:limit"
 CREDENTIAL_KIND = "system"
+# The share of a limit at which the task approaches it, in percent.
+_APPROACHED_PERCENT = 80
+NANOS_PER_DOLLAR = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,29 +27,80 @@ class Reached:
     intent: CancelIntent
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit of what a task uses. The numbers are tokens or nano-dollars."""
+
+    limit: Limit
+    maximum: int
+    # None if it is unknown.
+    used: int | None
+
+    @property
+    def is_reached(self) -> bool:
+        return self.used is None or self.used >= self.maximum
+
+    @property
+    def is_approached(self) -> bool:
+        return self.used is None or self.used * 100 >= self.maximum * _APPROACHED_PERCENT
+
+    def text(self, number: int) -> str:
+        """The number of tokens, or of dollars with at least two decimals."""
+        if self.limit is Limit.MAX_TOTAL_TOKENS:
+            return str(number)
+        dollars = f"{number // NANOS_PER_DOLLAR}.{number % NANOS_PER_DOLLAR:09}"
+        return dollars[:-7] + dollars[-7:].rstrip("0")
+
+
+def budgets(task: Task) -> Iterator[Budget]:
+    """The limits of the task on what it uses."""
+    limits, usage = task.limits, task.usage
+    if limits.max_total_tokens is not None:
+        tokens = usage.input_tokens + usage.output_tokens
+        yield Budget(Limit.MAX_TOTAL_TOKENS, limits.max_total_tokens, tokens)
+    if limits.max_cost_nanos is not None:
+        yield Budget(Limit.MAX_COST, limits.max_cost_nanos, usage.cost_nanos)
+
+
+def approached(before: Task, after: Task) -> list[Budget]:
+    """The limits that an iteration brought the task close to, and that it has not reached."""
+    return [
+        now
+        for then, now in zip(budgets(before), budgets(after), strict=True)
+        if now.is_approached and not (then.is_approached or now.is_reached)
+    ]
+
+
 def reached(task: Task, now: datetime) -> Reached | None:
     """The limit that the task has reached, if any."""
     limits = task.limits
     if limits.max_duration_seconds is not None and task.started_at is not None:
         due = task.started_at + timedelta(seconds=limits.max_duration_seconds)
         if due <= now:
-            value = f"{limits.max_duration_seconds:.12g} s"
-            return _reached(task, Limit.MAX_DURATION, value, now, due)
-    tokens = task.usage.input_tokens + task.usage.output_tokens
-    if limits.max_total_tokens is not None and tokens >= limits.max_total_tokens:
-        value = f"{tokens} of {limits.max_total_tokens} tokens"
-        return _reached(task, Limit.MAX_TOTAL_TOKENS, value, now, now)
+            reason = f"max_duration reached: {limits.max_duration_seconds:.12g} s"
+            return _reached(task, Limit.MAX_DURATION, reason, now, due)
+    for budget in budgets(task):
+        if budget.is_reached:
+            return _reached(task, budget.limit, _reason(budget), now, now)
     return None
 
 
-def _reached(task: Task, limit: Limit, value: str, now: datetime, since: datetime) -> Reached:
+def _reason(budget: Budget) -> str:
+    if budget.used is None:
+        return f"{budget.limit} cannot be checked: a model without a price was used"
+    unit = "tokens" if budget.limit is Limit.MAX_TOTAL_TOKENS else "USD"
+    used, maximum = budget.text(budget.used), budget.text(budget.maximum)
+    return f"{budget.limit} reached: {used} of {maximum} {unit}"
+
+
+def _reached(task: Task, limit: Limit, reason: str, now: datetime, since: datetime) -> Reached:
     """`force_after` counts from the time at which the limit was reached."""
     seconds = task.limits.force_after_seconds
     intent = CancelIntent(
         requested_by=REQUESTER,
         credential_kind=CREDENTIAL_KIND,
         requested_at=now,
-        reason=f"{limit} reached: {value}",
+        reason=reason,
         request_id="",
         force_at=None if seconds is None else since + timedelta(seconds=seconds),
         force_requested_by=None if seconds is None else REQUESTER,

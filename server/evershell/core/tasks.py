@@ -22,6 +22,7 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.task_filter import EVERY_TASK, ListFilter
+from evershell.core.task_limits import NANOS_PER_DOLLAR
 from evershell.core.task_tree import TreeFilter
 from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import Workspace
@@ -32,6 +33,8 @@ MAX_METADATA_VALUE_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_VALUE
 
 MAX_DURATION_SECONDS = field_limits.SUBMIT_TASK_LIMITS_MAX_DURATION_MAX
 MAX_TOTAL_TOKENS = field_limits.SUBMIT_TASK_LIMITS_MAX_TOTAL_TOKENS_MAX
+# In USD.
+MAX_COST = field_limits.SUBMIT_TASK_LIMITS_MAX_COST_MAX
 MAX_FORCE_AFTER_SECONDS = field_limits.SUBMIT_TASK_LIMITS_FORCE_AFTER_MAX
 
 # The answer of a call whose task could not be delivered.
@@ -52,6 +55,8 @@ class SubmitTask:
     parent_task_id: str | None = None
     origin: Origin
     key: IdempotencyKey | None = None
+    # The model of the agents, if it has no price.
+    model_without_price: str = ""
 
     def __post_init__(self) -> None:
         fields = Fields()
@@ -74,11 +79,11 @@ class SubmitTask:
             fields.between("max_iterations", self.max_iterations, 1, MAX_ITERATIONS)
         if self.parent_task_id is not None:
             fields.identifier("parent_task_id", self.parent_task_id)
-        _check_limits(self.limits, fields)
+        _check_limits(self.limits, self.model_without_price, fields)
         fields.check()
 
 
-def _check_limits(limits: TaskLimits, fields: Fields) -> None:
+def _check_limits(limits: TaskLimits, model_without_price: str, fields: Fields) -> None:
     duration, tokens = limits.max_duration_seconds, limits.max_total_tokens
     if duration is not None and not 0 < duration <= MAX_DURATION_SECONDS:
         fields.reject(
@@ -86,11 +91,19 @@ def _check_limits(limits: TaskLimits, fields: Fields) -> None:
         )
     if tokens is not None:
         fields.between("limits.max_total_tokens", tokens, 1, MAX_TOTAL_TOKENS)
+    cost = limits.max_cost_nanos
+    if cost is not None and not 0 < cost <= MAX_COST * NANOS_PER_DOLLAR:
+        fields.reject("limits.max_cost", f"must be more than 0 and at most {MAX_COST:,} USD")
+    elif cost is not None and model_without_price:
+        fields.reject(
+            "limits.max_cost",
+            f"cannot be checked: the model {model_without_price} has no price",
+        )
     force_after = limits.force_after_seconds
     if force_after is not None and not 0 <= force_after <= MAX_FORCE_AFTER_SECONDS:
         fields.reject("limits.force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
-    if force_after is not None and duration is None and tokens is None:
-        fields.reject("limits.force_after", "needs max_duration or max_total_tokens")
+    if force_after is not None and duration is None and tokens is None and cost is None:
+        fields.reject("limits.force_after", "needs max_duration, max_total_tokens or max_cost")
 
 
 async def submit_task(

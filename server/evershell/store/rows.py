@@ -53,6 +53,8 @@ TASK_COLUMNS = (
     "limit_force_after_seconds",
     "committed_bytes",
     "ancestor_ids",
+    "max_cost_nanos",
+    "cost_nanos",
 )
 EVENT_COLUMNS = (
     "workspace_id",
@@ -128,11 +130,13 @@ def task_of(row: Any) -> Task | None:
             output_tokens=row.task_output_tokens,
             model_calls=row.task_model_calls,
             tool_calls=row.task_tool_calls,
+            cost_nanos=row.task_cost_nanos,
         ),
         submitted_by=row.task_submitted_by,
         limits=TaskLimits(
             max_duration_seconds=row.task_max_duration_seconds,
             max_total_tokens=row.task_max_total_tokens,
+            max_cost_nanos=row.task_max_cost_nanos,
             force_after_seconds=row.task_limit_force_after_seconds,
         ),
         committed_bytes=row.task_committed_bytes,
@@ -194,6 +198,8 @@ def task_values(task: Task) -> Values:
         task.limits.force_after_seconds,
         task.committed_bytes,
         task.ancestor_ids or None,
+        task.limits.max_cost_nanos,
+        usage.cost_nanos,
     )
     return tuple(_storable(value) for value in values)
 

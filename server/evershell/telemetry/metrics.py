@@ -29,6 +29,7 @@ from evershell.core.errors import AgentUnreachableError
 from evershell.core.event import EventType
 from evershell.core.ports import Agents, Clock
 from evershell.core.task import Limit, Task
+from evershell.core.task_limits import NANOS_PER_DOLLAR
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
@@ -92,14 +93,19 @@ class Metrics:
         )
         self._limits_reached = Counter(
             "evershell_task_limits_reached",
-            "Tasks that the service has cancelled at a limit; limit: max_duration or "
-            "max_total_tokens.",
+            "Tasks that the service has cancelled at a limit; limit: max_duration, "
+            "max_total_tokens or max_cost.",
             ["limit"],
             registry=self.registry,
         )
         # Prometheus sees no increase in a series that starts at 1.
         for limit in Limit:
             self._limits_reached.labels(limit)
+        self._reported_cost = Counter(
+            "evershell_reported_cost_dollars",
+            "The known costs of the tasks that have ended, as their agents have reported them.",
+            registry=self.registry,
+        )
         self._cancelled_tasks = Counter(
             "evershell_batch_cancellations",
             "Tasks that CancelTasks and HoldOrg have cancelled.",
@@ -147,12 +153,16 @@ class Metrics:
         self._audit_entries_lost.inc(count)
 
     def committed(self, change: Change) -> None:
-        """Measures a committed change if it ends a cancelled task, or cancels one at a limit."""
+        """Measures a committed change if it ends a task, or cancels one at a limit."""
         if change.limit is not None:
             self._limits_reached.labels(change.limit).inc()
         task = change.task
         ended = any(event.type is EventType.TASK_COMPLETED for event in change.events)
-        if not ended or task is None or task.cancel is None or task.completed_at is None:
+        if not ended or task is None:
+            return
+        if task.usage.cost_nanos is not None:
+            self._reported_cost.inc(task.usage.cost_nanos / NANOS_PER_DOLLAR)
+        if task.cancel is None or task.completed_at is None:
             return
         # The times may be from two workers, each of which knows the time to some milliseconds.
         seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())

@@ -10,12 +10,24 @@ from evershell.core import task_lifecycle, task_limits, tasks
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.event import EventType, Origin
-from evershell.core.task import AgentEvent, TaskEnded, TaskLimits, TaskStarted, TaskStatus
+from evershell.core.prices import PriceList, Prices
+from evershell.core.task import (
+    AgentEvent,
+    IterationCompleted,
+    TaskEnded,
+    TaskLimits,
+    TaskStarted,
+    TaskStatus,
+)
 from evershell.core.tasks import SubmitTask
 from tests.support.world import NOW, World, caller, intent, iteration, locked_busy
 from tests.unit.core.committing import types
 
 MINUTE = TaskLimits(max_duration_seconds=60)
+# An iteration of the model "m" has 2 input and 3 output tokens, so it costs 0.15 USD.
+PRICES = PriceList(
+    own={"m": Prices({"input_tokens": [(0, 0)], "output_tokens": [(0, 5 * 10**10)]})}
+)
 COMPLETED = TaskEnded(status=TaskStatus.COMPLETED, result="done")
 
 
@@ -29,7 +41,8 @@ def busy(wanted: TaskLimits, *, age: float = 0, **fields: Any) -> Locked:
 
 def commit(locked: Locked, *events: AgentEvent) -> Change:
     assert locked.task is not None
-    return task_lifecycle.commit(locked, locked.workspace.epoch, locked.task.id, events, NOW)
+    epoch, task_id = locked.workspace.epoch, locked.task.id
+    return task_lifecycle.commit(locked, epoch, task_id, events, NOW, PRICES)
 
 
 @pytest.mark.parametrize(("age", "is_reached"), [(59.9, False), (60, True), (3600, True)])
@@ -69,6 +82,76 @@ def test_the_iteration_that_reaches_the_tokens_is_the_last() -> None:
     assert (ended.task.status, ended.task.result) == (TaskStatus.CANCELLED, "done")
 
 
+def of_model(number: int, model: str = "m") -> IterationCompleted:
+    return iteration(number, model=model)
+
+
+def test_the_iteration_that_reaches_the_cost_is_the_last() -> None:
+    first = commit(busy(TaskLimits(max_cost_nanos=300_000_000)), of_model(1))
+    assert types(first) == ["iteration_completed"]
+    second = commit(Locked(first.workspace, first.task), of_model(2))
+    assert types(second) == ["iteration_completed", "task_cancel_requested"]
+    assert second.limit == "max_cost"
+    assert second.task is not None and second.task.cancel is not None
+    assert second.task.usage.cost_nanos == 300_000_000
+    assert second.task.cancel.reason == "max_cost reached: 0.30 of 0.30 USD"
+
+
+def test_a_limit_that_is_approached_is_announced_once() -> None:
+    wanted = TaskLimits(max_total_tokens=12, max_cost_nanos=500_000_001)
+    change = commit(busy(wanted), of_model(1), of_model(2), of_model(3))
+    assert types(change) == [
+        "iteration_completed",
+        "iteration_completed",
+        "task_limit_approached",
+        "iteration_completed",
+        "task_limit_approached",
+        "task_cancel_requested",
+    ]
+    assert [event.payload for event in change.events if "approached" in event.type] == [
+        {"limit": "max_total_tokens", "used": "10", "maximum": "12"},
+        {"limit": "max_cost", "used": "0.45", "maximum": "0.500000001"},
+    ]
+    fourth = commit(busy(replace(wanted, max_total_tokens=None)), *map(of_model, range(1, 4)))
+    assert types(fourth).count("task_limit_approached") == 1
+
+
+def test_a_limit_of_a_task_that_is_being_cancelled_is_not_announced() -> None:
+    locked = busy(TaskLimits(max_total_tokens=6), cancel=intent())
+    assert types(commit(locked, of_model(1))) == ["iteration_completed"]
+
+
+def test_an_unknown_cost_stays_unknown() -> None:
+    change = commit(busy(TaskLimits()), of_model(1), of_model(2, "x"), of_model(3), COMPLETED)
+    assert types(change)[-1] == "task_completed"
+    assert change.task is not None and change.task.usage.cost_nanos is None
+    assert change.task.status is TaskStatus.COMPLETED
+    assert "cost" not in change.events[-1].payload["usage"]
+
+
+def test_a_model_without_a_price_ends_a_task_with_a_limit_of_cost() -> None:
+    change = commit(busy(TaskLimits(max_cost_nanos=10**12)), of_model(1), of_model(2, "x"))
+    assert types(change) == ["iteration_completed"] * 2 + ["task_cancel_requested"]
+    assert change.task is not None and change.task.cancel is not None
+    reason = "max_cost cannot be checked: a model without a price was used"
+    assert change.task.cancel.reason == reason
+
+
+def test_a_limit_of_cost_is_refused_if_the_model_has_no_price() -> None:
+    with pytest.raises(Failure) as raised:
+        SubmitTask(
+            workspace_id="ws_1",
+            description="x",
+            limits=TaskLimits(max_cost_nanos=1),
+            origin=Origin(),
+            model_without_price="x",
+        )
+    assert raised.value.details["fields"] == {
+        "limits.max_cost": "cannot be checked: the model x has no price"
+    }
+    SubmitTask(workspace_id="ws_1", description="x", origin=Origin(), model_without_price="x")
+
+
 @pytest.mark.parametrize("wanted", [TaskLimits(max_total_tokens=5), MINUTE])
 def test_a_limit_that_is_reached_decides_the_end(wanted: TaskLimits) -> None:
     """Even if the agent commits the end in the same call, or before the controller looks."""
@@ -100,7 +183,7 @@ def test_a_commit_without_events_applies_the_limits() -> None:
 def test_a_task_within_its_limits_is_not_cancelled() -> None:
     wanted = TaskLimits(max_duration_seconds=60, max_total_tokens=6, force_after_seconds=1)
     change = commit(busy(wanted, age=59), TaskStarted(), iteration(1), COMPLETED)
-    assert types(change) == ["iteration_completed", "task_completed"]
+    assert types(change) == ["iteration_completed", "task_limit_approached", "task_completed"]
     assert change.task is not None and change.task.status is TaskStatus.COMPLETED
 
 
@@ -159,6 +242,8 @@ async def test_the_limits_of_a_submission_are_those_of_the_task(world: World) ->
         ("limits.max_duration", {"max_duration_seconds": 30 * 86_400 + 1}),
         ("limits.max_total_tokens", {"max_total_tokens": 0}),
         ("limits.max_total_tokens", {"max_total_tokens": 10**12 + 1}),
+        ("limits.max_cost", {"max_cost_nanos": 0}),
+        ("limits.max_cost", {"max_cost_nanos": 10**15 + 1}),
         ("limits.force_after", {"max_total_tokens": 1, "force_after_seconds": 86_401}),
         ("limits.force_after", {"force_after_seconds": 5}),
     ],

@@ -34,7 +34,9 @@ def test_an_iteration_is_counted_and_resets_the_phase() -> None:
     locked = replace(locked, task=replace(locked.task, phase=Phase.TOOL_CALL))
     change = commit(locked, iteration(1, "out"), iteration(2, "", content="said"))
     assert change.task is not None
-    assert change.task.usage == Usage(input_tokens=4, output_tokens=6, model_calls=2, tool_calls=2)
+    assert change.task.usage == Usage(
+        input_tokens=4, output_tokens=6, model_calls=2, tool_calls=2, cost_nanos=None
+    )
     assert (change.task.iterations, change.task.phase, change.task.result) == (
         2,
         Phase.NONE,
@@ -49,7 +51,7 @@ def test_an_iteration_without_a_tool_call_counts_no_tool_call() -> None:
         IterationCompleted(1, {"model_call": {"content": "an answer", "output_tokens": "5"}}),
     )
     assert change.task is not None
-    assert change.task.usage == Usage(output_tokens=5, model_calls=1)
+    assert change.task.usage == Usage(output_tokens=5, model_calls=1, cost_nanos=None)
     assert change.task.result == "an answer"
 
 
@@ -79,7 +81,7 @@ def test_an_interrupted_model_call_is_counted_and_its_text_is_the_result() -> No
     )
     assert (change.task.iterations, change.task.usage) == (
         2,
-        Usage(input_tokens=9, output_tokens=3, model_calls=2, tool_calls=1),
+        Usage(input_tokens=9, output_tokens=3, model_calls=2, tool_calls=1, cost_nanos=None),
     )
     assert types(change) == ["iteration_completed", "iteration_completed", "task_completed"]
 

@@ -5,7 +5,13 @@ from datetime import timedelta
 from evershell.core.task import Phase, Task, TaskLimits, TaskStatus, Usage
 from tests.support.world import NOW, intent
 
-USAGE = Usage(input_tokens=2**40, output_tokens=2, model_calls=3, tool_calls=4)
+USAGE = Usage(
+    input_tokens=2**40,
+    output_tokens=2,
+    model_calls=3,
+    tool_calls=4,
+    cost_nanos=1_500_000_000,
+)
 INTENT = intent(force_at=NOW + timedelta(seconds=4), force_requested_by="user_8")
 TASK = Task(
     id="task_1",
@@ -13,7 +19,12 @@ TASK = Task(
     description="ls",
     metadata={"k": "v"},
     submitted_by="user_7",
-    limits=TaskLimits(max_duration_seconds=90.5, max_total_tokens=2**40, force_after_seconds=0),
+    limits=TaskLimits(
+        max_duration_seconds=90.5,
+        max_total_tokens=2**40,
+        max_cost_nanos=2_000_000_000,
+        force_after_seconds=0,
+    ),
     max_iterations=7,
     status=TaskStatus.RUNNING,
     phase=Phase.TOOL_CALL,
@@ -46,6 +57,12 @@ ITERATION = {
         "output_tokens": "2",
         "duration_ms": "3",
         "status": "interrupted",
+        "cached_input_tokens": "4",
+        "cache_write_tokens": "5",
+        "cache_write_1h_tokens": "6",
+        "input_audio_tokens": "7",
+        "reasoning_tokens": "8",
+        "output_audio_tokens": "9",
     },
     "tool_call": TOOL_CALL,
 }

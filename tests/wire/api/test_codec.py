@@ -16,8 +16,9 @@ from evershell.core import event
 from evershell.core.cancel_task import CancelResult, Outcome
 from evershell.core.errors import Failure
 from evershell.core.event import Event, EventType, NewEvent, Origin
-from evershell.core.task import Phase, TaskStatus
+from evershell.core.task import Limit, Phase, TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter
+from evershell.core.task_limits import Budget
 from evershell.core.watch_events import Heartbeat
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import NOW
@@ -59,6 +60,7 @@ def test_every_field_of_a_task_is_encoded() -> None:
             "output_tokens": "2",
             "model_calls": "3",
             "tool_calls": "4",
+            "cost": {"currency_code": "USD", "units": "1", "nanos": 500_000_000},
         },
         "forced": True,
         "metadata": {"k": "v"},
@@ -67,6 +69,7 @@ def test_every_field_of_a_task_is_encoded() -> None:
         "limits": {
             "max_duration": "90.500s",
             "max_total_tokens": "1099511627776",
+            "max_cost": {"currency_code": "USD", "units": "2"},
             "force_after": "0s",
         },
         "parent_task_id": "task_parent",
@@ -111,6 +114,7 @@ def test_the_values_of_each_enum_are_those_of_the_protos(values: list[str], enum
     assert enum.keys()[0].endswith("_unspecified")
 
 
+BUDGET = Budget(Limit.MAX_COST, 2_000_000_000, 1_600_000_000)
 PAYLOADS: dict[EventType, NewEvent] = {
     EventType.WORKSPACE_PROVISIONED: event.workspace_event(
         EventType.WORKSPACE_PROVISIONED, NOW, epoch=1
@@ -124,6 +128,7 @@ PAYLOADS: dict[EventType, NewEvent] = {
     EventType.TASK_STARTED: event.task_started(TASK, 2, NOW),
     EventType.ITERATION_COMPLETED: event.iteration_completed(TASK, PARALLEL, NOW),
     EventType.TASK_CANCEL_REQUESTED: event.task_cancel_requested(TASK, INTENT),
+    EventType.TASK_LIMIT_APPROACHED: event.task_limit_approached(TASK, BUDGET, NOW),
     EventType.TASK_COMPLETED: event.task_completed(TASK, NOW, work_stopped=False),
 }
 
@@ -169,7 +174,9 @@ def test_a_batch_is_encoded_once_for_all_its_watchers() -> None:
     messages = encode(batch)
     assert messages == [codec.encode_event(event) for event in batch]
     assert encode(batch) is messages
-    assert [message.event.seq for message in encode(next_batch)] == list(range(100, 109))
+    assert [message.event.seq for message in encode(next_batch)] == list(
+        range(100, 100 + len(PAYLOADS))
+    )
     assert encode(batch) == messages
     # Equal events of another read are encoded again, so a change of the log is never hidden.
     assert encode(list(batch)) is not encode(batch)

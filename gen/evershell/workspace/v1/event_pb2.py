@@ -27,7 +27,7 @@ from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_do
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"evershell/workspace/v1/event.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a!evershell/workspace/v1/task.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x06\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x34\n\x04type\x18\x02 \x01(\x0e\x32&.evershell.workspace.v1.EventType.Type\x12\x30\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x14\n\x0cworkspace_id\x18\x04 \x01(\t\x12\x0f\n\x07task_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08trace_id\x18\x07 \x01(\t\x12M\n\x15workspace_provisioned\x18\n \x01(\x0b\x32,.evershell.workspace.v1.WorkspaceProvisionedH\x00\x12\x45\n\x11workspace_stopped\x18\x0b \x01(\x0b\x32(.evershell.workspace.v1.WorkspaceStoppedH\x00\x12\x43\n\x10workspace_failed\x18\x0c \x01(\x0b\x32\'.evershell.workspace.v1.WorkspaceFailedH\x00\x12\x45\n\x11workspace_resumed\x18\r \x01(\x0b\x32(.evershell.workspace.v1.WorkspaceResumedH\x00\x12?\n\x0etask_submitted\x18\x0e \x01(\x0b\x32%.evershell.workspace.v1.TaskSubmittedH\x00\x12;\n\x0ctask_started\x18\x0f \x01(\x0b\x32#.evershell.workspace.v1.TaskStartedH\x00\x12I\n\x13iteration_completed\x18\x10 \x01(\x0b\x32*.evershell.workspace.v1.IterationCompletedH\x00\x12L\n\x15task_cancel_requested\x18\x11 \x01(\x0b\x32+.evershell.workspace.v1.TaskCancelRequestedH\x00\x12?\n\x0etask_completed\x18\x12 \x01(\x0b\x32%.evershell.workspace.v1.TaskCompletedH\x00\x42\t\n\x07payload\"\xf7\x01\n\tEventType\"\xe9\x01\n\x04Type\x12\x14\n\x10type_unspecified\x10\x00\x12\x19\n\x15workspace_provisioned\x10\x01\x12\x15\n\x11workspace_stopped\x10\x02\x12\x14\n\x10workspace_failed\x10\x03\x12\x15\n\x11workspace_resumed\x10\x04\x12\x12\n\x0etask_submitted\x10\x05\x12\x10\n\x0ctask_started\x10\x06\x12\x17\n\x13iteration_completed\x10\x07\x12\x19\n\x15task_cancel_requested\x10\x08\x12\x12\n\x0etask_completed\x10\t\"%\n\x14WorkspaceProvisioned\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\"\n\x10WorkspaceStopped\x12\x0e\n\x06reason\x18\x01 \x01(\t\"!\n\x0fWorkspaceFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"!\n\x10WorkspaceResumed\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\x80\x01\n\rTaskSubmitted\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x16\n\x0emax_iterations\x18\x02 \x01(\x05\x12\x14\n\x0csubmitted_by\x18\x03 \x01(\t\x12\x16\n\x0eparent_task_id\x18\x04 \x01(\t\x12\x14\n\x0croot_task_id\x18\x05 \x01(\t\"\x1c\n\x0bTaskStarted\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\xce\x01\n\x12IterationCompleted\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12=\n\nmodel_call\x18\x02 \x01(\x0b\x32!.evershell.workspace.v1.ModelCallB\x06\xa2\xb5\x18\x02\x08\x01\x12\x33\n\ttool_call\x18\x03 \x01(\x0b\x32 .evershell.workspace.v1.ToolCall\x12\x34\n\ntool_calls\x18\x04 \x03(\x0b\x32 .evershell.workspace.v1.ToolCall\"\xe9\x01\n\tModelCall\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x03\x12\x15\n\routput_tokens\x18\x04 \x01(\x03\x12\x13\n\x0b\x64uration_ms\x18\x05 \x01(\x03\x12\x38\n\x06status\x18\x06 \x01(\x0e\x32(.evershell.workspace.v1.ModelCall.Status\"@\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\r\n\tcompleted\x10\x01\x12\x0f\n\x0binterrupted\x10\x02\"\x88\x01\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\x12:\n\x06result\x18\x04 \x01(\x0b\x32\".evershell.workspace.v1.ToolResultB\x06\xa2\xb5\x18\x02\x08\x01\x12\x13\n\x0b\x64uration_ms\x18\x05 \x01(\x03\"\xde\x01\n\nToolResult\x12\x39\n\x06status\x18\x01 \x01(\x0e\x32).evershell.workspace.v1.ToolResult.Status\x12\x11\n\texit_code\x18\x02 \x01(\x05\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x17\n\x0ftruncated_bytes\x18\x04 \x01(\x03\"Y\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\n\n\x06\x65xited\x10\x01\x12\r\n\ttimed_out\x10\x02\x12\x0f\n\x0binterrupted\x10\x03\x12\x0b\n\x07not_run\x10\x04\"S\n\x13TaskCancelRequested\x12<\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32$.evershell.workspace.v1.CancelIntentB\x06\xa2\xb5\x18\x02\x08\x01\"\xd1\x01\n\x0c\x43\x61ncelIntent\x12\x14\n\x0crequested_by\x18\x01 \x01(\t\x12\x17\n\x0f\x63redential_kind\x18\x02 \x01(\t\x12\x38\n\x0crequested_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x66orce_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x66orce_requested_by\x18\x06 \x01(\t\"\x80\x03\n\rTaskCompleted\x12\x33\n\x06status\x18\x01 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x0e\n\x06\x66orced\x18\x02 \x01(\x08\x12\x12\n\niterations\x18\x03 \x01(\x05\x12\x34\n\x05usage\x18\x04 \x01(\x0b\x32\x1d.evershell.workspace.v1.UsageB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06result\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x34\n\x06\x63\x61ncel\x18\x07 \x01(\x0b\x32$.evershell.workspace.v1.CancelIntent\x12G\n\x0cwork_stopped\x18\x08 \x01(\x0e\x32\x31.evershell.workspace.v1.TaskCompleted.WorkStopped\"A\n\x0bWorkStopped\x12\x1c\n\x18work_stopped_unspecified\x10\x00\x12\x07\n\x03yes\x10\x01\x12\x0b\n\x07unknown\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"evershell/workspace/v1/event.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a!evershell/workspace/v1/task.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x07\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x34\n\x04type\x18\x02 \x01(\x0e\x32&.evershell.workspace.v1.EventType.Type\x12\x30\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x14\n\x0cworkspace_id\x18\x04 \x01(\t\x12\x0f\n\x07task_id\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08trace_id\x18\x07 \x01(\t\x12M\n\x15workspace_provisioned\x18\n \x01(\x0b\x32,.evershell.workspace.v1.WorkspaceProvisionedH\x00\x12\x45\n\x11workspace_stopped\x18\x0b \x01(\x0b\x32(.evershell.workspace.v1.WorkspaceStoppedH\x00\x12\x43\n\x10workspace_failed\x18\x0c \x01(\x0b\x32\'.evershell.workspace.v1.WorkspaceFailedH\x00\x12\x45\n\x11workspace_resumed\x18\r \x01(\x0b\x32(.evershell.workspace.v1.WorkspaceResumedH\x00\x12?\n\x0etask_submitted\x18\x0e \x01(\x0b\x32%.evershell.workspace.v1.TaskSubmittedH\x00\x12;\n\x0ctask_started\x18\x0f \x01(\x0b\x32#.evershell.workspace.v1.TaskStartedH\x00\x12I\n\x13iteration_completed\x18\x10 \x01(\x0b\x32*.evershell.workspace.v1.IterationCompletedH\x00\x12L\n\x15task_cancel_requested\x18\x11 \x01(\x0b\x32+.evershell.workspace.v1.TaskCancelRequestedH\x00\x12?\n\x0etask_completed\x18\x12 \x01(\x0b\x32%.evershell.workspace.v1.TaskCompletedH\x00\x12L\n\x15task_limit_approached\x18\x13 \x01(\x0b\x32+.evershell.workspace.v1.TaskLimitApproachedH\x00\x42\t\n\x07payload\"\x92\x02\n\tEventType\"\x84\x02\n\x04Type\x12\x14\n\x10type_unspecified\x10\x00\x12\x19\n\x15workspace_provisioned\x10\x01\x12\x15\n\x11workspace_stopped\x10\x02\x12\x14\n\x10workspace_failed\x10\x03\x12\x15\n\x11workspace_resumed\x10\x04\x12\x12\n\x0etask_submitted\x10\x05\x12\x10\n\x0ctask_started\x10\x06\x12\x17\n\x13iteration_completed\x10\x07\x12\x19\n\x15task_cancel_requested\x10\x08\x12\x12\n\x0etask_completed\x10\t\x12\x19\n\x15task_limit_approached\x10\n\"%\n\x14WorkspaceProvisioned\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\"\n\x10WorkspaceStopped\x12\x0e\n\x06reason\x18\x01 \x01(\t\"!\n\x0fWorkspaceFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"!\n\x10WorkspaceResumed\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\x80\x01\n\rTaskSubmitted\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x16\n\x0emax_iterations\x18\x02 \x01(\x05\x12\x14\n\x0csubmitted_by\x18\x03 \x01(\t\x12\x16\n\x0eparent_task_id\x18\x04 \x01(\t\x12\x14\n\x0croot_task_id\x18\x05 \x01(\t\"\x1c\n\x0bTaskStarted\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\xce\x01\n\x12IterationCompleted\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12=\n\nmodel_call\x18\x02 \x01(\x0b\x32!.evershell.workspace.v1.ModelCallB\x06\xa2\xb5\x18\x02\x08\x01\x12\x33\n\ttool_call\x18\x03 \x01(\x0b\x32 .evershell.workspace.v1.ToolCall\x12\x34\n\ntool_calls\x18\x04 \x03(\x0b\x32 .evershell.workspace.v1.ToolCall\"\xbf\x04\n\tModelCall\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x14\n\x0cinput_tokens\x18\x03 \x01(\x03\x12\x15\n\routput_tokens\x18\x04 \x01(\x03\x12\x13\n\x0b\x64uration_ms\x18\x05 \x01(\x03\x12\x38\n\x06status\x18\x06 \x01(\x0e\x32(.evershell.workspace.v1.ModelCall.Status\x12 \n\x13\x63\x61\x63hed_input_tokens\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x1f\n\x12\x63\x61\x63he_write_tokens\x18\x08 \x01(\x03H\x01\x88\x01\x01\x12\"\n\x15\x63\x61\x63he_write_1h_tokens\x18\t \x01(\x03H\x02\x88\x01\x01\x12\x1f\n\x12input_audio_tokens\x18\n \x01(\x03H\x03\x88\x01\x01\x12\x1d\n\x10reasoning_tokens\x18\x0b \x01(\x03H\x04\x88\x01\x01\x12 \n\x13output_audio_tokens\x18\x0c \x01(\x03H\x05\x88\x01\x01\"@\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\r\n\tcompleted\x10\x01\x12\x0f\n\x0binterrupted\x10\x02\x42\x16\n\x14_cached_input_tokensB\x15\n\x13_cache_write_tokensB\x18\n\x16_cache_write_1h_tokensB\x15\n\x13_input_audio_tokensB\x13\n\x11_reasoning_tokensB\x16\n\x14_output_audio_tokens\"\x88\x01\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\x12:\n\x06result\x18\x04 \x01(\x0b\x32\".evershell.workspace.v1.ToolResultB\x06\xa2\xb5\x18\x02\x08\x01\x12\x13\n\x0b\x64uration_ms\x18\x05 \x01(\x03\"\xde\x01\n\nToolResult\x12\x39\n\x06status\x18\x01 \x01(\x0e\x32).evershell.workspace.v1.ToolResult.Status\x12\x11\n\texit_code\x18\x02 \x01(\x05\x12\x0e\n\x06output\x18\x03 \x01(\t\x12\x17\n\x0ftruncated_bytes\x18\x04 \x01(\x03\"Y\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\n\n\x06\x65xited\x10\x01\x12\r\n\ttimed_out\x10\x02\x12\x0f\n\x0binterrupted\x10\x03\x12\x0b\n\x07not_run\x10\x04\"C\n\x13TaskLimitApproached\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\t\x12\x0f\n\x07maximum\x18\x03 \x01(\t\"S\n\x13TaskCancelRequested\x12<\n\x06\x63\x61ncel\x18\x01 \x01(\x0b\x32$.evershell.workspace.v1.CancelIntentB\x06\xa2\xb5\x18\x02\x08\x01\"\xd1\x01\n\x0c\x43\x61ncelIntent\x12\x14\n\x0crequested_by\x18\x01 \x01(\t\x12\x17\n\x0f\x63redential_kind\x18\x02 \x01(\t\x12\x38\n\x0crequested_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12,\n\x08\x66orce_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x66orce_requested_by\x18\x06 \x01(\t\"\x80\x03\n\rTaskCompleted\x12\x33\n\x06status\x18\x01 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x0e\n\x06\x66orced\x18\x02 \x01(\x08\x12\x12\n\niterations\x18\x03 \x01(\x05\x12\x34\n\x05usage\x18\x04 \x01(\x0b\x32\x1d.evershell.workspace.v1.UsageB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06result\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x34\n\x06\x63\x61ncel\x18\x07 \x01(\x0b\x32$.evershell.workspace.v1.CancelIntent\x12G\n\x0cwork_stopped\x18\x08 \x01(\x0e\x32\x31.evershell.workspace.v1.TaskCompleted.WorkStopped\"A\n\x0bWorkStopped\x12\x1c\n\x18work_stopped_unspecified\x10\x00\x12\x07\n\x03yes\x10\x01\x12\x0b\n\x07unknown\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,41 +47,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKCOMPLETED'].fields_by_name['usage']._loaded_options = None
   _globals['_TASKCOMPLETED'].fields_by_name['usage']._serialized_options = b'\242\265\030\002\010\001'
   _globals['_EVENT']._serialized_start=167
-  _globals['_EVENT']._serialized_end=1013
-  _globals['_EVENTTYPE']._serialized_start=1016
-  _globals['_EVENTTYPE']._serialized_end=1263
-  _globals['_EVENTTYPE_TYPE']._serialized_start=1030
-  _globals['_EVENTTYPE_TYPE']._serialized_end=1263
-  _globals['_WORKSPACEPROVISIONED']._serialized_start=1265
-  _globals['_WORKSPACEPROVISIONED']._serialized_end=1302
-  _globals['_WORKSPACESTOPPED']._serialized_start=1304
-  _globals['_WORKSPACESTOPPED']._serialized_end=1338
-  _globals['_WORKSPACEFAILED']._serialized_start=1340
-  _globals['_WORKSPACEFAILED']._serialized_end=1373
-  _globals['_WORKSPACERESUMED']._serialized_start=1375
-  _globals['_WORKSPACERESUMED']._serialized_end=1408
-  _globals['_TASKSUBMITTED']._serialized_start=1411
-  _globals['_TASKSUBMITTED']._serialized_end=1539
-  _globals['_TASKSTARTED']._serialized_start=1541
-  _globals['_TASKSTARTED']._serialized_end=1569
-  _globals['_ITERATIONCOMPLETED']._serialized_start=1572
-  _globals['_ITERATIONCOMPLETED']._serialized_end=1778
-  _globals['_MODELCALL']._serialized_start=1781
-  _globals['_MODELCALL']._serialized_end=2014
-  _globals['_MODELCALL_STATUS']._serialized_start=1950
-  _globals['_MODELCALL_STATUS']._serialized_end=2014
-  _globals['_TOOLCALL']._serialized_start=2017
-  _globals['_TOOLCALL']._serialized_end=2153
-  _globals['_TOOLRESULT']._serialized_start=2156
-  _globals['_TOOLRESULT']._serialized_end=2378
-  _globals['_TOOLRESULT_STATUS']._serialized_start=2289
-  _globals['_TOOLRESULT_STATUS']._serialized_end=2378
-  _globals['_TASKCANCELREQUESTED']._serialized_start=2380
-  _globals['_TASKCANCELREQUESTED']._serialized_end=2463
-  _globals['_CANCELINTENT']._serialized_start=2466
-  _globals['_CANCELINTENT']._serialized_end=2675
-  _globals['_TASKCOMPLETED']._serialized_start=2678
-  _globals['_TASKCOMPLETED']._serialized_end=3062
-  _globals['_TASKCOMPLETED_WORKSTOPPED']._serialized_start=2997
-  _globals['_TASKCOMPLETED_WORKSTOPPED']._serialized_end=3062
+  _globals['_EVENT']._serialized_end=1091
+  _globals['_EVENTTYPE']._serialized_start=1094
+  _globals['_EVENTTYPE']._serialized_end=1368
+  _globals['_EVENTTYPE_TYPE']._serialized_start=1108
+  _globals['_EVENTTYPE_TYPE']._serialized_end=1368
+  _globals['_WORKSPACEPROVISIONED']._serialized_start=1370
+  _globals['_WORKSPACEPROVISIONED']._serialized_end=1407
+  _globals['_WORKSPACESTOPPED']._serialized_start=1409
+  _globals['_WORKSPACESTOPPED']._serialized_end=1443
+  _globals['_WORKSPACEFAILED']._serialized_start=1445
+  _globals['_WORKSPACEFAILED']._serialized_end=1478
+  _globals['_WORKSPACERESUMED']._serialized_start=1480
+  _globals['_WORKSPACERESUMED']._serialized_end=1513
+  _globals['_TASKSUBMITTED']._serialized_start=1516
+  _globals['_TASKSUBMITTED']._serialized_end=1644
+  _globals['_TASKSTARTED']._serialized_start=1646
+  _globals['_TASKSTARTED']._serialized_end=1674
+  _globals['_ITERATIONCOMPLETED']._serialized_start=1677
+  _globals['_ITERATIONCOMPLETED']._serialized_end=1883
+  _globals['_MODELCALL']._serialized_start=1886
+  _globals['_MODELCALL']._serialized_end=2461
+  _globals['_MODELCALL_STATUS']._serialized_start=2256
+  _globals['_MODELCALL_STATUS']._serialized_end=2320
+  _globals['_TOOLCALL']._serialized_start=2464
+  _globals['_TOOLCALL']._serialized_end=2600
+  _globals['_TOOLRESULT']._serialized_start=2603
+  _globals['_TOOLRESULT']._serialized_end=2825
+  _globals['_TOOLRESULT_STATUS']._serialized_start=2736
+  _globals['_TOOLRESULT_STATUS']._serialized_end=2825
+  _globals['_TASKLIMITAPPROACHED']._serialized_start=2827
+  _globals['_TASKLIMITAPPROACHED']._serialized_end=2894
+  _globals['_TASKCANCELREQUESTED']._serialized_start=2896
+  _globals['_TASKCANCELREQUESTED']._serialized_end=2979
+  _globals['_CANCELINTENT']._serialized_start=2982
+  _globals['_CANCELINTENT']._serialized_end=3191
+  _globals['_TASKCOMPLETED']._serialized_start=3194
+  _globals['_TASKCOMPLETED']._serialized_end=3578
+  _globals['_TASKCOMPLETED_WORKSTOPPED']._serialized_start=3513
+  _globals['_TASKCOMPLETED_WORKSTOPPED']._serialized_end=3578
 # @@protoc_insertion_point(module_scope)

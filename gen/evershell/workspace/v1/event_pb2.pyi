@@ -45,6 +45,7 @@ class Event(_message.Message):
     ITERATION_COMPLETED_FIELD_NUMBER: _builtins.int
     TASK_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     TASK_COMPLETED_FIELD_NUMBER: _builtins.int
+    TASK_LIMIT_APPROACHED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     type: Global___EventType.Type.ValueType
     """Says which payload is set."""
@@ -78,6 +79,8 @@ class Event(_message.Message):
     def task_cancel_requested(self) -> Global___TaskCancelRequested: ...
     @_builtins.property
     def task_completed(self) -> Global___TaskCompleted: ...
+    @_builtins.property
+    def task_limit_approached(self) -> Global___TaskLimitApproached: ...
     def __init__(
         self,
         *,
@@ -97,12 +100,13 @@ class Event(_message.Message):
         iteration_completed: Global___IterationCompleted | None = ...,
         task_cancel_requested: Global___TaskCancelRequested | None = ...,
         task_completed: Global___TaskCompleted | None = ...,
+        task_limit_approached: Global___TaskLimitApproached | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["iteration_completed", b"iteration_completed", "payload", b"payload", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_started", b"task_started", "task_submitted", b"task_submitted", "time", b"time", "workspace_failed", b"workspace_failed", "workspace_provisioned", b"workspace_provisioned", "workspace_resumed", b"workspace_resumed", "workspace_stopped", b"workspace_stopped"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["iteration_completed", b"iteration_completed", "payload", b"payload", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_limit_approached", b"task_limit_approached", "task_started", b"task_started", "task_submitted", b"task_submitted", "time", b"time", "workspace_failed", b"workspace_failed", "workspace_provisioned", b"workspace_provisioned", "workspace_resumed", b"workspace_resumed", "workspace_stopped", b"workspace_stopped"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["iteration_completed", b"iteration_completed", "payload", b"payload", "request_id", b"request_id", "seq", b"seq", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_id", b"task_id", "task_started", b"task_started", "task_submitted", b"task_submitted", "time", b"time", "trace_id", b"trace_id", "type", b"type", "workspace_failed", b"workspace_failed", "workspace_id", b"workspace_id", "workspace_provisioned", b"workspace_provisioned", "workspace_resumed", b"workspace_resumed", "workspace_stopped", b"workspace_stopped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["iteration_completed", b"iteration_completed", "payload", b"payload", "request_id", b"request_id", "seq", b"seq", "task_cancel_requested", b"task_cancel_requested", "task_completed", b"task_completed", "task_id", b"task_id", "task_limit_approached", b"task_limit_approached", "task_started", b"task_started", "task_submitted", b"task_submitted", "time", b"time", "trace_id", b"trace_id", "type", b"type", "workspace_failed", b"workspace_failed", "workspace_id", b"workspace_id", "workspace_provisioned", b"workspace_provisioned", "workspace_resumed", b"workspace_resumed", "workspace_stopped", b"workspace_stopped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["workspace_provisioned", "workspace_stopped", "workspace_failed", "workspace_resumed", "task_submitted", "task_started", "iteration_completed", "task_cancel_requested", "task_completed"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["workspace_provisioned", "workspace_stopped", "workspace_failed", "workspace_resumed", "task_submitted", "task_started", "iteration_completed", "task_cancel_requested", "task_completed", "task_limit_approached"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -132,6 +136,7 @@ class EventType(_message.Message):
         iteration_completed: EventType._Type.ValueType  # 7
         task_cancel_requested: EventType._Type.ValueType  # 8
         task_completed: EventType._Type.ValueType  # 9
+        task_limit_approached: EventType._Type.ValueType  # 10
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper): ...
     type_unspecified: EventType.Type.ValueType  # 0
@@ -144,6 +149,7 @@ class EventType(_message.Message):
     iteration_completed: EventType.Type.ValueType  # 7
     task_cancel_requested: EventType.Type.ValueType  # 8
     task_completed: EventType.Type.ValueType  # 9
+    task_limit_approached: EventType.Type.ValueType  # 10
 
     def __init__(
         self,
@@ -372,6 +378,12 @@ class ModelCall(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_1H_TOKENS_FIELD_NUMBER: _builtins.int
+    INPUT_AUDIO_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_AUDIO_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     content: _builtins.str
     """The text that the model wrote. For an interrupted call: the text received so far, which is
@@ -384,6 +396,17 @@ class ModelCall(_message.Message):
     output_tokens: _builtins.int
     duration_ms: _builtins.int
     status: Global___ModelCall.Status.ValueType
+    cached_input_tokens: _builtins.int
+    """Parts of `input_tokens` with a price of their own, as far as they were reported: tokens that were
+    read from a cache, tokens that were written to one, those that it keeps for an hour, and audio.
+    """
+    cache_write_tokens: _builtins.int
+    cache_write_1h_tokens: _builtins.int
+    """A part of `cache_write_tokens`."""
+    input_audio_tokens: _builtins.int
+    reasoning_tokens: _builtins.int
+    """Parts of `output_tokens`."""
+    output_audio_tokens: _builtins.int
     def __init__(
         self,
         *,
@@ -393,12 +416,41 @@ class ModelCall(_message.Message):
         output_tokens: _builtins.int = ...,
         duration_ms: _builtins.int = ...,
         status: Global___ModelCall.Status.ValueType = ...,
+        cached_input_tokens: _builtins.int | None = ...,
+        cache_write_tokens: _builtins.int | None = ...,
+        cache_write_1h_tokens: _builtins.int | None = ...,
+        input_audio_tokens: _builtins.int | None = ...,
+        reasoning_tokens: _builtins.int | None = ...,
+        output_audio_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_write_1h_tokens", b"_cache_write_1h_tokens", "_cache_write_tokens", b"_cache_write_tokens", "_cached_input_tokens", b"_cached_input_tokens", "_input_audio_tokens", b"_input_audio_tokens", "_output_audio_tokens", b"_output_audio_tokens", "_reasoning_tokens", b"_reasoning_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_tokens", b"cache_write_tokens", "cached_input_tokens", b"cached_input_tokens", "input_audio_tokens", b"input_audio_tokens", "output_audio_tokens", b"output_audio_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "duration_ms", b"duration_ms", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_write_1h_tokens", b"_cache_write_1h_tokens", "_cache_write_tokens", b"_cache_write_tokens", "_cached_input_tokens", b"_cached_input_tokens", "_input_audio_tokens", b"_input_audio_tokens", "_output_audio_tokens", b"_output_audio_tokens", "_reasoning_tokens", b"_reasoning_tokens", "cache_write_1h_tokens", b"cache_write_1h_tokens", "cache_write_tokens", b"cache_write_tokens", "cached_input_tokens", b"cached_input_tokens", "content", b"content", "duration_ms", b"duration_ms", "input_audio_tokens", b"input_audio_tokens", "input_tokens", b"input_tokens", "model", b"model", "output_audio_tokens", b"output_audio_tokens", "output_tokens", b"output_tokens", "reasoning_tokens", b"reasoning_tokens", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cache_write_1h_tokens: _TypeAlias = _typing.Literal["cache_write_1h_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_1h_tokens: _TypeAlias = _typing.Literal["_cache_write_1h_tokens", b"_cache_write_1h_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cache_write_tokens: _TypeAlias = _typing.Literal["cache_write_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cache_write_tokens: _TypeAlias = _typing.Literal["_cache_write_tokens", b"_cache_write_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cached_input_tokens: _TypeAlias = _typing.Literal["cached_input_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cached_input_tokens: _TypeAlias = _typing.Literal["_cached_input_tokens", b"_cached_input_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__input_audio_tokens: _TypeAlias = _typing.Literal["input_audio_tokens"]  # noqa: Y015
+    _WhichOneofArgType__input_audio_tokens: _TypeAlias = _typing.Literal["_input_audio_tokens", b"_input_audio_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__output_audio_tokens: _TypeAlias = _typing.Literal["output_audio_tokens"]  # noqa: Y015
+    _WhichOneofArgType__output_audio_tokens: _TypeAlias = _typing.Literal["_output_audio_tokens", b"_output_audio_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__reasoning_tokens: _TypeAlias = _typing.Literal["reasoning_tokens"]  # noqa: Y015
+    _WhichOneofArgType__reasoning_tokens: _TypeAlias = _typing.Literal["_reasoning_tokens", b"_reasoning_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_1h_tokens) -> _WhichOneofReturnType__cache_write_1h_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_write_tokens) -> _WhichOneofReturnType__cache_write_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_input_tokens) -> _WhichOneofReturnType__cached_input_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_audio_tokens) -> _WhichOneofReturnType__input_audio_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_audio_tokens) -> _WhichOneofReturnType__output_audio_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_tokens) -> _WhichOneofReturnType__reasoning_tokens | None: ...
 
 Global___ModelCall: _TypeAlias = ModelCall  # noqa: Y015
 
@@ -496,6 +548,37 @@ class ToolResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
+
+@_typing.final
+class TaskLimitApproached(_message.Message):
+    """The task has used 80 % of a limit of tokens or cost, and has not reached it. There is at most one such
+    event for each limit of a task.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    limit: _builtins.str
+    """The name of the field in TaskLimits: `max_total_tokens` or `max_cost`."""
+    used: _builtins.str
+    """What the task has used, and the limit, as decimal numbers: of tokens, or of USD."""
+    maximum: _builtins.str
+    def __init__(
+        self,
+        *,
+        limit: _builtins.str = ...,
+        used: _builtins.str = ...,
+        maximum: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "maximum", b"maximum", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskLimitApproached: _TypeAlias = TaskLimitApproached  # noqa: Y015
 
 @_typing.final
 class TaskCancelRequested(_message.Message):

@@ -38,8 +38,8 @@ class FieldRule(_message.Message):
     is_id: _builtins.bool
     """An id: characters of A-Z a-z 0-9 _ -, at most 128."""
     min: _builtins.int
-    """The least and the largest number, characters of a text, seconds of a duration, or entries of a
-    map or a list. In a request, zero and an empty text are like a field that is absent, unless the field is
+    """The least and the largest number, characters of a text, seconds of a duration, units of an amount
+    of money, or entries of a map or a list. In a request, zero and an empty text are like a field that is absent, unless the field is
     REQUIRED.
     """
     max: _builtins.int

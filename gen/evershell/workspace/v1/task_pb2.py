@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from evershell.workspace.v1 import field_pb2 as evershell_dot_workspace_dot_v1_dot_field__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!evershell/workspace/v1/task.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x08\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x33\n\x06status\x18\x04 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x31\n\x05phase\x18\x05 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\x12\x12\n\niterations\x18\x06 \x01(\x05\x12\x36\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12.\n\nstarted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13\x63\x61ncel_requested_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x63\x61ncel_requested_by\x18\x0b \x01(\t\x12\x15\n\rcancel_reason\x18\x0c \x01(\t\x12\x0e\n\x06reason\x18\r \x01(\t\x12\x0e\n\x06result\x18\x0e \x01(\t\x12\x34\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.evershell.workspace.v1.UsageB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06\x66orced\x18\x10 \x01(\x08\x12<\n\x08metadata\x18\x11 \x03(\x0b\x32*.evershell.workspace.v1.Task.MetadataEntry\x12\x16\n\x0emax_iterations\x18\x12 \x01(\x05\x12\x33\n\x0f\x63\x61ncel_force_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csubmitted_by\x18\x14 \x01(\t\x12\x32\n\x06limits\x18\x15 \x01(\x0b\x32\".evershell.workspace.v1.TaskLimits\x12\x16\n\x0eparent_task_id\x18\x16 \x01(\t\x12\x14\n\x0croot_task_id\x18\x17 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\r\n\tsubmitted\x10\x01\x12\r\n\tdelivered\x10\x02\x12\x0b\n\x07running\x10\x03\x12\r\n\tcompleted\x10\x04\x12\n\n\x06\x66\x61iled\x10\x05\x12\r\n\tcancelled\x10\x06\x12\x13\n\x0f\x64\x65livery_failed\x10\x07\"=\n\x05Phase\x12\x15\n\x11phase_unspecified\x10\x00\x12\x0e\n\nmodel_call\x10\x01\x12\r\n\ttool_call\x10\x02\"\xc5\x01\n\nTaskLimits\x12:\n\x0cmax_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xa2\xb5\x18\x05 \x80\x9a\x9e\x01\x12,\n\x10max_total_tokens\x18\x02 \x01(\x03\x42\r\xa2\xb5\x18\t\x18\x01 \x80\xa0\x94\xa5\x8d\x1dH\x00\x88\x01\x01\x12\x38\n\x0b\x66orce_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xa2\xb5\x18\x04 \x80\xa3\x05\x42\x13\n\x11_max_total_tokens\"]\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x13\n\x0bmodel_calls\x18\x03 \x01(\x03\x12\x12\n\ntool_calls\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!evershell/workspace/v1/task.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xa6\x08\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x33\n\x06status\x18\x04 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x31\n\x05phase\x18\x05 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\x12\x12\n\niterations\x18\x06 \x01(\x05\x12\x36\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12.\n\nstarted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13\x63\x61ncel_requested_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x63\x61ncel_requested_by\x18\x0b \x01(\t\x12\x15\n\rcancel_reason\x18\x0c \x01(\t\x12\x0e\n\x06reason\x18\r \x01(\t\x12\x0e\n\x06result\x18\x0e \x01(\t\x12\x34\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.evershell.workspace.v1.UsageB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06\x66orced\x18\x10 \x01(\x08\x12<\n\x08metadata\x18\x11 \x03(\x0b\x32*.evershell.workspace.v1.Task.MetadataEntry\x12\x16\n\x0emax_iterations\x18\x12 \x01(\x05\x12\x33\n\x0f\x63\x61ncel_force_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csubmitted_by\x18\x14 \x01(\t\x12\x32\n\x06limits\x18\x15 \x01(\x0b\x32\".evershell.workspace.v1.TaskLimits\x12\x16\n\x0eparent_task_id\x18\x16 \x01(\t\x12\x14\n\x0croot_task_id\x18\x17 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\r\n\tsubmitted\x10\x01\x12\r\n\tdelivered\x10\x02\x12\x0b\n\x07running\x10\x03\x12\r\n\tcompleted\x10\x04\x12\n\n\x06\x66\x61iled\x10\x05\x12\r\n\tcancelled\x10\x06\x12\x13\n\x0f\x64\x65livery_failed\x10\x07\"=\n\x05Phase\x12\x15\n\x11phase_unspecified\x10\x00\x12\x0e\n\nmodel_call\x10\x01\x12\r\n\ttool_call\x10\x02\"\xf5\x01\n\nTaskLimits\x12:\n\x0cmax_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xa2\xb5\x18\x05 \x80\x9a\x9e\x01\x12,\n\x10max_total_tokens\x18\x02 \x01(\x03\x42\r\xa2\xb5\x18\t\x18\x01 \x80\xa0\x94\xa5\x8d\x1dH\x00\x88\x01\x01\x12\x38\n\x0b\x66orce_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xa2\xb5\x18\x04 \x80\xa3\x05\x12.\n\x08max_cost\x18\x04 \x01(\x0b\x32\x12.google.type.MoneyB\x08\xa2\xb5\x18\x04 \xc0\x84=B\x13\n\x11_max_total_tokens\"\x7f\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x13\n\x0bmodel_calls\x18\x03 \x01(\x03\x12\x12\n\ntool_calls\x18\x04 \x01(\x03\x12 \n\x04\x63ost\x18\x05 \x01(\x0b\x32\x12.google.type.Moneyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,16 +47,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKLIMITS'].fields_by_name['max_total_tokens']._serialized_options = b'\242\265\030\t\030\001 \200\240\224\245\215\035'
   _globals['_TASKLIMITS'].fields_by_name['force_after']._loaded_options = None
   _globals['_TASKLIMITS'].fields_by_name['force_after']._serialized_options = b'\242\265\030\004 \200\243\005'
-  _globals['_TASK']._serialized_start=163
-  _globals['_TASK']._serialized_end=1225
-  _globals['_TASK_METADATAENTRY']._serialized_start=974
-  _globals['_TASK_METADATAENTRY']._serialized_end=1021
-  _globals['_TASK_STATUS']._serialized_start=1024
-  _globals['_TASK_STATUS']._serialized_end=1162
-  _globals['_TASK_PHASE']._serialized_start=1164
-  _globals['_TASK_PHASE']._serialized_end=1225
-  _globals['_TASKLIMITS']._serialized_start=1228
-  _globals['_TASKLIMITS']._serialized_end=1425
-  _globals['_USAGE']._serialized_start=1427
-  _globals['_USAGE']._serialized_end=1520
+  _globals['_TASKLIMITS'].fields_by_name['max_cost']._loaded_options = None
+  _globals['_TASKLIMITS'].fields_by_name['max_cost']._serialized_options = b'\242\265\030\004 \300\204='
+  _globals['_TASK']._serialized_start=188
+  _globals['_TASK']._serialized_end=1250
+  _globals['_TASK_METADATAENTRY']._serialized_start=999
+  _globals['_TASK_METADATAENTRY']._serialized_end=1046
+  _globals['_TASK_STATUS']._serialized_start=1049
+  _globals['_TASK_STATUS']._serialized_end=1187
+  _globals['_TASK_PHASE']._serialized_start=1189
+  _globals['_TASK_PHASE']._serialized_end=1250
+  _globals['_TASKLIMITS']._serialized_start=1253
+  _globals['_TASKLIMITS']._serialized_end=1498
+  _globals['_USAGE']._serialized_start=1500
+  _globals['_USAGE']._serialized_end=1627
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.type import money_pb2 as _money_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -230,6 +231,7 @@ class TaskLimits(_message.Message):
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
     FORCE_AFTER_FIELD_NUMBER: _builtins.int
+    MAX_COST_FIELD_NUMBER: _builtins.int
     max_total_tokens: _builtins.int
     """Input and output tokens of all model calls, checked after each iteration."""
     @_builtins.property
@@ -242,16 +244,23 @@ class TaskLimits(_message.Message):
         iteration ends normally.
         """
 
+    @_builtins.property
+    def max_cost(self) -> _money_pb2.Money:
+        """What all model calls have cost, in USD, checked after each iteration. More than 0. If an agent uses
+        a model without a price, its task is cancelled when the first call of that model is committed.
+        """
+
     def __init__(
         self,
         *,
         max_duration: _duration_pb2.Duration | None = ...,
         max_total_tokens: _builtins.int | None = ...,
         force_after: _duration_pb2.Duration | None = ...,
+        max_cost: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "max_cost", b"max_cost", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "max_cost", b"max_cost", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_total_tokens: _TypeAlias = _typing.Literal["max_total_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_total_tokens: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens"]  # noqa: Y015
@@ -269,10 +278,17 @@ class Usage(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MODEL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     output_tokens: _builtins.int
     model_calls: _builtins.int
     tool_calls: _builtins.int
+    @_builtins.property
+    def cost(self) -> _money_pb2.Money:
+        """What the model calls have cost, in USD: the tokens that the agent has reported, at the prices that
+        the service has. Absent if it is unknown, because a model had no price.
+        """
+
     def __init__(
         self,
         *,
@@ -280,10 +296,11 @@ class Usage(_message.Message):
         output_tokens: _builtins.int = ...,
         model_calls: _builtins.int = ...,
         tool_calls: _builtins.int = ...,
+        cost: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "model_calls", b"model_calls", "output_tokens", b"output_tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "input_tokens", b"input_tokens", "model_calls", b"model_calls", "output_tokens", b"output_tokens", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

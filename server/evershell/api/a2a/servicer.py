@@ -43,6 +43,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     sealing: Sealing
     # The networks that may be called although they are not public.
     allowed_networks: Sequence[Network] = ()
+    model_without_price: str = ""
     encode_updates: codec.EventEncoder[encode.Update] = field(
         default_factory=lambda: codec.EventEncoder(encode.encode_updates)
     )
@@ -119,7 +120,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
             await self._refuse_further(request)
         current().request = native = decode.decode_message(request)
         key = decode.message_key(request, method, caller())
-        decoded = codec.decode_submit(native, origin(), key)
+        decoded = codec.decode_submit(native, origin(), key, self.model_without_price)
         # All scopes are checked before anything is recorded. The answer has the task, so the caller
         # must be allowed to read it, which get_workspace checks.
         caller().permission("tasks:write")

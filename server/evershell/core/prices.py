@@ -1,0 +1,158 @@
+"""What model calls cost: the tokens that agents report, at the prices of their models.
+
+Amounts are whole nano-dollars (USD), the unit of google.type.Money. Prices are whole pico-dollars
+for a token: one dollar for a million tokens is 1,000,000. Only the cost of each call is rounded.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
+from functools import lru_cache
+from typing import Any
+
+# The parts of the input and the output that may have a price of their own, each with what it is a
+# part of, the smallest parts first. A part without a price is priced like the rest.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "cache_write_1h_tokens": ("cache_write_tokens", "input_tokens"),
+    "cache_write_tokens": ("input_tokens",),
+    "cached_input_tokens": ("input_tokens",),
+    "input_audio_tokens": ("input_tokens",),
+    "reasoning_tokens": ("output_tokens",),
+    "output_audio_tokens": ("output_tokens",),
+}
+# The fields of a model call that count tokens.
+TOKENS = ("input_tokens", "output_tokens", *PARTS)
+# A longer name has no price.
+_MAX_NAME_CHARACTERS = 200
+# The models whose prices are kept for further calls.
+_MAX_KNOWN_MODELS = 1000
+_PICO_PER_NANO = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The prices of a model in a period."""
+
+    # By kind of tokens: the input tokens from which a price applies, and the price. The last price
+    # that applies is that of all tokens of the call.
+    tokens: Mapping[str, Sequence[tuple[int, int]]]
+    # The first day of the period, in UTC; None without one.
+    start_date: date | None = None
+    # The hours of each day, in UTC; None for all day.
+    start_time: time | None = None
+    end_time: time | None = None
+
+    def apply_at(self, moment: datetime) -> bool:
+        moment = moment.astimezone(UTC)
+        if self.start_time is not None and self.end_time is not None:
+            now = moment.time()
+            if self.end_time < self.start_time:
+                return now >= self.start_time or now < self.end_time
+            return self.start_time <= now < self.end_time
+        return self.start_date is None or moment.date() >= self.start_date
+
+    def cost(self, counts: Mapping[str, int]) -> int:
+        """The cost of a call in nano-dollars, rounded half up."""
+        left = dict(counts)
+        for part, wholes in PARTS.items():
+            if part in self.tokens:
+                for whole in wholes:
+                    left[whole] -= left[part]
+            else:
+                left[part] = 0
+        pico = 0
+        for kind, tiers in self.tokens.items():
+            price = next(
+                price for least, price in reversed(tiers) if counts["input_tokens"] >= least
+            )
+            pico += max(left[kind], 0) * price
+        return (pico + _PICO_PER_NANO // 2) // _PICO_PER_NANO
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model, and its prices in order. The last that apply are its prices, or else the first."""
+
+    # See _matches.
+    clause: Sequence[Any]
+    prices: Sequence[Prices]
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Models whose names have something in common."""
+
+    clause: Sequence[Any]
+    models: Sequence[Model]
+
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """The prices of all models that have one."""
+
+    # Of the first provider that matches, the first model that does.
+    providers: Sequence[Provider] = ()
+    # By the name of the model, in lower case. They come before those of the providers.
+    own: Mapping[str, Prices] = field(default_factory=dict)
+    _found: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_found", lru_cache(_MAX_KNOWN_MODELS)(self._find))
+
+    def has(self, model: str) -> bool:
+        """Whether the model has a price."""
+        return bool(self._prices(model))
+
+    def cost(self, call: Mapping[str, Any], at: datetime) -> int | None:
+        """The cost of a model call in nano-dollars; None if its model has no price.
+
+        `call` has the fields of the message ModelCall. A call that names no model and has no tokens
+        costs nothing: the agent has made an iteration without a model.
+        """
+        counts = {kind: int(call.get(kind, 0)) for kind in TOKENS}
+        model = call.get("model", "")
+        if not model and not any(counts.values()):
+            return 0
+        prices = self._prices(model)
+        if not prices:
+            return None
+        current = next((each for each in reversed(prices) if each.apply_at(at)), prices[0])
+        return current.cost(counts)
+
+    def _prices(self, model: str) -> Sequence[Prices]:
+        found: Sequence[Prices] = (
+            () if len(model) > _MAX_NAME_CHARACTERS else self._found(model.lower())
+        )
+        return found
+
+    def _find(self, name: str) -> Sequence[Prices]:
+        if name in self.own:
+            return (self.own[name],)
+        for provider in self.providers:
+            if _matches(provider.clause, name):
+                found = (each for each in provider.models if _matches(each.clause, name))
+                model = next(found, None)
+                return model.prices if model is not None else ()
+        return ()
+
+
+def _matches(clause: Sequence[Any], name: str) -> bool:
+    """Whether the clause applies to the name: a kind, and its text or further clauses."""
+    kind, wanted = clause
+    match kind:
+        case "equals":
+            return bool(name == wanted)
+        case "starts_with":
+            return name.startswith(wanted)
+        case "ends_with":
+            return name.endswith(wanted)
+        case "contains":
+            return wanted in name
+        case "regex":
+            return re.search(wanted, name) is not None
+        case "or":
+            return any(_matches(each, name) for each in wanted)
+        case "and":
+            return all(_matches(each, name) for each in wanted)
+    raise ValueError(f"a clause of an unknown kind: {kind}")
