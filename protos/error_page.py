@@ -11,7 +11,7 @@ _INTRODUCTION = """\
 
 <!-- Written by `make gen` from protos/evershell/workspace/v1/error.proto. Do not edit. -->
 
-A call that fails answers with one error. Its code is a member of a closed set of slugs, the same
+A call that fails answers with one error. Its code is a member of a closed set, the same
 over gRPC and REST. A code is never removed, and its statuses never change.
 
 Over REST, the body is always this envelope. `details` is absent if an error has none:
@@ -39,11 +39,12 @@ Over REST, the body is always this envelope. `details` is absent if an error has
 - `details` has the facts for programs. The sections below show which.
 
 Over gRPC, a failed call has a `google.rpc.Status` in `grpc-status-details-bin`: an ErrorInfo whose
-`reason` is the slug in upper case and whose `domain` is `evershell.ai`, a RequestInfo, and the
+`reason` is the code in upper case and whose `domain` is `evershell.ai`, a RequestInfo, and the
 standard message for the facts (BadRequest, ResourceInfo, PreconditionFailure or RetryInfo).
 [grpcurl prints them](grpc.md#grpcurl).
 
-The [Python client](python-client.md) raises one exception class for each slug.
+The [Python client](python-client.md) raises one exception class for each code. The
+[glossary](glossary.md) compares the names of REST, gRPC, the client and the audit log.
 
 ## Repeat a call
 

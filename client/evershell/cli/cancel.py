@@ -183,8 +183,8 @@ def _print_answer(result: CancelResult) -> None:
     if not result.is_recorded:
         at = show.time(task.completed_at)
         show.said(result.outcome, f"task {result.task_id} had ended {task.status} at {at}.")
-        if task.reason:
-            show.line("end reason", task.reason)
+        if task.end_reason:
+            show.line("end reason", task.end_reason)
         return
     recorded = (
         "is recorded" if result.outcome is CancelOutcome.ACCEPTED else "had been recorded before"
@@ -234,7 +234,7 @@ def _print_end(task: Task, result: CancelResult) -> None:
 def _print_what_is_recorded(error: CallError, workspace: str, call: Call) -> None:
     if isinstance(error, AgentUnreachableError) and error.task_id:
         show.command("follow", _follow(call, workspace, error.task_id), error=True)
-    elif error.slug == "rate_limited":
+    elif error.code == "rate_limited":
         show.line("recorded?", "No. This call has changed nothing.", error=True)
     elif isinstance(error, UnavailableError | DeadlineExceededError):
         show.line("recorded?", _NOT_KNOWN, error=True)

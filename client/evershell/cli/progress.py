@@ -63,7 +63,7 @@ def await_task(
             task = client.get_task(workspace_id, task_id)
             say(f"{task.id} {task.status}: {progress(task)}")
         except OUTAGES as error:
-            say(f"{error.slug}: the service does not answer; trying again")
+            say(f"{error.code}: the service does not answer; trying again")
         remaining = deadline - time.monotonic()
         if (task is not None and task.has_ended) or remaining <= 0:
             return task

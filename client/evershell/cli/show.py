@@ -193,8 +193,8 @@ def fail(error: CallError, url: str, *, as_json: bool) -> NoReturn:
 
 
 def print_error(error: CallError, url: str) -> None:
-    """Prints the slug, the message and the request id to standard error, and what to do next."""
-    said(error.slug, error.message, error=True)
+    """Prints the code, the message and the request id to standard error, and what to do next."""
+    said(error.code, error.message, error=True)
     if error.request_id:
         line("request", error.request_id, error=True)
     for name, problem in error.fields.items():

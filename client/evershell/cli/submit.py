@@ -195,8 +195,8 @@ def _print_end(task: Task) -> None:
     show.said(task.status, show.progress(task), error=True)
     if task.has_ended:
         show.line("ended", f"{show.time(task.completed_at)}, {_took(task)}", error=True)
-    if task.reason:
-        show.line("end reason", task.reason, error=True)
+    if task.end_reason:
+        show.line("end reason", task.end_reason, error=True)
     if task.result:
         show.line("result", show.first_line(task.result, 200), error=True)
 

@@ -104,8 +104,8 @@ def _print(task: Task) -> None:
         show.line("force at", show.time(task.cancel_force_at))
     if task.completed_at is not None:
         show.line("ended", show.time(task.completed_at))
-    if task.reason and task.reason != task.cancel_reason:
-        show.line("end reason", task.reason)
+    if task.end_reason and task.end_reason != task.cancel_reason:
+        show.line("end reason", task.end_reason)
     if task.result:
         show.line("result", show.first_line(task.result, 200))
     used = task.usage

@@ -26,6 +26,7 @@ from evershell.client import (
     WorkspaceProvisioned,
     WorkspaceResumed,
     WorkspaceStopped,
+    WorkStopped,
 )
 
 _HELP = f"""Print the events of WORKSPACE, and wait for new ones.
@@ -118,9 +119,12 @@ def _describe(event: Event) -> str:
             return _describe_iteration(event.payload)
         case TaskLimitApproached(limit=limit, used=used, maximum=maximum):
             return f"{limit}: {used} of {maximum}"
-        case TaskCompleted(status=status, forced=forced, iterations=count, reason=reason):
+        case TaskCompleted(status=status, forced=forced, iterations=count):
             word = "iteration" if count == 1 else "iterations"
             ended = f"{status}{', forced' if forced else ''} after {count} {word}"
+            if event.payload.work_stopped is WorkStopped.UNKNOWN:
+                ended += ", some of its processes may still run"
+            reason = event.payload.end_reason
             return f"{ended}: {show.first_line(reason)}" if reason else ended
         case None:
             return ""

@@ -45,6 +45,7 @@ from evershell.client.errors import (
 from evershell.client.events import (
     CancelIntent,
     Event,
+    EventOf,
     EventType,
     IterationCompleted,
     ModelCall,
@@ -112,6 +113,7 @@ __all__ = [
     "DeadlineExceededError",
     "DeliveryStatus",
     "Event",
+    "EventOf",
     "EventType",
     "EvershellError",
     "Hold",

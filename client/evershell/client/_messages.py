@@ -1,7 +1,8 @@
 """Converts between the messages of the protos and the frozen results of the client.
 
-A result is a dataclass whose fields have the names of the message's fields. The annotation of a
-field decides how it is converted: a type with None is absent if the message's field is empty.
+A result is a dataclass whose fields have the names of the message's fields, unless `named` gives
+another. The annotation of a field decides how it is converted: a type with None is absent if the
+message's field is empty.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 UNSPECIFIED = "unspecified"
+_NAME = "name in the message"
 
 Enum = TypeVar("Enum", bound=StrEnum)
 
@@ -49,6 +51,16 @@ class Result:
         )
 
 
+def named(name: str) -> dict[str, str]:
+    """The metadata of a field that has this name in the message."""
+    return {_NAME: name}
+
+
+def name_in_message(field: "dataclasses.Field[Any]") -> str:
+    """The name of the message's field that a field of a result stands for."""
+    return str(field.metadata.get(_NAME, field.name))
+
+
 Reader = Callable[[Any], Any]
 
 
@@ -62,15 +74,18 @@ def _readers(cls: Hashable) -> tuple[tuple[str, Reader], ...]:
     for field in dataclasses.fields(result):
         kinds = _kinds(hints[field.name])
         optional = type(None) in kinds
-        if field.name in descriptor.oneofs_by_name:
-            readers.append((field.name, _oneof_reader(field.name, kinds)))
-        elif field.name in descriptor.fields_by_name:
-            of_message = descriptor.fields_by_name[field.name]
+        name = name_in_message(field)
+        if name in descriptor.oneofs_by_name:
+            readers.append((field.name, _oneof_reader(name, kinds)))
+        elif name in descriptor.fields_by_name:
+            of_message = descriptor.fields_by_name[name]
             readers.append((field.name, _reader(of_message, kinds[0], optional=optional)))
     return tuple(readers)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
+    if isinstance(hint, TypeVar):
+        hint = hint.__bound__
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
@@ -154,10 +169,11 @@ def _to_message(result: Result) -> Message:
         value = getattr(result, field.name)
         if value is None or value == UNSPECIFIED:
             continue
-        if field.name in descriptor.oneofs_by_name:
-            _put_oneof(message, field.name, value)
-        elif field.name in descriptor.fields_by_name:
-            _put(message, descriptor.fields_by_name[field.name], value)
+        name = name_in_message(field)
+        if name in descriptor.oneofs_by_name:
+            _put_oneof(message, name, value)
+        elif name in descriptor.fields_by_name:
+            _put(message, descriptor.fields_by_name[name], value)
     return message
 
 

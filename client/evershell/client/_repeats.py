@@ -22,7 +22,7 @@ from evershell.client.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from evershell.client.events import Event, TaskCompleted
+from evershell.client.events import Event, TaskCompleted, event_of
 from evershell.client.types import CancelOutcome, CancelResult, CancelTasksResult, Task
 
 _log = logging.getLogger("evershell.client")
@@ -80,7 +80,7 @@ def log_failure(rpc: str, error: CallError, pause_seconds: float) -> None:
     _log.info(
         "%s failed with %s, request %s; again in %.1f s",
         rpc,
-        error.slug,
+        error.code,
         error.request_id or "-",
         pause_seconds,
     )
@@ -136,7 +136,7 @@ class Watch:
         self._has_connected, self._failures = True, 0
         if not message.HasField("event") or message.event.seq <= self._after:
             return None
-        event = Event._from_message(message.event)
+        event = event_of(message.event)
         self._after = event.seq
         if self._task_id is None:
             return event

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from evershell.client.errors import BY_SLUG, RULES, CallError
+from evershell.client.errors import BY_CODE, RULES, CallError
 
 T = TypeVar("T")
 # Details that the service sends as text over gRPC, and as JSON over REST.
@@ -63,8 +63,8 @@ def from_rpc_error(error: grpc.RpcError) -> CallError:
 def from_stream_error(error: error_pb2.Error) -> CallError:
     """The error that is the last message of a stream."""
     values = error_pb2.Error.ErrorCode.DESCRIPTOR.values_by_number
-    slug = values[error.code].name if error.code in values else "internal"
-    return BY_SLUG.get(slug, BY_SLUG["internal"])(
+    name = values[error.code].name if error.code in values else "internal"
+    return BY_CODE.get(name, BY_CODE["internal"])(
         error.message, error.request_id, MessageToDict(error.details)
     )
 
@@ -100,8 +100,8 @@ def _from_status(status: status_pb2.Status, code: grpc.StatusCode, request_id: s
         details["fields"] = {each.field: each.description for each in bad.field_violations}
     if retry.HasField("retry_delay"):
         details["retry_after_seconds"] = retry.retry_delay.ToMilliseconds() / 1000
-    # A newer service may have slugs that this client does not know.
-    error = BY_SLUG.get(info.reason.lower()) or _class_of(code)
+    # A newer service may have codes that this client does not know.
+    error = BY_CODE.get(info.reason.lower()) or _class_of(code)
     return error(status.message, request.request_id or request_id, details)
 
 
@@ -110,15 +110,15 @@ def _typed(name: str, value: str) -> Any:
 
 
 def _class_of(code: grpc.StatusCode) -> type[CallError]:
-    """The class of the slug with the name of the gRPC code, else of the code's fallback slug."""
-    slug = code.name.lower()
-    if slug not in BY_SLUG:
-        slug = next(
+    """The class of the error with the name of the gRPC code, else of the gRPC code's fallback."""
+    name = code.name.lower()
+    if name not in BY_CODE:
+        name = next(
             (
                 name
                 for name, rule in RULES.items()
-                if rule.grpc == code.value[0] and rule.fallback and name in BY_SLUG
+                if rule.grpc == code.value[0] and rule.fallback and name in BY_CODE
             ),
             "internal",
         )
-    return BY_SLUG[slug]
+    return BY_CODE[name]

@@ -1,6 +1,6 @@
 """The errors of the client. All are EvershellError.
 
-A call that failed raises the class of its slug, which is a CallError. The slugs are the closed set
+A call that failed raises the class of its code, which is a CallError. The codes are the closed set
 of error.proto, without those that only callers of REST can get.
 """
 
@@ -30,7 +30,7 @@ class ClientClosedError(EvershellError):
     """The client is closed, or was closed during the call."""
 
 
-class TaskNotEndedError(EvershellError, TimeoutError):
+class TaskNotEndedError(EvershellError):
     """The task did not end within the time that the caller wanted to wait.
 
     Attributes:
@@ -53,16 +53,16 @@ class CallError(EvershellError):
     """A call has failed.
 
     Attributes:
-        slug: The member of the closed set of slugs, for example `workspace_not_found`.
+        code: The member of the closed set of codes, for example `workspace_not_found`.
         message: Human-readable. Names the resource, its state and what to do next.
         request_id: Identifies the call in the log of the service; empty if it did not get there.
         details: The facts of the failure, by name. The properties below give the common ones.
         is_from_service: False if the service did not describe the failure, for example because
-            the connection broke. The slug then follows from the gRPC code, and the call may or may
+            the connection broke. The code then follows from the gRPC code, and the call may or may
             not have taken effect.
     """
 
-    slug: ClassVar[str]
+    code: ClassVar[str]
 
     def __init__(
         self,
@@ -71,20 +71,23 @@ class CallError(EvershellError):
         details: Mapping[str, Any] | None = None,
         is_from_service: bool = True,
     ) -> None:
-        # The arguments of the exception, from which a copy can be made in another process.
-        super().__init__(message, request_id, details, is_from_service)
+        super().__init__(message)
         self.message = message
         self.request_id = request_id
         self.details: Mapping[str, Any] = dict(details or {})
         self.is_from_service = is_from_service
 
     def __str__(self) -> str:
-        return f"{self.slug}: {self.message}"
+        return f"{self.code}: {self.message}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For a copy in another process.
+        return type(self), (self.message, self.request_id, self.details, self.is_from_service)
 
     @property
     def http_status(self) -> int:
         """The HTTP status that a REST caller gets for this failure."""
-        return RULES[self.slug].http
+        return RULES[self.code].http
 
     @property
     def retry_after(self) -> float | None:
@@ -121,7 +124,7 @@ class CallError(EvershellError):
     def to_dict(self) -> dict[str, Any]:
         """The error as the envelope of the REST API, for `json.dumps`."""
         content: dict[str, Any] = {
-            "code": self.slug,
+            "code": self.code,
             "message": self.message,
             "request_id": self.request_id,
         }
@@ -137,103 +140,103 @@ class ValidationError(CallError):
     no request can hold.
     """
 
-    slug = "validation_error"
+    code = "validation_error"
 
 
 class UnauthenticatedError(CallError):
     """The call has no valid credential."""
 
-    slug = "unauthenticated"
+    code = "unauthenticated"
 
 
 class PermissionDeniedError(CallError):
     """The credential is valid, but does not permit this call; `required` has what would."""
 
-    slug = "permission_denied"
+    code = "permission_denied"
 
 
 class WorkspaceNotFoundError(CallError):
     """The caller's organization has no such workspace."""
 
-    slug = "workspace_not_found"
+    code = "workspace_not_found"
 
 
 class TaskNotFoundError(CallError):
     """The workspace has no such task."""
 
-    slug = "task_not_found"
+    code = "task_not_found"
 
 
 class WebhookNotFoundError(CallError):
     """The caller's organization has no such webhook."""
 
-    slug = "webhook_not_found"
+    code = "webhook_not_found"
 
 
 class WorkspaceStoppedError(CallError):
     """The workspace is stopped or stopping."""
 
-    slug = "workspace_stopped"
+    code = "workspace_stopped"
 
 
 class WorkspaceFailedError(CallError):
     """The workspace's agent died or could not start; resume_workspace starts a new one."""
 
-    slug = "workspace_failed"
+    code = "workspace_failed"
 
 
 class WorkspaceProvisioningError(CallError):
     """The workspace's agent has not registered yet."""
 
-    slug = "workspace_provisioning"
+    code = "workspace_provisioning"
 
 
 class WorkspaceBusyError(CallError):
     """The workspace already has a task, which is `task_id`."""
 
-    slug = "workspace_busy"
+    code = "workspace_busy"
 
 
 class InvalidStateError(CallError):
     """The state of the resource does not allow this call."""
 
-    slug = "invalid_state"
+    code = "invalid_state"
 
 
 class IdempotencyConflictError(CallError):
     """The idempotency key belongs to another request of the organization."""
 
-    slug = "idempotency_conflict"
+    code = "idempotency_conflict"
 
 
 class ParentNotRunningError(CallError):
     """The parent of the task, which is `task_id`, has ended or is being cancelled."""
 
-    slug = "parent_not_running"
+    code = "parent_not_running"
 
 
 class TreeLimitReachedError(CallError):
     """The tree has as many levels or open tasks as it may have; `details` has the `limit`."""
 
-    slug = "tree_limit_reached"
+    code = "tree_limit_reached"
 
 
 class TooManyWebhooksError(CallError):
     """The organization has as many webhooks as it may have; `details` has the `limit`."""
 
-    slug = "too_many_webhooks"
+    code = "too_many_webhooks"
 
 
 class OrgOnHoldError(CallError):
     """The organization is on hold; `details` has `held_by`, `held_since` and `hold_reason`."""
 
-    slug = "org_on_hold"
+    code = "org_on_hold"
 
 
 class RateLimitedError(CallError):
     """The credential has exceeded its rate limit. The call had no effect."""
 
-    slug = "rate_limited"
+    code = "rate_limited"
 
 
 class AgentUnreachableError(CallError):
@@ -243,37 +246,37 @@ class AgentUnreachableError(CallError):
     not repeat it without that id: it could cancel the next task.
     """
 
-    slug = "agent_unreachable"
+    code = "agent_unreachable"
 
 
 class UnavailableError(CallError):
     """The service cannot be reached, or cannot answer now."""
 
-    slug = "unavailable"
+    code = "unavailable"
 
 
-class DeadlineExceededError(CallError):
+class DeadlineExceededError(CallError, TimeoutError):
     """The timeout of the call has passed. The call may have taken effect."""
 
-    slug = "deadline_exceeded"
+    code = "deadline_exceeded"
 
 
 class InternalError(CallError):
     """The service failed unexpectedly; its log has the cause under the request id."""
 
-    slug = "internal"
+    code = "internal"
 
 
 class NotFoundError(CallError):
     """The address is not that of the service."""
 
-    slug = "not_found"
+    code = "not_found"
 
 
 class MethodNotAllowedError(CallError):
     """The service does not have this method. It may be older than the client."""
 
-    slug = "method_not_allowed"
+    code = "method_not_allowed"
 
 
-BY_SLUG: dict[str, type[CallError]] = {each.slug: each for each in CallError.__subclasses__()}
+BY_CODE: dict[str, type[CallError]] = {each.code: each for each in CallError.__subclasses__()}

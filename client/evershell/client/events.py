@@ -1,14 +1,14 @@
-"""The events in the log of a workspace. `Event.payload` is one of the classes below."""
+"""The events in the log of a workspace. The payload of an Event has the class of its type."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from evershell.workspace.v1 import event_pb2
 from google.protobuf.message import Message
 
-from evershell.client._messages import Result
+from evershell.client._messages import Result, named
 from evershell.client.types import TaskStatus, Usage
 
 
@@ -59,8 +59,11 @@ class WorkStopped(StrEnum):
     """Whether every process that a task started is known to have ended."""
 
     UNSPECIFIED = "unspecified"
+    """Recorded by an older release."""
     YES = "yes"
+    """All of them have ended."""
     UNKNOWN = "unknown"
+    """Some may still run: their machine could not be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,41 +253,70 @@ class TaskCompleted(Result):
     usage: Usage = field(default_factory=Usage)
     result: str = ""
     """The agent's final answer or, if the task ended early, the partial result."""
-    reason: str = ""
-    """Why it ended with this status, human-readable."""
+    end_reason: str = field(default="", metadata=named("reason"))
+    """Why it ended with this status, human-readable. For the reason of its cancellation, see
+    `cancel`."""
     cancel: CancelIntent | None = None
     """None if no cancellation was recorded."""
     work_stopped: WorkStopped = WorkStopped.UNSPECIFIED
+    """Whether every process that the task started is known to have ended."""
+
+
+Kind = TypeVar("Kind", bound=EventType)
+Payload = TypeVar(
+    "Payload",
+    bound=WorkspaceProvisioned
+    | WorkspaceStopped
+    | WorkspaceFailed
+    | WorkspaceResumed
+    | TaskSubmitted
+    | TaskStarted
+    | IterationCompleted
+    | TaskCancelRequested
+    | TaskCompleted
+    | TaskLimitApproached
+    | None,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Event(Result):
+class EventOf(Result, Generic[Kind, Payload]):
     """One entry in the log of a workspace. Entries never change."""
 
     _message_type: ClassVar[type[Message]] = event_pb2.Event
 
     seq: int
     """The position in the log, from 1 and without gaps."""
-    type: EventType
+    type: Kind
     workspace_id: str
-    time: datetime | None = None
-    task_id: str | None = None
+    time: datetime | None
+    task_id: str | None
     """None for events of the workspace itself."""
-    request_id: str | None = None
+    request_id: str | None
     """The call that caused it; None if the agent or the fleet controller caused it."""
-    trace_id: str | None = None
+    trace_id: str | None
     """The W3C trace id of the call, 32 hex digits."""
-    payload: (
-        WorkspaceProvisioned
-        | WorkspaceStopped
-        | WorkspaceFailed
-        | WorkspaceResumed
-        | TaskSubmitted
-        | TaskStarted
-        | IterationCompleted
-        | TaskCancelRequested
-        | TaskCompleted
-        | TaskLimitApproached
-        | None
-    ) = None
+    payload: Payload
     """None only for a type that this version of the client does not know."""
+
+
+# For type checkers, a comparison of the type narrows the payload.
+Event = (
+    EventOf[Literal[EventType.WORKSPACE_PROVISIONED], WorkspaceProvisioned]
+    | EventOf[Literal[EventType.WORKSPACE_STOPPED], WorkspaceStopped]
+    | EventOf[Literal[EventType.WORKSPACE_FAILED], WorkspaceFailed]
+    | EventOf[Literal[EventType.WORKSPACE_RESUMED], WorkspaceResumed]
+    | EventOf[Literal[EventType.TASK_SUBMITTED], TaskSubmitted]
+    | EventOf[Literal[EventType.TASK_STARTED], TaskStarted]
+    | EventOf[Literal[EventType.ITERATION_COMPLETED], IterationCompleted]
+    | EventOf[Literal[EventType.TASK_CANCEL_REQUESTED], TaskCancelRequested]
+    | EventOf[Literal[EventType.TASK_COMPLETED], TaskCompleted]
+    | EventOf[Literal[EventType.TASK_LIMIT_APPROACHED], TaskLimitApproached]
+    | EventOf[Literal[EventType.UNSPECIFIED], None]
+)
+
+
+def event_of(message: Message) -> Event:
+    """The event in a message of a stream."""
+    event: Event = EventOf._from_message(message)
+    return event

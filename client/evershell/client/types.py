@@ -17,7 +17,7 @@ from evershell.workspace.v1 import (
 )
 from google.protobuf.message import Message
 
-from evershell.client._messages import Result
+from evershell.client._messages import Result, named
 
 
 class TaskStatus(StrEnum):
@@ -34,7 +34,7 @@ class TaskStatus(StrEnum):
     COMPLETED = "completed"
     """Ended: the agent finished it."""
     FAILED = "failed"
-    """Ended: it could not be finished; `reason` says why."""
+    """Ended: it could not be finished; `end_reason` says why."""
     CANCELLED = "cancelled"
     """Ended: a cancellation was recorded before its end."""
     DELIVERY_FAILED = "delivery_failed"
@@ -167,11 +167,12 @@ class Task(Result):
     cancel_requested_by: str | None = None
     """The user id or API key id of the first requester."""
     cancel_reason: str = ""
+    """The reason that the first requester gave."""
     cancel_force_at: datetime | None = None
     """When its iteration is interrupted if it still runs; None if it is not interrupted."""
     forced: bool = False
     """Whether its last iteration was interrupted."""
-    reason: str = ""
+    end_reason: str = field(default="", metadata=named("reason"))
     """Why it ended with this status; human-readable, may be empty."""
     result: str = ""
     """The agent's final answer or, if the task ended early, the partial result."""
@@ -285,7 +286,7 @@ class AuditEntry(Result):
     """As the caller named it, so it need not exist."""
     task_id: str | None = None
     outcome: str = ""
-    """The outcome of CancelTask, `dry_run`, `ok`, the slug of the error, or `caller_gone`."""
+    """The outcome of CancelTask, `dry_run`, `ok`, the code of the error, or `caller_gone`."""
     reason: str = ""
     """The reason that the caller gave."""
     request_id: str = ""

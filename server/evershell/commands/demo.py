@@ -169,7 +169,7 @@ def _check_cancelled(task: FollowedTask, result: CancelResult) -> None:
     finished = tool is not None and (tool.result.status, tool.result.exit_code) == ("exited", 0)
     _promise("it was not interrupted", finished, tool)
     ends = task.of(TaskCompleted)
-    actual = [(end.status, end.forced, end.iterations, end.reason) for end in ends]
+    actual = [(end.status, end.forced, end.iterations, end.end_reason) for end in ends]
     expected = [(TaskStatus.CANCELLED, False, before + 1, _REASON)]
     _promise("one task_completed says cancelled, not forced", actual == expected, actual)
 

@@ -20,7 +20,7 @@ from evershell.client import (
     UnavailableError,
     ValidationError,
 )
-from evershell.client.errors import BY_SLUG
+from evershell.client.errors import BY_CODE
 from tests.unit.cli.fake_client import AT, FakeClient, cancelled, error_of, run, task
 
 IDLE = CancelResult("ws_1", CancelOutcome.NO_ACTIVE_TASK)
@@ -61,7 +61,7 @@ def test_an_accepted_cancellation_prints_requester_time_reason_and_next_step(
             "had ended cancelled at 2023-11-14T22:13:20Z",
         ),
         (
-            cancelled(CancelOutcome.ALREADY_FINISHED, TaskStatus.FAILED, reason="no luck"),
+            cancelled(CancelOutcome.ALREADY_FINISHED, TaskStatus.FAILED, end_reason="no luck"),
             3,
             "no luck",
         ),
@@ -141,7 +141,7 @@ def test_a_wait_that_fails_does_not_hide_the_recorded_cancellation(
 def test_each_failure_has_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, slug: str, exit_code: int
 ) -> None:
-    result = cancel(monkeypatch, error_of(BY_SLUG[slug], task_id="task_1"))
+    result = cancel(monkeypatch, error_of(BY_CODE[slug], task_id="task_1"))
     assert (result.exit_code, result.stdout) == (exit_code, "")
     assert result.stderr.startswith(f"{slug}: What happened.\n  request       request_1\n")
     assert ("evershell watch" in result.stderr) == (slug == "agent_unreachable")
@@ -169,7 +169,7 @@ NASTY = "\x1b[2J\x9b2J\x7f\u202e\r\n"
 
 def test_control_characters_of_an_answer_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     fields: dict[str, Any] = {"task_id": NASTY, "requested_by": NASTY, "reason": NASTY}
-    nasty = task(TaskStatus.FAILED, reason=NASTY)
+    nasty = task(TaskStatus.FAILED, end_reason=NASTY)
     answers: list[CancelResult | CallError] = [
         CancelResult(NASTY, CancelOutcome.ACCEPTED, task=task(TaskStatus.RUNNING), **fields),
         CancelResult(NASTY, CancelOutcome.ALREADY_FINISHED, task=nasty, **fields),

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import Result
@@ -16,6 +16,7 @@ from evershell.client import (
     CancelIntent,
     DeadlineExceededError,
     Event,
+    EventOf,
     EventType,
     IterationCompleted,
     ModelCall,
@@ -34,6 +35,7 @@ from evershell.client import (
     Workspace,
     WorkspaceProvisioned,
     WorkspaceStatus,
+    WorkStopped,
 )
 from tests.support.stack import ROOT
 from tests.unit.cli.fake_client import AT, FakeClient, error_of, run, task
@@ -77,7 +79,7 @@ def test_submit_prints_the_id_alone_to_standard_output(monkeypatch: pytest.Monke
 def test_the_end_of_a_submitted_task_is_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, status: TaskStatus, exit_code: int
 ) -> None:
-    ended = task(status, created_at=AT, completed_at=AT, reason="because", result="42")
+    ended = task(status, created_at=AT, completed_at=AT, end_reason="because", result="42")
     fake = FakeClient(submit_task=[SUBMITTED], get_task=[ended])
     result = run(monkeypatch, fake, "submit", "ws_1", "true", "--wait", "0s")
     assert (result.exit_code, result.stdout) == (exit_code, "task_1\n")
@@ -121,7 +123,8 @@ def test_a_list_has_everything_and_can_be_narrowed_by_status(
 
 
 def event(seq: int, kind: EventType, payload: Any, task_id: str | None = "task_1") -> Event:
-    return Event(seq, kind, "ws_1", time=AT, task_id=task_id, payload=payload)
+    made: Any = EventOf(seq, kind, "ws_1", AT, task_id, None, None, payload)
+    return cast("Event", made)
 
 
 MODEL_CALL = ModelCall("scripted", "", 0, 0, 5, ModelCallStatus.INTERRUPTED)
@@ -134,7 +137,11 @@ EVENTS = [
     event(4, EventType.ITERATION_COMPLETED, IterationCompleted(1, MODEL_CALL, TOOL_CALL)),
     event(5, EventType.TASK_CANCEL_REQUESTED, TaskCancelRequested(CancelIntent("key_2", "", AT))),
     event(6, EventType.ITERATION_COMPLETED, IterationCompleted(2, MODEL_CALL)),
-    event(7, EventType.TASK_COMPLETED, TaskCompleted(TaskStatus.CANCELLED, iterations=2)),
+    event(
+        7,
+        EventType.TASK_COMPLETED,
+        TaskCompleted(TaskStatus.CANCELLED, iterations=2, work_stopped=WorkStopped.UNKNOWN),
+    ),
     event(8, EventType.UNSPECIFIED, None),
     event(
         9,
@@ -177,7 +184,7 @@ def test_watch_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch) -> 
         "iteration_completed task_1 1: shell exited -9, 1200 ms",
         "task_cancel_requested task_1 by key_2",
         "iteration_completed task_1 2: model call interrupted",
-        "task_completed task_1 cancelled after 2 iterations",
+        "task_completed task_1 cancelled after 2 iterations, some of its processes may still run",
         "unspecified task_1",
         "iteration_completed task_1 3: shell exited -9, 1200 ms; search interrupted, 1 ms",
     ]
@@ -209,7 +216,7 @@ def test_each_line_of_a_watch_is_json_also_the_error(monkeypatch: pytest.MonkeyP
         assert (result.exit_code, result.stderr) == (6, "")
         *events, last = (json.loads(line) for line in result.stdout.splitlines())
         assert [message["event"]["seq"] for message in events] == ["1", "2"]
-        assert last["error"]["code"] == error.slug
+        assert last["error"]["code"] == error.code
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,6 @@ def test_a_service_that_does_not_listen_is_unavailable() -> None:
     ):
         client.cancel("ws_1")
     error = raised.value
-    assert (error.slug, error.request_id, error.http_status) == ("unavailable", "", 503)
+    assert (error.code, error.request_id, error.http_status) == ("unavailable", "", 503)
     assert not error.is_from_service
     assert "Connection refused" in str(error)

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from evershell.client import Client, events, types, webhooks
-from evershell.client._messages import Result
+from evershell.client._messages import Result, name_in_message
 from evershell.client._sync.webhooks import Webhooks
 
 # The method of the client for each RPC.
@@ -120,7 +120,7 @@ def test_a_result_has_each_field_of_its_message(result: Any) -> None:
     oneofs = {name for name in descriptor.oneofs_by_name if not name.startswith("_")}
     in_oneofs = {field.name for name in oneofs for field in descriptor.oneofs_by_name[name].fields}
     names = ({field.name for field in descriptor.fields} - in_oneofs) | oneofs
-    own = {field.name for field in dataclasses.fields(result)}
+    own = {name_in_message(field) for field in dataclasses.fields(result)}
     assert own - FROM_METADATA.get(result.__name__, set()) == names
 
 
@@ -135,7 +135,7 @@ def test_each_payload_has_a_class() -> None:
     for field in oneof.fields:
         message = event_pb2.Event(type=event_pb2.EventType.Type.Value(field.name))
         getattr(message, field.name).SetInParent()
-        event = events.Event._from_message(message)
+        event = events.event_of(message)
         assert field.message_type is not None
         assert type(event.payload).__name__ == field.message_type.name
         assert event.type.value == field.name
@@ -147,7 +147,7 @@ def test_a_value_that_only_a_newer_service_has_is_unspecified() -> None:
         task_pb2.Task(id="task_1", status=99, phase=99)  # type: ignore[arg-type]
     )
     assert (task.status, task.phase) == (types.TaskStatus.UNSPECIFIED, None)
-    unknown = events.Event._from_message(event_pb2.Event(seq=1, type=99))  # type: ignore[arg-type]
+    unknown = events.event_of(event_pb2.Event(seq=1, type=99))  # type: ignore[arg-type]
     assert (unknown.type, unknown.payload) == (events.EventType.UNSPECIFIED, None)
 
 
@@ -177,7 +177,7 @@ TASK = task_pb2.Task(
             webhook_pb2.Webhook(id="wh_1", event_types=[event_pb2.EventType.task_completed]),
         ),
         (
-            events.Event,
+            events.EventOf,
             event_pb2.Event(
                 seq=7,
                 type=event_pb2.EventType.iteration_completed,

@@ -8,9 +8,14 @@ import pytest
 from evershell.workspace.v1 import error_pb2
 
 from evershell.api.status import RULES
-from evershell.client import CallError, EvershellError
+from evershell.client import (
+    CallError,
+    DeadlineExceededError,
+    EvershellError,
+    TaskNotEndedError,
+)
 from evershell.client.answers import from_stream_error
-from evershell.client.errors import BY_SLUG
+from evershell.client.errors import BY_CODE
 from evershell.core import errors
 from evershell.core.errors import Failure
 from tests.unit.client.fake_channel import Service, failed, start
@@ -25,8 +30,8 @@ FALLBACKS = {"not_found", "method_not_allowed"}
 def test_each_slug_that_a_grpc_caller_can_get_has_a_class() -> None:
     of_service = {slug for slug, rule in RULES.items() if not (rule.edge_only or rule.a2a_only)}
     slugs = of_service | FALLBACKS
-    assert set(BY_SLUG) == slugs, "add the class of a new slug to client/evershell/client/errors.py"
-    for slug, error in BY_SLUG.items():
+    assert set(BY_CODE) == slugs, "add the class of a new slug to client/evershell/client/errors.py"
+    for slug, error in BY_CODE.items():
         assert error.__name__.lower() == f"{slug.removesuffix('_error').replace('_', '')}error"
         assert error.__doc__
         assert issubclass(error, CallError) and issubclass(error, EvershellError)
@@ -53,8 +58,8 @@ def test_an_error_has_the_class_and_the_details_of_the_failure(
     call = start(service.client.cancel, "ws_1")
     service.take("CancelTask")[1].fail(failure)
     error = failed(call)
-    assert type(error) is BY_SLUG[failure.slug]
-    assert (error.slug, error.message, error.request_id) == (
+    assert type(error) is BY_CODE[failure.slug]
+    assert (error.code, error.message, error.request_id) == (
         failure.slug,
         failure.message,
         "request_1",
@@ -85,7 +90,7 @@ def test_the_slug_of_a_failure_without_details_follows_from_its_code(
         grpc.StatusCode[code], ("x-request-id", "request_2")
     )
     error = failed(call)
-    assert (error.slug, error.message, error.request_id, error.details) == (
+    assert (error.code, error.message, error.request_id, error.details) == (
         slug,
         "it broke",
         "request_2",
@@ -97,9 +102,19 @@ def test_the_slug_of_a_failure_without_details_follows_from_its_code(
 def test_a_slug_that_the_client_does_not_know_is_that_of_its_code(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(BY_SLUG, "workspace_busy")
+    monkeypatch.delitem(BY_CODE, "workspace_busy")
     call = start(service.client.submit_task, "ws_1", "true")
     service.take("SubmitTask")[1].fail(Failure("workspace_busy", "It is busy."))
     error = failed(call)
-    assert (error.slug, error.message) == ("invalid_state", "It is busy.")
-    assert from_stream_error(error_pb2.Error(code=99)).slug == "internal"  # type: ignore[arg-type]
+    assert (error.code, error.message) == ("invalid_state", "It is busy.")
+    assert from_stream_error(error_pb2.Error(code=99)).code == "internal"  # type: ignore[arg-type]
+
+
+def test_only_a_call_that_exceeds_its_limit_is_a_timeout() -> None:
+    with pytest.raises(TimeoutError):
+        raise DeadlineExceededError("The timeout has passed.", "request_1", {"a": 1})
+    late = TaskNotEndedError("Not yet.", None)
+    assert not isinstance(late, OSError)
+    for error in (DeadlineExceededError("Late.", "request_1", {"a": 1}), late):
+        copy: Any = pickle.loads(pickle.dumps(error))  # noqa: S301 # its own bytes
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))

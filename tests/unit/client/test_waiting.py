@@ -79,7 +79,7 @@ def test_an_agent_that_cannot_be_reached_is_waited_for(service: Service) -> None
 def test_a_first_call_that_fails_is_not_repeated(service: Service) -> None:
     call = start(service.client.cancel_and_wait, "ws_1")
     service.take("CancelTask")[1].fail(errors.unavailable())
-    assert failed(call).slug == "unavailable"
+    assert failed(call).code == "unavailable"
     assert len(service.channel.timeouts) == 1
 
 
@@ -96,7 +96,7 @@ def test_a_wait_survives_an_outage_and_gives_up_after_a_long_one(service: Servic
     taken = service.take("CancelTask")[1]
     service.clock.sleep_for(301)
     taken.fail(errors.unavailable())
-    assert failed(call).slug == "unavailable"
+    assert failed(call).code == "unavailable"
 
 
 def test_a_task_that_does_not_end_in_time_is_an_error_that_says_it_is_recorded(
@@ -108,7 +108,7 @@ def test_a_task_that_does_not_end_in_time_is_an_error_that_says_it_is_recorded(
     service.clock.sleep_for(2)
     taken.answer(reply(Reply.accepted, Task.running))
     error = call.exception(5)
-    assert isinstance(error, TaskNotEndedError) and isinstance(error, TimeoutError)
+    assert isinstance(error, TaskNotEndedError)
     assert error.result is not None and error.result.outcome is CancelOutcome.ACCEPTED
     assert "task_1 is recorded, but the task did not end within 2 s" in str(error)
 
