@@ -85,17 +85,18 @@ def build() -> None:
     try:
         side.start()
         side.take_leadership()
-        _fill(side.database)
+        fill(side.database, _WORKSPACES)
         _marker().touch()
     finally:
         side.stop()
 
 
-def _fill(database: psycopg.Connection[Any]) -> None:
+def fill(database: psycopg.Connection[Any], workspaces: int) -> None:
+    """Adds what is missing of this many workspaces, each with 20 tasks and 100 events."""
     row = database.execute("SELECT count(*) FROM workspaces WHERE name = 'large'").fetchone()
     assert row is not None
     began = time.monotonic()
-    for first in range(int(row[0]) + 1, _WORKSPACES + 1, _CHUNK):
+    for first in range(int(row[0]) + 1, workspaces + 1, _CHUNK):
         values = {
             "first": first,
             "last": first + _CHUNK - 1,
@@ -109,7 +110,7 @@ def _fill(database: psycopg.Connection[Any]) -> None:
             for statement in (_INSERT_WORKSPACES, _INSERT_TASKS, _INSERT_EVENTS):
                 database.execute(statement, values)
         print(
-            f"{first + _CHUNK - 1:,} of {_WORKSPACES:,} workspaces, "
+            f"{first + _CHUNK - 1:,} of {workspaces:,} workspaces, "
             f"{time.monotonic() - began:.0f} s",
             file=sys.stderr,
         )

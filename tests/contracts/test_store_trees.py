@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from evershell.core import task_lifecycle, task_tree
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter
@@ -19,40 +18,14 @@ from evershell.store.service_clock import machine_clock
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     ORG,
-    USER,
-    complete,
     intent,
     permission,
     set_status,
-    task,
     workspace,
 )
 from tests.support.store.locks import held, waiting_sessions
 from tests.support.store.published import Published
-
-
-async def submit(
-    store: Store, parent: Task | None = None, *, user_id: str | None = USER, org_id: str = ORG
-) -> Task:
-    """Submits a task, in a workspace of its own."""
-    idle = workspace(user_id=user_id, org_id=org_id)
-    await store.create_workspace(idle)
-    return await submit_to(store, idle.id, parent)
-
-
-async def submit_to(store: Store, workspace_id: str, parent: Task | None = None) -> Task:
-    new = task(workspace_id)
-
-    def decide(locked: Locked) -> Change:
-        child = new
-        if parent is not None:
-            checked = task_tree.check_parent(locked.parent, parent.id, permission())
-            child = task_tree.child(checked, new)
-        return task_lifecycle.submit(locked, child, USER)
-
-    change = await store.transition(workspace_id, decide, ORG, parent.id if parent else None)
-    assert change is not None and change.task is not None
-    return change.task
+from tests.support.store.trees import end, submit, submit_to
 
 
 async def chain(store: Store, length: int) -> list[Task]:
@@ -61,12 +34,6 @@ async def chain(store: Store, length: int) -> list[Task]:
     for _ in range(length - 1):
         tasks.append(await submit(store, tasks[-1]))
     return tasks
-
-
-async def end(store: Store, ended: Task) -> None:
-    at = await store.get_workspace(ended.workspace_id)
-    assert at is not None
-    await complete(store, at, ended.id)
 
 
 async def cancel(store: Store, of: Task, task_id: str | None = "") -> RecordedCancellation:

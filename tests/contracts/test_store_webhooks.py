@@ -437,6 +437,27 @@ async def test_old_deliveries_and_those_of_deleted_webhooks_are_removed(bench: B
     assert await webhook_ids() == []
 
 
+async def test_a_task_is_removed_with_its_deliveries_once_they_are_made(bench: Bench) -> None:
+    await bench.webhooks.create_webhook(webhook(), 20)
+    old = await bench.end_task()
+    scope = TaskScope(workspace_id=old[0], task_id=old[1], name="mine")
+    await bench.webhooks.create_webhook(webhook(task=scope), 20)
+
+    async def remove() -> int:
+        removed = await bench.store.remove_old_tasks(old[0], NOW + timedelta(days=1), 0, 10)
+        return removed.tasks
+
+    assert await remove() == 0
+    worker = bench.worker()
+    while claimed := await claim(worker):
+        await worker.record([delivered(each) for each in claimed])
+    assert len(await bench.webhooks.list_deliveries(*old)) == 2
+    assert await remove() == 1
+    assert not await bench.webhooks.list_deliveries(*old)
+    assert not await bench.webhooks.list_webhooks(ORG, scope)
+    assert len(await bench.webhooks.list_webhooks(ORG)) == 1
+
+
 async def test_what_another_key_has_sealed_is_sealed_again(bench: Bench) -> None:
     made = webhook(sealed_secret=b"OLD-a", sealed_headers=b"OLD-b")
     other = webhook(sealed_secret=b"NEW-c")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import TypeVar
 
 from evershell.core import task_lifecycle
@@ -25,6 +26,7 @@ from evershell.core.ports import (
     MatchedTask,
     MatchedTasks,
     RecordedCancellation,
+    Removed,
 )
 from evershell.core.task import CancelIntent, Task
 from evershell.core.task_filter import EVERY_TASK, AllTasks, ListFilter, TaskSelection
@@ -195,6 +197,50 @@ class FakeStore:
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         self._answer()
         return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
+
+    async def list_old_logs(
+        self, before: datetime, after_id: str, limit: int
+    ) -> tuple[Sequence[str], str | None]:
+        self._answer()
+        page = sorted(each for each in self._workspaces if each > after_id)[:limit]
+        old = [each for each in page if any(e.time < before for e in self._events[each][:1])]
+        return old, page[-1] if len(page) == limit else None
+
+    async def remove_old_tasks(
+        self, workspace_id: str, before: datetime, after_seq: int, limit: int
+    ) -> Removed:
+        removed = list(
+            takewhile(
+                lambda event: not self._stays(event, before),
+                await self.list_events(workspace_id, after_seq, limit),
+            )
+        )
+        count = len(self._tasks)
+        for event in removed:
+            self._events[workspace_id].remove(event)
+            self._tasks.pop(event.task_id or "", None)
+        last_seq = removed[-1].seq if removed else after_seq
+        return Removed(count - len(self._tasks), len(removed), last_seq)
+
+    def _stays(self, event: Event, before: datetime) -> bool:
+        if event.task_id is None:
+            return event.time >= before
+        task = self._tasks.get(event.task_id)
+        if task is None:
+            return False
+        return (
+            task.completed_at is None
+            or task.completed_at >= before
+            or any(
+                each.root_id == task.root_id and each.completed_at is None
+                for each in self._tasks.values()
+            )
+        )
+
+    async def oldest_end(self) -> datetime | None:
+        self._answer()
+        ended = [each for each in self._tasks.values() if each.completed_at is not None]
+        return min(ended, key=lambda each: each.id).completed_at if ended else None
 
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int

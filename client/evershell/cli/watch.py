@@ -53,7 +53,7 @@ _COLORS = {
     type=click.IntRange(0),
     default=0,
     metavar="SEQ",
-    help="Begin after this event. Default: 0, the beginning of the log.",
+    help="Begin after this event. Default: 0, the first event there is.",
 )
 @click.option(
     "--wait",

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     audit_retention_days: int = Field(400, ge=0, le=36_500)
     """Months of the audit log that ended longer ago are removed at each start of the stack and by
     `migrate`. 0 keeps everything."""
+    task_retention_days: int = Field(0, ge=0, le=36_500)
+    """Tasks that ended longer ago are [removed](lifetime.md#retention), with their events. 0 keeps
+    everything."""
 
     rest_port: int = Field(8080, ge=1, le=65535)
     """The port for REST, through Envoy."""

@@ -10,6 +10,7 @@ from contextlib import (
     nullcontext,
 )
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -49,6 +50,7 @@ from evershell.core.runtime import Runtime
 from evershell.core.webhook import PayloadForm
 from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.controller import Controller, lead
+from evershell.fleet.retention import Retention
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
 from evershell.store.audit import AuditQueue, store_audit_entries
 from evershell.store.background import running
@@ -242,10 +244,24 @@ async def fleet(
         backlog = metrics.backlog(clock) if settings.metrics_port else None
         store = PostgresStore(pool, clock, subscriptions.publish, metrics.committed)
         agents = MeasuredAgents(agent_client, metrics)
+        kept = timedelta(days=settings.task_retention_days)
 
         def new_controller(term: Term) -> Controller:
+            leads = term.is_current
+            retention = None
+            if kept:
+                retention = Retention(store, clock, kept, metrics.removed_tasks, leads=leads)
             return Controller(
-                store, pods, agents, bounds, run_id, clock, clock(), backlog, leads=term.is_current
+                store,
+                pods,
+                agents,
+                bounds,
+                run_id,
+                clock,
+                clock(),
+                backlog,
+                retention,
+                leads=leads,
             )
 
         leadership = Leadership(settings.session_url)

@@ -68,6 +68,16 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True)
+class Removed:
+    """What a call of remove_old_tasks has removed."""
+
+    tasks: int
+    events: int
+    # That of the last event that was removed; `after_seq` if none was.
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class MatchedTask:
     """A task that matches a filter."""
 
@@ -284,6 +294,31 @@ class Store(Protocol):
 
         The list may end early if the events are large, after at least one.
         """
+
+    async def list_old_logs(
+        self, before: datetime, after_id: str, limit: int
+    ) -> tuple[Sequence[str], str | None]:
+        """Of the `limit` workspaces after this id, those whose first event is older than `before`.
+
+        Also returns the id after which the next call begins; None if there are no more workspaces.
+        """
+
+    async def remove_old_tasks(
+        self, workspace_id: str, before: datetime, after_seq: int, limit: int
+    ) -> Removed:
+        """Removes the tasks that ended before this time with their events, from the oldest on.
+
+        Stops at the first event of a task that stays. A task stays while a task of its tree has not
+        ended, and while an event of it is to be delivered to a webhook. Events of the workspace
+        itself that are older than `before` are removed up to there too. `last_seq` of the workspace
+        stays as it is.
+
+        Looks at the first `limit` events after `after_seq`, which is 0 or the `last_seq` that a
+        call has returned. Waits for no lock of a workspace.
+        """
+
+    async def oldest_end(self) -> datetime | None:
+        """About when the oldest task that has ended did so; None without such a task."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.

@@ -6,6 +6,7 @@ from datetime import datetime
 from itertools import chain
 from typing import TypeVar
 
+from evershell.core import errors
 from evershell.core.caller import Caller
 from evershell.core.errors import Failure
 from evershell.core.event import Event
@@ -42,6 +43,8 @@ async def watch_events(
 ) -> AsyncIterator[Encoded]:
     """Yields the events after `after_seq`, then new events as they are committed, and heartbeats.
 
+    With 0 for `after_seq`, begins with the first event there is.
+
     Yields `opening` before them, once the first events have been read: from then on, the watch can
     fail only because the database or the server ends.
 
@@ -50,18 +53,21 @@ async def watch_events(
     themselves are not kept.
 
     Ends only when the consumer or the server stops. A batch is read when the consumer has taken the
-    one before it, so a slow consumer buffers at most one batch. Raises Failure: permission_denied,
+    one before it, so a slow consumer buffers at most one batch.
+
+    Raises Failure: validation_error (events after `after_seq` were removed), permission_denied,
     workspace_not_found, unavailable (the server drains); UnavailableError.
     """
     # A watcher may wait for events that are far ahead. Its position is then not in the log.
-    seq, is_ahead = after_seq, after_seq > await _admit(caller, workspace_id, after_seq, store)
+    last_seq = await _admit(caller, workspace_id, after_seq, store)
+    seq, is_ahead = after_seq, after_seq > last_seq
     # A stream may last for days, and there may be thousands.
     del caller
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.
     async with subscriptions.subscribe(workspace_id) as subscription:
         quiet_since = clock()
         while True:
-            seq, batch = await _next_batch(workspace_id, seq, store, encode)
+            seq, batch = await _next_batch(workspace_id, seq, last_seq, store, encode)
             for item in chain(opening, batch):
                 yield item
             opening = ()
@@ -96,12 +102,22 @@ async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store
 async def _next_batch(
     workspace_id: str,
     after_seq: int,
+    last_seq: int,
     store: Store,
     encode: Callable[[Sequence[Event]], Sequence[Encoded]],
 ) -> tuple[int, Sequence[Encoded]]:
-    """The next events, encoded, and the `seq` of the last one. Empty at the end of the log."""
+    """The next events, encoded, and the `seq` of the last one. Empty at the end of the log.
+
+    `last_seq` is that of the workspace when the watch began. Raises Failure validation_error if
+    events after `after_seq` were removed.
+    """
     events = await store.list_events(workspace_id, after_seq, BATCH_EVENTS)
-    return (events[-1].seq, encode(events)) if events else (after_seq, ())
+    seq = events[-1].seq if events else max(after_seq, last_seq)
+    first_seq = events[0].seq if events else seq + 1
+    if 0 < after_seq < first_seq - 1:
+        problem = f"must be 0 or at least {first_seq - 1}: the log now begins with seq {first_seq}"
+        raise errors.invalid({"after": problem})
+    return seq, encode(events) if events else ()
 
 
 async def _last_seq(workspace_id: str, position: int, is_ahead: bool, store: Store) -> int:

@@ -27,6 +27,7 @@ from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
 from evershell.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep, enforce_limits
 from evershell.fleet.pods import Changes, Pods
 from evershell.fleet.redelivery import Redelivery
+from evershell.fleet.retention import Retention
 from evershell.store.leadership import Leadership, Term
 from evershell.store.notifications import FleetSubscriptions
 from evershell.telemetry.metrics import Backlog
@@ -55,6 +56,7 @@ class Controller:
         clock: Clock,
         answering_since: datetime,
         backlog: Backlog | None = None,
+        retention: Retention | None = None,
         *,
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -62,12 +64,14 @@ class Controller:
 
         `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
         end of the last outage of the database, or the start of the term. Without `backlog`, nothing
-        is measured. `leads` says whether the term still lasts.
+        is measured; without `retention`, nothing is removed. `leads` says whether the term still
+        lasts.
         """
         self._leads = leads
         self._store = store
         self._pods = pods
         self._backlog = backlog
+        self._retention = retention
         self._redelivery = (
             Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
         )
@@ -85,7 +89,9 @@ class Controller:
 
     async def run(self, changes: Changes) -> None:
         """Reconciles until it is cancelled. Pods continue to run."""
-        counting = asyncio.create_task(self._count_workspaces())
+        background = [asyncio.create_task(self._count_workspaces())]
+        if self._retention is not None:
+            background.append(asyncio.create_task(self._retention.run()))
         try:
             await self._pods.sync()
             while True:
@@ -98,7 +104,7 @@ class Controller:
                     self._overdue.answering_since = self._clock()
         finally:
             self._redelivery.stop()
-            for task in (counting, *self._exits.values(), *self._steps.values()):
+            for task in (*background, *self._exits.values(), *self._steps.values()):
                 task.cancel()
             if self._backlog is not None:
                 self._backlog.clear()
@@ -133,6 +139,7 @@ class Controller:
                 self._backlog.set_hold_count(await self._store.count_holds())
                 self._backlog.set_workspace_counts(await self._store.count_workspaces())
                 self._backlog.set_delivery_counts(await self._store.count_deliveries())
+                self._backlog.set_oldest_end(await self._store.oldest_end())
             await asyncio.sleep(_COUNT_SECONDS)
 
     async def _reconcile_changes(self, changes: Changes) -> None:

@@ -30,6 +30,7 @@ from evershell.store.cancellations import Cancellations
 from evershell.store.connections import Connection, Pool, connected
 from evershell.store.group_commit import GroupCommit, SharedReads
 from evershell.store.notifications import Publish, publish_to_nobody
+from evershell.store.old_tasks import OldTasks
 from evershell.store.rows import (
     EVENT_COLUMNS,
     TASK_COLUMNS,
@@ -243,6 +244,9 @@ class PostgresStore:
         lists = TaskLists(pool)
         self.list_tasks, self.count_tasks = lists.list_tasks, lists.count_tasks
         self.list_tree = lists.list_tree
+        old_tasks = OldTasks(pool)
+        self.list_old_logs = old_tasks.list_old_logs
+        self.remove_old_tasks, self.oldest_end = old_tasks.remove_old_tasks, old_tasks.oldest_end
         self._publish = publish
         self._committed = committed
 

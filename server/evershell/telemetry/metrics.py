@@ -133,6 +133,15 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._removed_tasks = Counter(
+            "evershell_tasks_removed",
+            "Tasks that have been removed after TASK_RETENTION_DAYS.",
+            registry=self.registry,
+        )
+
+    def removed_tasks(self, count: int) -> None:
+        self._removed_tasks.inc(count)
+
     def cancelled_tasks(self, count: int) -> None:
         self._cancelled_tasks.inc(count)
 
@@ -310,6 +319,8 @@ class Backlog(Collector):
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None
         self._deliveries: DeliveryCounts | None = None
+        # Also None if no task has ended.
+        self._oldest_end: datetime | None = None
         self._redeliveries = Counter(
             "evershell_cancel_redeliveries",
             "Attempts to redeliver a recorded cancellation; "
@@ -335,9 +346,13 @@ class Backlog(Collector):
     def set_delivery_counts(self, counts: DeliveryCounts) -> None:
         self._deliveries = counts
 
+    def set_oldest_end(self, completed_at: datetime | None) -> None:
+        self._oldest_end = completed_at
+
     def clear(self) -> None:
         """Exports nothing until the next scan, because this controller no longer leads."""
         self._requested = self._workspaces = self._holds = self._deliveries = None
+        self._oldest_end = None
 
     def collect(self) -> Iterator[Metric]:
         """Computes the ages at each scrape, so that they grow during an outage of the database."""
@@ -357,6 +372,12 @@ class Backlog(Collector):
             )
         if self._deliveries is not None:
             yield from self._of_deliveries(self._deliveries)
+        if self._oldest_end is not None:
+            yield GaugeMetricFamily(
+                "evershell_oldest_ended_task_seconds",
+                "Time since the end of the oldest task that has ended, read every 60 s.",
+                value=self._age_seconds(self._oldest_end),
+            )
         if self._holds is not None:
             yield GaugeMetricFamily(
                 "evershell_orgs_on_hold",

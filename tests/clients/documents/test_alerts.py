@@ -41,6 +41,7 @@ def exported() -> set[str]:
     backlog.set_workspace_counts({})
     backlog.set_hold_count(0)
     backlog.set_delivery_counts(DeliveryCounts())
+    backlog.set_oldest_end(NOW)
     return {
         family.name + suffix
         for family in metrics.registry.collect()

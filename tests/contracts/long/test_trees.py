@@ -12,15 +12,9 @@ from evershell.core.task_tree import MAX_OPEN_DESCENDANTS
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.contracts.test_store_trees import (
-    cancel,
-    cancelled,
-    chain,
-    end,
-    submit,
-    submit_to,
-)
+from tests.contracts.test_store_trees import cancel, cancelled, chain
 from tests.support.store.examples import workspace
+from tests.support.store.trees import end, submit, submit_to
 
 # In each of two parts.
 ROUNDS = 500

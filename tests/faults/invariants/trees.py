@@ -1,11 +1,12 @@
-"""Random submissions, ends and cancellations of trees of tasks, on each store.
+"""Random submissions, ends, cancellations and removals of trees of tasks, on each store.
 
-A model says what each call has to answer, and which tasks have an intent after it.
+A model says what each call has to answer, which tasks have an intent after it, and which are there.
 """
 
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -13,10 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from evershell.core import task_lifecycle, task_tree
 from evershell.core.change import Change, Locked
 from evershell.core.errors import Failure
+from evershell.core.workspace import Workspace
 from evershell.store.notifications import publish_to_nobody
 from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.product import OpenStores
 from tests.support.store.examples import (
+    NOW,
     ORG,
     USER,
     complete,
@@ -40,11 +43,24 @@ class Node:
     id: str
     place: int
     parent: "Node | None"
+    # Where its events begin in the log of its workspace.
+    first_seq: int
     is_open: bool = True
     is_cancelled: bool = False
+    is_removed: bool = False
+    # Of its end, on a clock that the machine counts.
+    ended_at: int = 0
 
     def is_below(self, other: "Node") -> bool:
         return self.parent is not None and (self.parent is other or self.parent.is_below(other))
+
+    @property
+    def root(self) -> "Node":
+        return self if self.parent is None else self.parent.root
+
+
+def _time(second: int) -> datetime:
+    return NOW + timedelta(seconds=second)
 
 
 class TreeMachine(RuleBasedStateMachine):
@@ -54,6 +70,7 @@ class TreeMachine(RuleBasedStateMachine):
         super().__init__()
         self._runner, self._resources = asyncio.Runner(), AsyncExitStack()
         self._nodes: list[Node] = []
+        self._seconds = 0
         opening = open_stores(self._resources, publish_to_nobody, Clock())
         self._store, _ = self._runner.run(opening)
         users = [USER] * (_WORKSPACES - 1) + ["user_2"]
@@ -82,11 +99,15 @@ class TreeMachine(RuleBasedStateMachine):
         try:
             self._runner.run(submission)
         except Failure as failure:
-            assert failure.slug == ("workspace_busy" if may else "parent_not_running")
+            refusal = "workspace_busy" if may else "parent_not_running"
+            if of is not None and of.is_removed:
+                refusal = "task_not_found"
+            assert failure.slug == refusal
             assert not (may and is_idle)
         else:
             assert may and is_idle
-            self._nodes.append(Node(new.id, place, of))
+            at = self._workspaces[place].id
+            self._nodes.append(Node(new.id, place, of, self._workspace(at).last_seq))
 
     @rule(age=_AGE, includes_descendants=st.booleans(), own_only=st.booleans())
     def cancel(self, age: int, includes_descendants: bool, own_only: bool) -> None:
@@ -105,7 +126,9 @@ class TreeMachine(RuleBasedStateMachine):
             assert (recorded.outcome, recorded.descendants_cancelled) == ("permission_denied", 0)
             return
         outcome = "already_requested" if named.is_cancelled else "accepted"
-        assert recorded.outcome == (outcome if named.is_open else "already_finished")
+        if not named.is_open:
+            outcome = "task_not_found" if named.is_removed else "already_finished"
+        assert recorded.outcome == outcome
         new = [each for each in included if not each.is_cancelled]
         assert recorded.descendants_cancelled == len(new)
         for each in (*new, *([named] if named.is_open else [])):
@@ -115,17 +138,55 @@ class TreeMachine(RuleBasedStateMachine):
     def end(self, age: int) -> None:
         node = self._node(age)
         if node is not None and node.is_open:
-            self._runner.run(complete(self._store, self._workspaces[node.place], node.id))
-            node.is_open = False
+            self._seconds += 1
+            node.is_open, node.ended_at = False, self._seconds
+            at = self._workspaces[node.place]
+            self._runner.run(complete(self._store, at, node.id, _time(self._seconds)))
+
+    @rule(kept=st.integers(0, 2), limit=st.sampled_from([1, 2, 3, 100]))
+    def remove_old(self, kept: int, limit: int) -> None:
+        """Removes what ended before the last `kept` ends, in batches."""
+        before = self._seconds - kept + 1
+        for place, at in enumerate(self._workspaces):
+            after_seq, count = 0, limit
+            while count == limit:
+                removing = self._store.remove_old_tasks(at.id, _time(before), after_seq, limit)
+                removed = self._runner.run(removing)
+                after_seq, count = removed.last_seq, removed.events
+            for node in self._kept(place):
+                is_open = any(each.is_open for each in self._nodes if each.root is node.root)
+                if is_open or node.ended_at >= before:
+                    break
+                node.is_removed = True
 
     @invariant()
     def the_intents_are_those_of_the_model(self) -> None:
         for node in self._nodes:
             at = self._workspaces[node.place].id
             found = self._runner.run(self._store.get_task(at, node.id))
-            assert found is not None
+            assert (found is None) == node.is_removed, node
+            if found is None:
+                continue
             assert (found.cancel is not None) == node.is_cancelled, node
             assert found.status.is_terminal != node.is_open, node
+
+    @invariant()
+    def a_log_begins_with_the_first_task_that_is_there(self) -> None:
+        for place, at in enumerate(self._workspaces):
+            last_seq = self._workspace(at.id).last_seq
+            kept = self._kept(place)
+            first_seq = kept[0].first_seq if kept else last_seq + 1
+            events = self._runner.run(self._store.list_events(at.id, 0, 1_000))
+            assert [event.seq for event in events] == list(range(first_seq, last_seq + 1))
+
+    def _kept(self, place: int) -> list[Node]:
+        """The tasks of a workspace that are there, oldest first."""
+        return [each for each in self._nodes if each.place == place and not each.is_removed]
+
+    def _workspace(self, workspace_id: str) -> Workspace:
+        found = self._runner.run(self._store.get_workspace(workspace_id))
+        assert found is not None
+        return found
 
     def _node(self, age: int) -> Node | None:
         return self._nodes[-1 - age] if age < len(self._nodes) else None

@@ -10,7 +10,8 @@ from tests.support.stack import Stack
 def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Shares a stack with crash points between the tests that kill its programs.
 
-    The lease is so long that no heartbeat delivers an intent during a test.
+    The lease is so long that no heartbeat delivers an intent during a test. Tasks that ended more
+    than a day ago are removed.
     """
     folder = tmp_path_factory.mktemp("fragile")
     points = folder / "points"
@@ -18,7 +19,11 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     # The agents of root run as other users.
     points.chmod(0o777)
     with Stack(
-        folder / "state", CRASH_POINTS_DIR=str(points), LEASE_SECONDS="600", WORKERS="3"
+        folder / "state",
+        CRASH_POINTS_DIR=str(points),
+        LEASE_SECONDS="600",
+        WORKERS="3",
+        TASK_RETENTION_DAYS="1",
     ).started() as running:
         yield running
 

@@ -98,9 +98,9 @@ async def set_status(store: Store, workspace_id: str, status: WorkspaceStatus) -
     )
 
 
-async def complete(store: Store, busy: Workspace, task_id: str) -> None:
+async def complete(store: Store, busy: Workspace, task_id: str, at: datetime = NOW) -> None:
     """Commits the end of the task as its agent does."""
     ending = TaskEnded(status=TaskStatus.COMPLETED, result="done")
     await store.transition(
-        busy.id, lambda locked: task_lifecycle.commit(locked, busy.epoch, task_id, [ending], NOW)
+        busy.id, lambda locked: task_lifecycle.commit(locked, busy.epoch, task_id, [ending], at)
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
@@ -226,6 +227,43 @@ async def test_a_database_outage_ends_the_stream(world: World) -> None:
 
     with pytest.raises(UnavailableError):
         await watch(world, busy.id, Scripted(world, outage), after=2, until=1)
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+async def test_a_stream_from_a_removed_event_names_the_first_one_there_is(
+    world: World, is_empty: bool
+) -> None:
+    busy, running = await world.add_busy()
+    await world.end(busy.id, running.id)
+    if not is_empty:
+        await world.run(busy)
+    before = world.clock() + timedelta(seconds=1)
+    assert (await world.store.remove_old_tasks(busy.id, before, 0, 100)).events == 3
+    (first,) = await watch(world, busy.id, Scripted(world), until=1)
+    assert (type(first), first.seq) == ((Heartbeat, 3) if is_empty else (Event, 4))
+    (first,) = await watch(world, busy.id, Scripted(world), after=3, until=1)
+    assert first.seq == (3 if is_empty else 4)
+    with pytest.raises(Failure) as raised:
+        await watch(world, busy.id, Scripted(world), after=2, until=1)
+    assert (raised.value.slug, raised.value.details["fields"]) == (
+        "validation_error",
+        {"after": "must be 0 or at least 3: the log now begins with seq 4"},
+    )
+
+
+async def test_a_watcher_whose_next_events_were_removed_gets_an_error_and_no_gap(
+    world: World,
+) -> None:
+    busy, running = await world.add_busy()
+
+    async def remove() -> None:
+        await world.end(busy.id, running.id)
+        await world.run(busy)
+        before = world.clock() + timedelta(seconds=1)
+        await world.store.remove_old_tasks(busy.id, before, 0, 100)
+
+    with pytest.raises(Failure, match="begins with seq 4"):
+        await watch(world, busy.id, Scripted(world, remove), after=2, until=1)
 
 
 async def test_a_draining_server_ends_the_stream_and_names_the_event_to_resume_after(

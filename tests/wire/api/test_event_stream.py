@@ -1,6 +1,7 @@
 """Server-Sent Events, on a real server."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -109,6 +110,20 @@ async def test_a_stream_resumes_after_the_last_id(
     call = stream(server, busy.id, after, last_event_id=last_id)
     (event,) = parsed(await read(call, 1))
     assert event.id == str(expected)
+
+
+async def test_a_stream_from_a_removed_event_is_refused(server: Running, world: World) -> None:
+    busy, running = await world.add_busy()
+    await world.end(busy.id, running.id)
+    await world.run(busy)
+    before = world.clock() + timedelta(seconds=1)
+    await world.store.remove_old_tasks(busy.id, before, 0, 100)
+    for after, last_id in ((1, ""), (0, "1")):
+        seen = await server.fails(stream(server, busy.id, after, last_event_id=last_id))
+        assert (seen.slug, seen.trailers["x-evershell-status"]) == ("validation_error", "400")
+        assert "begins with seq 4" in seen.envelope["details"]["fields"]["after"]
+    (event,) = parsed(await read(stream(server, busy.id), 1))
+    assert event.id == "4"
 
 
 @pytest.mark.parametrize("last_id", ["x", "-1", "1.0", str(2**63), "1,2"])

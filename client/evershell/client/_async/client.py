@@ -317,7 +317,7 @@ class AsyncClient(AsyncCaller):
 
         Args:
             workspace_id: The workspace.
-            after: Begins after this `seq`; 0 for the beginning of the log.
+            after: Begins after this `seq`; 0 for the first event there is.
             task_id: Yields only the events of this task, and returns after its end.
             timeout: The limit of the whole watch, in seconds or as a timedelta. None for no limit.
             reconnect_for: How long to try to connect again without success, in seconds or as a

@@ -470,7 +470,9 @@ class WatchEventsRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     after: _builtins.int
-    """The stream begins after this `seq`; 0 is the beginning of the log."""
+    """The stream begins after this `seq`; 0 is the first event there is. If the next event was removed,
+    the call fails with `validation_error`, which names the first one there is.
+    """
     def __init__(
         self,
         *,
@@ -494,8 +496,9 @@ class StreamEventsRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     after: _builtins.int
-    """The stream begins after this `seq`; 0 is the beginning of the log. The header `last-event-id`
-    takes precedence.
+    """The stream begins after this `seq`; 0 is the first event there is. The header `last-event-id`
+    takes precedence. If the next event was removed, the call fails with `validation_error`, which
+    names the first one there is.
     """
     def __init__(
         self,

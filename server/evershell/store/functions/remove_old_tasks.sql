@@ -1,0 +1,71 @@
+-- Removes the tasks of a workspace that ended before p_before, with their events, from the oldest event
+-- on, up to the first event of a task that stays. Events of the workspace itself go with them. A task
+-- stays while a task of its tree has not ended, and while an event of it is to be delivered.
+--
+-- Looks at the first p_limit events after p_after_seq. The caller passes what the previous call has
+-- returned as last_seq, so that the index entries of events that it removed are not read again. The row of
+-- a task goes with its first event, so the next call may remove the rest of its events.
+--
+-- Reads and locks nothing of the workspace, so no cancellation waits for it.
+CREATE OR REPLACE FUNCTION remove_old_tasks(
+    p_workspace_id text,
+    p_before timestamptz,
+    p_after_seq bigint,
+    p_limit integer,
+    OUT task_count integer,
+    OUT event_count integer,
+    OUT last_seq bigint
+) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    first_kept bigint;
+    old_ids text[];
+BEGIN
+    -- A removal that a crash loses is repeated.
+    PERFORM set_config('synchronous_commit', 'off', true);
+    WITH first AS MATERIALIZED (
+        SELECT seq, time, coalesce(task_id, '') AS task_id FROM events
+        WHERE workspace_id = p_workspace_id AND seq > p_after_seq
+        ORDER BY seq LIMIT p_limit
+    ), kept AS (
+        SELECT named.task_id FROM (SELECT DISTINCT task_id FROM first) named
+        WHERE EXISTS (
+            SELECT FROM webhook_deliveries
+            WHERE workspace_id = p_workspace_id AND task_id = named.task_id AND due_at IS NOT NULL
+        ) OR EXISTS (
+            SELECT FROM tasks t WHERE t.id = named.task_id AND (
+                coalesce(t.completed_at >= p_before, true)
+                OR EXISTS (
+                    SELECT FROM tasks root
+                    WHERE root.id = t.ancestor_ids[1] AND root.completed_at IS NULL
+                )
+                OR EXISTS (
+                    SELECT FROM tasks d
+                    WHERE d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id)
+                        AND d.ancestor_ids IS NOT NULL
+                        AND d.status IN ('submitted', 'delivered', 'running')
+                )
+            )
+        )
+    )
+    SELECT coalesce(min(seq) FILTER (WHERE stays), max(seq) + 1) INTO first_kept
+    FROM (
+        SELECT seq, task_id IN (SELECT task_id FROM kept) OR (task_id = '' AND time >= p_before) AS stays
+        FROM first
+    ) checked;
+
+    WITH removed AS (
+        DELETE FROM events
+        WHERE workspace_id = p_workspace_id AND seq > p_after_seq AND seq < first_kept
+        RETURNING seq, task_id
+    )
+    SELECT count(*), coalesce(max(seq), p_after_seq), array_agg(DISTINCT task_id)
+    INTO event_count, last_seq, old_ids FROM removed;
+    DELETE FROM tasks WHERE id = ANY (old_ids);
+    GET DIAGNOSTICS task_count = ROW_COUNT;
+    IF task_count > 0 THEN
+        DELETE FROM webhook_deliveries
+        WHERE workspace_id = p_workspace_id AND task_id = ANY (old_ids);
+        DELETE FROM webhooks WHERE task_id = ANY (old_ids);
+    END IF;
+END;
+$$;

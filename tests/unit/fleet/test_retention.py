@@ -1,0 +1,87 @@
+"""The leader removes old tasks a few at a time, and leaves most of the time to others."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from evershell.core.errors import UnavailableError
+from evershell.core.workspace import Workspace
+from evershell.fleet import retention
+from evershell.fleet.retention import Retention
+from tests.support.waiting import eventually_async
+from tests.support.world import World
+
+KEPT = timedelta(days=30)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Its statements take no time, so there are no pauses between them."""
+    monkeypatch.setattr(retention, "BATCH_EVENTS", 4)
+    monkeypatch.setattr(retention, "_PAGE_SIZE", 2)
+    monkeypatch.setattr(retention, "_PAUSE_SECONDS", 0)
+    yield World()
+
+
+async def run_tasks(world: World, count: int) -> Workspace:
+    at = await world.add()
+    for _ in range(count):
+        task = await world.run(at)
+        await world.end(at.id, task.id)
+    return at
+
+
+async def test_a_sweep_looks_at_every_workspace(world: World) -> None:
+    old = [await run_tasks(world, 3) for _ in range(3)]
+    world.clock.advance(KEPT.total_seconds() + 1)
+    new = await run_tasks(world, 1)
+    counts: list[int] = []
+    await Retention(world.store, world.clock, KEPT, counts.append).sweep()
+    assert [await world.events(each.id) for each in old] == [[], [], []]
+    assert len(await world.events(new.id)) == 3
+    assert sum(counts) == 9
+
+
+async def test_a_controller_that_leads_no_longer_removes_nothing(world: World) -> None:
+    old = await run_tasks(world, 1)
+    world.clock.advance(KEPT.total_seconds() + 1)
+    await Retention(world.store, world.clock, KEPT, leads=lambda: False).sweep()
+    assert await world.events(old.id)
+
+
+async def test_an_outage_of_the_database_does_not_end_the_removal(world: World) -> None:
+    old = await run_tasks(world, 1)
+    world.clock.advance(KEPT.total_seconds() + 1)
+    world.store.unavailable = True
+    with pytest.raises(UnavailableError):
+        await world.events(old.id)
+    running = asyncio.create_task(Retention(world.store, world.clock, KEPT).run())
+    try:
+        await asyncio.sleep(0)
+        world.store.unavailable = False
+
+        async def is_removed() -> bool:
+            return not await world.events(old.id)
+
+        await eventually_async(is_removed)
+    finally:
+        running.cancel()
+
+
+async def test_statements_take_a_share_of_the_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_tasks(world, 3)
+    world.clock.advance(KEPT.total_seconds() + 1)
+    times, pauses = iter(range(100)), []
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(retention, "monotonic", lambda: next(times))
+    monkeypatch.setattr("asyncio.sleep", note)
+    await Retention(world.store, world.clock, KEPT).sweep()
+    # The list of workspaces, and three batches of up to four events. Each takes 1 s.
+    assert pauses == [pytest.approx(9)] * 4
