@@ -44,6 +44,11 @@ class Terminal:
                 raise TimeoutError(f"{pattern!r} was not printed in:\n{self.text}")
         return match.end()
 
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed, and passes it on line by line."""
+        flags = termios.tcgetattr(self._descriptor)[3]
+        return bool(flags & termios.ECHO and flags & termios.ICANON)
+
     def await_exit(self) -> int:
         """Waits for the end of the command. Returns its exit code."""
         deadline = time.monotonic() + _SECONDS

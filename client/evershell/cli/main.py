@@ -35,6 +35,7 @@ _CALLS = {
     "cancel": Command("Cancel the task that runs in a workspace."),
     "hold": Command("Refuse new tasks and agents in your organization."),
     "release": Command("End the hold of your organization.", module="hold"),
+    "top": Command("Show what runs, live, and cancel it from there."),
     "submit": Command("Submit a task to the agent of a workspace."),
     "tasks": Command("List the tasks of a workspace."),
     "task": Command("Show one task.", module="tasks"),

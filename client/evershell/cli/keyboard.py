@@ -1,0 +1,48 @@
+"""Reads single keys from a terminal."""
+
+import os
+import re
+import select
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_KEY = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|[\s\S]")
+_NAMES = {
+    b"\x1b[A": "up",
+    b"\x1bOA": "up",
+    b"\x1b[B": "down",
+    b"\x1bOB": "down",
+    b"\x1b[3~": "delete",
+    b"\x1b": "escape",
+    b"\r": "enter",
+    b"\n": "enter",
+}
+
+
+@contextmanager
+def single_keys() -> Iterator[None]:
+    """Lets the terminal pass on each key at once and show none. Ctrl-C stays a signal."""
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def read_keys(seconds: float) -> list[str]:
+    """The keys that were pressed; waits for one. Empty if none is pressed within this time.
+
+    Raises EOFError if the terminal has gone.
+    """
+    descriptor = sys.stdin.fileno()
+    if not select.select([descriptor], [], [], seconds)[0]:
+        return []
+    typed = os.read(descriptor, 1024)
+    if not typed:
+        raise EOFError
+    return [_NAMES.get(key, key.decode(errors="replace")) for key in _KEY.findall(typed)]

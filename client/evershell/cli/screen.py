@@ -1,0 +1,191 @@
+"""The screen of `top`: which rows it shows, which one is selected, and what a key does."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from evershell.cli.running import Reading, Row
+from evershell.cli.show import first_line
+from evershell.cli.terminal import printable
+from evershell.client import Task
+
+_KEYS = "↑ ↓ select   c cancel   s sort   q quit"
+# The lines besides the rows and the notice: title, header and keys.
+_OTHER_LINES = 3
+_UP, _DOWN, _CANCEL = ("up", "k"), ("down", "j"), ("c", "enter", "delete")
+
+
+def by_time(row: Row) -> tuple[float, str]:
+    """The order with the task first that has run for the longest time."""
+    began = row.task.started_at or row.task.created_at
+    return (began.timestamp() if began else float("inf"), row.task.id)
+
+
+def by_cost(row: Row) -> tuple[Decimal, float, str]:
+    """The order with the task first that has cost the most."""
+    return (-(row.task.usage.cost or Decimal(0)), *by_time(row))
+
+
+ORDERS: dict[str, Callable[[Row], tuple[object, ...]]] = {"time": by_time, "cost": by_cost}
+
+
+class Screen:
+    """The state of the screen. `cancel` is called with a row that the user has confirmed."""
+
+    def __init__(self, order: str, cancel: Callable[[Row], object]) -> None:
+        self._order = order
+        self._cancel = cancel
+        self._reading: Reading | None = None
+        self._rows: list[Row] = []
+        # The task, not its position: a new order must not move another task under the cursor.
+        self._selected = ""
+        self._first = 0
+        self._asked: Row | None = None
+        self.shown: tuple[str, ...] = ()
+        self._notice = ""
+        self._problem = ""
+        self.is_over = False
+
+    def take(self, reading: Reading) -> None:
+        """Shows a new reading."""
+        self._reading, self._problem = reading, ""
+        self._sort()
+
+    def fail(self, problem: str) -> None:
+        """Says that the service could not be read. The rows stay."""
+        self._problem = problem
+
+    def tell(self, notice: str) -> None:
+        """Says what came of a cancellation."""
+        self._notice = notice
+
+    def press(self, key: str) -> None:
+        """Does what the key means."""
+        if self._asked is not None:
+            asked, self._asked = self._asked, None
+            if key == "y":
+                self._notice = f"Cancelling task {asked.task.id} …"
+                self._cancel(asked)
+            else:
+                self._notice = "Nothing was cancelled."
+        elif key in ("q", "escape"):
+            self.is_over = True
+        elif key == "s":
+            names = list(ORDERS)
+            self._order = names[(names.index(self._order) + 1) % len(names)]
+            self._sort()
+        elif self._rows and key in _UP + _DOWN:
+            step = 1 if key in _DOWN else -1
+            self._select(self._position() + step)
+        elif self._rows and key in _CANCEL:
+            self._asked = self._rows[self._position()]
+
+    def _sort(self) -> None:
+        position = self._position()
+        self._rows = sorted(self._reading.rows if self._reading else (), key=ORDERS[self._order])
+        if self._rows and self._selected not in {row.task.id for row in self._rows}:
+            self._select(position)
+
+    def _position(self) -> int:
+        """The position of the selected row; 0 if there is none."""
+        ids = [row.task.id for row in self._rows]
+        return ids.index(self._selected) if self._selected in ids else 0
+
+    def _select(self, position: int) -> None:
+        self._selected = self._rows[min(max(position, 0), len(self._rows) - 1)].task.id
+
+    def render(self, columns: int, lines: int) -> Group:
+        """What the screen shows, in a terminal of this size."""
+        bottom = textwrap.wrap(printable(self._bottom()), columns) or [""]
+        room = max(lines - _OTHER_LINES - len(bottom), 1)
+        position = self._position()
+        self._first = min(max(self._first, position - room + 1), position)
+        rows = self._rows[self._first : self._first + room]
+        self.shown = tuple(row.task.id for row in rows)
+        return Group(
+            _line(self._title()),
+            self._table(rows, columns),
+            *[Text()] * (room - len(rows)),
+            *(Text(line, style="bold" if self._asked else "") for line in bottom),
+            _line(_KEYS, "dim"),
+        )
+
+    def _title(self) -> str:
+        if self._reading is None:
+            return self._problem or "Reading what runs …"
+        count = self._reading.count
+        what = f"{count} task{'' if count == 1 else 's'} running, by {self._order}"
+        if self._problem:
+            return f"{what}, at {self._reading.at:%H:%M:%S} UTC. {self._problem}"
+        return f"{what}, {self._reading.at:%H:%M:%S} UTC"
+
+    def _bottom(self) -> str:
+        if self._asked is None:
+            return self._notice
+        row = self._asked
+        name = row.workspace.name or "its workspace"
+        return (
+            f"Cancel task {row.task.id} in {name} ({row.workspace.id})? "
+            "Its agent finishes the current iteration. y cancels it, any other key does not."
+        )
+
+    def _table(self, rows: Sequence[Row], columns: int) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for name, right in (("RUNNING", True), ("ITER", True), ("NOW", False), ("COST", True)):
+            table.add_column(name, no_wrap=True, justify="right" if right else "left")
+        table.add_column("WORKSPACE", no_wrap=True, max_width=max(columns // 4, 9))
+        table.add_column("TASK", no_wrap=True, ratio=1)
+        table.expand = True
+        assert self._reading is not None or not rows
+        for row in rows:
+            task = row.task
+            cells = (
+                _elapsed(task, self._reading.at) if self._reading else "",
+                str(task.iterations),
+                now(task),
+                cost(task),
+                row.workspace.name or row.workspace.id,
+                first_line(task.description, 200),
+            )
+            is_selected = task.id == self._selected
+            table.add_row(
+                *(Text(printable(cell)) for cell in cells), style="reverse" if is_selected else ""
+            )
+        return table
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
+
+
+def now(task: Task) -> str:
+    """What the task is doing."""
+    if task.cancel_requested_at is not None:
+        return "cancelling"
+    return task.status.value if task.phase is None else task.phase.value.replace("_", " ")
+
+
+def cost(task: Task) -> str:
+    """What the task has cost, in USD."""
+    return "-" if task.usage.cost is None else f"{task.usage.cost:.2f}"
+
+
+def _elapsed(task: Task, at: datetime) -> str:
+    began = task.started_at or task.created_at
+    return "-" if began is None else elapsed(at - began)
+
+
+def elapsed(time: timedelta) -> str:
+    """A duration: `59 s`, `1:05 min`, `2:05 h`, `3 d 4 h`."""
+    seconds = max(int(time.total_seconds()), 0)
+    minutes, hours, days = seconds // 60, seconds // 3_600, seconds // 86_400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours}:{minutes % 60:02} h"
+    return f"{minutes}:{seconds % 60:02} min" if minutes else f"{seconds} s"

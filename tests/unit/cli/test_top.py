@@ -1,0 +1,197 @@
+"""The command `top`: its screen, what it reads, and its table in a pipe."""
+
+import json
+from datetime import timedelta
+from decimal import Decimal
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from evershell.cli.running import Reading, Row, Running
+from evershell.cli.screen import Screen, elapsed
+from evershell.client import Answer, Task, TaskPhase, TaskStatus, Usage, Workspace
+from tests.unit.cli.fake_client import AT, FakeClient, run
+
+
+def row(number: int, minutes: int, cost: str = "0", **fields: Any) -> Row:
+    task = Task(
+        f"task_{number}",
+        f"ws_{number}",
+        f"work {number}",
+        TaskStatus.RUNNING,
+        TaskPhase.TOOL_CALL,
+        created_at=AT - timedelta(minutes=minutes),
+        usage=Usage(cost=Decimal(cost)),
+        **fields,
+    )
+    return Row(Workspace(f"ws_{number}", name=f"name {number}", current_task_id=task.id), task)
+
+
+def reading(*rows: Row) -> Reading:
+    return Reading(rows, len(rows), AT)
+
+
+def drawn(screen: Screen, columns: int = 80, lines: int = 12) -> list[str]:
+    output = StringIO()
+    console = Console(file=output, width=columns, height=lines, color_system=None)
+    console.print(screen.render(columns, lines))
+    return [line.rstrip() for line in output.getvalue().splitlines()]
+
+
+class Cancelled:
+    """A screen of three tasks, and what was cancelled on it."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+        self.screen = Screen("time", lambda row: self.rows.append(row.task.id))
+        self.screen.take(reading(row(1, 5), row(2, 60), row(3, 90, "1.50")))
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.screen.press(key)
+
+
+def test_the_longest_running_task_or_the_most_expensive_one_is_first() -> None:
+    screen = Cancelled().screen
+    screen.take(reading(row(1, 5), row(2, 60, "2"), row(3, 90, "1.50")))
+    by_time = drawn(screen)
+    assert by_time[0] == "3 tasks running, by time, 22:13:20 UTC"
+    assert by_time[1].split() == ["RUNNING", "ITER", "NOW", "COST", "WORKSPACE", "TASK"]
+    assert [line.split()[-1] for line in by_time[2:5]] == ["3", "2", "1"]
+    assert by_time[2].split() == [
+        "1:30",
+        "h",
+        "0",
+        "tool",
+        "call",
+        "1.50",
+        "name",
+        "3",
+        "work",
+        "3",
+    ]
+    screen.press("s")
+    assert [line.split()[-1] for line in drawn(screen)[2:5]] == ["2", "3", "1"]
+
+
+def test_a_task_is_cancelled_after_one_confirmation() -> None:
+    way = Cancelled()
+    way.press("down", "c")
+    assert any("Cancel task task_2 in name 2 (ws_2)?" in line for line in drawn(way.screen, 200))
+    assert way.rows == []
+    way.press("y")
+    assert way.rows == ["task_2"]
+    way.screen.tell("accepted: task task_2")
+    assert "accepted: task task_2" in drawn(way.screen)
+
+
+@pytest.mark.parametrize("key", ["n", "enter", "c", "Y", "escape", "q"])
+def test_any_other_answer_cancels_nothing(key: str) -> None:
+    way = Cancelled()
+    way.press("c", key, "y")
+    assert (way.rows, way.screen.is_over) == ([], False)
+    assert "Nothing was cancelled." in drawn(way.screen)
+
+
+def test_no_new_order_moves_another_task_under_the_cursor() -> None:
+    way = Cancelled()
+    way.press("down")
+    # Task 2 is first now.
+    way.screen.take(reading(row(1, 5), row(2, 60), row(3, 1)))
+    way.press("c", "y")
+    # The question is about the task that it showed, even if that is another one by now.
+    way.press("c")
+    way.screen.take(reading(row(1, 5), row(3, 1)))
+    way.press("y")
+    assert way.rows == ["task_2", "task_2"]
+    # The selected task has ended: the next one takes its place.
+    way.press("c", "y")
+    assert way.rows[-1] == "task_1"
+
+
+def test_nothing_can_be_cancelled_where_nothing_runs() -> None:
+    way = Cancelled()
+    way.screen.take(reading())
+    way.press("c", "y", "down", "up")
+    assert way.rows == []
+    assert drawn(way.screen)[0] == "0 tasks running, by time, 22:13:20 UTC"
+    way.press("q")
+    assert way.screen.is_over
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(60, 10), (40, 8), (200, 50)])
+def test_a_screen_of_any_size_shows_the_selected_row_and_the_keys(columns: int, lines: int) -> None:
+    screen = Screen("time", lambda row: None)
+    screen.take(reading(*(row(number, number) for number in range(100))))
+    for key in (*["down"] * 50, "c"):
+        screen.press(key)
+    shown = drawn(screen, columns, lines)
+    assert len(shown) <= lines and all(len(line) <= columns for line in shown)
+    assert "task_49" in screen.shown
+    assert "q quit" in shown[-1]
+    assert "Cancel task task_49" in " ".join(shown)
+
+
+def test_untrusted_text_and_a_service_that_is_away_are_shown() -> None:
+    way = Cancelled()
+    way.screen.take(reading(row(1, 5, cancel_requested_at=AT)))
+    way.screen.fail("unavailable: \x1b[2J")
+    text = "\n".join(drawn(way.screen, 120))
+    assert r"at 22:13:20 UTC. unavailable: \x1b[2J" in text and "cancelling" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-60, "0 s"), (59, "59 s"), (65, "1:05 min"), (7_500, "2:05 h"), (273_600, "3 d 4 h")],
+)
+def test_a_duration_is_short(seconds: int, text: str) -> None:
+    assert elapsed(timedelta(seconds=seconds)) == text
+
+
+class Service:
+    """A client with many busy workspaces, which counts what is asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.rows = {f"ws_{number}": row(number, number) for number in range(count)}
+        self.asked: list[str] = []
+
+    def with_options(self, *, on_answer: Any) -> Any:
+        self.on_answer = on_answer
+        return self
+
+    def list_workspaces(self, page_size: int) -> list[Workspace]:
+        date = "Tue, 14 Nov 2023 22:13:20 GMT"
+        self.on_answer(Answer("ListWorkspaces", "request_1", {"date": date}))
+        return [row.workspace for row in self.rows.values()] + [Workspace("ws_idle")]
+
+    def get_task(self, workspace_id: str, task_id: str) -> Task:
+        self.asked.append(task_id)
+        return self.rows[workspace_id].task
+
+
+def test_a_reading_fetches_few_tasks_those_on_the_screen_first() -> None:
+    service: Any = Service(250)
+    running = Running(service)
+    first = running.read()
+    assert (len(first.rows), first.count, len(service.asked)) == (100, 250, 100)
+    # By the clock of the service, whatever the time is here.
+    assert abs(first.at - AT) < timedelta(seconds=5)
+    running.read()
+    assert len(running.read().rows) == 250
+    service.asked.clear()
+    running.read(shown=["task_249", "task_248"])
+    assert len(service.asked) == 100 and {"task_249", "task_248"} <= set(service.asked)
+    del service.rows["ws_249"]
+    assert "task_249" not in {each.task.id for each in running.read().rows}
+
+
+def test_a_pipe_gets_the_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    service: Any = Service(2)
+    listed = FakeClient()
+    monkeypatch.setattr(listed, "with_options", service.with_options)
+    table = run(monkeypatch, listed, "top")
+    assert [line.split()[0] for line in table.stdout.splitlines()] == ["TASK", "task_1", "task_0"]
+    as_json = run(monkeypatch, listed, "top", "--json")
+    assert [task["id"] for task in json.loads(as_json.stdout)["tasks"]] == ["task_1", "task_0"]
