@@ -92,6 +92,11 @@ _STEPS: dict[str, Step] = {
             locked, locked.workspace.epoch, "gone", NOW, work_stopped=False
         )
     ),
+    "suspend": lambda _: lambda locked: workspace_lifecycle.suspend(locked, NOW, NOW),
+    "suspended": lambda _: (
+        lambda locked: workspace_lifecycle.finish_suspension(locked, locked.workspace.epoch)
+    ),
+    "end_unstarted": lambda _: lambda locked: task_lifecycle.end_unstarted(locked, NOW),
     "resume": lambda _: lambda locked: workspace_lifecycle.resume(locked, NOW),
     "place": lambda _: (
         lambda locked: workspace_lifecycle.place(

@@ -120,17 +120,24 @@ async def test_a_task_that_has_ended_does_not_match(store: Store) -> None:
     assert await stored(store, following) == following
 
 
-@pytest.mark.parametrize("status", [WorkspaceStatus.BUSY, WorkspaceStatus.STOPPING])
-async def test_only_a_workspace_that_is_up_accepts_a_cancellation(
-    store: Store, status: WorkspaceStatus
+@pytest.mark.parametrize(
+    ("status", "accepts"),
+    [
+        (WorkspaceStatus.BUSY, True),
+        # It is being woken.
+        (WorkspaceStatus.PROVISIONING, True),
+        (WorkspaceStatus.STOPPING, False),
+    ],
+)
+async def test_only_a_workspace_that_is_up_or_woken_accepts_a_cancellation(
+    store: Store, status: WorkspaceStatus, accepts: bool
 ) -> None:
     busy, submitted = await with_task(store)
     await set_status(store, busy.id, status)
-    is_up = status is WorkspaceStatus.BUSY
     found = await store.match_tasks(permission(), ALL, None, 10)
-    assert (found.matched, found.pending) == (1, is_up)
-    assert bool(await store.cancel_tasks(permission(), [submitted.id], intent())) is is_up
-    assert ((await stored(store, submitted)).cancel is not None) is is_up
+    assert (found.matched, found.pending) == (1, accepts)
+    assert bool(await store.cancel_tasks(permission(), [submitted.id], intent())) is accepts
+    assert ((await stored(store, submitted)).cancel is not None) is accepts
 
 
 @pytest.mark.parametrize("user_id", [USER, None])

@@ -147,10 +147,13 @@ async def test_wanted_pods_are_listed_by_page(store: Store) -> None:
 
 @pytest.mark.parametrize("status", WorkspaceStatus)
 async def test_unsettled_workspaces_are_listed(store: Store, status: WorkspaceStatus) -> None:
-    each = workspace(status)
-    await store.create_workspace(each)
+    placed, unplaced = replace(workspace(status), run_id="run_1"), workspace(status)
+    for each in (placed, unplaced):
+        await store.create_workspace(each)
     is_moving = status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
-    assert await store.list_unsettled() == ([each] if is_moving else [])
+    has_pod_to_end = status is WorkspaceStatus.SUSPENDED
+    listed = [placed] * (is_moving or has_pod_to_end) + [unplaced] * is_moving
+    assert await store.list_unsettled() == sorted(listed, key=lambda each: each.id)
 
 
 @pytest.mark.parametrize("changes", [{"task_unnamed_since": NOW}, {"agent_breach": "why"}])

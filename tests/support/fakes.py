@@ -43,7 +43,6 @@ _WANTED = (
     WorkspaceStatus.STOPPING,
 )
 _NOT_UP: Mapping[WorkspaceStatus, CancellationOutcome] = {
-    WorkspaceStatus.PROVISIONING: "workspace_provisioning",
     WorkspaceStatus.STOPPING: "workspace_stopped",
     WorkspaceStatus.STOPPED: "workspace_stopped",
     WorkspaceStatus.FAILED: "workspace_failed",
@@ -62,6 +61,8 @@ def cancellation_outcome(
         return "task_not_found"
     if task is not None and task.status.is_terminal:
         return "already_finished"
+    if workspace.status is WorkspaceStatus.PROVISIONING and task is None:
+        return "workspace_provisioning"
     if workspace.status in _NOT_UP:
         return _NOT_UP[workspace.status]
     if task is None:
@@ -254,11 +255,10 @@ class FakeStore:
 
     async def list_unsettled(self) -> Sequence[Workspace]:
         self._answer()
-        moving = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
         return [
             each
             for each in sorted(self._workspaces.values(), key=lambda each: each.id)
-            if each.status in moving or (each.task_unnamed_since or each.agent_breach) is not None
+            if each.awaits_controller or (each.task_unnamed_since or each.agent_breach) is not None
         ]
 
     async def list_expired_leases(self) -> Sequence[Workspace]:
@@ -483,7 +483,7 @@ class FakeStore:
     ) -> MatchedTasks:
         self._answer()
         found = [
-            MatchedTask(at.id, task.id, at.is_up and _would_change(task, force_at))
+            MatchedTask(at.id, task.id, _accepts(at) and _would_change(task, force_at))
             for at, task in self._open(permission)
             if _matches(wanted, at, task)
         ]
@@ -504,7 +504,7 @@ class FakeStore:
         self._answer()
         outcomes = {}
         for at, task in self._open(permission):
-            if task.id not in task_ids or not at.is_up:
+            if task.id not in task_ids or not _accepts(at):
                 continue
             locked = Locked(at, task)
             change = task_lifecycle.request_cancel(locked, intent)
@@ -543,6 +543,11 @@ def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:
 def _page(found: list[_Listed], before_id: str | None, limit: int) -> list[_Listed]:
     newest_first = sorted(found, key=lambda each: each.id, reverse=True)
     return [each for each in newest_first if before_id is None or each.id < before_id][:limit]
+
+
+def _accepts(at: Workspace) -> bool:
+    """Whether the intent for its task may be recorded."""
+    return at.status not in _NOT_UP
 
 
 def _would_change(task: Task, force_at: datetime | None) -> bool:

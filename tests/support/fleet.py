@@ -120,6 +120,8 @@ class Fleet:
     answering_since: datetime = NOW - timedelta(hours=1)
     # Whether the term of the controller goes on.
     leads: bool = True
+    # How long workspaces are idle before they are suspended; None for ever.
+    suspend_after: timedelta | None = None
     # How often `next_scan` was called. Each call is later than the one before.
     scans: int = 0
 
@@ -157,6 +159,7 @@ class Fleet:
             self.world.clock,
             self.answering_since,
             self.backlog,
+            suspend_after=self.suspend_after,
             leads=lambda: self.leads,
         )
         leading = asyncio.create_task(controller.run(self.changes))

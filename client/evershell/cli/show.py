@@ -34,6 +34,7 @@ _STATUS_COLORS = {
     "cancelled": "yellow",
     "stopping": "yellow",
     "stopped": "yellow",
+    "suspended": "yellow",
     "failed": "red",
     "delivery_failed": "red",
     "pending": "yellow",

@@ -80,6 +80,8 @@ class WorkspaceStatus(StrEnum):
     """It has no agent."""
     FAILED = "failed"
     """Its agent died or could not start; `status_reason` says why."""
+    SUSPENDED = "suspended"
+    """It was idle for long, so it has no agent. The next task wakes it."""
 
 
 class CancelOutcome(StrEnum):

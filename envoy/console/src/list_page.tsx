@@ -6,7 +6,7 @@ import { counts, selected, status, type StatusFilter, text } from "./selection";
 import { count, words } from "./text";
 import { follow, isComplete, rows } from "./workspaces";
 
-const STATUSES = ["busy", "idle", "provisioning", "stopping", "stopped", "failed"] as const;
+const STATUSES = ["busy", "idle", "provisioning", "suspended", "stopping", "stopped", "failed"] as const;
 
 export function ListPage() {
   useEffect(() => {

@@ -69,7 +69,9 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             request, origin(), idempotency_key(request), self.model_without_price
         )
         task = codec.encode_task(
-            await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
+            await tasks.submit_task(
+                caller(), decoded, self.store, self.agents, self.subscriptions, self.clock
+            )
         )
         return workspace_service_pb2.SubmitTaskResponse(
             task_id=task.id, workspace_id=task.workspace_id, status=task.status

@@ -166,6 +166,10 @@ class Settings(BaseSettings):
     pod_start_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
     """An agent that has not registered after this time has failed to start. On Kubernetes, it
     includes finding a node and pulling the image."""
+    idle_suspend_minutes: float = Field(0.0, ge=0, le=60 * 24 * 365)
+    """A workspace that has been idle for so long is [suspended](lifetime.md#idle-workspaces): its
+    pod ends, its files stay, and the next task wakes it. 0 for never. Set it only after all workers
+    and controllers are of a version that has this setting."""
     pod_isolation: Literal["auto", "sandbox", "none"] = "auto"
     """Whether pods run in a [sandbox](operating.md#pods). Where it does not work, the service
     refuses to start; only `up` with `auto` and a `LISTEN_HOST` of loopback warns instead. Pods on

@@ -245,6 +245,7 @@ async def fleet(
         store = PostgresStore(pool, clock, subscriptions.publish, metrics.committed)
         agents = MeasuredAgents(agent_client, metrics)
         kept = timedelta(days=settings.task_retention_days)
+        minutes = settings.idle_suspend_minutes
 
         def new_controller(term: Term) -> Controller:
             leads = term.is_current
@@ -261,6 +262,7 @@ async def fleet(
                 clock(),
                 backlog,
                 retention,
+                suspend_after=timedelta(minutes=minutes) if minutes else None,
                 leads=leads,
             )
 

@@ -95,7 +95,7 @@ def demo() -> None:
 def _demonstrate(stack: DemoStack) -> None:
     with stack.client as client:
         workspace = client.get_workspace(stack.workspace_id)
-        if workspace.status is not WorkspaceStatus.IDLE:
+        if workspace.status not in (WorkspaceStatus.IDLE, WorkspaceStatus.SUSPENDED):
             _fail(
                 f"the demo workspace {workspace.id} is {workspace.status}; the demo needs it idle"
             )

@@ -15,6 +15,7 @@ A caller receives `accepted` only after step 1.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +30,7 @@ from evershell.core.event import Origin
 from evershell.core.ports import Agents, Clock, RecordedCancellation, Store, Subscriptions
 from evershell.core.task import CancelIntent, Task
 from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
+from evershell.core.workspace import WorkspaceStatus
 
 MAX_WAIT_SECONDS = field_limits.CANCEL_TASK_WAIT_MAX
 MAX_FORCE_AFTER_SECONDS = field_limits.CANCEL_TASK_FORCE_AFTER_MAX
@@ -182,6 +184,9 @@ async def _signal(
     """
     workspace, task = recorded.workspace, recorded.task
     assert workspace is not None and task is not None
+    if workspace.status is WorkspaceStatus.PROVISIONING:
+        # No agent has the task. The fleet controller ends it.
+        return task
     try:
         is_known = await agents.cancel_task(workspace, task)
     except AgentUnreachableError as error:
@@ -209,11 +214,16 @@ async def _signal(
 
 
 async def await_end(
-    task: Task, wait_seconds: float, store: Store, subscriptions: Subscriptions
+    task: Task,
+    wait_seconds: float,
+    store: Store,
+    subscriptions: Subscriptions,
+    has_ended: Callable[[Task], bool] = lambda task: task.status.is_terminal,
 ) -> Task:
     """Waits for the end of the task, and returns the latest known state of the task.
 
-    Returns without the end after `wait_seconds`, or if this process is about to end.
+    Returns without the end after `wait_seconds`, or if this process is about to end. `has_ended`
+    may define another state to wait for.
     """
     until = time.monotonic() + wait_seconds
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.
@@ -222,5 +232,5 @@ async def await_end(
             with suppress(UnavailableError):
                 task = await store.get_task(task.workspace_id, task.id) or task
             left_seconds = until - time.monotonic()
-            if task.status.is_terminal or left_seconds <= 0 or not await changes.wait(left_seconds):
+            if has_ended(task) or left_seconds <= 0 or not await changes.wait(left_seconds):
                 return task

@@ -115,8 +115,9 @@ class Store(Protocol):
         """Checks and records a cancellation in one transaction and one round trip.
 
         Records the intent if the workspace is in the caller's organization, the permission covers
-        it, it is up, the task (`task_id`, or the current task) has not ended, and no intent is
-        recorded for it. If one is recorded already, only an earlier `force_at` replaces its own.
+        it, it is up or being woken, the task (`task_id`, or the current task) has not ended, and no
+        intent is recorded for it. If one is recorded already, only an earlier `force_at` replaces
+        its own.
 
         Returns the outcome and what it read under the lock, even if it recorded nothing. `trace_id`
         is stored in the event; empty for no trace. `audit` is stored in the same transaction with
@@ -329,8 +330,7 @@ class Store(Protocol):
     async def list_unsettled(self) -> Sequence[Workspace]:
         """The workspaces whose state requires a step of the controller, or soon may.
 
-        They are provisioning or stopping, or their agent does not name the current task or broke a
-        rule.
+        They await the controller, or their agent does not name the current task or broke a rule.
         """
 
     async def list_expired_leases(self) -> Sequence[Workspace]:

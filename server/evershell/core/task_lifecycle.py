@@ -25,9 +25,16 @@ _NO_PRICES = PriceList()
 
 
 def submit(locked: Locked, task: Task, submitted_by: str) -> Change:
-    """Gives the workspace a task. Raises Failure if the workspace is not up or is busy."""
+    """Gives the workspace a task. Wakes a suspended workspace.
+
+    Raises Failure if the workspace is not up or is busy, which includes one that was woken for
+    another task.
+    """
     workspace = locked.workspace
-    workspace.require_up()
+    is_suspended = workspace.status is WorkspaceStatus.SUSPENDED
+    is_waking = workspace.status is WorkspaceStatus.PROVISIONING and locked.task is not None
+    if not is_suspended and not is_waking:
+        workspace.require_up()
     if locked.task is not None:
         message = (
             f"Workspace {workspace.id} is busy with {locked.task.id}. "
@@ -38,16 +45,14 @@ def submit(locked: Locked, task: Task, submitted_by: str) -> Change:
             message,
             workspace_id=workspace.id,
             task_id=locked.task.id,
-            status="busy",
+            status=str(workspace.status),
         )
-    busy = replace(
-        workspace,
-        status=WorkspaceStatus.BUSY,
-        current_task_id=task.id,
-        task_unnamed_since=None,
-        updated_at=task.created_at,
-    )
-    return Change(busy, task, (event.task_submitted(task, submitted_by),))
+    if is_suspended:
+        workspace = workspace.in_new_epoch("", task.created_at)
+    else:
+        workspace = replace(workspace, status=WorkspaceStatus.BUSY, updated_at=task.created_at)
+    given = replace(workspace, current_task_id=task.id, task_unnamed_since=None)
+    return Change(given, task, (event.task_submitted(task, submitted_by),))
 
 
 def deliver(locked: Locked, task_id: str) -> Change:
@@ -67,6 +72,15 @@ def fail_delivery(locked: Locked, task_id: str, reason: str, now: datetime) -> C
     if task is None or task.id != task_id or task.status is not TaskStatus.SUBMITTED:
         return unchanged(locked)
     return _end(locked, task, TaskEnded(status=TaskStatus.DELIVERY_FAILED, reason=reason), now)
+
+
+def end_unstarted(locked: Locked, now: datetime) -> Change:
+    """Ends a cancelled task whose agent has not registered. Nothing of it runs."""
+    task = locked.task
+    is_waking = locked.workspace.status is WorkspaceStatus.PROVISIONING
+    if not is_waking or task is None or task.cancel is None:
+        return unchanged(locked)
+    return _end(locked, task, TaskEnded(status=TaskStatus.CANCELLED), now)
 
 
 def request_cancel(locked: Locked, intent: CancelIntent) -> Change:
@@ -211,7 +225,7 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
     """Ends the current task, if there is one, because its pod has ended.
 
     The end is forced if the `force_at` of its cancellation has passed. A limit that was reached
-    before applies.
+    before applies. A task whose agent never registered was not delivered.
     """
     limited = apply_limits(locked, now)
     task = limited.task
@@ -219,9 +233,9 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
         return unchanged(locked)
     force_at = task.cancel.force_at if task.cancel is not None else None
     forced = force_at is not None and force_at <= now
-    ended = TaskEnded(
-        status=TaskStatus.FAILED, reason=reason, forced=forced, work_stopped=work_stopped
-    )
+    is_waking = locked.workspace.status is WorkspaceStatus.PROVISIONING
+    status = TaskStatus.DELIVERY_FAILED if is_waking else TaskStatus.FAILED
+    ended = TaskEnded(status=status, reason=reason, forced=forced, work_stopped=work_stopped)
     return _followed_by(limited, _end(Locked(limited.workspace, task), task, ended, now))
 
 

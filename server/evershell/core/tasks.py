@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 
 from evershell.workspace.v1 import field_limits
 
-from evershell.core import errors, task_lifecycle, task_tree
+from evershell.core import deadline, errors, task_lifecycle, task_tree
 from evershell.core.caller import Caller
+from evershell.core.cancel_task import await_end
 from evershell.core.change import Change, FirstCall, IdempotencyKey, KeyTakenError, Locked
 from evershell.core.errors import AgentUnreachableError, Failure
 from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call, read_again
 from evershell.core.ids import new_task_id
-from evershell.core.ports import Agents, Clock, Store
+from evershell.core.ports import Agents, Clock, Store, Subscriptions
 from evershell.core.task import (
     DEFAULT_MAX_ITERATIONS,
     MAX_DESCRIPTION_CHARACTERS,
@@ -25,7 +26,7 @@ from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.task_limits import NANOS_PER_DOLLAR
 from evershell.core.task_tree import TreeFilter
 from evershell.core.validation import Fields, Page, check_identifiers
-from evershell.core.workspace import Workspace
+from evershell.core.workspace import Workspace, WorkspaceStatus
 
 MAX_METADATA_ENTRIES = field_limits.SUBMIT_TASK_METADATA_MAX
 MAX_METADATA_KEY_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_KEY
@@ -40,6 +41,8 @@ MAX_FORCE_AFTER_SECONDS = field_limits.SUBMIT_TASK_LIMITS_FORCE_AFTER_MAX
 # The answer of a call whose task could not be delivered.
 _UNREACHABLE = "agent_unreachable"
 _REASON = "the agent could not be reached"
+# How long a call without a deadline waits for the agent of a workspace that it wakes.
+_WAKE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +110,16 @@ def _check_limits(limits: TaskLimits, model_without_price: str, fields: Fields) 
 
 
 async def submit_task(
-    caller: Caller, request: SubmitTask, store: Store, agents: Agents, clock: Clock
+    caller: Caller,
+    request: SubmitTask,
+    store: Store,
+    agents: Agents,
+    subscriptions: Subscriptions,
+    clock: Clock,
 ) -> Task:
     """Records the task, then delivers it to the agent.
+
+    If the workspace was suspended, waits for its new agent until the deadline of the call.
 
     With the key of an earlier call that had an effect, answers what that call answered. Raises
     Failure: permission_denied, workspace_not_found, org_on_hold, workspace_provisioning,
@@ -158,7 +168,9 @@ async def submit_task(
         # With its ancestors.
         task = submitted.task
     if not answer:
-        task, answer = await _deliver(submitted.workspace, task, store, agents, clock)
+        task, answer = await _deliver(
+            submitted.workspace, task, store, agents, subscriptions, clock
+        )
         if call is not None:
             answer = await store.record_answer(call, answer)
     if answer == _UNREACHABLE:
@@ -167,7 +179,12 @@ async def submit_task(
 
 
 async def _deliver(
-    workspace: Workspace, task: Task, store: Store, agents: Agents, clock: Clock
+    workspace: Workspace,
+    task: Task,
+    store: Store,
+    agents: Agents,
+    subscriptions: Subscriptions,
+    clock: Clock,
 ) -> tuple[Task, str]:
     """Delivers the task unless it is delivered. Returns it as it is then, and the call's answer.
 
@@ -175,6 +192,12 @@ async def _deliver(
     only its reply was lost.
     """
     if task.status is not TaskStatus.SUBMITTED:
+        return task, _answer(task)
+    if workspace.status is WorkspaceStatus.PROVISIONING:
+        # The reply to the registration of the new agent assigns the task, so no signal is needed,
+        # and nothing is lost if this process ends.
+        seconds = deadline.bounded(_WAKE_SECONDS)
+        task = await await_end(task, seconds, store, subscriptions, _has_started)
         return task, _answer(task)
     try:
         await agents.start_task(workspace, task)
@@ -190,6 +213,10 @@ async def _deliver(
     )
     current = await _current(delivered, workspace.id, task.id, store)
     return current, _answer(current)
+
+
+def _has_started(task: Task) -> bool:
+    return task.status is not TaskStatus.SUBMITTED
 
 
 def _answer(task: Task) -> str:

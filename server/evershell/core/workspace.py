@@ -1,9 +1,10 @@
 """A workspace, in which one agent works on one task at a time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Self
 
 from evershell.workspace.v1 import field_limits
 from evershell.workspace.v1.error_slugs import Slug
@@ -26,6 +27,7 @@ class WorkspaceStatus(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
+    SUSPENDED = "suspended"
 
 
 # The statuses in which a workspace has a pod or gets one.
@@ -89,7 +91,8 @@ class Workspace:
     task_unnamed_since: datetime | None = None
     # The rule that the agent of this epoch broke, as a clause; None if it broke none.
     agent_breach: str | None = None
-    # The run of the stack that this epoch's pod belongs to; None until it is placed.
+    # The run of the stack that this epoch's pod belongs to; None until it is placed. A suspended
+    # workspace keeps it until the pod has ended.
     run_id: str | None = None
 
     @property
@@ -100,15 +103,34 @@ class Workspace:
     @property
     def awaits_controller(self) -> bool:
         """Whether the fleet controller has to start or end the workspace's pod."""
-        return self.status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+        return self.status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING) or (
+            self.status is WorkspaceStatus.SUSPENDED and self.run_id is not None
+        )
 
     def is_over(self, epoch: int) -> bool:
-        has_ended = self.status in (WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED)
-        return epoch != self.epoch or has_ended
+        return epoch != self.epoch or self.status not in WANTS_POD
 
     def is_fenced(self, epoch: int) -> bool:
         """Whether commits of the epoch's agent are refused."""
         return self.is_over(epoch) or self.agent_breach is not None
+
+    def in_new_epoch(self, reason: str, now: datetime) -> Self:
+        """The workspace with a new agent to be started, and without a task."""
+        cleared = self.without_agent(WorkspaceStatus.PROVISIONING, reason, now)
+        return replace(cleared, epoch=self.epoch + 1, current_task_id=None)
+
+    def without_agent(self, status: WorkspaceStatus, reason: str, now: datetime) -> Self:
+        return replace(
+            self,
+            agent_address=None,
+            lease_expires_at=None,
+            task_unnamed_since=None,
+            agent_breach=None,
+            run_id=None,
+            status=status,
+            status_reason=reason,
+            updated_at=now,
+        )
 
     def require_up(self) -> None:
         if not self.is_up:

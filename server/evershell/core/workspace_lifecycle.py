@@ -9,7 +9,7 @@ from evershell.core.errors import Failure
 from evershell.core.event import EventType, NewEvent
 from evershell.core.task import CancelIntent, Phase, TaskStatus
 from evershell.core.task_lifecycle import end_open_task, request_cancel
-from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.workspace import WorkspaceStatus
 
 # How long StopWorkspace lets the current iteration continue.
 STOP_GRACE_SECONDS = 10
@@ -27,6 +27,8 @@ def request_stop(locked: Locked, intent: CancelIntent) -> Change:
     if workspace.status is WorkspaceStatus.FAILED:
         workspace.require_up()
     now = intent.requested_at
+    if workspace.status is WorkspaceStatus.SUSPENDED and not workspace.awaits_controller:
+        return _stopped(unchanged(locked), intent.reason, now)
     forced = replace(
         intent,
         force_at=now + timedelta(seconds=STOP_GRACE_SECONDS),
@@ -47,7 +49,7 @@ def resume(locked: Locked, now: datetime) -> Change:
     if workspace.status is WorkspaceStatus.STOPPING:
         message = f"Workspace {workspace.id} is still stopping. Resume it once it has stopped."
         raise Failure("invalid_state", message, workspace_id=workspace.id, status="stopping")
-    return Change(_new_epoch(workspace, "", now), locked.task)
+    return Change(workspace.in_new_epoch("", now), locked.task)
 
 
 def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stopped: bool) -> Change:
@@ -63,14 +65,17 @@ def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stoppe
     if workspace.status is WorkspaceStatus.STOPPING:
         return finish_stop(locked, epoch, now, work_stopped=work_stopped)
     change = end_open_task(locked, _RUN_ENDED, now, work_stopped=work_stopped)
-    placed = replace(_new_epoch(change.workspace, _RUN_ENDED, now), run_id=run_id)
+    placed = replace(change.workspace.in_new_epoch(_RUN_ENDED, now), run_id=run_id)
     return replace(change, workspace=placed)
 
 
 def register(
     locked: Locked, epoch: int, address: str, lease_seconds: float, now: datetime
 ) -> Change:
-    """Records that the agent of the epoch is up. An agent that misses the reply calls again."""
+    """Records that the agent of the epoch is up. An agent that misses the reply calls again.
+
+    The reply assigns the task for which the workspace was woken.
+    """
     workspace = locked.workspace
     if workspace.is_fenced(epoch):
         return unchanged(locked)
@@ -79,9 +84,10 @@ def register(
         return Change(reachable, locked.task, lease_seconds=lease_seconds)
     is_first = workspace.epoch == 1
     type_ = EventType.WORKSPACE_PROVISIONED if is_first else EventType.WORKSPACE_RESUMED
-    idle = replace(reachable, status=WorkspaceStatus.IDLE, status_reason="", updated_at=now)
+    status = WorkspaceStatus.IDLE if locked.task is None else WorkspaceStatus.BUSY
+    up = replace(reachable, status=status, status_reason="", updated_at=now)
     registered = event.workspace_event(type_, now, epoch=epoch)
-    return Change(idle, locked.task, (registered,), lease_seconds)
+    return Change(up, locked.task, (registered,), lease_seconds)
 
 
 def heartbeat(
@@ -135,7 +141,30 @@ def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool
     if workspace.is_over(epoch) or workspace.status is not WorkspaceStatus.STOPPING:
         return unchanged(locked)
     reason = workspace.status_reason
-    change = end_open_task(locked, reason, now, work_stopped=work_stopped)
+    return _stopped(end_open_task(locked, reason, now, work_stopped=work_stopped), reason, now)
+
+
+def suspend(locked: Locked, idle_since: datetime, now: datetime) -> Change:
+    """Suspends a workspace that has been idle since then or longer, which fences its agent.
+
+    `run_id` stays until the pod has ended.
+    """
+    workspace = locked.workspace
+    if workspace.status is not WorkspaceStatus.IDLE or workspace.updated_at > idle_since:
+        return unchanged(locked)
+    suspended = workspace.without_agent(WorkspaceStatus.SUSPENDED, "", now)
+    return Change(replace(suspended, run_id=workspace.run_id), locked.task)
+
+
+def finish_suspension(locked: Locked, epoch: int) -> Change:
+    """Records that the pod of a suspended workspace has ended."""
+    workspace = locked.workspace
+    if workspace.status is not WorkspaceStatus.SUSPENDED or workspace.epoch != epoch:
+        return unchanged(locked)
+    return Change(replace(workspace, run_id=None), locked.task)
+
+
+def _stopped(change: Change, reason: str, now: datetime) -> Change:
     stopped = event.workspace_event(EventType.WORKSPACE_STOPPED, now, reason=reason)
     return _without_agent(change, WorkspaceStatus.STOPPED, reason, now, stopped)
 
@@ -143,26 +172,5 @@ def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool
 def _without_agent(
     change: Change, status: WorkspaceStatus, reason: str, now: datetime, added: NewEvent
 ) -> Change:
-    workspace = _clear_agent(change.workspace, status, reason, now)
+    workspace = change.workspace.without_agent(status, reason, now)
     return replace(change, workspace=workspace, events=(*change.events, added))
-
-
-def _new_epoch(workspace: Workspace, reason: str, now: datetime) -> Workspace:
-    cleared = _clear_agent(workspace, WorkspaceStatus.PROVISIONING, reason, now)
-    return replace(cleared, epoch=workspace.epoch + 1, current_task_id=None)
-
-
-def _clear_agent(
-    workspace: Workspace, status: WorkspaceStatus, reason: str, now: datetime
-) -> Workspace:
-    return replace(
-        workspace,
-        agent_address=None,
-        lease_expires_at=None,
-        task_unnamed_since=None,
-        agent_breach=None,
-        run_id=None,
-        status=status,
-        status_reason=reason,
-        updated_at=now,
-    )

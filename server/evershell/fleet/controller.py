@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -24,7 +24,15 @@ from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNDELIVERED, Agents, Clock, Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from evershell.fleet.due import SCAN_SECONDS, Due, Overdue, Sweep, enforce_limits
+from evershell.fleet.due import (
+    SCAN_SECONDS,
+    SWEEP_SECONDS,
+    Due,
+    Overdue,
+    Sweep,
+    end_unstarted,
+    enforce_limits,
+)
 from evershell.fleet.pods import Changes, Pods
 from evershell.fleet.redelivery import Redelivery
 from evershell.fleet.retention import Retention
@@ -33,6 +41,7 @@ from evershell.store.notifications import FleetSubscriptions
 from evershell.telemetry.metrics import Backlog
 
 log = structlog.get_logger()
+_PROVISIONING = WorkspaceStatus.PROVISIONING
 # How often workspaces are counted for the metrics. The count reads all rows.
 _COUNT_SECONDS = 60.0
 # How long a pod may take to end before it is killed.
@@ -58,14 +67,15 @@ class Controller:
         backlog: Backlog | None = None,
         retention: Retention | None = None,
         *,
+        suspend_after: timedelta | None = None,
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares a term of leadership.
 
         `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
         end of the last outage of the database, or the start of the term. Without `backlog`, nothing
-        is measured; without `retention`, nothing is removed. `leads` says whether the term still
-        lasts.
+        is measured; without `retention`, nothing is removed. Workspaces are suspended after they
+        were idle for `suspend_after`; None for never. `leads` says whether the term still lasts.
         """
         self._leads = leads
         self._store = store
@@ -79,7 +89,11 @@ class Controller:
         self._clock = clock
         self._overdue = Overdue(bounds, clock, answering_since)
         self._due = Due(store, self._overdue, bounds.lease_seconds)
-        self._sweep = Sweep(store)
+        self._suspend_after = suspend_after
+        sweep_seconds = SWEEP_SECONDS
+        if suspend_after is not None:
+            sweep_seconds = min(sweep_seconds, suspend_after.total_seconds())
+        self._sweep = Sweep(store, sweep_seconds=sweep_seconds)
         # Workspaces that the next scan reads again, by id.
         self._again: set[str] = set()
         # The steps that run, by workspace id: at most one per workspace.
@@ -116,18 +130,24 @@ class Controller:
             self._begin_step(workspace, is_overdue=True)
         for workspace in due.unsettled:
             self._begin_step(workspace)
-        self._follow(due.cancellations, at_once=has_reached_limits)
+        await self._follow(due.cancellations, at_once=has_reached_limits)
         again, self._again = self._again, set()
         await self._reconcile_ids(again)
         async for page in self._sweep.due_pages():
             for workspace in page:
                 self._begin_step(workspace)
 
-    def _follow(
+    async def _follow(
         self, cancellations: Sequence[tuple[Workspace, Task]], *, at_once: bool = False
     ) -> None:
-        """Redelivers the cancellations that are due; with `at_once`, all of them."""
-        self._redelivery.follow(cancellations, self._clock(), at_once=at_once)
+        """Redelivers the cancellations that are due; with `at_once`, all of them.
+
+        Ends the tasks that no agent has.
+        """
+        waking = [each.id for each, _ in cancellations if each.status is _PROVISIONING]
+        await end_unstarted(self._store, self._clock, waking)
+        delivered = [each for each in cancellations if each[0].status is not _PROVISIONING]
+        self._redelivery.follow(delivered, self._clock(), at_once=at_once)
         if self._backlog is not None:
             self._backlog.set_open_cancellations(
                 task.cancel.requested_at for _, task in cancellations if task.cancel
@@ -155,10 +175,12 @@ class Controller:
         """
         try:
             if UNDELIVERED in workspace_ids:
-                self._follow(await self._store.list_cancellations(), at_once=True)
+                await self._follow(await self._store.list_cancellations(), at_once=True)
             for workspace_id in workspace_ids - {UNDELIVERED}:
                 workspace = await self._store.get_workspace(workspace_id)
-                if workspace is not None and workspace.status in WANTS_POD:
+                if workspace is not None and (
+                    workspace.status in WANTS_POD or workspace.awaits_controller
+                ):
                     self._begin_step(workspace)
         except UnavailableError:
             self._again |= workspace_ids
@@ -175,15 +197,16 @@ class Controller:
 
     async def _reconcile(self, workspace: Workspace, *, is_overdue: bool) -> None:
         try:
+            if workspace.status is WorkspaceStatus.SUSPENDED:
+                await self._end_suspended(workspace)
+                return
             if workspace.run_id != self._run_id:
                 workspace = await self._reconcile_run(workspace)
             if workspace.run_id != self._run_id:
                 return
             if workspace.status is WorkspaceStatus.STOPPING:
                 await self._reconcile_stop(workspace)
-            elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(
-                workspace
-            ):
+            elif workspace.status is _PROVISIONING and not self._pods.was_started(workspace):
                 await self._reconcile_start(workspace)
             else:
                 await self._reconcile_agent(workspace, is_overdue=is_overdue)
@@ -218,7 +241,7 @@ class Controller:
         if (
             current is None
             or current.epoch != workspace.epoch
-            or current.status is not WorkspaceStatus.PROVISIONING
+            or current.status is not _PROVISIONING
         ):
             # While the pod ended, another controller may have become the leader and started a pod
             # of a later epoch.
@@ -235,13 +258,40 @@ class Controller:
         self._watch_exit(workspace)
 
     async def _reconcile_agent(self, workspace: Workspace, *, is_overdue: bool) -> None:
-        """Fails the workspace if its agent has ended or is overdue."""
+        """Fails the workspace if its agent has ended or is overdue. Suspends an idle one."""
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._failure_reason(workspace))
         elif is_overdue:
             await self._end_overdue(workspace)
+        elif self._is_idle_too_long(workspace):
+            await self._suspend(workspace)
         else:
             self._watch_exit(workspace)
+
+    def _is_idle_too_long(self, workspace: Workspace) -> bool:
+        after = self._suspend_after
+        return (
+            after is not None
+            and workspace.status is WorkspaceStatus.IDLE
+            and self._clock() >= workspace.updated_at + after
+        )
+
+    async def _suspend(self, workspace: Workspace) -> None:
+        suspended = await self._apply(
+            workspace,
+            lambda locked, now: workspace_lifecycle.suspend(locked, workspace.updated_at, now),
+        )
+        if suspended.status is WorkspaceStatus.SUSPENDED:
+            await self._end_suspended(suspended)
+
+    async def _end_suspended(self, workspace: Workspace) -> None:
+        """Ends the pod of a suspended workspace. Its agent is fenced, so it also ends by itself."""
+        await self._end_pod(workspace, END_GRACE_SECONDS)
+        await self._apply(
+            workspace,
+            lambda locked, _: workspace_lifecycle.finish_suspension(locked, workspace.epoch),
+        )
+        log.info("pod_suspended", workspace_id=workspace.id, epoch=workspace.epoch)
 
     def _watch_exit(self, workspace: Workspace) -> None:
         """Reconciles the workspace when the agent of this epoch has exited."""
@@ -279,7 +329,7 @@ class Controller:
         if explanation := self._pods.explain(workspace):
             return explanation
         log_tail = self._pods.log_tail(workspace.id)
-        if workspace.status is WorkspaceStatus.PROVISIONING and log_tail:
+        if workspace.status is _PROVISIONING and log_tail:
             return f"its agent ended before it registered: {log_tail[:300]}"
         return "its agent's process ended unexpectedly"
 

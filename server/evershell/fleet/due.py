@@ -15,6 +15,7 @@ import structlog
 
 from evershell.core import task_lifecycle
 from evershell.core.bounds import Bounds
+from evershell.core.change import Change, Locked
 from evershell.core.ports import Clock, Store
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
@@ -26,7 +27,7 @@ SCAN_SECONDS = 1.0
 # How long it takes to read every workspace with a pod once.
 SWEEP_SECONDS = 60.0
 PAGE_SIZE = 500
-# How many tasks are cancelled at once.
+# How many workspaces are changed at once.
 _AT_ONCE = 4
 
 
@@ -116,13 +117,17 @@ class Due:
 
 
 class Sweep:
-    """Reads every workspace with a pod: all at once at first, then all within SWEEP_SECONDS."""
+    """Reads every workspace with a pod: all at once at first, then all within `sweep_seconds`."""
 
     def __init__(
-        self, store: Store, monotonic: Callable[[], float] = lambda: time.monotonic()
+        self,
+        store: Store,
+        monotonic: Callable[[], float] = lambda: time.monotonic(),
+        sweep_seconds: float = SWEEP_SECONDS,
     ) -> None:
         self._store = store
         self._monotonic = monotonic
+        self._sweep_seconds = sweep_seconds
         self._after_id = ""
         self._pages = 0
         # In the first sweep, every page is due.
@@ -139,7 +144,7 @@ class Sweep:
                 self._next_at += self._interval_seconds
             else:
                 self._after_id = ""
-                self._interval_seconds = SWEEP_SECONDS / self._pages
+                self._interval_seconds = self._sweep_seconds / self._pages
                 self._next_at = now + self._interval_seconds
                 self._pages = 0
             yield page
@@ -151,16 +156,30 @@ async def enforce_limits(store: Store, clock: Clock) -> bool:
     Commits of agents check the limits too. This finds, by index, the tasks of agents that commit
     nothing. Raises UnavailableError.
     """
+    due = await store.list_limits_reached(clock(), PAGE_SIZE)
+    await _apply(store, clock, due, task_lifecycle.apply_limits, "limit_reached")
+    return bool(due)
+
+
+async def end_unstarted(store: Store, clock: Clock, workspace_ids: Sequence[str]) -> None:
+    """Ends the cancelled tasks of workspaces that are being woken. Raises UnavailableError."""
+    await _apply(store, clock, workspace_ids, task_lifecycle.end_unstarted, "unstarted_task_ended")
+
+
+async def _apply(
+    store: Store,
+    clock: Clock,
+    workspace_ids: Sequence[str],
+    decide: Callable[[Locked, datetime], Change],
+    event: str,
+) -> None:
+    """Changes each of the workspaces. Logs the event for each that has changed."""
     slots = asyncio.Semaphore(_AT_ONCE)
 
-    async def cancel(workspace_id: str) -> None:
+    async def apply(workspace_id: str) -> None:
         async with slots:
-            change = await store.transition(
-                workspace_id, lambda locked: task_lifecycle.apply_limits(locked, clock())
-            )
+            change = await store.transition(workspace_id, lambda locked: decide(locked, clock()))
         if change is not None and change.events and change.task is not None:
-            log.info("limit_reached", workspace_id=workspace_id, task_id=change.task.id)
+            log.info(event, workspace_id=workspace_id, task_id=change.task.id)
 
-    due = await store.list_limits_reached(clock(), PAGE_SIZE)
-    await asyncio.gather(*map(cancel, due))
-    return bool(due)
+    await asyncio.gather(*map(apply, workspace_ids))

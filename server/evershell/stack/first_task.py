@@ -55,7 +55,9 @@ async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.A
         # A workspace that was idle in an earlier run stays so until the controller places it. Pods
         # on Kubernetes belong to no run of the stack.
         is_placed = workspace.run_id == settings.run_id or settings.pod_backend == "kubernetes"
-        if workspace.status is not WorkspaceStatus.IDLE or not is_placed:
+        is_idle = workspace.status is WorkspaceStatus.IDLE and is_placed
+        # The task wakes a suspended workspace.
+        if not is_idle and workspace.status is not WorkspaceStatus.SUSPENDED:
             return "the demo workspace has no agent yet"
         if settings.model != "scripted" or settings.agent_command:
             # A task would cost a model call, or have an effect that only its agent knows.

@@ -126,11 +126,12 @@ WITH_POD = "status IN ('provisioning', 'idle', 'busy', 'stopping')"
 LIST_WANTED_PODS = (
     f"SELECT {WORKSPACE} FROM workspaces WHERE {WITH_POD} AND id > %s ORDER BY id LIMIT %s"
 )
-# The conditions are those of the indexes workspaces_unsettled and workspaces_breached.
+# The conditions are those of the indexes workspaces_unsettled, workspaces_breached and
+# workspaces_suspending.
 LIST_UNSETTLED = (
     f"SELECT {WORKSPACE} FROM workspaces "
     "WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL "
-    "OR agent_breach IS NOT NULL ORDER BY id"
+    "OR agent_breach IS NOT NULL OR (status = 'suspended' AND run_id IS NOT NULL) ORDER BY id"
 )
 # The query reads the tasks that run, by the index tasks_one_open. An index of the cancelled ones
 # would make each cancellation write more than it saves here (docs/decisions/0015).

@@ -64,7 +64,7 @@ async def _await_ends(world: World) -> None:
             WorkspaceStatus.IDLE,
             WorkspaceStatus.STOPPED,
             WorkspaceStatus.FAILED,
-        )
+        ) or (at.status is WorkspaceStatus.SUSPENDED and not at.awaits_controller)
         is_alone = all(
             agent.is_gone for agent in world.agents if agent.epoch != at.epoch or not at.is_up
         )
@@ -126,9 +126,12 @@ async def _check_next_task(world: World) -> None:
         if agent.fault and not agent.is_gone:
             await agent.crash()
     await world.advance(2.0)
-    await world.resume()
-    await world.advance(4.0)
+    if (await world.workspace()).status is not WorkspaceStatus.SUSPENDED:
+        await world.resume()
+        await world.advance(4.0)
+    # It wakes a suspended workspace.
     await world.submit()
+    await world.advance(4.0)
     await _open_gates(world)
     last = (await world.task(world.task_ids[-1])) if world.task_ids else None
     assert last is not None and (last.status, last.cancel) == (TaskStatus.COMPLETED, None), (

@@ -12,6 +12,7 @@ from evershell.core.event import Event, EventType, cancel_requested_payload
 from evershell.core.task import CancelIntent, Task, TaskLimits, TaskStatus
 from evershell.core.task_limits import CREDENTIAL_KIND, REQUESTER
 from evershell.core.workspace import WorkspaceStatus
+from tests.faults.invariants.product import SUSPEND_AFTER
 from tests.faults.invariants.record import Iteration
 from tests.faults.invariants.trouble import Fault, Link
 from tests.faults.invariants.view import View
@@ -336,10 +337,11 @@ def invariant_11_force_is_asked_for(view: View) -> None:
     """The earliest requested deadline holds; only the call open at that time is interrupted."""
     for task in view.tasks.values():
         _check_deadline(view, task)
-        # A task that was never delivered has no pod to end.
+        # A task that was never delivered has no pod to end, nor has one that woke its workspace.
         is_ended_with_its_pod = (
             task.id not in view.record.ends_proposed
             and task.reason != "the agent could not be reached"
+            and (task.started_at is not None or not _wakes(view, task))
         )
         if task.status is TaskStatus.CANCELLED and is_ended_with_its_pod:
             assert task.forced == _was_force_due(task), (
@@ -368,6 +370,12 @@ def invariant_11_force_is_asked_for(view: View) -> None:
             assert not agent.gates.is_model_called and not agent.gates.is_tool_called, (
                 "a call continues after its deadline"
             )
+
+
+def _wakes(view: View, task: Task) -> bool:
+    """Whether the task was submitted to a suspended workspace."""
+    (submitted,) = view.events_of(task.id, EventType.TASK_SUBMITTED)
+    return submitted.origin.request_id in view.record.wakes
 
 
 def _was_force_due(task: Task) -> bool:
@@ -459,6 +467,29 @@ def limits_are_recorded_in_time(view: View) -> None:
         assert now <= max(since) + _SCAN, ("a limit is forgotten", task)
 
 
+def suspended_only_when_idle(view: View) -> None:
+    """A workspace is suspended after it has been idle for long, and has no agent."""
+    at = view.workspace
+    if at.status is WorkspaceStatus.SUSPENDED:
+        assert at.updated_at >= view.events[-1].time + SUSPEND_AFTER, (at, view.events[-1])
+        assert (at.agent_address, at.lease_expires_at, at.current_task_id) == (None,) * 3, at
+
+
+def a_wake_is_exact(view: View) -> None:
+    """A task that wakes its workspace starts with its agent, or ends without an iteration."""
+    for task in view.tasks.values():
+        if not _wakes(view, task):
+            continue
+        types = [event.type for event in view.log[task.id]]
+        if EventType.TASK_STARTED in types:
+            registered = [each for each in view.events if each.type is EventType.WORKSPACE_RESUMED]
+            (submitted,) = view.events_of(task.id, EventType.TASK_SUBMITTED)
+            (started,) = view.events_of(task.id, EventType.TASK_STARTED)
+            assert any(submitted.seq < each.seq < started.seq for each in registered), task
+        else:
+            assert task.iterations == 0 and task.status is not TaskStatus.COMPLETED, task
+
+
 INVARIANTS = (
     promises_are_kept,
     invariant_1_durable_first,
@@ -476,6 +507,8 @@ INVARIANTS = (
     limits_decide_the_end,
     limits_are_named,
     limits_are_recorded_in_time,
+    suspended_only_when_idle,
+    a_wake_is_exact,
     answers_are_those_of_the_contract,
     nothing_unexpected_is_raised,
 )

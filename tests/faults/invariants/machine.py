@@ -270,6 +270,13 @@ class CancellationMachine(Steps):
         }
         self.world.run(steps[what]())
 
+    @precondition(lambda self: not self.has_open_task)
+    @rule(comes_up=st.booleans(), limits=st.sampled_from(LIMITS))
+    def wake(self, comes_up: bool, limits: TaskLimits) -> None:
+        """The workspace is idle for long, then gets a task."""
+        self.world.run(self._idle())
+        self.world.run(self._begin(comes_up=comes_up, limits=limits))
+
     @precondition(lambda self: any(not call.runner.done() for call in self.world.record.calls))
     @rule(what=st.sampled_from(["goes away", "drain"]))
     def while_a_caller_waits(self, what: str) -> None:

@@ -34,6 +34,8 @@ LEASE_SECONDS = 12.0
 BOUNDS = Bounds(
     model_timeout_seconds=150.0, tool_timeout_seconds=150.0, lease_seconds=LEASE_SECONDS
 )
+# How long the workspace is idle before it is suspended.
+SUSPEND_AFTER = timedelta(seconds=6)
 # So short that no step contains two heartbeats.
 STEP_SECONDS = 0.5
 _SCOPES = frozenset({"workspace:read", "workspace:write", "tasks:write", "org:hold"})
@@ -155,7 +157,14 @@ class Product:
         if self._leading is None:
             self.changes = Changes()
             controller = Controller(
-                self.store, self.pods, self.wire, BOUNDS, self.run_id, self.clock, self.clock()
+                self.store,
+                self.pods,
+                self.wire,
+                BOUNDS,
+                self.run_id,
+                self.clock,
+                self.clock(),
+                suspend_after=SUSPEND_AFTER,
             )
             self._leading = asyncio.create_task(controller.run(self.changes))
             self.leading_since = self.clock()

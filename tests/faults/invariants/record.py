@@ -107,6 +107,8 @@ class Record:
     unasked: list[str] = field(default_factory=list)
     # Submits that an idle and healthy agent did not accept.
     refused_submits: list[str] = field(default_factory=list)
+    # Request ids of SubmitTask in a suspended workspace.
+    wakes: set[str] = field(default_factory=set)
     # Request ids of StopWorkspace.
     stops: dict[str, str | None] = field(default_factory=dict)
     # Each ended task as first seen after its end, and each intent as first seen.

@@ -93,7 +93,8 @@ class RuntimeStub:
         if agent.link is Link.REQUESTS_LOST:
             raise _error(grpc.StatusCode.UNAVAILABLE)
         was_recorded = self._store.intent(task_id) is not None
-        was_over = self._store.workspace is not None and self._store.workspace.epoch != agent.epoch
+        at = self._store.workspace
+        was_over = at is not None and at.is_over(agent.epoch)
         try:
             decided = await apply()
             directive = codec.encode_directive(

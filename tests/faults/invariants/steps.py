@@ -9,7 +9,7 @@ from evershell.core.task import TaskLimits
 from evershell.core.workspace import WorkspaceStatus
 from tests.faults.invariants.agent import Agent
 from tests.faults.invariants.invariants import duration_ends_at
-from tests.faults.invariants.product import STEP_SECONDS, OpenStores
+from tests.faults.invariants.product import STEP_SECONDS, SUSPEND_AFTER, OpenStores
 from tests.faults.invariants.trouble import Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
@@ -92,10 +92,15 @@ class Steps(RuleBasedStateMachine):
             for agent in self.awake():
                 agent.set_link(Link.REQUESTS_LOST)
         self.world.wire.network = network
+        is_suspended = (await self.world.workspace()).status is WorkspaceStatus.SUSPENDED
         await self.world.submit(limits)
+        if comes_up and is_suspended:
+            await self._scan()
 
     async def _come_up(self) -> None:
-        await self.world.resume()
+        """Resumes the workspace, unless a task can wake it."""
+        if (await self.world.workspace()).status is not WorkspaceStatus.SUSPENDED:
+            await self.world.resume()
         await self._scan()
 
     async def _scan(self) -> None:
@@ -109,6 +114,11 @@ class Steps(RuleBasedStateMachine):
     async def _redeliver(self) -> None:
         self.world.lead()
         await self.world.advance(3.0)
+
+    async def _idle(self) -> None:
+        """Nobody uses the workspace, until a controller has suspended it."""
+        self.world.lead()
+        await self.world.advance(2 * SUSPEND_AFTER.total_seconds() + 2.0)
 
     async def _fence(self) -> None:
         """Begins another epoch while the agent of this one cannot be reached."""

@@ -21,7 +21,6 @@ from tests.faults.invariants.record import Call
 from tests.faults.invariants.wire import SLOW_SECONDS, Network
 
 _STATE_SLUGS = {
-    WorkspaceStatus.PROVISIONING: "workspace_provisioning",
     WorkspaceStatus.STOPPING: "workspace_stopped",
     WorkspaceStatus.STOPPED: "workspace_stopped",
     WorkspaceStatus.FAILED: "workspace_failed",
@@ -38,7 +37,11 @@ class World(Product):
         self._request_numbers = count(1)
 
     async def submit(self, limits: TaskLimits | None = None) -> None:
-        """Submits a task. Records a failure if an idle and healthy agent had to accept it."""
+        """Submits a task.
+
+        Records a failure if an idle and healthy agent had to accept it, or if it had to wake a
+        suspended workspace.
+        """
         before = await self.workspace()
         is_free = (
             before.status is WorkspaceStatus.IDLE
@@ -51,6 +54,11 @@ class World(Product):
             and not self.store.hiccups
             and not self.may_be_held
         )
+        has_to_wake = (
+            before.status is WorkspaceStatus.SUSPENDED
+            and not self.store.hiccups
+            and not self.may_be_held
+        )
         number = next(self._request_numbers)
         request = tasks.SubmitTask(
             workspace_id=before.id,
@@ -59,14 +67,20 @@ class World(Product):
             origin=Origin(f"submit_{number}"),
         )
 
+        if before.status is WorkspaceStatus.SUSPENDED:
+            self.record.wakes.add(request.origin.request_id)
+
         async def call() -> None:
             is_held = self.is_held
             try:
-                task = await tasks.submit_task(CALLER, request, self.store, self.wire, self.clock)
+                task = await tasks.submit_task(
+                    CALLER, request, self.store, self.wire, self.subscriptions, self.clock
+                )
                 if is_held:
                     self.record.defects.append(AssertionError(f"submitted during a hold: {task}"))
             except (Failure, UnavailableError) as failure:
-                if due:
+                is_refused = getattr(failure, "slug", "") != "agent_unreachable"
+                if due or (has_to_wake and is_refused):
                     self.record.refused_submits.append(f"{request.origin.request_id}: {failure}")
 
         self._start(call())
@@ -143,6 +157,9 @@ class World(Product):
             return frozenset({"task_not_found"})
         if target is not None and target.status.is_terminal:
             return frozenset({"already_finished"})
+        is_waking = at.status is WorkspaceStatus.PROVISIONING
+        if is_waking and target is None:
+            return frozenset({"workspace_provisioning"})
         if at.status in _STATE_SLUGS:
             return frozenset({_STATE_SLUGS[at.status]})
         if target is None:
@@ -152,7 +169,9 @@ class World(Product):
             if target.cancel is not None
             else {"accepted", "already_requested"}
         )
-        return frozenset(outcomes if self.wire.reaches(at) else {*outcomes, "agent_unreachable"})
+        if is_waking or self.wire.reaches(at):
+            return frozenset(outcomes)
+        return frozenset({*outcomes, "agent_unreachable"})
 
     async def _note_answer(self, call: Call) -> None:
         try:

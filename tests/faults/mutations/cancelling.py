@@ -255,11 +255,11 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/core/test_workspace_lifecycle.py",
         (
             f"{_CORE}workspace.py",
-            "return epoch != self.epoch or has_ended",
-            "return has_ended",
+            "return epoch != self.epoch or self.status not in WANTS_POD",
+            "return self.status not in WANTS_POD",
         ),
         (f"{_CORE}workspace.py", "or self.agent_breach is not None", ""),
-        (f"{_CORE}workspace_lifecycle.py", "epoch=workspace.epoch + 1", "epoch=workspace.epoch"),
+        (f"{_CORE}workspace.py", "epoch=self.epoch + 1", "epoch=self.epoch"),
     ),
     rule(
         "the lease of an earlier epoch is not renewed",

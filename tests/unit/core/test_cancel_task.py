@@ -234,11 +234,13 @@ async def test_the_task_is_looked_up_before_the_status_is_checked(
 async def test_a_workspace_that_is_not_up_refuses_with_its_status(
     world: World, down: WorkspaceStatus, slug: str
 ) -> None:
-    """Its open task is not changed."""
+    """Its open task is not changed. A workspace that is provisioning without one has none."""
     busy, running = await world.add_busy()
+    if is_provisioning := down is WorkspaceStatus.PROVISIONING:
+        busy = await world.add(down)
     await world.set_status(busy.id, down)
     before = await world.events(busy.id)
-    for task_id in (None, running.id):
+    for task_id in (None,) if is_provisioning else (None, running.id):
         failure = await refusal(world, busy.id, task_id=task_id)
         assert (failure.slug, failure.details["status"], failure.details["workspace_id"]) == (
             slug,
@@ -246,7 +248,7 @@ async def test_a_workspace_that_is_not_up_refuses_with_its_status(
             busy.id,
         )
         assert busy.id in failure.message
-    assert (await world.task(busy.id, running.id)).cancel is None
+    assert (await world.task(running.workspace_id, running.id)).cancel is None
     assert await world.events(busy.id) == before
 
 

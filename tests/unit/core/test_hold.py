@@ -28,7 +28,9 @@ async def submit(world: World, workspace_id: str, by: Caller | None = None, key:
         origin=Origin(),
         key=IdempotencyKey(key, b"same") if key else None,
     )
-    task = await tasks.submit_task(by or caller(), request, world.store, world.agents, world.clock)
+    task = await tasks.submit_task(
+        by or caller(), request, world.store, world.agents, world.subscriptions, world.clock
+    )
     return task.id
 
 

@@ -33,7 +33,9 @@ async def submit(
     request = SubmitTask(
         workspace_id=workspace_id, description="ls", key=key, **{"origin": origin, **fields}
     )
-    return await tasks.submit_task(by or caller(), request, world.store, world.agents, world.clock)
+    return await tasks.submit_task(
+        by or caller(), request, world.store, world.agents, world.subscriptions, world.clock
+    )
 
 
 async def create(

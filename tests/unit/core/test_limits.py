@@ -216,7 +216,9 @@ async def test_the_limits_of_a_submission_are_those_of_the_task(world: World) ->
     request = SubmitTask(
         workspace_id=idle.id, description="true", limits=wanted, origin=Origin("req_s")
     )
-    task = await tasks.submit_task(caller(), request, world.store, world.agents, world.clock)
+    task = await tasks.submit_task(
+        caller(), request, world.store, world.agents, world.subscriptions, world.clock
+    )
     assert (await world.task(idle.id, task.id)).limits == wanted
     world.clock.advance(30)
     await world.commit(idle.id, task.id, TaskStarted())

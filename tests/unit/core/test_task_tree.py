@@ -39,7 +39,9 @@ async def submit(
         origin=Origin("req_s"),
         key=key,
     )
-    return await tasks.submit_task(by or caller(), request, world.store, world.agents, world.clock)
+    return await tasks.submit_task(
+        by or caller(), request, world.store, world.agents, world.subscriptions, world.clock
+    )
 
 
 async def refusal(world: World, parent_id: str | None, **fields: object) -> Failure:

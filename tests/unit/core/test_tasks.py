@@ -20,7 +20,9 @@ async def submit(world: World, workspace_id: str, by: Caller | None = None, **fi
     request = SubmitTask(
         workspace_id=workspace_id, description="ls", origin=Origin("req_s"), **fields
     )
-    return await tasks.submit_task(by or caller(), request, world.store, world.agents, world.clock)
+    return await tasks.submit_task(
+        by or caller(), request, world.store, world.agents, world.subscriptions, world.clock
+    )
 
 
 async def refusal(world: World, workspace_id: str, by: Caller | None = None) -> Failure:

@@ -187,7 +187,8 @@ class Client(Caller):
         there is only one task.
 
         Args:
-            workspace_id: The workspace, which must be idle.
+            workspace_id: The workspace, which must be idle, or suspended: then the call also waits
+                for its agent.
             description: What to do, 1 to 100,000 characters.
             metadata: For the caller's own use: at most 32 entries, keys of 1 to 64 characters,
                 values of at most 512.

@@ -227,7 +227,7 @@ Global___WorkspaceFailed: _TypeAlias = WorkspaceFailed  # noqa: Y015
 
 @_typing.final
 class WorkspaceResumed(_message.Message):
-    """A new agent has registered after a stop, a failure or a restart of the host."""
+    """A new agent has registered after a stop, a failure, a suspension or a restart of the host."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

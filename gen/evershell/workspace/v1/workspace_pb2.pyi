@@ -45,6 +45,8 @@ class Workspace(_message.Message):
         """Its agent died or could not start; `status_reason` says why. ResumeWorkspace starts a new
         one.
         """
+        suspended: Workspace._Status.ValueType  # 7
+        """It was idle for long, so it has no agent; its files stay. The next task wakes it."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     status_unspecified: Workspace.Status.ValueType  # 0
@@ -62,6 +64,8 @@ class Workspace(_message.Message):
     """Its agent died or could not start; `status_reason` says why. ResumeWorkspace starts a new
     one.
     """
+    suspended: Workspace.Status.ValueType  # 7
+    """It was idle for long, so it has no agent; its files stay. The next task wakes it."""
 
     ID_FIELD_NUMBER: _builtins.int
     ORG_ID_FIELD_NUMBER: _builtins.int
@@ -80,7 +84,7 @@ class Workspace(_message.Message):
     created_by_user_id: _builtins.str
     """The user who created it; empty if it was created with an API key."""
     current_task_id: _builtins.str
-    """The task that its agent is working on; empty if it has none."""
+    """The task that its agent is working on, or is started for; empty if there is none."""
     status_reason: _builtins.str
     """Why it has this status; human-readable, may be empty."""
     epoch: _builtins.int

@@ -225,7 +225,7 @@ class CancelTaskResponse(_message.Message):
         already_finished: CancelTaskResponse._Outcome.ValueType  # 3
         """`task_id` names a task that had ended; `task.status` says how."""
         no_active_task: CancelTaskResponse._Outcome.ValueType  # 4
-        """The workspace is idle: no task runs."""
+        """The workspace is idle or suspended: no task runs."""
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
     outcome_unspecified: CancelTaskResponse.Outcome.ValueType  # 0
@@ -236,7 +236,7 @@ class CancelTaskResponse(_message.Message):
     already_finished: CancelTaskResponse.Outcome.ValueType  # 3
     """`task_id` names a task that had ended; `task.status` says how."""
     no_active_task: CancelTaskResponse.Outcome.ValueType  # 4
-    """The workspace is idle: no task runs."""
+    """The workspace is idle or suspended: no task runs."""
 
     WORKSPACE_ID_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int

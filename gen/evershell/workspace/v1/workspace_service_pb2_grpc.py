@@ -195,7 +195,8 @@ class WorkspaceServiceServicer:
         """Submits a task to the agent of a workspace.
 
         Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
-        or GetTask.
+        or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
+        deadline, then answers with the task as it is.
         Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
         the organization). A call with the key of an earlier call that had an effect answers what that
         call answered, and has no effect. Without the header, every successful call creates a task.
@@ -317,7 +318,7 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResumeWorkspace(self, request, context):
-        """Starts a new agent for a stopped or failed workspace, in a new epoch.
+        """Starts a new agent for a stopped, failed or suspended workspace, in a new epoch.
 
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.

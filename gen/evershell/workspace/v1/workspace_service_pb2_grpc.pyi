@@ -67,7 +67,8 @@ class WorkspaceServiceStub:
     """Submits a task to the agent of a workspace.
 
     Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
-    or GetTask.
+    or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
+    deadline, then answers with the task as it is.
     Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
     the organization). A call with the key of an earlier call that had an effect answers what that
     call answered, and has no effect. Without the header, every successful call creates a task.
@@ -153,7 +154,7 @@ class WorkspaceServiceStub:
     Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
     """
     ResumeWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ResumeWorkspaceRequest, _workspace_pb2.Workspace]
-    """Starts a new agent for a stopped or failed workspace, in a new epoch.
+    """Starts a new agent for a stopped, failed or suspended workspace, in a new epoch.
 
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
@@ -307,7 +308,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Submits a task to the agent of a workspace.
 
     Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
-    or GetTask.
+    or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
+    deadline, then answers with the task as it is.
     Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
     the organization). A call with the key of an earlier call that had an effect answers what that
     call answered, and has no effect. Without the header, every successful call creates a task.
@@ -393,7 +395,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
     """
     ResumeWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ResumeWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
-    """Starts a new agent for a stopped or failed workspace, in a new epoch.
+    """Starts a new agent for a stopped, failed or suspended workspace, in a new epoch.
 
     Effect: the workspace is `provisioning`, then `idle`.
     Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.
@@ -556,7 +558,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Submits a task to the agent of a workspace.
 
         Effect: the service records the task and delivers it to the agent. Follow it with WatchEvents
-        or GetTask.
+        or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
+        deadline, then answers with the task as it is.
         Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
         the organization). A call with the key of an earlier call that had an effect answers what that
         call answered, and has no effect. Without the header, every successful call creates a task.
@@ -696,7 +699,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.ResumeWorkspaceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_pb2.Workspace, _abc.Awaitable[_workspace_pb2.Workspace]]:
-        """Starts a new agent for a stopped or failed workspace, in a new epoch.
+        """Starts a new agent for a stopped, failed or suspended workspace, in a new epoch.
 
         Effect: the workspace is `provisioning`, then `idle`.
         Idempotency: a call on a provisioning, idle or busy workspace changes nothing and succeeds.

@@ -131,7 +131,9 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
             push.decode_push(config, request.tenant, "", self.allowed_networks)
         await workspaces.get_workspace(caller(), request.tenant, self.store)
         try:
-            task = await tasks.submit_task(caller(), decoded, self.store, self.agents, self.clock)
+            task = await tasks.submit_task(
+                caller(), decoded, self.store, self.agents, self.subscriptions, self.clock
+            )
         except Failure as failure:
             raise decode.explained(failure, request) from failure
         if config is not None:

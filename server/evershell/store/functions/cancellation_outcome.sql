@@ -19,7 +19,8 @@ CREATE OR REPLACE FUNCTION cancellation_outcome(
         WHEN p_names_task AND t.id IS NULL THEN 'task_not_found'
         WHEN t.status IN ('completed', 'failed', 'cancelled', 'delivery_failed')
             THEN 'already_finished'
-        WHEN w.status = 'provisioning' THEN 'workspace_provisioning'
+        -- With a task it was suspended, and the task wakes it.
+        WHEN w.status = 'provisioning' AND t.id IS NULL THEN 'workspace_provisioning'
         WHEN w.status IN ('stopping', 'stopped') THEN 'workspace_stopped'
         WHEN w.status = 'failed' THEN 'workspace_failed'
         WHEN t.id IS NULL THEN 'no_active_task'

@@ -21,7 +21,7 @@ BEGIN
             < p_now + make_interval(secs => p_lease_seconds[n] * p_below_share)
         THEN
             PERFORM FROM workspaces
-            WHERE id = w.id AND epoch = p_epochs[n] AND status NOT IN ('stopped', 'failed')
+            WHERE id = w.id AND epoch = p_epochs[n] AND status NOT IN ('stopped', 'failed', 'suspended')
             FOR NO KEY UPDATE SKIP LOCKED;
             IF FOUND THEN
                 UPDATE workspaces

@@ -12,6 +12,8 @@ from tests.faults.long.chaos.callers import NO_ANSWER, Callers, Reply, Wire
 # then. The wait of a cancellation is added to it.
 _ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 0.15
+# How long a workspace is idle before it is suspended.
+IDLE_SECONDS = 1.0
 # Between two cancellations of all tasks of the organization.
 _BATCH_SECONDS = 5.0
 # The slugs that a stack under faults may answer. The credentials and requests of the load are
@@ -105,7 +107,8 @@ class Load:
             status = (await self._call(wire, "GetWorkspace", workspace_id=workspace_id)).body.get(
                 "status"
             )
-            if status == "idle":
+            # A task wakes a suspended workspace.
+            if status in ("idle", "suspended"):
                 return True
             if status in ("stopped", "failed"):
                 await self._call(wire, "ResumeWorkspace", workspace_id=workspace_id)
@@ -134,6 +137,9 @@ class Load:
             if chance.random() < 0.06:
                 wire = chance.choice(list(Wire))
                 await self._call(wire, "StopWorkspace", workspace_id=workspace_id)
+            elif chance.random() < 0.1:
+                # It may be suspended meanwhile.
+                await asyncio.sleep(3 * IDLE_SECONDS)
 
     async def _cancel(
         self, workspace_id: str, task_id: str, chance: random.Random, after_seconds: float

@@ -13,7 +13,7 @@ import psutil
 from tests.faults.long.chaos.callers import Callers
 from tests.faults.long.chaos.disks import disks
 from tests.faults.long.chaos.faults import Faults, Hit
-from tests.faults.long.chaos.load import Load
+from tests.faults.long.chaos.load import IDLE_SECONDS, Load
 from tests.faults.long.chaos.plan import Fault, Plan
 from tests.support.promises import TERMINAL, read_history, violations
 from tests.support.stack import Stack, Workspace, processes_of
@@ -50,7 +50,13 @@ class Inflictor(Protocol):
 def run(plan: Plan, state_dir: Path) -> Outcome:
     """Starts a stack, plays the plan and stops the stack."""
     # The load exceeds the rate limits, which this run does not test.
-    stack = Stack(state_dir, WORKERS=str(WORKERS), RATE_LIMIT="off", LOG_LEVEL="INFO")
+    stack = Stack(
+        state_dir,
+        WORKERS=str(WORKERS),
+        RATE_LIMIT="off",
+        LOG_LEVEL="INFO",
+        IDLE_SUSPEND_MINUTES=str(IDLE_SECONDS / 60),
+    )
     with disks(state_dir, plan.seconds) as mounted:
         try:
             stack.start()
@@ -114,7 +120,11 @@ async def _play(
 def _strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
     """Yields processes in idle pods other than their agents, and zombies."""
     for workspace_id in workspace_ids:
-        agent, found = stack.agent_pid(workspace_id), stack.pod_processes(workspace_id)
+        found = stack.pod_processes(workspace_id)
+        if not found:
+            # It is suspended.
+            continue
+        agent = stack.agent_pid(workspace_id)
         if found != [agent]:
             yield f"the idle pod of {workspace_id} runs {found} instead of only its agent {agent}"
     for process in stack.processes():

@@ -1,0 +1,83 @@
+"""What must always be true of a workspace that is suspended or woken."""
+
+from tests.faults.mutations.mutants import Rule, rule
+
+_CORE = "server/evershell/core/"
+_FLEET = "server/evershell/fleet/"
+_STORE = "server/evershell/store/"
+_UNIT = "tests/unit/core/test_suspension.py"
+_MACHINE = "tests/faults/invariants/test_invariants.py"
+
+SUSPENDING: tuple[Rule, ...] = (
+    rule(
+        "only a workspace that has been idle for long is suspended",
+        f"{_UNIT} tests/unit/fleet/test_suspension.py",
+        (f"{_CORE}workspace_lifecycle.py", "or workspace.updated_at > idle_since", ""),
+        (f"{_FLEET}controller.py", "            and self._clock() >= workspace.updated_at", ""),
+    ),
+    rule(
+        "the agent of a suspended workspace is fenced",
+        _UNIT,
+        (
+            f"{_CORE}workspace.py",
+            "        WorkspaceStatus.STOPPING,\n    }\n)",
+            "        WorkspaceStatus.STOPPING,\n        WorkspaceStatus.SUSPENDED,\n    }\n)",
+        ),
+    ),
+    rule(
+        "the pod of a suspended workspace ends, even if a controller ends in between",
+        f"{_UNIT} tests/contracts/test_store_leases.py",
+        (
+            f"{_STORE}postgres_store.py",
+            " OR (status = 'suspended' AND run_id IS NOT NULL) ORDER",
+            " ORDER",
+        ),
+        (
+            f"{_CORE}workspace_lifecycle.py",
+            "    return Change(replace(suspended, run_id=workspace.run_id), locked.task)",
+            "    return Change(suspended, locked.task)",
+        ),
+    ),
+    rule(
+        "the task that wakes a workspace can be cancelled at once",
+        f"{_MACHINE} tests/contracts/test_store_cancellations.py",
+        (
+            f"{_STORE}functions/cancellation_outcome.sql",
+            "'provisioning' AND t.id IS NULL THEN",
+            "'provisioning' THEN",
+        ),
+        (
+            f"{_CORE}cancel_task.py",
+            "    if workspace.status is WorkspaceStatus.PROVISIONING:\n",
+            "    if False:\n",
+        ),
+    ),
+    rule(
+        "the task that wakes a workspace is delivered",
+        _UNIT,
+        (
+            f"{_CORE}workspace_lifecycle.py",
+            "WorkspaceStatus.IDLE if locked.task is None else WorkspaceStatus.BUSY",
+            "WorkspaceStatus.IDLE",
+        ),
+        (
+            f"{_CORE}task_lifecycle.py",
+            "    given = replace(workspace, current_task_id=task.id, task_unnamed_since=None)\n",
+            "    given = replace(workspace, task_unnamed_since=None)\n",
+        ),
+    ),
+    rule(
+        "a wake that fails ends the task exactly",
+        _UNIT,
+        (
+            f"{_CORE}task_lifecycle.py",
+            "TaskStatus.DELIVERY_FAILED if is_waking else TaskStatus.FAILED",
+            "TaskStatus.FAILED",
+        ),
+        (
+            f"{_CORE}task_lifecycle.py",
+            "if not is_waking or task is None or task.cancel is None:",
+            "if task is None or task.cancel is None:",
+        ),
+    ),
+)
