@@ -38,6 +38,9 @@ class AlivePods:
     async def sync(self) -> None:
         pass
 
+    async def reap(self) -> None:
+        pass
+
     def explain(self, workspace: object) -> str:
         return ""
 
