@@ -11,7 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 MAX_SECONDS = 15.0
-USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+USAGE = {
+    "prompt_tokens": 11,
+    "completion_tokens": 7,
+    "total_tokens": 18,
+    "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 3, "audio_tokens": 2},
+    "completion_tokens_details": {"reasoning_tokens": 4, "audio_tokens": 1},
+}
 DONE = b"data: [DONE]\n\n"
 # The number of pieces in which a text is streamed.
 _PIECES = 4

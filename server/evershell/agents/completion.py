@@ -8,7 +8,7 @@ import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
 from evershell.agents.reply import Reply
-from evershell.core.task import MAX_CALL_TOKENS, MAX_TOOL_CALLS
+from evershell.core.task import MAX_TOOL_CALLS
 
 # An iteration must fit into one message to the control plane.
 _MAX_ANSWER_BYTES = 1024 * 1024
@@ -104,12 +104,6 @@ async def receive(response: httpx2.Response, reply: Reply) -> Completion:
     return _parse(Completion, received)
 
 
-def tokens(usage: Any, name: str) -> int:
-    """The token count; 0 if the endpoint reports none or an invalid one."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and 0 <= count <= MAX_CALL_TOKENS else 0
-
-
 def quoted(error: Any) -> str:
     """The endpoint's own error message, shortened; empty if it has none."""
     text = error.get("message") if isinstance(error, dict) else error
@@ -165,8 +159,7 @@ class _Streamed:
             self._model = self._reply.model = chunk.model
         if chunk.usage is not None:
             self._usage = chunk.usage
-            self._reply.input_tokens = tokens(chunk.usage, "prompt_tokens")
-            self._reply.output_tokens = tokens(chunk.usage, "completion_tokens")
+            self._reply.set_tokens(chunk.usage)
         for choice in (chunk.choices or [])[:1]:
             self.is_finished |= bool(choice.finish_reason)
             if choice.delta is not None:

@@ -15,7 +15,7 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsync
 
 from evershell.agents.active_task import TaskFailed
 from evershell.agents.chat import TOOLS, begin, calls_of, exchange
-from evershell.agents.completion import AnswerError, Completion, Message, quoted, receive, tokens
+from evershell.agents.completion import AnswerError, Completion, Message, quoted, receive
 from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.reply import Reply
 from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
@@ -144,8 +144,7 @@ class OpenAIModel:
         assert completion is not None
         message = completion.choices[0].message
         reply.model, reply.content = completion.model or self.name, message.text
-        reply.input_tokens = tokens(completion.usage, "prompt_tokens")
-        reply.output_tokens = tokens(completion.usage, "completion_tokens")
+        reply.set_tokens(completion.usage)
         return message
 
     async def _ask(self, chat: Sequence[Mapping[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """What is known of the model call of an iteration."""
 
-from typing import Any
+from evershell.agents.usage import field_of, tokens_of
+from evershell.core.task import TOKENS
 
 
 class Reply:
@@ -16,6 +17,13 @@ class Reply:
         # The numbers that the endpoint has reported so far.
         self.input_tokens = 0
         self.output_tokens = 0
+        # Parts of the input and the output. docs/costs.md says what they are.
+        self.cached_input_tokens = 0
+        self.cache_write_tokens = 0
+        self.cache_write_1h_tokens = 0
+        self.input_audio_tokens = 0
+        self.reasoning_tokens = 0
+        self.output_audio_tokens = 0
         self._texts: list[str] = []
 
     @property
@@ -33,44 +41,39 @@ class Reply:
         self._texts.append(text)
 
     @property
-    def known(self) -> tuple[str, int, int, int]:
+    def known(self) -> tuple[object, ...]:
         """Changes whenever the agent adds something."""
-        return self.model, self.input_tokens, self.output_tokens, len(self._texts)
+        return self.model, len(self._texts), *(getattr(self, kind) for kind in TOKENS)
+
+    def set_tokens(self, usage: object) -> None:
+        """Replaces the tokens by those that an SDK or an endpoint has reported."""
+        for kind, count in tokens_of(usage).items():
+            setattr(self, kind, count)
+
+    def add_tokens(self, usage: object) -> None:
+        """Adds the tokens that an SDK or an endpoint has reported."""
+        for kind, count in tokens_of(usage).items():
+            setattr(self, kind, getattr(self, kind) + count)
 
     def take(self, answer: object) -> None:
         """Reads the answer of a call. The tokens of several calls are added up."""
-        usage = _field(answer, "usage", "usage_metadata")
-        usage = usage() if callable(usage) else usage
-        self.input_tokens += _count(_field(usage, "input_tokens", "prompt_tokens"))
-        self.output_tokens += _count(_field(usage, "output_tokens", "completion_tokens"))
-        model = _field(answer, "model", "model_name")
+        usage = field_of(answer, "usage", "usage_metadata")
+        self.add_tokens(usage() if callable(usage) else usage)
+        model = field_of(answer, "model", "model_name")
         self.model = model if isinstance(model, str) else self.model
         text = _text(answer)
         if text:
             self.content = text
 
 
-def _field(value: object, *names: str) -> Any:
-    """The first of these fields of an object or a mapping; None if it has none of them."""
-    for name in names:
-        found = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
-        if found is not None:
-            return found
-    return None
-
-
-def _count(tokens: object) -> int:
-    return tokens if isinstance(tokens, int) else 0
-
-
 def _text(answer: object) -> str:
     """The text of an answer: of a chat completion, of a response, or of a message with blocks."""
     if isinstance(answer, str):
         return answer
-    choices = _field(answer, "choices")
+    choices = field_of(answer, "choices")
     if isinstance(choices, list) and choices:
-        return _text(_field(choices[0], "message"))
-    text = _field(answer, "output_text", "content", "text")
+        return _text(field_of(choices[0], "message"))
+    text = field_of(answer, "output_text", "content", "text")
     if isinstance(text, list | tuple):
         return "".join(map(_text, text))
     return text if isinstance(text, str) else ""

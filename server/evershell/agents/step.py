@@ -19,7 +19,7 @@ from evershell.agents.tools import (
     ToolStatus,
     storable,
 )
-from evershell.core.task import MAX_CALL_TOKENS, MAX_TOOL_CALLS, Phase
+from evershell.core.task import MAX_CALL_TOKENS, MAX_TOOL_CALLS, TOKEN_PARTS, Phase
 
 T = TypeVar("T")
 
@@ -222,6 +222,11 @@ class Step:
                 "output_tokens": _count(self.reply.output_tokens),
                 "duration_ms": _milliseconds(self._model_seconds),
                 "status": "completed" if has_ended else "interrupted",
+                **{
+                    part: count
+                    for part in TOKEN_PARTS
+                    if (count := _count(getattr(self.reply, part)))
+                },
             }
         }
         calls = [tool.payload(len(self._tools)) for tool in self._tools]

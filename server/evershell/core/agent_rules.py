@@ -10,10 +10,10 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evershell.core.prices import TOKENS
 from evershell.core.task import (
     MAX_CALL_TOKENS,
     MAX_TOOL_CALLS,
+    TOKENS,
     AgentEvent,
     IterationCompleted,
     Task,

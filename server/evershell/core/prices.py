@@ -11,18 +11,8 @@ from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from typing import Any
 
-# The parts of the input and the output that may have a price of their own, each with what it is a
-# part of, the smallest parts first. A part without a price is priced like the rest.
-PARTS: Mapping[str, tuple[str, ...]] = {
-    "cache_write_1h_tokens": ("cache_write_tokens", "input_tokens"),
-    "cache_write_tokens": ("input_tokens",),
-    "cached_input_tokens": ("input_tokens",),
-    "input_audio_tokens": ("input_tokens",),
-    "reasoning_tokens": ("output_tokens",),
-    "output_audio_tokens": ("output_tokens",),
-}
-# The fields of a model call that count tokens.
-TOKENS = ("input_tokens", "output_tokens", *PARTS)
+from evershell.core.task import TOKEN_PARTS, TOKENS
+
 # A longer name has no price.
 _MAX_NAME_CHARACTERS = 200
 # The models whose prices are kept for further calls.
@@ -54,8 +44,9 @@ class Prices:
 
     def cost(self, counts: Mapping[str, int]) -> int:
         """The cost of a call in nano-dollars, rounded half up."""
+        # A part without a price is priced like the rest.
         left = dict(counts)
-        for part, wholes in PARTS.items():
+        for part, wholes in TOKEN_PARTS.items():
             if part in self.tokens:
                 for whole in wholes:
                     left[whole] -= left[part]

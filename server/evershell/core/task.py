@@ -14,6 +14,18 @@ DEFAULT_MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_DEFAULT_VALUE
 MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_MAX
 # The input or output tokens of one model call. A task has at most 1,000 calls.
 MAX_CALL_TOKENS = 1_000_000_000
+# The parts of the input and the output that may have a price of their own, each with what it is a
+# part of, the smallest parts first.
+TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
+    "cache_write_1h_tokens": ("cache_write_tokens", "input_tokens"),
+    "cache_write_tokens": ("input_tokens",),
+    "cached_input_tokens": ("input_tokens",),
+    "input_audio_tokens": ("input_tokens",),
+    "reasoning_tokens": ("output_tokens",),
+    "output_audio_tokens": ("output_tokens",),
+}
+# The fields of a model call that count tokens.
+TOKENS = ("input_tokens", "output_tokens", *TOKEN_PARTS)
 # The tool calls of one iteration.
 MAX_TOOL_CALLS = 128
 

@@ -8,7 +8,14 @@ from evershell.agents.active_task import TaskFailed
 from evershell.agents.loop import Task
 from evershell.agents.step import Step
 from evershell.agents.tools import ToolResult, ToolStatus
+from evershell.core.prices import PriceList, Prices
 from tests.faults.invariants.record import Iteration, Record
+
+MODEL = "priced"
+# A nano-dollar for each token.
+PRICES = PriceList(
+    own={MODEL: Prices(dict.fromkeys(("input_tokens", "output_tokens"), ((0, 1000),)))}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,7 @@ class Gates:
         self._record.iterations.append(self._iteration)
         self._iteration.content = f"part {self._iteration.number}"
         step.reply.content = self._iteration.content
+        step.reply.model = MODEL
         step.reply.input_tokens, step.reply.output_tokens = 3, 2
         self._reply = asyncio.get_running_loop().create_future()
         try:

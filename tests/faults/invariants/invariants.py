@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from evershell.agents.shutdown import ExitCode
 from evershell.core.event import Event, EventType, cancel_requested_payload
 from evershell.core.task import CancelIntent, Task, TaskLimits, TaskStatus
-from evershell.core.task_limits import CREDENTIAL_KIND, REQUESTER
+from evershell.core.task_limits import CREDENTIAL_KIND, REQUESTER, budgets
 from evershell.core.workspace import WorkspaceStatus
 from tests.faults.invariants.product import SUSPEND_AFTER
 from tests.faults.invariants.record import Iteration
@@ -300,8 +300,10 @@ def invariant_4_the_iteration_is_finished(view: View) -> None:
             task.usage.tool_calls,
             task.usage.input_tokens,
             task.usage.output_tokens,
+            task.usage.cost_nanos,
         )
-        assert usage == (len(events), len(tool_calls), 3 * len(events), 2 * len(events)), task
+        count = len(events)
+        assert usage == (count, len(tool_calls), 3 * count, 2 * count, 5 * count), task
         if task.id in view.record.ended_by_agent:
             to_record = [each for each in begun_by_number.values() if not each.failed]
             assert len(events) == len(to_record), ("an iteration is not recorded", to_record)
@@ -423,8 +425,7 @@ def duration_ends_at(task: Task) -> datetime | None:
 def limits_decide_the_end(view: View) -> None:
     """A task that has reached a limit is cancelled, and never ends in another way."""
     for task in view.tasks.values():
-        most = task.limits.max_total_tokens
-        is_used = most is not None and _tokens(task) >= most
+        is_used = any(budget.is_reached for budget in budgets(task))
         assert not is_used or task.cancel is not None, task
         due = duration_ends_at(task)
         is_late = due is not None and task.completed_at is not None and due <= task.completed_at
@@ -446,8 +447,28 @@ def limits_are_named(view: View) -> None:
                 f"max_total_tokens reached: {tokens} of {limits.max_total_tokens} tokens"
                 for tokens in range(limits.max_total_tokens, _tokens(task) + 1)
             }
+        if limits.max_cost_nanos is not None:
+            named |= {
+                f"max_cost reached: 0.{cost:09} of 0.{limits.max_cost_nanos:09} USD"
+                for cost in range(limits.max_cost_nanos, (task.usage.cost_nanos or 0) + 1)
+            }
         assert cancel.reason in named, (task, named)
         assert cancel.credential_kind == CREDENTIAL_KIND, task
+
+
+def limits_are_announced_once(view: View) -> None:
+    """At 80 % of a limit, unless the task is cancelled by then."""
+    for task in view.tasks.values():
+        for most in filter(None, (task.limits.max_total_tokens, task.limits.max_cost_nanos)):
+            used, announced = 0, 0
+            for event in view.log[task.id]:
+                if event.type is EventType.TASK_CANCEL_REQUESTED:
+                    break
+                if event.type is EventType.ITERATION_COMPLETED:
+                    used, before = used + 5, used
+                    announced += before * 100 < most * 80 <= used * 100 < most * 100
+            events = view.events_of(task.id, EventType.TASK_LIMIT_APPROACHED)
+            assert len(events) == announced, (task, events)
 
 
 def _tokens(task: Task) -> int:
@@ -506,6 +527,7 @@ INVARIANTS = (
     invariant_12_visible,
     limits_decide_the_end,
     limits_are_named,
+    limits_are_announced_once,
     limits_are_recorded_in_time,
     suspended_only_when_idle,
     a_wake_is_exact,

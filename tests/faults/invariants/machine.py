@@ -17,11 +17,13 @@ from tests.faults.invariants.wire import Network
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
 # An index into the live agents, mostly that of the last one.
 WHICH = st.sampled_from([-1, -1, -1, -2])
-# An iteration has five tokens. The durations end between two scans of the controller.
+# An iteration has five tokens, which cost five nano-dollars. The durations end between two scans of
+# the controller.
 LIMITS = [
     TaskLimits(),
     TaskLimits(),
     TaskLimits(max_total_tokens=8),
+    TaskLimits(max_cost_nanos=11),
     TaskLimits(max_duration_seconds=3.75),
     TaskLimits(max_duration_seconds=3.75),
     TaskLimits(max_duration_seconds=1.75, max_total_tokens=5, force_after_seconds=1.0),

@@ -22,6 +22,7 @@ from evershell.fleet.controller import Controller
 from evershell.store.notifications import Publish
 from tests.faults.invariants.agent import Agent, Surrounded
 from tests.faults.invariants.clock import Clock
+from tests.faults.invariants.gates import PRICES
 from tests.faults.invariants.pods import Changes, Pods
 from tests.faults.invariants.record import Record
 from tests.faults.invariants.spy_store import SpyStore
@@ -84,7 +85,7 @@ class Product:
         self.observer: Store = observing
         self.store = SpyStore(store, self.record, self.clock)
         self._stage.stores += [self.store, observing]
-        runtime = Runtime(self.store, self.clock, LEASE_SECONDS)
+        runtime = Runtime(self.store, self.clock, LEASE_SECONDS, prices=PRICES)
         self.shared = Surrounded(
             runtime=runtime, store=self.store, record=self.record, clock=self.clock
         )

@@ -522,8 +522,18 @@ CANCELLING: tuple[Rule, ...] = (
         (f"{_CORE}task_limits.py", "        if due <= now:\n", "        if False:\n"),
         (
             f"{_CORE}task_limits.py",
-            "tokens >= limits.max_total_tokens",
-            "tokens > limits.max_total_tokens",
+            "self.used >= self.maximum",
+            "self.used > self.maximum",
+        ),
+        (
+            f"{_CORE}task_limits.py",
+            "return self.used is None or self.used >=",
+            "return bool(self.used) and self.used >=",
+        ),
+        (
+            f"{_CORE}task_limits.py",
+            "not (then.is_approached or now.is_reached)",
+            "not now.is_reached",
         ),
         (f"{_CORE}task_limits.py", 'REQUESTER = "system:limit"', 'REQUESTER = "system"'),
         (
@@ -557,5 +567,7 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
         _FORGETS_LIMITS,
+        # The cost of an iteration is forgotten.
+        (f"{_CORE}task_lifecycle.py", "else task.usage.cost_nanos + cost_nanos", "else cost_nanos"),
     ),
 )

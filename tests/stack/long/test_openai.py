@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from tests.support.faults import assert_story
+from tests.support.faults import assert_story, await_terminal
 from tests.support.model_server import (
     Gate,
     ModelServer,
@@ -21,6 +22,13 @@ from tests.support.model_server import (
 from tests.support.stack import Stack, Workspace
 
 KEY = "sk-only-for-the-endpoint"
+# USD for a million tokens. An answer has 11 input tokens, 5 of them cached, and 7 output tokens.
+PRICES = {"input": 1, "output": 10, "cached_input": 0.5}
+CALL_NANOS = (11 - 5) * 1000 + 5 * 500 + 7 * 10_000
+
+
+def usd(nanos: int) -> dict[str, Any]:
+    return {"currency_code": "USD", "units": "0", "nanos": nanos}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +48,17 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(
     server: ModelServer, key_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    state_dir = tmp_path_factory.mktemp("openai") / "state"
+    folder = tmp_path_factory.mktemp("openai")
+    prices, points = folder / "prices.json", folder / "points"
+    prices.write_text(json.dumps(dict.fromkeys(("test", "test-0613"), PRICES)))
+    points.mkdir()
+    # The agents of root run as other users.
+    points.chmod(0o777)
     with Stack(
-        state_dir,
+        folder / "state",
         MODEL="openai:test",
+        PRICES_FILE=str(prices),
+        CRASH_POINTS_DIR=str(points),
         OPENAI_BASE_URL=server.base_url,
         OPENAI_API_KEY_FILE=str(key_file),
     ).started() as running:
@@ -68,6 +83,7 @@ def test_a_task_with_two_tool_calls_completes_and_its_usage_is_told(
         "output_tokens": "21",
         "model_calls": "3",
         "tool_calls": "2",
+        "cost": usd(3 * CALL_NANOS),
     }
     assert server.requests[2]["messages"][-1]["content"].startswith("Exit code 0.\n42\n")
     assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
@@ -84,6 +100,43 @@ def test_the_iteration_that_reaches_the_tokens_is_the_last(
     assert end["cancel"]["requested_by"] == "system:limit"
     assert end["cancel"]["reason"] == "max_total_tokens reached: 36 of 36 tokens"
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "crash", ["", "before_iteration_transaction", "after_iteration_transaction"]
+)
+def test_the_iteration_that_reaches_the_cost_is_the_last(
+    workspace: Workspace, server: ModelServer, crash: str
+) -> None:
+    """The limit is not forgotten if the worker dies before or after the commit that reaches it."""
+    gate, points = Gate(), workspace.stack.state_dir.parent / "points"
+    second = replace(calls("echo 2"), gate=gate)
+    server.script.extend((calls("echo 1"), second, calls("echo 3"), says("done")))
+    limit = 2 * CALL_NANOS - 1
+    task_id = workspace.submit("count", limits={"max_cost": usd(limit)})
+    gate.await_reached()
+    if crash:
+        (points / crash).touch()
+    gate.opened.set()
+    # A stream of events may end with its worker.
+    end = await_terminal(workspace, task_id)
+    assert not list(points.iterdir())
+    assert (end["status"], end["iterations"], end["forced"]) == ("cancelled", 2, False)
+    assert workspace.task(task_id)["usage"]["cost"] == usd(2 * CALL_NANOS)
+    assert end["cancel"]["requested_by"] == "system:limit"
+    assert end["cancel"]["reason"] == "max_cost reached: 0.000157 of 0.000156999 USD"
+    assert len(server.requests) == 2
+    assert workspace.task(task_id)["limits"] == {"max_cost": usd(limit)}
+
+
+def test_a_model_without_a_price_ends_a_task_with_a_limit_of_cost(
+    workspace: Workspace, server: ModelServer
+) -> None:
+    server.script.extend((calls("echo 1"), calls("echo 2", model="other"), says("done")))
+    end = workspace.await_end(workspace.submit("count", limits={"max_cost": usd(999_999_999)}))
+    assert (end["status"], end["iterations"]) == ("cancelled", 2)
+    assert end["cancel"]["reason"] == "max_cost cannot be checked: a model without a price was used"
+    assert "cost" not in end["usage"]
 
 
 def test_the_key_is_in_no_log_and_not_in_what_the_agent_gives_its_tools(

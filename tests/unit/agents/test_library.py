@@ -23,6 +23,7 @@ from evershell.agents import (
     step,
 )
 from evershell.agents.reply import Reply
+from evershell.agents.usage import tokens_of
 from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.core import agent_rules
 from evershell.core.agent_rules import check_events
@@ -101,6 +102,56 @@ def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> No
     reply = Reply()
     reply.take(answer)
     assert (reply.model, reply.content, reply.input_tokens, reply.output_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        # A message of Anthropic, whose input is without that of caches.
+        (
+            SimpleNamespace(
+                input_tokens=2,
+                cache_read_input_tokens=3,
+                cache_creation_input_tokens=4,
+                cache_creation=SimpleNamespace(ephemeral_1h_input_tokens=1),
+                output_tokens=5,
+            ),
+            {
+                "input_tokens": 9,
+                "cached_input_tokens": 3,
+                "cache_write_tokens": 4,
+                "cache_write_1h_tokens": 1,
+                "output_tokens": 5,
+            },
+        ),
+        # The same in LangChain, with and without the time in the cache.
+        (
+            {
+                "input_tokens": 9,
+                "input_token_details": {
+                    "cache_read": 3,
+                    "cache_creation": 0,
+                    "ephemeral_5m_input_tokens": 3,
+                    "ephemeral_1h_input_tokens": 1,
+                },
+            },
+            {
+                "input_tokens": 9,
+                "cached_input_tokens": 3,
+                "cache_write_tokens": 4,
+                "cache_write_1h_tokens": 1,
+            },
+        ),
+        (
+            {"input_tokens": 9, "input_token_details": {"cache_creation": 4}},
+            {"input_tokens": 9, "cache_write_tokens": 4},
+        ),
+        ({"input_tokens": -1, "output_tokens": 2.5, "cache_read_tokens": "3"}, {}),
+        ({"prompt_tokens": 2, "prompt_tokens_details": "none"}, {"input_tokens": 2}),
+    ],
+)
+def test_tokens_of_caches_are_a_part_of_the_input(usage: Any, expected: dict[str, int]) -> None:
+    assert {kind: count for kind, count in tokens_of(usage).items() if count} == expected
 
 
 async def test_what_the_agent_says_itself_is_recorded_and_kept_within_the_rules() -> None:

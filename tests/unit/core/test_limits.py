@@ -112,8 +112,10 @@ def test_a_limit_that_is_approached_is_announced_once() -> None:
         {"limit": "max_total_tokens", "used": "10", "maximum": "12"},
         {"limit": "max_cost", "used": "0.45", "maximum": "0.500000001"},
     ]
-    fourth = commit(busy(replace(wanted, max_total_tokens=None)), *map(of_model, range(1, 4)))
-    assert types(fourth).count("task_limit_approached") == 1
+    # With the last two of these, the task has used more than 80 %.
+    change = commit(busy(TaskLimits(max_cost_nanos=1_700_000_000)), *map(of_model, range(1, 12)))
+    assert types(change).index("task_limit_approached") == 10
+    assert types(change).count("task_limit_approached") == 1
 
 
 def test_a_limit_of_a_task_that_is_being_cancelled_is_not_announced() -> None:

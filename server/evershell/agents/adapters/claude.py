@@ -207,13 +207,13 @@ class _Program:
         reply = step.reply
         if event["type"] == "message_start":
             reply.model, reply.content = event["message"]["model"], ""
-            usage = event["message"]["usage"]
-            names = "input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"
-            reply.input_tokens += sum(usage.get(name) or 0 for name in names)
+            # The output so far is counted at the end.
+            reply.add_tokens(event["message"]["usage"] | {"output_tokens": 0})
         elif event["type"] == "content_block_delta":
             reply.add(event["delta"].get("text", ""))
         elif event["type"] == "message_delta":
-            reply.output_tokens += event["usage"]["output_tokens"]
+            usage = event["usage"]
+            reply.add_tokens({name: usage[name] for name in usage if name.startswith("output")})
         elif event["type"] == "message_stop":
             self._is_answered = bool(self._calls)
 

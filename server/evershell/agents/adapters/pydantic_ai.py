@@ -118,7 +118,5 @@ async def _answered(node: Any, run: Any, step: Step) -> Any:
         async for _ in stream:
             step.reply.content = stream.response.text or ""
             step.reply.model = stream.response.model_name or ""
-    usage = stream.response.usage
-    step.reply.input_tokens += usage.input_tokens
-    step.reply.output_tokens += usage.output_tokens
+    step.reply.add_tokens(stream.response.usage)
     return await run.next(node)

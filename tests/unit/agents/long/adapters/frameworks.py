@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,19 @@ def need(package: str) -> None:
         pytest.skip(f"{package} is not installed: make .venv/.adapters-ready")
 
 
+# Those of the answers of the model server.
+ALL_TOKENS = {
+    "input_tokens": 11,
+    "output_tokens": 7,
+    "cached_input_tokens": 5,
+    "cache_write_tokens": 3,
+    "input_audio_tokens": 2,
+    "reasoning_tokens": 4,
+    "output_audio_tokens": 1,
+}
+WITHOUT_AUDIO = {kind: count for kind, count in ALL_TOKENS.items() if "audio" not in kind}
+
+
 class Framework:
     """A framework whose model is a chat completion of OpenAI. The others override what differs."""
 
@@ -48,6 +61,8 @@ class Framework:
     tool = "shell"
     # The file in examples/.
     example = ""
+    # The tokens of each call, as far as the framework tells them.
+    tokens: Mapping[str, int] = ALL_TOKENS
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
@@ -120,6 +135,8 @@ class Commands:
 class OpenAIAgents(Framework):
     package = "agents"
     example = "openai_agents_agent.py"
+    # Its usage has no audio.
+    tokens = WITHOUT_AUDIO
 
     def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
         import agents
@@ -219,6 +236,7 @@ class Claude(Framework):
     keeps_at_force = False
     example = "claude_agent.py"
     tool = "mcp__test__shell"
+    tokens = WITHOUT_AUDIO | {"cache_write_1h_tokens": 2}
 
     def agent(self, server: ModelServer, folder: Path) -> AgentFunction:
         from claude_agent_sdk import (
@@ -324,7 +342,14 @@ class Claude(Framework):
             "role": "assistant",
             "model": "test",
             "content": [],
-            "usage": {"input_tokens": 11, "output_tokens": 1},
+            "usage": {
+                # Without those of caches.
+                "input_tokens": 3,
+                "cache_read_input_tokens": 5,
+                "cache_creation_input_tokens": 3,
+                "cache_creation": {"ephemeral_5m_input_tokens": 1, "ephemeral_1h_input_tokens": 2},
+                "output_tokens": 1,
+            },
         }
         events = [self._event("message_start", message=message)]
         for index, (first, rest) in enumerate(blocks):
@@ -337,8 +362,9 @@ class Claude(Framework):
 
     def _end(self, reason: str) -> list[bytes]:
         delta = {"stop_reason": reason}
+        usage = {"output_tokens": 7, "output_tokens_details": {"thinking_tokens": 4}}
         return [
-            self._event("message_delta", delta=delta, usage={"output_tokens": 7}),
+            self._event("message_delta", delta=delta, usage=usage),
             self._event("message_stop"),
         ]
 
