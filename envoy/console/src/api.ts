@@ -1,6 +1,7 @@
 // Calls of the REST interface, with types from the OpenAPI document.
 import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "../openapi";
+import { hear } from "./clock";
 import { Failure, NO_CONNECTION } from "./failure";
 import { rejectToken, token } from "./session";
 import { withVisibleDirections } from "./text";
@@ -16,6 +17,9 @@ const authorize: Middleware = {
       request.headers.set("authorization", `Bearer ${token.peek()}`);
     }
     return request;
+  },
+  onResponse({ response }) {
+    hear(response.headers.get("date"));
   },
 };
 

@@ -3,6 +3,7 @@ import { signal } from "@preact/signals";
 import { api, read, type Schemas } from "./api";
 import { asFailure } from "./connection";
 import type { Failure } from "./failure";
+import type { Wishes } from "./stopping";
 
 export interface CancelCall {
   readonly taskId: string;
@@ -10,13 +11,6 @@ export interface CancelCall {
   readonly failure: Failure | null;
   // How long the service took to answer; null until then.
   readonly answerMs: number | null;
-}
-
-export interface Wishes {
-  reason: string;
-  // In seconds; null for none.
-  wait: number | null;
-  forceAfter: number | null;
 }
 
 // The last call of this page.
@@ -33,7 +27,6 @@ export async function cancelTask(
   cancelCall.value = pending;
   const body = {
     ...(wishes.reason && { reason: wishes.reason }),
-    ...(wishes.wait !== null && { wait: `${wishes.wait}s` }),
     ...(wishes.forceAfter !== null && { force_after: `${wishes.forceAfter}s` }),
   };
   const path = { workspace_id: workspaceId, task_id: taskId };

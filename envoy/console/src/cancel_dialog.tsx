@@ -1,109 +1,80 @@
-// Asks how to cancel a task.
-import { useState } from "preact/hooks";
-import type { Wishes } from "./cancel_call";
+// Asks what becomes of the iteration that runs when a task is cancelled.
+import type { ComponentChildren } from "preact";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Dialog } from "./dialog";
+import type { Wishes } from "./stopping";
+
+const CHOICES = [
+  { name: "Finish this iteration", seconds: "", help: "It ends by itself or at its time limits." },
+  { name: "Interrupt in 10 s", seconds: "10", help: "Only if it still runs then." },
+  { name: "Interrupt now", seconds: "0", help: "Ends the model call and all processes of the tool." },
+];
 
 interface Props {
-  isRepeated: boolean;
-  // Whether the descendants are cancelled too. The call then does not wait.
-  isTree?: boolean;
+  title: string;
+  children?: ComponentChildren;
   onCancel: (wishes: Wishes) => void;
   onClose: () => void;
 }
 
-export function CancelDialog({ isRepeated, isTree, onCancel, onClose }: Props) {
-  const [reason, setReason] = useState("");
-  const [wait, setWait] = useState("");
-  const [forceAfter, setForceAfter] = useState("");
-  const submit = (event: Event) => {
-    event.preventDefault();
-    onCancel({ reason: reason.trim(), wait: seconds(wait), forceAfter: seconds(forceAfter) });
-  };
+export function CancelDialog({ title, children, onCancel, onClose }: Props) {
   return (
-    <Dialog title={isTree ? "Cancel the task and its descendants" : "Cancel the task"} onClose={onClose}>
-      <p>
-        {isRepeated
-          ? "The cancellation is already recorded. This signals the agent again, and can interrupt the iteration earlier."
-          : "The agent finishes the iteration that runs, and starts no other. The workspace stays up."}
-      </p>
-      <form onSubmit={submit}>
-        {!isRepeated && (
-          <>
-            <label for="reason">Reason</label>
-            <input
-              id="reason"
-              maxLength={500}
-              autofocus
-              value={reason}
-              onInput={(event) => setReason(event.currentTarget.value)}
-            />
-          </>
-        )}
-        <SecondsField
-          id="force-after"
-          label="Interrupt the iteration after"
-          max={86_400}
-          value={forceAfter}
-          onInput={setForceAfter}
-          help="Only if the iteration still runs then. Empty: never."
-        />
-        {!isTree && (
-          <SecondsField
-            id="wait"
-            label="Wait for the end"
-            max={30}
-            value={wait}
-            onInput={setWait}
-            help="How long the call waits for its answer, at most 30 s. This page shows the end in any case."
-          />
-        )}
-        <div class="buttons">
-          <button type="submit" class="danger">
-            Cancel the task
-          </button>
-          <button type="button" onClick={onClose}>
-            Back
-          </button>
-        </div>
-      </form>
+    <Dialog title={title} onClose={onClose}>
+      {children}
+      <CancelForm onCancel={onCancel}>
+        <button type="button" onClick={onClose}>
+          Back
+        </button>
+      </CancelForm>
     </Dialog>
   );
 }
 
-interface SecondsProps {
-  id: string;
-  label: string;
-  help: string;
-  max: number;
-  value: string;
-  onInput: (value: string) => void;
+interface FormProps {
+  // Put after the fields.
+  children: ComponentChildren;
+  // Put before the choices.
+  confirmation?: ComponentChildren;
+  onCancel: (wishes: Wishes) => void;
 }
 
-export function SecondsField({ id, label, help, max, value, onInput }: SecondsProps) {
+export function CancelForm({ children, confirmation, onCancel }: FormProps) {
+  const [reason, setReason] = useState("");
+  const first = useRef<HTMLButtonElement>(null);
+  const isConfirmed = !confirmation;
+  useLayoutEffect(() => {
+    if (isConfirmed) first.current?.focus();
+  }, [isConfirmed]);
+  const submit = (event: SubmitEvent) => {
+    event.preventDefault();
+    const { value = "" } = (event.submitter ?? {}) as Partial<HTMLButtonElement>;
+    onCancel({ reason: reason.trim(), forceAfter: value === "" ? null : Number(value) });
+  };
   return (
-    <>
-      <label for={id}>{label}</label>
-      <div class="seconds">
-        <input
-          id={id}
-          type="number"
-          min={0}
-          max={max}
-          step="any"
-          inputMode="decimal"
-          aria-describedby={`${id}-help`}
-          value={value}
-          onInput={(event) => onInput(event.currentTarget.value)}
-        />
-        <span>seconds</span>
-      </div>
-      <p id={`${id}-help`} class="fine">
-        {help}
-      </p>
-    </>
+    <form onSubmit={submit} noValidate>
+      {confirmation}
+      <fieldset>
+        <legend>No other iteration starts. What becomes of the one that runs?</legend>
+        {CHOICES.map(({ name, seconds, help }, index) => (
+          <button
+            key={name}
+            type="submit"
+            class={index === 0 ? "danger choice" : "choice"}
+            value={seconds}
+            ref={index === 0 ? first : null}
+          >
+            <strong>{name}</strong> <span>{help}</span>
+          </button>
+        ))}
+      </fieldset>
+      <label for="reason">Reason (may be empty)</label>
+      <input
+        id="reason"
+        maxLength={500}
+        value={reason}
+        onInput={(event) => setReason(event.currentTarget.value)}
+      />
+      <div class="buttons">{children}</div>
+    </form>
   );
-}
-
-export function seconds(entered: string): number | null {
-  return entered === "" ? null : Number(entered);
 }

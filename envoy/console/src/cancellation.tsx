@@ -3,16 +3,16 @@ import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { announce } from "./announcer";
 import { type CancelCall, cancelCall, cancelTask } from "./cancel_call";
+import { serverNow, sinceMs } from "./clock";
+import { may } from "./credential";
 import { intentFacts, toolCalls, toolOutcome } from "./events";
 import { FailureNote } from "./failure";
 import { describe, type Progress, progressOf } from "./progress";
-import { between, elapsed, milliseconds, preciseTime, words } from "./text";
+import { between, duration, elapsed, preciseTime, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
 // The service itself ends the work of an agent that interrupts this late.
 const FORCE_MARGIN_MS = 2_000;
-// From then on the page offers to interrupt the iteration.
-const LONG_MS = 10_000;
 
 export function Cancellation({ open }: { open: OpenWorkspace }) {
   const own = cancelCall.value;
@@ -80,7 +80,7 @@ function Step(props: { state: State; title: string; took?: string; children?: Co
 }
 
 function AcceptedStep({ progress, call }: { progress: Progress; call: CancelCall | null }) {
-  const answered = call?.answerMs == null ? "" : `answered in ${milliseconds(call.answerMs)}`;
+  const answered = call?.answerMs == null ? "" : `answered in ${duration(call.answerMs)}`;
   if (progress.requestedAt) {
     const who = progress.cancel ? intentFacts(progress.cancel).join(", ") : "";
     const title =
@@ -108,7 +108,7 @@ function IterationStep({ progress, phase }: { progress: Progress; phase: string 
       <Step
         state="done"
         title={`Iteration ${ended?.number} has ended`}
-        took={`${milliseconds(between(requestedAt, iteration.time))} after the request`}
+        took={`${duration(between(requestedAt, iteration.time))} after the request`}
       >
         {outcomes.length > 0 ? `Its ${name}: ${outcomes.join(", ")}.` : "It made no tool call."}
       </Step>
@@ -120,7 +120,7 @@ function IterationStep({ progress, phase }: { progress: Progress; phase: string 
     <Step
       state="now"
       title={`Waiting for the ${doing} in flight`}
-      took={milliseconds(since(requestedAt))}
+      took={duration(sinceMs(requestedAt))}
     >
       No further iteration starts.
     </Step>
@@ -131,7 +131,7 @@ function EndStep({ progress }: { progress: Progress }) {
   const { requestedAt, endedAt, end } = progress;
   if (!endedAt) return <Step state="later" title="Cancelled" />;
   const took = requestedAt
-    ? `${milliseconds(between(requestedAt, endedAt))} after the request`
+    ? `${duration(between(requestedAt, endedAt))} after the request`
     : preciseTime(endedAt);
   return (
     <Step state="done" title={describe(progress)} took={took}>
@@ -145,10 +145,21 @@ function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: stri
   const { progress, open, taskId } = props;
   const { requestedAt, forceAt } = progress;
   if (!requestedAt || progress.iteration) return null;
+  const interrupt = () => void cancelTask(open.id, taskId, { reason: "", forceAfter: 0 });
+  const button = may("workspace:write") && (
+    <button type="button" class="danger" onClick={interrupt}>
+      Interrupt it now
+    </button>
+  );
   if (forceAt) {
-    const lateMs = since(forceAt);
+    const lateMs = serverNow() - Date.parse(forceAt);
     if (lateMs < 0) {
-      return <p class="note">The iteration is interrupted in {elapsed(-lateMs + 999)}.</p>;
+      return (
+        <div class="note">
+          <p>The iteration is interrupted in {elapsed(-lateMs + 999)}.</p>
+          {button}
+        </div>
+      );
     }
     if (lateMs < FORCE_MARGIN_MS) return <p class="note">The iteration is being interrupted.</p>;
     return (
@@ -158,24 +169,12 @@ function Lateness(props: { progress: Progress; open: OpenWorkspace; taskId: stri
       </div>
     );
   }
-  if (since(requestedAt) < LONG_MS) return null;
-  const interrupt = () =>
-    void cancelTask(open.id, taskId, { reason: "", wait: null, forceAfter: 0 });
   return (
-    <div class="note warning">
-      <strong>The iteration still runs</strong>, {elapsed(since(requestedAt))} after the request. It
-      is not interrupted unless you ask for it: it ends by itself or at its time limits.
-      <div class="buttons">
-        <button type="button" class="danger" onClick={interrupt}>
-          Interrupt it now
-        </button>
-      </div>
+    <div class="note">
+      <p>The iteration ends by itself or at its time limits.</p>
+      {button}
     </div>
   );
-}
-
-function since(time: string): number {
-  return Date.now() - Date.parse(time);
 }
 
 function useTick(isOn: boolean): void {

@@ -1,5 +1,6 @@
 // Whether the service answers.
 import { computed, signal } from "@preact/signals";
+import { serverNow } from "./clock";
 import { Failure, NO_CONNECTION } from "./failure";
 import { token } from "./session";
 
@@ -27,7 +28,7 @@ export async function repeat(
       if (signal.aborted) return;
       failures = 0;
       trouble.value = null;
-      lastAnswer.value = Date.now();
+      lastAnswer.value = serverNow();
     } catch (error) {
       if (signal.aborted) return;
       failures += 1;

@@ -1,7 +1,8 @@
 // Says that what is shown may be out of date.
+import { now } from "./clock";
 import { isNoConnection, lastAnswer, trouble } from "./connection";
 import { FailureNote } from "./failure";
-import { elapsed, now } from "./text";
+import { elapsed } from "./text";
 
 export function ConnectionNote() {
   const failure = trouble.value;

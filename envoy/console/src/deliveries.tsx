@@ -1,7 +1,8 @@
 // The deliveries of a task's events to webhooks.
 import { useEffect, useMemo } from "preact/hooks";
+import { now } from "./clock";
 import { FailureNote } from "./failure";
-import { count, elapsed, fullTime, now, words } from "./text";
+import { count, elapsed, fullTime, words } from "./text";
 import { type Delivery, TaskDeliveries } from "./webhooks";
 import type { OpenWorkspace } from "./workspace";
 

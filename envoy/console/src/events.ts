@@ -1,7 +1,7 @@
 // What an event means, in words.
 import type { Schemas, WorkspaceEvent } from "./api";
 import { isByLimit } from "./limits";
-import { count, dollars, milliseconds, number, words } from "./text";
+import { count, dollars, duration, number, words } from "./text";
 
 export function title(event: WorkspaceEvent): string {
   switch (event.type) {
@@ -76,14 +76,14 @@ function iterationFacts(iteration: Schemas["IterationCompleted"]): string[] {
   const tokens = Number(model_call.input_tokens) + Number(model_call.output_tokens);
   const interrupted = model_call.status === "interrupted" ? ", interrupted" : "";
   const clauses = [
-    `model call ${milliseconds(Number(model_call.duration_ms))}${interrupted}, ` +
+    `model call ${duration(Number(model_call.duration_ms))}${interrupted}, ` +
       count(tokens, "token"),
   ];
   const calls = toolCalls(iteration);
   calls.forEach((call, at) => {
     const name = calls.length > 1 ? `tool call ${at + 1} of ${calls.length}:` : "tool call";
     clauses.push(
-      `${name} ${milliseconds(Number(call.duration_ms))}, ${toolOutcome(call.result)}`,
+      `${name} ${duration(Number(call.duration_ms))}, ${toolOutcome(call.result)}`,
     );
   });
   return clauses;

@@ -3,9 +3,13 @@
 import { signal } from "@preact/signals";
 import { memo } from "preact/compat";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
-import { type Column, selected, since, sort, sortBy, tokensUsed } from "./selection";
-import { elapsed, firstLine, fullTime, now, number, words } from "./text";
-import { type Row, setInView } from "./workspaces";
+import { askToCancel } from "./cancel_these";
+import { now, sinceMs } from "./clock";
+import { tokensUsed } from "./limits";
+import { choose, chosen, type Column, shown, sort, sortBy } from "./selection";
+import { elapsed, firstLine, fullTime, number, words } from "./text";
+import { troublesOf } from "./urgency";
+import { isComplete, type Row, rowOf, rows, setInView } from "./workspaces";
 
 const WIDE_ROW_PIXELS = 36;
 const NARROW_ROW_PIXELS = 84;
@@ -13,13 +17,13 @@ const NARROW = matchMedia("(max-width: 760px)");
 // Rows above and below the view, so that scrolling shows no gaps.
 const EXTRA_ROWS = 10;
 
-const COLUMNS: readonly { column: Column; title: string }[] = [
+export const COLUMNS: readonly { column: Column; title: string }[] = [
   { column: "name", title: "Workspace" },
   { column: "status", title: "Status" },
   { column: "task", title: "Task" },
   { column: "iterations", title: "Iteration" },
   { column: "phase", title: "Phase" },
-  { column: "since", title: "Running since" },
+  { column: "since", title: "Running for" },
   { column: "tokens", title: "Tokens" },
 ];
 
@@ -31,10 +35,28 @@ NARROW.addEventListener("change", () => {
 const scrolled = signal({ top: 0, height: 800 });
 // The workspace whose row has the focus, or gets it with the Tab key.
 const active = signal("");
+// Whether the active row gets the focus when it is drawn next.
+const isDue = signal(false);
+
+// Gives the focus to the first row, or to the row that had it before. Returns whether there is one.
+export function enter(isFirst: boolean): boolean {
+  const list = shown.peek();
+  const row = isFirst ? list[0] : list.find((each) => each.workspace.id === active.peek());
+  if (row) focus(row);
+  return row !== undefined;
+}
+
+// At once if the row is in the document, so that the next key reaches it.
+function focus({ workspace }: Row): void {
+  active.value = workspace.id;
+  const element = document.getElementById(`row-${workspace.id}`);
+  if (element) element.focus();
+  else isDue.value = true;
+}
 
 export function Grid() {
   const view = useRef<HTMLDivElement>(null);
-  const list = selected.value;
+  const list = shown.value;
   const height = rowPixels.value;
   const first = Math.max(0, Math.floor(scrolled.value.top / height) - EXTRA_ROWS);
   const last = Math.ceil((scrolled.value.top + scrolled.value.height) / height) + EXTRA_ROWS;
@@ -59,19 +81,20 @@ export function Grid() {
     };
   }, []);
 
-  const focusRow = useRef(false);
   useEffect(() => {
-    if (!focusRow.current) return;
-    focusRow.current = false;
-    view.current?.querySelector<HTMLElement>("[role=row][tabindex='0']")?.focus();
+    if (!isDue.value) return;
+    isDue.value = false;
+    document.getElementById(`row-${active.peek()}`)?.focus();
   });
   const move = (index: number) => {
     const row = list[Math.min(Math.max(0, index), list.length - 1)];
-    if (!row) return;
-    active.value = row.workspace.id;
-    focusRow.current = true;
+    if (row) focus(row);
   };
   const onKeyDown = (event: KeyboardEvent) => {
+    const list = shown.peek();
+    // Keys may come faster than the list is drawn.
+    const found = list.findIndex((row) => row.workspace.id === active.peek());
+    const activeIndex = Math.max(0, found);
     const page = Math.max(1, Math.floor(scrolled.value.height / height) - 1);
     const targets: Record<string, number> = {
       ArrowDown: activeIndex + 1,
@@ -82,7 +105,11 @@ export function Grid() {
       End: list.length - 1,
     };
     const target = targets[event.key];
-    if (event.key === "Enter") open(list[activeIndex]);
+    const row = list[activeIndex];
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key === "Enter") open(row);
+    else if (event.key === " " && row) choose([row.workspace.id], !isChosen(row));
+    else if (event.key === "c" && row) askToCancel(() => current(row));
     else if (target === undefined) return;
     else move(target);
     event.preventDefault();
@@ -94,10 +121,12 @@ export function Grid() {
       role="grid"
       aria-label="Workspaces"
       aria-rowcount={list.length + 1}
-      aria-colcount={COLUMNS.length}
+      aria-colcount={COLUMNS.length + 1}
+      aria-multiselectable="true"
     >
       <Header />
       <div class="rows" role="rowgroup" ref={view} tabIndex={-1} onKeyDown={onKeyDown}>
+        {list.length === 0 && <Empty />}
         <div class="height" role="presentation" style={{ height: `${list.length * height}px` }}>
           {indexes.map((index) => {
             const row = list[index];
@@ -109,12 +138,27 @@ export function Grid() {
                   index={index}
                   top={index * height}
                   isActive={index === activeIndex}
+                  isChosen={isChosen(row)}
                 />
               )
             );
           })}
         </div>
-        {list.length === 0 && <p class="empty">No workspace matches.</p>}
+      </div>
+    </div>
+  );
+}
+
+function Empty() {
+  const text = !isComplete.value
+    ? "Looking up the workspaces…"
+    : rows.value.length > 0
+      ? "No workspace matches."
+      : "There are no workspaces yet.";
+  return (
+    <div role="row">
+      <div role="gridcell" class="empty">
+        {text}
       </div>
     </div>
   );
@@ -131,9 +175,21 @@ function inView(first: number, end: number, activeIndex: number, all: number): n
 
 function Header() {
   const { column: sorted, descending } = sort.value;
+  const list = shown.value;
   return (
     <div class="header" role="rowgroup">
       <div class="row" role="row" aria-rowindex={1}>
+        <div class="check" role="columnheader">
+          <input
+            type="checkbox"
+            aria-label="Select all that are shown"
+            checked={list.length > 0 && list.every(isChosen)}
+            onChange={(event) => {
+              const ids = list.map((row) => row.workspace.id);
+              choose(ids, event.currentTarget.checked);
+            }}
+          />
+        </div>
         {COLUMNS.map(({ column, title }) => (
           <div
             key={column}
@@ -157,28 +213,40 @@ interface RowProps {
   index: number;
   top: number;
   isActive: boolean;
+  isChosen: boolean;
 }
 
-const WorkspaceRow = memo(function WorkspaceRow({ row, index, top, isActive }: RowProps) {
+const WorkspaceRow = memo(function WorkspaceRow(props: RowProps) {
+  const { row, index, top, isActive, isChosen } = props;
   const { workspace, task } = row;
-  const shownStatus = task?.cancel_requested_at ? "cancelling" : workspace.status;
   return (
     <div
+      id={`row-${workspace.id}`}
       class="row"
       role="row"
       aria-rowindex={index + 2}
+      aria-selected={isChosen}
       tabIndex={isActive ? 0 : -1}
       style={{ transform: `translateY(${top}px)` }}
       onFocus={() => (active.value = workspace.id)}
       onClick={() => open(row)}
     >
+      <div class="check" role="gridcell" onClick={(event) => event.stopPropagation()}>
+        <input
+          type="checkbox"
+          tabIndex={-1}
+          aria-label={`Select ${workspace.name || workspace.id}`}
+          checked={isChosen}
+          onChange={(event) => choose([workspace.id], event.currentTarget.checked)}
+        />
+      </div>
       <div class="name" role="gridcell">
         <a href={`#/workspaces/${workspace.id}`} tabIndex={-1} title={workspace.id}>
           {workspace.name || workspace.id}
         </a>
       </div>
       <div class="status" role="gridcell">
-        <span class={`badge ${shownStatus}`}>{words(shownStatus)}</span>
+        <Status row={row} />
       </div>
       <div class="task" role="gridcell">
         {task ? firstLine(task.description) : workspace.current_task_id || workspace.status_reason}
@@ -199,8 +267,20 @@ const WorkspaceRow = memo(function WorkspaceRow({ row, index, top, isActive }: R
   );
 });
 
+function Status({ row }: { row: Row }) {
+  const { workspace, task } = row;
+  const [trouble] = troublesOf(row);
+  if (trouble === "late" && task?.cancel_requested_at) {
+    const late = elapsed(sinceMs(task.cancel_requested_at));
+    return <span class="badge late">cancelling {late}</span>;
+  }
+  if (trouble === "over_limit") return <span class="badge over_limit">over its limit</span>;
+  const status = task?.cancel_requested_at ? "cancelling" : workspace.status;
+  return <span class={`badge ${status}`}>{words(status)}</span>;
+}
+
 function Since({ row }: { row: Row }) {
-  const began = since(row);
+  const began = row.since;
   return (
     <time dateTime={new Date(began).toISOString()} title={fullTime(new Date(began).toISOString())}>
       {elapsed(now.value - began)}
@@ -208,7 +288,17 @@ function Since({ row }: { row: Row }) {
   );
 }
 
-function open(row: Row | undefined): void {
+function isChosen({ workspace }: Row): boolean {
+  return chosen.value.has(workspace.id);
+}
+
+// The row as it is now.
+function current({ workspace }: Row): readonly Row[] {
+  const found = rowOf(workspace.id);
+  return found ? [found] : [];
+}
+
+export function open(row: Row | undefined): void {
   if (!row) return;
   active.value = row.workspace.id;
   location.hash = `#/workspaces/${row.workspace.id}`;

@@ -1,9 +1,10 @@
 // Says on every page that the organization is on hold, and releases it.
 import { useEffect, useState } from "preact/hooks";
 import { asFailure } from "./connection";
+import { may } from "./credential";
 import { Dialog } from "./dialog";
-import { followHold, hold, release } from "./emergency";
 import { type Failure, FailureNote } from "./failure";
+import { followHold, hold, release } from "./hold";
 import { fullTime } from "./text";
 
 export function HoldBanner() {
@@ -22,9 +23,11 @@ export function HoldBanner() {
         {held.held_by}
         {held.reason && `: ${held.reason}`}. New tasks are refused.
       </p>
-      <button type="button" onClick={() => setIsAsking(true)}>
-        Release…
-      </button>
+      {may("org:hold") && (
+        <button type="button" onClick={() => setIsAsking(true)}>
+          Release…
+        </button>
+      )}
       {isAsking && <ReleaseDialog onClose={() => setIsAsking(false)} />}
     </div>
   );

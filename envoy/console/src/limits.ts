@@ -18,6 +18,15 @@ export function limitsOf({ limits, cancel_requested_by }: Task): string[] {
   return clauses;
 }
 
+// Whether the task has reached a limit, which has cancelled it.
+export function isOverLimit(task: Task): boolean {
+  return task.cancel_requested_by === REQUESTER;
+}
+
+export function tokensUsed(task: Task): number {
+  return Number(task.usage.input_tokens) + Number(task.usage.output_tokens);
+}
+
 export function isByLimit(cancel: Schemas["CancelIntent"]): boolean {
   return cancel.requested_by === REQUESTER;
 }

@@ -1,81 +1,133 @@
 // The list of all workspaces.
 import { useEffect, useRef } from "preact/hooks";
+import { askToCancel, CancelThese } from "./cancel_these";
 import { ConnectionNote } from "./connection_note";
-import { Grid } from "./grid";
-import { counts, selected, status, type StatusFilter, text } from "./selection";
-import { count, words } from "./text";
-import { follow, isComplete, rows } from "./workspaces";
-
-const STATUSES = ["busy", "idle", "provisioning", "suspended", "stopping", "stopped", "failed"] as const;
+import { may } from "./credential";
+import { COLUMNS, enter, Grid, open } from "./grid";
+import { useKeys } from "./keys";
+import {
+  choose,
+  chosen,
+  type Column,
+  counts,
+  filter,
+  type Filter,
+  shown,
+  sort,
+  sortBy,
+  targets,
+  text,
+} from "./selection";
+import { count, number, words } from "./text";
+import { isComplete, rows, useFollowedList } from "./workspaces";
 
 export function ListPage() {
-  useEffect(() => {
-    const stop = new AbortController();
-    void follow(stop.signal);
-    return () => stop.abort();
-  }, []);
+  useFollowedList();
   return (
     <main class="list-page">
       <h1 class="for-screen-readers">Workspaces</h1>
-      <Filters />
+      <Bar />
+      <Chips />
       <ConnectionNote />
-      <Summary />
+      <Actions />
       <Grid />
+      <CancelThese />
     </main>
   );
 }
 
-function Filters() {
+function Bar() {
   const field = useRef<HTMLInputElement>(null);
+  useKeys({ "/": () => field.current?.focus() });
+  // On a phone, the focus would open its keyboard.
   useEffect(() => {
-    const focus = (event: KeyboardEvent) => {
-      const isTyping = event.target instanceof Element && event.target.matches("input, textarea");
-      if (event.key !== "/" || isTyping || document.querySelector("dialog[open]")) return;
-      event.preventDefault();
-      field.current?.focus();
-    };
-    addEventListener("keydown", focus);
-    return () => removeEventListener("keydown", focus);
+    if (matchMedia("(pointer: fine)").matches && !enter(false)) field.current?.focus();
   }, []);
+  const onKeyDown = (event: KeyboardEvent) => {
+    if (event.key === "Enter") open(shown.peek()[0]);
+    else if (event.key === "ArrowDown") enter(true);
+    else return;
+    event.preventDefault();
+  };
   return (
-    <form class="filters" role="search" onSubmit={(event) => event.preventDefault()}>
-      <label>
-        Find <span class="fine">(press / )</span>
-        <input
-          ref={field}
-          type="search"
-          placeholder="name, id or task"
-          value={text.value}
-          onInput={(event) => (text.value = event.currentTarget.value)}
-        />
-      </label>
-      <label>
-        Status
-        <select
-          value={status.value}
-          onChange={(event) => (status.value = event.currentTarget.value as StatusFilter)}
-        >
-          <option value="all">all ({rows.value.length})</option>
-          {STATUSES.map((each) => (
-            <option key={each} value={each}>
-              {words(each)} ({counts.value.get(each) ?? 0})
-            </option>
-          ))}
-        </select>
-      </label>
+    <form class="bar" role="search" onSubmit={(event) => event.preventDefault()}>
+      <input
+        ref={field}
+        type="search"
+        aria-label="Find"
+        placeholder="Find a name, id or task"
+        value={text.value}
+        onInput={(event) => (text.value = event.currentTarget.value)}
+        onKeyDown={onKeyDown}
+      />
+      <p class="fine keys">
+        <kbd>/</kbd> find <kbd>Enter</kbd> open <kbd>↓</kbd> rows <kbd>Space</kbd> select{" "}
+        <kbd>c</kbd> cancel
+      </p>
+      <select
+        class="sort"
+        aria-label="Sort"
+        value={sort.value.column}
+        onChange={(event) => sortBy(event.currentTarget.value as Column)}
+      >
+        {COLUMNS.map(({ column, title }) => (
+          <option key={column} value={column}>
+            {column === "status" ? "Wrong first" : title}
+          </option>
+        ))}
+      </select>
     </form>
   );
 }
 
-function Summary() {
-  const all = rows.value.length;
-  const shown = selected.value.length;
-  const busy = counts.value.get("busy") ?? 0;
-  const failed = counts.value.get("failed") ?? 0;
+const TITLES: Partial<Record<Filter, string>> = {
+  late: "cancelling too long",
+  over_limit: "over its limit",
+};
+
+function Chips() {
   return (
-    <p class="summary">
-      {shown === all ? count(all, "workspace") : `${shown} of ${count(all, "workspace")}`}
-      {isComplete.value ? "" : " so far"}, {busy} busy, {failed} failed
-    </p>
+    <div class="chips" role="group" aria-label="Filter">
+      {[...counts.value].map(([each, all]) => (
+        <button
+          key={each}
+          type="button"
+          class={`chip ${each}`}
+          aria-pressed={filter.value === each}
+          onClick={() => (filter.value = filter.peek() === each ? "all" : each)}
+        >
+          {TITLES[each] ?? words(each)} <strong>{number(all)}</strong>
+        </button>
+      ))}
+    </div>
+  );
+}
+
+function Actions() {
+  const all = rows.value.length;
+  const part = shown.value.length;
+  const tasks = targets.value.length;
+  const isWhole = part === all && isComplete.value && chosen.value.size === 0;
+  return (
+    <div class={isWhole ? "for-screen-readers" : "actions"}>
+      <p role="status">
+        {chosen.value.size
+          ? `${number(chosen.value.size)} selected`
+          : part === all
+            ? count(all, "workspace")
+            : `${number(part)} of ${count(all, "workspace")}`}
+        {isComplete.value ? "" : " so far"}
+      </p>
+      {chosen.value.size > 0 && (
+        <button type="button" onClick={() => choose(chosen.peek(), false)}>
+          Clear
+        </button>
+      )}
+      {tasks > 0 && may("workspace:write") && (
+        <button type="button" class="danger" onClick={() => askToCancel(() => targets.value)}>
+          Cancel {tasks === 1 ? "this task" : `these ${number(tasks)}`}…
+        </button>
+      )}
+    </div>
   );
 }

@@ -1,6 +1,7 @@
 import { signal } from "@preact/signals";
 import { render } from "preact";
 import { Announcer } from "./announcer";
+import { useCaller } from "./credential";
 import { HoldBanner } from "./hold_banner";
 import { ListPage } from "./list_page";
 import { rejection, signOut, token } from "./session";
@@ -13,6 +14,7 @@ const fragment = signal(location.hash);
 addEventListener("hashchange", () => (fragment.value = location.hash));
 
 function Console() {
+  useCaller(token.value);
   if (!token.value) return <SignIn />;
   return (
     <>
@@ -35,7 +37,7 @@ function Header() {
   return (
     <header>
       <a href="#/" class="title">
-        Evershell console
+        Evershell<span class="wide"> console</span>
       </a>
       <nav aria-label="Console">
         <a href="#/stop" class="stop">

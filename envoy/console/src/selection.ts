@@ -1,24 +1,28 @@
-// Which rows the list shows, in which order.
+// Which workspaces the list shows, in which order, and which of them are selected.
 import { computed, signal } from "@preact/signals";
-import type { Task } from "./api";
+import { tokensUsed } from "./limits";
+import { type Trouble, TROUBLES, troublesOf, urgency } from "./urgency";
 import { type Row, rows } from "./workspaces";
 
 export type Column = "name" | "status" | "task" | "iterations" | "phase" | "since" | "tokens";
-export type StatusFilter = "all" | Row["workspace"]["status"];
+// A status, or what is wrong.
+export type Filter = "all" | Trouble | Row["workspace"]["status"];
+
+const STATUSES = ["busy", "provisioning", "stopping", "idle", "suspended", "stopped"] as const;
 
 export const text = signal("");
-export const status = signal<StatusFilter>("all");
+export const filter = signal<Filter>("all");
 export const sort = signal<{ column: Column; descending: boolean }>({
-  column: "since",
-  descending: true,
+  column: "status",
+  descending: false,
 });
+// The ids of the selected workspaces.
+export const chosen = signal<ReadonlySet<string>>(new Set());
 
-export const selected = computed<readonly Row[]>(() => {
+export const shown = computed<readonly Row[]>(() => {
   const wanted = text.value.trim().toLowerCase();
   const found = rows.value.filter(
-    (row) =>
-      (status.value === "all" || row.workspace.status === status.value) &&
-      (!wanted || searchable(row).includes(wanted)),
+    (row) => matches(row, filter.value) && (!wanted || searchable(row).includes(wanted)),
   );
   const { column, descending } = sort.value;
   const direction = descending ? -1 : 1;
@@ -28,14 +32,39 @@ export const selected = computed<readonly Row[]>(() => {
     .map(({ row }) => row);
 });
 
-// The number of workspaces of each status.
-export const counts = computed(() => {
-  const found = new Map<string, number>();
-  for (const { workspace } of rows.value) {
-    found.set(workspace.status, (found.get(workspace.status) ?? 0) + 1);
+// The filters with the number of workspaces of each: what is wrong, then each status that occurs.
+export const counts = computed<ReadonlyMap<Filter, number>>(() => {
+  const order: Filter[] = ["all", ...TROUBLES, ...STATUSES];
+  const found = new Map<Filter, number>(order.map((each) => [each, 0]));
+  const add = (each: Filter) => found.set(each, (found.get(each) ?? 0) + 1);
+  for (const row of rows.value) {
+    add("all");
+    add(row.workspace.status);
+    for (const trouble of troublesOf(row)) if (trouble !== "failed") add(trouble);
   }
-  return found;
+  return new Map([...found].filter(([each, all]) => all > 0 || each === "all" || each === filter.value));
 });
+
+// The workspaces whose tasks "Cancel these" cancels: the selected ones, or those that the list shows
+// if it shows a part.
+export const targets = computed<readonly Row[]>(() => {
+  const isPart = text.value.trim() !== "" || filter.value !== "all";
+  const meant = chosen.value.size
+    ? rows.value.filter((row) => chosen.value.has(row.workspace.id))
+    : isPart
+      ? shown.value
+      : [];
+  return meant.filter((row) => row.workspace.current_task_id);
+});
+
+export function choose(workspaceIds: Iterable<string>, isChosen: boolean): void {
+  const changed = new Set(chosen.peek());
+  for (const id of workspaceIds) {
+    if (isChosen) changed.add(id);
+    else changed.delete(id);
+  }
+  chosen.value = changed;
+}
 
 export function sortBy(column: Column): void {
   const { column: current, descending } = sort.peek();
@@ -44,13 +73,9 @@ export function sortBy(column: Column): void {
   sort.value = { column, descending: column === current ? !descending : first };
 }
 
-// When the task began, or else when the workspace got its status.
-export function since({ workspace, task }: Row): number {
-  return Date.parse(task?.started_at ?? workspace.updated_at);
-}
-
-export function tokensUsed(task: Task): number {
-  return Number(task.usage.input_tokens) + Number(task.usage.output_tokens);
+function matches(row: Row, wanted: Filter): boolean {
+  if (wanted === "all" || row.workspace.status === wanted) return true;
+  return (troublesOf(row) as readonly Filter[]).includes(wanted);
 }
 
 // A workspace with a task comes before those without one in every order from the largest down.
@@ -60,7 +85,7 @@ function sortKey(row: Row, column: Column): string | number {
     case "name":
       return workspace.name || workspace.id;
     case "status":
-      return workspace.status;
+      return urgency(row);
     case "task":
       return task?.description ?? "";
     case "iterations":
@@ -68,7 +93,7 @@ function sortKey(row: Row, column: Column): string | number {
     case "phase":
       return task?.phase ?? "";
     case "since":
-      return workspace.current_task_id ? since(row) : since(row) - 1e14;
+      return -row.since - (workspace.current_task_id ? 0 : 1e14);
     case "tokens":
       return task ? tokensUsed(task) : -1;
   }

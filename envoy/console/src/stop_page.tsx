@@ -1,16 +1,26 @@
 // Stops everything, after the person has typed the number of tasks.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { seconds, SecondsField } from "./cancel_dialog";
+import { CancelForm } from "./cancel_dialog";
 import { asFailure } from "./connection";
-import { countTasks, stop, stopEverything } from "./emergency";
+import { caller, may } from "./credential";
 import { type Failure, FailureNote } from "./failure";
 import { StopProgress } from "./stop_progress";
+import { countTasks, stop, Stopping, type Wishes } from "./stopping";
 import { count } from "./text";
+import { useFollowedList } from "./workspaces";
 
 export function StopPage() {
   const heading = useRef<HTMLHeadingElement>(null);
   useEffect(() => heading.current?.focus(), []);
-  const isUnderWay = stop.value !== null;
+  // For the names of the tasks.
+  useFollowedList();
+  const stopping = stop.value;
+  const begin = (wishes: Wishes, hold: boolean) => {
+    stop.value?.close();
+    stop.value = new Stopping(null, wishes, hold);
+    void stop.value.run();
+  };
+  const { step, failure } = stopping?.state.value ?? {};
   return (
     <main class="workspace-page">
       <nav aria-label="Breadcrumb">
@@ -19,78 +29,110 @@ export function StopPage() {
       <h1 ref={heading} tabIndex={-1}>
         Stop everything
       </h1>
-      {isUnderWay ? <StopProgress /> : <StopForm />}
+      <Credential />
+      {stopping ? (
+        <StopProgress stopping={stopping} onRepeat={begin} />
+      ) : (
+        may("workspace:write") && <StopForm onStop={begin} />
+      )}
+      {(step === "done" || failure) && (
+        <button type="button" onClick={() => (stop.value = null)}>
+          Count again
+        </button>
+      )}
     </main>
   );
 }
 
-function StopForm() {
+function StopForm({ onStop }: { onStop: (wishes: Wishes, hold: boolean) => void }) {
   const [tasks, setTasks] = useState<number | null>(null);
   const [failure, setFailure] = useState<Failure | null>(null);
-  const [hold, setHold] = useState(true);
-  const [reason, setReason] = useState("");
-  const [forceAfter, setForceAfter] = useState("");
+  const [wantsHold, setWantsHold] = useState(true);
   const [typed, setTyped] = useState("");
+  const [isWrong, setIsWrong] = useState(false);
+  const confirmation = useRef<HTMLInputElement>(null);
   useEffect(() => {
     const leave = new AbortController();
-    countTasks(leave.signal).then(
-      (answer) => setTasks(answer.matched),
+    countTasks(null, leave.signal).then(
+      ({ matched }) => setTasks(matched),
       (error: unknown) => !leave.signal.aborted && setFailure(asFailure(error)),
     );
     return () => leave.abort();
   }, []);
   if (failure) return <FailureNote failure={failure} title="The tasks could not be counted." />;
   if (tasks === null) return <p role="status">Counting the tasks…</p>;
-  const submit = (event: Event) => {
-    event.preventDefault();
-    void stopEverything({ hold, reason: reason.trim(), forceAfter: seconds(forceAfter) });
+  const cancel = (wishes: Wishes) => {
+    if (typed.trim() === String(tasks)) return onStop(wishes, may("org:hold") && wantsHold);
+    setIsWrong(true);
+    confirmation.current?.focus();
   };
   return (
-    <form class="stop-form" onSubmit={submit}>
+    <>
       <p>
         This cancels <strong>{count(tasks, "task")}</strong>: every task that you may cancel and that
-        has not ended. Each agent finishes its iteration and starts no other. Workspaces stay up.
+        has not ended. Workspaces stay up.
       </p>
-      <label class="check">
-        <input
-          type="checkbox"
-          checked={hold}
-          onChange={(event) => setHold(event.currentTarget.checked)}
-        />
-        Also hold the organization: new tasks are refused until someone releases it
-      </label>
-      <label for="reason">Reason</label>
-      <input
-        id="reason"
-        maxLength={500}
-        value={reason}
-        onInput={(event) => setReason(event.currentTarget.value)}
-      />
-      <SecondsField
-        id="force-after"
-        label="Interrupt the iterations after"
-        max={86_400}
-        value={forceAfter}
-        onInput={setForceAfter}
-        help="Only the iterations that still run then. Empty: never."
-      />
-      <label for="confirmation">Type the number of tasks ({tasks}) to confirm</label>
-      <input
-        id="confirmation"
-        inputMode="numeric"
-        autocomplete="off"
-        required
-        pattern={`\\s*${tasks}\\s*`}
-        title={`Type ${tasks}.`}
-        value={typed}
-        onInput={(event) => setTyped(event.currentTarget.value)}
-      />
-      <div class="buttons">
-        <button type="submit" class="danger large" disabled={typed.trim() !== String(tasks)}>
-          Stop everything
-        </button>
-        <a href="#/">Back</a>
+      <div class="stop-form">
+        <CancelForm
+          onCancel={cancel}
+          confirmation={
+            <>
+              {may("org:hold") && (
+                <label class="check">
+                  <input
+                    type="checkbox"
+                    checked={wantsHold}
+                    onChange={(event) => setWantsHold(event.currentTarget.checked)}
+                  />
+                  Also hold the organization: new tasks are refused until someone releases it
+                </label>
+              )}
+              <label for="confirmation">Type the number of tasks ({tasks}) to confirm</label>
+              <input
+                id="confirmation"
+                ref={confirmation}
+                inputMode="numeric"
+                autocomplete="off"
+                aria-invalid={isWrong}
+                aria-describedby={isWrong ? "wrong" : undefined}
+                value={typed}
+                onInput={(event) => {
+                  setTyped(event.currentTarget.value);
+                  setIsWrong(false);
+                }}
+              />
+              {isWrong && (
+                <p id="wrong" class="wrong" role="alert">
+                  Nothing was cancelled: {typed.trim() ? `${typed.trim()} is not` : "type"} the number
+                  of tasks, {tasks}.
+                </p>
+              )}
+            </>
+          }
+        >
+          <a href="#/">Back</a>
+        </CancelForm>
       </div>
-    </form>
+    </>
+  );
+}
+
+// Whose credential it is, and what it may do.
+function Credential() {
+  const known = caller.value;
+  if (!known) return null;
+  const kind = known.credential_kind === "api_key" ? "API key" : "session token of";
+  const needed = "You may not hold the organization: this needs the scope org:hold";
+  return (
+    <p class="note">
+      You use the {kind} <strong>{known.actor_id}</strong> of the organization{" "}
+      <strong>{known.org_id}</strong>.{" "}
+      {may("workspace:write")
+        ? "You may cancel tasks."
+        : "You may not cancel tasks: this needs the scope workspace:write."}{" "}
+      {may("org:hold")
+        ? "You may hold the organization."
+        : `${needed}${kind === "API key" ? ", which no API key has" : ""}.`}
+    </p>
   );
 }

@@ -1,41 +1,78 @@
 // What becomes of a stop: held, all cancellations recorded, all tasks ended.
+import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
-import { interrupt, type Stop, stop, stopEverything } from "./emergency";
 import { FailureNote } from "./failure";
-import { count, milliseconds } from "./text";
+import { Name } from "./name";
+import type { Stop, Stopping, Wishes } from "./stopping";
+import { count, seconds } from "./text";
 
 // The tasks that are listed by name.
 const LISTED = 20;
+const ORDER = ["hold", "cancel", "follow", "done"] as const;
 
-export function StopProgress() {
-  const state = stop.value;
+interface Props {
+  stopping: Stopping;
+  onRepeat: (wishes: Wishes, hold: boolean) => void;
+}
+
+export function StopProgress({ stopping, onRepeat }: Props) {
+  const state = stopping.state.value;
   const heading = useRef<HTMLHeadingElement>(null);
-  useLayoutEffect(() => heading.current?.focus(), []);
-  if (!state) return null;
-  const isOver = state.step === "done" || state.failure !== null;
+  useLayoutEffect(() => heading.current?.focus(), [stopping]);
+  const { accepted, before } = state;
+  const known = before ? `, ${count(before, "task")} cancelled before` : "";
+  const counted = `${count(accepted, "task")}${known}`;
   return (
     <section aria-labelledby="progress-title">
       <h2 id="progress-title" ref={heading} tabIndex={-1}>
         Progress
       </h2>
-      {state.failure && <Problem state={state} />}
+      <Problem stopping={stopping} onRepeat={onRepeat} />
       <ol class="steps">
-        {state.wishes.hold && <HoldStep state={state} />}
-        <RecordStep state={state} />
-        <EndStep state={state} />
+        {stopping.hold && (
+          <Step of="hold" state={state}>
+            <strong>On hold</strong>: new tasks are refused
+          </Step>
+        )}
+        <Step of="cancel" state={state} tookMs={state.recordedMs}>
+          <strong>Accepted</strong>: {counted}
+        </Step>
+        <Step of="follow" state={state} tookMs={state.endedMs}>
+          {state.unfinished ? (
+            <>
+              <strong>{count(state.unfinished, "task")}</strong> still in an iteration
+            </>
+          ) : (
+            <strong>All ended</strong>
+          )}
+        </Step>
       </ol>
-      {state.step === "follow" && <Unfinished state={state} />}
-      {isOver && (
-        <button type="button" onClick={() => (stop.value = null)}>
-          Count again
-        </button>
-      )}
+      {state.step === "follow" && <Unfinished stopping={stopping} />}
     </section>
   );
 }
 
-function Problem({ state }: { state: Stop }) {
-  const failure = state.failure;
+interface StepProps {
+  of: Stop["step"];
+  state: Stop;
+  tookMs?: number | null;
+  children: ComponentChildren;
+}
+
+function Step({ of, state, tookMs, children }: StepProps) {
+  const ahead = ORDER.indexOf(of) - ORDER.indexOf(state.step);
+  const current = state.failure ? "refused" : "now";
+  return (
+    <li class={`step ${ahead < 0 ? "done" : ahead === 0 ? current : "later"}`}>
+      {children}
+      {ahead === 0 && state.failure && " (not done)"}
+      {tookMs != null && <span class="took">{seconds(tookMs)}</span>}
+    </li>
+  );
+}
+
+function Problem({ stopping, onRepeat }: Props) {
+  const { failure, step } = stopping.state.value;
   if (!failure) return null;
   const titles = {
     hold: "The organization is not on hold, and nothing was cancelled.",
@@ -45,17 +82,17 @@ function Problem({ state }: { state: Stop }) {
   };
   return (
     <>
-      <FailureNote failure={failure} title={titles[state.step]} />
+      <FailureNote failure={failure} title={titles[step]} />
       <div class="buttons">
-        <button type="button" class="danger" onClick={() => void stopEverything(state.wishes)}>
+        <button
+          type="button"
+          class="danger"
+          onClick={() => onRepeat(stopping.wishes, stopping.hold)}
+        >
           Try again
         </button>
-        {state.step === "hold" && (
-          <button
-            type="button"
-            class="danger"
-            onClick={() => void stopEverything({ ...state.wishes, hold: false })}
-          >
+        {step === "hold" && (
+          <button type="button" class="danger" onClick={() => onRepeat(stopping.wishes, false)}>
             Cancel the tasks without a hold
           </button>
         )}
@@ -64,66 +101,30 @@ function Problem({ state }: { state: Stop }) {
   );
 }
 
-function HoldStep({ state }: { state: Stop }) {
-  if (state.step === "hold") return <li class="step now">Putting the organization on hold</li>;
-  return (
-    <li class="step done">
-      <strong>On hold</strong>: new tasks are refused
-    </li>
-  );
-}
-
-function RecordStep({ state }: { state: Stop }) {
-  if (state.step === "hold") return <li class="step later">Accepted</li>;
-  const before = state.before ? `, ${count(state.before, "task")} had been cancelled before` : "";
-  const counted = `${count(state.accepted, "task")}${before}`;
-  if (state.recordedMs === null) return <li class="step now">Accepted so far: {counted}</li>;
-  return (
-    <li class="step done">
-      <strong>Accepted</strong>: {counted}
-      <span class="took">{milliseconds(state.recordedMs)}</span>
-    </li>
-  );
-}
-
-function EndStep({ state }: { state: Stop }) {
-  if (state.unfinished === null) return <li class="step later">Ended</li>;
-  if (state.endedMs === null) {
-    return (
-      <li class="step now">
-        <strong>{count(state.unfinished, "task")}</strong> still in an iteration
-      </li>
-    );
-  }
-  return (
-    <li class="step done">
-      <strong>All ended</strong>
-      <span class="took">{milliseconds(state.endedMs)}</span>
-    </li>
-  );
-}
-
-function Unfinished({ state }: { state: Stop }) {
-  if (!state.unfinished) return null;
+function Unfinished({ stopping }: { stopping: Stopping }) {
+  const { unfinished, results } = stopping.state.value;
+  if (!unfinished) return null;
   // The service lists at most 1,000 tasks.
-  const isWhole = state.results.length === state.unfinished;
+  const isWhole = results.length === unfinished;
   return (
     <div class="note">
       <p>
         An iteration ends by itself or at its time limits. Cancellations that an agent has not
         received are delivered as soon as it can be reached.
       </p>
-      <button type="button" class="danger" onClick={() => void interrupt(state.results)}>
-        Interrupt {isWhole ? "them all" : `the first ${state.results.length}`} now
+      <button type="button" class="danger" onClick={() => void stopping.interrupt(results)}>
+        Interrupt {isWhole ? "them all" : `the first ${results.length}`} now
       </button>
       <ul>
-        {state.results.slice(0, LISTED).map((each) => (
+        {results.slice(0, LISTED).map((each) => (
           <li key={each.task_id}>
-            <a href={`#/workspaces/${each.workspace_id}`}>{each.workspace_id}</a>
+            <a href={`#/workspaces/${each.workspace_id}`}>
+              <Name workspaceId={each.workspace_id} taskId={each.task_id} />
+            </a>
           </li>
         ))}
       </ul>
-      {state.results.length > LISTED && <p>and {count(state.results.length - LISTED, "more", "more")}</p>}
+      {results.length > LISTED && <p>and {count(results.length - LISTED, "more", "more")}</p>}
     </div>
   );
 }

@@ -2,6 +2,7 @@
 // header, so this reads the stream with fetch.
 import { createParser } from "eventsource-parser";
 import { noAnswer, refusal, type Schemas, type WorkspaceEvent } from "./api";
+import { hear } from "./clock";
 import { asFailure, backoffMs, pause } from "./connection";
 import { Failure } from "./failure";
 import { token } from "./session";
@@ -80,6 +81,7 @@ async function readStream(
       onEvent({ event, data }) {
         const parsed = JSON.parse(data) as Schemas["WatchEventsResponse"];
         const message = withVisibleDirections(parsed);
+        hear(message.event?.time ?? message.heartbeat?.time);
         if (message.event) received.push(message.event);
         if (event === "stream_error" && message.error) ended = inStream(message.error);
       },

@@ -2,9 +2,9 @@
 import { signal } from "@preact/signals";
 import { api, read, type Task } from "./api";
 import { announce } from "./announcer";
-import type { Wishes } from "./cancel_call";
 import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
+import type { Wishes } from "./stopping";
 import { count } from "./text";
 
 // The pause between reads while a task of the tree has not ended, and afterwards.

@@ -1,14 +1,5 @@
 // How values are written on the pages.
-import { signal } from "@preact/signals";
 import type { Schemas } from "./api";
-
-// The current time, to the second.
-export const now = signal(Date.now());
-setInterval(() => (now.value = Date.now()), 1_000);
-
-export function clockTime(milliseconds: number): string {
-  return new Date(milliseconds).toLocaleTimeString("en-GB", { hour12: false });
-}
 
 export function preciseTime(time: string): string {
   const date = new Date(time);
@@ -29,8 +20,14 @@ export function elapsed(milliseconds: number): string {
   return `${Math.floor(hours / 24)} days`;
 }
 
-export function milliseconds(value: number): string {
-  return `${Math.round(value).toLocaleString("en-US")} ms`;
+// A time that something took.
+export function duration(milliseconds: number): string {
+  if (milliseconds < 1_000) return `${Math.max(0, Math.round(milliseconds))} ms`;
+  return milliseconds < 60_000 ? seconds(milliseconds) : elapsed(milliseconds);
+}
+
+export function seconds(milliseconds: number): string {
+  return `${(Math.max(0, milliseconds) / 1_000).toFixed(1)} s`;
 }
 
 export function count(value: number, one: string, several = `${one}s`): string {
@@ -59,6 +56,10 @@ export function firstLine(text: string): string {
   return text.split("\n", 1)[0] ?? "";
 }
 
+export function lastLines(text: string, most: number): string {
+  return text.trimEnd().split("\n").slice(-most).join("\n");
+}
+
 export function between(from: string, to: string): number {
   return Date.parse(to) - Date.parse(from);
 }
@@ -66,11 +67,12 @@ export function between(from: string, to: string): number {
 // The value with visible escapes (`\u202e`) for the characters that change the direction of a text,
 // which would make it look like another one.
 export function withVisibleDirections<T>(value: T): T {
-  const json = JSON.stringify(value).replace(
+  const json = JSON.stringify(value);
+  const visible = json.replace(
     /\p{Bidi_Control}/gu,
     (each) => `\\\\u${each.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
-  return JSON.parse(json) as T;
+  return visible === json ? value : (JSON.parse(visible) as T);
 }
 
 function pad(value: number, digits: number): string {

@@ -1,7 +1,6 @@
-// The event log of a workspace, oldest first.
-import { signal } from "@preact/signals";
+// The event log of a workspace, newest first, by task.
 import { memo } from "preact/compat";
-import { useLayoutEffect, useRef } from "preact/hooks";
+import { useState } from "preact/hooks";
 import type { Schemas, WorkspaceEvent } from "./api";
 import { facts, title, toolCalls, toolOutcome } from "./events";
 import { bytes, count, firstLine, fullTime, preciseTime } from "./text";
@@ -9,45 +8,94 @@ import type { OpenWorkspace } from "./workspace";
 
 const SHOWN_AT_FIRST = 200;
 const MORE = 300;
-// How near to its end the page counts as being at its end.
-const NEAR_PIXELS = 80;
 
-const shown = signal(SHOWN_AT_FIRST);
+// The events of a task, or those of the workspace between two tasks, the newest first.
+interface Group {
+  key: string;
+  taskId: string;
+  events: WorkspaceEvent[];
+}
 
 export function Timeline({ open }: { open: OpenWorkspace }) {
-  const events = open.events.value;
-  const visible = events.slice(-shown.value);
-  const hidden = events.length - visible.length;
-  useFollowedEnd(events.length);
+  const groups = groupsOf(open.events.value);
   return (
     <section aria-labelledby="log-title">
       <h2 id="log-title">Event log</h2>
-      {open.dropped.value > 0 && hidden === 0 && (
+      <p class="fine">The newest event is first.</p>
+      {groups.map((group, index) => (
+        <GroupOfEvents
+          key={group.key}
+          group={group}
+          // The current task, or else the last one.
+          isOpen={index === groups.findIndex((each) => each.taskId)}
+        />
+      ))}
+      {open.dropped.value > 0 && (
         <p class="fine">The {count(open.dropped.value, "oldest event")} are not kept here.</p>
       )}
-      {hidden > 0 && (
-        <button type="button" onClick={() => (shown.value += MORE)}>
-          Show older events ({hidden})
-        </button>
-      )}
-      <ol class="timeline" start={Number(visible[0]?.seq ?? 1)}>
-        {visible.map((event) => (
-          <Entry key={event.seq} event={event} />
-        ))}
-      </ol>
-      {events.length === 0 && <p class="fine">There are no events yet.</p>}
+      {groups.length === 0 && <p class="fine">There are no events yet.</p>}
     </section>
   );
 }
 
-// Keeps the end of the page in view if it was in view before the log grew.
-function useFollowedEnd(length: number): void {
-  const wasAtEnd = useRef(false);
-  const page = document.scrollingElement ?? document.documentElement;
-  wasAtEnd.current = page.scrollHeight - page.scrollTop - page.clientHeight < NEAR_PIXELS;
-  useLayoutEffect(() => {
-    if (wasAtEnd.current && page.scrollTop > 0) page.scrollTop = page.scrollHeight;
-  }, [length]);
+function groupsOf(events: readonly WorkspaceEvent[]): Group[] {
+  const groups: Group[] = [];
+  for (const event of events.toReversed()) {
+    const { task_id: taskId } = event;
+    const last = groups.at(-1);
+    if (last?.taskId === taskId) {
+      last.events.push(event);
+    } else {
+      const newer = groups.filter((each) => each.taskId === taskId).length;
+      groups.push({ key: `${taskId} ${newer}`, taskId, events: [event] });
+    }
+  }
+  return groups;
+}
+
+function GroupOfEvents({ group, isOpen }: { group: Group; isOpen: boolean }) {
+  // What the person has chosen; null before that.
+  const [chosen, setChosen] = useState<boolean | null>(null);
+  const [shown, setShown] = useState(SHOWN_AT_FIRST);
+  const { taskId, events } = group;
+  if (!taskId) return <Entries events={events} />;
+  const newest = events[0];
+  const submitted = events.find((event) => event.task_submitted)?.task_submitted;
+  const isShown = chosen ?? isOpen;
+  const more = events.length - shown;
+  return (
+    <details class="group" open={isShown}>
+      <summary
+        onClick={(event) => {
+          event.preventDefault();
+          setChosen(!isShown);
+        }}
+      >
+        <strong>{submitted ? firstLine(submitted.description) : taskId}</strong>{" "}
+        {newest && (
+          <span class="fine">
+            {title(newest)}, {fullTime(newest.time)}, {count(events.length, "event")}
+          </span>
+        )}
+      </summary>
+      {isShown && <Entries events={events.slice(0, shown)} />}
+      {isShown && more > 0 && (
+        <button type="button" onClick={() => setShown(shown + MORE)}>
+          Show older events ({more})
+        </button>
+      )}
+    </details>
+  );
+}
+
+function Entries({ events }: { events: readonly WorkspaceEvent[] }) {
+  return (
+    <ol class="timeline" reversed start={Number(events[0]?.seq ?? 1)}>
+      {events.map((event) => (
+        <Entry key={event.seq} event={event} />
+      ))}
+    </ol>
+  );
 }
 
 const Entry = memo(function Entry({ event }: { event: WorkspaceEvent }) {

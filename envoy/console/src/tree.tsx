@@ -2,6 +2,7 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import type { Task } from "./api";
 import { CancelDialog } from "./cancel_dialog";
+import { may } from "./credential";
 import { FailureNote } from "./failure";
 import { TaskTree } from "./task_tree";
 import { firstLine, words } from "./text";
@@ -29,8 +30,7 @@ export function Tree({ open }: { open: OpenWorkspace }) {
       <Branch of={tops} tasks={tasks} onAsk={setAsked} />
       {asked && (
         <CancelDialog
-          isRepeated={Boolean(asked.cancel_requested_at)}
-          isTree
+          title={`Cancel “${firstLine(asked.description)}” and its descendants`}
           onCancel={(wishes) => {
             setAsked(null);
             void tree.cancel(asked, wishes);
@@ -59,7 +59,7 @@ function Branch({ of, tasks, onAsk }: BranchProps) {
             <p>
               <span class={`badge ${task.status}`}>{words(task.status)}</span>{" "}
               <a href={`#/workspaces/${task.workspace_id}`}>{name}</a>{" "}
-              {hasOpen(task, tasks) && (
+              {hasOpen(task, tasks) && may("workspace:write") && (
                 <button
                   type="button"
                   class="danger"

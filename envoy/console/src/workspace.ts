@@ -64,6 +64,13 @@ export class OpenWorkspace {
     );
   }
 
+  // Throws Failure.
+  async resume(): Promise<void> {
+    const path = { workspace_id: this.id };
+    const init = { params: { path } };
+    this.workspace.value = await read(api.POST("/v1/workspaces/{workspace_id}/resume", init));
+  }
+
   private lastTaskId(): string {
     return this.events.peek().findLast((event) => event.task_id)?.task_id ?? "";
   }

@@ -2,15 +2,19 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Task, Workspace } from "./api";
 import { CancelDialog } from "./cancel_dialog";
-import { cancelTask, type Wishes } from "./cancel_call";
+import { cancelTask } from "./cancel_call";
 import { Cancellation } from "./cancellation";
-import { trouble } from "./connection";
+import { now } from "./clock";
+import { asFailure, trouble } from "./connection";
 import { ConnectionNote } from "./connection_note";
+import { may } from "./credential";
 import { Deliveries } from "./deliveries";
-import { FailureNote } from "./failure";
-import { limitsOf } from "./limits";
-import { tokensUsed } from "./selection";
-import { elapsed, firstLine, fullTime, now, number, words } from "./text";
+import { type Failure, FailureNote } from "./failure";
+import { useKeys } from "./keys";
+import { limitsOf, tokensUsed } from "./limits";
+import { RunsNow } from "./runs_now";
+import type { Wishes } from "./stopping";
+import { elapsed, firstLine, fullTime, number, words } from "./text";
 import { Timeline } from "./timeline";
 import { Tree } from "./tree";
 import { OpenWorkspace } from "./workspace";
@@ -34,13 +38,13 @@ export function WorkspacePage({ id }: { id: string }) {
       <h1 ref={heading} tabIndex={-1}>
         {workspace?.name || id}
       </h1>
+      {workspace && <Facts open={open} workspace={workspace} />}
       <ConnectionNote />
       {streamTrouble && !trouble.value && streamTrouble.status !== 401 && (
         <FailureNote failure={streamTrouble} title="The event log is not up to date." />
       )}
-      {workspace && <Facts workspace={workspace} />}
-      <CurrentTask open={open} />
       <Cancellation open={open} />
+      <CurrentTask open={open} />
       <Tree open={open} />
       <Deliveries open={open} />
       <Timeline open={open} />
@@ -48,21 +52,35 @@ export function WorkspacePage({ id }: { id: string }) {
   );
 }
 
-function Facts({ workspace }: { workspace: Workspace }) {
+function Facts({ open, workspace }: { open: OpenWorkspace; workspace: Workspace }) {
+  const { status, created_by_user_id: creator } = workspace;
+  const mayResume = may("workspace:write") || may("tasks:write");
   return (
-    <dl class="properties">
-      <Fact name="Status">
-        <span class={`badge ${workspace.status}`}>{words(workspace.status)}</span>{" "}
-        {workspace.status_reason}
-      </Fact>
-      <Fact name="Id">
-        <code class="id">{workspace.id}</code>
-      </Fact>
-      <Fact name="Created">
-        {fullTime(workspace.created_at)}
-        {workspace.created_by_user_id && ` by ${workspace.created_by_user_id}`}
-      </Fact>
-    </dl>
+    <>
+      <p>
+        <span class={`badge ${status}`}>{words(status)}</span> {workspace.status_reason}
+      </p>
+      {["failed", "stopped"].includes(status) && mayResume && <Resume open={open} />}
+      <p class="fine">
+        <code class="id">{workspace.id}</code>, created {fullTime(workspace.created_at)}
+        {creator && ` by ${creator}`}
+      </p>
+    </>
+  );
+}
+
+function Resume({ open }: { open: OpenWorkspace }) {
+  const [failure, setFailure] = useState<Failure | null>(null);
+  const resume = () => open.resume().catch((error: unknown) => setFailure(asFailure(error)));
+  return (
+    <>
+      <div class="buttons">
+        <button type="button" class="primary" onClick={() => void resume()}>
+          Resume
+        </button>
+      </div>
+      {failure && <FailureNote failure={failure} title="The workspace was not resumed." />}
+    </>
   );
 }
 
@@ -78,6 +96,9 @@ function Fact({ name, children }: { name: string; children: preact.ComponentChil
 function CurrentTask({ open }: { open: OpenWorkspace }) {
   const [isAsking, setIsAsking] = useState(false);
   const task = open.task.value;
+  const isOpen = task !== null && !task.completed_at && !task.cancel_requested_at;
+  const mayAsk = isOpen && may("workspace:write");
+  useKeys({ c: () => setIsAsking(mayAsk) });
   if (!task) return null;
   const isOver = Boolean(task.completed_at);
   const cancel = (wishes: Wishes) => {
@@ -90,16 +111,25 @@ function CurrentTask({ open }: { open: OpenWorkspace }) {
     <section aria-labelledby="task-title">
       <div class="task-head">
         <h2 id="task-title">{isOver ? "Last task" : "Task"}</h2>
-        {!isOver && (
-          <button type="button" class="danger large" onClick={() => setIsAsking(true)}>
-            {task.cancel_requested_at ? "Cancel again…" : "Cancel…"}
+        {mayAsk && (
+          <button
+            type="button"
+            class="danger large"
+            aria-keyshortcuts="c"
+            onClick={() => setIsAsking(true)}
+          >
+            Cancel… <kbd class="wide" aria-hidden="true">c</kbd>
           </button>
         )}
       </div>
+      <pre class="description" tabIndex={0} aria-label="Description">
+        {task.description}
+      </pre>
+      {!isOver && <RunsNow open={open} task={task} />}
       <TaskFacts task={task} />
       {isAsking && (
         <CancelDialog
-          isRepeated={Boolean(task.cancel_requested_at)}
+          title={`Cancel “${firstLine(task.description)}”`}
           onCancel={cancel}
           onClose={() => setIsAsking(false)}
         />
@@ -110,21 +140,17 @@ function CurrentTask({ open }: { open: OpenWorkspace }) {
 
 function TaskFacts({ task }: { task: Task }) {
   const began = task.started_at ?? task.created_at;
-  const phase = task.phase === "phase_unspecified" ? "none" : words(task.phase);
   return (
     <dl class="properties">
-      <Fact name="Description">{firstLine(task.description)}</Fact>
       <Fact name="Status">
         <span class={`badge ${task.status}`}>{words(task.status)}</span> {task.reason}
       </Fact>
-      {!task.completed_at && <Fact name="Phase">{phase}</Fact>}
       <Fact name="Iterations">
         {number(task.iterations)} of at most {number(task.max_iterations)}
       </Fact>
-      <Fact name={task.completed_at ? "Ran" : "Running since"}>
-        {task.completed_at
-          ? elapsed(Date.parse(task.completed_at) - Date.parse(began))
-          : `${fullTime(began)}, ${elapsed(now.value - Date.parse(began))}`}
+      <Fact name={task.completed_at ? "Ran for" : "Running for"}>
+        {elapsed((task.completed_at ? Date.parse(task.completed_at) : now.value) - Date.parse(began))},
+        since {fullTime(began)}
       </Fact>
       <Fact name="Tokens">{number(tokensUsed(task))}</Fact>
       {task.limits && <Fact name="Limits">{limitsOf(task).join(", ")}</Fact>}

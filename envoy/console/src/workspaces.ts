@@ -4,6 +4,7 @@
 // again. Their tokens stay valid, so that they can be read at the same time. Tasks are read one by
 // one: those in view each time, all others in turn. What is in view is read more often.
 import { signal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
 import { api, read, type Task, type Workspace } from "./api";
 import { repeat } from "./connection";
 
@@ -17,10 +18,13 @@ const IN_VIEW_MS = 500;
 const PAGES_IN_VIEW = 4;
 // While the page is hidden.
 const HIDDEN_REFRESH_MS = 10_000;
-// A credential may make 100 reads a second. 5,000 workspaces need 25 for the pages, 10 for other
-// tasks, and what is in view at most 34.
+// A credential may make 100 reads a second. The pages of the list and other tasks need 35, with
+// 5,000 workspaces 25 for the pages; what is in view needs at most 34.
 const TASKS_IN_VIEW = 26;
 const OTHER_TASKS = 10;
+const PAGES_AND_OTHER_TASKS = 35;
+// The least time between two drawings of the list.
+const PUBLISH_MS = 200;
 // The list takes at most this share of the time for its own calls.
 const SHARE = 0.5;
 
@@ -30,6 +34,8 @@ export interface Row {
   page: number;
   // What is known of the current task; null if there is none, or it has not been read yet.
   task: Task | null;
+  // When the task began, or else when the workspace got its status, in milliseconds.
+  since: number;
   // When the task was read.
   readAt: number;
 }
@@ -43,8 +49,15 @@ const inView = new Set<string>();
 const known = new Map<string, Row>();
 // The token of each page that has been read.
 let tokens = [""];
-// Whether the rows will be published in the next frame.
+// Whether the rows will be published.
 let isDue = false;
+let publishedAt = 0;
+
+export function rowOf(workspaceId: string): Row | undefined {
+  // Draws again after a change.
+  void rows.value;
+  return known.get(workspaceId);
+}
 
 export function setInView(ids: Iterable<string>): void {
   inView.clear();
@@ -52,7 +65,7 @@ export function setInView(ids: Iterable<string>): void {
 }
 
 // Reads the list until `signal` is aborted.
-export async function follow(signal: AbortSignal): Promise<void> {
+async function follow(signal: AbortSignal): Promise<void> {
   let tookMs = 0;
   const readAll = async () => {
     const begun = performance.now();
@@ -131,16 +144,16 @@ function absorb(workspaces: Workspace[], page: number): void {
   if (isChanged) publishSoon();
 }
 
-// Draws at most once for each frame.
+// To sort thousands of rows takes most of a frame.
 function publishSoon(): void {
   if (isDue) return;
   isDue = true;
-  // A hidden page has no frames.
-  const later = document.hidden ? setTimeout : requestAnimationFrame;
-  later(() => {
+  const publish = () => {
     isDue = false;
+    publishedAt = performance.now();
     rows.value = [...known.values()];
-  });
+  };
+  setTimeout(publish, publishedAt + PUBLISH_MS - performance.now());
 }
 
 function isSame(one: Workspace, other: Workspace): boolean {
@@ -154,9 +167,12 @@ function isSame(one: Workspace, other: Workspace): boolean {
 
 function merged(before: Row | undefined, workspace: Workspace, page: number): Row {
   const keepsTask = before?.task?.id === workspace.current_task_id;
-  return keepsTask && before
-    ? { ...before, workspace, page }
-    : { workspace, page, task: null, readAt: 0 };
+  const { task, readAt } = keepsTask && before ? before : { task: null, readAt: 0 };
+  return { workspace, page, task, since: sinceOf(workspace, task), readAt };
+}
+
+function sinceOf(workspace: Workspace, task: Task | null): number {
+  return Date.parse(task?.started_at ?? workspace.updated_at);
 }
 
 function tasksInView(): Row[] {
@@ -172,7 +188,8 @@ function isDueForReading({ readAt }: Row): boolean {
 // Those that were read the longest ago.
 function otherTasks(): Row[] {
   const others = [...known.values()].filter((row) => !inView.has(row.workspace.id) && hasTask(row));
-  return others.sort((one, other) => one.readAt - other.readAt).slice(0, OTHER_TASKS);
+  const most = Math.max(OTHER_TASKS, PAGES_AND_OTHER_TASKS - tokens.length);
+  return others.sort((one, other) => one.readAt - other.readAt).slice(0, most);
 }
 
 function hasTask({ workspace }: Row): boolean {
@@ -196,7 +213,7 @@ async function readTask(workspace: Workspace, signal: AbortSignal): Promise<void
   row.readAt = Date.now();
   // A row that has not changed stays the same object, so that it is not drawn again.
   if (JSON.stringify(row.task) === JSON.stringify(task)) return;
-  known.set(workspace.id, { ...row, task });
+  known.set(workspace.id, { ...row, task, since: sinceOf(row.workspace, task) });
   publishSoon();
 }
 
@@ -209,4 +226,12 @@ async function inParallel(
     for (let index = queue.shift(); index !== undefined; index = queue.shift()) await work(index);
   };
   await Promise.all(Array.from({ length: AT_ONCE }, runner));
+}
+
+export function useFollowedList(): void {
+  useEffect(() => {
+    const stop = new AbortController();
+    void follow(stop.signal);
+    return () => stop.abort();
+  }, []);
 }

@@ -7,7 +7,7 @@ import secrets
 import pytest
 from playwright.sync_api import expect
 
-from tests.clients.long.console.console_page import Console
+from tests.clients.console.console_page import Console
 from tests.support.stack import Gate, Stack, Workspace
 
 
@@ -36,17 +36,17 @@ def test_a_person_cancels_a_task(
     console.show(workspace)
     console.cancel(reason="it has gone wrong")
 
-    expect(console.step("Accepted")).to_contain_text(re.compile(r"answered in [\d,]+ ms"))
+    expect(console.step("Accepted")).to_contain_text(re.compile(r"answered in [\d.]+ m?s"))
     expect(console.step("Accepted")).to_contain_text("reason: it has gone wrong")
     waiting = console.cancellation.locator(".step.now")
     expect(waiting).to_contain_text("Waiting for the tool call in flight")
     assert workspace.log()[-1]["type"] == "task_cancel_requested"
 
     gate.open()
-    after = re.compile(r"[\d,]+ ms after the request")
+    after = re.compile(r"[\d.]+ m?s after the request")
     expect(console.step("Iteration 1 has ended")).to_contain_text(after)
     expect(console.step("Cancelled")).to_contain_text(after)
-    log = console.page.locator(".timeline")
+    log = console.log
     expect(log).to_contain_text("Task cancelled")
     expect(log).to_contain_text(f"by API key {workspace.log()[-1]['cancel']['requested_by']}")
     assert not (stack.files(workspace.id) / "never").exists()
@@ -61,7 +61,7 @@ def test_a_text_cannot_look_like_another_one(
     """
     task_id = workspace.begin(f"{gate.command} # \u202e evitcani")
     console.show(workspace)
-    expect(console.page.locator(".timeline")).to_contain_text("\\u202e evitcani")
+    expect(console.log).to_contain_text("\\u202e evitcani")
     assert "\u202e" not in console.page.inner_text("body")
     gate.open()
     workspace.await_end(task_id)
@@ -89,7 +89,7 @@ def test_a_person_learns_that_the_agent_does_not_answer(
 def test_a_person_interrupts_an_iteration(console: Console, workspace: Workspace) -> None:
     task_id = workspace.begin("sleep 600")
     console.show(workspace)
-    console.cancel(force_after="0.5")
+    console.cancel(choice="Interrupt now")
     expect(console.step("Iteration 1 has ended")).to_contain_text("interrupted")
     expect(console.step("Cancelled, interrupted")).to_be_visible()
     assert workspace.await_end(task_id)["forced"]
@@ -130,7 +130,7 @@ def test_a_token_that_expires_is_asked_for_again(
     expect(dialog).to_be_hidden()
     # The page goes on where it was.
     workspace.submit("echo hello")
-    expect(console.page.locator(".timeline")).to_contain_text("Task completed")
+    expect(console.log).to_contain_text("Task completed")
     console.check()
 
 
@@ -141,10 +141,8 @@ def test_a_read_only_token_cannot_cancel(
     workspace.begin(gate.command)
     console.sign_in(stack.tokens["read_only"])
     console.open(workspace.id)
-    console.cancel()
-    note = console.cancellation.get_by_role("alert")
-    expect(note).to_contain_text("One of these scopes is needed: workspace:write")
-    expect(note).to_contain_text("permission_denied")
+    expect(console.page.get_by_role("group", name="Now")).to_be_visible()
+    expect(console.page.get_by_role("button", name="Cancel")).to_have_count(0)
     gate.open()
 
 

@@ -2,7 +2,7 @@
 
 from playwright.sync_api import expect
 
-from tests.clients.long.console.console_page import Console
+from tests.clients.console.console_page import Console
 from tests.support.stack import Stack, Workspace
 
 
@@ -19,10 +19,9 @@ def test_a_person_cancels_a_task_with_its_descendants(
     expect(tree.get_by_role("listitem").get_by_role("listitem")).to_contain_text("sleep 302")
 
     tree.get_by_role("button", name="Cancel sleep 301 and its descendants").click()
-    dialog = console.page.get_by_role("dialog", name="Cancel the task and its descendants")
+    dialog = console.page.get_by_role("dialog", name="Cancel “sleep 301” and its descendants")
     dialog.get_by_label("Reason").fill("gone wrong")
-    dialog.get_by_label("Interrupt the iteration after").fill("0")
-    dialog.get_by_role("button", name="Cancel the task").click()
+    dialog.get_by_role("button", name="Interrupt now").click()
     assert workspace.await_end(root_id)["status"] == "cancelled"
     end = below.await_end(child_id)
     assert (end["status"], end["cancel"]["reason"]) == ("cancelled", "gone wrong")

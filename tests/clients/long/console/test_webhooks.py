@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import expect
 
-from tests.clients.long.console.console_page import Console
+from tests.clients.console.console_page import Console
 from tests.support.receivers import Receiver, accept, receiving, refuse
 from tests.support.stack import Stack, Workspace
 

@@ -18,10 +18,16 @@ class Console:
         origin: str,
         scheme: Literal["dark", "light"] = "light",
         width: int = 1280,
+        *,
+        has_touch: bool = False,
+        script: str = "",
     ) -> None:
+        """`script` runs before those of the page."""
         self.context = browser.new_context(
-            color_scheme=scheme, viewport={"width": width, "height": 800}
+            color_scheme=scheme, viewport={"width": width, "height": 800}, has_touch=has_touch
         )
+        if script:
+            self.context.add_init_script(script)
         self.page: Page = self.context.new_page()
         self.origin = origin
         self.requests: list[Request] = []
@@ -61,18 +67,25 @@ class Console:
     def open(self, workspace_id: str) -> None:
         """Opens the page of a workspace from the list."""
         self.find(workspace_id)
-        expect(self.page.locator(".rows .row")).to_have_count(1)
-        self.page.locator(".rows .row").click()
+        expect(self.rows).to_have_count(1)
+        self.rows.locator(".status").click()
         expect(self.page).to_have_url(f"{self.origin}/console#/workspaces/{workspace_id}")
 
-    def cancel(self, reason: str = "", force_after: str = "") -> None:
+    def cancel(self, reason: str = "", choice: str = "Finish this iteration") -> None:
         """Cancels the task of the open workspace."""
         self.page.get_by_role("button", name="Cancel…").click()
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_label("Reason").fill(reason)
-        dialog.get_by_label("Interrupt the iteration after").fill(force_after)
-        dialog.get_by_role("button", name="Cancel the task").click()
+        dialog.get_by_role("button", name=choice).click()
         expect(dialog).to_be_hidden()
+
+    @property
+    def rows(self) -> Locator:
+        return self.page.locator(".rows .row")
+
+    @property
+    def log(self) -> Locator:
+        return self.page.get_by_role("region", name="Event log")
 
     @property
     def cancellation(self) -> Locator:

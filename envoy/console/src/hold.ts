@@ -1,0 +1,42 @@
+// The hold of the organization.
+import { signal } from "@preact/signals";
+import { api, read, type Schemas } from "./api";
+import { announce } from "./announcer";
+import { pause } from "./connection";
+
+const FOLLOW_MS = 5_000;
+
+export type Hold = Schemas["Hold"];
+
+// What is known of the hold; null until it was read, or if the token may not read it.
+export const hold = signal<Hold | null>(null);
+
+// Counts the changes of the hold that this tab has made: a read that began before one may be old.
+let changes = 0;
+
+export async function followHold(signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    const before = changes;
+    try {
+      const found = await read(api.GET("/v1/hold", { signal }));
+      if (changes === before) hold.value = found;
+    } catch {
+      // The list and the page of a workspace say that the service does not answer.
+    }
+    await pause(FOLLOW_MS, signal);
+  }
+}
+
+export async function holdOrg(reason: string): Promise<void> {
+  change((await read(api.POST("/v1/hold", { body: { reason } }))).hold);
+}
+
+export async function release(): Promise<void> {
+  change(await read(api.POST("/v1/hold/release", {})));
+  announce("The hold is released.");
+}
+
+function change(changed: Hold): void {
+  changes += 1;
+  hold.value = changed;
+}

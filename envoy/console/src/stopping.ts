@@ -1,0 +1,194 @@
+// Cancels many tasks, and follows them to their end.
+import { signal } from "@preact/signals";
+import { api, read, type Schemas } from "./api";
+import { announce } from "./announcer";
+import { asFailure, backoffMs, pause } from "./connection";
+import type { Failure } from "./failure";
+import { holdOrg } from "./hold";
+import { count } from "./text";
+
+// How often a call is repeated that the service could not answer.
+const ATTEMPTS = 6;
+const FOLLOW_MS = 1_000;
+// The most tasks that a filter can name.
+const MOST_IDS = 1_000;
+
+export type Result = Schemas["CancelTasksResult"];
+type Filters = Pick<Schemas["CancelTasksRequest"], "all" | "filter">[];
+
+export interface Wishes {
+  reason: string;
+  // In seconds; null for never.
+  forceAfter: number | null;
+}
+
+export interface Stop {
+  readonly step: "hold" | "cancel" | "follow" | "done";
+  // The first failure; the stop goes on only if it is repeated.
+  readonly failure: Failure | null;
+  readonly accepted: number;
+  // Tasks whose cancellation was recorded before.
+  readonly before: number;
+  // How long it took to record all cancellations; null until then.
+  readonly recordedMs: number | null;
+  // Tasks that have not ended; null until they were counted.
+  readonly unfinished: number | null;
+  readonly results: readonly Result[];
+  readonly endedMs: number | null;
+}
+
+// The tasks that match and have not ended.
+export interface Counted {
+  readonly matched: number;
+  // Of these, the tasks that are cancelled already.
+  readonly before: number;
+  // At most 1,000 for each 1,000 ids.
+  readonly results: readonly Result[];
+}
+
+// The last stop that this tab has begun.
+export const stop = signal<Stopping | null>(null);
+
+// Counts the tasks with these ids, or all tasks, and cancels none. Throws Failure.
+export async function countTasks(
+  taskIds: readonly string[] | null,
+  signal: AbortSignal,
+): Promise<Counted> {
+  let found: Counted = { matched: 0, before: 0, results: [] };
+  for (const part of filters(taskIds)) {
+    const init = { body: { ...part, dry_run: true }, signal };
+    const { matched, already_requested, results } = await read(api.POST("/v1/tasks/cancel", init));
+    found = {
+      matched: found.matched + matched,
+      before: found.before + already_requested,
+      results: [...found.results, ...results],
+    };
+  }
+  return found;
+}
+
+export class Stopping {
+  readonly state = signal<Stop>({
+    step: "cancel",
+    failure: null,
+    accepted: 0,
+    before: 0,
+    recordedMs: null,
+    unfinished: null,
+    results: [],
+    endedMs: null,
+  });
+  private readonly begun = performance.now();
+  private readonly leave = new AbortController();
+
+  // `taskIds` is null for all tasks. `hold` says whether to refuse new tasks first, until the
+  // organization is released.
+  constructor(
+    readonly taskIds: readonly string[] | null,
+    readonly wishes: Wishes,
+    readonly hold = false,
+  ) {}
+
+  async run(): Promise<void> {
+    try {
+      if (this.hold) {
+        this.change({ step: "hold" });
+        await insistently(() => holdOrg(this.wishes.reason));
+      }
+      this.change({ step: "cancel" });
+      await this.cancelAll();
+      this.change({ step: "follow", recordedMs: performance.now() - this.begun });
+      await this.followToTheEnd();
+    } catch (error) {
+      if (!this.leave.signal.aborted) this.change({ failure: asFailure(error) });
+    }
+  }
+
+  // Stops following. What is cancelled stays cancelled.
+  close(): void {
+    this.leave.abort();
+  }
+
+  // Interrupts the iterations of these tasks. Tasks that were submitted after the stop go on.
+  async interrupt(tasks: readonly Result[]): Promise<void> {
+    try {
+      for (const part of filters(tasks.map((each) => each.task_id))) {
+        await eachBatch({ ...part, reason: this.wishes.reason, force_after: "0s" }, () => {});
+      }
+    } catch (error) {
+      this.change({ failure: asFailure(error) });
+    }
+  }
+
+  private async cancelAll(): Promise<void> {
+    const { reason, forceAfter } = this.wishes;
+    const force = forceAfter === null ? {} : { force_after: `${forceAfter}s` };
+    for (const part of filters(this.taskIds)) {
+      let isFirst = true;
+      await eachBatch({ ...part, reason, ...force }, (answer) => {
+        const known = this.state.peek();
+        // Later answers count the tasks of earlier ones as recorded before.
+        const before = isFirst ? known.before + answer.already_requested : known.before;
+        isFirst = false;
+        this.change({ accepted: known.accepted + answer.accepted, before });
+      });
+    }
+  }
+
+  private async followToTheEnd(): Promise<void> {
+    for (;;) {
+      const answer = await insistently(() => countTasks(this.taskIds, this.leave.signal));
+      // Without a hold, new tasks are not part of a stop of everything.
+      const isOwn = (each: Result) => this.taskIds !== null || each.outcome === "already_requested";
+      const unfinished = this.taskIds ? answer.matched : answer.before;
+      this.change({ unfinished, results: answer.results.filter(isOwn) });
+      if (unfinished === 0) break;
+      await pause(FOLLOW_MS, this.leave.signal);
+    }
+    this.change({ step: "done", endedMs: performance.now() - this.begun });
+    const { accepted, before } = this.state.peek();
+    announce(`${count(accepted + before, "task")} ended.`);
+  }
+
+  private change(changed: Partial<Stop>): void {
+    this.state.value = { ...this.state.peek(), ...changed };
+  }
+}
+
+function filters(taskIds: readonly string[] | null): Filters {
+  if (taskIds === null) return [{ all: true }];
+  const parts: Filters = [];
+  for (let first = 0; first < taskIds.length; first += MOST_IDS) {
+    parts.push({ filter: { task_ids: taskIds.slice(first, first + MOST_IDS) } });
+  }
+  return parts;
+}
+
+// A call cancels at most 1,000 tasks.
+async function eachBatch(
+  body: Schemas["CancelTasksRequest"],
+  onAnswer: (answer: Schemas["CancelTasksResponse"]) => void,
+): Promise<void> {
+  for (let remaining = 1; remaining > 0; ) {
+    const answer = await insistently(() => read(api.POST("/v1/tasks/cancel", { body })));
+    onAnswer(answer);
+    remaining = answer.remaining;
+    // Other transactions have locked what remains.
+    if (remaining > 0 && answer.accepted === 0) await pause(FOLLOW_MS, new AbortController().signal);
+  }
+}
+
+// Repeats a call that the service could not answer. All calls of a stop are safe to repeat.
+async function insistently<T>(call: () => Promise<T>): Promise<T> {
+  for (let failures = 1; ; failures += 1) {
+    try {
+      return await call();
+    } catch (error) {
+      if (error instanceof DOMException) throw error;
+      const failure = asFailure(error);
+      const isFinal = failure.status >= 400 && failure.status < 500 && failure.status !== 429;
+      if (isFinal || failures >= ATTEMPTS) throw failure;
+      await pause(backoffMs(failures, failure), new AbortController().signal);
+    }
+  }
+}

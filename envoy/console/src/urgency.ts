@@ -1,0 +1,40 @@
+// Which workspaces need a person first.
+import { now, sinceMs } from "./clock";
+import { isOverLimit } from "./limits";
+import type { Row } from "./workspaces";
+
+// From then on, a cancellation takes too long.
+const LONG_MS = 10_000;
+// More than any time in milliseconds.
+const TIME = 1e14;
+
+// What can be wrong with a workspace, the worst first.
+export const TROUBLES = ["failed", "late", "over_limit"] as const;
+export type Trouble = (typeof TROUBLES)[number];
+
+// What is wrong with the workspace, the worst first.
+export function troublesOf({ workspace, task }: Row): readonly Trouble[] {
+  if (workspace.status === "failed") return ["failed"];
+  if (!task) return [];
+  const found: Trouble[] = [];
+  if (task.cancel_requested_at) {
+    // Draws again each second.
+    void now.value;
+    if (sinceMs(task.cancel_requested_at) > LONG_MS) found.push("late");
+  }
+  if (isOverLimit(task)) found.push("over_limit");
+  return found;
+}
+
+// The order in which a person looks at workspaces: what is wrong, then what has run for the longest,
+// then the others, with the newest change first.
+export function urgency(row: Row): number {
+  const { workspace, since } = row;
+  const [trouble] = troublesOf(row);
+  if (trouble === "failed") return TIME - since;
+  if (trouble) return TROUBLES.indexOf(trouble) * TIME + since;
+  if (workspace.current_task_id) return 3 * TIME + since;
+  // Statuses that change soon come before these.
+  const resting = ["idle", "suspended", "stopped"].indexOf(workspace.status);
+  return (resting + 6) * TIME - since;
+}

@@ -1,0 +1,170 @@
+"""The list: what is wrong is first, and the tasks of a part of it are cancelled, no other."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.clients.console.console_page import Console
+from tests.support.stack import Gate, Stack, Workspace
+from tests.support.waiting import eventually
+
+
+class Named:
+    """Workspaces with a name in common, by which the list is filtered."""
+
+    def __init__(self, stack: Stack, name: str) -> None:
+        self.stack = stack
+        self.name = name
+        self.made: list[Workspace] = []
+
+    def make(self, name: str) -> Workspace:
+        made = Workspace(self.stack, name=f"{self.name}-{name}")
+        self.made.append(made)
+        return made
+
+    def busy(self, name: str, about: str = "", **fields: object) -> tuple[Workspace, str]:
+        """A workspace with a task that runs until its gate opens, and the id of the task."""
+        made = self.make(name)
+        return made, made.begin(f"{Gate(made).command} # {about}", **fields)
+
+
+@pytest.fixture
+def named(stack: Stack, request: pytest.FixtureRequest) -> Iterator[Named]:
+    found = Named(stack, request.node.name.removeprefix("test_")[:20])
+    yield found
+    for each in found.made:
+        each.rest.call("POST", f"{each.path}/stop")
+
+
+def names(console: Console) -> list[str]:
+    return [each.rpartition("-")[2] for each in console.rows.locator(".name").all_inner_texts()]
+
+
+def test_what_is_wrong_is_first(console: Console, stack: Stack, named: Named) -> None:
+    named.make("idle")
+    named.busy("oldest")
+    named.busy("newest")
+    named.busy("limit", limits={"max_duration": "0.1s"})
+    late, late_id = named.busy("late")
+    failed = named.make("failed")
+    late.cancel()
+    with stack.database() as connection:
+        ago = "cancel_requested_at = now() - interval '1 minute'"
+        connection.execute(f"UPDATE tasks SET {ago} WHERE id = %s", (late_id,))
+    stack.kill(stack.agent_pid(failed.id))
+    failed.await_status("failed")
+    console.sign_in(stack.tokens["full_access"])
+    console.find(named.name)
+
+    wanted = ["failed", "late", "limit", "oldest", "newest", "idle"]
+    expect(console.rows.nth(1).locator(".badge")).to_contain_text("cancelling 1 min")
+    expect(console.rows.nth(2).locator(".badge")).to_have_text("over its limit")
+    assert eventually(lambda: names(console) == wanted), names(console)
+    # A chip shows only what is wrong in this way.
+    console.page.get_by_role("button", name="cancelling too long").click()
+    expect(console.rows).to_have_count(1)
+    assert names(console) == ["late"]
+
+
+def test_a_press_cancels_the_tasks_that_were_shown(
+    console: Console, stack: Stack, named: Named
+) -> None:
+    shown = dict(named.busy(each) for each in ("one", "two"))
+    later = named.make("later")
+    console.sign_in(stack.tokens["full_access"])
+    console.find(named.name)
+    console.page.get_by_role("button", name="Cancel these 2…").click()
+    dialog = console.page.get_by_role("dialog", name="Cancel 2 tasks")
+    tasks = dialog.get_by_role("list", name="Tasks").get_by_role("listitem")
+    expect(tasks).to_contain_text([f"{named.name}-one", f"{named.name}-two"])
+    # A task that begins now is reported, and goes on.
+    later_id = later.begin(Gate(later).command)
+    expect(dialog).to_contain_text("1 task began since, and will not be cancelled")
+    with console.page.expect_request("**/v1/tasks/cancel") as sent:
+        dialog.get_by_role("button", name="Finish this iteration").click()
+    body = json.loads(sent.value.post_data or "")
+    assert set(body["filter"]["task_ids"]) == set(shown.values())
+
+    expect(dialog.locator(".step.done")).to_contain_text("Accepted: 2 tasks")
+    for workspace, task_id in shown.items():
+        Gate(workspace).open()
+        assert workspace.await_end(task_id)["status"] == "cancelled"
+    expect(dialog.locator(".step.done").filter(has_text="All ended")).to_be_visible()
+    assert "cancel_requested_at" not in later.task(later_id)
+    console.check()
+
+
+def test_a_selection_is_cancelled(console: Console, stack: Stack, named: Named) -> None:
+    chosen, task_id = named.busy("chosen")
+    other, other_id = named.busy("other")
+    console.sign_in(stack.tokens["full_access"])
+    console.find(named.name)
+    console.page.get_by_role("checkbox", name=f"Select {named.name}-chosen").check()
+    # A selection stays when the list shows something else.
+    console.find(f"{named.name}-other")
+    console.page.get_by_role("button", name="Cancel this task…").click()
+    dialog = console.page.get_by_role("dialog", name="Cancel 1 task")
+    dialog.get_by_role("button", name="Interrupt now").click()
+    assert chosen.await_end(task_id)["forced"]
+    expect(dialog.locator(".step.done").filter(has_text="All ended")).to_be_visible()
+    assert "cancel_requested_at" not in other.task(other_id)
+
+
+def test_six_keys_cancel_a_task(console: Console, stack: Stack, named: Named) -> None:
+    """The keys find the task, open its workspace, cancel the task, and show its end."""
+    workspace, task_id = named.busy("crm", about="Mail our customers")
+    console.sign_in(stack.tokens["full_access"])
+    page, keyboard = console.page, console.page.keyboard
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    expect(console.rows.filter(has_text="Mail our customers")).to_have_count(1)
+    pressed = ["m", "a", "i", "Enter", "c", "Enter"]
+    for key in pressed[:4]:
+        keyboard.press(key)
+    expect(page.get_by_role("button", name="Cancel…")).to_be_visible()
+    keyboard.press(pressed[4])
+    expect(page.get_by_role("button", name="Finish this iteration")).to_be_focused()
+    keyboard.press(pressed[5])
+    expect(console.step("Accepted")).to_be_visible()
+    Gate(workspace).open()
+    expect(console.step("Cancelled")).to_be_visible()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+
+
+def test_keys_cancel_the_row_in_focus(console: Console, stack: Stack, named: Named) -> None:
+    _, other_id = named.busy("first")
+    workspace, task_id = named.busy("second")
+    console.sign_in(stack.tokens["full_access"])
+    page, keyboard = console.page, console.page.keyboard
+    keyboard.press("/")
+    console.find(named.name)
+    expect(console.rows).to_have_count(2)
+    for key in ("ArrowDown", "ArrowDown", "Space"):
+        keyboard.press(key)
+    expect(console.rows.nth(1)).to_be_focused()
+    expect(console.rows.nth(1)).to_have_attribute("aria-selected", "true")
+    keyboard.press("c")
+    expect(page.get_by_role("button", name="Finish this iteration")).to_be_focused()
+    keyboard.press("Enter")
+    expect(page.locator(".step.done")).to_contain_text("Accepted: 1 task")
+    Gate(workspace).open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+    assert "cancel_requested_at" not in named.made[0].task(other_id)
+
+
+def test_four_taps_cancel_a_task(browser: Browser, stack: Stack, named: Named) -> None:
+    workspace, task_id = named.busy("crm", about="Mail our customers")
+    console = Console(browser, stack.ready["rest_url"], "dark", 400, has_touch=True)
+    console.sign_in(stack.tokens["full_access"])
+    page = console.page
+    page.get_by_role("button", name="busy").tap()
+    console.rows.filter(has_text="Mail our customers").locator(".task").tap()
+    page.get_by_role("button", name="Cancel…").tap()
+    page.get_by_role("button", name="Finish this iteration").tap()
+    expect(console.step("Accepted")).to_be_visible()
+    Gate(workspace).open()
+    expect(console.step("Cancelled")).to_be_visible()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
+    console.check()
+    console.close()
