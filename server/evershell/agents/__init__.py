@@ -14,6 +14,7 @@ and a cancellation ends the loop:
 
 from evershell.agents.active_task import TaskFailed
 from evershell.agents.background import in_process, in_thread
+from evershell.agents.children import Child, ChildRefusedError, submit_task
 from evershell.agents.entry import run
 from evershell.agents.loop import Task
 from evershell.agents.own_keys import keys
@@ -22,6 +23,8 @@ from evershell.agents.tools import ToolResult, ToolStatus
 
 __all__ = [
     "CallTimeoutError",
+    "Child",
+    "ChildRefusedError",
     "Step",
     "Task",
     "TaskFailed",
@@ -31,4 +34,5 @@ __all__ = [
     "in_thread",
     "keys",
     "run",
+    "submit_task",
 ]

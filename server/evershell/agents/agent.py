@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from evershell.agents import children
 from evershell.agents.active_task import ActiveTask
 from evershell.agents.lease import Heartbeat, Lease
 from evershell.agents.loop import AgentFunction, RejectedError, run_task
@@ -82,6 +83,7 @@ class Agent:
 
     async def _work(self, task: ActiveTask) -> TaskEnded | None:
         watching = asyncio.create_task(_show_blocking())
+        children.begin(task.id, self._runtime.call_about_child)
         try:
             return await run_task(
                 self._function, task, self._runtime.commit, self._limits, self._beat_now

@@ -13,14 +13,17 @@ from evershell.agent.v1.runtime_service_pb2 import (
     CommitEventsRequest,
     CommitEventsResponse,
     Directive,
+    GetChildRequest,
     HeartbeatRequest,
     HeartbeatResponse,
     RegisterRequest,
     RegisterResponse,
+    SubmitChildRequest,
 )
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1 import event_pb2, task_pb2
 
+from evershell.agents.children import ChildRefusedError, ChildRequest
 from evershell.agents.lease import HEARTBEATS_A_LEASE, Lease
 from evershell.agents.loop import RejectedError
 from evershell.agents.session import Session
@@ -36,7 +39,13 @@ from evershell.core.task import (
 from evershell.core.trace import TraceContext
 from evershell.pod.messages import encode_phase
 from evershell.pod.tls import CONTROL_PLANE, Connector, TlsIdentity
-from evershell.pod.tokens import TIME_TRAILER, minute_of, runtime_token, secret_of
+from evershell.pod.tokens import (
+    SLUG_TRAILER,
+    TIME_TRAILER,
+    minute_of,
+    runtime_token,
+    secret_of,
+)
 from evershell.telemetry.logs import Log
 
 if TYPE_CHECKING:
@@ -56,6 +65,8 @@ _REJECTED = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
+# Failures of a call about a child that a retry may change. All other slugs are refusals.
+_RETRIED_SLUGS = frozenset({"unauthenticated", "unavailable", "deadline_exceeded", "internal"})
 _CHANNEL_OPTIONS = (
     # Reconnects to a restarted worker within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -199,6 +210,35 @@ class RuntimeClient:
             raise AgentEndingError
         return response.directive.task.task_id == task_id
 
+    async def call_about_child(self, request: ChildRequest) -> task_pb2.Task:
+        """Implements children.Call. Raises AgentEndingError too."""
+
+        async def attempt(stub: RuntimeStub) -> task_pb2.Task:
+            try:
+                return await self._send(stub, request)
+            except grpc.aio.AioRpcError as error:
+                slug = _trailer(error, SLUG_TRAILER)
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    slug = "not_found"
+                if slug and slug not in _RETRIED_SLUGS:
+                    raise ChildRefusedError(slug, error.details() or slug) from None
+                raise
+
+        try:
+            return await self._until_acknowledged(attempt)
+        except RejectedError as error:
+            raise ChildRefusedError("validation_error", str(error)) from None
+
+    async def _send(self, stub: RuntimeStub, request: ChildRequest) -> task_pb2.Task:
+        options = self._options(self._session.trace)
+        match request:
+            case SubmitChildRequest():
+                return await stub.SubmitChild(request, **options)
+            case GetChildRequest():
+                return await stub.GetChild(request, **options)
+            case _:
+                return await stub.CancelChild(request, **options)
+
     async def _renewing(
         self,
         attempt: Callable[[RuntimeStub], Awaitable[RegisterResponse | HeartbeatResponse]],
@@ -277,10 +317,13 @@ class RuntimeClient:
 
 def _control_plane_time(error: grpc.aio.AioRpcError) -> int | None:
     """The time with which the control plane refused the token; None for any other failure."""
-    for name, value in error.trailing_metadata() or ():
-        if name == TIME_TRAILER and str(value).isdecimal():
-            return int(str(value))
-    return None
+    value = _trailer(error, TIME_TRAILER)
+    return int(value) if value.isdecimal() else None
+
+
+def _trailer(error: grpc.aio.AioRpcError, name: str) -> str:
+    """The trailer of this name; empty for none."""
+    return str(dict(error.trailing_metadata() or ()).get(name, ""))
 
 
 def encode_event(event: AgentEvent) -> runtime_service_pb2.TaskEvent:

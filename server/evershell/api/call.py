@@ -8,11 +8,16 @@ from hashlib import sha256
 from typing import Any, cast
 
 import grpc
+from evershell.agent.v1 import runtime_service_pb2
 from google.protobuf.message import Message
 
 from evershell.core import deadline, errors
 from evershell.core.caller import Caller
-from evershell.core.change import MAX_KEY_CHARACTERS, IdempotencyKey
+from evershell.core.change import (
+    MAX_AGENT_KEY_CHARACTERS,
+    MAX_KEY_CHARACTERS,
+    IdempotencyKey,
+)
 from evershell.core.event import AUDIT_OK, AuditEntry, Origin
 from evershell.core.runtime import AgentIdentity
 
@@ -138,11 +143,23 @@ def idempotency_key(request: Message) -> IdempotencyKey | None:
     key = current().metadata.get(IDEMPOTENCY_HEADER)
     if key is None:
         return None
-    if not (0 < len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
-        raise errors.invalid(
-            {IDEMPOTENCY_HEADER: f"must have 1 to {MAX_KEY_CHARACTERS} printable characters"}
-        )
+    _check_key(IDEMPOTENCY_HEADER, key, MAX_KEY_CHARACTERS)
     return IdempotencyKey(key, fingerprint(request))
+
+
+def agent_key(request: runtime_service_pb2.SubmitChildRequest) -> IdempotencyKey:
+    """The key of an agent's submission. Raises Failure validation_error.
+
+    It holds for one parent. The keys of callers are printable, so none of them is equal to it.
+    """
+    key = request.idempotency_key
+    _check_key("idempotency_key", key, MAX_AGENT_KEY_CHARACTERS)
+    return IdempotencyKey(f"{request.parent_task_id}\n{key}", fingerprint(request))
+
+
+def _check_key(field: str, key: str, limit: int) -> None:
+    if not (0 < len(key) <= limit and key.isascii() and key.isprintable()):
+        raise errors.invalid({field: f"must have 1 to {limit} printable characters"})
 
 
 def fingerprint(request: Message) -> bytes:

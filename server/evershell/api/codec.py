@@ -83,6 +83,21 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
     )
 
 
+def decode_cancel_child(
+    request: runtime_service_pb2.CancelChildRequest, origin: Origin
+) -> CancelTask:
+    """The request. Raises Failure validation_error."""
+    return CancelTask(
+        workspace_id=request.workspace_id,
+        task_id=request.task_id,
+        reason=request.reason,
+        force_after_seconds=duration_seconds(request.force_after)
+        if request.HasField("force_after")
+        else None,
+        origin=origin,
+    )
+
+
 def decode_page(
     request: workspace_service_pb2.ListTasksRequest
     | workspace_service_pb2.ListWorkspacesRequest
@@ -219,7 +234,7 @@ def encode_hold(org_id: str, hold: Hold | None) -> hold_pb2.Hold:
 
 
 def decode_submit(
-    request: workspace_service_pb2.SubmitTaskRequest,
+    request: workspace_service_pb2.SubmitTaskRequest | runtime_service_pb2.SubmitChildRequest,
     origin: Origin,
     key: IdempotencyKey | None = None,
     model_without_price: str = "",

@@ -82,3 +82,10 @@ def repeat_advice(path: str, call: Call) -> str:
         case _:
             can_repeat = False
     return "" if can_repeat else _ADVICE[rule]
+
+
+_RUNTIME_SERVICE = "/evershell.agent.v1.RuntimeService"
+# What an agent can do about the children of its task.
+CHILDREN_WITH_EFFECT = frozenset(
+    {f"{_RUNTIME_SERVICE}/SubmitChild", f"{_RUNTIME_SERVICE}/CancelChild"}
+)

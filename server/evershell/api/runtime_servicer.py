@@ -10,10 +10,12 @@ from typing import Any
 import grpc
 import structlog
 from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
+from evershell.workspace.v1 import task_pb2
 
 from evershell.api import codec
-from evershell.api.call import agent, current
+from evershell.api.call import agent, agent_key, current, origin
 from evershell.core.agent_rules import BreachError
+from evershell.core.children import AgentCaller, Children
 from evershell.core.errors import Failure
 from evershell.core.runtime import AgentIdentity, Directive, Runtime
 from evershell.pod.spec import PodSpec
@@ -34,6 +36,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     runtime: Runtime
     # Makes the spec of an agent.
     spec_for: Callable[[AgentIdentity], PodSpec]
+    children: Children
 
     async def Bootstrap(
         self, request: runtime_service_pb2.BootstrapRequest, context: Context
@@ -69,6 +72,33 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
                 agent(), request.task_id, events, current().trace_id
             )
         return runtime_service_pb2.CommitEventsResponse(directive=self._encode(directive))
+
+    async def SubmitChild(
+        self, request: runtime_service_pb2.SubmitChildRequest, context: Context
+    ) -> task_pb2.Task:
+        by = await self._enter(request.parent_task_id)
+        decoded = codec.decode_submit(request, origin(), agent_key(request))
+        return codec.encode_task(await self.children.submit(by, decoded))
+
+    async def GetChild(
+        self, request: runtime_service_pb2.GetChildRequest, context: Context
+    ) -> task_pb2.Task:
+        by = await self._enter(request.parent_task_id)
+        child = await self.children.read(by, request.workspace_id, request.task_id)
+        return codec.encode_task(child)
+
+    async def CancelChild(
+        self, request: runtime_service_pb2.CancelChildRequest, context: Context
+    ) -> task_pb2.Task:
+        by = await self._enter(request.parent_task_id)
+        decoded = codec.decode_cancel_child(request, origin())
+        return codec.encode_task(await self.children.cancel(by, decoded))
+
+    async def _enter(self, parent_task_id: str) -> AgentCaller:
+        """The agent as the caller of the current call, which the audit log names."""
+        by = await self.children.enter(agent(), parent_task_id)
+        current().caller = by.caller
+        return by
 
     @asynccontextmanager
     async def _breaches_recorded(self) -> AsyncIterator[None]:

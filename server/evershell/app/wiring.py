@@ -44,6 +44,7 @@ from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.auth.signing_keys import read_signing_keys
 from evershell.core.bounds import Bounds
+from evershell.core.children import Children
 from evershell.core.errors import OperatorError
 from evershell.core.ports import Agents, Store
 from evershell.core.runtime import Runtime
@@ -148,7 +149,11 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
         server = Server(
             public,
             _a2a(public, settings, keys),
-            RuntimeServicer(runtime, spec_for(settings, pod_tokens, certificates)),
+            RuntimeServicer(
+                runtime,
+                spec_for(settings, pod_tokens, certificates),
+                Children(store, agents, subscriptions, clock),
+            ),
             request_log,
             interceptors,
             subscriptions.drain,

@@ -18,17 +18,21 @@ from evershell.agent.v1.agent_service_pb2 import Acknowledgement, CancelTask, Si
 from evershell.agent.v1.runtime_service_pb2 import (
     BootstrapRequest,
     BootstrapResponse,
+    CancelChildRequest,
     CommitEventsRequest,
     CommitEventsResponse,
+    GetChildRequest,
     HeartbeatRequest,
     HeartbeatResponse,
     RegisterRequest,
     RegisterResponse,
+    SubmitChildRequest,
 )
 from evershell.agent.v1.runtime_service_pb2_grpc import (
     RuntimeServiceServicer,
     add_RuntimeServiceServicer_to_server,
 )
+from evershell.workspace.v1 import task_pb2
 
 from evershell.api import codec
 from evershell.core import agent_rules, task_lifecycle
@@ -124,6 +128,23 @@ class Worker(RuntimeServiceServicer):
         # The answer is lost if an outage has begun meanwhile.
         await self._plane.abort_in_outage(context)
         return CommitEventsResponse(directive=self._plane.directive(epoch, is_renewed=False))
+
+    async def SubmitChild(self, request: SubmitChildRequest, context: Context) -> task_pb2.Task:
+        """There is only one workspace."""
+        return await _no_children(context)
+
+    async def GetChild(self, request: GetChildRequest, context: Context) -> task_pb2.Task:
+        """There are none."""
+        return await _no_children(context)
+
+    async def CancelChild(self, request: CancelChildRequest, context: Context) -> task_pb2.Task:
+        """There are none."""
+        return await _no_children(context)
+
+
+async def _no_children(context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "The check has no other workspace.")
+    raise AssertionError("abort always raises")
 
 
 class ControlPlane:

@@ -31,6 +31,8 @@ class CredentialKind(StrEnum):
 
     API_KEY = "api_key"
     SESSION = "session"
+    # The token of an agent, for the children of its task (children.py).
+    AGENT = "agent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Caller:
     """An authenticated caller."""
 
     org_id: str
-    # The user's id, or the API key's.
+    # The user's id, the API key's, or `agent:` and the id of its workspace.
     actor_id: str
     credential_kind: CredentialKind
     # `<resource>:<verb>` or `<resource>:<verb>:own`.
@@ -50,7 +52,7 @@ class Caller:
 
     @property
     def user_id(self) -> str | None:
-        """The user's id; None for an API key, which belongs to no user."""
+        """The user's id; None for an API key or an agent, which belong to no user."""
         return self.actor_id if self.credential_kind is CredentialKind.SESSION else None
 
     @property

@@ -19,6 +19,8 @@ from evershell.core.task_tree import Parent
 from evershell.core.workspace import Workspace
 
 MAX_KEY_CHARACTERS = 255
+# That of an agent for one of its children.
+MAX_AGENT_KEY_CHARACTERS = 64
 # How long an idempotency key is kept, from its first call.
 KEY_KEPT = timedelta(hours=24)
 

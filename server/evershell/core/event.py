@@ -37,9 +37,9 @@ class AuditEntry:
     time: datetime
     # Empty if the call was not authenticated.
     org_id: str
-    # The user's id, or the API key's.
+    # Caller.actor_id.
     actor_id: str
-    # `session` or `api_key`.
+    # `session`, `api_key` or `agent`.
     credential_kind: str
     # The API key's id, or the session token's `jti`.
     credential_id: str

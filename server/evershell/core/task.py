@@ -97,7 +97,7 @@ class Limit(StrEnum):
 class CancelIntent:
     """A recorded cancellation. It belongs to the task, never to the workspace."""
 
-    # A user id, an API key id, or task_limits.REQUESTER.
+    # Caller.actor_id, or task_limits.REQUESTER.
     requested_by: str
     credential_kind: str
     requested_at: datetime
@@ -117,7 +117,7 @@ class Task:
     workspace_id: str
     description: str
     metadata: Mapping[str, str] = field(default_factory=dict)
-    # The user's id, or the API key's; empty if an earlier version recorded the task.
+    # Caller.actor_id; empty if an earlier version recorded the task.
     submitted_by: str = ""
     max_iterations: int = DEFAULT_MAX_ITERATIONS
     status: TaskStatus = TaskStatus.SUBMITTED

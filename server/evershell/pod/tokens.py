@@ -21,6 +21,8 @@ SECRET_BYTES = 32
 # The trailer with which the control plane refuses a runtime token that is expired or not yet valid.
 # Its value is the time of the control plane, in seconds since 1970.
 TIME_TRAILER = "x-evershell-time"
+# The trailer of every error of RuntimeService: its slug.
+SLUG_TRAILER = "x-evershell-slug"
 
 _SECONDS_PER_MINUTE = 60
 # The tolerated difference between the clocks of the two hosts, transit included.

@@ -13,7 +13,7 @@ from tests.support.waiting import eventually
 
 AGENT = """
 import asyncio, subprocess, time
-from evershell.agents import Task, in_process, in_thread, run
+from evershell.agents import Task, in_process, in_thread, run, submit_task
 
 def work(line):
     if line == "hang":
@@ -34,6 +34,10 @@ async def parallel(step):
         await in_process(work, "hang")
     await asyncio.gather(*others, step.tool_call("hang", {}, hang()))
 
+async def in_child(_, line):
+    workspace_id, _, command = line.partition(" ")
+    return (await (await submit_task(workspace_id, command)).wait()).result
+
 async def agent(task: Task) -> str:
     lines = task.description.splitlines()
     async for step in task.iterations():
@@ -42,7 +46,7 @@ async def agent(task: Task) -> str:
             await parallel(step)
             continue
         place, _, line = reply["content"].partition(" ")
-        where = {"thread": in_thread, "process": in_process}[place]
+        where = {"thread": in_thread, "process": in_process, "child": in_child}[place]
         output = await step.tool_call("work", {"line": line}, where(work, line))
         if step.number == len(lines):
             return output
@@ -134,3 +138,44 @@ def test_a_thread_that_cannot_be_interrupted_ends_with_its_pod(workspace: Worksp
     assert (status, forced) == ("cancelled", True)
     resume(workspace)
     assert _summary(workspace, workspace.submit("thread echo on"))[0] == "completed"
+
+
+def test_a_tool_submits_a_child_and_gets_its_result(stack: Stack, workspace: Workspace) -> None:
+    """With the agent's own token: the stack gives tools no key."""
+    below = Workspace(stack)
+    task_id = workspace.submit(f"child {below.id} process echo from below")
+    assert _summary(workspace, task_id) == ("completed", False, 1, "from below\n")
+    submitted = below.await_event("task_submitted")["task_submitted"]
+    assert (submitted["parent_task_id"], submitted["submitted_by"]) == (
+        task_id,
+        f"agent:{workspace.id}",
+    )
+    entries = below.rest.get(f"{below.path}/audit")["entries"]
+    assert ("SubmitChild", "agent") in [
+        (entry["rpc"], entry["credential_kind"]) for entry in entries
+    ]
+
+
+def test_a_child_that_is_refused_is_the_error_of_its_tool(
+    stack: Stack, workspace: Workspace
+) -> None:
+    """Its own workspace is busy, and that of another creator is out of reach."""
+    foreign = Workspace(stack, token="owner")
+    for target, slug in ((workspace.id, "is busy"), (foreign.id, "not created by the user")):
+        task_id = workspace.submit(f"child {target} process echo never")
+        end = workspace.await_end(task_id)
+        assert end["status"] == "failed" and slug in end["reason"], end
+    assert foreign.get()["status"] == "idle"
+
+
+def test_a_cancelled_tree_includes_the_child_for_which_a_tool_waits(
+    stack: Stack, workspace: Workspace
+) -> None:
+    below = Workspace(stack)
+    task_id = workspace.submit(f"child {below.id} process sleep 600", "process echo never")
+    child_id = below.await_event("task_started")["task_id"]
+    answer = workspace.cancel(task_id=task_id, include_descendants=True, force_after="30s")
+    assert (answer["outcome"], answer["descendants_cancelled"]) == ("accepted", 1)
+    assert below.cancel(task_id=child_id, force_after="0s")["outcome"] == "already_requested"
+    assert _summary(below, child_id)[:2] == ("cancelled", True)
+    assert _summary(workspace, task_id)[:3] == ("cancelled", False, 1)

@@ -27,6 +27,7 @@ from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.auth.signing_keys import new_key
 from evershell.core.caller import ApiKey, Caller, KeyTemplate
+from evershell.core.children import Children
 from evershell.core.runtime import Runtime
 from evershell.pod.tls import TlsIdentity
 from evershell.telemetry.metrics import Metrics
@@ -227,7 +228,11 @@ async def running(
             webhooks,
             SigningKeySealing(new_key()),
         ),
-        RuntimeServicer(Runtime(world.store, world.clock, 30), spec_for),
+        RuntimeServicer(
+            Runtime(world.store, world.clock, 30),
+            spec_for,
+            Children(world.store, world.agents, world.subscriptions, world.clock),
+        ),
         request_log,
         chain.interceptors(
             request_log,

@@ -8,6 +8,7 @@ from evershell.agent.v1 import agent_service_pb2 as _agent_service_pb2
 from evershell.workspace.v1 import event_pb2 as _event_pb2
 from evershell.workspace.v1 import task_pb2 as _task_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
@@ -310,3 +311,124 @@ class CommitEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitEventsResponse: _TypeAlias = CommitEventsResponse  # noqa: Y015
+
+@_typing.final
+class SubmitChildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    MAX_ITERATIONS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    parent_task_id: _builtins.str
+    idempotency_key: _builtins.str
+    """1 to 64 characters. A repeat has the same one."""
+    workspace_id: _builtins.str
+    """The workspace of the child."""
+    description: _builtins.str
+    """The other fields are those of SubmitTaskRequest."""
+    max_iterations: _builtins.int
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def limits(self) -> _task_pb2.TaskLimits: ...
+    def __init__(
+        self,
+        *,
+        parent_task_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        max_iterations: _builtins.int = ...,
+        limits: _task_pb2.TaskLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "idempotency_key", b"idempotency_key", "limits", b"limits", "max_iterations", b"max_iterations", "metadata", b"metadata", "parent_task_id", b"parent_task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitChildRequest: _TypeAlias = SubmitChildRequest  # noqa: Y015
+
+@_typing.final
+class GetChildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    parent_task_id: _builtins.str
+    workspace_id: _builtins.str
+    task_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent_task_id: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent_task_id", b"parent_task_id", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChildRequest: _TypeAlias = GetChildRequest  # noqa: Y015
+
+@_typing.final
+class CancelChildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FORCE_AFTER_FIELD_NUMBER: _builtins.int
+    parent_task_id: _builtins.str
+    workspace_id: _builtins.str
+    task_id: _builtins.str
+    reason: _builtins.str
+    @_builtins.property
+    def force_after(self) -> _duration_pb2.Duration:
+        """As that of CancelTaskRequest."""
+
+    def __init__(
+        self,
+        *,
+        parent_task_id: _builtins.str = ...,
+        workspace_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        force_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force_after", b"force_after", "parent_task_id", b"parent_task_id", "reason", b"reason", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelChildRequest: _TypeAlias = CancelChildRequest  # noqa: Y015

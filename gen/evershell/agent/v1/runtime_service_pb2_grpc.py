@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from evershell.agent.v1 import runtime_service_pb2 as evershell_dot_agent_dot_v1_dot_runtime__service__pb2
+from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -35,10 +36,17 @@ class RuntimeServiceStub:
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
     validation_error, and ends the epoch. If a token is authentic but expired or not yet
     valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time.
+    since 1970. The agent then repeats the call with a token of that time. Every other error has the
+    trailer `x-evershell-slug`: its name in error.proto.
+
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
+    organization of the parent, in a workspace of the same creator: the same user, or both were created
+    with API keys. docs/trees.md describes them. Their errors beside those of every call:
+    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
+    and permission_denied for the workspace of the child.
     """
 
     def __init__(self, channel):
@@ -67,6 +75,21 @@ class RuntimeServiceStub:
                 request_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsRequest.SerializeToString,
                 response_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsResponse.FromString,
                 _registered_method=True)
+        self.SubmitChild = channel.unary_unary(
+                '/evershell.agent.v1.RuntimeService/SubmitChild',
+                request_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.SubmitChildRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_task__pb2.Task.FromString,
+                _registered_method=True)
+        self.GetChild = channel.unary_unary(
+                '/evershell.agent.v1.RuntimeService/GetChild',
+                request_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.GetChildRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_task__pb2.Task.FromString,
+                _registered_method=True)
+        self.CancelChild = channel.unary_unary(
+                '/evershell.agent.v1.RuntimeService/CancelChild',
+                request_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CancelChildRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_task__pb2.Task.FromString,
+                _registered_method=True)
 
 
 class RuntimeServiceServicer:
@@ -79,10 +102,17 @@ class RuntimeServiceServicer:
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
     validation_error, and ends the epoch. If a token is authentic but expired or not yet
     valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time.
+    since 1970. The agent then repeats the call with a token of that time. Every other error has the
+    trailer `x-evershell-slug`: its name in error.proto.
+
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
+    organization of the parent, in a workspace of the same creator: the same user, or both were created
+    with API keys. docs/trees.md describes them. Their errors beside those of every call:
+    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
+    and permission_denied for the workspace of the child.
     """
 
     def Bootstrap(self, request, context):
@@ -135,6 +165,41 @@ class RuntimeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitChild(self, request, context):
+        """Submits a child of the agent's current task, as WorkspaceService.SubmitTask does for a caller.
+
+        Effect: the child is recorded and delivered. If its agent cannot be reached, the answer is a task
+        that has ended `delivery_failed`.
+        Idempotency: by `idempotency_key`, within the parent.
+        Errors: those of SubmitTask with a parent, except agent_unreachable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetChild(self, request, context):
+        """Reads a child of the agent's current task.
+
+        Effect: none.
+        Idempotency: a read.
+        Errors: task_not_found if it is not a child of the task.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelChild(self, request, context):
+        """Cancels a child of the agent's current task, as WorkspaceService.CancelTask does for a caller.
+
+        Effect: the cancellation is recorded, unless the child has ended. The descendants of the child are
+        not cancelled.
+        Idempotency: a repeat signals the agent of the child again.
+        Errors: task_not_found as for GetChild.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RuntimeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +223,21 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
                     request_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsRequest.FromString,
                     response_serializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsResponse.SerializeToString,
             ),
+            'SubmitChild': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitChild,
+                    request_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.SubmitChildRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_task__pb2.Task.SerializeToString,
+            ),
+            'GetChild': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetChild,
+                    request_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.GetChildRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_task__pb2.Task.SerializeToString,
+            ),
+            'CancelChild': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelChild,
+                    request_deserializer=evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CancelChildRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_task__pb2.Task.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'evershell.agent.v1.RuntimeService', rpc_method_handlers)
@@ -176,10 +256,17 @@ class RuntimeService:
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
     validation_error, and ends the epoch. If a token is authentic but expired or not yet
     valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time.
+    since 1970. The agent then repeats the call with a token of that time. Every other error has the
+    trailer `x-evershell-slug`: its name in error.proto.
+
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
+    organization of the parent, in a workspace of the same creator: the same user, or both were created
+    with API keys. docs/trees.md describes them. Their errors beside those of every call:
+    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
+    and permission_denied for the workspace of the child.
     """
 
     @staticmethod
@@ -280,6 +367,87 @@ class RuntimeService:
             '/evershell.agent.v1.RuntimeService/CommitEvents',
             evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsRequest.SerializeToString,
             evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CommitEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitChild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.agent.v1.RuntimeService/SubmitChild',
+            evershell_dot_agent_dot_v1_dot_runtime__service__pb2.SubmitChildRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_task__pb2.Task.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetChild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.agent.v1.RuntimeService/GetChild',
+            evershell_dot_agent_dot_v1_dot_runtime__service__pb2.GetChildRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_task__pb2.Task.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelChild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.agent.v1.RuntimeService/CancelChild',
+            evershell_dot_agent_dot_v1_dot_runtime__service__pb2.CancelChildRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_task__pb2.Task.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from evershell.agent.v1 import runtime_service_pb2 as _runtime_service_pb2
+from evershell.workspace.v1 import task_pb2 as _task_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -36,10 +37,17 @@ class RuntimeServiceStub:
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
     validation_error, and ends the epoch. If a token is authentic but expired or not yet
     valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time.
+    since 1970. The agent then repeats the call with a token of that time. Every other error has the
+    trailer `x-evershell-slug`: its name in error.proto.
+
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
+    organization of the parent, in a workspace of the same creator: the same user, or both were created
+    with API keys. docs/trees.md describes them. Their errors beside those of every call:
+    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
+    and permission_denied for the workspace of the child.
     """
 
     @_typing.overload
@@ -80,6 +88,29 @@ class RuntimeServiceStub:
     acknowledged.
     Errors: invalid_state if the number of an iteration is not the next one.
     """
+    SubmitChild: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.SubmitChildRequest, _task_pb2.Task]
+    """Submits a child of the agent's current task, as WorkspaceService.SubmitTask does for a caller.
+
+    Effect: the child is recorded and delivered. If its agent cannot be reached, the answer is a task
+    that has ended `delivery_failed`.
+    Idempotency: by `idempotency_key`, within the parent.
+    Errors: those of SubmitTask with a parent, except agent_unreachable.
+    """
+    GetChild: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.GetChildRequest, _task_pb2.Task]
+    """Reads a child of the agent's current task.
+
+    Effect: none.
+    Idempotency: a read.
+    Errors: task_not_found if it is not a child of the task.
+    """
+    CancelChild: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.CancelChildRequest, _task_pb2.Task]
+    """Cancels a child of the agent's current task, as WorkspaceService.CancelTask does for a caller.
+
+    Effect: the cancellation is recorded, unless the child has ended. The descendants of the child are
+    not cancelled.
+    Idempotency: a repeat signals the agent of the child again.
+    Errors: task_not_found as for GetChild.
+    """
 
 @_typing.type_check_only
 class RuntimeServiceAsyncStub(RuntimeServiceStub):
@@ -92,10 +123,17 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
     validation_error, and ends the epoch. If a token is authentic but expired or not yet
     valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time.
+    since 1970. The agent then repeats the call with a token of that time. Every other error has the
+    trailer `x-evershell-slug`: its name in error.proto.
+
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
+    organization of the parent, in a workspace of the same creator: the same user, or both were created
+    with API keys. docs/trees.md describes them. Their errors beside those of every call:
+    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
+    and permission_denied for the workspace of the child.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -133,6 +171,29 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     acknowledged.
     Errors: invalid_state if the number of an iteration is not the next one.
     """
+    SubmitChild: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.SubmitChildRequest, _task_pb2.Task]  # type: ignore[assignment]
+    """Submits a child of the agent's current task, as WorkspaceService.SubmitTask does for a caller.
+
+    Effect: the child is recorded and delivered. If its agent cannot be reached, the answer is a task
+    that has ended `delivery_failed`.
+    Idempotency: by `idempotency_key`, within the parent.
+    Errors: those of SubmitTask with a parent, except agent_unreachable.
+    """
+    GetChild: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.GetChildRequest, _task_pb2.Task]  # type: ignore[assignment]
+    """Reads a child of the agent's current task.
+
+    Effect: none.
+    Idempotency: a read.
+    Errors: task_not_found if it is not a child of the task.
+    """
+    CancelChild: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.CancelChildRequest, _task_pb2.Task]  # type: ignore[assignment]
+    """Cancels a child of the agent's current task, as WorkspaceService.CancelTask does for a caller.
+
+    Effect: the cancellation is recorded, unless the child has ended. The descendants of the child are
+    not cancelled.
+    Idempotency: a repeat signals the agent of the child again.
+    Errors: task_not_found as for GetChild.
+    """
 
 class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the control plane. Agents call it with a token that names one workspace and one epoch,
@@ -144,10 +205,17 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
     wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    the call succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
+    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
     validation_error, and ends the epoch. If a token is authentic but expired or not yet
     valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time.
+    since 1970. The agent then repeats the call with a token of that time. Every other error has the
+    trailer `x-evershell-slug`: its name in error.proto.
+
+    SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
+    organization of the parent, in a workspace of the same creator: the same user, or both were created
+    with API keys. docs/trees.md describes them. Their errors beside those of every call:
+    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
+    and permission_denied for the workspace of the child.
     """
 
     @_abc_1.abstractmethod
@@ -206,6 +274,47 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         end) is acknowledged and not appended again. The agent repeats a commit until it is
         acknowledged.
         Errors: invalid_state if the number of an iteration is not the next one.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitChild(
+        self,
+        request: _runtime_service_pb2.SubmitChildRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
+        """Submits a child of the agent's current task, as WorkspaceService.SubmitTask does for a caller.
+
+        Effect: the child is recorded and delivered. If its agent cannot be reached, the answer is a task
+        that has ended `delivery_failed`.
+        Idempotency: by `idempotency_key`, within the parent.
+        Errors: those of SubmitTask with a parent, except agent_unreachable.
+        """
+
+    @_abc_1.abstractmethod
+    def GetChild(
+        self,
+        request: _runtime_service_pb2.GetChildRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
+        """Reads a child of the agent's current task.
+
+        Effect: none.
+        Idempotency: a read.
+        Errors: task_not_found if it is not a child of the task.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelChild(
+        self,
+        request: _runtime_service_pb2.CancelChildRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
+        """Cancels a child of the agent's current task, as WorkspaceService.CancelTask does for a caller.
+
+        Effect: the cancellation is recorded, unless the child has ended. The descendants of the child are
+        not cancelled.
+        Idempotency: a repeat signals the agent of the child again.
+        Errors: task_not_found as for GetChild.
         """
 
 def add_RuntimeServiceServicer_to_server(servicer: RuntimeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -41,9 +41,9 @@ class AuditEntry(_message.Message):
     """`aud_` and a ULID."""
     org_id: _builtins.str
     actor_id: _builtins.str
-    """The user id or API key id of the caller."""
+    """The user id or API key id of the caller, or `agent:` and the id of an agent's workspace."""
     credential_kind: _builtins.str
-    """`session` or `api_key`."""
+    """`session`, `api_key` or `agent`."""
     credential_id: _builtins.str
     """The API key id, or the `jti` of the session token; empty if it has none."""
     rpc: _builtins.str

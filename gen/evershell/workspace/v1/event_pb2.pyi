@@ -615,12 +615,12 @@ class CancelIntent(_message.Message):
     FORCE_AT_FIELD_NUMBER: _builtins.int
     FORCE_REQUESTED_BY_FIELD_NUMBER: _builtins.int
     requested_by: _builtins.str
-    """A user id, an API key id, or `system:limit`."""
+    """A user id, an API key id, `agent:` and the id of an agent's workspace, or `system:limit`."""
     credential_kind: _builtins.str
-    """`session`, `api_key` or `system`."""
+    """`session`, `api_key`, `agent` or `system`."""
     reason: _builtins.str
     force_requested_by: _builtins.str
-    """Who set `force_at`, possibly in a later call: a user id or an API key id."""
+    """Who set `force_at`, possibly in a later call, as in `requested_by`."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

@@ -150,8 +150,8 @@ class Task(_message.Message):
     max_iterations: _builtins.int
     """A task that has not finished after this many iterations ends `failed`."""
     submitted_by: _builtins.str
-    """The user id or API key id of the caller who submitted it; empty if an earlier version of the
-    service recorded it.
+    """The user id or API key id of the caller who submitted it, or `agent:` and the id of the workspace
+    of the agent that did; empty if an earlier version of the service recorded it.
     """
     parent_task_id: _builtins.str
     """The task whose child it is; empty for none."""

@@ -960,7 +960,7 @@ class TaskFilter(_message.Message):
     created_by_user_id: _builtins.str
     """Only tasks in workspaces that this user has created."""
     submitted_by: _builtins.str
-    """Only tasks that this user or API key has submitted, by id."""
+    """Only tasks with this `submitted_by`."""
     @_builtins.property
     def task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these tasks. Ids of tasks that do not exist or have ended match nothing."""

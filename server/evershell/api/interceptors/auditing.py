@@ -13,7 +13,7 @@ import grpc
 
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import public_methods
+from evershell.api.method_options import CHILDREN_WITH_EFFECT, public_methods
 from evershell.core.event import AUDIT_OK, AuditEntry
 from evershell.core.ids import new_audit_id
 from evershell.core.ports import Clock
@@ -23,18 +23,19 @@ from evershell.telemetry.logs import Sampler
 # Ends after which the change may still be committed, with its entry.
 _UNCERTAIN = frozenset({"unavailable", "deadline_exceeded", "internal", "caller_gone"})
 # Failures that are decided after the call's entry is stored.
+_OF_CANCEL_TASK = frozenset(
+    {
+        "workspace_not_found",
+        "task_not_found",
+        "workspace_provisioning",
+        "workspace_stopped",
+        "workspace_failed",
+        "agent_unreachable",
+        "task_not_cancelable",
+    }
+)
 _STORED = {
-    "CancelTask": frozenset(
-        {
-            "workspace_not_found",
-            "task_not_found",
-            "workspace_provisioning",
-            "workspace_stopped",
-            "workspace_failed",
-            "agent_unreachable",
-            "task_not_cancelable",
-        }
-    ),
+    "CancelTask": _OF_CANCEL_TASK,
     "SendMessage": frozenset({"agent_unreachable"}),
     "SendStreamingMessage": frozenset({"agent_unreachable"}),
     "SubmitTask": frozenset({"agent_unreachable"}),
@@ -60,7 +61,7 @@ class Auditing(Interceptor):
     """Records refused and failed calls of the methods that change something."""
 
     def __init__(self, queue: Queue, clock: Clock) -> None:
-        self._audited = public_methods(with_effect=True)
+        self._audited = public_methods(with_effect=True) | CHILDREN_WITH_EFFECT
         self._queue = queue
         self._clock = clock
         self._sampler = Sampler(_UNAUTHENTICATED_PER_SECOND)

@@ -18,7 +18,7 @@ from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.api.method_options import A2A_SERVICE, repeat_advice
 from evershell.core import errors
 from evershell.core.errors import Failure, UnavailableError
-from evershell.pod.tokens import TIME_TRAILER
+from evershell.pod.tokens import SLUG_TRAILER, TIME_TRAILER
 from evershell.telemetry.logs import Sampler
 
 log = structlog.get_logger()
@@ -103,6 +103,9 @@ async def _abort(call: Call, failure: Failure, method: Method) -> None:
         trailers += [(STATUS_HEADER, str(http)), (ENVELOPE_TRAILER, body)]
         if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):
             trailers.append(("x-should-retry", "false"))
+    if call.agent is not None:
+        # Agents have no package that reads the details.
+        trailers.append((SLUG_TRAILER, failure.slug))
     if failure.slug == "unauthenticated":
         trailers.append(("www-authenticate", "Bearer"))
     if "unix_seconds" in failure.details:

@@ -29,8 +29,17 @@ from evershell.core.errors import Failure
 # output, which JSON and Unicode may widen.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Size limit of requests that contain only a few names: those to health and reflection, and those of
-# agents except CommitEvents.
+# agents except CommitEvents and the calls about children.
 _COMMON_BYTES = 4096
+# Size limit of calls of agents about children, which also have a turn of their own: they may wait
+# for another agent, and no commit and no heartbeat waits for them.
+_CHILD_BYTES = 1024 * 1024
+_OF_AGENTS = {
+    "CommitEvents": MAX_MESSAGE_BYTES,
+    "SubmitChild": _CHILD_BYTES,
+    "GetChild": _CHILD_BYTES,
+    "CancelChild": _CHILD_BYTES,
+}
 _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
@@ -124,7 +133,7 @@ class Reading(Interceptor):
         if method.service.startswith(_COMMON_SERVICES):
             return _COMMON_BYTES
         if method.service == _AGENTS_SERVICE:
-            return MAX_MESSAGE_BYTES if method.name == "CommitEvents" else _COMMON_BYTES
+            return _OF_AGENTS.get(method.name, _COMMON_BYTES)
         return self._limits.get(method.path, MAX_MESSAGE_BYTES)
 
     def _turns_of_caller(self, call: Call, limit: int, at_once: int) -> "_Turns":

@@ -1,0 +1,151 @@
+"""Tasks that the agent submits for its tools, to the agents of other workspaces.
+
+They are children of the agent's current task. The credential is the token of the agent itself, so
+no tool holds a key. docs/trees.md describes what a child may be.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from evershell.agent.v1.runtime_service_pb2 import (
+    CancelChildRequest,
+    GetChildRequest,
+    SubmitChildRequest,
+)
+from evershell.workspace.v1 import task_pb2
+
+from evershell.core.task import TaskStatus
+
+# How often the end of a child is looked for, at first and at last.
+_FIRST_LOOK_SECONDS = 0.1
+_LAST_LOOK_SECONDS = 1.0
+_NANOS = 1_000_000_000
+
+ChildRequest = SubmitChildRequest | GetChildRequest | CancelChildRequest
+# Makes a call of RuntimeService until it is answered. Raises ChildRefusedError.
+Call = Callable[[ChildRequest], Awaitable[task_pb2.Task]]
+
+
+class ChildRefusedError(Exception):
+    """The control plane refused a call about a child, which then had no effect."""
+
+    def __init__(self, slug: str, message: str) -> None:
+        """`slug` is one of docs/errors.md, for example `workspace_busy`."""
+        super().__init__(message)
+        self.slug = slug
+
+
+class _Calls:
+    """The calls of one task. One is made at a time, because the control plane serves one."""
+
+    def __init__(self, task_id: str, call: Call) -> None:
+        self.task_id = task_id
+        self._call = call
+        self._turn = asyncio.Lock()
+
+    async def make(self, request: ChildRequest) -> "Child":
+        async with self._turn:
+            task = await self._call(request)
+        status = TaskStatus(task_pb2.Task.Status.Name(task.status))
+        return Child(task.workspace_id, task.id, status, task.result, task.reason, self)
+
+
+# Of the agent's current task. Threads and tasks of asyncio that the agent starts inherit it.
+_current: ContextVar[_Calls] = ContextVar("children")
+
+
+def begin(task_id: str, call: Call) -> None:
+    """Makes the task the parent of what is submitted in this context."""
+    _current.set(_Calls(task_id, call))
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child of the agent's current task, as it was when it was read."""
+
+    workspace_id: str
+    id: str
+    status: TaskStatus
+    # What it has returned, and why it has ended; empty before its end.
+    result: str
+    reason: str
+    _calls: _Calls = field(repr=False, compare=False)
+
+    async def read(self) -> "Child":
+        """The child as it is now. Raises ChildRefusedError."""
+        return await self._calls.make(GetChildRequest(**self._names()))
+
+    async def wait(self) -> "Child":
+        """The child as it has ended. Raises ChildRefusedError."""
+        child, seconds = self, _FIRST_LOOK_SECONDS
+        while not child.status.is_terminal:
+            await asyncio.sleep(seconds)
+            seconds = min(2 * seconds, _LAST_LOOK_SECONDS)
+            child = await child.read()
+        return child
+
+    async def cancel(self, reason: str = "", force_after_seconds: float | None = None) -> "Child":
+        """Cancels the child, unless it has ended, but not its own children.
+
+        After `force_after_seconds` its iteration is interrupted; None for never. Raises
+        ChildRefusedError.
+        """
+        request = CancelChildRequest(
+            **self._names(), reason=reason, force_after=_duration(force_after_seconds)
+        )
+        return await self._calls.make(request)
+
+    def _names(self) -> dict[str, str]:
+        return {
+            "parent_task_id": self._calls.task_id,
+            "workspace_id": self.workspace_id,
+            "task_id": self.id,
+        }
+
+
+async def submit_task(
+    workspace_id: str,
+    description: str,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_iterations: int = 0,
+    max_duration_seconds: float | None = None,
+    max_total_tokens: int | None = None,
+) -> Child:
+    """Submits a child of the agent's current task to the agent of another workspace.
+
+    The workspace has to belong to the organization and the creator of this one. The child is
+    submitted once, even if the call is repeated inside because a worker did not answer. 0 for
+    `max_iterations` is the default of SubmitTask. Status `delivery_failed` means that the agent of
+    the workspace could not be reached.
+
+    Raises ChildRefusedError, for example `parent_not_running` after the task was cancelled, and
+    RuntimeError outside of a task.
+    """
+    calls = _current.get(None)
+    if calls is None:
+        raise RuntimeError("submit_task is for the agent of a task, while it works on the task")
+    request = SubmitChildRequest(
+        parent_task_id=calls.task_id,
+        idempotency_key=uuid.uuid4().hex,
+        workspace_id=workspace_id,
+        description=description,
+        metadata=metadata,
+        max_iterations=max_iterations,
+        limits=task_pb2.TaskLimits(
+            max_duration=_duration(max_duration_seconds), max_total_tokens=max_total_tokens
+        ),
+    )
+    return await calls.make(request)
+
+
+def _duration(seconds: float | None) -> Any:
+    """The fields of a Duration for the constructor of a message; None for an absent one."""
+    if seconds is None:
+        return None
+    whole, nanos = divmod(round(seconds * _NANOS), _NANOS)
+    return {"seconds": whole, "nanos": nanos}

@@ -1,0 +1,123 @@
+"""Use cases of agents: submit, read and cancel children of the task that the agent works on.
+
+The credential is the agent's own token, which names one workspace and one epoch. It is good for
+this only while the parent is the agent's current task. What a call may reach does not depend on
+who has submitted the parent, which is not stored with its scopes: a child is in a workspace of the
+parent's organization and of the same creator. An agent that was taken over therefore reaches no
+other user.
+"""
+
+from dataclasses import dataclass
+
+from evershell.core import errors
+from evershell.core.caller import Caller, CredentialKind
+from evershell.core.cancel_task import CancelTask, cancel_task
+from evershell.core.errors import Failure
+from evershell.core.ports import Agents, Clock, Store, Subscriptions
+from evershell.core.runtime import AgentIdentity
+from evershell.core.task import Task
+from evershell.core.tasks import SubmitTask, submit_task
+from evershell.core.validation import check_identifiers
+from evershell.core.workspace import Workspace
+
+# For every workspace that `Parent.workspace` lets through.
+_SCOPES = frozenset({"tasks:write", "workspace:write"})
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCaller:
+    """An agent whose current task is the parent."""
+
+    parent_task_id: str
+    # The workspace of the agent. Its organization and its creator never change.
+    own: Workspace
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """The calls of agents about children. Every method raises UnavailableError."""
+
+    store: Store
+    agents: Agents
+    subscriptions: Subscriptions
+    clock: Clock
+
+    async def enter(self, agent: AgentIdentity, parent_task_id: str) -> AgentCaller:
+        """Checks that the agent works on the task.
+
+        Raises Failure: validation_error, task_not_found, parent_not_running.
+        """
+        check_identifiers(parent_task_id=parent_task_id)
+        own, parent = await self.store.get_workspace_with_task(agent.workspace_id, parent_task_id)
+        if own is None or parent is None:
+            raise errors.task_not_found(agent.workspace_id, parent_task_id)
+        if own.is_fenced(agent.epoch) or own.current_task_id != parent.id:
+            message = f"Task {parent.id} is not the current task of this agent. Nothing was done."
+            raise Failure(
+                "parent_not_running",
+                message,
+                workspace_id=own.id,
+                task_id=parent.id,
+                status=str(parent.status),
+            )
+        actor_id = f"agent:{own.id}"
+        caller = Caller(own.org_id, actor_id, CredentialKind.AGENT, _SCOPES)
+        return AgentCaller(parent.id, own, caller)
+
+    async def submit(self, by: AgentCaller, request: SubmitTask) -> Task:
+        """Submits a child of the parent. Its status is `delivery_failed` if it was not delivered.
+
+        Raises Failure: permission_denied, and as submit_task does for a task with a parent.
+        """
+        assert request.parent_task_id == by.parent_task_id
+        await self._workspace(by, request.workspace_id)
+        try:
+            return await submit_task(by.caller, request, self.store, self.agents, self.clock)
+        except Failure as failure:
+            return await self._recorded(request.workspace_id, failure)
+
+    async def read(self, by: AgentCaller, workspace_id: str, task_id: str) -> Task:
+        """A child of the parent.
+
+        Raises Failure: validation_error, workspace_not_found, permission_denied, task_not_found.
+        """
+        check_identifiers(workspace_id=workspace_id, task_id=task_id)
+        await self._workspace(by, workspace_id)
+        task = await self.store.get_task(workspace_id, task_id)
+        if task is None or task.parent_id != by.parent_task_id:
+            raise errors.task_not_found(workspace_id, task_id)
+        return task
+
+    async def cancel(self, by: AgentCaller, request: CancelTask) -> Task:
+        """Cancels a child of the parent, unless it has ended. Raises Failure as `read`."""
+        assert request.task_id is not None
+        child = await self.read(by, request.workspace_id, request.task_id)
+        try:
+            result = await cancel_task(
+                by.caller, request, self.store, self.agents, self.subscriptions, self.clock
+            )
+        except Failure as failure:
+            return await self._recorded(request.workspace_id, failure)
+        return result.task or child
+
+    async def _workspace(self, by: AgentCaller, workspace_id: str) -> None:
+        """Checks that a child may be there. What it reads never changes."""
+        check_identifiers(workspace_id=workspace_id)
+        workspace = await self.store.get_workspace(workspace_id, by.own.org_id)
+        if workspace is None:
+            raise errors.workspace_not_found(workspace_id)
+        if workspace.created_by_user_id != by.own.created_by_user_id:
+            message = (
+                f"Workspace {workspace.id} was not created by the user who created that of this "
+                f"agent, {by.own.id}. Children are in workspaces of the same creator."
+            )
+            raise errors.permission_denied(message, [])
+
+    async def _recorded(self, workspace_id: str, failure: Failure) -> Task:
+        """The task, if only its agent did not answer. Raises any other failure."""
+        if failure.slug != "agent_unreachable":
+            raise failure
+        task = await self.store.get_task(workspace_id, failure.details["task_id"])
+        assert task is not None, "the failure names a task that is recorded"
+        return task
