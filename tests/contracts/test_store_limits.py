@@ -5,22 +5,39 @@ from datetime import timedelta
 
 import pytest
 
-from evershell.core import task_lifecycle
+from evershell.core import task_lifecycle, task_limits, task_tree
+from evershell.core.change import Change, Locked
 from evershell.core.ports import Store
-from evershell.core.task import Task, TaskLimits, TaskStarted
-from tests.support.store.examples import NOW, USER, complete, intent, permission, task, workspace
+from evershell.core.task import IterationCompleted, Task, TaskLimits, TaskStarted
+from tests.support.store.examples import (
+    NOW,
+    ORG,
+    USER,
+    complete,
+    intent,
+    permission,
+    task,
+    workspace,
+)
 
 MINUTE = TaskLimits(max_duration_seconds=60.25)
 DUE = NOW + timedelta(seconds=60.25)
 JUST = timedelta(microseconds=1)
 
 
-async def started(store: Store, limits: TaskLimits, *, after: float = 0) -> Task:
+async def started(
+    store: Store, limits: TaskLimits, *, after: float = 0, parent: Task | None = None
+) -> Task:
     """A task with these limits, in a workspace of its own, that starts so many seconds later."""
     idle = workspace()
     await store.create_workspace(idle)
-    new = replace(task(idle.id), limits=limits)
-    await store.transition(idle.id, lambda locked: task_lifecycle.submit(locked, new, USER))
+    new = replace(task(idle.id), limits=limits, in_limited_tree=limits.include_descendants)
+
+    def submit(locked: Locked) -> Change:
+        child = task_tree.child(locked.parent, new) if locked.parent else new
+        return task_lifecycle.submit(locked, child, USER)
+
+    await store.transition(idle.id, submit, ORG, parent.id if parent else None)
     at = NOW + timedelta(seconds=after)
     change = await store.transition(
         idle.id, lambda locked: task_lifecycle.commit(locked, 1, new.id, [TaskStarted()], at)
@@ -84,3 +101,89 @@ async def test_an_earlier_force_deadline_of_a_limit_is_due(
     stored = await store.get_task(new.workspace_id, new.id)
     assert stored is not None and stored.cancel is not None
     assert stored.cancel.reason == intent().reason
+
+
+async def used(store: Store, of: Task, tokens: int) -> None:
+    """The task commits an iteration with so many input and output tokens each."""
+    call = {"input_tokens": tokens, "output_tokens": tokens}
+    iteration = IterationCompleted(1, {"number": 1, "model_call": call})
+    await store.transition(
+        of.workspace_id, lambda locked: task_lifecycle.commit(locked, 1, of.id, [iteration], NOW)
+    )
+
+
+async def end(store: Store, ended: Task) -> None:
+    at = await store.get_workspace(ended.workspace_id)
+    assert at is not None
+    await complete(store, at, ended.id)
+
+
+async def trees(store: Store) -> list[tuple[str, int, int]]:
+    """The root and the tokens of each tree that is listed."""
+    found = await store.list_limited_trees(NOW)
+    assert all(workspace.id == root.workspace_id for workspace, root in found)
+    return sorted((root.id, root.usage.input_tokens, root.usage.output_tokens) for _, root in found)
+
+
+TREE = TaskLimits(max_total_tokens=1_000, include_descendants=True)
+
+
+async def test_the_usage_of_a_tree_is_that_of_all_its_tasks_while_one_is_open(
+    store: Store,
+) -> None:
+    root = await started(store, TREE)
+    assert root.limits == TREE
+    child = await started(store, TaskLimits(), parent=root)
+    leaf = await started(store, TaskLimits(), parent=child)
+    assert leaf.in_limited_tree and not leaf.limits.include_descendants
+    assert await store.get_task(leaf.workspace_id, leaf.id) == leaf
+    # A tree without such limits, and its child.
+    other = await started(store, TaskLimits(max_total_tokens=1_000))
+    await started(store, TaskLimits(), parent=other)
+    for number, each in enumerate((root, child, leaf)):
+        await used(store, each, 10**number)
+        # Also after the end of the root, as long as a descendant is open.
+        assert await trees(store) == [(root.id, *[sum(10**i for i in range(number + 1))] * 2)]
+        if each is not leaf:
+            await end(store, each)
+    await end(store, leaf)
+    assert await trees(store) == []
+
+
+@pytest.mark.parametrize("has_root_ended", [False, True])
+async def test_a_tree_that_is_cancelled_at_its_limit_is_listed_no_more(
+    store: Store, has_root_ended: bool
+) -> None:
+    root = await started(store, replace(TREE, max_total_tokens=2, force_after_seconds=5))
+    children = [await started(store, TaskLimits(), parent=root) for _ in range(2)]
+    await used(store, children[0], 1)
+    if has_root_ended:
+        await end(store, root)
+    # A caller has cancelled one of them, without a deadline.
+    await store.record_cancellation(permission(), children[1].workspace_id, None, intent())
+    ((workspace, listed),) = await store.list_limited_trees(NOW)
+    reached = task_limits.reached(listed, NOW)
+    assert reached is not None
+    recorded = await store.cancel_tree(
+        task_limits.permission(workspace.org_id), workspace.id, root.id, reached.intent
+    )
+    assert recorded.recorded is not has_root_ended
+    assert recorded.descendants_cancelled == 1
+    assert await trees(store) == []
+    first, second = [await store.get_task(each.workspace_id, each.id) for each in children]
+    assert first is not None and first.cancel == reached.intent
+    assert second is not None and second.cancel is not None
+    assert (second.cancel.reason, second.cancel.force_at) == (
+        intent().reason,
+        NOW + timedelta(seconds=5),
+    )
+
+
+async def test_a_tree_whose_tasks_are_all_cancelled_is_not_listed(store: Store) -> None:
+    root = await started(store, TREE)
+    child = await started(store, TaskLimits(), parent=root)
+    await store.cancel_tree(permission(), root.workspace_id, root.id, intent())
+    assert await trees(store) == []
+    await end(store, root)
+    await end(store, child)
+    assert await trees(store) == []

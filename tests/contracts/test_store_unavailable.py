@@ -58,6 +58,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "lease_seconds_left": lambda store: store.lease_seconds_left(),
     "list_cancellations": lambda store: store.list_cancellations(),
     "list_limits_reached": lambda store: store.list_limits_reached(NOW, 1),
+    "list_limited_trees": lambda store: store.list_limited_trees(NOW),
     "count_workspaces": lambda store: store.count_workspaces(),
 }
 

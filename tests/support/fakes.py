@@ -297,6 +297,28 @@ class FakeStore:
                 found.append((reached_at, each.id))
         return [workspace_id for _, workspace_id in sorted(found)][:limit]
 
+    async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
+        self._answer()
+        trees: dict[str, list[Task]] = {}
+        for each in self._tasks.values():
+            if each.in_limited_tree:
+                trees.setdefault(each.root_id, []).append(each)
+        found = []
+        for root_id, tasks in trees.items():
+            root, usage = self._tasks[root_id], [each.usage for each in tasks]
+            force_after = root.limits.force_after_seconds
+            force_at = None if force_after is None else now + timedelta(seconds=force_after)
+            if any(not each.status.is_terminal and _is_due(each, force_at) for each in tasks):
+                costs = [each.cost_nanos for each in usage if each.cost_nanos is not None]
+                used = replace(
+                    root.usage,
+                    cost_nanos=sum(costs) if len(costs) == len(usage) else None,
+                    input_tokens=sum(each.input_tokens for each in usage),
+                    output_tokens=sum(each.output_tokens for each in usage),
+                )
+                found.append((self._workspaces[root.workspace_id], replace(root, usage=used)))
+        return found
+
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         self._answer()
         return Counter(each.status for each in self._workspaces.values())
@@ -687,3 +709,11 @@ class FakeSubscriptions:
             yield subscription
         finally:
             self._subscriptions[workspace_id].discard(subscription)
+
+
+def _is_due(task: Task, force_at: datetime | None) -> bool:
+    """Whether a cancellation with this deadline would change the task."""
+    if task.cancel is None:
+        return True
+    recorded = task.cancel.force_at
+    return force_at is not None and (recorded is None or force_at < recorded)

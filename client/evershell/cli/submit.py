@@ -73,6 +73,11 @@ def _metadata(
     help="Interrupt an iteration that still runs this long after a limit was reached.",
 )
 @click.option(
+    "--limit-descendants",
+    is_flag=True,
+    help="The limits count for the task and its descendants together.",
+)
+@click.option(
     "--parent",
     metavar="ID",
     help="Make the task a child of this task, so that cancel --descendants includes it.",
@@ -99,6 +104,7 @@ def submit(
     max_total_tokens: int | None,
     max_cost: Decimal | None,
     force_after: float | None,
+    limit_descendants: bool,
     parent: str | None,
     idempotency_key: str | None,
     wait: float | None,
@@ -112,7 +118,9 @@ def submit(
             description,
             metadata=metadata,
             max_iterations=max_iterations,
-            limits=_limits(max_duration, max_total_tokens, max_cost, force_after),
+            limits=_limits(
+                max_duration, max_total_tokens, max_cost, force_after, limit_descendants
+            ),
             parent_task_id=parent,
             idempotency_key=idempotency_key,
         )
@@ -156,14 +164,17 @@ def _limits(
     max_total_tokens: int | None,
     max_cost: Decimal | None,
     force_after: float | None,
+    include_descendants: bool,
 ) -> TaskLimits | None:
-    if (max_duration, max_total_tokens, max_cost, force_after) == (None,) * 4:
+    given = (max_duration, max_total_tokens, max_cost, force_after)
+    if given == (None,) * 4 and not include_descendants:
         return None
     return TaskLimits(
         max_duration=None if max_duration is None else timedelta(seconds=max_duration),
         max_total_tokens=max_total_tokens,
         max_cost=max_cost,
         force_after=None if force_after is None else timedelta(seconds=force_after),
+        include_descendants=include_descendants,
     )
 
 

@@ -132,4 +132,6 @@ def _limits(task: Task) -> str:
         clauses.append(f"{limits.max_cost} USD")
     if limits.force_after is not None:
         clauses.append(f"interrupted {limits.force_after.total_seconds():.12g} s after a limit")
+    if limits.include_descendants:
+        clauses.append("with its descendants")
     return ", ".join(clauses)

@@ -141,6 +141,9 @@ class TaskLimits(Result):
     """What all model calls have cost, in USD, checked after each iteration."""
     force_after: timedelta | None = None
     """Interrupts an iteration that still runs this long after a limit was reached."""
+    include_descendants: bool = False
+    """Only for a task without a parent: the other limits count for the task and its descendants
+    together, and the service cancels all of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -488,6 +488,7 @@ def decode_limits(message: task_pb2.TaskLimits) -> TaskLimits:
         force_after_seconds=duration_seconds(message.force_after)
         if message.HasField("force_after")
         else None,
+        include_descendants=message.include_descendants,
     )
 
 
@@ -514,6 +515,7 @@ def limits_fields(limits: TaskLimits) -> Any:
         "max_total_tokens": limits.max_total_tokens,
         "max_cost": _money_fields(limits.max_cost_nanos),
         "force_after": _duration_fields(limits.force_after_seconds),
+        "include_descendants": limits.include_descendants,
     }
 
 

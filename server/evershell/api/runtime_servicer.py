@@ -37,6 +37,8 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     # Makes the spec of an agent.
     spec_for: Callable[[AgentIdentity], PodSpec]
     children: Children
+    # As that of WorkspaceServicer.
+    model_without_price: str = ""
 
     async def Bootstrap(
         self, request: runtime_service_pb2.BootstrapRequest, context: Context
@@ -77,7 +79,9 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         self, request: runtime_service_pb2.SubmitChildRequest, context: Context
     ) -> task_pb2.Task:
         by = await self._enter(request.parent_task_id)
-        decoded = codec.decode_submit(request, origin(), agent_key(request))
+        decoded = codec.decode_submit(
+            request, origin(), agent_key(request), self.model_without_price
+        )
         return codec.encode_task(await self.children.submit(by, decoded))
 
     async def GetChild(

@@ -153,6 +153,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
                 runtime,
                 spec_for(settings, pod_tokens, certificates),
                 Children(store, agents, subscriptions, clock),
+                public.model_without_price,
             ),
             request_log,
             interceptors,
@@ -247,7 +248,9 @@ async def fleet(
             aclosing(AgentClient(pod_tokens, clock, tls))
         )
         backlog = metrics.backlog(clock) if settings.metrics_port else None
-        store = PostgresStore(pool, clock, subscriptions.publish, metrics.committed)
+        store = PostgresStore(
+            pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_tasks
+        )
         agents = MeasuredAgents(agent_client, metrics)
         kept = timedelta(days=settings.task_retention_days)
         minutes = settings.idle_suspend_minutes

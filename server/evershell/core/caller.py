@@ -33,6 +33,8 @@ class CredentialKind(StrEnum):
     SESSION = "session"
     # The token of an agent, for the children of its task (children.py).
     AGENT = "agent"
+    # The service itself has no credential.
+    SYSTEM = "system"
 
 
 @dataclass(frozen=True, slots=True)

@@ -360,6 +360,13 @@ class Store(Protocol):
         Leaves out tasks for which apply_limits has nothing to change.
         """
 
+    async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
+        """The roots of the open trees whose limits include the descendants, with their workspaces.
+
+        `usage` has the tokens and the cost of the whole tree. Leaves out a tree whose tasks are all cancelled,
+        unless the limit would set an earlier force deadline `now`.
+        """
+
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         """The number of workspaces in each status, of all organizations. Zeros may be absent."""
 

@@ -83,6 +83,8 @@ class TaskLimits:
     max_cost_nanos: int | None = None
     # How long after a limit is reached the iteration is interrupted.
     force_after_seconds: float | None = None
+    # Whether they count for the task and its descendants together. Only for a root.
+    include_descendants: bool = False
 
 
 class Limit(StrEnum):
@@ -136,6 +138,8 @@ class Task:
     limits: TaskLimits = TaskLimits()
     # From the root of its tree to its parent; empty for a root.
     ancestor_ids: tuple[str, ...] = ()
+    # Whether the limits of its root include the descendants.
+    in_limited_tree: bool = False
 
     @property
     def parent_id(self) -> str:

@@ -3,17 +3,22 @@
 The intent is recorded like that of a caller, so the same promises hold. Tokens and cost are checked
 in the transaction that commits an iteration, the duration in the same place and by the fleet
 controller. So no limit is forgotten while an agent is silent or the service restarts.
+
+Limits that include the descendants also hold for the root alone, in the same places. For the whole
+tree, the fleet controller checks them every second, so that a commit of a descendant costs nothing
+more.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from evershell.core.caller import Caller, CredentialKind, Permission
 from evershell.core.task import CancelIntent, Limit, Task
 
 # `requested_by` and `credential_kind` of the intent.
 REQUESTER = "system:limit"
-CREDENTIAL_KIND = "system"
+CREDENTIAL_KIND = CredentialKind.SYSTEM
 # The share of a limit at which the task approaches it, in percent.
 _APPROACHED_PERCENT = 80
 NANOS_PER_DOLLAR = 10**9
@@ -74,8 +79,10 @@ def approached(before: Task, after: Task) -> list[Budget]:
 def reached(task: Task, now: datetime) -> Reached | None:
     """The limit that the task has reached, if any."""
     limits = task.limits
-    if limits.max_duration_seconds is not None and task.started_at is not None:
-        due = task.started_at + timedelta(seconds=limits.max_duration_seconds)
+    # A root that has ended before it was started may still have descendants.
+    since = task.started_at or task.completed_at
+    if limits.max_duration_seconds is not None and since is not None:
+        due = since + timedelta(seconds=limits.max_duration_seconds)
         if due <= now:
             reason = f"max_duration reached: {limits.max_duration_seconds:.12g} s"
             return _reached(task, Limit.MAX_DURATION, reason, now, due)
@@ -83,6 +90,11 @@ def reached(task: Task, now: datetime) -> Reached | None:
         if budget.is_reached:
             return _reached(task, budget.limit, _reason(budget), now, now)
     return None
+
+
+def permission(org_id: str) -> Permission:
+    """That of the service itself, to cancel a tree of the organization."""
+    return Permission(Caller(org_id, REQUESTER, CREDENTIAL_KIND, frozenset()), (), own_only=False)
 
 
 def _reason(budget: Budget) -> str:

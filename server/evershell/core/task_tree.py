@@ -75,7 +75,11 @@ def child(parent: Parent, task: Task) -> Task:
     if parent.open_descendants >= MAX_OPEN_DESCENDANTS:
         problem = f"has {MAX_OPEN_DESCENDANTS:,} descendants that have not ended"
         raise _limit_reached(above.root_id, problem, MAX_OPEN_DESCENDANTS)
-    return replace(task, ancestor_ids=(*above.ancestor_ids, above.id))
+    return replace(
+        task,
+        ancestor_ids=(*above.ancestor_ids, above.id),
+        in_limited_tree=above.in_limited_tree,
+    )
 
 
 def _limit_reached(task_id: str, problem: str, limit: int) -> Failure:

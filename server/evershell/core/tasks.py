@@ -83,6 +83,8 @@ class SubmitTask:
         if self.parent_task_id is not None:
             fields.identifier("parent_task_id", self.parent_task_id)
         _check_limits(self.limits, self.model_without_price, fields)
+        if self.limits.include_descendants and self.parent_task_id is not None:
+            fields.reject("limits.include_descendants", "is for a task without a parent")
         fields.check()
 
 
@@ -107,6 +109,9 @@ def _check_limits(limits: TaskLimits, model_without_price: str, fields: Fields) 
         fields.reject("limits.force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
     if force_after is not None and duration is None and tokens is None and cost is None:
         fields.reject("limits.force_after", "needs max_duration, max_total_tokens or max_cost")
+    if limits.include_descendants and duration is None and tokens is None and cost is None:
+        problem = "needs max_duration, max_total_tokens or max_cost"
+        fields.reject("limits.include_descendants", problem)
 
 
 async def submit_task(
@@ -138,6 +143,7 @@ async def submit_task(
         metadata=dict(request.metadata),
         submitted_by=caller.actor_id,
         limits=request.limits,
+        in_limited_tree=request.limits.include_descendants,
         max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
         created_at=now,
     )

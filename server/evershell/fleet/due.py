@@ -13,11 +13,12 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from evershell.core import task_lifecycle
+from evershell.core import task_lifecycle, task_limits
 from evershell.core.bounds import Bounds
 from evershell.core.change import Change, Locked
+from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock, Store
-from evershell.core.task import Task
+from evershell.core.task import CancelIntent, Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
 log = structlog.get_logger()
@@ -151,14 +152,39 @@ class Sweep:
 
 
 async def enforce_limits(store: Store, clock: Clock) -> bool:
-    """Cancels the tasks that have reached their limit of time. Returns whether there was any.
+    """Cancels the tasks and the trees that have reached a limit. Returns whether there was any.
 
-    Commits of agents check the limits too. This finds, by index, the tasks of agents that commit
-    nothing. Raises UnavailableError.
+    Commits of agents check the limits of their task too. This finds, by index, the tasks of agents
+    that commit nothing, and the trees with limits that include the descendants. Raises
+    UnavailableError.
     """
     due = await store.list_limits_reached(clock(), PAGE_SIZE)
     await _apply(store, clock, due, task_lifecycle.apply_limits, "limit_reached")
-    return bool(due)
+    return await _cancel_trees(store, clock()) or bool(due)
+
+
+async def _cancel_trees(store: Store, now: datetime) -> bool:
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def cancel(workspace: Workspace, root: Task, intent: CancelIntent) -> None:
+        permission = task_limits.permission(workspace.org_id)
+        try:
+            async with slots:
+                recorded = await store.cancel_tree(permission, workspace.id, root.id, intent)
+        except UnavailableError:
+            # One of the workspaces is locked. The next scan finds the tree again.
+            log.warning("limit_of_tree_not_applied", task_id=root.id)
+            return
+        count = recorded.recorded + recorded.descendants_cancelled
+        log.info("limit_of_tree_reached", task_id=root.id, reason=intent.reason, cancelled=count)
+
+    reached = [
+        (workspace, root, limit.intent)
+        for workspace, root in await store.list_limited_trees(now)
+        if (limit := task_limits.reached(root, now))
+    ]
+    await asyncio.gather(*(cancel(*each) for each in reached))
+    return bool(reached)
 
 
 async def end_unstarted(store: Store, clock: Clock, workspace_ids: Sequence[str]) -> None:

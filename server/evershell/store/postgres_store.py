@@ -244,7 +244,7 @@ class PostgresStore:
         self.cancel_tree = batches.cancel_tree
         lists = TaskLists(pool)
         self.list_tasks, self.count_tasks = lists.list_tasks, lists.count_tasks
-        self.list_tree = lists.list_tree
+        self.list_tree, self.list_limited_trees = lists.list_tree, lists.list_limited_trees
         old_tasks = OldTasks(pool)
         self.list_old_logs = old_tasks.list_old_logs
         self.remove_old_tasks, self.oldest_end = old_tasks.remove_old_tasks, old_tasks.oldest_end

@@ -55,6 +55,7 @@ TASK_COLUMNS = (
     "ancestor_ids",
     "max_cost_nanos",
     "cost_nanos",
+    "in_limited_tree",
 )
 EVENT_COLUMNS = (
     "workspace_id",
@@ -138,9 +139,11 @@ def task_of(row: Any) -> Task | None:
             max_total_tokens=row.task_max_total_tokens,
             max_cost_nanos=row.task_max_cost_nanos,
             force_after_seconds=row.task_limit_force_after_seconds,
+            include_descendants=row.task_in_limited_tree and not row.task_ancestor_ids,
         ),
         committed_bytes=row.task_committed_bytes,
         ancestor_ids=tuple(row.task_ancestor_ids or ()),
+        in_limited_tree=row.task_in_limited_tree,
     )
 
 
@@ -200,6 +203,7 @@ def task_values(task: Task) -> Values:
         task.ancestor_ids or None,
         task.limits.max_cost_nanos,
         usage.cost_nanos,
+        task.in_limited_tree,
     )
     return tuple(_storable(value) for value in values)
 

@@ -1,14 +1,25 @@
 """Lists of the tasks of a workspace, and of a tree."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
 
 from evershell.core.caller import Permission
-from evershell.core.task import Task
+from evershell.core.task import Task, Usage
 from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.task_tree import TreeFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS
+from evershell.core.workspace import Workspace
 from evershell.store.connections import Pool, connected
-from evershell.store.rows import TASK_COLUMNS, Values, task_columns, task_of
+from evershell.store.rows import (
+    TASK_COLUMNS,
+    Values,
+    task_columns,
+    task_of,
+    workspace_columns,
+    workspace_of,
+)
 
 # Sorts after every id, because no id contains a tilde.
 AFTER_ALL_IDS = "~"
@@ -38,10 +49,28 @@ _COVERED = (
     "EXISTS (SELECT FROM workspaces w WHERE w.id = workspace_id AND w.org_id = %s "
     "AND (NOT %s OR w.created_by_user_id = %s))"
 )
+# The open tasks by the index tasks_in_limited_trees, then the roots, and the usage of each tree by
+# the index tasks_of_root.
+LIMITED_TREES = (
+    "WITH trees AS MATERIALIZED ("
+    "SELECT coalesce(ancestor_ids[1], id) AS root_id, "
+    "bool_or(cancel_requested_at IS NULL) AS has_uncancelled, "
+    "max(coalesce(cancel_force_at, 'infinity')) AS last_force_at FROM tasks "
+    "WHERE in_limited_tree AND status IN ('submitted', 'delivered', 'running') GROUP BY 1) "
+    f"SELECT {workspace_columns('w.')}, {task_columns('t.')}, used.* "
+    "FROM trees JOIN tasks t ON t.id = root_id JOIN workspaces w ON w.id = t.workspace_id "
+    "CROSS JOIN LATERAL (SELECT coalesce(sum(input_tokens), 0)::bigint AS below_input_tokens, "
+    "coalesce(sum(output_tokens), 0)::bigint AS below_output_tokens, "
+    "CASE WHEN count(*) = count(cost_nanos) THEN coalesce(sum(cost_nanos), 0)::bigint END "
+    "AS below_cost_nanos "
+    "FROM tasks d WHERE d.ancestor_ids[1] = t.id) used "
+    "WHERE has_uncancelled "
+    "OR last_force_at > %s::timestamptz + make_interval(secs => t.limit_force_after_seconds)"
+)
 
 
 class TaskLists:
-    """Implements Store.list_tasks, Store.count_tasks and Store.list_tree."""
+    """Implements Store.list_tasks, count_tasks, list_tree and list_limited_trees."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -78,10 +107,31 @@ class TaskLists:
         query = _LIST.format(" AND ".join(used))
         return await self._read(query, (*values, limit))
 
+    async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
+        async with connected(self._pool) as connection:
+            cursor = await connection.execute(LIMITED_TREES, (now,), prepare=True, binary=True)
+            rows = await cursor.fetchall()
+        return [
+            (workspace_of(row), replace(root, usage=_usage_of_tree(root, row)))
+            for row in rows
+            if (root := task_of(row))
+        ]
+
     async def _read(self, query: str, parameters: Values) -> Sequence[Task]:
         async with connected(self._pool) as connection:
             cursor = await connection.execute(query, parameters, prepare=True, binary=True)
             return [task for row in await cursor.fetchall() if (task := task_of(row))]
+
+
+def _usage_of_tree(root: Task, below: Any) -> Usage:
+    """What limits count. The cost is unknown if that of one task is."""
+    own, others = root.usage.cost_nanos, below.below_cost_nanos
+    return replace(
+        root.usage,
+        input_tokens=root.usage.input_tokens + below.below_input_tokens,
+        output_tokens=root.usage.output_tokens + below.below_output_tokens,
+        cost_nanos=None if own is None or others is None else own + others,
+    )
 
 
 def _listed(wanted: ListFilter) -> Values:

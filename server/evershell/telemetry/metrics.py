@@ -108,7 +108,8 @@ class Metrics:
         )
         self._cancelled_tasks = Counter(
             "evershell_batch_cancellations",
-            "Tasks that CancelTasks and HoldOrg have cancelled.",
+            "Tasks that CancelTasks and HoldOrg have cancelled, and descendants that CancelTask "
+            "and limits of trees have.",
             registry=self.registry,
         )
         self._webhook_events = Counter(

@@ -179,3 +179,18 @@ def test_a_cancelled_tree_includes_the_child_for_which_a_tool_waits(
     assert below.cancel(task_id=child_id, force_after="0s")["outcome"] == "already_requested"
     assert _summary(below, child_id)[:2] == ("cancelled", True)
     assert _summary(workspace, task_id)[:3] == ("cancelled", False, 1)
+
+
+def test_the_tokens_of_a_tree_are_counted_together(stack: Stack, workspace: Workspace) -> None:
+    """An iteration has 5 tokens. The limit is reached when the root commits its first one."""
+    below = Workspace(stack)
+    task_id = workspace.submit(
+        f"child {below.id} process echo 1",
+        "process sleep 600",
+        limits={"max_total_tokens": "10", "include_descendants": True, "force_after": "0s"},
+    )
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["forced"], end["iterations"]) == ("cancelled", True, 2)
+    assert end["cancel"]["requested_by"] == "system:limit"
+    assert end["cancel"]["reason"] == "max_total_tokens reached: 10 of 10 tokens"
+    assert below.await_end(below.await_event("task_submitted")["task_id"])["status"] == "completed"

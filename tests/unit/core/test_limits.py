@@ -250,6 +250,7 @@ async def test_the_limits_of_a_submission_are_those_of_the_task(world: World) ->
         ("limits.max_cost", {"max_cost_nanos": 10**15 + 1}),
         ("limits.force_after", {"max_total_tokens": 1, "force_after_seconds": 86_401}),
         ("limits.force_after", {"force_after_seconds": 5}),
+        ("limits.include_descendants", {"include_descendants": True}),
     ],
 )
 def test_the_limits_are_checked(field: str, fields: dict[str, Any]) -> None:
@@ -258,3 +259,22 @@ def test_the_limits_are_checked(field: str, fields: dict[str, Any]) -> None:
             workspace_id="ws_1", description="x", limits=TaskLimits(**fields), origin=Origin()
         )
     assert list(raised.value.details["fields"]) == [field]
+
+
+def test_only_the_limits_of_a_root_include_the_descendants() -> None:
+    with pytest.raises(Failure, match="is for a task without a parent"):
+        SubmitTask(
+            workspace_id="ws_1",
+            description="x",
+            limits=TaskLimits(max_total_tokens=1, include_descendants=True),
+            parent_task_id="task_p",
+            origin=Origin(),
+        )
+
+
+def test_the_duration_of_a_tree_counts_from_the_end_of_a_root_that_was_never_started() -> None:
+    root = busy(MINUTE).task
+    assert root is not None
+    ended = replace(root, started_at=None, completed_at=NOW)
+    assert task_limits.reached(ended, NOW + timedelta(seconds=59)) is None
+    assert task_limits.reached(ended, NOW + timedelta(seconds=60)) is not None

@@ -320,6 +320,31 @@ async def test_the_task_of_a_frozen_agent_ends_cancelled(fleet: Fleet) -> None:
     )
 
 
+async def test_a_tree_is_cancelled_and_signalled_at_its_limit_after_the_end_of_its_root(
+    fleet: Fleet,
+) -> None:
+    limits = TaskLimits(max_duration_seconds=60, include_descendants=True)
+    (at, root), (below, child) = await fleet.add_busy(), await fleet.add_busy()
+    limited_root = replace(root, limits=limits, in_limited_tree=True)
+    limited_child = replace(child, ancestor_ids=(root.id,), in_limited_tree=True)
+    await fleet.world.change(at.id, lambda locked: Change(locked.workspace, limited_root))
+    await fleet.world.change(below.id, lambda locked: Change(locked.workspace, limited_child))
+    await fleet.world.end(at.id, root.id)
+    async with fleet.running():
+        fleet.world.clock.advance(59)
+        await fleet.next_scan()
+        assert (await fleet.world.task(below.id, child.id)).cancel is None
+        fleet.world.clock.advance(1)
+        await fleet.next_scan()
+        cancel = (await fleet.world.task(below.id, child.id)).cancel
+        assert cancel is not None and cancel.requested_by == "system:limit"
+        assert fleet.world.agents.cancelled == [child.id]
+        await fleet.next_scan()
+        await settle()
+    assert (await fleet.world.event_types(below.id)).count("task_cancel_requested") == 1
+    assert (await fleet.world.task(at.id, root.id)).status is TaskStatus.COMPLETED
+
+
 async def test_an_outage_does_not_lose_a_limit(fleet: Fleet) -> None:
     at, new = await limited(fleet, max_duration_seconds=60)
     async with fleet.running():

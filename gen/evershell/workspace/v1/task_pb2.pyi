@@ -232,8 +232,14 @@ class TaskLimits(_message.Message):
     MAX_TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
     FORCE_AFTER_FIELD_NUMBER: _builtins.int
     MAX_COST_FIELD_NUMBER: _builtins.int
+    INCLUDE_DESCENDANTS_FIELD_NUMBER: _builtins.int
     max_total_tokens: _builtins.int
     """Input and output tokens of all model calls, checked after each iteration."""
+    include_descendants: _builtins.bool
+    """Only for a task without a parent: the other limits count for the task and all its descendants
+    together, and the service cancels all of them. Checked every second, even after the end of the
+    task.
+    """
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Since the task was started. More than 0 s."""
@@ -257,10 +263,11 @@ class TaskLimits(_message.Message):
         max_total_tokens: _builtins.int | None = ...,
         force_after: _duration_pb2.Duration | None = ...,
         max_cost: _money_pb2.Money | None = ...,
+        include_descendants: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "max_cost", b"max_cost", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "max_cost", b"max_cost", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens", "force_after", b"force_after", "include_descendants", b"include_descendants", "max_cost", b"max_cost", "max_duration", b"max_duration", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_total_tokens: _TypeAlias = _typing.Literal["max_total_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_total_tokens: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens"]  # noqa: Y015

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.store import postgres_store
+from evershell.store import postgres_store, task_lists
 
 _IDLE, _BUSY, _CANCELLED = 100_000, 200, 20
 
@@ -52,10 +52,11 @@ async def connection(database_url: str) -> AsyncIterator[AsyncConnection[Any]]:
     [
         (postgres_store.LIST_UNSETTLED, ()),
         (postgres_store.LIST_CANCELLATIONS, ()),
+        (task_lists.LIMITED_TREES, ("2026-01-01",)),
         (postgres_store.LIST_WANTED_PODS, ("", 500)),
         (postgres_store.LEASE_SECONDS_LEFT, (None, f"ws_{1:026}")),
     ],
-    ids=["unsettled", "cancellations", "wanted pods", "lease"],
+    ids=["unsettled", "cancellations", "limited trees", "wanted pods", "lease"],
 )
 async def test_a_scan_reads_no_table_as_a_whole(
     connection: AsyncConnection[Any], query: str, parameters: tuple[object, ...]
