@@ -28,6 +28,7 @@ class TaskRecord:
     completed_at: float | None = None
     cancel_requested_at: float | None = None
     force_at: float | None = None
+    ancestor_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,9 @@ class History:
     last_seqs: Mapping[str, int] = field(default_factory=dict)
     # The answers that promised a cancellation, as pairs of task id and description of the answer.
     promised: Sequence[tuple[str, str]] = ()
+    # The answers that promised to cancel all descendants of a task: the id, a description of the
+    # answer, and when it had arrived.
+    promised_trees: Sequence[tuple[str, str, float]] = ()
     # How far the clocks of the programs that wrote the times may differ.
     clocks_differ_seconds: float = 0.0
 
@@ -80,7 +84,8 @@ _TASKS = """
 SELECT id, workspace_id, status, iterations, forced,
        extract(epoch FROM completed_at)::float AS completed_at,
        extract(epoch FROM cancel_requested_at)::float AS cancel_requested_at,
-       extract(epoch FROM cancel_force_at)::float AS force_at
+       extract(epoch FROM cancel_force_at)::float AS force_at,
+       coalesce(ancestor_ids, '{}') AS ancestor_ids
 FROM tasks WHERE %(id)s::text IS NULL OR workspace_id = %(id)s
 """
 _EVENTS = """
@@ -105,6 +110,7 @@ def read_history(
     connection: "Connection[Any]",
     workspace_id: str | None = None,
     promised: Sequence[tuple[str, str]] = (),
+    promised_trees: Sequence[tuple[str, str, float]] = (),
 ) -> History:
     """Reads the history of one workspace, or of all.
 
@@ -122,6 +128,7 @@ def read_history(
             events=events.execute(_EVENTS, parameters).fetchall(),
             last_seqs=dict(connection.execute(_LAST_SEQS, parameters).fetchall()),
             promised=promised,
+            promised_trees=promised_trees,
             # A worker that has just started may be off by half the round trip of its first answer.
             clocks_differ_seconds=STEP_SECONDS,
         )
@@ -139,6 +146,17 @@ def promised_tasks_end_cancelled(history: History) -> Iterator[str]:
         status = history.tasks[task_id].status if task_id in history.tasks else "missing"
         if status == "missing" or (status in TERMINAL and status != "cancelled"):
             yield f"{task_id}: {answer}, but its status is {status}"
+
+
+def no_descendant_is_left_behind(history: History) -> Iterator[str]:
+    """A descendant that is not cancelled had ended before the answer. No child came later."""
+    for root_id, answer, answered_at in history.promised_trees:
+        latest = answered_at + history.clocks_differ_seconds
+        for task in history.tasks.values():
+            if root_id not in task.ancestor_ids or task.cancel_requested_at is not None:
+                continue
+            if task.completed_at is None or task.completed_at > latest:
+                yield f"{root_id}: {answer}, but its descendant {task.id} was left behind"
 
 
 def tasks_begin_once(history: History) -> Iterator[str]:
@@ -224,6 +242,7 @@ def only_force_interrupts(history: History) -> Iterator[str]:
 PROMISES = (
     logs_have_no_gaps,
     promised_tasks_end_cancelled,
+    no_descendant_is_left_behind,
     tasks_begin_once,
     tasks_end_once,
     ends_agree_with_their_task,

@@ -363,8 +363,8 @@ class Store(Protocol):
     async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
         """The roots of the open trees whose limits include the descendants, with their workspaces.
 
-        `usage` has the tokens and the cost of the whole tree. Leaves out a tree whose tasks are all cancelled,
-        unless the limit would set an earlier force deadline `now`.
+        `usage` has the tokens and the cost of the whole tree. Leaves out a tree whose tasks are all
+        cancelled, unless the limit would set an earlier force deadline `now`.
         """
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:

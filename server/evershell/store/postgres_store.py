@@ -106,7 +106,7 @@ GET_WORKSPACE_WITH_TASK = (
 LOCK_TREE = "SELECT lock_tree(%s, %s)"
 GET_PARENT = (
     f"SELECT {BOTH}, (SELECT count(*) FROM tasks d "
-    "WHERE d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id) "
+    "WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id) "
     "AND d.status IN ('submitted', 'delivered', 'running')) AS open_descendants "
     "FROM tasks t JOIN workspaces w ON w.id = t.workspace_id WHERE w.org_id = %s AND t.id = %s"
 )

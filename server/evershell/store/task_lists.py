@@ -34,17 +34,20 @@ _COUNT = f"SELECT count(*) AS number FROM tasks WHERE workspace_id = %s AND {_LI
 # A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can
 # be 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that
 # there are more.
-_LIST = (
+LIST = (
     f"SELECT {task_columns()} FROM ("
     f"SELECT {', '.join(TASK_COLUMNS)}, sum(length(description) + length(result)) OVER ("
     "ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING) AS characters "
     "FROM tasks WHERE {} ORDER BY id DESC LIMIT %s"
     f") t WHERE coalesce(characters, 0) <= {MAX_PAGE_CHARACTERS} ORDER BY id DESC"
 )
-_LIST_OF_WORKSPACE = _LIST.format(f"workspace_id = %s AND id < %s AND {_LISTED}")
-# By the indexes tasks_of_root and tasks_of_parent.
-_OF_ROOT = "(ancestor_ids[1] = %s OR (id = %s AND ancestor_ids IS NULL))"
-_OF_PARENT = "ancestor_ids[cardinality(ancestor_ids)] = %s"
+_LIST_OF_WORKSPACE = LIST.format(f"workspace_id = %s AND id < %s AND {_LISTED}")
+# By the indexes tasks_of_root and tasks_of_parent. PostgreSQL does not conclude from the equality
+# that the column is not NULL, which is the condition of the indexes.
+OF_ROOT = (
+    "((ancestor_ids IS NOT NULL AND ancestor_ids[1] = %s) OR (id = %s AND ancestor_ids IS NULL))"
+)
+OF_PARENT = "(ancestor_ids IS NOT NULL AND ancestor_ids[cardinality(ancestor_ids)] = %s)"
 _COVERED = (
     "EXISTS (SELECT FROM workspaces w WHERE w.id = workspace_id AND w.org_id = %s "
     "AND (NOT %s OR w.created_by_user_id = %s))"
@@ -63,7 +66,7 @@ LIMITED_TREES = (
     "coalesce(sum(output_tokens), 0)::bigint AS below_output_tokens, "
     "CASE WHEN count(*) = count(cost_nanos) THEN coalesce(sum(cost_nanos), 0)::bigint END "
     "AS below_cost_nanos "
-    "FROM tasks d WHERE d.ancestor_ids[1] = t.id) used "
+    "FROM tasks d WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = t.id) used "
     "WHERE has_uncancelled "
     "OR last_force_at > %s::timestamptz + make_interval(secs => t.limit_force_after_seconds)"
 )
@@ -97,14 +100,14 @@ class TaskLists:
         caller, root_id = permission.caller, wanted.root_task_id
         conditions = {
             "workspace_id = %s": (wanted.workspace_id,),
-            _OF_PARENT: (wanted.parent_task_id,),
-            _OF_ROOT: (root_id, root_id) if root_id else ("",),
+            OF_PARENT: (wanted.parent_task_id,),
+            OF_ROOT: (root_id, root_id) if root_id else ("",),
             _COVERED: (caller.org_id, permission.own_only, caller.user_id),
             "id < %s": (before_id or AFTER_ALL_IDS,),
         }
         used = {text: values for text, values in conditions.items() if values[0]}
         values = [value for each in used.values() for value in each]
-        query = _LIST.format(" AND ".join(used))
+        query = LIST.format(" AND ".join(used))
         return await self._read(query, (*values, limit))
 
     async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:

@@ -83,6 +83,7 @@ def report(outcome: Outcome) -> Iterator[str]:
         yield f"{f'{rpc}: {answer}':36} {count:6}"
     tasks = {task_id for task_id, _ in outcome.load.promised}
     yield f"\ntasks whose cancellation was promised: {len(tasks)}"
+    yield f"cancellations of a tree that were promised: {len(outcome.load.promised_trees)}"
 
 
 def _hits(outcome: Outcome) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""The load: callers submit, cancel and stop tasks, and keep the answers."""
+"""The load: callers submit, cancel and stop tasks and trees of tasks, and keep the answers."""
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ _ALLOWED = frozenset(
         "workspace_failed",
         "workspace_provisioning",
         "workspace_busy",
+        "parent_not_running",
         "invalid_state",
         "agent_unreachable",
         "unavailable",
@@ -45,6 +47,10 @@ class Load:
         self.answers: Counter[tuple[str, str]] = Counter()
         # The tasks that have to end `cancelled`, each with the answer that says so.
         self.promised: list[tuple[str, str]] = []
+        # The tasks whose descendants have to end `cancelled`, each with the answer and its time.
+        self.promised_trees: list[tuple[str, str, float]] = []
+        # The last task of each workspace. It may have ended.
+        self._last_tasks: dict[str, str] = {}
         # How often the cancellation of a task was answered `accepted`.
         self.accepted: Counter[str] = Counter()
         # Answers that no fault excuses.
@@ -120,15 +126,20 @@ class Load:
         while await self._bring_up(workspace_id, chance.sample(list(Wire), len(Wire))):
             iterations, seconds = chance.randint(1, 5), chance.uniform(0.05, 0.4)
             limits = {"max_duration": "0.5s", "force_after": "0.1s"}
+            parent_id = self._parent(workspace_id, chance)
             submitted = await self._call(
                 chance.choice(list(Wire)),
                 "SubmitTask",
                 workspace_id=workspace_id,
                 description="\n".join([f"sleep {seconds:.2f}"] * iterations),
                 **({"limits": limits} if chance.random() < 0.1 else {}),
+                **({"parent_task_id": parent_id} if parent_id else {}),
             )
+            if submitted.slug == "parent_not_running":
+                continue
             # The details of a failure name the task too, or the one that runs.
             task_id = str(submitted.body.get("task_id", ""))
+            self._last_tasks[workspace_id] = task_id
             cancels = [
                 self._cancel(workspace_id, task_id, chance, chance.uniform(0, iterations * seconds))
                 for _ in range(chance.choice((0, 1, 1, 2, 3)))
@@ -141,6 +152,11 @@ class Load:
                 # It may be suspended meanwhile.
                 await asyncio.sleep(3 * IDLE_SECONDS)
 
+    def _parent(self, workspace_id: str, chance: random.Random) -> str:
+        """The last task of another workspace, for every second task; empty for none."""
+        others = [each for at, each in self._last_tasks.items() if at != workspace_id and each]
+        return chance.choice(others) if others and chance.random() < 0.5 else ""
+
     async def _cancel(
         self, workspace_id: str, task_id: str, chance: random.Random, after_seconds: float
     ) -> None:
@@ -148,6 +164,7 @@ class Load:
         fields: dict[str, Any] = {"workspace_id": workspace_id}
         if task_id and chance.random() < 0.5:
             fields["task_id"] = task_id
+            fields["include_descendants"] = chance.random() < 0.5
         if chance.random() < 0.15:
             fields["force_after"] = f"{chance.uniform(0, 0.3):.3f}s"
         if chance.random() < 0.3:
@@ -169,7 +186,15 @@ class Load:
             self.problems.append(f"{answer} {reply.slug} {reply.problem} {dict(reply.body)}")
         if rpc in ("CancelTask", "CancelTasks"):
             self._note_promises(reply, answer)
+        if fields.get("include_descendants"):
+            self._note_tree(str(fields["task_id"]), reply, answer)
         return reply
+
+    def _note_tree(self, task_id: str, reply: Reply, answer: str) -> None:
+        is_recorded = str(reply.body.get("intent_recorded")).lower() == "true"
+        outcome = str(reply.body.get("outcome", reply.slug if is_recorded else ""))
+        if outcome:
+            self.promised_trees.append((task_id, f"{answer} {outcome}", time.time()))
 
     def _note_promises(self, reply: Reply, answer: str) -> None:
         results: list[Mapping[str, Any]] = list(reply.body.get("results", [reply.body]))

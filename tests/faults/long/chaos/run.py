@@ -87,7 +87,7 @@ def play_and_judge(
     except TimeoutError:
         problems += _strays(stack, workspace_ids)
     with stack.database() as connection:
-        history = read_history(connection, promised=load.promised)
+        history = read_history(connection, None, load.promised, load.promised_trees)
     problems += violations(history)
     problems += (
         f"{task.id} of {task.workspace_id} has not ended: {task.status}"

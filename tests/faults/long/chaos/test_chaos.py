@@ -15,7 +15,7 @@ def test_a_short_run_breaks_no_promise(tmp_path: Path) -> None:
     outcome = run(draw(seed=2194, seconds=5, workspaces=4), tmp_path / "state")
     assert outcome.violations == []
     # The run made calls and inflicted faults.
-    assert outcome.load.promised
+    assert outcome.load.promised and outcome.load.promised_trees
     assert any(not hit.missed for hit in outcome.hits)
     filled = {hit.fault.target for hit in outcome.hits if hit.fault.kind is Kind.FILL}
     assert small_disk.refusal() or filled == {Target.PODS, Target.LOGS, Target.DATABASE}

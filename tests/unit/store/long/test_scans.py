@@ -64,3 +64,22 @@ async def test_a_scan_reads_no_table_as_a_whole(
     cursor = await connection.execute(f"EXPLAIN {query}".encode(), parameters)
     plan = [line for (line,) in await cursor.fetchall()]
     assert not [line for line in plan if "Seq Scan" in line]
+
+
+@pytest.mark.parametrize(
+    ("query", "parameters"),
+    [
+        (postgres_store.GET_PARENT, ("org", f"task_{1:026}")),
+        (task_lists.LIST.format(f"{task_lists.OF_ROOT} AND id < %s"), ("t", "t", "~", 10)),
+        (task_lists.LIST.format(f"{task_lists.OF_PARENT} AND id < %s"), ("t", "~", 10)),
+    ],
+    ids=["the parent of a child", "the tasks of a root", "the children of a task"],
+)
+async def test_a_tree_is_read_by_its_indexes(
+    connection: AsyncConnection[Any], query: str, parameters: tuple[object, ...]
+) -> None:
+    """The tasks outside of trees do not count, and neither do those of other trees."""
+    cursor = await connection.execute(f"EXPLAIN {query}".encode(), parameters)
+    plan = "\n".join(line for (line,) in await cursor.fetchall())
+    assert "tasks_of_root" in plan or "tasks_of_parent" in plan, plan
+    assert "Seq Scan" not in plan and "tasks_one_open" not in plan, plan
