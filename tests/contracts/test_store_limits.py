@@ -8,7 +8,7 @@ import pytest
 from evershell.core import task_lifecycle, task_limits, task_tree
 from evershell.core.change import Change, Locked
 from evershell.core.ports import Store
-from evershell.core.task import IterationCompleted, Task, TaskLimits, TaskStarted
+from evershell.core.task import Task, TaskLimits, TaskStarted, Usage
 from tests.support.store.examples import (
     NOW,
     ORG,
@@ -103,13 +103,15 @@ async def test_an_earlier_force_deadline_of_a_limit_is_due(
     assert stored.cancel.reason == intent().reason
 
 
-async def used(store: Store, of: Task, tokens: int) -> None:
-    """The task commits an iteration with so many input and output tokens each."""
-    call = {"input_tokens": tokens, "output_tokens": tokens}
-    iteration = IterationCompleted(1, {"number": 1, "model_call": call})
-    await store.transition(
-        of.workspace_id, lambda locked: task_lifecycle.commit(locked, 1, of.id, [iteration], NOW)
-    )
+async def used(store: Store, of: Task, amount: int, cost_nanos: int | None) -> None:
+    """The task has used so many input and output tokens each."""
+    usage = Usage(input_tokens=amount, output_tokens=amount, cost_nanos=cost_nanos)
+
+    def decide(locked: Locked) -> Change:
+        assert locked.task is not None
+        return Change(locked.workspace, replace(locked.task, usage=usage))
+
+    await store.transition(of.workspace_id, decide)
 
 
 async def end(store: Store, ended: Task) -> None:
@@ -118,11 +120,15 @@ async def end(store: Store, ended: Task) -> None:
     await complete(store, at, ended.id)
 
 
-async def trees(store: Store) -> list[tuple[str, int, int]]:
-    """The root and the tokens of each tree that is listed."""
+async def trees(store: Store) -> list[tuple[str, int, int, int | None]]:
+    """The root, the tokens and the cost of each tree that is listed."""
     found = await store.list_limited_trees(NOW)
     assert all(workspace.id == root.workspace_id for workspace, root in found)
-    return sorted((root.id, root.usage.input_tokens, root.usage.output_tokens) for _, root in found)
+    usages = ((root.id, root.usage) for _, root in found)
+    return [
+        (root_id, usage.input_tokens, usage.output_tokens, usage.cost_nanos)
+        for root_id, usage in usages
+    ]
 
 
 TREE = TaskLimits(max_total_tokens=1_000, include_descendants=True)
@@ -140,12 +146,14 @@ async def test_the_usage_of_a_tree_is_that_of_all_its_tasks_while_one_is_open(
     # A tree without such limits, and its child.
     other = await started(store, TaskLimits(max_total_tokens=1_000))
     await started(store, TaskLimits(), parent=other)
-    for number, each in enumerate((root, child, leaf)):
-        await used(store, each, 10**number)
+    for each, amount, total in ((root, 1, 1), (child, 10, 11), (leaf, 100, 111)):
+        await used(store, each, amount, amount * 7)
         # Also after the end of the root, as long as a descendant is open.
-        assert await trees(store) == [(root.id, *[sum(10**i for i in range(number + 1))] * 2)]
+        assert await trees(store) == [(root.id, total, total, total * 7)]
         if each is not leaf:
             await end(store, each)
+    await used(store, leaf, 100, None)
+    assert await trees(store) == [(root.id, 111, 111, None)]
     await end(store, leaf)
     assert await trees(store) == []
 
@@ -156,7 +164,7 @@ async def test_a_tree_that_is_cancelled_at_its_limit_is_listed_no_more(
 ) -> None:
     root = await started(store, replace(TREE, max_total_tokens=2, force_after_seconds=5))
     children = [await started(store, TaskLimits(), parent=root) for _ in range(2)]
-    await used(store, children[0], 1)
+    await used(store, children[0], 1, 0)
     if has_root_ended:
         await end(store, root)
     # A caller has cancelled one of them, without a deadline.

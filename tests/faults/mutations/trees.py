@@ -64,4 +64,29 @@ TREES: tuple[Rule, ...] = (
         (f"{_CORE}task_tree.py", "if len(above.ancestor_ids) + 2 > MAX_LEVELS:", "if False:"),
         (f"{_CORE}task_tree.py", "if parent.open_descendants >=", "if parent.open_descendants >"),
     ),
+    rule(
+        "an agent reaches only children of its current task, and only the same creator",
+        "tests/unit/core/test_children.py",
+        (f"{_CORE}children.py", "if own.is_fenced(agent.epoch) or own", "if own"),
+        (f"{_CORE}children.py", " or own.current_task_id != parent.id:", ":"),
+        (
+            f"{_CORE}children.py",
+            "if workspace.created_by_user_id != by.own.created_by_user_id:",
+            "if False:",
+        ),
+        (f"{_CORE}children.py", " or task.parent_id != by.parent_task_id:", ":"),
+        (f"{_CORE}children.py", "(workspace_id, by.own.org_id)", "(workspace_id)"),
+    ),
+    rule(
+        "a limit of a tree counts all its tasks, also after the end of the root",
+        "tests/contracts/test_store_limits.py tests/unit/fleet/test_controller.py",
+        (f"{_CORE}task_tree.py", "        in_limited_tree=above.in_limited_tree,\n", ""),
+        (f"{_STORE}task_lists.py", "root.usage.input_tokens + below.below_input_tokens", "0"),
+        (f"{_STORE}task_lists.py", "WHERE has_uncancelled ", "WHERE true "),
+        (
+            "server/evershell/fleet/due.py",
+            "*(cancel(*each) for each in reached)",
+            "*(cancel(*each) for each in reached if not each[1].status.is_terminal)",
+        ),
+    ),
 )

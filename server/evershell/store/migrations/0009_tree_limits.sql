@@ -1,4 +1,4 @@
--- depends: 0007_costs
+-- depends: 0008_suspension
 
 -- Limits that count for a whole tree. Set for the root and every descendant, so that the open trees
 -- with such limits are found even if the root has ended. It never changes, and `status` is in the
