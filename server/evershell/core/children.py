@@ -73,7 +73,9 @@ class Children:
         assert request.parent_task_id == by.parent_task_id
         await self._workspace(by, request.workspace_id)
         try:
-            return await submit_task(by.caller, request, self.store, self.agents, self.clock)
+            return await submit_task(
+                by.caller, request, self.store, self.agents, self.subscriptions, self.clock
+            )
         except Failure as failure:
             return await self._recorded(request.workspace_id, failure)
 

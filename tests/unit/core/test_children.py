@@ -104,7 +104,9 @@ async def test_nothing_is_submitted_after_the_parent_has_ended_or_is_cancelled(
     assert await refused(children(world).submit(by, request)) == "parent_not_running"
     await world.end(at.id, parent.id)
     assert await refused(children(world).submit(by, request)) == "parent_not_running"
-    assert await refused(submit(world, at, parent)) == "parent_not_running"
+    # Nothing else either.
+    agent = AgentIdentity(at.id, 1)
+    assert await refused(children(world).enter(agent, parent.id)) == "parent_not_running"
 
 
 async def test_a_repeat_with_the_key_submits_nothing(world: World) -> None:
