@@ -18,7 +18,7 @@ SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
 .PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale \
-	chaos soak leaks docs gen format wheel lock audit clean
+	chaos soak leaks docs gen format wheel lock audit release clean
 
 run: $(RUN_READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m evershell.commands up
@@ -118,6 +118,10 @@ AUDITOR = $(BIN)/uv tool run --quiet pip-audit@2.10.1
 audit: $(READY) ## look for known vulnerabilities in the locked packages; passes without a network
 	@$(BIN)/python .make/audit.py requirements.txt requirements-bench.txt \
 		requirements-docs.txt requirements-adapters.txt -- $(AUDITOR)
+
+# BASE=image: also the image, with podman. KEY=file: the private key of SSH that signs the checksums.
+release: check test audit ## build the files of a release: dist/VERSION (VERSION=0.1.0 KEY=file BASE=image)
+	@$(BIN)/python .make/release.py $(VERSION) $(if $(KEY),--key $(KEY)) $(if $(BASE),--base $(BASE))
 
 clean: ## remove the environment; STATE=1: also keys, database, logs and files of the pods
 	@$(PYTHON) .make/clean.py $(if $(filter 1,$(STATE)),--with-state) '$(VENV)' '$(STATE_DIR)'

