@@ -43,8 +43,9 @@ Over gRPC, a failed call has a `google.rpc.Status` in `grpc-status-details-bin`:
 standard message for the facts (BadRequest, ResourceInfo, PreconditionFailure or RetryInfo).
 [grpcurl prints them](grpc.md#grpcurl).
 
-The [Python client](python-client.md) raises one exception class for each code. The
-[glossary](glossary.md) compares the names of REST, gRPC, the client and the audit log.
+The [Python client](python-client.md) raises one exception class for each code, and the
+[TypeScript client](typescript-client.md) has the codes as a type. The [glossary](glossary.md)
+compares the names of REST, gRPC, the clients and the audit log.
 
 ## Repeat a call
 

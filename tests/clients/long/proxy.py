@@ -82,8 +82,10 @@ class _Connection(BaseRequestHandler):
             answers.join()
 
     def _noted(self, request: bytes) -> bytes:
-        found = re.search(rb"(?i)\r\nlast-event-id: *(\S+)", request)
-        self.server.last_ids.append(found[1].decode() if found else None)
+        # A body may come on its own.
+        if re.match(rb"[A-Z]+ \S+ HTTP/1", request):
+            found = re.search(rb"(?i)\r\nlast-event-id: *(\S+)", request)
+            self.server.last_ids.append(found[1].decode() if found else None)
         header = f"\r\nauthorization: Bearer {self.server.token}\r\n".encode()
         return request.replace(b"\r\n", header, 1) if self.server.token else request
 

@@ -1,0 +1,255 @@
+import { type DescMessage, type DescMethod, create, getOption } from "@bufbuild/protobuf";
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
+import { type CallOptions, type Client as ConnectClient, createClient } from "@connectrpc/connect";
+import { createGrpcWebTransport } from "@connectrpc/connect-web";
+import { CallError, TaskNotEndedError } from "./errors.js";
+import type { Event } from "./gen/evershell/workspace/v1/event_pb.js";
+import { Task_Status } from "./gen/evershell/workspace/v1/task_pb.js";
+import {
+  type CancelTaskResponse,
+  CancelTaskResponseSchema,
+  CancelTaskResponse_Outcome as Outcome,
+  EdgeRule_Repeat as Repeat,
+  WorkspaceService,
+  edge,
+} from "./gen/evershell/workspace/v1/workspace_service_pb.js";
+
+/** An API key, a session token, or what returns one before each call. */
+export type Credential = string | (() => string | Promise<string>);
+
+export interface CancelAndWaitOptions {
+  /** Cancels only this task. Without it, the task that runs. */
+  taskId?: string;
+  reason?: string;
+  /** Interrupts an iteration that still runs this long after the call. */
+  forceAfterMs?: number;
+  includeDescendants?: boolean;
+  /** How long to wait for the end. Without it, as long as it takes. */
+  timeoutMs?: number;
+  /** Ends the wait. The cancellation stands if it is recorded. */
+  signal?: AbortSignal;
+}
+
+export interface WatchOptions {
+  /** Begins after the event with this `seq`. */
+  after?: bigint;
+  /** Yields only the events of this task, and returns after its end. */
+  taskId?: string;
+  /** Ends the watch. */
+  signal?: AbortSignal;
+}
+
+const TIMEOUT_MS = 10_000;
+const MAX_RETRIES = 3;
+const FIRST_BACKOFF_MS = 200;
+const MAX_BACKOFF_MS = 5_000;
+// The longest `wait` of CancelTask.
+const MAX_WAIT_MS = 30_000;
+// Between two calls of a wait.
+const PAUSE_MS = 500;
+// How long a wait, or a stream that has begun, goes on while the service is unavailable.
+const OUTAGE_MS = 300_000;
+// The service sends a heartbeat after 15 s without an event.
+const IDLE_MS = 45_000;
+const ENDED = [Task_Status.completed, Task_Status.failed, Task_Status.cancelled, Task_Status.delivery_failed];
+const RECORDED = [Outcome.accepted, Outcome.already_requested];
+
+type Calls = Omit<ConnectClient<typeof WorkspaceService>, "watchEvents" | "streamEvents">;
+// What a call reads of its request: of CancelTask, the task and the wait.
+type Request = { $typeName?: string; taskId?: string; wait?: { seconds?: bigint; nanos?: number } };
+type Unary = (request: Request, options: CallOptions) => Promise<unknown>;
+
+/**
+ * A client of an evershell service, over gRPC-Web. It has a method for each RPC, which throws
+ * CallError, and the two below.
+ *
+ * A call is repeated, within `timeoutMs` (10 s), while the service is unavailable or limits the
+ * rate, if the repeat has no other effect. A cancellation that names no task is never repeated.
+ */
+export interface Client extends Calls {}
+
+export class Client {
+  readonly #service: ConnectClient<typeof WorkspaceService>;
+  readonly #credential: Credential;
+
+  /** `url` is that of the REST listener, for example `https://acme.evershell.ai`. */
+  constructor(url: string, credential: Credential) {
+    this.#service = createClient(WorkspaceService, createGrpcWebTransport({ baseUrl: url }));
+    this.#credential = credential;
+    const calls: Record<string, Unary> = {};
+    for (const method of WorkspaceService.methods) {
+      if (method.methodKind !== "unary") continue;
+      calls[method.localName] = (request, options = {}) => this.#call(method, request, options);
+    }
+    Object.assign(this, calls);
+  }
+
+  /**
+   * Cancels a task and waits until it has ended, even while its agent cannot be reached, and for up
+   * to 5 minutes while the service is unavailable. Every call after the first names the task.
+   *
+   * Returns the outcome of the first call, with the task as it ended. Throws TaskNotEndedError if
+   * the time is over, and CallError.
+   */
+  async cancelAndWait(workspaceId: string, options: CancelAndWaitOptions = {}): Promise<CancelTaskResponse> {
+    const { reason, includeDescendants, forceAfterMs, signal } = options;
+    const deadline = performance.now() + (options.timeoutMs ?? Infinity);
+    const forceAfter = forceAfterMs === undefined ? undefined : durationFromMs(forceAfterMs);
+    let result: CancelTaskResponse | undefined;
+    let failingSince: number | undefined;
+    for (;;) {
+      const began = performance.now();
+      const wait = durationFromMs(Math.round(Math.min(MAX_WAIT_MS, Math.max(deadline - began, 0))));
+      const first = { taskId: options.taskId, forceAfter, includeDescendants };
+      const request = { workspaceId, reason, wait, ...(result ? { taskId: result.taskId } : first) };
+      try {
+        const answer = await this.cancelTask(request, { signal });
+        // The later answers say what has become of the first.
+        const { outcome, descendantsCancelled } = result ?? answer;
+        result = { ...answer, outcome, descendantsCancelled };
+        failingSince = undefined;
+      } catch (thrown) {
+        if (!(thrown instanceof CallError)) throw thrown;
+        const { code, details } = thrown;
+        if (code === "agent_unreachable" && details.intentRecorded && details.taskId) {
+          // Whether this call or an earlier one recorded it is not known.
+          const outcome = Outcome.already_requested;
+          result ??= create(CancelTaskResponseSchema, { workspaceId, taskId: details.taskId, outcome });
+          failingSince = undefined;
+        } else {
+          failingSince ??= performance.now();
+          const isOutage = isPassing(thrown) || code === "deadline_exceeded";
+          if (!result || !isOutage || performance.now() - failingSince > OUTAGE_MS) throw thrown;
+        }
+      }
+      if (!RECORDED.includes(result.outcome)) return result;
+      if (result.task && ENDED.includes(result.task.status)) return result;
+      if (performance.now() >= deadline) throw new TaskNotEndedError(result);
+      await sleep(Math.min(began + PAUSE_MS, deadline) - performance.now(), signal);
+    }
+  }
+
+  /**
+   * Follows the log of a workspace: yields its events, and waits for new ones. If the connection
+   * breaks, it connects again and goes on after the last event: no event is lost or repeated.
+   *
+   * Leaving the loop ends the stream. Throws CallError.
+   */
+  async *watch(workspaceId: string, options: WatchOptions = {}): AsyncGenerator<Event, void> {
+    const { taskId, signal } = options;
+    let after = options.after ?? 0n;
+    let hasConnected = false;
+    let failures = 0;
+    let failingSince = 0;
+    for (;;) {
+      const stream = new AbortController();
+      const idle = () => setTimeout(() => stream.abort(broken("Nothing arrived on the stream.")), IDLE_MS);
+      let timer = idle();
+      try {
+        const headers = await this.#headers();
+        const signals = signal ? [signal, stream.signal] : [stream.signal];
+        const call = { headers, signal: AbortSignal.any(signals) };
+        for await (const { message } of this.#service.watchEvents({ workspaceId, after }, call)) {
+          clearTimeout(timer);
+          if (message.case === "error") throw CallError.ofStream(message.value);
+          hasConnected = true;
+          failures = 0;
+          if (message.case === "event" && message.value.seq > after) {
+            after = message.value.seq;
+            if (!taskId || message.value.taskId === taskId) yield message.value;
+            if (taskId === message.value.taskId && message.value.payload.case === "taskCompleted") return;
+          }
+          timer = idle();
+        }
+        throw broken("The stream of events has ended.");
+      } catch (thrown) {
+        signal?.throwIfAborted();
+        const error = CallError.from(thrown);
+        failingSince = failures ? failingSince : performance.now();
+        failures += 1;
+        hasConnected ||= error.isFromService;
+        // The token has expired, and the next stream gets a new one.
+        const isRenewed =
+          error.code === "unauthenticated" && typeof this.#credential === "function" && failures === 1;
+        const pause = backoffMs(failures, error);
+        const limit = hasConnected ? OUTAGE_MS : TIMEOUT_MS;
+        const isOver = performance.now() + pause - failingSince > limit;
+        if (isOver || !(isPassing(error) || isRenewed)) throw error;
+        await sleep(pause, signal);
+      } finally {
+        clearTimeout(timer);
+        stream.abort();
+      }
+    }
+  }
+
+  async #headers(more?: HeadersInit): Promise<Headers> {
+    const credential = this.#credential;
+    const headers = new Headers(more);
+    headers.set("authorization", `Bearer ${typeof credential === "string" ? credential : await credential()}`);
+    return headers;
+  }
+
+  /** Makes a call, and repeats it as its rule in the protos allows. */
+  async #call(method: DescMethod, request: Request, options: CallOptions): Promise<unknown> {
+    const call = this.#service[method.localName as keyof Calls] as unknown as Unary;
+    const { repeat } = getOption(method, edge);
+    if (request.taskId === "" && !request.$typeName) {
+      throw new CallError("validation_error", "`taskId` must not be empty; leave it out for any.");
+    }
+    const { seconds = 0n, nanos = 0 } = request.wait ?? {};
+    const limit = options.timeoutMs ?? TIMEOUT_MS + Number(seconds) * 1000 + nanos / 1e6;
+    const deadline = performance.now() + limit;
+    const key = new Headers(options.headers).get("idempotency-key") ?? newKey();
+    const canRepeat =
+      repeat === Repeat.always ||
+      repeat === Repeat.with_idempotency_key ||
+      (repeat === Repeat.if_task_is_named && Boolean(request.taskId));
+    for (let failures = 1; ; failures++) {
+      try {
+        const headers = await this.#headers(options.headers);
+        if (repeat === Repeat.with_idempotency_key) headers.set("idempotency-key", key);
+        return await call(request, { ...options, headers, timeoutMs: Math.max(deadline - performance.now(), 1) });
+      } catch (thrown) {
+        options.signal?.throwIfAborted();
+        const error = CallError.from(thrown);
+        const pause = backoffMs(failures, error);
+        const isOver = failures > MAX_RETRIES || performance.now() + pause >= deadline;
+        if (!canRepeat || !isPassing(error) || isOver) throw error;
+        await sleep(pause, options.signal);
+      }
+    }
+  }
+}
+
+/** Whether a repeat may succeed. Not `agent_unreachable`, because that cancellation is recorded. */
+function isPassing({ code }: CallError): boolean {
+  return code === "unavailable" || code === "rate_limited";
+}
+
+function broken(text: string): CallError {
+  return new CallError("unavailable", text, undefined, "", false);
+}
+
+/** The time that the service asked for, else an exponential backoff with jitter. */
+function backoffMs(failures: number, { details }: CallError): number {
+  if (details.retryAfterSeconds !== undefined) return details.retryAfterSeconds * 1000;
+  return Math.min(FIRST_BACKOFF_MS * 2 ** (failures - 1), MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
+}
+
+/** Not randomUUID, which browsers have only on pages with TLS. */
+function newKey(): string {
+  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(16)).join("-");
+}
+
+function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      signal?.aborted ? reject(signal.reason) : resolve();
+    };
+    const timer = setTimeout(end, ms);
+    signal?.addEventListener("abort", end);
+  });
+}

@@ -1,0 +1,10 @@
+/** The client of evershell, and the messages of the API. */
+export { type CancelAndWaitOptions, Client, type Credential, type WatchOptions } from "./client.js";
+export { CallError, type ErrorCode, TaskNotEndedError } from "./errors.js";
+export * from "./gen/evershell/workspace/v1/audit_pb.js";
+export * from "./gen/evershell/workspace/v1/event_pb.js";
+export * from "./gen/evershell/workspace/v1/hold_pb.js";
+export * from "./gen/evershell/workspace/v1/task_pb.js";
+export * from "./gen/evershell/workspace/v1/webhook_pb.js";
+export * from "./gen/evershell/workspace/v1/workspace_pb.js";
+export * from "./gen/evershell/workspace/v1/workspace_service_pb.js";
