@@ -1,4 +1,4 @@
-"""Writes what in docs/ follows from the code: settings, list of decisions, picture of the layers.
+"""Writes what in docs/ follows from the code: settings, help, decisions, picture of the layers.
 
 `make gen` runs it; `--check` compares instead of writing. `protos/generate.py` writes the page of
 the errors.
@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import help_page
 from pydantic.fields import FieldInfo
 
 from evershell.app.settings import Settings
@@ -185,6 +186,7 @@ def _box(name: str, x: int, y: int, width: int) -> list[str]:
 def pages() -> Iterator[tuple[Path, str]]:
     """Each page with its text."""
     yield DOCS / "configuration.md", configuration()
+    yield DOCS / "commands.md", help_page.page()
     yield DOCS / "decisions" / "index.md", decisions()
     yield DOCS / "pictures" / "layers.svg", layers()
 

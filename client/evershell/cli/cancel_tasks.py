@@ -38,6 +38,8 @@ def cancel_tasks(
 
     If `wanted` is None, cancels every task of the organization.
     """
+    if not dry_run and not yes:
+        check_can_ask(call)
     selection: dict[str, Any] = {"all": True}
     if wanted is not None:
         selection = {"filter": _with_ids(call, wanted)}
@@ -50,11 +52,15 @@ def cancel_tasks(
         assert preview is not None
         _print_dry_run(call, preview)
         sys.exit(ExitCode.DONE if preview.matched else ExitCode.NOTHING_TO_CANCEL)
-    if preview is not None and preview.matched:
-        confirm(call, preview.matched)
-    results = _results(
-        call.client.cancel_all_tasks(**selection, reason=reason, force_after=force_after)
-    )
+    if preview is not None and not preview.matched:
+        # Without a call: it would cancel what has begun since, which nobody has confirmed.
+        results = [preview]
+    else:
+        if preview is not None:
+            confirm(preview.matched)
+        results = _results(
+            call.client.cancel_all_tasks(**selection, reason=reason, force_after=force_after)
+        )
     accepted = sum(result.accepted for result in results)
     first, last = results[0], results[-1]
     if call.as_json:
@@ -93,10 +99,14 @@ def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
     return results
 
 
-def confirm(call: Call, count: int) -> None:
-    """Asks for the number of tasks, and exits if another answer is given."""
+def check_can_ask(call: Call) -> None:
+    """Raises click.UsageError if the output has no place for a question."""
     if call.as_json:
         raise click.UsageError("--json asks nothing: add --yes, or --dry-run.")
+
+
+def confirm(count: int) -> None:
+    """Asks for the number of tasks, and exits if another answer is given."""
     noun = "task" if count == 1 else "tasks"
     try:
         answer = click.prompt(

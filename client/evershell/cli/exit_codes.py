@@ -7,17 +7,17 @@ from enum import IntEnum
 
 TABLE = """\b
 Exit codes:
-  0  done; cancel: the cancellation is recorded, with --wait the task has ended
-  1  an internal error, or there is no address or credential to call with
-  2  the command line is not valid
-  3  cancel: nothing to cancel, because no task runs or the task had ended
-  4  recorded and will be delivered, but the agent could not be reached;
-     submit: the task has ended delivery_failed
-  5  refused: the request, the credential, the state of the workspace or of the
-     organization, or not confirmed
-  6  the service is unavailable, too slow, or had too many calls
-  7  the task did not end within --wait; a cancellation stays recorded
-  8  submit --wait, watch --task: the task ended, but not completed
+    0  done; cancel: the cancellation is recorded, with --wait the task has ended
+    1  an internal error, or there is no address or credential to call with
+    2  the command line is not valid
+    3  cancel: nothing to cancel, because no task runs or the task had ended
+    4  recorded and will be delivered, but the agent could not be reached;
+       submit: the task has ended delivery_failed
+    5  refused: the request, the credential, the state of the workspace or of the
+       organization, or not confirmed
+    6  the service is unavailable, too slow, or had too many calls
+    7  the task did not end within --wait; a cancellation stays recorded
+    8  submit --wait, watch --task: the task ended, but not completed
   130  ended with Ctrl-C; a cancellation that is recorded stays recorded
 """
 

@@ -3,7 +3,7 @@
 import click
 
 from evershell.cli import show
-from evershell.cli.cancel_tasks import confirm, print_counts
+from evershell.cli.cancel_tasks import check_can_ask, confirm, print_counts
 from evershell.cli.exit_codes import TABLE
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
@@ -38,9 +38,10 @@ def hold(call: Call, reason: str, cancel_running: bool, only_show: bool, yes: bo
         _print_hold(call, call.client.get_hold())
         return
     if cancel_running and not yes:
+        check_can_ask(call)
         preview = call.client.cancel_tasks(all=True, dry_run=True)
         if preview.matched:
-            confirm(call, preview.matched)
+            confirm(preview.matched)
     result = call.client.hold(reason=reason, cancel_running=cancel_running)
     if call.as_json:
         show.json_value(result.to_dict())

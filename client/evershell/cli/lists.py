@@ -1,6 +1,5 @@
 """What the commands that list have in common: `--limit`, `--status`, and the count."""
 
-import sys
 from collections.abc import Callable, Collection, Iterable
 from enum import StrEnum
 from itertools import islice
@@ -11,6 +10,7 @@ import click
 from evershell.cli.terminal import say_lines
 
 _UNSPECIFIED = "unspecified"
+_MOST = 1_000_000
 
 
 class _HasStatus(Protocol):
@@ -22,11 +22,19 @@ Item = TypeVar("Item")
 ItemWithStatus = TypeVar("ItemWithStatus", bound=_HasStatus)
 
 
+def whole_number(least: int, most: int | None = None) -> click.IntRange:
+    """The type of an option with a number in a range."""
+    kind = click.IntRange(least, most)
+    # As an error calls it.
+    kind.name = "whole number"
+    return kind
+
+
 def limit_option(default: int | None = None) -> Callable[..., Any]:
     """The option `--limit`. Without a default, a command lists everything."""
     return click.option(
         "--limit",
-        type=click.IntRange(1, sys.maxsize),
+        type=whole_number(1, _MOST),
         default=default,
         metavar="N",
         help=f"The number of entries. Default: {default or 'all'}.",

@@ -70,6 +70,8 @@ A command that calls the service takes its address from --url, EVERSHELL_URL, a 
 `evershell login`, or the stack that runs on this machine, and its credential from --token-file,
 EVERSHELL_API_KEY, the profile or the stack. It calls over gRPC.
 
+WORKSPACE is the id of a workspace, or its name.
+
 {TABLE}"""
 
 

@@ -46,6 +46,8 @@ def service_options(command: Callable[..., None]) -> Callable[..., None]:
         **arguments: Any,
     ) -> None:
         files = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
+        if (cert_file is None) != (key_file is None):
+            raise click.UsageError("--cert-file and --key-file must be given together.")
         present = {name: path for name, path in files.items() if path is not None}
         target = find_target(url, profile, token_file, present)
         with target.connect(timeout) as client:

@@ -18,6 +18,11 @@ from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 # An id has up to 31 characters and is never broken. A longer word may be.
 _LONGEST_WORD = 31
 _UNLIMITED = 10_000
+# What is said before the text of gRPC, if no service has answered.
+_UNANSWERED = {
+    "unavailable": "The service cannot be reached: ",
+    "deadline_exceeded": "The service did not answer within --timeout: ",
+}
 _GAP = 2
 # Where the texts of lines begin.
 _INDENT = 16
@@ -195,7 +200,8 @@ def fail(error: CallError, url: str, *, as_json: bool) -> NoReturn:
 
 def print_error(error: CallError, url: str) -> None:
     """Prints the code, the message and the request id to standard error, and what to do next."""
-    said(error.code, error.message, error=True)
+    what = "" if error.is_from_service else _UNANSWERED.get(error.code, "")
+    said(error.code, what + error.message, error=True)
     if error.request_id:
         line("request", error.request_id, error=True)
     for name, problem in error.fields.items():

@@ -11,6 +11,7 @@ from evershell.cli.amount import AMOUNT
 from evershell.cli.completion import complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
+from evershell.cli.lists import whole_number
 from evershell.cli.options import Call, service_options
 from evershell.cli.progress import await_task, shown_progress
 from evershell.cli.terminal import OutputError, say_lines
@@ -44,7 +45,7 @@ def _metadata(
 )
 @click.option(
     "--max-iterations",
-    type=int,
+    type=whole_number(1),
     metavar="N",
     help="The task ends failed after this number of iterations. Default: 100.",
 )
@@ -56,7 +57,7 @@ def _metadata(
 )
 @click.option(
     "--max-total-tokens",
-    type=int,
+    type=whole_number(1),
     metavar="N",
     help="Cancel the task after the iteration with which it has used this many tokens.",
 )

@@ -9,6 +9,7 @@ from evershell.cli import show
 from evershell.cli.completion import complete_task, complete_workspace
 from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
+from evershell.cli.lists import whole_number
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import (
@@ -50,7 +51,7 @@ _COLORS = {
 )
 @click.option(
     "--after",
-    type=click.IntRange(0),
+    type=whole_number(0),
     default=0,
     metavar="SEQ",
     help="Begin after this event. Default: 0, the first event there is.",

@@ -47,6 +47,16 @@ def test_another_answer_cancels_nothing(monkeypatch: pytest.MonkeyPatch, answer:
     assert "Nothing was cancelled" in result.stderr
 
 
+def test_nothing_is_cancelled_that_the_question_did_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = fake(NOTHING)
+    result = run(monkeypatch, client, "cancel", "--all")
+    assert (result.exit_code, "nothing to cancel" in result.stdout) == (3, True)
+    # A task that has begun since would be cancelled by a call.
+    assert [call[0] for call in client.calls] == ["cancel_tasks"]
+
+
 def test_yes_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     client = fake()
     result = run(monkeypatch, client, "cancel", "--all", "--yes", "--force-after", "5s", "--json")

@@ -246,7 +246,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
     assert listed.returncode == 0, listed.stderr
     for name in COMMANDS:
         assert f"  {name} " in listed.stdout
-    assert "Exit codes:\n    0  done" in listed.stdout
+    assert "Exit codes:\n      0  done" in listed.stdout
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("cancle", "cancel"), ("workspace shwo", "show")])
@@ -260,6 +260,6 @@ def test_a_mistyped_command_is_named(
 def test_the_documents_have_the_table_of_exit_codes() -> None:
     text = (ROOT / "docs" / "command-line.md").read_text()
     documented = dict(re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE))
-    rows = re.findall(r"^  (\d+)  ((?:.|\n     )*)$", TABLE, re.MULTILINE)
+    rows = re.findall(r"^ +(\d+)  ((?:.|\n {7})*)$", TABLE, re.MULTILINE)
     assert documented == {code: " ".join(meaning.split()) for code, meaning in rows}
     assert {int(code) for code in documented} == {*ExitCode, 1, 2}
