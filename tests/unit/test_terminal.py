@@ -123,6 +123,18 @@ def test_a_terminal_of_any_width_breaks_no_word(
     assert [line.rstrip() for line in lines] == expected.splitlines()
 
 
+def test_a_narrow_terminal_gets_a_row_as_a_paragraph(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    row = (ID, "busy", ID, "-", NAME)
+    show.table(("WORKSPACE", "STATUS", "TASK", "CREATED", "NAME"), [row], "")
+    assert click.unstyle(capsys.readouterr().out) == (
+        f"{ID}  busy\n  task          {ID}\n  name          {NAME}\n"
+    )
+
+
 def test_texts_are_wrapped_and_commands_are_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

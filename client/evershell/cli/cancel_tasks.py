@@ -13,7 +13,7 @@ from evershell.cli.exit_codes import ExitCode
 from evershell.cli.names import workspace_id
 from evershell.cli.options import Call
 from evershell.cli.progress import OUTAGES
-from evershell.cli.terminal import printable, say_lines
+from evershell.cli.terminal import say_lines
 from evershell.client import CancelTasksResult, TaskFilter
 
 FILTER_HELP = (
@@ -143,8 +143,11 @@ def _print_dry_run(call: Call, preview: CancelTasksResult) -> None:
     pending = preview.matched - preview.already_requested
     rows = [(each.task_id, each.workspace_id, str(each.outcome)) for each in preview.results]
     show.table(("TASK", "WORKSPACE", "OUTCOME"), rows, "No task matches.")
-    text = f"{pending} would be cancelled, {preview.already_requested} had been requested before"
-    show.line("matched", printable(text), error=True)
+    if preview.matched:
+        text = (
+            f"{pending} would be cancelled, {preview.already_requested} had been requested before"
+        )
+        show.line("matched", text, error=True)
 
 
 def parse_filter(

@@ -1,6 +1,7 @@
 """The names of workspaces, which commands take wherever they take an id."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 from evershell.cli import show
 from evershell.client import Client, ValidationError, Workspace, WorkspaceNotFoundError
@@ -19,11 +20,14 @@ def workspace_id(client: Client, named: str) -> str:
     # An empty text is not a name: most workspaces have none.
     if not named or named.startswith(_ID_PREFIX):
         return named
-    found = [each for each in client.list_workspaces(page_size=200) if each.name == named]
+    listed = list(client.list_workspaces(page_size=200))
+    found = [each for each in listed if each.name == named]
     if not found:
+        similar = get_close_matches(named, {each.name for each in listed})
+        suggestion = f"Did you mean {' or '.join(similar)}? " if similar else ""
         raise WorkspaceNotFoundError(
-            f"No workspace has the name {named}. `evershell workspaces` lists the names. Check "
-            "whose credential you use.",
+            f"No workspace has the name {named}. {suggestion}`evershell workspaces` lists the "
+            "names. Check whose credential you use.",
             is_from_service=False,
         )
     if len(found) > 1:

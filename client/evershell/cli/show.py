@@ -97,7 +97,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
     widths = _widths(columns, known, _UNLIMITED if limit is None else limit)
     if widths is None:
         for row in known:
-            _paragraph(columns, row)
+            _paragraph(columns, row, limit or _UNLIMITED)
         return
     # Imported here, because it takes 50 ms.
     from rich.console import Console
@@ -140,10 +140,14 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -
     return widths
 
 
-def _paragraph(columns: Sequence[str], row: Sequence[str]) -> None:
-    """Prints a row: its first cell, and below it the others that hold something."""
-    say_lines(click.style(row[0], bold=True))
-    for column, cell in zip(columns[1:], row[1:], strict=True):
+def _paragraph(columns: Sequence[str], row: Sequence[str], limit: int) -> None:
+    """Prints a row: its first two cells, and below them the others that hold something."""
+    first, second, begin = row[0], row[1], 2
+    if len(first) + _GAP + len(second) > limit:
+        second, begin = "", 1
+    said_first = click.style(first, bold=True)
+    say_lines(f"{said_first}{' ' * _GAP}{status(second)}" if second else said_first)
+    for column, cell in zip(columns[begin:], row[begin:], strict=True):
         if cell not in ("", "-"):
             line(column.lower(), cell)
 

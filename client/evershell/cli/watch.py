@@ -11,7 +11,7 @@ from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.lists import whole_number
 from evershell.cli.options import Call, service_options
-from evershell.cli.terminal import printable, say_lines
+from evershell.cli.terminal import printable, say_lines, wrapped
 from evershell.client import (
     DeadlineExceededError,
     Event,
@@ -36,6 +36,8 @@ With --task, print the events of that task and end with it. If the connection br
 restarts, the command connects again and goes on after the last event.
 
 {TABLE}"""
+# Of the further lines of an event, if the terminal is narrow.
+_INDENT = 6
 _COLORS = {
     EventType.ITERATION_COMPLETED: "blue",
     EventType.TASK_CANCEL_REQUESTED: "yellow",
@@ -97,11 +99,11 @@ def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float
 
 def print_event(event: Event) -> None:
     """Prints one line: its position, its time, its type, and what it says."""
-    name = click.style(f"{event.type:<21}", fg=_COLORS.get(event.type), bold=True)
     at = "-" if event.time is None else event.time.strftime("%H:%M:%S.%f")[:-3]
     task = event.task_id or ""
-    text = printable(f"{task:<31} {_describe(event)}")
-    say_lines(f"{event.seq:>5} {at} {name} {text}".rstrip())
+    text = f"{event.seq:>5} {at} {event.type:<21} {task:<31} {_describe(event)}".rstrip()
+    name = click.style(event.type, fg=_COLORS.get(event.type), bold=True)
+    say_lines(wrapped(printable(text), _INDENT).replace(event.type, name, 1))
 
 
 def _describe(event: Event) -> str:

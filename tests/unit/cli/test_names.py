@@ -43,6 +43,10 @@ def test_a_name_in_a_filter_selects_its_workspace(monkeypatch: pytest.MonkeyPatc
     assert client.calls[-1][-1]["filter"].workspace_ids == ("ws_1",)
 
 
+def test_a_mistyped_name_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Did you mean nightly?" in run(monkeypatch, fake(), "cancel", "nighty").stderr
+
+
 @pytest.mark.parametrize(
     ("name", "code", "expected"),
     [("twin", "validation_error", ["ws_2", "ws_3"]), ("none", "workspace_not_found", None)],
@@ -54,6 +58,7 @@ def test_a_name_that_selects_no_single_workspace_is_refused(
     result = run(monkeypatch, client, "cancel", name)
     assert (result.exit_code, result.stdout) == (5, "")
     assert result.stderr.startswith(f"{code}: ") and name in result.stderr
+    assert "Did you mean" not in result.stderr
     assert all(each in result.stderr for each in expected or [])
     assert [call[0] for call in client.calls] == ["list_workspaces"]
     error = json.loads(run(monkeypatch, fake(), "cancel", name, "--json").stdout)["error"]
