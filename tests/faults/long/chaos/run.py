@@ -10,6 +10,7 @@ from typing import Protocol
 
 import psutil
 
+from tests.faults.long.chaos import old_tasks
 from tests.faults.long.chaos.callers import Callers
 from tests.faults.long.chaos.disks import disks
 from tests.faults.long.chaos.faults import Faults, Hit
@@ -56,11 +57,13 @@ def run(plan: Plan, state_dir: Path) -> Outcome:
         RATE_LIMIT="off",
         LOG_LEVEL="INFO",
         IDLE_SUSPEND_MINUTES=str(IDLE_SECONDS / 60),
+        TASK_RETENTION_DAYS="1",
     )
     with disks(state_dir, plan.seconds) as mounted:
         try:
             stack.start()
             workspace_ids = [Workspace(stack).id for _ in range(plan.workspaces)]
+            old_tasks.add(stack, workspace_ids)
             return play_and_judge(stack, Faults(stack, workspace_ids, mounted), plan, workspace_ids)
         finally:
             stack.kill_if_running()
@@ -82,12 +85,14 @@ def play_and_judge(
         for task_id, count in load.accepted.items()
         if count > 1
     )
+    problems += old_tasks.left(stack)
     try:
         eventually(lambda: not list(_strays(stack, workspace_ids)), _CLEARED_SECONDS)
     except TimeoutError:
         problems += _strays(stack, workspace_ids)
     with stack.database() as connection:
-        history = read_history(connection, None, load.promised, load.promised_trees)
+        promised = (load.promised, load.promised_trees)
+        history = read_history(connection, None, *promised, removes_old=True)
     problems += violations(history)
     problems += (
         f"{task.id} of {task.workspace_id} has not ended: {task.status}"

@@ -1,0 +1,86 @@
+"""A year in which old tasks are removed: the tables stay as large as after the second day."""
+
+import random
+from datetime import timedelta
+
+import pytest
+
+from evershell.core import task_lifecycle
+from evershell.core.ids import new_task_id
+from evershell.core.task import Task, TaskEnded, TaskStarted, TaskStatus
+from evershell.core.workspace import Workspace
+from evershell.fleet import retention
+from evershell.fleet.retention import Retention
+from evershell.store.connections import Pool, connected, open_pool
+from evershell.store.postgres_store import PostgresStore
+from tests.support.store.examples import NOW, USER, workspace
+
+_DAYS, _WORKSPACES = 365, 4
+# Removed rows leave free space, which is used for later rows.
+_MAX_GROWTH = 2.0
+_SIZE = (
+    "SELECT sum(pg_total_relation_size(name::regclass))::bigint AS bytes "
+    "FROM unnest(ARRAY['events', 'tasks', 'workspaces']) AS name"
+)
+
+
+class Year:
+    """A store with a clock of its own."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.now = NOW
+        self._pool = pool
+        self.store = PostgresStore(pool, lambda: self.now)
+        self.retention = Retention(self.store, lambda: self.now, timedelta(days=1))
+        self._texts = random.Random(0)
+
+    async def run_task(self, at: Workspace) -> None:
+        """A task of three events, with text that cannot be compressed."""
+        new = Task(
+            id=new_task_id(self.now),
+            workspace_id=at.id,
+            description=self._texts.randbytes(700).hex(),
+            metadata={},
+            created_at=self.now,
+        )
+        end = TaskEnded(status=TaskStatus.COMPLETED, result="done")
+        await self.store.transition(at.id, lambda locked: task_lifecycle.submit(locked, new, USER))
+        await self.store.transition(
+            at.id,
+            lambda locked: task_lifecycle.commit(
+                locked, at.epoch, new.id, (TaskStarted(), end), self.now
+            ),
+        )
+
+    async def size(self) -> int:
+        """In bytes, after what autovacuum does."""
+        async with self._pool.connection() as connection:
+            for table in ("events", "tasks", "workspaces"):
+                await connection.execute(f"VACUUM {table}".encode())
+        async with connected(self._pool) as connection:
+            row = await (await connection.execute(_SIZE)).fetchone()
+        assert row is not None
+        return int(row.bytes)
+
+
+async def test_the_size_is_level_after_the_second_day(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_SHARE", 1.0)
+    async with open_pool(database_url) as pool:
+        year, sizes = Year(pool), list[int]()
+        made = [workspace() for _ in range(_WORKSPACES)]
+        for each in made:
+            await year.store.create_workspace(each)
+        for _ in range(_DAYS):
+            for each in made:
+                await year.run_task(each)
+            await year.retention.sweep()
+            sizes.append(await year.size())
+            year.now += timedelta(days=1)
+        assert max(sizes) <= _MAX_GROWTH * sizes[1], sizes
+        for each in made:
+            # The tasks of the last two days.
+            seqs = [event.seq for event in await year.store.list_events(each.id, 0, 100)]
+            assert seqs == list(range(3 * (_DAYS - 2) + 1, 3 * _DAYS + 1))
+            assert len(await year.store.list_tasks(each.id, None, 100)) == 2
