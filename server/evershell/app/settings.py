@@ -181,6 +181,9 @@ class Settings(BaseSettings):
     """In a sandbox, the number of processes of a tool call."""
     tool_file_mb: int = Field(4096, ge=1)
     """In a sandbox, the size of each file that a tool writes."""
+    workspace_files_mb: int = Field(0, ge=0)
+    """The [size of a workspace's files](lifetime.md#files-of-a-workspace) at which its task is
+    cancelled. 0: no limit. On Kubernetes, the size of the volume is the limit: `POD_STORAGE`."""
     tool_network: Literal["none", "host"] = "none"
     """In a sandbox, the network of a tool: none, or that of this machine."""
 

@@ -51,6 +51,7 @@ from evershell.core.runtime import Runtime
 from evershell.core.webhook import PayloadForm
 from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.controller import Controller, lead
+from evershell.fleet.local.file_limit import FileLimit
 from evershell.fleet.retention import Retention
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
 from evershell.store.audit import AuditQueue, store_audit_entries
@@ -254,12 +255,18 @@ async def fleet(
         agents = MeasuredAgents(agent_client, metrics)
         kept = timedelta(days=settings.task_retention_days)
         minutes = settings.idle_suspend_minutes
+        files_mb = settings.workspace_files_mb if settings.pod_backend == "local" else 0
+        pods_dir = settings.state_dir / "pods"
 
         def new_controller(term: Term) -> Controller:
-            leads = term.is_current
-            retention = None
+            leads, background = term.is_current, []
             if kept:
-                retention = Retention(store, clock, kept, metrics.removed_tasks, leads=leads)
+                removed = metrics.removed_tasks
+                background.append(Retention(store, clock, kept, removed, leads=leads).run)
+            if files_mb:
+                measured = backlog.set_files if backlog else lambda *_: None
+                limit = FileLimit(pods_dir, files_mb, store, clock, measured, leads=leads)
+                background.append(limit.run)
             return Controller(
                 store,
                 pods,
@@ -269,8 +276,8 @@ async def fleet(
                 clock,
                 clock(),
                 backlog,
-                retention,
                 suspend_after=timedelta(minutes=minutes) if minutes else None,
+                background=background,
                 leads=leads,
             )
 

@@ -88,11 +88,12 @@ class TaskLimits:
 
 
 class Limit(StrEnum):
-    """The limits that cancel a task, by the names of their fields in TaskLimits."""
+    """The limits that cancel a task: the fields of TaskLimits, and that of WORKSPACE_FILES_MB."""
 
     MAX_DURATION = "max_duration"
     MAX_TOTAL_TOKENS = "max_total_tokens"
     MAX_COST = "max_cost"
+    WORKSPACE_FILES = "workspace_files"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,8 +115,18 @@ def apply_limits(locked: Locked, now: datetime) -> Change:
     if task is None or task.status.is_terminal:
         return unchanged(locked)
     reached = task_limits.reached(task, now)
-    if reached is None:
+    return unchanged(locked) if reached is None else _cancel_at(locked, reached)
+
+
+def apply_file_limit(locked: Locked, limit_mb: int, now: datetime) -> Change:
+    """Cancels the current task because the files of its workspace have reached this size."""
+    task = locked.task
+    if task is None or task.status.is_terminal:
         return unchanged(locked)
+    return _cancel_at(locked, task_limits.files_reached(task, limit_mb, now))
+
+
+def _cancel_at(locked: Locked, reached: task_limits.Reached) -> Change:
     change = request_cancel(locked, reached.intent)
     # If a caller has cancelled the task before, the limit only changes the deadline.
     return replace(change, limit=reached.limit) if change.events else change

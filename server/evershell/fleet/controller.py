@@ -35,7 +35,6 @@ from evershell.fleet.due import (
 )
 from evershell.fleet.pods import Changes, Pods
 from evershell.fleet.redelivery import Redelivery
-from evershell.fleet.retention import Retention
 from evershell.store.leadership import Leadership, Term
 from evershell.store.notifications import FleetSubscriptions
 from evershell.telemetry.metrics import Backlog
@@ -65,23 +64,24 @@ class Controller:
         clock: Clock,
         answering_since: datetime,
         backlog: Backlog | None = None,
-        retention: Retention | None = None,
         *,
         suspend_after: timedelta | None = None,
+        background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares a term of leadership.
 
         `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
         end of the last outage of the database, or the start of the term. Without `backlog`, nothing
-        is measured; without `retention`, nothing is removed. Workspaces are suspended after they
-        were idle for `suspend_after`; None for never. `leads` says whether the term still lasts.
+        is measured. Workspaces are suspended after they were idle for `suspend_after`; None for
+        never. Also runs `background`, until the end of the term. `leads` says whether the term
+        still lasts.
         """
         self._leads = leads
         self._store = store
         self._pods = pods
         self._backlog = backlog
-        self._retention = retention
+        self._background = (self._count_workspaces, *background)
         self._redelivery = (
             Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
         )
@@ -103,9 +103,7 @@ class Controller:
 
     async def run(self, changes: Changes) -> None:
         """Reconciles until it is cancelled. Pods continue to run."""
-        background = [asyncio.create_task(self._count_workspaces())]
-        if self._retention is not None:
-            background.append(asyncio.create_task(self._retention.run()))
+        background = [asyncio.create_task(run()) for run in self._background]
         try:
             await self._pods.sync()
             while True:

@@ -58,21 +58,21 @@ class Retention:
         after_id: str | None = ""
         while after_id is not None and self._leads():
             page = self._store.list_old_logs(before, after_id, _PAGE_SIZE)
-            workspace_ids, after_id = await _paced(page)
+            workspace_ids, after_id = await paced(page)
             for workspace_id in workspace_ids:
                 await self._remove_old_tasks(workspace_id, before)
 
     async def _remove_old_tasks(self, workspace_id: str, before: datetime) -> None:
         after_seq, is_all = 0, False
         while not is_all and self._leads():
-            removed = await _paced(
+            removed = await paced(
                 self._store.remove_old_tasks(workspace_id, before, after_seq, BATCH_EVENTS)
             )
             self._removed(removed.tasks)
             after_seq, is_all = removed.last_seq, removed.events < BATCH_EVENTS
 
 
-async def _paced(statement: Awaitable[_Answer]) -> _Answer:
+async def paced(statement: Awaitable[_Answer]) -> _Answer:
     """Awaits the statement, and then pauses, so that the statements take _SHARE of the time."""
     began = monotonic()
     answer = await statement

@@ -94,7 +94,7 @@ class Metrics:
         self._limits_reached = Counter(
             "evershell_task_limits_reached",
             "Tasks that the service has cancelled at a limit; limit: max_duration, "
-            "max_total_tokens or max_cost.",
+            "max_total_tokens, max_cost or workspace_files.",
             ["limit"],
             registry=self.registry,
         )
@@ -320,6 +320,8 @@ class Backlog(Collector):
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None
         self._deliveries: DeliveryCounts | None = None
+        # The bytes of the largest workspace, of all workspaces, and the limit of one.
+        self._files: tuple[int, int, int] | None = None
         # Also None if no task has ended.
         self._oldest_end: datetime | None = None
         self._redeliveries = Counter(
@@ -350,10 +352,14 @@ class Backlog(Collector):
     def set_oldest_end(self, completed_at: datetime | None) -> None:
         self._oldest_end = completed_at
 
+    def set_files(self, largest: int, total: int, limit: int) -> None:
+        """Sets the sizes of the files, in bytes."""
+        self._files = (largest, total, limit)
+
     def clear(self) -> None:
         """Exports nothing until the next scan, because this controller no longer leads."""
         self._requested = self._workspaces = self._holds = self._deliveries = None
-        self._oldest_end = None
+        self._oldest_end = self._files = None
 
     def collect(self) -> Iterator[Metric]:
         """Computes the ages at each scrape, so that they grow during an outage of the database."""
@@ -373,6 +379,20 @@ class Backlog(Collector):
             )
         if self._deliveries is not None:
             yield from self._of_deliveries(self._deliveries)
+        if self._files is not None:
+            for name, description, value in zip(
+                ("largest", "total", "limit"),
+                (
+                    "Size of the files of the largest workspace, up to the limit.",
+                    "Size of the files of all workspaces of the machine.",
+                    "WORKSPACE_FILES_MB in bytes.",
+                ),
+                self._files,
+                strict=True,
+            ):
+                yield GaugeMetricFamily(
+                    f"evershell_workspace_files_{name}_bytes", description, value=value
+                )
         if self._oldest_end is not None:
             yield GaugeMetricFamily(
                 "evershell_oldest_ended_task_seconds",

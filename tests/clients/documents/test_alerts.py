@@ -42,6 +42,7 @@ def exported() -> set[str]:
     backlog.set_hold_count(0)
     backlog.set_delivery_counts(DeliveryCounts())
     backlog.set_oldest_end(NOW)
+    backlog.set_files(0, 0, 0)
     return {
         family.name + suffix
         for family in metrics.registry.collect()

@@ -11,7 +11,7 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Shares a stack with crash points between the tests that kill its programs.
 
     The lease is so long that no heartbeat delivers an intent during a test. Tasks that ended more
-    than a day ago are removed.
+    than a day ago are removed, and a workspace may have 64 MiB of files.
     """
     folder = tmp_path_factory.mktemp("fragile")
     points = folder / "points"
@@ -24,6 +24,7 @@ def fragile_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         LEASE_SECONDS="600",
         WORKERS="3",
         TASK_RETENTION_DAYS="1",
+        WORKSPACE_FILES_MB="64",
     ).started() as running:
         yield running
 
