@@ -22,7 +22,7 @@ import psycopg
 from evershell.fleet.retention import Retention
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
-from tests.bench import processes, size, windows
+from tests.bench import arming, processes, size, windows
 from tests.bench.figures import Figures
 from tests.bench.side import Side
 from tests.support.waiting import eventually
@@ -42,6 +42,8 @@ def main(folder: Path, rounds: int) -> None:
         stack.callback(side.stop)
         side.start()
         side.take_leadership()
+        # The next start would take their agents for lost.
+        stack.callback(lambda: arming.remove(side.database))
         if not built.exists():
             size.fill(side.database, _WORKSPACES)
             built.write_text(datetime.now(UTC).isoformat())

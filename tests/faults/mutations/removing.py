@@ -3,6 +3,7 @@
 from tests.faults.mutations.mutants import Rule, rule
 
 _REMOVE = "server/evershell/store/functions/remove_old_tasks.sql"
+_FLEET = "server/evershell/fleet/"
 _CONTRACT = "tests/contracts/test_store_retention.py"
 _MACHINE = "tests/faults/invariants/test_invariants.py::test_trees_on_postgres"
 _TREE_IS_OPEN = "AND d.status IN ('submitted', 'delivered', 'running')"
@@ -29,6 +30,18 @@ REMOVING: tuple[Rule, ...] = (
         (_REMOVE, _TREE_IS_OPEN, "AND false"),
     ),
     rule(
+        "chaos finds that tasks are removed too early",
+        "tests/faults/long/chaos",
+        (_REMOVE, "coalesce(t.completed_at >= p_before, true)", "t.completed_at IS NULL"),
+    ),
+    rule(
+        "a task is cancelled when the files of its workspace reach their limit",
+        "tests/unit/fleet/test_file_limit.py",
+        (f"{_FLEET}local/file_limit.py", "if size >= self._limit_bytes and", "if False and"),
+        (f"{_FLEET}local/file_limit.py", "max(_MIN_BYTES, blocks * 512)", "blocks * 512"),
+        (f"{_FLEET}local/file_limit.py", "is_dir(follow_symlinks=False)", "is_dir()"),
+    ),
+    rule(
         "a task stays while an event of it is to be delivered",
         "tests/contracts/test_store_webhooks.py",
         (_REMOVE, "AND due_at IS NOT NULL", "AND false"),
@@ -52,12 +65,12 @@ REMOVING: tuple[Rule, ...] = (
         "the removal leaves most of the time to others, and ends with the term",
         "tests/unit/fleet/test_retention.py",
         (
-            "server/evershell/fleet/retention.py",
+            f"{_FLEET}retention.py",
             "* (1 / _SHARE - 1)",
             "* 0",
         ),
         (
-            "server/evershell/fleet/retention.py",
+            f"{_FLEET}retention.py",
             "while after_id is not None and self._leads():",
             "while after_id is not None:",
         ),
