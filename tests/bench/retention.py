@@ -29,6 +29,7 @@ from tests.support.waiting import eventually
 
 _WORKSPACES = 50_000
 _CALLERS, _SECONDS, _ARMED = 64, 4.0, 6_000
+_GO_ON, _PAUSE = signal.SIGUSR1, signal.SIGUSR2
 # Until the removal has looked at the workspaces of earlier windows.
 _START_SECONDS = 60.0
 _COUNT = "SELECT count(*) FROM tasks WHERE workspace_id LIKE 'ws\\_l\\_%'"
@@ -61,7 +62,6 @@ def main(folder: Path, rounds: int) -> None:
                 print(json.dumps({"round": number, "removes": removes, **figures}), flush=True)
             if not rounds and not figures["left"]:
                 break
-        removal.send_signal(signal.SIGCONT)
 
 
 def _window(
@@ -70,11 +70,11 @@ def _window(
     tasks = side.arm(_ARMED, agent_address)
     bodies = [windows.cancel_body(each) for each in tasks.workspace_ids]
     connection, before = side.connect("CancelTask"), _left(side.database)
-    removal.send_signal(signal.SIGCONT if removes else signal.SIGSTOP)
+    removal.send_signal(_GO_ON if removes else _PAUSE)
     figures = windows.recorded(
         side, tasks, connection, bodies, _CALLERS, _SECONDS, side.worker_pids
     )
-    removal.send_signal(signal.SIGSTOP)
+    removal.send_signal(_PAUSE)
     left = _left(side.database)
     return {**figures, "removed": before - left, "left": left}
 
@@ -87,6 +87,17 @@ def _left(database: psycopg.Connection[Any]) -> int:
 
 async def _remove(database_url: str, before: datetime) -> None:
     """Removes the tasks that ended before this time, as the leading controller does."""
+    may_go_on, sleep = asyncio.Event(), asyncio.sleep
+    may_go_on.set()
+    asyncio.get_running_loop().add_signal_handler(_GO_ON, may_go_on.set)
+    asyncio.get_running_loop().add_signal_handler(_PAUSE, may_go_on.clear)
+
+    async def pause(seconds: float) -> None:
+        await sleep(seconds)
+        await may_go_on.wait()
+
+    # Between two statements.
+    asyncio.sleep = pause  # type: ignore[assignment]
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, lambda: before)
         await Retention(store, lambda: before, timedelta()).run()
