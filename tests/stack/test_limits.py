@@ -30,3 +30,16 @@ def test_a_task_is_cancelled_at_its_duration(workspace: Workspace, gate: Gate) -
     # The controller looks every second or so.
     assert timedelta(seconds=1.5) <= asked - started < timedelta(seconds=30)
     workspace.await_end(workspace.submit("true"))
+
+
+def test_the_iteration_that_reaches_the_tokens_is_the_last(workspace: Workspace) -> None:
+    lines = ("tokens: 45 true", "tokens: 45 true", "tokens: 45 true", "touch never")
+    task_id = workspace.submit(*lines, limits={"max_total_tokens": "100"})
+    approached = workspace.await_event("task_limit_approached", task_id)["task_limit_approached"]
+    assert approached == {"limit": "max_total_tokens", "used": "90", "maximum": "100"}
+    end = workspace.await_end(task_id)
+    assert (end["status"], end["iterations"]) == ("cancelled", 3)
+    assert end["reason"] == "max_total_tokens reached: 135 of 100 tokens"
+    # The model of the tests costs nothing.
+    nothing = {"currency_code": "USD", "units": "0", "nanos": 0}
+    assert end["usage"]["cost"] == workspace.task(task_id)["usage"]["cost"] == nothing

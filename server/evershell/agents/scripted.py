@@ -1,18 +1,22 @@
 """`scripted`: an agent that needs no model and always does the same."""
 
 import json
+import re
 
 from evershell.agents.active_task import TaskFailed
 from evershell.agents.loop import AgentFunction, Task
+from evershell.agents.reply import Reply
 from evershell.agents.tools import ShellTool, ToolCall, ToolStatus
 
 NAME = "scripted"
+_TOKENS = re.compile(r"tokens: (\d{1,9}) (.*)")
 
 
 def scripted_agent(shell: ShellTool) -> AgentFunction:
     """An agent that runs each non-blank line of the description as a shell command.
 
-    N lines make N iterations. A line `fail: text` ends the task `failed` with that text.
+    N lines make N iterations. A line `fail: text` ends the task `failed` with that text. The model
+    call of a line `tokens: number command` reports that number of output tokens.
     """
 
     async def agent(task: Task) -> str:
@@ -20,7 +24,7 @@ def scripted_agent(shell: ShellTool) -> AgentFunction:
         exited = 0
         async for step in task.iterations():
             step.reply.model = NAME
-            call = await step.model_call(_next_call(lines, step.number))
+            call = await step.model_call(_next_call(lines, step.number, step.reply))
             if call is None:
                 step.reply.content = "There was no command to run."
                 return step.reply.content
@@ -36,13 +40,15 @@ def scripted_agent(shell: ShellTool) -> AgentFunction:
     return agent
 
 
-async def _next_call(lines: list[str], number: int) -> ToolCall | None:
+async def _next_call(lines: list[str], number: int, reply: Reply) -> ToolCall | None:
     """Stands for the call of a model."""
     if number > len(lines):
         return None
     line = lines[number - 1]
     if line.startswith("fail:"):
         raise TaskFailed(line.removeprefix("fail:").strip())
+    if tokens := _TOKENS.fullmatch(line):
+        reply.output_tokens, line = int(tokens[1]), tokens[2]
     return ToolCall(id=f"call_{number}", name="shell", arguments=json.dumps({"command": line}))
 
 

@@ -44,6 +44,12 @@ async def test_each_line_is_a_command_and_an_iteration() -> None:
     assert (await _end("a"))[0].result == "Ran 1 command."
 
 
+async def test_a_line_can_report_tokens() -> None:
+    _, shell, iterations = await _end("tokens: 70 a\nb\ntokens: x")
+    assert shell.commands == [f'{{"command": "{each}"}}' for each in ("a", "b", "tokens: x")]
+    assert [each["model_call"]["output_tokens"] for each in iterations] == [70, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("last", "expected"),
     [

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from decimal import Decimal
 from typing import Any, cast
 
 import pytest
@@ -24,6 +25,7 @@ from evershell.client import (
     SubmittedTask,
     TaskCancelRequested,
     TaskCompleted,
+    TaskLimits,
     TaskNotFoundError,
     TaskStarted,
     TaskStatus,
@@ -32,6 +34,7 @@ from evershell.client import (
     ToolResult,
     ToolStatus,
     UnavailableError,
+    Usage,
     Workspace,
     WorkspaceProvisioned,
     WorkspaceStatus,
@@ -48,14 +51,15 @@ def test_submit_prints_the_id_alone_to_standard_output(monkeypatch: pytest.Monke
     fake = FakeClient(submit_task=[SUBMITTED, SUBMITTED])
     result = run(
         monkeypatch, fake, "submit", "ws_1", "-", "--metadata", "a=b=c", "--max-iterations", "3",
-        "--idempotency-key", "nightly", "--parent", "task_0", input="sleep 1\n",
+        "--idempotency-key", "nightly", "--parent", "task_0", "--max-cost", "0.50",
+        input="sleep 1\n",
     )  # fmt: skip
     assert (result.exit_code, result.stdout) == (0, "task_1\n")
     assert "evershell watch ws_1 --task task_1" in result.stderr
     named = {
         "metadata": {"a": "b=c"},
         "max_iterations": 3,
-        "limits": None,
+        "limits": TaskLimits(max_cost=Decimal("0.5")),
         "parent_task_id": "task_0",
         "idempotency_key": "nightly",
     }
@@ -64,6 +68,8 @@ def test_submit_prints_the_id_alone_to_standard_output(monkeypatch: pytest.Monke
     assert json.loads(as_json.stdout)["status"] == "delivered"
     wrong = run(monkeypatch, fake, "submit", "ws_1", "true", "--metadata", "a")
     assert (wrong.exit_code, "is not NAME=VALUE" in wrong.stderr) == (2, True)
+    wrong = run(monkeypatch, fake, "submit", "ws_1", "true", "--max-cost", "-1")
+    assert (wrong.exit_code, "is not an amount in USD" in wrong.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +90,20 @@ def test_the_end_of_a_submitted_task_is_the_exit_code(
     result = run(monkeypatch, fake, "submit", "ws_1", "true", "--wait", "0s")
     assert (result.exit_code, result.stdout) == (exit_code, "task_1\n")
     assert result.stderr.startswith(f"{status}: 0 iterations completed\n")
+
+
+@pytest.mark.parametrize(
+    ("cost", "shown"), [(Decimal("0.000157"), "0.000157 USD, as reported"), (None, "unknown")]
+)
+def test_a_task_is_shown_with_its_cost(
+    monkeypatch: pytest.MonkeyPatch, cost: Decimal | None, shown: str
+) -> None:
+    limits = TaskLimits(max_cost=Decimal("0.5"))
+    read = task(TaskStatus.RUNNING, created_at=AT, usage=Usage(cost=cost), limits=limits)
+    result = run(monkeypatch, FakeClient(get_task=[read]), "task", "ws_1", "task_1")
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert ["cost", shown] in lines
+    assert ["limits", "0.5 USD"] in lines
 
 
 def test_lists_are_tables_without_a_limit_of_width(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +18,7 @@ from evershell.workspace.v1 import (
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.type.money_pb2 import Money
 
 from evershell.client import Client, events, types, webhooks
 from evershell.client._messages import Result, name_in_message
@@ -155,7 +157,11 @@ STAMP = Timestamp(seconds=1_700_000_000, nanos=123_000)
 IDLE = workspace_pb2.Workspace(id="ws_1", status=workspace_pb2.Workspace.idle, epoch=2**40)
 TOOL_CALL = event_pb2.ToolCall(id="t", result=event_pb2.ToolResult(exit_code=-9, truncated_bytes=1))
 TASK = task_pb2.Task(
-    id="task_1", phase=task_pb2.Task.model_call, usage=task_pb2.Usage(), metadata={"a": "b"}
+    id="task_1",
+    phase=task_pb2.Task.model_call,
+    usage=task_pb2.Usage(cost=Money(currency_code="USD", nanos=1)),
+    limits=task_pb2.TaskLimits(max_cost=Money(currency_code="USD", units=2, nanos=500_000_000)),
+    metadata={"a": "b"},
 )
 
 
@@ -203,3 +209,11 @@ def test_a_result_can_be_shown_as_the_rest_api_shows_it(
     shown = result._from_message(message).to_dict()
     assert shown == expected
     assert json.loads(json.dumps(shown)) == expected
+
+
+def test_amounts_are_exact() -> None:
+    read = types.Task._from_message(TASK)
+    assert read.usage.cost == Decimal("0.000000001")
+    assert read.limits is not None and read.limits.max_cost == Decimal("2.5")
+    unknown = types.Usage._from_message(task_pb2.Usage())
+    assert unknown.cost is None

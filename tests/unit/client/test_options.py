@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -19,6 +20,12 @@ from tests.unit.client.fake_channel import TIMEOUT_SECONDS, Service, start
 # Half of a surrogate pair.
 HALF = "\udcff"
 LIMITS = TaskLimits(max_total_tokens=2**63)
+
+
+def of_cost(cost: str) -> TaskLimits:
+    return TaskLimits(max_cost=Decimal(cost))
+
+
 # In UTC, this is before the year 1.
 TOO_EARLY = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
 
@@ -65,6 +72,9 @@ def submitted(**fields: Any) -> TaskFilter:
         (lambda client: client.submit_task("ws_1", "x", max_iterations=2**31), "max_iterations"),
         (lambda client: client.submit_task("ws_1", "x", metadata={HALF: ""}), "metadata"),
         (lambda client: client.submit_task("ws_1", "x", limits=LIMITS), "limits"),
+        (lambda client: client.submit_task("ws_1", "x", limits=of_cost("NaN")), "limits"),
+        (lambda client: client.submit_task("ws_1", "x", limits=of_cost("1e30")), "limits"),
+        (lambda client: client.submit_task("ws_1", "x", limits=of_cost("1e-10")), "limits"),
         (lambda client: client.submit_task("ws_1", "x", idempotency_key="ü"), "idempotency-key"),
         (lambda client: client.create_workspace(idempotency_key="a\nb"), "idempotency-key"),
         (lambda client: next(client.watch("ws_1", after=2**63)), "after"),

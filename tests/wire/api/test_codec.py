@@ -10,6 +10,7 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.type.money_pb2 import Money
 
 from evershell.api import codec
 from evershell.core import event
@@ -249,3 +250,22 @@ def test_a_duration_of_zero_differs_from_no_duration(field: str) -> None:
     assert decoded() is None
     assert decoded(**{field: Duration()}) == 0
     assert decoded(**{field: Duration(seconds=2, nanos=500_000_000)}) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("currency", "units", "nanos"),
+    [("EUR", 1, 0), ("", 1, 0), ("usd", 1, 0), ("USD", -1, 0), ("USD", 0, -1), ("USD", 0, 10**9)],
+)
+def test_an_amount_must_be_in_dollars_and_not_negative(
+    currency: str, units: int, nanos: int
+) -> None:
+    amount = Money(currency_code=currency, units=units, nanos=nanos)
+    with pytest.raises(Failure) as raised:
+        codec.decode_limits(task_pb2.TaskLimits(max_cost=amount))
+    assert list(raised.value.details["fields"]) == ["limits.max_cost"]
+
+
+def test_an_amount_is_decoded_in_nano_dollars() -> None:
+    amount = Money(currency_code="USD", units=2, nanos=1)
+    limits = codec.decode_limits(task_pb2.TaskLimits(max_cost=amount))
+    assert limits.max_cost_nanos == 2_000_000_001

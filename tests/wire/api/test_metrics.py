@@ -163,6 +163,8 @@ def test_the_end_of_a_cancelled_task_measures_the_time_since_the_request(
     [
         (TaskLimits(max_duration_seconds=1), "max_duration"),
         (TaskLimits(max_total_tokens=5), "max_total_tokens"),
+        # The model of the iteration has no price.
+        (TaskLimits(max_cost_nanos=10**9), "max_cost"),
     ],
 )
 def test_a_limit_is_counted_once_by_its_name(
@@ -177,15 +179,28 @@ def test_a_limit_is_counted_once_by_its_name(
     # A caller has cancelled it before, so the limit cancels nothing.
     cancelled = replace(locked, task=replace(task, cancel=intent()))
     metrics.committed(task_lifecycle.commit(cancelled, 1, task.id, events, NOW))
-    lost = replace(locked, task=replace(task, usage=Usage(input_tokens=5)))
+    lost = replace(locked, task=replace(task, usage=Usage(input_tokens=5, cost_nanos=None)))
     metrics.committed(workspace_lifecycle.lose_agent(lost, 1, "it died", NOW, work_stopped=True))
     found = {
         name: metrics.registry.get_sample_value(
             "evershell_task_limits_reached_total", {"limit": name}
         )
-        for name in ("max_duration", "max_total_tokens")
+        for name in ("max_duration", "max_total_tokens", "max_cost")
     }
-    assert found == {"max_duration": 0, "max_total_tokens": 0, limit: 2}
+    assert found == {"max_duration": 0, "max_total_tokens": 0, "max_cost": 0, limit: 2}
+
+
+def test_the_known_costs_of_tasks_that_have_ended_are_added_up(metrics: Metrics) -> None:
+    locked = locked_busy()
+    assert locked.task is not None
+    for cost_nanos in (1_500_000_000, None, 250_000_000):
+        usage = Usage(cost_nanos=cost_nanos)
+        task = replace(locked.task, usage=usage)
+        ended = TaskEnded(status=TaskStatus.COMPLETED)
+        change = task_lifecycle.commit(replace(locked, task=task), 1, task.id, [ended], NOW)
+        metrics.committed(change)
+    found = metrics.registry.get_sample_value("evershell_reported_cost_dollars_total")
+    assert found == 1.75
 
 
 def test_the_pool_metrics_are_read_when_they_are_collected(metrics: Metrics) -> None:

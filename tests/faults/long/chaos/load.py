@@ -1,6 +1,7 @@
 """The load: callers submit, cancel and stop tasks and trees of tasks, and keep the answers."""
 
 import asyncio
+import json
 import random
 import time
 from collections import Counter
@@ -15,6 +16,13 @@ _ANSWER_SECONDS = 15.0
 _PAUSE_SECONDS = 0.15
 # How long a workspace is idle before it is suspended.
 IDLE_SECONDS = 1.0
+# The output tokens of each iteration, which cost a nano-dollar each.
+TOKENS = 1000
+PRICES = json.dumps({"scripted": {"input": 0, "output": 0.001}})
+_LIMITS: tuple[dict[str, Any], ...] = (
+    {"max_duration": "0.5s", "force_after": "0.1s"},
+    {"max_cost": {"currency_code": "USD", "nanos": 2 * TOKENS}},
+)
 # Between two cancellations of all tasks of the organization.
 _BATCH_SECONDS = 5.0
 # The slugs that a stack under faults may answer. The credentials and requests of the load are
@@ -125,14 +133,14 @@ class Load:
         """Runs and cancels one task after another."""
         while await self._bring_up(workspace_id, chance.sample(list(Wire), len(Wire))):
             iterations, seconds = chance.randint(1, 5), chance.uniform(0.05, 0.4)
-            limits = {"max_duration": "0.5s", "force_after": "0.1s"}
+            limits = chance.choice(_LIMITS)
             parent_id = self._parent(workspace_id, chance)
             submitted = await self._call(
                 chance.choice(list(Wire)),
                 "SubmitTask",
                 workspace_id=workspace_id,
-                description="\n".join([f"sleep {seconds:.2f}"] * iterations),
-                **({"limits": limits} if chance.random() < 0.1 else {}),
+                description="\n".join([f"tokens: {TOKENS} sleep {seconds:.2f}"] * iterations),
+                **({"limits": limits} if chance.random() < 0.2 else {}),
                 **({"parent_task_id": parent_id} if parent_id else {}),
             )
             if submitted.slug == "parent_not_running":

@@ -14,7 +14,7 @@ from tests.faults.long.chaos import old_tasks
 from tests.faults.long.chaos.callers import Callers
 from tests.faults.long.chaos.disks import disks
 from tests.faults.long.chaos.faults import Faults, Hit
-from tests.faults.long.chaos.load import IDLE_SECONDS, Load
+from tests.faults.long.chaos.load import IDLE_SECONDS, PRICES, TOKENS, Load
 from tests.faults.long.chaos.plan import Fault, Plan
 from tests.support.promises import TERMINAL, read_history, violations
 from tests.support.stack import Stack, Workspace, processes_of
@@ -28,6 +28,19 @@ _CLEARED_SECONDS = 15.0
 # A line of a log with one of these reports a defect.
 _DEFECTS = ("unexpected_error", "never retrieved", "Traceback")
 _CANCELLED = "asyncio.exceptions.CancelledError"
+
+# The tasks whose cost is not that of their iterations, and those that went beyond their limit by
+# more than an iteration, or without a cancellation.
+_WRONG_COSTS = """
+    SELECT id, cost_nanos, reported, max_cost_nanos
+    FROM tasks, LATERAL (
+        SELECT coalesce(sum((payload -> 'model_call' ->> 'output_tokens')::bigint), 0) AS reported
+        FROM events WHERE task_id = tasks.id AND type = 'iteration_completed'
+    ) AS iterations
+    WHERE cost_nanos IS DISTINCT FROM reported
+        OR cost_nanos >= max_cost_nanos + %s
+        OR (cost_nanos >= max_cost_nanos AND status <> 'cancelled')
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +64,11 @@ class Inflictor(Protocol):
 def run(plan: Plan, state_dir: Path) -> Outcome:
     """Starts a stack, plays the plan and stops the stack."""
     # The load exceeds the rate limits, which this run does not test.
+    prices = state_dir.with_name(f"{state_dir.name}.prices.json")
+    prices.write_text(PRICES)
     stack = Stack(
         state_dir,
+        PRICES_FILE=str(prices),
         WORKERS=str(WORKERS),
         RATE_LIMIT="off",
         LOG_LEVEL="INFO",
@@ -93,6 +109,10 @@ def play_and_judge(
     with stack.database() as connection:
         promised = (load.promised, load.promised_trees)
         history = read_history(connection, None, *promised, removes_old=True)
+        problems += (
+            f"{task_id} costs {cost}, its iterations cost {reported}, its limit is {limit}"
+            for task_id, cost, reported, limit in connection.execute(_WRONG_COSTS, (TOKENS,))
+        )
     problems += violations(history)
     problems += (
         f"{task.id} of {task.workspace_id} has not ended: {task.status}"
