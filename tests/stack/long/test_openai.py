@@ -126,7 +126,7 @@ def test_the_iteration_that_reaches_the_cost_is_the_last(
     assert end["cancel"]["requested_by"] == "system:limit"
     assert end["cancel"]["reason"] == "max_cost reached: 0.000157 of 0.000156999 USD"
     assert len(server.requests) == 2
-    assert workspace.task(task_id)["limits"] == {"max_cost": usd(limit)}
+    assert workspace.task(task_id)["limits"]["max_cost"] == usd(limit)
 
 
 def test_a_model_without_a_price_ends_a_task_with_a_limit_of_cost(
