@@ -26,12 +26,17 @@ class WrongStatusError(Exception):
     """A call of a window had another status than the window expects."""
 
 
-def cancel(callers: int, seconds: float, armed: int) -> Measure:
+def cancel(
+    callers: int, seconds: float, armed: int, *, include_descendants: bool = False
+) -> Measure:
     """CancelTask, each call for a task of its own. The outcomes are counted in the database."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         tasks = side.arm(armed, setting.agent_address)
-        bodies = [cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
+        bodies = [
+            cancel_body(workspace_id, include_descendants=include_descendants)
+            for workspace_id in tasks.workspace_ids
+        ]
         connection = side.connect("CancelTask")
         return recorded(side, tasks, connection, bodies, callers, seconds, side.worker_pids)
 
@@ -177,8 +182,10 @@ def recorded(
     return {**figures, "postgres_us": used * 1e6 / figures["calls"]}
 
 
-def cancel_body(workspace_id: str) -> bytes:
-    request = workspace_service_pb2.CancelTaskRequest(workspace_id=workspace_id)
+def cancel_body(workspace_id: str, *, include_descendants: bool = False) -> bytes:
+    request = workspace_service_pb2.CancelTaskRequest(
+        workspace_id=workspace_id, include_descendants=include_descendants
+    )
     return message(request.SerializeToString())
 
 

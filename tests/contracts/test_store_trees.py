@@ -271,3 +271,26 @@ async def test_trees_that_are_cancelled_together_do_not_deadlock(database_url: s
         assert all(await cancelled(store, *tasks))
         recorded = sum(each.recorded + each.descendants_cancelled for each in results)
         assert recorded == len(tasks)
+
+
+async def test_submissions_that_wait_for_a_tree_leave_connections_for_others(
+    database_url: str,
+) -> None:
+    """More than there are connections. One has the tree, and waits for its workspace."""
+    async with open_pool(database_url) as pool:
+        store = PostgresStore(pool, machine_clock)
+        root, other = await submit(store), await submit(store)
+        idle = [workspace() for _ in range(2 * pool.max_size)]
+        for each in idle:
+            await store.create_workspace(each)
+        async with held(database_url, idle[0].id) as waits:
+            first = asyncio.create_task(submit_to(store, idle[0].id, root))
+            await waits(1)
+            others = [asyncio.create_task(submit_to(store, each.id, root)) for each in idle[1:]]
+            await waits(2)
+            recorded = await store.record_cancellation(
+                permission(), other.workspace_id, None, intent()
+            )
+            assert recorded.outcome == "accepted"
+            assert not any(each.done() for each in (first, *others))
+        await asyncio.gather(first, *others)

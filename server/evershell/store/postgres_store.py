@@ -5,15 +5,18 @@ statements.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import fields, replace
 from datetime import datetime
 from typing import Any
 
 from psycopg import AsyncCursor
 
+from evershell.core import deadline
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, KeyTakenError, Locked
+from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.ports import (
     RENEW_BELOW_SHARE,
@@ -27,7 +30,7 @@ from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
-from evershell.store.connections import Connection, Pool, connected
+from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Connection, Pool, connected
 from evershell.store.group_commit import GroupCommit, SharedReads
 from evershell.store.notifications import Publish, publish_to_nobody
 from evershell.store.old_tasks import OldTasks
@@ -248,6 +251,7 @@ class PostgresStore:
         old_tasks = OldTasks(pool)
         self.list_old_logs = old_tasks.list_old_logs
         self.remove_old_tasks, self.oldest_end = old_tasks.remove_old_tasks, old_tasks.oldest_end
+        self._turns_of_trees = asyncio.Semaphore(max(1, pool.max_size // 4))
         self._publish = publish
         self._committed = committed
 
@@ -264,6 +268,7 @@ class PostgresStore:
     ) -> Change | None:
         try:
             async with (
+                nullcontext() if parent_task_id is None else self._turn_of_tree(),
                 connected(self._pool) as connection,
                 connection.pipeline(),
                 connection.transaction(),
@@ -304,6 +309,19 @@ class PostgresStore:
             )
         self._committed(change)
         return change
+
+    @asynccontextmanager
+    async def _turn_of_tree(self) -> AsyncIterator[None]:
+        """Waits until less than a quarter of the connections wait for locks of trees."""
+        try:
+            async with asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)):
+                await self._turns_of_trees.acquire()
+        except TimeoutError as error:
+            raise UnavailableError("Too many submissions into trees wait.") from error
+        try:
+            yield
+        finally:
+            self._turns_of_trees.release()
 
     async def _extend_lease(
         self, connection: Connection, change: Change, lease_seconds: float

@@ -14,6 +14,7 @@ def blocks(quick: bool) -> list[Block]:
     return [
         one_caller(0.4 if quick else 1.0),
         four(1.0),
+        tree(0.5),
         sixteen(0.5 if quick else 1.5),
         many(64, quick),
     ]
@@ -76,6 +77,26 @@ def four(seconds: float) -> Block:
         windows=[Window("cancel", windows.cancel(4, seconds, 5_000))],
         rows=_cancel_rows("4 callers"),
         rounds=4,
+        quick_rounds=0,
+    )
+
+
+def tree(seconds: float) -> Block:
+    """What the lookup of descendants costs a task that has none."""
+    return Block(
+        name="trees",
+        windows=[
+            Window("cancel", windows.cancel(1, seconds, 2_000)),
+            Window("tree", windows.cancel(1, seconds, 2_000, include_descendants=True)),
+        ],
+        rows=[
+            Row(
+                name="CancelTask with include_descendants ÷ without, no child, 1 caller, p50",
+                unit="×",
+                value=ratio("p50", "tree", "cancel"),
+            )
+        ],
+        rounds=6,
         quick_rounds=0,
     )
 

@@ -77,6 +77,10 @@ async def test_a_workspace_of_another_organization_looks_like_none(world: World)
     assert await refused(submit(world, at, parent, into=foreign)) == "workspace_not_found"
     missing = replace(foreign, id="ws_none")
     assert await refused(submit(world, at, parent, into=missing)) == "workspace_not_found"
+    by = await children(world).enter(AgentIdentity(at.id, 1), parent.id)
+    for each in (foreign, missing):
+        read = children(world).read(by, each.id, "task_x")
+        assert await refused(read) == "workspace_not_found"
 
 
 async def test_only_the_agent_of_the_current_task_submits(world: World) -> None:

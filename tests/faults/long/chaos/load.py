@@ -11,8 +11,9 @@ from typing import Any
 from tests.faults.long.chaos.callers import NO_ANSWER, Callers, Reply, Wire
 
 # The time limit of a call. No fault lasts longer than a few seconds, so every call is answered by
-# then. The wait of a cancellation is added to it.
+# then. The wait of a cancellation, and that of a submission for an agent that is woken, are added.
 _ANSWER_SECONDS = 15.0
+_WAKE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.15
 # How long a workspace is idle before it is suspended.
 IDLE_SECONDS = 1.0
@@ -186,6 +187,7 @@ class Load:
 
     async def _call(self, wire: Wire, rpc: str, **fields: Any) -> Reply:
         limit_seconds = _ANSWER_SECONDS + (2.0 if "wait" in fields else 0.0)
+        limit_seconds += _WAKE_SECONDS if rpc == "SubmitTask" else 0.0
         reply = await self._callers.call(wire, rpc, limit_seconds, fields)
         self.answers[rpc, reply.slug or str(reply.body.get("outcome", "")) or "success"] += 1
         answer = f"{rpc} over {wire}, request {reply.request_id or 'unknown'}: {reply.status}"
