@@ -8,7 +8,7 @@ import pytest
 
 from evershell.core import deadline, task_lifecycle, tasks, workspace_lifecycle, workspaces
 from evershell.core.cancel_task import Outcome
-from evershell.core.change import Change, Locked, unchanged
+from evershell.core.change import Change, IdempotencyKey, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.runtime import AgentIdentity, Runtime
@@ -23,8 +23,8 @@ SUSPENDED, PROVISIONING = WorkspaceStatus.SUSPENDED, WorkspaceStatus.PROVISIONIN
 IDLE, BUSY = WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
 
 
-async def submit(world: World, at: Workspace) -> Task:
-    request = SubmitTask(workspace_id=at.id, description="ls", origin=Origin("req_s"))
+async def submit(world: World, at: Workspace, key: IdempotencyKey | None = None) -> Task:
+    request = SubmitTask(workspace_id=at.id, description="ls", origin=Origin("req_s"), key=key)
     return await tasks.submit_task(
         caller(), request, world.store, world.agents, world.subscriptions, world.clock
     )
@@ -134,6 +134,23 @@ async def test_a_call_that_wakes_ends_its_wait_when_the_server_drains(world: Wor
     _, call = await wake(world)
     world.subscriptions.drain()
     assert (await call).status is TaskStatus.SUBMITTED
+
+
+async def test_a_repeat_waits_for_the_agent_that_the_first_call_has_asked_for(
+    world: World,
+) -> None:
+    """The first call was given up before its answer."""
+    at, key = await world.add(SUSPENDED), IdempotencyKey("key", b"")
+    first = asyncio.create_task(submit(world, at, key))
+    await settle()
+    first.cancel()
+    repeat = asyncio.create_task(submit(world, at, key))
+    await settle()
+    assert not repeat.done()
+    task_id = (await world.workspace(at.id)).current_task_id or ""
+    await runtime(world).register(AgentIdentity(at.id, 2), "127.0.0.1:9")
+    await world.commit(at.id, task_id, TaskStarted())
+    assert ((await repeat).id, world.agents.started) == (task_id, [])
 
 
 async def test_a_task_is_cancelled_before_its_agent_has_registered(world: World) -> None:
