@@ -3,7 +3,7 @@ import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "../openapi";
 import { hear } from "./clock";
 import { Failure, NO_CONNECTION } from "./failure";
-import { rejectToken, token } from "./session";
+import { credentials, rejectToken, token } from "./session";
 import { withVisibleDirections } from "./text";
 
 export type Schemas = components["schemas"];
@@ -14,7 +14,9 @@ export type WorkspaceEvent = Schemas["Event"];
 const authorize: Middleware = {
   onRequest({ request }) {
     if (!request.headers.has("authorization")) {
-      request.headers.set("authorization", `Bearer ${token.peek()}`);
+      for (const [name, value] of Object.entries(credentials(token.peek()))) {
+        request.headers.set(name, value);
+      }
     }
     return request;
   },
@@ -23,7 +25,7 @@ const authorize: Middleware = {
   },
 };
 
-export const api = createClient<paths>({ baseUrl: location.origin, credentials: "omit" });
+export const api = createClient<paths>({ baseUrl: location.origin, credentials: "same-origin" });
 api.use(authorize);
 
 // The data of a successful answer. Throws Failure.

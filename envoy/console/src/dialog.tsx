@@ -6,7 +6,7 @@ interface Props {
   title: string;
   children: ComponentChildren;
   // Called by Escape. Without it, the dialog cannot be left.
-  onClose?: () => void;
+  onClose?: (() => void) | undefined;
 }
 
 export function Dialog({ title, children, onClose }: Props) {

@@ -5,7 +5,7 @@ import { useCaller } from "./credential";
 import { HoldBanner } from "./hold_banner";
 import { ListPage } from "./list_page";
 import { rejection, signOut, token } from "./session";
-import { SignIn, SignInAgain } from "./sign_in";
+import { ExpiryNote, SignIn, SignInAgain } from "./sign_in";
 import { StopPage } from "./stop_page";
 import { WorkspacePage } from "./workspace_page";
 
@@ -20,6 +20,7 @@ function Console() {
     <>
       <Header />
       <HoldBanner />
+      <ExpiryNote />
       <Page />
       {rejection.value && <SignInAgain failure={rejection.value} />}
       <Announcer />

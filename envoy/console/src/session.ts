@@ -1,10 +1,26 @@
-// The credential of this tab.
+// How this tab authenticates.
 import { signal } from "@preact/signals";
 import type { Failure } from "./failure";
 
-// It is in memory only, so that it never is on the disk: browsers write sessionStorage to it. After
-// a reload the user signs in again, with the browser's password manager if it has the token.
+// The token, or COOKIES; empty before the user has signed in. It is in memory only, so that it never
+// is on the disk: browsers write sessionStorage to it. After a reload the user signs in again, with
+// the browser's password manager if it has the token.
 export const token = signal("");
+
+// Stands for a session of an identity provider: its tokens are in cookies that no script can read.
+export const COOKIES = "cookies";
+
+// Where such a session begins and ends; empty without a provider.
+export interface Provider {
+  sign_in?: string;
+  sign_out?: string;
+}
+export const provider = signal<Provider>({});
+
+// What a call sends to authenticate. The browser adds the cookies.
+export function credentials(used: string): Record<string, string> {
+  return used === COOKIES ? {} : { authorization: `Bearer ${used}` };
+}
 
 // Why the service no longer accepts the token.
 export const rejection = signal<Failure | null>(null);
@@ -21,6 +37,8 @@ export function signIn(accepted: string): void {
 
 // Everything is forgotten with the document.
 export function signOut(): void {
+  const { sign_out } = provider.peek();
+  if (token.peek() === COOKIES && sign_out) return location.assign(sign_out);
   location.hash = "";
   location.reload();
 }

@@ -1,27 +1,79 @@
-// Asks for a token, and checks it with a call before it is used.
-import { useState } from "preact/hooks";
+// Signs in with a session of an identity provider, or with a token that a call has checked.
+import { useEffect, useState } from "preact/hooks";
 import { api, read } from "./api";
 import { asFailure } from "./connection";
+import { now } from "./clock";
+import { caller } from "./credential";
 import { Dialog } from "./dialog";
 import { Failure, FailureNote } from "./failure";
-import { signIn } from "./session";
+import { COOKIES, type Provider, provider, signIn, token } from "./session";
+import { fullTime } from "./text";
+
+const EXPIRES_SOON_MS = 5 * 60_000;
 
 export function SignIn() {
+  useEffect(() => void findSession(), []);
   return (
     <main class="sign-in">
       <h1>Evershell console</h1>
+      <ProviderButton />
       <TokenForm />
     </main>
   );
 }
 
-export function SignInAgain({ failure }: { failure: Failure }) {
+// Says that a token expires soon. A session of a provider is renewed.
+export function ExpiryNote() {
+  const [isAsking, setIsAsking] = useState(false);
+  const expiry = caller.value?.expires_at;
+  useEffect(() => setIsAsking(false), [expiry]);
+  const leftMs = Date.parse(expiry ?? "") - now.value;
+  if (token.value === COOKIES || !(leftMs < EXPIRES_SOON_MS)) return null;
   return (
-    <Dialog title="Sign in again">
-      <FailureNote failure={failure} title="The service no longer accepts your token." />
+    <div class="hold" role="region" aria-label="Token">
+      <p>Your token expires at {fullTime(expiry ?? "")}.</p>
+      <button type="button" onClick={() => setIsAsking(true)}>
+        Use another token…
+      </button>
+      {isAsking && <SignInAgain onClose={() => setIsAsking(false)} />}
+    </div>
+  );
+}
+
+interface Again {
+  // Why the service refuses the credential, if it does.
+  failure?: Failure;
+  onClose?: () => void;
+}
+
+export function SignInAgain({ failure, onClose }: Again) {
+  return (
+    <Dialog title="Sign in again" onClose={onClose}>
+      {failure && <FailureNote failure={failure} title="You are no longer signed in." />}
+      <ProviderButton />
       <TokenForm />
     </Dialog>
   );
+}
+
+function ProviderButton() {
+  const { sign_in } = provider.value;
+  if (!sign_in) return null;
+  return (
+    <p>
+      <button type="button" class="primary large" onClick={() => location.assign(sign_in)}>
+        Sign in with your organization
+      </button>
+    </p>
+  );
+}
+
+// Continues a session of the provider, if there is one.
+async function findSession(): Promise<void> {
+  const answer = await fetch("/console/sign-in.json").catch(() => null);
+  if (!answer?.ok) return;
+  provider.value = (await answer.json()) as Provider;
+  if (provider.value.sign_in && (await fetch("/v1/caller")).ok) signIn(COOKIES);
 }
 
 function TokenForm() {

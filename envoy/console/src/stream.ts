@@ -5,7 +5,7 @@ import { noAnswer, refusal, type Schemas, type WorkspaceEvent } from "./api";
 import { hear } from "./clock";
 import { asFailure, backoffMs, pause } from "./connection";
 import { Failure } from "./failure";
-import { token } from "./session";
+import { credentials, token } from "./session";
 import { withVisibleDirections } from "./text";
 
 // The service sends a comment after 15 s without an event. A connection that is silent for longer
@@ -105,10 +105,10 @@ async function readStream(
 
 async function open(workspaceId: string, lastId: string, signal: AbortSignal) {
   const used = token.peek();
-  const headers: Record<string, string> = { authorization: `Bearer ${used}` };
+  const headers = credentials(used);
   if (lastId) headers["last-event-id"] = lastId;
   const path = `/v1/workspaces/${encodeURIComponent(workspaceId)}/events`;
-  const answer = await fetch(path, { headers, signal, credentials: "omit", cache: "no-store" });
+  const answer = await fetch(path, { headers, signal, cache: "no-store" });
   if (answer.ok && answer.body) return answer.body;
   throw refusal(answer, await answer.json().catch(() => undefined), used);
 }

@@ -12,12 +12,12 @@ from tests.support.stack import Gate, Stack, Workspace
 
 
 def new_key(stack: Stack) -> tuple[str, str]:
-    """The id and the secret of a new API key with full access."""
+    """The id and the secret of a new API key with full access, which expires in 4 minutes."""
     key_id, secret = f"key_{secrets.token_hex(8)}", f"sk_{secrets.token_urlsafe(32)}"
     with stack.database() as connection:
         connection.execute(
             "INSERT INTO api_keys (id, org_id, name, template, sha256, created_at, expires_at) "
-            "VALUES (%s, %s, 'test', 'full_access', %s, now(), now() + interval '1 hour')",
+            "VALUES (%s, %s, 'test', 'full_access', %s, now(), now() + interval '4 minutes')",
             (key_id, stack.ready["demo"]["org_id"], hashlib.sha256(secret.encode()).digest()),
         )
     return key_id, secret
@@ -116,18 +116,20 @@ def test_a_rejected_token_is_explained(console: Console, stack: Stack) -> None:
     console.check()
 
 
-@pytest.mark.soak
 def test_a_token_that_expires_is_asked_for_again(
     console: Console, stack: Stack, workspace: Workspace
 ) -> None:
     key_id, secret = new_key(stack)
     console.sign_in(secret)
     console.open(workspace.id)
+    note = console.page.get_by_role("region", name="Token")
+    expect(note).to_contain_text("Your token expires at")
     expire(stack, key_id)
     dialog = console.page.get_by_role("dialog")
-    expect(dialog).to_contain_text("The service no longer accepts your token.")
+    expect(dialog).to_contain_text("You are no longer signed in.")
     console.sign_in(stack.tokens["full_access"])
     expect(dialog).to_be_hidden()
+    expect(note).to_be_hidden()
     # The page goes on where it was.
     workspace.submit("echo hello")
     expect(console.log).to_contain_text("Task completed")

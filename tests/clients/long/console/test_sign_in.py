@@ -89,12 +89,14 @@ def page(browser: Browser, provided: tuple[Stack, Provider]) -> Iterator[Page]:
     stack, _ = provided
     context = browser.new_context()
     page = context.new_page()
-    page.goto(f"{stack.rest_url}/console/sign-in")
+    page.goto(f"{stack.rest_url}/console")
+    page.get_by_role("button", name="Sign in with your organization").click()
     page.get_by_placeholder("Enter any login").fill("ada")
     page.get_by_placeholder("and password").fill("any")
     page.get_by_role("button", name="Sign-in").click()
     page.get_by_role("button", name="Continue").click()
     expect(page).to_have_url(f"{stack.rest_url}/console")
+    expect(page.get_by_role("grid")).to_be_visible()
     yield page
     context.close()
 
@@ -132,7 +134,9 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
 ) -> None:
     first = ask(page, "/v1/caller")[1]["expires_at"]
     eventually(lambda: ask(page, "/v1/caller")[1]["expires_at"] != first)
-    page.goto(f"{provided[0].rest_url}/console/sign-out")
+    page.reload()
+    expect(page.get_by_role("grid")).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
     page.get_by_role("button", name=re.compile("Yes")).click()
     expect(page).to_have_url(f"{provided[0].rest_url}/console")
     status, body = ask(page, "/v1/caller")
@@ -155,3 +159,4 @@ def test_tokens_work_while_the_provider_is_down(
         return status == 401
 
     eventually(is_over)
+    expect(page.get_by_role("dialog")).to_contain_text("You are no longer signed in.")
