@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _KEY = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|[\s\S]")
+_BEGINNING = re.compile(rb"\x1b(\[[0-9;]*|O)?\Z")
+_REST_SECONDS = 0.2
 _NAMES = {
     b"\x1b[A": "up",
     b"\x1bOA": "up",
@@ -42,7 +44,15 @@ def read_keys(seconds: float) -> list[str]:
     descriptor = sys.stdin.fileno()
     if not select.select([descriptor], [], [], seconds)[0]:
         return []
+    typed = _read(descriptor)
+    # The rest of a key's sequence may arrive later, over a slow connection.
+    while _BEGINNING.search(typed) and select.select([descriptor], [], [], _REST_SECONDS)[0]:
+        typed += _read(descriptor)
+    return [_NAMES.get(key, key.decode(errors="replace")) for key in _KEY.findall(typed)]
+
+
+def _read(descriptor: int) -> bytes:
     typed = os.read(descriptor, 1024)
     if not typed:
         raise EOFError
-    return [_NAMES.get(key, key.decode(errors="replace")) for key in _KEY.findall(typed)]
+    return typed

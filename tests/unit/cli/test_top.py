@@ -1,6 +1,8 @@
 """The command `top`: its screen, what it reads, and its table in a pipe."""
 
 import json
+import os
+import sys
 from datetime import timedelta
 from decimal import Decimal
 from io import StringIO
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from evershell.cli.keyboard import read_keys
 from evershell.cli.running import Reading, Row, Running
 from evershell.cli.screen import Screen, elapsed
 from evershell.client import Answer, Task, TaskPhase, TaskStatus, Usage, Workspace
@@ -148,6 +151,18 @@ def test_untrusted_text_and_a_service_that_is_away_are_shown() -> None:
 )
 def test_a_duration_is_short(seconds: int, text: str) -> None:
     assert elapsed(timedelta(seconds=seconds)) == text
+
+
+def test_a_key_that_arrives_in_parts_is_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    read = os.read
+    with os.fdopen(reader) as typed, os.fdopen(writer, "wb") as keys:
+        monkeypatch.setattr(sys, "stdin", typed)
+        monkeypatch.setattr(os, "read", lambda descriptor, _: read(descriptor, 1))
+        keys.write(b"\x1b[B\x1bOA\x1b[3~c\x1b")
+        keys.flush()
+        pressed = [key for _ in range(5) for key in read_keys(0)]
+    assert pressed == ["down", "up", "delete", "c", "escape"]
 
 
 class Service:
