@@ -37,6 +37,7 @@ def test_a_cancelled_task_ends_after_its_iteration_and_the_agent_takes_the_next_
         "output_tokens": "0",
         "model_calls": "2",
         "tool_calls": "2",
+        "cost": {"currency_code": "USD", "units": "0", "nanos": 0},
     }
 
     following = workspace.submit("echo as if nothing had been")

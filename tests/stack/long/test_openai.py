@@ -223,6 +223,7 @@ def test_force_in_the_middle_of_an_answer_keeps_what_has_come(
         "output_tokens": "4",
         "model_calls": "1",
         "tool_calls": "0",
+        "cost": usd(11 * 1000 + 4 * 10_000),
     }
     (iteration,) = [
         entry
