@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 
 from evershell.core.workspace import Workspace
 from evershell.fleet.kubernetes.api import Api, ApiError, Object
 from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from evershell.fleet.kubernetes.objects import PodTemplate, claim_name, pod_name
+from evershell.fleet.kubernetes.objects import PodTemplate, claim_name, key_of, pod_name
 from evershell.fleet.pods import Pods
 from tests.support.kubernetes import LIMIT_SECONDS, Node, new_namespace
 from tests.support.small_agent import spec_for
@@ -90,10 +90,25 @@ class KubernetesCase:
     async def remove_files(self, workspace: Workspace) -> None:
         name = claim_name(workspace.id)
         await self.api.delete("persistentvolumeclaims", name, 0, LIMIT_SECONDS)
-        # In a whole cluster, a controller does this once no pod uses the claim.
-        free = {"metadata": {"finalizers": None}}
-        await self.api.patch("persistentvolumeclaims", name, free, LIMIT_SECONDS)
+        await self._free(name)
         await eventually_async(lambda: not self.pods.has_files(workspace.id))
+
+    async def _free(self, claim: str) -> None:
+        """In a whole cluster, a controller does this once no pod uses the claim."""
+        free = {"metadata": {"finalizers": None}}
+        with suppress(ApiError):
+            await self.api.patch("persistentvolumeclaims", claim, free, LIMIT_SECONDS)
+
+    async def remove(self, pods: Pods, workspace_id: str) -> None:
+        while not await pods.remove(workspace_id):
+            await self._free(claim_name(workspace_id))
+        await eventually_async(lambda: not pods.has_files(workspace_id))
+
+    async def leftovers(self, workspace_id: str) -> list[str]:
+        # In a whole cluster, a controller removes the secrets with the pods that own them.
+        kinds = ("pods", "persistentvolumeclaims")
+        found = [each for kind in kinds for each in (await self.api.list(kind, LIMIT_SECONDS))[0]]
+        return [each["metadata"]["name"] for each in found if key_of(each)[0] == workspace_id]
 
     @asynccontextmanager
     async def failing_starts(self) -> AsyncIterator[None]:

@@ -80,6 +80,12 @@ class PodsCase(Protocol):
     async def remove_files(self, workspace: Workspace) -> None:
         """Removes the files of the workspace."""
 
+    async def remove(self, pods: Pods, workspace_id: str) -> None:
+        """Removes the workspace, and returns when the port says that nothing is left."""
+
+    async def leftovers(self, workspace_id: str) -> list[str]:
+        """What the backend still has of the workspace."""
+
     def failing_starts(self) -> AbstractAsyncContextManager[None]:
         """Makes starts fail, until the context is left."""
 
@@ -181,6 +187,12 @@ class LocalCase:
     async def remove_files(self, workspace: Workspace) -> None:
         shutil.rmtree(self.folder / "pods" / workspace.id)
 
+    async def remove(self, pods: Pods, workspace_id: str) -> None:
+        assert await pods.remove(workspace_id) is True
+
+    async def leftovers(self, workspace_id: str) -> list[str]:
+        return [str(each) for each in self.folder.rglob(f"*{workspace_id}*")]
+
     @asynccontextmanager
     async def failing_starts(self) -> AsyncIterator[None]:
         program = self.folder / "agent"
@@ -235,6 +247,12 @@ class FakeCase:
 
     async def remove_files(self, workspace: Workspace) -> None:
         self.pods.files_exist = False
+
+    async def remove(self, pods: Pods, workspace_id: str) -> None:
+        assert await pods.remove(workspace_id) is True
+
+    async def leftovers(self, workspace_id: str) -> list[str]:
+        return [each[0] for each in self.pods.started if each[0] == workspace_id]
 
     @asynccontextmanager
     async def failing_starts(self) -> AsyncIterator[None]:

@@ -213,6 +213,30 @@ async def test_an_end_ends_earlier_pods_of_the_workspace(
     assert await case.pods.end(workspace, 0) is True
 
 
+async def test_a_removal_leaves_nothing_of_a_workspace(
+    case: PodsCase, workspace: Workspace
+) -> None:
+    earlier, other = replace(workspace, epoch=workspace.epoch - 1), world.workspace(run_id=RUN_ID)
+    await case.start(other)
+    for each in (earlier, workspace):
+        await case.start(each)
+        await case.pods.end(each, 0)
+    for pods in (case.pods, await case.other_controller()):
+        # The second one repeats it.
+        await case.remove(pods, workspace.id)
+        assert not pods.has_files(workspace.id)
+        assert not pods.was_started(workspace)
+        assert pods.has_files(other.id)
+    assert await case.leftovers(workspace.id) == []
+    assert case.pods.is_alive(other)
+
+
+async def test_a_workspace_that_never_had_a_pod_can_be_removed(
+    case: PodsCase, workspace: Workspace
+) -> None:
+    assert await case.pods.remove(workspace.id) is True
+
+
 async def test_the_next_pod_starts_after_the_previous_one_has_ended(
     case: PodsCase, workspace: Workspace
 ) -> None:

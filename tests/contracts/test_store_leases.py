@@ -150,7 +150,11 @@ async def test_unsettled_workspaces_are_listed(store: Store, status: WorkspaceSt
     placed, unplaced = replace(workspace(status), run_id="run_1"), workspace(status)
     for each in (placed, unplaced):
         await store.create_workspace(each)
-    is_moving = status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+    is_moving = status in (
+        WorkspaceStatus.PROVISIONING,
+        WorkspaceStatus.STOPPING,
+        WorkspaceStatus.DELETING,
+    )
     has_pod_to_end = status is WorkspaceStatus.SUSPENDED
     listed = [placed] * (is_moving or has_pod_to_end) + [unplaced] * is_moving
     assert await store.list_unsettled() == sorted(listed, key=lambda each: each.id)

@@ -8,6 +8,7 @@ import pytest
 from evershell.core import task_lifecycle
 from evershell.core.caller import Caller, CredentialKind, Permission
 from evershell.core.change import Change, Locked
+from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
 from evershell.core.task import TaskEnded, TaskStarted, TaskStatus
@@ -80,6 +81,7 @@ async def test_a_text_finds_only_what_is_called_so(store: Store, name: str) -> N
     assert await store.get_workspace(text) is None
     assert await store.get_task(kept.id, text) is None
     assert await store.list_tasks(text, None, 9) == []
-    assert await store.list_events(text, 0, 9) == []
+    with pytest.raises(Failure, match="There is no workspace"):
+        await store.list_events(text, 0, 9)
     assert [each.id for each in await store.list_tasks(kept.id, text, 9)] == []
     assert await store.get_workspace(kept.id) == kept

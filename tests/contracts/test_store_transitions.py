@@ -144,7 +144,11 @@ async def test_the_controller_has_to_act_on_changes_that_await_it(
     for status in WorkspaceStatus:
         published.clear()
         await set_status(store, busy.id, status)
-        awaited = status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING)
+        awaited = status in (
+            WorkspaceStatus.PROVISIONING,
+            WorkspaceStatus.STOPPING,
+            WorkspaceStatus.DELETING,
+        )
         assert (status, published.to_reconcile) == (status, [busy.id] if awaited else [])
 
 

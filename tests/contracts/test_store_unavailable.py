@@ -15,6 +15,7 @@ from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.fakes import FakeStore
+from tests.support.store.audit import audit_entry
 from tests.support.store.examples import NOW, first_call, intent, permission, workspace
 
 _HOLD = Hold(org_id="org_1", held_by="user_1", held_since=NOW, reason="")
@@ -40,6 +41,9 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "get_workspace": lambda store: store.get_workspace("ws_1"),
     "get_agent_card": lambda store: store.get_agent_card("ws_1"),
     "list_workspaces": lambda store: store.list_workspaces(permission(), None, 1),
+    "remove_workspace": lambda store: store.remove_workspace("ws_1"),
+    "find_deleted_workspace": lambda store: store.find_deleted_workspace("ws_1", "org_1"),
+    "add_audit_entry": lambda store: store.add_audit_entry(audit_entry()),
     "get_task": lambda store: store.get_task("ws_1", "task_1"),
     "get_workspace_with_task": lambda store: store.get_workspace_with_task("ws_1", "task_1"),
     "list_tasks": lambda store: store.list_tasks("ws_1", None, 1),

@@ -18,8 +18,8 @@ from tests.support.stack import Gate, Stack, Workspace
 from tests.support.wires import Failed
 
 # `intent`: busy, and the cancellation of its task is already recorded.
-STATES = ("provisioning", "idle", "busy", "intent", "stopping", "stopped", "failed")
-HAS_CURRENT_TASK = ("busy", "intent", "stopping")
+STATES = ("provisioning", "idle", "busy", "intent", "stopping", "stopped", "failed", "deleting")
+HAS_CURRENT_TASK = ("busy", "intent", "stopping", "deleting")
 CREDENTIALS = (
     "full_access",
     "submit_observe",
@@ -48,6 +48,7 @@ STATUSES = {
     "workspace_provisioning": (409, grpc.StatusCode.FAILED_PRECONDITION),
     "workspace_stopped": (409, grpc.StatusCode.FAILED_PRECONDITION),
     "workspace_failed": (409, grpc.StatusCode.FAILED_PRECONDITION),
+    "workspace_deleting": (409, grpc.StatusCode.FAILED_PRECONDITION),
     "already_finished": (202, grpc.StatusCode.OK),
     "no_active_task": (202, grpc.StatusCode.OK),
     "already_requested": (202, grpc.StatusCode.OK),
@@ -109,6 +110,7 @@ def workspace_state(cell: Cell) -> str:
         "stopping": "workspace_stopped",
         "stopped": "workspace_stopped",
         "failed": "workspace_failed",
+        "deleting": "workspace_deleting",
     }.get(cell.state, "")
 
 
@@ -218,7 +220,7 @@ def prepare(stack: Stack, state: str, creator: str) -> Place:
     )
     place.tasks["finished"] = workspace.submit("true")
     workspace.await_end(place.tasks["finished"])
-    if state in ("busy", "intent", "stopping"):
+    if state in HAS_CURRENT_TASK:
         place.begin()
     if state == "intent":
         assert workspace.cancel(reason=FIRST_REASON)["outcome"] == "accepted"
@@ -256,9 +258,10 @@ def prepared_places(stack: Stack, names: Sequence[tuple[str, str]]) -> Iterator[
 def enter(stack: Stack, state: str, place: Place, held: ExitStack) -> None:
     """Enters the state, and holds a transient state until the context ends.
 
-    The controller is frozen, so no pod starts or ends. In `stopping`, the agent is frozen too.
+    The controller is frozen, so no pod starts or ends. In `stopping` and `deleting`, the agent is
+    frozen too.
     """
-    if state in ("provisioning", "stopping"):
+    if state in ("provisioning", "stopping", "deleting"):
         held.enter_context(stack.frozen("fleet"))
     if state == "provisioning":
         assert (
@@ -266,6 +269,10 @@ def enter(stack: Stack, state: str, place: Place, held: ExitStack) -> None:
         )
     if state == "stopping":
         assert place.workspace.rest.post(f"{place.workspace.path}/stop")["status"] == "stopping"
+        held.enter_context(stack.frozen_process(stack.agent_pid(place.workspace.id)))
+    if state == "deleting":
+        deleting = place.workspace.rest.call("DELETE", place.workspace.path)
+        assert deleting.json()["status"] == "deleting"
         held.enter_context(stack.frozen_process(stack.agent_pid(place.workspace.id)))
 
 

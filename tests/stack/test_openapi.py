@@ -56,6 +56,7 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     workspace.await_status("stopped")
     yield "ResumeWorkspace", rest.post(f"{path}/resume")
     workspace.await_event("workspace_resumed")
+    yield "DeleteWorkspace", rest.call("DELETE", path).json()
 
 
 def example(name: str) -> dict[str, Any]:

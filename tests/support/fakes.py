@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import TypeVar
 
-from evershell.core import task_lifecycle
+from evershell.core import errors, task_lifecycle
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, KeyTakenError, Locked
 from evershell.core.errors import UnavailableError
@@ -46,6 +46,7 @@ _NOT_UP: Mapping[WorkspaceStatus, CancellationOutcome] = {
     WorkspaceStatus.STOPPING: "workspace_stopped",
     WorkspaceStatus.STOPPED: "workspace_stopped",
     WorkspaceStatus.FAILED: "workspace_failed",
+    WorkspaceStatus.DELETING: "workspace_deleting",
 }
 
 
@@ -86,6 +87,7 @@ class FakeStore:
         self.lease_clock = lease_clock
         self.publish = publish
         self._workspaces: dict[str, Workspace] = {}
+        self._deleted: dict[str, Workspace] = {}
         self._cards: dict[str, AgentCard] = {}
         self._tasks: dict[str, Task] = {}
         self._events: defaultdict[str, list[Event]] = defaultdict(list)
@@ -197,6 +199,8 @@ class FakeStore:
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         self._answer()
+        if workspace_id not in self._workspaces:
+            raise errors.workspace_not_found(workspace_id)
         return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
 
     async def list_old_logs(
@@ -243,11 +247,37 @@ class FakeStore:
         ended = [each for each in self._tasks.values() if each.completed_at is not None]
         return min(ended, key=lambda each: each.id).completed_at if ended else None
 
+    async def remove_workspace(self, workspace_id: str) -> bool:
+        self._answer()
+        removed = self._workspaces.pop(workspace_id, None)
+        if removed is not None:
+            assert removed.awaits_removal, removed
+            self._deleted[workspace_id] = removed
+            self._cards.pop(workspace_id, None)
+            self._events.pop(workspace_id, None)
+            for task in [
+                each for each in self._tasks.values() if each.workspace_id == workspace_id
+            ]:
+                del self._tasks[task.id]
+            self.publish(workspace_id, watched=True, reconcile=False)
+        return True
+
+    async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
+        self._answer()
+        found = self._deleted.get(workspace_id)
+        return found if found is not None and found.org_id == org_id else None
+
+    async def add_audit_entry(self, audit: AuditEntry | None) -> None:
+        self._answer()
+        if audit is not None:
+            self._audit.add(audit)
+
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
     ) -> Sequence[AuditEntry]:
         self._answer()
-        return self._audit.list(self._workspaces, permission, wanted, before_id)[:limit]
+        workspaces = self._workspaces | self._deleted
+        return self._audit.list(workspaces, permission, wanted, before_id)[:limit]
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         self._answer()

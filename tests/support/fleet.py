@@ -27,7 +27,7 @@ BOUNDS = Bounds(model_timeout_seconds=5.0, tool_timeout_seconds=10.0, lease_seco
 class FakePods:
     """Implements fleet.pods.Pods: records its calls, and answers as the test sets it."""
 
-    # "start <epoch>" and "end <grace in seconds>", in order.
+    # "start <epoch>", "end <grace in seconds>" and "remove", in order.
     calls: list[str] = field(default_factory=list)
     # Workspace id, epoch and run id of each pod that was started.
     started: set[tuple[str, int, str | None]] = field(default_factory=set)
@@ -38,6 +38,8 @@ class FakePods:
     start_error: OSError | None = None
     # What `end` returns.
     ends_all: bool = True
+    # What `remove` returns.
+    removes_all: bool = True
     last_log_line: str = ""
     files_exist: bool = True
     explanation: str = ""
@@ -94,6 +96,13 @@ class FakePods:
         ]:
             self.alive.pop(key).set()
         return self.ends_all
+
+    async def remove(self, workspace_id: str) -> bool:
+        self.calls.append("remove")
+        await asyncio.sleep(0)
+        if self.removes_all:
+            self.started = {each for each in self.started if each[0] != workspace_id}
+        return self.removes_all
 
     def _record_start(self, workspace: Workspace) -> None:
         self.started.add((workspace.id, workspace.epoch, workspace.run_id))

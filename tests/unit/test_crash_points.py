@@ -41,6 +41,23 @@ async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
 
 
 @pytest.mark.parametrize("is_set", [False, True])
+async def test_a_controller_wraps_nothing_unless_the_setting_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
+) -> None:
+    wrapped = record_wrapped(monkeypatch, bootstrap)
+    settings = Settings(
+        state_dir=tmp_path,
+        database_url="postgresql:///nowhere",
+        pod_isolation="none",
+        crash_points_dir=tmp_path if is_set else None,
+    )
+    settings.signing_key_path.write_text(new_key())
+    async with bootstrap.fleet(settings, Metrics()):
+        pass
+    assert wrapped == ({"end", "remove", "remove_workspace"} if is_set else set())
+
+
+@pytest.mark.parametrize("is_set", [False, True])
 async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:

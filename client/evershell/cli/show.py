@@ -38,6 +38,7 @@ _STATUS_COLORS = {
     "ok": "green",
     "cancelled": "yellow",
     "stopping": "yellow",
+    "deleting": "yellow",
     "stopped": "yellow",
     "suspended": "yellow",
     "failed": "red",

@@ -1,9 +1,12 @@
-"""The commands `workspaces`, and `workspace show`, `create`, `stop` and `resume`."""
+"""The commands `workspaces`, and `workspace show`, `create`, `stop`, `resume` and `delete`."""
+
+import sys
 
 import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_workspace
+from evershell.cli.exit_codes import ExitCode
 from evershell.cli.lists import (
     first,
     having,
@@ -19,7 +22,7 @@ from evershell.client import Workspace, WorkspaceStatus
 _ARGUMENT = click.argument("workspace", shell_complete=complete_workspace)
 
 
-@click.group(cls=Commands, help="Show, create, stop and resume a workspace.")
+@click.group(cls=Commands, help="Show, create, stop, resume and delete a workspace.")
 def workspace() -> None:
     """Has no options."""
 
@@ -62,6 +65,36 @@ def stop(call: Call, workspace: str) -> None:
 def resume(call: Call, workspace: str) -> None:
     """Prints the workspace, which is provisioning."""
     _print(call, call.client.resume_workspace(workspace))
+
+
+@workspace.command(
+    help="Delete WORKSPACE with its files, tasks and events. A running task is cancelled, and its "
+    "iteration is interrupted after 10 s."
+)
+@_ARGUMENT
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@service_options
+def delete(call: Call, workspace: str, yes: bool) -> None:
+    """Prints the workspace, which is deleting."""
+    if not yes:
+        _confirm_deletion(call, workspace)
+    _print(call, call.client.delete_workspace(workspace))
+
+
+def _confirm_deletion(call: Call, workspace: str) -> None:
+    """Asks, and exits unless the answer is yes."""
+    if call.as_json:
+        raise click.UsageError("--json asks nothing: add --yes.")
+    question = f"This deletes {printable(workspace)} with its files, tasks and events. Go on?"
+    try:
+        is_confirmed = click.confirm(question, err=True)
+    except click.Abort:
+        # Ctrl-C, or the end of standard input.
+        is_confirmed = False
+        say_lines("", error=True)
+    if not is_confirmed:
+        say_lines("Not confirmed. Nothing was deleted.", error=True)
+        sys.exit(ExitCode.REFUSED)
 
 
 def _print(call: Call, workspace: Workspace) -> None:

@@ -185,6 +185,12 @@ class WorkspaceFailedError(CallError):
     code = "workspace_failed"
 
 
+class WorkspaceDeletingError(CallError):
+    """The workspace is being deleted."""
+
+    code = "workspace_deleting"
+
+
 class WorkspaceProvisioningError(CallError):
     """The workspace's agent has not registered yet."""
 

@@ -82,6 +82,8 @@ class WorkspaceStatus(StrEnum):
     """Its agent died or could not start; `status_reason` says why."""
     SUSPENDED = "suspended"
     """It was idle for long, so it has no agent. The next task wakes it."""
+    DELETING = "deleting"
+    """It is being removed."""
 
 
 class CancelOutcome(StrEnum):

@@ -187,6 +187,20 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             )
         )
 
+    async def DeleteWorkspace(
+        self, request: workspace_service_pb2.DeleteWorkspaceRequest, context: Context
+    ) -> workspace_pb2.Workspace:
+        return codec.encode_workspace(
+            await workspaces.delete_workspace(
+                caller(),
+                request.workspace_id,
+                origin(),
+                self.store,
+                self.agents,
+                self.clock,
+            )
+        )
+
     async def ListAuditEntries(
         self, request: workspace_service_pb2.ListAuditEntriesRequest, context: Context
     ) -> workspace_service_pb2.ListAuditEntriesResponse:

@@ -253,6 +253,10 @@ async def fleet(
             pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_tasks
         )
         agents = MeasuredAgents(agent_client, metrics)
+        if settings.crash_points_dir is not None:
+            points = CrashPoints(settings.crash_points_dir)
+            pods = points.armed(pods, end="pod_end", remove="file_removal")
+            store = points.armed(store, remove_workspace="row_removal")
         kept = timedelta(days=settings.task_retention_days)
         minutes = settings.idle_suspend_minutes
         files_mb = settings.workspace_files_mb if settings.pod_backend == "local" else 0

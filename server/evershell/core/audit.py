@@ -18,7 +18,9 @@ async def list_audit_entries(
     """
     permission = caller.permission("audit:read")
     if wanted.workspace_id:
-        workspace = await store.get_workspace(wanted.workspace_id, caller.org_id)
+        workspace = await store.get_workspace(
+            wanted.workspace_id, caller.org_id
+        ) or await store.find_deleted_workspace(wanted.workspace_id, caller.org_id)
         permission.check(workspace, wanted.workspace_id)
     entries = await store.list_audit_entries(permission, wanted, page.before_id, page.size + 1)
     return page.cut(entries)

@@ -108,10 +108,10 @@ async def cancel_task(
     """Records the intent, signals the agent, and waits for the end of the task if requested.
 
     Raises Failure permission_denied, workspace_not_found, task_not_found, workspace_provisioning,
-    workspace_stopped or workspace_failed if nothing is recorded, and agent_unreachable if the
-    intent is recorded but the agent did not acknowledge the signal in time. Raises UnavailableError
-    if the database did not answer; the intent may or may not be recorded. A failed signal raises at
-    once, even if the request asks to wait.
+    workspace_stopped, workspace_failed or workspace_deleting if nothing is recorded, and
+    agent_unreachable if the intent is recorded but the agent did not acknowledge the signal in
+    time. Raises UnavailableError if the database did not answer; the intent may or may not be
+    recorded. A failed signal raises at once, even if the request asks to wait.
 
     The fleet controller, which the store wakes, signals the agents of descendants.
     """
@@ -169,7 +169,12 @@ def _outcome(
             raise permission.denial(recorded.workspace)
         case "task_not_found":
             raise errors.task_not_found(request.workspace_id, request.task_id or "")
-        case "workspace_provisioning" | "workspace_stopped" | "workspace_failed":
+        case (
+            "workspace_provisioning"
+            | "workspace_stopped"
+            | "workspace_failed"
+            | "workspace_deleting"
+        ):
             raise recorded.workspace.refusal()
         case unknown:
             raise AssertionError(f"the store has decided {unknown}")

@@ -5,7 +5,7 @@ tests/contracts/long.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
 from evershell.core.caller import Permission
@@ -18,6 +18,10 @@ from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDe
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
+
+# How long the removal of a workspace waits for deliveries of its events to webhooks. A receiver
+# gets six attempts in this time.
+DELIVERY_WAIT = timedelta(hours=1)
 
 # The share of a lease below which a heartbeat renews it. With six heartbeats in a lease, every
 # second one writes.
@@ -36,6 +40,7 @@ CancellationOutcome = Literal[
     "workspace_provisioning",
     "workspace_stopped",
     "workspace_failed",
+    "workspace_deleting",
 ]
 
 
@@ -257,6 +262,24 @@ class Store(Protocol):
         Newest first. None for `before_id` starts with the newest.
         """
 
+    async def remove_workspace(self, workspace_id: str) -> bool:
+        """Removes a workspace that is `deleting` and has no run, with all that belongs to it.
+
+        Removes in transactions of bounded size, and continues where an earlier call ended. The last
+        one leaves a record for find_deleted_workspace, and publishes the workspace. Entries of the
+        audit log and idempotency keys stay.
+
+        Returns False, and removes nothing, while events of the workspace are to be delivered to
+        webhooks, for DELIVERY_WAIT at most since the workspace changed. Returns True if there is
+        no such workspace.
+        """
+
+    async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
+        """The workspace of the organization as it was when it was removed, `deleting`."""
+
+    async def add_audit_entry(self, audit: AuditEntry | None) -> None:
+        """Stores the entry of a call that changed nothing."""
+
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None: ...
 
     async def get_workspace_with_task(
@@ -293,7 +316,8 @@ class Store(Protocol):
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         """The workspace's events after `after_seq`, in order.
 
-        The list may end early if the events are large, after at least one.
+        The list may end early if the events are large, after at least one. Raises Failure
+        workspace_not_found if there is no such workspace.
         """
 
     async def list_old_logs(

@@ -128,9 +128,9 @@ async def submit_task(
 
     With the key of an earlier call that had an effect, answers what that call answered. Raises
     Failure: permission_denied, workspace_not_found, org_on_hold, workspace_provisioning,
-    workspace_stopped, workspace_failed, workspace_busy; agent_unreachable when the task could not
-    be delivered and has ended `delivery_failed`; idempotency_conflict. With a parent also
-    task_not_found, parent_not_running, tree_limit_reached.
+    workspace_stopped, workspace_failed, workspace_deleting, workspace_busy; agent_unreachable when
+    the task could not be delivered and has ended `delivery_failed`; idempotency_conflict. With a
+    parent also task_not_found, parent_not_running, tree_limit_reached.
     """
     permission = caller.permission("tasks:write")
     parent_id = request.parent_task_id
@@ -241,12 +241,14 @@ def _unreachable(task: Task, call: FirstCall | None) -> Failure:
 async def _current(change: Change | None, workspace_id: str, task_id: str, store: Store) -> Task:
     """The task after the change.
 
-    A task that had ended before is not part of the change, so it is read again.
+    A task that had ended before is not part of the change, so it is read again. Raises Failure
+    workspace_not_found if the workspace was deleted since.
     """
     if change is not None and change.task is not None and change.task.id == task_id:
         return change.task
     task = await store.get_task(workspace_id, task_id)
-    assert task is not None, "tasks are never removed"
+    if task is None:
+        raise errors.workspace_not_found(workspace_id)
     return task
 
 

@@ -12,6 +12,7 @@ from evershell.core.errors import Failure
 from evershell.core.event import Event
 from evershell.core.ports import Clock, Store, Subscriptions
 from evershell.core.validation import Fields
+from evershell.core.workspace import WorkspaceStatus
 
 HEARTBEAT_SECONDS = 15.0
 # The maximum number of events that are buffered for one consumer.
@@ -52,8 +53,8 @@ async def watch_events(
     whole batch takes much less time than the same events one by one between other work. The events
     themselves are not kept.
 
-    Ends only when the consumer or the server stops. A batch is read when the consumer has taken the
-    one before it, so a slow consumer buffers at most one batch.
+    Ends only when the consumer or the server stops, or the workspace is deleted. A batch is read
+    when the consumer has taken the one before it, so a slow consumer buffers at most one batch.
 
     Raises Failure: validation_error (events after `after_seq` were removed), permission_denied,
     workspace_not_found, unavailable (the server drains); UnavailableError.
@@ -108,13 +109,16 @@ async def _next_batch(
 ) -> tuple[int, Sequence[Encoded]]:
     """The next events, encoded, and the `seq` of the last one. Empty at the end of the log.
 
-    `last_seq` is that of the workspace when the watch began. Raises Failure validation_error if
-    events after `after_seq` were removed.
+    `last_seq` is that of the workspace when the watch began. Raises Failure: validation_error if
+    events after `after_seq` were removed, workspace_not_found if the workspace is deleted.
     """
     events = await store.list_events(workspace_id, after_seq, BATCH_EVENTS)
     seq = events[-1].seq if events else max(after_seq, last_seq)
     first_seq = events[0].seq if events else seq + 1
     if 0 < after_seq < first_seq - 1:
+        workspace = await store.get_workspace(workspace_id)
+        if workspace is None or workspace.status is WorkspaceStatus.DELETING:
+            raise errors.workspace_not_found(workspace_id)
         problem = f"must be 0 or at least {first_seq - 1}: the log now begins with seq {first_seq}"
         raise errors.invalid({"after": problem})
     return seq, encode(events) if events else ()

@@ -28,6 +28,7 @@ class WorkspaceStatus(StrEnum):
     STOPPED = "stopped"
     FAILED = "failed"
     SUSPENDED = "suspended"
+    DELETING = "deleting"
 
 
 # The statuses in which a workspace has a pod or gets one.
@@ -102,13 +103,21 @@ class Workspace:
 
     @property
     def awaits_controller(self) -> bool:
-        """Whether the fleet controller has to start or end the workspace's pod."""
-        return self.status in (WorkspaceStatus.PROVISIONING, WorkspaceStatus.STOPPING) or (
-            self.status is WorkspaceStatus.SUSPENDED and self.run_id is not None
-        )
+        """Whether the fleet controller has to start or end the workspace's pod, or to remove it."""
+        return self.status in (
+            WorkspaceStatus.PROVISIONING,
+            WorkspaceStatus.STOPPING,
+            WorkspaceStatus.DELETING,
+        ) or (self.status is WorkspaceStatus.SUSPENDED and self.run_id is not None)
+
+    @property
+    def awaits_removal(self) -> bool:
+        """Whether the workspace is deleted and its pod has ended. Until then it has a run."""
+        return self.status is WorkspaceStatus.DELETING and self.run_id is None
 
     def is_over(self, epoch: int) -> bool:
-        return epoch != self.epoch or self.status not in WANTS_POD
+        ends_pod = self.status is WorkspaceStatus.DELETING and not self.awaits_removal
+        return epoch != self.epoch or not (self.status in WANTS_POD or ends_pod)
 
     def is_fenced(self, epoch: int) -> bool:
         """Whether commits of the epoch's agent are refused."""
@@ -139,7 +148,8 @@ class Workspace:
     def refusal(self) -> Failure:
         """The Failure of a call for a workspace that is not up.
 
-        The slug is workspace_provisioning, workspace_stopped or workspace_failed.
+        The slug is workspace_provisioning, workspace_stopped, workspace_failed or
+        workspace_deleting.
         """
         slug: Slug
         match self.status:
@@ -157,6 +167,11 @@ class Workspace:
             case WorkspaceStatus.STOPPED:
                 slug = "workspace_stopped"
                 problem = "is stopped: no task runs in it. To run tasks again, resume it."
+            case WorkspaceStatus.DELETING:
+                slug = "workspace_deleting"
+                problem = (
+                    "is being deleted: a task that still runs ends `cancelled`. Use another one."
+                )
             case _:
                 slug = "workspace_failed"
                 reason = self.status_reason or "its agent is gone"

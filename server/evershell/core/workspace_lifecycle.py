@@ -11,39 +11,64 @@ from evershell.core.task import CancelIntent, Phase, TaskStatus
 from evershell.core.task_lifecycle import end_open_task, request_cancel
 from evershell.core.workspace import WorkspaceStatus
 
-# How long StopWorkspace lets the current iteration continue.
+# How long StopWorkspace and DeleteWorkspace let the current iteration continue.
 STOP_GRACE_SECONDS = 10
 _RUN_ENDED = "the stack was restarted"
+# The statuses in which the pod of a workspace is ended.
+_ENDS_POD = (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING)
 
 
 def request_stop(locked: Locked, intent: CancelIntent) -> Change:
     """Starts to stop the workspace. Its task is cancelled, and forced after the grace period.
 
-    Raises Failure workspace_failed.
+    Raises Failure: workspace_failed, workspace_deleting.
     """
     workspace = locked.workspace
     if workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED):
         return unchanged(locked)
-    if workspace.status is WorkspaceStatus.FAILED:
+    if workspace.status in (WorkspaceStatus.FAILED, WorkspaceStatus.DELETING):
         workspace.require_up()
-    now = intent.requested_at
     if workspace.status is WorkspaceStatus.SUSPENDED and not workspace.awaits_controller:
-        return _stopped(unchanged(locked), intent.reason, now)
+        return _stopped(unchanged(locked), intent.reason, intent.requested_at)
+    return _begin_end(locked, WorkspaceStatus.STOPPING, intent)
+
+
+def request_delete(locked: Locked, intent: CancelIntent) -> Change:
+    """Starts to delete the workspace. Its task is cancelled as by request_stop.
+
+    A task that no agent has, because the workspace is about to be woken, ends at once.
+    """
+    if locked.workspace.status is WorkspaceStatus.DELETING:
+        return unchanged(locked)
+    begun = _begin_end(locked, WorkspaceStatus.DELETING, intent)
+    if not begun.workspace.awaits_removal:
+        return begun
+    ended = end_open_task(
+        Locked(begun.workspace, begun.task), intent.reason, intent.requested_at, work_stopped=True
+    )
+    return replace(ended, events=begun.events + ended.events)
+
+
+def _begin_end(locked: Locked, status: WorkspaceStatus, intent: CancelIntent) -> Change:
+    now = intent.requested_at
     forced = replace(
         intent,
         force_at=now + timedelta(seconds=STOP_GRACE_SECONDS),
         force_requested_by=intent.requested_by,
     )
     cancelled = request_cancel(locked, forced)
-    stopping = replace(
-        workspace, status=WorkspaceStatus.STOPPING, status_reason=intent.reason, updated_at=now
-    )
-    return Change(stopping, cancelled.task, cancelled.events)
+    ending = replace(locked.workspace, status=status, status_reason=intent.reason, updated_at=now)
+    return Change(ending, cancelled.task, cancelled.events)
 
 
 def resume(locked: Locked, now: datetime) -> Change:
-    """Asks for a new agent, in a new epoch. Raises Failure invalid_state while stopping."""
+    """Asks for a new agent, in a new epoch.
+
+    Raises Failure: invalid_state while stopping, workspace_deleting.
+    """
     workspace = locked.workspace
+    if workspace.status is WorkspaceStatus.DELETING:
+        raise workspace.refusal()
     if workspace.is_up or workspace.status is WorkspaceStatus.PROVISIONING:
         return unchanged(locked)
     if workspace.status is WorkspaceStatus.STOPPING:
@@ -62,7 +87,7 @@ def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stoppe
         return unchanged(locked)
     if workspace.run_id is None:
         return Change(replace(workspace, run_id=run_id, updated_at=now), locked.task)
-    if workspace.status is WorkspaceStatus.STOPPING:
+    if workspace.status in _ENDS_POD:
         return finish_stop(locked, epoch, now, work_stopped=work_stopped)
     change = end_open_task(locked, _RUN_ENDED, now, work_stopped=work_stopped)
     placed = replace(change.workspace.in_new_epoch(_RUN_ENDED, now), run_id=run_id)
@@ -128,7 +153,7 @@ def lose_agent(
     reason = workspace.agent_breach or reason
     if workspace.is_over(epoch):
         return unchanged(locked)
-    if workspace.status is WorkspaceStatus.STOPPING:
+    if workspace.status in _ENDS_POD:
         return finish_stop(locked, epoch, now, work_stopped=work_stopped)
     change = end_open_task(locked, reason, now, work_stopped=work_stopped)
     failed = event.workspace_event(EventType.WORKSPACE_FAILED, now, reason=reason)
@@ -136,9 +161,12 @@ def lose_agent(
 
 
 def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool) -> Change:
-    """Records that the pod of a stopping workspace has ended, and ends a task that is open."""
+    """Records that the pod of a workspace that is stopping or deleting has ended.
+
+    Ends a task that is open.
+    """
     workspace = locked.workspace
-    if workspace.is_over(epoch) or workspace.status is not WorkspaceStatus.STOPPING:
+    if workspace.is_over(epoch) or workspace.status not in _ENDS_POD:
         return unchanged(locked)
     reason = workspace.status_reason
     return _stopped(end_open_task(locked, reason, now, work_stopped=work_stopped), reason, now)
@@ -165,8 +193,10 @@ def finish_suspension(locked: Locked, epoch: int) -> Change:
 
 
 def _stopped(change: Change, reason: str, now: datetime) -> Change:
+    is_deleted = change.workspace.status is WorkspaceStatus.DELETING
+    status = WorkspaceStatus.DELETING if is_deleted else WorkspaceStatus.STOPPED
     stopped = event.workspace_event(EventType.WORKSPACE_STOPPED, now, reason=reason)
-    return _without_agent(change, WorkspaceStatus.STOPPED, reason, now, stopped)
+    return _without_agent(change, status, reason, now, stopped)
 
 
 def _without_agent(

@@ -1,4 +1,4 @@
-"""Use cases: create, read, stop and resume workspaces."""
+"""Use cases: create, read, stop, resume and delete workspaces."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +21,7 @@ from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
 MAX_NAME_CHARACTERS = field_limits.CREATE_WORKSPACE_NAME_MAX
 STOP_REASON = "workspace stopped"
+DELETE_REASON = "workspace deleted"
 
 
 async def create_workspace(
@@ -35,7 +36,8 @@ async def create_workspace(
     """Records a workspace, whose agent the fleet controller starts.
 
     With the key of an earlier call, answers what that call answered: the workspace as it was
-    created. Raises Failure: permission_denied, org_on_hold, idempotency_conflict.
+    created. Raises Failure: permission_denied, org_on_hold, idempotency_conflict, and
+    workspace_not_found if it was deleted since.
     """
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
@@ -100,29 +102,66 @@ async def stop_workspace(
 ) -> Workspace:
     """Starts to stop a workspace.
 
-    Raises Failure: permission_denied, workspace_not_found, workspace_failed.
+    Raises Failure: permission_denied, workspace_not_found, workspace_failed, workspace_deleting.
     """
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:write")
-    intent = CancelIntent(
-        requested_by=caller.actor_id,
-        credential_kind=caller.credential_kind,
-        requested_at=clock(),
-        reason=STOP_REASON,
-        request_id=origin.request_id,
-    )
+    intent = _intent(caller, STOP_REASON, origin, clock)
     change = await _change(
         permission,
         workspace_id,
         store,
         lambda locked: workspace_lifecycle.request_stop(locked, intent).caused_by(origin),
     )
-    if change.task is not None and change.workspace.status is WorkspaceStatus.STOPPING:
-        # A latency optimisation: an agent that cannot be reached receives the intent with a later
-        # reply, or the fleet controller ends it after the grace period.
+    await _signal(change, agents)
+    return change.workspace
+
+
+async def delete_workspace(
+    caller: Caller, workspace_id: str, origin: Origin, store: Store, agents: Agents, clock: Clock
+) -> Workspace:
+    """Starts to delete a workspace, which the fleet controller removes.
+
+    A repeat answers the same, also after the workspace is gone. Raises Failure: permission_denied,
+    workspace_not_found.
+    """
+    check_identifiers(workspace_id=workspace_id)
+    permission = caller.permission("workspace:write")
+    intent = _intent(caller, DELETE_REASON, origin, clock)
+
+    def delete(locked: Locked) -> Change:
+        permission.check(locked.workspace, workspace_id)
+        return workspace_lifecycle.request_delete(locked, intent).caused_by(origin)
+
+    change = await store.transition(workspace_id, delete)
+    if change is None:
+        deleted = await store.find_deleted_workspace(workspace_id, caller.org_id)
+        workspace = permission.check(deleted, workspace_id)
+        await store.add_audit_entry(origin.audit)
+        return workspace
+    await _signal(change, agents)
+    return change.workspace
+
+
+def _intent(caller: Caller, reason: str, origin: Origin, clock: Clock) -> CancelIntent:
+    return CancelIntent(
+        requested_by=caller.actor_id,
+        credential_kind=caller.credential_kind,
+        requested_at=clock(),
+        reason=reason,
+        request_id=origin.request_id,
+    )
+
+
+async def _signal(change: Change, agents: Agents) -> None:
+    """Signals the cancellation of the task of a workspace that is stopping or deleting.
+
+    A latency optimisation: an agent that cannot be reached receives the intent with a later reply,
+    or the fleet controller ends it after the grace period.
+    """
+    if change.task is not None and not change.workspace.is_up:
         with suppress(AgentUnreachableError):
             await agents.cancel_task(change.workspace, change.task)
-    return change.workspace
 
 
 async def resume_workspace(
@@ -130,7 +169,8 @@ async def resume_workspace(
 ) -> Workspace:
     """Requests a new agent in a new epoch.
 
-    Raises Failure: permission_denied, workspace_not_found, org_on_hold, invalid_state.
+    Raises Failure: permission_denied, workspace_not_found, org_on_hold, invalid_state,
+    workspace_deleting.
     """
     check_identifiers(workspace_id=workspace_id)
     # Who may submit tasks may also bring a workspace back to where tasks run.

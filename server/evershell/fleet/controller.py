@@ -1,7 +1,8 @@
 """Reconciles pods with the database.
 
-The controller starts the pods that are wanted, ends those that are not, and fails workspaces that
-have lost their agent. due.py says which workspaces it reads, and when.
+The controller starts the pods that are wanted, ends those that are not, fails workspaces that have
+lost their agent, and removes workspaces that are deleted. due.py says which workspaces it reads,
+and when.
 
 One controller leads, and any number stand by. Each pass over a workspace compares what the database
 wants with what runs, and takes one step. A controller may therefore die between any two steps, and
@@ -45,6 +46,8 @@ _PROVISIONING = WorkspaceStatus.PROVISIONING
 _COUNT_SECONDS = 60.0
 # How long a pod may take to end before it is killed.
 END_GRACE_SECONDS = 3.0
+# How many workspaces are removed at once.
+_REMOVALS_AT_ONCE = 4
 
 
 class _NotLeadingError(Exception):
@@ -96,6 +99,7 @@ class Controller:
         self._sweep = Sweep(store, sweep_seconds=sweep_seconds)
         # Workspaces that the next scan reads again, by id.
         self._again: set[str] = set()
+        self._removals = asyncio.Semaphore(_REMOVALS_AT_ONCE)
         # The steps that run, by workspace id: at most one per workspace.
         self._steps: dict[str, asyncio.Task[None]] = {}
         # The tasks that wait for the exit of an agent, by workspace id and epoch.
@@ -198,11 +202,13 @@ class Controller:
             if workspace.status is WorkspaceStatus.SUSPENDED:
                 await self._end_suspended(workspace)
                 return
-            if workspace.run_id != self._run_id:
+            if workspace.run_id != self._run_id and not workspace.awaits_removal:
                 workspace = await self._reconcile_run(workspace)
-            if workspace.run_id != self._run_id:
+            if workspace.awaits_removal:
+                await self._remove(workspace)
+            elif workspace.run_id != self._run_id:
                 return
-            if workspace.status is WorkspaceStatus.STOPPING:
+            elif workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING):
                 await self._reconcile_stop(workspace)
             elif workspace.status is _PROVISIONING and not self._pods.was_started(workspace):
                 await self._reconcile_start(workspace)
@@ -343,7 +349,10 @@ class Controller:
         log.warning("agent_lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)
 
     async def _reconcile_stop(self, workspace: Workspace) -> None:
-        """Ends the pod of a stopping workspace once its task has ended or is overdue."""
+        """Ends the pod of a workspace that is stopping or deleting, once its task has ended.
+
+        Does not wait for a task that is overdue.
+        """
         if workspace.current_task_id is not None and self._pods.is_alive(workspace):
             task = await self._store.get_task(workspace.id, workspace.current_task_id)
             if (
@@ -360,6 +369,18 @@ class Controller:
             ),
         )
         log.info("pod_stopped", workspace_id=workspace.id, epoch=workspace.epoch)
+
+    async def _remove(self, workspace: Workspace) -> None:
+        """Removes the files of a deleted workspace, and then its rows.
+
+        If something has to wait, the next scan continues.
+        """
+        async with self._removals:
+            self._require_term()
+            if await self._pods.remove(workspace.id) and await self._store.remove_workspace(
+                workspace.id
+            ):
+                log.info("workspace_removed", workspace_id=workspace.id)
 
     async def _end_pod(self, workspace: Workspace, grace_seconds: float) -> bool:
         self._require_term()

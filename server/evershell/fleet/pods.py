@@ -71,3 +71,10 @@ class Pods(Protocol):
         of another epoch, or if its machine does not answer. An earlier pod whose end was unknown
         no longer counts once a later one has run.
         """
+
+    async def remove(self, workspace_id: str) -> bool:
+        """Removes the files of a workspace whose pods have ended, with everything else it has here.
+
+        Returns whether nothing is left. If something is, it may be removed later without a further
+        call. May be repeated, by any controller.
+        """

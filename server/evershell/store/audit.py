@@ -40,10 +40,11 @@ _INSERT_MANY = (
     "ON CONFLICT (id) DO NOTHING"
 )
 _EXACT = ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
-_OWN = (
-    "EXISTS (SELECT FROM workspaces WHERE workspaces.id = audit_entries.workspace_id "
-    "AND workspaces.org_id = %s AND created_by_user_id = %s)"
+_CREATED_IN = (
+    "EXISTS (SELECT FROM {0} WHERE {0}.id = audit_entries.workspace_id "
+    "AND {0}.org_id = %s AND created_by_user_id = %s)"
 )
+_OWN = f"({_CREATED_IN.format('workspaces')} OR {_CREATED_IN.format('deleted_workspaces')})"
 
 
 def audit_values(entry: AuditEntry) -> Values:
@@ -89,7 +90,7 @@ def audit_query(
         parameters.append(first_audit_id(wanted.end_time))
     if permission.own_only:
         conditions.append(_OWN)
-        parameters += [caller.org_id, caller.user_id or ""]
+        parameters += [caller.org_id, caller.user_id or ""] * 2
     query = (
         f"SELECT {_SELECT} FROM audit_entries WHERE {' AND '.join(conditions)} "
         "ORDER BY id DESC LIMIT %s"
@@ -211,8 +212,10 @@ def add_partitions(connection: psycopg.Connection[Any], now: datetime) -> None:
 def prune(connection: psycopg.Connection[Any], before: datetime) -> int:
     """Removes the entries of all months that ended before this time. Returns the number of months.
 
-    The month that holds `before` is kept whole.
+    The month that holds `before` is kept whole. Removes the records of the workspaces that were
+    deleted before this time.
     """
+    connection.execute("DELETE FROM deleted_workspaces WHERE deleted_at < %s", (before,))
     dropped = 0
     for (name,) in connection.execute(_PARTITIONS).fetchall():
         if _end(_month(name)) <= before:

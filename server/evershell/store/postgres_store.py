@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg import AsyncCursor
 
-from evershell.core import deadline
+from evershell.core import deadline, errors
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, KeyTakenError, Locked
 from evershell.core.errors import UnavailableError
@@ -31,6 +31,7 @@ from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
 from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Connection, Pool, connected
+from evershell.store.deletions import Deletions
 from evershell.store.group_commit import GroupCommit, SharedReads
 from evershell.store.notifications import Publish, publish_to_nobody
 from evershell.store.old_tasks import OldTasks
@@ -115,12 +116,14 @@ GET_PARENT = (
 )
 # A batch ends early if its payloads are large, because an agent may commit 4 MiB in each.
 MAX_BATCH_BYTES = 4 * 2**20
+# No row stands for a workspace that does not exist, one without a `seq` for the end of the log.
 LIST_EVENTS = (
-    f"SELECT {EVENT} FROM ("
+    f"SELECT {', '.join(f'e.{column}' for column in EVENT_COLUMNS)} "
+    "FROM workspaces w LEFT JOIN LATERAL ("
     f"SELECT {EVENT}, sum(octet_length(payload::text)) OVER ("
     "ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes "
-    "FROM events WHERE workspace_id = %s AND seq > %s ORDER BY seq LIMIT %s"
-    f") e WHERE coalesce(bytes, 0) < {MAX_BATCH_BYTES} ORDER BY seq"
+    "FROM events WHERE workspace_id = w.id AND seq > %s ORDER BY seq LIMIT %s"
+    f") e ON coalesce(bytes, 0) < {MAX_BATCH_BYTES} WHERE w.id = %s ORDER BY e.seq"
 )
 
 # What the fleet controller reads: what is due, by index, and everything, a page at a time.
@@ -130,11 +133,12 @@ LIST_WANTED_PODS = (
     f"SELECT {WORKSPACE} FROM workspaces WHERE {WITH_POD} AND id > %s ORDER BY id LIMIT %s"
 )
 # The conditions are those of the indexes workspaces_unsettled, workspaces_breached and
-# workspaces_suspending.
+# workspaces_suspending and workspaces_deleting.
 LIST_UNSETTLED = (
     f"SELECT {WORKSPACE} FROM workspaces "
     "WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL "
-    "OR agent_breach IS NOT NULL OR (status = 'suspended' AND run_id IS NOT NULL) ORDER BY id"
+    "OR agent_breach IS NOT NULL OR (status = 'suspended' AND run_id IS NOT NULL) "
+    "OR status = 'deleting' ORDER BY id"
 )
 # The query reads the tasks that run, by the index tasks_one_open. An index of the cancelled ones
 # would make each cancellation write more than it saves here (docs/decisions/0015).
@@ -252,6 +256,9 @@ class PostgresStore:
         self.list_old_logs = old_tasks.list_old_logs
         self.remove_old_tasks, self.oldest_end = old_tasks.remove_old_tasks, old_tasks.oldest_end
         self._turns_of_trees = asyncio.Semaphore(max(1, pool.max_size // 4))
+        deletions = Deletions(pool, clock, publish)
+        self.remove_workspace = deletions.remove
+        self.find_deleted_workspace = deletions.find
         self._publish = publish
         self._committed = committed
 
@@ -457,10 +464,18 @@ class PostgresStore:
 
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
         # Watchers that wait for the same events share a read.
-        return await self._event_reads((workspace_id, after_seq, limit))
+        events = await self._event_reads((after_seq, limit, workspace_id))
+        if events is None:
+            raise errors.workspace_not_found(workspace_id)
+        return events
 
-    async def _read_events(self, place: tuple[str, int, int]) -> Sequence[Event]:
-        return [event_of(row) for row in await self._all(LIST_EVENTS, place)]
+    async def _read_events(self, place: tuple[int, int, str]) -> Sequence[Event] | None:
+        rows = await self._all(LIST_EVENTS, place)
+        return [event_of(row) for row in rows if row.seq is not None] if rows else None
+
+    async def add_audit_entry(self, audit: AuditEntry | None) -> None:
+        async with connected(self._pool) as connection:
+            await store_audit_entry(connection, audit)
 
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int

@@ -69,8 +69,8 @@ def _defaults(connection: psycopg.Connection[Any]) -> list[str]:
 
 _GRANTS: tuple[LiteralString, ...] = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON orgs, api_keys, workspaces, tasks, events, "
-    "idempotency_keys, org_holds, service_clock, agent_cards, webhooks, webhook_deliveries "
-    "TO {role}",
+    "idempotency_keys, org_holds, service_clock, agent_cards, webhooks, webhook_deliveries, "
+    "deleted_workspaces TO {role}",
     # Nobody changes or removes an entry of the audit log through the service.
     "REVOKE ALL ON audit_entries FROM {role}",
     "GRANT SELECT, INSERT ON audit_entries TO {role}",

@@ -55,6 +55,8 @@ _COUNT = (
 # The events of the task come one by one under this lock, so none is missed between the last
 # statement of the creation and the first trigger that sees the webhook.
 _LOCK_WORKSPACE = "SELECT FROM workspaces WHERE id = %s FOR UPDATE"
+# A task of a workspace that is deleted is removed under this lock.
+_FIND_TASK = "SELECT FROM tasks WHERE id = %s AND workspace_id = %s"
 # A transaction that began before a webhook was committed may have written an event without seeing
 # the webhook. The creation is answered after the end of such transactions, but does not wait long
 # for others, such as a migration.
@@ -134,6 +136,9 @@ class PostgresWebhooks:
                 raise errors.too_many_webhooks(webhook.org_id, limit, owner)
             if task is not None:
                 await connection.execute(_LOCK_WORKSPACE, (task.workspace_id,))
+                found = await connection.execute(_FIND_TASK, (task_id, task.workspace_id))
+                if await found.fetchone() is None:
+                    raise errors.task_not_found(task.workspace_id, task.task_id)
                 await connection.execute(_REPLACE, (task_id, name))
             await connection.execute(_INSERT, _values(webhook))
             if task is not None:

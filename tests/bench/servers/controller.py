@@ -50,6 +50,9 @@ class AlivePods:
     async def end(self, workspace: object, grace_seconds: float) -> bool:
         return True
 
+    async def remove(self, workspace_id: str) -> bool:
+        return True
+
 
 def _alive_pods(*_: Any, **__: Any) -> AlivePods:
     return AlivePods()

@@ -22,12 +22,12 @@ _SLACK = timedelta(seconds=5)
 
 def end_all(world: World) -> None:
     """Checks that every request is fulfilled, and that the next task completes."""
-    world.run(_repair(world))
+    world.run(repair(world))
     world.run(_await_ends(world))
     world.run(_check_next_task(world))
 
 
-async def _repair(world: World) -> None:
+async def repair(world: World) -> None:
     world.store.hiccups.clear()
     world.wire.network = Network.GOOD
     world.pods.are_in_reach = True
@@ -48,7 +48,7 @@ async def _await_ends(world: World) -> None:
     """Waits for the end of all tasks: a cancelled one gets no final reply, the others do."""
     due = _due(world, await world.tasks(), await world.workspace())
     for _ in range(_LIMIT_SECONDS):
-        await _open_gates(world)
+        await open_gates(world)
         tasks, at = await world.tasks(), await world.workspace()
         overdue = [
             task
@@ -110,7 +110,7 @@ def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, dateti
     return due
 
 
-async def _open_gates(world: World) -> None:
+async def open_gates(world: World) -> None:
     await world.settle()
     for agent in world.agents:
         if agent.gates.is_tool_called:
@@ -132,7 +132,7 @@ async def _check_next_task(world: World) -> None:
     # It wakes a suspended workspace.
     await world.submit()
     await world.advance(4.0)
-    await _open_gates(world)
+    await open_gates(world)
     last = (await world.task(world.task_ids[-1])) if world.task_ids else None
     assert last is not None and (last.status, last.cancel) == (TaskStatus.COMPLETED, None), (
         "invariants 5 and 6: the next task",

@@ -64,6 +64,14 @@ class Pods:
         self._shared.tools -= {tool for tool in self._shared.tools if tool[0] in epochs}
         return True
 
+    async def remove(self, workspace_id: str) -> bool:
+        if self.are_in_reach:
+            for agent in self._of(workspace_id):
+                if not agent.is_gone:
+                    await agent.crash()
+            self._started = {each for each in self._started if each[0] != workspace_id}
+        return self.are_in_reach
+
     def _of(self, workspace_id: str) -> list[Agent]:
         return [agent for agent in self._agents if agent.workspace_id == workspace_id]
 

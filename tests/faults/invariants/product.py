@@ -25,7 +25,7 @@ from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.gates import PRICES
 from tests.faults.invariants.pods import Changes, Pods
 from tests.faults.invariants.record import Record
-from tests.faults.invariants.spy_store import SpyStore
+from tests.faults.invariants.spy_store import Removed, SpyStore
 from tests.faults.invariants.stage import Stage
 from tests.faults.invariants.wire import Wire
 from tests.support.fakes import FakeSubscriptions
@@ -134,22 +134,29 @@ class Product:
     # What the database holds.
 
     async def workspace(self) -> Workspace:
+        if self.removed is not None:
+            return self.removed.workspace
         found = await self.observer.get_workspace(self.workspace_id)
         assert found is not None
         return found
 
     async def tasks(self) -> Sequence[Task]:
+        if self.removed is not None:
+            return self.removed.tasks
         return await self.observer.list_tasks(self.workspace_id, None, 1_000)
 
     async def events(self) -> Sequence[Event]:
+        if self.removed is not None:
+            return self.removed.events
         return await self.observer.list_events(self.workspace_id, 0, 10_000)
 
     async def task(self, task_id: str | None) -> Task | None:
-        return (
-            await self.observer.get_task(self.workspace_id, task_id)
-            if task_id is not None
-            else None
-        )
+        return next((each for each in await self.tasks() if each.id == task_id), None)
+
+    @property
+    def removed(self) -> Removed | None:
+        """The workspace as it was when it was removed; None while there is one."""
+        return self.store.removed
 
     # What the stack does.
 

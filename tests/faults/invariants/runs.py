@@ -10,6 +10,7 @@ from evershell.store.connections import connected, open_pool
 from evershell.store.notifications import Publish
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
+from tests.faults.invariants.deletion import DeletionMachine
 from tests.faults.invariants.machine import CancellationMachine
 from tests.faults.invariants.product import OpenStores
 from tests.faults.invariants.trees import TreeMachine
@@ -27,8 +28,22 @@ _SETTINGS = settings(
 
 
 def run_in_memory(examples: int, *, is_random: bool = False, is_shrunk: bool = True) -> None:
+    _run_in_memory(CancellationMachine, examples, is_random=is_random, is_shrunk=is_shrunk)
+
+
+def run_deletions_in_memory(examples: int, *, is_random: bool = False) -> None:
+    _run_in_memory(DeletionMachine, examples, is_random=is_random)
+
+
+def _run_in_memory(
+    machine: type[CancellationMachine],
+    examples: int,
+    *,
+    is_random: bool = False,
+    is_shrunk: bool = True,
+) -> None:
     run_state_machine_as_test(
-        _machine(_in_memory),
+        _machine(_in_memory, machine),
         settings=settings(
             _SETTINGS,
             max_examples=examples,
@@ -39,13 +54,28 @@ def run_in_memory(examples: int, *, is_random: bool = False, is_shrunk: bool = T
 
 
 def run_on_postgres(
-    database_url: str, number: int, *, examples: int = 6, is_random: bool = False
+    database_url: str,
+    number: int,
+    *,
+    examples: int = 6,
+    is_random: bool = False,
+    machine: type[CancellationMachine] = CancellationMachine,
 ) -> None:
     # Hypothesis begins with the shortest possible run.
     few = settings(
         _SETTINGS, max_examples=examples, phases=[Phase.generate], derandomize=not is_random
     )
-    run_state_machine_as_test(seed(number)(_machine(_on_postgres(database_url))), settings=few)
+    run_state_machine_as_test(
+        seed(number)(_machine(_on_postgres(database_url), machine)), settings=few
+    )
+
+
+def run_deletions_on_postgres(
+    database_url: str, number: int, *, examples: int = 6, is_random: bool = False
+) -> None:
+    run_on_postgres(
+        database_url, number, examples=examples, is_random=is_random, machine=DeletionMachine
+    )
 
 
 def run_trees(database_url: str | None, examples: int) -> None:
@@ -61,8 +91,10 @@ def run_trees(database_url: str | None, examples: int) -> None:
     )
 
 
-def _machine(open_stores: OpenStores) -> type[CancellationMachine]:
-    class Machine(CancellationMachine):
+def _machine(
+    open_stores: OpenStores, machine: type[CancellationMachine]
+) -> type[CancellationMachine]:
+    class Machine(machine):  # type: ignore[valid-type, misc]
         def __init__(self) -> None:
             super().__init__(open_stores)
 
@@ -83,7 +115,9 @@ def _on_postgres(url: str) -> OpenStores:
         pool = await resources.enter_async_context(open_pool(url, min_size=1))
         observing = await resources.enter_async_context(open_pool(url, min_size=1, max_size=1))
         async with connected(pool) as connection:
-            await connection.execute("TRUNCATE workspaces, tasks, events, org_holds CASCADE")
+            await connection.execute(
+                "TRUNCATE workspaces, tasks, events, org_holds, deleted_workspaces CASCADE"
+            )
         store = PostgresStore(pool, clock, publish)
         return store, PostgresStore(observing, machine_clock)
 

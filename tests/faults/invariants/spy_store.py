@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Any, TypeVar
 
 from evershell.core.change import Change
 from evershell.core.errors import Failure, UnavailableError
+from evershell.core.event import Event
 from evershell.core.ports import (
     Clock,
     Leased,
@@ -37,7 +39,17 @@ _WRITES = (
     "renew_lease",
     "hold_org",
     "release_org",
+    "remove_workspace",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A workspace, with its tasks and events, before it was removed."""
+
+    workspace: Workspace
+    tasks: Sequence[Task]
+    events: Sequence[Event]
 
 
 class SpyStore:
@@ -60,6 +72,8 @@ class SpyStore:
         self.leases: dict[int, datetime] = {}
         # Each task as it was last seen committed.
         self.tasks: dict[str, Task] = {}
+        # What there was when the workspace was removed.
+        self.removed: Removed | None = None
 
     @property
     def is_at_rest(self) -> bool:
@@ -85,7 +99,10 @@ class SpyStore:
 
         async def call(*arguments: Any, **named: Any) -> Any:
             async def make() -> Any:
+                last = await self._read_all(*arguments) if name == "remove_workspace" else None
                 answer = await method(*arguments, **named)
+                if last is not None and answer:
+                    self.removed = self.removed or last
                 if name == "create_workspace":
                     self.workspace = arguments[0]
                 elif name in _WRITES:
@@ -95,6 +112,15 @@ class SpyStore:
             return await (self._write(make) if name in _WRITES else self._read(make()))
 
         return call
+
+    async def _read_all(self, workspace_id: str) -> Removed | None:
+        workspace = await self._store.get_workspace(workspace_id)
+        if workspace is None:
+            return None
+        tasks = await self._store.list_tasks(workspace_id, None, 1_000)
+        events = await self._store.list_events(workspace_id, 0, 10_000)
+        self.tasks |= {each.id: each for each in tasks if each.id in self.tasks}
+        return Removed(workspace, tasks, events)
 
     async def _note_answer(self, answer: object) -> None:
         match answer:

@@ -1,6 +1,12 @@
 """A short run of random interleavings against the invariants; long/ has a long one."""
 
-from tests.faults.invariants.runs import run_in_memory, run_on_postgres, run_trees
+from tests.faults.invariants.runs import (
+    run_deletions_in_memory,
+    run_deletions_on_postgres,
+    run_in_memory,
+    run_on_postgres,
+    run_trees,
+)
 
 
 def test_invariants_hold_in_memory() -> None:
@@ -9,6 +15,14 @@ def test_invariants_hold_in_memory() -> None:
 
 def test_invariants_hold_on_postgres(database_url: str) -> None:
     run_on_postgres(database_url, 0, examples=3)
+
+
+def test_invariants_hold_with_deletions_in_memory() -> None:
+    run_deletions_in_memory(10)
+
+
+def test_invariants_hold_with_deletions_on_postgres(database_url: str) -> None:
+    run_deletions_on_postgres(database_url, 0, examples=2)
 
 
 def test_trees_in_memory() -> None:

@@ -24,6 +24,7 @@ _STATE_SLUGS = {
     WorkspaceStatus.STOPPING: "workspace_stopped",
     WorkspaceStatus.STOPPED: "workspace_stopped",
     WorkspaceStatus.FAILED: "workspace_failed",
+    WorkspaceStatus.DELETING: "workspace_deleting",
 }
 
 
@@ -153,6 +154,8 @@ class World(Product):
 
     def _expected(self, at: Workspace, target: Task | None, *, named: bool) -> frozenset[str]:
         """Returns the correct answers, by the contract's order of checks."""
+        if self.removed is not None:
+            return frozenset({"workspace_not_found"})
         if named and target is None:
             return frozenset({"task_not_found"})
         if target is not None and target.status.is_terminal:
@@ -264,6 +267,18 @@ class World(Product):
         self._start(
             self._try(
                 workspaces.stop_workspace(
+                    CALLER, at.id, Origin(request_id), self.store, self.wire, self.clock
+                )
+            )
+        )
+
+    async def delete(self) -> None:
+        at = await self.workspace()
+        request_id = f"delete_{next(self._request_numbers)}"
+        self.record.stops[request_id] = at.current_task_id
+        self._start(
+            self._try(
+                workspaces.delete_workspace(
                     CALLER, at.id, Origin(request_id), self.store, self.wire, self.clock
                 )
             )

@@ -255,8 +255,8 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/core/test_workspace_lifecycle.py",
         (
             f"{_CORE}workspace.py",
-            "return epoch != self.epoch or self.status not in WANTS_POD",
-            "return self.status not in WANTS_POD",
+            "return epoch != self.epoch or not (",
+            "return not (",
         ),
         (f"{_CORE}workspace.py", "or self.agent_breach is not None", ""),
         (f"{_CORE}workspace.py", "epoch=self.epoch + 1", "epoch=self.epoch"),

@@ -6,6 +6,18 @@ _REMOVE = "server/evershell/store/functions/remove_old_tasks.sql"
 _FLEET = "server/evershell/fleet/"
 _CONTRACT = "tests/contracts/test_store_retention.py"
 _MACHINE = "tests/faults/invariants/test_invariants.py::test_trees_on_postgres"
+_DELETE = "server/evershell/store/functions/remove_workspace.sql"
+_CORE = "server/evershell/core/"
+_CONTROLLER = "server/evershell/fleet/controller.py"
+_DELETIONS = (
+    "tests/faults/invariants/test_invariants.py::test_invariants_hold_with_deletions_in_memory"
+)
+# A deleted workspace counts as left by its pod at once.
+_FORGETS_POD = (
+    f"{_CORE}workspace.py",
+    "return self.status is WorkspaceStatus.DELETING and self.run_id is None",
+    "return self.status is WorkspaceStatus.DELETING",
+)
 _TREE_IS_OPEN = "AND d.status IN ('submitted', 'delivered', 'running')"
 
 REMOVING: tuple[Rule, ...] = (
@@ -59,6 +71,44 @@ REMOVING: tuple[Rule, ...] = (
             "server/evershell/core/watch_events.py",
             "events[-1].seq if events else max(after_seq, last_seq)",
             "events[-1].seq if events else after_seq",
+        ),
+    ),
+    rule(
+        "a deleted workspace is removed after its task, its pod and its files",
+        "tests/unit/core/test_workspace_lifecycle.py tests/unit/fleet/test_controller.py",
+        _FORGETS_POD,
+        (_CONTROLLER, "await self._pods.remove(workspace.id) and await", "await"),
+        (
+            f"{_CORE}workspace_lifecycle.py",
+            "    if not begun.workspace.awaits_removal:\n",
+            "    if True:\n",
+        ),
+    ),
+    rule(
+        "random runs find a defect of the deletion",
+        _DELETIONS,
+        _FORGETS_POD,
+        (
+            _CONTROLLER,
+            "elif workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING):",
+            "elif workspace.status is WorkspaceStatus.STOPPING:",
+        ),
+    ),
+    rule(
+        "the rows of a deleted workspace are removed in bounded transactions, all of them",
+        "tests/contracts/test_store_deletion.py",
+        (_DELETE, "+ p_limit;", "+ 100 * p_limit;"),
+        (_DELETE, "IF w.updated_at > p_waits_since AND EXISTS (", "IF EXISTS ("),
+        (_DELETE, "IF w.updated_at > p_waits_since AND EXISTS (", "IF false AND EXISTS ("),
+        (_DELETE, "    DELETE FROM webhooks WHERE task_id = ANY (task_ids);\n", ""),
+    ),
+    rule(
+        "a stream of a deleted workspace ends with workspace_not_found",
+        "tests/unit/core/test_watch_events.py",
+        (
+            f"{_CORE}watch_events.py",
+            "if workspace is None or workspace.status is WorkspaceStatus.DELETING:",
+            "if False:",
         ),
     ),
     rule(

@@ -29,8 +29,8 @@ SUSPENDING: tuple[Rule, ...] = (
         f"{_UNIT} tests/contracts/test_store_leases.py",
         (
             f"{_STORE}postgres_store.py",
-            " OR (status = 'suspended' AND run_id IS NOT NULL) ORDER",
-            " ORDER",
+            "OR (status = 'suspended' AND run_id IS NOT NULL) ",
+            "",
         ),
         (
             f"{_CORE}workspace_lifecycle.py",

@@ -39,7 +39,7 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
 
     CancelTask = SubmitTask = GetTask = ListTasks = CreateWorkspace = GetWorkspace = _answer
     ListWorkspaces = StopWorkspace = ResumeWorkspace = ListAuditEntries = _answer
-    CancelTasks = HoldOrg = ReleaseOrg = GetHold = GetCaller = _answer
+    CancelTasks = HoldOrg = ReleaseOrg = GetHold = GetCaller = DeleteWorkspace = _answer
     CreateWebhook = ListWebhooks = DeleteWebhook = RotateWebhookSecret = _answer
     ReplayWebhook = ListWebhookDeliveries = _answer
 

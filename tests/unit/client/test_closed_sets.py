@@ -36,6 +36,7 @@ METHODS = {
     "ListWorkspaces": "list_workspaces",
     "StopWorkspace": "stop_workspace",
     "ResumeWorkspace": "resume_workspace",
+    "DeleteWorkspace": "delete_workspace",
     "ListAuditEntries": "list_audit_entries",
     "CancelTasks": "cancel_tasks",
     "HoldOrg": "hold",

@@ -13,6 +13,7 @@ from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import Event
 from evershell.core.task import TaskStarted
 from evershell.core.watch_events import BATCH_EVENTS, Heartbeat, watch_events
+from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import World, caller, iteration
 
 
@@ -118,6 +119,27 @@ async def test_each_batch_is_encoded_once_and_what_encode_returns_is_yielded(wor
     assert found[:-1] == [f"event {seq}" for seq in range(2, BATCH_EVENTS + 4)]
     assert isinstance(found[-1], Heartbeat) and found[-1].seq == BATCH_EVENTS + 3
     assert batches == [list(range(2, BATCH_EVENTS + 2)), [BATCH_EVENTS + 2, BATCH_EVENTS + 3]]
+
+
+async def test_a_stream_ends_when_the_workspace_is_deleted(world: World) -> None:
+    busy, _ = await world.add_busy()
+
+    async def delete() -> None:
+        del world.store._workspaces[busy.id]
+
+    watching = stream(world, busy.id, Scripted(world, delete))
+    assert [(await anext(watching)).seq for _ in range(2)] == [1, 2]
+    with pytest.raises(Failure, match="There is no workspace"):
+        await anext(watching)
+
+
+async def test_a_stream_skips_no_event_that_a_deletion_has_removed(world: World) -> None:
+    busy, running = await world.add_busy()
+    await world.commit(busy.id, running.id, iteration(1))
+    await world.set_status(busy.id, WorkspaceStatus.DELETING)
+    del world.store._events[busy.id][1]
+    with pytest.raises(Failure, match="There is no workspace"):
+        await anext(stream(world, busy.id, Scripted(world), after=1))
 
 
 async def test_a_heartbeat_names_the_last_event_of_the_log_and_not_a_later_position(

@@ -220,6 +220,82 @@ def test_finish_stop_changes_only_a_stopping_workspace(status: WorkspaceStatus) 
     assert workspace_lifecycle.finish_stop(locked, 1, LATER, work_stopped=True) == unchanged(locked)
 
 
+def deleting(locked: Locked) -> Locked:
+    """The locked state after DeleteWorkspace."""
+    change = workspace_lifecycle.request_delete(locked, intent(reason="workspace deleted"))
+    return Locked(change.workspace, change.task)
+
+
+@pytest.mark.parametrize("status", set(WorkspaceStatus) - {BUSY, WorkspaceStatus.DELETING})
+def test_a_workspace_can_be_deleted_in_every_state(status: WorkspaceStatus) -> None:
+    locked = Locked(workspace(status, status_reason="why"), None)
+    begun = deleting(locked)
+    assert (begun.workspace.status, begun.workspace.status_reason) == (
+        WorkspaceStatus.DELETING,
+        "workspace deleted",
+    )
+    assert workspace_lifecycle.request_delete(begun, intent()) == unchanged(begun)
+    for refuse in (
+        lambda: workspace_lifecycle.request_stop(begun, intent()),
+        lambda: workspace_lifecycle.resume(begun, LATER),
+        begun.workspace.require_up,
+    ):
+        with pytest.raises(Failure) as raised:
+            refuse()
+        assert raised.value.slug == "workspace_deleting"
+
+
+def test_a_deletion_cancels_the_task_as_a_stop_does() -> None:
+    locked = locked_busy()
+    change = workspace_lifecycle.request_delete(locked, intent(reason="workspace deleted"))
+    stopped = workspace_lifecycle.request_stop(locked, intent(reason="workspace deleted"))
+    assert (change.task, change.events) == (stopped.task, stopped.events)
+    assert replace(change.workspace, status=STOPPING) == stopped.workspace
+
+
+def test_the_agent_of_a_deleted_workspace_is_fenced_once_its_pod_has_ended() -> None:
+    begun = deleting(locked_busy())
+    assert not begun.workspace.is_fenced(1) and not begun.workspace.awaits_removal
+    change = workspace_lifecycle.finish_stop(begun, 1, LATER, work_stopped=True)
+    assert types(change) == ["task_completed", "workspace_stopped"]
+    assert change.task is not None and change.task.status is TaskStatus.CANCELLED
+    assert without_agent(change)
+    assert change.workspace.status is WorkspaceStatus.DELETING
+    assert change.workspace.is_fenced(1) and change.workspace.awaits_removal
+    for lose in (
+        workspace_lifecycle.lose_agent(begun, 1, "it died", LATER, work_stopped=True),
+        workspace_lifecycle.place(begun, 1, "run_2", LATER, work_stopped=True),
+    ):
+        assert lose.workspace == change.workspace
+    again = Locked(change.workspace, None)
+    for late in (
+        workspace_lifecycle.finish_stop(again, 1, LATER, work_stopped=True),
+        workspace_lifecycle.place(again, 1, "run_2", LATER, work_stopped=True),
+        workspace_lifecycle.register(again, 1, "127.0.0.1:1", 30, LATER),
+        workspace_lifecycle.heartbeat(again, 1, "", Phase.NONE, 30, LATER),
+    ):
+        assert late == unchanged(again)
+
+
+def test_the_task_of_a_deleted_workspace_that_is_not_woken_yet_ends_at_once() -> None:
+    locked = locked_busy(TaskStatus.SUBMITTED, run_id=None)
+    locked = replace(locked, workspace=replace(locked.workspace, status=PROVISIONING))
+    change = workspace_lifecycle.request_delete(locked, intent(reason="workspace deleted"))
+    assert types(change) == ["task_cancel_requested", "task_completed"]
+    assert change.task is not None
+    assert (change.task.status, change.task.iterations, change.task.forced) == (
+        TaskStatus.CANCELLED,
+        0,
+        False,
+    )
+    assert change.workspace.awaits_removal and change.workspace.current_task_id is None
+
+
+def test_a_deleted_workspace_that_was_never_placed_has_no_pod() -> None:
+    begun = deleting(Locked(workspace(PROVISIONING), None))
+    assert begun.workspace.awaits_removal and begun.workspace.is_fenced(1)
+
+
 @pytest.mark.parametrize("status", ENDED)
 def test_an_ended_workspace_resumes_in_a_new_epoch(status: WorkspaceStatus) -> None:
     locked = Locked(workspace(status, status_reason="why", epoch=4), None)

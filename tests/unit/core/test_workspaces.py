@@ -1,4 +1,4 @@
-"""Creates, reads, stops and resumes workspaces."""
+"""Creates, reads, stops, resumes and deletes workspaces."""
 
 from collections.abc import Coroutine
 from typing import Any
@@ -23,6 +23,12 @@ async def stop(world: World, workspace_id: str, by: Caller | None = None) -> Wor
 async def resume(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:
     return await workspaces.resume_workspace(
         by or caller(), workspace_id, Origin("req_t"), world.store, world.clock
+    )
+
+
+async def delete(world: World, workspace_id: str, by: Caller | None = None) -> Workspace:
+    return await workspaces.delete_workspace(
+        by or caller(), workspace_id, Origin("req_t"), world.store, world.agents, world.clock
     )
 
 
@@ -70,6 +76,7 @@ async def test_each_call_on_a_workspace_checks_in_order(world: World, scope: str
         return [
             await slug_of(stop(world, workspace_id, by)),
             await slug_of(resume(world, workspace_id, by)),
+            await slug_of(delete(world, workspace_id, by)),
         ]
 
     down = await world.add(WorkspaceStatus.FAILED)
@@ -101,6 +108,38 @@ async def test_a_stop_succeeds_though_the_agent_is_unreachable(world: World) -> 
     world.agents.reachable = False
     assert (await stop(world, busy.id)).status is WorkspaceStatus.STOPPING
     assert (await world.task(busy.id, running.id)).cancel is not None
+
+
+async def test_a_deletion_cancels_the_task_and_signals_the_agent(world: World) -> None:
+    busy, running = await world.add_busy()
+    world.agents.reachable = False
+    deleting = await delete(world, busy.id)
+    assert deleting.status is WorkspaceStatus.DELETING
+    cancelled = await world.task(busy.id, running.id)
+    assert cancelled.cancel is not None and cancelled.cancel.reason == "workspace deleted"
+    world.agents.reachable = True
+    assert await delete(world, busy.id) == deleting
+    assert world.agents.cancelled[-1] == running.id
+
+
+async def test_the_deletion_of_a_workspace_that_is_gone_is_answered_as_before(
+    world: World,
+) -> None:
+    made = await world.add(WorkspaceStatus.STOPPED)
+    deleting = await delete(world, made.id)
+    await world.store.remove_workspace(made.id)
+    assert await delete(world, made.id) == deleting
+    mine, theirs = caller("workspace:write:own"), caller("workspace:write:own", actor_id="user_2")
+    assert await delete(world, made.id, mine) == deleting
+    assert await slug_of(delete(world, made.id, theirs)) == "permission_denied"
+    elsewhere = caller("workspace:write", org_id="org_b")
+    assert await slug_of(delete(world, made.id, elsewhere)) == "workspace_not_found"
+    for call in (
+        stop(world, made.id),
+        resume(world, made.id),
+        workspaces.get_workspace(caller(), made.id, world.store),
+    ):
+        assert await slug_of(call) == "workspace_not_found"
 
 
 async def test_who_may_submit_tasks_may_resume(world: World) -> None:

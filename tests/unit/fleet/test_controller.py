@@ -49,6 +49,7 @@ async def test_a_controller_whose_term_has_ended_starts_and_ends_no_pod(fleet: F
     fleet.pods.kill(lost)
     await fleet.add(WorkspaceStatus.STOPPING)
     await fleet.add(IDLE, run_id="run_0")
+    await fleet.add(WorkspaceStatus.DELETING, run_id=None, pod=False)
     fleet.leads = False
     await fleet.scan()
     assert fleet.pods.calls == []
@@ -267,6 +268,62 @@ async def test_a_stopping_workspace_stops_as_soon_as_its_task_has_ended(fleet: F
     assert (await fleet.world.workspace(busy.id)).status is WorkspaceStatus.STOPPED
     ended = await fleet.world.task(busy.id, running.id)
     assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, False)
+
+
+async def delete(fleet: Fleet, workspace_id: str) -> None:
+    def request(locked: Locked) -> Change:
+        return workspace_lifecycle.request_delete(
+            locked, intent(requested_at=fleet.world.clock(), reason="workspace deleted")
+        )
+
+    await fleet.world.change(workspace_id, request)
+
+
+@pytest.mark.parametrize(
+    ("status", "run_id", "ends"),
+    [(IDLE, RUN_ID, True), (IDLE, "run_0", True), (STOPPED, None, False), (FAILED, None, False)],
+)
+async def test_a_deleted_workspace_is_removed_after_its_pod(
+    fleet: Fleet, status: WorkspaceStatus, run_id: str | None, ends: bool
+) -> None:
+    other = await fleet.add(IDLE)
+    made = await fleet.add(status, run_id=run_id, pod=ends)
+    await delete(fleet, made.id)
+    async with fleet.running():
+        await fleet.next_scan()
+    assert fleet.pods.calls == [f"end {END_GRACE_SECONDS:g}"] * ends + ["remove"]
+    assert await fleet.world.store.get_workspace(made.id) is None
+    assert await fleet.world.store.find_deleted_workspace(made.id, made.org_id) is not None
+    assert await fleet.world.workspace(other.id) == other
+
+
+async def test_a_deletion_waits_for_the_task_then_for_the_files_and_continues(
+    fleet: Fleet,
+) -> None:
+    busy, running = await fleet.add_busy()
+    await delete(fleet, busy.id)
+    await fleet.scan()
+    assert fleet.pods.calls == []
+    await fleet.world.end(busy.id, running.id)
+    fleet.pods.removes_all = False
+    async with fleet.running():
+        await fleet.next_scan()
+    assert (await fleet.world.workspace(busy.id)).awaits_removal
+    fleet.pods.removes_all = True
+    # Another controller.
+    await fleet.scan()
+    assert await fleet.world.store.get_workspace(busy.id) is None
+
+
+async def test_a_deleted_workspace_whose_pod_was_being_started_leaves_no_pod(fleet: Fleet) -> None:
+    made = await fleet.add(PROVISIONING, run_id=None, pod=False)
+    async with fleet.running():
+        await delete(fleet, made.id)
+        assert fleet.pods.alive
+        await fleet.next_scan()
+        await fleet.next_scan()
+    assert not fleet.pods.alive
+    assert await fleet.world.store.get_workspace(made.id) is None
 
 
 async def limited(fleet: Fleet, **limits: float) -> tuple[Workspace, Task]:

@@ -42,6 +42,7 @@ RULES = {
     "ListWorkspaces": Rule(("workspace:read",), on_workspace=False, audited=False),
     "StopWorkspace": Rule(("workspace:write",), on_workspace=True, audited=True),
     "ResumeWorkspace": Rule(("workspace:write", "tasks:write"), on_workspace=True, audited=True),
+    "DeleteWorkspace": Rule(("workspace:write",), on_workspace=True, audited=True),
     "ListAuditEntries": Rule(("audit:read",), on_workspace=True, audited=False),
     "CancelTasks": Rule(("workspace:write",), on_workspace=False, audited=True),
     "HoldOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),

@@ -59,6 +59,9 @@ async def test_every_allowed_call_leaves_an_entry_with_its_change(
     await server.stub.ResumeWorkspace(
         messages.ResumeWorkspaceRequest(workspace_id=failed.id), metadata=metadata
     )
+    await server.stub.DeleteWorkspace(
+        messages.DeleteWorkspaceRequest(workspace_id=failed.id), metadata=metadata
+    )
     await server.stub.CancelTasks(
         messages.CancelTasksRequest(all=True, reason="all"), metadata=metadata
     )
@@ -86,6 +89,7 @@ async def test_every_allowed_call_leaves_an_entry_with_its_change(
         ("CreateWebhook", "ok", "", ""),
         ("CreateWorkspace", "ok", made.id, ""),
         ("DeleteWebhook", "ok", "", ""),
+        ("DeleteWorkspace", "ok", failed.id, ""),
         ("HoldOrg", "ok", "", ""),
         ("ReleaseOrg", "ok", "", ""),
         ("ReplayWebhook", "ok", "", ""),

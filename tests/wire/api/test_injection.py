@@ -100,6 +100,7 @@ async def test_a_text_in_place_of_an_id_is_refused_and_repeated_nowhere(
         "ListWorkspaces": messages.ListWorkspacesRequest(page_token=text),
         "StopWorkspace": messages.StopWorkspaceRequest(workspace_id=text),
         "ResumeWorkspace": messages.ResumeWorkspaceRequest(workspace_id=text),
+        "DeleteWorkspace": messages.DeleteWorkspaceRequest(workspace_id=text),
         "ListAuditEntries": messages.ListAuditEntriesRequest(workspace_id=text, task_id=text),
     }
     for method, request in requests.items():
@@ -109,7 +110,7 @@ async def test_a_text_in_place_of_an_id_is_refused_and_repeated_nowhere(
         assert text not in seen.message and text not in json.dumps(seen.envelope)
     completed = await calls(lines, len(requests))
     assert {line["outcome"] for line in completed} == {"validation_error"}
-    await eventually_async(lambda: len(server.audit.entries) == 4)
+    await eventually_async(lambda: len(server.audit.entries) == 5)
     assert {each.workspace_id + each.task_id for each in server.audit.entries} == {""}
 
 

@@ -158,6 +158,7 @@ def metadata_of(error: Any) -> dict[str, Any]:
         # The edge does not know whether it names a task.
         ("CancelTask", (), False),
         ("StopWorkspace", (), False),
+        ("DeleteWorkspace", (), True),
         ("SubmitTask", (), False),
         ("SubmitTask", (("idempotency-key", "k"),), True),
         ("GetTask", (), True),

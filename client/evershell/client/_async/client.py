@@ -547,6 +547,7 @@ class AsyncClient(AsyncCaller):
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
             WorkspaceFailedError: Its agent died or could not start.
+            WorkspaceDeletingError: It is being deleted.
             CallError: Any other failure.
         """
         return await self._call(call("StopWorkspace", only(Workspace), workspace_id=workspace_id))
@@ -565,9 +566,28 @@ class AsyncClient(AsyncCaller):
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
             InvalidStateError: The workspace is still stopping.
+            WorkspaceDeletingError: The workspace is being deleted.
             CallError: Any other failure.
         """
         return await self._call(call("ResumeWorkspace", only(Workspace), workspace_id=workspace_id))
+
+    async def delete_workspace(self, workspace_id: str) -> Workspace:
+        """Deletes a workspace, in any state, with its files, tasks, events and webhooks.
+
+        A running task is cancelled, and its iteration is interrupted after 10 seconds. A repeated
+        call changes nothing, also when the workspace is gone.
+
+        Args:
+            workspace_id: The workspace.
+
+        Returns:
+            The workspace, which is `deleting` until it is gone.
+
+        Raises:
+            WorkspaceNotFoundError: The caller's organization has never had such a workspace.
+            CallError: Any other failure.
+        """
+        return await self._call(call("DeleteWorkspace", only(Workspace), workspace_id=workspace_id))
 
     def list_audit_entries(
         self,

@@ -63,6 +63,8 @@ class Error(_message.Message):
         """The workspace's agent died or could not start. Example: the agent's process was killed;
         ResumeWorkspace starts a new one.
         """
+        workspace_deleting: Error._ErrorCode.ValueType  # 34
+        """The workspace is being deleted. Example: a cancellation after DeleteWorkspace."""
         workspace_provisioning: Error._ErrorCode.ValueType  # 8
         """The workspace's agent has not registered yet. Example: a task submitted right after
         CreateWorkspace.
@@ -182,6 +184,8 @@ class Error(_message.Message):
     """The workspace's agent died or could not start. Example: the agent's process was killed;
     ResumeWorkspace starts a new one.
     """
+    workspace_deleting: Error.ErrorCode.ValueType  # 34
+    """The workspace is being deleted. Example: a cancellation after DeleteWorkspace."""
     workspace_provisioning: Error.ErrorCode.ValueType  # 8
     """The workspace's agent has not registered yet. Example: a task submitted right after
     CreateWorkspace.

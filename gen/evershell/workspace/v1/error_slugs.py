@@ -10,6 +10,7 @@ Slug: TypeAlias = Literal[
     "task_not_found",
     "workspace_stopped",
     "workspace_failed",
+    "workspace_deleting",
     "workspace_provisioning",
     "workspace_busy",
     "invalid_state",

@@ -47,6 +47,8 @@ class Workspace(_message.Message):
         """
         suspended: Workspace._Status.ValueType  # 7
         """It was idle for long, so it has no agent; its files stay. The next task wakes it."""
+        deleting: Workspace._Status.ValueType  # 8
+        """DeleteWorkspace is removing it, with its tasks, events and files."""
 
     class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
     status_unspecified: Workspace.Status.ValueType  # 0
@@ -66,6 +68,8 @@ class Workspace(_message.Message):
     """
     suspended: Workspace.Status.ValueType  # 7
     """It was idle for long, so it has no agent; its files stay. The next task wakes it."""
+    deleting: Workspace.Status.ValueType  # 8
+    """DeleteWorkspace is removing it, with its tasks, events and files."""
 
     ID_FIELD_NUMBER: _builtins.int
     ORG_ID_FIELD_NUMBER: _builtins.int

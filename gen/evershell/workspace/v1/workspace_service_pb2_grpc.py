@@ -98,6 +98,11 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspaceRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.FromString,
                 _registered_method=True)
+        self.DeleteWorkspace = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/DeleteWorkspace',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.FromString,
+                _registered_method=True)
         self.ListAuditEntries = channel.unary_unary(
                 '/evershell.workspace.v1.WorkspaceService/ListAuditEntries',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListAuditEntriesRequest.SerializeToString,
@@ -273,7 +278,7 @@ class WorkspaceServiceServicer:
         Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
         workspace as it was created. Without the header, every successful call creates a workspace.
         Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
-        to another request.
+        to another request. workspace_not_found if the workspace of the first call was deleted since.
         Needs workspace:write or workspace:write:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -326,6 +331,21 @@ class WorkspaceServiceServicer:
         hold, even for a workspace that is up.
         Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
         of the workspace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWorkspace(self, request, context):
+        """Deletes a workspace, in any state, with its files, tasks, events and webhooks.
+
+        Effect: a running task is cancelled with the reason `workspace deleted`, and its iteration is
+        interrupted after 10 s. The workspace is `deleting` until its agent has ended and everything is
+        removed, and then gone. Entries of the audit log stay. Children of its tasks in other workspaces
+        run on.
+        Idempotency: a repeated call changes nothing and succeeds, also after the workspace is gone.
+        Errors: workspace_not_found includes workspaces of another organization, deleted or not.
+        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -547,6 +567,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
             'ResumeWorkspace': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeWorkspace,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspaceRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.SerializeToString,
+            ),
+            'DeleteWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkspace,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.SerializeToString,
             ),
             'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
@@ -909,6 +934,33 @@ class WorkspaceService:
             target,
             '/evershell.workspace.v1.WorkspaceService/ResumeWorkspace',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ResumeWorkspaceRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/DeleteWorkspace',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.DeleteWorkspaceRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_workspace__pb2.Workspace.FromString,
             options,
             channel_credentials,

@@ -125,7 +125,7 @@ class WorkspaceServiceStub:
     Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
     workspace as it was created. Without the header, every successful call creates a workspace.
     Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
-    to another request.
+    to another request. workspace_not_found if the workspace of the first call was deleted since.
     Needs workspace:write or workspace:write:own.
     """
     GetWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetWorkspaceRequest, _workspace_pb2.Workspace]
@@ -162,6 +162,17 @@ class WorkspaceServiceStub:
     hold, even for a workspace that is up.
     Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
     of the workspace.
+    """
+    DeleteWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.DeleteWorkspaceRequest, _workspace_pb2.Workspace]
+    """Deletes a workspace, in any state, with its files, tasks, events and webhooks.
+
+    Effect: a running task is cancelled with the reason `workspace deleted`, and its iteration is
+    interrupted after 10 s. The workspace is `deleting` until its agent has ended and everything is
+    removed, and then gone. Entries of the audit log stay. Children of its tasks in other workspaces
+    run on.
+    Idempotency: a repeated call changes nothing and succeeds, also after the workspace is gone.
+    Errors: workspace_not_found includes workspaces of another organization, deleted or not.
+    Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
     """
     ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListAuditEntriesRequest, _workspace_service_pb2.ListAuditEntriesResponse]
     """Lists the audit log, newest first: who changed what, or was refused.
@@ -366,7 +377,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
     workspace as it was created. Without the header, every successful call creates a workspace.
     Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
-    to another request.
+    to another request. workspace_not_found if the workspace of the first call was deleted since.
     Needs workspace:write or workspace:write:own.
     """
     GetWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
@@ -403,6 +414,17 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     hold, even for a workspace that is up.
     Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
     of the workspace.
+    """
+    DeleteWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.DeleteWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
+    """Deletes a workspace, in any state, with its files, tasks, events and webhooks.
+
+    Effect: a running task is cancelled with the reason `workspace deleted`, and its iteration is
+    interrupted after 10 s. The workspace is `deleting` until its agent has ended and everything is
+    removed, and then gone. Entries of the audit log stay. Children of its tasks in other workspaces
+    run on.
+    Idempotency: a repeated call changes nothing and succeeds, also after the workspace is gone.
+    Errors: workspace_not_found includes workspaces of another organization, deleted or not.
+    Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
     """
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListAuditEntriesRequest, _workspace_service_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
     """Lists the audit log, newest first: who changed what, or was refused.
@@ -646,7 +668,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat is the
         workspace as it was created. Without the header, every successful call creates a workspace.
         Errors: org_on_hold while the organization is on hold. idempotency_conflict if the key belongs
-        to another request.
+        to another request. workspace_not_found if the workspace of the first call was deleted since.
         Needs workspace:write or workspace:write:own.
         """
 
@@ -707,6 +729,23 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         hold, even for a workspace that is up.
         Needs workspace:write or tasks:write, or the `:own` form of one of them and to be the creator
         of the workspace.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteWorkspace(
+        self,
+        request: _workspace_service_pb2.DeleteWorkspaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspace_pb2.Workspace, _abc.Awaitable[_workspace_pb2.Workspace]]:
+        """Deletes a workspace, in any state, with its files, tasks, events and webhooks.
+
+        Effect: a running task is cancelled with the reason `workspace deleted`, and its iteration is
+        interrupted after 10 s. The workspace is `deleting` until its agent has ended and everything is
+        removed, and then gone. Entries of the audit log stay. Children of its tasks in other workspaces
+        run on.
+        Idempotency: a repeated call changes nothing and succeeds, also after the workspace is gone.
+        Errors: workspace_not_found includes workspaces of another organization, deleted or not.
+        Needs workspace:write, or workspace:write:own and to be the creator of the workspace.
         """
 
     @_abc_1.abstractmethod

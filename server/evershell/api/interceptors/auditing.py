@@ -30,6 +30,7 @@ _OF_CANCEL_TASK = frozenset(
         "workspace_provisioning",
         "workspace_stopped",
         "workspace_failed",
+        "workspace_deleting",
         "agent_unreachable",
         "task_not_cancelable",
     }

@@ -198,6 +198,22 @@ class KubernetesPods:
         )
         return all(ended) and epochs.isdisjoint(self._unconfirmed.get(workspace.id, ()))
 
+    async def remove(self, workspace_id: str) -> bool:
+        # The cluster removes the secrets with their pods, and the claim after its last pod.
+        names = list(self._names.get(workspace_id, ()))
+        ended = await asyncio.gather(*(self._end_pod(workspace_id, name, 0) for name in names))
+        claim = objects.claim_name(workspace_id)
+        try:
+            await self._api.delete(_CLAIMS, claim, 0, self._end_seconds)
+        except ApiError as error:
+            if error.status == _NOT_FOUND and all(ended):
+                self._unconfirmed.pop(workspace_id, None)
+                return True
+            log.warning("files_not_removed", claim=claim, problem=str(error))
+        except UnreachableError as error:
+            log.warning("files_not_removed", claim=claim, problem=str(error))
+        return False
+
     async def _end_pod(self, workspace_id: str, name: str, grace_seconds: float) -> bool:
         """Deletes the pod. Returns whether nothing of it runs any more."""
         grace = max(_SHORTEST_GRACE_SECONDS, math.ceil(grace_seconds))

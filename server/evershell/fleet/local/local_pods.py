@@ -19,6 +19,8 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import structlog
+
 from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace
 from evershell.fleet.local import processes
@@ -29,6 +31,8 @@ from evershell.fleet.local.processes import ProcessId
 from evershell.pod.fork_server import ForkRequest
 from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE
 from evershell.pod.spec import PodSpec
+
+log = structlog.get_logger()
 
 # How often it is checked that the files of a pod are in place. One check takes 60 µs.
 _FILES_CHECK_SECONDS = 3.0
@@ -254,6 +258,16 @@ class LocalPods:
         if is_known or (record is not None and record.process in whole):
             self._records.note_end(workspace.id, workspace.epoch)
         return is_known
+
+    async def remove(self, workspace_id: str) -> bool:
+        try:
+            # In parts, because a program ends only after its threads.
+            while not await asyncio.to_thread(self._records.remove_some, workspace_id):
+                pass
+        except OSError as error:
+            log.warning("files_not_removed", workspace_id=workspace_id, problem=str(error))
+            return False
+        return True
 
     async def _end_orphans(self, foreign: Collection[int]) -> bool:
         """Ends what dead agents have left to this process. Returns whether all of it has ended."""

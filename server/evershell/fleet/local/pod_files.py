@@ -9,13 +9,17 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 _MAX_BYTES = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # Attempts to create a folder that a tool keeps replacing with a link.
 _ATTEMPTS = 10
+# About so many names are removed at once, in a few hundredths of a second.
+_MAX_NAMES = 1_000
 
 
 @contextmanager
@@ -62,10 +66,10 @@ def _create(folder: int, name: str) -> int:
     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
 
 
-def names(folder: int) -> list[str]:
-    """The names of the folder's entries. Raises OSError."""
+def names(folder: int, limit: int | None = None) -> list[str]:
+    """The names of the folder's entries, at most `limit`. Raises OSError."""
     with os.scandir(folder) as entries:
-        return [entry.name for entry in entries]
+        return [entry.name for entry in islice(entries, limit)]
 
 
 def read(folder: int, name: str) -> str:
@@ -111,6 +115,71 @@ def remove(folder: int, name: str) -> None:
     except IsADirectoryError:
         # Deleting a folder that a tool has filled could block the controller for long.
         os.rename(name, f"{name}.{time.time_ns()}", src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def remove_some(folder: int, name: str) -> bool:
+    """Removes what has this name, or a part of it. Returns whether nothing is left.
+
+    Moves each folder to the top before it reads it, so that no depth of a tree matters. Follows no
+    links, and needs no permission that its user can give itself. Raises OSError.
+    """
+    if _unlink(folder, name):
+        return True
+    with _writable(folder, name) as top:
+        handled = 0
+        while entries := names(top, _MAX_NAMES):
+            for entry in entries:
+                handled += 1 if _unlink(top, entry) else _empty(top, entry)
+                if handled > _MAX_NAMES:
+                    return False
+    os.rmdir(name, dir_fd=folder)
+    return True
+
+
+def _empty(top: int, name: str) -> int:
+    """Moves folders in the folder to the top and removes its files; all of them, or the first.
+
+    Removes the folder if nothing is left. Returns how many entries it had.
+    """
+    with _writable(top, name) as folder:
+        entries = names(folder, _MAX_NAMES)
+        for entry in entries:
+            if not _unlink(folder, entry):
+                # A folder can be moved only by a user who may write to it.
+                with _writable(folder, entry):
+                    os.rename(entry, uuid4().hex, src_dir_fd=folder, dst_dir_fd=top)
+    if len(entries) < _MAX_NAMES:
+        os.rmdir(name, dir_fd=top)
+    return len(entries) + 1
+
+
+def _unlink(folder: int, name: str) -> bool:
+    """Removes the name, if there is one. Returns False if it is a folder."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        return False
+    return True
+
+
+@contextmanager
+def _writable(folder: int, name: str) -> Iterator[int]:
+    """The descriptor of the folder of this name, which its user may now read and change.
+
+    Raises OSError.
+    """
+    path_only = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        Path(f"/proc/self/fd/{path_only}").chmod(0o700)
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=path_only)
+    finally:
+        os.close(path_only)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def open_log(folder: int, name: str) -> BinaryIO:

@@ -108,6 +108,18 @@ class PodRecords:
         with suppress(OSError), pod_files.opened(self._base, _PODS, workspace_id) as folder:
             pod_files.remove(folder, _PID)
 
+    def remove_some(self, workspace_id: str) -> bool:
+        """Removes the files of the workspace, or a part of them. Returns whether nothing is left.
+
+        Raises OSError.
+        """
+        # The record last: it is what a controller knows of the pod.
+        for name in (_PODS, _FLEET):
+            with pod_files.created(self._base, name) as folder:
+                if not pod_files.remove_some(folder, workspace_id):
+                    return False
+        return True
+
     @contextmanager
     def created_files(self, workspace_id: str) -> Iterator[int]:
         """Like `files`, but creates missing folders. Raises OSError."""

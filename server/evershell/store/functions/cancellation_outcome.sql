@@ -23,6 +23,7 @@ CREATE OR REPLACE FUNCTION cancellation_outcome(
         WHEN w.status = 'provisioning' AND t.id IS NULL THEN 'workspace_provisioning'
         WHEN w.status IN ('stopping', 'stopped') THEN 'workspace_stopped'
         WHEN w.status = 'failed' THEN 'workspace_failed'
+        WHEN w.status = 'deleting' THEN 'workspace_deleting'
         WHEN t.id IS NULL THEN 'no_active_task'
         WHEN t.cancel_requested_at IS NOT NULL THEN 'already_requested'
         ELSE 'accepted'

@@ -10,7 +10,13 @@ import os
 
 import pytest
 
-from tests.faults.invariants.runs import run_in_memory, run_on_postgres, run_trees
+from tests.faults.invariants.runs import (
+    run_deletions_in_memory,
+    run_deletions_on_postgres,
+    run_in_memory,
+    run_on_postgres,
+    run_trees,
+)
 
 _EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "0"))
 
@@ -26,6 +32,15 @@ def test_invariants_hold_in_memory() -> None:
 @pytest.mark.parametrize("number", range(_EXAMPLES // 50 or 4))
 def test_invariants_hold_on_postgres(database_url: str, number: int) -> None:
     run_on_postgres(database_url, number, is_random=bool(_EXAMPLES))
+
+
+def test_invariants_hold_with_deletions_in_memory() -> None:
+    run_deletions_in_memory(_EXAMPLES or 40, is_random=bool(_EXAMPLES))
+
+
+@pytest.mark.parametrize("number", range(_EXAMPLES // 100 or 2))
+def test_invariants_hold_with_deletions_on_postgres(database_url: str, number: int) -> None:
+    run_deletions_on_postgres(database_url, number, is_random=bool(_EXAMPLES))
 
 
 def test_trees_on_postgres(database_url: str) -> None:

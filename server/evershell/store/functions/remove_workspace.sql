@@ -1,0 +1,62 @@
+-- Removes a part of a workspace that is `deleting`: at most p_limit of its events, deliveries and
+-- tasks each. The part that leaves nothing also replaces the workspace by its record in
+-- deleted_workspaces. Returns `removed` then, and if there is no such workspace, else `more`. Returns
+-- `waiting`, and removes nothing, if a delivery is pending and the workspace has changed after
+-- p_waits_since.
+--
+-- It waits for the lock of the workspace alone: whoever locks rows of webhook_deliveries waits for
+-- nothing. So it cannot take part in a deadlock.
+CREATE OR REPLACE FUNCTION remove_workspace(
+    p_workspace_id text,
+    p_limit integer,
+    p_now timestamptz,
+    p_waits_since timestamptz
+) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    w workspaces;
+    task_ids text[];
+    removed bigint;
+BEGIN
+    SELECT * INTO w FROM workspaces WHERE id = p_workspace_id FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'removed';
+    END IF;
+    ASSERT w.status = 'deleting' AND w.run_id IS NULL AND w.current_task_id IS NULL;
+    IF w.updated_at > p_waits_since AND EXISTS (
+        SELECT FROM webhook_deliveries WHERE workspace_id = w.id AND due_at IS NOT NULL
+    ) THEN
+        RETURN 'waiting';
+    END IF;
+    DELETE FROM events
+    WHERE workspace_id = w.id
+        AND seq < (SELECT min(seq) FROM events WHERE workspace_id = w.id) + p_limit;
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    IF removed = p_limit THEN
+        RETURN 'more';
+    END IF;
+    DELETE FROM webhook_deliveries WHERE (workspace_id, task_id, webhook_id) IN (
+        SELECT workspace_id, task_id, webhook_id FROM webhook_deliveries
+        WHERE workspace_id = w.id LIMIT p_limit
+    );
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    IF removed = p_limit THEN
+        RETURN 'more';
+    END IF;
+    task_ids := ARRAY(SELECT id FROM tasks WHERE workspace_id = w.id ORDER BY id LIMIT p_limit);
+    DELETE FROM webhooks WHERE task_id = ANY (task_ids);
+    DELETE FROM tasks WHERE id = ANY (task_ids);
+    IF cardinality(task_ids) = p_limit THEN
+        RETURN 'more';
+    END IF;
+    INSERT INTO deleted_workspaces (
+        id, org_id, name, status_reason, created_by_user_id, created_at, updated_at, epoch,
+        deleted_at
+    )
+    VALUES (
+        w.id, w.org_id, w.name, w.status_reason, w.created_by_user_id, w.created_at, w.updated_at,
+        w.epoch, p_now
+    );
+    DELETE FROM workspaces WHERE id = w.id;
+    RETURN 'removed';
+END;
+$$;
