@@ -26,6 +26,8 @@ RULES: dict[str, error_pb2.ErrorRule] = {
 
 _ROUTES = {
     "ListWorkspaces": ("GET", "/v1/workspaces"),
+    "CreateWorkspace": ("POST", "/v1/workspaces"),
+    "DeleteWorkspace": ("DELETE", "/v1/workspaces/{workspace_id}"),
     "GetWorkspace": ("GET", "/v1/workspaces/{workspace_id}"),
     "StopWorkspace": ("POST", "/v1/workspaces/{workspace_id}/stop"),
     "ResumeWorkspace": ("POST", "/v1/workspaces/{workspace_id}/resume"),

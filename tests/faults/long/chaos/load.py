@@ -35,6 +35,7 @@ _ALLOWED = frozenset(
         "workspace_failed",
         "workspace_provisioning",
         "workspace_busy",
+        "workspace_deleting",
         "parent_not_running",
         "invalid_state",
         "agent_unreachable",
@@ -42,6 +43,8 @@ _ALLOWED = frozenset(
         "deadline_exceeded",
     }
 )
+# The answer to calls on a workspace that is gone.
+_GONE = "workspace_not_found"
 
 
 class Load:
@@ -58,6 +61,9 @@ class Load:
         self.promised: list[tuple[str, str]] = []
         # The tasks whose descendants have to end `cancelled`, each with the answer and its time.
         self.promised_trees: list[tuple[str, str, float]] = []
+        # The workspaces that are deleted, and their tasks.
+        self.deleted_ids: list[str] = []
+        self.deleted_tasks: set[str] = set()
         # The last task of each workspace. It may have ended.
         self._last_tasks: dict[str, str] = {}
         # How often the cancellation of a task was answered `accepted`.
@@ -72,6 +78,7 @@ class Load:
                 chance = random.Random(f"{self._seed} {number}")
                 group.create_task(self._work(workspace_id, chance))
             group.create_task(self._cancel_all(random.Random(self._seed)))
+            group.create_task(self._delete(random.Random(f"{self._seed} deletions")))
 
     def end(self) -> None:
         """Makes `run` begin no further task."""
@@ -92,7 +99,27 @@ class Load:
                 return f"{workspace_id} completed no task within {limit_seconds:g} s"
             return "" if status == "completed" else f"{workspace_id}: its last task ended {status}"
 
-        return [line for line in await asyncio.gather(*map(one, self._workspace_ids)) if line]
+        async def gone(workspace_id: str) -> str:
+            try:
+                async with asyncio.timeout(limit_seconds):
+                    await self._await_removal(workspace_id)
+            except TimeoutError:
+                return f"{workspace_id} was not removed within {limit_seconds:g} s"
+            return ""
+
+        ends = [*map(one, self._workspace_ids), *map(gone, self.deleted_ids)]
+        return [line for line in await asyncio.gather(*ends) if line]
+
+    async def _await_removal(self, workspace_id: str) -> None:
+        """Repeats the deletion, whose answers may have been lost, until the workspace is gone."""
+        fields = {"workspace_id": workspace_id}
+        while (await self._call(Wire.REST, "DeleteWorkspace", **fields)).slug:
+            await asyncio.sleep(_PAUSE_SECONDS)
+        while (await self._call(Wire.REST, "GetWorkspace", **fields)).slug != _GONE:
+            await asyncio.sleep(_PAUSE_SECONDS)
+        last = await self._call(Wire.REST, "DeleteWorkspace", **fields)
+        if last.body.get("status") != "deleting":
+            self.problems.append(f"{workspace_id} is gone, and its deletion answers {last}")
 
     async def _complete_one(self, workspace_id: str) -> str:
         task_id = ""
@@ -161,6 +188,24 @@ class Load:
                 # It may be suspended meanwhile.
                 await asyncio.sleep(3 * IDLE_SECONDS)
 
+    async def _delete(self, chance: random.Random) -> None:
+        """Creates workspaces, and deletes each of them, while it starts or while its task runs."""
+        while not self._over.is_set():
+            wires = chance.choices(list(Wire), k=3)
+            created = await self._call(wires[0], "CreateWorkspace")
+            if created.slug:
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            fields = {"workspace_id": str(created.body["id"])}
+            self.deleted_ids.append(fields["workspace_id"])
+            await asyncio.sleep(chance.uniform(0, 2))
+            submitted = await self._call(
+                wires[1], "SubmitTask", description="sleep 0.3\nsleep 0.3", **fields
+            )
+            self.deleted_tasks.add(str(submitted.body.get("task_id", "")))
+            await asyncio.sleep(chance.uniform(0, 0.5))
+            await self._call(wires[2], "DeleteWorkspace", **fields)
+
     def _parent(self, workspace_id: str, chance: random.Random) -> str:
         """The last task of another workspace, for every second task; empty for none."""
         others = [each for at, each in self._last_tasks.items() if at != workspace_id and each]
@@ -191,7 +236,8 @@ class Load:
         reply = await self._callers.call(wire, rpc, limit_seconds, fields)
         self.answers[rpc, reply.slug or str(reply.body.get("outcome", "")) or "success"] += 1
         answer = f"{rpc} over {wire}, request {reply.request_id or 'unknown'}: {reply.status}"
-        is_known = reply.is_lost or reply.slug in _ALLOWED
+        is_gone = reply.slug == _GONE and fields.get("workspace_id") in self.deleted_ids
+        is_known = reply.is_lost or reply.slug in _ALLOWED or is_gone
         if reply.problem or reply.slug == NO_ANSWER or not is_known:
             self.problems.append(f"{answer} {reply.slug} {reply.problem} {dict(reply.body)}")
         if rpc in ("CancelTask", "CancelTasks"):

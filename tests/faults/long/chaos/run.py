@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
+import psycopg
 
 from tests.faults.long.chaos import old_tasks
 from tests.faults.long.chaos.callers import Callers
@@ -107,7 +108,11 @@ def play_and_judge(
     except TimeoutError:
         problems += _strays(stack, workspace_ids)
     with stack.database() as connection:
-        promised = (load.promised, load.promised_trees)
+        problems += _left_of_deleted(stack, connection, load.deleted_ids)
+        # What was promised for tasks of deleted workspaces was kept, or these would not be gone: a
+        # workspace is removed after the end of its task.
+        of_others = [each for each in load.promised if each[0] not in load.deleted_tasks]
+        promised = (of_others, load.promised_trees)
         history = read_history(connection, None, *promised, removes_old=True)
         problems += (
             f"{task_id} costs {cost}, its iterations cost {reported}, its limit is {limit}"
@@ -140,6 +145,23 @@ async def _play(
         return load, problems + await load.settle(_SETTLE_SECONDS)
     finally:
         await callers.close()
+
+
+def _left_of_deleted(
+    stack: Stack, connection: psycopg.Connection[Any], deleted_ids: list[str]
+) -> Iterator[str]:
+    """Yields the rows, files and processes of workspaces that were deleted."""
+    if not deleted_ids:
+        yield "no workspace was deleted"
+    for table in ("workspaces", "tasks", "events", "webhook_deliveries"):
+        column = "id" if table == "workspaces" else "workspace_id"
+        query = f"SELECT count(*) FROM {table} WHERE {column} = ANY (%s)"
+        row = connection.execute(query.encode(), (deleted_ids,)).fetchone()
+        if row is None or row[0]:
+            yield f"{table} has {row} rows of deleted workspaces"
+    for workspace_id in deleted_ids:
+        if left := [*stack.state_dir.glob(f"*/{workspace_id}"), *stack.pod_processes(workspace_id)]:
+            yield f"deleted workspace {workspace_id} has left {left}"
 
 
 def _strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
