@@ -28,7 +28,7 @@ from tests.bench.side import Side
 from tests.support.waiting import eventually
 
 _WORKSPACES = 50_000
-_CALLERS, _SECONDS, _ARMED = 64, 4.0, 6_000
+_CALLERS, _SECONDS, _ARMED = 64, 3.0, 4_000
 _GO_ON, _PAUSE = signal.SIGUSR1, signal.SIGUSR2
 # Until the removal has looked at the workspaces of earlier windows.
 _START_SECONDS = 60.0

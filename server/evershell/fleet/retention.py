@@ -56,7 +56,7 @@ class Retention:
         """Looks at each workspace once. Raises UnavailableError."""
         before = self._clock() - self._kept
         after_id: str | None = ""
-        while after_id is not None and self._leads():
+        while after_id is not None:
             page = self._store.list_old_logs(before, after_id, _PAGE_SIZE)
             workspace_ids, after_id = await paced(page)
             for workspace_id in workspace_ids:

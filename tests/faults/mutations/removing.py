@@ -121,8 +121,8 @@ REMOVING: tuple[Rule, ...] = (
         ),
         (
             f"{_FLEET}retention.py",
-            "while after_id is not None and self._leads():",
-            "while after_id is not None:",
+            "while not is_all and self._leads():",
+            "while not is_all:",
         ),
     ),
 )
