@@ -155,13 +155,13 @@ def promised_tasks_end_cancelled(history: History) -> Iterator[str]:
 
 
 def no_descendant_is_left_behind(history: History) -> Iterator[str]:
-    """A descendant that is not cancelled had ended before the answer. No child came later."""
+    """Each descendant was cancelled, or had ended, before the answer. No child came later."""
     for root_id, answer, answered_at in history.promised_trees:
         latest = answered_at + history.clocks_differ_seconds
         for task in history.tasks.values():
-            if root_id not in task.ancestor_ids or task.cancel_requested_at is not None:
-                continue
-            if task.completed_at is None or task.completed_at > latest:
+            times = task.cancel_requested_at, task.completed_at
+            is_settled = any(at is not None and at <= latest for at in times)
+            if root_id in task.ancestor_ids and not is_settled:
                 yield f"{root_id}: {answer}, but its descendant {task.id} was left behind"
 
 

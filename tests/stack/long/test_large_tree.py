@@ -1,6 +1,6 @@
-"""A tree of 1,000 tasks, 10 deep, each with an agent of its own, is cancelled in one call.
+"""A tree of tasks, 10 deep, each with a real agent of its own, is cancelled in one call.
 
-TREE_TASKS sets another number. The times are printed: docs/trees.md has them.
+TREE_TASKS sets their number, of which 1,000 need 8 GB. The times are printed.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tests.support.stack import Stack
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 T = TypeVar("T")
-TASKS = int(os.environ.get("TREE_TASKS", "1000"))
+TASKS = int(os.environ.get("TREE_TASKS", "60"))
 LEVELS = 10
 # The calls that are made at a time.
 AT_ONCE = 16
@@ -74,7 +74,10 @@ def test_a_large_tree_of_real_agents_is_cancelled_in_one_call(tmp_path: Path) ->
 
     async def cancelled() -> None:
         async with AsyncClient(
-            f"http://{stack.ready['grpc_addr']}", stack.tokens["full_access"], timeout=30
+            f"http://{stack.ready['grpc_addr']}",
+            stack.tokens["full_access"],
+            timeout=60,
+            max_retries=20,
         ) as client:
             began = time.monotonic()
             (workspace_id, root_id), *_ = await tree_of(client)

@@ -162,7 +162,9 @@ class Load:
         while await self._bring_up(workspace_id, chance.sample(list(Wire), len(Wire))):
             iterations, seconds = chance.randint(1, 5), chance.uniform(0.05, 0.4)
             limits = chance.choice(_LIMITS)
-            parent_id = self._parent(workspace_id, chance)
+            if parent_id := self._parent(workspace_id, chance):
+                # It still runs when its parent is cancelled.
+                iterations = 5
             submitted = await self._call(
                 chance.choice(list(Wire)),
                 "SubmitTask",
