@@ -109,8 +109,18 @@ def _build_image(out: Path, version: str, base: str, platform: str) -> None:
         labels = ["--label", f"org.opencontainers.image.version={version}"]
         file = ["--file", f"{context}/deploy/Containerfile", "--tag", tag, context]
         _run("podman", "build", "--quiet", "--no-cache", *build, *labels, *file)
-    archive = out / f"evershell-{version}-{architecture}.oci.tar"
-    _run("podman", "save", "--quiet", "--format", "oci-archive", "--output", archive, tag)
+    with tempfile.TemporaryDirectory() as folder:
+        _run("podman", "save", "--quiet", "--format", "oci-dir", "--output", f"{folder}/image", tag)
+        # podman's own archive has the time of its files.
+        with tarfile.open(out / f"evershell-{version}-{architecture}.oci.tar", "w") as archive:
+            for path in sorted(Path(folder, "image").rglob("*")):
+                name = path.relative_to(f"{folder}/image")
+                archive.add(path, name, recursive=False, filter=_without_time)
+
+
+def _without_time(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.mtime = int(_epoch())
+    return member
 
 
 def _sign(out: Path, key: Path | None) -> None:
