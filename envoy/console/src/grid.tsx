@@ -1,6 +1,6 @@
 // The rows of the list. Only those in view are in the document, so that thousands of rows scroll
 // smoothly. All rows have the same height, so their positions need no library.
-import { signal } from "@preact/signals";
+import { computed, signal } from "@preact/signals";
 import { memo } from "preact/compat";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { askToCancel } from "./cancel_these";
@@ -35,6 +35,10 @@ NARROW.addEventListener("change", () => {
 const scrolled = signal({ top: 0, height: 800 });
 // The workspace whose row has the focus, or gets it with the Tab key.
 const active = signal("");
+const activeIndex = computed(() => {
+  const found = shown.value.findIndex((row) => row.workspace.id === active.value);
+  return Math.max(0, found);
+});
 // Whether the active row gets the focus when it is drawn next.
 const isDue = signal(false);
 
@@ -60,9 +64,7 @@ export function Grid() {
   const height = rowPixels.value;
   const first = Math.max(0, Math.floor(scrolled.value.top / height) - EXTRA_ROWS);
   const last = Math.ceil((scrolled.value.top + scrolled.value.height) / height) + EXTRA_ROWS;
-  const found = list.findIndex((row) => row.workspace.id === active.value);
-  const activeIndex = Math.max(0, found);
-  const indexes = inView(first, Math.min(last, list.length), activeIndex, list.length);
+  const indexes = inView(first, Math.min(last, list.length), activeIndex.value, list.length);
   setInView(indexes.map((index) => list[index]?.workspace.id ?? ""));
 
   useLayoutEffect(() => {
@@ -91,21 +93,20 @@ export function Grid() {
     if (row) focus(row);
   };
   const onKeyDown = (event: KeyboardEvent) => {
-    const list = shown.peek();
     // Keys may come faster than the list is drawn.
-    const found = list.findIndex((row) => row.workspace.id === active.peek());
-    const activeIndex = Math.max(0, found);
+    const list = shown.peek();
+    const at = activeIndex.peek();
     const page = Math.max(1, Math.floor(scrolled.value.height / height) - 1);
     const targets: Record<string, number> = {
-      ArrowDown: activeIndex + 1,
-      ArrowUp: activeIndex - 1,
-      PageDown: activeIndex + page,
-      PageUp: activeIndex - page,
+      ArrowDown: at + 1,
+      ArrowUp: at - 1,
+      PageDown: at + page,
+      PageUp: at - page,
       Home: 0,
       End: list.length - 1,
     };
     const target = targets[event.key];
-    const row = list[activeIndex];
+    const row = list[at];
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.key === "Enter") open(row);
     else if (event.key === " " && row) choose([row.workspace.id], !isChosen(row));
@@ -137,7 +138,7 @@ export function Grid() {
                   row={row}
                   index={index}
                   top={index * height}
-                  isActive={index === activeIndex}
+                  isActive={index === activeIndex.value}
                   isChosen={isChosen(row)}
                 />
               )

