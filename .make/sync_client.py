@@ -18,6 +18,7 @@ NAMES = {
     "AsyncClient": "Client",
     "AsyncCredential": "Credential",
     "AsyncPages": "Pages",
+    "AsyncTaskCalls": "TaskCalls",
     "AsyncTransport": "Transport",
     "AsyncWebhooks": "Webhooks",
     "_async": "_sync",

@@ -1,0 +1,362 @@
+"""The calls about tasks: to submit, cancel, read and follow them."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+
+from evershell.client import _calls
+from evershell.client._async.caller import AsyncCaller, AsyncPages
+from evershell.client._calls import (
+    Seconds,
+    call,
+    idempotent,
+    only,
+    optional,
+    page,
+    valid,
+    with_id,
+)
+from evershell.client._repeats import (
+    CancelWait,
+    Limit,
+    pause_before_look,
+    pause_while_remaining,
+)
+from evershell.client.errors import CallError
+from evershell.client.events import Event
+from evershell.client.types import (
+    CancelResult,
+    CancelTasksResult,
+    SubmittedTask,
+    Task,
+    TaskFilter,
+    TaskLimits,
+)
+
+
+class AsyncTaskCalls(AsyncCaller):
+    """The calls of the client about tasks."""
+
+    async def cancel(
+        self,
+        workspace_id: str,
+        task_id: str | None = None,
+        *,
+        reason: str = "",
+        wait: Seconds | None = None,
+        force_after: Seconds | None = None,
+        include_descendants: bool = False,
+    ) -> CancelResult:
+        """Cancels the task that runs in a workspace.
+
+        The agent finishes its current iteration and starts no other, and the task ends `cancelled`.
+        Without a task id, the call is never repeated: it could cancel the next task.
+
+        Args:
+            workspace_id: The workspace.
+            task_id: Cancels only this task. None cancels the task that runs; an empty id is
+                refused.
+            reason: Human-readable; at most 500 characters. Recorded in the task and its events.
+            wait: Answers when the task has ended, but no later than this: 0 to 30 seconds. It is
+                added to the client's timeout. If the time is over, the result has the task as it is
+                then; `cancel_and_wait` has no such limit.
+            force_after: Interrupts an iteration that still runs this long after the call: 0 to
+                86,400 seconds. None interrupts no iteration.
+            include_descendants: Cancels every descendant that has not ended too, even if the task
+                itself has ended. If the caller may not cancel one of them, nothing is cancelled.
+
+        Returns:
+            The outcome, who asked first, and the task.
+
+        Raises:
+            AgentUnreachableError: The cancellation is recorded and will be delivered, but the agent
+                did not answer. Do not repeat the call without `error.task_id`.
+            WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.
+            WorkspaceProvisioningError, WorkspaceStoppedError, WorkspaceFailedError: No task can run
+                in this state.
+            CallError: Any other failure.
+        """
+        return await self._call(
+            _calls.cancel(workspace_id, task_id, reason, wait, force_after, include_descendants)
+        )
+
+    async def cancel_and_wait(
+        self,
+        workspace_id: str,
+        task_id: str | None = None,
+        *,
+        reason: str = "",
+        force_after: Seconds | None = None,
+        include_descendants: bool = False,
+        timeout: Seconds | None = None,
+    ) -> CancelResult:
+        """Cancels the task that runs in a workspace, and waits until it has ended.
+
+        The first call is `cancel`. The wait then repeats it with the task's id, even while the
+        agent cannot be reached, and for up to 5 minutes while the service is unavailable.
+
+        Args:
+            workspace_id: The workspace.
+            task_id: Cancels only this task. None cancels the task that runs; an empty id is
+                refused.
+            reason: Human-readable; at most 500 characters.
+            force_after: Interrupts an iteration that still runs this long after the call: 0 to
+                86,400 seconds. None interrupts no iteration.
+            include_descendants: Cancels every descendant that has not ended too. The call waits for
+                the end of the task alone.
+            timeout: How long to wait for the end, in seconds or as a timedelta. None waits as long
+                as it takes: the service ends every accepted cancellation in bounded time.
+
+        Returns:
+            The outcome of the first call, with the task as it ended.
+
+        Raises:
+            TaskNotEndedError: The cancellation is recorded, but the task did not end in time.
+            CallError: As for `cancel`, except that AgentUnreachableError is not raised once the
+                cancellation is recorded.
+        """
+        limit = Limit(timeout, self._monotonic)
+        waiting = CancelWait(workspace_id, task_id, reason, force_after, include_descendants, limit)
+        while True:
+            try:
+                waiting.receive(await self._call(waiting.next_call()))
+            except CallError as error:
+                waiting.fail(error)
+            pause_seconds = waiting.pause_seconds()
+            if pause_seconds is None:
+                assert waiting.result is not None
+                return waiting.result
+            await self._sleep(pause_seconds)
+
+    async def submit_task(
+        self,
+        workspace_id: str,
+        description: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        max_iterations: int | None = None,
+        limits: TaskLimits | None = None,
+        parent_task_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> SubmittedTask:
+        """Submits a task to the agent of a workspace.
+
+        The call is repeated if the service is unavailable: its idempotency key makes sure that
+        there is only one task.
+
+        Args:
+            workspace_id: The workspace, which must be idle, or suspended: then the call also waits
+                for its agent.
+            description: What to do, 1 to 100,000 characters.
+            metadata: For the caller's own use: at most 32 entries, keys of 1 to 64 characters,
+                values of at most 512.
+            max_iterations: 1 to 1,000; a task that has not finished after that many ends `failed`.
+                None for the service's default, 100.
+            limits: When the service itself cancels the task. None for never.
+            parent_task_id: Makes the task a child of this task of the organization. None for none.
+            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
+                with the same key and the same request has no effect and gets the first answer.
+                None for a new key: then only the repeats of this call share it.
+
+        Returns:
+            The id of the task, and its status.
+
+        Raises:
+            IdempotencyConflictError: The key was used for another request.
+            WorkspaceBusyError: The workspace already has the task `error.task_id`.
+            ParentNotRunningError: The parent has ended or is being cancelled.
+            TreeLimitReachedError: The tree has as many levels or tasks as it may have.
+            AgentUnreachableError: The agent did not answer; the task has ended `delivery_failed`.
+            CallError: Any other failure.
+        """
+        return await self._call(
+            call(
+                "SubmitTask",
+                with_id(SubmittedTask),
+                idempotent(idempotency_key),
+                workspace_id=workspace_id,
+                description=description,
+                metadata=metadata,
+                max_iterations=max_iterations or 0,
+                limits=None if limits is None else valid("limits", limits._to_message),
+                parent_task_id=optional("parent_task_id", parent_task_id),
+            )
+        )
+
+    async def get_task(self, workspace_id: str, task_id: str) -> Task:
+        """Reads one task.
+
+        Args:
+            workspace_id: The workspace.
+            task_id: The task.
+
+        Returns:
+            The task as it is now.
+
+        Raises:
+            WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.
+            CallError: Any other failure.
+        """
+        return await self._call(
+            call("GetTask", only(Task), workspace_id=workspace_id, task_id=task_id)
+        )
+
+    async def wait_for_task(
+        self, workspace_id: str, task_id: str, *, timeout: Seconds | None = None
+    ) -> Task:
+        """Waits until a task has ended, without cancelling it. Reads it twice a second.
+
+        Args:
+            workspace_id: The workspace.
+            task_id: The task.
+            timeout: How long to wait, in seconds or as a timedelta. None waits as long as it takes.
+
+        Returns:
+            The task as it ended.
+
+        Raises:
+            TaskNotEndedError: The task did not end in time.
+            CallError: As for `get_task`.
+        """
+        limit = Limit(timeout, self._monotonic)
+        while True:
+            task = await self.get_task(workspace_id, task_id)
+            pause_seconds = pause_before_look(task, limit)
+            if pause_seconds is None:
+                return task
+            await self._sleep(pause_seconds)
+
+    def list_tasks(
+        self,
+        workspace_id: str | None = None,
+        *,
+        parent_task_id: str | None = None,
+        root_task_id: str | None = None,
+        page_size: int | None = None,
+        page_token: str | None = None,
+    ) -> AsyncPages[Task]:
+        """Lists the tasks of a workspace or of a tree, newest first.
+
+        Args:
+            workspace_id: Only tasks of this workspace. May be None for the tasks of a tree.
+            parent_task_id: Only the children of this task.
+            root_task_id: Only this task and its descendants, if it is the root of its tree.
+            page_size: The number of tasks in one answer, 1 to 200. None for the default, 50.
+            page_token: The `next_page_token` of the page after which the list begins.
+
+        Returns:
+            The tasks, which are fetched page by page during the iteration.
+
+        Raises:
+            WorkspaceNotFoundError: There is no such workspace. Raised by the iteration.
+            CallError: Any other failure. Raised by the iteration.
+        """
+        return self._pages(
+            "ListTasks",
+            page("tasks", Task),
+            page_size,
+            page_token,
+            workspace_id=optional("workspace_id", workspace_id),
+            parent_task_id=optional("parent_task_id", parent_task_id),
+            root_task_id=optional("root_task_id", root_task_id),
+        )
+
+    def watch(
+        self,
+        workspace_id: str,
+        *,
+        after: int = 0,
+        task_id: str | None = None,
+        timeout: Seconds | None = None,
+        reconnect_for: Seconds = 300.0,
+    ) -> AsyncGenerator[Event, None]:
+        """Follows the log of a workspace: yields its events, and waits for new ones.
+
+        If the connection breaks, the service restarts, or a session token from a callable expires,
+        it connects again and goes on after the last event. No event is lost or repeated.
+
+        Args:
+            workspace_id: The workspace.
+            after: Begins after this `seq`; 0 for the first event there is.
+            task_id: Yields only the events of this task, and returns after its end.
+            timeout: The limit of the whole watch, in seconds or as a timedelta. None for no limit.
+            reconnect_for: How long to try to connect again without success, in seconds or as a
+                timedelta. The first connection has the client's timeout. One on which the service
+                says nothing is given up after 45 to 60 s.
+
+        Returns:
+            A generator. Closing it, for example with `contextlib.closing`, ends the stream.
+
+        Raises:
+            WorkspaceNotFoundError: There is no such workspace.
+            DeadlineExceededError: The timeout has passed.
+            UnavailableError: The service could not be reached for that long.
+            CallError: Any other failure.
+        """
+        return self._events(self._watch(workspace_id, after, task_id, timeout, reconnect_for))
+
+    async def cancel_tasks(
+        self,
+        *,
+        filter: TaskFilter | None = None,  # noqa: A002 - the name of the field
+        all: bool = False,  # noqa: A002 - the name of the field
+        reason: str = "",
+        force_after: Seconds | None = None,
+        dry_run: bool = False,
+    ) -> CancelTasksResult:
+        """Cancels the tasks of the caller's organization that match and have not ended.
+
+        Give either `filter` or `all`: a call with neither, with both or with an empty filter is
+        refused.
+
+        At most 1,000 tasks, the oldest first: call again until `remaining` is 0, or use
+        `cancel_all_tasks`. With `:own` permissions, only tasks in the caller's workspaces match.
+
+        Args:
+            filter: Which tasks.
+            all: Every task.
+            reason: Human-readable; at most 500 characters. Recorded in the tasks and their events.
+            force_after: Interrupts iterations that still run this long after the call: 0 to 86,400
+                seconds. None interrupts no iteration.
+            dry_run: Counts the tasks and cancels none.
+
+        Returns:
+            The counts, and the outcome for each task.
+
+        Raises:
+            CallError: The call has failed. After UnavailableError, some of the tasks may be
+                cancelled; the call can be repeated without harm.
+        """
+        return await self._call(_calls.cancel_tasks(filter, all, reason, force_after, dry_run))
+
+    async def cancel_all_tasks(
+        self,
+        *,
+        filter: TaskFilter | None = None,  # noqa: A002 - the name of the field
+        all: bool = False,  # noqa: A002 - the name of the field
+        reason: str = "",
+        force_after: Seconds | None = None,
+    ) -> AsyncIterator[CancelTasksResult]:
+        """Repeats `cancel_tasks` until nothing remains.
+
+        Args:
+            filter: Which tasks.
+            all: Every task.
+            reason: Human-readable; at most 500 characters.
+            force_after: As for `cancel_tasks`.
+
+        Returns:
+            An iterator over the results of the calls. Each call is made when its result is asked
+            for.
+
+        Raises:
+            CallError: As for `cancel_tasks`. Raised by the iteration.
+        """
+        pause_seconds = 0.0
+        while True:
+            result = await self.cancel_tasks(
+                filter=filter, all=all, reason=reason, force_after=force_after
+            )
+            yield result
+            if not result.remaining:
+                return
+            pause_seconds = pause_while_remaining(result, pause_seconds)
+            await self._sleep(pause_seconds)
