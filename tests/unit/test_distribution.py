@@ -43,6 +43,7 @@ def test_the_top_level_is_small() -> None:
     folders = {line.split("/")[0] for line in listed.stdout.splitlines() if "/" in line}
     assert {folder for folder in folders if not folder.startswith(".")} == {
         "client",
+        "clients",
         "deploy",
         "docs",
         "envoy",
