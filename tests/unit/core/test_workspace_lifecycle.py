@@ -226,7 +226,7 @@ def deleting(locked: Locked) -> Locked:
     return Locked(change.workspace, change.task)
 
 
-@pytest.mark.parametrize("status", set(WorkspaceStatus) - {BUSY, WorkspaceStatus.DELETING})
+@pytest.mark.parametrize("status", sorted(set(WorkspaceStatus) - {BUSY, WorkspaceStatus.DELETING}))
 def test_a_workspace_can_be_deleted_in_every_state(status: WorkspaceStatus) -> None:
     locked = Locked(workspace(status, status_reason="why"), None)
     begun = deleting(locked)
