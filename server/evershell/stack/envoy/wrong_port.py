@@ -2,18 +2,24 @@
 
 from typing import Any
 
-# The content type and the content length, as envoy.yaml puts them together.
-_CONTENT = {
-    "name": "x-evershell-content",
-    "string_match": {"safe_regex": {"regex": r"application/grpc(\+[a-z]+)?\|.*"}},
-}
+# A call of gRPC: its path, the header that every client sends, and the content type as envoy.yaml
+# puts it together with the content length.
+_GRPC_CALL = [
+    {"name": name, "string_match": {"safe_regex": {"regex": regex}}}
+    for name, regex in (
+        (":path", r"/[a-z0-9]+(\.[a-z0-9]+)*\.[A-Z][A-Za-z0-9]*/[A-Z][A-Za-z0-9]*"),
+        ("te", "trailers"),
+        ("x-evershell-content", r"application/grpc(\+[a-z]+)?\|.*"),
+    )
+]
 _DISABLED = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 
 
 def route(not_found: dict[str, Any]) -> dict[str, Any]:
     """The route of the calls of gRPC that no other route takes, from the one of unknown paths."""
-    return not_found | {
-        "match": {"prefix": "/", "headers": [_CONTENT]},
+    return {
+        "direct_response": not_found["direct_response"],
+        "match": {"prefix": "/", "headers": _GRPC_CALL},
         # These filters make an answer of REST from one of gRPC.
         "typed_per_filter_config": not_found["typed_per_filter_config"]
         | dict.fromkeys(
@@ -32,7 +38,10 @@ def reply(grpc_port: int) -> dict[str, Any]:
     return {
         "filter": {
             "and_filter": {
-                "filters": [{"status_code_filter": status}, {"header_filter": {"header": _CONTENT}}]
+                "filters": [
+                    {"status_code_filter": status},
+                    *({"header_filter": {"header": header}} for header in _GRPC_CALL),
+                ]
             }
         },
         "status_code": 200,
