@@ -223,7 +223,7 @@ NOT_ALLOWED = [
     ("GET", CANCEL, "OPTIONS, POST"),
     ("OPTIONS", CANCEL, "OPTIONS, POST"),
     ("TRACE", CANCEL, "OPTIONS, POST"),
-    ("DELETE", "/v1/workspaces/ws_1", "GET, HEAD, OPTIONS"),
+    ("PATCH", "/v1/workspaces/ws_1", "DELETE, GET, HEAD, OPTIONS"),
 ]
 BAD_QUERIES = [
     post(f"{CANCEL}?task_idd=task_1"),
