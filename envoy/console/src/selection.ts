@@ -8,7 +8,15 @@ export type Column = "name" | "status" | "task" | "iterations" | "phase" | "sinc
 // A status, or what is wrong.
 export type Filter = "all" | Trouble | Row["workspace"]["status"];
 
-const STATUSES = ["busy", "provisioning", "stopping", "idle", "suspended", "stopped"] as const;
+const STATUSES = [
+  "busy",
+  "provisioning",
+  "stopping",
+  "deleting",
+  "idle",
+  "suspended",
+  "stopped",
+] as const;
 
 export const text = signal("");
 export const filter = signal<Filter>("all");
