@@ -30,7 +30,6 @@ from evershell.core.event import Origin
 from evershell.core.ports import Agents, Clock, RecordedCancellation, Store, Subscriptions
 from evershell.core.task import CancelIntent, Task
 from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
-from evershell.core.workspace import WorkspaceStatus
 
 MAX_WAIT_SECONDS = field_limits.CANCEL_TASK_WAIT_MAX
 MAX_FORCE_AFTER_SECONDS = field_limits.CANCEL_TASK_FORCE_AFTER_MAX
@@ -189,7 +188,7 @@ async def _signal(
     """
     workspace, task = recorded.workspace, recorded.task
     assert workspace is not None and task is not None
-    if workspace.status is WorkspaceStatus.PROVISIONING:
+    if workspace.is_waking:
         # No agent has the task. The fleet controller ends it.
         return task
     try:

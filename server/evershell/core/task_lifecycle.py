@@ -32,8 +32,7 @@ def submit(locked: Locked, task: Task, submitted_by: str) -> Change:
     """
     workspace = locked.workspace
     is_suspended = workspace.status is WorkspaceStatus.SUSPENDED
-    is_waking = workspace.status is WorkspaceStatus.PROVISIONING and locked.task is not None
-    if not is_suspended and not is_waking:
+    if not is_suspended and not workspace.is_waking:
         workspace.require_up()
     if locked.task is not None:
         message = (
@@ -77,8 +76,7 @@ def fail_delivery(locked: Locked, task_id: str, reason: str, now: datetime) -> C
 def end_unstarted(locked: Locked, now: datetime) -> Change:
     """Ends a cancelled task whose agent has not registered. Nothing of it runs."""
     task = locked.task
-    is_waking = locked.workspace.status is WorkspaceStatus.PROVISIONING
-    if not is_waking or task is None or task.cancel is None:
+    if not locked.workspace.is_waking or task is None or task.cancel is None:
         return unchanged(locked)
     return _end(locked, task, TaskEnded(status=TaskStatus.CANCELLED), now)
 
@@ -243,8 +241,8 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
         return unchanged(locked)
     force_at = task.cancel.force_at if task.cancel is not None else None
     forced = force_at is not None and force_at <= now
-    is_waking = locked.workspace.status is WorkspaceStatus.PROVISIONING
-    status = TaskStatus.DELIVERY_FAILED if is_waking else TaskStatus.FAILED
+    was_waking = locked.workspace.is_waking
+    status = TaskStatus.DELIVERY_FAILED if was_waking else TaskStatus.FAILED
     ended = TaskEnded(status=status, reason=reason, forced=forced, work_stopped=work_stopped)
     return _followed_by(limited, _end(Locked(limited.workspace, task), task, ended, now))
 

@@ -26,7 +26,7 @@ from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.task_limits import NANOS_PER_DOLLAR
 from evershell.core.task_tree import TreeFilter
 from evershell.core.validation import Fields, Page, check_identifiers
-from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.workspace import Workspace
 
 MAX_METADATA_ENTRIES = field_limits.SUBMIT_TASK_METADATA_MAX
 MAX_METADATA_KEY_CHARACTERS = field_limits.SUBMIT_TASK_METADATA_MAX_KEY
@@ -199,7 +199,7 @@ async def _deliver(
     """
     if task.status is not TaskStatus.SUBMITTED:
         return task, _answer(task)
-    if workspace.status is WorkspaceStatus.PROVISIONING:
+    if workspace.is_waking:
         # The reply to the registration of the new agent assigns the task, so no signal is needed,
         # and nothing is lost if this process ends.
         seconds = deadline.bounded(_WAKE_SECONDS)

@@ -102,6 +102,11 @@ class Workspace:
         return self.status in (WorkspaceStatus.IDLE, WorkspaceStatus.BUSY)
 
     @property
+    def is_waking(self) -> bool:
+        """Whether its agent starts because a task waits for it."""
+        return self.status is WorkspaceStatus.PROVISIONING and self.current_task_id is not None
+
+    @property
     def awaits_controller(self) -> bool:
         """Whether the fleet controller has to start or end the workspace's pod, or to remove it."""
         return self.status in (

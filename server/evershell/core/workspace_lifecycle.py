@@ -27,7 +27,7 @@ def request_stop(locked: Locked, intent: CancelIntent) -> Change:
     if workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.STOPPED):
         return unchanged(locked)
     if workspace.status in (WorkspaceStatus.FAILED, WorkspaceStatus.DELETING):
-        workspace.require_up()
+        raise workspace.refusal()
     if workspace.status is WorkspaceStatus.SUSPENDED and not workspace.awaits_controller:
         return _stopped(unchanged(locked), intent.reason, intent.requested_at)
     return _begin_end(locked, WorkspaceStatus.STOPPING, intent)

@@ -41,7 +41,6 @@ from evershell.store.notifications import FleetSubscriptions
 from evershell.telemetry.metrics import Backlog
 
 log = structlog.get_logger()
-_PROVISIONING = WorkspaceStatus.PROVISIONING
 # How often workspaces are counted for the metrics. The count reads all rows.
 _COUNT_SECONDS = 60.0
 # How long a pod may take to end before it is killed.
@@ -146,9 +145,9 @@ class Controller:
 
         Ends the tasks that no agent has.
         """
-        waking = [each.id for each, _ in cancellations if each.status is _PROVISIONING]
+        waking = [each.id for each, _ in cancellations if each.is_waking]
         await end_unstarted(self._store, self._clock, waking)
-        delivered = [each for each in cancellations if each[0].status is not _PROVISIONING]
+        delivered = [each for each in cancellations if not each[0].is_waking]
         self._redelivery.follow(delivered, self._clock(), at_once=at_once)
         if self._backlog is not None:
             self._backlog.set_open_cancellations(
@@ -210,7 +209,9 @@ class Controller:
                 return
             elif workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING):
                 await self._reconcile_stop(workspace)
-            elif workspace.status is _PROVISIONING and not self._pods.was_started(workspace):
+            elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(
+                workspace
+            ):
                 await self._reconcile_start(workspace)
             else:
                 await self._reconcile_agent(workspace, is_overdue=is_overdue)
@@ -245,7 +246,7 @@ class Controller:
         if (
             current is None
             or current.epoch != workspace.epoch
-            or current.status is not _PROVISIONING
+            or current.status is not WorkspaceStatus.PROVISIONING
         ):
             # While the pod ended, another controller may have become the leader and started a pod
             # of a later epoch.
@@ -333,7 +334,7 @@ class Controller:
         if explanation := self._pods.explain(workspace):
             return explanation
         log_tail = self._pods.log_tail(workspace.id)
-        if workspace.status is _PROVISIONING and log_tail:
+        if workspace.status is WorkspaceStatus.PROVISIONING and log_tail:
             return f"its agent ended before it registered: {log_tail[:300]}"
         return "its agent's process ended unexpectedly"
 

@@ -48,7 +48,7 @@ SUSPENDING: tuple[Rule, ...] = (
         ),
         (
             f"{_CORE}cancel_task.py",
-            "    if workspace.status is WorkspaceStatus.PROVISIONING:\n",
+            "    if workspace.is_waking:\n",
             "    if False:\n",
         ),
     ),
@@ -71,12 +71,12 @@ SUSPENDING: tuple[Rule, ...] = (
         _UNIT,
         (
             f"{_CORE}task_lifecycle.py",
-            "TaskStatus.DELIVERY_FAILED if is_waking else TaskStatus.FAILED",
+            "TaskStatus.DELIVERY_FAILED if was_waking else TaskStatus.FAILED",
             "TaskStatus.FAILED",
         ),
         (
             f"{_CORE}task_lifecycle.py",
-            "if not is_waking or task is None or task.cancel is None:",
+            "if not locked.workspace.is_waking or task is None or task.cancel is None:",
             "if task is None or task.cancel is None:",
         ),
     ),
