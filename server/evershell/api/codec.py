@@ -507,8 +507,7 @@ def _money_fields(nanos: int | None) -> Any:
 
 def limits_fields(limits: TaskLimits) -> Any:
     """The fields for the constructor of the message; None without limits."""
-    amounts = limits.max_duration_seconds, limits.max_total_tokens, limits.max_cost_nanos
-    if amounts == (None, None, None):
+    if not limits.are_set:
         return None
     return {
         "max_duration": _duration_fields(limits.max_duration_seconds),

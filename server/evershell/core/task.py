@@ -86,6 +86,12 @@ class TaskLimits:
     # Whether they count for the task and its descendants together. Only for a root.
     include_descendants: bool = False
 
+    @property
+    def are_set(self) -> bool:
+        """Whether there is a limit that the task can reach."""
+        limits = (self.max_duration_seconds, self.max_total_tokens, self.max_cost_nanos)
+        return limits != (None, None, None)
+
 
 class Limit(StrEnum):
     """The limits that cancel a task: the fields of TaskLimits, and that of WORKSPACE_FILES_MB."""

@@ -107,11 +107,11 @@ def _check_limits(limits: TaskLimits, model_without_price: str, fields: Fields) 
     force_after = limits.force_after_seconds
     if force_after is not None and not 0 <= force_after <= MAX_FORCE_AFTER_SECONDS:
         fields.reject("limits.force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
-    if force_after is not None and duration is None and tokens is None and cost is None:
-        fields.reject("limits.force_after", "needs max_duration, max_total_tokens or max_cost")
-    if limits.include_descendants and duration is None and tokens is None and cost is None:
-        problem = "needs max_duration, max_total_tokens or max_cost"
-        fields.reject("limits.include_descendants", problem)
+    needed = "needs max_duration, max_total_tokens or max_cost"
+    if force_after is not None and not limits.are_set:
+        fields.reject("limits.force_after", needed)
+    if limits.include_descendants and not limits.are_set:
+        fields.reject("limits.include_descendants", needed)
 
 
 async def submit_task(
