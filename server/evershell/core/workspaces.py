@@ -128,12 +128,12 @@ async def delete_workspace(
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:write")
     intent = _intent(caller, DELETE_REASON, origin, clock)
-
-    def delete(locked: Locked) -> Change:
-        permission.check(locked.workspace, workspace_id)
-        return workspace_lifecycle.request_delete(locked, intent).caused_by(origin)
-
-    change = await store.transition(workspace_id, delete)
+    change = await _change_existing(
+        permission,
+        workspace_id,
+        store,
+        lambda locked: workspace_lifecycle.request_delete(locked, intent).caused_by(origin),
+    )
     if change is None:
         deleted = await store.find_deleted_workspace(workspace_id, caller.org_id)
         workspace = permission.check(deleted, workspace_id)
@@ -191,11 +191,23 @@ async def _change(
     decide: Callable[[Locked], Change],
     held_org_id: str | None = None,
 ) -> Change:
+    change = await _change_existing(permission, workspace_id, store, decide, held_org_id)
+    if change is None:
+        raise errors.workspace_not_found(workspace_id)
+    return change
+
+
+async def _change_existing(
+    permission: Permission,
+    workspace_id: str,
+    store: Store,
+    decide: Callable[[Locked], Change],
+    held_org_id: str | None = None,
+) -> Change | None:
+    """The change; None if there is no such workspace."""
+
     def checked(locked: Locked) -> Change:
         permission.check(locked.workspace, workspace_id)
         return decide(locked)
 
-    change = await store.transition(workspace_id, checked, held_org_id)
-    if change is None:
-        raise errors.workspace_not_found(workspace_id)
-    return change
+    return await store.transition(workspace_id, checked, held_org_id)
