@@ -1,4 +1,4 @@
-"""Which workspaces the controller reads, and when; and the limits on the duration of tasks.
+"""Which workspaces the controller reads, and when; and the changes for which it needs no pod.
 
 Every second it reads what is due: by index the workspaces whose state requires a step, the running
 tasks that are cancelled, and the leases that have run out. Everything else is read once a minute, a
