@@ -158,6 +158,13 @@ async def test_the_usage_of_a_tree_is_that_of_all_its_tasks_while_one_is_open(
     assert await trees(store) == []
 
 
+async def test_the_cost_of_a_tree_may_be_more_than_64_bits(store: Store) -> None:
+    root = await started(store, TREE)
+    for _ in range(2):
+        await used(store, await started(store, TaskLimits(), parent=root), 1, 5 * 10**18)
+    assert await trees(store) == [(root.id, 2, 2, 10**19)]
+
+
 @pytest.mark.parametrize("has_root_ended", [False, True])
 async def test_a_tree_that_is_cancelled_at_its_limit_is_listed_no_more(
     store: Store, has_root_ended: bool

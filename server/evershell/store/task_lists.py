@@ -64,7 +64,7 @@ LIMITED_TREES = (
     "FROM trees JOIN tasks t ON t.id = root_id JOIN workspaces w ON w.id = t.workspace_id "
     "CROSS JOIN LATERAL (SELECT coalesce(sum(input_tokens), 0)::bigint AS below_input_tokens, "
     "coalesce(sum(output_tokens), 0)::bigint AS below_output_tokens, "
-    "CASE WHEN count(*) = count(cost_nanos) THEN coalesce(sum(cost_nanos), 0)::bigint END "
+    "CASE WHEN count(*) = count(cost_nanos) THEN coalesce(sum(cost_nanos), 0) END "
     "AS below_cost_nanos "
     "FROM tasks d WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = t.id) used "
     "WHERE has_uncancelled "
@@ -127,13 +127,16 @@ class TaskLists:
 
 
 def _usage_of_tree(root: Task, below: Any) -> Usage:
-    """What limits count. The cost is unknown if that of one task is."""
+    """What limits count. The cost is unknown if that of one task is.
+
+    It may be more than 64 bits can hold, because each agent reports tokens as it likes.
+    """
     own, others = root.usage.cost_nanos, below.below_cost_nanos
     return replace(
         root.usage,
         input_tokens=root.usage.input_tokens + below.below_input_tokens,
         output_tokens=root.usage.output_tokens + below.below_output_tokens,
-        cost_nanos=None if own is None or others is None else own + others,
+        cost_nanos=None if own is None or others is None else own + int(others),
     )
 
 
