@@ -155,6 +155,8 @@ def _mapper(
         # The Lua filter, which sees all answers after routing, removes the header if the call can
         # be repeated.
         headers["x-should-retry"] = "false"
+    if rule.http == 401:
+        headers["www-authenticate"] = "Bearer"
     return {
         "filter": _status_filter("local_reply", comparison, status),
         "headers_to_add": [header(name, value) for name, value in headers.items()],

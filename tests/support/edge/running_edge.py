@@ -11,6 +11,7 @@ import httpx
 
 from evershell.stack.envoy.config import Edge, Tls, command, render
 from evershell.stack.envoy.documents import edge_file
+from evershell.stack.envoy.sign_in import Provider
 from tests.support.edge.stub import START_SECONDS
 from tests.support.ports import free_ports
 from tests.support.waiting import eventually
@@ -68,6 +69,7 @@ def running_edge(
     healthz: int = 200,
     replacements: dict[str, str] | None = None,
     tls: Tls | None = None,
+    provider: Provider | None = None,
     verify: ssl.SSLContext | bool = True,
     logs_all: bool = True,
 ) -> Iterator[RunningEdge]:
@@ -85,6 +87,7 @@ def running_edge(
         directory / "admin.sock",
         metrics_port=metrics_port,
         tls=tls,
+        provider=provider,
     )
     config = directory / "envoy.yaml"
     render(settings, config)

@@ -43,6 +43,10 @@ _LAX = ("oauth_nonce", "code_verifier")
 _TIMEOUT = "5s"
 # An element of the HTTP filters. The routes configure it.
 FILTER_ELEMENT = {"name": _FILTER, "typed_config": {"@type": f"{_TYPES}.OAuth2"}}
+# For the pages that the edge serves itself. A user whose session is over needs them to sign in again.
+WITHOUT_SESSION = {
+    _FILTER: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,16 +89,13 @@ class Provider:
 
         `filters` configures the HTTP filters of routes that Envoy answers itself.
         """
-        sign_in = self._config()
-        # The way back from the provider, without the cookies, which are sent only within the site;
-        # or a link of another site, which cannot begin a session.
-        sign_in["config"]["pass_through_matcher"] = [
-            {"name": "sec-fetch-site", "string_match": {"exact": "cross-site"}}
-        ]
         configs = {
-            _SIGN_IN_PATH: sign_in,
+            # The way back from the provider, without the cookies, which are sent only within the
+            # site; or a link of another site, which cannot begin a session.
+            _SIGN_IN_PATH: self._config(passing={"exact": "cross-site"}),
             _CALLBACK_PATH: self._config(),
-            _SIGN_OUT_PATH: self._config(),
+            # A link of another site or of another host of this site, which cannot end a session.
+            _SIGN_OUT_PATH: self._config(passing={"suffix": "-site"}),
         }
         to_console = [
             {
@@ -125,7 +126,9 @@ class Provider:
         }
         return {_FILTER: config}
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, *, passing: dict[str, str] | None = None) -> dict[str, Any]:
+        """Requests whose sec-fetch-site matches `passing` pass the filter."""
+        from_other = [{"name": "sec-fetch-site", "string_match": passing}] if passing else []
         here = f"{self.public_scheme}://%REQ(:authority)%"
         end = {"end_session_endpoint": self.end_session_url} if self.end_session_url else {}
         return {
@@ -145,6 +148,7 @@ class Provider:
                 "original_request_uri": here,
                 "redirect_path_matcher": {"path": {"exact": _CALLBACK_PATH}},
                 "signout_path": {"path": {"exact": _SIGN_OUT_PATH}},
+                "pass_through_matcher": from_other,
                 "auth_scopes": list(self.scopes),
                 "resources": [self.resource] if self.resource else [],
                 "forward_bearer_token": True,
