@@ -226,15 +226,18 @@ async def await_end(
 ) -> Task:
     """Waits for the end of the task, and returns the latest known state of the task.
 
-    Returns without the end after `wait_seconds`, or if this process is about to end. `has_ended`
-    may define another state to wait for.
+    Returns without the end after `wait_seconds`, if this process is about to end, or if the
+    workspace was deleted meanwhile. `has_ended` may define another state to wait for.
     """
     until = time.monotonic() + wait_seconds
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.
     async with subscriptions.subscribe(task.workspace_id) as changes:
         while True:
             with suppress(UnavailableError):
-                task = await store.get_task(task.workspace_id, task.id) or task
+                current = await store.get_task(task.workspace_id, task.id)
+                if current is None:
+                    return task
+                task = current
             left_seconds = until - time.monotonic()
             if has_ended(task) or left_seconds <= 0 or not await changes.wait(left_seconds):
                 return task

@@ -14,6 +14,7 @@ from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import Origin
 from evershell.core.task import CancelIntent, Task, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.workspaces import delete_workspace
 from tests.support.world import USER, World, caller
 
 
@@ -298,6 +299,20 @@ async def test_a_draining_server_ends_the_wait(world: World) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
         result = await calling
     assert (result.outcome, result.saw_end) == (Outcome.ACCEPTED, False)
+
+
+async def test_the_removal_of_the_workspace_ends_the_wait(world: World) -> None:
+    busy, running = await world.add_busy()
+    calling = await waiting(world, busy.id, wait_seconds=30)
+    # Before the call has read the end of the task.
+    await delete_workspace(
+        caller(), busy.id, Origin("req_d"), world.store, world.agents, world.clock
+    )
+    assert await world.store.remove_workspace(busy.id)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        result = await calling
+    assert result.outcome is Outcome.ACCEPTED
+    assert result.task is not None and result.task.id == running.id
 
 
 async def test_an_unreachable_agent_fails_the_call_at_once(world: World) -> None:
