@@ -1,4 +1,4 @@
-"""What the edge answers with an identity provider. tests/clients/long/console has the whole flow."""
+"""What the edge answers with an identity provider. The console's tests have the whole flow."""
 
 from collections.abc import Iterator
 

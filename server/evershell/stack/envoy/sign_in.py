@@ -43,7 +43,7 @@ _LAX = ("oauth_nonce", "code_verifier")
 _TIMEOUT = "5s"
 # An element of the HTTP filters. The routes configure it.
 FILTER_ELEMENT = {"name": _FILTER, "typed_config": {"@type": f"{_TYPES}.OAuth2"}}
-# For the pages that the edge serves itself. A user whose session is over needs them to sign in again.
+# For the pages that the edge serves itself, which a user whose session is over needs to sign in.
 WITHOUT_SESSION = {
     _FILTER: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 }
