@@ -33,10 +33,10 @@ Call = Callable[[ChildRequest], Awaitable[task_pb2.Task]]
 class ChildRefusedError(Exception):
     """The control plane refused a call about a child, which then had no effect."""
 
-    def __init__(self, slug: str, message: str) -> None:
-        """`slug` is one of docs/errors.md, for example `workspace_busy`."""
+    def __init__(self, code: str, message: str) -> None:
+        """`code` is one of docs/errors.md, for example `workspace_busy`."""
         super().__init__(message)
-        self.slug = slug
+        self.code = code
 
 
 class _Calls:
