@@ -28,6 +28,11 @@ class Row:
     workspace: Workspace
     task: Task
 
+    @property
+    def began(self) -> datetime | None:
+        """When the task was started or, before that, submitted; None if it is not known."""
+        return self.task.started_at or self.task.created_at
+
 
 @dataclass(frozen=True)
 class Reading:

@@ -22,8 +22,7 @@ _UP, _DOWN, _CANCEL = ("up", "k"), ("down", "j"), ("c", "enter", "delete")
 
 def by_time(row: Row) -> tuple[float, str]:
     """The order with the task first that has run for the longest time."""
-    began = row.task.started_at or row.task.created_at
-    return (began.timestamp() if began else float("inf"), row.task.id)
+    return (row.began.timestamp() if row.began else float("inf"), row.task.id)
 
 
 def by_cost(row: Row) -> tuple[Decimal, float, str]:
@@ -145,7 +144,7 @@ class Screen:
         for row in rows:
             task = row.task
             cells = (
-                _elapsed(task, self._reading.at) if self._reading else "",
+                time_of(row, self._reading.at) if self._reading else "",
                 str(task.iterations),
                 now(task),
                 cost(task),
@@ -175,9 +174,9 @@ def cost(task: Task) -> str:
     return "-" if task.usage.cost is None else f"{task.usage.cost:.2f}"
 
 
-def _elapsed(task: Task, at: datetime) -> str:
-    began = task.started_at or task.created_at
-    return "-" if began is None else elapsed(at - began)
+def time_of(row: Row, at: datetime) -> str:
+    """How long the task has run at this time."""
+    return "-" if row.began is None else elapsed(at - row.began)
 
 
 def elapsed(time: timedelta) -> str:

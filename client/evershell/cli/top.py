@@ -14,7 +14,7 @@ from evershell.cli import show
 from evershell.cli.exit_codes import TABLE
 from evershell.cli.options import Call, service_options
 from evershell.cli.running import Reading, Row, Running
-from evershell.cli.screen import ORDERS, Screen, cost, elapsed, now
+from evershell.cli.screen import ORDERS, Screen, cost, now, time_of
 from evershell.client import CallError
 
 _HELP = f"""Show what runs in your organization, and cancel it from there.
@@ -63,7 +63,7 @@ def _print_once(call: Call, reading: Reading, order: str) -> None:
         [
             (
                 row.task.id,
-                elapsed(reading.at - (row.task.started_at or row.task.created_at or reading.at)),
+                time_of(row, reading.at),
                 str(row.task.iterations),
                 now(row.task),
                 cost(row.task),
