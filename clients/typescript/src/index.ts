@@ -2,6 +2,7 @@
 export { type CancelAndWaitOptions, Client, type Credential, type WatchOptions } from "./client.js";
 export { CallError, type ErrorCode, TaskNotEndedError } from "./errors.js";
 export * from "./gen/evershell/workspace/v1/audit_pb.js";
+export * from "./gen/evershell/workspace/v1/caller_pb.js";
 export * from "./gen/evershell/workspace/v1/event_pb.js";
 export * from "./gen/evershell/workspace/v1/hold_pb.js";
 export * from "./gen/evershell/workspace/v1/task_pb.js";
