@@ -23,20 +23,19 @@ from evershell.telemetry.logs import Sampler
 # Ends after which the change may still be committed, with its entry.
 _UNCERTAIN = frozenset({"unavailable", "deadline_exceeded", "internal", "caller_gone"})
 # Failures that are decided after the call's entry is stored.
-_OF_CANCEL_TASK = frozenset(
-    {
-        "workspace_not_found",
-        "task_not_found",
-        "workspace_provisioning",
-        "workspace_stopped",
-        "workspace_failed",
-        "workspace_deleting",
-        "agent_unreachable",
-        "task_not_cancelable",
-    }
-)
 _STORED = {
-    "CancelTask": _OF_CANCEL_TASK,
+    "CancelTask": frozenset(
+        {
+            "workspace_not_found",
+            "task_not_found",
+            "workspace_provisioning",
+            "workspace_stopped",
+            "workspace_failed",
+            "workspace_deleting",
+            "agent_unreachable",
+            "task_not_cancelable",
+        }
+    ),
     "SendMessage": frozenset({"agent_unreachable"}),
     "SendStreamingMessage": frozenset({"agent_unreachable"}),
     "SubmitTask": frozenset({"agent_unreachable"}),
