@@ -1,8 +1,9 @@
 -- Removes a part of a workspace that is `deleting`: at most p_limit of its events, deliveries and
--- tasks each. The part that leaves nothing also replaces the workspace by its record in
--- deleted_workspaces. Returns `removed` then, and if there is no such workspace, else `more`. Returns
--- `waiting`, and removes nothing, if a delivery is pending and the workspace has changed after
--- p_waits_since.
+-- tasks each. The last part also replaces the workspace by its record in deleted_workspaces. Returns
+--   more     if a further call has to remove the rest,
+--   removed  after the last part, and if there is no such workspace,
+--   waiting  if a delivery is pending and the workspace has changed after p_waits_since: nothing is
+--            removed.
 --
 -- It waits for the lock of the workspace alone: whoever locks rows of webhook_deliveries waits for
 -- nothing. So it cannot take part in a deadlock.
