@@ -25,7 +25,6 @@ PLAIN = {"input_tokens": 2 * USD, "output_tokens": 10 * USD}
 
 
 def test_a_part_has_its_own_price_or_that_of_the_rest() -> None:
-    """1,000 input tokens at 2 nano-dollars... and 100 output tokens at 10."""
     assert cost(PLAIN) == 1000 * 2000 + 100 * 10_000
     parts = {"cached_input_tokens": 400, "reasoning_tokens": 30, "input_audio_tokens": 50}
     assert cost(PLAIN, **parts) == cost(PLAIN)

@@ -14,13 +14,14 @@ from evershell.core.event import Origin
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import Task, TaskStarted, TaskStatus
 from evershell.core.tasks import SubmitTask
-from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
+from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, caller, intent, locked_busy, workspace
 
 LATER = NOW + timedelta(minutes=5)
 SUSPENDED, PROVISIONING = WorkspaceStatus.SUSPENDED, WorkspaceStatus.PROVISIONING
 IDLE, BUSY = WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
+CANNOT_START = "its agent cannot start"
 
 
 async def submit(world: World, at: Workspace, key: IdempotencyKey | None = None) -> Task:
@@ -183,14 +184,14 @@ async def test_only_a_cancelled_task_that_no_agent_has_is_ended(world: World) ->
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-@pytest.mark.parametrize("loss", ["its agent cannot start", "the stack was restarted"])
+@pytest.mark.parametrize("loss", [CANNOT_START, "the stack was restarted"])
 async def test_a_wake_that_fails_ends_the_task(world: World, loss: str, cancelled: bool) -> None:
     at, call = await wake(world)
     if cancelled:
         await world.cancel(at.id)
 
     def lose(locked: Locked) -> Change:
-        if "start" in loss and "restarted" not in loss:
+        if loss == CANNOT_START:
             return workspace_lifecycle.lose_agent(locked, 2, loss, LATER, work_stopped=True)
         placed = replace(locked, workspace=replace(locked.workspace, run_id="run_1"))
         return workspace_lifecycle.place(placed, 2, "run_2", LATER, work_stopped=True)
@@ -206,7 +207,3 @@ async def test_a_wake_that_fails_ends_the_task(world: World, loss: str, cancelle
     ended = await world.task(at.id, task_id)
     expected = TaskStatus.CANCELLED if cancelled else TaskStatus.DELIVERY_FAILED
     assert (ended.status, ended.reason, ended.iterations) == (expected, loss, 0)
-
-
-def test_the_statuses_without_a_pod() -> None:
-    assert SUSPENDED not in WANTS_POD
