@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -75,6 +76,13 @@ def terminal(
     command: Sequence[str], environment: dict[str, str], *, columns: int = 120, rows: int = 30
 ) -> Iterator[Terminal]:
     """Runs a command in a terminal of this size, and ends it at the end."""
+
+    def attach() -> None:
+        # Makes it the controlling terminal, so that Ctrl-C is a signal. Processes of a job in the
+        # background ignore this signal, and so would the command.
+        os.login_tty(theirs)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     ours, theirs = os.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
@@ -83,8 +91,7 @@ def terminal(
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        # Makes it the controlling terminal, so that Ctrl-C is a signal.
-        preexec_fn=lambda: os.login_tty(theirs),
+        preexec_fn=attach,
     )
     os.close(theirs)
     try:

@@ -423,7 +423,11 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCaller(self, request, context):
-        """Says who calls, and what the credential allows. Needs no scope.
+        """Reads who calls, and what the credential allows.
+
+        Effect: none. Idempotency: a read.
+        Errors: only those of every call.
+        Needs no scope.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

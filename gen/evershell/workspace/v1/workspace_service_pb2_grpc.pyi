@@ -226,7 +226,12 @@ class WorkspaceServiceStub:
     Needs workspace:read or workspace:read:own.
     """
     GetCaller: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCallerRequest, _caller_pb2.Caller]
-    """Says who calls, and what the credential allows. Needs no scope."""
+    """Reads who calls, and what the credential allows.
+
+    Effect: none. Idempotency: a read.
+    Errors: only those of every call.
+    Needs no scope.
+    """
     CreateWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]
     """Creates a webhook: an address to which the events of the caller's organization are sent.
 
@@ -478,7 +483,12 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs workspace:read or workspace:read:own.
     """
     GetCaller: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCallerRequest, _caller_pb2.Caller]  # type: ignore[assignment]
-    """Says who calls, and what the credential allows. Needs no scope."""
+    """Reads who calls, and what the credential allows.
+
+    Effect: none. Idempotency: a read.
+    Errors: only those of every call.
+    Needs no scope.
+    """
     CreateWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]  # type: ignore[assignment]
     """Creates a webhook: an address to which the events of the caller's organization are sent.
 
@@ -835,7 +845,12 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.GetCallerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_caller_pb2.Caller, _abc.Awaitable[_caller_pb2.Caller]]:
-        """Says who calls, and what the credential allows. Needs no scope."""
+        """Reads who calls, and what the credential allows.
+
+        Effect: none. Idempotency: a read.
+        Errors: only those of every call.
+        Needs no scope.
+        """
 
     @_abc_1.abstractmethod
     def CreateWebhook(
