@@ -338,7 +338,7 @@ class FakeStore:
             root, usage = self._tasks[root_id], [each.usage for each in tasks]
             force_after = root.limits.force_after_seconds
             force_at = None if force_after is None else now + timedelta(seconds=force_after)
-            if any(not each.status.is_terminal and _is_due(each, force_at) for each in tasks):
+            if any(not each.status.is_terminal and _would_change(each, force_at) for each in tasks):
                 costs = [each.cost_nanos for each in usage if each.cost_nanos is not None]
                 used = replace(
                     root.usage,
@@ -603,6 +603,7 @@ def _accepts(at: Workspace) -> bool:
 
 
 def _would_change(task: Task, force_at: datetime | None) -> bool:
+    """Whether a cancellation with this deadline would change the task."""
     if task.cancel is None:
         return True
     recorded = task.cancel.force_at
@@ -739,11 +740,3 @@ class FakeSubscriptions:
             yield subscription
         finally:
             self._subscriptions[workspace_id].discard(subscription)
-
-
-def _is_due(task: Task, force_at: datetime | None) -> bool:
-    """Whether a cancellation with this deadline would change the task."""
-    if task.cancel is None:
-        return True
-    recorded = task.cancel.force_at
-    return force_at is not None and (recorded is None or force_at < recorded)
