@@ -50,7 +50,8 @@ from evershell.core.ports import Agents, Store
 from evershell.core.runtime import Runtime
 from evershell.core.webhook import PayloadForm
 from evershell.fleet.agent_client import AgentClient
-from evershell.fleet.controller import Controller, lead
+from evershell.fleet.controller import Controller
+from evershell.fleet.leading import lead
 from evershell.fleet.local.file_limit import FileLimit
 from evershell.fleet.retention import Retention
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced

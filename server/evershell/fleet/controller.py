@@ -12,7 +12,7 @@ the next leader continues.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -36,8 +36,6 @@ from evershell.fleet.due import (
 )
 from evershell.fleet.pods import Changes, Pods
 from evershell.fleet.redelivery import Redelivery
-from evershell.store.leadership import Leadership, Term
-from evershell.store.notifications import FleetSubscriptions
 from evershell.telemetry.metrics import Backlog
 
 log = structlog.get_logger()
@@ -403,32 +401,3 @@ class Controller:
             workspace.id, lambda locked: decide(locked, self._clock())
         )
         return change.workspace if change is not None else workspace
-
-
-async def lead(
-    leadership: Leadership,
-    subscriptions: FleetSubscriptions,
-    leading: Callable[[], AbstractContextManager[None]],
-    new_controller: Callable[[Term], Controller],
-) -> None:
-    """Runs a new controller each time this process becomes the leader, until it is cancelled.
-
-    `leading` is entered for as long as this process leads.
-    """
-    while True:
-        async with leadership.acquired() as term, subscriptions.subscribe() as changes:
-            with leading():
-                await _until(term.lost, new_controller(term).run(changes))
-
-
-async def _until(lost: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Runs the work until the event is set. Raises the errors of the work."""
-    working, losing = asyncio.create_task(work), asyncio.create_task(lost.wait())
-    try:
-        await asyncio.wait((working, losing), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-    finally:
-        for task in (working, losing):
-            task.cancel()
-        await asyncio.gather(working, losing, return_exceptions=True)
