@@ -180,7 +180,7 @@ async def test_a_tree_that_is_cancelled_at_its_limit_is_listed_no_more(
     reached = task_limits.reached(listed, NOW)
     assert reached is not None
     recorded = await store.cancel_tree(
-        task_limits.permission(workspace.org_id), workspace.id, root.id, reached.intent
+        task_limits.service_permission(workspace.org_id), workspace.id, root.id, reached.intent
     )
     assert recorded.recorded is not has_root_ended
     assert recorded.descendants_cancelled == 1

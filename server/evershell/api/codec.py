@@ -22,13 +22,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.type.money_pb2 import Money
 
 from evershell.api import payloads
-from evershell.core import errors
+from evershell.core import errors, money
 from evershell.core.agent_rules import MAX_EVENTS, BreachError
 from evershell.core.caller import Caller
 from evershell.core.cancel_task import CancelResult, CancelTask
 from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.core.change import Hold, IdempotencyKey
-from evershell.core.event import CURRENCY, AuditEntry, AuditFilter, Event, Origin, money
+from evershell.core.event import AuditEntry, AuditFilter, Event, Origin
 from evershell.core.hold import HoldOrg
 from evershell.core.runtime import Directive
 from evershell.core.task import (
@@ -494,15 +494,15 @@ def decode_limits(message: task_pb2.TaskLimits) -> TaskLimits:
 
 def _nanos(field: str, amount: Money) -> int:
     """The amount in nano-dollars. Raises Failure validation_error, which names the field."""
-    if amount.currency_code != CURRENCY:
-        raise errors.invalid({field: f"must have the currency_code {CURRENCY}"})
+    if amount.currency_code != money.CURRENCY:
+        raise errors.invalid({field: f"must have the currency_code {money.CURRENCY}"})
     if not 0 <= amount.nanos < _NANOS or amount.units < 0:
         raise errors.invalid({field: f"must have units from 0 and nanos from 0 to {_NANOS - 1:,}"})
     return int(amount.units) * _NANOS + int(amount.nanos)
 
 
 def _money_fields(nanos: int | None) -> Any:
-    return None if nanos is None else money(nanos)
+    return None if nanos is None else money.fields(nanos)
 
 
 def limits_fields(limits: TaskLimits) -> Any:

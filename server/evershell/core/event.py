@@ -16,12 +16,11 @@ from typing import Any
 
 from evershell.workspace.v1 import field_limits
 
+from evershell.core import money
 from evershell.core.task import CancelIntent, Task, Usage
-from evershell.core.task_limits import NANOS_PER_DOLLAR, Budget
+from evershell.core.task_limits import Budget
 from evershell.core.validation import Fields
 
-# The currency of all amounts.
-CURRENCY = "USD"
 # The outcome of an allowed call, except of CancelTask, which has outcomes of its own.
 AUDIT_OK = "ok"
 # The same for all filters.
@@ -219,13 +218,7 @@ def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent
 def _usage_payload(usage: Usage) -> dict[str, Any]:
     payload = asdict(usage)
     nanos = payload.pop("cost_nanos")
-    return payload if nanos is None else payload | {"cost": money(nanos)}
-
-
-def money(nanos: int) -> dict[str, Any]:
-    """The fields of google.type.Money for an amount in nano-dollars."""
-    units, nanos = divmod(nanos, NANOS_PER_DOLLAR)
-    return {"currency_code": CURRENCY, "units": units, "nanos": nanos}
+    return payload if nanos is None else payload | {"cost": money.fields(nanos)}
 
 
 def workspace_event(type_: EventType, now: datetime, **payload: Any) -> NewEvent:

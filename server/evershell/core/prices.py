@@ -1,7 +1,7 @@
 """What model calls cost: the tokens that agents report, at the prices of their models.
 
-Amounts are whole nano-dollars (USD), the unit of google.type.Money. Prices are whole pico-dollars
-for a token: one dollar for a million tokens is 1,000,000. Only the cost of each call is rounded.
+Amounts are whole nano-dollars (money.py). Prices are whole pico-dollars for a token: one dollar for
+a million tokens is 1,000,000. Only the cost of each call is rounded.
 """
 
 import re

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from evershell.core import money
 from evershell.core.caller import Caller, CredentialKind, Permission
 from evershell.core.task import CancelIntent, Limit, Task
 
@@ -21,7 +22,6 @@ REQUESTER = "system:limit"
 CREDENTIAL_KIND = CredentialKind.SYSTEM
 # The share of a limit at which the task approaches it, in percent.
 _APPROACHED_PERCENT = 80
-NANOS_PER_DOLLAR = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,7 @@ class Budget:
 
     def text(self, number: int) -> str:
         """The number of tokens, or of dollars with at least two decimals."""
-        if self.limit is Limit.MAX_TOTAL_TOKENS:
-            return str(number)
-        dollars = f"{number // NANOS_PER_DOLLAR}.{number % NANOS_PER_DOLLAR:09}"
-        return dollars[:-7] + dollars[-7:].rstrip("0")
+        return str(number) if self.limit is Limit.MAX_TOTAL_TOKENS else money.text(number)
 
 
 def budgets(task: Task) -> Iterator[Budget]:
@@ -92,8 +89,8 @@ def reached(task: Task, now: datetime) -> Reached | None:
     return None
 
 
-def permission(org_id: str) -> Permission:
-    """That of the service itself, to cancel a tree of the organization."""
+def service_permission(org_id: str) -> Permission:
+    """The permission of the service itself, to cancel a tree of the organization."""
     return Permission(Caller(org_id, REQUESTER, CREDENTIAL_KIND, frozenset()), (), own_only=False)
 
 

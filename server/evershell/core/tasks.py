@@ -13,6 +13,7 @@ from evershell.core.errors import AgentUnreachableError, Failure
 from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call, read_again
 from evershell.core.ids import new_task_id
+from evershell.core.money import NANOS_PER_DOLLAR
 from evershell.core.ports import Agents, Clock, Store, Subscriptions
 from evershell.core.task import (
     DEFAULT_MAX_ITERATIONS,
@@ -23,7 +24,6 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.task_filter import EVERY_TASK, ListFilter
-from evershell.core.task_limits import NANOS_PER_DOLLAR
 from evershell.core.task_tree import TreeFilter
 from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import Workspace

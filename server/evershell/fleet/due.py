@@ -167,7 +167,7 @@ async def _cancel_trees(store: Store, now: datetime) -> bool:
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def cancel(workspace: Workspace, root: Task, intent: CancelIntent) -> None:
-        permission = task_limits.permission(workspace.org_id)
+        permission = task_limits.service_permission(workspace.org_id)
         try:
             async with slots:
                 recorded = await store.cancel_tree(permission, workspace.id, root.id, intent)

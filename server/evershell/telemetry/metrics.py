@@ -27,9 +27,9 @@ from prometheus_client.registry import Collector
 from evershell.core.change import Change
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.event import EventType
+from evershell.core.money import NANOS_PER_DOLLAR
 from evershell.core.ports import Agents, Clock
 from evershell.core.task import Limit, Task
-from evershell.core.task_limits import NANOS_PER_DOLLAR
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
