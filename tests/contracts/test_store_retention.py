@@ -1,13 +1,25 @@
 """The contract of Store: old tasks are removed with their events, and nothing else is."""
 
+import asyncio
 from datetime import timedelta
 from functools import partial
 
+import pytest
+from psycopg import AsyncConnection
+
 from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.errors import Failure
 from evershell.core.ports import Removed, Store
 from evershell.core.task import Task
+from evershell.core.webhook import TaskScope
 from evershell.core.workspace import Workspace
+from evershell.store.connections import Pool
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
+from evershell.store.webhooks import PostgresWebhooks
+from tests.contracts.test_store_webhooks import webhook
 from tests.support.store.examples import NOW, USER, complete, intent, permission, task, workspace
+from tests.support.store.locks import waiting_sessions
 from tests.support.store.trees import end, submit
 
 LATER = NOW + timedelta(days=1)
@@ -127,3 +139,23 @@ async def test_the_oldest_end_is_that_of_the_first_task_that_has_ended(store: St
     for days in (2, 1):
         await run_task(store, at, days)
     assert await store.oldest_end() == NOW + timedelta(2)
+
+
+async def test_no_webhook_is_created_for_a_task_that_is_being_removed(
+    pool: Pool, database_url: str
+) -> None:
+    store, webhooks = PostgresStore(pool, machine_clock), PostgresWebhooks(pool)
+    at = await idle(store)
+    old = await run_task(store, at)
+    scope = TaskScope(workspace_id=at.id, task_id=old.id, name="late")
+    async with (
+        await AsyncConnection.connect(database_url) as removal,
+        waiting_sessions(database_url) as waiting,
+    ):
+        await removal.execute("SELECT remove_old_tasks(%s, %s, 0, 100)", (at.id, LATER))
+        creation = asyncio.create_task(webhooks.create_webhook(webhook(task=scope), 10))
+        await waiting(1)
+        await removal.commit()
+        with pytest.raises(Failure) as raised:
+            await creation
+    assert raised.value.slug == "task_not_found"

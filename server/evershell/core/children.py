@@ -117,9 +117,14 @@ class Children:
             raise errors.permission_denied(message, [])
 
     async def _recorded(self, workspace_id: str, failure: Failure) -> Task:
-        """The task, if only its agent did not answer. Raises any other failure."""
+        """The task, if only its agent did not answer. Raises any other failure.
+
+        Raises Failure task_not_found if its workspace was deleted since.
+        """
         if failure.slug != "agent_unreachable":
             raise failure
-        task = await self.store.get_task(workspace_id, failure.details["task_id"])
-        assert task is not None, "the failure names a task that is recorded"
+        task_id = failure.details["task_id"]
+        task = await self.store.get_task(workspace_id, task_id)
+        if task is None:
+            raise errors.task_not_found(workspace_id, task_id)
         return task

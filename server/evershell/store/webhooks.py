@@ -55,8 +55,9 @@ _COUNT = (
 # The events of the task come one by one under this lock, so none is missed between the last
 # statement of the creation and the first trigger that sees the webhook.
 _LOCK_WORKSPACE = "SELECT FROM workspaces WHERE id = %s FOR UPDATE"
-# A task of a workspace that is deleted is removed under this lock.
-_FIND_TASK = "SELECT FROM tasks WHERE id = %s AND workspace_id = %s"
+# A task of a workspace that is deleted is removed under this lock. An old task is removed without
+# it, so this waits for such a removal, or makes it wait.
+_FIND_TASK = "SELECT FROM tasks WHERE id = %s AND workspace_id = %s FOR KEY SHARE"
 # A transaction that began before a webhook was committed may have written an event without seeing
 # the webhook. The creation is answered after the end of such transactions, but does not wait long
 # for others, such as a migration.

@@ -16,7 +16,7 @@ from evershell.core.runtime import AgentIdentity
 from evershell.core.task import Task, TaskStatus
 from evershell.core.tasks import SubmitTask
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.core.workspace_lifecycle import record_breach
+from evershell.core.workspace_lifecycle import record_breach, request_delete
 from tests.support.world import World, intent
 
 
@@ -151,3 +151,18 @@ async def test_an_agent_reads_and_cancels_its_children_and_no_other_task(world: 
         assert cancelled.cancel.requested_by == f"agent:{at.id}"
         assert cancelled.cancel.credential_kind == CredentialKind.AGENT
     assert (await world.workspace(into.id)).status is WorkspaceStatus.BUSY
+
+
+async def test_a_child_whose_workspace_is_removed_meanwhile_is_not_found(world: World) -> None:
+    at, parent = await world.add_busy()
+    into = await world.add()
+    child = await submit(world, at, parent, into=into)
+    by = await children(world).enter(AgentIdentity(at.id, 1), parent.id)
+
+    async def remove(workspace: Workspace, task: Task) -> None:
+        await world.change(into.id, lambda locked: request_delete(locked, intent()))
+        await world.store.remove_workspace(into.id)
+
+    world.agents.meanwhile, world.agents.reachable = remove, False
+    cancel = CancelTask(workspace_id=into.id, task_id=child.id, origin=Origin("r"))
+    assert await refused(children(world).cancel(by, cancel)) == "task_not_found"
