@@ -15,9 +15,10 @@ from tests.support.stack import ROOT
 _FOLDER = ROOT / "deploy" / "monitoring"
 # What Prometheus reads as a file of rules.
 SPEC: dict[str, Any] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["spec"]
-ALERTS: dict[str, dict[str, Any]] = {
-    rule["alert"]: rule for group in SPEC["groups"] for rule in group["rules"]
-}
+_RULES: list[dict[str, Any]] = [rule for group in SPEC["groups"] for rule in group["rules"]]
+ALERTS = {rule["alert"]: rule for rule in _RULES if "alert" in rule}
+# The expressions of the series that the rules record.
+RECORDED: dict[str, str] = {rule["record"]: rule["expr"] for rule in _RULES if "record" in rule}
 DASHBOARD: dict[str, Any] = json.loads((_FOLDER / "dashboard.json").read_text())
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 SCRAPE_INTERVAL = "15s"
@@ -46,16 +47,18 @@ def rules_file(folder: Path, spec: dict[str, Any] = SPEC) -> Path:
     return path
 
 
-def assert_firing(folder: Path, series: Series, at: str, firing: set[str]) -> None:
-    """Fails unless exactly these alerts fire at this time."""
-    expression = 'count by (alertname) (ALERTS{alertstate="firing"})'
+def assert_firing(
+    folder: Path, series: Series, at: str, firing: set[str], interval: str = SCRAPE_INTERVAL
+) -> None:
+    """Fails unless exactly these alerts fire at this time, with a sample each `interval`."""
+    expression = 'group by (alertname) (ALERTS{alertstate="firing"})'
     expected = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)]
     test = {
         "rule_files": [rules_file(folder).name],
-        "evaluation_interval": SCRAPE_INTERVAL,
+        "evaluation_interval": interval,
         "tests": [
             {
-                "interval": SCRAPE_INTERVAL,
+                "interval": interval,
                 "input_series": [{"series": s, "values": v} for s, v in series.items()],
                 "promql_expr_test": [
                     {"expr": expression, "eval_time": at, "exp_samples": expected}

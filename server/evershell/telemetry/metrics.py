@@ -36,6 +36,8 @@ from evershell.core.workspace import Workspace, WorkspaceStatus
 _Answer = TypeVar("_Answer")
 # Always loopback, because metrics are not for callers.
 HOST = "127.0.0.1"
+# The outcomes of CancelTask that count against its SLO (docs/slo.md).
+SLO_FAILURES = ("internal", "unavailable", "deadline_exceeded")
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # From an idle agent's answer to the limits of a model call and a tool call.
 _CANCEL_TO_END_SECONDS = (
@@ -153,6 +155,10 @@ class Metrics:
         self._webhook_deliveries_failed.inc(given_up)
 
     def rpc(self, name: str) -> "MeasuredRpc":
+        if name == "CancelTask":
+            # Its SLO counts the first failure too, in which Prometheus would see no increase.
+            for outcome in SLO_FAILURES:
+                self._calls.labels(name, outcome)
         return MeasuredRpc(name, self._calls, self._in_flight)
 
     def signal(self, rpc: str) -> "MeasuredSignal":

@@ -9,8 +9,8 @@ from evershell.api.status import RULES
 from evershell.app.settings import Settings
 from evershell.core.bounds import CANCEL_MARGIN
 from evershell.core.webhook import DeliveryCounts
-from evershell.telemetry.metrics import Metrics
-from tests.support.alerts import ALERTS, PANELS
+from evershell.telemetry.metrics import SLO_FAILURES, Metrics
+from tests.support.alerts import ALERTS, PANELS, RECORDED
 from tests.support.stack import ROOT
 from tests.support.world import NOW
 
@@ -26,6 +26,7 @@ SUFFIXES = {
     "gauge": ("",),
 }
 METRIC = re.compile(r"\b(?:evershell|process)_\w+")
+SERIES = re.compile(r"\bevershell:\w+:\w+")
 OUTCOMES = re.compile(r'outcome[=!]~"([^"]*)"')
 
 
@@ -51,6 +52,7 @@ def exported() -> set[str]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
+    yield from RECORDED.items()
     for name, rule in ALERTS.items():
         yield name, rule["expr"]
     for panel in PANELS:
@@ -60,10 +62,11 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 def test_alerts_and_panels_use_metrics_that_exist(exported: set[str]) -> None:
     for name, expression in expressions():
-        used = set(METRIC.findall(expression))
+        used, recorded = set(METRIC.findall(expression)), set(SERIES.findall(expression))
         # tests/wire/edge/test_metrics.py checks Envoy's metrics.
-        assert used or "envoy_" in expression, name
+        assert used or recorded or "envoy_" in expression, name
         assert used <= exported, name
+        assert recorded <= RECORDED.keys(), name
 
 
 def test_alerts_and_panels_name_outcomes_that_exist() -> None:
@@ -88,3 +91,17 @@ def test_the_bound_of_a_cancellation_is_that_of_the_default_settings() -> None:
     assert ALERTS["CancellationOverdue"]["expr"].endswith(f"> {bound:g}")
     assert f"{bound:g} s" in SECTIONS["CancellationOverdue"]
     assert f"{bound:g} s" in ALERTS["CancellationOverdue"]["annotations"]["description"]
+
+
+def test_the_page_of_the_objectives_has_the_expressions_of_rules_and_dashboard() -> None:
+    page = (ROOT / "docs" / "slo.md").read_text()
+    queries = re.findall(r"```promql\n(.*?)```", page, flags=re.DOTALL)
+    targets = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    for query, recorded in zip(queries, ("cancel_task_errors", "cancel_signals_late"), strict=True):
+        share = " ".join(query.split())
+        # The floors of the rates are for the alerts alone.
+        rule = RECORDED[f"evershell:{recorded}:ratio_rate1h"]
+        without_floor = re.sub(r"clamp_min\((.*?\)), 0\.0?1\)", r"\1", rule)
+        assert share == without_floor.replace("[1h]", "[30d]")
+        assert any(share in target for target in targets)
+    assert "|".join(SLO_FAILURES) in queries[0]

@@ -12,7 +12,7 @@ from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.change import Change, unchanged
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.task import AgentEvent, TaskEnded, TaskLimits, TaskStatus, Usage
-from evershell.telemetry.metrics import MeasuredAgents, Metrics
+from evershell.telemetry.metrics import SLO_FAILURES, MeasuredAgents, Metrics
 from tests.support.waiting import eventually_async
 from tests.support.world import (
     NOW,
@@ -89,6 +89,13 @@ async def test_calls_are_counted_by_outcome(
     assert in_flight(metrics, "CancelTask") == 0
 
 
+async def test_failures_of_cancel_task_are_counted_from_zero(
+    server: Running, metrics: Metrics
+) -> None:
+    """Prometheus sees no increase in a series that starts at 1."""
+    assert [calls(metrics, "CancelTask", outcome) for outcome in SLO_FAILURES] == [0, 0, 0]
+
+
 async def test_the_number_of_labels_is_bounded(
     server: Running, world: World, store: FailingStore, metrics: Metrics
 ) -> None:
@@ -109,7 +116,7 @@ async def test_the_number_of_labels_is_bounded(
         (sample.labels["rpc"], sample.labels["outcome"])
         for family in metrics.registry.collect()
         for sample in family.samples
-        if sample.name == "evershell_rpc_seconds_count"
+        if sample.name == "evershell_rpc_seconds_count" and sample.value
     }
     assert seen == {("CancelTask", "workspace_not_found"), ("GetWorkspace", "internal")}
     assert {outcome for _, outcome in seen} <= outcomes
