@@ -12,7 +12,7 @@ from tests.support.stack import ROOT
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 # Languages of blocks that are neither run nor an output: parts of a program in another language.
-OTHERS = ("go", "yaml")
+OTHERS = ("go", "yaml", "promql")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
