@@ -7,7 +7,9 @@ import pytest
 
 from tests.support.stack import ROOT
 
-PAGE = "".join((ROOT / "docs" / name).read_text() for name in ("runbooks.md", "operating.md", "slo.md"))
+PAGE = "".join(
+    (ROOT / "docs" / name).read_text() for name in ("runbooks.md", "operating.md", "slo.md")
+)
 QUERIES = re.findall(r'psql "\$DATABASE_URL" -c "([^"]+)"', PAGE)
 
 
