@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from evershell.core.errors import OperatorError
 from evershell.stack.envoy.external_cluster import TIMEOUT_SECONDS, external_cluster
+from evershell.stack.envoy.header import header
 
 _COLLECTOR_CLUSTER = "collector"
 _ENVOY_TYPES = "type.googleapis.com/envoy"
@@ -75,10 +76,7 @@ class Collector:
     def tracing(self) -> dict[str, Any]:
         """The tracing of a listener. An edge span is the parent of the worker's span."""
         headers = [
-            {
-                "header": {"key": key, "value": f"%ENVIRONMENT({_HEADER_VARIABLE}{index})%"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
+            header(key, f"%ENVIRONMENT({_HEADER_VARIABLE}{index})%")
             for index, (key, _) in enumerate(self.headers)
         ]
         service: dict[str, Any] = {
@@ -128,9 +126,7 @@ def _span_of(route: Mapping[str, Any]) -> dict[str, Any]:
     elif "path" in match or "prefix" in match:
         name = (match.get("path") or match["prefix"]).strip("/")
     else:
-        (method,) = (
-            header["string_match"] for header in match["headers"] if header["name"] == ":method"
-        )
+        (method,) = (each["string_match"] for each in match["headers"] if each["name"] == ":method")
         path = match["safe_regex"]["regex"].replace("[^/]+", "*")
         name = f"{method.get('exact', 'GET')} {path}"
     return {"decorator": {"operation": name, "propagate": False}}

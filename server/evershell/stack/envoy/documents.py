@@ -7,6 +7,8 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from evershell.stack.envoy.header import header
+
 
 def edge_file(*names: str) -> Path:
     """The path of a file of the package `evershell.edge`.
@@ -97,8 +99,5 @@ def _answer(
     return {
         "match": match,
         "direct_response": answer,
-        "response_headers_to_add": [
-            {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-            for name, value in headers.items()
-        ],
+        "response_headers_to_add": [header(name, value) for name, value in headers.items()],
     }

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
 from evershell.stack.envoy.external_cluster import external_cluster
+from evershell.stack.envoy.header import header
 
 _FILTER = "envoy.filters.http.oauth2"
 _CLUSTER = "identity_provider"
@@ -101,7 +102,7 @@ class Provider:
             {
                 "match": {"path": path},
                 "direct_response": {"status": 303},
-                "response_headers_to_add": [_header("location", "/console")],
+                "response_headers_to_add": [header("location", "/console")],
                 "typed_per_filter_config": filters | {_FILTER: config},
             }
             for path, config in configs.items()
@@ -166,15 +167,8 @@ def description(content: dict[str, str], filters: dict[str, Any]) -> dict[str, A
     return {
         "match": {"path": _DESCRIPTION_PATH},
         "direct_response": {"status": 200, "body": {"inline_string": json.dumps(content)}},
-        "response_headers_to_add": [_header("content-type", "application/json")],
+        "response_headers_to_add": [header("content-type", "application/json")],
         "typed_per_filter_config": filters,
-    }
-
-
-def _header(name: str, value: str) -> dict[str, Any]:
-    return {
-        "header": {"key": name, "value": value},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from evershell.stack.envoy.header import header
+
 # A call of gRPC: its path, the header that every client sends, and the content type as envoy.yaml
 # puts it together with the content length.
 _GRPC_CALL = [
@@ -40,18 +42,12 @@ def reply(grpc_port: int) -> dict[str, Any]:
             "and_filter": {
                 "filters": [
                     {"status_code_filter": status},
-                    *({"header_filter": {"header": header}} for header in _GRPC_CALL),
+                    *({"header_filter": {"header": each}} for each in _GRPC_CALL),
                 ]
             }
         },
         "status_code": 200,
-        "headers_to_add": [
-            {
-                "header": {"key": name, "value": value},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-            for name, value in headers.items()
-        ],
+        "headers_to_add": [header(name, value) for name, value in headers.items()],
         "body_format_override": {
             "content_type": "application/grpc",
             "text_format_source": {"inline_string": ""},
