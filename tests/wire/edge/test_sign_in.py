@@ -1,6 +1,11 @@
 """What the edge answers with an identity provider. The console's tests have the whole flow."""
 
+import json
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
@@ -20,18 +25,40 @@ PROVIDER = Provider(
 OLD_COOKIES = "evershell-session=old; evershell-access=old; evershell-expires=9999999999"
 
 
+class TokenEndpoint(BaseHTTPRequestHandler):
+    """Gives tokens for any code and any refresh token."""
+
+    def do_POST(self) -> None:
+        tokens = {"access_token": "a", "refresh_token": "r", "id_token": "i", "expires_in": 60}
+        body = json.dumps(tokens | {"token_type": "Bearer"}).encode()
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Logs nothing."""
+
+
 @pytest.fixture(scope="module")
 def provided(
     _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEdge]:
-    with running_edge(
-        short_directory(tmp_path_factory), _stub_and_address[1], provider=PROVIDER
-    ) as running:
-        yield running
+    with ThreadingHTTPServer(("127.0.0.1", 0), TokenEndpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        provider = replace(PROVIDER, token_url=f"http://127.0.0.1:{server.server_port}/token")
+        directory = short_directory(tmp_path_factory)
+        with running_edge(directory, _stub_and_address[1], provider=provider) as running:
+            yield running
+        server.shutdown()
 
 
-def get(edge: RunningEdge, path: str, site: str = "same-origin") -> httpx.Response:
-    headers = {"cookie": OLD_COOKIES, "sec-fetch-site": site}
+def get(
+    edge: RunningEdge, path: str, site: str = "same-origin", cookies: str = OLD_COOKIES
+) -> httpx.Response:
+    headers = {"cookie": cookies, "sec-fetch-site": site}
     return httpx.get(f"{edge.rest_url}{path}", headers=headers, trust_env=False)
 
 
@@ -61,3 +88,19 @@ def test_a_user_whose_session_is_over_gets_the_page_to_sign_in_again(
 )
 def test_no_other_site_ends_a_session(provided: RunningEdge, site: str, ends: bool) -> None:
     assert ("set-cookie" in get(provided, "/console/sign-out", site).headers) is ends
+
+
+def test_a_session_is_renewed_after_the_browser_has_removed_its_access_token(
+    provided: RunningEdge, stub: Stub
+) -> None:
+    begun = get(provided, "/console/sign-in", cookies="")
+    state = dict(parse_qsl(urlsplit(begun.headers["location"]).query))["state"]
+    back = f"/console/signed-in?{httpx.QueryParams(code='c', state=state)}"
+    cookies = "; ".join(f"{name}={value}" for name, value in begun.cookies.items())
+    signed_in = get(provided, back, "cross-site", cookies)
+    refresh = f"evershell-refresh={signed_in.cookies['evershell-refresh']}"
+    renewed = get(provided, "/v1/workspaces/ws_1", cookies=refresh)
+    assert renewed.status_code == 200
+    assert renewed.cookies["evershell-session"]
+    # Not for a page of another site.
+    assert not get(provided, "/v1/workspaces/ws_1", "same-site", refresh).cookies

@@ -115,7 +115,10 @@ class Provider:
 
         Every other request is left as it is. A session that is over is answered with 401.
         """
-        cookie = {"contains": f"{_COOKIES['oauth_hmac']}="}
+        # Browsers remove the cookie of the session when its access token expires. The cookie of the
+        # refresh token, with which the session is renewed, lasts longer.
+        names = f"{_COOKIES['oauth_hmac']}|{_COOKIES['refresh_token']}"
+        cookie = {"safe_regex": {"regex": f".*({names})=.*"}}
         config = self._config()
         config["config"] |= {
             "pass_through_matcher": [
@@ -172,7 +175,7 @@ def description(content: dict[str, str], filters: dict[str, Any]) -> dict[str, A
     }
 
 
-def _unless(name: str, match: dict[str, str]) -> dict[str, Any]:
+def _unless(name: str, match: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "string_match": match,
