@@ -15,7 +15,7 @@ from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet.controller import Controller
 from evershell.fleet.due import SCAN_SECONDS
-from evershell.telemetry.metrics import Backlog
+from evershell.telemetry.backlog import Backlog
 from tests.support.waiting import settle
 from tests.support.world import NOW, World, intent
 

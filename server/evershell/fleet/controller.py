@@ -36,7 +36,7 @@ from evershell.fleet.due import (
 )
 from evershell.fleet.pods import Changes, Pods
 from evershell.fleet.redelivery import Redelivery
-from evershell.telemetry.metrics import Backlog
+from evershell.telemetry.backlog import Backlog
 
 log = structlog.get_logger()
 # How often workspaces are counted for the metrics. The count reads all rows.

@@ -1,0 +1,132 @@
+"""What the leading fleet controller still has to do, for Prometheus."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from evershell.core.ports import Clock
+from evershell.core.webhook import DeliveryCounts
+from evershell.core.workspace import WorkspaceStatus
+
+
+class Backlog(Collector):
+    """The backlog of the leading fleet controller, as of its last scan. A standby exports none."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
+        self._clock = clock
+        # None if it is not known yet, or if this controller does not lead.
+        self._requested: list[datetime] | None = None
+        self._workspaces: Mapping[WorkspaceStatus, int] | None = None
+        self._holds: int | None = None
+        self._deliveries: DeliveryCounts | None = None
+        # The bytes of the largest workspace, of all workspaces, and the limit of one.
+        self._files: tuple[int, int, int] | None = None
+        # Also None if no task has ended.
+        self._oldest_end: datetime | None = None
+        self._redeliveries = Counter(
+            "evershell_cancel_redeliveries",
+            "Attempts to redeliver a recorded cancellation; "
+            "result: acknowledged, unknown (to the agent) or unreachable.",
+            ["result"],
+            registry=registry,
+        )
+        registry.register(self)
+
+    def redelivered(self, result: str) -> None:
+        self._redeliveries.labels(result).inc()
+
+    def set_open_cancellations(self, requested: Iterable[datetime]) -> None:
+        """Sets the times at which the open cancellations were recorded."""
+        self._requested = list(requested)
+
+    def set_workspace_counts(self, counts: Mapping[WorkspaceStatus, int]) -> None:
+        self._workspaces = counts
+
+    def set_hold_count(self, count: int) -> None:
+        self._holds = count
+
+    def set_delivery_counts(self, counts: DeliveryCounts) -> None:
+        self._deliveries = counts
+
+    def set_oldest_end(self, completed_at: datetime | None) -> None:
+        self._oldest_end = completed_at
+
+    def set_files(self, largest: int, total: int, limit: int) -> None:
+        """Sets the sizes of the files, in bytes."""
+        self._files = (largest, total, limit)
+
+    def clear(self) -> None:
+        """Exports nothing until the next scan, because this controller no longer leads."""
+        self._requested = self._workspaces = self._holds = self._deliveries = None
+        self._oldest_end = self._files = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Computes the ages at each scrape, so that they grow during an outage of the database."""
+        requested, workspaces = self._requested, self._workspaces
+        if requested is not None:
+            oldest = self._age_seconds(min(requested)) if requested else 0.0
+            description = (
+                "Recorded cancellations whose tasks have not ended, read by index every second."
+            )
+            yield GaugeMetricFamily(
+                "evershell_cancellations_open", description, value=len(requested)
+            )
+            yield GaugeMetricFamily(
+                "evershell_cancellations_oldest_seconds",
+                "Age of the oldest recorded cancellation whose task has not ended; 0 if none is.",
+                value=oldest,
+            )
+        if self._deliveries is not None:
+            yield from self._of_deliveries(self._deliveries)
+        if self._files is not None:
+            yield from _of_files(*self._files)
+        if self._oldest_end is not None:
+            yield GaugeMetricFamily(
+                "evershell_oldest_ended_task_seconds",
+                "Time since the end of the oldest task that has ended, read every 60 s.",
+                value=self._age_seconds(self._oldest_end),
+            )
+        if self._holds is not None:
+            yield GaugeMetricFamily(
+                "evershell_orgs_on_hold",
+                "Organizations on hold, counted every 60 s.",
+                value=self._holds,
+            )
+        if workspaces is not None:
+            family = GaugeMetricFamily(
+                "evershell_workspaces", "Workspaces, counted every 60 s.", labels=["status"]
+            )
+            for status in WorkspaceStatus:
+                family.add_metric([str(status)], workspaces.get(status, 0))
+            yield family
+
+    def _age_seconds(self, since: datetime) -> float:
+        return max(0.0, (self._clock() - since).total_seconds())
+
+    def _of_deliveries(self, counts: DeliveryCounts) -> Iterator[Metric]:
+        deliveries = GaugeMetricFamily(
+            "evershell_webhook_deliveries",
+            "Deliveries of webhooks that are pending, or that have failed, counted every 60 s; "
+            "10,001 stands for more than 10,000.",
+            labels=["status"],
+        )
+        deliveries.add_metric(["pending"], counts.pending)
+        deliveries.add_metric(["failed"], counts.failed)
+        yield deliveries
+        yield GaugeMetricFamily(
+            "evershell_webhook_oldest_seconds",
+            "How long the event of a pending delivery has been waiting; 0 if none is pending.",
+            value=self._age_seconds(counts.oldest) if counts.oldest is not None else 0.0,
+        )
+
+
+def _of_files(largest: int, total: int, limit: int) -> Iterator[Metric]:
+    for name, description, value in (
+        ("largest", "Size of the files of the largest workspace, up to the limit.", largest),
+        ("total", "Size of the files of all workspaces of the machine.", total),
+        ("limit", "WORKSPACE_FILES_MB in bytes.", limit),
+    ):
+        yield GaugeMetricFamily(f"evershell_workspace_files_{name}_bytes", description, value=value)
