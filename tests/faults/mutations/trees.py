@@ -28,6 +28,15 @@ TREES: tuple[Rule, ...] = (
         ),
     ),
     rule(
+        "chaos finds that a child is left behind",
+        "tests/faults/long/chaos",
+        (
+            _CANCEL,
+            "p_request.task_id = ANY (ancestor_ids)",
+            "p_request.task_id = ANY (ancestor_ids[:cardinality(ancestor_ids) - 1])",
+        ),
+    ),
+    rule(
         "a parent that has ended or is being cancelled gets no child",
         _UNIT,
         (f"{_CORE}task_tree.py", "if above.status.is_terminal or above.cancel", "if above.cancel"),

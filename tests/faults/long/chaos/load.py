@@ -46,6 +46,9 @@ _ALLOWED = frozenset(
 # The answer to calls on a workspace that is gone.
 _GONE = "workspace_not_found"
 
+# The fields of a request that name a task.
+_Named = dict[str, str]
+
 
 class Load:
     """Makes calls until `end`, and keeps what was promised."""
@@ -64,8 +67,8 @@ class Load:
         # The workspaces that are deleted, and their tasks.
         self.deleted_ids: list[str] = []
         self.deleted_tasks: set[str] = set()
-        # The last task of each workspace. It may have ended.
-        self._last_tasks: dict[str, str] = {}
+        # The task of each workspace that works on one. It may have ended.
+        self._tasks: dict[str, str] = {}
         # How often the cancellation of a task was answered `accepted`.
         self.accepted: Counter[str] = Counter()
         # Answers that no fault excuses.
@@ -160,9 +163,11 @@ class Load:
     async def _work(self, workspace_id: str, chance: random.Random) -> None:
         """Runs and cancels one task after another."""
         while await self._bring_up(workspace_id, chance.sample(list(Wire), len(Wire))):
+            self._tasks.pop(workspace_id, None)
             iterations, seconds = chance.randint(1, 5), chance.uniform(0.05, 0.4)
             limits = chance.choice(_LIMITS)
-            if parent_id := self._parent(workspace_id, chance):
+            parent = self._parent(chance)
+            if parent:
                 # It still runs when its parent is cancelled.
                 iterations = 5
             submitted = await self._call(
@@ -171,18 +176,24 @@ class Load:
                 workspace_id=workspace_id,
                 description="\n".join([f"tokens: {TOKENS} sleep {seconds:.2f}"] * iterations),
                 **({"limits": limits} if chance.random() < 0.2 else {}),
-                **({"parent_task_id": parent_id} if parent_id else {}),
+                **({"parent_task_id": parent["task_id"]} if parent else {}),
             )
             if submitted.slug == "parent_not_running":
                 continue
             # The details of a failure name the task too, or the one that runs.
             task_id = str(submitted.body.get("task_id", ""))
-            self._last_tasks[workspace_id] = task_id
-            cancels = [
-                self._cancel(workspace_id, task_id, chance, chance.uniform(0, iterations * seconds))
-                for _ in range(chance.choice((0, 1, 1, 2, 3)))
-            ]
-            await asyncio.gather(*cancels)
+            self._tasks[workspace_id] = task_id
+            if parent and not submitted.slug and chance.random() < 0.7:
+                child = {"workspace_id": workspace_id, "task_id": task_id}
+                await self._cancel_tree(parent, child, chance, chance.uniform(0, seconds))
+            else:
+                cancels = [
+                    self._cancel(
+                        workspace_id, task_id, chance, chance.uniform(0, iterations * seconds)
+                    )
+                    for _ in range(chance.choice((0, 1, 1, 2, 3)))
+                ]
+                await asyncio.gather(*cancels)
             if chance.random() < 0.06:
                 wire = chance.choice(list(Wire))
                 await self._call(wire, "StopWorkspace", workspace_id=workspace_id)
@@ -208,10 +219,14 @@ class Load:
             await asyncio.sleep(chance.uniform(0, 0.5))
             await self._call(wires[2], "DeleteWorkspace", **fields)
 
-    def _parent(self, workspace_id: str, chance: random.Random) -> str:
-        """The last task of another workspace, for every second task; empty for none."""
-        others = [each for at, each in self._last_tasks.items() if at != workspace_id and each]
-        return chance.choice(others) if others and chance.random() < 0.5 else ""
+    def _parent(self, chance: random.Random) -> _Named | None:
+        """A task, for every second task; None for none."""
+        others = [
+            {"workspace_id": at, "task_id": task_id}
+            for at, task_id in self._tasks.items()
+            if task_id
+        ]
+        return chance.choice(others) if others and chance.random() < 0.5 else None
 
     async def _cancel(
         self, workspace_id: str, task_id: str, chance: random.Random, after_seconds: float
@@ -226,6 +241,20 @@ class Load:
         if chance.random() < 0.3:
             fields["wait"] = "2s"
         await self._call(chance.choice(list(Wire)), "CancelTask", **fields)
+
+    async def _cancel_tree(
+        self, parent: _Named, child: _Named, chance: random.Random, after_seconds: float
+    ) -> None:
+        """Cancels the tree of the parent. The answer means that the child is cancelled or over."""
+        await asyncio.sleep(after_seconds)
+        first, second = chance.choices(list(Wire), k=2)
+        reply = await self._call(first, "CancelTask", **parent, include_descendants=True)
+        if promised := _promise_of_tree(reply):
+            seen = (await self._call(second, "GetTask", **child)).body
+            times = seen.get("cancel_requested_at"), seen.get("completed_at")
+            if seen.get("status") and not any(times):
+                tree = f"{parent['task_id']}: {promised}"
+                self.problems.append(f"{tree}, but its child {seen['id']} was left behind")
 
     async def _cancel_all(self, chance: random.Random) -> None:
         while not self._over.is_set():
@@ -249,9 +278,7 @@ class Load:
         return reply
 
     def _note_tree(self, task_id: str, reply: Reply, answer: str) -> None:
-        is_recorded = str(reply.body.get("intent_recorded")).lower() == "true"
-        outcome = str(reply.body.get("outcome", reply.slug if is_recorded else ""))
-        if outcome:
+        if outcome := _promise_of_tree(reply):
             self.promised_trees.append((task_id, f"{answer} {outcome}", time.time()))
 
     def _note_promises(self, reply: Reply, answer: str) -> None:
@@ -262,3 +289,9 @@ class Load:
             if outcome in ("accepted", "already_requested") or is_recorded:
                 self.promised.append((task_id, f"{answer} {outcome or reply.slug}"))
             self.accepted[task_id] += outcome == "accepted"
+
+
+def _promise_of_tree(reply: Reply) -> str:
+    """The outcome or slug of an answer that promises to cancel a tree; empty for another one."""
+    is_recorded = str(reply.body.get("intent_recorded")).lower() == "true"
+    return str(reply.body.get("outcome", reply.slug if is_recorded else ""))
