@@ -34,6 +34,16 @@ _OPEN = """
 """
 _ENDS = "SELECT id, status FROM tasks WHERE id = ANY(%s)"
 _CANCELLED = "SELECT id FROM tasks WHERE cancel_requested_at IS NOT NULL"
+_STATES = "SELECT id, status FROM workspaces"
+# A task, and all events of its workspace, become older than TASK_RETENTION_DAYS.
+_AGE = """
+    WITH aged AS (
+        UPDATE tasks SET created_at = created_at - interval '2 days',
+            completed_at = completed_at - interval '2 days'
+        WHERE id = %(task_id)s
+    )
+    UPDATE events SET time = time - interval '2 days' WHERE workspace_id = %(id)s
+"""
 _REGISTERED = """
     SELECT workspace_id, (payload ->> 'epoch')::bigint FROM events
     WHERE type IN ('workspace_provisioned', 'workspace_resumed')
@@ -66,11 +76,14 @@ class Pods:
 
 
 @pytest.fixture
-def living(server_url: str, tmp_path: Path) -> Iterator[Stack]:
-    """A stack on a database of its own."""
+def living(server_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """A stack on a database of its own. A test may give it settings."""
     database_url = new_database(server_url)
     stack = Stack(
-        tmp_path / "state", DATABASE_URL=database_url, LEASE_SECONDS=str(int(LEASE_SECONDS))
+        tmp_path / "state",
+        DATABASE_URL=database_url,
+        LEASE_SECONDS=str(int(LEASE_SECONDS)),
+        **getattr(request, "param", {}),
     )
     try:
         with stack.started():
@@ -153,3 +166,77 @@ def test_agents_and_cancellations_after_a_restore(
     with psycopg.connect(fresh_url) as connection:
         assert violations(read_history(connection, promised=promised)) == []
     assert living.rest().call("GET", unknown.path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "living", [{"IDLE_SUSPEND_MINUTES": "0.05", "TASK_RETENTION_DAYS": "1"}], indirect=True
+)
+def test_what_was_deleted_suspended_or_old_at_the_backup(
+    living: Stack, fresh_url: str, tmp_path: Path
+) -> None:
+    pods, backup = Pods(living), tmp_path / "backup"
+    suspended, stopped, busy, deleting = (Workspace(living) for _ in range(4))
+    old = suspended.submit("echo kept > note")
+    suspended.await_end(old)
+    last_seq = suspended.log()[-1]["seq"]
+    with living.database() as connection:
+        connection.execute(_AGE, {"task_id": old, "id": suspended.id})
+    suspended.await_status("suspended")
+    stopped.rest.post(f"{stopped.path}/stop")
+    stopped.await_status("stopped")
+    gates = {each: Gate(each) for each in (busy, deleting)}
+    for workspace, gate in gates.items():
+        workspace.begin(gate.command)
+
+    # Its task goes on until its gate is opened, for 10 s at most.
+    delete(deleting)
+    backups.dump(living.ready["database_url"], backup)
+    # The agent of a workspace that was suspended at the backup has stopped and cannot end itself.
+    suspended.begin("sleep 300")
+    pods.note(suspended).suspend()
+    delete(busy)
+    delete(stopped)
+    for gate in gates.values():
+        gate.open()
+    for workspace in (busy, stopped, deleting):
+        await_removal(workspace)
+    living.lose()
+    assert pods.running()
+    backups.restore(backup, fresh_url)
+    at_backup = dict(read(fresh_url, _STATES))
+    states = [at_backup[each.id] for each in (suspended, stopped, busy, deleting)]
+    assert states == ["suspended", "stopped", "busy", "deleting"]
+    assert read(fresh_url, _ENDS, [old]) == [(old, "completed")]
+    done = run("fence", living.state_dir, DATABASE_URL=fresh_url)
+    assert done.returncode == 0, done.stderr
+    living.set(DATABASE_URL=fresh_url, IDLE_SUSPEND_MINUTES="0")
+    living.start()
+
+    await_removal(deleting)
+    eventually(
+        lambda: suspended.rest.call("GET", f"{suspended.path}/tasks/{old}").status_code == 404,
+        BUSY_SECONDS,
+    )
+    woken = suspended.submit("grep kept note")
+    assert suspended.await_end(woken)["status"] == "completed"
+    assert not pods.running()
+    first = suspended.log()[0]
+    assert (first["seq"], first["task_id"]) == (last_seq + 1, woken)
+    assert stopped.rest.post(f"{stopped.path}/resume", {})["status"] == "provisioning"
+    for workspace in (busy, stopped):
+        await_workspace(workspace, "idle", BUSY_SECONDS)
+        assert list(living.files(workspace.id).iterdir()) == []
+        assert_next_task_works(workspace)
+        delete(workspace)
+        await_removal(workspace)
+    with psycopg.connect(fresh_url) as connection:
+        assert violations(read_history(connection, removes_old=True)) == []
+
+
+def delete(workspace: Workspace) -> None:
+    answer = workspace.rest.call("DELETE", workspace.path)
+    assert (answer.status_code, answer.json()["status"]) == (202, "deleting")
+
+
+def await_removal(workspace: Workspace) -> None:
+    eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 404, BUSY_SECONDS)
