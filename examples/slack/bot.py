@@ -4,8 +4,10 @@
 webhook of the service tells the bot of the end of each task, which it posts to the channel.
 """
 
+import functools
 import html
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -34,7 +36,26 @@ webhook = Webhook(os.environ["WEBHOOK_SECRET"])
 evershell = Client()
 
 
+def reported(listener: Callable[..., None]) -> Callable[..., None]:
+    """Shows the user what is wrong, for example that the service is unavailable.
+
+    The handler of `app.error` comes too late: if a listener fails right after its ack(), Bolt may
+    answer Slack that the request was not acknowledged.
+    """
+
+    @functools.wraps(listener)
+    def handled(respond: Any, **arguments: Any) -> None:
+        try:
+            listener(respond=respond, **arguments)
+        except Exception as error:
+            logging.exception("A request of a user has failed.")
+            respond(text=escaped(str(error)), replace_original=False)
+
+    return handled
+
+
 @app.command("/tasks")
+@reported
 def show(ack: Any, command: Any, respond: Any) -> None:
     """Shows the tasks to everyone in the channel."""
     ack()
@@ -42,6 +63,7 @@ def show(ack: Any, command: Any, respond: Any) -> None:
 
 
 @app.action("cancel")
+@reported
 def cancel(ack: Any, action: Any, body: Any, respond: Any) -> None:
     """Cancels the task of the button, and shows the tasks as they are then."""
     ack()
@@ -55,13 +77,6 @@ def cancel(ack: Any, action: Any, body: Any, respond: Any) -> None:
         if not error.intent_recorded:
             raise
     respond(**tasks_of(channel), replace_original=True)
-
-
-@app.error
-def report(error: Exception, logger: Any, respond: Any) -> None:
-    """Shows the user what is wrong, for example that the service is unavailable."""
-    logger.error("A request of a user has failed.", exc_info=error)
-    respond(text=escaped(str(error)), replace_original=False)
 
 
 def tasks_of(channel: str) -> dict[str, Any]:
