@@ -5,11 +5,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
 
+from evershell.stack.envoy.config import Edge, render
 from evershell.stack.envoy.sign_in import Provider
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.running_edge import RunningEdge, running_edge
@@ -104,3 +106,13 @@ def test_a_session_is_renewed_after_the_browser_has_removed_its_access_token(
     assert renewed.cookies["evershell-session"]
     # Not for a page of another site.
     assert not get(provided, "/v1/workspaces/ws_1", "same-site", refresh).cookies
+
+
+def test_only_the_owner_can_read_the_secret_in_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "envoy.yaml"
+    # Of a version that wrote no secret.
+    path.touch(mode=0o644)
+    edge = Edge(8080, 8081, ["127.0.0.1:50051"], tmp_path / "admin.sock", provider=PROVIDER)
+    render(edge, path)
+    assert PROVIDER.client_secret in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600

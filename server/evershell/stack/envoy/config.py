@@ -140,7 +140,8 @@ def render(edge: Edge, config_path: Path) -> None:
     }
     texts |= {name: f"- {json.dumps(value)}" if value else "" for name, value in elements.items()}
     # It has the secret of the provider.
-    config_path.touch(mode=0o600)
+    config_path.touch()
+    config_path.chmod(0o600)
     config_path.write_text(string.Template(edge_file("envoy.yaml").read_text()).substitute(texts))
 
 
