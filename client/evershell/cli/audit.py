@@ -7,9 +7,9 @@ import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_workspace
-from evershell.cli.duration import DURATION
 from evershell.cli.lists import first, limit_option, page_size, print_count
 from evershell.cli.options import Call, service_options
+from evershell.cli.values import DURATION
 
 
 @click.command(help="List the audit log, newest first: who changed what, or was refused.")

@@ -7,10 +7,10 @@ import click
 from evershell.cli import show
 from evershell.cli.cancel_tasks import FILTER_HELP, cancel_tasks, parse_filter
 from evershell.cli.completion import complete_task, complete_workspace
-from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.options import Call, service_options
 from evershell.cli.progress import await_cancellation, shown_progress
+from evershell.cli.values import DURATION
 from evershell.client import (
     AgentUnreachableError,
     CallError,

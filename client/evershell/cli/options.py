@@ -9,11 +9,11 @@ from typing import Any, TextIO
 import click
 
 from evershell.cli.completion import complete_profile
-from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import ExitCode
 from evershell.cli.names import workspace_id
 from evershell.cli.service import Target, find_target
 from evershell.cli.show import fail
+from evershell.cli.values import DURATION
 from evershell.client import CallError, Client
 
 

@@ -7,14 +7,13 @@ from decimal import Decimal
 import click
 
 from evershell.cli import show
-from evershell.cli.amount import AMOUNT
 from evershell.cli.completion import complete_workspace
-from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.lists import whole_number
 from evershell.cli.options import Call, service_options
 from evershell.cli.progress import await_task, shown_progress
 from evershell.cli.terminal import OutputError, say_lines
+from evershell.cli.values import AMOUNT, DURATION
 from evershell.client import SubmittedTask, Task, TaskLimits
 
 _HELP = f"""Submit a task to the agent of WORKSPACE.

@@ -7,11 +7,11 @@ import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_task, complete_workspace
-from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.lists import whole_number
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines, wrapped
+from evershell.cli.values import DURATION
 from evershell.client import (
     DeadlineExceededError,
     Event,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import httpx
 
-from evershell.cli.duration import DURATION
+from evershell.cli.values import DURATION
 from evershell.commands.environment import problems_reported, read_settings
 from evershell.stack.environments import edge_environment
 from evershell.stack.envoy import config as envoy

@@ -7,8 +7,8 @@ import click
 import psycopg
 
 from evershell.auth.api_keys import fingerprint, new_secret
-from evershell.cli.duration import DURATION
 from evershell.cli.terminal import Commands, say
+from evershell.cli.values import DURATION
 from evershell.commands.key_database import with_keys
 from evershell.commands.orgs import SLUG, SLUG_RULE, add_org
 from evershell.core import ids

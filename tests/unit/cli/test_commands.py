@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 from click.testing import Result
 
-from evershell.cli.duration import DURATION
 from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.main import COMMANDS
+from evershell.cli.values import DURATION
 from evershell.client import (
     CancelIntent,
     DeadlineExceededError,

@@ -15,7 +15,7 @@ import yaml
 from evershell.app.programs import DRAIN_SECONDS
 from evershell.app.settings import Settings
 from evershell.auth.session_tokens import JwkSet, SessionTokens
-from evershell.cli.duration import DURATION
+from evershell.cli.values import DURATION
 from evershell.core.cancel_task import MAX_WAIT_SECONDS
 from evershell.core.runtime import AgentIdentity
 from evershell.fleet.kubernetes import objects

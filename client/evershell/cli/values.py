@@ -1,6 +1,7 @@
-"""Durations on the command line."""
+"""Durations and amounts of money on the command line."""
 
 import re
+from decimal import Decimal
 
 import click
 
@@ -8,6 +9,7 @@ _UNITS_SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
 # The longest google.protobuf.Duration.
 _MAX_SECONDS = 315_576_000_000
+_AMOUNT = re.compile(r"\d{1,18}(\.\d{1,9})?")
 
 
 class _Duration(click.ParamType[float]):
@@ -28,3 +30,19 @@ class _Duration(click.ParamType[float]):
 
 
 DURATION = _Duration()
+
+
+class _Amount(click.ParamType[Decimal]):
+    """An amount in USD: `0.50`, `2`."""
+
+    name = "amount"
+
+    def convert(
+        self, value: str | Decimal, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Decimal:
+        if not _AMOUNT.fullmatch(str(value).strip()):
+            self.fail(f"{value!r} is not an amount in USD; write 0.50 or 2.", param, ctx)
+        return Decimal(value)
+
+
+AMOUNT = _Amount()
