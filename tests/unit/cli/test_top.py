@@ -191,7 +191,7 @@ def test_a_reading_fetches_few_tasks_those_on_the_screen_first() -> None:
     running = Running(service)
     first = running.read()
     assert (len(first.rows), first.count, len(service.asked)) == (100, 250, 100)
-    # By the clock of the service, whatever the time is here.
+    # The time of the service, not that of this machine.
     assert abs(first.at - AT) < timedelta(seconds=5)
     running.read()
     assert len(running.read().rows) == 250

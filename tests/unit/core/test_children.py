@@ -144,7 +144,7 @@ async def test_an_agent_reads_and_cancels_its_children_and_no_other_task(world: 
         assert await refused(children(world).cancel(by, cancel)) == slug
         assert (await world.task(workspace.id, task.id)).cancel is None
     cancel = CancelTask(workspace_id=into.id, task_id=child.id, reason="r", origin=Origin("r"))
-    # Also if the agent of the child does not answer: the cancellation is recorded.
+    # The cancellation is recorded even if the agent of the child does not answer.
     for world.agents.reachable in (True, False):
         cancelled = await children(world).cancel(by, cancel)
         assert cancelled.cancel is not None

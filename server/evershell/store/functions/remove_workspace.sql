@@ -5,8 +5,8 @@
 --   waiting  if a delivery is pending and the workspace has changed after p_waits_since: nothing is
 --            removed.
 --
--- It waits for the lock of the workspace alone: whoever locks rows of webhook_deliveries waits for
--- nothing. So it cannot take part in a deadlock.
+-- It waits for the lock of the workspace, and for rows of webhook_deliveries. No transaction waits for
+-- anything while it has locked such a row, so the function cannot take part in a deadlock.
 CREATE OR REPLACE FUNCTION remove_workspace(
     p_workspace_id text,
     p_limit integer,
