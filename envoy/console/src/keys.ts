@@ -1,8 +1,9 @@
 // Keys of a whole page. They do nothing while a person types, or while a dialog is open.
-import { useEffect } from "preact/hooks";
+import { useLayoutEffect } from "preact/hooks";
 
 export function useKeys(actions: Record<string, () => void>): void {
-  useEffect(() => {
+  // Not after the paint: a key that is pressed as soon as a page is visible would be lost.
+  useLayoutEffect(() => {
     const act = (event: KeyboardEvent) => {
       const isTyping = event.target instanceof Element && event.target.matches("input, select");
       const isOther = event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented;
