@@ -38,7 +38,7 @@ _OWNERS = {
     ),
     "database path": ("store/", "psycopg", "libpq"),
     _LOG: ("api/interceptors/request_log.py", "telemetry/logs.py", "structlog/"),
-    "codec": ("api/codec.py", "api/payloads.py"),
+    "codec": ("api/codec.py", "api/values.py", "api/payloads.py"),
     "servicer and use case": ("core/", "api/workspace_servicer.py"),
     _INTERCEPTORS: ("api/", "auth/"),
 }

@@ -1,10 +1,8 @@
-"""Converts between the messages of the protos and the objects of the core."""
+"""Converts between the messages of WorkspaceService and the objects of the core."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import (
@@ -15,55 +13,31 @@ from evershell.workspace.v1 import (
     workspace_pb2,
     workspace_service_pb2,
 )
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
-from google.type.money_pb2 import Money
 
-from evershell.api import payloads
-from evershell.core import errors, money
-from evershell.core.agent_rules import MAX_EVENTS, BreachError
+from evershell.api.values import (
+    decode_nanos,
+    decode_time,
+    duration_fields,
+    duration_seconds,
+    money_fields,
+    timestamp,
+)
+from evershell.core import errors
 from evershell.core.caller import Caller
 from evershell.core.cancel_task import CancelResult, CancelTask
 from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.core.change import Hold, IdempotencyKey
-from evershell.core.event import AuditEntry, AuditFilter, Event, Origin
+from evershell.core.event import AuditEntry, AuditFilter, Origin
 from evershell.core.hold import HoldOrg
-from evershell.core.runtime import Directive
-from evershell.core.task import (
-    MAX_TOOL_CALLS,
-    AgentEvent,
-    IterationCompleted,
-    Phase,
-    Task,
-    TaskEnded,
-    TaskLimits,
-    TaskStarted,
-    TaskStatus,
-)
+from evershell.core.task import Task, TaskLimits
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import Page
-from evershell.core.watch_events import Heartbeat
 from evershell.core.workspace import AgentCard, Workspace
-from evershell.pod.messages import encode_assignment
 
 _OUTCOMES = workspace_service_pb2.CancelTasksResult.Outcome
-_Message = TypeVar("_Message")
-# The statuses that an agent may propose for the end of a task.
-_PROPOSABLE = {
-    int(task_pb2.Task.Status.Value(status)): status
-    for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
-}
-_PHASES = {
-    int(task_pb2.Task.Phase.Value(str(phase) or "phase_unspecified")): phase for phase in Phase
-}
-# The end of the year 9999, the last year of RFC 3339.
-_MAX_SECONDS = 253_402_300_799
-_NANOS = 1_000_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _Item = TypeVar("_Item")
+_Message = TypeVar("_Message")
 # 50 large tasks take about 2 ms to encode.
 _ITEMS_AT_ONCE = 50
 
@@ -79,21 +53,6 @@ def decode_cancel(request: workspace_service_pb2.CancelTaskRequest, origin: Orig
         if request.HasField("force_after")
         else None,
         include_descendants=request.include_descendants,
-        origin=origin,
-    )
-
-
-def decode_cancel_child(
-    request: runtime_service_pb2.CancelChildRequest, origin: Origin
-) -> CancelTask:
-    """The request. Raises Failure validation_error."""
-    return CancelTask(
-        workspace_id=request.workspace_id,
-        task_id=request.task_id,
-        reason=request.reason,
-        force_after_seconds=duration_seconds(request.force_after)
-        if request.HasField("force_after")
-        else None,
         origin=origin,
     )
 
@@ -282,7 +241,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
             "output_tokens": usage.output_tokens,
             "model_calls": usage.model_calls,
             "tool_calls": usage.tool_calls,
-            "cost": _money_fields(usage.cost_nanos),
+            "cost": money_fields(usage.cost_nanos),
         },
         "forced": task.forced,
         "metadata": task.metadata,
@@ -338,13 +297,6 @@ def decode_audit_filter(request: workspace_service_pb2.ListAuditEntriesRequest) 
     )
 
 
-def decode_time(field: str, time: Timestamp) -> datetime:
-    """The time. Raises Failure validation_error, which names the field."""
-    if not 0 <= time.seconds <= _MAX_SECONDS:
-        raise errors.invalid({field: "must be within the years 1970 to 9999"})
-    return time.ToDatetime(UTC)
-
-
 def encode_audit_entry(entry: AuditEntry) -> audit_pb2.AuditEntry:
     """All fields of the entry."""
     return audit_pb2.AuditEntry(
@@ -365,116 +317,6 @@ def encode_audit_entry(entry: AuditEntry) -> audit_pb2.AuditEntry:
     )
 
 
-def encode_heartbeat(heartbeat: Heartbeat) -> workspace_service_pb2.WatchEventsResponse:
-    """A message of the stream of WatchEvents."""
-    return workspace_service_pb2.WatchEventsResponse(
-        heartbeat=workspace_service_pb2.Heartbeat(time=timestamp(heartbeat.time), seq=heartbeat.seq)
-    )
-
-
-class EventEncoder(Generic[_Message]):
-    """Encodes batches of events. Watchers that share a read share its messages too.
-
-    They receive the batch one after the other, so only the last one is kept.
-    """
-
-    def __init__(self, encode: Callable[[Sequence[Event]], Sequence[_Message]]) -> None:
-        self._encode = encode
-        self._events: Sequence[Event] = ()
-        self._messages: Sequence[_Message] = ()
-
-    def __call__(self, events: Sequence[Event]) -> Sequence[_Message]:
-        """The message for each event. Do not change them."""
-        if events is not self._events:
-            self._messages = self._encode(events)
-            self._events = events
-        return self._messages
-
-
-def encode_events(events: Sequence[Event]) -> Sequence[workspace_service_pb2.WatchEventsResponse]:
-    """A message of the stream of WatchEvents for each event."""
-    return [encode_event(event) for event in events]
-
-
-def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
-    """A message of the stream of WatchEvents."""
-    # The constructor also takes the fields of a message as a mapping, which its type does not say.
-    event: Any = {
-        "seq": item.seq,
-        "type": item.type,
-        "time": timestamp(item.time),
-        "workspace_id": item.workspace_id,
-        "task_id": item.task_id or "",
-        "request_id": item.origin.request_id,
-        "trace_id": item.origin.trace_id,
-    }
-    # The constructor is an order of magnitude faster than ParseDict, with the same result.
-    try:
-        event[item.type] = payloads.convert(item.type, item.payload)
-        return workspace_service_pb2.WatchEventsResponse(event=event)
-    except (payloads.UnusualError, ValueError):
-        event[item.type] = payloads.parse(item.type, item.payload)
-        return workspace_service_pb2.WatchEventsResponse(event=event)
-
-
-def encode_directive(
-    directive: Directive, lease_seconds: float, now: datetime
-) -> runtime_service_pb2.Directive:
-    """The directive in a reply to an agent. `lease_seconds` is the length of a lease."""
-    message = runtime_service_pb2.Directive(
-        fenced=directive.fenced,
-        lease_ms=max(0, int((directive.lease_seconds or 0) * 1000)),
-        lease_length_ms=int(lease_seconds * 1000),
-    )
-    if directive.task is not None:
-        message.task.CopyFrom(encode_assignment(directive.task, now))
-    return message
-
-
-def decode_agent_events(events: Iterable[runtime_service_pb2.TaskEvent]) -> list[AgentEvent]:
-    """The events of a commit. Raises BreachError."""
-    # One more than is allowed, so that the core refuses them without all of them being decoded.
-    return [_decode_agent_event(event) for event in islice(events, MAX_EVENTS + 1)]
-
-
-def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
-    match event.WhichOneof("event"):
-        case "task_started":
-            return TaskStarted()
-        case "iteration_completed":
-            iteration = event.iteration_completed
-            size_bytes = iteration.ByteSize()
-            # One more than is allowed, as of the events.
-            del iteration.tool_calls[MAX_TOOL_CALLS + 1 :]
-            payload = rest_fields(iteration)
-            if not iteration.tool_calls:
-                del payload["tool_calls"]
-            return IterationCompleted(iteration.number, payload, size_bytes)
-        case "task_ended":
-            ended = event.task_ended
-            status = _PROPOSABLE.get(ended.status)
-            if status is None:
-                raise BreachError(f"its agent proposed an end with the status {ended.status}")
-            return TaskEnded(
-                status=status, result=ended.result, reason=ended.reason, forced=ended.forced
-            )
-        case _:
-            raise BreachError("its agent committed an event of an unknown kind")
-
-
-def decode_phase(phase: int) -> Phase:
-    """The phase that an agent reports. Raises BreachError."""
-    decoded = _PHASES.get(phase)
-    if decoded is None:
-        raise BreachError(f"its agent reported the unknown phase {phase}")
-    return decoded
-
-
-def duration_seconds(duration: Duration) -> float:
-    """The duration in seconds."""
-    return duration.seconds + duration.nanos / _NANOS
-
-
 def decode_limits(message: task_pb2.TaskLimits) -> TaskLimits:
     """The limits. Fields that are absent are None. Raises Failure validation_error."""
     return TaskLimits(
@@ -482,7 +324,7 @@ def decode_limits(message: task_pb2.TaskLimits) -> TaskLimits:
         if message.HasField("max_duration")
         else None,
         max_total_tokens=message.max_total_tokens if message.HasField("max_total_tokens") else None,
-        max_cost_nanos=_nanos("limits.max_cost", message.max_cost)
+        max_cost_nanos=decode_nanos("limits.max_cost", message.max_cost)
         if message.HasField("max_cost")
         else None,
         force_after_seconds=duration_seconds(message.force_after)
@@ -492,37 +334,17 @@ def decode_limits(message: task_pb2.TaskLimits) -> TaskLimits:
     )
 
 
-def _nanos(field: str, amount: Money) -> int:
-    """The amount in nano-dollars. Raises Failure validation_error, which names the field."""
-    if amount.currency_code != money.CURRENCY:
-        raise errors.invalid({field: f"must have the currency_code {money.CURRENCY}"})
-    if not 0 <= amount.nanos < _NANOS or amount.units < 0:
-        raise errors.invalid({field: f"must have units from 0 and nanos from 0 to {_NANOS - 1:,}"})
-    return int(amount.units) * _NANOS + int(amount.nanos)
-
-
-def _money_fields(nanos: int | None) -> Any:
-    return None if nanos is None else money.fields(nanos)
-
-
 def limits_fields(limits: TaskLimits) -> Any:
     """The fields for the constructor of the message; None without limits."""
     if not limits.are_set:
         return None
     return {
-        "max_duration": _duration_fields(limits.max_duration_seconds),
+        "max_duration": duration_fields(limits.max_duration_seconds),
         "max_total_tokens": limits.max_total_tokens,
-        "max_cost": _money_fields(limits.max_cost_nanos),
-        "force_after": _duration_fields(limits.force_after_seconds),
+        "max_cost": money_fields(limits.max_cost_nanos),
+        "force_after": duration_fields(limits.force_after_seconds),
         "include_descendants": limits.include_descendants,
     }
-
-
-def _duration_fields(seconds: float | None) -> Any:
-    if seconds is None:
-        return None
-    whole, nanos = divmod(round(seconds * _NANOS), _NANOS)
-    return {"seconds": whole, "nanos": nanos}
 
 
 async def encode_page(
@@ -535,25 +357,3 @@ async def encode_page(
         if index % _ITEMS_AT_ONCE == 0:
             await asyncio.sleep(0)
     return messages
-
-
-def rest_fields(message: Message) -> dict[str, Any]:
-    """The fields of the message as REST shows them."""
-    return MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-
-
-def timestamp(moment: datetime | None) -> Any:
-    """The time for a Timestamp field in the constructor of a message; None for an absent field.
-
-    The constructor takes the fields of a message as a mapping, which its type does not say. A
-    message in its place is copied by serializing and parsing it, which takes longer.
-    """
-    if moment is None:
-        return None
-    since = moment - _EPOCH
-    return {
-        "seconds": since.days * 86_400 + since.seconds,
-        "nanos": since.microseconds * 1000,
-    }

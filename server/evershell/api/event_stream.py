@@ -7,8 +7,9 @@ from typing import Any
 from evershell.workspace.v1 import error_pb2, workspace_service_pb2
 from google.api.httpbody_pb2 import HttpBody
 
-from evershell.api import codec
 from evershell.api.call import current
+from evershell.api.event_codec import encode_event
+from evershell.api.values import rest_fields
 from evershell.core import errors
 from evershell.core.event import Event
 
@@ -69,7 +70,7 @@ def frame(event: Event) -> HttpBody:
     The id is last: a library that resumes after an id as soon as it has read its line would lose
     an event that is cut after the id.
     """
-    data = _json(codec.encode_event(event))
+    data = _json(encode_event(event))
     return HttpBody(data=f"event: {event.type}\ndata: {data}\nid: {event.seq}\n\n".encode())
 
 
@@ -81,7 +82,7 @@ def error_frame(error: error_pb2.Error) -> HttpBody:
 
 def _json(message: workspace_service_pb2.WatchEventsResponse) -> str:
     """The message on one line, in the form in which the edge prints all other messages."""
-    content = codec.rest_fields(message)
+    content = rest_fields(message)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     if not text.isascii():
         for end, escape in _LINE_ENDS.items():

@@ -12,7 +12,7 @@ import structlog
 from evershell.agent.v1 import runtime_service_pb2, runtime_service_pb2_grpc
 from evershell.workspace.v1 import task_pb2
 
-from evershell.api import codec
+from evershell.api import agent_codec, codec
 from evershell.api.call import agent, agent_key, current, origin
 from evershell.core.agent_rules import BreachError
 from evershell.core.children import AgentCaller, Children
@@ -61,7 +61,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         if not request.task_id:
             await asyncio.sleep(-asyncio.get_running_loop().time() % _GATHER_SECONDS)
         async with self._breaches_recorded():
-            phase = codec.decode_phase(request.phase)
+            phase = agent_codec.decode_phase(request.phase)
             directive = await self.runtime.heartbeat(agent(), request.task_id, phase)
         return runtime_service_pb2.HeartbeatResponse(directive=self._encode(directive))
 
@@ -69,7 +69,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         self, request: runtime_service_pb2.CommitEventsRequest, context: Context
     ) -> runtime_service_pb2.CommitEventsResponse:
         async with self._breaches_recorded():
-            events = codec.decode_agent_events(request.events)
+            events = agent_codec.decode_agent_events(request.events)
             directive = await self.runtime.commit_events(
                 agent(), request.task_id, events, current().trace_id
             )
@@ -95,7 +95,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         self, request: runtime_service_pb2.CancelChildRequest, context: Context
     ) -> task_pb2.Task:
         by = await self._enter(request.parent_task_id)
-        decoded = codec.decode_cancel_child(request, origin())
+        decoded = agent_codec.decode_cancel_child(request, origin())
         return codec.encode_task(await self.children.cancel(by, decoded))
 
     async def _enter(self, parent_task_id: str) -> AgentCaller:
@@ -116,4 +116,6 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
             raise Failure("validation_error", message, fields={}) from breach
 
     def _encode(self, directive: Directive) -> runtime_service_pb2.Directive:
-        return codec.encode_directive(directive, self.runtime.lease_seconds, self.runtime.clock())
+        return agent_codec.encode_directive(
+            directive, self.runtime.lease_seconds, self.runtime.clock()
+        )

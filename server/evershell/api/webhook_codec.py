@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from evershell.workspace.v1 import event_pb2, webhook_pb2, workspace_service_pb2
 
-from evershell.api.codec import timestamp
+from evershell.api.values import timestamp
 from evershell.core import errors
 from evershell.core.event import EventType
 from evershell.core.webhook import CreateWebhook, Network, Webhook, WebhookDelivery

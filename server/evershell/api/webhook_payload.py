@@ -2,7 +2,8 @@
 
 import json
 
-from evershell.api.codec import encode_event, rest_fields
+from evershell.api.event_codec import encode_event
+from evershell.api.values import rest_fields
 from evershell.core.event import Event
 
 

@@ -16,7 +16,7 @@ from evershell.workspace.v1 import (
 )
 from google.api.httpbody_pb2 import HttpBody
 
-from evershell.api import codec, event_stream, webhook_codec
+from evershell.api import codec, event_codec, event_stream, webhook_codec
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
 from evershell.core import hold, tasks, watch_events, webhooks, workspaces
@@ -44,11 +44,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     allowed_networks: Sequence[Network] = ()
     # The model of the agents, if it has no price.
     model_without_price: str = ""
-    encode_events: codec.EventEncoder[workspace_service_pb2.WatchEventsResponse] = field(
-        default_factory=lambda: codec.EventEncoder(codec.encode_events)
+    encode_events: event_codec.EventEncoder[workspace_service_pb2.WatchEventsResponse] = field(
+        default_factory=lambda: event_codec.EventEncoder(event_codec.encode_events)
     )
-    encode_frames: codec.EventEncoder[HttpBody] = field(
-        default_factory=lambda: codec.EventEncoder(event_stream.Frames)
+    encode_frames: event_codec.EventEncoder[HttpBody] = field(
+        default_factory=lambda: event_codec.EventEncoder(event_stream.Frames)
     )
 
     async def CancelTask(
@@ -113,7 +113,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             self.subscriptions,
             self.clock,
             self.encode_events,
-            codec.encode_heartbeat,
+            event_codec.encode_heartbeat,
         )
 
     def StreamEvents(

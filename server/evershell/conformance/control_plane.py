@@ -34,7 +34,7 @@ from evershell.agent.v1.runtime_service_pb2_grpc import (
 )
 from evershell.workspace.v1 import task_pb2
 
-from evershell.api import codec
+from evershell.api import agent_codec
 from evershell.core import agent_rules, task_lifecycle
 from evershell.core.agent_rules import BreachError
 from evershell.core.change import Change, Locked
@@ -108,7 +108,7 @@ class Worker(RuntimeServiceServicer):
         """Renews the lease."""
         epoch = await self._plane.enter(context)
         try:
-            phase = codec.decode_phase(request.phase)
+            phase = agent_codec.decode_phase(request.phase)
         except BreachError as breach:
             await self._plane.refuse(context, breach)
         await self._plane.notice(request.task_id, phase)
@@ -120,7 +120,7 @@ class Worker(RuntimeServiceServicer):
         """Commits events by the rules of the core."""
         epoch = await self._plane.enter(context)
         try:
-            events = codec.decode_agent_events(request.events)
+            events = agent_codec.decode_agent_events(request.events)
             agent_rules.check_events(events)
             await self._plane.commit(epoch, request.task_id, events)
         except (BreachError, Failure) as refusal:
@@ -376,7 +376,7 @@ class ControlPlane:
 
     def directive(self, epoch: int, *, is_renewed: bool = True) -> "runtime_service_pb2.Directive":
         """What the agent has to do."""
-        return codec.encode_directive(
+        return agent_codec.encode_directive(
             Directive(
                 fenced=self._locked.workspace.is_fenced(epoch),
                 task=self.task,

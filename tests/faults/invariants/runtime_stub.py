@@ -17,7 +17,7 @@ from evershell.agent.v1.runtime_service_pb2 import (
 )
 from evershell.workspace.v1.task_pb2 import Task
 
-from evershell.api import codec
+from evershell.api import agent_codec
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.runtime import Directive as CoreDirective
@@ -68,7 +68,7 @@ class RuntimeStub:
         return HeartbeatResponse(directive=directive)
 
     async def CommitEvents(self, request: CommitEventsRequest, **_: Any) -> CommitEventsResponse:
-        task_id, events = request.task_id, codec.decode_agent_events(request.events)
+        task_id, events = request.task_id, agent_codec.decode_agent_events(request.events)
         ending = next((event for event in events if isinstance(event, TaskEnded)), None)
         if self._agent.fault is Fault.BREAKS:
             raise OSError(28, "No space left on device")
@@ -97,7 +97,7 @@ class RuntimeStub:
         was_over = at is not None and at.is_over(agent.epoch)
         try:
             decided = await apply()
-            directive = codec.encode_directive(
+            directive = agent_codec.encode_directive(
                 decided, self._runtime.lease_seconds, self._runtime.clock()
             )
         except UnavailableError:

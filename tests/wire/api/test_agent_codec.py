@@ -11,7 +11,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message_factory import GetMessages
 
-from evershell.api import codec
+from evershell.api import agent_codec
+from evershell.api.event_codec import encode_event
 from evershell.core.agent_rules import BreachError
 from evershell.core.event import Event, EventType
 from evershell.core.runtime import Directive
@@ -31,14 +32,14 @@ def _in_the_log(payload: Any) -> event_pb2.IterationCompleted:
     entry = Event(
         workspace_id="ws_1", seq=1, type=EventType.ITERATION_COMPLETED, time=NOW, payload=payload
     )
-    return codec.encode_event(entry).event.iteration_completed
+    return encode_event(entry).event.iteration_completed
 
 
 @pytest.mark.parametrize("payload", [ITERATION, PARALLEL])
 def test_an_iteration_is_the_same_in_the_log_and_from_the_agent(payload: Any) -> None:
     reported = runtime_service_pb2.TaskEvent()
     reported.iteration_completed.CopyFrom(_in_the_log(payload))
-    (decoded,) = codec.decode_agent_events([reported])
+    (decoded,) = agent_codec.decode_agent_events([reported])
     size_bytes = reported.iteration_completed.ByteSize()
     assert decoded == IterationCompleted(1, payload, size_bytes)
 
@@ -61,7 +62,7 @@ def test_tool_calls_beyond_the_limit_are_not_decoded() -> None:
     for _ in range(2 * MAX_TOOL_CALLS):
         reported.iteration_completed.tool_calls.add()
     size_bytes = reported.iteration_completed.ByteSize()
-    (decoded,) = codec.decode_agent_events([reported])
+    (decoded,) = agent_codec.decode_agent_events([reported])
     assert isinstance(decoded, IterationCompleted)
     assert (len(decoded.tool_calls), decoded.size_bytes) == (MAX_TOOL_CALLS + 1, size_bytes)
 
@@ -70,19 +71,19 @@ def test_an_iteration_without_a_tool_call_has_none() -> None:
     reported = runtime_service_pb2.TaskEvent()
     reported.iteration_completed.number = 1
     reported.iteration_completed.model_call.content = "c"
-    (decoded,) = codec.decode_agent_events([reported])
+    (decoded,) = agent_codec.decode_agent_events([reported])
     assert isinstance(decoded, IterationCompleted) and "tool_call" not in decoded.payload
 
 
 def test_a_start_and_each_end_are_decoded() -> None:
     start = runtime_service_pb2.TaskEvent(task_started=runtime_service_pb2.TaskStarted())
-    assert codec.decode_agent_events([start]) == [TaskStarted()]
+    assert agent_codec.decode_agent_events([start]) == [TaskStarted()]
     for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED):
         ended = runtime_service_pb2.TaskEnded(
             status=task_pb2.Task.Status.Value(status), result="r", reason="w", forced=True
         )
         reported = runtime_service_pb2.TaskEvent(task_ended=ended)
-        assert codec.decode_agent_events([reported]) == [
+        assert agent_codec.decode_agent_events([reported]) == [
             TaskEnded(status=status, result="r", reason="w", forced=True)
         ]
 
@@ -93,17 +94,19 @@ def test_a_start_and_each_end_are_decoded() -> None:
 def test_a_status_that_is_no_end_is_refused(status: str) -> None:
     ended = runtime_service_pb2.TaskEnded(status=task_pb2.Task.Status.Value(status))
     with pytest.raises(BreachError):
-        codec.decode_agent_events([runtime_service_pb2.TaskEvent(task_ended=ended)])
+        agent_codec.decode_agent_events([runtime_service_pb2.TaskEvent(task_ended=ended)])
 
 
 def test_the_phases_of_an_agent_are_decoded() -> None:
-    assert {codec.decode_phase(value) for value in task_pb2.Task.Phase.values()} == set(Phase)
+    assert {agent_codec.decode_phase(value) for value in task_pb2.Task.Phase.values()} == set(Phase)
 
 
 def test_a_directive_has_the_task_and_its_intent() -> None:
     assert INTENT.force_at is not None
     now = INTENT.force_at - timedelta(seconds=4)
-    seen = codec.encode_directive(Directive(fenced=False, task=TASK, lease_seconds=1.2), 1.5, now)
+    seen = agent_codec.encode_directive(
+        Directive(fenced=False, task=TASK, lease_seconds=1.2), 1.5, now
+    )
     assert (seen.fenced, seen.lease_ms, seen.lease_length_ms) == (False, 1200, 1500)
     assert (
         seen.task.task_id,
@@ -115,4 +118,6 @@ def test_a_directive_has_the_task_and_its_intent() -> None:
         seen.task.cancellation.reason,
         seen.task.cancellation.force_after_ms,
     ) == ("enough", 4_000)
-    assert not codec.encode_directive(Directive(fenced=True, task=None), 1, NOW).HasField("task")
+    assert not agent_codec.encode_directive(Directive(fenced=True, task=None), 1, NOW).HasField(
+        "task"
+    )

@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.type.money_pb2 import Money
 
-from evershell.api import codec
+from evershell.api import codec, event_codec
 from evershell.core import event
 from evershell.core.cancel_task import CancelResult, Outcome
 from evershell.core.errors import Failure
@@ -146,7 +146,7 @@ def test_every_field_of_every_event_is_encoded(type_: EventType) -> None:
         task_id=new.task_id,
         origin=Origin("req_1"),
     )
-    seen = codec.encode_event(entry).event
+    seen = event_codec.encode_event(entry).event
     assert (seen.seq, seen.workspace_id, seen.task_id, seen.request_id) == (
         9,
         "ws_1",
@@ -159,7 +159,7 @@ def test_every_field_of_every_event_is_encoded(type_: EventType) -> None:
 
 
 def test_a_heartbeat_has_the_last_sequence_number() -> None:
-    seen = codec.encode_heartbeat(Heartbeat(NOW, 7))
+    seen = event_codec.encode_heartbeat(Heartbeat(NOW, 7))
     assert (seen.heartbeat.seq, seen.heartbeat.time.ToDatetime(NOW.tzinfo)) == (7, NOW)
 
 
@@ -171,9 +171,9 @@ def test_a_batch_is_encoded_once_for_all_its_watchers() -> None:
         ]
         for first in (1, 100)
     )
-    encode = codec.EventEncoder(codec.encode_events)
+    encode = event_codec.EventEncoder(event_codec.encode_events)
     messages = encode(batch)
-    assert messages == [codec.encode_event(event) for event in batch]
+    assert messages == [event_codec.encode_event(event) for event in batch]
     assert encode(batch) is messages
     assert [message.event.seq for message in encode(next_batch)] == list(
         range(100, 100 + len(PAYLOADS))

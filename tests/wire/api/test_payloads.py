@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from evershell.api import codec
+from evershell.api.event_codec import encode_event
 from evershell.core.event import Event, EventType
 from tests.support.world import NOW
 
@@ -80,7 +80,7 @@ def _payload_of(event_type: str) -> Descriptor:
 
 def encoded(event_type: EventType, payload: Mapping[str, Any]) -> Message:
     entry = Event(workspace_id="ws_1", seq=1, type=event_type, time=NOW, payload=payload)
-    event = codec.encode_event(entry).event
+    event = encode_event(entry).event
     assert event.WhichOneof("payload") == event_type
     message: Message = getattr(event, event_type)
     return message

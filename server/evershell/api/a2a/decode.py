@@ -15,6 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 from evershell.api import codec
 from evershell.api.a2a.states import statuses_in
 from evershell.api.call import fingerprint
+from evershell.api.values import decode_time
 from evershell.core import errors
 from evershell.core.caller import Caller
 from evershell.core.change import IdempotencyKey
@@ -85,7 +86,7 @@ def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, L
         statuses = statuses_in(request.status)
     changed_since = None
     if request.HasField("status_timestamp_after"):
-        changed_since = codec.decode_time("status_timestamp_after", request.status_timestamp_after)
+        changed_since = decode_time("status_timestamp_after", request.status_timestamp_after)
     # What does not select tasks may change from page to page.
     selection = a2a_pb2.ListTasksRequest()
     selection.CopyFrom(request)

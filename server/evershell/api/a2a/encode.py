@@ -12,6 +12,8 @@ from google.protobuf.json_format import MessageToDict, MessageToJson
 from evershell.api import codec
 from evershell.api.a2a.decode import MESSAGE_ID, TEXT
 from evershell.api.a2a.states import STATES
+from evershell.api.event_codec import encode_event
+from evershell.api.values import rest_fields, timestamp
 from evershell.core.event import Event, EventType
 from evershell.core.task import Task, TaskStatus
 
@@ -71,7 +73,7 @@ def encode_task(
     encoded = a2a_pb2.Task(
         id=task.id,
         context_id=task.workspace_id,
-        status=a2a_pb2.TaskStatus(state=state, timestamp=codec.timestamp(task.changed_at)),
+        status=a2a_pb2.TaskStatus(state=state, timestamp=timestamp(task.changed_at)),
         metadata=_task_facts(task),
     )
     if task.reason:
@@ -86,7 +88,7 @@ def encode_task(
 
 def _task_facts(task: Task) -> dict[str, Any]:
     """The task as REST shows it, without the fields that A2A has too."""
-    facts = codec.rest_fields(codec.encode_task(task))
+    facts = rest_fields(codec.encode_task(task))
     for name in ("id", "description", "result"):
         del facts[name]
     return facts
@@ -189,13 +191,13 @@ def _artifacts(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
 
 
 def _status(event: Event, state: a2a_pb2.TaskState) -> a2a_pb2.StreamResponse:
-    facts = codec.rest_fields(codec.encode_event(event).event)
+    facts = rest_fields(encode_event(event).event)
     # The artifact has it.
     facts[event.type].pop("result", None)
     update = a2a_pb2.TaskStatusUpdateEvent(
         task_id=event.task_id,
         context_id=event.workspace_id,
-        status=a2a_pb2.TaskStatus(state=state, timestamp=codec.timestamp(event.time)),
+        status=a2a_pb2.TaskStatus(state=state, timestamp=timestamp(event.time)),
         metadata=facts,
     )
     text = _update_text(event)

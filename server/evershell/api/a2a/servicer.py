@@ -17,6 +17,7 @@ from evershell.api import codec
 from evershell.api.a2a import decode, encode, push
 from evershell.api.a2a.card import Endpoints, cache_headers, encode_card
 from evershell.api.call import caller, current, origin
+from evershell.api.event_codec import EventEncoder
 from evershell.core import agent_card, deadline, errors, tasks, watch_events, webhooks, workspaces
 from evershell.core.cancel_task import CancelResult, Outcome, await_end, cancel_task
 from evershell.core.errors import Failure
@@ -44,8 +45,8 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     # The networks that may be called although they are not public.
     allowed_networks: Sequence[Network] = ()
     model_without_price: str = ""
-    encode_updates: codec.EventEncoder[encode.Update] = field(
-        default_factory=lambda: codec.EventEncoder(encode.encode_updates)
+    encode_updates: EventEncoder[encode.Update] = field(
+        default_factory=lambda: EventEncoder(encode.encode_updates)
     )
 
     async def GetTask(self, request: a2a_pb2.GetTaskRequest, context: Context) -> a2a_pb2.Task:

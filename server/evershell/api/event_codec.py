@@ -1,0 +1,65 @@
+"""Encodes events as the messages of WatchEvents."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from evershell.workspace.v1 import workspace_service_pb2
+
+from evershell.api import payloads
+from evershell.api.values import timestamp
+from evershell.core.event import Event
+from evershell.core.watch_events import Heartbeat
+
+_Message = TypeVar("_Message")
+
+
+class EventEncoder(Generic[_Message]):
+    """Encodes batches of events. Watchers that share a read share its messages too.
+
+    They receive the batch one after the other, so only the last one is kept.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[Event]], Sequence[_Message]]) -> None:
+        self._encode = encode
+        self._events: Sequence[Event] = ()
+        self._messages: Sequence[_Message] = ()
+
+    def __call__(self, events: Sequence[Event]) -> Sequence[_Message]:
+        """The message for each event. Do not change them."""
+        if events is not self._events:
+            self._messages = self._encode(events)
+            self._events = events
+        return self._messages
+
+
+def encode_events(events: Sequence[Event]) -> Sequence[workspace_service_pb2.WatchEventsResponse]:
+    """A message of the stream of WatchEvents for each event."""
+    return [encode_event(event) for event in events]
+
+
+def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
+    """A message of the stream of WatchEvents."""
+    # The constructor also takes the fields of a message as a mapping, which its type does not say.
+    event: Any = {
+        "seq": item.seq,
+        "type": item.type,
+        "time": timestamp(item.time),
+        "workspace_id": item.workspace_id,
+        "task_id": item.task_id or "",
+        "request_id": item.origin.request_id,
+        "trace_id": item.origin.trace_id,
+    }
+    # The constructor is an order of magnitude faster than ParseDict, with the same result.
+    try:
+        event[item.type] = payloads.convert(item.type, item.payload)
+        return workspace_service_pb2.WatchEventsResponse(event=event)
+    except (payloads.UnusualError, ValueError):
+        event[item.type] = payloads.parse(item.type, item.payload)
+        return workspace_service_pb2.WatchEventsResponse(event=event)
+
+
+def encode_heartbeat(heartbeat: Heartbeat) -> workspace_service_pb2.WatchEventsResponse:
+    """A message of the stream of WatchEvents."""
+    return workspace_service_pb2.WatchEventsResponse(
+        heartbeat=workspace_service_pb2.Heartbeat(time=timestamp(heartbeat.time), seq=heartbeat.seq)
+    )
