@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import evershell.store.migrate
-from evershell.store import cancellations, postgres_store, rows
+from evershell.store import cancellations, fleet_queries, postgres_store, rows
 
 _FILE = Path(__file__).with_suffix(".sql")
 _MIGRATIONS = Path(evershell.store.migrate.__file__).parent / "migrations"
@@ -36,7 +36,9 @@ def released_migration() -> str:
 def _current_statements() -> dict[str, str]:
     statements = {
         name.strip("_").lower(): value
-        for name, value in (vars(postgres_store) | vars(cancellations)).items()
+        for name, value in (
+            vars(postgres_store) | vars(fleet_queries) | vars(cancellations)
+        ).items()
         if name.strip("_").lower() in _READS
     }
     for table, columns in (

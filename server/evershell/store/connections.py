@@ -10,7 +10,7 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -347,6 +347,20 @@ class connected:  # noqa: N801 - used like a function
             self._hang_up.cancel()
         if isinstance(error, _UNAVAILABLE):
             raise UnavailableError(str(error)) from error
+
+
+async def fetch_one(pool: Pool, query: str, parameters: Sequence[Any]) -> Any:
+    """The first row; None if there is none. Raises UnavailableError, like `connected`."""
+    async with connected(pool) as connection:
+        cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+        return await cursor.fetchone()
+
+
+async def fetch_all(pool: Pool, query: str, parameters: Sequence[Any]) -> Sequence[Any]:
+    """All rows. Raises UnavailableError, like `connected`."""
+    async with connected(pool) as connection:
+        cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+        return await cursor.fetchall()
 
 
 async def _close(pool: Pool, connection: Connection) -> None:

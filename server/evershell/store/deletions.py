@@ -4,7 +4,7 @@ from typing import Any
 
 from evershell.core.ports import DELIVERY_WAIT, Clock
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.connections import Pool, connected
+from evershell.store.connections import Pool, connected, fetch_one
 from evershell.store.notifications import Publish
 
 # At most so many events in a transaction. Each may have 4 MiB, which PostgreSQL removes in pieces
@@ -39,7 +39,5 @@ class Deletions:
 
     async def find(self, workspace_id: str, org_id: str) -> Workspace | None:
         """See Store.find_deleted_workspace."""
-        async with connected(self._pool) as connection:
-            cursor = await connection.execute(_FIND, (workspace_id, org_id), binary=True)
-            row: Any = await cursor.fetchone()
+        row = await fetch_one(self._pool, _FIND, (workspace_id, org_id))
         return None if row is None else Workspace(status=WorkspaceStatus.DELETING, **row._asdict())

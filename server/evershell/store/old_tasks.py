@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from evershell.core.ports import Removed
-from evershell.store.connections import Pool, connected
+from evershell.store.connections import Pool, fetch_all, fetch_one
 
 # The first event of each workspace, by the primary key of the events.
 _LIST_OLD_LOGS = (
@@ -28,23 +28,16 @@ class OldTasks:
     async def list_old_logs(
         self, before: datetime, after_id: str, limit: int
     ) -> tuple[Sequence[str], str | None]:
-        async with connected(self._pool) as connection:
-            parameters = (before, after_id, limit)
-            cursor = await connection.execute(_LIST_OLD_LOGS, parameters, prepare=True)
-            rows = await cursor.fetchall()
+        rows = await fetch_all(self._pool, _LIST_OLD_LOGS, (before, after_id, limit))
         last_id = rows[-1].id if len(rows) == limit else None
         return [row.id for row in rows if row.is_old], last_id
 
     async def remove_old_tasks(
         self, workspace_id: str, before: datetime, after_seq: int, limit: int
     ) -> Removed:
-        async with connected(self._pool) as connection:
-            parameters = (workspace_id, before, after_seq, limit)
-            row = await (await connection.execute(_REMOVE, parameters, prepare=True)).fetchone()
-        assert row is not None, "the function returns one row"
+        row = await fetch_one(self._pool, _REMOVE, (workspace_id, before, after_seq, limit))
         return Removed(row.task_count, row.event_count, row.last_seq)
 
     async def oldest_end(self) -> datetime | None:
-        async with connected(self._pool) as connection:
-            row = await (await connection.execute(_OLDEST_END, prepare=True)).fetchone()
+        row = await fetch_one(self._pool, _OLDEST_END, ())
         return None if row is None else row.completed_at

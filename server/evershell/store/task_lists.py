@@ -11,7 +11,7 @@ from evershell.core.task_filter import EVERY_TASK, ListFilter
 from evershell.core.task_tree import TreeFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS
 from evershell.core.workspace import Workspace
-from evershell.store.connections import Pool, connected
+from evershell.store.connections import Pool, fetch_all, fetch_one
 from evershell.store.rows import (
     TASK_COLUMNS,
     Values,
@@ -90,9 +90,8 @@ class TaskLists:
 
     async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
         parameters = (workspace_id, *_listed(wanted))
-        async with connected(self._pool) as connection:
-            row = await (await connection.execute(_COUNT, parameters, prepare=True)).fetchone()
-        return 0 if row is None else int(row.number)
+        row = await fetch_one(self._pool, _COUNT, parameters)
+        return int(row.number)
 
     async def list_tree(
         self, permission: Permission, wanted: TreeFilter, before_id: str | None, limit: int
@@ -111,19 +110,15 @@ class TaskLists:
         return await self._read(query, (*values, limit))
 
     async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
-        async with connected(self._pool) as connection:
-            cursor = await connection.execute(LIMITED_TREES, (now,), prepare=True, binary=True)
-            rows = await cursor.fetchall()
         return [
             (workspace_of(row), replace(root, usage=_usage_of_tree(root, row)))
-            for row in rows
+            for row in await fetch_all(self._pool, LIMITED_TREES, (now,))
             if (root := task_of(row))
         ]
 
     async def _read(self, query: str, parameters: Values) -> Sequence[Task]:
-        async with connected(self._pool) as connection:
-            cursor = await connection.execute(query, parameters, prepare=True, binary=True)
-            return [task for row in await cursor.fetchall() if (task := task_of(row))]
+        rows = await fetch_all(self._pool, query, parameters)
+        return [task for row in rows if (task := task_of(row))]
 
 
 def _usage_of_tree(root: Task, below: Any) -> Usage:

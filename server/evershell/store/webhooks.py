@@ -18,7 +18,7 @@ from evershell.core.webhook import (
 )
 from evershell.store.audit import store_audit_entry
 from evershell.store.connections import Connection, Pool, connected
-from evershell.store.postgres_store import store_key
+from evershell.store.idempotency_keys import store_key
 from evershell.store.rows import Values, insert
 
 COLUMNS = (

@@ -446,7 +446,7 @@ CALLING: tuple[Rule, ...] = (
             ".fingerprint != call.fingerprint and False:",
         ),
         (
-            f"{_STORE}postgres_store.py",
+            f"{_STORE}idempotency_keys.py",
             '" WHERE stored.called_at <= %s RETURNING true"',
             '" WHERE stored.called_at IS DISTINCT FROM %s RETURNING true"',
         ),

@@ -506,12 +506,12 @@ CANCELLING: tuple[Rule, ...] = (
         "no submission is committed after a hold, and the first hold stays",
         "tests/contracts/test_store_hold.py",
         (
-            f"{_STORE}postgres_store.py",
+            f"{_STORE}holds.py",
             "    await connection.execute(SHARE_HOLD_LOCK, (org_id,), prepare=True)\n",
             "",
         ),
         (
-            f"{_STORE}postgres_store.py",
+            f"{_STORE}holds.py",
             "ON CONFLICT (org_id) DO NOTHING",
             "ON CONFLICT (org_id) DO UPDATE SET reason = EXCLUDED.reason",
         ),

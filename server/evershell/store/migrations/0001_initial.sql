@@ -231,7 +231,7 @@ CREATE TABLE idempotency_keys (
 CREATE INDEX idempotency_keys_called_at ON idempotency_keys (called_at);
 
 -- The organizations that are on hold, each with who asked for it first. Before it is read or
--- written, the lock of the organization is taken: server/evershell/store/postgres_store.py.
+-- written, the lock of the organization is taken: server/evershell/store/holds.py.
 CREATE TABLE org_holds (
     org_id text COLLATE "C" PRIMARY KEY,
     held_by text NOT NULL,

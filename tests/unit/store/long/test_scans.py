@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.store import postgres_store, task_lists
+from evershell.store import fleet_queries, postgres_store, task_lists
 
 _IDLE, _BUSY, _CANCELLED = 100_000, 200, 20
 
@@ -50,11 +50,11 @@ async def connection(database_url: str) -> AsyncIterator[AsyncConnection[Any]]:
 @pytest.mark.parametrize(
     ("query", "parameters"),
     [
-        (postgres_store.LIST_UNSETTLED, ()),
-        (postgres_store.LIST_CANCELLATIONS, ()),
+        (fleet_queries.LIST_UNSETTLED, ()),
+        (fleet_queries.LIST_CANCELLATIONS, ()),
         (task_lists.LIMITED_TREES, ("2026-01-01",)),
-        (postgres_store.LIST_WANTED_PODS, ("", 500)),
-        (postgres_store.LEASE_SECONDS_LEFT, (None, f"ws_{1:026}")),
+        (fleet_queries.LIST_WANTED_PODS, ("", 500)),
+        (fleet_queries.LEASE_SECONDS_LEFT, (None, f"ws_{1:026}")),
     ],
     ids=["unsettled", "cancellations", "limited trees", "wanted pods", "lease"],
 )
