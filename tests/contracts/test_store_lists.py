@@ -5,10 +5,11 @@ from datetime import timedelta
 from typing import Any
 
 from evershell.core import task_lifecycle
+from evershell.core.caller import Permission
 from evershell.core.ids import new_task_id
 from evershell.core.ports import Store
 from evershell.core.task import TaskStatus
-from evershell.core.task_filter import ListFilter
+from evershell.core.task_filter import ListFilter, OrgListFilter
 from evershell.core.validation import Page
 from evershell.core.workspace import AgentCard, WorkspaceStatus
 from tests.support.store.examples import (
@@ -20,6 +21,7 @@ from tests.support.store.examples import (
     with_task,
     workspace,
 )
+from tests.support.store.trees import end, submit
 
 
 async def test_workspaces_are_listed_newest_first_in_pages(store: Store) -> None:
@@ -157,6 +159,38 @@ async def test_tasks_are_listed_and_counted_by_status_and_time(store: Store) -> 
     await store.record_cancellation(permission(), busy.id, second.id, intent())
     assert await listed(statuses=frozenset({TaskStatus.SUBMITTED})) == []
     assert await listed(statuses=frozenset({TaskStatus.RUNNING})) == [second.id]
+
+
+async def test_the_active_tasks_of_an_organization_are_listed_newest_first(store: Store) -> None:
+    tasks = [await submit(store, user_id=f"user_{1 + number // 3}") for number in range(4)]
+    child, foreign = await submit(store, tasks[0]), await submit(store, org_id="org_b")
+    ended, cancelled = tasks[1], tasks[2]
+    await end(store, ended)
+    await store.record_cancellation(permission(), cancelled.workspace_id, None, intent())
+    active = sorted((each.id for each in (*tasks, child) if each != ended), reverse=True)
+
+    async def listed(
+        before_id: str | None = None,
+        limit: int = 10,
+        by: Permission | None = None,
+        **fields: str,
+    ) -> list[str]:
+        wanted = OrgListFilter(active=True, **fields)
+        return [
+            each.id
+            for each in await store.list_org_tasks(by or permission(), wanted, before_id, limit)
+        ]
+
+    assert await listed() == active
+    assert await listed(limit=2) == active[:2]
+    assert await listed(active[1], 2) == active[2:]
+    assert await listed(by=permission(org_id="org_b")) == [foreign.id]
+    assert await listed(by=permission(user_id="user_2", own_only=True)) == [tasks[3].id]
+    assert await listed(by=permission(user_id=None, own_only=True)) == []
+    assert await listed(root_task_id=tasks[0].id) == [child.id, tasks[0].id]
+    assert await listed(parent_task_id=tasks[0].id) == [child.id]
+    assert await listed(workspace_id=cancelled.workspace_id) == [cancelled.id]
+    assert await listed(workspace_id=ended.workspace_id) == []
 
 
 async def test_an_agent_card_belongs_to_its_workspace(store: Store) -> None:

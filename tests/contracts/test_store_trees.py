@@ -1,7 +1,8 @@
-"""The contract of Store: submissions with a parent, cancel_tree and list_tree."""
+"""The contract of Store: submissions with a parent, cancel_tree and list_org_tasks."""
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,8 @@ from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter
 from evershell.core.ports import UNDELIVERED, RecordedCancellation, Store
 from evershell.core.task import Task
-from evershell.core.task_tree import Parent, TreeFilter
+from evershell.core.task_filter import OrgListFilter
+from evershell.core.task_tree import Parent
 from evershell.core.workspace import WorkspaceStatus
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
@@ -200,9 +202,9 @@ async def test_a_listing_selects_tasks_of_a_tree(store: Store) -> None:
     sibling, other = await submit(store, root, user_id="user_2"), await submit(store)
     await end(store, middle)
 
-    async def listed(own_only: bool = False, org_id: str = ORG, **fields: str) -> list[str]:
+    async def listed(own_only: bool = False, org_id: str = ORG, **fields: Any) -> list[str]:
         by = permission(own_only=own_only, org_id=org_id)
-        found = await store.list_tree(by, TreeFilter(**fields), None, 10)
+        found = await store.list_org_tasks(by, OrgListFilter(**fields), None, 10)
         return [each.id for each in found]
 
     assert await listed(root_task_id=root.id) == [sibling.id, leaf.id, middle.id, root.id]
@@ -214,9 +216,11 @@ async def test_a_listing_selects_tasks_of_a_tree(store: Store) -> None:
     assert await listed(parent_task_id=root.id, workspace_id=middle.workspace_id) == [middle.id]
     assert await listed(parent_task_id=middle.id, root_task_id=other.id) == []
     assert await listed(org_id="org_b", root_task_id=root.id) == []
-    newest, *older = await store.list_tree(permission(), TreeFilter(root_task_id=root.id), None, 9)
-    wanted = TreeFilter(root_task_id=root.id)
-    assert await store.list_tree(permission(), wanted, newest.id, 2) == older[:2]
+    newest, *older = await store.list_org_tasks(
+        permission(), OrgListFilter(root_task_id=root.id), None, 9
+    )
+    wanted = OrgListFilter(root_task_id=root.id)
+    assert await store.list_org_tasks(permission(), wanted, newest.id, 2) == older[:2]
 
 
 async def test_a_child_waits_for_the_cancellation_of_its_tree(database_url: str) -> None:

@@ -9,8 +9,7 @@ from evershell.core.change import Hold, unchanged
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
-from evershell.core.task_filter import AllTasks, ListFilter
-from evershell.core.task_tree import TreeFilter
+from evershell.core.task_filter import AllTasks, ListFilter, OrgListFilter
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
@@ -48,8 +47,8 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "get_workspace_with_task": lambda store: store.get_workspace_with_task("ws_1", "task_1"),
     "list_tasks": lambda store: store.list_tasks("ws_1", None, 1),
     "count_tasks": lambda store: store.count_tasks("ws_1", ListFilter()),
-    "list_tree": lambda store: store.list_tree(
-        permission(), TreeFilter(root_task_id="task_1"), None, 1
+    "list_org_tasks": lambda store: store.list_org_tasks(
+        permission(), OrgListFilter(active=True), None, 1
     ),
     "list_events": lambda store: store.list_events("ws_1", 0, 1),
     "renew_lease": lambda store: store.renew_lease("ws_1", 1, 30),

@@ -21,6 +21,7 @@ def test_a_tree_is_cancelled_and_shown(
     assert [each["id"] for each in listed["tasks"]] == [child_id, root_id]
     assert workspace.rest.get(f"/v1/tasks?root_task_id={root_id}")["tasks"] == []
     assert workspace.rest.call("GET", "/v1/tasks").status_code == 400
+    assert {root_id, child_id} <= _active(child) and not {root_id, child_id} & _active(workspace)
     refused = workspace.rest.post(
         f"{workspace.path}/tasks", {"description": "ls", "parent_task_id": root_id}, 404
     )
@@ -40,6 +41,7 @@ def test_a_tree_is_cancelled_and_shown(
         assert (end["status"], end["iterations"]) == ("cancelled", 1)
         assert end["cancel"]["reason"] == "gone wrong"
         assert not (stack.files(at.id) / "never").exists()
+    assert not {root_id, child_id} & _active(child)
 
 
 def test_a_descendant_is_cancelled_after_the_end_of_its_parent(others: list[Workspace]) -> None:
@@ -57,3 +59,9 @@ def test_a_descendant_is_cancelled_after_the_end_of_its_parent(others: list[Work
     assert (answer["outcome"], answer["descendants_cancelled"]) == ("already_finished", 1)
     end = child.await_end(child_id)
     assert (end["status"], end["forced"]) == ("cancelled", True)
+
+
+def _active(workspace: Workspace) -> set[str]:
+    """The tasks of the organization that have not ended."""
+    listed = workspace.rest.get("/v1/tasks", params={"active": "true", "page_size": "200"})
+    return {each["id"] for each in listed["tasks"]}

@@ -29,8 +29,14 @@ from evershell.core.ports import (
     Removed,
 )
 from evershell.core.task import CancelIntent, Task
-from evershell.core.task_filter import EVERY_TASK, AllTasks, ListFilter, TaskSelection
-from evershell.core.task_tree import Parent, TreeFilter
+from evershell.core.task_filter import (
+    EVERY_TASK,
+    AllTasks,
+    ListFilter,
+    OrgListFilter,
+    TaskSelection,
+)
+from evershell.core.task_tree import Parent
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 from evershell.store.notifications import Publish, publish_to_nobody
@@ -444,8 +450,8 @@ class FakeStore:
         outcomes = await self.cancel_tasks(permission, ids, intent, trace_id)
         return replace(recorded, descendants_cancelled=sum(outcomes.values()))
 
-    async def list_tree(
-        self, permission: Permission, wanted: TreeFilter, before_id: str | None, limit: int
+    async def list_org_tasks(
+        self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
     ) -> Sequence[Task]:
         self._answer()
         found = [
@@ -455,6 +461,7 @@ class FakeStore:
             and wanted.workspace_id in ("", task.workspace_id)
             and wanted.parent_task_id in ("", task.parent_id)
             and wanted.root_task_id in ("", task.root_id)
+            and not (wanted.active and task.status.is_terminal)
         ]
         return _page(found, before_id, limit)
 

@@ -45,7 +45,6 @@ class Screen:
         self._selected = ""
         self._first = 0
         self._asked: Row | None = None
-        self.shown: tuple[str, ...] = ()
         self._notice = ""
         self._problem = ""
         self.is_over = False
@@ -105,7 +104,6 @@ class Screen:
         position = self._position()
         self._first = min(max(self._first, position - room + 1), position)
         rows = self._rows[self._first : self._first + room]
-        self.shown = tuple(row.task.id for row in rows)
         return Group(
             _line(self._title()),
             self._table(rows, columns),
@@ -117,7 +115,7 @@ class Screen:
     def _title(self) -> str:
         if self._reading is None:
             return self._problem or "Reading what runs …"
-        count = self._reading.count
+        count = len(self._reading.rows)
         what = f"{count} task{'' if count == 1 else 's'} running, by {self._order}"
         if self._problem:
             return f"{what}, at {self._reading.at:%H:%M:%S} UTC. {self._problem}"
@@ -127,9 +125,9 @@ class Screen:
         if self._asked is None:
             return self._notice
         row = self._asked
-        name = row.workspace.name or "its workspace"
+        name = row.name or "its workspace"
         return (
-            f"Cancel task {row.task.id} in {name} ({row.workspace.id})? "
+            f"Cancel task {row.task.id} in {name} ({row.task.workspace_id})? "
             "Its agent finishes the current iteration. y cancels it, any other key does not."
         )
 
@@ -148,7 +146,7 @@ class Screen:
                 str(task.iterations),
                 now(task),
                 cost(task),
-                row.workspace.name or row.workspace.id,
+                row.name or task.workspace_id,
                 first_line(task.description, 200),
             )
             is_selected = task.id == self._selected

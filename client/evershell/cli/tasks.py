@@ -17,8 +17,11 @@ from evershell.cli.terminal import printable, say_lines
 from evershell.client import Task, TaskStatus
 
 
-@click.command(help="List the tasks of WORKSPACE, or of a tree of tasks, newest first.")
+@click.command(
+    help="List the tasks of WORKSPACE, those that run, or a tree of tasks, newest first."
+)
 @click.argument("workspace", required=False, shell_complete=complete_workspace)
+@click.option("--active", is_flag=True, help="List only tasks that have not ended.")
 @click.option("--root", metavar="ID", help="List this task, the root of a tree, and the others.")
 @click.option("--parent", metavar="ID", help="List the children of this task.")
 @status_option(TaskStatus)
@@ -27,16 +30,20 @@ from evershell.client import Task, TaskStatus
 def tasks(
     call: Call,
     workspace: str | None,
+    active: bool,
     root: str | None,
     parent: str | None,
     statuses: tuple[str, ...],
     limit: int | None,
 ) -> None:
     """Prints one line for each task."""
-    if workspace is None and root is None and parent is None:
-        raise click.UsageError("Missing argument 'WORKSPACE'. --root lists a tree of tasks.")
+    if workspace is None and root is None and parent is None and not active:
+        raise click.UsageError(
+            "Missing argument 'WORKSPACE'. --active lists what runs in all workspaces."
+        )
     pages = call.client.list_tasks(
         workspace,
+        active=active,
         root_task_id=root,
         parent_task_id=parent,
         page_size=page_size(limit, statuses),
@@ -45,7 +52,6 @@ def tasks(
     if call.as_json:
         show.json_value({"tasks": [task.to_dict() for task in listed]})
         return
-    # The tasks of a tree are in different workspaces.
     places = [] if workspace else ["WORKSPACE"]
     show.table(
         ["TASK", *places, "STATUS", "ITERATIONS", "CREATED", "ENDED", "DESCRIPTION"],
@@ -62,7 +68,7 @@ def tasks(
             for task in listed
         ],
         f"Workspace {workspace} has no tasks."
-        if workspace and not statuses
+        if workspace and not statuses and not active
         else "There are no such tasks.",
     )
     print_count(len(listed), "task", has_more=has_more)

@@ -67,8 +67,8 @@ def _print_once(call: Call, reading: Reading, order: str) -> None:
                 str(row.task.iterations),
                 now(row.task),
                 cost(row.task),
-                row.workspace.id,
-                row.workspace.name or "-",
+                row.task.workspace_id,
+                row.name or "-",
                 show.first_line(row.task.description),
             )
             for row in rows
@@ -125,7 +125,7 @@ class _Live:
         while not self._has_ended.is_set():
             self._wake.clear()
             try:
-                self._news.put(partial(self._screen.take, self._running.read(self._screen.shown)))
+                self._news.put(partial(self._screen.take, self._running.read()))
             except CallError as error:
                 self._news.put(partial(self._screen.fail, str(error)))
             self._wake.wait(_PAUSE_SECONDS)
@@ -133,7 +133,9 @@ class _Live:
     def _cancel(self, row: Row) -> None:
         """Cancels the task by its id, so that no other task can be cancelled instead."""
         try:
-            result = self._call.client.cancel(row.workspace.id, row.task.id, reason=self._reason)
+            result = self._call.client.cancel(
+                row.task.workspace_id, row.task.id, reason=self._reason
+            )
             notice = f"{result.outcome}: task {row.task.id}"
         except CallError as error:
             notice = str(error)

@@ -24,7 +24,7 @@ from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
-from evershell.core.task_tree import TreeFilter
+from evershell.core.task_filter import OrgListFilter
 from evershell.core.webhook import Network
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -88,13 +88,14 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.ListTasksRequest, context: Context
     ) -> workspace_service_pb2.ListTasksResponse:
         page = codec.decode_page(request, caller().org_id)
-        if request.root_task_id or request.parent_task_id:
-            wanted = TreeFilter(
+        if request.root_task_id or request.parent_task_id or request.active:
+            wanted = OrgListFilter(
                 workspace_id=request.workspace_id,
                 parent_task_id=request.parent_task_id,
                 root_task_id=request.root_task_id,
+                active=request.active,
             )
-            listed = await tasks.list_tree(caller(), wanted, page, self.store)
+            listed = await tasks.list_org_tasks(caller(), wanted, page, self.store)
         else:
             listed = await tasks.list_tasks(caller(), request.workspace_id, page, self.store)
         page_of_tasks, next_token = listed

@@ -12,8 +12,7 @@ from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
 from evershell.core.task import CancelIntent, Task
-from evershell.core.task_filter import EVERY_TASK, ListFilter, TaskSelection
-from evershell.core.task_tree import TreeFilter
+from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
 from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
@@ -305,8 +304,8 @@ class Store(Protocol):
     async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
         """The number of tasks of the workspace that match."""
 
-    async def list_tree(
-        self, permission: Permission, wanted: TreeFilter, before_id: str | None, limit: int
+    async def list_org_tasks(
+        self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
     ) -> Sequence[Task]:
         """The tasks of the organization that match and that the permission covers.
 

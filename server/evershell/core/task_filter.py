@@ -103,3 +103,22 @@ class ListFilter:
 
 
 EVERY_TASK = ListFilter()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrgListFilter:
+    """Which tasks of an organization to list. Raises Failure validation_error."""
+
+    # An empty field matches all tasks. The parent, the root or `active` is set.
+    workspace_id: str = ""
+    parent_task_id: str = ""
+    root_task_id: str = ""
+    # Only tasks that have not ended.
+    active: bool = False
+
+    def __post_init__(self) -> None:
+        fields = Fields()
+        for name in ("workspace_id", "parent_task_id", "root_task_id"):
+            if value := getattr(self, name):
+                fields.identifier(name, value)
+        fields.check()

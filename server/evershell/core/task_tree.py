@@ -11,7 +11,6 @@ from evershell.core import errors
 from evershell.core.caller import Permission
 from evershell.core.errors import Failure
 from evershell.core.task import Task
-from evershell.core.validation import Fields
 from evershell.core.workspace import Workspace
 
 # The root is the first level.
@@ -28,23 +27,6 @@ class Parent:
     task: Task
     # The descendants of the root of the tree that have not ended.
     open_descendants: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeFilter:
-    """Which tasks of a tree to list. Raises Failure validation_error."""
-
-    # An empty field matches all tasks. The parent or the root is set.
-    workspace_id: str = ""
-    parent_task_id: str = ""
-    root_task_id: str = ""
-
-    def __post_init__(self) -> None:
-        fields = Fields()
-        for name in ("workspace_id", "parent_task_id", "root_task_id"):
-            if value := getattr(self, name):
-                fields.identifier(name, value)
-        fields.check()
 
 
 def check_parent(parent: Parent | None, parent_id: str, permission: Permission) -> Parent:

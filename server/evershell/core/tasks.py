@@ -23,8 +23,7 @@ from evershell.core.task import (
     TaskLimits,
     TaskStatus,
 )
-from evershell.core.task_filter import EVERY_TASK, ListFilter
-from evershell.core.task_tree import TreeFilter
+from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import Fields, Page, check_identifiers
 from evershell.core.workspace import Workspace
 
@@ -289,14 +288,14 @@ async def list_tasks(
     return page.cut(listed, _characters)
 
 
-async def list_tree(
-    caller: Caller, wanted: TreeFilter, page: Page, store: Store
+async def list_org_tasks(
+    caller: Caller, wanted: OrgListFilter, page: Page, store: Store
 ) -> tuple[Sequence[Task], str]:
-    """A page of the tasks of a tree that the caller may read, as list_tasks."""
+    """A page of the organization's tasks that match and that the caller may read, as list_tasks."""
     permission = caller.permission("workspace:read")
     if workspace_id := wanted.workspace_id:
         permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
-    listed = await store.list_tree(permission, wanted, page.before_id, page.size + 1)
+    listed = await store.list_org_tasks(permission, wanted, page.before_id, page.size + 1)
     return page.cut(listed, _characters)
 
 

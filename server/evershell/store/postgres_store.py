@@ -170,7 +170,8 @@ class PostgresStore:
         self.find_first_call, self.record_answer = keys.find_first_call, keys.record_answer
         lists = TaskLists(pool)
         self.list_tasks, self.count_tasks = lists.list_tasks, lists.count_tasks
-        self.list_tree, self.list_limited_trees = lists.list_tree, lists.list_limited_trees
+        self.list_org_tasks = lists.list_org_tasks
+        self.list_limited_trees = lists.list_limited_trees
         old_tasks = OldTasks(pool)
         self.list_old_logs = old_tasks.list_old_logs
         self.remove_old_tasks, self.oldest_end = old_tasks.remove_old_tasks, old_tasks.oldest_end

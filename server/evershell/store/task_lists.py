@@ -1,4 +1,4 @@
-"""Lists of the tasks of a workspace, and of a tree."""
+"""Lists of the tasks of a workspace, of a tree, and of an organization."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,8 +7,7 @@ from typing import Any
 
 from evershell.core.caller import Permission
 from evershell.core.task import Task, Usage
-from evershell.core.task_filter import EVERY_TASK, ListFilter
-from evershell.core.task_tree import TreeFilter
+from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS
 from evershell.core.workspace import Workspace
 from evershell.store.connections import Pool, fetch_all, fetch_one
@@ -52,6 +51,12 @@ _COVERED = (
     "EXISTS (SELECT FROM workspaces w WHERE w.id = workspace_id AND w.org_id = %s "
     "AND (NOT %s OR w.created_by_user_id = %s))"
 )
+# By the index workspaces_with_task. An array, because PostgreSQL might read all tasks of the
+# organization for a join in the order of the list.
+ACTIVE = (
+    "id = ANY (ARRAY(SELECT current_task_id FROM workspaces WHERE org_id = %s "
+    "AND current_task_id IS NOT NULL AND (NOT %s OR created_by_user_id = %s)))"
+)
 # The open tasks by the index tasks_in_limited_trees, then the roots, and the usage of each tree by
 # the index tasks_of_root.
 LIMITED_TREES = (
@@ -73,7 +78,7 @@ LIMITED_TREES = (
 
 
 class TaskLists:
-    """Implements Store.list_tasks, count_tasks, list_tree and list_limited_trees."""
+    """Implements Store.list_tasks, count_tasks, list_org_tasks and list_limited_trees."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -93,15 +98,16 @@ class TaskLists:
         row = await fetch_one(self._pool, _COUNT, parameters)
         return int(row.number)
 
-    async def list_tree(
-        self, permission: Permission, wanted: TreeFilter, before_id: str | None, limit: int
+    async def list_org_tasks(
+        self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
     ) -> Sequence[Task]:
         caller, root_id = permission.caller, wanted.root_task_id
+        covered = ACTIVE if wanted.active else _COVERED
         conditions = {
             "workspace_id = %s": (wanted.workspace_id,),
             OF_PARENT: (wanted.parent_task_id,),
             OF_ROOT: (root_id, root_id) if root_id else ("",),
-            _COVERED: (caller.org_id, permission.own_only, caller.user_id),
+            covered: (caller.org_id, permission.own_only, caller.user_id),
             "id < %s": (before_id or AFTER_ALL_IDS,),
         }
         used = {text: values for text, values in conditions.items() if values[0]}

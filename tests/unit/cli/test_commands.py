@@ -109,12 +109,14 @@ def test_a_task_is_shown_with_its_cost(
 def test_lists_are_tables_without_a_limit_of_width(monkeypatch: pytest.MonkeyPatch) -> None:
     long = "x" * 50
     running = task(TaskStatus.RUNNING, description=NASTY + long, created_at=AT)
-    fake = FakeClient(list_tasks=[iter([running] * 3)], list_workspaces=[iter([])])
+    fake = FakeClient(list_tasks=[iter([running] * 3), iter([running])], list_workspaces=[iter([])])
     tasks = run(monkeypatch, fake, "tasks", "ws_1", "--limit", "2")
     header, *rows = tasks.stdout.splitlines()
     assert header.split() == ["TASK", "STATUS", "ITERATIONS", "CREATED", "ENDED", "DESCRIPTION"]
     assert len(rows) == 2 and all(row.endswith(rf"[bold]\x1b[2J{long}") for row in rows)
     assert tasks.stderr == "2 tasks; there are more, --limit has ended the list.\n"
+    active = run(monkeypatch, fake, "tasks", "--active")
+    assert active.stdout.split()[1] == "WORKSPACE" and fake.calls[-1][-1]["active"]
     empty = run(monkeypatch, fake, "workspaces")
     assert (empty.stdout, "has no workspaces" in empty.stderr) == ("", True)
 

@@ -1,6 +1,7 @@
 """Submit children, and cancel trees."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,11 +12,11 @@ from evershell.core.change import IdempotencyKey
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.task import Task, TaskStatus
+from evershell.core.task_filter import OrgListFilter
 from evershell.core.task_tree import (
     MAX_LEVELS,
     MAX_OPEN_DESCENDANTS,
     Parent,
-    TreeFilter,
     child,
 )
 from evershell.core.tasks import SubmitTask
@@ -148,13 +149,14 @@ async def test_a_cancelled_tree_signals_the_named_task_alone(world: World) -> No
 async def test_listing_a_tree_needs_no_workspace(world: World) -> None:
     _, running = await world.add_busy()
     submitted = await submit(world, running.id)
-    wanted = TreeFilter(root_task_id=running.id)
-    page, _ = await tasks.list_tree(caller(), wanted, Page.of(0, ""), world.store)
+    wanted = OrgListFilter(root_task_id=running.id)
+    page, _ = await tasks.list_org_tasks(caller(), wanted, Page.of(0, ""), world.store)
     assert {each.id for each in page} == {submitted.id, running.id}
-    within = TreeFilter(root_task_id=running.id, workspace_id="ws_unknown")
+    within = OrgListFilter(root_task_id=running.id, workspace_id="ws_unknown")
     with pytest.raises(Failure, match="ws_unknown"):
-        await tasks.list_tree(caller(), within, Page.of(0, ""), world.store)
-    for fields in ({"root_task_id": "?"}, {"parent_task_id": "?"}):
+        await tasks.list_org_tasks(caller(), within, Page.of(0, ""), world.store)
+    invalid: list[dict[str, Any]] = [{"root_task_id": "?"}, {"parent_task_id": "?"}]
+    for fields in invalid:
         with pytest.raises(Failure) as raised:
-            TreeFilter(**fields)
+            OrgListFilter(**fields)
         assert raised.value.slug == "validation_error"

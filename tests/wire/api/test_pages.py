@@ -1,6 +1,7 @@
 """The page tokens of the lists: each continues its own list, and no other."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ async def lists(server: Running, world: World) -> dict[str, tuple[Callable[..., 
         ids.append(idle.id)
         for _ in range(2):
             await call(server, messages.CancelTaskRequest(workspace_id=idle.id))
+        await world.add_busy()
 
     def tasks_of(index: int) -> Callable[..., Request]:
         return lambda **page: messages.ListTasksRequest(workspace_id=ids[index], **page)
@@ -35,6 +37,7 @@ async def lists(server: Running, world: World) -> dict[str, tuple[Callable[..., 
         "workspaces": (messages.ListWorkspacesRequest, "workspaces"),
         "tasks": (tasks_of(0), "tasks"),
         "tasks of another workspace": (tasks_of(1), "tasks"),
+        "active tasks": (partial(messages.ListTasksRequest, active=True), "tasks"),
         "audit": (audit(), "entries"),
         "audit of a method": (audit(rpc="CancelTask"), "entries"),
         "audit of a workspace": (audit(workspace_id=ids[0]), "entries"),

@@ -229,15 +229,20 @@ class TaskCalls(Caller):
         *,
         parent_task_id: str | None = None,
         root_task_id: str | None = None,
+        active: bool = False,
         page_size: int | None = None,
         page_token: str | None = None,
     ) -> Pages[Task]:
-        """Lists the tasks of a workspace or of a tree, newest first.
+        """Lists the tasks of a workspace or of a tree, or the active ones, newest first.
+
+        With `:own` permissions, a list of several workspaces has only the tasks in the caller's.
 
         Args:
-            workspace_id: Only tasks of this workspace. May be None for the tasks of a tree.
+            workspace_id: Only tasks of this workspace. May be None for the tasks of a tree, and for
+                the active tasks of the organization.
             parent_task_id: Only the children of this task.
             root_task_id: Only this task and its descendants, if it is the root of its tree.
+            active: Only tasks that have not ended.
             page_size: The number of tasks in one answer, 1 to 200. None for the default, 50.
             page_token: The `next_page_token` of the page after which the list begins.
 
@@ -256,6 +261,7 @@ class TaskCalls(Caller):
             workspace_id=optional("workspace_id", workspace_id),
             parent_task_id=optional("parent_task_id", parent_task_id),
             root_task_id=optional("root_task_id", root_task_id),
+            active=active,
         )
 
     def watch(

@@ -408,8 +408,11 @@ class ListTasksRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
     workspace_id: _builtins.str
-    """Only tasks of this workspace. May be absent if `root_task_id` or `parent_task_id` is set."""
+    """Only tasks of this workspace. May be absent if `root_task_id`, `parent_task_id` or `active` is
+    set.
+    """
     page_size: _builtins.int
     """The largest number of items in the page."""
     page_token: _builtins.str
@@ -420,6 +423,8 @@ class ListTasksRequest(_message.Message):
     """Only the children of this task."""
     root_task_id: _builtins.str
     """Only this task and its descendants, if it is the root of its tree."""
+    active: _builtins.bool
+    """Only tasks that have not ended."""
     def __init__(
         self,
         *,
@@ -428,10 +433,11 @@ class ListTasksRequest(_message.Message):
         page_token: _builtins.str = ...,
         parent_task_id: _builtins.str = ...,
         root_task_id: _builtins.str = ...,
+        active: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "page_size", b"page_size", "page_token", b"page_token", "parent_task_id", b"parent_task_id", "root_task_id", b"root_task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

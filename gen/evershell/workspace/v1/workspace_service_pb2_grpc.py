@@ -230,10 +230,11 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTasks(self, request, context):
-        """Lists the tasks of a workspace, or of a tree of tasks, newest first.
+        """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
+        newest first.
 
-        Effect: none. With workspace:read:own alone, the list of a tree has only the tasks in workspaces
-        that the caller created.
+        Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
+        workspaces that the caller created.
         Idempotency: a read.
         Errors: workspace_not_found includes workspaces of another organization.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.

@@ -89,10 +89,11 @@ class WorkspaceServiceStub:
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]
-    """Lists the tasks of a workspace, or of a tree of tasks, newest first.
+    """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
+    newest first.
 
-    Effect: none. With workspace:read:own alone, the list of a tree has only the tasks in workspaces
-    that the caller created.
+    Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
+    workspaces that the caller created.
     Idempotency: a read.
     Errors: workspace_not_found includes workspaces of another organization.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
@@ -346,10 +347,11 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]  # type: ignore[assignment]
-    """Lists the tasks of a workspace, or of a tree of tasks, newest first.
+    """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
+    newest first.
 
-    Effect: none. With workspace:read:own alone, the list of a tree has only the tasks in workspaces
-    that the caller created.
+    Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
+    workspaces that the caller created.
     Idempotency: a read.
     Errors: workspace_not_found includes workspaces of another organization.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
@@ -624,10 +626,11 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.ListTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_service_pb2.ListTasksResponse, _abc.Awaitable[_workspace_service_pb2.ListTasksResponse]]:
-        """Lists the tasks of a workspace, or of a tree of tasks, newest first.
+        """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
+        newest first.
 
-        Effect: none. With workspace:read:own alone, the list of a tree has only the tasks in workspaces
-        that the caller created.
+        Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
+        workspaces that the caller created.
         Idempotency: a read.
         Errors: workspace_not_found includes workspaces of another organization.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.

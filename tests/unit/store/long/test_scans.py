@@ -1,4 +1,4 @@
-"""What the fleet controller reads at a scan does not grow with the number of idle workspaces."""
+"""What lists and scans read does not grow with idle workspaces and ended tasks."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -43,6 +43,10 @@ async def connection(database_url: str) -> AsyncIterator[AsyncConnection[Any]]:
             """,
             {"idle": _IDLE, "busy": _BUSY, "cancelled": _CANCELLED},
         )
+        await connection.execute(
+            "UPDATE workspaces w SET current_task_id = t.id FROM tasks t "
+            "WHERE t.workspace_id = w.id AND t.status = 'running'"
+        )
         await connection.execute("VACUUM ANALYZE workspaces, tasks")
         yield connection
 
@@ -83,3 +87,12 @@ async def test_a_tree_is_read_by_its_indexes(
     plan = "\n".join(line for (line,) in await cursor.fetchall())
     assert "tasks_of_root" in plan or "tasks_of_parent" in plan, plan
     assert "Seq Scan" not in plan and "tasks_one_open" not in plan, plan
+
+
+async def test_a_list_of_active_tasks_reads_no_ended_ones(connection: AsyncConnection[Any]) -> None:
+    query = task_lists.LIST.format(f"{task_lists.ACTIVE} AND id < %s")
+    parameters = ("org", False, "user_1", "~", 201)
+    cursor = await connection.execute(f"EXPLAIN {query}".encode(), parameters)
+    plan = "\n".join(line for (line,) in await cursor.fetchall())
+    assert "using workspaces_with_task on workspaces" in plan, plan
+    assert "Index Cond: ((id = ANY (" in plan and "Seq Scan" not in plan, plan
