@@ -1,10 +1,10 @@
 """Use cases of agents: submit, read and cancel children of the task that the agent works on.
 
-The credential is the agent's own token, which names one workspace and one epoch. It is good for
-this only while the parent is the agent's current task. What a call may reach does not depend on
-who has submitted the parent, which is not stored with its scopes: a child is in a workspace of the
-parent's organization and of the same creator. An agent that was taken over therefore reaches no
-other user.
+The credential is the agent's own token, which names one workspace and one epoch. It is accepted only
+while the parent is the agent's current task. What a call may reach does not depend on who has
+submitted the parent, because their scopes are not stored: a child is in a workspace of the same
+organization and the same creator. So an agent that was taken over reaches no workspace of another
+user.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from evershell.core.tasks import SubmitTask, submit_task
 from evershell.core.validation import check_identifiers
 from evershell.core.workspace import Workspace
 
-# For every workspace that `Parent.workspace` lets through.
+# For every workspace that `Children._workspace` accepts.
 _SCOPES = frozenset({"tasks:write", "workspace:write"})
 
 
@@ -104,7 +104,7 @@ class Children:
         return result.task or child
 
     async def _workspace(self, by: AgentCaller, workspace_id: str) -> None:
-        """Checks that a child may be there. What it reads never changes."""
+        """Checks that a child may be there. What it checks never changes later."""
         check_identifiers(workspace_id=workspace_id)
         workspace = await self.store.get_workspace(workspace_id, by.own.org_id)
         if workspace is None:
