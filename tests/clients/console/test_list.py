@@ -157,9 +157,11 @@ def test_four_taps_cancel_a_task(browser: Browser, stack: Stack, named: Named) -
     workspace, task_id = named.busy("crm", about="Mail our customers")
     console = Console(browser, stack.ready["rest_url"], "dark", 400, has_touch=True)
     console.sign_in(stack.tokens["full_access"])
-    page = console.page
+    page, row = console.page, console.rows.filter(has_text="Mail our customers")
+    # While tasks are being read, chips for what is wrong appear, which move the others.
+    expect(row).to_be_visible()
     page.get_by_role("button", name="busy").tap()
-    console.rows.filter(has_text="Mail our customers").locator(".task").tap()
+    row.locator(".task").tap()
     page.get_by_role("button", name="Cancel…").tap()
     page.get_by_role("button", name="Finish this iteration").tap()
     expect(console.step("Accepted")).to_be_visible()
