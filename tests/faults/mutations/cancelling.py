@@ -346,7 +346,8 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "an agent says that a task has ended only when all that it has started has ended",
-        "tests/unit/agents/test_library.py",
+        "tests/unit/agents/test_library.py tests/unit/agents/test_library_ends.py "
+        "tests/unit/agents/test_library_processes.py",
         (f"{_AGENT}loop.py", "            await asyncio.wait(pending)\n", "            return\n"),
         (
             f"{_AGENT}loop.py",

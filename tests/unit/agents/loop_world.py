@@ -141,6 +141,44 @@ class Run:
         ]
 
 
+async def ended(function: Any, **changes: Any) -> tuple[TaskEnded, list[Any]]:
+    """The end and the iterations of a function."""
+    run = Run(function, **changes)
+    return await run.end(), run.iterations
+
+
+async def force(run: Run, reached: asyncio.Event) -> TaskEnded:
+    """Interrupts the function when it has reached a point."""
+    await reached.wait()
+    run.task.cancel.request(0)
+    return await run.end()
+
+
+async def value(answer: Any) -> Any:
+    return answer
+
+
+def calling(**tools: Any) -> Any:
+    """An agent whose first iteration calls all tools at the same time."""
+
+    async def agent(task: Task) -> str:
+        async for each in task.iterations():
+            calls = [each.tool_call(name, {}, call) for name, call in tools.items()]
+            return " ".join(await asyncio.gather(*calls))
+        return ""
+
+    return agent
+
+
+async def end_late(may_end: asyncio.Event) -> None:
+    """Ends only when the test lets it, even if it is cancelled."""
+    while not may_end.is_set():
+        try:
+            await may_end.wait()
+        except asyncio.CancelledError:
+            continue
+
+
 async def wait_forever() -> None:
     await asyncio.Event().wait()
 
