@@ -69,7 +69,8 @@ def _first_failure(tests: Sequence[str], checkout: Path) -> str:
     done = subprocess.run(
         [sys.executable, *_PYTEST, *tests],
         cwd=checkout,
-        env={**os.environ, **environment_of(checkout)},
+        # A cache could be that of another mutant of the same length and second.
+        env={**os.environ, **environment_of(checkout), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
