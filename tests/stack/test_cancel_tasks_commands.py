@@ -20,12 +20,12 @@ def owner(stack: Stack) -> dict[str, str]:
 
 
 def test_cancel_all_cancels_what_its_dry_run_shows(
-    run: Run, call: Run, owner: dict[str, str], others: list[Workspace]
+    call: Run, owner: dict[str, str], others: list[Workspace]
 ) -> None:
     begun = begin(others, metadata={"team": "night"})
     wanted = ("cancel", "--filter", "metadata.team=night")
 
-    dry = run(*wanted, "--dry-run", **owner)
+    dry = call(*wanted, "--dry-run", **owner)
 
     assert dry.returncode == 0, dry.stderr
     titles, *rows = [line.split() for line in dry.stdout.splitlines()]
@@ -33,12 +33,12 @@ def test_cancel_all_cancels_what_its_dry_run_shows(
     assert rows == [
         [task_id, other.id, "matched"] for other, (_, task_id) in zip(others, begun, strict=True)
     ]
-    mistyped = run(*wanted, typed="3\n", **owner)
+    mistyped = call(*wanted, typed="3\n", **owner)
     assert (mistyped.returncode, mistyped.stdout) == (5, "")
     for other, (_, task_id) in zip(others, begun, strict=True):
         assert "cancel_requested_at" not in other.task(task_id)
 
-    done = run(*wanted, "--reason", "gone wrong", typed="2\n", **owner)
+    done = call(*wanted, "--reason", "gone wrong", typed="2\n", **owner)
 
     assert done.returncode == 0, done.stderr
     assert "This cancels 2 tasks of your organization." in done.stderr
@@ -50,13 +50,11 @@ def test_cancel_all_cancels_what_its_dry_run_shows(
     assert (late.returncode, "Nothing runs that matches" in late.stdout) == (3, True)
 
 
-def test_hold_and_release(
-    run: Run, call: Run, owner: dict[str, str], others: list[Workspace]
-) -> None:
+def test_hold_and_release(call: Run, owner: dict[str, str], others: list[Workspace]) -> None:
     begun = begin(others)
     first, (_, task_id) = others[0], begun[0]
 
-    held = run("hold", "--reason", "gone wrong", **owner)
+    held = call("hold", "--reason", "gone wrong", **owner)
 
     assert (held.returncode, held.stderr) == (0, "")
     assert "is on hold." in held.stdout and "reason        gone wrong\n" in held.stdout
@@ -66,7 +64,7 @@ def test_hold_and_release(
     assert (refused.returncode, error["code"]) == (5, "org_on_hold")
     assert error["details"]["hold_reason"] == "gone wrong"
 
-    cancelled = run("hold", "--cancel-running", "--reason", "later", typed="2\n", **owner)
+    cancelled = call("hold", "--cancel-running", "--reason", "later", typed="2\n", **owner)
     assert cancelled.returncode == 0, cancelled.stderr
     assert "accepted: 2 cancellations recorded.\n" in cancelled.stdout
     assert first.task(task_id)["cancel_reason"] == "later"
@@ -74,17 +72,17 @@ def test_hold_and_release(
         gate.open()
         assert other.await_end(other_task_id)["status"] == "cancelled"
 
-    released = run("release", **owner)
+    released = call("release", **owner)
     assert (released.returncode, released.stderr) == (0, "")
     eventually(lambda: first.get()["status"] == "idle")
     done = call("submit", first.id, "true", "--wait", "20s", **owner)
     assert done.returncode == 0, done.stderr
 
 
-def test_submit_with_limits(run: Run, call: Run, workspace: Workspace) -> None:
+def test_submit_with_limits(call: Run, workspace: Workspace) -> None:
     limits = ("--max-duration", "1s", "--max-total-tokens", "9", "--force-after", "0s")
 
-    ended = run("submit", workspace.id, "sleep 600", *limits, "--wait", "20s")
+    ended = call("submit", workspace.id, "sleep 600", *limits, "--wait", "20s")
 
     assert ended.returncode == 8, ended.stderr
     (task_id,) = ended.stdout.split()

@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from evershell.app.settings import Settings
-from evershell.auth.signing_keys import new_key
+from evershell.app.wiring import control_plane
 from evershell.cli.main import main
+from evershell.core.errors import OperatorError
+from evershell.telemetry.metrics import Metrics
 from tests.support.programs import run
 
 
@@ -39,12 +41,15 @@ def test_signing_keys_that_are_not_valid_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_SESSION_URL"])
-def test_an_invalid_url_of_the_database_is_not_printed(name: str, tmp_path: Path) -> None:
-    (tmp_path / "control-plane.jwk").write_text(new_key())
-    urls = {"DATABASE_URL": "postgresql:///nowhere", name: "postgresql://user:pass word@host"}
-    failed = run("serve", tmp_path, **urls)
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr == f"Error: {name} is not a valid URL of PostgreSQL.\n"
+async def test_an_invalid_url_of_the_database_is_not_printed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql:///nowhere")
+    monkeypatch.setenv(name, "postgresql://user:pass word@host")
+    with pytest.raises(OperatorError) as raised:
+        async with control_plane(Settings.read(), Metrics()):
+            pass
+    assert str(raised.value) == f"{name} is not a valid URL of PostgreSQL."
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from evershell.cli import service
 from evershell.cli.main import main
 from evershell.client import CancelOutcome, SubmittedTask, TaskStatus, Workspace
 from tests.unit.cli.fake_client import FakeClient, cancelled
+import os, sys
 
 id_ = "ws_01M8BEPG8M2KS3XJRB1R09Y7HY"
 service.Client = FakeClient(
@@ -31,14 +32,24 @@ service.Client = FakeClient(
     submit_task=[SubmittedTask("task_1", "ws_1")],
     list_workspaces=[iter([Workspace(id_, name="shell \N{SPIRAL SHELL}" + 60 * "x")])],
 )
-main()
+commands, sys.argv[1:] = sys.argv[1:], []
+for command in commands[:-1]:
+    if not (forked := os.fork()):
+        main(command.split())
+    code = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
+    print("exit", code, file=sys.stderr)
+main(commands[-1].split())
 """
 
 
-def run(command: str, **options: Any) -> tuple[int, str]:
-    """Runs a command. Returns its exit code and what it prints to standard error."""
+def run(*commands: str, **options: Any) -> tuple[int, str]:
+    """Runs commands, each in a process of its own, which is a fork of the first one.
+
+    Returns the exit code of the last one and what they print to standard error, with the other exit
+    codes.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *command.split()],
+        [sys.executable, "-c", PROGRAM, *commands],
         cwd=ROOT,
         env={**os.environ, **ENVIRONMENT},
         stderr=subprocess.PIPE,
@@ -53,10 +64,9 @@ def run(command: str, **options: Any) -> tuple[int, str]:
 def test_a_full_disk_is_said_in_a_line() -> None:
     message = "Error: Standard output cannot be written: No space left on device.\n"
     with Path("/dev/full").open("w") as full:
-        assert run("workspaces", stdout=full) == (1, message)
-        # The exit code tells the outcome.
-        assert run("cancel ws_1", stdout=full) == (3, message)
-        assert run("cancel ws_1 --json", stdout=full) == (3, message)
+        code, errors = run("workspaces", "cancel ws_1", "cancel ws_1 --json", stdout=full)
+    # The exit code of a cancellation tells the outcome.
+    assert (code, errors) == (3, f"{message}exit 1\n{message}exit 3\n{message}")
 
 
 def test_a_task_whose_id_cannot_be_written_is_named_in_the_message() -> None:
@@ -69,9 +79,8 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        # The exit code tells the outcome.
-        assert run("cancel ws_1", stdout=writer) == (3, "")
-        assert run("workspaces", stdout=writer) == (0, "")
+        # The exit code of a cancellation tells the outcome.
+        assert run("cancel ws_1", "workspaces", stdout=writer) == (0, "exit 3\n")
     finally:
         os.close(writer)
 

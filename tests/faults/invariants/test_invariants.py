@@ -26,7 +26,7 @@ def test_invariants_hold_with_deletions_on_postgres(database_url: str) -> None:
 
 
 def test_trees_in_memory() -> None:
-    run_trees(None, 100)
+    run_trees(None, 40)
 
 
 def test_trees_on_postgres(database_url: str) -> None:

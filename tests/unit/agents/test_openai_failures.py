@@ -8,7 +8,11 @@ import pytest
 from tests.support.model_server import Answer, Gate, ModelServer, answers, says
 from tests.unit.agents.asking import KEY, failure, next_reply
 
+# The wait between two attempts is the same for both endpoints.
+once = pytest.mark.parametrize("server", ["whole"], indirect=True)
 
+
+@once
 async def test_too_many_requests_are_retried_after_the_given_time(server: ModelServer) -> None:
     began = time.monotonic()
     reply = await next_reply(server, Answer(b"{}", 429, {"retry-after": "1"}), says("done"))
@@ -35,6 +39,7 @@ async def test_a_lasting_failure_ends_after_four_attempts(server: ModelServer) -
     assert len(server.requests) == 4
 
 
+@once
 async def test_retries_stay_within_the_timeout_and_the_reason_has_the_last_answer(
     server: ModelServer,
 ) -> None:

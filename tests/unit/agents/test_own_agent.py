@@ -197,6 +197,9 @@ CARELESS = """
 import asyncio, multiprocessing, os, sys, time
 from contextlib import suppress
 from evershell.agents import Task, in_thread, keys
+from evershell.agents import agent as program
+
+program._BLOCKED_SECONDS = 1.0
 
 KEY = keys["MODEL_KEY"]
 
@@ -374,6 +377,9 @@ async def test_an_agent_that_was_stopped_has_not_blocked_the_event_loop() -> Non
 STUBBORN = """
 import asyncio, threading, time
 from evershell.agents import Task
+from evershell.agents import session
+
+session._CLOSING_SECONDS = 0.1
 
 async def agent(task: Task) -> None:
     threading.Thread(target=time.sleep, args=(600,)).start()

@@ -213,17 +213,17 @@ async def test_a_receiver_that_is_gone_gets_no_further_request(bench: Delivering
     """Except for those that are under way when it says so."""
     _, receiver = await bench.receiver()
     receiver.behaviour = refuse("410 Gone")
-    ended = [await bench.end_task() for _ in range(30)]
+    ended = [await bench.end_task() for _ in range(12)]
 
     async def all_have_failed() -> bool:
         # The deliveries that were given back are due later.
         bench.now += timedelta(seconds=1)
+        deliverer.wake()
         statuses = [(await bench.status(*each)).status for each in ended]
         return set(statuses) == {"failed"}
 
     async with bench.delivering() as deliverer:
         await eventually_async(lambda: receiver.requests, LIMIT_SECONDS)
-        deliverer.wake()
         await eventually_async(all_have_failed, LIMIT_SECONDS)
     assert len(receiver.requests) <= 8
 

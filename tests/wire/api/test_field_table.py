@@ -63,17 +63,13 @@ class Cell:
     def key(self) -> tuple[str, str, str]:
         return self.method, ".".join(self.path), self.kind
 
-    def __str__(self) -> str:
-        return "-".join(self.key)
 
-
-def cells() -> Iterator[Cell]:
-    for method in METHODS:
-        request: Descriptor = messages.DESCRIPTOR.message_types_by_name[f"{method}Request"]
-        for path, field in fields(request):
-            for kind in OF_KIND:
-                for body in bodies(method, path, field, kind):
-                    yield Cell(method, path, kind, body)
+def cells(method: str) -> Iterator[Cell]:
+    request: Descriptor = messages.DESCRIPTOR.message_types_by_name[f"{method}Request"]
+    for path, field in fields(request):
+        for kind in OF_KIND:
+            for body in bodies(method, path, field, kind):
+                yield Cell(method, path, kind, body)
 
 
 def fields(
@@ -155,8 +151,13 @@ def body(method: str, path: tuple[str, ...], inner: str) -> str:
     return inner[:-1] + (f", {rest}" if rest else "") + "}"
 
 
-@pytest.mark.parametrize("cell", list(cells()), ids=str)
-async def test_a_wrong_value_is_refused_and_names_its_field(server: Running, cell: Cell) -> None:
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_wrong_value_is_refused_and_names_its_field(server: Running, method: str) -> None:
+    for cell in cells(method):
+        await check(server, cell)
+
+
+async def check(server: Running, cell: Cell) -> None:
     sent = messages.RestBody(http_body=HttpBody(data=cell.body.encode())).SerializeToString()
     if cell.method not in WITHOUT_ID:
         # The path of the call.
@@ -167,12 +168,12 @@ async def test_a_wrong_value_is_refused_and_names_its_field(server: Running, cel
         sent,
     )
     is_refused = isinstance(seen, Failed) and seen.slug == "validation_error"
-    assert is_refused == (cell.key not in ACCEPTED), seen
+    assert is_refused == (cell.key not in ACCEPTED), (cell, seen)
     if is_refused:
         assert isinstance(seen, Failed)
         named = [name.replace("_", "").lower() for name in seen.envelope["details"]["fields"]]
         top = cell.path[0].replace("_", "")
-        assert any(name.startswith(top) for name in named), named
+        assert any(name.startswith(top) for name in named), (cell, named)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -186,8 +187,8 @@ async def test_an_unknown_field_is_refused_over_grpc(server: Running, method: st
 
 
 if __name__ == "__main__":
-    shown = dict.fromkeys((cell.method, ".".join(cell.path)) for cell in cells())
-    has = {cell.key for cell in cells()}
+    has = {cell.key: None for method in METHODS for cell in cells(method)}
+    shown = dict.fromkeys((method, path) for method, path, _ in has)
     print("| method | field |", " | ".join(OF_KIND), "|")
     print("|---|---|", "---|" * len(OF_KIND))
     for method, path in shown:

@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import pytest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
-from grpc_health.v1 import health_pb2
 from throttled import utils
 
 from evershell.api.call import Call
@@ -25,6 +24,7 @@ from tests.wire.api.running import (
     running,
 )
 
+HEALTH = "/grpc.health.v1.Health/Check"
 CALLS, CANCELS = Rate(100, 20), Rate(50, 10)
 
 
@@ -129,16 +129,13 @@ async def test_unauthenticated_calls_are_not_counted(server: Running) -> None:
     )
 
 
-async def test_agents_and_health_are_not_limited(server: Running) -> None:
-    assert (
-        await count_served(lambda: server.raw(INTERNAL + "Heartbeat", agent_bearer("ws_1"))) == 50
-    )
-    answer = await server.raw("/grpc.health.v1.Health/Check")
-    assert isinstance(answer, bytes)
-    assert (
-        health_pb2.HealthCheckResponse.FromString(answer).status
-        == health_pb2.HealthCheckResponse.SERVING
-    )
+async def test_agents_and_health_are_not_limited(world: World) -> None:
+    once = Rate(1, 1)
+    async with running(world, rate_limits=RateLimits(once, once)) as server:
+        agent = agent_bearer("ws_1")
+        assert await count_served(lambda: server.raw(INTERNAL + "Heartbeat", agent), limit=3) == 3
+        assert await count_served(lambda: server.raw(HEALTH), limit=3) == 3
+        assert await count_served(listing(server)) == 1
 
 
 async def count_admitted(limits: RateLimits, by: Caller) -> int:
