@@ -1,7 +1,7 @@
 """Use cases of agents: submit, read and cancel children of the task that the agent works on.
 
-The credential is the agent's own token, which names one workspace and one epoch. It is accepted only
-while the parent is the agent's current task. What a call may reach does not depend on who has
+The credential is the agent's own token, which names one workspace and one epoch. It is accepted
+only while the parent is the agent's current task. What a call may reach does not depend on who has
 submitted the parent, because their scopes are not stored: a child is in a workspace of the same
 organization and the same creator. So an agent that was taken over reaches no workspace of another
 user.
