@@ -20,7 +20,6 @@ from evershell.fleet.local.local_pods import LocalPods
 from evershell.fleet.pods import Pods
 from tests.support import pod_processes
 from tests.support.fleet import FakePods
-from tests.support.forking import fork_server
 from tests.support.missing import NOT_APPLICABLE
 from tests.support.pod_processes import subreaper
 from tests.support.sandbox import working_sandbox
@@ -28,7 +27,7 @@ from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
 
 # Starts a tool and prints two lines. Ends the tool and itself on SIGTERM.
-_AGENT = f"""#!{sys.executable} -S
+AGENT = f"""#!{sys.executable} -S
 import signal, subprocess, sys, time
 tool = subprocess.Popen(["/bin/sleep", "600"])
 def end(*_):
@@ -116,7 +115,7 @@ class LocalCase:
         fork_server: ForkServer | None = None,
     ) -> AsyncIterator["LocalCase"]:
         program = folder / "agent"
-        program.write_text(_AGENT)
+        program.write_text(AGENT)
         program.chmod(0o755)
         with pytest.MonkeyPatch.context() as patched, subreaper():
             patched.setattr(sys, "executable", str(program))
@@ -131,12 +130,10 @@ class LocalCase:
 
     @classmethod
     @asynccontextmanager
-    async def open_forked(cls, folder: Path) -> AsyncIterator["LocalCase"]:
+    async def open_forked(cls, folder: Path, server: ForkServer) -> AsyncIterator["LocalCase"]:
+        """The fork server runs AGENT."""
         with subreaper():
-            async with (
-                fork_server(_AGENT) as server,
-                cls.open(folder, working_sandbox(folder), server) as case,
-            ):
+            async with cls.open(folder, working_sandbox(folder), server) as case:
                 # Only a start that cannot be forked runs it.
                 (folder / "agent").write_text("#!/bin/sh\nexit 1\n")
                 yield case

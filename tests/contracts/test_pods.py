@@ -1,24 +1,37 @@
 """The contract of Pods: with processes on this machine, in a sandbox too, and in the fake."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
-from tests.contracts.pods import FakeCase, LocalCase, PodsCase
+from evershell.fleet.local.fork_server import ForkServer
+from tests.contracts.pods import AGENT, FakeCase, LocalCase, PodsCase
 from tests.contracts.pods_suite import *  # noqa: F403 - its tests run here
+from tests.support import forking
 
 _CASES: dict[str, Callable[[Path], AbstractAsyncContextManager[PodsCase]]] = {
     "fake": FakeCase.open,
     "local": LocalCase.open,
     "sandbox": LocalCase.open_in_sandbox,
-    "forked": LocalCase.open_forked,
 }
 
 
-@pytest.fixture(params=_CASES)
-async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[PodsCase]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    """The fork server of all tests."""
+    started = forking.started(AGENT)
+    yield started
+    asyncio.run(forking.end(started))
+
+
+@pytest.fixture(params=[*_CASES, "forked"])
+async def case(
+    request: pytest.FixtureRequest, tmp_path: Path, server: ForkServer
+) -> AsyncIterator[PodsCase]:
     """Each implementation in turn."""
-    async with _CASES[request.param](tmp_path) as case:
+    opened = _CASES.get(request.param)
+    async with opened(tmp_path) if opened else LocalCase.open_forked(tmp_path, server) as case:
         yield case

@@ -26,17 +26,28 @@ def main():
 """
 
 
-@asynccontextmanager
-async def fork_server(agent: str, before: str = "") -> AsyncIterator[ForkServer]:
+def started(agent: str, before: str = "") -> ForkServer:
     """Forks processes that run the text of a program. `before` runs in the fork server first."""
     program = f"AGENT = {agent!r}\n{_SERVER}\n{before}\nfork_server.serve(main)\n"
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
     server = ForkServer([_PYTHON, "-P", "-c", program], environment)
     server.start()
+    return server
+
+
+async def end(server: ForkServer) -> None:
+    """Ends the process."""
+    process = server.process
+    server.close()
+    if process is not None:
+        await processes.wait_exit_and_reap(process.pid)
+
+
+@asynccontextmanager
+async def fork_server(agent: str, before: str = "") -> AsyncIterator[ForkServer]:
+    """See `started`."""
+    server = started(agent, before)
     try:
         yield server
     finally:
-        process = server.process
-        server.close()
-        if process is not None:
-            await processes.wait_exit_and_reap(process.pid)
+        await end(server)

@@ -20,9 +20,10 @@ from tests.support.small_disk import fill, free, small_disk
 from tests.support.waiting import eventually
 
 
-@pytest.fixture
-def places(tmp_path: Path) -> Places:
-    made = postgres.places(tmp_path)
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    """The cluster of those tests that need no new one."""
+    made = postgres.places(tmp_path_factory.mktemp("cluster"))
     postgres.initialise(made.data_dir)
     return made
 
