@@ -1,7 +1,5 @@
 """A workspace is deleted through the edge: nothing of it is left but its record."""
 
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -164,20 +162,6 @@ def test_a_workspace_is_deleted_in_every_state(stack: Stack) -> None:
     assert list(stack.state_dir.glob(f"*/{new}*")) == []
     await_removal(failed)
     await_removal(stopped)
-
-
-def test_an_agent_that_does_not_answer_does_not_hold_up_a_deletion(
-    stack: Stack, workspace: Workspace
-) -> None:
-    """The next controller continues where the one that was killed has begun."""
-    agent = stack.agent_pid(workspace.id)
-    (leader,) = stack.pids("fleet")
-    with stack.frozen("fleet"):
-        Wire(stack, "rest").delete(workspace.id)
-        # It ends only if it is killed.
-        os.kill(agent, signal.SIGSTOP)
-    stack.kill(leader)
-    await_removal(workspace)
 
 
 def test_the_key_of_a_creation_outlives_the_workspace(stack: Stack) -> None:
