@@ -91,7 +91,7 @@ def _limits(protos: Protos, message: Descriptor, prefix: str) -> list[str]:
         lines += [
             f"{name}_{limit.name.upper()} = {value:_}"
             for limit, value in rule.ListFields()
-            if not isinstance(value, bool)
+            if limit.type == limit.TYPE_INT64
         ]
         inner = field.message_type
         if inner is not None and inner.full_name.rpartition(".")[0] == PACKAGE:

@@ -12,6 +12,7 @@ import grpc_web
 import repeats
 import size_limit
 from cors import PREFLIGHT, PREFLIGHT_ANSWER
+from deprecations import response_headers
 from replies import UNPRINTABLE_STATUS, grpc_errors, grpc_local_replies, header, local_replies
 from source import SERVICE, Binding, Protos
 
@@ -107,7 +108,7 @@ def edge_config(
         "routes": [
             _several_hosts(),
             *(answer_text(match, 400, text) for match, text in _unprintable_headers()),
-            *_routes(protos.bindings()),
+            *_routes(protos),
             *(
                 route
                 for method in methods
@@ -117,7 +118,8 @@ def edge_config(
                         CONTENT_HEADER,
                         _action(streams=method.server_streaming),
                         size_limit.of_grpc(protos.max_request_bytes(method)),
-                    ),
+                    )
+                    | response_headers(protos, method),
                     protos.repeat(method),
                 )
             ),
@@ -131,27 +133,31 @@ def edge_config(
         "local_replies": [*map(grpc_web.local_reply, grpc_errors_of_edge), *local_replies(rules)],
         "grpc_errors": grpc_errors(rules),
         "grpc_routes": _grpc_routes(
-            size_limits, {f"/{SERVICE}/{method.name}": protos.repeat(method) for method in methods}
+            size_limits,
+            {f"/{SERVICE}/{method.name}": protos.repeat(method) for method in methods},
+            {f"/{SERVICE}/{method.name}": response_headers(protos, method) for method in methods},
         ),
         # Requests that are not gRPC get the envelopes of REST.
         "grpc_local_replies": [*grpc_errors_of_edge, *local_replies(rules)],
     }
 
 
-def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
+def _routes(protos: Protos) -> list[dict[str, Any]]:
     """The routes of the paths. Envoy tries them in turn, so those of CancelTask come first.
 
     Each path has routes for its methods, and one for all other methods (405).
     """
     by_path: dict[str, list[Binding]] = defaultdict(list)
-    for binding in sorted(bindings, key=lambda binding: binding.rpc.name != HOT_METHOD):
+    for binding in sorted(protos.bindings(), key=lambda binding: binding.rpc.name != HOT_METHOD):
         by_path[re.sub(r"\{[^}]*\}", "[^/]+", binding.path)].append(binding)
     routes: list[dict[str, Any]] = []
     for regex, group in by_path.items():
         path = {"safe_regex": {"regex": regex}}
         for binding in group:
             refusals = (_unsupported_body(path, binding), _misplaced_query(path, binding))
-            routes += [*filter(None, refusals), *_calls(path, binding)]
+            headers = response_headers(protos, binding.rpc)
+            calls = (call | headers for call in _calls(path, binding))
+            routes += [*filter(None, refusals), *calls]
         methods = (
             {"OPTIONS"}
             | {binding.method for binding in group}
@@ -163,7 +169,9 @@ def _routes(bindings: list[Binding]) -> list[dict[str, Any]]:
 
 
 def _grpc_routes(
-    size_limits: Mapping[str, int], when_to_repeat: Mapping[str, str]
+    size_limits: Mapping[str, int],
+    when_to_repeat: Mapping[str, str],
+    headers: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """The routes of the gRPC listener, by method. The edge answers UNIMPLEMENTED to all others."""
     # No timeout here: the workers enforce the deadline that the client sets.
@@ -180,7 +188,8 @@ def _grpc_routes(
                 "match": {"prefix" if path.endswith("/") else "path": path, "grpc": {}},
                 "route": INTROSPECTION_METHODS.get(path, default),
                 "typed_per_filter_config": size_limit.of_grpc(limit),
-            },
+            }
+            | headers.get(path, {}),
             when_to_repeat.get(path, repeats.ALWAYS),
         )
     ]

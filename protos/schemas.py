@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from deprecations import described
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from limits import narrowed
 from source import PACKAGE, Protos
@@ -59,10 +60,10 @@ class Schemas:
         self._is_request = True
         schema = self._object(fields, required)
         self._is_request = False
-        for described in schema["properties"].values():
+        for each in schema["properties"].values():
             # Some generators take a field with a default for one that a body always has.
-            if "default" in described:
-                described["description"] += f" Default: {described.pop('default'):,}."
+            if "default" in each:
+                each["description"] += f" Default: {each.pop('default'):,}."
         self.components[name] = schema
         return reference("schemas", name)
 
@@ -97,7 +98,10 @@ class Schemas:
 
     def _object(self, fields: list[FieldDescriptor], required: list[str]) -> dict[str, Any]:
         properties = {
-            field.name: self._described(field.full_name, self.of_field(field)) for field in fields
+            field.name: described(
+                self._protos, field, self._described(field.full_name, self.of_field(field))
+            )
+            for field in fields
         }
         schema: dict[str, Any] = {"type": "object", "properties": properties}
         return schema | ({"required": required} if required else {})

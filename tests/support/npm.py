@@ -34,6 +34,17 @@ def node_modules() -> Path:
     return cached(name, _install) / "node_modules"
 
 
+def package(name: str, version: str) -> Path:
+    """The folder of one package, in a folder of the cache. Skips the test like `node_modules`."""
+
+    def install(folder: Path) -> None:
+        (folder / "package.json").write_text(json.dumps({"dependencies": {name: version}}))
+        npm("install", "--no-package-lock", folder=folder)
+
+    made = cached(f"npm-{name.replace('/', '-')}-{version}", install)
+    return made / "node_modules" / name
+
+
 def cached(name: str, make: Callable[[Path], None]) -> Path:
     """The folder of the cache with this name. If it is not there, `make` fills it."""
     folder = cache_folder() / name

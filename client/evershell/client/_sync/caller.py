@@ -18,6 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from evershell.client._calls import Call, Seconds, optional, seconds
 from evershell.client._calls import call as make_call
+from evershell.client._deprecations import warn_of_fields, warn_of_rpc
 from evershell.client._options import Credential, Options, find_credential
 from evershell.client._repeats import Attempts, Watch, log_failure
 from evershell.client._transport import (
@@ -154,6 +155,7 @@ class Caller:
         return self._options.headers(token_of(self._credential), more)
 
     def _call(self, call: Call[T]) -> T:
+        warn_of_fields(call.request)
         attempts = Attempts(call, self._options, self._monotonic)
         while True:
             try:
@@ -199,6 +201,7 @@ class Caller:
         """Reports the answer to an attempt. Returns its request id."""
         pairs = [pair for each in metadata for pair in each or ()]
         request_id, elapsed = request_id_of(pairs), self._monotonic() - began
+        warn_of_rpc(rpc, dict(pairs))
         if error is None:
             _log.debug("%s answered in %.0f ms, request %s", rpc, elapsed * 1000, request_id)
         if self._options.on_answer is not None and (error is None or isinstance(error, CallError)):

@@ -11,12 +11,40 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class Deprecation(_message.Message):
+    """The days of what is deprecated: an RPC or a field that also has protobuf's option `deprecated`, which
+    generated code shows. docs/versions.md says how a caller sees it. Both as YYYY-MM-DD, in UTC.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    SUNSET_FIELD_NUMBER: _builtins.int
+    since: _builtins.str
+    """It is deprecated from this day on."""
+    sunset: _builtins.str
+    """It works until this day, or longer."""
+    def __init__(
+        self,
+        *,
+        since: _builtins.str = ...,
+        sunset: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "sunset", b"sunset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deprecation: _TypeAlias = Deprecation  # noqa: Y015
 
 @_typing.final
 class FieldRule(_message.Message):
@@ -33,6 +61,7 @@ class FieldRule(_message.Message):
     DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
     MAX_KEY_FIELD_NUMBER: _builtins.int
     MAX_VALUE_FIELD_NUMBER: _builtins.int
+    DEPRECATION_FIELD_NUMBER: _builtins.int
     always_set: _builtins.bool
     """Replies always have this field. A field without presence is always there and needs no rule."""
     is_id: _builtins.bool
@@ -48,6 +77,10 @@ class FieldRule(_message.Message):
     max_key: _builtins.int
     """Characters of a key and of a value of a map. A key has at least one."""
     max_value: _builtins.int
+    @_builtins.property
+    def deprecation(self) -> Global___Deprecation:
+        """If the field is deprecated."""
+
     def __init__(
         self,
         *,
@@ -58,10 +91,11 @@ class FieldRule(_message.Message):
         default_value: _builtins.int | None = ...,
         max_key: _builtins.int | None = ...,
         max_value: _builtins.int | None = ...,
+        deprecation: Global___Deprecation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_max_key", b"_max_key", "_max_value", b"_max_value", "_min", b"_min", "default_value", b"default_value", "max", b"max", "max_key", b"max_key", "max_value", b"max_value", "min", b"min"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_max_key", b"_max_key", "_max_value", b"_max_value", "_min", b"_min", "default_value", b"default_value", "deprecation", b"deprecation", "max", b"max", "max_key", b"max_key", "max_value", b"max_value", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_max_key", b"_max_key", "_max_value", b"_max_value", "_min", b"_min", "always_set", b"always_set", "default_value", b"default_value", "is_id", b"is_id", "max", b"max", "max_key", b"max_key", "max_value", b"max_value", "min", b"min"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_max_key", b"_max_key", "_max_value", b"_max_value", "_min", b"_min", "always_set", b"always_set", "default_value", b"default_value", "deprecation", b"deprecation", "is_id", b"is_id", "max", b"max", "max_key", b"max_key", "max_value", b"max_value", "min", b"min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__default_value: _TypeAlias = _typing.Literal["default_value"]  # noqa: Y015
     _WhichOneofArgType__default_value: _TypeAlias = _typing.Literal["_default_value", b"_default_value"]  # noqa: Y015

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from evershell.workspace.v1 import audit_pb2 as _audit_pb2
 from evershell.workspace.v1 import error_pb2 as _error_pb2
 from evershell.workspace.v1 import event_pb2 as _event_pb2
+from evershell.workspace.v1 import field_pb2 as _field_pb2
 from evershell.workspace.v1 import hold_pb2 as _hold_pb2
 from evershell.workspace.v1 import task_pb2 as _task_pb2
 from evershell.workspace.v1 import webhook_pb2 as _webhook_pb2
@@ -69,6 +70,7 @@ class EdgeRule(_message.Message):
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     STREAM_MESSAGE_FIELD_NUMBER: _builtins.int
     REPEAT_FIELD_NUMBER: _builtins.int
+    DEPRECATION_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
     """HTTP status of a success."""
     success_status_after_wait: _builtins.int
@@ -89,6 +91,10 @@ class EdgeRule(_message.Message):
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
         """The errors of this RPC, in addition to the errors of every call."""
 
+    @_builtins.property
+    def deprecation(self) -> _field_pb2.Deprecation:
+        """If the RPC is deprecated."""
+
     def __init__(
         self,
         *,
@@ -99,10 +105,11 @@ class EdgeRule(_message.Message):
         max_request_bytes: _builtins.int = ...,
         stream_message: _builtins.str = ...,
         repeat: Global___EdgeRule.Repeat.ValueType = ...,
+        deprecation: _field_pb2.Deprecation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deprecation", b"deprecation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deprecation", b"deprecation", "errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

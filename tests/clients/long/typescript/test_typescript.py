@@ -168,7 +168,10 @@ def test_the_wait_for_an_agent_that_cannot_be_reached_names_the_task(
         assert seeing.result() == [task_id, "already_requested", "cancelled"]
 
 
-def test_the_program_of_the_quickstart_runs(stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("node_of", [typescript_client.node_20, typescript_client.newest_node])
+def test_the_program_of_the_quickstart_runs(
+    stack: Stack, tmp_path: Path, node_of: Callable[[], Path]
+) -> None:
     (program,) = (
         block
         for block in blocks((ROOT / "docs" / "quickstart.md").read_text())
@@ -179,7 +182,7 @@ def test_the_program_of_the_quickstart_runs(stack: Stack, tmp_path: Path) -> Non
     done = node(
         tmp_path / program.title,
         folder=tmp_path,
-        executable=typescript_client.node_20(),
+        executable=node_of(),
         REST_URL=stack.ready["rest_url"],
         TOKEN=stack.tokens["full_access"],
         WORKSPACE_ID=stack.ready["demo"]["workspace_id"],
