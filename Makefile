@@ -11,6 +11,8 @@ RUN_READY := $(or $(wildcard $(READY)),$(VENV)/.run-ready)
 BENCH_READY := $(VENV)/.bench-ready
 # The same for requirements-docs.txt, which adds what builds the documents.
 DOCS_READY := $(VENV)/.docs-ready
+# The same for requirements-deploy.txt, which adds Helm.
+DEPLOY_READY := $(VENV)/.deploy-ready
 # The same for requirements-adapters.txt, which adds the frameworks that the library adapts.
 ADAPTERS_READY := $(VENV)/.adapters-ready
 STATE_DIR ?= .state
@@ -42,6 +44,7 @@ check: $(READY) ## check format, lint, types, imports, protos, generated files a
 	$(BIN)/python .make/pages.py --check
 	$(BIN)/python .make/sync_client.py --check
 	$(BIN)/python .make/prices.py --check
+	$(BIN)/python .make/chart.py --check --without-manifests
 	$(BIN)/python -m tests.wire.edge.validate
 
 # Two processes, each with files of its own, in alphabetical order.
@@ -61,7 +64,7 @@ test-fast: $(READY) ## run a fast part of the tests, in about 20 seconds
 # The tests that take long. Those marked `soak` run at length.
 LONG = $(sort $(shell find tests -type d -name long))
 
-test-exhaustive: $(READY) $(DOCS_READY) $(ADAPTERS_READY) ## run the long tests: faults, attacks, crash points, fuzzers, manifests, pages
+test-exhaustive: $(READY) $(DOCS_READY) $(ADAPTERS_READY) $(DEPLOY_READY) ## run the long tests: faults, attacks, crash points, fuzzers, manifests, pages
 	@exec $(PYTEST) $(TWO_PROCESSES) $(LONG) -m 'not soak' $(PYTEST_OPTIONS)
 
 coverage: $(READY) ## run the tests of make test, and print the lines of the product that they do not reach
@@ -93,18 +96,19 @@ docs: $(DOCS_READY) ## build the documents: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html; with the search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
 
-gen: $(READY) ## generate gen/, the synchronous client, the list of prices, and pages of docs/ from the code
+gen: $(READY) $(DEPLOY_READY) ## generate gen/, the synchronous client, prices, pages of docs/, and parts of deploy/
 	$(BIN)/python protos/generate.py
 	$(BIN)/python .make/pages.py
 	$(BIN)/python .make/sync_client.py
 	$(BIN)/python .make/prices.py
+	$(BIN)/python .make/chart.py
 
 wheel: $(READY) ## build the distribution: dist/*.whl and dist/*.tar.gz
 	@$(BIN)/hatchling build -d dist
 
-COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml \
-	--extra local --extra kubernetes --extra otel --group build
+COMPILE_ONLY = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
+COMPILE = $(COMPILE_ONLY) pyproject.toml --extra local --extra kubernetes --extra otel --group build
 
 lock: $(READY) ## compile the lock files requirements*.txt from pyproject.toml
 	$(COMPILE) -o requirements.txt
@@ -113,13 +117,14 @@ lock: $(READY) ## compile the lock files requirements*.txt from pyproject.toml
 	$(COMPILE) --group dev --group docs --constraints requirements-bench.txt -o requirements-docs.txt
 	$(COMPILE) --group dev --group adapters --constraints requirements-bench.txt \
 		--constraints requirements-docs.txt -o requirements-adapters.txt
+	$(COMPILE_ONLY) --group deploy -o requirements-deploy.txt
 
 # Not part of the environment, which has only what the service and its tests need.
 AUDITOR = $(BIN)/uv tool run --quiet pip-audit@2.10.1
 
 audit: $(READY) ## look for known vulnerabilities in the locked packages; passes without a network
 	@$(BIN)/python .make/audit.py requirements.txt requirements-bench.txt \
-		requirements-docs.txt requirements-adapters.txt -- $(AUDITOR)
+		requirements-docs.txt requirements-adapters.txt requirements-deploy.txt -- $(AUDITOR)
 
 # BASE=image: also the image, with podman. KEY=file: the private key of SSH that signs the checksums.
 release: check test audit ## build the files of a release: dist/VERSION (VERSION=0.1.0 KEY=file BASE=image)
@@ -170,4 +175,9 @@ $(DOCS_READY): requirements-docs.txt $(READY)
 $(ADAPTERS_READY): requirements-adapters.txt $(READY)
 	@echo "adding the frameworks of the adapters to $(VENV)"
 	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-adapters.txt
+	@touch $@
+
+$(DEPLOY_READY): requirements-deploy.txt $(READY)
+	@echo "adding Helm to $(VENV)"
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-deploy.txt
 	@touch $@

@@ -101,6 +101,7 @@ async def _kubernetes_pods(
     template = PodTemplate(
         image=settings.pod_image,
         command=shlex.split(settings.agent_command) or ["python3", "-P", "-m", "evershell.agents"],
+        image_pull_secret=settings.pod_image_pull_secret,
         runtime_class=settings.pod_runtime_class,
         requests={"cpu": settings.pod_cpu_request, "memory": settings.pod_memory_request},
         limits={"cpu": settings.pod_cpu_limit, "memory": settings.pod_memory_limit},

@@ -189,6 +189,9 @@ class Settings(BaseSettings):
 
     pod_image: str = ""
     """The image of the agents. Required for pods on Kubernetes."""
+    pod_image_pull_secret: str = ""
+    """The Secret in the namespace of the pods with which their image is pulled, if its registry
+    needs credentials."""
     runtime_service: str = ""
     """`host:port` of the workers as agents reach them; several are separated by commas. Required
     for pods on Kubernetes. If empty, the workers are on the agents' machine."""

@@ -37,6 +37,8 @@ class PodTemplate:
     """What all pods have in common."""
 
     image: str
+    # The Secret with which the image is pulled, if it needs one.
+    image_pull_secret: str = ""
     # The program of the agent, with its arguments.
     command: Sequence[str]
     # gVisor or Kata, for example; the default of the cluster if empty.
@@ -118,6 +120,8 @@ def pod(workspace: Workspace, template: PodTemplate) -> Object:
             {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
         ],
     }
+    if template.image_pull_secret:
+        spec["imagePullSecrets"] = [{"name": template.image_pull_secret}]
     if template.runtime_class:
         spec["runtimeClassName"] = template.runtime_class
     return {

@@ -1,7 +1,6 @@
-"""The manifests of deploy/: schemas, restrictions, roll-outs, and what a real API server says."""
+"""The objects of the chart: schemas, restrictions, roll-outs, and what a real API server says."""
 
 import copy
-import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -24,13 +23,11 @@ from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
 from tests.contracts.kubernetes_case import END_SECONDS, TEMPLATE, KubernetesCase
 from tests.deploy.long.manifests import tools
 from tests.support import world
-from tests.support.documents import blocks
-from tests.support.kubernetes import LIMIT_SECONDS, new_namespace
+from tests.support.kubernetes import LIMIT_SECONDS, new_namespace, require_cluster
 from tests.support.small_agent import spec_for
 
 pytestmark = pytest.mark.usefixtures("kubernetes_tools")
 
-README = tools.DEPLOY / "README.md"
 # How long the command of a preStop may take to start.
 START_SECONDS = 5.0
 # What the Pod Security Standard `restricted` allows.
@@ -48,6 +45,8 @@ def pod_specs(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]
     for each in found:
         if each["kind"] in ("Deployment", "Job"):
             yield each["metadata"]["name"], each["spec"]["template"]["spec"]
+        elif each["kind"] == "Pod":
+            yield each["metadata"]["name"], each["spec"]
 
 
 def agent_objects() -> list[dict[str, Any]]:
@@ -62,10 +61,11 @@ def agent_objects() -> list[dict[str, Any]]:
     ]
 
 
-def test_the_objects_fit_the_schemas(overlay: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_objects_fit_the_schemas(rendered: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "objects.yaml"
-    path.write_text(yaml.safe_dump_all(o for o in overlay if o["kind"] not in tools.OPERATOR_KINDS))
-    tools.validate(path)
+    path.write_text(yaml.safe_dump_all(o for o in rendered if o["kind"] not in tools.FOREIGN_KINDS))
+    for version in tools.VERSIONS:
+        tools.validate(path, version)
 
 
 def test_the_objects_of_a_workspace_fit_the_schemas(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def assert_restricted(name: str, spec: dict[str, Any]) -> None:
         assert "memory" in container["resources"]["limits"], name
 
 
-def test_every_pod_is_restricted(overlay: list[dict[str, Any]]) -> None:
-    found = list(pod_specs(overlay))
-    assert {"workers", "controller", "edge", "migrate"} <= {name for name, _ in found}
+def test_every_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
+    found = list(pod_specs(rendered))
+    assert {"workers", "controller", "edge", "migrate", "test"} == {name for name, _ in found}
     for name, spec in found:
         assert_restricted(name, spec)
         # Only the controller calls the API server.
@@ -102,7 +102,7 @@ def test_every_pod_is_restricted(overlay: list[dict[str, Any]]) -> None:
 
 
 def test_the_roll_out_of_workers_leaves_time_to_find_and_to_drain_them() -> None:
-    found = tools.render("production")
+    found = tools.render({})
     (workers,) = [
         o["spec"] for o in found if o["kind"] == "Deployment" and o["metadata"]["name"] == "workers"
     ]
@@ -115,12 +115,9 @@ def test_the_roll_out_of_workers_leaves_time_to_find_and_to_drain_them() -> None
 
 
 def test_the_settings_are_valid(
-    overlay: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    rendered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maps = [o for o in overlay if o["kind"] == "ConfigMap"]
-    (found,) = [o["data"] for o in maps if o["metadata"]["name"].startswith("settings")]
-    known = {name.upper() for name in Settings.model_fields}
-    assert set(found) <= known
+    found = settings_of(rendered)
     for name, value in (found | SECRETS).items():
         monkeypatch.setenv(name, value)
     settings = Settings.read()
@@ -131,17 +128,17 @@ def test_the_settings_are_valid(
 
 
 async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
-    """The overlay `local` reads its keys from the file that issue.py makes."""
-    overlay = tools.render("local")
-    (found,) = [o["data"] for o in overlay if o["kind"] == "ConfigMap"]
-    spec = dict(pod_specs(overlay))["workers"]
+    """The trial reads its keys from the file that issue.py makes."""
+    rendered = tools.render(tools.trial())
+    found = settings_of(rendered)
+    spec = dict(pod_specs(rendered))["workers"]
     (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "keys"]
     (volume,) = [v for v in spec["volumes"] if v["name"] == "keys"]
     assert volume["secret"]["secretName"] == "control-plane-key"
     assert found["JWKS"] == f"{mount['mountPath']}/jwks.json"
 
     def issue(*arguments: str) -> str:
-        command = [sys.executable, str(tools.DEPLOY / "overlays/local/issue.py"), *arguments]
+        command = [sys.executable, str(tools.DEPLOY / "trial" / "issue.py"), *arguments]
         return subprocess.run(
             command, cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout.strip()
@@ -158,14 +155,14 @@ async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
     assert (caller.org_id, caller.user_id) == ("org_1", "alice")
 
 
-def served(overlay: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def served(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The objects that an old API server knows too.
 
     It serves neither the autoscaler nor the disruption budgets of today, and knows no gRPC probes
     and no grace period of a probe.
     """
     names = set(tools.kubectl("api-versions").split())
-    found = [o for o in overlay if o["apiVersion"] in names and o["kind"] != "Namespace"]
+    found = [o for o in rendered if o["apiVersion"] in names]
     if "autoscaling/v2" not in names:
         for _, spec in pod_specs(found):
             for container in spec["containers"]:
@@ -177,16 +174,27 @@ def served(overlay: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-async def test_a_real_api_server_accepts_the_objects(overlay: list[dict[str, Any]]) -> None:
+@pytest.fixture
+def priority_class(values: dict[str, Any]) -> Iterator[None]:
+    """The PriorityClass that the values name. The API server refuses pods without it."""
+    require_cluster()
+    if name := values.get("priorityClassName"):
+        tools.kubectl("create", "priorityclass", name, "--value=1")
+    yield
+    if name:
+        tools.kubectl("delete", "priorityclass", name)
+
+
+@pytest.mark.usefixtures("priority_class")
+async def test_a_real_api_server_accepts_the_objects(rendered: list[dict[str, Any]]) -> None:
     async with new_namespace() as api:
-        found = served(copy.deepcopy(overlay))
+        found = served(copy.deepcopy(rendered))
         for each in found:
-            if each["kind"] != "PriorityClass":
-                each["metadata"]["namespace"] = api.namespace
+            each["metadata"]["namespace"] = api.namespace
         objects_ = yaml.safe_dump_all(found)
         said = tools.kubectl("apply", "--dry-run=server", "-f", "-", given=objects_)
     assert said.count("(server dry run)") == len(found)
-    assert {"Deployment", "Job", "NetworkPolicy", "Role"} <= {o["kind"] for o in found}
+    assert {"Deployment", "Job", "NetworkPolicy", "Pod", "Role"} <= {o["kind"] for o in found}
 
 
 class As(httpx2.AsyncHTTPTransport):
@@ -202,13 +210,11 @@ class As(httpx2.AsyncHTTPTransport):
 
 
 @pytest.fixture
-async def case(overlay: list[dict[str, Any]]) -> AsyncIterator[KubernetesCase]:
-    """A namespace with the rights of the overlay."""
+async def case() -> AsyncIterator[KubernetesCase]:
+    """A namespace with the rights of the chart."""
     async with KubernetesCase.open() as case:
         rights = [
-            o
-            for o in copy.deepcopy(overlay)
-            if o["kind"] in ("ServiceAccount", "Role", "RoleBinding")
+            o for o in tools.render({}) if o["kind"] in ("ServiceAccount", "Role", "RoleBinding")
         ]
         for each in rights:
             each["metadata"]["namespace"] = case.api.namespace
@@ -243,56 +249,25 @@ async def test_other_service_accounts_have_no_rights(case: KubernetesCase) -> No
             pass
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The overlay that deploy/README.md shows."""
-    folder = tmp_path_factory.mktemp("copy")
-    (folder / "deploy").symlink_to(tools.DEPLOY)
-    (folder / "mine").mkdir()
-    (shown,) = [each.text for each in blocks(README.read_text()) if each.language == "yaml"]
-    (folder / "mine" / "kustomization.yaml").write_text(shown)
-    return list(yaml.safe_load_all(tools.kubectl("kustomize", str(folder / "mine"))))
+def of_kind(rendered: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """The objects of a kind, by name."""
+    return {each["metadata"]["name"]: each for each in rendered if each["kind"] == kind}
 
 
-def of_kind(overlay: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
-    """The objects of a kind, by name; without the hash of a generated name."""
-    return {
-        re.sub(r"-[0-9a-z]{10}$", "", each["metadata"]["name"]): each
-        for each in overlay
-        if each["kind"] == kind
-    }
-
-
-def pod_spec(overlay: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = of_kind(overlay, "Deployment")[name]["spec"]["template"]["spec"]
+def pod_spec(rendered: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = of_kind(rendered, "Deployment")[name]["spec"]["template"]["spec"]
     return found
 
 
-def settings_of(overlay: list[dict[str, Any]]) -> dict[str, str]:
-    found: dict[str, str] = of_kind(overlay, "ConfigMap")["settings"]["data"]
+def settings_of(rendered: list[dict[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = of_kind(rendered, "ConfigMap")["settings"]["data"]
     return found
-
-
-def needed(spec: dict[str, Any]) -> set[tuple[str, str]]:
-    """The kinds and names of the ConfigMaps and Secrets without which the pod does not start."""
-    (container,) = spec["containers"]
-    sources = [
-        (kind, source[key])
-        for source in container.get("envFrom", ())
-        for key, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret"))
-        if key in source
-    ]
-    return {(kind, ref["name"]) for kind, ref in sources if not ref.get("optional")} | {
-        ("Secret", volume["secret"]["secretName"])
-        for volume in spec["volumes"]
-        if "secret" in volume
-    }
 
 
 def test_an_edge_drains_for_longer_than_a_wait_before_it_ends(
-    overlay: list[dict[str, Any]],
+    rendered: list[dict[str, Any]],
 ) -> None:
-    spec = pod_spec(overlay, "edge")
+    spec = pod_spec(rendered, "edge")
     (container,) = spec["containers"]
     program, command, *options = container["lifecycle"]["preStop"]["exec"]["command"]
     assert (program, command) == ("evershell", "edge")
@@ -306,60 +281,10 @@ def test_an_edge_drains_for_longer_than_a_wait_before_it_ends(
 
 
 def test_apply_leaves_the_number_of_workers_to_the_autoscaler(
-    overlay: list[dict[str, Any]],
+    rendered: list[dict[str, Any]],
 ) -> None:
     """Otherwise an upgrade would take away the workers that were added."""
-    scalers = of_kind(overlay, "HorizontalPodAutoscaler").values()
+    scalers = of_kind(rendered, "HorizontalPodAutoscaler").values()
     scaled = {each["spec"]["scaleTargetRef"]["name"] for each in scalers}
-    for name, deployment in of_kind(overlay, "Deployment").items():
+    for name, deployment in of_kind(rendered, "Deployment").items():
         assert ("replicas" not in deployment["spec"]) is (name in scaled), name
-
-
-def test_the_first_step_of_an_upgrade_has_what_the_migration_needs(
-    overlay: list[dict[str, Any]],
-) -> None:
-    (labels,) = re.findall(r"-l 'app.kubernetes.io/name in \((.*)\)'", README.read_text())
-    applied = [
-        each
-        for each in overlay
-        if each["metadata"].get("labels", {}).get("app.kubernetes.io/name") in labels.split(", ")
-    ]
-    assert {"ConfigMap", "Job"} <= {each["kind"] for each in applied}
-    assert {each["kind"] for each in applied} <= {"ConfigMap", "Job", "Secret"}
-    (job,) = of_kind(applied, "Job").values()
-    generated = {(each["kind"], each["metadata"]["name"]) for each in overlay}
-    found = {(each["kind"], each["metadata"]["name"]) for each in applied}
-    assert needed(job["spec"]["template"]["spec"]) & generated <= found
-
-
-def test_the_overlay_of_the_readme_fits_the_schemas(
-    own: list[dict[str, Any]], tmp_path: Path
-) -> None:
-    path = tmp_path / "objects.yaml"
-    path.write_text(yaml.safe_dump_all(o for o in own if o["kind"] not in tools.OPERATOR_KINDS))
-    tools.validate(path)
-
-
-def test_the_overlay_of_the_readme_sets_one_image_and_valid_settings(
-    own: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = settings_of(own)
-    images = {each["image"] for _, spec in pod_specs(own) for each in spec["containers"]}
-    assert images == {found["POD_IMAGE"]}
-    default = settings_of(tools.render("production"))
-    changed = {name for name, value in found.items() if default.get(name) != value}
-    assert {"POD_IMAGE", "MODEL", "JWKS", "JWT_ISSUER"} <= changed
-    assert default.keys() <= found.keys()
-    for name, value in found.items():
-        monkeypatch.setenv(name, value)
-    Settings.read()
-
-
-def test_the_readme_names_every_secret_that_has_to_exist(own: list[dict[str, Any]]) -> None:
-    text = README.read_text()
-    listed = set(re.findall(r"^\| `([a-z-]+)` \| ", text, re.MULTILINE))
-    created = set(re.findall(r"create secret \w+ ([a-z-]+)", text))
-    for _, spec in pod_specs(own):
-        for kind, name in needed(spec):
-            if kind == "Secret":
-                assert name in listed & created

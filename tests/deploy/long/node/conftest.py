@@ -16,9 +16,9 @@ from tests.support.stack import Stack
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """The programs of `deploy/overlays/local` in the cluster."""
+    """The trial of `deploy/` in the cluster."""
     node.require()
-    with Deployment.applied(tmp_path_factory.mktemp("deployment")) as running:
+    with Deployment.installed(tmp_path_factory.mktemp("deployment")) as running:
         yield running
 
 

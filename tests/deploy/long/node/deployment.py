@@ -1,25 +1,33 @@
-"""The overlay `local` of deploy/ on a cluster, applied as deploy/README.md says."""
+"""The trial of deploy/ on a cluster, installed as deploy/README.md says."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
 
 from evershell.auth.signing_keys import new_key
 from tests.deploy.long.manifests import tools
 from tests.support.service import Service
 
 NAMESPACE = "evershell"
-# The first version with gRPC probes, which the overlay needs.
+# The first version with gRPC probes, which the chart needs.
 _GRPC_PROBES = (1, 24)
 _OLD = Path(__file__).parent / "overlay"
-_READY = "--timeout=200s"
-_WORKERS = 2
+_RELEASE = "evershell"
+_READY_SECONDS = 200
+_READY = f"--timeout={_READY_SECONDS}s"
 _DATABASE_PASSWORD = "evershell"
+# What an upgrade changes.
+UPGRADED_MEMORY = "96Mi"
 
 
 def kubectl(*arguments: str, given: str = "") -> str:
@@ -28,20 +36,29 @@ def kubectl(*arguments: str, given: str = "") -> str:
 
 
 class Deployment(Service):
-    """The programs in the cluster, and forwarded ports of the edge and the database."""
+    """A release of the chart, and forwarded ports of the edge and the database."""
+
+    def __init__(self, helm: Any, folder: Path) -> None:
+        super().__init__()
+        # The connection of helm_python to the cluster.
+        self._helm = helm
+        self._folder = folder
 
     @classmethod
     @contextmanager
-    def applied(cls, folder: Path) -> Iterator["Deployment"]:
+    def installed(cls, folder: Path) -> Iterator["Deployment"]:
         """Creates the namespace, which must not exist, and deletes it afterwards."""
-        kubectl("create", "namespace", NAMESPACE)
+        library = pytest.importorskip("helm_python", reason="run `make .venv/.deploy-ready`")
+        tools.kubectl("create", "-f", str(tools.DEPLOY / "trial" / "database.yaml"))
         try:
             _create_keys(folder)
-            kubectl("apply", "-k", str(_overlay()))
-            kubectl("scale", "deployment/workers", f"--replicas={_WORKERS}")
-            _await_ready()
+            kubectl("rollout", "status", "deployment/database", _READY)
             with ExitStack() as forwarded:
-                running = cls()
+                helm = forwarded.enter_context(library.Config(namespace=NAMESPACE))
+                running = cls(helm, folder)
+                with _described():
+                    running._release(helm.install, _values())
+                    helm.test(_RELEASE, timeout=_READY_SECONDS)
                 running._open(forwarded)
                 try:
                     yield running
@@ -49,6 +66,10 @@ class Deployment(Service):
                     running.close_callers()
         finally:
             _delete()
+
+    def _release(self, action: Any, values: dict[str, Any]) -> None:
+        chart, values = _chart(self._folder, values)
+        action(chart, _RELEASE, values, wait="watcher", timeout=_READY_SECONDS)
 
     def _open(self, forwarded: ExitStack) -> None:
         rest, grpc = forwarded.enter_context(forwarded_ports("service/edge", 8080, 8081))
@@ -61,13 +82,22 @@ class Deployment(Service):
             "demo": {"tokens": {"full_access": _create_api_key()}},
         }
 
-    def restart(self, *names: str) -> None:
-        """Replaces all pods of these programs. Returns when the old ones are gone."""
+    def upgrade(self, *names: str) -> None:
+        """Upgrades the release so that all pods of these programs are replaced.
+
+        Returns when the old ones are gone.
+        """
         selector = f"app.kubernetes.io/name in ({','.join(names)})"
         old = kubectl("get", "pods", "--selector", selector, "-o", "name").split()
-        kubectl("rollout", "restart", *_deployments(names))
-        _await_rollout(names)
+        values = _values()
+        for name in names:
+            values[name]["resources"]["requests"]["memory"] = UPGRADED_MEMORY
+        self._release(self._helm.upgrade, values)
         kubectl("wait", "--for=delete", *old, _READY)
+
+    def roll_back(self) -> None:
+        """Brings back the previous revision. Does not wait for its pods."""
+        self._helm.rollback(_RELEASE)
 
     @contextmanager
     def own_edge(self) -> Iterator[str]:
@@ -95,17 +125,43 @@ def _delete() -> None:
     kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
-def _overlay() -> Path:
+def _values() -> dict[str, Any]:
+    """The values of the trial, with two workers.
+
+    The node of CI has two CPUs, and during a roll-out twice as many pods.
+    """
+    values = tools.trial()
+    values["settings"]["POD_CPU_REQUEST"] = "10m"
+    for name in ("workers", "controller", "edge"):
+        values[name]["resources"] = {"requests": {"cpu": "10m"}}
+    values["workers"]["replicas"] = 2
+    return values
+
+
+def _chart(folder: Path, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The chart and its values.
+
+    For an old cluster, a chart with the objects that this one renders, patched by the overlay, as
+    `helm install --post-renderer` would do it.
+    """
     server = json.loads(tools.kubectl("version", "-o", "json"))["serverVersion"]
-    version = (int(server["major"]), int(server["minor"].rstrip("+")))
-    return _OLD if version < _GRPC_PROBES else tools.DEPLOY / "overlays" / "local"
+    if (int(server["major"]), int(server["minor"].rstrip("+"))) >= _GRPC_PROBES:
+        return str(tools.CHART), values
+    patched, chart = folder / "patched", folder / "chart"
+    shutil.copytree(_OLD, patched, dirs_exist_ok=True)
+    (patched / "objects.yaml").write_text(yaml.safe_dump_all(tools.render(values)))
+    (chart / "templates").mkdir(parents=True, exist_ok=True)
+    (chart / "Chart.yaml").write_text(f"{{apiVersion: v2, name: {_RELEASE}, version: 0.0.0}}")
+    (chart / "templates" / "all.yaml").write_text(tools.kubectl("kustomize", str(patched)))
+    return str(chart), {}
 
 
-def _await_ready() -> None:
+@contextmanager
+def _described() -> Iterator[None]:
+    """Adds what the pods say to an error."""
     try:
-        kubectl("wait", "--for=condition=complete", "job/migrate", _READY)
-        _await_rollout(("database", "workers", "controller", "edge"))
-    except AssertionError as error:
+        yield
+    except Exception as error:
         error.add_note(kubectl("get", "pods", "-o", "wide"))
         error.add_note(
             kubectl("logs", "--selector", "app.kubernetes.io/name", "--prefix", "--ignore-errors")
@@ -113,18 +169,9 @@ def _await_ready() -> None:
         raise
 
 
-def _await_rollout(names: Sequence[str]) -> None:
-    for deployment in _deployments(names):
-        kubectl("rollout", "status", deployment, _READY)
-
-
-def _deployments(names: Sequence[str]) -> list[str]:
-    return [f"deployment/{name}" for name in names]
-
-
 def _create_keys(folder: Path) -> None:
     (folder / "control-plane.jwk").write_text(new_key())
-    issue = tools.DEPLOY / "overlays" / "local" / "issue.py"
+    issue = tools.DEPLOY / "trial" / "issue.py"
     subprocess.run([sys.executable, str(issue)], cwd=folder, check=True, timeout=30)
     files = (f"--from-file={folder / name}" for name in ("control-plane.jwk", "jwks.json"))
     kubectl("create", "secret", "generic", "control-plane-key", *files)

@@ -24,7 +24,7 @@ class NodeWorkspace(ServiceWorkspace):
 
 @contextmanager
 def running_stack(folder: Path, **environment: str) -> Iterator[Stack]:
-    """A stack whose agents run on the node, with TLS to them as in `deploy/base`."""
+    """A stack whose agents run on the node, with TLS to them as in the chart."""
     node.require()
     host = os.environ.get("NODE_HOST") or _own_address()
     first, _, runtime, _ = free_ports(4)

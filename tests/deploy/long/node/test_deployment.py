@@ -1,4 +1,4 @@
-"""The manifests of deploy/ on a real node: the programs serve, and tasks are cancelled."""
+"""The chart of deploy/ on a real node: the programs serve, and tasks are cancelled."""
 
 import json
 import logging
@@ -7,7 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.deploy.long.node.deployment import Deployment, forwarded_ports, kubectl
+from tests.deploy.long.node.deployment import (
+    UPGRADED_MEMORY,
+    Deployment,
+    forwarded_ports,
+    kubectl,
+)
 from tests.deploy.long.node.pods import GATE, open_gate, pod, running_pod
 from tests.deploy.long.node.stacks import LIMIT_SECONDS, NodeWorkspace
 from tests.stack.long.canceller import LONG, SHORT, Canceller
@@ -59,7 +64,7 @@ def test_cancelled_tasks_finish_their_iteration_and_the_pod_takes_the_next(
     assert after["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
-def test_a_rolling_update_loses_no_call(deployment: Deployment) -> None:
+def test_an_upgrade_loses_no_call_and_can_be_rolled_back(deployment: Deployment) -> None:
     load = Load(PAUSE_SECONDS)
     callers: dict[str, tuple[Caller, dict[str, str]]] = {
         "REST": (RestCaller(deployment), {}),
@@ -78,7 +83,7 @@ def test_a_rolling_update_loses_no_call(deployment: Deployment) -> None:
     agents = [pod(each, kubectl)["metadata"]["uid"] for each in workspaces]
     ended = [each.ended for each in cancellers]
 
-    deployment.restart("workers", "controller")
+    deployment.upgrade("workers", "controller")
 
     eventually(
         lambda: all(each.ended > 1 + n for each, n in zip(cancellers, ended, strict=True)),
@@ -90,6 +95,17 @@ def test_a_rolling_update_loses_no_call(deployment: Deployment) -> None:
     for canceller in cancellers:
         canceller.assert_cancelled()
     assert [pod(each, kubectl)["metadata"]["uid"] for each in workspaces] == agents
+
+    assert requested_memory() == UPGRADED_MEMORY
+    deployment.roll_back()
+    assert requested_memory() == "128Mi"
+    # The schema stays.
+    assert kubectl("get", "jobs", "-o", "name") == ""
+
+
+def requested_memory() -> str:
+    path = "jsonpath={.spec.template.spec.containers[0].resources.requests.memory}"
+    return kubectl("get", "deployment/workers", "-o", path)
 
 
 def test_the_command_that_ends_an_edge_runs_in_its_pod(deployment: Deployment) -> None:

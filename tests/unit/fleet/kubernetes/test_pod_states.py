@@ -145,7 +145,13 @@ def test_the_end_of_a_pod_is_reported_by_all_its_containers() -> None:
     assert not pod_states.end_is_reported(pod(1, containerStatuses=both))
 
 
-TEMPLATE = PodTemplate(image="evershell:1", command=["python3"])
+TEMPLATE = PodTemplate(image="evershell:1", command=["python3"], image_pull_secret="registry")
+
+
+def test_a_pod_names_the_secret_of_its_image() -> None:
+    workspace = world.workspace(epoch=1, run_id="run_1")
+    spec = objects.pod(workspace, TEMPLATE)["spec"]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}]
 
 
 @pytest.mark.parametrize(

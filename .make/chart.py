@@ -1,0 +1,120 @@
+"""Writes what in deploy/chart follows from the code, and deploy/kustomize from the chart.
+
+`make gen` runs it. --check compares instead of writing; --without-manifests leaves out what needs
+Helm.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pages import INTERNAL
+
+from evershell.app.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+CHART = ROOT / "deploy" / "chart"
+KUSTOMIZE = ROOT / "deploy" / "kustomize"
+# Settings that are no values: those of secrets, and ports that the templates name.
+OWN = {
+    *("DATABASE_URL", "DATABASE_SESSION_URL", "MIGRATION_DATABASE_URL", "OPENAI_API_KEY"),
+    *("REST_PORT", "GRPC_PORT", "SERVER_PORT"),
+}
+# What an installation without Helm cannot have.
+VALUES = {"migrate": {"hook": False}}
+HEADER = "# Written by `make gen` from deploy/chart. Do not edit.\n"
+
+
+def chart_yaml() -> str:
+    """Chart.yaml with the version of pyproject.toml."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    text = (CHART / "Chart.yaml").read_text()
+    return re.sub(r"(?m)^(version|appVersion): .*$", rf"\1: {version}", text)
+
+
+def schema() -> str:
+    """values.schema.json with the settings."""
+    templates = "".join(each.read_text() for each in (CHART / "templates").iterdir())
+    own = OWN | set(re.findall(r"(?m)(?:^|\{name: )([A-Z_]+)[:,] ", templates))
+    document = json.loads((CHART / "values.schema.json").read_text())
+    properties = Settings.model_json_schema()["properties"]
+    document["properties"]["settings"] = {
+        "type": "object",
+        "additionalProperties": False,
+        # OpenTelemetry reads more of them than the service.
+        "patternProperties": {"^OTEL_": {"type": "string"}},
+        "properties": {
+            name.upper(): _property(each)
+            for name, each in properties.items()
+            if name not in INTERNAL and name.upper() not in own
+        },
+    }
+    return _in_lines(document) + "\n"
+
+
+def _property(found: dict[str, Any]) -> dict[str, Any]:
+    # A path is a text.
+    if "anyOf" in found:
+        return {"type": "string"}
+    limits = ("type", "enum", "minimum", "exclusiveMinimum", "maximum")
+    return {name: found[name] for name in limits if name in found}
+
+
+def _in_lines(value: Any, indent: str = "") -> str:
+    """JSON with one line for what has no objects in it."""
+    inline = json.dumps(value)
+    if not isinstance(value, dict) or len(indent + inline) <= 98:
+        return inline
+    inner = indent + "  "
+    entries = (f"{inner}{json.dumps(key)}: {_in_lines(each, inner)}" for key, each in value.items())
+    return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
+
+
+def manifests() -> dict[Path, str]:
+    """The files of deploy/kustomize: the objects, and the settings for its generator."""
+    # Only `make gen` and the long tests install it.
+    from helm_python import Chart
+
+    with Chart.load(CHART) as chart:
+        rendered = chart.render(VALUES, name="evershell", namespace="evershell")
+    objects, settings = [], ""
+    for path, text in sorted(rendered.items()):
+        name = Path(path).name
+        lines = (line.rstrip() for line in text.splitlines())
+        content = "\n".join(line for line in lines if line) + "\n"
+        if name == "settings.yaml":
+            data = yaml.safe_load(text)["data"]
+            settings = "".join(f"{each}={value}\n" for each, value in sorted(data.items()))
+        elif name.endswith(".yaml") and name != "test.yaml" and any(yaml.safe_load_all(text)):
+            objects.append(content)
+    return {
+        KUSTOMIZE / "objects.yaml": HEADER + "---\n".join(objects),
+        KUSTOMIZE / "settings.env": HEADER + settings,
+    }
+
+
+def main() -> None:
+    """Writes the files. With --check, exits with 1 if one has drifted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; compare")
+    parser.add_argument("--without-manifests", action="store_true")
+    options = parser.parse_args()
+    # The manifests follow from the other files.
+    steps = [lambda: {CHART / "Chart.yaml": chart_yaml(), CHART / "values.schema.json": schema()}]
+    if not options.without_manifests:
+        steps.append(manifests)
+    for step in steps:
+        for path, text in step().items():
+            if not options.check:
+                path.write_text(text)
+            elif not path.exists() or path.read_text() != text:
+                sys.exit(f"{path.relative_to(ROOT)} has drifted; run `make gen`")
+
+
+if __name__ == "__main__":
+    main()

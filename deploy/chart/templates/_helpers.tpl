@@ -1,0 +1,102 @@
+{{/* The labels of an object, by its name. */}}
+{{- define "evershell.labels" -}}
+{app.kubernetes.io/name: {{ . }}, app.kubernetes.io/part-of: evershell}
+{{- end }}
+
+{{- define "evershell.image" -}}
+{{ .Values.image.repository }}
+{{- with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* The settings of all programs. */}}
+{{- define "evershell.settings" -}}
+POD_BACKEND: kubernetes
+POD_IMAGE: {{ .Values.agentImage | default (include "evershell.image" .) | quote }}
+{{- with .Values.imagePullSecret }}
+POD_IMAGE_PULL_SECRET: {{ . }}
+{{- end }}
+# Agents have a port of their own, which accepts only agents with their certificates.
+AGENT_TLS: "on"
+RUNTIME_PORT: "50151"
+RUNTIME_SERVICE: workers:50151
+EDGE_WORKERS: edge-workers:50051
+LISTEN_HOST: 0.0.0.0
+METRICS_HOST: 0.0.0.0
+METRICS_PORT: "9100"
+STATE_DIR: /etc/evershell
+{{- range $name, $value := .Values.settings }}
+{{ $name }}: {{ kindIs "string" $value | ternary $value (toJson $value) | quote }}
+{{- end }}
+{{- end }}
+
+{{/* The template of the pods of a Deployment, up to its containers. */}}
+{{- define "evershell.template" -}}
+{{- $root := first . }}{{ $name := last . -}}
+metadata:
+  labels: {{ include "evershell.labels" $name }}
+  # A change of the settings replaces the pods.
+  annotations: {checksum/settings: {{ include "evershell.settings" $root | sha256sum | trunc 16 | quote }}}
+spec:
+  serviceAccountName: {{ eq $name "controller" | ternary "controller" "evershell" }}
+  topologySpreadConstraints:
+    {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+    - maxSkew: 1
+      topologyKey: {{ . }}
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector: {matchLabels: {app.kubernetes.io/name: {{ $name }}}}
+    {{- end }}
+  {{- include "evershell.pod" . | nindent 2 }}
+{{- end }}
+
+{{/* What all pods have in common. */}}
+{{- define "evershell.pod" -}}
+{{- $values := (first .).Values -}}
+# Only the controller calls the API server.
+automountServiceAccountToken: {{ eq (last .) "controller" }}
+enableServiceLinks: false
+{{- with $values.imagePullSecret }}
+imagePullSecrets: [{name: {{ . }}}]
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $values.podSpec }}
+{{ toYaml . }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* What all containers have in common. */}}
+{{- define "evershell.container" -}}
+image: {{ include "evershell.image" . }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* Program starts within 60 s, and is replaced after 15 s in which it does not answer. */}}
+{{- define "evershell.liveness" -}}
+startupProbe:
+  grpc: {port: 50051, service: liveness}
+  periodSeconds: 3
+  timeoutSeconds: 3
+  failureThreshold: 20
+livenessProbe:
+  grpc: {port: 50051, service: liveness}
+  periodSeconds: 3
+  timeoutSeconds: 3
+  failureThreshold: 5
+  terminationGracePeriodSeconds: 1
+{{- end }}
+
+{{- define "evershell.ports" -}}
+{{- range . }}
+- {protocol: TCP, port: {{ . }}}
+{{- end }}
+{{- end }}
