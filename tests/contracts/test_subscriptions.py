@@ -13,7 +13,7 @@ from evershell.store.connections import open_pool
 from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from tests.support.fakes import FakeSubscriptions
+from tests.support.fake_subscriptions import FakeSubscriptions
 from tests.support.store.examples import workspace
 from tests.support.waiting import settle
 

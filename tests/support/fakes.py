@@ -3,10 +3,8 @@
 tests/contracts runs the same suites on them as on the real implementations.
 """
 
-import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -40,6 +38,7 @@ from evershell.core.task_tree import Parent
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 from evershell.store.notifications import Publish, publish_to_nobody
+from tests.support.fake_audit import FakeAuditLog, covers
 
 _Listed = TypeVar("_Listed", Workspace, Task)
 _WANTED = (
@@ -457,7 +456,7 @@ class FakeStore:
         found = [
             task
             for task in self._tasks.values()
-            if _covers(permission, self._workspaces[task.workspace_id])
+            if covers(permission, self._workspaces[task.workspace_id])
             and wanted.workspace_id in ("", task.workspace_id)
             and wanted.parent_task_id in ("", task.parent_id)
             and wanted.root_task_id in ("", task.root_id)
@@ -628,122 +627,3 @@ def _matches(wanted: TaskSelection, at: Workspace, task: Task) -> bool:
         and (wanted.submitted_before is None or task.created_at < wanted.submitted_before)
         and (wanted.metadata is None or wanted.metadata.items() <= task.metadata.items())
     )
-
-
-_EXACT = ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
-
-
-class FakeAuditLog:
-    """The entries, each stored once."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, AuditEntry] = {}
-
-    def add(self, entry: AuditEntry) -> None:
-        self._entries.setdefault(entry.id, entry)
-
-    def list(
-        self,
-        workspaces: Mapping[str, Workspace],
-        permission: Permission,
-        wanted: AuditFilter,
-        before_id: str | None,
-    ) -> Sequence[AuditEntry]:
-        """See Store.list_audit_entries."""
-        return [
-            entry
-            for entry in sorted(self._entries.values(), key=lambda entry: entry.id, reverse=True)
-            if entry.org_id == permission.caller.org_id
-            and (before_id is None or entry.id < before_id)
-            and all(getattr(wanted, name) in ("", getattr(entry, name)) for name in _EXACT)
-            and (wanted.start_time is None or entry.time >= wanted.start_time)
-            and (wanted.end_time is None or entry.time < wanted.end_time)
-            and (not permission.own_only or _covers(permission, workspaces.get(entry.workspace_id)))
-        ]
-
-
-def _covers(permission: Permission, workspace: Workspace | None) -> bool:
-    return (
-        workspace is not None
-        and workspace.org_id == permission.caller.org_id
-        and permission.covers(workspace)
-    )
-
-
-class FakeAuditQueue:
-    """Implements api.interceptors.auditing.Queue."""
-
-    def __init__(self) -> None:
-        self.entries: list[AuditEntry] = []
-        # The ids of the entries that the call itself may already have stored.
-        self.uncertain: set[str] = set()
-        self.lost = 0
-
-    def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
-        self.entries.append(entry)
-        if uncertain:
-            self.uncertain.add(entry.id)
-
-    def lose(self) -> None:
-        self.lost += 1
-
-
-class FakeSubscription:
-    """Implements core.ports.Subscription."""
-
-    def __init__(self, draining: asyncio.Event) -> None:
-        self._draining = draining
-        self._changed = asyncio.Event()
-
-    async def wait(self, timeout_seconds: float) -> bool:
-        if not self._draining.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_seconds):
-                    await self._changed.wait()
-            self._changed.clear()
-        return not self._draining.is_set()
-
-    def wake(self) -> None:
-        """Ends the current wait."""
-        self._changed.set()
-
-
-class FakeSubscriptions:
-    """Implements core.ports.Subscriptions within one process. The store calls its `publish`."""
-
-    def __init__(self) -> None:
-        self.published: list[str] = []
-        self._draining = asyncio.Event()
-        self._subscriptions: defaultdict[str, set[FakeSubscription]] = defaultdict(set)
-
-    def publish(
-        self,
-        workspace_id: str,
-        *,
-        watched: bool = False,
-        reconcile: bool = False,
-    ) -> None:
-        """Wakes the workspace's subscribers."""
-        self.published.append(workspace_id)
-        for subscription in self._subscriptions[workspace_id]:
-            subscription.wake()
-
-    def has_subscribers(self, workspace_id: str) -> bool:
-        """Whether anyone waits for a change of the workspace."""
-        return bool(self._subscriptions[workspace_id])
-
-    def drain(self) -> None:
-        """Ends every wait, now and in the future."""
-        self._draining.set()
-        for subscribers in self._subscriptions.values():
-            for subscription in subscribers:
-                subscription.wake()
-
-    @asynccontextmanager
-    async def subscribe(self, workspace_id: str) -> AsyncIterator[FakeSubscription]:
-        subscription = FakeSubscription(self._draining)
-        self._subscriptions[workspace_id].add(subscription)
-        try:
-            yield subscription
-        finally:
-            self._subscriptions[workspace_id].discard(subscription)

@@ -22,7 +22,8 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from tests.support.fakes import FakeStore, FakeSubscriptions
+from tests.support.fake_subscriptions import FakeSubscriptions
+from tests.support.fakes import FakeStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ORG = "org_a"

@@ -28,7 +28,7 @@ from tests.faults.invariants.record import Record
 from tests.faults.invariants.spy_store import Removed, SpyStore
 from tests.faults.invariants.stage import Stage
 from tests.faults.invariants.wire import Wire
-from tests.support.fakes import FakeSubscriptions
+from tests.support.fake_subscriptions import FakeSubscriptions
 
 LEASE_SECONDS = 12.0
 # Longer than any run: agents here have no limits, since their calls last until a rule ends them.

@@ -31,8 +31,9 @@ from evershell.core.children import Children
 from evershell.core.runtime import Runtime
 from evershell.pod.tls import TlsIdentity
 from evershell.telemetry.metrics import Metrics
+from tests.support.fake_audit import FakeAuditQueue
 from tests.support.fake_webhooks import FakeWebhookStore
-from tests.support.fakes import FakeAuditQueue, FakeStore
+from tests.support.fakes import FakeStore
 from tests.support.runtime_tokens import runtime_token
 from tests.support.small_agent import spec_for
 from tests.support.world import NOW, ORG, World
