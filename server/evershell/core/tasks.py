@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from evershell.workspace.v1 import field_limits
 
@@ -134,18 +135,7 @@ async def submit_task(
     permission = caller.permission("tasks:write")
     parent_id = request.parent_task_id
     parent_permission = caller.permission("workspace:write") if parent_id else None
-    now = clock()
-    task = Task(
-        id=new_task_id(now),
-        workspace_id=request.workspace_id,
-        description=request.description,
-        metadata=dict(request.metadata),
-        submitted_by=caller.actor_id,
-        limits=request.limits,
-        in_limited_tree=request.limits.include_descendants,
-        max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
-        created_at=now,
-    )
+    task = _new_task(caller, request, clock())
     call = None
     if request.key is not None:
         call = request.key.first_call(caller.org_id, task.created_at, task.workspace_id, task.id)
@@ -181,6 +171,20 @@ async def submit_task(
     if answer == _UNREACHABLE:
         raise _unreachable(task, call)
     return replace(task, status=TaskStatus(answer))
+
+
+def _new_task(caller: Caller, request: SubmitTask, now: datetime) -> Task:
+    return Task(
+        id=new_task_id(now),
+        workspace_id=request.workspace_id,
+        description=request.description,
+        metadata=dict(request.metadata),
+        submitted_by=caller.actor_id,
+        limits=request.limits,
+        in_limited_tree=request.limits.include_descendants,
+        max_iterations=request.max_iterations or DEFAULT_MAX_ITERATIONS,
+        created_at=now,
+    )
 
 
 async def _deliver(
