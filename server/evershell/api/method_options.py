@@ -5,6 +5,7 @@ failed call can be repeated without another effect. The client and the edge read
 from collections.abc import Collection
 
 from a2a.types import a2a_pb2
+from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1.workspace_service_pb2 import DESCRIPTOR, EdgeRule, edge
 from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor
@@ -14,6 +15,8 @@ from evershell.api.call import IDEMPOTENCY_HEADER, Call
 WORKSPACE_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 # The service of A2A (https://a2a-protocol.org).
 A2A_SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
+# The service that agents use.
+RUNTIME_SERVICE = runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name
 # The services that callers use.
 PUBLIC_SERVICES = (WORKSPACE_SERVICE, A2A_SERVICE)
 _METHODS = {
@@ -25,7 +28,7 @@ _METHODS = {
     for method in service.methods
 }
 # Every agent calls it every few seconds.
-HEARTBEAT = "/evershell.agent.v1.RuntimeService/Heartbeat"
+HEARTBEAT = f"/{RUNTIME_SERVICE}/Heartbeat"
 
 
 def public_methods(
@@ -84,8 +87,7 @@ def repeat_advice(path: str, call: Call) -> str:
     return "" if can_repeat else _ADVICE[rule]
 
 
-_RUNTIME_SERVICE = "/evershell.agent.v1.RuntimeService"
 # What an agent can do about the children of its task.
 CHILDREN_WITH_EFFECT = frozenset(
-    {f"{_RUNTIME_SERVICE}/SubmitChild", f"{_RUNTIME_SERVICE}/CancelChild"}
+    {f"/{RUNTIME_SERVICE}/SubmitChild", f"/{RUNTIME_SERVICE}/CancelChild"}
 )

@@ -341,8 +341,8 @@ CALLING: tuple[Rule, ...] = (
         (f"{_AUTH}pod_tokens.py", "{workspace_id} {epoch}", "{workspace_id}"),
         (
             f"{_API}interceptors/authentication.py",
-            '"evershell.agent.v1.RuntimeService": self._authenticate_agent',
-            '"evershell.agent.v1.RuntimeService": self._authenticate_caller',
+            "RUNTIME_SERVICE: self._authenticate_agent",
+            "RUNTIME_SERVICE: self._authenticate_caller",
         ),
         (
             f"{_AUTH}pod_tokens.py",

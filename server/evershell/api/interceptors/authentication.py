@@ -8,7 +8,7 @@ from typing import Any
 from evershell.api.a2a.card import PUBLIC_HEADER
 from evershell.api.call import HOST_HEADER, Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import A2A_SERVICE, PUBLIC_SERVICES
+from evershell.api.method_options import A2A_SERVICE, PUBLIC_SERVICES, RUNTIME_SERVICE
 from evershell.auth.authenticator import Authenticator, HostBinding, bearer_token
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core import errors
@@ -49,7 +49,7 @@ class Authentication(Interceptor):
         self._agent_tls = agent_tls
         self._by_service: dict[str, _Authenticate | None] = {
             **dict.fromkeys(PUBLIC_SERVICES, self._authenticate_caller),
-            "evershell.agent.v1.RuntimeService": self._authenticate_agent,
+            RUNTIME_SERVICE: self._authenticate_agent,
             "grpc.health.v1.Health": None,
             "grpc.reflection.v1.ServerReflection": None,
             "grpc.reflection.v1alpha.ServerReflection": None,
@@ -57,7 +57,7 @@ class Authentication(Interceptor):
 
         # Methods that take another kind of credential than the rest of their service.
         self._by_method: dict[str, _Authenticate] = {
-            "/evershell.agent.v1.RuntimeService/Bootstrap": self._authenticate_bootstrapping,
+            f"/{RUNTIME_SERVICE}/Bootstrap": self._authenticate_bootstrapping,
             f"/{A2A_SERVICE}/GetExtendedAgentCard": self._authenticate_unless_public,
         }
 

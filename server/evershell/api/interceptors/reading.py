@@ -8,7 +8,6 @@ from weakref import WeakValueDictionary
 
 import grpc
 from a2a.types import a2a_pb2
-from evershell.agent.v1 import runtime_service_pb2
 from evershell.workspace.v1 import workspace_service_pb2
 from google.protobuf.message import DecodeError, Message
 
@@ -17,6 +16,7 @@ from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.api.method_options import (
     A2A_SERVICE,
     HEARTBEAT,
+    RUNTIME_SERVICE,
     WORKSPACE_SERVICE,
     public_methods,
 )
@@ -43,7 +43,6 @@ _OF_AGENTS = {
 _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
-_AGENTS_SERVICE = runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name
 # A parsed message can take 50 times its size, if it has millions of empty tool calls. One message
 # of agents that is larger than _LARGE_BYTES is parsed and served at a time.
 _LARGE_BYTES = 256 * 1024
@@ -127,12 +126,12 @@ class Reading(Interceptor):
                     len(message) / BYTES_PER_SECOND, of_agent.release
                 )
 
-        return read_of_agent if method.service == _AGENTS_SERVICE else read_first
+        return read_of_agent if method.service == RUNTIME_SERVICE else read_first
 
     def _limit(self, method: Method) -> int:
         if method.service.startswith(_COMMON_SERVICES):
             return _COMMON_BYTES
-        if method.service == _AGENTS_SERVICE:
+        if method.service == RUNTIME_SERVICE:
             return _OF_AGENTS.get(method.name, _COMMON_BYTES)
         return self._limits.get(method.path, MAX_MESSAGE_BYTES)
 

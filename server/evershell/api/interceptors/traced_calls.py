@@ -9,11 +9,9 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from evershell.api import status
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import PUBLIC_SERVICES
+from evershell.api.method_options import PUBLIC_SERVICES, RUNTIME_SERVICE
 from evershell.core import trace
 from evershell.telemetry.tracing import Tracing
-
-_INTERNAL = "evershell.agent.v1.RuntimeService"
 
 
 class TracedCalls(Interceptor):
@@ -23,7 +21,7 @@ class TracedCalls(Interceptor):
         self._tracing = tracing
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
-        if method.service not in (*PUBLIC_SERVICES, _INTERNAL):
+        if method.service not in (*PUBLIC_SERVICES, RUNTIME_SERVICE):
             return proceed
         name = f"{method.service}/{method.name}"
         attributes = {
