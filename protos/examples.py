@@ -107,6 +107,21 @@ REPLIES: dict[str, dict[str, Any]] = {
         "status": "delivered",
     },
     "Task": TASK,
+    "CurrentIteration": {
+        "workspace_id": WORKSPACE_ID,
+        "task_id": TASK_ID,
+        "number": 2,
+        "phase": "tool_call",
+        "calls": [
+            {
+                "phase": "tool_call",
+                "name": "shell",
+                "arguments": '{"command": "make test"}',
+                "duration_ms": "42000",
+                "output": "..F",
+            }
+        ],
+    },
     "ListTasksResponse": {"tasks": [TASK]},
     "WatchEventsResponse": {"event": EVENT},
     "Workspace": WORKSPACE,

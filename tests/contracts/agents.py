@@ -10,15 +10,21 @@ from typing import Protocol
 import grpc
 import grpc.aio
 import structlog
-from evershell.agent.v1.agent_service_pb2 import Acknowledgement, Signal
+from evershell.agent.v1.agent_service_pb2 import (
+    Acknowledgement,
+    CurrentIteration,
+    GetCurrentIterationRequest,
+    Signal,
+)
 from evershell.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 
 from evershell.agents.active_task import ActiveTask
-from evershell.agents.service import AgentService, TokenVerifier, acknowledge
+from evershell.agents.service import AgentService, Context, TokenVerifier, acknowledge
 from evershell.agents.session import Session
 from evershell.agents.shutdown import Shutdown
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key
+from evershell.core import task as core_task
 from evershell.core.ports import Agents
 from evershell.core.task import Task, TaskEnded
 from evershell.core.workspace import Workspace
@@ -59,6 +65,18 @@ class AgentCase(Protocol):
 
     def fault(self, fault: Fault) -> AbstractAsyncContextManager[Workspace]:
         """Inside the context, the agent of the returned workspace cannot be reached."""
+
+
+class _Service(AgentService):
+    """The service of an agent, which answers reads while `runs` is set."""
+
+    runs: asyncio.Event
+
+    async def GetCurrentIteration(
+        self, request: GetCurrentIterationRequest, context: Context
+    ) -> CurrentIteration:
+        await self.runs.wait()
+        return await super().GetCurrentIteration(request, context)
 
 
 class ClientCase:
@@ -121,7 +139,8 @@ class ClientCase:
     async def _listen(self, address: str) -> None:
         secret = TOKENS.signal_secret(self.workspace.id, self.workspace.epoch)
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        service = AgentService(TokenVerifier(secret.hex()), self._acknowledge)
+        service = _Service(TokenVerifier(secret.hex()), self._acknowledge, self._session)
+        service.runs = self._runs
         add_AgentServiceServicer_to_server(service, self._server)
         port = self._server.add_insecure_port(address)
         await self._server.start()
@@ -158,6 +177,7 @@ class FakeCase:
 
     async def _set_known(self, workspace: Workspace, task: Task) -> None:
         self.fake.known = self.has(task)
+        self.fake.iteration = core_task.CurrentIteration(number=int(self.has(task)))
 
     def is_cancelled(self, task: Task) -> bool:
         return task.id in self.fake.cancelled

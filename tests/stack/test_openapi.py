@@ -21,6 +21,7 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
     task_id = submitted["task_id"]
     workspace.await_phase(task_id, "tool_call")
     yield "GetTask", workspace.task(task_id)
+    yield "GetCurrentIteration", rest.get(f"{path}/tasks/{task_id}/iteration")
     yield "CancelTask", workspace.cancel(**example("CancelTask"))
     yield (
         "CancelTaskByTaskId",

@@ -15,6 +15,7 @@ from evershell.core.ids import new_task_id, new_workspace_id
 from evershell.core.task import (
     AgentEvent,
     CancelIntent,
+    CurrentIteration,
     IterationCompleted,
     Task,
     TaskEnded,
@@ -52,11 +53,13 @@ async def _nothing(workspace: Workspace, task: Task) -> None:
 class FakeAgents:
     """Implements core.ports.Agents: records its calls, and answers as the test sets it.
 
-    A call fails if `reachable` is false. `known` is the answer to a cancellation.
+    A call fails if `reachable` is false. `known` is the answer to a cancellation, and `iteration`
+    what the agent reports.
     """
 
     reachable: bool = True
     known: bool = True
+    iteration: CurrentIteration | None = None
     # Awaited during each call, before it returns or fails.
     meanwhile: Callable[[Workspace, Task], Coroutine[Any, Any, None]] = _nothing
     started: list[str] = field(default_factory=list)
@@ -70,6 +73,10 @@ class FakeAgents:
         self.cancelled.append(task.id)
         await self._answer(workspace, task)
         return self.known
+
+    async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
+        await self._answer(workspace, task)
+        return self.iteration
 
     async def _answer(self, workspace: Workspace, task: Task) -> None:
         await self.meanwhile(workspace, task)

@@ -202,6 +202,42 @@ class Task(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class RunningCall(Result):
+    """A model call or a tool call that runs."""
+
+    _message_type: ClassVar[type[Message]] = task_pb2.RunningCall
+
+    phase: TaskPhase
+    name: str = ""
+    """The name of the model or of the tool. Empty for a model that is not known before it
+    answers."""
+    arguments: str = ""
+    """The arguments of a tool call, a JSON object: the first 4 KiB."""
+    duration_ms: int = 0
+    """How long it has run."""
+    output: str = ""
+    """The last 8 KiB of what a command has printed, or of what a model has written so far. Empty
+    for a tool that is not a command, and for a model that does not stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentIteration(Result):
+    """What a task does now."""
+
+    _message_type: ClassVar[type[Message]] = task_pb2.CurrentIteration
+
+    workspace_id: str
+    task_id: str
+    number: int = 0
+    """Counts from 1; 0 if the task has not begun or has ended."""
+    phase: TaskPhase | None = None
+    """That of the call that has begun last; None if none runs."""
+    calls: tuple[RunningCall, ...] = ()
+    """The calls that run, in the order in which they began, at most 16. Empty while none runs, and
+    if the agent cannot report its calls."""
+
+
+@dataclass(frozen=True, slots=True)
 class Workspace(Result):
     """A place where an agent works, on one task at a time."""
 

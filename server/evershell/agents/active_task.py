@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from evershell.core.task import Phase
 
@@ -52,6 +53,20 @@ class CancelFlag:
                 continue
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenCall:
+    """A model call or a tool call that has not ended."""
+
+    phase: Phase
+    # By time.monotonic().
+    began: float
+    # Of the model, which may be known later, or of the tool.
+    name: Callable[[], str]
+    arguments: str = ""
+    # The end of its output so far, without keys.
+    output: Callable[[], str]
+
+
 @dataclass(slots=True, kw_only=True)
 class ActiveTask:
     """The task that the agent works on."""
@@ -63,5 +78,7 @@ class ActiveTask:
     # The number of iterations that have ended.
     iterations: int = 0
     phase: Phase = Phase.NONE
+    # The calls that run, in the order in which they began.
+    calls: dict[asyncio.Future[Any], OpenCall] = field(default_factory=dict)
     # Whether its end has been proposed to the control plane.
     is_ending: bool = False

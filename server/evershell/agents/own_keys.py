@@ -35,6 +35,15 @@ def redacted(text: str) -> str:
     return text
 
 
+def redacted_end(text: str, *, is_cut: bool = False) -> str:
+    """The text, which is not at its end yet, without keys and without the beginning of a key.
+
+    With `is_cut`, its beginning is missing, and it may begin with a part of a key.
+    """
+    text, _ = without_parts(redacted(text), "")
+    return without_parts("", text)[1] if is_cut else text
+
+
 def without_parts(head: str, tail: str) -> tuple[str, str]:
     """Both sides of a cut without the part of a key that the cut has left there.
 

@@ -97,7 +97,7 @@ async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) ->
     if crash_points is not None:
         answer = crash_points.around(_point_of, answer)
     server = grpc.aio.server(options=_SERVER_OPTIONS)
-    add_AgentServiceServicer_to_server(AgentService(verifier, answer), server)
+    add_AgentServiceServicer_to_server(AgentService(verifier, answer, agent.session), server)
     host = _host(spec)
     port = listen(server, f"{host}:{spec.listen_port}", tls)
     with _signals(partial(agent.shutdown.begin, ExitCode.STOPPED, "asked to stop")):

@@ -1,18 +1,34 @@
-"""AgentService: verifies the tokens of the control plane's signals, and acknowledges them."""
+"""AgentService: verifies tokens, acknowledges signals, and reports the calls that run."""
 
 import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import islice
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
-from evershell.agent.v1.agent_service_pb2 import Acknowledgement, Signal
+from evershell.agent.v1.agent_service_pb2 import (
+    Acknowledgement,
+    CurrentIteration,
+    GetCurrentIterationRequest,
+    Signal,
+)
 from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
+from evershell.workspace.v1.task_pb2 import RunningCall
 
 from evershell.agents.session import Session
+from evershell.agents.step import storable_text
+from evershell.agents.tools import storable
 from evershell.core.trace import TraceContext
-from evershell.pod.messages import encode_phase
+from evershell.pod.messages import (
+    MAX_ARGUMENTS_BYTES,
+    MAX_LAST_OUTPUT_BYTES,
+    MAX_NAME_BYTES,
+    MAX_RUNNING_CALLS,
+    encode_phase,
+    last_bytes,
+)
 from evershell.pod.tokens import accepted_minutes, minute_of, secret_of, signal_token
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,26 +75,58 @@ class TokenVerifier:
 class AgentService(AgentServiceServicer):
     """agent_service.proto has the contract."""
 
-    def __init__(self, verifier: TokenVerifier, acknowledge: Acknowledge) -> None:
+    def __init__(self, verifier: TokenVerifier, acknowledge: Acknowledge, session: Session) -> None:
         self._verifier = verifier
         self._acknowledge = acknowledge
+        self._session = session
 
     async def Signals(
         self, request_iterator: AsyncIterator[Signal], context: Context
     ) -> AsyncIterator[Acknowledgement]:
         """Serves one stream."""
-        metadata = dict(context.invocation_metadata() or ())
-        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
-        await self._verify(token if scheme == "Bearer" else "", context)
+        await self._admit(context)
         async for signal in request_iterator:
             await self._verify(signal.token, context)
             yield await self._acknowledge(signal)
+
+    async def GetCurrentIteration(
+        self, request: GetCurrentIterationRequest, context: Context
+    ) -> CurrentIteration:
+        await self._admit(context)
+        return current_iteration(self._session, request.task_id)
+
+    async def _admit(self, context: Context) -> None:
+        """Verifies the token of the call."""
+        metadata = dict(context.invocation_metadata() or ())
+        scheme, _, token = str(metadata.get("authorization", "")).partition(" ")
+        await self._verify(token if scheme == "Bearer" else "", context)
 
     async def _verify(self, token: str, context: Context) -> None:
         try:
             self._verifier.verify(token)
         except InvalidTokenError as error:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+
+
+def current_iteration(session: Session, task_id: str) -> CurrentIteration:
+    """The calls of the task that run, without keys; empty if the agent does not work on it."""
+    task = session.task
+    if task is None or task.id != task_id:
+        return CurrentIteration()
+    now = time.monotonic()
+    return CurrentIteration(
+        number=task.iterations + 1,
+        calls=[
+            RunningCall(
+                phase=encode_phase(call.phase),
+                name=storable_text(call.name(), MAX_NAME_BYTES),
+                arguments=storable_text(call.arguments, MAX_ARGUMENTS_BYTES),
+                duration_ms=round((now - call.began) * 1000),
+                output=last_bytes(storable(call.output()), MAX_LAST_OUTPUT_BYTES),
+            )
+            for call in islice(task.calls.values(), MAX_RUNNING_CALLS)
+        ],
+    )
 
 
 async def acknowledge(session: Session, signal: Signal) -> Acknowledgement:

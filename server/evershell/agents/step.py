@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from evershell.agents.active_task import ActiveTask, TaskFailed
-from evershell.agents.own_keys import redacted
+from evershell.agents.active_task import ActiveTask, OpenCall, TaskFailed
+from evershell.agents.own_keys import redacted, redacted_end
 from evershell.agents.reply import Reply
 from evershell.agents.tools import (
     MAX_OUTPUT_BYTES,
     BoundedOutput,
     ToolResult,
     ToolStatus,
+    output_so_far,
     storable,
 )
 from evershell.core.task import MAX_CALL_TOKENS, MAX_TOOL_CALLS, TOKEN_PARTS, Phase
@@ -49,8 +50,8 @@ class Calls:
 
     def __init__(self, task: ActiveTask, limits: Limits, phase_changed: Callable[[], None]) -> None:
         self.limits = limits
-        # Each with its phase, in the order in which they began.
-        self.running: dict[asyncio.Future[Any], Phase] = {}
+        # In the order in which they began.
+        self.running = task.calls
         # Those that did not end at their limit.
         self.left: set[asyncio.Future[Any]] = set()
         # Whether the agent is interrupted, so that no further call may begin.
@@ -63,12 +64,12 @@ class Calls:
         """Whether calls have to be interrupted."""
         return self._task.cancel.is_force_due
 
-    async def wait(self, phase: Phase, call: "asyncio.Future[Any]", seconds: float) -> bool:
+    async def wait(self, opened: OpenCall, call: "asyncio.Future[Any]", seconds: float) -> bool:
         """Waits for the end of the call. Returns False if it was cancelled at its limit.
 
         Raises CancelledError, when the call has ended, if it was interrupted.
         """
-        self.running[call] = phase
+        self.running[call] = opened
         self._note_phase()
         try:
             if self.is_force_due:
@@ -98,7 +99,8 @@ class Calls:
 
     def _note_phase(self) -> None:
         """The phase is that of the call that has begun last, of those that run."""
-        phase = next(reversed(self.running.values()), Phase.NONE)
+        last = next(reversed(self.running.values()), None)
+        phase = Phase.NONE if last is None else last.phase
         has_changed = phase is not self._task.phase
         self._task.phase = phase
         # The commit that follows the end of an iteration says that no call runs. A heartbeat at the
@@ -146,8 +148,14 @@ class Step:
         known, began = self.reply.known, time.monotonic()
         running = await self._begun(call)
         self._has_failed = True
+        opened = OpenCall(
+            phase=Phase.MODEL_CALL,
+            began=began,
+            name=lambda: self.reply.model,
+            output=lambda: redacted_end(self.reply.content),
+        )
         try:
-            if not await self._wait(Phase.MODEL_CALL, running, limit_seconds):
+            if not await self._wait(opened, running, limit_seconds):
                 raise CallTimeoutError(
                     f"The model did not answer within {limit_seconds:g} seconds."
                 )
@@ -186,8 +194,15 @@ class Step:
         limit_seconds = self._calls.limits.tool_timeout_seconds
         tool = _Tool(call_id or self._next_id(), name, arguments)
         self._tools.append(tool)
+        opened = OpenCall(
+            phase=Phase.TOOL_CALL,
+            began=tool.began,
+            name=lambda: name,
+            arguments=tool.arguments,
+            output=partial(output_so_far, running),
+        )
         try:
-            in_time = await self._wait(Phase.TOOL_CALL, running, limit_seconds)
+            in_time = await self._wait(opened, running, limit_seconds)
         except asyncio.CancelledError:
             status = ToolStatus.INTERRUPTED if self.is_interrupted else ToolStatus.TIMED_OUT
             tool.result = _so_far(running, status)
@@ -248,11 +263,13 @@ class Step:
             raise RuntimeError("a call was made on the step of an iteration that has ended")
         return running
 
-    async def _wait(self, phase: Phase, call: "asyncio.Future[Any]", limit_seconds: float) -> bool:
+    async def _wait(
+        self, opened: OpenCall, call: "asyncio.Future[Any]", limit_seconds: float
+    ) -> bool:
         now = time.monotonic()
-        ends_at = self._ends_at.setdefault(phase, now + limit_seconds)
+        ends_at = self._ends_at.setdefault(opened.phase, now + limit_seconds)
         try:
-            return await self._calls.wait(phase, call, ends_at - now)
+            return await self._calls.wait(opened, call, ends_at - now)
         except asyncio.CancelledError:
             self.is_interrupted = self.is_interrupted or self._calls.is_force_due
             raise
@@ -268,7 +285,7 @@ class _Tool:
     def __init__(self, call_id: str, name: str, arguments: Mapping[str, Any] | str) -> None:
         self._id = call_id
         self._name = name
-        self._arguments = _text_of(arguments)
+        self.arguments = _text_of(arguments)
         self.began = time.monotonic()
         self.seconds = 0.0
         self.result = ToolResult(status=ToolStatus.INTERRUPTED)
@@ -283,7 +300,7 @@ class _Tool:
         return {
             "id": storable_text(self._id, max_bytes),
             "name": storable_text(self._name, max_bytes),
-            "arguments": storable_text(self._arguments, max_bytes),
+            "arguments": storable_text(self.arguments, max_bytes),
             "result": {
                 "status": str(self.result.status),
                 "exit_code": self.result.exit_code,

@@ -12,10 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from evershell.agents.active_task import TaskFailed
 from evershell.agents.descendants import Descendants
-from evershell.agents.own_keys import without_parts
+from evershell.agents.own_keys import redacted_end, without_parts
 from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE
 from evershell.pod.sandbox import ToolSandbox
 
@@ -33,6 +34,10 @@ MAX_OUTPUT_BYTES = 64 * 1024
 # Reserved for the notice of how much was cut.
 _NOTICE_BYTES = 64
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# The output of each command that runs, by the task of asyncio that waits for it.
+_outputs: "weakref.WeakKeyDictionary[asyncio.Future[Any], BoundedOutput]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class ToolStatus(StrEnum):
@@ -159,7 +164,10 @@ async def execute(
         finally:
             os.close(write_end)
         max_bytes = sandbox.limits.memory_bytes if sandbox else None
-        return await _finish(_Running(process, descendants, reader.fileno(), max_bytes))
+        running = _Running(process, descendants, reader.fileno(), max_bytes)
+        if (call := asyncio.current_task()) is not None:
+            _outputs[call] = running.output
+        return await _finish(running)
 
 
 async def _finish(running: "_Running") -> ToolResult:
@@ -194,6 +202,12 @@ async def _finish(running: "_Running") -> ToolResult:
     return ToolResult(
         status=status, exit_code=exit_code, output=output, truncated_bytes=truncated_bytes
     )
+
+
+def output_so_far(call: "asyncio.Future[Any]") -> str:
+    """The last output of the command that the call runs, without keys; empty if it runs none."""
+    output = _outputs.get(call)
+    return "" if output is None else output.end()
 
 
 class _Running:
@@ -319,6 +333,11 @@ class BoundedOutput:
         if excess > 0:
             del self._tail[:excess]
             self._dropped += excess
+
+    def end(self) -> str:
+        """The end of the text so far, at least half of `max_bytes` of it, without keys."""
+        kept = self._tail if self._dropped else self._head + self._tail
+        return redacted_end(kept.decode("utf-8", "ignore"), is_cut=bool(self._dropped))
 
     def finish(self) -> tuple[str, int]:
         """The text, and how many bytes of it were cut. Call it once, after the last `feed`."""

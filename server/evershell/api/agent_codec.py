@@ -21,15 +21,12 @@ from evershell.core.task import (
     TaskStarted,
     TaskStatus,
 )
-from evershell.pod.messages import encode_assignment
+from evershell.pod.messages import PHASES, encode_assignment
 
 # The statuses that an agent may propose for the end of a task.
 _PROPOSABLE = {
     int(task_pb2.Task.Status.Value(status)): status
     for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
-}
-_PHASES = {
-    int(task_pb2.Task.Phase.Value(str(phase) or "phase_unspecified")): phase for phase in Phase
 }
 
 
@@ -95,7 +92,7 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
 
 def decode_phase(phase: int) -> Phase:
     """The phase that an agent reports. Raises BreachError."""
-    decoded = _PHASES.get(phase)
+    decoded = PHASES.get(phase)
     if decoded is None:
         raise BreachError(f"its agent reported the unknown phase {phase}")
     return decoded

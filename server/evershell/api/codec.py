@@ -29,11 +29,12 @@ from evershell.core.cancel_tasks import CancelTasks, CancelTasksResult
 from evershell.core.change import Hold, IdempotencyKey
 from evershell.core.event import AuditEntry, AuditFilter, Origin
 from evershell.core.hold import HoldOrg
-from evershell.core.task import Task, TaskLimits
+from evershell.core.task import CurrentIteration, Phase, Task, TaskLimits
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import Page
 from evershell.core.workspace import AgentCard, Workspace
+from evershell.pod.messages import encode_phase
 
 _OUTCOMES = workspace_service_pb2.CancelTasksResult.Outcome
 _Item = TypeVar("_Item")
@@ -215,6 +216,30 @@ def decode_submit(
 def encode_task(task: Task) -> task_pb2.Task:
     """The public fields of the task."""
     return task_pb2.Task(**_task_fields(task))
+
+
+def encode_current_iteration(
+    request: workspace_service_pb2.GetCurrentIterationRequest,
+    phase: Phase,
+    current: CurrentIteration,
+) -> task_pb2.CurrentIteration:
+    """The reply."""
+    return task_pb2.CurrentIteration(
+        workspace_id=request.workspace_id,
+        task_id=request.task_id,
+        number=current.number,
+        phase=encode_phase(phase),
+        calls=[
+            task_pb2.RunningCall(
+                phase=encode_phase(call.phase),
+                name=call.name,
+                arguments=call.arguments,
+                duration_ms=call.duration_ms,
+                output=call.output,
+            )
+            for call in current.calls
+        ],
+    )
 
 
 def _task_fields(task: Task) -> dict[str, Any]:

@@ -84,6 +84,14 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
             await tasks.get_task(caller(), request.workspace_id, request.task_id, self.store)
         )
 
+    async def GetCurrentIteration(
+        self, request: workspace_service_pb2.GetCurrentIterationRequest, context: Context
+    ) -> task_pb2.CurrentIteration:
+        phase, current = await tasks.get_current_iteration(
+            caller(), request.workspace_id, request.task_id, self.store, self.agents
+        )
+        return codec.encode_current_iteration(request, phase, current)
+
     async def ListTasks(
         self, request: workspace_service_pb2.ListTasksRequest, context: Context
     ) -> workspace_service_pb2.ListTasksResponse:

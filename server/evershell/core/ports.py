@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
 from evershell.core.event import AuditEntry, AuditFilter, Event
-from evershell.core.task import CancelIntent, Task
+from evershell.core.task import CancelIntent, CurrentIteration, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
 from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
@@ -506,4 +506,10 @@ class Agents(Protocol):
         """Signals the cancellation. Raises AgentUnreachableError within 2 s.
 
         Returns False if the agent does not have the task: not yet, or no longer.
+        """
+
+    async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
+        """The calls of the task that run. Raises AgentUnreachableError within 2 s.
+
+        Returns None if the agent does not report its calls.
         """

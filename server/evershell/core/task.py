@@ -171,6 +171,30 @@ class Task:
         return changed_at if self.cancel is None else max(changed_at, self.cancel.requested_at)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningCall:
+    """A model call or a tool call that runs."""
+
+    phase: Phase
+    # Of the model or the tool; empty if it is not known.
+    name: str
+    # Of a tool call.
+    arguments: str = ""
+    duration_ms: int
+    # The end of the output so far.
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurrentIteration:
+    """What a task does now."""
+
+    # Counts from 1. 0 if the agent does not work on the task.
+    number: int = 0
+    # In the order in which they began.
+    calls: Sequence[RunningCall] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TaskStarted:
     """The agent commits that it starts the task."""

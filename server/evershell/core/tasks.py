@@ -20,6 +20,8 @@ from evershell.core.task import (
     DEFAULT_MAX_ITERATIONS,
     MAX_DESCRIPTION_CHARACTERS,
     MAX_ITERATIONS,
+    CurrentIteration,
+    Phase,
     Task,
     TaskLimits,
     TaskStatus,
@@ -272,6 +274,31 @@ async def read_task(
     if task is None:
         raise errors.task_not_found(workspace_id, task_id)
     return workspace, task
+
+
+async def get_current_iteration(
+    caller: Caller, workspace_id: str, task_id: str, store: Store, agents: Agents
+) -> tuple[Phase, CurrentIteration]:
+    """The phase of the task, and the calls that its agent says are running.
+
+    Raises Failure as get_task, and agent_unreachable if the agent does not answer within 2 s.
+    """
+    workspace, task = await read_task(caller, workspace_id, task_id, store)
+    if task.status is not TaskStatus.RUNNING:
+        return Phase.NONE, CurrentIteration()
+    try:
+        current = await agents.current_iteration(workspace, task)
+    except AgentUnreachableError as error:
+        message = (
+            f"The agent of workspace {workspace_id} did not answer in time. What is known of task "
+            f"{task_id} without it, GetTask answers."
+        )
+        raise errors.agent_unreachable(
+            workspace_id, task_id, message, intent_recorded=task.cancel is not None
+        ) from error
+    if current is None:
+        return task.phase, CurrentIteration(number=task.iterations + 1)
+    return current.calls[-1].phase if current.calls else Phase.NONE, current
 
 
 async def list_tasks(

@@ -1,4 +1,4 @@
-"""The gRPC client with which the control plane signals agents.
+"""The gRPC client with which the control plane signals agents and asks them what they do.
 
 It keeps a stream open to each agent that it has signalled, so a signal is a message and not a call.
 All attempts of a signal have one time budget, so a caller waits at most 2 s for an agent that has
@@ -10,22 +10,36 @@ import itertools
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import grpc.aio
 import structlog
-from evershell.agent.v1.agent_service_pb2 import CancelTask, Signal
+from evershell.agent.v1 import agent_service_pb2
+from evershell.agent.v1.agent_service_pb2 import (
+    Acknowledgement,
+    CancelTask,
+    GetCurrentIterationRequest,
+    Signal,
+)
+from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core import deadline, trace
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.ports import Clock
-from evershell.core.task import Task
+from evershell.core.task import CurrentIteration, Task
 from evershell.core.workspace import Workspace
-from evershell.pod.messages import cancellation_fields, encode_assignment
+from evershell.pod.messages import (
+    cancellation_fields,
+    decode_current_iteration,
+    encode_assignment,
+)
 from evershell.pod.signal_stream import NotAcknowledgedError, SignalStream
 from evershell.pod.tls import Connector, TlsIdentity, agent_name
+
+if TYPE_CHECKING:
+    from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
 
 log = structlog.get_logger()
 
@@ -42,8 +56,10 @@ MAX_STREAMS = 500
 _OPTIONS = (
     # Agents are on this network, so a proxy that the environment names is not used.
     ("grpc.enable_http_proxy", 0),
-    # An acknowledgement is a few fields.
-    ("grpc.max_receive_message_length", 4_096),
+    # 16 calls with 12 KiB of text each. An acknowledgement is a few fields.
+    ("grpc.max_receive_message_length", 256 * 1024),
+    # A compressed message could become a thousand times larger before its size is checked.
+    ("grpc.per_message_decompression", 0),
     # A new channel has a connection of its own, even while the one before it is being closed.
     ("grpc.use_local_subchannel_pool", 1),
     # gRPC's default of 1 s and more would leave no time in the budget for a reconnection to an
@@ -57,6 +73,7 @@ _OPTIONS = (
 Key: TypeAlias = tuple[str, str]
 # Makes a signal for each attempt, because it says how much time is left.
 NewSignal: TypeAlias = Callable[[], Signal]
+Reply = TypeVar("Reply")
 
 
 class _Agent:
@@ -66,11 +83,35 @@ class _Agent:
         self._channel = channel
         self._stream: SignalStream | None = None
 
-    def stream(self, token: str) -> SignalStream:
-        """The stream. Opens one with the token if there is none or it is over."""
+    async def send(self, signal: Signal) -> Acknowledgement:
+        """Sends the signal on the stream. Opens one if there is none or it is over.
+
+        Raises NotAcknowledgedError.
+        """
         if self._stream is None or self._stream.is_over:
-            self._stream = SignalStream(self._channel, token)
-        return self._stream
+            self._stream = SignalStream(self._channel, signal.token)
+        return await self._stream.send(signal)
+
+    async def current_iteration(self, token: str, task_id: str) -> CurrentIteration | None:
+        """Asks for the calls that run. Returns None if the agent does not report them.
+
+        Raises NotAcknowledgedError.
+        """
+        stub: AgentServiceAsyncStub = AgentServiceStub(self._channel)
+        try:
+            answer = await stub.GetCurrentIteration(
+                GetCurrentIterationRequest(task_id=task_id),
+                metadata=(("authorization", f"Bearer {token}"),),
+            )
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                return None
+            raise NotAcknowledgedError(error.details() or code.name, code) from None
+        # gRPC has None for bytes that cannot be parsed.
+        if not isinstance(answer, agent_service_pb2.CurrentIteration):
+            raise NotAcknowledgedError("it does not follow the protocol")
+        return decode_current_iteration(answer)
 
     async def close(self) -> None:
         """Closes the channel. Signals in flight have the time of their budget to end."""
@@ -102,21 +143,27 @@ class AgentClient:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
-        is_known = await self._send(
+        acknowledged = await self._signal(
             workspace, lambda: Signal(start_task=encode_assignment(task, self._clock()))
         )
-        if not is_known:
+        if not acknowledged.known:
             # It works on a task that the database does not know of.
             raise AgentUnreachableError(f"the agent of {workspace.id} does not take {task.id}")
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
-        return await self._send(
+        acknowledged = await self._signal(
             workspace,
             lambda: Signal(
                 cancel_task=CancelTask(
                     task_id=task.id, cancellation=cancellation_fields(task, self._clock())
                 )
             ),
+        )
+        return acknowledged.known
+
+    async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
+        return await self._call(
+            workspace, lambda agent, token: agent.current_iteration(token, task.id)
         )
 
     async def aclose(self) -> None:
@@ -125,8 +172,22 @@ class AgentClient:
             self._forget(key)
         await asyncio.gather(*self._closing)
 
-    async def _send(self, workspace: Workspace, new_signal: NewSignal) -> bool:
-        """Sends the signal. Returns whether the agent has the task.
+    async def _signal(self, workspace: Workspace, new_signal: NewSignal) -> Acknowledgement:
+        """Sends the signal. Raises AgentUnreachableError."""
+
+        async def send(agent: _Agent, token: str) -> Acknowledgement:
+            signal = new_signal()
+            signal.token = token
+            if (context := trace.current()) is not None:
+                signal.traceparent = context.traceparent
+            return await agent.send(signal)
+
+        return await self._call(workspace, send)
+
+    async def _call(
+        self, workspace: Workspace, attempt: Callable[[_Agent, str], Awaitable[Reply]]
+    ) -> Reply:
+        """Makes attempts, each with a signal token, until one succeeds or the budget is spent.
 
         Raises AgentUnreachableError.
         """
@@ -136,12 +197,12 @@ class AgentClient:
         name = agent_name(workspace.id, workspace.epoch) if self._connector.has_tls else ""
         key = (address, name)
         until = time.monotonic() + deadline.bounded(SIGNAL_BUDGET_SECONDS)
-        for attempt in itertools.count():
+        for number in itertools.count():
             try:
-                return await self._attempt(workspace, key, new_signal(), until)
+                return await self._attempt(workspace, key, attempt, until)
             except NotAcknowledgedError as error:
                 reason = str(error)
-            longest = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**attempt)
+            longest = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**number)
             backoff = random.uniform(0, longest)  # noqa: S311 - jitter
             if time.monotonic() + backoff >= until:
                 break
@@ -150,16 +211,20 @@ class AgentClient:
         self._forget(key)
         raise AgentUnreachableError(f"the agent at {address} does not answer")
 
-    async def _attempt(self, workspace: Workspace, key: Key, signal: Signal, until: float) -> bool:
+    async def _attempt(
+        self,
+        workspace: Workspace,
+        key: Key,
+        attempt: Callable[[_Agent, str], Awaitable[Reply]],
+        until: float,
+    ) -> Reply:
         signing_key = self._pod_tokens.signing_key(workspace.id, workspace.epoch)
-        signal.token = self._pod_tokens.signal_token(workspace.id, workspace.epoch, signing_key)
-        if (context := trace.current()) is not None:
-            signal.traceparent = context.traceparent
+        token = self._pod_tokens.signal_token(workspace.id, workspace.epoch, signing_key)
         agent = self._agent(key)
         seconds = max(0.0, min(_ATTEMPT_SECONDS, until - time.monotonic()))
         try:
             async with asyncio.timeout(seconds):
-                return (await agent.stream(signal.token).send(signal)).known
+                return await attempt(agent, token)
         except TimeoutError:
             if self._agents.get(key) is agent:
                 self._forget(key)

@@ -6,7 +6,17 @@ from typing import Any
 from evershell.agent.v1 import agent_service_pb2
 from evershell.workspace.v1 import task_pb2
 
-from evershell.core.task import Phase, Task
+from evershell.core.task import CurrentIteration, Phase, RunningCall, Task
+
+# The limits of an answer to GetCurrentIteration. The agent keeps to them, and the control plane
+# enforces them.
+MAX_RUNNING_CALLS = 16
+MAX_NAME_BYTES = 256
+MAX_ARGUMENTS_BYTES = 4 * 1024
+MAX_LAST_OUTPUT_BYTES = 8 * 1024
+PHASES = {
+    int(task_pb2.Task.Phase.Value(str(phase) or "phase_unspecified")): phase for phase in Phase
+}
 
 
 def encode_assignment(task: Task, now: datetime) -> agent_service_pb2.Assignment:
@@ -33,6 +43,34 @@ def cancellation_fields(task: Task, now: datetime) -> Any:
 def encode_phase(phase: Phase) -> "task_pb2.Task.Phase.ValueType":
     """The phase that an agent reports."""
     return task_pb2.Task.Phase.Value(str(phase) or "phase_unspecified")
+
+
+def decode_current_iteration(message: agent_service_pb2.CurrentIteration) -> CurrentIteration:
+    """What an agent reports: cut to the limits, and without what is not valid."""
+    return CurrentIteration(
+        number=max(0, message.number),
+        calls=[
+            RunningCall(
+                phase=PHASES[call.phase],
+                name=first_bytes(call.name, MAX_NAME_BYTES),
+                arguments=first_bytes(call.arguments, MAX_ARGUMENTS_BYTES),
+                duration_ms=max(0, call.duration_ms),
+                output=last_bytes(call.output, MAX_LAST_OUTPUT_BYTES),
+            )
+            for call in message.calls[:MAX_RUNNING_CALLS]
+            if PHASES.get(call.phase, Phase.NONE) is not Phase.NONE
+        ],
+    )
+
+
+def first_bytes(text: str, max_bytes: int) -> str:
+    """The first characters of the text, at most `max_bytes` of UTF-8."""
+    return text.encode()[:max_bytes].decode(errors="ignore")
+
+
+def last_bytes(text: str, max_bytes: int) -> str:
+    """The last characters of the text, at most `max_bytes` of UTF-8."""
+    return text.encode()[-max_bytes:].decode(errors="ignore")
 
 
 def _milliseconds_until(moment: datetime | None, now: datetime) -> int | None:

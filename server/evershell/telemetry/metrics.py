@@ -28,7 +28,7 @@ from evershell.core.errors import AgentUnreachableError
 from evershell.core.event import EventType
 from evershell.core.money import NANOS_PER_DOLLAR
 from evershell.core.ports import Agents, Clock
-from evershell.core.task import Limit, Task
+from evershell.core.task import CurrentIteration, Limit, Task
 from evershell.core.workspace import Workspace
 from evershell.telemetry.backlog import Backlog
 
@@ -295,6 +295,9 @@ class MeasuredAgents:
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
         return await self._cancels(self._agents.cancel_task(workspace, task))
+
+    async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
+        return await self._agents.current_iteration(workspace, task)
 
 
 @contextmanager

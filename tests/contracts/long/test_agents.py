@@ -51,7 +51,13 @@ async def cancel(agents: Agents, workspace: Workspace, task: Task) -> bool:
     return await agents.cancel_task(workspace, cancelled(task))
 
 
-start_and_cancel = pytest.mark.parametrize("call", [start, cancel])
+async def look(agents: Agents, workspace: Workspace, task: Task) -> int:
+    current = await agents.current_iteration(workspace, task)
+    assert current is not None
+    return current.number
+
+
+every_call = pytest.mark.parametrize("call", [start, cancel, look])
 
 
 async def unreachable(call: Call, agents: Agents, workspace: Workspace, task: Task) -> float:
@@ -87,7 +93,14 @@ async def test_a_cancellation_of_a_task_that_the_agent_does_not_have_is_not_know
     assert await cancel(case.agents, case.workspace, task) is False
 
 
-@start_and_cancel
+async def test_an_agent_reports_the_iteration_of_its_own_task(case: AgentCase) -> None:
+    task = world.task(case.workspace.id)
+    assert await look(case.agents, case.workspace, task) == 0
+    await start(case.agents, case.workspace, task)
+    assert await look(case.agents, case.workspace, task) == 1
+
+
+@every_call
 @pytest.mark.parametrize("fault", Fault)
 async def test_a_call_to_an_unreachable_agent_fails_in_time_and_a_later_call_succeeds(
     case: AgentCase, fault: Fault, call: Call

@@ -9,7 +9,7 @@ from evershell.agent.v1.agent_service_pb2 import Cancellation
 
 from evershell.core.errors import AgentUnreachableError
 from evershell.core.ports import Clock, Store
-from evershell.core.task import Task
+from evershell.core.task import CurrentIteration, Task
 from evershell.core.workspace import Workspace
 from evershell.pod.messages import cancellation_fields, encode_assignment
 from tests.faults.invariants.agent import Agent
@@ -68,6 +68,10 @@ class Wire:
         return await self._call(
             workspace, lambda agent: agent.cancel(workspace.epoch, task.id, cancellation)
         )
+
+    async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
+        """No rule reads it, since nothing depends on it."""
+        raise NotImplementedError
 
     async def close(self) -> None:
         """Drops the messages that have not arrived."""

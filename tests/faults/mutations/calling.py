@@ -363,6 +363,11 @@ CALLING: tuple[Rule, ...] = (
             "await self._verify(signal.token, context)",
             "pass",
         ),
+        (
+            "server/evershell/agents/service.py",
+            "await self._admit(context)\n        return current_iteration",
+            "return current_iteration",
+        ),
     ),
     rule(
         "gRPC errors have their standard details",

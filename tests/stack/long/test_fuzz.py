@@ -31,6 +31,7 @@ HARMLESS = {
     "GetCaller",
     "GetHold",
     "GetTask",
+    "GetCurrentIteration",
     "ListTasks",
     "GetWorkspace",
     "ListWorkspaces",

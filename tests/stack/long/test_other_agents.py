@@ -58,6 +58,9 @@ def test_the_sample_runs_is_cancelled_and_takes_the_next_task(stack: Stack) -> N
     done = workspace.await_end(workspace.submit("echo one", "echo two"))
     assert (done["status"], done["iterations"]) == ("completed", 2)
     task_id = submit_and_await(workspace, gate.command, "echo never")
+    # The sample does not report its calls.
+    current = workspace.rest.get(f"{workspace.path}/tasks/{task_id}/iteration")
+    assert (current["number"], current["calls"]) == (1, [])
     assert workspace.cancel()["outcome"] == "accepted"
     gate.open()
     ended = workspace.await_end(task_id)

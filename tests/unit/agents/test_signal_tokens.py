@@ -9,7 +9,11 @@ import grpc
 import grpc.aio
 import pytest
 import structlog
-from evershell.agent.v1.agent_service_pb2 import Assignment, Signal
+from evershell.agent.v1.agent_service_pb2 import (
+    Assignment,
+    GetCurrentIterationRequest,
+    Signal,
+)
 from evershell.agent.v1.agent_service_pb2_grpc import (
     AgentServiceStub,
     add_AgentServiceServicer_to_server,
@@ -52,11 +56,14 @@ class SignalledAgent:
     channel: grpc.aio.Channel
 
     async def accepts(self, authorization: str | None) -> bool:
-        """Whether a stream can be opened with the value of `authorization`, or without it."""
+        """Whether a call can be made with the value of `authorization`, or without it."""
         metadata = () if authorization is None else (("authorization", authorization),)
-        call: Any = AgentServiceStub(self.channel).Signals(metadata=metadata)
+        stub: Any = AgentServiceStub(self.channel)
+        call = stub.Signals(metadata=metadata)
         await call.done_writing()
         code = await call.code()
+        read = stub.GetCurrentIteration(GetCurrentIterationRequest(task_id="t1"), metadata=metadata)
+        assert await read.code() is code
         assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
         return code is grpc.StatusCode.OK
 
@@ -79,7 +86,7 @@ async def agent() -> AsyncIterator[SignalledAgent]:
     verifier = TokenVerifier(tokens.signal_secret(WORKSPACE_ID, EPOCH).hex(), agent_clock)
     session = Session(no_work, Shutdown(), lambda: None, structlog.get_logger())
     server = grpc.aio.server()
-    service = AgentService(verifier, partial(acknowledge, session))
+    service = AgentService(verifier, partial(acknowledge, session), session)
     add_AgentServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -263,7 +263,8 @@ def test_a_cut_leaves_no_part_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(own_keys._names, key, "[name]")
     for offset in range(len(key) + 1):
         output = BoundedOutput(400)
-        output.feed(b"." * offset + f"{key}.".encode() * 100)
+        output.feed(b"." * offset + f"{key}.".encode() * 100 + b"." * offset)
+        assert not set(output.end()) & set(key)
         text, cut = output.finish()
         assert cut
         assert not set(own_keys.redacted(text)) & set(key), text

@@ -41,7 +41,7 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     ListWorkspaces = StopWorkspace = ResumeWorkspace = ListAuditEntries = _answer
     CancelTasks = HoldOrg = ReleaseOrg = GetHold = GetCaller = DeleteWorkspace = _answer
     CreateWebhook = ListWebhooks = DeleteWebhook = RotateWebhookSecret = _answer
-    ReplayWebhook = ListWebhookDeliveries = _answer
+    ReplayWebhook = ListWebhookDeliveries = GetCurrentIteration = _answer
 
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         for message in await self._answer(request, context):

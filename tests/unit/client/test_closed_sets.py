@@ -29,6 +29,7 @@ METHODS = {
     "CancelTask": "cancel",
     "SubmitTask": "submit_task",
     "GetTask": "get_task",
+    "GetCurrentIteration": "get_current_iteration",
     "ListTasks": "list_tasks",
     "WatchEvents": "watch",
     "CreateWorkspace": "create_workspace",

@@ -1,5 +1,6 @@
 """Submit and read tasks."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -7,9 +8,17 @@ import pytest
 
 from evershell.core import tasks
 from evershell.core.caller import Caller
+from evershell.core.change import Change
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
-from evershell.core.task import Task, TaskStarted, TaskStatus
+from evershell.core.task import (
+    CurrentIteration,
+    Phase,
+    RunningCall,
+    Task,
+    TaskStarted,
+    TaskStatus,
+)
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import MAX_PAGE_CHARACTERS, Page
 from evershell.core.workspace import Workspace, WorkspaceStatus
@@ -170,3 +179,62 @@ async def test_the_reply_has_an_end_that_precedes_the_acknowledgement(
     world.agents.meanwhile, world.agents.reachable = run, is_acknowledged
     submitted = await submit(world, idle.id)
     assert (submitted.status, submitted.result) == (TaskStatus.COMPLETED, "done")
+
+
+RUNNING_CALL = RunningCall(phase=Phase.TOOL_CALL, name="shell", duration_ms=5)
+
+
+@pytest.mark.parametrize(
+    ("reported", "expected"),
+    [
+        (
+            CurrentIteration(number=3, calls=[RUNNING_CALL]),
+            (Phase.TOOL_CALL, CurrentIteration(number=3, calls=[RUNNING_CALL])),
+        ),
+        (CurrentIteration(number=3), (Phase.NONE, CurrentIteration(number=3))),
+        # An agent that does not report its calls has told its phase with a heartbeat.
+        (None, (Phase.MODEL_CALL, CurrentIteration(number=1))),
+    ],
+)
+async def test_the_current_iteration_is_what_the_agent_reports(
+    world: World, reported: CurrentIteration | None, expected: tuple[Phase, CurrentIteration]
+) -> None:
+    busy, running = await world.add_busy()
+    await world.change(
+        busy.id,
+        lambda locked: Change(
+            locked.workspace, replace(require(locked.task), phase=Phase.MODEL_CALL)
+        ),
+    )
+    world.agents.iteration = reported
+    assert await current_iteration(world, running) == expected
+
+
+async def test_no_agent_is_asked_about_a_task_that_does_not_run(world: World) -> None:
+    world.agents.reachable = False
+    busy, running = await world.add_busy()
+    await world.end(busy.id, running.id)
+    assert await current_iteration(world, running) == (Phase.NONE, CurrentIteration())
+
+
+async def test_the_current_iteration_needs_the_agent(world: World) -> None:
+    busy, running = await world.add_busy()
+    world.agents.reachable = False
+    for is_cancelled in (False, True):
+        with pytest.raises(Failure) as raised:
+            await current_iteration(world, running)
+        assert raised.value.slug == "agent_unreachable"
+        assert raised.value.details["intent_recorded"] is is_cancelled
+        with suppress(Failure):
+            await world.cancel(busy.id)
+
+
+async def current_iteration(world: World, task: Task) -> tuple[Phase, CurrentIteration]:
+    return await tasks.get_current_iteration(
+        caller("workspace:read"), task.workspace_id, task.id, world.store, world.agents
+    )
+
+
+def require(task: Task | None) -> Task:
+    assert task is not None
+    return task

@@ -12,11 +12,18 @@ from typing import Any
 
 import grpc
 import pytest
-from evershell.agent.v1.agent_service_pb2 import Acknowledgement, Signal
+from evershell.agent.v1.agent_service_pb2 import (
+    Acknowledgement,
+    CurrentIteration,
+    GetCurrentIterationRequest,
+    Signal,
+)
 from evershell.agent.v1.agent_service_pb2_grpc import (
     AgentServiceServicer,
     add_AgentServiceServicer_to_server,
 )
+from evershell.workspace.v1 import task_pb2
+from evershell.workspace.v1.task_pb2 import RunningCall
 
 from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key, with_new_key
@@ -54,6 +61,8 @@ class FakeAgent(AgentServiceServicer):
         self.signals: list[Signal] = []
         # What it answers a signal with, if not with one acknowledgement.
         self.answers: Callable[[Signal], Iterable[Acknowledgement]] | None = None
+        # Its answer to a read. An agent without one is of an earlier version.
+        self.iteration: CurrentIteration | None = None
         # The peer and the value of `authorization` of each stream.
         self.peers: list[str] = []
         self.opened: list[str] = []
@@ -73,6 +82,13 @@ class FakeAgent(AgentServiceServicer):
     async def stop(self) -> None:
         if self._server is not None:
             await self._server.stop(0)
+
+    async def GetCurrentIteration(
+        self, request: GetCurrentIterationRequest, context: Context
+    ) -> CurrentIteration:
+        if self.iteration is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "an earlier version")
+        return self.iteration
 
     async def Signals(
         self, request_iterator: AsyncIterator[Signal], context: Context
@@ -209,7 +225,7 @@ async def test_a_silent_stream_is_given_up_for_another_connection(
 
 
 @pytest.mark.parametrize(
-    "extra", [Acknowledgement(id=9), Acknowledgement(id=1, task_id="x" * 5_000)]
+    "extra", [Acknowledgement(id=9), Acknowledgement(id=1, task_id="x" * 300_000)]
 )
 async def test_a_stream_with_more_than_it_was_asked_for_is_ended(
     client: AgentClient, agent: FakeAgent, extra: Acknowledgement
@@ -247,6 +263,74 @@ async def test_bytes_that_are_no_acknowledgement_are_not_believed(client: AgentC
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     await unreachable(client, f"127.0.0.1:{port}")
+    await server.stop(0)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_an_agent_of_an_earlier_version_reports_no_calls(
+    client: AgentClient, agent: FakeAgent
+) -> None:
+    workspace = workspace_at(agent.address)
+    assert await client.current_iteration(workspace, TASK) is None
+    # Reads and signals share a connection.
+    assert await cancel(client, agent.address)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_what_an_agent_reports_is_bounded(client: AgentClient, agent: FakeAgent) -> None:
+    endless = RunningCall(
+        phase=task_pb2.Task.tool_call,
+        name="é" * 1_000,
+        arguments="é" * 10_000,
+        duration_ms=-5,
+        output="é" * 10_000 + "end",
+    )
+    unknown: Any = 99
+    model_call = RunningCall(phase=task_pb2.Task.model_call)
+    lies = [RunningCall(phase=unknown), RunningCall(), *[model_call] * 50]
+    agent.iteration = CurrentIteration(number=-7, calls=[endless, *lies])
+    seen = await client.current_iteration(workspace_at(agent.address), TASK)
+    assert seen is not None and seen.number == 0
+    cut, *others = seen.calls
+    assert (cut.phase, cut.name, cut.arguments) == ("tool_call", "é" * 128, "é" * 2_048)
+    assert (cut.duration_ms, cut.output) == (0, "é" * 4_094 + "end")
+    # Of the first 16 calls, two have no phase.
+    assert [other.phase for other in others] == ["model_call"] * 13
+
+
+def report(size: int) -> bytes:
+    return CurrentIteration(calls=[RunningCall(output="x" * size)]).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("answer", "compression"),
+    [
+        (report(300_000), grpc.Compression.NoCompression),
+        # A worker must not hold what an agent can make of a few bytes.
+        (report(100_000), grpc.Compression.Gzip),
+        (b"\xff\xff\xff", grpc.Compression.NoCompression),
+    ],
+)
+async def test_a_report_that_is_too_large_or_cannot_be_read_is_not_taken(
+    client: AgentClient, answer: bytes, compression: grpc.Compression
+) -> None:
+    asked = asyncio.Event()
+
+    async def lie(request: bytes, context: Context) -> bytes:
+        asked.set()
+        return answer
+
+    server = grpc.aio.server(compression=compression)
+    handler: Any = grpc.unary_unary_rpc_method_handler(lie)
+    name = "evershell.agent.v1.AgentService"
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(name, {"GetCurrentIteration": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with pytest.raises(AgentUnreachableError):
+        await client.current_iteration(workspace_at(f"127.0.0.1:{port}"), TASK)
+    assert asked.is_set()
     await server.stop(0)
 
 

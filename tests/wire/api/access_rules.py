@@ -34,6 +34,7 @@ RULES = {
     "CancelTask": Rule(("workspace:write",), on_workspace=True, audited=True),
     "SubmitTask": Rule(("tasks:write",), on_workspace=True, audited=True),
     "GetTask": Rule(("workspace:read",), on_workspace=True, audited=False),
+    "GetCurrentIteration": Rule(("workspace:read",), on_workspace=True, audited=False),
     "ListTasks": Rule(("workspace:read",), on_workspace=True, audited=False),
     "WatchEvents": Rule(("workspace:read",), on_workspace=True, audited=False),
     "StreamEvents": Rule(("workspace:read",), on_workspace=True, audited=False),

@@ -81,6 +81,7 @@ async def test_a_method_without_effect_does_not_wait_for_the_end_of_its_request(
 ) -> None:
     methods = (
         "GetTask",
+        "GetCurrentIteration",
         "ListTasks",
         "WatchEvents",
         "StreamEvents",

@@ -25,6 +25,7 @@ from evershell.client.events import Event
 from evershell.client.types import (
     CancelResult,
     CancelTasksResult,
+    CurrentIteration,
     SubmittedTask,
     Task,
     TaskFilter,
@@ -197,6 +198,30 @@ class AsyncTaskCalls(AsyncCaller):
         """
         return await self._call(
             call("GetTask", only(Task), workspace_id=workspace_id, task_id=task_id)
+        )
+
+    async def get_current_iteration(self, workspace_id: str, task_id: str) -> CurrentIteration:
+        """Reads what a task does now.
+
+        Args:
+            workspace_id: The workspace.
+            task_id: The task.
+
+        Returns:
+            The calls that run, since when, and the end of their output so far.
+
+        Raises:
+            WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.
+            AgentUnreachableError: The agent did not answer within 2 s.
+            CallError: Any other failure.
+        """
+        return await self._call(
+            call(
+                "GetCurrentIteration",
+                only(CurrentIteration),
+                workspace_id=workspace_id,
+                task_id=task_id,
+            )
         )
 
     async def wait_for_task(

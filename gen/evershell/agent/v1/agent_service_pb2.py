@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&evershell/agent/v1/agent_service.proto\x12\x12\x65vershell.agent.v1\x1a!evershell/workspace/v1/task.proto\"\xaf\x01\n\x06Signal\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x34\n\nstart_task\x18\x04 \x01(\x0b\x32\x1e.evershell.agent.v1.AssignmentH\x00\x12\x35\n\x0b\x63\x61ncel_task\x18\x05 \x01(\x0b\x32\x1e.evershell.agent.v1.CancelTaskH\x00\x42\x08\n\x06signal\"p\n\x0f\x41\x63knowledgement\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x31\n\x05phase\x18\x04 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"\x96\x01\n\nAssignment\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x16\n\x0emax_iterations\x18\x03 \x01(\x05\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32 .evershell.agent.v1.Cancellation\x12\x12\n\niterations\x18\x05 \x01(\x05\"T\n\x0c\x43\x61ncellation\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x1b\n\x0e\x66orce_after_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_force_after_msJ\x04\x08\x02\x10\x03\"U\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x36\n\x0c\x63\x61ncellation\x18\x02 \x01(\x0b\x32 .evershell.agent.v1.Cancellation2^\n\x0c\x41gentService\x12N\n\x07Signals\x12\x1a.evershell.agent.v1.Signal\x1a#.evershell.agent.v1.Acknowledgement(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&evershell/agent/v1/agent_service.proto\x12\x12\x65vershell.agent.v1\x1a!evershell/workspace/v1/task.proto\"\xaf\x01\n\x06Signal\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x34\n\nstart_task\x18\x04 \x01(\x0b\x32\x1e.evershell.agent.v1.AssignmentH\x00\x12\x35\n\x0b\x63\x61ncel_task\x18\x05 \x01(\x0b\x32\x1e.evershell.agent.v1.CancelTaskH\x00\x42\x08\n\x06signal\"p\n\x0f\x41\x63knowledgement\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x08\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x31\n\x05phase\x18\x04 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"\x96\x01\n\nAssignment\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x16\n\x0emax_iterations\x18\x03 \x01(\x05\x12\x36\n\x0c\x63\x61ncellation\x18\x04 \x01(\x0b\x32 .evershell.agent.v1.Cancellation\x12\x12\n\niterations\x18\x05 \x01(\x05\"T\n\x0c\x43\x61ncellation\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x1b\n\x0e\x66orce_after_ms\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_force_after_msJ\x04\x08\x02\x10\x03\"U\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x36\n\x0c\x63\x61ncellation\x18\x02 \x01(\x0b\x32 .evershell.agent.v1.Cancellation\"-\n\x1aGetCurrentIterationRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"V\n\x10\x43urrentIteration\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x32\n\x05\x63\x61lls\x18\x02 \x03(\x0b\x32#.evershell.workspace.v1.RunningCall2\xcb\x01\n\x0c\x41gentService\x12N\n\x07Signals\x12\x1a.evershell.agent.v1.Signal\x1a#.evershell.agent.v1.Acknowledgement(\x01\x30\x01\x12k\n\x13GetCurrentIteration\x12..evershell.agent.v1.GetCurrentIterationRequest\x1a$.evershell.agent.v1.CurrentIterationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELLATION']._serialized_end=626
   _globals['_CANCELTASK']._serialized_start=628
   _globals['_CANCELTASK']._serialized_end=713
-  _globals['_AGENTSERVICE']._serialized_start=715
-  _globals['_AGENTSERVICE']._serialized_end=809
+  _globals['_GETCURRENTITERATIONREQUEST']._serialized_start=715
+  _globals['_GETCURRENTITERATIONREQUEST']._serialized_end=760
+  _globals['_CURRENTITERATION']._serialized_start=762
+  _globals['_CURRENTITERATION']._serialized_end=848
+  _globals['_AGENTSERVICE']._serialized_start=851
+  _globals['_AGENTSERVICE']._serialized_end=1054
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,11 @@ class AgentServiceStub:
                 request_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.Signal.SerializeToString,
                 response_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.Acknowledgement.FromString,
                 _registered_method=True)
+        self.GetCurrentIteration = channel.unary_unary(
+                '/evershell.agent.v1.AgentService/GetCurrentIteration',
+                request_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetCurrentIterationRequest.SerializeToString,
+                response_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.CurrentIteration.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -67,6 +72,16 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCurrentIteration(self, request, context):
+        """Reads which calls of a task run. An agent may leave this out and answer UNIMPLEMENTED.
+
+        Effect: none. Idempotency: a read.
+        Errors: UNAUTHENTICATED if the call has no valid signal token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +89,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Signals,
                     request_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.Signal.FromString,
                     response_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.Acknowledgement.SerializeToString,
+            ),
+            'GetCurrentIteration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCurrentIteration,
+                    request_deserializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetCurrentIterationRequest.FromString,
+                    response_serializer=evershell_dot_agent_dot_v1_dot_agent__service__pb2.CurrentIteration.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -108,6 +128,33 @@ class AgentService:
             '/evershell.agent.v1.AgentService/Signals',
             evershell_dot_agent_dot_v1_dot_agent__service__pb2.Signal.SerializeToString,
             evershell_dot_agent_dot_v1_dot_agent__service__pb2.Acknowledgement.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCurrentIteration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.agent.v1.AgentService/GetCurrentIteration',
+            evershell_dot_agent_dot_v1_dot_agent__service__pb2.GetCurrentIterationRequest.SerializeToString,
+            evershell_dot_agent_dot_v1_dot_agent__service__pb2.CurrentIteration.FromString,
             options,
             channel_credentials,
             insecure,

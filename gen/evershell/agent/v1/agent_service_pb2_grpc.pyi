@@ -47,6 +47,12 @@ class AgentServiceStub:
     Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
+    GetCurrentIteration: _grpc.UnaryUnaryMultiCallable[_agent_service_pb2.GetCurrentIterationRequest, _agent_service_pb2.CurrentIteration]
+    """Reads which calls of a task run. An agent may leave this out and answer UNIMPLEMENTED.
+
+    Effect: none. Idempotency: a read.
+    Errors: UNAUTHENTICATED if the call has no valid signal token.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -66,6 +72,12 @@ class AgentServiceAsyncStub(AgentServiceStub):
     Effect: that of each signal.
     Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
+    """
+    GetCurrentIteration: _aio.UnaryUnaryMultiCallable[_agent_service_pb2.GetCurrentIterationRequest, _agent_service_pb2.CurrentIteration]  # type: ignore[assignment]
+    """Reads which calls of a task run. An agent may leave this out and answer UNIMPLEMENTED.
+
+    Effect: none. Idempotency: a read.
+    Errors: UNAUTHENTICATED if the call has no valid signal token.
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -89,6 +101,18 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: that of each signal.
         Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCurrentIteration(
+        self,
+        request: _agent_service_pb2.GetCurrentIterationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_service_pb2.CurrentIteration, _abc.Awaitable[_agent_service_pb2.CurrentIteration]]:
+        """Reads which calls of a task run. An agent may leave this out and answer UNIMPLEMENTED.
+
+        Effect: none. Idempotency: a read.
+        Errors: UNAUTHENTICATED if the call has no valid signal token.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

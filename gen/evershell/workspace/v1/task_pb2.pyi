@@ -312,3 +312,83 @@ class Usage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class CurrentIteration(_message.Message):
+    """What a task does now. Its texts are what the agent reports, without the keys of the agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKSPACE_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    workspace_id: _builtins.str
+    task_id: _builtins.str
+    number: _builtins.int
+    """Counts from 1, as in IterationCompleted. 0 if the task has not begun or has ended."""
+    phase: Global___Task.Phase.ValueType
+    """That of the call that has begun last."""
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunningCall]:
+        """The calls that run, in the order in which they began, at most 16. Empty while none runs, and if
+        the agent cannot report its calls.
+        """
+
+    def __init__(
+        self,
+        *,
+        workspace_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        phase: Global___Task.Phase.ValueType = ...,
+        calls: _abc.Iterable[Global___RunningCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "number", b"number", "phase", b"phase", "task_id", b"task_id", "workspace_id", b"workspace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CurrentIteration: _TypeAlias = CurrentIteration  # noqa: Y015
+
+@_typing.final
+class RunningCall(_message.Message):
+    """A model call or a tool call that runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    phase: Global___Task.Phase.ValueType
+    """`model_call` or `tool_call`."""
+    name: _builtins.str
+    """The name of the model or of the tool. Empty for a model that is not known before it answers."""
+    arguments: _builtins.str
+    """The arguments of a tool call, as in ToolCall: the first 4 KiB."""
+    duration_ms: _builtins.int
+    """How long it has run."""
+    output: _builtins.str
+    """The last 8 KiB of what a command has printed, or of what a model has written so far. Empty for a
+    tool that is not a command, and for a model that does not stream.
+    """
+    def __init__(
+        self,
+        *,
+        phase: Global___Task.Phase.ValueType = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+        duration_ms: _builtins.int = ...,
+        output: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "duration_ms", b"duration_ms", "name", b"name", "output", b"output", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunningCall: _TypeAlias = RunningCall  # noqa: Y015

@@ -58,6 +58,11 @@ class WorkspaceServiceStub:
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetTaskRequest.SerializeToString,
                 response_deserializer=evershell_dot_workspace_dot_v1_dot_task__pb2.Task.FromString,
                 _registered_method=True)
+        self.GetCurrentIteration = channel.unary_unary(
+                '/evershell.workspace.v1.WorkspaceService/GetCurrentIteration',
+                request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetCurrentIterationRequest.SerializeToString,
+                response_deserializer=evershell_dot_workspace_dot_v1_dot_task__pb2.CurrentIteration.FromString,
+                _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/evershell.workspace.v1.WorkspaceService/ListTasks',
                 request_serializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListTasksRequest.SerializeToString,
@@ -223,6 +228,20 @@ class WorkspaceServiceServicer:
 
         Effect: none. Idempotency: a read.
         Errors: task_not_found includes tasks of another workspace.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCurrentIteration(self, request, context):
+        """Reads what a task does now: the calls that run in its current iteration, since when, and the end
+        of their output so far.
+
+        Effect: none. The service asks the agent, and stores nothing.
+        Idempotency: a read.
+        Errors: task_not_found includes tasks of another workspace. agent_unreachable if the agent does
+        not answer within 2 s.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -534,6 +553,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetTaskRequest.FromString,
                     response_serializer=evershell_dot_workspace_dot_v1_dot_task__pb2.Task.SerializeToString,
             ),
+            'GetCurrentIteration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCurrentIteration,
+                    request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetCurrentIterationRequest.FromString,
+                    response_serializer=evershell_dot_workspace_dot_v1_dot_task__pb2.CurrentIteration.SerializeToString,
+            ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
                     request_deserializer=evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.ListTasksRequest.FromString,
@@ -724,6 +748,33 @@ class WorkspaceService:
             '/evershell.workspace.v1.WorkspaceService/GetTask',
             evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetTaskRequest.SerializeToString,
             evershell_dot_workspace_dot_v1_dot_task__pb2.Task.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCurrentIteration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/evershell.workspace.v1.WorkspaceService/GetCurrentIteration',
+            evershell_dot_workspace_dot_v1_dot_workspace__service__pb2.GetCurrentIterationRequest.SerializeToString,
+            evershell_dot_workspace_dot_v1_dot_task__pb2.CurrentIteration.FromString,
             options,
             channel_credentials,
             insecure,

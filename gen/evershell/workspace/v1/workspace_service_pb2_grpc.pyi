@@ -88,6 +88,16 @@ class WorkspaceServiceStub:
     Errors: task_not_found includes tasks of another workspace.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
+    GetCurrentIteration: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCurrentIterationRequest, _task_pb2.CurrentIteration]
+    """Reads what a task does now: the calls that run in its current iteration, since when, and the end
+    of their output so far.
+
+    Effect: none. The service asks the agent, and stores nothing.
+    Idempotency: a read.
+    Errors: task_not_found includes tasks of another workspace. agent_unreachable if the agent does
+    not answer within 2 s.
+    Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+    """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]
     """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
     newest first.
@@ -344,6 +354,16 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: none. Idempotency: a read.
     Errors: task_not_found includes tasks of another workspace.
+    Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+    """
+    GetCurrentIteration: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCurrentIterationRequest, _task_pb2.CurrentIteration]  # type: ignore[assignment]
+    """Reads what a task does now: the calls that run in its current iteration, since when, and the end
+    of their output so far.
+
+    Effect: none. The service asks the agent, and stores nothing.
+    Idempotency: a read.
+    Errors: task_not_found includes tasks of another workspace. agent_unreachable if the agent does
+    not answer within 2 s.
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]  # type: ignore[assignment]
@@ -617,6 +637,22 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: none. Idempotency: a read.
         Errors: task_not_found includes tasks of another workspace.
+        Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCurrentIteration(
+        self,
+        request: _workspace_service_pb2.GetCurrentIterationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.CurrentIteration, _abc.Awaitable[_task_pb2.CurrentIteration]]:
+        """Reads what a task does now: the calls that run in its current iteration, since when, and the end
+        of their output so far.
+
+        Effect: none. The service asks the agent, and stores nothing.
+        Idempotency: a read.
+        Errors: task_not_found includes tasks of another workspace. agent_unreachable if the agent does
+        not answer within 2 s.
         Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
         """
 
