@@ -60,10 +60,6 @@ export function firstLine(text: string): string {
   return text.split("\n", 1)[0] ?? "";
 }
 
-export function lastLines(text: string, most: number): string {
-  return text.trimEnd().split("\n").slice(-most).join("\n");
-}
-
 export function between(from: string, to: string): number {
   return Date.parse(to) - Date.parse(from);
 }

@@ -50,17 +50,26 @@ def test_the_log_has_the_current_task_first(
     console: Console, workspace: Workspace, gate: Gate
 ) -> None:
     workspace.await_end(workspace.submit("echo before"))
-    workspace.begin("seq 1 9", gate.command)
+    workspace.begin("seq 1 9", f"echo going; seq 1 99; {gate.command}")
     console.show(workspace)
     log = console.log
     expect(log.locator("summary > strong")).to_have_text(["seq 1 9", "echo before"])
     expect(log.locator(".entry .headline strong")).to_have_text(
         ["Iteration 1 completed", "Task started", "Task submitted", "Workspace provisioned"]
     )
-    # The last lines of the output are shown with what runs.
+    # The command that runs, and its output so far, which follows its end.
     now = console.page.get_by_role("group", name="Now")
     expect(now).to_contain_text("Iteration 2: tool call")
-    expect(now.locator("pre")).to_have_text("5\n6\n7\n8\n9")
+    expect(now.locator("code")).to_contain_text('shell {"command": "echo going; seq 1 99;')
+    expect(now.locator("p").last).to_contain_text(re.compile(r", for [1-9]\d* s"))
+    expect(now.locator("pre")).to_have_text(re.compile(r"^going\n1\n.*\n99\s*$", re.DOTALL))
+    assert now.locator("pre").evaluate(
+        "pre => pre.scrollTop > 0 && pre.scrollTop + pre.clientHeight + 4 >= pre.scrollHeight"
+    )
+    # A service that cannot say what runs: the phase alone.
+    console.page.route("**/iteration", lambda route: route.abort())
+    expect(now.locator("pre")).to_have_count(0)
+    expect(now).to_contain_text("Iteration 2: tool call")
     log.get_by_text("echo before").first.click()
     expect(log.locator(".entry").filter(has_text="Task completed")).to_be_visible()
     gate.open()

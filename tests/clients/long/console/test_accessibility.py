@@ -51,7 +51,7 @@ def test_axe_finds_nothing(
     expect(page.get_by_role("alert")).to_be_visible()
     assert violations(page) == []
 
-    workspace.begin("seq 1 100", gate.command)
+    workspace.begin("seq 1 100", f"seq 1 100; {gate.command}")
     console.sign_in(stack.tokens["full_access"])
     expect(page.locator(".rows .row").first).to_be_visible()
     assert violations(page) == []
@@ -82,6 +82,7 @@ def test_axe_finds_nothing(
 
     console.open(workspace.id)
     expect(console.log).to_contain_text("Iteration 1 completed")
+    expect(page.get_by_label("Last output")).to_contain_text("100")
     assert violations(page) == []
     page.locator("summary").first.click()
     page.get_by_role("button", name="Cancel…").click()
