@@ -8,11 +8,16 @@ from tests.support import programs
 from tests.support.commands import Run
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.terminals import terminal
+from tests.support.waiting import eventually
 
 
 def test_cancel_prints_every_outcome(run: Run, call: Run, workspace: Workspace, gate: Gate) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
-    workspace.await_phase(task_id, "tool_call")
+    command = f"echo going; {gate.command}"
+    task_id = workspace.begin(command, "echo never")
+    iteration = f"{workspace.path}/tasks/{task_id}/iteration"
+    eventually(lambda: workspace.rest.get(iteration)["calls"][0]["output"] == "going\n")
+    now, output = call("task", workspace.id, task_id).stdout.splitlines()[-2:]
+    assert now.endswith(f's: shell {{"command": "{command}"}}') and output.split() == ["going"]
 
     first = run("cancel", workspace.id, "--reason", "it has gone wrong")
 

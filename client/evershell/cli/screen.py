@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 
 from rich.console import Group
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evershell.cli.running import Reading, Row
-from evershell.cli.show import first_line
+from evershell.cli.show import elapsed, first_line
 from evershell.cli.terminal import printable
 from evershell.client import Task
 
@@ -175,14 +175,3 @@ def cost(task: Task) -> str:
 def time_of(row: Row, at: datetime) -> str:
     """How long the task has run at this time."""
     return "-" if row.began is None else elapsed(at - row.began)
-
-
-def elapsed(time: timedelta) -> str:
-    """A duration: `59 s`, `1:05 min`, `2:05 h`, `3 d 4 h`."""
-    seconds = max(int(time.total_seconds()), 0)
-    minutes, hours, days = seconds // 60, seconds // 3_600, seconds // 86_400
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours}:{minutes % 60:02} h"
-    return f"{minutes}:{seconds % 60:02} min" if minutes else f"{seconds} s"

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from io import StringIO
 from typing import Any, NoReturn
@@ -176,6 +176,17 @@ def took(task: Task, since: datetime | None) -> str:
     if since is None or task.completed_at is None:
         return ""
     return f"{(task.completed_at - since).total_seconds():.1f} s"
+
+
+def elapsed(time: timedelta) -> str:
+    """A duration: `59 s`, `1:05 min`, `2:05 h`, `3 d 4 h`."""
+    seconds = max(int(time.total_seconds()), 0)
+    minutes, hours, days = seconds // 60, seconds // 3_600, seconds // 86_400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours}:{minutes % 60:02} h"
+    return f"{minutes}:{seconds % 60:02} min" if minutes else f"{seconds} s"
 
 
 @contextmanager

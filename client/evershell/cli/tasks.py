@@ -1,5 +1,7 @@
 """The commands `tasks` and `task`."""
 
+from datetime import timedelta
+
 import click
 
 from evershell.cli import show
@@ -14,7 +16,10 @@ from evershell.cli.lists import (
 )
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
-from evershell.client import Task, TaskStatus
+from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
+
+# The lines of output that are shown of each call that runs.
+_OUTPUT_LINES = 10
 
 
 @click.command(
@@ -83,8 +88,28 @@ def task(call: Call, workspace: str, task: str) -> None:
     read = call.client.get_task(workspace, task)
     if call.as_json:
         show.json_value(read.to_dict())
-    else:
-        _print(read)
+        return
+    _print(read)
+    if read.status is TaskStatus.RUNNING:
+        _print_now(call, read)
+
+
+def _print_now(call: Call, task: Task) -> None:
+    """Prints the calls that run, each with the end of its output."""
+    try:
+        current = call.client.get_current_iteration(task.workspace_id, task.id)
+    except AgentUnreachableError as error:
+        show.line("now", error.message)
+        return
+    except CallError:
+        # A service of an earlier version. The progress of the task has the phase.
+        return
+    for each in current.calls:
+        kind = each.phase.replace("_", " ")
+        since = show.elapsed(timedelta(milliseconds=each.duration_ms))
+        show.line("now", f"{kind} for {since}: {each.name} {each.arguments}".rstrip(": "))
+        for line in each.output.splitlines()[-_OUTPUT_LINES:]:
+            show.line("", line)
 
 
 def _print(task: Task) -> None:

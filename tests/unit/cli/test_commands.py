@@ -14,7 +14,9 @@ from evershell.cli.exit_codes import TABLE, ExitCode
 from evershell.cli.main import COMMANDS
 from evershell.cli.values import DURATION
 from evershell.client import (
+    AgentUnreachableError,
     CancelIntent,
+    CurrentIteration,
     DeadlineExceededError,
     Event,
     EventOf,
@@ -22,11 +24,14 @@ from evershell.client import (
     IterationCompleted,
     ModelCall,
     ModelCallStatus,
+    NotFoundError,
+    RunningCall,
     SubmittedTask,
     TaskCancelRequested,
     TaskCompleted,
     TaskLimits,
     TaskNotFoundError,
+    TaskPhase,
     TaskStarted,
     TaskStatus,
     TaskSubmitted,
@@ -100,10 +105,41 @@ def test_a_task_is_shown_with_its_cost(
 ) -> None:
     limits = TaskLimits(max_cost=Decimal("0.5"))
     read = task(TaskStatus.RUNNING, created_at=AT, usage=Usage(cost=cost), limits=limits)
-    result = run(monkeypatch, FakeClient(get_task=[read]), "task", "ws_1", "task_1")
+    fake = FakeClient(get_task=[read], get_current_iteration=[CurrentIteration("ws_1", "task_1")])
+    result = run(monkeypatch, fake, "task", "ws_1", "task_1")
     lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
     assert ["cost", shown] in lines
+    assert not [line for line in lines if line[0] == "now"]
     assert ["limits", "0.5 USD"] in lines
+
+
+def test_a_task_that_runs_is_shown_with_its_calls_and_their_last_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = RunningCall(
+        TaskPhase.TOOL_CALL,
+        name="shell",
+        arguments='{"command": "make"}',
+        duration_ms=65_000,
+        output="".join(f"{NASTY}{number}\n" for number in range(30)),
+    )
+    model = RunningCall(TaskPhase.MODEL_CALL, duration_ms=900)
+    current = CurrentIteration("ws_1", "task_1", number=2, calls=(command, model))
+    unreachable, old = error_of(AgentUnreachableError), error_of(NotFoundError)
+    fake = FakeClient(
+        get_task=[task(TaskStatus.RUNNING)] * 3, get_current_iteration=[current, unreachable, old]
+    )
+    shown = run(monkeypatch, fake, "task", "ws_1", "task_1")
+    first, *output, last = (line.strip() for line in shown.stdout.splitlines()[-12:])
+    now = f"{'now':<14}"
+    assert first == f'{now}tool call for 1:05 min: shell {{"command": "make"}}'
+    assert output == [rf"[bold]\x1b[2J{n}" for n in range(20, 30)]
+    assert last == f"{now}model call for 0 s"
+    silent = run(monkeypatch, fake, "task", "ws_1", "task_1")
+    assert silent.stdout.splitlines()[-1].split(maxsplit=1) == ["now", "What happened."]
+    # A service of an earlier version does not have the call.
+    without = run(monkeypatch, fake, "task", "ws_1", "task_1")
+    assert (without.exit_code, "What happened" in without.output) == (0, False)
 
 
 def test_lists_are_tables_without_a_limit_of_width(monkeypatch: pytest.MonkeyPatch) -> None:

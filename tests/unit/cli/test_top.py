@@ -13,7 +13,8 @@ from rich.console import Console
 
 from evershell.cli.keyboard import read_keys
 from evershell.cli.running import Reading, Row, Running
-from evershell.cli.screen import Screen, elapsed
+from evershell.cli.screen import Screen
+from evershell.cli.show import elapsed
 from evershell.client import Answer, Task, TaskPhase, TaskStatus, Usage, Workspace
 from tests.unit.cli.fake_client import AT, FakeClient, run
 
