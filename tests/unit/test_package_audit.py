@@ -20,6 +20,7 @@ sys.exit(int(code))
 """
 GOOD = {"name": "good", "version": "1.0", "vulns": []}
 BAD = {"name": "bad", "version": "2.0", "vulns": [{"id": "CVE-1", "fix_versions": ["2.1"]}]}
+UNFIXED = {"name": "bad", "version": "2.0", "vulns": [{"id": "CVE-2", "fix_versions": []}]}
 UNKNOWN = {"name": "own", "skip_reason": "not on the index"}
 
 
@@ -42,7 +43,8 @@ def audit(report: object, text: str = "", code: int = 0) -> tuple[int, str]:
     [
         ([GOOD], "", 0, 0, "1 packages audited, 0 known vulnerabilities\n"),
         ([GOOD, BAD], "Found 1 known vulnerability", 1, 1, "bad 2.0: CVE-1, fixed in 2.1\n"),
-        ([GOOD, UNKNOWN], "", 0, 0, "not audited: own\n"),
+        ([UNFIXED], "Found 1 known vulnerability", 1, 0, "bad 2.0: CVE-2, fixed in no version\n"),
+        ([GOOD, UNKNOWN], "", 0, 0, "1 packages (not audited: own) audited, 0 known"),
         ([UNKNOWN], "", 0, 0, "the index has advisories for none"),
         (None, "Caused by: Failed to fetch: `x`", 1, 0, "the advisories cannot be fetched"),
         (None, "ERROR: locked.txt has no hashes", 1, 2, "has no hashes"),
