@@ -22,7 +22,7 @@ _LINE = f"\n{'-' * 80}\n\n"
 
 def main() -> int:
     """Prints all licenses. Returns the exit code."""
-    installed = {each.name: each for each in metadata.distributions() if each.name != "evershell"}
+    installed = {each.name: each for each in metadata.distributions()}
     packages = sorted(installed.values(), key=lambda each: each.name.lower())
     sys.stdout.write(_LINE.join(map(_entry, packages)))
     refused = [f"{each.name}: {_names(each)}" for each in packages if not _is_allowed(each)]

@@ -93,6 +93,9 @@ def _describe_packages(out: Path, version: str) -> None:
             out / f"evershell-{version}.cdx.json",
         ]
         _run(*SBOM_TOOL, "environment", python, "--pyproject", ROOT / "pyproject.toml", *form)
+        # Brings its own license, and those of the packages in the console.
+        (wheel,) = out.glob("*.whl")
+        _run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--python", python, wheel)
         (out / "LICENSES.txt").write_text(_run(python, ROOT / ".make" / "licenses.py"))
 
 

