@@ -20,7 +20,7 @@ SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
 .PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale \
-	chaos soak leaks docs gen format wheel lock audit release clean
+	chaos soak leaks docs gen format wheel lock audit cut release clean
 
 run: $(RUN_READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m evershell.commands up
@@ -127,9 +127,13 @@ audit: $(READY) ## look for known vulnerabilities in the locked packages; passes
 		requirements-docs.txt requirements-adapters.txt requirements-deploy.txt \
 		envoy/console/package-lock.json clients/typescript/package-lock.json -- $(AUDITOR)
 
-# BASE=image: also the image, with podman. KEY=file: the private key of SSH that signs the checksums.
-release: check test audit ## build the files of a release: dist/VERSION (VERSION=0.1.0 KEY=file BASE=image)
-	@$(BIN)/python .make/release.py $(VERSION) $(if $(KEY),--key $(KEY)) $(if $(BASE),--base $(BASE))
+cut: $(READY) ## make the checkout the release VERSION, to be committed (VERSION=0.1.0)
+	@$(BIN)/python .make/cut.py $(VERSION)
+	@$(BIN)/python .make/chart.py
+
+release: check test audit ## build the files of a release (VERSION=0.1.0 KEY= BASE= PLATFORMS= SOURCE=, docs/releases.md)
+	@$(BIN)/python .make/release.py $(VERSION) $(if $(KEY),--key $(KEY)) $(if $(BASE),--base $(BASE)) \
+		$(if $(SOURCE),--source $(SOURCE)) $(if $(PLATFORMS),--platform $(PLATFORMS))
 
 clean: ## remove the environment; STATE=1: also keys, database, logs and files of the pods
 	@$(PYTHON) .make/clean.py $(if $(filter 1,$(STATE)),--with-state) '$(VENV)' '$(STATE_DIR)'

@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 from pages import INTERNAL
 
 from evershell.app.settings import Settings
+from evershell.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "deploy" / "chart"
@@ -31,10 +31,9 @@ HEADER = "# Written by `make gen` from deploy/chart. Do not edit.\n"
 
 
 def chart_yaml() -> str:
-    """Chart.yaml with the version of pyproject.toml."""
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    """Chart.yaml with the version of the distribution."""
     text = (CHART / "Chart.yaml").read_text()
-    return re.sub(r"(?m)^(version|appVersion): .*$", rf"\1: {version}", text)
+    return re.sub(r"(?m)^(version|appVersion): .*$", rf"\1: {VERSION}", text)
 
 
 def schema() -> str:

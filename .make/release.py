@@ -1,10 +1,10 @@
 """Builds the files of a release from a clean checkout.
 
-Usage: release.py VERSION [--key KEY] [--base IMAGE] [--platform PLATFORM...]
+Usage: release.py VERSION [--key KEY] [--base IMAGE] [--source URL] [--platform PLATFORM...]
 
 Writes them to dist/VERSION. They depend on the commit alone: a second run writes equal bytes. KEY
 is a private key of SSH, which signs the checksums. With the base IMAGE, podman builds the image for
-each PLATFORM, by default that of this machine.
+each PLATFORM, by default that of this machine. URL is where the source can be had.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +34,7 @@ def main() -> None:
     parser.add_argument("version")
     parser.add_argument("--key", type=Path)
     parser.add_argument("--base")
+    parser.add_argument("--source", default="")
     parser.add_argument("--platform", nargs="*", default=[f"linux/{_machine()}"])
     options = parser.parse_args()
     try:
@@ -44,9 +44,10 @@ def main() -> None:
         out.mkdir(parents=True)
         (out / "NOTES.md").write_text(notes)
         _build_packages(out)
+        _compare_baseline(out, options.version)
         _describe_packages(out, options.version)
         for platform in options.platform if options.base else ():
-            _build_image(out, options.version, options.base, platform)
+            _build_image(out, options.version, options.base, platform, options.source)
         _sign(out, options.key)
     except ReleaseError as error:
         sys.exit(str(error))
@@ -55,9 +56,9 @@ def main() -> None:
 
 def _notes(version: str) -> str:
     """The section of the changelog. Raises ReleaseError if the checkout is not this release."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    if project["version"] != version:
-        raise ReleaseError(f"pyproject.toml has version {project['version']}, not {version}.")
+    found = _run(BIN / "hatchling", "version").strip()
+    if found != version:
+        raise ReleaseError(f"The checkout has version {found}, not {version}. Run `make cut`.")
     if _run("git", "status", "--porcelain").strip():
         raise ReleaseError("The checkout has changes that are not committed.")
     section = rf"^## \[{re.escape(version)}\][^\n]*\n(.*?)(?=^## \[|\Z)"
@@ -77,6 +78,14 @@ def _build_packages(out: Path) -> None:
                 raise ReleaseError(f"Two builds of {built.name} differ.")
 
 
+def _compare_baseline(out: Path, version: str) -> None:
+    """Raises ReleaseError if later versions would be tested with another wheel."""
+    name = f"evershell-{version}-py3-none-any.whl"
+    baseline = ROOT / "tests" / "releases" / name
+    if not baseline.exists() or baseline.read_bytes() != (out / name).read_bytes():
+        raise ReleaseError(f"{baseline} is not the wheel of this checkout. Run `make cut`.")
+
+
 def _describe_packages(out: Path, version: str) -> None:
     """Writes which locked packages there are (CycloneDX), and their licenses."""
     with tempfile.TemporaryDirectory() as folder:
@@ -92,14 +101,18 @@ def _describe_packages(out: Path, version: str) -> None:
             "-o",
             out / f"evershell-{version}.cdx.json",
         ]
-        _run(*SBOM_TOOL, "environment", python, "--pyproject", ROOT / "pyproject.toml", *form)
+        # The tool knows no dynamic version.
+        project = Path(folder, "pyproject.toml")
+        static = (ROOT / "pyproject.toml").read_text()
+        project.write_text(static.replace('dynamic = ["version"]', f'version = "{version}"'))
+        _run(*SBOM_TOOL, "environment", python, "--pyproject", project, *form)
         # Brings its own license, and those of the packages in the console.
         (wheel,) = out.glob("*.whl")
         _run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--python", python, wheel)
         (out / "LICENSES.txt").write_text(_run(python, ROOT / ".make" / "licenses.py"))
 
 
-def _build_image(out: Path, version: str, base: str, platform: str) -> None:
+def _build_image(out: Path, version: str, base: str, platform: str, source_url: str) -> None:
     tag = f"evershell:{version}"
     architecture = platform.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as context:
@@ -108,8 +121,10 @@ def _build_image(out: Path, version: str, base: str, platform: str) -> None:
         with tarfile.open(f"{context}/source.tar") as source:
             source.extractall(context, filter="data")
         Path(context, "source.tar").unlink()
+        facts = [("version", version), ("revision", _run("git", "rev-parse", "HEAD").strip())]
+        facts += [("source", source_url)] if source_url else []
         build = ["--platform", platform, "--timestamp", _epoch(), "--build-arg", f"BASE={base}"]
-        labels = ["--label", f"org.opencontainers.image.version={version}"]
+        labels = [f"--label=org.opencontainers.image.{name}={value}" for name, value in facts]
         file = ["--file", f"{context}/deploy/Containerfile", "--tag", tag, context]
         _run("podman", "build", "--quiet", "--no-cache", *build, *labels, *file)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,11 +165,8 @@ def _machine() -> str:
 
 def _run(*command: str | Path, **variables: str) -> str:
     """Runs a command in the checkout. Raises ReleaseError with its output if it fails."""
-    environment = os.environ | variables
-    if command[0] != "git":
-        environment["SOURCE_DATE_EPOCH"] = _epoch()
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
+        command, cwd=ROOT, env=os.environ | variables, check=False, capture_output=True, text=True
     )
     if done.returncode:
         raise ReleaseError(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr}")

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import a2a_routes
@@ -28,8 +29,8 @@ from transcoder import transcoder_descriptors
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
 ERROR_PAGE = PROTOS.parent / "docs" / "errors.md"
-# The descriptor set of the previous version, from which callers have generated code.
-RELEASED = PROTOS / "released.binpb"
+# The wheel of the last release. Callers have generated code from its descriptor set.
+RELEASES = PROTOS.parent / "tests" / "releases"
 VENDORED = PROTOS / "googleapis"
 GOOGLEAPIS = (
     "google/api/annotations.proto",
@@ -198,8 +199,17 @@ def check() -> list[str]:
             problems.append("docs/errors.md has drifted; run `make gen`")
         image = str(fresh_directory / DESCRIPTOR_SET)
         problems += buf("lint", image, "--path", "evershell")
-        problems += buf("breaking", image, "--against", str(RELEASED))
+        released = Path(temporary, "released.binpb")
+        released.write_bytes(released_descriptors())
+        problems += buf("breaking", image, "--against", str(released))
     return problems
+
+
+def released_descriptors() -> bytes:
+    """The descriptor set of the last release."""
+    (wheel,) = RELEASES.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(DESCRIPTOR_SET)
 
 
 def buf(command: str, image: str, *arguments: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Builds the distribution, and installs it in an environment of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from tests.support.stack import ROOT
 
+# What the programs of a stack import.
+PROGRAMS = "evershell.stack.up, evershell.app.programs, evershell.agents.fork_server"
 # Where the packages of the distribution are in a checkout.
 PARTS = ("server/evershell", "client/evershell", "gen/evershell", "envoy/evershell")
 
@@ -19,6 +22,35 @@ def build(folder: Path, source: Path = ROOT) -> tuple[Path, Path]:
     subprocess.run(command, cwd=source, check=True, capture_output=True)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, sdist
+
+
+def released() -> Path:
+    """The wheel of the last release."""
+    (wheel,) = (ROOT / "tests" / "releases").glob("*.whl")
+    return wheel
+
+
+def build_later(folder: Path) -> Path:
+    """Builds a wheel of this checkout with a later version than the release.
+
+    It has one more migration, which adds a column.
+    """
+    source = folder / "source"
+    for part in PARTS:
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / part, source / part, ignore=unwanted)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    major, minor, patch = released().name.split("-")[1].split(".")
+    (source / "client" / "evershell" / "version.py").write_text(
+        f'VERSION = "{major}.{minor}.{int(patch) + 1}"\n'
+    )
+    migrations = source / "server" / "evershell" / "store" / "migrations"
+    last = max(path.stem for path in migrations.glob("*.sql"))
+    (migrations / "9999_of_a_later_version.sql").write_text(
+        f"-- depends: {last}\nALTER TABLE workspaces ADD COLUMN of_a_later_version text;\n"
+    )
+    return build(folder / "dist", source)[0]
 
 
 def packaged(wheel: Path) -> dict[str, bytes]:
@@ -40,23 +72,37 @@ def unpack(sdist: Path, folder: Path) -> Path:
 class Environment:
     """A virtual environment with only the distribution and its dependencies, in locked versions."""
 
-    def __init__(self, folder: Path, wheel: Path, extras: str = "") -> None:
+    def __init__(
+        self, folder: Path, wheel: Path, extras: str = "", like: "Environment | None" = None
+    ) -> None:
+        """Most of it is copied from `like`, which has almost the same packages."""
         self.folder = folder
-        self._uv("venv", "-q", "--python", sys.executable, str(folder))
-        locked = ["-c", str(ROOT / "requirements.txt")]
+        if like is None:
+            self._uv("venv", "-q", "--python", sys.executable, str(folder))
+        else:
+            # As links, which takes a tenth of the time.
+            subprocess.run(["/bin/cp", "-al", like.folder, folder], check=True)
+        locked = ["-c", str(ROOT / "requirements.txt"), "--reinstall-package", "evershell"]
         requirement = f"evershell[{extras}] @ {wheel.as_uri()}"
         self._uv("pip", "install", "-q", "--python", str(self.python), *locked, requirement)
+        if "local" in extras:
+            # Otherwise each start of a program may compile what it imports.
+            code = f"import {PROGRAMS}"
+            self.run("python", "-c", code, cwd=folder.parent, PYTHONDONTWRITEBYTECODE="")
 
     @property
     def python(self) -> Path:
         """The interpreter."""
         return self.folder / "bin" / "python"
 
-    def run(self, program: str, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, program: str, *arguments: str, cwd: Path, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
         """Runs a program of the environment."""
         return subprocess.run(
             [str(self.folder / "bin" / program), *arguments],
             cwd=cwd,
+            env=os.environ | variables,
             capture_output=True,
             text=True,
             check=False,

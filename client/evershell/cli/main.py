@@ -14,6 +14,7 @@ import click
 
 from evershell.cli.exit_codes import TABLE
 from evershell.cli.terminal import Commands
+from evershell.version import VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def _set_up_grpc() -> None:
 
 
 @click.group(cls=_LazyCommands, help=_HELP)
-@click.version_option(package_name="evershell")
+@click.version_option(VERSION, prog_name="evershell")
 def main() -> None:
     """Prepares the process for every command."""
     # Opens standard streams that are closed. Otherwise a socket could get the descriptor of

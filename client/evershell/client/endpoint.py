@@ -1,6 +1,5 @@
 """Where the service is, and how the client connects to it."""
 
-import importlib.metadata
 import ipaddress
 import os
 import re
@@ -11,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 import grpc
 
 from evershell.client.errors import ConfigurationError
+from evershell.version import VERSION
 
 URL_VARIABLE = "EVERSHELL_URL"
 _PORTS = {"https": 443, "http": 80}
@@ -106,12 +106,8 @@ def _read(path: str | Path | None) -> bytes | None:
 
 def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
     """The options of a channel."""
-    try:
-        version = importlib.metadata.version("evershell")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
     return [
-        ("grpc.primary_user_agent", f"evershell-python/{version}"),
+        ("grpc.primary_user_agent", f"evershell-python/{VERSION}"),
         # With gRPC's default of 1 s, a retry within the first second would fail with the last error
         # without trying to connect.
         ("grpc.initial_reconnect_backoff_ms", 100),

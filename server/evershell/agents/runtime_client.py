@@ -47,6 +47,7 @@ from evershell.pod.tokens import (
     secret_of,
 )
 from evershell.telemetry.logs import Log
+from evershell.version import VERSION
 
 if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
@@ -177,7 +178,8 @@ class RuntimeClient:
         """Registers the address on which the agent listens, host:port. Raises AgentEndingError."""
 
         async def attempt(stub: RuntimeStub) -> RegisterResponse:
-            return await stub.Register(RegisterRequest(address=address, pid=pid), **self._options())
+            request = RegisterRequest(address=address, pid=pid, version=VERSION)
+            return await stub.Register(request, **self._options())
 
         await self._renewing(attempt)
 

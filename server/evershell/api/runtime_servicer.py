@@ -53,6 +53,13 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     ) -> runtime_service_pb2.RegisterResponse:
         async with self._breaches_recorded():
             directive = await self.runtime.register(agent(), request.address)
+        # Operators find agents of earlier versions by it.
+        log.info(
+            "agent_registered",
+            workspace_id=agent().workspace_id,
+            epoch=agent().epoch,
+            version=request.version,
+        )
         return runtime_service_pb2.RegisterResponse(directive=self._encode(directive))
 
     async def Heartbeat(

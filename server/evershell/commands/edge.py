@@ -14,8 +14,6 @@ from evershell.stack.environments import edge_environment
 from evershell.stack.envoy import config as envoy
 from evershell.stack.envoy.config import edge_of
 
-# Envoy's own share of the memory of its container.
-_HEAP_SHARE = 0.8
 # The time limit of a call to Envoy's admin interface.
 _ADMIN_SECONDS = 5.0
 
@@ -38,9 +36,19 @@ _ADMIN_SECONDS = 5.0
     help="Do not run Envoy. Ask the one at --admin-socket to close each connection with its next "
     "answer, and return after this time.",
 )
-def edge(admin_socket: Path | None, drain_seconds: float | None) -> None:
-    """Becomes Envoy, or drains one that runs."""
-    if drain_seconds is None:
+@click.option(
+    "--render",
+    "config_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Do not run Envoy. Write its configuration to this file.",
+)
+def edge(admin_socket: Path | None, drain_seconds: float | None, config_path: Path | None) -> None:
+    """Becomes Envoy, drains one that runs, or only writes the configuration."""
+    if config_path is not None:
+        with problems_reported():
+            envoy.render(_wanted(admin_socket or config_path.with_name("admin.sock")), config_path)
+    elif drain_seconds is None:
         _run(admin_socket)
     elif admin_socket is None:
         raise click.UsageError("--drain needs --admin-socket.")
@@ -65,23 +73,22 @@ def _drain(admin_socket: Path, seconds: float) -> None:
 
 def _run(admin_socket: Path | None) -> None:
     """Writes the configuration, and becomes Envoy."""
-    settings = read_settings()
-    workers = [each.strip() for each in settings.edge_workers.split(",") if each.strip()]
-    if not workers:
-        raise click.ClickException("Set EDGE_WORKERS to host:port of the workers.")
     # It ends with the process, and a container has its own temporary folder.
     folder = Path(tempfile.mkdtemp(prefix="edge-"))
     with problems_reported():
-        wanted = edge_of(
-            settings,
-            workers,
-            admin_socket=admin_socket or folder / "admin.sock",
-            metrics_port=settings.metrics_port,
-            heap_share=_HEAP_SHARE,
-        )
+        wanted = _wanted(admin_socket or folder / "admin.sock")
         envoy.render(wanted, folder / "envoy.yaml")
         envoy.validate(folder / "envoy.yaml")
         options = ("--disable-hot-restart", *envoy.DRAIN_AT_ONCE)
         command = envoy.command(folder / "envoy.yaml", *options)
     # Becomes Envoy, which gets the signals.
     os.execve(command[0], command, edge_environment(wanted))  # noqa: S606 - no shell is needed
+
+
+def _wanted(admin_socket: Path) -> envoy.Edge:
+    """The edge that the settings describe. Raises click.ClickException and OperatorError."""
+    settings = read_settings()
+    workers = [each.strip() for each in settings.edge_workers.split(",") if each.strip()]
+    if not workers:
+        raise click.ClickException("Set EDGE_WORKERS to host:port of the workers.")
+    return edge_of(settings, workers, admin_socket=admin_socket, metrics_port=settings.metrics_port)

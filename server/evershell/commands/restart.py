@@ -6,11 +6,14 @@ import signal
 import click
 
 from evershell.commands.environment import read_settings
-from evershell.stack.run_lock import running_pid
+from evershell.stack.run_lock import choose_installation, running_pid
+from evershell.version import VERSION
 
 
 @click.command(
-    help="Restart the programs of the running stack one after another, without losing a call."
+    help="Restart the programs of the running stack one after another, without losing a call. They "
+    "get the version of this command, which may be installed in another environment than that of "
+    "the stack."
 )
 def restart() -> None:
     """Asks the stack to restart its programs, and does not wait for it."""
@@ -19,12 +22,13 @@ def restart() -> None:
     if pid is None:
         raise click.ClickException(f"No stack runs on {state_dir}.")
     try:
+        choose_installation(state_dir)
         os.kill(pid, signal.SIGHUP)
     except OSError as error:
         raise click.ClickException(
             f"Process {pid} of the stack cannot be signalled: {error.strerror}."
         ) from error
     click.echo(
-        f"The stack (process {pid}) restarts its programs. This takes about 10 s. The output of "
-        "the stack reports when it is complete."
+        f"The stack (process {pid}) restarts its programs with version {VERSION}. "
+        "This takes about 10 s. The output of the stack reports when it is complete."
     )

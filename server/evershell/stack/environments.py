@@ -1,6 +1,7 @@
 """The environments of the programs of the stack. Each has only the secrets that it uses."""
 
 import os
+from collections.abc import Sequence
 
 from pydantic import SecretStr
 
@@ -19,6 +20,12 @@ def service_settings(settings: Settings) -> Settings:
     if settings.pod_backend == "kubernetes":
         return settings
     return settings.model_copy(update={"listen_host": "127.0.0.1"})
+
+
+def render_environment(settings: Settings, workers: Sequence[str]) -> dict[str, str]:
+    """The environment of a program that only writes the configuration of Envoy."""
+    ports = {"METRICS_PORT": str(edge_metrics_port(settings)), "EDGE_WORKERS": ",".join(workers)}
+    return _environment(settings) | ports
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:
@@ -60,11 +67,15 @@ def edge_environment(edge: Edge) -> dict[str, str]:
 
 
 def _service_environment(settings: Settings) -> dict[str, str]:
+    return _environment(service_settings(settings))
+
+
+def _environment(settings: Settings) -> dict[str, str]:
     """The environment of this process, with the settings as they are.
 
     Settings that are a SecretStr, which formats as asterisks, are inherited.
     """
-    values = service_settings(settings).model_dump(exclude_none=True).items()
+    values = settings.model_dump(exclude_none=True).items()
     own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
     # Only migrations use that role.
     return {**os.environ, **own, "MIGRATION_DATABASE_URL": ""}

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -33,13 +35,17 @@ _END_WAITS_SECONDS = (0.0, 1.0, 2.0, 3.0, DRAIN_SECONDS - 0.3)
 class RollingRestart:
     """Restarts the programs of a stack on SIGHUP."""
 
-    def __init__(self, supervisor: Supervisor, edge: EdgeProcess) -> None:
+    def __init__(
+        self, supervisor: Supervisor, edge: EdgeProcess, render: Callable[[Path], None]
+    ) -> None:
         """Handles SIGHUP from now on.
 
-        A SIGHUP that a closing terminal sends stops the stack instead.
+        `render` writes Envoy's configuration to a file, and may raise OperatorError. A SIGHUP that
+        a closing terminal sends stops the stack instead.
         """
         self._supervisor = supervisor
         self._edge = edge
+        self._render = render
         self._requested = asyncio.Event()
         # A process that was started with SIGHUP ignored, for example by nohup, outlives its
         # terminal.
@@ -71,10 +77,14 @@ class RollingRestart:
         started_at = time.monotonic()
         log.info("rolling_restart_started")
         # First, so that an invalid configuration changes nothing.
-        await asyncio.to_thread(self._edge.configure)
-        for index, address in enumerate(self._edge.settings.workers):
-            await self._restart_worker(f"worker-{index}", address)
+        await asyncio.to_thread(self._edge.configure, self._render)
+        names = {address: f"worker-{i}" for i, address in enumerate(self._edge.settings.workers)}
+        healthy = await self._edge.healthy_workers()
+        # After a restart that has failed, the worker that does not serve comes first.
+        for address in sorted(names, key=healthy.__contains__):
+            await self._restart_worker(names[address], address)
         await self._supervisor.restart("fleet")
+        await _until(partial(self._supervisor.is_live, "fleet"), "fleet")
         log.info("program_restarted", name="fleet")
         await self._replace_edge()
         log.info("rolling_restart_completed", seconds=round(time.monotonic() - started_at, 1))
@@ -86,13 +96,17 @@ class RollingRestart:
             self._requested.set()
 
     async def _restart_worker(self, name: str, address: str) -> None:
-        """Restarts one worker once all workers are healthy, and waits until it is healthy again."""
-        await _until(self._all_are_healthy, "the workers that are not restarted")
-        await self._supervisor.restart(name)
+        """Restarts one worker once all others are healthy, and waits until it is healthy too."""
+        others = set(self._edge.settings.workers) - {address}
+
+        async def others_are_healthy() -> bool:
+            return others <= await self._edge.healthy_workers()
 
         async def is_healthy() -> bool:
             return address in await self._edge.healthy_workers()
 
+        await _until(others_are_healthy, "the workers that are not restarted")
+        await self._supervisor.restart(name)
         await _until(is_healthy, name)
         log.info("program_restarted", name=name)
 
@@ -109,9 +123,6 @@ class RollingRestart:
                 self._supervisor.send_signal(END_WAITS, "worker-")
         await self._supervisor.wait_predecessors()
         log.info("program_restarted", name="envoy")
-
-    async def _all_are_healthy(self) -> bool:
-        return await self._edge.healthy_workers() == set(self._edge.settings.workers)
 
     def _has_callers(self, process: "subprocess.Popen[bytes]") -> bool:
         try:

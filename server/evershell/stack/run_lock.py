@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from evershell.core.errors import OperatorError
 _LOCK = "lock"
 # Separate from the lock file, because it is written later: once the run handles SIGHUP.
 _PID = "up.pid"
+# The interpreter of the installation whose programs the run starts, if it is not its own.
+_PYTHON = "up.python"
 
 
 @contextmanager
@@ -27,6 +30,7 @@ def exclusive(state_dir: Path) -> Iterator[None]:
             raise OperatorError(message) from error
         # A killed run does not remove its file.
         (state_dir / _PID).unlink(missing_ok=True)
+        (state_dir / _PYTHON).unlink(missing_ok=True)
         try:
             yield
         finally:
@@ -50,6 +54,20 @@ def running_pid(state_dir: Path) -> int | None:
         return pid if _holds_lock(pid, state_dir / _LOCK) else None
     except (OSError, ValueError):
         return None
+
+
+def choose_installation(state_dir: Path) -> None:
+    """Lets the run start the programs of the installation of this process from now on."""
+    chosen = state_dir / f"next-{_PYTHON}"
+    chosen.write_text(sys.executable)
+    chosen.replace(state_dir / _PYTHON)
+
+
+def command(state_dir: Path, *arguments: str) -> list[str]:
+    """The command line of a program of the run, of the installation that was chosen last."""
+    chosen = state_dir / _PYTHON
+    python = chosen.read_text() if chosen.exists() else sys.executable
+    return [python, "-m", "evershell.commands", *arguments]
 
 
 def _holds_lock(pid: int, path: Path) -> bool:

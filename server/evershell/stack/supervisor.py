@@ -134,6 +134,11 @@ class Supervisor:
         await self._stop(program)
         await self._run(program)
 
+    async def is_live(self, name: str) -> bool:
+        """Whether the program answers."""
+        program = self._find(name)
+        return program.is_live is None or await program.is_live()
+
     async def replace(
         self, name: str, command: list[str], leave_seconds: float
     ) -> "subprocess.Popen[bytes]":

@@ -5,7 +5,7 @@ Envoy.
 """
 
 import asyncio
-import sys
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from evershell.stack.environments import (
     edge_metrics_port,
     fleet_environment,
     foreign_environment,
+    render_environment,
     service_settings,
     worker_environment,
 )
@@ -51,8 +52,6 @@ _LOG_FILES = 5
 _DRAIN_SECONDS = 1.5
 # The time limit of a stop. Programs that still run then are killed, even within their own limits.
 _STOP_SECONDS = 8.0
-# Envoy's share of a program's memory. It sheds load before the supervisor kills it.
-_HEAP_SHARE = 0.75
 
 
 async def up(settings: Settings) -> None:
@@ -78,10 +77,9 @@ async def up(settings: Settings) -> None:
             service_settings(settings).worker_addresses,
             admin_socket=postgres.places(settings.state_dir).socket_dir / "envoy.sock",
             metrics_port=edge_metrics_port(settings),
-            heap_share=_HEAP_SHARE,
         )
         edge = EdgeProcess(wanted, settings.state_dir / "envoy.yaml")
-        rolling = RollingRestart(supervisor, edge)
+        rolling = RollingRestart(supervisor, edge, partial(_render, settings, edge))
         run_lock.write_pid(settings.state_dir)
         starting = asyncio.create_task(_start(settings, supervisor, edge))
         restarting = asyncio.create_task(rolling.run_on_request(starting))
@@ -147,14 +145,13 @@ async def _start(
 
 async def _start_programs(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
     """Starts all programs except the database. Raises OSError."""
-    program = [sys.executable, "-m", "evershell.commands"]
+    command = partial(run_lock.command, settings.state_dir)
     for index, address in enumerate(settings.worker_addresses):
-        command = [*program, "serve", "--port", address.rpartition(":")[2]]
         own = worker_environment(settings, index)
         await supervisor.start(
             Program(
                 f"worker-{index}",
-                command,
+                partial(command, "serve", "--port", address.rpartition(":")[2]),
                 own,
                 stop_seconds=5.0,
                 is_live=partial(health.is_live, address),
@@ -164,7 +161,7 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
     await supervisor.start(
         Program(
             "fleet",
-            [*program, "fleet", "--health-address", health_address],
+            partial(command, "fleet", "--health-address", health_address),
             fleet_environment(settings),
             stop_seconds=2.0,
             is_live=partial(health.is_live, health_address),
@@ -179,6 +176,25 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
             is_live=edge.is_live,
         )
     )
+
+
+def _render(settings: Settings, edge: EdgeProcess, path: Path) -> None:
+    """Has the installation of the last restart, which may be a later one, configure Envoy.
+
+    Raises OperatorError.
+    """
+    socket = str(edge.settings.admin_socket)
+    done = subprocess.run(
+        run_lock.command(
+            settings.state_dir, "edge", "--admin-socket", socket, "--render", str(path)
+        ),
+        env=render_environment(settings, edge.settings.workers),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise OperatorError(f"Envoy cannot be configured: {done.stderr.strip()}")
 
 
 def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:

@@ -6,7 +6,6 @@ because the number of series would grow with use.
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from platform import python_version
 from time import perf_counter
 from typing import TypeVar
@@ -31,6 +30,7 @@ from evershell.core.ports import Agents, Clock
 from evershell.core.task import CurrentIteration, Limit, Task
 from evershell.core.workspace import Workspace
 from evershell.telemetry.backlog import Backlog
+from evershell.version import VERSION
 
 _Answer = TypeVar("_Answer")
 # Always loopback, because metrics are not for callers.
@@ -63,7 +63,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         Info("evershell_build", "The version of this program.", registry=self.registry).info(
-            {"version": version("evershell"), "python_version": python_version()}
+            {"version": VERSION, "python_version": python_version()}
         )
         self._calls = Histogram(
             "evershell_rpc_seconds",

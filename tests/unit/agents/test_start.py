@@ -37,7 +37,7 @@ ALLOWED = {
     "_distutils_hack",
 }
 # No other package of the service.
-ALLOWED_PACKAGES = {"agent", "agents", "core", "pod", "telemetry", "workspace"}
+ALLOWED_PACKAGES = {"agent", "agents", "core", "pod", "telemetry", "version", "workspace"}
 # Of the core, only what the protos of an agent mention.
 ALLOWED_CORE = {
     "evershell.core",

@@ -1,4 +1,4 @@
-"""SIGHUP stops a stack whose terminal was closed, and otherwise restarts it."""
+"""SIGHUP stops a stack whose terminal was closed, and otherwise restarts it, in this order."""
 
 import fcntl
 import os
@@ -6,9 +6,15 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from evershell.stack.envoy.config import Edge
+from evershell.stack.envoy.edge_process import EdgeProcess
+from evershell.stack.rolling_restart import RollingRestart
+from evershell.stack.supervisor import Supervisor
 
 LIMIT_SECONDS = 20
 PROGRAM = """
@@ -24,7 +30,7 @@ from evershell.stack.supervisor import Supervisor
 async def main():
     folder = Path(sys.argv[1])
     edge = Edge(1, 2, [], folder / "admin.sock")
-    rolling = RollingRestart(Supervisor(folder), EdgeProcess(edge, folder / "envoy.yaml"))
+    rolling = RollingRestart(Supervisor(folder), EdgeProcess(edge, folder / "envoy.yaml"), None)
     async def run():
         (folder / "action").write_text("restart")
         stopping.cancel()
@@ -80,3 +86,49 @@ def test_a_closed_terminal_stops_a_stack_and_a_signal_restarts_it(
         output.close()
         if not closes_terminal:
             os.close(master)
+
+
+class WorkersRestartedError(Exception):
+    """Ends a restart behind its workers."""
+
+
+class Programs(Supervisor):
+    """Programs that are healthy once they have been restarted."""
+
+    def __init__(self, folder: Path, edge: "HealthCheckedEdge") -> None:
+        super().__init__(folder)
+        self.restarted: list[str] = []
+        self._edge = edge
+
+    async def restart(self, name: str) -> None:
+        if name == "fleet":
+            raise WorkersRestartedError
+        self.restarted.append(name)
+        self._edge.healthy.add(name.replace("worker-", "worker:"))
+
+
+class HealthCheckedEdge(EdgeProcess):
+    def __init__(self, folder: Path, workers: list[str]) -> None:
+        super().__init__(Edge(1, 2, workers, folder / "admin.sock"), folder / "envoy.yaml")
+        self.healthy = set(workers)
+
+    def configure(self, render: Callable[[Path], None] | None = None) -> None:
+        pass
+
+    async def healthy_workers(self) -> set[str]:
+        return self.healthy
+
+
+@pytest.mark.parametrize(
+    ("broken", "order"), [("worker:0", [0, 1, 2]), ("worker:1", [1, 0, 2]), ("none", [0, 1, 2])]
+)
+async def test_the_worker_that_does_not_serve_is_restarted_first(
+    tmp_path: Path, broken: str, order: list[int]
+) -> None:
+    """So a restart can follow one that has failed, with the previous version."""
+    edge = HealthCheckedEdge(tmp_path, [f"worker:{index}" for index in range(3)])
+    edge.healthy.discard(broken)
+    programs = Programs(tmp_path, edge)
+    with pytest.raises(WorkersRestartedError):
+        await RollingRestart(programs, edge, lambda path: None).run()
+    assert programs.restarted == [f"worker-{index}" for index in order]

@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import version
 
 from a2a.types import a2a_pb2
 
+from evershell import version
 from evershell.api.a2a.decode import TEXT, VERSION
 from evershell.core.workspace import AgentCard, Workspace
 
@@ -44,7 +44,7 @@ async def encode_card(
     return a2a_pb2.AgentCard(
         name=workspace.name or workspace.id,
         description=card.description or _DESCRIPTION,
-        version=version("evershell"),
+        version=version.VERSION,
         supported_interfaces=[
             a2a_pb2.AgentInterface(
                 url=url, protocol_binding=binding, tenant=workspace.id, protocol_version=VERSION

@@ -9,7 +9,6 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import version as version_of
 from typing import Any, TypeAlias, cast
 
 import httpx2
@@ -18,6 +17,8 @@ from lightkube import KubeConfig
 from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.core.exceptions import ConfigError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
+
+from evershell.version import VERSION
 
 log = structlog.get_logger()
 
@@ -207,7 +208,7 @@ async def connect(
     except (ConfigError, OSError, KeyError, AssertionError) as error:
         raise NotConfiguredError(_text(error)) from error
     # The audit log of the cluster names it.
-    http.headers["user-agent"] = f"evershell/{version_of('evershell')}"
+    http.headers["user-agent"] = f"evershell/{VERSION}"
     async with http:
         yield Api(http, namespace or config.namespace, labels)
 

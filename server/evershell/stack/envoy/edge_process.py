@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -39,12 +40,15 @@ class EdgeProcess:
         self._base_id = 0
         self._epoch = 0
 
-    def configure(self) -> None:
-        """Validates and writes the configuration for later processes. Raises OperatorError."""
+    def configure(self, render: Callable[[Path], None] | None = None) -> None:
+        """Validates and writes the configuration for later processes. Raises OperatorError.
+
+        `render` writes it, if it is not that of this version. It may raise OperatorError.
+        """
         # An invalid configuration does not replace the last valid one, which Envoy needs if it is
         # restarted after a crash.
         candidate_path = self._config_path.with_name(f"next-{self._config_path.name}")
-        envoy.render(self.settings, candidate_path)
+        (render or partial(envoy.render, self.settings))(candidate_path)
         envoy.validate(candidate_path)
         candidate_path.replace(self._config_path)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from evershell.version import VERSION
 from tests.support.stack import ROOT
 
-VERSION = re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0]
+# Stands for podman, which not every machine has. Records its arguments.
+PODMAN = """#!/bin/sh
+echo "$@" >> "$0.log"
+if [ "$1" = save ]; then mkdir "$6"; fi
+"""
 
 
 def run(folder: Path, *command: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -20,19 +26,19 @@ def run(folder: Path, *command: str | Path) -> "subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone whose changelog has a section for the version."""
+    """A clone that has been cut."""
     folder = tmp_path_factory.mktemp("release") / "clone"
     run(ROOT, "git", "clone", "--quiet", ROOT, folder)
-    changelog = folder / "CHANGELOG.md"
-    text = changelog.read_text()
-    changelog.write_text(re.sub(r"^## \[.*\].*$", f"## [{VERSION}]", text, count=1, flags=re.M))
+    cut = run(folder, sys.executable, folder / ".make" / "cut.py", VERSION)
+    assert cut.returncode == 0, cut.stderr
     commit(folder)
     return folder
 
 
 def commit(folder: Path) -> None:
     identity = ["-c", "user.name=Release", "-c", "user.email=release@example.com"]
-    run(folder, "git", *identity, "commit", "--quiet", "--all", "--message", "release")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", *identity, "commit", "--quiet", "--message", "release")
 
 
 def release(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -40,11 +46,14 @@ def release(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProces
 
 
 def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
-    checkout: Path, tmp_path: Path
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key = tmp_path / "key"
+    key, podman = tmp_path / "key", tmp_path / "podman"
+    podman.write_text(PODMAN)
+    podman.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     run(tmp_path, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
-    done = release(checkout, VERSION, "--key", key)
+    done = release(checkout, VERSION, "--key", key, "--base", "x", "--platform", "linux/arm64")
     assert done.returncode == 0, done.stderr
     files = {path.name: path for path in (checkout / "dist" / VERSION).iterdir()}
     assert set(files) == {
@@ -52,10 +61,14 @@ def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
         "NOTES.md",
         "SHA256SUMS",
         "SHA256SUMS.sig",
+        f"evershell-{VERSION}-arm64.oci.tar",
         f"evershell-{VERSION}-py3-none-any.whl",
         f"evershell-{VERSION}.cdx.json",
         f"evershell-{VERSION}.tar.gz",
     }
+    revision = run(checkout, "git", "rev-parse", "HEAD").stdout.strip()
+    for label in (f"version={VERSION}", f"revision={revision}"):
+        assert f"--label=org.opencontainers.image.{label}" in Path(f"{podman}.log").read_text()
     sums = dict(line.split("  ")[::-1] for line in files["SHA256SUMS"].read_text().splitlines())
     for name in files.keys() - {"SHA256SUMS", "SHA256SUMS.sig"}:
         assert sums[name] == hashlib.sha256(files[name].read_bytes()).hexdigest()
@@ -69,6 +82,7 @@ def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
         )
 
     sbom = json.loads(files[f"evershell-{VERSION}.cdx.json"].read_text())
+    assert sbom["metadata"]["component"]["version"] == VERSION
     locked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     named = {each["name"].lower().replace("_", "-") for each in sbom["components"]}
     # The lock file also has packages for other systems.
@@ -81,7 +95,7 @@ def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
 @pytest.mark.parametrize(
     ("file", "change", "version", "reason"),
     [
-        ("pyproject.toml", "", "9.9.9", f"has version {VERSION}, not 9.9.9"),
+        ("CHANGELOG.md", "", "9.9.9", f"has version {VERSION}, not 9.9.9"),
         ("README.md", "more\n", VERSION, "changes that are not committed"),
     ],
 )

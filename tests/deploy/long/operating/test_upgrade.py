@@ -1,86 +1,182 @@
-"""Programs and a schema of different versions."""
+"""An upgrade from the last release to this checkout and back, under load: no call fails.
 
-import os
+The programs, the agents and the clients of the two versions work with each other, in each
+direction, on the schema of the later one.
+"""
+
+import json
+import logging
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psycopg
+import pytest
 
-from evershell.auth.signing_keys import new_key
-from evershell.store.migrate import migrate
-from tests.support.faults import health_of
+from tests.stack.long.canceller import SHORT, Canceller
+from tests.stack.long.load import GrpcCaller, Load, RestCaller
+from tests.support.distribution import Environment, build_later, released
+from tests.support.metrics import scrape
 from tests.support.ports import free_ports
+from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# How long a program may take to start on a busy machine.
-START_SECONDS = 60.0
+log = logging.getLogger(__name__)
+
+# How long a step may take on a busy machine.
+LIMIT_SECONDS = 60.0
+# The pause of each caller between two calls.
+PAUSE_SECONDS = 0.2
+# Iterations of a task whose caller waits.
+WAITED = "\n".join(["sleep 1"] * 100)
+# Submits, cancels and watches tasks with the library of its environment until its input ends.
+# Prints how many have ended.
+CLIENT = """
+import sys, threading
+from evershell.client import Client, TaskStatus
+
+address, key, workspace = sys.argv[1:]
+stopping, ended = threading.Event(), 0
+threading.Thread(target=lambda: (sys.stdin.read(), stopping.set()), daemon=True).start()
+with Client(address, key) as client:
+    events = client.watch(workspace, after=0)
+    while not stopping.wait(0.2):
+        submitted = client.submit_task(workspace, "sleep 0.1\\n" * 100)
+        done = client.cancel(workspace, submitted.task_id, wait=10)
+        task = client.wait_for_task(workspace, submitted.task_id)
+        assert task.status == TaskStatus.CANCELLED, (done, task)
+        seen = next(each for each in events if each.type == "task_completed")
+        assert seen.task_id == submitted.task_id, (seen, submitted)
+        ended += 1
+print(ended)
+"""
+
+
+class Installed(Stack):
+    """A stack of an installation."""
+
+    def __init__(self, folder: Path, installation: Environment) -> None:
+        ports = free_ports(4, in_a_row=4)
+        super().__init__(folder / "state", METRICS_PORT=str(ports[0]))
+        self._installation = installation
+
+    @property
+    def python(self) -> str:
+        return str(self._installation.python)
+
+    def run(self, installation: Environment, command: str) -> None:
+        """Runs a command of an installation, for this stack."""
+        done = installation.run(
+            *("evershell", command),
+            cwd=self.state_dir.parent,
+            STATE_DIR=str(self.state_dir),
+        )
+        assert done.returncode == 0, done.stderr
+
+    def versions(self) -> list[str]:
+        """Those of the workers and of the controller."""
+        samples = [scrape(self, index) for index in range(3)]
+        labels = [dict(labels) for each in samples for name, labels in each if "build_info" in name]
+        return [each["version"] for each in labels]
+
+    def roll(self, installation: Environment) -> None:
+        """Restarts the programs with another installation."""
+        done = self.restarts()
+        self.run(installation, "restart")
+        eventually(lambda: self.restarts() > done, LIMIT_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def installations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment, Environment]:
+    """The release, and this checkout as a later version."""
+    folder = tmp_path_factory.mktemp("installations")
+    new = Environment(folder / "new", build_later(folder), "local")
+    return Environment(folder / "old", released(), "local", like=new), new
 
 
 @contextmanager
-def programs(state_dir: Path, database_url: str) -> Iterator[str]:
-    """A worker and a controller. Yields the address of the worker."""
-    (state_dir / "control-plane.jwk").write_text(new_key())
-    (port,) = free_ports(1)
-    environment = os.environ | {
-        "STATE_DIR": str(state_dir),
-        "DATABASE_URL": database_url,
-        "POD_ISOLATION": "none",
-    }
-    with (state_dir / "log").open("wb") as log:
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-m", "evershell.commands", *arguments],
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
-            for arguments in (("serve", "--port", str(port)), ("fleet",))
-        ]
+def client(stack: Stack, installation: Environment) -> Iterator["subprocess.Popen[str]"]:
+    """A client of the installation. It has to cancel some tasks within the block."""
+    workspace = Workspace(stack)
+    arguments = [f"http://{stack.ready['grpc_addr']}", stack.tokens["full_access"], workspace.id]
+    process = subprocess.Popen(
+        [installation.python, "-c", CLIENT, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
-        yield f"127.0.0.1:{port}"
-        assert [process.poll() for process in started] == [None, None]
+        yield process
+        output, problems = process.communicate(timeout=LIMIT_SECONDS)
+        assert process.returncode == 0, problems
+        assert int(output) > 1
     finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait(15)
+        process.kill()
+        process.communicate()
 
 
-def leads(database_url: str) -> bool:
-    """Whether a controller has the lock of the leader."""
-    with psycopg.connect(database_url) as connection:
-        row = connection.execute(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
-            "(SELECT oid FROM pg_database WHERE datname = current_database())"
-        ).fetchone()
-    return row is not None and row[0] > 0
+def agents(stack: Stack) -> dict[str, str]:
+    """Maps each workspace to the version of its agent, as the workers have logged it."""
+    files = (stack.state_dir / "logs").glob("worker-*.log")
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    entries = [json.loads(line) for line in lines if "agent_registered" in line]
+    assert len(entries) == len({entry["workspace_id"] for entry in entries})
+    return {entry["workspace_id"]: entry["version"] for entry in entries}
 
 
-def test_programs_wait_for_their_schema(empty_database_url: str, tmp_path: Path) -> None:
-    with programs(tmp_path, empty_database_url) as worker:
-        log = tmp_path / "log"
-        eventually(lambda: log.read_text().count("schema_outdated") == 2, START_SECONDS)
-        eventually(lambda: health_of(worker) == "NOT_SERVING", START_SECONDS)
-        assert not leads(empty_database_url)
-        migrate(empty_database_url)
-        eventually(lambda: health_of(worker) == "SERVING", START_SECONDS)
-        eventually(lambda: leads(empty_database_url), START_SECONDS)
+def has_new_column(stack: Stack) -> bool:
+    with stack.database() as connection:
+        query = "SELECT FROM pg_attribute WHERE attname = 'of_a_later_version'"
+        return connection.execute(query).fetchone() is not None
 
 
-def test_programs_serve_on_the_schema_of_the_next_version(
-    empty_database_url: str, tmp_path: Path
+def test_no_call_fails_during_an_upgrade_and_a_roll_back(
+    tmp_path: Path, installations: tuple[Environment, Environment]
 ) -> None:
-    migrate(empty_database_url)
-    with psycopg.connect(empty_database_url) as connection:
-        connection.execute("ALTER TABLE workspaces ADD COLUMN of_the_next_version text")
-        connection.execute(
-            "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) "
-            "VALUES ('next', '9999_next', now())"
+    (old, new), load, began = installations, Load(PAUSE_SECONDS), time.monotonic()
+    of_old, of_new = (
+        each.run("evershell", "--version", cwd=tmp_path).stdout.split()[-1] for each in (old, new)
+    )
+    cancellers: list[Canceller[Workspace]] = []
+
+    def await_progress() -> None:
+        """Waits until each caller has cancelled a task from its beginning."""
+        before = [each.ended for each in cancellers]
+        eventually(
+            lambda: all(each.ended > 1 + n for each, n in zip(cancellers, before, strict=True)),
+            LIMIT_SECONDS,
         )
-    with programs(tmp_path, empty_database_url) as worker:
-        eventually(lambda: health_of(worker) == "SERVING", START_SECONDS)
-        eventually(lambda: leads(empty_database_url), START_SECONDS)
-        assert "schema_outdated" not in (tmp_path / "log").read_text()
+
+    stack = Installed(tmp_path, old)
+    with stack.started(), client(stack, old), client(stack, new):
+        rest, rpc = RestCaller(stack), GrpcCaller(stack, token="submit_observe")
+        cancellers += [
+            Canceller(load, "REST", rest, Workspace(stack), SHORT),
+            Canceller(load, "gRPC, waits", rpc, Workspace(stack), WAITED, wait="10s"),
+        ]
+        load.watch("stream over REST", RestCaller(stack), cancellers[0].workspace)
+        load.watch("stream over gRPC", GrpcCaller(stack), cancellers[1].workspace)
+        try:
+            stack.run(new, "migrate")
+            assert has_new_column(stack)
+            await_progress()
+            assert stack.versions() == [of_old] * 3
+            stack.roll(new)
+            assert stack.versions() == [of_new] * 3
+            later = Workspace(stack)
+            cancellers.append(Canceller(load, "a later agent", GrpcCaller(stack), later, SHORT))
+            await_progress()
+            stack.roll(old)
+            assert stack.versions() == [of_old] * 3
+            await_progress()
+        finally:
+            load.stop()
+        log.info("%.0f s: %s", time.monotonic() - began, load.outcomes)
+        assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
+        for canceller in cancellers:
+            canceller.assert_cancelled()
+        versions = agents(stack)
+        assert versions.pop(later.id) == of_new
+        assert set(versions.values()) == {of_old}

@@ -1,0 +1,50 @@
+"""Turns the checkout into the release VERSION, to be committed.
+
+Usage: cut.py VERSION
+
+Sets the version, dates the section of the changelog, and builds the wheel with which later versions
+are tested. May be repeated after a change.
+"""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_NPM = r'"name": "@evershell/client",\s+"version": "'
+# The files that have the version, and the text before it.
+VERSIONS = {
+    "client/evershell/version.py": r'^VERSION = "',
+    "clients/typescript/package.json": _NPM,
+    "clients/typescript/package-lock.json": _NPM,
+}
+
+
+def main() -> None:
+    """Cuts the release that the argument names."""
+    version = sys.argv[1]
+    for name, before in VERSIONS.items():
+        _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")
+    heading = f"## [{version}]"
+    if heading not in (ROOT / "CHANGELOG.md").read_text():
+        today = time.strftime("%Y-%m-%d")
+        _replace(ROOT / "CHANGELOG.md", r"^## \[Unreleased\]", f"{heading} - {today}")
+    wheels = ROOT / "tests" / "releases"
+    for wheel in wheels.glob("*.whl"):
+        wheel.unlink()
+    build = [Path(sys.executable).parent / "hatchling", "build", "-t", "wheel", "-d", wheels]
+    subprocess.run(build, cwd=ROOT, check=True)
+
+
+def _replace(path: Path, pattern: str, replacement: str) -> None:
+    """Replaces the pattern. Ends the program if it is not there."""
+    text, count = re.subn(pattern, replacement, path.read_text(), flags=re.MULTILINE)
+    if not count:
+        sys.exit(f"{path.relative_to(ROOT)} has no {pattern}")
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
