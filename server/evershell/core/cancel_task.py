@@ -69,15 +69,17 @@ class CancelTask:
         fields.identifier("workspace_id", self.workspace_id)
         if self.task_id is not None:
             fields.identifier("task_id", self.task_id)
-        fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
+        check_reason_and_force(fields, self.reason, self.force_after_seconds)
         if self.wait_seconds is not None and not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
             fields.reject("wait", f"must be 0 to {MAX_WAIT_SECONDS} s")
-        if (
-            self.force_after_seconds is not None
-            and not 0 <= self.force_after_seconds <= MAX_FORCE_AFTER_SECONDS
-        ):
-            fields.reject("force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
         fields.check()
+
+
+def check_reason_and_force(fields: Fields, reason: str, force_after_seconds: float | None) -> None:
+    """Checks the two fields that a cancellation of one task and that of many have."""
+    fields.text("reason", reason, max_characters=MAX_REASON_CHARACTERS)
+    if force_after_seconds is not None and not 0 <= force_after_seconds <= MAX_FORCE_AFTER_SECONDS:
+        fields.reject("force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from enum import StrEnum
 
 from evershell.core import deadline
 from evershell.core.caller import Caller, Permission
-from evershell.core.cancel_task import MAX_FORCE_AFTER_SECONDS, intent_of
+from evershell.core.cancel_task import check_reason_and_force, intent_of
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Origin
 from evershell.core.ports import Clock, MatchedTask, MatchedTasks, Store
 from evershell.core.task import CancelIntent
 from evershell.core.task_filter import TaskFilter, TaskSelection
-from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
+from evershell.core.validation import Fields
 
 # The most tasks of a call.
 MAX_TASKS = 1_000
@@ -55,12 +55,7 @@ class CancelTasks:
 
     def __post_init__(self) -> None:
         fields = Fields()
-        fields.text("reason", self.reason, max_characters=MAX_REASON_CHARACTERS)
-        if (
-            self.force_after_seconds is not None
-            and not 0 <= self.force_after_seconds <= MAX_FORCE_AFTER_SECONDS
-        ):
-            fields.reject("force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
+        check_reason_and_force(fields, self.reason, self.force_after_seconds)
         fields.check()
 
 

@@ -45,12 +45,7 @@ class Retention:
 
     async def run(self) -> None:
         """Removes old tasks until it is cancelled."""
-        while True:
-            try:
-                await self.sweep()
-            except UnavailableError:
-                _log.warning("database_unavailable")
-            await asyncio.sleep(_PAUSE_SECONDS)
+        await repeat(self.sweep, _PAUSE_SECONDS)
 
     async def sweep(self) -> None:
         """Looks at each workspace once. Raises UnavailableError."""
@@ -70,6 +65,16 @@ class Retention:
             )
             self._removed(removed.tasks)
             after_seq, is_all = removed.last_seq, removed.events < BATCH_EVENTS
+
+
+async def repeat(sweep: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+    """Sweeps until it is cancelled, with a pause after each sweep."""
+    while True:
+        try:
+            await sweep()
+        except UnavailableError:
+            _log.warning("database_unavailable")
+        await asyncio.sleep(pause_seconds)
 
 
 async def paced(statement: Awaitable[_Answer]) -> _Answer:

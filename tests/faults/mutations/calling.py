@@ -60,8 +60,8 @@ CALLING: tuple[Rule, ...] = (
         ),
         (
             f"{_CORE}cancel_task.py",
-            "not 0 <= self.force_after_seconds <= MAX_FORCE_AFTER_SECONDS",
-            "not 0 <= self.force_after_seconds",
+            "not 0 <= force_after_seconds <= MAX_FORCE_AFTER_SECONDS",
+            "not 0 <= force_after_seconds",
         ),
     ),
     rule(

@@ -6,9 +6,11 @@ import pytest
 
 from evershell.core.workspace import Workspace
 from evershell.fleet import agent_client
+from evershell.fleet.local.isolation import Sandbox
 from evershell.fleet.local.local_pods import LocalPods
 from tests.support import pod_processes, world
 from tests.support.fleet import RUN_ID, Fleet
+from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import AGENT, spec_for
 
 
@@ -22,14 +24,25 @@ def fleet() -> Fleet:
     return Fleet()
 
 
+def _run_small_agent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = folder / "agent"
+    program.write_text(AGENT)
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    found = working_sandbox(tmp_path)
+    _run_small_agent(tmp_path, monkeypatch)
+    return found
+
+
 @pytest.fixture
 async def pods(
     tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[LocalPods]:
-    program = tmp_path / "agent"
-    program.write_text(AGENT)
-    program.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(program))
+    _run_small_agent(tmp_path, monkeypatch)
     yield LocalPods(tmp_path, spec_for)
     pod_processes.kill(workspace.id)
 

@@ -28,7 +28,6 @@ from tests.support import pod_processes, world
 from tests.support.fleet import RUN_ID
 from tests.support.forking import fork_server
 from tests.support.pod_processes import subreaper
-from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import AGENT, spec_for, wait_start
 from tests.support.waiting import eventually, eventually_async
 
@@ -46,16 +45,6 @@ STATUS = re.compile(
     r"(Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp\w*|Sig(?:Blk|Ign|Cgt|Pnd)|Umask|Threads):.*"
 )
 PRIVATE = ("uid_map", "gid_map", "setgroups", "limits", "oom_score_adj", "personality", "cgroup")
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    found = working_sandbox(tmp_path)
-    program = tmp_path / "agent"
-    program.write_text(AGENT)
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    return found
 
 
 @pytest.fixture

@@ -26,19 +26,9 @@ from evershell.pod.sandbox import FILES, ToolLimits, ToolSandbox, agent_command
 from tests.support import pod_processes, world
 from tests.support.fleet import RUN_ID
 from tests.support.sandbox import working_sandbox
-from tests.support.small_agent import AGENT, spec_for, wait_start
+from tests.support.small_agent import spec_for, wait_start
 
 LIMITS = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    found = working_sandbox(tmp_path)
-    program = tmp_path / "agent"
-    program.write_text(AGENT)
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    return found
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from pathlib import Path
 import structlog
 
 from evershell.core import task_lifecycle
-from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock, Store
-from evershell.fleet.retention import paced
+from evershell.fleet.retention import paced, repeat
 
 _log = structlog.get_logger()
 
@@ -52,12 +51,7 @@ class FileLimit:
 
     async def run(self) -> None:
         """Measures until it is cancelled."""
-        while True:
-            try:
-                await self.sweep()
-            except UnavailableError:
-                _log.warning("database_unavailable")
-            await asyncio.sleep(_PAUSE_SECONDS)
+        await repeat(self.sweep, _PAUSE_SECONDS)
 
     async def sweep(self) -> None:
         """Measures each workspace once. Raises UnavailableError."""
