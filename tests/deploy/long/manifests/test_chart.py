@@ -69,6 +69,16 @@ def test_the_hook_migrates_with_the_settings_of_the_programs() -> None:
     assert settings == objects["ConfigMap", "settings"]["data"]
 
 
+def test_the_route_leads_every_grpc_service_of_the_edge_to_its_port() -> None:
+    values = {"httpRoute": {"parentRefs": [{"name": "gateway"}]}}
+    (route,) = [o["spec"] for o in tools.render(values) if o["kind"] == "HTTPRoute"]
+    grpc, rest = route["rules"]
+    assert [each["backendRefs"][0]["port"] for each in (grpc, rest)] == [8081, 8080]
+    routes = (ROOT / "gen" / "evershell" / "edge" / "routes.json").read_text()
+    services = set(re.findall(r'"(/[a-z0-9_]+(?:\.[A-Za-z0-9_]+)+)/(?:[A-Z]|")', routes))
+    assert {each["path"]["value"] for each in grpc["matches"]} == services
+
+
 def test_a_change_of_the_settings_replaces_the_pods() -> None:
     def annotations(**settings: Any) -> list[Any]:
         objects = tools.render({"settings": settings})
