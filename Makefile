@@ -127,7 +127,7 @@ audit: $(READY) ## look for known vulnerabilities in the locked packages; passes
 		requirements-docs.txt requirements-adapters.txt requirements-deploy.txt \
 		envoy/console/package-lock.json clients/typescript/package-lock.json -- $(AUDITOR)
 
-cut: $(READY) ## make the checkout the release VERSION, to be committed (VERSION=0.1.0)
+cut: $(READY) $(DEPLOY_READY) ## make the checkout the release VERSION, to be committed (VERSION=0.1.0)
 	@$(BIN)/python .make/cut.py $(VERSION)
 	@$(BIN)/python .make/chart.py
 

@@ -8,6 +8,7 @@ each PLATFORM, by default that of this machine. URL is where the source can be h
 """
 
 import argparse
+import gzip
 import hashlib
 import os
 import re
@@ -46,6 +47,7 @@ def main() -> None:
         _build_packages(out)
         _compare_baseline(out, options.version)
         _describe_packages(out, options.version)
+        _package_chart(out, options.version)
         for platform in options.platform if options.base else ():
             _build_image(out, options.version, options.base, platform, options.source)
         _sign(out, options.key)
@@ -139,6 +141,25 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
 def _without_time(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.mtime = int(_epoch())
     return member
+
+
+def _package_chart(out: Path, version: str) -> None:
+    """Writes the archive of the chart. That of `helm package` has the time at which it was made."""
+    target = out / f"evershell-{version}.tgz"
+    with (
+        target.open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        # The alerts and the dashboard are behind a link.
+        tarfile.open(fileobj=packed, mode="w", dereference=True) as archive,
+    ):
+        archive.add(ROOT / "deploy" / "chart", "evershell", filter=_without_owner)
+
+
+def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mode = 0o755 if member.isdir() else 0o644
+    return _without_time(member)
 
 
 def _sign(out: Path, key: Path | None) -> None:

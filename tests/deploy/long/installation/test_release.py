@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,10 @@ def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
         f"evershell-{VERSION}-py3-none-any.whl",
         f"evershell-{VERSION}.cdx.json",
         f"evershell-{VERSION}.tar.gz",
+        f"evershell-{VERSION}.tgz",
     }
+    with tarfile.open(files[f"evershell-{VERSION}.tgz"]) as chart:
+        assert {"evershell/Chart.yaml", "evershell/monitoring/alerts.yaml"} <= set(chart.getnames())
     revision = run(checkout, "git", "rev-parse", "HEAD").stdout.strip()
     for label in (f"version={VERSION}", f"revision={revision}"):
         assert f"--label=org.opencontainers.image.{label}" in Path(f"{podman}.log").read_text()

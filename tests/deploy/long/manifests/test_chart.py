@@ -1,6 +1,7 @@
 """The chart: its values, what follows from it, and what deploy/README.md says of it."""
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from evershell.app.settings import Settings
 from tests.deploy.long.manifests import tools
+from tests.support.alerts import DASHBOARD, SPEC
 from tests.support.stack import ROOT
 
 helm = pytest.importorskip("helm_python", reason="run `make .venv/.deploy-ready`")
@@ -67,6 +69,14 @@ def test_the_hook_migrates_with_the_settings_of_the_programs() -> None:
     assert [list(each) for each in container["envFrom"]] == [["secretRef"], ["secretRef"]]
     settings = {each["name"]: each["value"] for each in container["env"]}
     assert settings == objects["ConfigMap", "settings"]["data"]
+
+
+def test_the_alerts_and_the_dashboard_are_those_of_the_repository() -> None:
+    objects = tools.render({"monitoring": {"enabled": True, "labels": {"release": "a"}}})
+    kinds = {(o["kind"], o["metadata"]["name"]): o for o in objects}
+    assert kinds["PrometheusRule", "evershell"]["spec"] == SPEC
+    assert kinds["PrometheusRule", "evershell"]["metadata"]["labels"] == {"release": "a"}
+    assert json.loads(kinds["ConfigMap", "dashboard"]["data"]["dashboard.json"]) == DASHBOARD
 
 
 def test_the_route_leads_every_grpc_service_of_the_edge_to_its_port() -> None:
