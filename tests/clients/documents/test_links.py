@@ -14,6 +14,7 @@ from tests.support.stack import ROOT
 
 # As GitHub does it: letters, digits, hyphens and underscores remain.
 _NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
+_TEST = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
 
 
 def documents() -> list[Path]:
@@ -38,7 +39,9 @@ def links(path: Path) -> set[str]:
 
 @cache
 def anchors(path: Path) -> set[str]:
-    """The anchors of the headings of a document."""
+    """The anchors of the headings of a document, or the tests in a file of Python."""
+    if path.suffix == ".py":
+        return set(_TEST.findall(path.read_text()))
     found: set[str] = set()
     for heading, text in zip(tokens(path), tokens(path)[1:], strict=False):
         if heading.type == "heading_open":
@@ -60,7 +63,7 @@ def problem(path: Path, link: str) -> str:
     if not target.exists():
         return "no such file"
     if parts.fragment and parts.fragment not in anchors(target):
-        return "no such heading"
+        return "no such heading or test"
     return ""
 
 
@@ -68,3 +71,12 @@ def problem(path: Path, link: str) -> str:
 def test_every_link_leads_somewhere(path: Path) -> None:
     problems = {link: problem(path, link) for link in links(path)}
     assert {link: each for link, each in problems.items() if each} == {}
+
+
+def test_each_attack_of_the_threat_model_names_its_tests() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    tables = re.findall(r"^\| attack \|.*\| tests \|\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = [row for table in tables for row in table.splitlines()]
+    cells = {row.split(" | ")[0]: row.split(" | ")[-1] for row in rows}
+    assert len(cells) > 30
+    assert [attack for attack, cell in cells.items() if ".py#test_" not in cell] == []
