@@ -144,10 +144,12 @@ def test_no_call_fails_during_an_upgrade_and_a_roll_back(
     def await_progress() -> None:
         """Waits until each caller has cancelled a task from its beginning."""
         before = [each.ended for each in cancellers]
-        eventually(
-            lambda: all(each.ended > 1 + n for each, n in zip(cancellers, before, strict=True)),
-            LIMIT_SECONDS,
-        )
+
+        def has_progressed() -> bool:
+            assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
+            return all(each.ended > 1 + n for each, n in zip(cancellers, before, strict=True))
+
+        eventually(has_progressed, LIMIT_SECONDS)
 
     stack = Installed(tmp_path, old)
     with stack.started(), client(stack, old), client(stack, new):
