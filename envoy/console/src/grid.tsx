@@ -7,7 +7,7 @@ import { askToCancel } from "./cancel_these";
 import { now, sinceMs } from "./clock";
 import { tokensUsed } from "./limits";
 import { choose, chosen, type Column, shown, sort, sortBy } from "./selection";
-import { elapsed, firstLine, fullTime, number, words } from "./text";
+import { dollars, elapsed, firstLine, fullTime, number, words } from "./text";
 import { troublesOf } from "./urgency";
 import { isComplete, type Row, rowOf, rows, setInView } from "./workspaces";
 
@@ -25,6 +25,7 @@ export const COLUMNS: readonly { column: Column; title: string }[] = [
   { column: "phase", title: "Phase" },
   { column: "since", title: "Running for" },
   { column: "tokens", title: "Tokens" },
+  { column: "cost", title: "Cost" },
 ];
 
 const rowPixels = signal(NARROW.matches ? NARROW_ROW_PIXELS : WIDE_ROW_PIXELS);
@@ -263,6 +264,9 @@ const WorkspaceRow = memo(function WorkspaceRow(props: RowProps) {
       </div>
       <div class="tokens" role="gridcell">
         {task ? number(tokensUsed(task)) : ""}
+      </div>
+      <div class="cost" role="gridcell">
+        {task?.usage.cost ? dollars(task.usage.cost) : ""}
       </div>
     </div>
   );

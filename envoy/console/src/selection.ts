@@ -1,10 +1,19 @@
 // Which workspaces the list shows, in which order, and which of them are selected.
 import { computed, signal } from "@preact/signals";
 import { tokensUsed } from "./limits";
+import { inDollars } from "./text";
 import { type Trouble, TROUBLES, troublesOf, urgency } from "./urgency";
 import { type Row, rows } from "./workspaces";
 
-export type Column = "name" | "status" | "task" | "iterations" | "phase" | "since" | "tokens";
+export type Column =
+  | "name"
+  | "status"
+  | "task"
+  | "iterations"
+  | "phase"
+  | "since"
+  | "tokens"
+  | "cost";
 // A status, or what is wrong.
 export type Filter = "all" | Trouble | Row["workspace"]["status"];
 
@@ -77,7 +86,7 @@ export function choose(workspaceIds: Iterable<string>, isChosen: boolean): void 
 export function sortBy(column: Column): void {
   const { column: current, descending } = sort.peek();
   // Numbers and times are most useful from the largest down.
-  const first = column === "iterations" || column === "since" || column === "tokens";
+  const first = ["iterations", "since", "tokens", "cost"].includes(column);
   sort.value = { column, descending: column === current ? !descending : first };
 }
 
@@ -104,6 +113,8 @@ function sortKey(row: Row, column: Column): string | number {
       return -row.since - (workspace.current_task_id ? 0 : 1e14);
     case "tokens":
       return task ? tokensUsed(task) : -1;
+    case "cost":
+      return task?.usage.cost ? inDollars(task.usage.cost) : -1;
   }
 }
 

@@ -42,9 +42,12 @@ export function number(value: number): string {
   return value.toLocaleString("en-US");
 }
 
-export function dollars({ units, nanos }: Schemas["Money"]): string {
-  const value = Number(units ?? 0) + (nanos ?? 0) / 1_000_000_000;
-  return `$${value.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 6 })}`;
+export function inDollars({ units, nanos }: Schemas["Money"]): number {
+  return Number(units ?? 0) + (nanos ?? 0) / 1_000_000_000;
+}
+
+export function dollars(amount: Schemas["Money"]): string {
+  return `$${inDollars(amount).toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 6 })}`;
 }
 
 export function bytes(value: number): string {

@@ -3,8 +3,8 @@ import { now, sinceMs } from "./clock";
 import { isOverLimit } from "./limits";
 import type { Row } from "./workspaces";
 
-// From then on, a cancellation takes too long.
-const LONG_MS = 10_000;
+// A cancellation that takes longer than this is late.
+const LATE_MS = 10_000;
 // More than any time in milliseconds.
 const TIME = 1e14;
 
@@ -20,7 +20,7 @@ export function troublesOf({ workspace, task }: Row): readonly Trouble[] {
   if (task.cancel_requested_at) {
     // Draws again each second.
     void now.value;
-    if (sinceMs(task.cancel_requested_at) > LONG_MS) found.push("late");
+    if (sinceMs(task.cancel_requested_at) > LATE_MS) found.push("late");
   }
   if (isOverLimit(task)) found.push("over_limit");
   return found;

@@ -1,16 +1,16 @@
 // Keeps the list of all workspaces, with the tasks that run in them.
 //
-// The interface has no stream for an organization, so the pages of the list are read again and
-// again. Their tokens stay valid, so that they can be read at the same time. Tasks are read one by
-// one: those in view each time, all others in turn. What is in view is read more often.
+// The interface has no stream for an organization, so the lists of workspaces and of active tasks are
+// read again and again. The tokens of the pages of workspaces stay valid, so that pages can be read at
+// the same time. Pages in view are read more often.
 import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { api, read, type Task, type Workspace } from "./api";
 import { repeat } from "./connection";
 
 const PAGE_SIZE = 200;
-// Calls in flight of each of two loops. A browser opens at most six connections over HTTP/1.1, and a
-// cancellation needs one.
+// Calls in flight of the loop that reads all workspaces. The two other loops and the hold have one each:
+// a browser opens at most six connections over HTTP/1.1, and a cancellation needs one.
 const AT_ONCE = 2;
 const REFRESH_MS = 1_000;
 // What is in view is read more often.
@@ -18,11 +18,6 @@ const IN_VIEW_MS = 500;
 const PAGES_IN_VIEW = 4;
 // While the page is hidden.
 const HIDDEN_REFRESH_MS = 10_000;
-// A credential may make 100 reads a second. The pages of the list and other tasks need 35, with
-// 5,000 workspaces 25 for the pages; what is in view needs at most 34.
-const TASKS_IN_VIEW = 26;
-const OTHER_TASKS = 10;
-const PAGES_AND_OTHER_TASKS = 35;
 // The least time between two drawings of the list.
 const PUBLISH_MS = 200;
 // The list takes at most this share of the time for its own calls.
@@ -36,8 +31,6 @@ export interface Row {
   task: Task | null;
   // When the task began, or else when the workspace got its status, in milliseconds.
   since: number;
-  // When the task was read.
-  readAt: number;
 }
 
 // In the order of the service: newest first.
@@ -47,6 +40,8 @@ export const isComplete = signal(false);
 // The ids of the workspaces in view, set by the list.
 const inView = new Set<string>();
 const known = new Map<string, Row>();
+// The active tasks, by the ids of their workspaces.
+let tasks: ReadonlyMap<string, Task> = new Map();
 // The token of each page that has been read.
 let tokens = [""];
 // Whether the rows will be published.
@@ -64,27 +59,31 @@ export function setInView(ids: Iterable<string>): void {
   for (const id of ids) inView.add(id);
 }
 
-// Reads the list until `signal` is aborted.
+// Reads the lists until `signal` is aborted.
 async function follow(signal: AbortSignal): Promise<void> {
-  let tookMs = 0;
-  const readAll = async () => {
-    const begun = performance.now();
-    await readWorkspaces(signal);
-    await readTasks(otherTasks(), signal);
-    tookMs = performance.now() - begun;
-  };
   const readInView = async () => {
-    await inParallel(pagesInView(), async (index) => {
+    for (const index of pagesInView()) {
       const page = await listPage(tokens[index] ?? "", signal);
       absorb(page.workspaces, index);
-    });
-    await readTasks(tasksInView(), signal);
+    }
   };
-  const pauseMs = () => Math.max(REFRESH_MS - tookMs, tookMs * (1 / SHARE - 1));
   await Promise.all([
-    repeat(readAll, () => (document.hidden ? HIDDEN_REFRESH_MS : pauseMs()), signal),
+    repeatSparingly(() => readWorkspaces(signal), signal),
+    repeatSparingly(() => readTasks(signal), signal),
     repeat(readInView, () => (document.hidden ? HIDDEN_REFRESH_MS : IN_VIEW_MS), signal),
   ]);
+}
+
+// Reads every REFRESH_MS, or less often if that takes more than SHARE of the time.
+async function repeatSparingly(readAll: () => Promise<void>, signal: AbortSignal): Promise<void> {
+  let tookMs = 0;
+  const measured = async () => {
+    const begun = performance.now();
+    await readAll();
+    tookMs = performance.now() - begun;
+  };
+  const pauseMs = () => Math.max(REFRESH_MS - tookMs, tookMs * (1 / SHARE - 1));
+  await repeat(measured, () => (document.hidden ? HIDDEN_REFRESH_MS : pauseMs()), signal);
 }
 
 async function readWorkspaces(signal: AbortSignal): Promise<void> {
@@ -166,55 +165,31 @@ function isSame(one: Workspace, other: Workspace): boolean {
 }
 
 function merged(before: Row | undefined, workspace: Workspace, page: number): Row {
-  const keepsTask = before?.task?.id === workspace.current_task_id;
-  const { task, readAt } = keepsTask && before ? before : { task: null, readAt: 0 };
-  return { workspace, page, task, since: sinceOf(workspace, task), readAt };
+  const isCurrent = (task?: Task | null) => task?.id === workspace.current_task_id;
+  const task = [tasks.get(workspace.id), before?.task].find(isCurrent) ?? null;
+  const since = Date.parse(task?.started_at ?? workspace.updated_at);
+  return { workspace, page, task, since };
 }
 
-function sinceOf(workspace: Workspace, task: Task | null): number {
-  return Date.parse(task?.started_at ?? workspace.updated_at);
-}
-
-function tasksInView(): Row[] {
-  const found = [...inView].map((id) => known.get(id)).filter((row) => row !== undefined);
-  return found.filter((row) => hasTask(row) && isDueForReading(row)).slice(0, TASKS_IN_VIEW);
-}
-
-// A new task is read at once, and then every second.
-function isDueForReading({ readAt }: Row): boolean {
-  return Date.now() - readAt >= REFRESH_MS - IN_VIEW_MS / 2;
-}
-
-// Those that were read the longest ago.
-function otherTasks(): Row[] {
-  const others = [...known.values()].filter((row) => !inView.has(row.workspace.id) && hasTask(row));
-  const most = Math.max(OTHER_TASKS, PAGES_AND_OTHER_TASKS - tokens.length);
-  return others.sort((one, other) => one.readAt - other.readAt).slice(0, most);
-}
-
-function hasTask({ workspace }: Row): boolean {
-  return Boolean(workspace.current_task_id);
-}
-
-async function readTasks(chosen: Row[], signal: AbortSignal): Promise<void> {
-  await inParallel(chosen.keys(), async (index) => {
-    const row = chosen[index];
-    if (row) await readTask(row.workspace, signal);
-  });
-}
-
-async function readTask(workspace: Workspace, signal: AbortSignal): Promise<void> {
-  const path = { workspace_id: workspace.id, task_id: workspace.current_task_id };
-  const task = await read(
-    api.GET("/v1/workspaces/{workspace_id}/tasks/{task_id}", { params: { path }, signal }),
-  );
-  const row = known.get(workspace.id);
-  if (row?.workspace.current_task_id !== task.id) return;
-  row.readAt = Date.now();
-  // A row that has not changed stays the same object, so that it is not drawn again.
-  if (JSON.stringify(row.task) === JSON.stringify(task)) return;
-  known.set(workspace.id, { ...row, task, since: sinceOf(row.workspace, task) });
-  publishSoon();
+async function readTasks(signal: AbortSignal): Promise<void> {
+  const listed = new Map<string, Task>();
+  let token = "";
+  do {
+    const query = { active: true, page_size: PAGE_SIZE, ...(token && { page_token: token }) };
+    const page = await read(api.GET("/v1/tasks", { params: { query }, signal }));
+    for (const task of page.tasks) listed.set(task.workspace_id, task);
+    token = page.next_page_token;
+  } while (token);
+  const before = tasks;
+  tasks = listed;
+  for (const [workspaceId, task] of listed) {
+    // A row that has not changed stays the same object, so that it is not drawn again.
+    if (JSON.stringify(before.get(workspaceId)) === JSON.stringify(task)) continue;
+    const row = known.get(workspaceId);
+    if (!row) continue;
+    known.set(workspaceId, merged(row, row.workspace, row.page));
+    publishSoon();
+  }
 }
 
 async function inParallel(

@@ -51,8 +51,8 @@ def test_what_is_wrong_is_first(console: Console, stack: Stack, named: Named) ->
     failed = named.make("failed")
     late.cancel()
     with stack.database() as connection:
-        ago = "cancel_requested_at = now() - interval '1 minute'"
-        connection.execute(f"UPDATE tasks SET {ago} WHERE id = %s", (late_id,))
+        changed = "cancel_requested_at = now() - interval '1 minute', cost_nanos = 1_500_000_000"
+        connection.execute(f"UPDATE tasks SET {changed} WHERE id = %s", (late_id,))
     stack.kill(stack.agent_pid(failed.id))
     failed.await_status("failed")
     console.sign_in(stack.tokens["full_access"])
@@ -60,12 +60,15 @@ def test_what_is_wrong_is_first(console: Console, stack: Stack, named: Named) ->
 
     wanted = ["failed", "late", "limit", "oldest", "newest", "idle"]
     expect(console.rows.nth(1).locator(".badge")).to_contain_text("cancelling 1 min")
+    expect(console.rows.nth(1).locator(".cost")).to_have_text("$1.50")
     expect(console.rows.nth(2).locator(".badge")).to_have_text("over its limit")
     eventually(lambda: names(console) == wanted, 30)
     # A chip shows only what is wrong in this way.
     console.page.get_by_role("button", name="cancelling too long").click()
     expect(console.rows).to_have_count(1)
     assert names(console) == ["late"]
+    # One call reads all tasks.
+    assert not [each.url for each in console.requests if "/tasks/" in each.url]
 
 
 def test_a_press_cancels_the_tasks_that_were_shown(
