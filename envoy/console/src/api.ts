@@ -1,15 +1,18 @@
 // Calls of the REST interface, with types from the OpenAPI document.
 import createClient, { type Middleware } from "openapi-fetch";
 import type { components, paths } from "../openapi";
-import { hear } from "./clock";
+import { hear, serverNow } from "./clock";
 import { Failure, NO_CONNECTION } from "./failure";
-import { credentials, rejectToken, token } from "./session";
+import { caller, COOKIES, credentials, rejectToken, token } from "./session";
 import { withVisibleDirections } from "./text";
 
 export type Schemas = components["schemas"];
 export type Workspace = Schemas["Workspace"];
 export type Task = Schemas["Task"];
 export type WorkspaceEvent = Schemas["Event"];
+
+// The clocks of the provider, of Envoy and of this page may differ by this much.
+const CLOCKS_DIFFER_MS = 5_000;
 
 const authorize: Middleware = {
   onRequest({ request }) {
@@ -25,8 +28,28 @@ const authorize: Middleware = {
   },
 };
 
-export const api = createClient<paths>({ baseUrl: location.origin, credentials: "same-origin" });
+export const api = createClient<paths>({
+  baseUrl: location.origin,
+  credentials: "same-origin",
+  fetch: fetchInTurn,
+});
 api.use(authorize);
+
+// Envoy renews a session whose access token has expired, with the next call. Calls in parallel would
+// use the refresh token more than once, and the provider may then revoke the session. So the calls of
+// all tabs are made one after another, from shortly before the expiry until one has renewed the session.
+export async function fetchInTurn(request: Request): Promise<Response> {
+  if (!isExpiring()) return fetch(request);
+  return navigator.locks.request("evershell-session", { signal: request.signal }, async () => {
+    if (isExpiring()) caller.value = await read(api.GET("/v1/caller", { fetch }));
+    return fetch(request);
+  });
+}
+
+function isExpiring(): boolean {
+  const expiry = Date.parse(caller.peek()?.expires_at ?? "");
+  return token.peek() === COOKIES && serverNow() > expiry - CLOCKS_DIFFER_MS;
+}
 
 // The data of a successful answer. Throws Failure.
 export async function read<T>(
@@ -45,6 +68,7 @@ export async function read<T>(
 
 // The failure of a call that got no answer.
 export function noAnswer(error: unknown): unknown {
+  if (error instanceof Failure) return error;
   if (error instanceof DOMException && error.name === "AbortError") return error;
   return new Failure(NO_CONNECTION, "The service did not answer.", "", 0);
 }

@@ -3,7 +3,12 @@ import { signal } from "@preact/signals";
 import { api, read, type Schemas } from "./api";
 import { asFailure } from "./connection";
 import type { Failure } from "./failure";
-import type { Wishes } from "./stopping";
+
+export interface CancelOptions {
+  reason: string;
+  // After how many seconds an iteration that still runs is interrupted; null for never.
+  forceAfter: number | null;
+}
 
 export interface CancelCall {
   readonly taskId: string;
@@ -20,14 +25,14 @@ export const cancelCall = signal<CancelCall | null>(null);
 export async function cancelTask(
   workspaceId: string,
   taskId: string,
-  wishes: Wishes,
+  options: CancelOptions,
 ): Promise<void> {
   const begun = performance.now();
   const pending = { taskId, outcome: null, failure: null, answerMs: null };
   cancelCall.value = pending;
   const body = {
-    ...(wishes.reason && { reason: wishes.reason }),
-    ...(wishes.forceAfter !== null && { force_after: `${wishes.forceAfter}s` }),
+    ...(options.reason && { reason: options.reason }),
+    ...(options.forceAfter !== null && { force_after: `${options.forceAfter}s` }),
   };
   const path = { workspace_id: workspaceId, task_id: taskId };
   try {

@@ -2,7 +2,7 @@
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Dialog } from "./dialog";
-import type { Wishes } from "./stopping";
+import type { CancelOptions } from "./cancel_call";
 
 const CHOICES = [
   { name: "Finish this iteration", seconds: "", help: "It ends by itself or at its time limits." },
@@ -13,7 +13,7 @@ const CHOICES = [
 interface Props {
   title: string;
   children?: ComponentChildren;
-  onCancel: (wishes: Wishes) => void;
+  onCancel: (options: CancelOptions) => void;
   onClose: () => void;
 }
 
@@ -35,7 +35,7 @@ interface FormProps {
   children: ComponentChildren;
   // Put before the choices.
   confirmation?: ComponentChildren;
-  onCancel: (wishes: Wishes) => void;
+  onCancel: (options: CancelOptions) => void;
 }
 
 export function CancelForm({ children, confirmation, onCancel }: FormProps) {

@@ -1,6 +1,9 @@
 // Cancels the tasks of several workspaces, after showing which ones.
 import { signal } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
+import { BulkCancellation, type Counted, countTasks } from "./bulk_cancellation";
+import { BulkProgress } from "./bulk_progress";
+import type { CancelOptions } from "./cancel_call";
 import { CancelForm } from "./cancel_dialog";
 import { asFailure } from "./connection";
 import { may } from "./credential";
@@ -8,8 +11,6 @@ import { Dialog } from "./dialog";
 import { type Failure, FailureNote } from "./failure";
 import { Name } from "./name";
 import { choose } from "./selection";
-import { StopProgress } from "./stop_progress";
-import { type Counted, countTasks, Stopping, type Wishes } from "./stopping";
 import { count } from "./text";
 import type { Row } from "./workspaces";
 
@@ -39,7 +40,7 @@ export function CancelThese() {
 function CancelTheseDialog({ taskIds, meant }: Asked) {
   const [counted, setCounted] = useState<Counted | null>(null);
   const [failure, setFailure] = useState<Failure | null>(null);
-  const [stopping, setStopping] = useState<Stopping | null>(null);
+  const [bulk, setBulk] = useState<BulkCancellation | null>(null);
   useEffect(() => {
     const leave = new AbortController();
     countTasks([...taskIds.values()], leave.signal).then(setCounted, (error: unknown) => {
@@ -47,18 +48,18 @@ function CancelTheseDialog({ taskIds, meant }: Asked) {
     });
     return () => leave.abort();
   }, [taskIds]);
-  useEffect(() => () => stopping?.close(), [stopping]);
+  useEffect(() => () => bulk?.close(), [bulk]);
   const close = () => (asked.value = null);
-  const cancel = (wishes: Wishes) => {
+  const cancel = (options: CancelOptions) => {
     // Exactly the tasks that this dialog shows.
-    const begun = new Stopping(counted?.results.map((each) => each.task_id) ?? [], wishes);
+    const begun = new BulkCancellation(counted?.results.map((each) => each.task_id) ?? [], options);
     void begun.run();
-    setStopping(begun);
+    setBulk(begun);
     choose(taskIds.keys(), false);
   };
   const back = (
     <button type="button" autofocus={!counted?.matched} onClick={close}>
-      {stopping ? "Close" : "Back"}
+      {bulk ? "Close" : "Back"}
     </button>
   );
   const number = counted?.matched ?? taskIds.size;
@@ -66,10 +67,10 @@ function CancelTheseDialog({ taskIds, meant }: Asked) {
     <Dialog title={`Cancel ${count(number, "task")}`} onClose={close}>
       {failure && <FailureNote failure={failure} title="Nothing was cancelled." />}
       {!counted && !failure && <p role="status">Looking up the tasks…</p>}
-      {counted && !stopping && <Names counted={counted} asked={taskIds.size} />}
-      {stopping && <StopProgress stopping={stopping} onRepeat={cancel} />}
+      {counted && !bulk && <Names counted={counted} asked={taskIds.size} />}
+      {bulk && <BulkProgress bulk={bulk} onRepeat={cancel} />}
       <BegunSince taskIds={taskIds} meant={meant} />
-      {counted?.matched && !stopping ? (
+      {counted?.matched && !bulk ? (
         <CancelForm onCancel={cancel}>{back}</CancelForm>
       ) : (
         <div class="buttons">{back}</div>

@@ -1,13 +1,10 @@
-// Whose credential it is, and what it may do. The service decides; this is what the pages offer.
-import { signal } from "@preact/signals";
+// What the credential may do. The service decides; this is what the pages offer.
 import { useEffect } from "preact/hooks";
-import { api, read, type Schemas } from "./api";
+import { api, read } from "./api";
 import { pause } from "./connection";
+import { caller } from "./session";
 
 const REPEAT_MS = 5_000;
-
-// Null until it is known.
-export const caller = signal<Schemas["Caller"] | null>(null);
 
 export function may(scope: "workspace:write" | "tasks:write" | "org:hold"): boolean {
   const scopes = caller.value?.scopes ?? [];
@@ -24,7 +21,6 @@ export function useCaller(credential: string): void {
 }
 
 async function follow(signal: AbortSignal): Promise<void> {
-  caller.value = null;
   while (!caller.peek() && !signal.aborted) {
     try {
       caller.value = await read(api.GET("/v1/caller", { signal }));

@@ -1,5 +1,6 @@
 // How this tab authenticates.
 import { signal } from "@preact/signals";
+import type { Schemas } from "./api";
 import type { Failure } from "./failure";
 
 // The token, or COOKIES; empty before the user has signed in. It is in memory only, so that it never
@@ -17,6 +18,9 @@ export interface Provider {
 }
 export const provider = signal<Provider>({});
 
+// Whose credential it is, what it may do and when it expires; null until it is known.
+export const caller = signal<Schemas["Caller"] | null>(null);
+
 // What a call sends to authenticate. The browser adds the cookies.
 export function credentials(used: string): Record<string, string> {
   return used === COOKIES ? {} : { authorization: `Bearer ${used}` };
@@ -30,7 +34,8 @@ export function rejectToken(used: string, failure: Failure): void {
   if (used && used === token.peek()) rejection.value = failure;
 }
 
-export function signIn(accepted: string): void {
+export function signIn(accepted: string, whose: Schemas["Caller"] | null = null): void {
+  caller.value = whose;
   token.value = accepted;
   rejection.value = null;
 }

@@ -1,21 +1,28 @@
 // Signs in with a session of an identity provider, or with a token that a call has checked.
 import { useEffect, useState } from "preact/hooks";
-import { api, read } from "./api";
-import { asFailure } from "./connection";
+import { api, noAnswer, read, type Schemas } from "./api";
 import { now } from "./clock";
-import { caller } from "./credential";
+import { asFailure, backoffMs, pause, trouble } from "./connection";
+import { ConnectionNote } from "./connection_note";
 import { Dialog } from "./dialog";
 import { Failure, FailureNote } from "./failure";
-import { COOKIES, type Provider, provider, signIn, token } from "./session";
-import { fullTime } from "./text";
+import { caller, COOKIES, type Provider, provider, signIn, token } from "./session";
+import { fullTime, withVisibleDirections } from "./text";
+
+type Caller = Schemas["Caller"];
 
 const EXPIRES_SOON_MS = 5 * 60_000;
 
 export function SignIn() {
-  useEffect(() => void findSession(), []);
+  useEffect(() => {
+    const leave = new AbortController();
+    void findSession(leave.signal);
+    return () => leave.abort();
+  }, []);
   return (
     <main class="sign-in">
       <h1>Evershell console</h1>
+      <ConnectionNote />
       <ProviderButton />
       <TokenForm />
     </main>
@@ -68,12 +75,22 @@ function ProviderButton() {
   );
 }
 
-// Continues a session of the provider, if there is one.
-async function findSession(): Promise<void> {
-  const answer = await fetch("/console/sign-in.json").catch(() => null);
-  if (!answer?.ok) return;
-  provider.value = (await answer.json()) as Provider;
-  if (provider.value.sign_in && (await fetch("/v1/caller")).ok) signIn(COOKIES);
+// Continues a session of the provider, if there is one. Tries again while the service does not answer.
+async function findSession(signal: AbortSignal): Promise<void> {
+  for (let failures = 1; !signal.aborted; failures += 1) {
+    try {
+      const answer = await fetch("/console/sign-in.json", { signal });
+      if (answer.ok) provider.value = (await answer.json()) as Provider;
+      const session = provider.value.sign_in ? await fetch("/v1/caller", { signal }) : null;
+      trouble.value = null;
+      if (session?.ok) signIn(COOKIES, withVisibleDirections((await session.json()) as Caller));
+      return;
+    } catch (error) {
+      if (signal.aborted) return;
+      trouble.value = asFailure(noAnswer(error));
+    }
+    await pause(backoffMs(failures, trouble.peek()), signal);
+  }
 }
 
 function TokenForm() {

@@ -1,11 +1,13 @@
 // Stops everything, after the person has typed the number of tasks.
 import { useEffect, useRef, useState } from "preact/hooks";
+import { BulkCancellation, countTasks, lastStop } from "./bulk_cancellation";
+import { BulkProgress } from "./bulk_progress";
+import type { CancelOptions } from "./cancel_call";
 import { CancelForm } from "./cancel_dialog";
 import { asFailure } from "./connection";
-import { caller, may } from "./credential";
+import { may } from "./credential";
 import { type Failure, FailureNote } from "./failure";
-import { StopProgress } from "./stop_progress";
-import { countTasks, stop, Stopping, type Wishes } from "./stopping";
+import { caller } from "./session";
 import { count } from "./text";
 import { useFollowedList } from "./workspaces";
 
@@ -14,13 +16,13 @@ export function StopPage() {
   useEffect(() => heading.current?.focus(), []);
   // For the names of the tasks.
   useFollowedList();
-  const stopping = stop.value;
-  const begin = (wishes: Wishes, hold: boolean) => {
-    stop.value?.close();
-    stop.value = new Stopping(null, wishes, hold);
-    void stop.value.run();
+  const bulk = lastStop.value;
+  const begin = (options: CancelOptions, hold: boolean) => {
+    lastStop.value?.close();
+    lastStop.value = new BulkCancellation(null, options, hold);
+    void lastStop.value.run();
   };
-  const { step, failure } = stopping?.state.value ?? {};
+  const { step, failure } = bulk?.state.value ?? {};
   return (
     <main class="workspace-page">
       <nav aria-label="Breadcrumb">
@@ -30,13 +32,13 @@ export function StopPage() {
         Stop everything
       </h1>
       <Credential />
-      {stopping ? (
-        <StopProgress stopping={stopping} onRepeat={begin} />
+      {bulk ? (
+        <BulkProgress bulk={bulk} onRepeat={begin} />
       ) : (
         may("workspace:write") && <StopForm onStop={begin} />
       )}
       {(step === "done" || failure) && (
-        <button type="button" onClick={() => (stop.value = null)}>
+        <button type="button" onClick={() => (lastStop.value = null)}>
           Count again
         </button>
       )}
@@ -44,7 +46,7 @@ export function StopPage() {
   );
 }
 
-function StopForm({ onStop }: { onStop: (wishes: Wishes, hold: boolean) => void }) {
+function StopForm({ onStop }: { onStop: (options: CancelOptions, hold: boolean) => void }) {
   const [tasks, setTasks] = useState<number | null>(null);
   const [failure, setFailure] = useState<Failure | null>(null);
   const [wantsHold, setWantsHold] = useState(true);
@@ -61,8 +63,8 @@ function StopForm({ onStop }: { onStop: (wishes: Wishes, hold: boolean) => void 
   }, []);
   if (failure) return <FailureNote failure={failure} title="The tasks could not be counted." />;
   if (tasks === null) return <p role="status">Counting the tasks…</p>;
-  const cancel = (wishes: Wishes) => {
-    if (typed.trim() === String(tasks)) return onStop(wishes, may("org:hold") && wantsHold);
+  const cancel = (options: CancelOptions) => {
+    if (typed.trim() === String(tasks)) return onStop(options, may("org:hold") && wantsHold);
     setIsWrong(true);
     confirmation.current?.focus();
   };

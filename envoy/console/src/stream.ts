@@ -1,7 +1,7 @@
 // Follows the event log of a workspace. The browser's own EventSource cannot send a token in a
 // header, so this reads the stream with fetch.
 import { createParser } from "eventsource-parser";
-import { noAnswer, refusal, type Schemas, type WorkspaceEvent } from "./api";
+import { fetchInTurn, noAnswer, refusal, type Schemas, type WorkspaceEvent } from "./api";
 import { hear } from "./clock";
 import { asFailure, backoffMs, pause } from "./connection";
 import { Failure } from "./failure";
@@ -108,7 +108,8 @@ async function open(workspaceId: string, lastId: string, signal: AbortSignal) {
   const headers = credentials(used);
   if (lastId) headers["last-event-id"] = lastId;
   const path = `/v1/workspaces/${encodeURIComponent(workspaceId)}/events`;
-  const answer = await fetch(path, { headers, signal, cache: "no-store" });
+  const request = new Request(path, { headers, signal, cache: "no-store" });
+  const answer = await fetchInTurn(request);
   if (answer.ok && answer.body) return answer.body;
   throw refusal(answer, await answer.json().catch(() => undefined), used);
 }

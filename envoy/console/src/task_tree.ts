@@ -4,7 +4,7 @@ import { api, read, type Task } from "./api";
 import { announce } from "./announcer";
 import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
-import type { Wishes } from "./stopping";
+import type { CancelOptions } from "./cancel_call";
 import { count } from "./text";
 
 // The pause between reads while a task of the tree has not ended, and afterwards.
@@ -36,14 +36,14 @@ export class TaskTree {
     }
   }
 
-  async cancel(task: Task, wishes: Wishes): Promise<void> {
+  async cancel(task: Task, options: CancelOptions): Promise<void> {
     this.failure.value = null;
     try {
       const path = { workspace_id: task.workspace_id, task_id: task.id };
       const body = {
         include_descendants: true,
-        ...(wishes.reason && { reason: wishes.reason }),
-        ...(wishes.forceAfter !== null && { force_after: `${wishes.forceAfter}s` }),
+        ...(options.reason && { reason: options.reason }),
+        ...(options.forceAfter !== null && { force_after: `${options.forceAfter}s` }),
       };
       const answer = await read(
         api.POST("/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel", { params: { path }, body }),

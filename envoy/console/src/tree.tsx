@@ -31,9 +31,9 @@ export function Tree({ open }: { open: OpenWorkspace }) {
       {asked && (
         <CancelDialog
           title={`Cancel “${firstLine(asked.description)}” and its descendants`}
-          onCancel={(wishes) => {
+          onCancel={(options) => {
             setAsked(null);
-            void tree.cancel(asked, wishes);
+            void tree.cancel(asked, options);
           }}
           onClose={() => setAsked(null)}
         />

@@ -2,7 +2,7 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Task, Workspace } from "./api";
 import { CancelDialog } from "./cancel_dialog";
-import { cancelTask } from "./cancel_call";
+import { type CancelOptions, cancelTask } from "./cancel_call";
 import { Cancellation } from "./cancellation";
 import { now } from "./clock";
 import { asFailure, trouble } from "./connection";
@@ -13,7 +13,6 @@ import { type Failure, FailureNote } from "./failure";
 import { useKeys } from "./keys";
 import { limitsOf, tokensUsed } from "./limits";
 import { RunsNow } from "./runs_now";
-import type { Wishes } from "./stopping";
 import { elapsed, firstLine, fullTime, number, words } from "./text";
 import { Timeline } from "./timeline";
 import { Tree } from "./tree";
@@ -101,9 +100,9 @@ function CurrentTask({ open }: { open: OpenWorkspace }) {
   useKeys({ c: () => setIsAsking(mayAsk) });
   if (!task) return null;
   const isOver = Boolean(task.completed_at);
-  const cancel = (wishes: Wishes) => {
+  const cancel = (options: CancelOptions) => {
     setIsAsking(false);
-    void cancelTask(open.id, task.id, wishes);
+    void cancelTask(open.id, task.id, options);
     // The button may be gone when the task has ended.
     requestAnimationFrame(() => document.getElementById("cancellation-title")?.focus());
   };

@@ -1,10 +1,20 @@
 // An OpenID Connect provider: node provider.mjs PORT CLIENT_SECRET CONSOLE_URL TOKEN_SECONDS
 //
 // It takes every name with every password. The access tokens are JWTs with the claims that the
-// service reads.
-import { Provider } from "oidc-provider";
+// service reads. A refresh token of Grace that is used twice ends her session.
+import { Provider, errors } from "oidc-provider";
 
 const [port, secret, consoleUrl, tokenSeconds] = process.argv.slice(2);
+const used = new Set();
+let isReused = false;
+function rotateRefreshToken({ oidc }) {
+  const { accountId, jti } = oidc.entities.RefreshToken;
+  if (accountId !== "grace") return false;
+  isReused ||= used.has(jti);
+  used.add(jti);
+  if (isReused) throw new errors.InvalidGrant("the refresh token was used twice");
+  return true;
+}
 const provider = new Provider(`http://127.0.0.1:${port}`, {
   clients: [
     {
@@ -18,6 +28,7 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
   ],
   pkce: { required: () => true },
   issueRefreshToken: async () => true,
+  rotateRefreshToken,
   features: {
     resourceIndicators: {
       enabled: true,

@@ -21,8 +21,10 @@ SECRET = "the secret of the console"
 RESOURCE = "https://evershell.example"
 # So short that the session is renewed in the test.
 TOKEN_SECONDS = 2
+# In turn with the calls of the page, which may renew the session too.
 ASK = """async ([path, method, mode]) => {
-  const answer = await fetch(path, {method, mode, credentials: "include"});
+  const call = () => fetch(path, {method, mode, credentials: "include"});
+  const answer = await navigator.locks.request("evershell-session", call);
   return [answer.status, mode === "no-cors" ? null : await answer.json()];
 }"""
 
@@ -86,19 +88,21 @@ def _provider(folder: Path, console_url: str) -> Iterator[Provider]:
 @pytest.fixture
 def page(browser: Browser, provided: tuple[Stack, Provider]) -> Iterator[Page]:
     """The console, after Ada has signed in."""
-    stack, _ = provided
     context = browser.new_context()
-    page = context.new_page()
+    yield sign_in(context.new_page(), provided[0], "ada")
+    context.close()
+
+
+def sign_in(page: Page, stack: Stack, name: str) -> Page:
     page.goto(f"{stack.rest_url}/console")
     page.get_by_role("button", name="Sign in with your organization").click()
-    page.get_by_placeholder("Enter any login").fill("ada")
+    page.get_by_placeholder("Enter any login").fill(name)
     page.get_by_placeholder("and password").fill("any")
     page.get_by_role("button", name="Sign-in").click()
     page.get_by_role("button", name="Continue").click()
     expect(page).to_have_url(f"{stack.rest_url}/console")
     expect(page.get_by_role("grid")).to_be_visible()
-    yield page
-    context.close()
+    return page
 
 
 def ask(page: Page, path: str, method: str = "GET", mode: str = "cors") -> tuple[int, Any]:
@@ -134,13 +138,38 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
 ) -> None:
     first = ask(page, "/v1/caller")[1]["expires_at"]
     eventually(lambda: ask(page, "/v1/caller")[1]["expires_at"] != first)
+    # The page looks for the session until the service answers.
+    page.route("**/v1/caller", lambda route: route.abort())
     page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("No connection")
+    page.unroute("**/v1/caller")
     expect(page.get_by_role("grid")).to_be_visible()
     page.get_by_role("button", name="Sign out").click()
     page.get_by_role("button", name=re.compile("Yes")).click()
     expect(page).to_have_url(f"{provided[0].rest_url}/console")
     status, body = ask(page, "/v1/caller")
     assert (status, body["error"]["code"]) == (401, "unauthenticated")
+
+
+def test_no_refresh_token_is_used_twice(
+    browser: Browser, provided: tuple[Stack, Provider]
+) -> None:
+    """The provider ends such a session. All loops of two tabs call at the same time."""
+    context = browser.new_context()
+    pages = [sign_in(context.new_page(), provided[0], "grace"), context.new_page()]
+    pages[1].goto(pages[0].url)
+    for page in pages:
+        page.evaluate("() => void setInterval(() => dispatchEvent(new Event('online')), 200)")
+    expiries = set()
+    for _ in range(4):
+        status, caller = ask(pages[0], "/v1/caller")
+        assert status == 200
+        expiries.add(caller["expires_at"])
+        eventually(lambda: ask(pages[1], "/v1/caller")[1]["expires_at"] not in expiries)
+    for page in pages:
+        expect(page.get_by_role("grid")).to_be_visible()
+        expect(page.get_by_role("dialog")).to_have_count(0)
+    context.close()
 
 
 def test_tokens_work_while_the_provider_is_down(

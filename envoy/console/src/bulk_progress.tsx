@@ -1,9 +1,10 @@
-// What becomes of a stop: held, all cancellations recorded, all tasks ended.
+// What becomes of a cancellation of many tasks: held, all cancellations recorded, all tasks ended.
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
+import type { BulkCancellation, BulkState } from "./bulk_cancellation";
+import type { CancelOptions } from "./cancel_call";
 import { FailureNote } from "./failure";
 import { Name } from "./name";
-import type { Stop, Stopping, Wishes } from "./stopping";
 import { count, seconds } from "./text";
 
 // The tasks that are listed by name.
@@ -11,14 +12,14 @@ const LISTED = 20;
 const ORDER = ["hold", "cancel", "follow", "done"] as const;
 
 interface Props {
-  stopping: Stopping;
-  onRepeat: (wishes: Wishes, hold: boolean) => void;
+  bulk: BulkCancellation;
+  onRepeat: (options: CancelOptions, hold: boolean) => void;
 }
 
-export function StopProgress({ stopping, onRepeat }: Props) {
-  const state = stopping.state.value;
+export function BulkProgress({ bulk, onRepeat }: Props) {
+  const state = bulk.state.value;
   const heading = useRef<HTMLHeadingElement>(null);
-  useLayoutEffect(() => heading.current?.focus(), [stopping]);
+  useLayoutEffect(() => heading.current?.focus(), [bulk]);
   const { accepted, before } = state;
   const known = before ? `, ${count(before, "task")} cancelled before` : "";
   const counted = `${count(accepted, "task")}${known}`;
@@ -27,9 +28,9 @@ export function StopProgress({ stopping, onRepeat }: Props) {
       <h2 id="progress-title" ref={heading} tabIndex={-1}>
         Progress
       </h2>
-      <Problem stopping={stopping} onRepeat={onRepeat} />
+      <Problem bulk={bulk} onRepeat={onRepeat} />
       <ol class="steps">
-        {stopping.hold && (
+        {bulk.hold && (
           <Step of="hold" state={state}>
             <strong>On hold</strong>: new tasks are refused
           </Step>
@@ -47,14 +48,14 @@ export function StopProgress({ stopping, onRepeat }: Props) {
           )}
         </Step>
       </ol>
-      {state.step === "follow" && <Unfinished stopping={stopping} />}
+      {state.step === "follow" && <Unfinished bulk={bulk} />}
     </section>
   );
 }
 
 interface StepProps {
-  of: Stop["step"];
-  state: Stop;
+  of: BulkState["step"];
+  state: BulkState;
   tookMs?: number | null;
   children: ComponentChildren;
 }
@@ -71,8 +72,8 @@ function Step({ of, state, tookMs, children }: StepProps) {
   );
 }
 
-function Problem({ stopping, onRepeat }: Props) {
-  const { failure, step } = stopping.state.value;
+function Problem({ bulk, onRepeat }: Props) {
+  const { failure, step } = bulk.state.value;
   if (!failure) return null;
   const titles = {
     hold: "The organization is not on hold, and nothing was cancelled.",
@@ -87,12 +88,12 @@ function Problem({ stopping, onRepeat }: Props) {
         <button
           type="button"
           class="danger"
-          onClick={() => onRepeat(stopping.wishes, stopping.hold)}
+          onClick={() => onRepeat(bulk.options, bulk.hold)}
         >
           Try again
         </button>
         {step === "hold" && (
-          <button type="button" class="danger" onClick={() => onRepeat(stopping.wishes, false)}>
+          <button type="button" class="danger" onClick={() => onRepeat(bulk.options, false)}>
             Cancel the tasks without a hold
           </button>
         )}
@@ -101,8 +102,8 @@ function Problem({ stopping, onRepeat }: Props) {
   );
 }
 
-function Unfinished({ stopping }: { stopping: Stopping }) {
-  const { unfinished, results } = stopping.state.value;
+function Unfinished({ bulk }: { bulk: BulkCancellation }) {
+  const { unfinished, results } = bulk.state.value;
   if (!unfinished) return null;
   // The service lists at most 1,000 tasks.
   const isWhole = results.length === unfinished;
@@ -112,7 +113,7 @@ function Unfinished({ stopping }: { stopping: Stopping }) {
         An iteration ends by itself or at its time limits. Cancellations that an agent has not
         received are delivered as soon as it can be reached.
       </p>
-      <button type="button" class="danger" onClick={() => void stopping.interrupt(results)}>
+      <button type="button" class="danger" onClick={() => void bulk.interrupt(results)}>
         Interrupt {isWhole ? "them all" : `the first ${results.length}`} now
       </button>
       <ul>

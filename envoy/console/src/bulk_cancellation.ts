@@ -2,6 +2,7 @@
 import { signal } from "@preact/signals";
 import { api, read, type Schemas } from "./api";
 import { announce } from "./announcer";
+import type { CancelOptions } from "./cancel_call";
 import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
 import { holdOrg } from "./hold";
@@ -16,15 +17,9 @@ const MOST_IDS = 1_000;
 export type Result = Schemas["CancelTasksResult"];
 type Filters = Pick<Schemas["CancelTasksRequest"], "all" | "filter">[];
 
-export interface Wishes {
-  reason: string;
-  // In seconds; null for never.
-  forceAfter: number | null;
-}
-
-export interface Stop {
+export interface BulkState {
   readonly step: "hold" | "cancel" | "follow" | "done";
-  // The first failure; the stop goes on only if it is repeated.
+  // The first failure; the cancellation goes on only if it is repeated.
   readonly failure: Failure | null;
   readonly accepted: number;
   // Tasks whose cancellation was recorded before.
@@ -46,8 +41,8 @@ export interface Counted {
   readonly results: readonly Result[];
 }
 
-// The last stop that this tab has begun.
-export const stop = signal<Stopping | null>(null);
+// The last cancellation of all tasks that this tab has begun.
+export const lastStop = signal<BulkCancellation | null>(null);
 
 // Counts the tasks with these ids, or all tasks, and cancels none. Throws Failure.
 export async function countTasks(
@@ -67,8 +62,8 @@ export async function countTasks(
   return found;
 }
 
-export class Stopping {
-  readonly state = signal<Stop>({
+export class BulkCancellation {
+  readonly state = signal<BulkState>({
     step: "cancel",
     failure: null,
     accepted: 0,
@@ -85,7 +80,7 @@ export class Stopping {
   // organization is released.
   constructor(
     readonly taskIds: readonly string[] | null,
-    readonly wishes: Wishes,
+    readonly options: CancelOptions,
     readonly hold = false,
   ) {}
 
@@ -93,7 +88,7 @@ export class Stopping {
     try {
       if (this.hold) {
         this.change({ step: "hold" });
-        await insistently(() => holdOrg(this.wishes.reason));
+        await insistently(() => holdOrg(this.options.reason));
       }
       this.change({ step: "cancel" });
       await this.cancelAll();
@@ -109,11 +104,11 @@ export class Stopping {
     this.leave.abort();
   }
 
-  // Interrupts the iterations of these tasks. Tasks that were submitted after the stop go on.
+  // Interrupts the iterations of these tasks. Tasks that were submitted since go on.
   async interrupt(tasks: readonly Result[]): Promise<void> {
     try {
       for (const part of filters(tasks.map((each) => each.task_id))) {
-        await eachBatch({ ...part, reason: this.wishes.reason, force_after: "0s" }, () => {});
+        await eachBatch({ ...part, reason: this.options.reason, force_after: "0s" }, () => {});
       }
     } catch (error) {
       this.change({ failure: asFailure(error) });
@@ -121,7 +116,7 @@ export class Stopping {
   }
 
   private async cancelAll(): Promise<void> {
-    const { reason, forceAfter } = this.wishes;
+    const { reason, forceAfter } = this.options;
     const force = forceAfter === null ? {} : { force_after: `${forceAfter}s` };
     for (const part of filters(this.taskIds)) {
       let isFirst = true;
@@ -150,7 +145,7 @@ export class Stopping {
     announce(`${count(accepted + before, "task")} ended.`);
   }
 
-  private change(changed: Partial<Stop>): void {
+  private change(changed: Partial<BulkState>): void {
     this.state.value = { ...this.state.peek(), ...changed };
   }
 }
@@ -178,7 +173,7 @@ async function eachBatch(
   }
 }
 
-// Repeats a call that the service could not answer. All calls of a stop are safe to repeat.
+// Repeats a call that the service could not answer. All calls of this module are safe to repeat.
 async function insistently<T>(call: () => Promise<T>): Promise<T> {
   for (let failures = 1; ; failures += 1) {
     try {
