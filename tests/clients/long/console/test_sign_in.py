@@ -151,9 +151,7 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
     assert (status, body["error"]["code"]) == (401, "unauthenticated")
 
 
-def test_no_refresh_token_is_used_twice(
-    browser: Browser, provided: tuple[Stack, Provider]
-) -> None:
+def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack, Provider]) -> None:
     """The provider ends such a session. All loops of two tabs call at the same time."""
     context = browser.new_context()
     pages = [sign_in(context.new_page(), provided[0], "grace"), context.new_page()]
