@@ -63,7 +63,7 @@ def test_numbers_are_settings_as_the_programs_read_them() -> None:
 
 
 def test_the_hook_migrates_with_the_settings_of_the_programs() -> None:
-    objects = {(o["kind"], o["metadata"]["name"]): o for o in tools.render(tools.trial())}
+    objects = {(o["kind"], o["metadata"]["name"]): o for o in tools.render(tools.SETS["trial"])}
     (container,) = objects["Job", "migrate"]["spec"]["template"]["spec"]["containers"]
     # Nothing of the release exists yet, or is that of the previous version.
     assert [list(each) for each in container["envFrom"]] == [["secretRef"], ["secretRef"]]
@@ -113,7 +113,7 @@ def own(kubernetes_tools: None, tmp_path_factory: pytest.TempPathFactory) -> lis
     folder = tmp_path_factory.mktemp("copy")
     (folder / "deploy").symlink_to(tools.DEPLOY)
     (folder / "mine").mkdir()
-    (folder / "mine" / "kustomization.yaml").write_text(tools.shown()[1])
+    (folder / "mine" / "kustomization.yaml").write_text(tools.KUSTOMIZATION)
     return list(yaml.safe_load_all(tools.kubectl("kustomize", str(folder / "mine"))))
 
 
@@ -152,7 +152,7 @@ def test_the_readme_names_every_secret_that_has_to_exist() -> None:
     text = tools.README.read_text()
     listed = set(re.findall(r"^\| `([a-z-]+)` \| ", text, re.MULTILINE))
     created = set(re.findall(r"create secret [a-z-]+ ([a-z-]+)", text))
-    for each in tools.render(yaml.safe_load(tools.shown()[0])):
+    for each in tools.render(tools.SETS["production"]):
         if each["kind"] in ("Deployment", "Job"):
             for kind, name in needed(each["spec"]["template"]["spec"]):
                 if kind == "Secret":

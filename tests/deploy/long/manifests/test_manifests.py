@@ -61,11 +61,12 @@ def agent_objects() -> list[dict[str, Any]]:
     ]
 
 
-def test_the_objects_fit_the_schemas(rendered: list[dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", tools.VERSIONS)
+def test_the_objects_fit_the_schemas(version: str, tmp_path: Path) -> None:
+    rendered = [each for values in tools.SETS.values() for each in tools.render(values)]
     path = tmp_path / "objects.yaml"
     path.write_text(yaml.safe_dump_all(o for o in rendered if o["kind"] not in tools.FOREIGN_KINDS))
-    for version in tools.VERSIONS:
-        tools.validate(path, version)
+    tools.validate(path, version)
 
 
 def test_the_objects_of_a_workspace_fit_the_schemas(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_the_settings_are_valid(
 
 async def test_a_session_token_of_the_trial_is_valid(tmp_path: Path) -> None:
     """The trial reads its keys from the file that issue.py makes."""
-    rendered = tools.render(tools.trial())
+    rendered = tools.render(tools.SETS["trial"])
     found = settings_of(rendered)
     spec = dict(pod_specs(rendered))["workers"]
     (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "keys"]

