@@ -1,3 +1,5 @@
+import math
+import random
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -52,3 +54,9 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal and each of its attempts have a minute, so a busy machine causes no retries."""
     monkeypatch.setattr(agent_client, "SIGNAL_BUDGET_SECONDS", 60.0)
     monkeypatch.setattr(agent_client, "_ATTEMPT_SECONDS", 60.0)
+
+
+@pytest.fixture
+def one_attempt(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that fails is not attempted again."""
+    monkeypatch.setattr(random, "uniform", lambda *_: math.inf)

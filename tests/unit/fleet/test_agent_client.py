@@ -249,6 +249,7 @@ async def test_a_stream_with_more_than_it_was_asked_for_is_ended(
     assert await cancel(client, agent.address)
 
 
+@pytest.mark.usefixtures("one_attempt")
 async def test_bytes_that_are_no_acknowledgement_are_not_believed(client: AgentClient) -> None:
     async def signals(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async for _ in requests:
@@ -302,6 +303,7 @@ def report(size: int) -> bytes:
     return CurrentIteration(calls=[RunningCall(output="x" * size)]).SerializeToString()
 
 
+@pytest.mark.usefixtures("one_attempt")
 @pytest.mark.parametrize(
     ("answer", "compression"),
     [
@@ -328,10 +330,12 @@ async def test_a_report_that_is_too_large_or_cannot_be_read_is_not_taken(
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    with pytest.raises(AgentUnreachableError):
-        await client.current_iteration(workspace_at(f"127.0.0.1:{port}"), TASK)
+    try:
+        with pytest.raises(AgentUnreachableError):
+            await client.current_iteration(workspace_at(f"127.0.0.1:{port}"), TASK)
+    finally:
+        await server.stop(0)
     assert asked.is_set()
-    await server.stop(0)
 
 
 async def test_an_agent_that_does_not_answer_is_given_up(
