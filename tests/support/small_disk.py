@@ -1,5 +1,6 @@
 """A disk that a test can fill: a tmpfs of a few MiB. A mount needs root and CAP_SYS_ADMIN."""
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -64,6 +65,13 @@ def fill(path: Path, spare_bytes: int = 0) -> None:
 def free(path: Path) -> None:
     """Frees the space that `fill` has taken."""
     (path / _BALLAST).unlink(missing_ok=True)
+
+
+def shrink_pipe(pid: int) -> None:
+    """Lets a program of the stack lose lines soon, when nothing reads its log."""
+    pipe = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    os.close(pipe)
 
 
 def _mount(path: Path, size_bytes: int) -> None:

@@ -95,7 +95,11 @@ class DeliveryProcess:
 
     async def _run_process(self) -> int:
         """Returns the exit code. Ends the process if it is cancelled."""
+        # The process shares the standard error of the worker, and libuv makes what a child inherits
+        # blocking (uv__process_child_init). Log lines would then block the worker on a full disk.
+        is_blocking = os.get_blocking(sys.stderr.fileno())
         process = await asyncio.create_subprocess_exec(*_COMMAND, stdin=PIPE, stdout=PIPE)
+        os.set_blocking(sys.stderr.fileno(), is_blocking)
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process

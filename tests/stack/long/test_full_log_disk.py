@@ -1,8 +1,6 @@
 """Full log disks fail no call and end no task, and logging continues when they have space again."""
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -15,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.ports import free_ports
-from tests.support.small_disk import fill, free, small_disk
+from tests.support.small_disk import fill, free, shrink_pipe, small_disk
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -79,13 +77,6 @@ def assert_healthy(stack: Stack) -> None:
                 health_pb2.HealthCheckRequest(), timeout=20
             )
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-def shrink_pipe(pid: int) -> None:
-    """Lets the program lose lines soon, when nothing reads its log."""
-    pipe = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
-    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
-    os.close(pipe)
 
 
 def notices(stack: Stack) -> list[dict[str, Any]]:
