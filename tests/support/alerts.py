@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.metrics import Samples
 from tests.support.stack import ROOT
 
 _FOLDER = ROOT / "deploy" / "monitoring"
@@ -69,39 +68,3 @@ def assert_firing(
     path = folder / "test.yaml"
     path.write_text(yaml.safe_dump(test))
     promtool("test", "rules", str(path))
-
-
-class Recorder:
-    """Scrapes that promtool reads as one every SCRAPE_INTERVAL."""
-
-    def __init__(self) -> None:
-        self._scrapes: list[dict[str, float]] = []
-
-    def add(self, programs: dict[str, Samples]) -> None:
-        """Adds what the programs, by instance, have exported at one time."""
-        self._scrapes.append(
-            {
-                f"{name}{{{_text(labels | {('instance', instance)})}}}": value
-                for instance, samples in programs.items()
-                for (name, labels), value in samples.items()
-                if name.startswith(("evershell_", "envoy_cluster_", "envoy_http_downstream_rq_"))
-                and not name.endswith(("_bucket", "_sum", "_created"))
-            }
-        )
-
-    def assert_firing(self, folder: Path, names: set[str], other: Series) -> None:
-        """Fails unless exactly these alerts fire at the last scrape, with the `other` series."""
-        at = f"{15 * (len(self._scrapes) - 1)}s"
-        assert_firing(folder, other | self._series(), at, names)
-
-    def _series(self) -> Series:
-        """A series that is missing from a scrape has ended, as for Prometheus."""
-        names = {name for found in self._scrapes for name in found}
-        return {
-            name: " ".join(str(found.get(name, "stale")) for found in self._scrapes)
-            for name in names
-        }
-
-
-def _text(labels: frozenset[tuple[str, str]]) -> str:
-    return ",".join(f'{name}="{value}"' for name, value in sorted(labels))

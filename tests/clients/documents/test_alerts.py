@@ -82,6 +82,7 @@ def test_each_alert_has_a_runbook_and_each_runbook_an_alert() -> None:
         assert rule["annotations"]["runbook"] == f"docs/runbooks.md#{name.lower()}"
         assert "**Callers see**" in SECTIONS[name], name
         assert "**What to do**" in SECTIONS[name], name
+        assert "**Drill**" in SECTIONS[name], name
 
 
 def test_the_bound_of_a_cancellation_is_that_of_the_default_settings() -> None:

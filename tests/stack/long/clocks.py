@@ -28,12 +28,17 @@ if name in ("serve", "fleet"):
 class Clocks:
     """How far the clock of each program is ahead: `serve`, `fleet`, `agent` and databases."""
 
-    def __init__(self, folder: Path) -> None:
-        """Creates the folder. Skips the test if libfaketime is not installed."""
+    def __init__(self, folder: Path, cached: bool = False) -> None:
+        """Creates the folder. Skips the test if libfaketime is not installed.
+
+        If `cached`, a process reads its file only once a second. Programs are faster then, and the
+        processes of a database do not see a step at the same moment.
+        """
         if not _LIBRARIES:
             pytest.skip("libfaketime is not installed (Debian: apt-get install faketime)")
         folder.mkdir()
         self._folder = folder
+        self._cached = cached
         own = repr(self._preload())
         code = _SITECUSTOMIZE.format(own=own, folder=str(folder))
         (folder / "sitecustomize.py").write_text(code)
@@ -60,13 +65,12 @@ class Clocks:
         written.write_text(f"{ahead_seconds:+d}")
         written.replace(self._folder / name)
 
-    @staticmethod
-    def _preload() -> dict[str, str]:
+    def _preload(self) -> dict[str, str]:
         return {
             "LD_PRELOAD": str(_LIBRARIES[0]),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             # It would outlive a process that is killed.
             "FAKETIME_DISABLE_SHM": "1",
             # The processes of a database see a step at the same moment, as those of one host do.
-            "FAKETIME_NO_CACHE": "1",
+            **({"FAKETIME_CACHE_DURATION": "1"} if self._cached else {"FAKETIME_NO_CACHE": "1"}),
         }

@@ -1,0 +1,127 @@
+"""A Prometheus that scrapes the programs of a stack and evaluates the alerts of deploy/monitoring.
+
+Its times are a hundredth of the real ones, so that an alert over 15 minutes fires after 9 s.
+"""
+
+import copy
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.support.alerts import SPEC, rules_file
+from tests.support.ports import free_ports
+from tests.support.waiting import eventually
+
+_SPEED = 100
+_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000}
+_INTERVAL = "500ms"
+# Prometheus looks 5 minutes back for a series that is not marked as ended.
+_LOOKBACK = "3s"
+_LIMIT_SECONDS = 120.0
+
+
+def _shorter(duration: str) -> str:
+    number, unit = int(duration[:-1]), duration[-1]
+    return f"{number * _UNITS_MS[unit] // _SPEED}ms"
+
+
+def _quick_rules() -> dict[str, Any]:
+    """The rules, with shorter times. The bound of a cancellation is a time, too."""
+    spec = copy.deepcopy(SPEC)
+    for rule in (rule for group in spec["groups"] for rule in group["rules"]):
+        rule["expr"] = re.sub(
+            r"\[(\d+[smh])\]", lambda found: f"[{_shorter(found[1])}]", rule["expr"]
+        )
+        rule["expr"] = re.sub(r"> 780$", f"> {780 / _SPEED}", rule["expr"])
+        if "for" in rule:
+            rule["for"] = _shorter(rule["for"])
+    return spec
+
+
+class Prometheus:
+    """A running Prometheus."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def alerts(self, *states: str) -> set[str]:
+        """The alerts that are `pending` or `firing`."""
+        answer = self._client.get("/api/v1/alerts")
+        return {
+            each["labels"]["alertname"]
+            for each in answer.json()["data"]["alerts"]
+            if each["state"] in states
+        }
+
+    def await_firing(self, names: set[str]) -> None:
+        """Waits until each of these has fired since the call."""
+        missing = set(names)
+
+        def have_fired() -> bool:
+            missing.difference_update(self.alerts("firing"))
+            return not missing
+
+        try:
+            eventually(have_fired, _LIMIT_SECONDS)
+        except TimeoutError:
+            raise AssertionError(f"not fired: {missing}") from None
+
+    def await_end(self, names: set[str]) -> None:
+        """Waits until none of these is firing or pending."""
+        eventually(lambda: not names & self.alerts("pending", "firing"), _LIMIT_SECONDS)
+
+    def is_ready(self) -> bool:
+        with suppress(httpx.TransportError):
+            return self._client.get("/-/ready").is_success
+        return False
+
+
+@contextmanager
+def prometheus(folder: Path, targets: Mapping[str, int]) -> Iterator[Prometheus]:
+    """Runs Prometheus with the metrics of these programs, by name, at these ports of loopback.
+
+    Skips the test if it is not installed.
+    """
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("prometheus is not installed (Debian: apt-get install prometheus)")
+    scrapes = [
+        {"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+        for name, port in targets.items()
+    ]
+    every = {"scrape_interval": _INTERVAL, "scrape_timeout": _INTERVAL}
+    config = {
+        "global": {**every, "evaluation_interval": _INTERVAL},
+        "rule_files": [str(rules_file(folder, _quick_rules()))],
+        "scrape_configs": scrapes,
+    }
+    path = folder / "prometheus.yaml"
+    path.write_text(yaml.safe_dump(config))
+    (port,) = free_ports(1)
+    command = [
+        program,
+        f"--config.file={path}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        f"--query.lookback-delta={_LOOKBACK}",
+        "--log.level=warn",
+    ]
+    with (folder / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
+            running = Prometheus(client)
+            eventually(running.is_ready, _LIMIT_SECONDS)
+            yield running
+    finally:
+        process.terminate()
+        process.wait(_LIMIT_SECONDS)
