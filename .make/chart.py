@@ -20,12 +20,12 @@ from evershell.version import VERSION
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "deploy" / "chart"
 KUSTOMIZE = ROOT / "deploy" / "kustomize"
-# Settings that are no values: those of secrets, and ports that the templates name.
+# Settings that the values cannot have: those in Secrets, and the ports in the templates.
 OWN = {
     *("DATABASE_URL", "DATABASE_SESSION_URL", "MIGRATION_DATABASE_URL", "OPENAI_API_KEY"),
     *("REST_PORT", "GRPC_PORT", "SERVER_PORT"),
 }
-# What an installation without Helm cannot have.
+# Only Helm runs hooks.
 VALUES = {"migrate": {"hook": False}}
 HEADER = "# Written by `make gen` from deploy/chart. Do not edit.\n"
 

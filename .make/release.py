@@ -81,7 +81,7 @@ def _build_packages(out: Path) -> None:
 
 
 def _compare_baseline(out: Path, version: str) -> None:
-    """Raises ReleaseError if later versions would be tested with another wheel."""
+    """Raises ReleaseError unless tests/releases has this wheel, for the tests of later versions."""
     name = f"evershell-{version}-py3-none-any.whl"
     baseline = ROOT / "tests" / "releases" / name
     if not baseline.exists() or baseline.read_bytes() != (out / name).read_bytes():
@@ -103,12 +103,12 @@ def _describe_packages(out: Path, version: str) -> None:
             "-o",
             out / f"evershell-{version}.cdx.json",
         ]
-        # The tool knows no dynamic version.
+        # The tool cannot read a dynamic version.
         project = Path(folder, "pyproject.toml")
         static = (ROOT / "pyproject.toml").read_text()
         project.write_text(static.replace('dynamic = ["version"]', f'version = "{version}"'))
         _run(*SBOM_TOOL, "environment", python, "--pyproject", project, *form)
-        # Brings its own license, and those of the packages in the console.
+        # The wheel has its own license, and those of the packages in the console.
         (wheel,) = out.glob("*.whl")
         _run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--python", python, wheel)
         (out / "LICENSES.txt").write_text(_run(python, ROOT / ".make" / "licenses.py"))
@@ -144,7 +144,7 @@ def _without_time(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _package_chart(out: Path, version: str) -> None:
-    """Writes the archive of the chart. That of `helm package` has the time at which it was made."""
+    """Writes the archive of the chart. `helm package` would put the current time into it."""
     target = out / f"evershell-{version}.tgz"
     with (
         target.open("wb") as file,

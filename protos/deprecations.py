@@ -29,8 +29,8 @@ def response_headers(protos: Protos, rpc: Any) -> dict[str, Any]:
     }
 
 
-def described(protos: Protos, element: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    """The description of an RPC or a field in the OpenAPI document, which says if it is deprecated.
+def with_deprecation(protos: Protos, element: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    """The operation, parameter or schema; marked as deprecated if the RPC or the field is.
 
     Raises ValueError if its options are not complete.
     """

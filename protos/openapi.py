@@ -12,7 +12,7 @@ from typing import Any
 
 import headers
 import yaml
-from deprecations import described
+from deprecations import with_deprecation
 from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from schemas import Schemas, component_name, prose, reference
@@ -160,7 +160,7 @@ class _Document:
         operation["responses"] = self._successes(binding) | self._failures(binding)
         if binding.streams:
             operation["x-codeSamples"] = code_samples(binding.path)
-        return described(self._protos, rpc, operation)
+        return with_deprecation(self._protos, rpc, operation)
 
     def _parameter(self, field: FieldDescriptor, place: str) -> dict[str, Any]:
         schema = self._schemas.of_field(field)
@@ -171,7 +171,7 @@ class _Document:
         parameter["description"] = prose(self._protos.comment(field.full_name))
         if not parameter["description"]:
             raise ValueError(f"{field.full_name} is a parameter and needs a comment")
-        return described(self._protos, field, parameter) | {"schema": schema}
+        return with_deprecation(self._protos, field, parameter) | {"schema": schema}
 
     def _body(self, binding: Binding, name: str, fields: list[FieldDescriptor]) -> dict[str, Any]:
         """The body. Each binding has a schema of its own, without the fields of its path."""

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from deprecations import described
+from deprecations import with_deprecation
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from limits import narrowed
 from source import PACKAGE, Protos
@@ -98,7 +98,7 @@ class Schemas:
 
     def _object(self, fields: list[FieldDescriptor], required: list[str]) -> dict[str, Any]:
         properties = {
-            field.name: described(
+            field.name: with_deprecation(
                 self._protos, field, self._described(field.full_name, self.of_field(field))
             )
             for field in fields

@@ -16,7 +16,7 @@ from evershell.cli.lists import (
 )
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
-from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
+from evershell.client import CallError, Task, TaskStatus
 
 # The lines of output that are shown of each call that runs.
 _OUTPUT_LINES = 10
@@ -98,11 +98,9 @@ def _print_now(call: Call, task: Task) -> None:
     """Prints the calls that run, each with the end of its output."""
     try:
         current = call.client.get_current_iteration(task.workspace_id, task.id)
-    except AgentUnreachableError as error:
+    except CallError as error:
+        # The task itself is printed already.
         show.line("now", error.message)
-        return
-    except CallError:
-        # A service of an earlier version. The progress of the task has the phase.
         return
     for each in current.calls:
         kind = each.phase.replace("_", " ")

@@ -36,9 +36,10 @@ def redacted(text: str) -> str:
 
 
 def redacted_end(text: str, *, is_cut: bool = False) -> str:
-    """The text, which is not at its end yet, without keys and without the beginning of a key.
+    """The end of a text that is still being written, without keys and parts of keys.
 
-    With `is_cut`, its beginning is missing, and it may begin with a part of a key.
+    Its last characters may be the beginning of a key. With `is_cut`, the beginning of the text is
+    missing, so its first characters may be the end of a key.
     """
     text, _ = without_parts(redacted(text), "")
     return without_parts("", text)[1] if is_cut else text

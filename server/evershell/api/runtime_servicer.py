@@ -53,7 +53,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     ) -> runtime_service_pb2.RegisterResponse:
         async with self._breaches_recorded():
             directive = await self.runtime.register(agent(), request.address)
-        # Operators find agents of earlier versions by it.
+        # Shows operators which agents still run an earlier version.
         log.info(
             "agent_registered",
             workspace_id=agent().workspace_id,

@@ -126,7 +126,7 @@ class Task:
     workspace_id: str
     description: str
     metadata: Mapping[str, str] = field(default_factory=dict)
-    # Caller.actor_id; empty if an earlier version recorded the task.
+    # Caller.actor_id of the caller who submitted it.
     submitted_by: str = ""
     max_iterations: int = DEFAULT_MAX_ITERATIONS
     status: TaskStatus = TaskStatus.SUBMITTED

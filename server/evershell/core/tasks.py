@@ -290,8 +290,8 @@ async def get_current_iteration(
         current = await agents.current_iteration(workspace, task)
     except AgentUnreachableError as error:
         message = (
-            f"The agent of workspace {workspace_id} did not answer in time. What is known of task "
-            f"{task_id} without it, GetTask answers."
+            f"The agent of workspace {workspace_id} did not answer in time. GetTask has the status "
+            f"and the phase of task {task_id}, as the service knows them."
         )
         raise errors.agent_unreachable(
             workspace_id, task_id, message, intent_recorded=task.cancel is not None

@@ -68,7 +68,7 @@ class Retention:
 
 
 async def repeat(sweep: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
-    """Sweeps until it is cancelled, with a pause after each sweep."""
+    """Calls `sweep` until it is cancelled, and pauses after each call."""
     while True:
         try:
             await sweep()

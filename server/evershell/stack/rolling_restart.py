@@ -81,7 +81,7 @@ class RollingRestart:
         names = {address: f"worker-{i}" for i, address in enumerate(self._edge.settings.workers)}
         healthy = await self._edge.healthy_workers()
         # After a restart that has failed, the worker that does not serve comes first.
-        for address in sorted(names, key=healthy.__contains__):
+        for address in sorted(names, key=lambda address: address in healthy):
             await self._restart_worker(names[address], address)
         await self._supervisor.restart("fleet")
         await _until(partial(self._supervisor.is_live, "fleet"), "fleet")

@@ -1,4 +1,4 @@
-"""Ensures that one run at a time uses a state folder, and finds the process of that run."""
+"""Ensures that one run at a time uses a state folder, and records its process and installation."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from evershell.core.errors import OperatorError
 _LOCK = "lock"
 # Separate from the lock file, because it is written later: once the run handles SIGHUP.
 _PID = "up.pid"
-# The interpreter of the installation whose programs the run starts, if it is not its own.
+# The Python interpreter that starts the programs of the run, if it is not that of the run itself.
 _PYTHON = "up.python"
 
 
@@ -28,7 +28,7 @@ def exclusive(state_dir: Path) -> Iterator[None]:
                 "Stop it, or set STATE_DIR and other ports to run a second one beside it."
             )
             raise OperatorError(message) from error
-        # A killed run does not remove its file.
+        # A killed run does not remove its files.
         (state_dir / _PID).unlink(missing_ok=True)
         (state_dir / _PYTHON).unlink(missing_ok=True)
         try:
@@ -57,14 +57,14 @@ def running_pid(state_dir: Path) -> int | None:
 
 
 def choose_installation(state_dir: Path) -> None:
-    """Lets the run start the programs of the installation of this process from now on."""
+    """Makes the run start programs of the installation of this process from now on."""
     chosen = state_dir / f"next-{_PYTHON}"
     chosen.write_text(sys.executable)
     chosen.replace(state_dir / _PYTHON)
 
 
 def command(state_dir: Path, *arguments: str) -> list[str]:
-    """The command line of a program of the run, of the installation that was chosen last."""
+    """The command line of a program, with the interpreter of the installation chosen last."""
     chosen = state_dir / _PYTHON
     python = chosen.read_text() if chosen.exists() else sys.executable
     return [python, "-m", "evershell.commands", *arguments]

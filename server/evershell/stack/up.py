@@ -179,9 +179,9 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
 
 
 def _render(settings: Settings, edge: EdgeProcess, path: Path) -> None:
-    """Has the installation of the last restart, which may be a later one, configure Envoy.
+    """Writes Envoy's configuration with the installation that the last restart has chosen.
 
-    Raises OperatorError.
+    That may be another version than this process. Raises OperatorError.
     """
     socket = str(edge.settings.admin_socket)
     done = subprocess.run(

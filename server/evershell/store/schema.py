@@ -47,7 +47,7 @@ async def _applied(pool: Pool) -> set[str]:
             cursor = await connection.execute(_APPLIED)
             return {str(row.name) for row in await cursor.fetchall()}
     except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
-        # Never migrated, or by an earlier version, which did not let the service's role look.
+        # The database was never migrated, or not for the role of this service.
         return set()
 
 

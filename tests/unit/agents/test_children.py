@@ -85,7 +85,7 @@ async def test_a_submission_is_repeated_with_its_key_until_it_is_answered() -> N
         # Must not end the agent, whose token is valid.
         (grpc.StatusCode.PERMISSION_DENIED, "permission_denied"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limited"),
-        # A control plane of an earlier version.
+        # A worker that does not have the method.
         (grpc.StatusCode.UNIMPLEMENTED, "not_found"),
     ],
 )

@@ -217,7 +217,9 @@ class CurrentIteration(_message.Message):
     """Counts from 1. 0 if the agent does not work on the task."""
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.RunningCall]:
-        """Those that have begun first, in this order, at most 16. The service cuts longer texts and lists."""
+        """The calls that run, at most 16, in the order in which they began. The service cuts longer texts and
+        lists.
+        """
 
     def __init__(
         self,

@@ -20,8 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Deprecation(_message.Message):
-    """The days of what is deprecated: an RPC or a field that also has protobuf's option `deprecated`, which
-    generated code shows. docs/versions.md says how a caller sees it. Both as YYYY-MM-DD, in UTC.
+    """Since when an RPC or a field is deprecated, and how long it works: days as YYYY-MM-DD, in UTC. It also
+    needs protobuf's option `deprecated`. docs/versions.md says what callers see.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

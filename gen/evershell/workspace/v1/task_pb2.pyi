@@ -151,7 +151,7 @@ class Task(_message.Message):
     """A task that has not finished after this many iterations ends `failed`."""
     submitted_by: _builtins.str
     """The user id or API key id of the caller who submitted it, or `agent:` and the id of the workspace
-    of the agent that did; empty if an earlier version of the service recorded it.
+    of the agent that did.
     """
     parent_task_id: _builtins.str
     """The task whose child it is; empty for none."""
@@ -329,7 +329,7 @@ class CurrentIteration(_message.Message):
     number: _builtins.int
     """Counts from 1, as in IterationCompleted. 0 if the task has not begun or has ended."""
     phase: Global___Task.Phase.ValueType
-    """That of the call that has begun last."""
+    """The phase of the call that has begun last."""
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunningCall]:
         """The calls that run, in the order in which they began, at most 16. Empty while none runs, and if
