@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { api, read, type Schemas } from "./api";
 import { announce } from "./announcer";
-import type { CancelOptions } from "./cancel_call";
+import { type CancelOptions, cancelFields } from "./cancel_call";
 import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
 import { holdOrg } from "./hold";
@@ -116,11 +116,9 @@ export class BulkCancellation {
   }
 
   private async cancelAll(): Promise<void> {
-    const { reason, forceAfter } = this.options;
-    const force = forceAfter === null ? {} : { force_after: `${forceAfter}s` };
     for (const part of filters(this.taskIds)) {
       let isFirst = true;
-      await eachBatch({ ...part, reason, ...force }, (answer) => {
+      await eachBatch({ ...part, ...cancelFields(this.options) }, (answer) => {
         const known = this.state.peek();
         // Later answers count the tasks of earlier ones as recorded before.
         const before = isFirst ? known.before + answer.already_requested : known.before;

@@ -10,6 +10,14 @@ export interface CancelOptions {
   forceAfter: number | null;
 }
 
+// The fields of CancelTask and of CancelTasks.
+export function cancelFields({ reason, forceAfter }: CancelOptions) {
+  return {
+    ...(reason && { reason }),
+    ...(forceAfter !== null && { force_after: `${forceAfter}s` }),
+  };
+}
+
 export interface CancelCall {
   readonly taskId: string;
   readonly outcome: Schemas["CancelTaskResponseOutcome"] | null;
@@ -30,10 +38,7 @@ export async function cancelTask(
   const begun = performance.now();
   const pending = { taskId, outcome: null, failure: null, answerMs: null };
   cancelCall.value = pending;
-  const body = {
-    ...(options.reason && { reason: options.reason }),
-    ...(options.forceAfter !== null && { force_after: `${options.forceAfter}s` }),
-  };
+  const body = cancelFields(options);
   const path = { workspace_id: workspaceId, task_id: taskId };
   try {
     const reply = await read(

@@ -72,8 +72,8 @@ function Output({ text }: { text: string }) {
   );
 }
 
-// The calls of the task, read while the page is visible. Null while they are not known: the agent may
-// not answer, and a service of an earlier version cannot ask it.
+// The calls of the task, read while the page is visible. Null while the service or the agent does not
+// answer.
 function useReading(task: Task): Reading | null {
   const [reading, setReading] = useState<Reading | null>(null);
   useEffect(() => {

@@ -4,7 +4,7 @@ import { api, read, type Task } from "./api";
 import { announce } from "./announcer";
 import { asFailure, backoffMs, pause } from "./connection";
 import type { Failure } from "./failure";
-import type { CancelOptions } from "./cancel_call";
+import { type CancelOptions, cancelFields } from "./cancel_call";
 import { count } from "./text";
 
 // The pause between reads while a task of the tree has not ended, and afterwards.
@@ -40,11 +40,7 @@ export class TaskTree {
     this.failure.value = null;
     try {
       const path = { workspace_id: task.workspace_id, task_id: task.id };
-      const body = {
-        include_descendants: true,
-        ...(options.reason && { reason: options.reason }),
-        ...(options.forceAfter !== null && { force_after: `${options.forceAfter}s` }),
-      };
+      const body = { include_descendants: true, ...cancelFields(options) };
       const answer = await read(
         api.POST("/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel", { params: { path }, body }),
       );
