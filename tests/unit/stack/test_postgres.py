@@ -4,6 +4,7 @@ import asyncio
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -37,18 +38,30 @@ def _no_shared_memory() -> Iterator[None]:
         segment.unlink(missing_ok=True)
 
 
-@pytest.fixture
-def process(places: Places, _no_shared_memory: None) -> Iterator[subprocess.Popen[bytes]]:
-    started = subprocess.Popen(
-        postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL
-    )
+@contextmanager
+def running(places: Places) -> Iterator[subprocess.Popen[bytes]]:
+    """A server of this cluster that accepts connections."""
+    log = places.data_dir.with_name("log")
+    with log.open("wb") as stderr:
+        started = subprocess.Popen(
+            postgres.command(places.data_dir, places.socket_dir), stderr=stderr
+        )
     try:
-        asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 20))
+        try:
+            asyncio.run(postgres.wait_ready(postgres.database_url(places.socket_dir), 60))
+        except TimeoutError:
+            pytest.fail(f"the server, {started.poll()=}, says: {log.read_text()}")
         yield started
     finally:
         if started.poll() is None:
             started.send_signal(postgres.STOP_SIGNAL)
-        started.wait(20)
+        started.wait(60)
+
+
+@pytest.fixture
+def process(places: Places, _no_shared_memory: None) -> Iterator[subprocess.Popen[bytes]]:
+    with running(places) as started:
+        yield started
 
 
 @pytest.mark.parametrize("name", ["with space", "a,b", "50%20&x=#?", "é"])
@@ -87,16 +100,8 @@ def test_a_leftover_server_is_stopped_and_its_data_is_kept(
     with psycopg.connect(url):
         postgres.clear_stale(places.data_dir)
     assert process.wait(20) == 0
-    again = subprocess.Popen(
-        postgres.command(places.data_dir, places.socket_dir), stderr=subprocess.DEVNULL
-    )
-    try:
-        asyncio.run(postgres.wait_ready(url, 20))
-        with psycopg.connect(url) as connection:
-            connection.execute("SELECT FROM kept")
-    finally:
-        again.send_signal(postgres.STOP_SIGNAL)
-        again.wait(20)
+    with running(places), psycopg.connect(url) as connection:
+        connection.execute("SELECT FROM kept")
 
 
 def test_the_processes_of_a_killed_server_end(
