@@ -45,7 +45,7 @@ def schema() -> str:
     document["properties"]["settings"] = {
         "type": "object",
         "additionalProperties": False,
-        # OpenTelemetry reads more of them than the service.
+        # The SDK of OpenTelemetry reads settings of its own.
         "patternProperties": {"^OTEL_": {"type": "string"}},
         "properties": {
             name.upper(): _property(each)
@@ -57,7 +57,7 @@ def schema() -> str:
 
 
 def _property(found: dict[str, Any]) -> dict[str, Any]:
-    # A path is a text.
+    # A path, or none.
     if "anyOf" in found:
         return {"type": "string"}
     limits = ("type", "enum", "minimum", "exclusiveMinimum", "maximum")
@@ -65,7 +65,7 @@ def _property(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_lines(value: Any, indent: str = "") -> str:
-    """JSON with one line for what has no objects in it."""
+    """JSON in which an object is on one line if it fits."""
     inline = json.dumps(value)
     if not isinstance(value, dict) or len(indent + inline) <= 98:
         return inline

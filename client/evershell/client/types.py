@@ -231,7 +231,7 @@ class CurrentIteration(Result):
     number: int = 0
     """Counts from 1; 0 if the task has not begun or has ended."""
     phase: TaskPhase | None = None
-    """That of the call that has begun last; None if none runs."""
+    """The phase of the call that has begun last; None if none runs."""
     calls: tuple[RunningCall, ...] = ()
     """The calls that run, in the order in which they began, at most 16. Empty while none runs, and
     if the agent cannot report its calls."""

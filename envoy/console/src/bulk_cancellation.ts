@@ -88,7 +88,7 @@ export class BulkCancellation {
     try {
       if (this.hold) {
         this.change({ step: "hold" });
-        await insistently(() => holdOrg(this.options.reason));
+        await untilAnswered(() => holdOrg(this.options.reason));
       }
       this.change({ step: "cancel" });
       await this.cancelAll();
@@ -130,7 +130,7 @@ export class BulkCancellation {
 
   private async followToTheEnd(): Promise<void> {
     for (;;) {
-      const answer = await insistently(() => countTasks(this.taskIds, this.leave.signal));
+      const answer = await untilAnswered(() => countTasks(this.taskIds, this.leave.signal));
       // Without a hold, new tasks are not part of a stop of everything.
       const isOwn = (each: Result) => this.taskIds !== null || each.outcome === "already_requested";
       const unfinished = this.taskIds ? answer.matched : answer.before;
@@ -163,7 +163,7 @@ async function eachBatch(
   onAnswer: (answer: Schemas["CancelTasksResponse"]) => void,
 ): Promise<void> {
   for (let remaining = 1; remaining > 0; ) {
-    const answer = await insistently(() => read(api.POST("/v1/tasks/cancel", { body })));
+    const answer = await untilAnswered(() => read(api.POST("/v1/tasks/cancel", { body })));
     onAnswer(answer);
     remaining = answer.remaining;
     // Other transactions have locked what remains.
@@ -172,7 +172,7 @@ async function eachBatch(
 }
 
 // Repeats a call that the service could not answer. All calls of this module are safe to repeat.
-async function insistently<T>(call: () => Promise<T>): Promise<T> {
+async function untilAnswered<T>(call: () => Promise<T>): Promise<T> {
   for (let failures = 1; ; failures += 1) {
     try {
       return await call();

@@ -58,12 +58,12 @@ class OpenCall:
     """A model call or a tool call that has not ended."""
 
     phase: Phase
-    # By time.monotonic().
+    # When it began, by time.monotonic().
     began: float
-    # Of the model, which may be known later, or of the tool.
+    # Returns the name of the model, which may be known only later, or of the tool.
     name: Callable[[], str]
     arguments: str = ""
-    # The end of its output so far, without keys.
+    # Returns the end of its output so far, without keys.
     output: Callable[[], str]
 
 

@@ -72,7 +72,7 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
         case "iteration_completed":
             iteration = event.iteration_completed
             size_bytes = iteration.ByteSize()
-            # One more than is allowed, as of the events.
+            # One more than is allowed, so that the core refuses the iteration.
             del iteration.tool_calls[MAX_TOOL_CALLS + 1 :]
             payload = rest_fields(iteration)
             if not iteration.tool_calls:

@@ -223,7 +223,7 @@ def encode_current_iteration(
     phase: Phase,
     current: CurrentIteration,
 ) -> task_pb2.CurrentIteration:
-    """The reply."""
+    """The reply to GetCurrentIteration."""
     return task_pb2.CurrentIteration(
         workspace_id=request.workspace_id,
         task_id=request.task_id,

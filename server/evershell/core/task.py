@@ -176,9 +176,9 @@ class RunningCall:
     """A model call or a tool call that runs."""
 
     phase: Phase
-    # Of the model or the tool; empty if it is not known.
+    # The name of the model or the tool; empty if it is not known.
     name: str
-    # Of a tool call.
+    # The arguments of a tool call.
     arguments: str = ""
     duration_ms: int
     # The end of the output so far.
@@ -191,7 +191,7 @@ class CurrentIteration:
 
     # Counts from 1. 0 if the agent does not work on the task.
     number: int = 0
-    # In the order in which they began.
+    # The calls that run, in the order in which they began.
     calls: Sequence[RunningCall] = ()
 
 

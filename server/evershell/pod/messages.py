@@ -46,7 +46,7 @@ def encode_phase(phase: Phase) -> "task_pb2.Task.Phase.ValueType":
 
 
 def decode_current_iteration(message: agent_service_pb2.CurrentIteration) -> CurrentIteration:
-    """What an agent reports: cut to the limits, and without what is not valid."""
+    """Decodes what an agent reports. Cuts it to the limits, and drops calls of unknown phases."""
     return CurrentIteration(
         number=max(0, message.number),
         calls=[

@@ -52,7 +52,7 @@ SECONDS_LEFT = (
 FIRST_LEASE_SECONDS_LEFT = SECONDS_LEFT.format("min(lease_expires_at)") + WITH_POD
 LEASE_SECONDS_LEFT = SECONDS_LEFT.format("lease_expires_at") + "id = %s"
 COUNT_WORKSPACES = "SELECT status, count(*) AS number FROM workspaces GROUP BY status"
-# By the indexes of what is due and what has failed, and not much of either.
+# Uses the indexes of due and of failed deliveries. Counts at most 10,001 of each, to stay cheap.
 COUNT_DELIVERIES = (
     "SELECT p.pending, p.oldest, f.failed FROM ("
     "SELECT count(*) AS pending, min(pending_since) AS oldest FROM ("

@@ -29,7 +29,7 @@ COUNT_HOLDS = "SELECT count(*) AS number FROM org_holds"
 
 
 async def share_hold(connection: Connection, org_id: str) -> AsyncCursor[Any]:
-    """Begins a transaction that a hold of the organization would refuse.
+    """Takes the lock of the organization, shared with other calls that a hold would refuse.
 
     The cursor has the hold, if there is one. `hold_of` decodes it.
     """

@@ -51,14 +51,14 @@ _COVERED = (
     "EXISTS (SELECT FROM workspaces w WHERE w.id = workspace_id AND w.org_id = %s "
     "AND (NOT %s OR w.created_by_user_id = %s))"
 )
-# By the index workspaces_with_task. An array, because PostgreSQL might read all tasks of the
-# organization for a join in the order of the list.
+# Uses the index workspaces_with_task. The ids are in an array, because PostgreSQL might read all
+# tasks of the organization for a join.
 ACTIVE = (
     "id = ANY (ARRAY(SELECT current_task_id FROM workspaces WHERE org_id = %s "
     "AND current_task_id IS NOT NULL AND (NOT %s OR created_by_user_id = %s)))"
 )
-# The open tasks by the index tasks_in_limited_trees, then the roots, and the usage of each tree by
-# the index tasks_of_root.
+# Reads the open tasks by the index tasks_in_limited_trees, then the roots, and the usage of each
+# tree by the index tasks_of_root.
 LIMITED_TREES = (
     "WITH trees AS MATERIALIZED ("
     "SELECT coalesce(ancestor_ids[1], id) AS root_id, "

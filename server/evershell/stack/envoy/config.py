@@ -21,7 +21,7 @@ from evershell.stack.envoy.sign_in import Provider
 # The kernel's limit for the path of a Unix socket, with the final NUL (unix(7)).
 SOCKET_PATH_BYTES = 108
 MAX_CONNECTIONS = 10_000
-# The share of the heap in the memory of Envoy. It sheds load before it is killed.
+# Envoy's heap may have this share of PROGRAM_MEMORY_MB. Envoy then sheds load before it is killed.
 _HEAP_SHARE = 0.75
 # Open files that Envoy needs besides the connections of callers.
 _OTHER_FILES = 100
