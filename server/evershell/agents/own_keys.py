@@ -51,22 +51,36 @@ def without_parts(head: str, tail: str) -> tuple[str, str]:
     `redacted` finds only whole keys.
     """
     for form in _names:
-        for length in range(len(form) - 1, 0, -1):
-            if tail.startswith(form[-length:]):
-                tail = tail[length:]
-                break
+        tail = tail[_common_end(form, tail) :]
     return _without_beginning(head), tail
 
 
 def _without_beginning(text: str) -> str:
     """The text without the beginning of a key at its end."""
-    lengths = (
-        length
-        for form in _names
-        for length in range(min(len(form) - 1, len(text)), 0, -1)
-        if text.endswith(form[:length])
-    )
-    return text[: len(text) - max(lengths, default=0)]
+    longest = max((_common_beginning(form, text) for form in _names), default=0)
+    return text[: len(text) - longest]
+
+
+# A key may have some thousand characters, and commands and models wait meanwhile. So the two search
+# for one character, and compare texts only where it is.
+
+
+def _common_end(form: str, text: str) -> int:
+    """The length of the longest end of the form, not all of it, with which the text begins."""
+    start = 0
+    while text and (start := form.find(text[0], start + 1)) > 0:
+        if text.startswith(form[start:]):
+            return len(form) - start
+    return 0
+
+
+def _common_beginning(form: str, text: str) -> int:
+    """The length of the longest beginning of the form, not all of it, with which the text ends."""
+    end = len(form) - 1
+    while text and (end := form.rfind(text[-1], 0, end)) >= 0:
+        if text.endswith(form[: end + 1]):
+            return end + 1
+    return 0
 
 
 def _redact(stream: TextIO) -> None:
