@@ -114,10 +114,11 @@ class _Agent:
         return decode_current_iteration(answer)
 
     async def close(self) -> None:
-        """Closes the channel. Signals in flight have the time of their budget to end."""
+        """Closes the channel. Signals and reads in flight have the time of their budget to end."""
         if self._stream is not None:
             await self._stream.close(SIGNAL_BUDGET_SECONDS)
-        await self._channel.close()
+        # Without a grace, gRPC raises CancelledError in the callers of the reads.
+        await self._channel.close(SIGNAL_BUDGET_SECONDS)
 
 
 class AgentClient:

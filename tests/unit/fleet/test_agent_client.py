@@ -63,6 +63,8 @@ class FakeAgent(AgentServiceServicer):
         self.answers: Callable[[Signal], Iterable[Acknowledgement]] | None = None
         # Its answer to a read. An agent without one is of an earlier version.
         self.iteration: CurrentIteration | None = None
+        self.reads = 0
+        self.before_read: Callable[[int, Context], Awaitable[None]] = _answer_at_once
         # The peer and the value of `authorization` of each stream.
         self.peers: list[str] = []
         self.opened: list[str] = []
@@ -88,6 +90,8 @@ class FakeAgent(AgentServiceServicer):
     ) -> CurrentIteration:
         if self.iteration is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "an earlier version")
+        self.reads += 1
+        await self.before_read(self.reads, context)
         return self.iteration
 
     async def Signals(
@@ -297,6 +301,30 @@ async def test_what_an_agent_reports_is_bounded(client: AgentClient, agent: Fake
     assert (cut.duration_ms, cut.output) == (0, "é" * 4_094 + "end")
     # Of the first 16 calls, two have no phase.
     assert [other.phase for other in others] == ["model_call"] * 13
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_channel_is_closed_when_the_reads_on_it_have_ended(agent: FakeAgent) -> None:
+    """Another read may have given the channel up, or other agents need the place."""
+    go_on = asyncio.Event()
+
+    async def wait(number: int, context: Context) -> None:
+        await go_on.wait()
+
+    agent.iteration, agent.before_read = CurrentIteration(number=4), wait
+    other = FakeAgent()
+    await other.listen()
+    client = AgentClient(TOKENS, lambda: NOW, max_streams=1)
+    read = asyncio.create_task(client.current_iteration(workspace_at(agent.address), TASK))
+    await eventually_async(lambda: agent.reads)
+    assert await cancel(client, other.address)
+    go_on.set()
+    await asyncio.wait({read})
+    await client.aclose()
+    await other.stop()
+    assert not read.cancelled()
+    answer = read.result()
+    assert answer is not None and (answer.number, agent.reads) == (4, 1)
 
 
 def report(size: int) -> bytes:
