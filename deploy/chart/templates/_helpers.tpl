@@ -13,7 +13,7 @@
 POD_BACKEND: kubernetes
 POD_IMAGE: {{ .Values.agentImage | default (include "evershell.image" .) | quote }}
 {{- with .Values.imagePullSecret }}
-POD_IMAGE_PULL_SECRET: {{ . }}
+POD_IMAGE_PULL_SECRET: {{ . | quote }}
 {{- end }}
 # Agents have a port of their own, which accepts only agents with their certificates.
 AGENT_TLS: "on"
@@ -55,10 +55,10 @@ spec:
 automountServiceAccountToken: {{ eq (last .) "controller" }}
 enableServiceLinks: false
 {{- with $values.imagePullSecret }}
-imagePullSecrets: [{name: {{ . }}}]
+imagePullSecrets: [{name: {{ . | quote }}}]
 {{- end }}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $values.podSpec }}
 {{ toYaml . }}

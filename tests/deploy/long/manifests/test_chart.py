@@ -62,6 +62,25 @@ def test_numbers_are_settings_as_the_programs_read_them() -> None:
     assert found["LEASE_SECONDS"] == "2.5"
 
 
+def test_a_name_of_digits_is_a_text() -> None:
+    """`123` is a valid name of a namespace, a Secret and a PriorityClass."""
+    name = "123"
+    values = {
+        "imagePullSecret": name,
+        "secrets": dict.fromkeys(
+            ("database", "databaseOwner", "controlPlaneKey", "model", "spans"), name
+        ),
+        "externalSecrets": {"paths": {name: name}},
+        "edge": {"tlsSecret": name},
+        "priorityClassName": name,
+        "quota": {"agents": {"pods": 9}},
+        "monitoring": {"enabled": True, "namespace": name},
+    }
+    text = json.dumps(tools.render(values))
+    assert text.count(f'"{name}"') > 20
+    assert not re.search(rf"[:\[] ?{name}\b", text)
+
+
 def test_the_hook_migrates_with_the_settings_of_the_programs() -> None:
     objects = {(o["kind"], o["metadata"]["name"]): o for o in tools.render(tools.SETS["trial"])}
     (container,) = objects["Job", "migrate"]["spec"]["template"]["spec"]["containers"]
