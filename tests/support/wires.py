@@ -1,6 +1,7 @@
 """Callers over REST and gRPC. Both report a failure in the same form."""
 
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,9 +34,9 @@ class Failed:
 class Rest:
     """A caller over REST. It checks every response against the OpenAPI document."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, verify: ssl.SSLContext | bool = True) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self.client = httpx.Client(base_url=url, headers=headers, timeout=20)
+        self.client = httpx.Client(base_url=url, headers=headers, timeout=20, verify=verify)
 
     def close(self) -> None:
         self.client.close()
