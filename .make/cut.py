@@ -14,9 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 _NPM = r'"name": "@evershell/client",\s+"version": "'
+PYTHON = "client/evershell/version.py"
 # The files that have the version, and the text before it.
 VERSIONS = {
-    "client/evershell/version.py": r'^VERSION = "',
+    PYTHON: r'^VERSION = "',
     "clients/typescript/package.json": _NPM,
     "clients/typescript/package-lock.json": _NPM,
 }
@@ -24,18 +25,26 @@ VERSIONS = {
 
 def main() -> None:
     """Cuts the release that the argument names."""
-    version = sys.argv[1]
-    for name, before in VERSIONS.items():
-        _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")
+    version = "".join(sys.argv[1:])
+    (current,) = re.findall(r'^VERSION = "(.*)"', (ROOT / PYTHON).read_text(), re.MULTILINE)
+    # A wrong version would be in many files, and the section of the changelog dated.
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version) or _numbers(version) < _numbers(current):
+        sys.exit(f"VERSION is {version!r}. It has to be three numbers, such as {current} or later.")
     heading = f"## [{version}]"
     if heading not in (ROOT / "CHANGELOG.md").read_text():
         today = time.strftime("%Y-%m-%d")
         _replace(ROOT / "CHANGELOG.md", r"^## \[Unreleased\]", f"{heading} - {today}")
+    for name, before in VERSIONS.items():
+        _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")
     wheels = ROOT / "tests" / "releases"
     for wheel in wheels.glob("*.whl"):
         wheel.unlink()
     build = [Path(sys.executable).parent / "hatchling", "build", "-t", "wheel", "-d", wheels]
     subprocess.run(build, cwd=ROOT, check=True)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(each) for each in version.split(".")]
 
 
 def _replace(path: Path, pattern: str, replacement: str) -> None:

@@ -46,6 +46,14 @@ def release(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProces
     return run(folder, sys.executable, folder / ".make" / "release.py", *arguments)
 
 
+@pytest.mark.parametrize("version", ["", f"v{VERSION}", "1.0", "0.0.9"])
+def test_a_wrong_version_is_not_cut(checkout: Path, version: str) -> None:
+    """It is missing, written otherwise, or before that of the checkout."""
+    done = run(checkout, sys.executable, checkout / ".make" / "cut.py", version)
+    assert done.stderr.startswith(f"VERSION is {version!r}.")
+    assert run(checkout, "git", "status", "--porcelain").stdout == ""
+
+
 def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
