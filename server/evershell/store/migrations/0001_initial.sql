@@ -4,7 +4,11 @@
 -- The closed sets. As domains they are checked where a value comes in. A CHECK of the table would be
 -- read and compiled anew by every statement that writes a row, which a cancellation would feel.
 CREATE DOMAIN workspace_status AS text
-    CHECK (VALUE IN ('provisioning', 'idle', 'busy', 'stopping', 'stopped', 'failed'));
+    CHECK (
+        VALUE IN (
+            'provisioning', 'idle', 'busy', 'stopping', 'stopped', 'failed', 'suspended', 'deleting'
+        )
+    );
 CREATE DOMAIN task_status AS text
     CHECK (
         VALUE IN (
@@ -18,7 +22,7 @@ CREATE DOMAIN event_type AS text
         VALUE IN (
             'workspace_provisioned', 'workspace_stopped', 'workspace_failed', 'workspace_resumed',
             'task_submitted', 'task_started', 'iteration_completed', 'task_cancel_requested',
-            'task_completed'
+            'task_completed', 'task_limit_approached'
         )
     );
 
@@ -85,6 +89,37 @@ WHERE current_task_id IS NOT NULL;
 CREATE INDEX workspaces_unsettled ON workspaces (id)
 WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL;
 CREATE INDEX workspaces_breached ON workspaces (id) WHERE agent_breach IS NOT NULL;
+-- The suspended workspaces whose pods have not ended yet.
+CREATE INDEX workspaces_suspending ON workspaces (id)
+WHERE status = 'suspended' AND run_id IS NOT NULL;
+CREATE INDEX workspaces_deleting ON workspaces (id) WHERE status = 'deleting';
+
+-- What the agent card of a workspace says, beside its name. Apart from the workspaces, so that their
+-- rows, which every call reads, stay small.
+CREATE TABLE agent_cards (
+    workspace_id text COLLATE "C" PRIMARY KEY REFERENCES workspaces (id) ON DELETE CASCADE,
+    description text NOT NULL,
+    -- A description for each name.
+    skills jsonb NOT NULL,
+    is_public boolean NOT NULL
+);
+
+-- What is left of deleted workspaces (docs/decisions/0049-deletion.md): a repeat of DeleteWorkspace
+-- is answered from it, and the audit log finds the creator in it. Removed as the audit log is, by its
+-- retention.
+CREATE TABLE deleted_workspaces (
+    id text COLLATE "C" PRIMARY KEY,
+    org_id text COLLATE "C" NOT NULL,
+    name text NOT NULL,
+    status_reason text NOT NULL,
+    created_by_user_id text COLLATE "C",
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    epoch bigint NOT NULL,
+    deleted_at timestamptz NOT NULL
+);
+
+CREATE INDEX deleted_workspaces_deleted_at ON deleted_workspaces (deleted_at);
 
 CREATE TABLE tasks (
     id text COLLATE "C" PRIMARY KEY,
@@ -121,6 +156,18 @@ CREATE TABLE tasks (
     limit_force_after_seconds float8,
     -- How much the agent has committed.
     committed_bytes bigint NOT NULL DEFAULT 0,
+    -- From the root of the tree to the parent; NULL for a task without a parent
+    -- (docs/decisions/0043-trees.md). It never changes, so a cancellation updates its row in place (HOT).
+    ancestor_ids text[] COLLATE "C",
+    -- A limit of the task, in nano-dollars; NULL for none.
+    max_cost_nanos bigint,
+    -- What the task has cost; NULL if it is unknown.
+    cost_nanos bigint,
+    -- Whether the limits of the root count for its tree. Set for the root and every descendant, so that
+    -- the open trees with such limits are found even if the root has ended. It never changes, and
+    -- `status` is in the condition of another index already, so a cancellation updates its row in place
+    -- (HOT).
+    in_limited_tree boolean NOT NULL DEFAULT false,
     CONSTRAINT tasks_intent_is_whole CHECK (
         num_nulls(
             cancel_requested_by, cancel_credential_kind, cancel_requested_at, cancel_reason,
@@ -148,6 +195,12 @@ CREATE INDEX tasks_limited ON tasks (
     ((started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds))
 )
 WHERE max_duration_seconds IS NOT NULL AND status IN ('submitted', 'delivered', 'running');
+-- The tasks of a tree, those that have not ended without the others.
+CREATE INDEX tasks_of_root ON tasks ((ancestor_ids[1]), status) WHERE ancestor_ids IS NOT NULL;
+CREATE INDEX tasks_of_parent ON tasks ((ancestor_ids[cardinality(ancestor_ids)]), id)
+WHERE ancestor_ids IS NOT NULL;
+CREATE INDEX tasks_in_limited_trees ON tasks ((coalesce(ancestor_ids[1], id)))
+WHERE in_limited_tree AND status IN ('submitted', 'delivered', 'running');
 
 CREATE TABLE events (
     workspace_id text COLLATE "C" NOT NULL,
@@ -247,3 +300,77 @@ CREATE TABLE service_clock (
     correction_seconds float8 NOT NULL DEFAULT 0
 );
 INSERT INTO service_clock DEFAULT VALUES;
+
+-- Webhooks, and how far the events of each task were delivered to each of them.
+
+CREATE TABLE webhooks (
+    id text COLLATE "C" PRIMARY KEY,
+    org_id text COLLATE "C" NOT NULL,
+    url text NOT NULL,
+    -- Scheme, host and port of the URL.
+    receiver text COLLATE "C" NOT NULL,
+    event_types text[] NOT NULL,
+    description text NOT NULL,
+    created_by text NOT NULL,
+    created_at timestamptz NOT NULL,
+    -- If set, it gets only events of workspaces that this user created.
+    creator_user_id text COLLATE "C",
+    -- Set for a webhook of one task.
+    workspace_id text COLLATE "C",
+    task_id text COLLATE "C",
+    name text COLLATE "C",
+    payload_form text NOT NULL,
+    -- Encrypted (server/evershell/auth/sealing.py).
+    sealed_headers bytea,
+    sealed_secret bytea NOT NULL,
+    sealed_previous_secret bytea,
+    previous_secret_expires_at timestamptz,
+    -- Since when nothing is sent; NULL if it is enabled.
+    disabled_at timestamptz,
+    CONSTRAINT webhooks_scope_is_whole CHECK (num_nulls(workspace_id, task_id, name) IN (0, 3))
+);
+
+CREATE INDEX webhooks_of_org ON webhooks (org_id, id) WHERE task_id IS NULL;
+CREATE UNIQUE INDEX webhooks_of_task ON webhooks (task_id, name) WHERE task_id IS NOT NULL;
+
+-- One row for each webhook and task. It has no foreign keys, because the events of busy tasks would
+-- then lock the row of the webhook.
+CREATE TABLE webhook_deliveries (
+    workspace_id text COLLATE "C" NOT NULL,
+    -- Empty for the events of the workspace itself.
+    task_id text COLLATE "C" NOT NULL,
+    webhook_id text COLLATE "C" NOT NULL,
+    org_id text COLLATE "C" NOT NULL,
+    -- Scheme, host and port of the URL.
+    receiver text COLLATE "C" NOT NULL,
+    -- The last event that was delivered, and the last one that is to be delivered.
+    delivered_seq bigint NOT NULL,
+    last_seq bigint NOT NULL,
+    -- When the next attempt is due, or when the claim ends; NULL if there is nothing to send.
+    due_at timestamptz,
+    -- Since when the next event has been waiting.
+    pending_since timestamptz NOT NULL,
+    -- Identifies the claim of the process that makes the attempt.
+    claim text,
+    failed boolean NOT NULL DEFAULT false,
+    attempts integer NOT NULL DEFAULT 0,
+    last_error text NOT NULL DEFAULT '',
+    last_attempt_at timestamptz,
+    -- Since when there is nothing to send.
+    settled_at timestamptz,
+    PRIMARY KEY (workspace_id, task_id, webhook_id)
+) WITH (fillfactor = 70);
+
+CREATE INDEX webhook_deliveries_due ON webhook_deliveries (org_id, receiver, due_at)
+WHERE due_at IS NOT NULL;
+CREATE INDEX webhook_deliveries_settled ON webhook_deliveries (settled_at)
+WHERE settled_at IS NOT NULL;
+CREATE INDEX webhook_deliveries_failed ON webhook_deliveries (webhook_id, settled_at)
+WHERE failed;
+
+-- functions/record_webhook_event.sql replaces it.
+CREATE FUNCTION record_webhook_event() RETURNS trigger
+LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+
+CREATE TRIGGER record_webhook_event AFTER INSERT ON events
+FOR EACH ROW EXECUTE FUNCTION record_webhook_event();
