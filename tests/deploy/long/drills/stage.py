@@ -77,12 +77,12 @@ class Stage:
 
 
 @contextmanager
-def repeated(call: Callable[[], object]) -> Iterator[None]:
+def repeated(call: Callable[[], object], pause_seconds: float = 0.0) -> Iterator[None]:
     """Repeats a call in a thread inside the block. Raises what it has raised."""
     done = threading.Event()
 
     def run() -> None:
-        while not done.is_set():
+        while not done.wait(pause_seconds):
             call()
 
     with ThreadPoolExecutor(1) as pool:
