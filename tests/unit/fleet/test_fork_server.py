@@ -144,12 +144,13 @@ async def test_the_death_of_a_forked_agent_is_noticed_and_leaves_no_zombie(
     await pods.start(workspace)
     assert await forked(tmp_path, workspace)
     waiting = asyncio.create_task(pods.wait_exit(workspace))
+    # Only a wait that has begun reaps the agent.
+    await asyncio.sleep(0)
     agent = agent_of(tmp_path, workspace)
     agent.kill()
     async with asyncio.timeout(20):
         await waiting
-    # Its end is seen a moment before the fork server reaps it.
-    await eventually_async(lambda: not psutil.pid_exists(agent.pid))
+    assert not psutil.pid_exists(agent.pid)
     assert not pods.is_alive(workspace) and not pod_processes.of_pod(workspace.id)
 
 
@@ -162,8 +163,7 @@ async def test_a_stop_waits_for_nothing_but_the_agent(
     agent = agent_of(tmp_path, workspace)
     async with asyncio.timeout(60):
         assert await pods.end(workspace, grace_seconds=600) is True
-    assert not pod_processes.of_pod(workspace.id)
-    await eventually_async(lambda: not psutil.pid_exists(agent.pid))
+    assert not psutil.pid_exists(agent.pid) and not pod_processes.of_pod(workspace.id)
 
 
 async def test_agents_outlive_their_fork_server_and_the_next_start_has_a_new_one(
