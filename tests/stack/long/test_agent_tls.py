@@ -4,6 +4,7 @@ It listens on all addresses (LISTEN_HOST): other machines reach the edge, and no
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -31,12 +32,15 @@ def workspace(stack: Stack) -> Workspace:
 def test_only_the_edge_listens_on_all_addresses(stack: Stack, workspace: Workspace) -> None:
     assert workspace.agent_address is not None
     # A listener of gRPC takes IPv4 through a socket of IPv6.
-    found = {
-        (process.name() == "envoy", connection.laddr.ip.removeprefix("::ffff:"))
-        for process in stack.processes()
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    found: set[tuple[bool, str]] = set()
+    for process in stack.processes():
+        # It may end meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            found.update(
+                (process.name() == "envoy", connection.laddr.ip.removeprefix("::ffff:"))
+                for connection in process.net_connections("inet")
+                if connection.status == psutil.CONN_LISTEN
+            )
     assert found == {(True, ANY), (False, "127.0.0.1")}
     assert stack.ready["rest_url"].startswith("http://127.0.0.1:")
 
