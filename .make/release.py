@@ -10,6 +10,7 @@ each PLATFORM, by default that of this machine. URL is where the source can be h
 import argparse
 import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from email.parser import HeaderParser
 from pathlib import Path
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -136,6 +139,31 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
             for path in sorted(Path(folder, "image").rglob("*")):
                 name = path.relative_to(f"{folder}/image")
                 archive.add(path, name, recursive=False, filter=_without_time)
+        _describe_image(out, version, architecture, _dpkg_status(tag, Path(folder, "status")))
+
+
+def _dpkg_status(tag: str, file: Path) -> str:
+    """The packages of Debian in the image, as dpkg describes them."""
+    container = _run("podman", "create", tag).strip()
+    _run("podman", "cp", f"{container}:/var/lib/dpkg/status", file)
+    _run("podman", "rm", container)
+    return file.read_text()
+
+
+def _describe_image(out: Path, version: str, architecture: str, dpkg_status: str) -> None:
+    """Writes which packages the image has (CycloneDX): those of Python, and those of Debian."""
+    sbom = json.loads((out / f"evershell-{version}.cdx.json").read_text())
+    sbom["metadata"]["component"]["type"] = "container"
+    for paragraph in filter(None, dpkg_status.split("\n\n")):
+        package = HeaderParser().parsestr(paragraph.strip())
+        if not package["Status"].endswith(" installed"):
+            continue
+        name, number = package["Package"], package["Version"]
+        address = f"pkg:deb/debian/{quote(name)}@{quote(number)}?arch={package['Architecture']}"
+        component = {"type": "library", "name": name, "version": number, "purl": address}
+        sbom["components"].append(component | {"bom-ref": address})
+    text = json.dumps(sbom, indent=2, sort_keys=True)
+    (out / f"evershell-{version}-{architecture}.oci.cdx.json").write_text(f"{text}\n")
 
 
 def _without_time(member: tarfile.TarInfo) -> tarfile.TarInfo:

