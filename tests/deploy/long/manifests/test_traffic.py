@@ -106,6 +106,7 @@ VALUES: dict[str, set[Flow]] = {
     "production": {
         *((PROMETHEUS, program, METRICS_PORT) for program in (EDGE, WORKERS, CONTROLLER)),
         *((program, COLLECTOR, 4318) for program in (EDGE, WORKERS)),
+        (AGENT, OUTSIDE, 443),
     },
 }
 
