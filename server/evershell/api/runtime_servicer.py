@@ -27,6 +27,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # The heartbeats of idle agents wait for the next of the moments that are this far apart, so that
 # those of many agents share a statement.
 _GATHER_SECONDS = 0.1
+# Of the version that an agent reports, what is logged.
+_MAX_VERSION_CHARACTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,13 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         async with self._breaches_recorded():
             directive = await self.runtime.register(agent(), request.address)
         # Shows operators which agents still run an earlier version.
-        log.info(
-            "agent_registered",
-            workspace_id=agent().workspace_id,
-            epoch=agent().epoch,
-            version=request.version,
-        )
+        if not directive.fenced:
+            log.info(
+                "agent_registered",
+                workspace_id=agent().workspace_id,
+                epoch=agent().epoch,
+                version=request.version[:_MAX_VERSION_CHARACTERS],
+            )
         return runtime_service_pb2.RegisterResponse(directive=self._encode(directive))
 
     async def Heartbeat(

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import structlog
+from evershell.agent.v1.runtime_service_pb2 import RegisterRequest
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from structlog.testing import LogCapture
 
@@ -18,7 +19,7 @@ from evershell.core.errors import UnavailableError
 from evershell.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
 from tests.support.world import ORG, World
-from tests.wire.api.running import FailingStore, Running, agent_bearer, bearer
+from tests.wire.api.running import INTERNAL, FailingStore, Running, agent_bearer, bearer
 
 UNKNOWN = messages.GetWorkspaceRequest(workspace_id="ws_unknown")
 
@@ -136,3 +137,14 @@ async def test_every_failure_of_the_service_is_logged(
     # A traceback is long, and a caller who has found a defect can trigger it repeatedly.
     tracebacks = sum(line["event"] == "unexpected_error" for line in log.entries)
     assert (0 < tracebacks <= most_since(began)) if outcome == "internal" else tracebacks == 0
+
+
+async def test_the_version_of_an_agent_is_logged_unless_it_is_fenced(
+    server: Running, world: World, log: LogCapture
+) -> None:
+    workspace = await world.add()
+    request = RegisterRequest(address="127.0.0.1:1", version="1" * 1_000).SerializeToString()
+    for epoch in (workspace.epoch - 1, workspace.epoch):
+        await server.raw(INTERNAL + "Register", agent_bearer(workspace.id, epoch), request)
+    (line,) = [each for each in log.entries if each["event"] == "agent_registered"]
+    assert (line["epoch"], line["version"]) == (workspace.epoch, "1" * 64)
