@@ -142,7 +142,7 @@ async def test_every_failure_of_the_service_is_logged(
 async def test_the_version_of_an_agent_is_logged_unless_it_is_fenced(
     server: Running, world: World, log: LogCapture
 ) -> None:
-    workspace = await world.add()
+    workspace = await world.add(epoch=2)
     request = RegisterRequest(address="127.0.0.1:1", version="1" * 1_000).SerializeToString()
     for epoch in (workspace.epoch - 1, workspace.epoch):
         await server.raw(INTERNAL + "Register", agent_bearer(workspace.id, epoch), request)
