@@ -1,6 +1,8 @@
 """The contract of Store: submissions with a parent, cancel_tree and list_org_tasks."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +27,7 @@ from tests.support.store.examples import (
     set_status,
     workspace,
 )
-from tests.support.store.locks import held, waiting_sessions
+from tests.support.store.locks import held, held_tree, waiting_sessions
 from tests.support.store.published import Published
 from tests.support.store.trees import end, submit, submit_to
 
@@ -258,6 +260,101 @@ async def test_a_cancellation_waits_for_a_child_that_is_submitted(database_url: 
         child = await submission
         assert (await call).descendants_cancelled == 1
         assert await cancelled(store, root, child) == [True, True]
+
+
+Hold = Callable[[str, Task, Task], AbstractAsyncContextManager[Callable[[int], Awaitable[None]]]]
+
+
+async def root_and_child(store: Store) -> tuple[Task, Task]:
+    """The workspace of the child has the lower id, so its row is locked first."""
+    idle = workspace()
+    await store.create_workspace(idle)
+    root = await submit(store)
+    child = await submit_to(store, idle.id, root)
+    assert child.workspace_id < root.workspace_id
+    return root, child
+
+
+@pytest.fixture(params=["tree", "row"])
+def hold(request: pytest.FixtureRequest) -> Hold:
+    """Holds what a cancellation of the root waits for, but not the workspace of the root."""
+    if request.param == "tree":
+        return lambda url, root, child: held_tree(url, ORG, root.id)
+    return lambda url, root, child: held(url, child.workspace_id)
+
+
+async def test_a_call_without_a_task_cancels_the_task_that_is_current_under_the_locks(
+    database_url: str, hold: Hold
+) -> None:
+    async with open_pool(database_url) as pool:
+        store = PostgresStore(pool, machine_clock)
+        root, child = await root_and_child(store)
+        async with hold(database_url, root, child) as waits:
+            call = asyncio.create_task(cancel(store, root, None))
+            await waits(1)
+            await end(store, root)
+            following = await submit_to(store, root.workspace_id)
+            below = await submit(store, following)
+        recorded = await call
+        assert (recorded.outcome, recorded.descendants_cancelled) == ("accepted", 1)
+        assert recorded.task == replace(following, cancel=intent())
+        assert await cancelled(store, root, child, following, below) == [False, False, True, True]
+
+
+async def test_a_call_without_a_task_cancels_nothing_if_none_is_current_under_the_locks(
+    database_url: str, hold: Hold
+) -> None:
+    async with open_pool(database_url) as pool:
+        store = PostgresStore(pool, machine_clock)
+        root, child = await root_and_child(store)
+        entry = audit_entry()
+        async with hold(database_url, root, child) as waits:
+            call = store.cancel_tree(permission(), root.workspace_id, None, intent(), "", entry)
+            calling = asyncio.create_task(call)
+            await waits(1)
+            await end(store, root)
+        recorded = await calling
+        assert (recorded.outcome, recorded.task) == ("no_active_task", None)
+        assert recorded.descendants_cancelled == 0
+        assert await cancelled(store, root, child) == [False, False]
+        (stored,) = await store.list_audit_entries(permission(), AuditFilter(), None, 10)
+        assert (stored.outcome, stored.task_id) == ("no_active_task", "")
+
+
+async def test_a_call_with_a_task_is_about_it_even_if_it_has_ended_under_the_locks(
+    database_url: str, hold: Hold
+) -> None:
+    async with open_pool(database_url) as pool:
+        store = PostgresStore(pool, machine_clock)
+        root, child = await root_and_child(store)
+        async with hold(database_url, root, child) as waits:
+            call = asyncio.create_task(cancel(store, root))
+            await waits(1)
+            await end(store, root)
+            following = await submit_to(store, root.workspace_id)
+        recorded = await call
+        assert (recorded.outcome, recorded.descendants_cancelled) == ("already_finished", 1)
+        assert await cancelled(store, root, child, following) == [False, True, False]
+
+
+async def test_a_call_that_begins_again_has_released_its_locks(database_url: str) -> None:
+    """Otherwise it would wait for the second tree while it has the first one."""
+    async with open_pool(database_url) as pool:
+        store = PostgresStore(pool, machine_clock)
+        root, child = await root_and_child(store)
+        async with AsyncExitStack() as second:
+            async with held_tree(database_url, ORG, root.id) as waits:
+                call = asyncio.create_task(cancel(store, root, None))
+                await waits(1)
+                await end(store, root)
+                following = await submit_to(store, root.workspace_id)
+                waits = await second.enter_async_context(held_tree(database_url, ORG, following.id))
+            await waits(1)
+            await end(store, await submit(store, child))
+            await end(store, child)
+            assert not call.done()
+        assert (await call).outcome == "accepted"
+        assert await cancelled(store, child, following) == [False, True]
 
 
 async def test_trees_that_are_cancelled_together_do_not_deadlock(database_url: str) -> None:

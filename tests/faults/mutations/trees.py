@@ -13,7 +13,7 @@ TREES: tuple[Rule, ...] = (
     rule(
         "no child is left behind",
         _CONTRACT,
-        (_CANCEL, "        PERFORM lock_tree(p_request.org_id, p_request.task_id);\n", ""),
+        (_CANCEL, "            PERFORM lock_tree(p_request.org_id, p_request.task_id);\n", ""),
         (
             f"{_STORE}postgres_store.py",
             "    await connection.execute(LOCK_TREE, (org_id, task_id), prepare=True)\n",
@@ -26,6 +26,12 @@ TREES: tuple[Rule, ...] = (
             "('accepted', 'already_requested', 'already_finished')",
             "('accepted', 'already_requested')",
         ),
+    ),
+    rule(
+        "a cancellation of the current task is about the one that is current under the locks",
+        _CONTRACT,
+        (_CANCEL, "EXIT WHEN named_id IS NOT NULL OR EXISTS (", "EXIT WHEN true OR EXISTS ("),
+        (_CANCEL, "EXIT WHEN named_id IS NOT NULL OR EXISTS (", "EXIT WHEN EXISTS ("),
     ),
     rule(
         "chaos finds that a child is left behind",

@@ -1,4 +1,4 @@
-"""Holds the lock of a workspace, so that a test decides in which order calls wait for it."""
+"""Holds the lock of a workspace or of a tree, to decide in which order calls wait for it."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -38,4 +38,15 @@ async def held(url: str, workspace_id: str) -> AsyncIterator[_WaitUntil]:
         waiting_sessions(url) as waiting,
     ):
         await holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", (workspace_id,))
+        yield waiting
+
+
+@asynccontextmanager
+async def held_tree(url: str, org_id: str, task_id: str) -> AsyncIterator[_WaitUntil]:
+    """Locks the tree of the task until the block ends. Yields as `waiting_sessions` does."""
+    async with (
+        await AsyncConnection.connect(url) as holder,
+        waiting_sessions(url) as waiting,
+    ):
+        await holder.execute("SELECT lock_tree(%s, %s)", (org_id, task_id))
         yield waiting

@@ -2,8 +2,10 @@
 -- transaction and one round trip. If the caller may not cancel one of them, the function records
 -- nothing, and returns permission_denied with the workspace of that task.
 --
--- Without a task id, the call is about the task that is the current one when the function begins. If
--- there is none, nothing is recorded, even for a task that is submitted meanwhile.
+-- Without a task id, the call is about the task that is the current one when the function has the
+-- locks. If the current task has changed while the function waited for them, it releases them, because
+-- the other task may be in another tree, and begins again. If there is no current task, nothing is
+-- recorded. The timeout of the statement bounds the repeats.
 --
 -- `descendants` is what cancel_tasks returns, as a JSON array; NULL if it is empty.
 --
@@ -17,30 +19,43 @@ CREATE OR REPLACE FUNCTION cancel_tree(
     OUT descendants json
 ) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
+    named_id CONSTANT text := p_request.task_id;
     root_id text;
     open_ids text[];
     recorded record;
     entry audit_entries;
 BEGIN
-    SELECT * INTO w FROM workspaces
-    WHERE id = p_request.workspace_id AND org_id = p_request.org_id;
-    p_request.task_id := coalesce(p_request.task_id, w.current_task_id);
+    LOOP
+        SELECT * INTO w FROM workspaces
+        WHERE id = p_request.workspace_id AND org_id = p_request.org_id;
+        p_request.task_id := coalesce(named_id, w.current_task_id);
+        EXIT WHEN p_request.task_id IS NULL;
+        BEGIN
+            PERFORM lock_tree(p_request.org_id, p_request.task_id);
+            SELECT coalesce(ancestor_ids[1], id) INTO root_id FROM tasks
+            WHERE id = p_request.task_id AND workspace_id = p_request.workspace_id;
+            open_ids := ARRAY(
+                SELECT id FROM tasks
+                WHERE ancestor_ids[1] = root_id AND p_request.task_id = ANY (ancestor_ids)
+                    AND status IN ('submitted', 'delivered', 'running')
+            );
+            PERFORM FROM workspaces
+            WHERE org_id = p_request.org_id
+                AND (id = p_request.workspace_id OR current_task_id = ANY (open_ids))
+            ORDER BY id
+            FOR UPDATE;
+            EXIT WHEN named_id IS NOT NULL OR EXISTS (
+                SELECT FROM workspaces
+                WHERE id = p_request.workspace_id AND current_task_id = p_request.task_id
+            );
+            RAISE serialization_failure;
+        EXCEPTION WHEN serialization_failure THEN
+            -- The end of the block has released the locks.
+        END;
+    END LOOP;
     IF p_request.task_id IS NULL THEN
         outcome := cancellation_outcome(w, t, false, p_request.own_only, p_request.user_id);
     ELSE
-        PERFORM lock_tree(p_request.org_id, p_request.task_id);
-        SELECT coalesce(ancestor_ids[1], id) INTO root_id FROM tasks
-        WHERE id = p_request.task_id AND workspace_id = p_request.workspace_id;
-        open_ids := ARRAY(
-            SELECT id FROM tasks
-            WHERE ancestor_ids[1] = root_id AND p_request.task_id = ANY (ancestor_ids)
-                AND status IN ('submitted', 'delivered', 'running')
-        );
-        PERFORM FROM workspaces
-        WHERE org_id = p_request.org_id
-            AND (id = p_request.workspace_id OR current_task_id = ANY (open_ids))
-        ORDER BY id
-        FOR UPDATE;
         SELECT workspaces.* INTO w FROM workspaces JOIN tasks ON tasks.id = current_task_id
         WHERE org_id = p_request.org_id AND current_task_id = ANY (open_ids)
             AND cancellation_outcome(
