@@ -1,7 +1,8 @@
 """The control plane's end of AgentService.Signals."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -19,6 +20,22 @@ class NotAcknowledgedError(Exception):
     def __init__(self, reason: str, code: grpc.StatusCode | None = None) -> None:
         super().__init__(reason)
         self.code = code
+
+
+@contextmanager
+def _ends_as_errors() -> Iterator[None]:
+    """Raises NotAcknowledgedError if another task cancels the call of gRPC inside the block.
+
+    gRPC raises CancelledError in everyone who waits for the call, although their tasks are not
+    cancelled. The cancellation of the current task stays one.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise NotAcknowledgedError("the call was ended") from None
 
 
 class SignalStream:
@@ -54,7 +71,10 @@ class SignalStream:
         self._waiting[signal.id] = waiting
         try:
             # A write fails only if the stream has ended, which the reader reports.
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            with (
+                suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, NotAcknowledgedError),
+                _ends_as_errors(),
+            ):
                 async with self._sending:
                     await self._call.write(signal)
             acknowledgement = await waiting
@@ -66,8 +86,11 @@ class SignalStream:
 
     async def close(self, grace_seconds: float) -> None:
         """Ends the stream. Signals that wait have the grace to be acknowledged."""
-        # The second error is that the agent has ended before the stream was open.
-        with suppress(TimeoutError, grpc.aio.InternalError):
+        # InternalError: the agent has ended before the stream was open.
+        with (
+            suppress(TimeoutError, grpc.aio.InternalError, NotAcknowledgedError),
+            _ends_as_errors(),
+        ):
             async with asyncio.timeout(grace_seconds):
                 async with self._sending:
                     await self._call.done_writing()

@@ -8,12 +8,15 @@ import pytest
 
 from evershell.core.workspace import Workspace
 from evershell.fleet import agent_client
+from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.local.isolation import Sandbox
 from evershell.fleet.local.local_pods import LocalPods
 from tests.support import pod_processes, world
 from tests.support.fleet import RUN_ID, Fleet
 from tests.support.sandbox import working_sandbox
 from tests.support.small_agent import AGENT, spec_for
+from tests.support.world import NOW
+from tests.unit.fleet.fake_agent import TOKENS, FakeAgent
 
 
 @pytest.fixture
@@ -60,3 +63,18 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def one_attempt(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that fails is not attempted again."""
     monkeypatch.setattr(random, "uniform", lambda *_: math.inf)
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[FakeAgent]:
+    agent = FakeAgent()
+    await agent.listen()
+    yield agent
+    await agent.stop()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[AgentClient]:
+    client = AgentClient(TOKENS, lambda: NOW)
+    yield client
+    await client.aclose()
