@@ -63,10 +63,9 @@ _current: ContextVar[Call] = ContextVar("call")
 def begin(context: Context) -> Call:
     """Makes a call that has arrived the current one, with the facts of its metadata.
 
-    Its deadline bounds the waits for the database and for agents.
+    Its arrival and its deadline bound the waits for the database and for agents.
     """
-    if (left_seconds := context.time_remaining()) is not None:
-        deadline.begin(left_seconds)
+    deadline.begin(context.time_remaining())
     # Only keys that end with `-bin` have values of bytes. This service reads none of them.
     pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
     metadata = dict(pairs)

@@ -1,4 +1,4 @@
-"""The deadline of the current call. It bounds every wait for the database or an agent."""
+"""The arrival and the deadline of the current call, which bound its waits."""
 
 import time
 from contextvars import ContextVar
@@ -8,11 +8,16 @@ _ANSWER_SECONDS = 0.25
 # The shortest wait. Even just before the deadline, a fast reply is still worth an attempt.
 _LEAST_SECONDS = 0.1
 
+_arrived: ContextVar[float | None] = ContextVar("arrival", default=None)
 _until: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def begin(left_seconds: float | None) -> None:
-    """Sets the time until the deadline, in seconds; None for a call without a deadline."""
+    """Notes that a call has arrived, and sets its deadline.
+
+    `left_seconds` is the time until the deadline; None for a call without a deadline.
+    """
+    _arrived.set(time.monotonic())
     _until.set(None if left_seconds is None else time.monotonic() + left_seconds)
 
 
@@ -22,3 +27,14 @@ def bounded(limit_seconds: float) -> float:
     if until is None:
         return limit_seconds
     return min(limit_seconds, max(until - time.monotonic() - _ANSWER_SECONDS, _LEAST_SECONDS))
+
+
+def left_of_call(limit_seconds: float, least_seconds: float) -> float:
+    """What is left of `limit_seconds` since the call arrived, and at least `least_seconds`.
+
+    All of it outside of a call. Ends no later than the deadline.
+    """
+    arrived = _arrived.get()
+    if arrived is not None:
+        limit_seconds = max(arrived + limit_seconds - time.monotonic(), least_seconds)
+    return bounded(limit_seconds)

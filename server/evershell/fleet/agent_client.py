@@ -1,12 +1,13 @@
 """The gRPC client with which the control plane signals agents and asks them what they do.
 
 It keeps a stream open to each agent that it has signalled, so a signal is a message and not a call.
-All attempts of a signal have one time budget, so a caller waits at most 2 s for an agent that has
-ended, is frozen or is slow.
+A cancellation has one time budget for recording it and for all attempts of the signal, so a caller
+waits at most 2 s for an agent that has ended, is frozen or is slow.
 """
 
 import asyncio
 import itertools
+import math
 import random
 import time
 from collections import OrderedDict
@@ -30,6 +31,7 @@ from evershell.core.errors import AgentUnreachableError
 from evershell.core.ports import Clock
 from evershell.core.task import CurrentIteration, Task
 from evershell.core.workspace import Workspace
+from evershell.fleet.agent_reads import AgentReads
 from evershell.pod.messages import (
     cancellation_fields,
     decode_current_iteration,
@@ -43,12 +45,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# The time for all attempts of a signal, less if the caller's deadline is earlier. The port Agents
-# promises an answer within 2 s.
-SIGNAL_BUDGET_SECONDS = 1.8
-# The time for one attempt. The next one has another connection, because a network may have dropped
-# the first one without notice.
-_ATTEMPT_SECONDS = 0.6
+# The time for all attempts of a signal, less if the caller's deadline is earlier. Counted from
+# the arrival of the call for a cancellation and for a read. The contract promises an answer within
+# 2 s, and the timers of a busy process are late.
+SIGNAL_BUDGET_SECONDS = 1.5
+# Even if recording the cancellation took all of it, a fast agent is worth an attempt.
+_LEAST_SECONDS = 0.2
+# The time for the first attempt without an answer. The next one has another connection, because a
+# network may have dropped the first one without notice, and the rest of the budget, because the
+# agent may just be slow.
+_ATTEMPT_SECONDS = 0.5
 _FIRST_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 0.3
 # The default limit of open files is 1,024 on many systems, and a stream takes one file.
@@ -82,6 +88,11 @@ class _Agent:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self._stream: SignalStream | None = None
+
+    @property
+    def is_signalled(self) -> bool:
+        """Whether the channel has been used for a signal."""
+        return self._stream is not None
 
     async def send(self, signal: Signal) -> Acknowledgement:
         """Sends the signal on the stream. Opens one if there is none or it is over.
@@ -141,11 +152,14 @@ class AgentClient:
         self._max_streams = max_streams
         # In the order of their last use.
         self._agents: OrderedDict[Key, _Agent] = OrderedDict()
+        self._reads: AgentReads[Key, CurrentIteration | None] = AgentReads()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start_task(self, workspace: Workspace, task: Task) -> None:
         acknowledged = await self._signal(
-            workspace, lambda: Signal(start_task=encode_assignment(task, self._clock()))
+            workspace,
+            lambda: Signal(start_task=encode_assignment(task, self._clock())),
+            deadline.bounded(SIGNAL_BUDGET_SECONDS),
         )
         if not acknowledged.known:
             # It works on a task that the database does not know of.
@@ -159,22 +173,47 @@ class AgentClient:
                     task_id=task.id, cancellation=cancellation_fields(task, self._clock())
                 )
             ),
+            deadline.left_of_call(SIGNAL_BUDGET_SECONDS, _LEAST_SECONDS),
         )
         return acknowledged.known
 
     async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
-        return await self._call(
-            workspace, lambda agent, token: agent.current_iteration(token, task.id)
-        )
+        key = self._key(workspace)
+        try:
+            return await self._reads.read(
+                key,
+                task.id,
+                lambda: self._read(workspace, key, task.id),
+                deadline.left_of_call(SIGNAL_BUDGET_SECONDS, _LEAST_SECONDS),
+            )
+        except NotAcknowledgedError as error:
+            raise AgentUnreachableError(f"the agent at {key[0]}: {error}") from None
 
     async def aclose(self) -> None:
-        """Closes every stream. Signals in flight have the time of their budget to end."""
+        """Ends the reads, and closes every stream.
+
+        Signals in flight have the time of their budget to end.
+        """
+        await self._reads.aclose()
         for key in list(self._agents):
             self._forget(key)
         await asyncio.gather(*self._closing)
 
-    async def _signal(self, workspace: Workspace, new_signal: NewSignal) -> Acknowledgement:
-        """Sends the signal. Raises AgentUnreachableError."""
+    def _key(self, workspace: Workspace) -> Key:
+        """Raises AgentUnreachableError."""
+        address = workspace.agent_address
+        if address is None:
+            raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
+        name = agent_name(workspace.id, workspace.epoch) if self._connector.has_tls else ""
+        return address, name
+
+    async def _signal(
+        self, workspace: Workspace, new_signal: NewSignal, seconds: float
+    ) -> Acknowledgement:
+        """Makes attempts, each with a signal token, until one succeeds or the time is over.
+
+        Raises AgentUnreachableError.
+        """
 
         async def send(agent: _Agent, token: str) -> Acknowledgement:
             signal = new_signal()
@@ -183,53 +222,70 @@ class AgentClient:
                 signal.traceparent = context.traceparent
             return await agent.send(signal)
 
-        return await self._call(workspace, send)
-
-    async def _call(
-        self, workspace: Workspace, attempt: Callable[[_Agent, str], Awaitable[Reply]]
-    ) -> Reply:
-        """Makes attempts, each with a signal token, until one succeeds or the budget is spent.
-
-        Raises AgentUnreachableError.
-        """
-        address = workspace.agent_address
-        if address is None:
-            raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
-        name = agent_name(workspace.id, workspace.epoch) if self._connector.has_tls else ""
-        key = (address, name)
-        until = time.monotonic() + deadline.bounded(SIGNAL_BUDGET_SECONDS)
+        key = self._key(workspace)
+        until = time.monotonic() + seconds
+        longest_attempt = _ATTEMPT_SECONDS
         for number in itertools.count():
+            agent = self._agent(key)
+            left_seconds = max(0.0, until - time.monotonic())
             try:
-                return await self._attempt(workspace, key, attempt, until)
+                async with asyncio.timeout(min(longest_attempt, left_seconds)):
+                    acknowledged = await self._authenticated(workspace, agent, send)
+            except TimeoutError:
+                reason = "it does not acknowledge"
+                longest_attempt = math.inf
+                if self._agents.get(key) is agent:
+                    self._forget(key)
             except NotAcknowledgedError as error:
                 reason = str(error)
+            else:
+                self._reads.answered(key)
+                return acknowledged
             longest = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**number)
             backoff = random.uniform(0, longest)  # noqa: S311 - jitter
             if time.monotonic() + backoff >= until:
                 break
             await asyncio.sleep(backoff)
-        log.warning("agent_unreachable", address=address, reason=reason)
+        log.warning("agent_unreachable", address=key[0], reason=reason)
         self._forget(key)
-        raise AgentUnreachableError(f"the agent at {address} does not answer")
+        raise AgentUnreachableError(f"the agent at {key[0]} does not answer")
 
-    async def _attempt(
+    async def _read(self, workspace: Workspace, key: Key, task_id: str) -> CurrentIteration | None:
+        """Asks the agent once, and once more if the first answer is an error.
+
+        Never closes a channel that signals use. Raises NotAcknowledgedError.
+        """
+
+        async def ask(agent: _Agent, token: str) -> CurrentIteration | None:
+            return await agent.current_iteration(token, task_id)
+
+        agent = self._agent(key)
+        try:
+            async with asyncio.timeout(SIGNAL_BUDGET_SECONDS):
+                try:
+                    return await self._authenticated(workspace, agent, ask)
+                except NotAcknowledgedError:
+                    # Its signing key may be the previous one, or it has just ended the connection.
+                    agent = self._agent(key)
+                    return await self._authenticated(workspace, agent, ask)
+        except (TimeoutError, NotAcknowledgedError) as error:
+            reason = str(error) or "it does not answer"
+        log.warning("agent_unreachable", address=key[0], reason=reason)
+        if not agent.is_signalled and self._agents.get(key) is agent:
+            self._forget(key)
+        raise NotAcknowledgedError(reason)
+
+    async def _authenticated(
         self,
         workspace: Workspace,
-        key: Key,
+        agent: _Agent,
         attempt: Callable[[_Agent, str], Awaitable[Reply]],
-        until: float,
     ) -> Reply:
+        """Makes the attempt with a signal token. Raises NotAcknowledgedError."""
         signing_key = self._pod_tokens.signing_key(workspace.id, workspace.epoch)
         token = self._pod_tokens.signal_token(workspace.id, workspace.epoch, signing_key)
-        agent = self._agent(key)
-        seconds = max(0.0, min(_ATTEMPT_SECONDS, until - time.monotonic()))
         try:
-            async with asyncio.timeout(seconds):
-                return await attempt(agent, token)
-        except TimeoutError:
-            if self._agents.get(key) is agent:
-                self._forget(key)
-            raise NotAcknowledgedError("it does not acknowledge") from None
+            return await attempt(agent, token)
         except NotAcknowledgedError as error:
             if error.code is grpc.StatusCode.UNAUTHENTICATED:
                 self._pod_tokens.note_refusal(workspace.id, workspace.epoch, signing_key)

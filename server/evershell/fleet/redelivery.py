@@ -23,7 +23,7 @@ log = structlog.get_logger()
 FIRST_AFTER = timedelta(seconds=2)
 _FIRST_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 5.0
-# How many agents are signalled at once. One that does not answer takes 1.8 s.
+# How many agents are signalled at once. One that does not answer takes 1.5 s.
 _AT_ONCE = 200
 
 # The task id and the force deadline. An earlier force deadline has to be delivered too.

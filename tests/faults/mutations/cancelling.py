@@ -207,8 +207,39 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/fleet/test_agent_client.py",
         (
             f"{_FLEET}agent_client.py",
-            "deadline.bounded(SIGNAL_BUDGET_SECONDS)",
-            "deadline.bounded(60)",
+            "deadline.left_of_call(SIGNAL_BUDGET_SECONDS, _LEAST_SECONDS),\n        )\n",
+            "deadline.bounded(60),\n        )\n",
+        ),
+        (
+            f"{_FLEET}agent_client.py",
+            "deadline.left_of_call(SIGNAL_BUDGET_SECONDS, _LEAST_SECONDS),\n        )\n",
+            "deadline.bounded(SIGNAL_BUDGET_SECONDS),\n        )\n",
+        ),
+    ),
+    rule(
+        "callers who poll silent agents cost a signal neither time nor its stream",
+        "tests/unit/fleet/test_agent_reads.py",
+        (
+            f"{_FLEET}agent_reads.py",
+            "if time.monotonic() < self._silent.get(agent, 0.0):",
+            "if False:",
+        ),
+        (f"{_FLEET}agent_reads.py", "reading = self._reads.get(key)", "reading = None"),
+        (f"{_FLEET}agent_client.py", "                self._reads.answered(key)\n", ""),
+        (f"{_FLEET}agent_client.py", "if not agent.is_signalled and self", "if self"),
+        (
+            f"{_FLEET}agent_reads.py",
+            "max(_SILENT_SECONDS, len(self._silent) / _READS_A_SECOND)",
+            "_SILENT_SECONDS",
+        ),
+    ),
+    rule(
+        "whatever an agent does to its stream, a recorded cancellation is not an internal error",
+        "tests/unit/fleet/test_agent_ends.py",
+        (
+            "server/evershell/pod/signal_stream.py",
+            'raise NotAcknowledgedError("the call was ended") from None',
+            "raise",
         ),
     ),
     rule(

@@ -1,4 +1,4 @@
-"""The caller's deadline bounds every wait on its behalf."""
+"""The arrival of a call and its deadline bound every wait on its behalf."""
 
 import asyncio
 from types import SimpleNamespace
@@ -36,3 +36,16 @@ async def test_each_call_has_its_own_deadline() -> None:
 
     limits = await asyncio.gather(*(asyncio.create_task(call(left)) for left in (1, None, 50)))
     assert limits == [0.75, 100, 49.75]
+
+
+@pytest.mark.parametrize(
+    ("passed", "left", "expected"),
+    [(0, None, 1.5), (1, None, 0.5), (1.4, None, 0.2), (9, None, 0.2), (1, 0.5, 0.25)],
+)
+async def test_the_limit_of_a_call_is_counted_from_its_arrival(
+    monkeypatch: pytest.MonkeyPatch, passed: float, left: float | None, expected: float
+) -> None:
+    assert deadline.left_of_call(1.5, 0.2) == 1.5
+    deadline.begin(None if left is None else left + passed)
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: 100.0 + passed))
+    assert deadline.left_of_call(1.5, 0.2) == pytest.approx(expected)

@@ -5,9 +5,9 @@ tests/contracts tests what it promises to the core.
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import replace
-from datetime import timedelta
+import time
+from collections.abc import AsyncIterator, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,12 +15,7 @@ import pytest
 from evershell.agent.v1.agent_service_pb2 import (
     Acknowledgement,
     CurrentIteration,
-    GetCurrentIterationRequest,
     Signal,
-)
-from evershell.agent.v1.agent_service_pb2_grpc import (
-    AgentServiceServicer,
-    add_AgentServiceServicer_to_server,
 )
 from evershell.workspace.v1 import task_pb2
 from evershell.workspace.v1.task_pb2 import RunningCall
@@ -29,121 +24,23 @@ from evershell.auth.pod_tokens import PodTokens
 from evershell.auth.signing_keys import new_key, with_new_key
 from evershell.core import deadline, trace
 from evershell.core.errors import AgentUnreachableError
-from evershell.core.task import Task
 from evershell.core.trace import TraceContext
-from evershell.core.workspace import Workspace
 from evershell.fleet import agent_client
 from evershell.fleet.agent_client import AgentClient
-from evershell.pod.tls import Connector, Options, TlsIdentity, listen
-from tests.support.ports import free_ports
+from evershell.pod.tls import Connector
 from tests.support.waiting import eventually_async
-from tests.support.world import NOW, intent, locked_busy
-
-Context = grpc.aio.ServicerContext[Any, Any]
-# On a clock that stands still, so that every signal token is of the same minute.
-TOKENS = PodTokens(new_key(), lambda: 1_000.0)
-_TASK = locked_busy(cancel=intent(force_at=NOW + timedelta(seconds=7)), epoch=3).task
-assert _TASK is not None
-TASK: Task = _TASK
-
-
-async def _answer_at_once(number: int, context: Context) -> None:
-    pass
-
-
-class FakeAgent(AgentServiceServicer):
-    """Records the signals. Awaits `before` before each acknowledgement."""
-
-    def __init__(self) -> None:
-        self.before: Callable[[int, Context], Awaitable[None]] = _answer_at_once
-        # The tasks that it knows; None for all.
-        self.known: set[str] | None = None
-        self.signals: list[Signal] = []
-        # What it answers a signal with, if not with one acknowledgement.
-        self.answers: Callable[[Signal], Iterable[Acknowledgement]] | None = None
-        # Its answer to a read. An agent without one is of an earlier version.
-        self.iteration: CurrentIteration | None = None
-        self.reads = 0
-        self.before_read: Callable[[int, Context], Awaitable[None]] = _answer_at_once
-        # The peer and the value of `authorization` of each stream.
-        self.peers: list[str] = []
-        self.opened: list[str] = []
-        self.address = ""
-        self._server: grpc.aio.Server | None = None
-
-    async def listen(
-        self, address: str = "", tls: TlsIdentity | None = None, options: Options = ()
-    ) -> None:
-        """Listens on the address, or on a port that no connection takes while it has stopped."""
-        address = address or f"127.0.0.1:{free_ports(1)[0]}"
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *options])
-        add_AgentServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{listen(self._server, address, tls)}"
-        await self._server.start()
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(0)
-
-    async def GetCurrentIteration(
-        self, request: GetCurrentIterationRequest, context: Context
-    ) -> CurrentIteration:
-        if self.iteration is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "an earlier version")
-        self.reads += 1
-        await self.before_read(self.reads, context)
-        return self.iteration
-
-    async def Signals(
-        self, request_iterator: AsyncIterator[Signal], context: Context
-    ) -> AsyncIterator[Acknowledgement]:
-        metadata = dict(context.invocation_metadata() or ())
-        self.opened.append(str(metadata["authorization"]))
-        self.peers.append(context.peer())
-        async for signal in request_iterator:
-            self.signals.append(signal)
-            await self.before(len(self.signals), context)
-            task_id = signal.start_task.task_id or signal.cancel_task.task_id
-            is_known = self.known is None or task_id in self.known
-            if self.answers is None:
-                yield Acknowledgement(id=signal.id, known=is_known)
-            else:
-                for answer in self.answers(signal):
-                    yield answer
-
-
-@pytest.fixture
-async def agent() -> AsyncIterator[FakeAgent]:
-    agent = FakeAgent()
-    await agent.listen()
-    yield agent
-    await agent.stop()
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[AgentClient]:
-    client = AgentClient(TOKENS, lambda: NOW)
-    yield client
-    await client.aclose()
-
-
-def workspace_at(address: str | None, workspace_id: str | None = None) -> Workspace:
-    workspace = locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
-    return workspace if workspace_id is None else replace(workspace, id=workspace_id)
-
-
-async def cancel(client: AgentClient, address: str | None, task_id: str = TASK.id) -> bool:
-    return await client.cancel_task(workspace_at(address), replace(TASK, id=task_id))
-
-
-async def unreachable(client: AgentClient, address: str | None) -> None:
-    """Fails to cancel, long before the budget of a patient client is over."""
-    with pytest.raises(AgentUnreachableError):
-        await asyncio.wait_for(cancel(client, address), 30)
-
-
-async def never(number: int, context: Context) -> None:
-    await asyncio.Event().wait()
+from tests.support.world import NOW
+from tests.unit.fleet.fake_agent import (
+    TASK,
+    TOKENS,
+    Context,
+    FakeAgent,
+    answer_at_once,
+    cancel,
+    never,
+    unreachable,
+    workspace_at,
+)
 
 
 @pytest.mark.usefixtures("patient")
@@ -374,7 +271,7 @@ async def test_an_agent_that_does_not_answer_is_given_up(
     async with asyncio.timeout(18):
         await unreachable(client, agent.address)
     # The next signal has a stream of its own.
-    agent.before = _answer_at_once
+    agent.before = answer_at_once
     assert await cancel(client, agent.address)
 
 
@@ -385,6 +282,60 @@ async def test_a_signal_ends_before_the_deadline_of_its_caller(
     agent.before = never
     deadline.begin(1.0)
     await unreachable(client, agent.address)
+
+
+def arrived(seconds_ago: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the current call one that has arrived this long ago."""
+    at = time.monotonic() - seconds_ago
+    with monkeypatch.context() as earlier:
+        earlier.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: at))
+        deadline.begin(None)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_the_time_that_recording_took_is_part_of_the_budget(
+    client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.before = never
+    arrived(agent_client.SIGNAL_BUDGET_SECONDS - 1, monkeypatch)
+    await unreachable(client, agent.address)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_signal_after_a_slow_recording_has_an_attempt(
+    client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived(2 * agent_client.SIGNAL_BUDGET_SECONDS, monkeypatch)
+    monkeypatch.setattr(agent_client, "_LEAST_SECONDS", 60.0)
+    assert await cancel(client, agent.address)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_task_is_delivered_with_the_whole_budget(
+    client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that is not delivered in time ends, and a slow database is no reason for that."""
+
+    async def be_slow(number: int, context: Context) -> None:
+        await asyncio.sleep(2 * agent_client._LEAST_SECONDS)
+
+    agent.before = be_slow
+    arrived(2 * agent_client.SIGNAL_BUDGET_SECONDS, monkeypatch)
+    await client.start_task(workspace_at(agent.address), TASK)
+
+
+async def test_a_slow_agent_has_the_rest_of_the_budget_on_another_connection(
+    client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_client, "SIGNAL_BUDGET_SECONDS", 60.0)
+    monkeypatch.setattr(agent_client, "_ATTEMPT_SECONDS", 0.05)
+
+    async def be_slow(number: int, context: Context) -> None:
+        await asyncio.sleep(10 * agent_client._ATTEMPT_SECONDS)
+
+    agent.before = be_slow
+    assert await cancel(client, agent.address)
+    assert len(agent.signals) <= 2
 
 
 @pytest.mark.usefixtures("patient")

@@ -16,7 +16,7 @@ from evershell.pod.signal_stream import SignalStream
 from evershell.pod.tls import Connector, Options
 from evershell.store.service_clock import machine_clock
 from tests.support.waiting import eventually_async
-from tests.unit.fleet.test_agent_client import TOKENS, Context, FakeAgent, cancel
+from tests.unit.fleet.fake_agent import TOKENS, Context, FakeAgent, cancel
 
 LIMIT = 4
 

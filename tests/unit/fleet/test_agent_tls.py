@@ -14,7 +14,7 @@ from evershell.fleet.agent_client import AgentClient
 from evershell.pod.tls import Connector, agent_name
 from evershell.store.service_clock import machine_clock
 from tests.support.agent_tls import Certificates, certificates
-from tests.unit.fleet.test_agent_client import TASK, TOKENS, FakeAgent, workspace_at
+from tests.unit.fleet.fake_agent import TASK, TOKENS, FakeAgent, workspace_at
 
 EPOCH = 3
 

@@ -1,0 +1,83 @@
+"""Reads of agents, of which those who ask at the same time share one.
+
+A read that fails makes its agent silent for a few seconds. Reads of a silent agent fail at once, so
+agents that do not answer cost the process a few reads a second, however many callers ask. Signals
+are not reads: they always pass, and an acknowledgement ends the silence.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Hashable
+from contextvars import Context
+from typing import Any, Generic, TypeVar
+
+from evershell.pod.signal_stream import NotAcknowledgedError
+
+# How long reads of an agent fail at once after one has failed.
+_SILENT_SECONDS = 3.0
+# With many silent agents it is longer, so that all of them together are read this often.
+_READS_A_SECOND = 50
+
+Agent = TypeVar("Agent", bound=Hashable)
+Reply = TypeVar("Reply")
+
+
+class AgentReads(Generic[Agent, Reply]):
+    """The reads in flight, and the agents that are silent."""
+
+    def __init__(self) -> None:
+        self._reads: dict[tuple[Agent, str], asyncio.Task[Reply]] = {}
+        # Until when, about in the order of these times.
+        self._silent: dict[Agent, float] = {}
+
+    async def read(
+        self,
+        agent: Agent,
+        task_id: str,
+        start: Callable[[], Coroutine[Any, Any, Reply]],
+        seconds: float,
+    ) -> Reply:
+        """The answer of the read of this task that is in flight, or of a new one.
+
+        Waits for it this long. `start` raises NotAcknowledgedError if the agent does not answer.
+        Raises NotAcknowledgedError.
+        """
+        if time.monotonic() < self._silent.get(agent, 0.0):
+            raise NotAcknowledgedError("it has just not answered")
+        key = (agent, task_id)
+        reading = self._reads.get(key)
+        if reading is None:
+            # A context of its own: the deadline of this caller is not the deadline of the others.
+            reading = asyncio.create_task(start(), context=Context())
+            self._reads[key] = reading
+            reading.add_done_callback(lambda ended: self._end(key, ended))
+        # Those who leave do not end the read of the others.
+        await asyncio.wait({reading}, timeout=seconds)
+        if not reading.done() or reading.cancelled():
+            raise NotAcknowledgedError("it does not answer")
+        error = reading.exception()
+        if isinstance(error, NotAcknowledgedError):
+            raise NotAcknowledgedError(str(error), error.code)
+        return reading.result()
+
+    def answered(self, agent: Agent) -> None:
+        """Notes that the agent has answered, so it is read again."""
+        self._silent.pop(agent, None)
+
+    async def aclose(self) -> None:
+        """Ends the reads that are in flight."""
+        reads = list(self._reads.values())
+        for reading in reads:
+            reading.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+
+    def _end(self, key: tuple[Agent, str], reading: asyncio.Task[Reply]) -> None:
+        del self._reads[key]
+        agent, _ = key
+        self._silent.pop(agent, None)
+        if reading.cancelled() or reading.exception() is None:
+            return
+        now = time.monotonic()
+        while self._silent and next(iter(self._silent.values())) < now:
+            del self._silent[next(iter(self._silent))]
+        self._silent[agent] = now + max(_SILENT_SECONDS, len(self._silent) / _READS_A_SECOND)
