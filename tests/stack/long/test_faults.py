@@ -22,6 +22,7 @@ from tests.support.waiting import eventually
 LEFT_BEHIND, STUBBORN = unique_seconds(), unique_seconds()
 # The service gives up after 2 s by its own clock. Without that, the call would take 20 s.
 ANSWER_SECONDS = 10.0
+POLLERS = 30
 
 
 @pytest.fixture
@@ -57,6 +58,37 @@ def test_an_agent_that_does_not_answer(
     end = workspace.await_end(task_id)
     assert (end["status"], end["iterations"]) == ("cancelled", 1)
     faults.assert_next_task_works(workspace)
+
+
+def test_pollers_of_an_agent_that_does_not_answer(
+    stack: Stack, workspace: Workspace, gate: Gate
+) -> None:
+    """Few of them reach the agent. A cancellation does, and afterwards they do too."""
+    task_id = workspace.begin(gate.command, "echo never")
+    iteration = f"{workspace.path}/tasks/{task_id}/iteration"
+
+    def poll() -> str:
+        return stack.rest().fails("GET", iteration).slug
+
+    with (
+        ThreadPoolExecutor(POLLERS) as pollers,
+        stack.frozen_process(stack.agent_pid(workspace.id)),
+    ):
+        for _ in range(5):
+            slugs = [each.result() for each in [pollers.submit(poll) for _ in range(POLLERS)]]
+            assert slugs == ["agent_unreachable"] * POLLERS
+        _unreachable(stack, workspace, "rest")
+    assert faults.intent_of(workspace, task_id) == "whole"
+    address = str(workspace.agent_address)
+    logs = (stack.state_dir / "logs").glob("worker-*.log*")
+    lines = [line for path in logs for line in path.read_text().splitlines()]
+    attempts = [line for line in lines if "agent_unreachable" in line and address in line]
+    # One in 3 s for each worker, and the one signal.
+    assert 1 < len(attempts) < POLLERS
+    assert workspace.cancel()["outcome"] == "already_requested"
+    eventually(lambda: stack.rest().serves(iteration))
+    gate.open()
+    assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
 def _unreachable(stack: Stack, workspace: Workspace, wire: str) -> tuple[str, Any]:
