@@ -50,8 +50,9 @@ class Probe(Interceptor):
     def __init__(self) -> None:
         self.wrapped: Counter[str] = Counter()
         self.calls: list[Call] = []
-        # The trace and the bound of a wait, as the core sees them.
-        self.seen: list[tuple[str, float]] = []
+        # As the core sees them: the trace, the bound of a wait, and what is left of an hour since
+        # the arrival of the call.
+        self.seen: list[tuple[str, float, float]] = []
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         self.wrapped[method.path] += 1
@@ -59,7 +60,8 @@ class Probe(Interceptor):
         async def probed(call: Call) -> Any:
             assert calls.current() is call
             self.calls.append(call)
-            self.seen.append((trace.current_id(), deadline.bounded(3600.0)))
+            left_seconds = deadline.left_of_call(3600.0, 0.0)
+            self.seen.append((trace.current_id(), deadline.bounded(3600.0), left_seconds))
             return await proceed(call)
 
         return probed
@@ -116,9 +118,11 @@ async def test_a_call_without_a_trace_or_a_deadline_has_neither(world: World, pr
         listing: Any = server.channel.unary_unary(f"{PUBLIC}ListWorkspaces")
         for metadata, timeout in ((traced, 60), (bearer(), None)):
             await listing(b"", metadata=metadata, timeout=timeout)
-    (trace_id, bounded), plain = probe.seen
+    (trace_id, bounded, _), (*plain, left_seconds) = probe.seen
     assert trace_id == "a" * 32 and bounded < 60
-    assert plain == ("", 3600.0)
+    assert plain == ["", 3600.0]
+    # The arrival is known all the same.
+    assert left_seconds < 3600.0
     assert [call.trace_id for call in probe.calls] == ["a" * 32, ""]
 
 
