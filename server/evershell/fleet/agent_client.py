@@ -150,7 +150,7 @@ class AgentClient:
         self._clock = clock
         self._connector = Connector(tls)
         self._max_streams = max_streams
-        # In the order of their last use.
+        # In the order of their last signals. Those that were only read come first.
         self._agents: OrderedDict[Key, _Agent] = OrderedDict()
         self._reads: AgentReads[Key, CurrentIteration | None] = AgentReads()
         self._closing: set[asyncio.Task[None]] = set()
@@ -226,7 +226,7 @@ class AgentClient:
         until = time.monotonic() + seconds
         longest_attempt = _ATTEMPT_SECONDS
         for number in itertools.count():
-            agent = self._agent(key)
+            agent = self._agent(key, is_signal=True)
             left_seconds = max(0.0, until - time.monotonic())
             try:
                 async with asyncio.timeout(min(longest_attempt, left_seconds)):
@@ -259,14 +259,14 @@ class AgentClient:
         async def ask(agent: _Agent, token: str) -> CurrentIteration | None:
             return await agent.current_iteration(token, task_id)
 
-        agent = self._agent(key)
+        agent = self._agent(key, is_signal=False)
         try:
             async with asyncio.timeout(SIGNAL_BUDGET_SECONDS):
                 try:
                     return await self._authenticated(workspace, agent, ask)
                 except NotAcknowledgedError:
                     # Its signing key may be the previous one, or it has just ended the connection.
-                    agent = self._agent(key)
+                    agent = self._agent(key, is_signal=False)
                     return await self._authenticated(workspace, agent, ask)
         except (TimeoutError, NotAcknowledgedError) as error:
             reason = str(error) or "it does not answer"
@@ -291,14 +291,16 @@ class AgentClient:
                 self._pod_tokens.note_refusal(workspace.id, workspace.epoch, signing_key)
             raise
 
-    def _agent(self, key: Key) -> _Agent:
+    def _agent(self, key: Key, *, is_signal: bool) -> _Agent:
+        """The channel to the agent. One that is opened for a read is the first to be closed."""
         agent = self._agents.get(key)
-        if agent is not None:
+        if agent is None:
+            if len(self._agents) >= self._max_streams:
+                self._forget(next(iter(self._agents)))
+            agent = self._agents[key] = _Agent(self._connector.open(*key, _OPTIONS))
+            self._agents.move_to_end(key, last=is_signal)
+        elif is_signal:
             self._agents.move_to_end(key)
-            return agent
-        if len(self._agents) >= self._max_streams:
-            self._forget(next(iter(self._agents)))
-        agent = self._agents[key] = _Agent(self._connector.open(*key, _OPTIONS))
         return agent
 
     def _forget(self, key: Key) -> None:

@@ -16,7 +16,7 @@ from evershell.pod.signal_stream import SignalStream
 from evershell.pod.tls import Connector, Options
 from evershell.store.service_clock import machine_clock
 from tests.support.waiting import eventually_async
-from tests.unit.fleet.fake_agent import TOKENS, Context, FakeAgent, cancel
+from tests.unit.fleet.fake_agent import TASK, TOKENS, Context, FakeAgent, cancel, workspace_at
 
 LIMIT = 4
 
@@ -95,6 +95,21 @@ async def test_the_least_recently_used_channel_is_closed_for_a_new_one(
         # The closed one is opened again.
         assert await cancel(client, second.address)
         assert channels.opened == LIMIT + 2
+
+
+async def test_reads_take_the_channel_of_one_signalled_agent_at_most(
+    client: AgentClient, channels: OpenChannels
+) -> None:
+    async with agents(2 * LIMIT) as started:
+        signalled, others = started[:LIMIT], started[LIMIT:]
+        for agent in signalled:
+            assert await cancel(client, agent.address)
+        for agent in (*others, *signalled[:2]):
+            # An agent of an earlier version.
+            assert await client.current_iteration(workspace_at(agent.address), TASK) is None
+        await eventually_async(lambda: len(channels.open) == LIMIT)
+        kept = [agent.address for agent in signalled if agent.address in channels.open]
+        assert len(kept) >= LIMIT - 1
 
 
 async def test_a_stream_that_is_no_longer_kept_is_freed_at_once(
