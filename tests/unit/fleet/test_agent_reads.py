@@ -86,10 +86,14 @@ async def test_a_signal_passes_and_ends_the_silence(client: AgentClient, agent: 
     assert await read(client, agent) == 4
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_read_that_fails_leaves_the_stream_of_signals_open(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    agent.iteration, agent.before_read = CurrentIteration(number=4), never
+    async def fail(number: int, context: Context) -> None:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "no")
+
+    agent.iteration, agent.before_read = CurrentIteration(number=4), fail
     assert await cancel(client, agent.address)
     with pytest.raises(AgentUnreachableError):
         await read(client, agent)
