@@ -1,4 +1,4 @@
-"""The health service, and the check whether another program answers on it.
+"""The health service.
 
 The answer comes from the event loop. A program that is frozen or blocked does not answer, although
 the kernel still accepts connections for it.
@@ -85,16 +85,3 @@ async def liveness_served(address: str) -> AsyncIterator[None]:
         yield
     finally:
         await server.stop(grace=0)
-
-
-async def is_live(address: str) -> bool:
-    """Whether the program at the address is alive. Waits for an answer until it is cancelled."""
-    request = health_pb2.HealthCheckRequest(service=LIVENESS)
-    # A channel of its own, because a channel whose connection was refused waits before it retries.
-    async with grpc.aio.insecure_channel(address) as channel:
-        try:
-            answer = await health_pb2_grpc.HealthStub(channel).Check(request)
-        except grpc.aio.AioRpcError:
-            return False
-    serving: bool = answer.status == health_pb2.HealthCheckResponse.SERVING
-    return serving

@@ -12,7 +12,7 @@ from evershell.app import wiring
 from evershell.app.settings import Settings
 from evershell.app.signals import stop_signal
 from evershell.core.errors import OperatorError
-from evershell.telemetry import logs
+from evershell.telemetry import logs, turns
 from evershell.telemetry.metrics import Metrics, serve_metrics
 from evershell.webhooks.process import follow_worker
 
@@ -23,7 +23,7 @@ DRAIN_SECONDS = 4.0
 async def serve(settings: Settings, port: int) -> None:
     """Runs one worker until SIGTERM or SIGINT, then drains it. Raises OperatorError."""
     metrics = _log_and_metrics("serve", settings)
-    async with wiring.control_plane(settings, metrics) as server:
+    async with turns.counted(), wiring.control_plane(settings, metrics) as server:
         with _serving(metrics, settings):
             _exempt_from_collection()
             await server.start(f"{settings.listen_host}:{port}", serving=False)
@@ -51,7 +51,11 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
     Serves its liveness at `health_address`, which is host:port or unix:/path. Raises OperatorError.
     """
     metrics = _log_and_metrics("fleet", settings)
-    async with _live_at(health_address), wiring.fleet(settings, metrics) as lead:
+    async with (
+        turns.counted(),
+        _live_at(health_address),
+        wiring.fleet(settings, metrics) as lead,
+    ):
         with _serving(metrics, settings):
             _exempt_from_collection()
             leading = asyncio.ensure_future(lead())

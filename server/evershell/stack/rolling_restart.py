@@ -84,7 +84,7 @@ class RollingRestart:
         for address in sorted(names, key=lambda address: address in healthy):
             await self._restart_worker(names[address], address)
         await self._supervisor.restart("fleet")
-        await _until(partial(self._supervisor.is_live, "fleet"), "fleet")
+        await _until(partial(self._supervisor.has_turned, "fleet"), "fleet")
         log.info("program_restarted", name="fleet")
         await self._replace_edge()
         log.info("rolling_restart_completed", seconds=round(time.monotonic() - started_at, 1))

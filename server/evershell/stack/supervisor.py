@@ -18,7 +18,10 @@ import structlog
 
 from evershell.pod.process import become_subreaper, wait_exit
 from evershell.stack.log_files import LogFile
-from evershell.stack.watchdogs import IsLive, kill_if_frozen, kill_if_over_memory
+from evershell.stack.frozen import SAMPLE_SECONDS, Finding, FrozenPrograms
+from evershell.stack.watchdogs import IsLive, count_answers, kill_if_over_memory, look_at
+from evershell.telemetry import turns
+from evershell.telemetry.turns import TurnCount
 
 log = structlog.get_logger()
 
@@ -45,10 +48,30 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     # How long the program may take to stop before it is killed.
     stop_seconds: float = 4.0
-    # Whether the program answers. It is not asked if this is None.
+    # Whether the program counts the turns of its event loop: evershell.telemetry.turns.
+    counts_turns: bool = False
+    # Whether a program that counts no turns answers. It is not asked if this is None.
     is_live: IsLive | None = None
     process: subprocess.Popen[bytes] | None = None
     keeping: asyncio.Task[None] | None = None
+    # Of the running process.
+    turn_count: TurnCount | None = None
+    answers: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Programs of one kind replace each other: `worker-0` and `worker-1` are workers."""
+        return self.name.partition("-")[0]
+
+    @property
+    def turns(self) -> int | None:
+        """The turns of the running process, or its answers; None if it has neither."""
+        if self.turn_count is not None:
+            return self.turn_count.read()
+        return None if self.is_live is None else self.answers
+
+    def count_answer(self) -> None:
+        self.answers += 1
 
 
 class Supervisor:
@@ -59,8 +82,7 @@ class Supervisor:
     A program that uses more memory than `memory_bytes` is killed and restarted. Between two checks,
     the kernel limits it to a quarter more. Without `memory_bytes` there is no limit.
 
-    A program that does not answer for 15 s is killed and restarted, too. A new process has
-    60 s for its first answer.
+    A program that is frozen (evershell.stack.frozen) is killed and restarted, too.
 
     A program's log is `<name>.log` in `logs_dir`. At `log_max_bytes`, it is rotated.
     """
@@ -82,6 +104,7 @@ class Supervisor:
         self._programs: list[Program] = []
         # Replaced processes that still run, each with the task that waits for its end.
         self._predecessors: dict[subprocess.Popen[bytes], asyncio.Task[None]] = {}
+        self._watching: asyncio.Task[None] | None = None
         # The descendants of a program that has ended become children of this process, so that it
         # can end and reap them.
         become_subreaper()
@@ -93,6 +116,8 @@ class Supervisor:
             self._logs[program.name] = LogFile(path, self._log_max_bytes, self._log_files)
         self._programs.append(program)
         await self._run(program)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
 
     async def stop(self, *names: str) -> None:
         """Stops the programs with these names concurrently.
@@ -106,6 +131,8 @@ class Supervisor:
 
     async def stop_all(self) -> None:
         """Stops all programs, in the reverse order of their starts. Kills replaced processes."""
+        await _cancel(self._watching)
+        self._watching = None
         for program in list(reversed(self._programs)):
             await self.stop(program.name)
         predecessors = list(self._predecessors.items())
@@ -134,10 +161,9 @@ class Supervisor:
         await self._stop(program)
         await self._run(program)
 
-    async def is_live(self, name: str) -> bool:
-        """Whether the program answers."""
-        program = self._find(name)
-        return program.is_live is None or await program.is_live()
+    async def has_turned(self, name: str) -> bool:
+        """Whether the event loop of the running process has made a turn."""
+        return bool(self._find(name).turns)
 
     async def replace(
         self, name: str, command: list[str], leave_seconds: float
@@ -209,15 +235,23 @@ class Supervisor:
 
     def _execute(self, program: Program, command: list[str]) -> None:
         output = self._logs[program.name].descriptor
-        program.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=program.environment,
-            start_new_session=True,
-            preexec_fn=lambda: self._prepare(program),
-        )
+        count = TurnCount() if program.counts_turns else None
+        passed = {turns.VARIABLE: str(count.descriptor)} if count is not None else {}
+        try:
+            program.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=program.environment | passed,
+                pass_fds=(count.descriptor,) if count is not None else (),
+                start_new_session=True,
+                preexec_fn=lambda: self._prepare(program),
+            )
+        finally:
+            if count is not None:
+                count.close_descriptor()
+        program.turn_count, program.answers = count, 0
 
     def _prepare(self, program: Program) -> None:
         """Runs in the child, before the program."""
@@ -234,19 +268,50 @@ class Supervisor:
     async def _wait_exit(self, program: Program) -> int:
         """Waits for the exit of the program and returns its exit code.
 
-        Kills the program if it uses more memory than the limit, or if it is frozen.
+        Kills the program if it uses more memory than the limit, and counts its answers.
         """
         assert program.process is not None
         process = program.process
         watching = [
             asyncio.create_task(kill_if_over_memory(program.name, process, self._memory_bytes)),
-            asyncio.create_task(kill_if_frozen(program.name, process, program.is_live)),
+            asyncio.create_task(count_answers(program.is_live, program.count_answer)),
         ]
         try:
             return await exit_code(process)
         finally:
             for task in watching:
                 task.cancel()
+
+    async def _watch(self) -> None:
+        """Kills programs that are frozen. `_keep` starts them again."""
+        frozen = FrozenPrograms()
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            # A program that is being stopped is not kept.
+            kept = {
+                program.name: program
+                for program in self._programs
+                if program.keeping is not None and not program.keeping.done()
+            }
+            samples = {
+                name: sample
+                for name, each in kept.items()
+                if each.process is not None
+                and (sample := look_at(each.process.pid, each.kind, each.turns)) is not None
+            }
+            for finding in frozen.find(samples, time.monotonic()):
+                self._act(kept[finding.name], finding)
+
+    def _act(self, program: Program, finding: Finding) -> None:
+        log.error(
+            "program_frozen" if finding.is_replaced else "program_silent",
+            name=finding.name,
+            reason=finding.reason.value,
+            seconds=round(finding.seconds, 1),
+            processor_seconds=round(finding.processor_seconds, 1),
+        )
+        if finding.is_replaced and program.process is not None:
+            program.process.kill()
 
     async def _keep(self, program: Program) -> None:
         failures = 0

@@ -12,7 +12,6 @@ from typing import Literal
 
 from ulid import ULID
 
-from evershell.api import health
 from evershell.app.settings import Settings
 from evershell.app.signals import END_WAITS, stop_signal
 from evershell.auth.signing_keys import new_key, read_signing_keys
@@ -154,17 +153,16 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
                 partial(command, "serve", "--port", address.rpartition(":")[2]),
                 own,
                 stop_seconds=5.0,
-                is_live=partial(health.is_live, address),
+                counts_turns=True,
             )
         )
-    health_address = f"unix:{edge.settings.admin_socket.with_name('fleet.sock')}"
     await supervisor.start(
         Program(
             "fleet",
-            partial(command, "fleet", "--health-address", health_address),
+            partial(command, "fleet"),
             fleet_environment(settings),
             stop_seconds=2.0,
-            is_live=partial(health.is_live, health_address),
+            counts_turns=True,
         )
     )
     await supervisor.start(

@@ -1,25 +1,23 @@
-"""Kills a program that uses too much memory or does not answer. The supervisor restarts it."""
+"""Looks at the programs of a stack: their memory, their state, and whether they answer."""
 
 import asyncio
 import subprocess
-import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeAlias
 
 import psutil
 import structlog
 
+from evershell.stack.frozen import Sample
+
 log = structlog.get_logger()
 
 # How often the memory of each program is compared with its limit.
 _MEMORY_CHECK_SECONDS = 1.0
-# A program is asked this often whether it is live, and may take as long to answer.
-_PROBE_SECONDS = 3.0
-# A program that has not answered this many times in a row is killed. Probes are counted instead of
-# seconds, because the supervisor is frozen together with the program while a laptop sleeps.
-_MAX_SILENT_PROBES = 5
-# The same until the first answer after a start.
-_MAX_STARTING_PROBES = 20
+# How often a program that counts no turns is asked whether it is live.
+_ASK_SECONDS = 3.0
 
 # Asks a program whether it is live.
 IsLive: TypeAlias = Callable[[], Awaitable[bool]]
@@ -37,30 +35,42 @@ async def kill_if_over_memory(
             process.kill()
 
 
-async def kill_if_frozen(
-    name: str, process: "subprocess.Popen[bytes]", is_live: IsLive | None
-) -> None:
-    """Kills the process once it has not answered for too long. Without `is_live`, never."""
-    if is_live is None:
-        return
-    silent, limit = 0, _MAX_STARTING_PROBES
-    while silent < limit:
-        asked_at = time.monotonic()
-        if await _answers(is_live):
-            silent, limit = 0, _MAX_SILENT_PROBES
-        else:
-            silent += 1
-        await asyncio.sleep(asked_at + _PROBE_SECONDS - time.monotonic())
-    log.error("program_frozen", name=name)
-    process.kill()
+async def count_answers(is_live: IsLive | None, answered: Callable[[], None]) -> None:
+    """Asks the program regularly and reports each answer. Without `is_live`, never."""
+    while is_live is not None:
+        if await is_live():
+            answered()
+        await asyncio.sleep(_ASK_SECONDS)
 
 
-async def _answers(is_live: IsLive) -> bool:
+def look_at(pid: int, kind: str, turns: int | None) -> Sample | None:
+    """What is to be seen of the process now; None if it has just ended."""
     try:
-        async with asyncio.timeout(_PROBE_SECONDS):
-            return await is_live()
-    except TimeoutError:
-        return False
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        return Sample(
+            kind,
+            pid,
+            is_stopped=process.status() == psutil.STATUS_STOPPED,
+            processor_seconds=times.user + times.system,
+            turns=turns,
+            is_blocked=lambda: _is_blocked(pid),
+        )
+    except psutil.Error:
+        return None
+
+
+def _is_blocked(pid: int) -> bool:
+    """Whether no thread of the process runs, waits for a processor or is held by a debugger.
+
+    The states are those of proc_pid_stat(5).
+    """
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            # The name before the state may contain any character.
+            if path.read_text().rpartition(")")[2].split()[0] in ("R", "t"):
+                return False
+    return True
 
 
 def _used_memory_bytes(process: "subprocess.Popen[bytes]") -> int:

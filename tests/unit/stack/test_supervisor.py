@@ -4,14 +4,18 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from evershell.stack import watchdogs
+from evershell.stack import frozen
 from evershell.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
+
+WAIT_SECONDS = 60.0
 
 
 async def test_a_restart_that_fails_is_retried(tmp_path: Path) -> None:
@@ -27,22 +31,58 @@ async def test_a_restart_that_fails_is_retried(tmp_path: Path) -> None:
         await supervisor.stop_all()
 
 
-async def test_a_program_that_starts_has_more_time_to_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# Counts the turns of its event loop, and blocks it when the file `blocked` exists.
+TURNS = """
+import asyncio, pathlib, time
+from evershell.telemetry import turns
+async def main():
+    async with turns.counted():
+        while True:
+            await asyncio.sleep(0.01)
+            while pathlib.Path("{folder}/blocked").exists():
+                {blocked}
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("blocked", ["pass", "time.sleep(600)"])
+async def test_a_silent_program_is_replaced_while_another_one_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocked: str
 ) -> None:
-    monkeypatch.setattr(watchdogs, "_PROBE_SECONDS", 0.01)
-    answers: list[bool] = []
-
-    async def is_live() -> bool:
-        answers.append(len(answers) >= watchdogs._MAX_STARTING_PROBES - 1)
-        return answers[-1]
-
+    """In a loop, or in a wait."""
+    monkeypatch.setattr(frozen, "_SILENT_SECONDS", 2.0)
+    monkeypatch.setattr(frozen, "_SILENT_TURNS", 4)
     supervisor = Supervisor(tmp_path / "logs")
-    await supervisor.start(Program("program", ["/bin/sleep", "600"], is_live=is_live))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        code = TURNS.format(folder=tmp_path / name, blocked=blocked)
+        command = [sys.executable, "-c", code]
+        await supervisor.start(Program(f"worker-{name}", command, counts_turns=True))
     try:
-        first = supervisor.pids()["program"]
-        await eventually_async(lambda: len(answers) > 2 * watchdogs._MAX_STARTING_PROBES)
-        assert supervisor.pids()["program"] == first
+        for name in ("first", "second"):
+            await eventually_async(partial(supervisor.has_turned, f"worker-{name}"), WAIT_SECONDS)
+        before = supervisor.pids()
+        (tmp_path / "first" / "blocked").touch()
+        await eventually_async(
+            lambda: supervisor.pids()["worker-first"] != before["worker-first"], WAIT_SECONDS
+        )
+        assert supervisor.pids()["worker-second"] == before["worker-second"]
+    finally:
+        await supervisor.stop_all()
+
+
+async def test_programs_that_are_stopped_are_replaced(tmp_path: Path) -> None:
+    """All at once, also the only ones of their kind."""
+    supervisor = Supervisor(tmp_path / "logs")
+    for name in ("worker-0", "worker-1", "fleet"):
+        await supervisor.start(Program(name, ["/bin/sleep", "600"]))
+    try:
+        before = supervisor.pids()
+        for pid in before.values():
+            os.kill(pid, signal.SIGSTOP)
+        await eventually_async(
+            lambda: not {*before.values()} & {*supervisor.pids().values()}, WAIT_SECONDS
+        )
     finally:
         await supervisor.stop_all()
 

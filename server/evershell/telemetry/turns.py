@@ -1,0 +1,63 @@
+"""Counts the turns of a program's event loop in memory that its supervisor reads.
+
+A program whose loop turns is not frozen, however slow the machine is. The supervisor passes the
+memory as an open file, whose number is in the environment. Without it, a program counts nothing.
+"""
+
+import asyncio
+import mmap
+import os
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+# The number of the open file, in the environment of the program.
+VARIABLE = "EVERSHELL_TURNS_FD"
+# A loop that is not busy makes one turn in this time.
+TURN_SECONDS = 0.5
+_COUNT = struct.Struct("=Q")
+
+
+class TurnCount:
+    """The turns of one process. It begins at 0."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        # Anonymous memory: nothing is left of it when both processes have ended.
+        self.descriptor = os.memfd_create("turns")
+        os.ftruncate(self.descriptor, _COUNT.size)
+        self._memory = mmap.mmap(self.descriptor, _COUNT.size)
+
+    def close_descriptor(self) -> None:
+        """Closes the file. The count can still be read."""
+        os.close(self.descriptor)
+
+    def read(self) -> int:
+        """How many turns the process has counted."""
+        count: int = _COUNT.unpack_from(self._memory)[0]
+        return count
+
+
+@asynccontextmanager
+async def counted() -> AsyncIterator[None]:
+    """Counts the turns of the running event loop inside the block, if a supervisor asks for it."""
+    # Children of this process inherit neither the variable nor the file.
+    descriptor = os.environ.pop(VARIABLE, None)
+    if descriptor is None:
+        yield
+        return
+    memory = mmap.mmap(int(descriptor), _COUNT.size)
+    os.close(int(descriptor))
+    counting = asyncio.create_task(_count(memory))
+    try:
+        yield
+    finally:
+        counting.cancel()
+
+
+async def _count(memory: mmap.mmap) -> None:
+    turns = 0
+    while True:
+        turns += 1
+        _COUNT.pack_into(memory, 0, turns)
+        await asyncio.sleep(TURN_SECONDS)

@@ -1,0 +1,183 @@
+"""Which programs are frozen: those that are stopped or silent, not those that are slow."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from evershell.stack.frozen import SAMPLE_SECONDS, Finding, FrozenPrograms, Reason, Sample
+
+# More than the time without a turn that is allowed, but less than that of a start.
+LONG = 20
+# More than that of a start.
+VERY_LONG = 70
+
+
+@dataclass(frozen=True)
+class Second:
+    """What a program does in a second: its turns, its processor time and its state."""
+
+    turns: int = 0
+    processor_seconds: float = 0.0
+    state: str = "S"
+
+
+TURNS = Second(turns=2, processor_seconds=0.01)
+SPINS = Second(processor_seconds=1.0, state="R")
+BLOCKED = Second()
+# It waits for a processor nearly all the time.
+STARVED = Second(processor_seconds=0.02, state="R")
+STOPPED = Second(state="T")
+TRACED = Second(state="t")
+
+
+class Programs:
+    """Programs that do something for each second."""
+
+    def __init__(self, *names: str) -> None:
+        self.frozen = FrozenPrograms()
+        self.now = 0.0
+        self.samples = {name: Sample(name[:-1], 1, False, 0.0, 0, lambda: True) for name in names}
+        self.found: list[Finding] = []
+        self.look({}, 0.0)
+
+    def do(self, seconds: int = LONG, period: float = SAMPLE_SECONDS, **doing: Second) -> None:
+        """`period` is the time between two samples."""
+        for _ in range(seconds):
+            self.look(doing, period)
+
+    def look(self, doing: dict[str, Second], period: float) -> None:
+        for name, second in doing.items():
+            last = self.samples[name]
+            self.samples[name] = Sample(
+                last.kind,
+                last.pid,
+                second.state == "T",
+                last.processor_seconds + second.processor_seconds,
+                (last.turns or 0) + second.turns,
+                lambda second=second: second.state == "S",
+            )
+        self.now += period
+        for each in self.frozen.find(self.samples, self.now):
+            self.found.append(each)
+            if each.is_replaced:
+                last = self.samples[each.name]
+                self.samples[each.name] = Sample(
+                    last.kind, last.pid + 1, False, 0.0, 0, lambda: True
+                )
+
+    @property
+    def replaced(self) -> list[str]:
+        return [each.name for each in self.found if each.is_replaced]
+
+    @property
+    def silent(self) -> list[str]:
+        """Programs that are reported and stay."""
+        return [each.name for each in self.found if not each.is_replaced]
+
+
+@pytest.fixture
+def workers() -> Programs:
+    """Two workers that have served."""
+    programs = Programs("w0", "w1")
+    programs.do(2, w0=TURNS, w1=TURNS)
+    return programs
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "replaced", "silent"),
+    [
+        # In a loop without a turn, or in a lock, while the other one serves.
+        (SPINS, TURNS, ["w0"], []),
+        (BLOCKED, TURNS, ["w0"], []),
+        (TURNS, SPINS, ["w1"], []),
+        # It gets too little processor time for its turn. The other one has less to do.
+        (STARVED, TURNS, [], ["w0"]),
+        # A debugger holds it.
+        (TRACED, TURNS, [], ["w0"]),
+        # No other one serves.
+        (SPINS, SPINS, [], ["w0", "w1"]),
+        (BLOCKED, BLOCKED, [], ["w0", "w1"]),
+        (BLOCKED, SPINS, [], ["w0", "w1"]),
+        (STARVED, STARVED, [], ["w0", "w1"]),
+        (TURNS, TURNS, [], []),
+        # Also those that are the last.
+        (STOPPED, TURNS, ["w0"], []),
+        (STOPPED, STOPPED, ["w0", "w1"], []),
+        (STOPPED, STARVED, ["w0"], ["w1"]),
+    ],
+)
+def test_two_workers(
+    workers: Programs, first: Second, second: Second, replaced: list[str], silent: list[str]
+) -> None:
+    workers.do(2, w0=first, w1=second)
+    if STOPPED in (first, second):
+        assert workers.replaced == replaced
+    workers.do(LONG, w0=TURNS if first is STOPPED else first, w1=TURNS if second is STOPPED else second)
+    assert (workers.replaced, workers.silent) == (replaced, silent)
+
+
+@pytest.mark.parametrize("slow", [SPINS, BLOCKED, STARVED])
+def test_a_turn_now_and_then_is_enough(workers: Programs, slow: Second) -> None:
+    for _ in range(10):
+        workers.do(10, w0=slow, w1=TURNS)
+        workers.do(1, w0=Second(turns=1), w1=TURNS)
+    assert workers.found == []
+
+
+@pytest.mark.parametrize("silence", [SPINS, BLOCKED, STARVED])
+def test_a_program_that_is_the_only_one_of_its_kind_stays(silence: Second) -> None:
+    programs = Programs("w0", "f0")
+    programs.do(2, w0=TURNS, f0=TURNS)
+    programs.do(VERY_LONG, w0=TURNS, f0=silence)
+    assert (programs.replaced, programs.silent) == ([], ["f0"])
+    # The next silence is reported again.
+    programs.do(1, w0=TURNS, f0=TURNS)
+    programs.do(LONG, w0=TURNS, f0=silence)
+    assert programs.silent == ["f0", "f0"]
+
+
+def test_one_program_a_minute_is_replaced_for_its_silence() -> None:
+    programs = Programs("w0", "w1", "w2", "f0", "f1")
+    programs.do(2, w0=TURNS, w1=TURNS, w2=TURNS, f0=TURNS, f1=TURNS)
+    programs.do(LONG, w0=SPINS, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
+    assert len(programs.replaced) == 1
+    programs.do(30, w0=TURNS, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
+    assert len(programs.replaced) == 1
+    # Programs that are stopped do not wait.
+    programs.do(2, w0=STOPPED, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
+    assert programs.replaced == ["w0", "w0"]
+    programs.do(130, w0=TURNS, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
+    assert sorted(set(programs.replaced)) == ["f0", "w0", "w1"]
+
+
+def test_a_program_that_starts_has_more_time(workers: Programs) -> None:
+    """After a restart, no turn has been made."""
+    workers.do(2, w0=STOPPED, w1=TURNS)
+    workers.do(LONG, w0=SPINS, w1=TURNS)
+    assert workers.replaced == ["w0"]
+    workers.do(VERY_LONG, w0=SPINS, w1=TURNS)
+    assert workers.replaced == ["w0", "w0"]
+
+
+def test_a_late_sample_says_nothing_of_a_blocked_program(workers: Programs) -> None:
+    """The supervisor itself got no processor."""
+    workers.do(LONG, period=5 * SAMPLE_SECONDS, w0=BLOCKED, w1=TURNS)
+    assert workers.found == []
+    workers.do(2, period=5 * SAMPLE_SECONDS, w0=STOPPED, w1=TURNS)
+    assert workers.replaced == ["w0"]
+
+
+def test_processor_time_counts_in_late_samples_too(workers: Programs) -> None:
+    workers.do(LONG, period=5 * SAMPLE_SECONDS, w0=SPINS, w1=TURNS)
+    assert workers.replaced == ["w0"]
+
+
+def test_a_program_of_which_nothing_is_known_is_only_looked_at_for_its_state() -> None:
+    frozen = FrozenPrograms()
+    for second in range(VERY_LONG):
+        unknown = Sample("w", 1, False, float(second), None, lambda: True)
+        other = Sample("w", 2, False, 0.0, second, lambda: True)
+        assert frozen.find({"w0": unknown, "w1": other}, float(second)) == []
+    stopped = Sample("w", 1, True, 0.0, None, lambda: True)
+    found = [each for now in (1, 2) for each in frozen.find({"w0": stopped}, VERY_LONG + now)]
+    assert [(each.name, each.reason) for each in found] == [("w0", Reason.STOPPED)]
