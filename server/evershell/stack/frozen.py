@@ -15,8 +15,8 @@ from evershell.telemetry.turns import TURN_SECONDS
 SAMPLE_SECONDS = 1.0
 # A program that is stopped this many times in a row is frozen.
 _STOPPED_SAMPLES = 2
-# A program is silent without a turn for this time: of its own processor time, or of turns of another
-# program. Some calls of libraries block an event loop for seconds.
+# A program is silent without a turn for this time: of its own processor time, or of the turns of
+# another program. Some calls of libraries block an event loop for seconds.
 _SILENT_SECONDS = 15.0
 _SILENT_TURNS = _SILENT_SECONDS / TURN_SECONDS
 # A program that starts may take this many times as long for its first turn.
@@ -44,6 +44,8 @@ class Sample:
 
 
 class Reason(Enum):
+    """Why a program is frozen."""
+
     STOPPED = "stopped"
     SILENT = "silent"
 
@@ -52,8 +54,8 @@ class Reason(Enum):
 class Finding:
     """A program that is frozen, or that is silent and has to stay.
 
-    A silent program stays if no other of its kind serves, if another one was replaced within the last
-    minute, or if it may be waiting for the machine.
+    A silent program stays if no other of its kind serves, if another one was replaced within the
+    last minute, or if it may be waiting for the machine.
     """
 
     name: str
@@ -114,8 +116,11 @@ class FrozenPrograms:
                 found.append(Finding(name, Reason.STOPPED, is_replaced=True))
             elif sample.turns is not None and gained[name] == 0 and not sample.is_stopped:
                 others = max(
-                    (gained[each] for each in samples if each != name and
-                     samples[each].kind == sample.kind),
+                    (
+                        gained[each]
+                        for each in samples
+                        if each != name and samples[each].kind == sample.kind
+                    ),
                     default=0,
                 )
                 if not is_late:

@@ -17,8 +17,8 @@ import psutil
 import structlog
 
 from evershell.pod.process import become_subreaper, wait_exit
-from evershell.stack.log_files import LogFile
 from evershell.stack.frozen import SAMPLE_SECONDS, Finding, FrozenPrograms
+from evershell.stack.log_files import LogFile
 from evershell.stack.watchdogs import IsLive, count_answers, kill_if_over_memory, look_at
 from evershell.telemetry import turns
 from evershell.telemetry.turns import TurnCount

@@ -1,6 +1,8 @@
 """Which programs are frozen: those that are stopped or silent, not those that are slow."""
 
 from dataclasses import dataclass
+from functools import partial
+from operator import eq
 
 import pytest
 
@@ -54,7 +56,7 @@ class Programs:
                 second.state == "T",
                 last.processor_seconds + second.processor_seconds,
                 (last.turns or 0) + second.turns,
-                lambda second=second: second.state == "S",
+                partial(eq, second.state, "S"),
             )
         self.now += period
         for each in self.frozen.find(self.samples, self.now):
@@ -112,7 +114,9 @@ def test_two_workers(
     workers.do(2, w0=first, w1=second)
     if STOPPED in (first, second):
         assert workers.replaced == replaced
-    workers.do(LONG, w0=TURNS if first is STOPPED else first, w1=TURNS if second is STOPPED else second)
+    workers.do(
+        LONG, w0=TURNS if first is STOPPED else first, w1=TURNS if second is STOPPED else second
+    )
     assert (workers.replaced, workers.silent) == (replaced, silent)
 
 
