@@ -7,12 +7,14 @@ from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.errors import Errors
 from evershell.api.interceptors.interceptor import Interceptor
 from evershell.api.interceptors.rate_limits import RateLimits
+from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.reading import Reading
 from evershell.api.interceptors.request_log import RequestLog
 
 
 def interceptors(
     request_log: RequestLog,
+    readiness: Readiness,
     authentication: Authentication,
     rate_limits: RateLimits | None = None,
     traced_calls: Interceptor | None = None,
@@ -24,6 +26,7 @@ def interceptors(
         traced_calls,  # inside the log, which names the trace; around everything that takes time
         auditing,  # outside the errors, which set the outcome that is recorded
         Errors(),  # around everything that can fail; inside the log, which names the slug
+        readiness,  # before the credential is looked up in the database, which may be away
         authentication,  # before the request is read; servicers rely on it
         rate_limits,  # after authentication, because limits are per credential
         Reading(),  # innermost: a request is read only after all others have admitted the call

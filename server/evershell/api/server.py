@@ -17,6 +17,7 @@ from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.handlers import Handlers, Methods
 from evershell.api.health import LIVENESS, Health
 from evershell.api.interceptors.interceptor import Interceptor
+from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.method_options import PUBLIC_SERVICES
@@ -68,11 +69,13 @@ class Server:
         a2a: A2AServicer,
         internal: RuntimeServicer,
         request_log: RequestLog,
+        readiness: Readiness,
         interceptors: Sequence[Interceptor],
         drain_waits: Callable[[], None] = lambda: None,
         agent_listener: AgentListener | None = None,
     ) -> None:
-        """`interceptors` is the list of chain.py, and contains `request_log`.
+        """`interceptors` is the list of chain.py, and contains `request_log` and
+        `readiness`.
 
         `drain_waits` makes every call that waits answer at once, now and later. With
         `agent_listener`, the server also listens there.
@@ -82,6 +85,7 @@ class Server:
         self.agent_port: int | None = None
         self._drain_waits = drain_waits
         self._request_log = request_log
+        self._readiness = readiness
         self._health = Health()
         methods = Methods()
         registry = cast(grpc.aio.Server, methods)
@@ -110,7 +114,11 @@ class Server:
         return port
 
     async def set_serving(self, *, serving: bool) -> None:
-        """Sets what the health service answers, for the server and for the public services."""
+        """Sets what the health service answers, for the server and for the public services.
+
+        While the server is not serving, public calls are answered with `unavailable`.
+        """
+        self._readiness.is_ready = serving
         serving_status = (
             health_pb2.HealthCheckResponse.SERVING
             if serving

@@ -27,6 +27,7 @@ from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.interceptor import Interceptor
 from evershell.api.interceptors.rate_limits import Rate, RateLimits
+from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.server import AgentListener, Server
@@ -140,9 +141,10 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             public, runtime = _with_crash_points(
                 public, runtime, CrashPoints(settings.crash_points_dir)
             )
-        request_log = RequestLog(metrics)
+        request_log, readiness = RequestLog(metrics), Readiness()
         interceptors = chain.interceptors(
             request_log,
+            readiness,
             _authentication(settings, keys, key_use, pod_tokens, clock),
             _rate_limits(settings),
             traced_calls,
@@ -158,6 +160,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
                 public.model_without_price,
             ),
             request_log,
+            readiness,
             interceptors,
             subscriptions.drain,
             AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,

@@ -16,6 +16,7 @@ from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.rate_limits import RateLimits
+from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.server import AgentListener, Server
@@ -210,6 +211,7 @@ async def running(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
     )
     request_log, audit = RequestLog(metrics or Metrics()), FakeAuditQueue()
+    readiness = Readiness()
     webhooks = FakeWebhookStore()
     server = Server(
         WorkspaceServicer(
@@ -235,8 +237,10 @@ async def running(
             Children(world.store, world.agents, world.subscriptions, world.clock),
         ),
         request_log,
+        readiness,
         chain.interceptors(
             request_log,
+            readiness,
             Authentication(
                 authenticator, pod_tokens, host_binding, agent_tls=agent_tls is not None
             ),
