@@ -122,8 +122,10 @@ class Supervisor:
     async def stop(self, *names: str) -> None:
         """Stops the programs with these names concurrently.
 
-        Sends each its stop signal, and kills it if it still runs after its `stop_seconds`.
+        Sends each its stop signal, and kills it if it still runs after its `stop_seconds`. From now
+        on, no frozen program is replaced, because the stack ends.
         """
+        await self._end_watch()
         await asyncio.gather(
             *(self._stop(program) for program in self._programs if program.name in names)
         )
@@ -131,8 +133,7 @@ class Supervisor:
 
     async def stop_all(self) -> None:
         """Stops all programs, in the reverse order of their starts. Kills replaced processes."""
-        await _cancel(self._watching)
-        self._watching = None
+        await self._end_watch()
         for program in list(reversed(self._programs)):
             await self.stop(program.name)
         predecessors = list(self._predecessors.items())
@@ -281,6 +282,10 @@ class Supervisor:
         finally:
             for task in watching:
                 task.cancel()
+
+    async def _end_watch(self) -> None:
+        await _cancel(self._watching)
+        self._watching = None
 
     async def _watch(self) -> None:
         """Kills programs that are frozen. `_keep` starts them again."""

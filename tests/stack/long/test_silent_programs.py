@@ -1,0 +1,79 @@
+"""A worker whose event loop makes no turn is replaced while another one serves, and else stays."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+
+# Loaded by every Python program of the stack. SIGUSR2 blocks the event loop of a worker.
+MODULE = """
+import os, pathlib, signal, sys, time
+def block(number, frame):
+    while not pathlib.Path({released!r}).exists():
+        {how}
+if "serve" in sys.orig_argv:
+    signal.signal(signal.SIGUSR2, block)
+"""
+WAYS = {"in a loop": "pass", "in a wait": "time.sleep(0.5)"}
+# It is silent for 15 s first: of processor time, or of the turns of another worker.
+SILENT_SECONDS = 180.0
+
+
+class Blocking:
+    """A stack whose workers can be blocked, and released together."""
+
+    def __init__(self, folder: Path, way: str, workers: int) -> None:
+        self.released = folder / "released"
+        modules = folder / "modules"
+        modules.mkdir()
+        text = MODULE.format(released=str(self.released), how=WAYS[way])
+        (modules / "sitecustomize.py").write_text(text)
+        self.stack = Stack(folder / "state", WORKERS=str(workers), PYTHONPATH=str(modules))
+
+    def block(self, pid: int) -> None:
+        os.kill(pid, signal.SIGUSR2)
+
+    def has_logged(self, event: str) -> bool:
+        return f'"{event}"' in self.stack.output.read_text()
+
+
+@pytest.fixture
+def blocking(tmp_path: Path) -> Callable[[str, int], Blocking]:
+    return lambda way, workers: Blocking(tmp_path, way, workers)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_silent_worker_is_replaced(blocking: Callable[[str, int], Blocking], way: str) -> None:
+    running = blocking(way, 2)
+    with running.stack.started():
+        silent, other = running.stack.pids("serve")
+        workspace = Workspace(running.stack)
+        task_id = workspace.begin("sleep 600")
+        running.block(silent)
+        eventually(lambda: silent not in running.stack.pids("serve"), SILENT_SECONDS)
+        assert running.has_logged("program_frozen")
+        eventually(lambda: len(running.stack.pids("serve")) == 2)
+        assert other in running.stack.pids("serve")
+        workspace.cancel(force_after="0s")
+        assert workspace.await_end(task_id)["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_only_worker_stays(blocking: Callable[[str, int], Blocking], way: str) -> None:
+    """Its silence is logged, and it goes on when it can."""
+    running = blocking(way, 1)
+    with running.stack.started():
+        (worker,) = running.stack.pids("serve")
+        running.block(worker)
+        eventually(lambda: running.has_logged("program_silent"), SILENT_SECONDS)
+        running.released.touch()
+        workspace = Workspace(running.stack)
+        task_id = workspace.begin("echo done")
+        assert workspace.await_end(task_id)["status"] == "completed"
+        assert running.stack.pids("serve") == [worker]
+        assert not running.has_logged("program_frozen")
