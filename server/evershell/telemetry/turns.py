@@ -9,12 +9,13 @@ import mmap
 import os
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 # The number of the open file, in the environment of the program.
 VARIABLE = "EVERSHELL_TURNS_FD"
 # A loop that is not busy makes one turn in this time.
 TURN_SECONDS = 0.5
+_NAME = "evershell-turns"
 _COUNT = struct.Struct("=Q")
 
 
@@ -24,7 +25,7 @@ class TurnCount:
     def __init__(self) -> None:
         """Raises OSError."""
         # Anonymous memory: nothing is left of it when both processes have ended.
-        self.descriptor = os.memfd_create("turns")
+        self.descriptor = os.memfd_create(_NAME)
         os.ftruncate(self.descriptor, _COUNT.size)
         self._memory = mmap.mmap(self.descriptor, _COUNT.size)
 
@@ -42,8 +43,8 @@ class TurnCount:
 async def counted() -> AsyncIterator[None]:
     """Counts the turns of the running event loop inside the block, if a supervisor asks for it."""
     # Children of this process inherit neither the variable nor the file.
-    descriptor = os.environ.pop(VARIABLE, None)
-    if descriptor is None:
+    descriptor = os.environ.pop(VARIABLE, "")
+    if not _is_turns(descriptor):
         yield
         return
     memory = mmap.mmap(int(descriptor), _COUNT.size)
@@ -53,6 +54,13 @@ async def counted() -> AsyncIterator[None]:
         yield
     finally:
         counting.cancel()
+
+
+def _is_turns(descriptor: str) -> bool:
+    """Whether it is the file of a count. A copied environment names one that is not open here."""
+    with suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"/memfd:{_NAME}")
+    return False
 
 
 async def _count(memory: mmap.mmap) -> None:
