@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from evershell.core import task_lifecycle, task_limits, task_tree
 from evershell.core.change import Change, Locked
 from evershell.core.ports import Store
-from evershell.core.task import Task, TaskLimits, TaskStarted, Usage
+from evershell.core.task import OpenIteration, Task, TaskLimits, TaskStarted, Usage
 from tests.support.store.examples import (
     NOW,
     ORG,
@@ -103,13 +104,17 @@ async def test_an_earlier_force_deadline_of_a_limit_is_due(
     assert stored.cancel.reason == intent().reason
 
 
-async def used(store: Store, of: Task, amount: int, cost_nanos: int | None) -> None:
-    """The task has used so many input and output tokens each."""
+async def used(
+    store: Store, of: Task, amount: int, cost_nanos: int | None, *, is_open: bool = False
+) -> None:
+    """The task has used so many input and output tokens each, in an open iteration or before."""
     usage = Usage(input_tokens=amount, output_tokens=amount, cost_nanos=cost_nanos)
+    opened = OpenIteration(number=1, usage=usage, started_calls=[{"id": "call_1"}])
 
     def decide(locked: Locked) -> Change:
         assert locked.task is not None
-        return Change(locked.workspace, replace(locked.task, usage=usage))
+        changed: dict[str, Any] = {"open_iteration": opened} if is_open else {"usage": usage}
+        return Change(locked.workspace, replace(locked.task, **changed))
 
     await store.transition(of.workspace_id, decide)
 
@@ -156,6 +161,23 @@ async def test_the_usage_of_a_tree_is_that_of_all_its_tasks_while_one_is_open(
     assert await trees(store) == [(root.id, 111, 111, None)]
     await end(store, leaf)
     assert await trees(store) == []
+
+
+async def test_the_usage_of_a_tree_includes_the_iterations_that_run(store: Store) -> None:
+    root = await started(store, TREE)
+    child = await started(store, TaskLimits(), parent=root)
+    await used(store, root, 1, 7, is_open=True)
+    await used(store, child, 10, 70)
+    await used(store, child, 100, 700, is_open=True)
+    assert await trees(store) == [(root.id, 111, 111, 777)]
+    stored = await store.get_task(child.workspace_id, child.id)
+    assert stored is not None and stored.open_iteration is not None
+    assert stored.open_iteration.started_calls == [{"id": "call_1"}]
+    assert (stored.usage.cost_nanos, stored.used.cost_nanos) == (70, 770)
+    await used(store, child, 100, None, is_open=True)
+    assert await trees(store) == [(root.id, 111, 111, None)]
+    await end(store, child)
+    assert await trees(store) == [(root.id, 111, 111, None)]
 
 
 async def test_the_cost_of_a_tree_may_be_more_than_64_bits(store: Store) -> None:

@@ -340,7 +340,7 @@ class FakeStore:
                 trees.setdefault(each.root_id, []).append(each)
         found = []
         for root_id, tasks in trees.items():
-            root, usage = self._tasks[root_id], [each.usage for each in tasks]
+            root, usage = self._tasks[root_id], [each.used for each in tasks]
             force_after = root.limits.force_after_seconds
             force_at = None if force_after is None else now + timedelta(seconds=force_after)
             if any(not each.status.is_terminal and _would_change(each, force_at) for each in tasks):
@@ -351,7 +351,8 @@ class FakeStore:
                     input_tokens=sum(each.input_tokens for each in usage),
                     output_tokens=sum(each.output_tokens for each in usage),
                 )
-                found.append((self._workspaces[root.workspace_id], replace(root, usage=used)))
+                root = replace(root, usage=used, open_iteration=None)
+                found.append((self._workspaces[root.workspace_id], root))
         return found
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:

@@ -28,6 +28,10 @@ class TaskRecord:
     completed_at: float | None = None
     cancel_requested_at: float | None = None
     force_at: float | None = None
+    # The model calls that count, without one that is reported of the iteration that runs.
+    model_calls: int = 0
+    has_open_iteration: bool = False
+    iteration_lost: bool = False
     ancestor_ids: Sequence[str] = ()
 
 
@@ -43,6 +47,7 @@ class EventRecord:
     status: str | None = None
     forced: bool = False
     iterations: int = 0
+    iteration_lost: bool = False
     # Set for `iteration_completed`.
     number: int = 0
     is_model_call_interrupted: bool = False
@@ -87,6 +92,7 @@ SELECT id, workspace_id, status, iterations, forced,
        extract(epoch FROM completed_at)::float AS completed_at,
        extract(epoch FROM cancel_requested_at)::float AS cancel_requested_at,
        extract(epoch FROM cancel_force_at)::float AS force_at,
+       model_calls, open_iteration IS NOT NULL AS has_open_iteration, iteration_lost,
        coalesce(ancestor_ids, '{}') AS ancestor_ids
 FROM tasks WHERE %(id)s::text IS NULL OR workspace_id = %(id)s
 """
@@ -94,6 +100,7 @@ _EVENTS = """
 SELECT workspace_id, seq, type, task_id, payload ->> 'status' AS status,
        coalesce((payload ->> 'forced')::boolean, false) AS forced,
        coalesce((payload ->> 'iterations')::integer, 0) AS iterations,
+       coalesce((payload ->> 'iteration_lost')::boolean, false) AS iteration_lost,
        coalesce((payload ->> 'number')::integer, 0) AS number,
        coalesce(payload #>> '{model_call,status}' = 'interrupted', false)
            AS is_model_call_interrupted,
@@ -186,8 +193,22 @@ def tasks_end_once(history: History) -> Iterator[str]:
 def ends_agree_with_their_task(history: History) -> Iterator[str]:
     for task, log in history.logs_by_task():
         for event in log:
-            if event.type == "task_completed" and event.forced != task.forced:
+            if event.type != "task_completed":
+                continue
+            if event.forced != task.forced:
                 yield f"{task.id}: forced is {task.forced}, but {event.forced} in its log"
+            if event.iteration_lost != task.iteration_lost:
+                yield f"{task.id}: iteration_lost is {task.iteration_lost}, but not in its log"
+
+
+def each_iteration_counts_once(history: History) -> Iterator[str]:
+    """One that was lost counts as far as it was reported, and nothing stays open after the end."""
+    for task in history.tasks.values():
+        most = task.iterations + task.iteration_lost
+        if not task.iterations <= task.model_calls <= most:
+            yield f"{task.id} has {task.iterations} iterations, but {task.model_calls} model calls"
+        if task.status in TERMINAL and task.has_open_iteration:
+            yield f"{task.id} has ended, but an iteration of it is open"
 
 
 def iterations_are_numbered(history: History) -> Iterator[str]:
@@ -252,6 +273,7 @@ PROMISES = (
     tasks_begin_once,
     tasks_end_once,
     ends_agree_with_their_task,
+    each_iteration_counts_once,
     iterations_are_numbered,
     requests_are_recorded_once,
     one_iteration_follows_a_request,

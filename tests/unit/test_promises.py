@@ -1,8 +1,13 @@
-"""The verdict about trees finds a descendant that was left behind (tests/support/promises.py)."""
+"""Verdicts of tests/support/promises.py: about trees, and about what iterations count."""
 
 import pytest
 
-from tests.support.promises import History, TaskRecord, no_descendant_is_left_behind
+from tests.support.promises import (
+    History,
+    TaskRecord,
+    each_iteration_counts_once,
+    no_descendant_is_left_behind,
+)
 
 ANSWERED_AT = 10.0
 
@@ -33,3 +38,31 @@ def test_a_descendant_is_cancelled_or_has_ended_before_the_answer(
     assert bool(list(no_descendant_is_left_behind(history))) is is_left_behind
     other = History(tasks={"child": child}, promised_trees=[("other", "accepted", ANSWERED_AT)])
     assert not list(no_descendant_is_left_behind(other))
+
+
+@pytest.mark.parametrize(
+    ("model_calls", "is_lost", "is_open", "is_kept"),
+    [
+        (2, False, False, True),
+        (3, True, False, True),
+        # It was not reported.
+        (2, True, False, True),
+        (3, False, False, False),
+        (4, True, False, False),
+        (1, False, False, False),
+        (2, False, True, False),
+    ],
+)
+def test_a_lost_iteration_counts_once(
+    model_calls: int, *, is_lost: bool, is_open: bool, is_kept: bool
+) -> None:
+    task = TaskRecord(
+        id="t",
+        workspace_id="ws",
+        status="cancelled",
+        iterations=2,
+        model_calls=model_calls,
+        iteration_lost=is_lost,
+        has_open_iteration=is_open,
+    )
+    assert (list(each_iteration_counts_once(History(tasks={"t": task}))) == []) is is_kept

@@ -16,6 +16,7 @@ from evershell.core.task import (
     MAX_TOOL_CALLS,
     AgentEvent,
     IterationCompleted,
+    IterationReported,
     Phase,
     TaskEnded,
     TaskStarted,
@@ -59,10 +60,25 @@ def encode_directive(
     return message
 
 
+def decode_commit(request: runtime_service_pb2.CommitEventsRequest) -> list[AgentEvent]:
+    """What the agent commits. Raises BreachError."""
+    committed = decode_agent_events(request.events)
+    if request.HasField("open_iteration"):
+        committed.append(_decode_open_iteration(request.open_iteration))
+    return committed
+
+
 def decode_agent_events(events: Iterable[runtime_service_pb2.TaskEvent]) -> list[AgentEvent]:
     """The events of a commit. Raises BreachError."""
     # One more than is allowed, so that the core refuses them without all of them being decoded.
     return [_decode_agent_event(event) for event in islice(events, MAX_EVENTS + 1)]
+
+
+def _decode_open_iteration(opened: runtime_service_pb2.OpenIteration) -> IterationReported:
+    size_bytes = opened.ByteSize()
+    # One more than is allowed, so that the core refuses the report.
+    del opened.started_calls[MAX_TOOL_CALLS + 1 :]
+    return IterationReported(opened.number, rest_fields(opened), size_bytes)
 
 
 def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:

@@ -244,7 +244,7 @@ def encode_current_iteration(
 
 def _task_fields(task: Task) -> dict[str, Any]:
     """The public fields of the task, for the constructor of its message."""
-    intent, usage = task.cancel, task.usage
+    intent, usage = task.cancel, task.used
     return {
         "id": task.id,
         "workspace_id": task.workspace_id,
@@ -269,6 +269,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
             "cost": money_fields(usage.cost_nanos),
         },
         "forced": task.forced,
+        "iteration_lost": task.iteration_lost,
         "metadata": task.metadata,
         "max_iterations": task.max_iterations,
         "submitted_by": task.submitted_by,

@@ -79,7 +79,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         self, request: runtime_service_pb2.CommitEventsRequest, context: Context
     ) -> runtime_service_pb2.CommitEventsResponse:
         async with self._breaches_recorded():
-            events = agent_codec.decode_agent_events(request.events)
+            events = agent_codec.decode_commit(request)
             directive = await self.runtime.commit_events(
                 agent(), request.task_id, events, current().trace_id
             )

@@ -120,7 +120,7 @@ class Worker(RuntimeServiceServicer):
         """Commits events by the rules of the core."""
         epoch = await self._plane.enter(context)
         try:
-            events = agent_codec.decode_agent_events(request.events)
+            events = agent_codec.decode_commit(request)
             agent_rules.check_events(events)
             await self._plane.commit(epoch, request.task_id, events)
         except (BreachError, Failure) as refusal:

@@ -16,6 +16,7 @@ from evershell.core.task import (
     TOKENS,
     AgentEvent,
     IterationCompleted,
+    IterationReported,
     Task,
     TaskStatus,
 )
@@ -25,6 +26,8 @@ MAX_EVENTS = 64
 # The bytes that a task may commit, and how many more for each iteration that it may have.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10
+# The size of what an agent reports of an iteration that runs. It is read with the task.
+OPEN_ITERATION_BYTES = 64 * 2**10
 # How fast a worker reads calls of one agent. One that sends faster has to wait.
 BYTES_PER_SECOND = 4 * 2**20
 # How many calls of one agent may wait at a worker. Others are refused.
@@ -62,15 +65,17 @@ def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
 
 def check_events(events: Sequence[AgentEvent]) -> None:
     """Checks what does not depend on the task. Raises BreachError."""
-    if len(events) > MAX_EVENTS:
+    if sum(not isinstance(event, IterationReported) for event in events) > MAX_EVENTS:
         raise BreachError(f"its agent committed more than {MAX_EVENTS} events at once")
     for event in events:
         if isinstance(event, IterationCompleted):
             _check_iteration(event)
+        elif isinstance(event, IterationReported):
+            _check_report(event)
 
 
-def check_next(task: Task, iteration: IterationCompleted) -> None:
-    """Checks an iteration that would be added to the task. Raises BreachError."""
+def check_next(task: Task, iteration: IterationCompleted | IterationReported) -> None:
+    """Checks an iteration that would be the next one of the task. Raises BreachError."""
     if task.status is not TaskStatus.RUNNING:
         raise BreachError("its agent committed an iteration before the start of the task")
     if iteration.number > task.max_iterations:
@@ -88,13 +93,8 @@ def check_next(task: Task, iteration: IterationCompleted) -> None:
 def _check_iteration(iteration: IterationCompleted) -> None:
     if iteration.number < 1:
         raise BreachError("its agent committed an iteration with a number below 1")
-    model_call, tool_calls = iteration.payload.get("model_call"), iteration.tool_calls
-    if model_call is None:
-        raise BreachError("its agent committed an iteration without a model call")
-    _check_status(model_call)
-    for name in TOKENS:
-        _check_count(name, model_call, MAX_CALL_TOKENS)
-    _check_count("duration_ms", model_call, _MAX_COUNT)
+    tool_calls = iteration.tool_calls
+    _check_model_call(iteration.payload.get("model_call"))
     if len(tool_calls) > MAX_TOOL_CALLS:
         raise BreachError(
             f"its agent committed more than {MAX_TOOL_CALLS} tool calls in one iteration"
@@ -109,6 +109,29 @@ def _check_iteration(iteration: IterationCompleted) -> None:
         _check_status(result)
         _check_count("duration_ms", tool_call, _MAX_COUNT)
         _check_count("truncated_bytes", result, _MAX_COUNT)
+
+
+def _check_report(report: IterationReported) -> None:
+    if report.number < 1:
+        raise BreachError("its agent reported an iteration with a number below 1")
+    _check_model_call(report.payload.get("model_call"))
+    if len(report.payload.get("started_calls", ())) > MAX_TOOL_CALLS:
+        raise BreachError(
+            f"its agent reported more than {MAX_TOOL_CALLS} tool calls in one iteration"
+        )
+    if report.size_bytes > OPEN_ITERATION_BYTES:
+        raise BreachError(
+            f"its agent reported more than {OPEN_ITERATION_BYTES:,} bytes of an iteration"
+        )
+
+
+def _check_model_call(model_call: Mapping[str, Any] | None) -> None:
+    if model_call is None:
+        raise BreachError("its agent committed an iteration without a model call")
+    _check_status(model_call)
+    for name in TOKENS:
+        _check_count(name, model_call, MAX_CALL_TOKENS)
+    _check_count("duration_ms", model_call, _MAX_COUNT)
 
 
 def _check_status(message: Mapping[str, Any]) -> None:

@@ -209,6 +209,7 @@ def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent
         "result": task.result,
         "reason": task.reason,
         "work_stopped": "yes" if work_stopped else "unknown",
+        "iteration_lost": task.iteration_lost,
     }
     if task.cancel is not None:
         payload["cancel"] = _intent_payload(task.cancel)

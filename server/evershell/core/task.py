@@ -1,6 +1,7 @@
 """A task, the intent to cancel it, and the events that its agent commits."""
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -69,6 +70,34 @@ class Usage:
     tool_calls: int = 0
     # In nano-dollars; None if it is unknown.
     cost_nanos: int | None = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return self._with(other, operator.add)
+
+    def at_least(self, other: "Usage") -> "Usage":
+        """The larger of each of the two."""
+        return self._with(other, max)
+
+    def _with(self, other: "Usage", of: Callable[[int, int], int]) -> "Usage":
+        own, others = self.cost_nanos, other.cost_nanos
+        return Usage(
+            input_tokens=of(self.input_tokens, other.input_tokens),
+            output_tokens=of(self.output_tokens, other.output_tokens),
+            model_calls=of(self.model_calls, other.model_calls),
+            tool_calls=of(self.tool_calls, other.tool_calls),
+            cost_nanos=None if own is None or others is None else of(own, others),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenIteration:
+    """What the agent has reported of the iteration that runs, before its tool calls began."""
+
+    # One more than the number of committed iterations.
+    number: int
+    usage: Usage
+    # The fields of the message StartedCall of each tool call.
+    started_calls: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +168,11 @@ class Task:
     reason: str = ""
     result: str = ""
     forced: bool = False
+    # Whether it ended during an iteration that is not on record.
+    iteration_lost: bool = False
+    # That of the committed iterations; of an ended task, also that of one that was lost.
     usage: Usage = Usage()
+    open_iteration: OpenIteration | None = None
     # The size of all iterations, as the agent has sent them.
     committed_bytes: int = 0
     limits: TaskLimits = TaskLimits()
@@ -156,6 +189,11 @@ class Task:
     @property
     def root_id(self) -> str:
         return self.ancestor_ids[0] if self.ancestor_ids else self.id
+
+    @property
+    def used(self) -> Usage:
+        """Its usage, with what is known of the iteration that runs."""
+        return self.usage + self.open_iteration.usage if self.open_iteration else self.usage
 
     @property
     def is_being_cancelled(self) -> bool:
@@ -219,6 +257,19 @@ class IterationCompleted:
         return self.payload.get("tool_calls") or ([] if first is None else [first])
 
 
+@dataclass(frozen=True, slots=True)
+class IterationReported:
+    """The agent reports the iteration that runs. It is no event.
+
+    `payload` has the fields of the message OpenIteration, and `size_bytes` is the size of that
+    message.
+    """
+
+    number: int
+    payload: Mapping[str, Any]
+    size_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskEnded:
     """The agent, or the control plane on its behalf, proposes the end of the task.
@@ -232,6 +283,8 @@ class TaskEnded:
     forced: bool = False
     # Whether all processes of the task are known to have ended.
     work_stopped: bool = True
+    # Whether an iteration ran that is not committed.
+    iteration_lost: bool = False
 
 
-AgentEvent = TaskStarted | IterationCompleted | TaskEnded
+AgentEvent = TaskStarted | IterationCompleted | IterationReported | TaskEnded

@@ -1,8 +1,9 @@
 """Every change of a task. See change.py."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from evershell.core import agent_rules, event, task_limits
 from evershell.core.change import Change, Locked, unchanged
@@ -12,6 +13,8 @@ from evershell.core.task import (
     AgentEvent,
     CancelIntent,
     IterationCompleted,
+    IterationReported,
+    OpenIteration,
     Phase,
     Task,
     TaskEnded,
@@ -185,44 +188,70 @@ def _commit_one(
             running = replace(task, status=TaskStatus.RUNNING, started_at=now)
             return Change(workspace, running, (event.task_started(running, workspace.epoch, now),))
         case IterationCompleted(number=number, payload=payload):
-            if number <= task.iterations:
+            if not _is_next(task, agent_event):
                 return unchanged(locked)
-            if number != task.iterations + 1:
-                message = (
-                    f"Task {task.id} has {task.iterations} iterations; {number} cannot follow."
-                )
-                raise Failure("invalid_state", message)
-            agent_rules.check_next(task, agent_event)
-            cost_nanos = prices.cost(payload["model_call"], now)
-            counted = _count_iteration(task, agent_event, cost_nanos)
-            warnings = [
-                event.task_limit_approached(counted, budget, now)
-                for budget in task_limits.approached(task, counted)
-                if task.cancel is None
-            ]
+            usage = _usage_of(payload["model_call"], len(agent_event.tool_calls), now, prices)
+            counted = _count_iteration(task, agent_event, usage)
             completed = event.iteration_completed(counted, payload, now)
-            return Change(workspace, counted, (completed, *warnings))
+            return Change(workspace, counted, (completed, *_warnings(task, counted, now)))
+        case IterationReported(number=number, payload=payload):
+            if not _is_next(task, agent_event):
+                return unchanged(locked)
+            calls = payload.get("started_calls", [])
+            usage = _usage_of(payload["model_call"], len(calls), now, prices)
+            if task.open_iteration is not None:
+                usage = usage.at_least(task.open_iteration.usage)
+            reported = replace(
+                task, open_iteration=OpenIteration(number=number, usage=usage, started_calls=calls)
+            )
+            return Change(workspace, reported, tuple(_warnings(task, reported, now)))
         case TaskEnded():
             return _end(locked, task, agent_event, now)
 
 
-def _count_iteration(task: Task, iteration: IterationCompleted, cost_nanos: int | None) -> Task:
-    model_call, tool_calls = iteration.payload["model_call"], iteration.tool_calls
-    usage = Usage(
-        input_tokens=task.usage.input_tokens + int(model_call.get("input_tokens", 0)),
-        output_tokens=task.usage.output_tokens + int(model_call.get("output_tokens", 0)),
-        model_calls=task.usage.model_calls + 1,
-        tool_calls=task.usage.tool_calls + len(tool_calls),
-        cost_nanos=None
-        if cost_nanos is None or task.usage.cost_nanos is None
-        else task.usage.cost_nanos + cost_nanos,
+def _is_next(task: Task, iteration: IterationCompleted | IterationReported) -> bool:
+    """False if the iteration is committed. Raises Failure invalid_state, and BreachError."""
+    if iteration.number <= task.iterations:
+        return False
+    if iteration.number != task.iterations + 1:
+        message = (
+            f"Task {task.id} has {task.iterations} iterations; {iteration.number} cannot follow."
+        )
+        raise Failure("invalid_state", message)
+    agent_rules.check_next(task, iteration)
+    return True
+
+
+def _usage_of(
+    model_call: Mapping[str, Any], tool_calls: int, now: datetime, prices: PriceList
+) -> Usage:
+    return Usage(
+        input_tokens=int(model_call.get("input_tokens", 0)),
+        output_tokens=int(model_call.get("output_tokens", 0)),
+        model_calls=1,
+        tool_calls=tool_calls,
+        cost_nanos=prices.cost(model_call, now),
     )
-    outputs = [call["result"].get("output", "") for call in tool_calls]
-    result = model_call.get("content") or next(filter(None, reversed(outputs)), task.result)
+
+
+def _warnings(before: Task, after: Task, now: datetime) -> Iterator[event.NewEvent]:
+    for budget in task_limits.approached(before, after):
+        if before.cancel is None:
+            yield event.task_limit_approached(after, budget, now)
+
+
+def _count_iteration(task: Task, iteration: IterationCompleted, usage: Usage) -> Task:
+    if task.open_iteration is not None:
+        # What was counted before stays counted.
+        usage = usage.at_least(task.open_iteration.usage)
+    outputs = [call["result"].get("output", "") for call in iteration.tool_calls]
+    content = iteration.payload["model_call"].get("content")
+    result = content or next(filter(None, reversed(outputs)), task.result)
     return replace(
         task,
         iterations=task.iterations + 1,
-        usage=usage,
+        usage=task.usage + usage,
+        open_iteration=None,
         committed_bytes=task.committed_bytes + iteration.size_bytes,
         result=result,
         phase=Phase.NONE,
@@ -243,7 +272,13 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
     forced = force_at is not None and force_at <= now
     was_waking = locked.workspace.is_waking
     status = TaskStatus.DELIVERY_FAILED if was_waking else TaskStatus.FAILED
-    ended = TaskEnded(status=status, reason=reason, forced=forced, work_stopped=work_stopped)
+    ended = TaskEnded(
+        status=status,
+        reason=reason,
+        forced=forced,
+        work_stopped=work_stopped,
+        iteration_lost=task.phase is not Phase.NONE,
+    )
     return _followed_by(limited, _end(Locked(limited.workspace, task), task, ended, now))
 
 
@@ -251,7 +286,8 @@ def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Chan
     """Ends the task. No other function of the core does.
 
     With a recorded intent the task becomes `cancelled`, for every proposed status. Without one it
-    never does. The end is forced only if a caller has asked for that.
+    never does. The end is forced only if a caller has asked for that. What an iteration has used
+    that is not committed counts.
     """
     workspace = locked.workspace
     may_be_forced = task.cancel is not None and task.cancel.force_at is not None
@@ -269,6 +305,9 @@ def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Chan
         reason=reason,
         result=proposed.result or task.result,
         forced=proposed.forced and may_be_forced,
+        iteration_lost=proposed.iteration_lost or task.open_iteration is not None,
+        usage=task.used,
+        open_iteration=None,
     )
     idle = WorkspaceStatus.IDLE if workspace.status is WorkspaceStatus.BUSY else workspace.status
     without_task = replace(

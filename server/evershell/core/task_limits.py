@@ -56,7 +56,7 @@ class Budget:
 
 def budgets(task: Task) -> Iterator[Budget]:
     """The limits of the task on what it uses."""
-    limits, usage = task.limits, task.usage
+    limits, usage = task.limits, task.used
     if limits.max_total_tokens is not None:
         tokens = usage.input_tokens + usage.output_tokens
         yield Budget(Limit.MAX_TOTAL_TOKENS, limits.max_total_tokens, tokens)

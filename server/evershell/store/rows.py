@@ -5,7 +5,7 @@ names, and those of a task with the prefix `task_`, so that one row can have bot
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -14,7 +14,15 @@ import msgspec
 from psycopg.types.json import Jsonb, set_json_loads
 
 from evershell.core.event import Event, EventType, NewEvent, Origin
-from evershell.core.task import CancelIntent, Phase, Task, TaskLimits, TaskStatus, Usage
+from evershell.core.task import (
+    CancelIntent,
+    OpenIteration,
+    Phase,
+    Task,
+    TaskLimits,
+    TaskStatus,
+    Usage,
+)
 from evershell.core.workspace import Workspace, WorkspaceStatus
 
 Values = Sequence[Any]
@@ -56,6 +64,8 @@ TASK_COLUMNS = (
     "max_cost_nanos",
     "cost_nanos",
     "in_limited_tree",
+    "iteration_lost",
+    "open_iteration",
 )
 EVENT_COLUMNS = (
     "workspace_id",
@@ -141,9 +151,27 @@ def task_of(row: Any) -> Task | None:
             force_after_seconds=row.task_limit_force_after_seconds,
             include_descendants=row.task_in_limited_tree and not row.task_ancestor_ids,
         ),
+        iteration_lost=row.task_iteration_lost,
+        open_iteration=_open_iteration_of(row),
         committed_bytes=row.task_committed_bytes,
         ancestor_ids=tuple(row.task_ancestor_ids or ()),
         in_limited_tree=row.task_in_limited_tree,
+    )
+
+
+def _open_iteration_of(row: Any) -> OpenIteration | None:
+    stored = row.task_open_iteration
+    # A worker that does not know the column may have committed the iteration, or ended the task.
+    if (
+        stored is None
+        or stored["number"] != row.task_iterations + 1
+        or row.task_completed_at is not None
+    ):
+        return None
+    return OpenIteration(
+        number=stored["number"],
+        usage=Usage(**stored["usage"]),
+        started_calls=stored["started_calls"],
     )
 
 
@@ -160,7 +188,7 @@ def _intent_of(row: Any) -> CancelIntent:
 
 
 def task_values(task: Task) -> Values:
-    """The values of TASK_COLUMNS, in this order. `json_value` has to wrap the metadata."""
+    """The values of TASK_COLUMNS, in this order. `json_value` has to wrap those that are a dict."""
     cancel, usage = task.cancel, task.usage
     intent = (
         (None,) * 7
@@ -204,6 +232,8 @@ def task_values(task: Task) -> Values:
         task.limits.max_cost_nanos,
         usage.cost_nanos,
         task.in_limited_tree,
+        task.iteration_lost,
+        None if task.open_iteration is None else asdict(task.open_iteration),
     )
     return tuple(_storable(value) for value in values)
 

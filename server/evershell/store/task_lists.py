@@ -57,6 +57,11 @@ ACTIVE = (
     "id = ANY (ARRAY(SELECT current_task_id FROM workspaces WHERE org_id = %s "
     "AND current_task_id IS NOT NULL AND (NOT %s OR created_by_user_id = %s)))"
 )
+# What the iteration that runs has used, as rows.py reads it; NULL if nothing is known.
+_OPEN_USAGE = (
+    "CASE WHEN completed_at IS NULL AND (open_iteration ->> 'number')::integer = iterations + 1 "
+    "THEN open_iteration -> 'usage' END"
+)
 # Reads the open tasks by the index tasks_in_limited_trees, then the roots, and the usage of each
 # tree by the index tasks_of_root.
 LIMITED_TREES = (
@@ -67,11 +72,15 @@ LIMITED_TREES = (
     "WHERE in_limited_tree AND status IN ('submitted', 'delivered', 'running') GROUP BY 1) "
     f"SELECT {workspace_columns('w.')}, {task_columns('t.')}, used.* "
     "FROM trees JOIN tasks t ON t.id = root_id JOIN workspaces w ON w.id = t.workspace_id "
-    "CROSS JOIN LATERAL (SELECT coalesce(sum(input_tokens), 0)::bigint AS below_input_tokens, "
-    "coalesce(sum(output_tokens), 0)::bigint AS below_output_tokens, "
-    "CASE WHEN count(*) = count(cost_nanos) THEN coalesce(sum(cost_nanos), 0) END "
-    "AS below_cost_nanos "
-    "FROM tasks d WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = t.id) used "
+    "CROSS JOIN LATERAL (SELECT coalesce(sum(input), 0)::bigint AS below_input_tokens, "
+    "coalesce(sum(output), 0)::bigint AS below_output_tokens, "
+    "CASE WHEN count(*) = count(cost) THEN coalesce(sum(cost), 0) END AS below_cost_nanos "
+    f"FROM tasks d CROSS JOIN LATERAL (SELECT {_OPEN_USAGE} AS open) o CROSS JOIN LATERAL (SELECT "
+    "input_tokens + coalesce((open ->> 'input_tokens')::bigint, 0) AS input, "
+    "output_tokens + coalesce((open ->> 'output_tokens')::bigint, 0) AS output, "
+    "cost_nanos + CASE WHEN open IS NULL THEN 0 ELSE (open ->> 'cost_nanos')::bigint END AS cost"
+    ") used_by "
+    "WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = t.id) used "
     "WHERE has_uncancelled "
     "OR last_force_at > %s::timestamptz + make_interval(secs => t.limit_force_after_seconds)"
 )
@@ -117,7 +126,7 @@ class TaskLists:
 
     async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
         return [
-            (workspace_of(row), replace(root, usage=_usage_of_tree(root, row)))
+            (workspace_of(row), replace(root, usage=_usage_of_tree(root, row), open_iteration=None))
             for row in await fetch_all(self._pool, LIMITED_TREES, (now,))
             if (root := task_of(row))
         ]
@@ -132,11 +141,12 @@ def _usage_of_tree(root: Task, below: Any) -> Usage:
 
     It may be more than 64 bits can hold, because each agent reports tokens as it likes.
     """
-    own, others = root.usage.cost_nanos, below.below_cost_nanos
+    used = root.used
+    own, others = used.cost_nanos, below.below_cost_nanos
     return replace(
-        root.usage,
-        input_tokens=root.usage.input_tokens + below.below_input_tokens,
-        output_tokens=root.usage.output_tokens + below.below_output_tokens,
+        used,
+        input_tokens=used.input_tokens + below.below_input_tokens,
+        output_tokens=used.output_tokens + below.below_output_tokens,
         cost_nanos=None if own is None or others is None else own + int(others),
     )
 

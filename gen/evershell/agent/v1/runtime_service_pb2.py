@@ -28,7 +28,7 @@ from evershell.workspace.v1 import task_pb2 as evershell_dot_workspace_dot_v1_do
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(evershell/agent/v1/runtime_service.proto\x12\x12\x65vershell.agent.v1\x1a&evershell/agent/v1/agent_service.proto\x1a\"evershell/workspace/v1/event.proto\x1a!evershell/workspace/v1/task.proto\x1a\x1egoogle/protobuf/duration.proto\"t\n\tDirective\x12\x0e\n\x06\x66\x65nced\x18\x01 \x01(\x08\x12,\n\x04task\x18\x02 \x01(\x0b\x32\x1e.evershell.agent.v1.Assignment\x12\x10\n\x08lease_ms\x18\x03 \x01(\x03\x12\x17\n\x0flease_length_ms\x18\x04 \x01(\x03\"\x12\n\x10\x42ootstrapRequest\"!\n\x11\x42ootstrapResponse\x12\x0c\n\x04spec\x18\x01 \x01(\t\"@\n\x0fRegisterRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\t\"D\n\x10RegisterResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"V\n\x10HeartbeatRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x31\n\x05phase\x18\x02 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"E\n\x11HeartbeatResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"U\n\x13\x43ommitEventsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12-\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.evershell.agent.v1.TaskEvent\"\xcd\x01\n\tTaskEvent\x12\x37\n\x0ctask_started\x18\x01 \x01(\x0b\x32\x1f.evershell.agent.v1.TaskStartedH\x00\x12I\n\x13iteration_completed\x18\x02 \x01(\x0b\x32*.evershell.workspace.v1.IterationCompletedH\x00\x12\x33\n\ntask_ended\x18\x03 \x01(\x0b\x32\x1d.evershell.agent.v1.TaskEndedH\x00\x42\x07\n\x05\x65vent\"\r\n\x0bTaskStarted\"p\n\tTaskEnded\x12\x33\n\x06status\x18\x01 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x66orced\x18\x04 \x01(\x08\"H\n\x14\x43ommitEventsResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"\xb5\x02\n\x12SubmitChildRequest\x12\x16\n\x0eparent_task_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x46\n\x08metadata\x18\x05 \x03(\x0b\x32\x34.evershell.agent.v1.SubmitChildRequest.MetadataEntry\x12\x16\n\x0emax_iterations\x18\x06 \x01(\x05\x12\x32\n\x06limits\x18\x07 \x01(\x0b\x32\".evershell.workspace.v1.TaskLimits\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x0fGetChildRequest\x12\x16\n\x0eparent_task_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\"\x93\x01\n\x12\x43\x61ncelChildRequest\x12\x16\n\x0eparent_task_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12.\n\x0b\x66orce_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration2\xf7\x04\n\x0eRuntimeService\x12X\n\tBootstrap\x12$.evershell.agent.v1.BootstrapRequest\x1a%.evershell.agent.v1.BootstrapResponse\x12U\n\x08Register\x12#.evershell.agent.v1.RegisterRequest\x1a$.evershell.agent.v1.RegisterResponse\x12X\n\tHeartbeat\x12$.evershell.agent.v1.HeartbeatRequest\x1a%.evershell.agent.v1.HeartbeatResponse\x12\x61\n\x0c\x43ommitEvents\x12\'.evershell.agent.v1.CommitEventsRequest\x1a(.evershell.agent.v1.CommitEventsResponse\x12S\n\x0bSubmitChild\x12&.evershell.agent.v1.SubmitChildRequest\x1a\x1c.evershell.workspace.v1.Task\x12M\n\x08GetChild\x12#.evershell.agent.v1.GetChildRequest\x1a\x1c.evershell.workspace.v1.Task\x12S\n\x0b\x43\x61ncelChild\x12&.evershell.agent.v1.CancelChildRequest\x1a\x1c.evershell.workspace.v1.TaskB\x1fZ\x1d\x65vershell.ai/agent/v1;agentv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(evershell/agent/v1/runtime_service.proto\x12\x12\x65vershell.agent.v1\x1a&evershell/agent/v1/agent_service.proto\x1a\"evershell/workspace/v1/event.proto\x1a!evershell/workspace/v1/task.proto\x1a\x1egoogle/protobuf/duration.proto\"t\n\tDirective\x12\x0e\n\x06\x66\x65nced\x18\x01 \x01(\x08\x12,\n\x04task\x18\x02 \x01(\x0b\x32\x1e.evershell.agent.v1.Assignment\x12\x10\n\x08lease_ms\x18\x03 \x01(\x03\x12\x17\n\x0flease_length_ms\x18\x04 \x01(\x03\"\x12\n\x10\x42ootstrapRequest\"!\n\x11\x42ootstrapResponse\x12\x0c\n\x04spec\x18\x01 \x01(\t\"@\n\x0fRegisterRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x0f\n\x07version\x18\x03 \x01(\t\"D\n\x10RegisterResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"V\n\x10HeartbeatRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x31\n\x05phase\x18\x02 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\"E\n\x11HeartbeatResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"\x90\x01\n\x13\x43ommitEventsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12-\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1d.evershell.agent.v1.TaskEvent\x12\x39\n\x0eopen_iteration\x18\x03 \x01(\x0b\x32!.evershell.agent.v1.OpenIteration\"\x8e\x01\n\rOpenIteration\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x35\n\nmodel_call\x18\x02 \x01(\x0b\x32!.evershell.workspace.v1.ModelCall\x12\x36\n\rstarted_calls\x18\x03 \x03(\x0b\x32\x1f.evershell.agent.v1.StartedCall\":\n\x0bStartedCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"\xcd\x01\n\tTaskEvent\x12\x37\n\x0ctask_started\x18\x01 \x01(\x0b\x32\x1f.evershell.agent.v1.TaskStartedH\x00\x12I\n\x13iteration_completed\x18\x02 \x01(\x0b\x32*.evershell.workspace.v1.IterationCompletedH\x00\x12\x33\n\ntask_ended\x18\x03 \x01(\x0b\x32\x1d.evershell.agent.v1.TaskEndedH\x00\x42\x07\n\x05\x65vent\"\r\n\x0bTaskStarted\"p\n\tTaskEnded\x12\x33\n\x06status\x18\x01 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x0e\n\x06result\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x66orced\x18\x04 \x01(\x08\"H\n\x14\x43ommitEventsResponse\x12\x30\n\tdirective\x18\x01 \x01(\x0b\x32\x1d.evershell.agent.v1.Directive\"\xb5\x02\n\x12SubmitChildRequest\x12\x16\n\x0eparent_task_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x46\n\x08metadata\x18\x05 \x03(\x0b\x32\x34.evershell.agent.v1.SubmitChildRequest.MetadataEntry\x12\x16\n\x0emax_iterations\x18\x06 \x01(\x05\x12\x32\n\x06limits\x18\x07 \x01(\x0b\x32\".evershell.workspace.v1.TaskLimits\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x0fGetChildRequest\x12\x16\n\x0eparent_task_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\"\x93\x01\n\x12\x43\x61ncelChildRequest\x12\x16\n\x0eparent_task_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12.\n\x0b\x66orce_after\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration2\xf7\x04\n\x0eRuntimeService\x12X\n\tBootstrap\x12$.evershell.agent.v1.BootstrapRequest\x1a%.evershell.agent.v1.BootstrapResponse\x12U\n\x08Register\x12#.evershell.agent.v1.RegisterRequest\x1a$.evershell.agent.v1.RegisterResponse\x12X\n\tHeartbeat\x12$.evershell.agent.v1.HeartbeatRequest\x1a%.evershell.agent.v1.HeartbeatResponse\x12\x61\n\x0c\x43ommitEvents\x12\'.evershell.agent.v1.CommitEventsRequest\x1a(.evershell.agent.v1.CommitEventsResponse\x12S\n\x0bSubmitChild\x12&.evershell.agent.v1.SubmitChildRequest\x1a\x1c.evershell.workspace.v1.Task\x12M\n\x08GetChild\x12#.evershell.agent.v1.GetChildRequest\x1a\x1c.evershell.workspace.v1.Task\x12S\n\x0b\x43\x61ncelChild\x12&.evershell.agent.v1.CancelChildRequest\x1a\x1c.evershell.workspace.v1.TaskB\x1fZ\x1d\x65vershell.ai/agent/v1;agentv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,24 +52,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREQUEST']._serialized_end=602
   _globals['_HEARTBEATRESPONSE']._serialized_start=604
   _globals['_HEARTBEATRESPONSE']._serialized_end=673
-  _globals['_COMMITEVENTSREQUEST']._serialized_start=675
-  _globals['_COMMITEVENTSREQUEST']._serialized_end=760
-  _globals['_TASKEVENT']._serialized_start=763
-  _globals['_TASKEVENT']._serialized_end=968
-  _globals['_TASKSTARTED']._serialized_start=970
-  _globals['_TASKSTARTED']._serialized_end=983
-  _globals['_TASKENDED']._serialized_start=985
-  _globals['_TASKENDED']._serialized_end=1097
-  _globals['_COMMITEVENTSRESPONSE']._serialized_start=1099
-  _globals['_COMMITEVENTSRESPONSE']._serialized_end=1171
-  _globals['_SUBMITCHILDREQUEST']._serialized_start=1174
-  _globals['_SUBMITCHILDREQUEST']._serialized_end=1483
-  _globals['_SUBMITCHILDREQUEST_METADATAENTRY']._serialized_start=1436
-  _globals['_SUBMITCHILDREQUEST_METADATAENTRY']._serialized_end=1483
-  _globals['_GETCHILDREQUEST']._serialized_start=1485
-  _globals['_GETCHILDREQUEST']._serialized_end=1565
-  _globals['_CANCELCHILDREQUEST']._serialized_start=1568
-  _globals['_CANCELCHILDREQUEST']._serialized_end=1715
-  _globals['_RUNTIMESERVICE']._serialized_start=1718
-  _globals['_RUNTIMESERVICE']._serialized_end=2349
+  _globals['_COMMITEVENTSREQUEST']._serialized_start=676
+  _globals['_COMMITEVENTSREQUEST']._serialized_end=820
+  _globals['_OPENITERATION']._serialized_start=823
+  _globals['_OPENITERATION']._serialized_end=965
+  _globals['_STARTEDCALL']._serialized_start=967
+  _globals['_STARTEDCALL']._serialized_end=1025
+  _globals['_TASKEVENT']._serialized_start=1028
+  _globals['_TASKEVENT']._serialized_end=1233
+  _globals['_TASKSTARTED']._serialized_start=1235
+  _globals['_TASKSTARTED']._serialized_end=1248
+  _globals['_TASKENDED']._serialized_start=1250
+  _globals['_TASKENDED']._serialized_end=1362
+  _globals['_COMMITEVENTSRESPONSE']._serialized_start=1364
+  _globals['_COMMITEVENTSRESPONSE']._serialized_end=1436
+  _globals['_SUBMITCHILDREQUEST']._serialized_start=1439
+  _globals['_SUBMITCHILDREQUEST']._serialized_end=1748
+  _globals['_SUBMITCHILDREQUEST_METADATAENTRY']._serialized_start=1701
+  _globals['_SUBMITCHILDREQUEST_METADATAENTRY']._serialized_end=1748
+  _globals['_GETCHILDREQUEST']._serialized_start=1750
+  _globals['_GETCHILDREQUEST']._serialized_end=1830
+  _globals['_CANCELCHILDREQUEST']._serialized_start=1833
+  _globals['_CANCELCHILDREQUEST']._serialized_end=1980
+  _globals['_RUNTIMESERVICE']._serialized_start=1983
+  _globals['_RUNTIMESERVICE']._serialized_end=2614
 # @@protoc_insertion_point(module_scope)

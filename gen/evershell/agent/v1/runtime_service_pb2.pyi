@@ -198,22 +198,93 @@ class CommitEventsRequest(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    OPEN_ITERATION_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEvent]: ...
+    @_builtins.property
+    def open_iteration(self) -> Global___OpenIteration:
+        """The iteration that runs after these events. An agent reports it before a tool call begins, and waits
+        for the reply. If the agent is then lost, what the iteration has used still counts. A repeat, and an
+        iteration that is committed, have no effect.
+        """
+
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         events: _abc.Iterable[Global___TaskEvent] | None = ...,
+        open_iteration: Global___OpenIteration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_iteration", b"open_iteration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "open_iteration", b"open_iteration", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitEventsRequest: _TypeAlias = CommitEventsRequest  # noqa: Y015
+
+@_typing.final
+class OpenIteration(_message.Message):
+    """What an iteration has used so far, and the tool calls that it starts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    MODEL_CALL_FIELD_NUMBER: _builtins.int
+    STARTED_CALLS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """As in IterationCompleted: one more than the number of iterations that are committed."""
+    @_builtins.property
+    def model_call(self) -> _event_pb2.ModelCall:
+        """Without `content`."""
+
+    @_builtins.property
+    def started_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartedCall]:
+        """All tool calls of the iteration so far, even those that have ended."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        model_call: _event_pb2.ModelCall | None = ...,
+        started_calls: _abc.Iterable[Global___StartedCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_call", b"model_call"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_call", b"model_call", "number", b"number", "started_calls", b"started_calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenIteration: _TypeAlias = OpenIteration  # noqa: Y015
+
+@_typing.final
+class StartedCall(_message.Message):
+    """A tool call that is about to begin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    arguments: _builtins.str
+    """As in ToolCall: the first 4 KiB."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartedCall: _TypeAlias = StartedCall  # noqa: Y015
 
 @_typing.final
 class TaskEvent(_message.Message):

@@ -153,9 +153,10 @@ class RuntimeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CommitEvents(self, request, context):
-        """Commits events of a task.
+        """Commits events of a task, and what the current iteration has used so far.
 
         Effect: the events are appended to the log of the workspace, in order and in one transaction.
+        `open_iteration` is stored with the task, in place of an earlier one, and its usage counts.
         Idempotency: an event that is already committed (the start, the number of an iteration, the
         end) is acknowledged and not appended again. The agent repeats a commit until it is
         acknowledged.

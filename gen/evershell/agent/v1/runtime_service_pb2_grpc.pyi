@@ -80,9 +80,10 @@ class RuntimeServiceStub:
     Errors: only those of every call.
     """
     CommitEvents: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.CommitEventsRequest, _runtime_service_pb2.CommitEventsResponse]
-    """Commits events of a task.
+    """Commits events of a task, and what the current iteration has used so far.
 
     Effect: the events are appended to the log of the workspace, in order and in one transaction.
+    `open_iteration` is stored with the task, in place of an earlier one, and its usage counts.
     Idempotency: an event that is already committed (the start, the number of an iteration, the
     end) is acknowledged and not appended again. The agent repeats a commit until it is
     acknowledged.
@@ -163,9 +164,10 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     Errors: only those of every call.
     """
     CommitEvents: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.CommitEventsRequest, _runtime_service_pb2.CommitEventsResponse]  # type: ignore[assignment]
-    """Commits events of a task.
+    """Commits events of a task, and what the current iteration has used so far.
 
     Effect: the events are appended to the log of the workspace, in order and in one transaction.
+    `open_iteration` is stored with the task, in place of an earlier one, and its usage counts.
     Idempotency: an event that is already committed (the start, the number of an iteration, the
     end) is acknowledged and not appended again. The agent repeats a commit until it is
     acknowledged.
@@ -267,9 +269,10 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_service_pb2.CommitEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_service_pb2.CommitEventsResponse, _abc.Awaitable[_runtime_service_pb2.CommitEventsResponse]]:
-        """Commits events of a task.
+        """Commits events of a task, and what the current iteration has used so far.
 
         Effect: the events are appended to the log of the workspace, in order and in one transaction.
+        `open_iteration` is stored with the task, in place of an earlier one, and its usage counts.
         Idempotency: an event that is already committed (the start, the number of an iteration, the
         end) is acknowledged and not appended again. The agent repeats a commit until it is
         acknowledged.

@@ -674,6 +674,7 @@ class TaskCompleted(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     WORK_STOPPED_FIELD_NUMBER: _builtins.int
+    ITERATION_LOST_FIELD_NUMBER: _builtins.int
     status: _task_pb2.Task.Status.ValueType
     forced: _builtins.bool
     """True if its last iteration was interrupted."""
@@ -684,6 +685,8 @@ class TaskCompleted(_message.Message):
     """Why it ended with this status, human-readable."""
     work_stopped: Global___TaskCompleted.WorkStopped.ValueType
     """Whether every process that the task started is known to have ended."""
+    iteration_lost: _builtins.bool
+    """True if the task ended during an iteration that is not on record. As in Task."""
     @_builtins.property
     def usage(self) -> _task_pb2.Usage: ...
     @_builtins.property
@@ -701,10 +704,11 @@ class TaskCompleted(_message.Message):
         reason: _builtins.str = ...,
         cancel: Global___CancelIntent | None = ...,
         work_stopped: Global___TaskCompleted.WorkStopped.ValueType = ...,
+        iteration_lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "forced", b"forced", "iterations", b"iterations", "reason", b"reason", "result", b"result", "status", b"status", "usage", b"usage", "work_stopped", b"work_stopped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "forced", b"forced", "iteration_lost", b"iteration_lost", "iterations", b"iterations", "reason", b"reason", "result", b"result", "status", b"status", "usage", b"usage", "work_stopped", b"work_stopped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -129,6 +129,7 @@ class Task(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     PARENT_TASK_ID_FIELD_NUMBER: _builtins.int
     ROOT_TASK_ID_FIELD_NUMBER: _builtins.int
+    ITERATION_LOST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`task_` and a ULID."""
     workspace_id: _builtins.str
@@ -157,6 +158,10 @@ class Task(_message.Message):
     """The task whose child it is; empty for none."""
     root_task_id: _builtins.str
     """The task at the root of its tree: its own id if it has no parent."""
+    iteration_lost: _builtins.bool
+    """True if the task ended during an iteration that is not on record, because the agent was lost or did
+    not commit it. `usage` includes what the agent had reported of it.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -211,10 +216,11 @@ class Task(_message.Message):
         limits: Global___TaskLimits | None = ...,
         parent_task_id: _builtins.str = ...,
         root_task_id: _builtins.str = ...,
+        iteration_lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_requested_at", b"cancel_requested_at", "completed_at", b"completed_at", "created_at", b"created_at", "limits", b"limits", "started_at", b"started_at", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "cancel_requested_by", b"cancel_requested_by", "completed_at", b"completed_at", "created_at", b"created_at", "description", b"description", "forced", b"forced", "id", b"id", "iterations", b"iterations", "limits", b"limits", "max_iterations", b"max_iterations", "metadata", b"metadata", "parent_task_id", b"parent_task_id", "phase", b"phase", "reason", b"reason", "result", b"result", "root_task_id", b"root_task_id", "started_at", b"started_at", "status", b"status", "submitted_by", b"submitted_by", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_force_at", b"cancel_force_at", "cancel_reason", b"cancel_reason", "cancel_requested_at", b"cancel_requested_at", "cancel_requested_by", b"cancel_requested_by", "completed_at", b"completed_at", "created_at", b"created_at", "description", b"description", "forced", b"forced", "id", b"id", "iteration_lost", b"iteration_lost", "iterations", b"iterations", "limits", b"limits", "max_iterations", b"max_iterations", "metadata", b"metadata", "parent_task_id", b"parent_task_id", "phase", b"phase", "reason", b"reason", "result", b"result", "root_task_id", b"root_task_id", "started_at", b"started_at", "status", b"status", "submitted_by", b"submitted_by", "usage", b"usage", "workspace_id", b"workspace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
