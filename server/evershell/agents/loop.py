@@ -19,6 +19,7 @@ from evershell.agents.step import (
 from evershell.core.task import (
     AgentEvent,
     IterationCompleted,
+    IterationReported,
     TaskEnded,
     TaskStarted,
     TaskStatus,
@@ -68,7 +69,8 @@ async def run_task(
        iterations.
     3. An iteration is one turn of the function's loop. It is committed as one event with the
        results of its calls, so no tool call is committed without its result. Numbers count from 1
-       without gaps. An iteration whose last call failed is not committed.
+       without gaps. An iteration whose last call failed is not committed. What an iteration has
+       used, and the tool calls that it starts, are reported before these begin.
     4. The task ends when the function returns: `cancelled` if the flag is set, `failed` if its
        iterations were used up, else `completed`. What it returns is the result. An exception ends
        the task `failed`, with a human-readable reason. No exception ends the process.
@@ -160,6 +162,8 @@ class _Run(AsyncIterator[Step]):
             # The function has caught a CancelledError. It may do so again and again.
             await asyncio.sleep(0)
             raise asyncio.CancelledError
+        if self._calls.are_open:
+            raise RuntimeError("a call still runs after the end of its iteration")
         self._end_step()
         self._is_turning = True
         try:
@@ -168,10 +172,9 @@ class _Run(AsyncIterator[Step]):
         finally:
             self._is_turning = False
         if self.task.cancel.is_requested or self._is_used_up:
-            if not self._loop_over.done():
-                self._loop_over.set_result(None)
+            self._end_loop()
             raise StopAsyncIteration
-        self._step = Step(self.task.iterations + 1, self._calls)
+        self._step = Step(self.task.iterations + 1, self._calls, self._report)
         return self._step
 
     async def events(self, function: AgentFunction) -> list[AgentEvent]:
@@ -183,7 +186,7 @@ class _Run(AsyncIterator[Step]):
         try:
             await self._supervise(work)
             error = self._error_of(work)
-            if not work.done() or self._calls.running or self._is_forced or self._is_dropped:
+            if not work.done() or self._calls.are_open or self._is_forced or self._is_dropped:
                 await self._interrupt(work)
                 error = error or (None if work.cancelled() else work.exception())
         except asyncio.CancelledError:
@@ -249,20 +252,31 @@ class _Run(AsyncIterator[Step]):
 
     async def _commit_ended(self) -> None:
         """Commits the last iteration. Raises CancelledError if the function has to end."""
+        await self._commit_or_end(self._ended)
+        self._ended = []
+
+    async def _report(self, report: IterationReported) -> None:
+        """Reports the current iteration. Raises CancelledError if the function has to end."""
+        await self._commit_or_end([report])
+
+    async def _commit_or_end(self, events: Sequence[AgentEvent]) -> None:
         try:
-            self._is_dropped = not await self._commit(self.task.id, self._ended)
+            self._is_dropped = not await self._commit(self.task.id, events)
         except Exception as error:  # noqa: BLE001 - raised again, but not in the function
             self._error, self._is_dropped = error, True
         if self._is_dropped:
+            self._calls.are_over = True
+            self._end_loop()
             raise asyncio.CancelledError
-        self._ended = []
+
+    def _end_loop(self) -> None:
+        if not self._loop_over.done():
+            self._loop_over.set_result(None)
 
     def _end_step(self) -> None:
         """Records the current iteration as ended."""
         if self._step is None:
             return
-        if self._calls.running:
-            raise RuntimeError("a call still runs after the end of its iteration")
         self._step.has_ended = True
         self.task.iterations = self._step.number
         payload = self._step.payload(is_interrupted=self._is_forced)
@@ -273,7 +287,7 @@ class _Run(AsyncIterator[Step]):
         """Why the function has ended, if it was not interrupted."""
         if not work.done():
             return None
-        if self._calls.running:
+        if self._calls.are_open:
             return RuntimeError("a call still runs after the end of its iteration")
         return asyncio.CancelledError() if work.cancelled() else work.exception()
 

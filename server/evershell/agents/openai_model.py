@@ -47,6 +47,7 @@ def openai_agent(model: "OpenAIModel", shell: ShellTool) -> AgentFunction:
             calls = calls_of(message, step.number)
             if not calls:
                 return message.text
+            await step.announce(*((call.name, call.arguments, call.id) for call in calls))
             # One after the other: the shell kills what a call leaves behind, which it cannot tell
             # from the processes of a call that runs at the same time.
             results: list[ToolResult] = []

@@ -32,6 +32,7 @@ from evershell.core import trace
 from evershell.core.task import (
     AgentEvent,
     IterationCompleted,
+    IterationReported,
     Phase,
     TaskEnded,
     TaskStarted,
@@ -198,9 +199,7 @@ class RuntimeClient:
 
     async def commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
         """Implements loop.Commit. Raises AgentEndingError, RejectedError."""
-        request = CommitEventsRequest(
-            task_id=task_id, events=[encode_event(event) for event in events]
-        )
+        request = encode_commit(task_id, events)
 
         async def attempt(stub: RuntimeStub) -> tuple[int, CommitEventsResponse]:
             sent_at = self._session.mark()
@@ -328,7 +327,21 @@ def _trailer(error: grpc.aio.AioRpcError, name: str) -> str:
     return str(dict(error.trailing_metadata() or ()).get(name, ""))
 
 
-def encode_event(event: AgentEvent) -> runtime_service_pb2.TaskEvent:
+def encode_commit(task_id: str, events: Sequence[AgentEvent]) -> CommitEventsRequest:
+    """The events, and a report of the iteration that runs, as a message."""
+    request = CommitEventsRequest(task_id=task_id)
+    for event in events:
+        if isinstance(event, IterationReported):
+            opened = runtime_service_pb2.OpenIteration(number=event.number, **event.payload)
+            request.open_iteration.CopyFrom(opened)
+        else:
+            request.events.append(encode_event(event))
+    return request
+
+
+def encode_event(
+    event: TaskStarted | IterationCompleted | TaskEnded,
+) -> runtime_service_pb2.TaskEvent:
     """The event as a message."""
     match event:
         case TaskStarted():

@@ -20,7 +20,14 @@ from evershell.agents.tools import (
     output_so_far,
     storable,
 )
-from evershell.core.task import MAX_CALL_TOKENS, MAX_TOOL_CALLS, TOKEN_PARTS, Phase
+from evershell.core.task import (
+    MAX_CALL_TOKENS,
+    MAX_TOOL_CALLS,
+    TOKEN_PARTS,
+    IterationReported,
+    Phase,
+)
+from evershell.pod.messages import MAX_ARGUMENTS_BYTES
 
 T = TypeVar("T")
 
@@ -28,6 +35,9 @@ T = TypeVar("T")
 _GRACE_SECONDS = 5.0
 # An iteration must fit into one message to the control plane.
 _MAX_TEXT_BYTES = 1024 * 1024
+# The texts of a started tool call, each, and the arguments of all of them together.
+_MAX_ID_BYTES = 128
+_MAX_ARGUMENTS_BYTES = 24 * 1024
 # The outputs of an iteration's tool calls together. The iterations of a task may have 256 KiB each,
 # and the first output is there twice.
 _MAX_OUTPUTS_BYTES = 128 * 1024
@@ -52,12 +62,19 @@ class Calls:
         self.limits = limits
         # In the order in which they began.
         self.running = task.calls
+        # How many tool calls are reported and then begin.
+        self.beginning = 0
         # Those that did not end at their limit.
         self.left: set[asyncio.Future[Any]] = set()
         # Whether the agent is interrupted, so that no further call may begin.
         self.are_over = False
         self._task = task
         self._phase_changed = phase_changed
+
+    @property
+    def are_open(self) -> bool:
+        """Whether a call runs or begins."""
+        return bool(self.running or self.beginning)
 
     @property
     def is_force_due(self) -> bool:
@@ -109,10 +126,15 @@ class Calls:
             self._phase_changed()
 
 
+# Returns when the control plane has recorded what is known of the iteration. Raises CancelledError
+# if the function of the agent has to end.
+Report = Callable[[IterationReported], Awaitable[None]]
+
+
 class Step:
     """An iteration: a model call, and the tool calls that it asked for."""
 
-    def __init__(self, number: int, calls: Calls) -> None:
+    def __init__(self, number: int, calls: Calls, report: Report) -> None:
         # Counts from 1.
         self.number = number
         self.reply = Reply()
@@ -125,6 +147,13 @@ class Step:
         self._has_failed = False
         self._model_seconds = 0.0
         self._tools: list[_Tool] = []
+        self._report = report
+        # The tool calls that begin or have begun, and how many of them are reported.
+        self._started: list[_Started] = []
+        self._reported = 0
+        self._reporting = asyncio.Lock()
+        # The ids of those that are announced and have not begun.
+        self._announced: list[str] = []
         # When all calls of a phase together reach their limit.
         self._ends_at: dict[Phase, float] = {}
 
@@ -184,15 +213,26 @@ class Step:
         cancelled, it may return its output so far. Several calls can run at a time. Of several
         calls, each has its share of the texts and outputs that are recorded.
 
+        The call begins when the control plane knows of it, and of the tokens used so far.
+
         Raises CallTimeoutError at the limit, unless the call returns its output so far, TaskFailed
         if the iteration has too many tool calls, and RuntimeError if it has ended.
         """
+        if call_id in self._announced:
+            self._announced.remove(call_id)
+        else:
+            call_id = call_id or self._next_id()
+            self._calls.beginning += 1
+            try:
+                await self._start(_Started(call_id, name, _text_of(arguments)))
+            except BaseException:
+                asyncio.ensure_future(call).cancel()
+                raise
+            finally:
+                self._calls.beginning -= 1
         running = await self._begun(call)
-        if len(self._tools) == MAX_TOOL_CALLS:
-            running.cancel()
-            raise TaskFailed(f"An iteration had more than {MAX_TOOL_CALLS} tool calls.")
         limit_seconds = self._calls.limits.tool_timeout_seconds
-        tool = _Tool(call_id or self._next_id(), name, arguments)
+        tool = _Tool(call_id, name, arguments)
         self._tools.append(tool)
         opened = OpenCall(
             phase=Phase.TOOL_CALL,
@@ -226,23 +266,25 @@ class Step:
         answer = running.result()
         return cast("T", tool.result) if isinstance(answer, ToolResult) else answer
 
+    async def announce(self, *calls: tuple[str, Mapping[str, Any] | str, str]) -> None:
+        """Reports tool calls together, before the first of them begins.
+
+        Each has a name, arguments and an id, and begins with a `tool_call` of this id. Raises
+        TaskFailed if they are too many.
+        """
+        started = []
+        for name, given, call_id in calls:
+            if call_id not in self._announced:
+                self._announced.append(call_id)
+                started.append(_Started(call_id, name, _text_of(given)))
+        await self._start(*started)
+
     def payload(self, *, is_interrupted: bool = False) -> dict[str, Any]:
         """The fields of the message IterationCompleted, except the number."""
         has_ended = self.has_calls or not is_interrupted
+        model_call = self._model_call("completed" if has_ended else "interrupted")
         payload: dict[str, Any] = {
-            "model_call": {
-                "model": storable_text(self.reply.model),
-                "content": storable_text(self.reply.content),
-                "input_tokens": _count(self.reply.input_tokens),
-                "output_tokens": _count(self.reply.output_tokens),
-                "duration_ms": _milliseconds(self._model_seconds),
-                "status": "completed" if has_ended else "interrupted",
-                **{
-                    part: count
-                    for part in TOKEN_PARTS
-                    if (count := _count(getattr(self.reply, part)))
-                },
-            }
+            "model_call": model_call | {"content": storable_text(self.reply.content)}
         }
         calls = [tool.payload(len(self._tools)) for tool in self._tools]
         if calls:
@@ -250,6 +292,43 @@ class Step:
         if len(calls) > 1:
             payload["tool_calls"] = calls
         return payload
+
+    def _model_call(self, status: str) -> dict[str, Any]:
+        """The fields of the message ModelCall, except the content."""
+        return {
+            "model": storable_text(self.reply.model),
+            "input_tokens": _count(self.reply.input_tokens),
+            "output_tokens": _count(self.reply.output_tokens),
+            "duration_ms": _milliseconds(self._model_seconds),
+            "status": status,
+            **{part: count for part in TOKEN_PARTS if (count := _count(getattr(self.reply, part)))},
+        }
+
+    async def _start(self, *calls: "_Started") -> None:
+        """Returns when these tool calls are reported. Those that begin together share a report."""
+        if self._calls.are_over or self.has_ended:
+            # `_begun` refuses the call.
+            return
+        if len(self._started) + len(calls) > MAX_TOOL_CALLS:
+            raise TaskFailed(f"An iteration had more than {MAX_TOOL_CALLS} tool calls.")
+        self._started += calls
+        number = len(self._started)
+        async with self._reporting:
+            if self._reported >= number or self._calls.are_over:
+                return
+            # Others that begin in this turn of the event loop get there first.
+            await asyncio.sleep(0)
+            started = list(self._started)
+            calls_payload = [each.payload(len(started)) for each in started]
+            model_call = self._model_call("completed") | {
+                "model": storable_text(self.reply.model, _MAX_ID_BYTES)
+            }
+            await self._report(
+                IterationReported(
+                    self.number, {"model_call": model_call, "started_calls": calls_payload}
+                )
+            )
+            self._reported = len(started)
 
     async def _begun(self, call: Awaitable[T]) -> "asyncio.Future[T]":
         """The call, which has begun. Raises RuntimeError and CancelledError."""
@@ -275,8 +354,26 @@ class Step:
             raise
 
     def _next_id(self) -> str:
-        position = len(self._tools)
+        position = len(self._started)
         return f"call_{self.number}_{position + 1}" if position else f"call_{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A tool call, as it is reported before it begins."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+    def payload(self, calls: int) -> dict[str, Any]:
+        """The fields of the message StartedCall, in an iteration with this number of tool calls."""
+        max_bytes = min(MAX_ARGUMENTS_BYTES, _MAX_ARGUMENTS_BYTES // calls)
+        return {
+            "id": storable_text(self.call_id, _MAX_ID_BYTES),
+            "name": storable_text(self.name, _MAX_ID_BYTES),
+            "arguments": storable_text(self.arguments, max_bytes),
+        }
 
 
 class _Tool:

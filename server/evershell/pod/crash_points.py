@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-from evershell.core.task import AgentEvent, IterationCompleted, TaskEnded
+from evershell.core.task import AgentEvent, IterationCompleted, IterationReported, TaskEnded
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,10 +107,12 @@ def kind_of(events: Sequence[AgentEvent]) -> str:
     """The kind of a commit.
 
     `terminal` if it contains the end of the task, else `iteration` if it contains an iteration,
-    else `start`.
+    `report` if it reports one that runs, else `start`.
     """
     if any(isinstance(event, TaskEnded) for event in events):
         return "terminal"
     if any(isinstance(event, IterationCompleted) for event in events):
         return "iteration"
+    if any(isinstance(event, IterationReported) for event in events):
+        return "report"
     return "start"

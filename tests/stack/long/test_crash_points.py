@@ -49,6 +49,11 @@ CASES = [
     Case("before_iteration_commit", "agent", (), "absent", "failed"),
     Case("after_reply", "worker", (LOST, ACCEPTED), "whole", "cancelled"),
     Case("after_iteration_commit", "agent", (), "absent", "failed"),
+    # In the second iteration.
+    Case("before_report_commit", "agent", (), "absent", "failed"),
+    Case("before_report_transaction", "worker", (), "absent", "completed"),
+    Case("after_report_commit", "agent", (), "absent", "failed"),
+    Case("after_report_transaction", "worker", (), "absent", "completed"),
     Case("before_terminal_transaction", "worker", (ACCEPTED,), "whole", "cancelled"),
     Case("before_iteration_commit", "agent", (LOST,), "whole", "cancelled", is_signal_lost=True),
     Case("after_terminal_transaction", "worker", (ACCEPTED,), "whole", "cancelled"),
@@ -120,6 +125,11 @@ def test_a_crash(
     faults.assert_story(bed, task_id, status=case.status, intent=case.intent == "whole")
     # A task that is cancelled or fails does not start a second iteration.
     assert end["iterations"] <= 1 or case.status == "completed"
+    counted = end["iterations"] + (case.point == "after_report_commit")
+    if "report" in case.point:
+        assert (end["usage"]["model_calls"], end["usage"]["tool_calls"]) == (counted, counted)
+    if case.point == "after_report_commit" or case.status == "completed":
+        assert end["iteration_lost"] is (case.status == "failed")
     if case.dies == "agent":
         eventually(lambda: not stack.is_alive(agent))
         faults.await_workspace(bed, "failed")

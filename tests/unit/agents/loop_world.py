@@ -8,10 +8,10 @@ from typing import Any
 from evershell.agents.active_task import ActiveTask
 from evershell.agents.loop import AgentFunction, RejectedError, Task, run_task
 from evershell.agents.reply import Reply
-from evershell.agents.runtime_client import encode_event
+from evershell.agents.runtime_client import encode_commit
 from evershell.agents.step import Limits, Step
 from evershell.agents.tools import ToolResult, ToolStatus
-from evershell.core.task import AgentEvent, IterationCompleted, TaskEnded
+from evershell.core.task import AgentEvent, IterationCompleted, IterationReported, TaskEnded
 
 OK = ToolResult(status=ToolStatus.EXITED, output="ok")
 
@@ -42,6 +42,8 @@ class World:
         self.replies = list(replies)
         self.results = list(results)
         self.committed: list[AgentEvent] = []
+        # What was reported of iterations that ran, which is not in the trace.
+        self.reports: list[IterationReported] = []
         self.trace: list[str] = []
         self.at: dict[str, Callable[[], Coroutine[Any, Any, object] | None]] = {}
         # The reply of the latest model call, as much of it as is known.
@@ -83,6 +85,12 @@ class World:
         return result
 
     async def commit(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
+        encode_commit(task_id, events)
+        if isinstance(events[0], IterationReported):
+            self.reports.append(events[0])
+            if (hook := self.at.get(f"report {events[0].number}")) and (pending := hook()):
+                await pending
+            return not self.dropped
         await self._take_step(
             "commit "
             + " ".join(
@@ -91,9 +99,7 @@ class World:
         )
         if self.rejects is not None and any(isinstance(event, self.rejects) for event in events):
             raise RejectedError("no")
-        for event in events:
-            encode_event(event)
-            self.committed.append(event)
+        self.committed += events
         return not self.dropped and not isinstance(events[-1], TaskEnded)
 
 

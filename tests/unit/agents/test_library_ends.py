@@ -84,13 +84,14 @@ async def test_force_interrupts_all_calls_of_an_iteration() -> None:
 
     async def tool(name: str) -> None:
         try:
+            if name == "b":
+                reached.set()
             await wait_forever()
         finally:
             interrupted.append(name)
 
     async def agent(task: Task) -> None:
         async for each in task.iterations():
-            asyncio.get_running_loop().call_soon(reached.set)
             await asyncio.gather(*(each.tool_call(name, {}, tool(name)) for name in "ab"))
 
     run = Run(agent)

@@ -63,6 +63,8 @@ class _Program:
         self._is_answered = False
         self._calls: dict[str, Any] = {}
         self._results: dict[str, ToolResult] = {}
+        # The tool calls that may begin.
+        self._may_begin: set[str] = set()
         # Whether the program waits in the hook, and what the hook will answer.
         self._is_waiting = False
         self._permission: asyncio.Future[dict[str, Any]] | None = None
@@ -77,8 +79,9 @@ class _Program:
         # An event of the program that the SDK passes on.
         after_tools: Any = "PostToolBatch"
         hooks = dict(own.hooks or {})
-        matcher = HookMatcher(hooks=[self._after_tools], timeout=_HOOK_SECONDS)
-        hooks[after_tools] = [*hooks.get(after_tools, []), matcher]
+        for name, hook in ((after_tools, self._after_tools), ("PreToolUse", self._before_tool)):
+            matcher = HookMatcher(hooks=[hook], timeout=_HOOK_SECONDS)
+            hooks[name] = [*hooks.get(name, []), matcher]
         return dataclasses.replace(own, hooks=hooks, include_partial_messages=True)
 
     @asynccontextmanager
@@ -109,6 +112,11 @@ class _Program:
         async for step in task.iterations():
             await step.model_call(self._answer(step, task.description))
             text = step.reply.content or text
+            await step.announce(
+                *((each.name, each.input, each.id) for each in self._calls.values())
+            )
+            self._may_begin |= self._calls.keys()
+            self._changed.set()
             calls = [
                 step.tool_call(each.name, each.input, self._result_of(each.id), call_id=each.id)
                 for each in self._calls.values()
@@ -148,6 +156,12 @@ class _Program:
         )
         assert permission is not None
         permission.set_result(answer)
+
+    async def _before_tool(self, given: Any, call_id: str | None, *_: Any) -> Any:
+        """A hook, which the program calls before each tool."""
+        if "agent_id" not in given:
+            await self._until(lambda: call_id in self._may_begin)
+        return {}
 
     async def _after_tools(self, given: Any, *_: Any) -> Any:
         """A hook, which the program calls before it gives the results of tools to the model."""

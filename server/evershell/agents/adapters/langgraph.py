@@ -120,7 +120,9 @@ class _Run:
                     elif not running:
                         before, unanswered = unanswered, self._new_unanswered()
                         is_over = not unanswered or unanswered == before
-                        if is_over and not await self._next_step():
+                        if not is_over:
+                            await self._announce(unanswered)
+                        elif not await self._next_step():
                             return
                     has_begun = True
                     running.add(event["id"])
@@ -132,6 +134,15 @@ class _Run:
     def _new_unanswered(self) -> list[str]:
         """The tool calls of the iteration that have no result."""
         return [each for each in _unanswered(self._values) if each not in self._known]
+
+    async def _announce(self, call_ids: list[str]) -> None:
+        """Reports the tool calls that the next super-step runs."""
+        assert self._calls.step is not None
+        called = {call["id"]: call for call in _called(self._values)}
+        calls = [called[each] for each in call_ids]
+        await self._calls.step.announce(
+            *((each["name"], each["args"], each["id"]) for each in calls)
+        )
 
     async def _next_step(self) -> bool:
         """Begins the next iteration. Returns whether there is one."""
@@ -266,10 +277,13 @@ def _messages(values: Any) -> list[Any]:
 
 def _unanswered(values: Any) -> list[str]:
     """The ids of tool calls in the state that have no result."""
-    messages = _messages(values)
-    answered = {getattr(each, "tool_call_id", None) for each in messages}
-    called = [call["id"] for each in messages for call in getattr(each, "tool_calls", ())]
-    return [each for each in called if each not in answered]
+    answered = {getattr(each, "tool_call_id", None) for each in _messages(values)}
+    return [call["id"] for call in _called(values) if call["id"] not in answered]
+
+
+def _called(values: Any) -> list[Any]:
+    """The tool calls in the state."""
+    return [call for each in _messages(values) for call in getattr(each, "tool_calls", ())]
 
 
 def _last_text(values: Any) -> str:

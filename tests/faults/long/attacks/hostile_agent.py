@@ -39,6 +39,15 @@ class HostileAgent:
         request = messages.CommitEventsRequest(task_id=task_id, events=events)
         return self.call("CommitEvents", request)
 
+    def report(self, task_id: str, number: int, calls: int = 1, **model_call: Any) -> str:
+        """Reports an iteration that runs. Returns the slug."""
+        called = [messages.StartedCall(name="shell", arguments="x" * 100)] * calls
+        opened = messages.OpenIteration(number=number, started_calls=called)
+        for name, value in model_call.items():
+            setattr(opened.model_call, name, value)
+        request = messages.CommitEventsRequest(task_id=task_id, open_iteration=opened)
+        return self.call("CommitEvents", request)
+
 
 @contextmanager
 def hostile_agent(stack: Stack, workspace: Workspace) -> Iterator[HostileAgent]:

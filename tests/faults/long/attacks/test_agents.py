@@ -25,6 +25,12 @@ ATTACKS: dict[str, Attack] = {
     "tokens that overflow": lambda agent, task_id: agent.commit(
         task_id, iterated(1, output_tokens=2**63 - 1)
     ),
+    "an iteration that runs and has tokens that overflow": lambda agent, task_id: agent.report(
+        task_id, 1, output_tokens=2**63 - 1
+    ),
+    "an iteration that runs and is too large": lambda agent, task_id: agent.report(
+        task_id, 1, calls=200
+    ),
     "a phase that does not exist": lambda agent, task_id: agent.call(
         "Heartbeat",
         messages.HeartbeatRequest(task_id=task_id, phase=99),  # type: ignore[arg-type]
@@ -42,7 +48,15 @@ def running_task(workspace: Workspace) -> str:
 
 
 @pytest.mark.parametrize(
-    "attack", smoke(ATTACKS, ["tokens that overflow", "a socket of the machine"])
+    "attack",
+    smoke(
+        ATTACKS,
+        [
+            "tokens that overflow",
+            "an iteration that runs and is too large",
+            "a socket of the machine",
+        ],
+    ),
 )
 def test_an_agent_that_breaks_a_rule_ends_with_its_pod(
     stack: Stack, workspace: Workspace, attack: str
@@ -55,7 +69,32 @@ def test_an_agent_that_breaks_a_rule_ends_with_its_pod(
     assert task["reason"].startswith("its agent "), task["reason"]
     assert workspace.get()["status"] == "failed"
     assert stack.pod_processes(workspace.id) == []
-    assert task["iterations"] <= 2 and task["usage"]["input_tokens"] == "0"
+    assert task["iterations"] <= 2 and task["usage"]["output_tokens"] == "0"
+
+
+def test_a_thousand_reports_count_once_and_keep_one_record(
+    stack: Stack, workspace: Workspace
+) -> None:
+    task_id = running_task(workspace)
+    workspace.await_phase(task_id, "tool_call")
+    with hostile_agent(stack, workspace) as agent:
+        for number in range(1_000):
+            assert agent.report(task_id, 1, calls=1 + number % 128, output_tokens=number) == ""
+    with stack.database() as connection:
+        row = connection.execute(
+            "SELECT pg_column_size(open_iteration), open_iteration -> 'number' FROM tasks "
+            "WHERE id = %s",
+            (task_id,),
+        ).fetchone()
+    assert row is not None and row[0] < 64 * 1024 and row[1] == 1, row
+    usage = workspace.task(task_id)["usage"]
+    assert (usage["output_tokens"], usage["model_calls"], usage["tool_calls"]) == (
+        "999",
+        "1",
+        "128",
+    )
+    types = [each["type"] for each in workspace.log() if each["task_id"] == task_id]
+    assert types == ["task_submitted", "task_started"]
 
 
 def test_a_cancelled_task_ends_cancelled_with_the_pod(stack: Stack, workspace: Workspace) -> None:

@@ -12,7 +12,7 @@ import structlog
 
 from evershell.agents import loop
 from evershell.agents.program import run
-from evershell.agents.step import Calls, Step
+from evershell.agents.step import Calls, Report, Step
 from evershell.core.task import TaskStatus
 from tests.support.model_server import Answer, ModelServer, model_server
 from tests.support.waiting import eventually_async
@@ -30,9 +30,9 @@ class World:
         # The iterations, as far as they have begun.
         self.steps: list[Step] = []
 
-    def begin(self, number: int, calls: Calls) -> Step:
+    def begin(self, number: int, calls: Calls, report: Report) -> Step:
         """Begins an iteration."""
-        self.steps.append(Step(number, calls))
+        self.steps.append(Step(number, calls, report))
         return self.steps[-1]
 
     async def submit(self, task_id: str, *script: Answer, **fields: Any) -> None:

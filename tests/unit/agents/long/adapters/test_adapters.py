@@ -92,6 +92,32 @@ async def test_cancelled_during_tool_calls(
     await world.next_task_runs()
 
 
+async def test_tools_begin_after_their_iteration_is_reported(world: World) -> None:
+    fw = world.framework
+    reports: list[int] = []
+
+    async def look(call: str) -> None:
+        task = world.plane.task
+        if call == "CommitEvents" and task is not None and task.open_iteration is not None:
+            # What a tool would need to begin.
+            for _ in range(100):
+                await asyncio.sleep(0)
+            reports.append(len(task.open_iteration.started_calls))
+            assert task.open_iteration.usage.input_tokens == fw.tokens["input_tokens"]
+            begun = {each.name for each in world.folder.glob("*.began")} - {"claude.began"}
+            assert len(begun) < reports[-1] and (len(reports) > 1 or not begun)
+
+    world.plane.before_reply = look
+    await world.submit("t1", fw.calls("wait a", "wait b"), fw.says("the result"))
+    for each in ("a", "b"):
+        await world.reached(f"{each}.began")
+    world.go("a", "b")
+    end, _ = await world.end("t1")
+    world.plane.before_reply = at_once
+    assert (end.status, end.result, end.iteration_lost) == ("completed", "the result", False)
+    assert (end.usage.model_calls, end.usage.tool_calls, reports[-1]) == (2, 2, 2)
+
+
 @FORCE
 async def test_cancelled_between_iterations(world: World, force: float | None) -> None:
     async def cancel(call: str) -> None:
