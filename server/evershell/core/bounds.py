@@ -13,6 +13,8 @@ from evershell.core.workspace import Workspace
 
 # How long after `force_at` an agent may take to interrupt the iteration and commit the end.
 FORCE_MARGIN = timedelta(seconds=2)
+# The violation of that bound, after which the workspace is suspended.
+NOT_INTERRUPTED = "its agent did not interrupt the task in time"
 # How long an agent may take to end a cancelled task, beyond the limits of one model call and one
 # tool call.
 CANCEL_MARGIN = timedelta(seconds=30)
@@ -47,7 +49,7 @@ class Bounds:
             if force_at is not None and now > self._postponed(
                 force_at + FORCE_MARGIN, answering_since
             ):
-                return "its agent did not interrupt the task in time"
+                return NOT_INTERRUPTED
             iteration = timedelta(seconds=self.model_timeout_seconds + self.tool_timeout_seconds)
             bound = task.cancel.requested_at + iteration + CANCEL_MARGIN
             if now > self._postponed(bound, answering_since):

@@ -142,12 +142,19 @@ def record_breach(locked: Locked, epoch: int, breach: str) -> Change:
 
 
 def lose_agent(
-    locked: Locked, epoch: int, reason: str, now: datetime, *, work_stopped: bool
+    locked: Locked,
+    epoch: int,
+    reason: str,
+    now: datetime,
+    *,
+    work_stopped: bool,
+    by_force: bool = False,
 ) -> Change:
     """Records that the epoch's agent is lost or cannot start.
 
     Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, that is the
-    reason.
+    reason. If its pod was ended `by_force`, because it did not interrupt a task, the workspace is
+    suspended: the next task wakes it. Its `run_id` then stays until the pod is known to have ended.
     """
     workspace = locked.workspace
     reason = workspace.agent_breach or reason
@@ -156,6 +163,10 @@ def lose_agent(
     if workspace.status in _ENDS_POD:
         return finish_stop(locked, epoch, now, work_stopped=work_stopped)
     change = end_open_task(locked, reason, now, work_stopped=work_stopped)
+    if by_force and workspace.agent_breach is None:
+        suspended = change.workspace.without_agent(WorkspaceStatus.SUSPENDED, reason, now)
+        run_id = None if work_stopped else workspace.run_id
+        return replace(change, workspace=replace(suspended, run_id=run_id))
     failed = event.workspace_event(EventType.WORKSPACE_FAILED, now, reason=reason)
     return _without_agent(change, WorkspaceStatus.FAILED, reason, now, failed)
 

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from evershell.core import workspace_lifecycle
-from evershell.core.bounds import Bounds
+from evershell.core.bounds import NOT_INTERRUPTED, Bounds
 from evershell.core.change import Change, Locked
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNDELIVERED, Agents, Clock, Store
@@ -309,7 +309,7 @@ class Controller:
             await self._reconcile_ids({workspace.id})
 
     async def _end_overdue(self, workspace: Workspace) -> None:
-        """Fails the workspace of an overdue agent.
+        """Fails the workspace of an overdue agent, or suspends it after a forced cancellation.
 
         Reads the workspace, its task and its lease again first, because the task may have ended or
         the agent may have recovered since the scan.
@@ -326,7 +326,11 @@ class Controller:
         reason = self._overdue.reason(current, task, lease_seconds_left)
         if reason is not None:
             explanation = self._pods.explain(current)
-            await self._fail(current, f"{reason}: {explanation}" if explanation else reason)
+            await self._fail(
+                current,
+                f"{reason}: {explanation}" if explanation else reason,
+                by_force=reason == NOT_INTERRUPTED,
+            )
 
     def _failure_reason(self, workspace: Workspace) -> str:
         if explanation := self._pods.explain(workspace):
@@ -336,13 +340,13 @@ class Controller:
             return f"its agent ended before it registered: {log_tail[:300]}"
         return "its agent's process ended unexpectedly"
 
-    async def _fail(self, workspace: Workspace, reason: str) -> None:
+    async def _fail(self, workspace: Workspace, reason: str, *, by_force: bool = False) -> None:
         """Ends everything that runs in the pod, then the task."""
         stopped = await self._end_pod(workspace, 0)
         await self._apply(
             workspace,
             lambda locked, now: workspace_lifecycle.lose_agent(
-                locked, workspace.epoch, reason, now, work_stopped=stopped
+                locked, workspace.epoch, reason, now, work_stopped=stopped, by_force=by_force
             ),
         )
         log.warning("agent_lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)

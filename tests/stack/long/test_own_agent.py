@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import sandbox
-from tests.support.faults import resume
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -136,7 +135,7 @@ def test_a_thread_that_cannot_be_interrupted_ends_with_its_pod(workspace: Worksp
     assert workspace.cancel(force_after="0s")["outcome"] == "accepted"
     status, forced, _, _ = _summary(workspace, task_id)
     assert (status, forced) == ("cancelled", True)
-    resume(workspace)
+    # The next task wakes the workspace.
     assert _summary(workspace, workspace.submit("thread echo on"))[0] == "completed"
 
 

@@ -15,6 +15,7 @@ from tests.unit.core.committing import types
 
 LATER = NOW + timedelta(minutes=1)
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
+SUSPENDED = WorkspaceStatus.SUSPENDED
 STOPPING, STOPPED, FAILED = (
     WorkspaceStatus.STOPPING,
     WorkspaceStatus.STOPPED,
@@ -341,6 +342,32 @@ def test_a_lost_agent_ends_its_task_and_fails_its_workspace(
         ).events
         == ()
     )
+
+
+@pytest.mark.parametrize(("work_stopped", "run_id"), [(True, None), (False, "run_1")])
+def test_a_pod_that_was_ended_by_force_leaves_a_suspended_workspace(
+    work_stopped: bool, run_id: str | None
+) -> None:
+    locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
+    change = workspace_lifecycle.lose_agent(
+        locked, 1, "too late", LATER, work_stopped=work_stopped, by_force=True
+    )
+    at = change.workspace
+    assert (at.status, at.status_reason, at.run_id) == (SUSPENDED, "too late", run_id)
+    assert change.task is not None and change.task.forced
+    assert types(change) == ["task_completed"]
+    assert without_agent(replace(change, workspace=replace(at, run_id=None)))
+    # Until the pod has ended, the controller has to end it.
+    assert at.awaits_controller is not work_stopped
+
+
+def test_an_agent_that_broke_a_rule_fails_its_workspace_even_by_force() -> None:
+    locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
+    broken = replace(locked, workspace=replace(locked.workspace, agent_breach="its agent lied"))
+    change = workspace_lifecycle.lose_agent(
+        broken, 1, "too late", LATER, work_stopped=True, by_force=True
+    )
+    assert (change.workspace.status, change.workspace.status_reason) == (FAILED, "its agent lied")
 
 
 def test_a_stopping_workspace_whose_agent_is_lost_is_stopped() -> None:

@@ -260,6 +260,29 @@ async def test_a_stopping_pod_runs_until_the_deadline_of_its_task(fleet: Fleet) 
     assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, True)
 
 
+@pytest.mark.parametrize("is_confirmed", [True, False])
+async def test_a_task_wakes_a_workspace_whose_pod_was_ended_by_force(
+    fleet: Fleet, is_confirmed: bool
+) -> None:
+    """The pod is ended again before the next one starts, even if its end was not confirmed."""
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=1)
+    fleet.pods.ends_all = is_confirmed
+    async with fleet.running():
+        suspended = await fleet.world.workspace(busy.id)
+        assert suspended.status is WorkspaceStatus.SUSPENDED
+        assert suspended.run_id == (None if is_confirmed else RUN_ID)
+        next_task = task(busy.id, created_at=fleet.world.clock())
+        await fleet.world.change(
+            busy.id, lambda locked: task_lifecycle.submit(locked, next_task, USER)
+        )
+        await fleet.next_scan()
+        await fleet.next_scan()
+    assert fleet.pods.calls == ["end 0", "end 0", "start 2"]
+    assert [epoch for _, epoch in fleet.pods.alive] == [2]
+
+
 async def test_a_stopping_workspace_stops_as_soon_as_its_task_has_ended(fleet: Fleet) -> None:
     busy, running = await fleet.add_busy()
     await stop(fleet, busy.id)

@@ -212,7 +212,7 @@ async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fle
     assert fleet.pods.calls == []
     fleet.world.clock.advance(0.1)
     await fleet.scan()
-    ended, failed = (
+    ended, suspended = (
         await fleet.world.task(busy.id, running.id),
         await fleet.world.workspace(busy.id),
     )
@@ -221,7 +221,23 @@ async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fle
         True,
         "its agent did not interrupt the task in time",
     )
-    assert (failed.status, fleet.pods.calls) == (WorkspaceStatus.FAILED, ["end 0"])
+    assert (suspended.status, suspended.run_id) == (WorkspaceStatus.SUSPENDED, None)
+    assert fleet.pods.calls == ["end 0"]
+
+
+async def test_other_bounds_fail_the_workspace_of_a_task_whose_force_is_overdue(
+    fleet: Fleet,
+) -> None:
+    """The lease of its agent has expired."""
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW)
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + timedelta(hours=1)
+    await fleet.scan()
+    failed = await fleet.world.workspace(busy.id)
+    assert (failed.status, failed.status_reason) == (
+        WorkspaceStatus.FAILED,
+        "its agent did not renew its lease in time",
+    )
 
 
 async def test_after_an_outage_an_agent_has_time_to_commit(fleet: Fleet) -> None:

@@ -46,7 +46,9 @@ class Workspace(_message.Message):
         one.
         """
         suspended: Workspace._Status.ValueType  # 7
-        """It was idle for long, so it has no agent; its files stay. The next task wakes it."""
+        """It has no agent, because it was idle for long, or because its agent did not interrupt a task
+        and was ended; its files stay. The next task wakes it.
+        """
         deleting: Workspace._Status.ValueType  # 8
         """DeleteWorkspace is removing it, with its tasks, events and files."""
 
@@ -67,7 +69,9 @@ class Workspace(_message.Message):
     one.
     """
     suspended: Workspace.Status.ValueType  # 7
-    """It was idle for long, so it has no agent; its files stay. The next task wakes it."""
+    """It has no agent, because it was idle for long, or because its agent did not interrupt a task
+    and was ended; its files stay. The next task wakes it.
+    """
     deleting: Workspace.Status.ValueType  # 8
     """DeleteWorkspace is removing it, with its tasks, events and files."""
 
