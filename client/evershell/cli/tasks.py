@@ -118,6 +118,8 @@ def _print(task: Task) -> None:
         show.line("parent", f"{task.parent_task_id}, root {task.root_task_id}")
     show.line("does", show.first_line(task.description, 200))
     show.line("progress", f"{show.progress(task)}, at most {task.max_iterations}")
+    if task.iteration_lost:
+        show.line("lost", "It ended during an iteration that is not on record.")
     if limits := _limits(task):
         show.line("limits", limits)
     show.line("created", show.time(task.created_at))

@@ -260,6 +260,8 @@ class TaskCompleted(Result):
     """None if no cancellation was recorded."""
     work_stopped: WorkStopped = WorkStopped.UNSPECIFIED
     """Whether every process that the task started is known to have ended."""
+    iteration_lost: bool = False
+    """Whether the task ended during an iteration that is not on record. As in Task."""
 
 
 Kind = TypeVar("Kind", bound=EventType)

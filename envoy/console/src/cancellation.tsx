@@ -67,7 +67,7 @@ function CallFailure({ call, isRecorded }: { call: CancelCall; isRecorded: boole
   return <FailureNote failure={failure} title="The task was not cancelled by this call." />;
 }
 
-type State = "done" | "now" | "later";
+type State = "done" | "lost" | "now" | "later";
 
 function Step(props: { state: State; title: string; took?: string; children?: ComponentChildren }) {
   const { state, title, took, children } = props;
@@ -98,7 +98,7 @@ function AcceptedStep({ progress, call }: { progress: Progress; call: CancelCall
 }
 
 function IterationStep({ progress, phase }: { progress: Progress; phase: string | undefined }) {
-  const { requestedAt, iteration, endedAt } = progress;
+  const { requestedAt, iteration, isLost, endedAt } = progress;
   if (!requestedAt) return endedAt ? null : <Step state="later" title="The iteration ends" />;
   if (iteration) {
     const { iteration_completed: ended } = iteration;
@@ -111,6 +111,13 @@ function IterationStep({ progress, phase }: { progress: Progress; phase: string 
         took={`${duration(between(requestedAt, iteration.time))} after the request`}
       >
         {outcomes.length > 0 ? `Its ${name}: ${outcomes.join(", ")}.` : "It made no tool call."}
+      </Step>
+    );
+  }
+  if (isLost) {
+    return (
+      <Step state="lost" title="The iteration in flight was lost">
+        The agent did not record it. What it had reported of its use is counted.
       </Step>
     );
   }

@@ -10,6 +10,8 @@ export interface Progress {
   forceAt: string | null;
   // The iteration that was in flight, once it has ended.
   iteration: WorkspaceEvent | null;
+  // Whether the task ended during an iteration that is not on record.
+  isLost: boolean;
   end: Schemas["TaskCompleted"] | null;
   endedAt: string | null;
 }
@@ -29,6 +31,7 @@ export function progressOf(
     cancel,
     forceAt: known?.cancel_force_at ?? cancel?.force_at ?? null,
     iteration: (request && own.find((event) => isIterationAfter(event, request))) ?? null,
+    isLost: end?.task_completed?.iteration_lost ?? known?.iteration_lost ?? false,
     end: end?.task_completed ?? null,
     endedAt: end?.time ?? known?.completed_at ?? null,
   };

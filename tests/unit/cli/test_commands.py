@@ -195,7 +195,12 @@ EVENTS = [
     event(
         7,
         EventType.TASK_COMPLETED,
-        TaskCompleted(TaskStatus.CANCELLED, iterations=2, work_stopped=WorkStopped.UNKNOWN),
+        TaskCompleted(
+            TaskStatus.CANCELLED,
+            iterations=2,
+            work_stopped=WorkStopped.UNKNOWN,
+            iteration_lost=True,
+        ),
     ),
     event(8, EventType.UNSPECIFIED, None),
     event(
@@ -239,7 +244,8 @@ def test_watch_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch) -> 
         "iteration_completed task_1 1: shell exited -9, 1200 ms",
         "task_cancel_requested task_1 by key_2",
         "iteration_completed task_1 2: model call interrupted",
-        "task_completed task_1 cancelled after 2 iterations, some of its processes may still run",
+        "task_completed task_1 cancelled after 2 iterations, another one was lost, "
+        "some of its processes may still run",
         "unspecified task_1",
         "iteration_completed task_1 3: shell exited -9, 1200 ms; search interrupted, 1 ms",
     ]

@@ -85,6 +85,21 @@ def test_a_person_learns_that_the_agent_does_not_answer(
     console.check()
 
 
+def test_a_person_learns_that_an_iteration_was_lost(
+    console: Console, stack: Stack, workspace: Workspace
+) -> None:
+    """The agent is frozen, so that the service ends its pod."""
+    task_id = workspace.begin("sleep 600")
+    console.show(workspace)
+    with stack.frozen_process(stack.agent_pid(workspace.id)):
+        console.cancel(choice="Interrupt now")
+        assert workspace.await_end(task_id)["iteration_lost"]
+    expect(console.step("The iteration in flight was lost")).to_be_visible()
+    expect(console.step("Cancelled, interrupted")).to_be_visible()
+    expect(console.cancellation).not_to_contain_text("No iteration was in flight")
+    console.check()
+
+
 @pytest.mark.soak
 def test_a_person_interrupts_an_iteration(console: Console, workspace: Workspace) -> None:
     task_id = workspace.begin("sleep 600")
