@@ -6,7 +6,7 @@ from datetime import datetime
 
 from evershell.core.caller import Caller
 from evershell.core.cancel_task import CancelResult
-from evershell.core.task import CancelIntent, Task
+from evershell.core.task import CancelIntent, Task, Usage
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,6 +114,8 @@ class Record:
     # Each ended task as first seen after its end, and each intent as first seen.
     ends: dict[str, Task] = field(default_factory=dict)
     intents: dict[str, CancelIntent] = field(default_factory=dict)
+    # What each task has used, as last seen.
+    usages: dict[str, Usage] = field(default_factory=dict)
     # How many times a server has drained.
     drains: int = 0
     # Exceptions that must never be raised.

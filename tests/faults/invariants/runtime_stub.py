@@ -68,7 +68,7 @@ class RuntimeStub:
         return HeartbeatResponse(directive=directive)
 
     async def CommitEvents(self, request: CommitEventsRequest, **_: Any) -> CommitEventsResponse:
-        task_id, events = request.task_id, agent_codec.decode_agent_events(request.events)
+        task_id, events = request.task_id, agent_codec.decode_commit(request)
         ending = next((event for event in events if isinstance(event, TaskEnded)), None)
         if self._agent.fault is Fault.BREAKS:
             raise OSError(28, "No space left on device")
