@@ -79,9 +79,12 @@ async function run({ task_id, description, max_iterations, iterations }) {
   let forced = false, number = iterations;
   for (const line of description.split("\n").slice(iterations, max_iterations)) {
     if (cancelled.has(task_id)) break;
+    const shell_call = { name: "shell", arguments: JSON.stringify({ command: line }) };
+    const started_calls = [{ ...shell_call, arguments: shell_call.arguments.slice(0, 1024) }];
+    await call("CommitEvents", { task_id, open_iteration: { number: number + 1, model_call: {}, started_calls } });
     const result = await shell(line);
     forced = result.status === "interrupted";
-    const tool_call = { name: "shell", arguments: JSON.stringify({ command: line }), result };
+    const tool_call = { ...shell_call, result };
     await commit({ iteration_completed: { number: ++number, model_call: {}, tool_call } });
   }
   finished.add(task_id);
