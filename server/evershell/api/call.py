@@ -43,6 +43,8 @@ class Call:
     request_id: str
     # Whether it came through the edge's REST listener.
     is_rest: bool
+    # The time until its deadline when it began, 0 if that had passed; None without a deadline.
+    left_seconds: float | None = None
     # The parsed request; None until it is read.
     request: Any = None
     # Empty if the call belongs to no trace.
@@ -65,7 +67,8 @@ def begin(context: Context) -> Call:
 
     Its arrival and its deadline bound the waits for the database and for agents.
     """
-    deadline.begin(context.time_remaining())
+    left_seconds = context.time_remaining()
+    deadline.begin(left_seconds)
     # Only keys that end with `-bin` have values of bytes. This service reads none of them.
     pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
     metadata = dict(pairs)
@@ -76,6 +79,7 @@ def begin(context: Context) -> Call:
         metadata=metadata,
         request_id=_request_id(metadata),
         is_rest=metadata.get(EDGE_HEADER) == "rest",
+        left_seconds=left_seconds,
     )
     _current.set(call)
     return call

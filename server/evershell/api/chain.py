@@ -6,6 +6,7 @@ from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.errors import Errors
 from evershell.api.interceptors.interceptor import Interceptor
+from evershell.api.interceptors.overload import Overload
 from evershell.api.interceptors.rate_limits import RateLimits
 from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.reading import Reading
@@ -19,10 +20,12 @@ def interceptors(
     rate_limits: RateLimits | None = None,
     traced_calls: Interceptor | None = None,
     auditing: Auditing | None = None,
+    overload: Overload | None = None,
 ) -> Sequence[Interceptor]:
     """The list, outermost first. None leaves an interceptor out."""
     ordered = [
         request_log,  # outermost: every call gets a request id, a log line and is measured
+        overload,  # outside all that takes time; inside the log, which counts refusals
         traced_calls,  # inside the log, which names the trace; around everything that takes time
         auditing,  # outside the errors, which set the outcome that is recorded
         Errors(),  # around everything that can fail; inside the log, which names the slug

@@ -68,6 +68,17 @@ _ADVICE = {
 _RULES = {path: method.GetOptions().Extensions[edge].repeat for path, method in _METHODS.items()}
 
 
+def may_name_task(path: str) -> bool:
+    """Whether the method cancels the task that its request names, or else the one that runs."""
+    return _RULES.get(path) == EdgeRule.if_task_is_named
+
+
+def names_no_task(path: str, call: Call) -> bool:
+    """Whether the call is a CancelTask without a task id, as far as its request was read."""
+    is_named = call.request is not None and bool(call.request.task_id)
+    return may_name_task(path) and not (is_named or _TASK_HEADER in call.metadata)
+
+
 def repeat_advice(path: str, call: Call) -> str:
     """What a caller has to do instead of a repeat; empty if the call can be repeated.
 
@@ -78,8 +89,7 @@ def repeat_advice(path: str, call: Call) -> str:
         case EdgeRule.always:
             can_repeat = True
         case EdgeRule.if_task_is_named:
-            is_named = call.request is not None and bool(call.request.task_id)
-            can_repeat = is_named or _TASK_HEADER in call.metadata
+            can_repeat = not names_no_task(path, call)
         case EdgeRule.with_idempotency_key:
             can_repeat = IDEMPOTENCY_HEADER in call.metadata
         case _:

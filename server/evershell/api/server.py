@@ -21,6 +21,7 @@ from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.method_options import PUBLIC_SERVICES
+from evershell.api.queueing_delay import DelayProbe
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.pod.tls import TlsIdentity, listen
@@ -73,17 +74,20 @@ class Server:
         interceptors: Sequence[Interceptor],
         drain_waits: Callable[[], None] = lambda: None,
         agent_listener: AgentListener | None = None,
+        probe: DelayProbe | None = None,
     ) -> None:
         """`interceptors` is the list of chain.py, and contains `request_log` and
         `readiness`.
 
         `drain_waits` makes every call that waits answer at once, now and later. With
-        `agent_listener`, the server also listens there.
+        `agent_listener`, the server also listens there. `probe` measures how long calls wait.
         """
         self._agent_listener = agent_listener
         # The port of the agents' listener.
         self.agent_port: int | None = None
         self._drain_waits = drain_waits
+        self._probe = probe
+        self._probing: asyncio.Task[None] | None = None
         self._request_log = request_log
         self._readiness = readiness
         self._health = Health()
@@ -96,6 +100,8 @@ class Server:
         self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers((Handlers(methods, interceptors),))
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        if probe is not None:
+            self._server.add_generic_rpc_handlers((probe,))
         reflection.add_to_server((*PUBLIC_SERVICES, health_service), self._server)
 
     async def start(self, address: str, *, serving: bool = True) -> int:
@@ -111,6 +117,9 @@ class Server:
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self.set_serving(serving=serving)
         await self._server.start()
+        if self._probe is not None:
+            host = address.rpartition(":")[0]
+            self._probing = asyncio.create_task(self._probe.run(f"{host}:{port}"))
         return port
 
     async def set_serving(self, *, serving: bool) -> None:
@@ -134,6 +143,8 @@ class Server:
         the calls that are left.
         """
         until = time.monotonic() + grace_seconds
+        if self._probing is not None:
+            self._probing.cancel()
         await self._health.enter_graceful_shutdown()
         self._drain_waits()
         await self._serve_arrivals(min(_ARRIVALS_SECONDS, grace_seconds))

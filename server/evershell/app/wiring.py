@@ -26,9 +26,11 @@ from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.interceptor import Interceptor
+from evershell.api.interceptors.overload import Overload
 from evershell.api.interceptors.rate_limits import Rate, RateLimits
 from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.request_log import RequestLog
+from evershell.api.queueing_delay import DelayProbe, QueueingDelay
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.server import AgentListener, Server
 from evershell.api.webhook_payload import event_payload
@@ -142,6 +144,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
                 public, runtime, CrashPoints(settings.crash_points_dir)
             )
         request_log, readiness = RequestLog(metrics), Readiness()
+        probe = DelayProbe(QueueingDelay())
         interceptors = chain.interceptors(
             request_log,
             readiness,
@@ -149,6 +152,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             _rate_limits(settings),
             traced_calls,
             Auditing(audit_queue, clock.for_audit),
+            Overload(probe.delay, probe.arrived),
         )
         server = Server(
             public,
@@ -164,6 +168,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             interceptors,
             subscriptions.drain,
             AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
+            probe,
         )
         following = asyncio.create_task(
             _follow_database(server, subscriptions, pool, clock, settings), name="follow-database"

@@ -145,6 +145,21 @@ def unavailable(advice: str = "") -> Failure:
     return Failure("unavailable", f"{problem} Try again shortly.", retry_after_seconds=1)
 
 
+def overloaded(*, can_name: bool = False) -> Failure:
+    """The service has more calls than it can serve. This call had no effect.
+
+    `can_name`: the call cancels the task that runs, and could name a task. It gets no time, because
+    its repeat could cancel the next task.
+    """
+    problem = "The service has more calls than it can serve. This call has changed nothing"
+    if can_name:
+        message = f"{problem}. Name the task, so that a repeat cannot cancel the next one."
+        return Failure("unavailable", message)
+    seconds = 1
+    message = f"{problem}; make it again after {seconds} s."
+    return Failure("unavailable", message, retry_after_seconds=seconds)
+
+
 def internal(advice: str = "") -> Failure:
     """An unexpected error. `advice` is as for `unavailable`."""
     problem = "Internal error. Report this request id."

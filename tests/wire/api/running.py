@@ -15,9 +15,11 @@ from evershell.api.a2a.card import Endpoints
 from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
+from evershell.api.interceptors.overload import Overload
 from evershell.api.interceptors.rate_limits import RateLimits
 from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.request_log import RequestLog
+from evershell.api.queueing_delay import DelayProbe, QueueingDelay
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.server import AgentListener, Server
 from evershell.api.workspace_servicer import WorkspaceServicer
@@ -206,6 +208,8 @@ async def running(
     metrics: Metrics | None = None,
     pod_tokens: PodTokens = POD_TOKENS,
     agent_tls: TlsIdentity | None = None,
+    delay: QueueingDelay | None = None,
+    probe: DelayProbe | None = None,
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
@@ -246,8 +250,10 @@ async def running(
             ),
             rate_limits,
             auditing=Auditing(audit, world.clock),
+            overload=Overload(delay or QueueingDelay(), *([probe.arrived] if probe else [])),
         ),
         agent_listener=AgentListener("127.0.0.1:0", agent_tls) if agent_tls else None,
+        probe=probe,
     )
     port = await server.start("127.0.0.1:0")
     try:

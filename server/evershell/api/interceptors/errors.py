@@ -15,7 +15,7 @@ from evershell.api import event_stream, status
 from evershell.api.a2a import errors as a2a_errors
 from evershell.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import A2A_SERVICE, repeat_advice
+from evershell.api.method_options import A2A_SERVICE, RUNTIME_SERVICE, repeat_advice
 from evershell.core import errors
 from evershell.core.errors import Failure, UnavailableError
 from evershell.pod.tokens import SLUG_TRAILER, TIME_TRAILER
@@ -48,9 +48,9 @@ class Errors(Interceptor):
             try:
                 return await proceed(call)
             except Failure as failure:
-                await _abort(call, failure, method)
+                await abort(call, failure, method)
             except UnavailableError:
-                await _abort(call, errors.unavailable(repeat_advice(method.path, call)), method)
+                await abort(call, errors.unavailable(repeat_advice(method.path, call)), method)
             except grpc.aio.AbortError:
                 raise
             except asyncio.CancelledError:
@@ -72,10 +72,11 @@ class Errors(Interceptor):
             log.exception(
                 "unexpected_error", method=method.path, request_id=call.request_id, **repeats
             )
-        await _abort(call, errors.internal(repeat_advice(method.path, call)), method)
+        await abort(call, errors.internal(repeat_advice(method.path, call)), method)
 
 
-async def _abort(call: Call, failure: Failure, method: Method) -> None:
+async def abort(call: Call, failure: Failure, method: Method) -> None:
+    """Ends the call with the status of the failure. Raises AbortError."""
     # A call that its caller has reset ends here, once gRPC has reported the reset. The library
     # would never free the status of such a call (https://github.com/grpc/grpc/issues/43360).
     await asyncio.sleep(_RESET_REPORTED_SECONDS)
@@ -103,7 +104,7 @@ async def _abort(call: Call, failure: Failure, method: Method) -> None:
         trailers += [(STATUS_HEADER, str(http)), (ENVELOPE_TRAILER, body)]
         if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):
             trailers.append(("x-should-retry", "false"))
-    if call.agent is not None:
+    if method.service == RUNTIME_SERVICE:
         # Agents have no package that reads the details.
         trailers.append((SLUG_TRAILER, failure.slug))
     if failure.slug == "unauthenticated":

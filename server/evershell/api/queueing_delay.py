@@ -1,0 +1,131 @@
+"""How long calls wait until a worker begins them, and which calls it refuses while that is long.
+
+Calls that a worker has not begun wait in gRPC, where they cannot be seen. The worker therefore
+measures the wait with a call of its own, which waits like any other.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any
+
+import grpc
+
+# The wait at which a worker keeps up with its calls. On a busy machine, one turn of the event loop
+# may take so long.
+_SHORT_SECONDS = 0.05
+# How long the wait has to be longer before calls are refused. A burst is served.
+_STANDING_SECONDS = 0.5
+# How long the worker pauses between two measurements, while it keeps up and while it does not.
+_PAUSE_SECONDS, _SHORT_PAUSE_SECONDS = 0.1, 0.02
+# How long a measurement may take. Calls that have waited longer were given up by most callers.
+_LONGEST_SECONDS = 10.0
+
+
+class Priority(IntEnum):
+    """The order in which calls are refused: the last one first."""
+
+    # Cancellations, and reads of one task.
+    FIRST = 0
+    # Calls of agents. The end of a task frees the work for others.
+    AGENTS = 1
+    # Submissions and all other calls.
+    OTHERS = 2
+    # Lists and streams.
+    LAST = 3
+
+
+# The wait above which calls of each priority are refused, in seconds.
+_LIMITS = {
+    Priority.FIRST: 1.0,
+    Priority.AGENTS: 0.75,
+    Priority.OTHERS: 0.5,
+    Priority.LAST: 0.25,
+}
+
+
+class QueueingDelay:
+    """Decides from measurements of the wait. As in CoDel (RFC 8289), only a standing one counts."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # When the measurement in progress began.
+        self._sent_at: float | None = None
+        self._last_seconds = 0.0
+        # When the wait was short.
+        self._was_short_at = clock()
+
+    def begin(self) -> None:
+        """Begins a measurement: a call is sent."""
+        self._sent_at = self._clock()
+        if self._last_seconds < _SHORT_SECONDS:
+            # There were no calls between the measurements.
+            self._was_short_at = self._sent_at
+
+    def end(self) -> None:
+        """Ends the measurement: the worker begins the call, or the call was given up."""
+        if self._sent_at is not None:
+            now = self._clock()
+            self._last_seconds, self._sent_at = now - self._sent_at, None
+            if self._last_seconds < _SHORT_SECONDS:
+                self._was_short_at = now
+
+    @property
+    def seconds(self) -> float:
+        """The wait: of the last measurement, or of the one in progress if that is longer."""
+        if self._sent_at is None:
+            return self._last_seconds
+        return max(self._last_seconds, self._clock() - self._sent_at)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the worker keeps up with its calls."""
+        return self.seconds < _SHORT_SECONDS
+
+    def refuses(self, priority: Priority) -> bool:
+        """Whether to refuse a call of this priority now."""
+        seconds = self.seconds
+        if seconds <= _LIMITS[priority]:
+            return False
+        return self._clock() - self._was_short_at > _STANDING_SECONDS
+
+
+class DelayProbe(grpc.GenericRpcHandler):
+    """Measures the wait while calls arrive. A handler of the server whose wait it measures."""
+
+    def __init__(self, delay: QueueingDelay) -> None:
+        self.delay = delay
+        # Nobody else can end a measurement.
+        self._path = f"/{secrets.token_hex(16)}/Probe"
+        self._arrived = asyncio.Event()
+        self.arrived = self._arrived.set
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of the measuring call."""
+        if handler_call_details.method != self._path:
+            return None
+        self.delay.end()
+        return grpc.unary_unary_rpc_method_handler(_answer)
+
+    async def run(self, address: str) -> None:
+        """Measures until it is cancelled. `address` is that of the server."""
+        options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+        async with grpc.aio.insecure_channel(address, options) as channel:
+            call: Any = channel.unary_unary(self._path)
+            while True:
+                if self.delay.is_short:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+                self.delay.begin()
+                with suppress(grpc.aio.AioRpcError):
+                    await call(b"", timeout=_LONGEST_SECONDS)
+                self.delay.end()
+                is_short = self.delay.is_short
+                await asyncio.sleep(_PAUSE_SECONDS if is_short else _SHORT_PAUSE_SECONDS)
+
+
+async def _answer(request: bytes, context: object) -> bytes:
+    return request

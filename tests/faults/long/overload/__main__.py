@@ -1,0 +1,49 @@
+"""Whether the service keeps its goodput under overload.
+
+    python -m tests.faults.long.overload [--agents N] [--seconds N] [--checkout DIRECTORY]
+
+Raises the rate of cancellations until one call in a hundred takes a second or fails. Then runs
+three times the highest rate before that, and the highest rate again. Prints the figures of each
+phase. Exits 1 unless the goodput under overload was at least 80 % of that at the highest rate, no
+program was replaced, no workspace has failed, and the service had recovered 10 s later.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from tests.faults.long.overload.load import Phase
+from tests.faults.long.overload.run import Run
+from tests.support.stack import ROOT
+
+
+@click.command()
+@click.option("--agents", default=400, show_default=True, help="Busy agents.")
+@click.option("--seconds", default=600.0, show_default=True, help="The overload.")
+@click.option("--step", default=30.0, show_default=True, help="Each rate before it.")
+@click.option("--first-rate", default=8.0, show_default=True, help="The first rate.")
+@click.option("--checkout", type=Path, default=ROOT, help="Another checkout, to compare.")
+@click.option("--workers", default=2, show_default=True)
+def main(
+    agents: int, seconds: float, step: float, first_rate: float, checkout: Path, workers: int
+) -> None:
+    """Starts a stack, loads it and prints what it did."""
+
+    def show(name: str, phase: Phase) -> None:
+        click.echo(f"{name:9} {phase}  load of the machine {os.getloadavg()[0]:.0f}")
+
+    with tempfile.TemporaryDirectory(prefix="overload-") as folder:
+        run = Run(Path(folder) / "state", checkout.resolve(), agents, workers, show)
+        try:
+            verdict = run.measure(first_rate, step, seconds)
+        finally:
+            run.stop()
+    click.echo(verdict)
+    sys.exit(not verdict.holds)
+
+
+if __name__ == "__main__":
+    main()

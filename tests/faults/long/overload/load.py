@@ -1,0 +1,226 @@
+"""The load: an open loop of CancelTask calls that name their task, and submissions of new tasks."""
+
+import random
+import selectors
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from evershell.workspace.v1.workspace_service_pb2 import (
+    CancelTaskRequest,
+    CancelTaskResponse,
+    SubmitTaskRequest,
+)
+
+from tests.bench.figures import percentile
+from tests.bench.http2 import Connection, message
+from tests.support.stack import Stack
+
+_SERVICE = "/evershell.workspace.v1.WorkspaceService/"
+# A caller waits so long. Only an answer within the first counts.
+ANSWER_SECONDS = 2.0
+_DEADLINE_SECONDS = 5
+# A connection has room for 1,000 streams.
+_CONNECTIONS = 4
+# How often the state of the workspaces is read from the database.
+_READ_SECONDS = 0.25
+# Tasks that are submitted after each read.
+_SUBMITS_A_READ = 15
+# After a refused submission, as the client of this project does: doubled each time, with jitter.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 8.0
+_STATE = """
+SELECT w.id, w.status, t.id, t.status, t.cancel_requested_at IS NOT NULL
+FROM workspaces w LEFT JOIN tasks t ON t.id = w.current_task_id WHERE w.id = ANY(%s)
+"""
+
+
+@dataclass
+class Phase:
+    """What happened at one rate."""
+
+    # Calls that begin per second; 0 for submissions alone.
+    rate: float
+    seconds: float = 0.0
+    # From the moment at which a CancelTask was due to its answer, in seconds; infinite for a failed
+    # call.
+    waits: list[float] = field(default_factory=list)
+    # CancelTask and SubmitTask by their gRPC status.
+    cancels: Counter[int] = field(default_factory=Counter)
+    submits: Counter[int] = field(default_factory=Counter)
+    # The tasks whose cancellation was answered `accepted` in time.
+    accepted: set[str] = field(default_factory=set)
+    # The processor time of this program.
+    own_cpu_seconds: float = 0.0
+    # How many of the accepted tasks have ended `cancelled`.
+    cancelled: int = 0
+    # The calls of callers and agents that workers have ended, by outcome.
+    calls: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def goodput(self) -> float:
+        """Tasks per second that were accepted in time and have ended `cancelled`."""
+        return self.cancelled / self.seconds
+
+    @property
+    def p99(self) -> float:
+        return percentile(self.waits, 99) if self.waits else float("inf")
+
+    def __str__(self) -> str:
+        middle = percentile(self.waits, 50) if self.waits else float("inf")
+        return (
+            f"{self.rate:6.1f}/s for {self.seconds:5.1f} s: goodput {self.goodput:6.2f}/s, "
+            f"p50 {middle:.3f} s, p99 {self.p99:.3f} s, "
+            f"accepted {len(self.accepted)}, ended cancelled {self.cancelled}, "
+            f"CancelTask {dict(sorted(self.cancels.items()))}, "
+            f"SubmitTask {dict(sorted(self.submits.items()))}, calls {dict(self.calls)}, "
+            f"generator {100 * self.own_cpu_seconds / self.seconds:.0f} % of a core"
+        )
+
+
+@dataclass
+class _Workspace:
+    id: str
+    task_id: str = ""
+    # Whether its task runs and no cancellation of it was accepted.
+    is_target: bool = False
+    submits_at: float = 0.0
+    pause_seconds: float = _FIRST_PAUSE_SECONDS
+
+
+# What a call in flight was made for: the workspace, the task, and when it was due.
+_Made = tuple[_Workspace, str, float, Phase]
+
+
+class Load:
+    """Calls through the edge, over gRPC. All calls are made in the thread of `run`."""
+
+    def __init__(self, stack: Stack, workspace_ids: Sequence[str], description: str) -> None:
+        self._workspaces = {each: _Workspace(each) for each in workspace_ids}
+        self._description = description
+        metadata = [("authorization", f"Bearer {stack.tokens['full_access']}")]
+        metadata.append(("grpc-timeout", f"{_DEADLINE_SECONDS}S"))
+
+        def connect(method: str) -> Connection:
+            return Connection(stack.ready["grpc_addr"], _SERVICE + method, metadata)
+
+        self._cancelling = [connect("CancelTask") for _ in range(_CONNECTIONS)]
+        self._submitting = connect("SubmitTask")
+        self._selector = selectors.DefaultSelector()
+        for each in (*self._cancelling, self._submitting):
+            self._selector.register(each.socket, selectors.EVENT_READ, each)
+        self._database = stack.database()
+        self._made: dict[tuple[int, int], _Made] = {}
+        self._targets: deque[_Workspace] = deque()
+        self._chance = random.Random(0)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for each in (*self._cancelling, self._submitting):
+            each.close()
+        self._selector.close()
+        self._database.close()
+
+    def run(self, rate: float, seconds: float) -> Phase:
+        """Begins `rate` cancellations a second, and submits a task to each idle workspace."""
+        phase, cpu = Phase(rate), time.process_time()
+        began = now = read_at = time.monotonic()
+        until, due_at = began + seconds, self._next(began, rate)
+        while now < until:
+            while due_at <= now:
+                self._cancel(due_at, phase)
+                due_at = self._next(due_at, rate)
+            if read_at <= now:
+                self._read(now, phase)
+                read_at = now + _READ_SECONDS
+            self._receive(max(0.0, min(due_at, read_at, until) - time.monotonic()))
+            now = time.monotonic()
+        phase.seconds = now - began
+        phase.own_cpu_seconds = time.process_time() - cpu
+        return phase
+
+    def settle(self, phases: Sequence[Phase], seconds: float) -> None:
+        """Waits for the answers, and at most `seconds` for the ends of the accepted tasks."""
+        until = time.monotonic() + seconds
+        while self._made and time.monotonic() < until:
+            self._receive(0.1)
+        for phase in phases:
+            while True:
+                row = self._database.execute(
+                    "SELECT count(*) FROM tasks WHERE status = 'cancelled' AND id = ANY(%s)",
+                    (list(phase.accepted),),
+                ).fetchone()
+                phase.cancelled = row[0] if row else 0
+                if phase.cancelled == len(phase.accepted) or time.monotonic() > until:
+                    break
+                time.sleep(0.5)
+
+    def _next(self, after: float, rate: float) -> float:
+        return after + self._chance.expovariate(rate) if rate else float("inf")
+
+    def _cancel(self, due_at: float, phase: Phase) -> None:
+        """Cancels a task that runs; if there is none, one that is being cancelled or has ended."""
+        chosen = self._targets.popleft() if self._targets else None
+        if chosen is None:
+            chosen = self._chance.choice(
+                [each for each in self._workspaces.values() if each.task_id]
+            )
+        chosen.is_target = False
+        request = CancelTaskRequest(workspace_id=chosen.id, task_id=chosen.task_id)
+        connection = self._chance.choice(self._cancelling)
+        stream = connection.call(message(request.SerializeToString()))
+        connection.collect(stream)
+        connection.flush()
+        self._made[id(connection), stream] = (chosen, chosen.task_id, due_at, phase)
+
+    def _read(self, now: float, phase: Phase) -> None:
+        submitting = {made[0].id for made in self._made.values() if not made[1]}
+        cancelling = {made[1] for made in self._made.values()}
+        room = _SUBMITS_A_READ
+        rows = self._database.execute(_STATE, (list(self._workspaces),)).fetchall()
+        self._targets.clear()
+        for workspace_id, status, task_id, task_status, is_cancelled in rows:
+            workspace = self._workspaces[workspace_id]
+            workspace.task_id = task_id or workspace.task_id
+            is_free = status == "idle" and workspace_id not in submitting
+            if room and is_free and workspace.submits_at <= now:
+                self._submit(workspace, now, phase)
+                room -= 1
+            if task_status == "running" and not is_cancelled and task_id not in cancelling:
+                self._targets.append(workspace)
+        self._chance.shuffle(self._targets)
+
+    def _submit(self, workspace: _Workspace, now: float, phase: Phase) -> None:
+        request = SubmitTaskRequest(workspace_id=workspace.id, description=self._description)
+        stream = self._submitting.call(message(request.SerializeToString()))
+        self._submitting.flush()
+        self._made[id(self._submitting), stream] = (workspace, "", now, phase)
+
+    def _receive(self, seconds: float) -> None:
+        for key, _ in self._selector.select(seconds):
+            connection: Connection = key.data
+            for stream, status in connection.receive():
+                self._take(connection, stream, status)
+
+    def _take(self, connection: Connection, stream: int, status: int) -> None:
+        made = self._made.pop((id(connection), stream), None)
+        if made is None:
+            # The edge resets a stream that was answered before its request was read.
+            return
+        workspace, task_id, due_at, phase = made
+        now = time.monotonic()
+        if connection is self._submitting:
+            phase.submits[status] += 1
+            pause = workspace.pause_seconds if status else 0.0
+            workspace.submits_at = now + pause * self._chance.uniform(0.5, 1)
+            longer = min(2 * workspace.pause_seconds, _LONGEST_PAUSE_SECONDS)
+            workspace.pause_seconds = longer if status else _FIRST_PAUSE_SECONDS
+            return
+        reply = bytes(connection.collected.pop(stream, b""))
+        phase.cancels[status] += 1
+        phase.waits.append(float("inf") if status else now - due_at)
+        if status == 0:
+            answer = CancelTaskResponse.FromString(reply[5:])
+            is_accepted = answer.outcome == CancelTaskResponse.Outcome.accepted
+            if is_accepted and now - due_at <= ANSWER_SECONDS:
+                phase.accepted.add(task_id)

@@ -1,0 +1,274 @@
+"""Calls that a worker does not serve: it is behind, or their deadline has passed."""
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from evershell.agent.v1 import runtime_service_pb2 as agent_messages
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+from google.protobuf.message import Message
+
+from evershell.api.queueing_delay import DelayProbe, Priority, QueueingDelay
+from evershell.auth.authenticator import Authenticator
+from evershell.auth.pod_tokens import PodTokens
+from evershell.telemetry.metrics import Metrics
+from tests.bench import http2
+from tests.support.waiting import eventually_async
+from tests.support.world import World
+from tests.wire.api.running import INTERNAL, PUBLIC, Failed, Running, agent_bearer, bearer, running
+
+CANCEL = messages.CancelTaskRequest(workspace_id="ws_1")
+NAMED = messages.CancelTaskRequest(workspace_id="ws_1", task_id="task_1")
+GET = messages.GetTaskRequest(workspace_id="ws_1", task_id="task_1")
+SUBMIT = messages.SubmitTaskRequest(workspace_id="ws_1", description="x")
+LIST = messages.ListTasksRequest(workspace_id="ws_1")
+WATCH = messages.WatchEventsRequest(workspace_id="ws_1")
+# In the order in which they are refused.
+CLASSES: list[list[tuple[str, Message]]] = [
+    [(PUBLIC + "ListTasks", LIST), (PUBLIC + "WatchEvents", WATCH)],
+    [(PUBLIC + "SubmitTask", SUBMIT)],
+    [
+        (INTERNAL + "CommitEvents", agent_messages.CommitEventsRequest()),
+        (INTERNAL + "Heartbeat", agent_messages.HeartbeatRequest()),
+    ],
+    [(PUBLIC + "CancelTask", NAMED), (PUBLIC + "CancelTask", CANCEL), (PUBLIC + "GetTask", GET)],
+]
+
+
+class Clock:
+    """A monotonic clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def delay(clock: Clock) -> QueueingDelay:
+    return QueueingDelay(clock)
+
+
+def measure(delay: QueueingDelay, clock: Clock, seconds: float) -> None:
+    """A measurement that finds this wait."""
+    delay.begin()
+    clock.seconds += seconds
+    delay.end()
+
+
+def refused(delay: QueueingDelay) -> list[Priority]:
+    return [priority for priority in Priority if delay.refuses(priority)]
+
+
+def fall_behind(delay: QueueingDelay, clock: Clock, seconds: float) -> None:
+    """Makes the wait stand at this length."""
+    for _ in range(5):
+        measure(delay, clock, seconds)
+        clock.seconds += 0.1
+
+
+def test_the_longer_the_wait_the_more_important_are_the_calls_that_are_refused(
+    delay: QueueingDelay, clock: Clock
+) -> None:
+    lists, submissions, agents, first = reversed(Priority)
+    for seconds, expected in (
+        (0.2, []),
+        (0.3, [lists]),
+        (0.6, [submissions, lists]),
+        (0.9, [agents, submissions, lists]),
+        (1.1, [first, agents, submissions, lists]),
+    ):
+        fall_behind(delay, clock, seconds)
+        assert refused(delay) == expected
+
+
+def test_a_burst_is_served(delay: QueueingDelay, clock: Clock) -> None:
+    measure(delay, clock, 0.01)
+    delay.begin()
+    clock.seconds += 0.4
+    assert refused(delay) == []
+    clock.seconds += 1
+    assert refused(delay) == list(Priority)
+    delay.end()
+    measure(delay, clock, 0.01)
+    assert refused(delay) == []
+
+
+def test_the_first_calls_after_a_pause_are_served(delay: QueueingDelay, clock: Clock) -> None:
+    measure(delay, clock, 0.01)
+    clock.seconds += 3600
+    delay.begin()
+    clock.seconds += 0.4
+    assert refused(delay) == []
+
+
+def test_a_measurement_in_progress_counts(delay: QueueingDelay, clock: Clock) -> None:
+    """A worker that begins no call at all finds out."""
+    delay.begin()
+    clock.seconds += 0.8
+    assert refused(delay) == [Priority.AGENTS, Priority.OTHERS, Priority.LAST]
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+async def server(world: World, delay: QueueingDelay, metrics: Metrics) -> AsyncIterator[Running]:
+    async with running(world, delay=delay, metrics=metrics) as started:
+        yield started
+
+
+def ended_calls(metrics: Metrics) -> Counter[str]:
+    """The calls that have ended, by outcome."""
+    return Counter(
+        {
+            sample.labels["outcome"]: int(sample.value)
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "evershell_rpc_seconds_count"
+            and sample.labels["rpc"] in ("CancelTask", "Heartbeat")
+        }
+    )
+
+
+async def call(server: Running, path: str, request: Message, **metadata: str) -> Failed | bytes:
+    credential = agent_bearer("ws_1") if path.startswith(INTERNAL) else bearer(**metadata)
+    if "Watch" not in path:
+        return await server.raw(path, credential, request.SerializeToString())
+    return await server.fails(server.stub.WatchEvents(request, metadata=credential))  # type: ignore[arg-type]
+
+
+def is_refused(seen: Failed | bytes) -> bool:
+    return isinstance(seen, Failed) and seen.slug == "unavailable"
+
+
+async def test_cancellations_are_the_last_to_be_refused(
+    server: Running, delay: QueueingDelay, clock: Clock
+) -> None:
+    for served, seconds in enumerate((0.3, 0.6, 0.9, 1.1), 1):
+        fall_behind(delay, clock, seconds)
+        for place, calls in enumerate(CLASSES):
+            for path, request in calls:
+                assert is_refused(await call(server, path, request)) is (place < served), path
+
+
+async def test_a_refusal_has_a_time_unless_a_repeat_could_cancel_the_next_task(
+    server: Running, delay: QueueingDelay, clock: Clock
+) -> None:
+    fall_behind(delay, clock, 2)
+    for path, request, metadata, is_timed in (
+        (PUBLIC + "CancelTask", CANCEL, {}, False),
+        (PUBLIC + "CancelTask", CANCEL, {"x_evershell_edge": "rest"}, False),
+        (PUBLIC + "CancelTask", NAMED, {}, True),
+        (
+            PUBLIC + "CancelTask",
+            CANCEL,
+            {"x_evershell_edge": "rest", "x_evershell_task": "task_1"},
+            True,
+        ),
+        (PUBLIC + "CancelTask", CANCEL, {"x_evershell_task": "task_1"}, True),
+        (PUBLIC + "SubmitTask", SUBMIT, {}, True),
+        (INTERNAL + "CommitEvents", agent_messages.CommitEventsRequest(), {}, True),
+    ):
+        seen = await call(server, path, request, **metadata)
+        assert isinstance(seen, Failed) and seen.slug == "unavailable"
+        assert seen.code is grpc.StatusCode.UNAVAILABLE
+        assert ("RetryInfo" in seen.details, "retry-after" in seen.trailers) == (is_timed,) * 2
+        if path.startswith(INTERNAL):
+            assert seen.trailers["x-evershell-slug"] == "unavailable"
+
+
+async def test_a_refused_call_has_no_effect_and_no_entry(
+    server: Running, world: World, delay: QueueingDelay, clock: Clock
+) -> None:
+    busy, task = await world.add_busy()
+    fall_behind(delay, clock, 2)
+    request = messages.CancelTaskRequest(workspace_id=busy.id)
+    for token in ("sk_test", "sk_unknown"):
+        seen = await server.raw(PUBLIC + "CancelTask", bearer(token), request.SerializeToString())
+        assert is_refused(seen)
+    after = await world.store.get_task(busy.id, task.id)
+    assert after is not None and after.cancel is None
+    assert not server.audit.entries and not world.agents.cancelled
+    # A worker that keeps up again serves.
+    measure(delay, clock, 0.01)
+    seen = await server.raw(PUBLIC + "CancelTask", bearer(), request.SerializeToString())
+    assert isinstance(seen, bytes)
+
+
+async def test_health_is_never_refused(server: Running, delay: QueueingDelay, clock: Clock) -> None:
+    fall_behind(delay, clock, 5)
+    assert isinstance(await server.raw("/grpc.health.v1.Health/Check"), bytes)
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+@pytest.mark.parametrize("path", [PUBLIC + "CancelTask", INTERNAL + "Heartbeat"])
+async def test_a_call_whose_caller_has_gone_does_no_work(
+    server: Running,
+    world: World,
+    metrics: Metrics,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    is_reset: bool,
+) -> None:
+    """The deadline passes, or the caller resets the call, while it waits for the worker."""
+    busy, task = await world.add_busy()
+    asked: list[None] = []
+    monkeypatch.setattr(world.store, "_answer", lambda: asked.append(None))
+    checked: list[None] = []
+    if not is_reset:
+        for type_, name in ((Authenticator, "authenticate"), (PodTokens, "identify")):
+            monkeypatch.setattr(type_, name, lambda *_: checked.append(None))
+    if path.startswith(PUBLIC):
+        request: Message = messages.CancelTaskRequest(workspace_id=busy.id)
+        metadata = bearer()
+    else:
+        request = agent_messages.HeartbeatRequest(task_id=task.id)
+        metadata = agent_bearer(busy.id)
+    metadata = (*metadata, ("grpc-timeout", "20S" if is_reset else "50m"))
+    connection = http2.Connection(f"127.0.0.1:{server.port}", path, metadata)
+    try:
+        streams = [connection.call(http2.message(request.SerializeToString())) for _ in range(20)]
+        connection.flush()
+        # The server shares this event loop, so it begins no call meanwhile.
+        time.sleep(0.1)  # noqa: ASYNC251
+        if is_reset:
+            for stream in streams:
+                connection.cancel(stream)
+            connection.flush()
+            time.sleep(0.05)  # noqa: ASYNC251
+        # The server begins the calls in turn, and this one last.
+        assert isinstance(await server.raw("/grpc.health.v1.Health/Check"), bytes)
+        await eventually_async(lambda: ended_calls(metrics).total() == 20)
+    finally:
+        connection.close()
+    assert not asked
+    if not is_reset:
+        assert not checked and not server.audit.entries
+
+
+async def test_the_probe_measures_while_calls_arrive(world: World) -> None:
+    probe = DelayProbe(QueueingDelay())
+    begun: list[float] = []
+    end = probe.delay.end
+
+    def ended() -> None:
+        begun.append(probe.delay.seconds)
+        end()
+
+    probe.delay.end = ended  # type: ignore[method-assign]
+    async with running(world, delay=probe.delay, probe=probe) as server:
+        await server.raw("/grpc.health.v1.Health/Check")
+        assert not begun
+        await server.raw(PUBLIC + "ListWorkspaces", bearer())
+        await eventually_async(lambda: bool(begun))
