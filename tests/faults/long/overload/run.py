@@ -79,7 +79,11 @@ class Run:
         try:
             eventually(lambda: self._count(stack, "provisioning") == 0, _READY_SECONDS)
             self._phase(load, "warm-up", 0, step_seconds)
-            highest = self._climb(load, first_rate, step_seconds)
+            rate = self._climb(load, first_rate, step_seconds)
+            # The climb has used up the tasks that ran, so both phases have those that begin.
+            highest = self._phase(load, "highest", rate, step_seconds)
+            load.settle([highest], _SETTLE_SECONDS)
+            self.show("highest", highest)
             overload = self._phase(load, "overload", FACTOR * highest.rate, seconds)
             self._phase(load, "after", highest.rate, RECOVERY_SECONDS)
             recovered = self._phase(load, "recovered", highest.rate, step_seconds)
@@ -115,17 +119,12 @@ class Run:
             for number in range(self.agents)
         ]
 
-    def _climb(self, load: Load, rate: float, seconds: float) -> Phase:
-        """The phase of the highest rate whose p99 is below the limit."""
-        best = None
-        while True:
-            phase = self._phase(load, "rate", rate, seconds)
-            load.settle([phase], _SETTLE_SECONDS)
-            if phase.p99 >= LONGEST_SECONDS:
-                break
-            best, rate = phase, rate * _GROWTH
-        assert best is not None, "the first rate is too high for this machine"
-        self.show("highest", best)
+    def _climb(self, load: Load, rate: float, seconds: float) -> float:
+        """The highest rate whose p99 is below the limit."""
+        best = 0.0
+        while self._phase(load, "rate", rate, seconds).p99 < LONGEST_SECONDS:
+            best, rate = rate, rate * _GROWTH
+        assert best, "the first rate is too high for this machine"
         return best
 
     def _phase(self, load: Load, name: str, rate: float, seconds: float) -> Phase:
