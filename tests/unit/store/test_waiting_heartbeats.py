@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 import grpc
 import pytest
@@ -28,7 +29,7 @@ async def test_heartbeats_of_a_pod_wait_for_one_connection(
     phase = task_pb2.Task.Phase.model_call
     request = messages.HeartbeatRequest(task_id=task.id, phase=phase).SerializeToString()
     async with running(world) as server, held(database_url, busy.id) as queued:
-        beat = server.channel.unary_unary(INTERNAL + "Heartbeat")
+        beat: Any = server.channel.unary_unary(INTERNAL + "Heartbeat")
 
         async def call() -> None:
             with suppress(grpc.aio.AioRpcError):
