@@ -1,5 +1,6 @@
 """Calls that a worker does not serve: it is behind, or their deadline has passed."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -80,11 +81,11 @@ def test_the_longer_the_wait_the_more_important_are_the_calls_that_are_refused(
 ) -> None:
     lists, submissions, agents, first = reversed(Priority)
     for seconds, expected in (
-        (0.2, []),
-        (0.3, [lists]),
-        (0.6, [submissions, lists]),
-        (0.9, [agents, submissions, lists]),
-        (1.1, [first, agents, submissions, lists]),
+        (0.4, []),
+        (0.6, [lists]),
+        (0.9, [submissions, lists]),
+        (1.1, [agents, submissions, lists]),
+        (1.3, [first, agents, submissions, lists]),
     ):
         fall_behind(delay, clock, seconds)
         assert refused(delay) == expected
@@ -93,7 +94,7 @@ def test_the_longer_the_wait_the_more_important_are_the_calls_that_are_refused(
 def test_a_burst_is_served(delay: QueueingDelay, clock: Clock) -> None:
     measure(delay, clock, 0.01)
     delay.begin()
-    clock.seconds += 0.4
+    clock.seconds += 0.9
     assert refused(delay) == []
     clock.seconds += 1
     assert refused(delay) == list(Priority)
@@ -113,7 +114,7 @@ def test_the_first_calls_after_a_pause_are_served(delay: QueueingDelay, clock: C
 def test_a_measurement_in_progress_counts(delay: QueueingDelay, clock: Clock) -> None:
     """A worker that begins no call at all finds out."""
     delay.begin()
-    clock.seconds += 0.8
+    clock.seconds += 1.1
     assert refused(delay) == [Priority.AGENTS, Priority.OTHERS, Priority.LAST]
 
 
@@ -155,7 +156,7 @@ def is_refused(seen: Failed | bytes) -> bool:
 async def test_cancellations_are_the_last_to_be_refused(
     server: Running, delay: QueueingDelay, clock: Clock
 ) -> None:
-    for served, seconds in enumerate((0.3, 0.6, 0.9, 1.1), 1):
+    for served, seconds in enumerate((0.6, 0.9, 1.1, 1.3), 1):
         fall_behind(delay, clock, seconds)
         for place, calls in enumerate(CLASSES):
             for path, request in calls:
@@ -255,6 +256,26 @@ async def test_a_call_whose_caller_has_gone_does_no_work(
     assert not asked
     if not is_reset:
         assert not checked and not server.audit.entries
+
+
+async def test_a_call_that_waits_for_very_long_is_reset(server: Running) -> None:
+    """Callers behind the edge get `unavailable`, as for any worker that resets a call."""
+    path = PUBLIC + "ListWorkspaces"
+    connection = http2.Connection(f"127.0.0.1:{server.port}", path, bearer())
+    try:
+        stream = connection.call(http2.message(b""))
+        connection.flush()
+        # The server shares this event loop, so it begins no call meanwhile. It has already asked
+        # for the first one.
+        later = connection.call(http2.message(b""))
+        connection.flush()
+        time.sleep(3.2)  # noqa: ASYNC251
+        ended: dict[int, int] = {}
+        while len(ended) < 2:
+            ended |= dict(await asyncio.to_thread(connection.receive))
+    finally:
+        connection.close()
+    assert (ended[stream], ended[later]) == (0, http2.RESET)
 
 
 async def test_the_probe_measures_while_calls_arrive(world: World) -> None:
