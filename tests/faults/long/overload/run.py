@@ -104,11 +104,13 @@ class Run:
 
     def stop(self) -> None:
         """Stops the stack. Many agents on a busy machine take longer to end than a test waits."""
-        for _ in range(_STOPS if self._stack is not None else 0):
+        if self._stack is None:
+            return
+        for _ in range(_STOPS):
             with suppress(subprocess.TimeoutExpired):
                 self._stack.kill_if_running()
                 return
-        assert self._stack is None, "the stack did not stop"
+        raise AssertionError("the stack did not stop")
 
     def _start(self) -> Stack:
         port = free_ports(self.workers + 2, in_a_row=self.workers + 2)[0]
