@@ -20,7 +20,7 @@ _SHORT_SECONDS = 0.1
 # How long the wait has to be longer before calls are refused. A burst is served.
 _STANDING_SECONDS = 1.0
 # How long the worker pauses between two measurements, while it keeps up and while it does not.
-_PAUSE_SECONDS, _SHORT_PAUSE_SECONDS = 0.1, 0.02
+_PAUSE_SECONDS, _SHORT_PAUSE_SECONDS = 0.2, 0.02
 # How long a measurement may take. Calls that have waited longer were given up by most callers.
 _LONGEST_SECONDS = 10.0
 
