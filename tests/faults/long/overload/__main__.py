@@ -25,10 +25,17 @@ from tests.support.stack import ROOT
 @click.option("--seconds", default=600.0, show_default=True, help="The overload.")
 @click.option("--step", default=30.0, show_default=True, help="Each rate before it.")
 @click.option("--first-rate", default=8.0, show_default=True, help="The first rate.")
+@click.option("--rate", default=0.0, help="The highest rate; 0: find it.")
 @click.option("--checkout", type=Path, default=ROOT, help="Another checkout, to compare.")
 @click.option("--workers", default=2, show_default=True)
 def main(
-    agents: int, seconds: float, step: float, first_rate: float, checkout: Path, workers: int
+    agents: int,
+    seconds: float,
+    step: float,
+    first_rate: float,
+    rate: float,
+    checkout: Path,
+    workers: int,
 ) -> None:
     """Starts a stack, loads it and prints what it did."""
 
@@ -38,7 +45,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="overload-") as folder:
         run = Run(Path(folder) / "state", checkout.resolve(), agents, workers, show)
         try:
-            verdict = run.measure(first_rate, step, seconds)
+            verdict = run.measure(first_rate, step, seconds, rate)
         finally:
             run.stop()
     click.echo(verdict)

@@ -73,8 +73,10 @@ class Run:
     _stack: Stack | None = None
     _calls: Counter[str] = field(default_factory=Counter)
 
-    def measure(self, first_rate: float, step_seconds: float, seconds: float) -> Verdict:
-        """Runs all phases."""
+    def measure(
+        self, first_rate: float, step_seconds: float, seconds: float, rate: float = 0.0
+    ) -> Verdict:
+        """Runs all phases. `rate` is the highest rate, if it is known."""
         stack = self._start()
         ids = self._workspaces(stack)
         os.nice(_NICE)
@@ -82,7 +84,7 @@ class Run:
         try:
             eventually(lambda: self._count(stack, "provisioning") == 0, _READY_SECONDS)
             self._phase(load, "warm-up", 0, step_seconds)
-            rate = self._climb(load, first_rate, step_seconds)
+            rate = rate or self._climb(load, first_rate, step_seconds)
             # The climb has used up the tasks that ran, so both phases have those that begin.
             highest = self._phase(load, "highest", rate, step_seconds)
             load.settle([highest], _SETTLE_SECONDS)
