@@ -14,6 +14,10 @@ MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
 # Each interval is multiplied by a random factor between these.
 JITTER = (0.9, 1.1)
+# A repeat of a call waits for this long at most, or for this share of what is left of the lease.
+# The shorter one applies, so several repeats still fit into any rest of a lease.
+MAX_BACKOFF_SECONDS = 10.0
+BACKOFF_SHARE = 1 / 3
 
 
 class Lease:
@@ -55,6 +59,14 @@ class Lease:
     def remaining_seconds(self) -> float | None:
         """How long the agent may still run; None before the first renewal."""
         return None if self._over_at is None else self._over_at - self.clock()
+
+    @property
+    def max_backoff_seconds(self) -> float:
+        """How long a repeat of a call may wait."""
+        remaining_seconds = self.remaining_seconds
+        if remaining_seconds is None:
+            return MAX_BACKOFF_SECONDS
+        return min(MAX_BACKOFF_SECONDS, max(0.0, remaining_seconds) * BACKOFF_SHARE)
 
     async def wait_over(self) -> None:
         """Returns when the lease has ended without a renewal."""

@@ -20,8 +20,10 @@ from evershell.agent.v1.runtime_service_pb2 import BootstrapRequest, BootstrapRe
 
 from evershell.agents import scripted
 from evershell.agents.agent import Agent
+from evershell.agents.lease import MAX_BACKOFF_SECONDS
 from evershell.agents.loop import AgentFunction
 from evershell.agents.runtime_client import (
+    FIRST_BACKOFF_SECONDS,
     MAX_ATTEMPT_SECONDS,
     ControlPlaneClock,
     RuntimeCredential,
@@ -44,8 +46,6 @@ _CLOSING_SECONDS = 3.0
 # A model of this package has a time limit of its own, because it knows more about the cause. The
 # limit of the loop is longer by this much.
 _MODEL_MARGIN_SECONDS = 1.0
-_MAX_BACKOFF_SECONDS = 1.0
-_FIRST_BACKOFF_SECONDS = 0.05
 _SERVER_OPTIONS = (
     # A stream of signals lasts at most this long. Networks drop an idle connection silently after
     # about six minutes.
@@ -217,9 +217,11 @@ async def complete(spec: PodSpec, tls: TlsIdentity | None, log: Log) -> PodSpec:
 
 async def _ask(workers: Mapping[str, RuntimeStub], spec: PodSpec, log: Log) -> BootstrapResponse:
     metadata = (("authorization", f"Bearer {spec.bootstrap_token}"),)
-    backoff_seconds = _FIRST_BACKOFF_SECONDS
+    backoff_seconds = FIRST_BACKOFF_SECONDS
+    # The agents begin with different workers.
+    order = random.sample([*workers.items()], len(workers))
     while True:
-        for address, stub in workers.items():
+        for address, stub in order:
             try:
                 return await stub.Bootstrap(
                     BootstrapRequest(), metadata=metadata, timeout=MAX_ATTEMPT_SECONDS
@@ -229,7 +231,7 @@ async def _ask(workers: Mapping[str, RuntimeStub], spec: PodSpec, log: Log) -> B
                     raise BootstrapRefusedError(error.details()) from None
                 log.warning("bootstrap_failed", worker=address, code=error.code().name)
         await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - no secret
-        backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
+        backoff_seconds = min(2 * backoff_seconds, MAX_BACKOFF_SECONDS)
 
 
 def _merged(own: PodSpec, given: Mapping[str, Any]) -> PodSpec:

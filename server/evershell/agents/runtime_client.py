@@ -1,9 +1,11 @@
 """The agent's client of RuntimeService: its calls, its tokens and the clock that they follow."""
 
 import asyncio
+import ipaddress
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
@@ -23,6 +25,7 @@ from evershell.agent.v1.runtime_service_pb2 import (
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 from evershell.workspace.v1 import event_pb2, task_pb2
 
+from evershell.agents.active_task import CancelFlag
 from evershell.agents.children import ChildRefusedError, ChildRequest
 from evershell.agents.lease import HEARTBEATS_A_LEASE, Lease
 from evershell.agents.loop import RejectedError
@@ -54,8 +57,15 @@ if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
 
 MAX_ATTEMPT_SECONDS = 3.0
-MAX_BACKOFF_SECONDS = 1.0
-_FIRST_BACKOFF_SECONDS = 0.05
+# Before the first repeat. Each further one may wait twice as long. A worker that is gone is left
+# almost at once. One that is slow, or that answers `unavailable`, has too much to do, and so may
+# the others.
+FIRST_BACKOFF_SECONDS = 0.05
+BUSY_BACKOFF_SECONDS = 0.5
+# Repeats while the task has to be interrupted, for which the control plane allows 2 s.
+FORCE_BACKOFF_SECONDS = 1.0
+# After this time without an answer, another worker gets the commit of such a task too.
+HEDGE_SECONDS = 0.5
 _UNAUTHORIZED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 # Errors that a retry does not change.
 _REJECTED = frozenset(
@@ -83,7 +93,14 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
+    # The agents spread over the workers behind a name.
+    (
+        "grpc.service_config",
+        '{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}',
+    ),
 )
+# The connection of another channel to the same address would be shared.
+_OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 T = TypeVar("T")
 # Only the type stubs have a class for asynchronous calls.
 RuntimeStub: TypeAlias = "RuntimeServiceAsyncStub"
@@ -92,10 +109,29 @@ RuntimeStub: TypeAlias = "RuntimeServiceAsyncStub"
 def connect(
     addresses: Sequence[str], tls: TlsIdentity | None
 ) -> tuple[list[grpc.aio.Channel], dict[str, RuntimeStub]]:
-    """Channels to the control plane workers at these addresses, and their stubs."""
+    """Channels to the control plane workers at these addresses, and their stubs.
+
+    Behind a single name may be several workers, so it gets two channels. The second one connects
+    when it is used first.
+    """
     connector = Connector(tls)
-    channels = [connector.open(address, CONTROL_PLANE, _CHANNEL_OPTIONS) for address in addresses]
-    return channels, dict(zip(addresses, map(RuntimeServiceStub, channels), strict=True))
+    channels = {
+        address: connector.open(address, CONTROL_PLANE, _CHANNEL_OPTIONS) for address in addresses
+    }
+    if len(addresses) == 1 and not _is_ip(addresses[0]):
+        options = (*_CHANNEL_OPTIONS, _OWN_CONNECTION)
+        second = connector.open(addresses[0], CONTROL_PLANE, options)
+        channels[f"{addresses[0]}, second connection"] = second
+    return [*channels.values()], {each: RuntimeServiceStub(channels[each]) for each in channels}
+
+
+def _is_ip(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 class ControlPlaneClock:
@@ -167,8 +203,8 @@ class RuntimeClient:
         The session applies the directive in each reply.
         """
         self._addresses, self._stubs = list(workers), list(workers.values())
-        # The index of the worker that answered last.
-        self._current = 0
+        # The index of the worker that answered last. The agents begin with different ones.
+        self._current = random.randrange(len(self._stubs))  # noqa: S311 - not a secret
         self._credential = credential
         self._lease = lease
         self._shutdown = shutdown
@@ -205,7 +241,11 @@ class RuntimeClient:
             sent_at = self._session.mark()
             return sent_at, await stub.CommitEvents(request, **self._options(self._session.trace))
 
-        sent_at, response = await self._until_acknowledged(attempt)
+        task = self._session.task
+        if task is None or task.id != task_id:
+            sent_at, response = await self._until_acknowledged(attempt)
+        else:
+            sent_at, response = await self._hedged(attempt, task.cancel)
         self._session.apply(response.directive, sent_at, task_id)
         if self._shutdown.is_begun:
             raise AgentEndingError
@@ -256,14 +296,53 @@ class RuntimeClient:
         if self._shutdown.is_begun:
             raise AgentEndingError
 
-    async def _until_acknowledged(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
-        backoff_seconds = _FIRST_BACKOFF_SECONDS
+    async def _hedged(
+        self, attempt: Callable[[RuntimeStub], Awaitable[T]], cancel: CancelFlag
+    ) -> T:
+        """Makes a call of a task. The first answer counts, and the call is idempotent.
+
+        If the task has to be interrupted and the worker does not answer soon, the call also goes to
+        another worker. The first worker may have frozen, and the control plane ends the pod of an
+        agent that does not end such a task in time.
+        """
+        worker = self._current
+        first = asyncio.create_task(self._until_acknowledged(attempt, cancel))
+        second: asyncio.Task[T] | None = None
+        try:
+            await asyncio.wait({first}, timeout=HEDGE_SECONDS)
+            if not first.done() and len(self._stubs) > 1:
+                second = asyncio.create_task(self._hedge(worker, attempt, cancel))
+                await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
+                if not first.done():
+                    return second.result()
+            return await first
+        finally:
+            first.cancel()
+            if second is not None:
+                second.cancel()
+
+    async def _hedge(
+        self, silent: int, attempt: Callable[[RuntimeStub], Awaitable[T]], cancel: CancelFlag
+    ) -> T:
+        await cancel.wait_force_due()
+        self._leave(silent)
+        self._log.warning("call_hedged", worker=self._addresses[self._current])
+        return await self._until_acknowledged(attempt, cancel)
+
+    async def _until_acknowledged(
+        self, attempt: Callable[[RuntimeStub], Awaitable[T]], cancel: CancelFlag | None = None
+    ) -> T:
+        """Repeats the call. `cancel` is the flag of the task whose end depends on it."""
+        backoff_seconds = 0.0
         while True:
             try:
                 return await self._attempt(attempt)
-            except grpc.aio.AioRpcError:
-                await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - no secret
-                backoff_seconds = min(2 * backoff_seconds, MAX_BACKOFF_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                least = BUSY_BACKOFF_SECONDS if _is_busy(error) else FIRST_BACKOFF_SECONDS
+                backoff_seconds = min(
+                    max(least, 2 * backoff_seconds), self._lease.max_backoff_seconds
+                )
+                await _back_off(backoff_seconds, cancel)
 
     async def _attempt(self, attempt: Callable[[RuntimeStub], Awaitable[T]]) -> T:
         if self._shutdown.is_begun:
@@ -281,10 +360,13 @@ class RuntimeClient:
             self._log.warning(
                 "rpc_failed", worker=self._addresses[used], code=code.name, details=error.details()
             )
-            # Several calls may fail on the same worker. Only the first one changes the worker.
-            if self._current == used:
-                self._current = (used + 1) % len(self._stubs)
+            self._leave(used)
             raise
+
+    def _leave(self, worker: int) -> None:
+        """Goes on to the next worker, unless another call has left this one before."""
+        if self._current == worker:
+            self._current = (worker + 1) % len(self._stubs)
 
     def _renew_token(self, refusal: grpc.aio.AioRpcError) -> None:
         """Prepares the next attempt after a token was refused only because of its time.
@@ -314,6 +396,26 @@ class RuntimeClient:
         if context is not None:
             metadata = (*metadata, (trace.HEADER, context.traceparent))
         return {"metadata": metadata, "timeout": limit_seconds}
+
+
+async def _back_off(seconds: float, cancel: CancelFlag | None) -> None:
+    """Waits for a random part of the time; for less if the task has to be interrupted."""
+    seconds = random.uniform(0, seconds)  # noqa: S311 - not a secret
+    if cancel is None:
+        await asyncio.sleep(seconds)
+    elif cancel.is_force_due:
+        await asyncio.sleep(min(seconds, FORCE_BACKOFF_SECONDS))
+    else:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await cancel.wait_force_due()
+
+
+def _is_busy(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the worker is slow, or has answered that it or the database cannot serve the call."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return True
+    return error.code() not in _UNAUTHORIZED and bool(_trailer(error, SLUG_TRAILER))
 
 
 def _control_plane_time(error: grpc.aio.AioRpcError) -> int | None:

@@ -14,7 +14,7 @@ import grpc.aio
 # Not in any DNS: `.internal` is reserved for private use.
 CONTROL_PLANE = "control-plane.evershell.internal"
 
-Options = Sequence[tuple[str, int]]
+Options = Sequence[tuple[str, int | str]]
 # Closes a connection on which sent data stays unacknowledged for this long: with keepalive, gRPC
 # sets TCP_USER_TIMEOUT to this (tcp(7)). Otherwise the kernel retransmits at ever longer intervals,
 # and after a partition the calls on the connection fail for as long as the partition has lasted.
