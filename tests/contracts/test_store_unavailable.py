@@ -59,6 +59,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "list_unsettled": lambda store: store.list_unsettled(),
     "list_expired_leases": lambda store: store.list_expired_leases(),
     "lease_seconds_left": lambda store: store.lease_seconds_left(),
+    "worker_silences": lambda store: store.worker_silences(),
     "list_cancellations": lambda store: store.list_cancellations(),
     "list_limits_reached": lambda store: store.list_limits_reached(NOW, 1),
     "list_limited_trees": lambda store: store.list_limited_trees(NOW),

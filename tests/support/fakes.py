@@ -89,6 +89,8 @@ class FakeStore:
     ) -> None:
         """`lease_clock` is the clock of the database."""
         self.unavailable = False
+        # What worker_silences returns.
+        self.silences: list[float] = [0.0]
         self.lease_clock = lease_clock
         self.publish = publish
         self._workspaces: dict[str, Workspace] = {}
@@ -308,6 +310,10 @@ class FakeStore:
             return None if workspace is None else self._seconds_left(workspace)
         lefts = (self._seconds_left(each) for each in self._wanted())
         return min((left for left in lefts if left is not None), default=None)
+
+    async def worker_silences(self) -> Sequence[float]:
+        self._answer()
+        return self.silences
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         self._answer()

@@ -1,15 +1,19 @@
 """The time bounds of a task that the control plane enforces without the agent.
 
-A healthy agent keeps every bound. An agent that hangs, was stopped, or has lost its task does not.
-The fleet controller ends the pod of an overdue agent, and the task with it. Nothing inside a pod
-can therefore keep an accepted cancellation open.
+A healthy agent keeps every bound while the control plane answers it. An agent that hangs, was
+stopped, or has lost its task does not. The fleet controller ends the pod of an overdue agent, and
+the task with it. Nothing inside a pod can therefore keep an accepted cancellation open.
+
+A bound is postponed, by a lease at most, while the control plane does not answer. Only what the
+control plane itself observes counts: nothing that an agent sends postpones a bound.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from evershell.core.task import Task
-from evershell.core.workspace import Workspace
+from evershell.core.workspace import Workspace, WorkspaceStatus
 
 # How long after `force_at` an agent may take to interrupt the iteration and commit the end.
 FORCE_MARGIN = timedelta(seconds=2)
@@ -18,9 +22,14 @@ NOT_INTERRUPTED = "its agent did not interrupt the task in time"
 # How long an agent may take to end a cancelled task, beyond the limits of one model call and one
 # tool call.
 CANCEL_MARGIN = timedelta(seconds=30)
-# How long an agent may take after an outage of the database to commit what it could not commit
-# during the outage.
-RECOVERY_MARGIN = timedelta(seconds=3)
+# How long an agent may take, once the control plane answers again, to send what it could not send
+# before. A repeat waits for up to 10 s (agents/lease.py) and is given up after 3 s.
+RECOVERY_MARGIN = timedelta(seconds=15)
+# The same for the end of a forced task. Its repeats wait for up to 1 s.
+FORCE_RECOVERY_MARGIN = timedelta(seconds=5)
+# A worker gives a sign of life every second. If it is silent for longer than this, it does not
+# answer agents either.
+SILENT_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,32 +48,39 @@ class Bounds:
         """Why the agent is overdue, as a human-readable clause; None while it keeps its bounds.
 
         `task` is the current task. It may be None if the task is not cancelled, because the other
-        bounds need only the workspace. `answering_since` is the end of the last outage of the
-        database.
+        bounds need only the workspace. `answering_since` is when the control plane was last known
+        not to answer.
         """
+        lease = timedelta(seconds=self.lease_seconds)
+
+        def is_over(bound: datetime, recovery: timedelta = RECOVERY_MARGIN) -> bool:
+            # By no more than a lease, because no agent survives a longer outage.
+            return now > max(bound, min(answering_since + recovery, bound + lease))
+
         if workspace.agent_breach is not None:
             return workspace.agent_breach
         if task is not None and task.cancel is not None and not task.status.is_terminal:
             force_at = task.cancel.force_at
-            if force_at is not None and now > self._postponed(
-                force_at + FORCE_MARGIN, answering_since
-            ):
+            if force_at is not None and is_over(force_at + FORCE_MARGIN, FORCE_RECOVERY_MARGIN):
                 return NOT_INTERRUPTED
             iteration = timedelta(seconds=self.model_timeout_seconds + self.tool_timeout_seconds)
-            bound = task.cancel.requested_at + iteration + CANCEL_MARGIN
-            if now > self._postponed(bound, answering_since):
+            if is_over(task.cancel.requested_at + iteration + CANCEL_MARGIN):
                 return "its agent did not end the cancelled task within the limits of an iteration"
         unnamed_since = workspace.task_unnamed_since
-        if unnamed_since is not None and now > unnamed_since + timedelta(
-            seconds=self.lease_seconds
-        ):
+        if unnamed_since is not None and is_over(unnamed_since + lease):
             return "its agent did not work on the task that it was given"
+        start = timedelta(seconds=self.start_seconds)
+        if workspace.status is WorkspaceStatus.PROVISIONING and is_over(
+            workspace.updated_at + start
+        ):
+            return f"its agent did not register within {self.start_seconds:g} s"
         return None
 
-    def _postponed(self, bound: datetime, answering_since: datetime) -> datetime:
-        """The bound, or a later time if an outage prevented the agent from committing the end.
+    def are_answering(self, silences: Sequence[float]) -> bool:
+        """Whether the workers answer, of which each has been silent for so many seconds.
 
-        No bound is postponed by more than a lease, because no agent survives a longer outage.
+        After a lease, no agent can still wait for a worker, and its host may have gone.
         """
-        latest = bound + timedelta(seconds=self.lease_seconds)
-        return max(bound, min(answering_since + RECOVERY_MARGIN, latest))
+        return bool(silences) and not any(
+            SILENT_SECONDS < each < self.lease_seconds for each in silences
+        )

@@ -366,6 +366,13 @@ class Store(Protocol):
         out; None if there is no lease.
         """
 
+    async def worker_silences(self) -> Sequence[float]:
+        """How long ago each worker gave its last sign of life, in seconds.
+
+        A worker gives one every second, from the event loop that answers its calls. A worker that
+        has ended is left out. 0 if the database does not tell.
+        """
+
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
     ) -> Sequence[AuditEntry]:

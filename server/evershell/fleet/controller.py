@@ -43,6 +43,8 @@ log = structlog.get_logger()
 _COUNT_SECONDS = 60.0
 # How long a pod may take to end before it is killed.
 END_GRACE_SECONDS = 3.0
+# How late a scan is if something keeps this process from running.
+_LATE_SECONDS = 1.0
 # How many workspaces are removed at once.
 _REMOVALS_AT_ONCE = 4
 
@@ -72,9 +74,9 @@ class Controller:
         """Prepares a term of leadership.
 
         `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
-        end of the last outage of the database, or the start of the term. Without `backlog`, nothing
-        is measured. Workspaces are suspended after they were idle for `suspend_after`; None for
-        never. Also runs `background`, until the end of the term. `leads` says whether the term
+        end of the last outage of the control plane, or the start of the term. Without `backlog`,
+        nothing is measured. Workspaces are suspended after they were idle for `suspend_after`; None
+        for never. Also runs `background`, until the end of the term. `leads` says whether the term
         still lasts.
         """
         self._leads = leads
@@ -114,7 +116,7 @@ class Controller:
                 except UnavailableError:
                     log.warning("database_unavailable")
                     self._again |= await changes.wait(SCAN_SECONDS)
-                    self._overdue.answering_since = self._clock()
+                    self._overdue.note_outage()
         finally:
             self._redelivery.stop()
             for task in (*background, *self._exits.values(), *self._steps.values()):
@@ -166,6 +168,9 @@ class Controller:
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
             await self._reconcile_ids(await changes.wait(left_seconds))
+        if left_seconds < -_LATE_SECONDS:
+            # This machine stood still, or has too much to do.
+            self._overdue.note_outage()
 
     async def _reconcile_ids(self, workspace_ids: set[str]) -> None:
         """Reads and reconciles these workspaces. After an UnavailableError, the next scan does.
@@ -311,9 +316,10 @@ class Controller:
     async def _end_overdue(self, workspace: Workspace) -> None:
         """Fails the workspace of an overdue agent, or suspends it after a forced cancellation.
 
-        Reads the workspace, its task and its lease again first, because the task may have ended or
-        the agent may have recovered since the scan.
+        Reads the workers, the workspace, its task and its lease again first: a worker may have
+        stopped to answer since the scan, the task may have ended, or the agent may have recovered.
         """
+        await self._due.read_workers()
         current = await self._store.get_workspace(workspace.id)
         if current is None or current.epoch != workspace.epoch:
             return

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 
@@ -19,7 +19,7 @@ from evershell.core.change import Change, Locked
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock, Store
 from evershell.core.task import CancelIntent, Task
-from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.core.workspace import Workspace
 
 log = structlog.get_logger()
 
@@ -36,10 +36,11 @@ class Overdue:
     """The bounds that the controller enforces on agents."""
 
     def __init__(self, bounds: Bounds, clock: Clock, answering_since: datetime) -> None:
-        """`answering_since` is the end of the last outage of the database."""
+        """`answering_since` is when the control plane was last known not to answer."""
         self._bounds = bounds
         self._clock = clock
         self.answering_since = answering_since
+        self._are_answering = True
 
     def reason(
         self, workspace: Workspace, task: Task | None, lease_seconds_left: float | None = None
@@ -47,16 +48,25 @@ class Overdue:
         """The bound that the agent has exceeded, as a human-readable reason; None without one."""
         if lease_seconds_left is not None and lease_seconds_left < 0:
             return "its agent did not renew its lease in time"
-        if (
-            workspace.status is WorkspaceStatus.PROVISIONING
-            and self._clock() > workspace.updated_at + timedelta(seconds=self._bounds.start_seconds)
-        ):
-            return f"its agent did not register within {self._bounds.start_seconds:g} s"
         return self.violation(workspace, task)
 
     def violation(self, workspace: Workspace, task: Task | None) -> str | None:
-        """The same for the bounds of the task alone."""
+        """The same without the lease."""
         return self._bounds.violation(workspace, task, self._clock(), self.answering_since)
+
+    def note_outage(self) -> None:
+        """Notes that a part of the control plane does not answer now."""
+        self.answering_since = self._clock()
+
+    def note_workers(self, silences: Sequence[float]) -> None:
+        """Notes whether the workers answer."""
+        are_answering = self._bounds.are_answering(silences)
+        if not are_answering:
+            self.note_outage()
+        if self._are_answering != are_answering:
+            self._are_answering = are_answering
+            event = "workers_answer_again" if are_answering else "workers_silent"
+            log.warning(event, silent_seconds=[round(each, 1) for each in silences])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,7 @@ class Due:
 
     async def read(self) -> DueWork:
         """What is due now. Raises UnavailableError."""
+        await self.read_workers()
         cancellations = await self._store.list_cancellations()
         unsettled = await self._store.list_unsettled()
         suspects = (
@@ -104,6 +115,10 @@ class Due:
         overdue = {each.id: each for each in suspects}
         others = [each for each in unsettled if each.id not in overdue]
         return DueWork(list(overdue.values()), others, cancellations)
+
+    async def read_workers(self) -> None:
+        """Postpones the bounds if a worker does not answer now. Raises UnavailableError."""
+        self._overdue.note_workers(await self._store.worker_silences())
 
     async def _expired_leases(self) -> Sequence[Workspace]:
         now = self._monotonic()

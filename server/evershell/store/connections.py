@@ -38,6 +38,8 @@ _TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 # The name of the sessions of commands. They end a little later than their command, so a fence must
 # not count them as sessions of a worker or a controller.
 COMMAND_NAME = "evershell command"
+# The name of the session in which a worker listens, by which the controller finds the workers.
+WORKER_NAME = "evershell worker"
 _COMMAND_CONNECT_SECONDS = 10
 _POOLER_RETRY_SECONDS = 0.25
 # How long one attempt to connect may take.

@@ -23,11 +23,13 @@ from uuid import uuid4
 
 import psycopg
 import structlog
+from psycopg.conninfo import make_conninfo
 
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock
 from evershell.store.background import running
 from evershell.store.connections import (
+    WORKER_NAME,
     Pool,
     PrimaryConnection,
     answered_within,
@@ -50,7 +52,8 @@ class Channel(StrEnum):
 # PostgreSQL accepts payloads of less than 8000 bytes (NOTIFY).
 _MAX_PAYLOAD_BYTES = 7_900
 _RETRY_SECONDS = 0.25
-# A listener checks its connection this often, and reconnects if there is no answer in time.
+# A listener checks its connection this often, and reconnects if there is no answer in time. The
+# check is a worker's sign of life (core/bounds.py, SILENT_SECONDS).
 _LISTENER_CHECK_SECONDS = 1.0
 _LISTENER_ANSWER_SECONDS = 1.5
 
@@ -267,7 +270,7 @@ class WorkspaceSubscriptions(_Notifications):
         *,
         poll_seconds: float = 5.0,
     ) -> None:
-        super().__init__(pool, database_url)
+        super().__init__(pool, make_conninfo(database_url, application_name=WORKER_NAME))
         self.poll_seconds = poll_seconds
         self.is_draining = False
         self._subscriptions: defaultdict[str, set[WorkspaceSubscription]] = defaultdict(set)

@@ -179,6 +179,7 @@ class PostgresStore:
         self.list_wanted_pods, self.list_unsettled = fleet.list_wanted_pods, fleet.list_unsettled
         self.list_expired_leases = fleet.list_expired_leases
         self.lease_seconds_left = fleet.lease_seconds_left
+        self.worker_silences = fleet.worker_silences
         self.list_cancellations = fleet.list_cancellations
         self.list_limits_reached = fleet.list_limits_reached
         self.count_workspaces = fleet.count_workspaces

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN
+from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
 from evershell.core.task import Task, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.faults.invariants.product import BOUNDS, CALLER
@@ -36,8 +36,9 @@ async def repair(world: World) -> None:
     for agent in world.agents:
         agent.thaw()
         agent.set_link(Link.GOOD)
-    # Longer than any pause between two attempts, of agents and of the controller.
-    await world.advance(6.0)
+    # Longer than any pause between two attempts, of agents and of the controller. From then on, no
+    # bound is postponed.
+    await world.advance(RECOVERY_MARGIN.total_seconds())
     if any(agent.fault and not agent.is_gone for agent in world.agents):
         # A defective agent never ends its task.
         await world.cancel(CALLER)

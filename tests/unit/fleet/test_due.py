@@ -3,14 +3,16 @@
 It ends the pods of such agents, and only theirs.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from unittest.mock import patch
 
 import pytest
 
 from evershell.core import workspace_lifecycle
-from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, RECOVERY_MARGIN
+from evershell.core.bounds import CANCEL_MARGIN, FORCE_MARGIN, FORCE_RECOVERY_MARGIN
 from evershell.core.change import Change, unchanged
 from evershell.core.errors import UnavailableError
 from evershell.core.task import Phase, Task, TaskStatus
@@ -244,7 +246,7 @@ async def test_after_an_outage_an_agent_has_time_to_commit(fleet: Fleet) -> None
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + timedelta(seconds=7)
-    fleet.answering_since = fleet.world.clock.now - RECOVERY_MARGIN
+    fleet.answering_since = fleet.world.clock.now - FORCE_RECOVERY_MARGIN
     await fleet.scan()
     assert fleet.pods.calls == []
     fleet.world.clock.advance(0.1)
@@ -267,6 +269,54 @@ async def test_a_failed_scan_counts_as_an_outage(fleet: Fleet) -> None:
         fleet.changes.queue.put_nowait(set())
         await settle()
     assert fleet.pods.calls == []
+
+
+@pytest.mark.parametrize("silences", [[0.1, 4.0], []])
+async def test_while_a_worker_is_silent_a_deadline_waits_for_a_lease_at_most(
+    fleet: Fleet, silences: list[float]
+) -> None:
+    """Its agents may not be able to commit. One that does not want to is ended all the same."""
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.store.silences = silences
+    last = FORCE_MARGIN.seconds + BOUNDS.lease_seconds
+    for seconds in (2.1, 4, 7, last):
+        fleet.world.clock.now = NOW + timedelta(seconds=seconds)
+        await fleet.scan()
+        assert fleet.pods.calls == []
+    fleet.world.clock.advance(0.1)
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0"]
+
+
+async def test_a_worker_that_fell_silent_since_the_scan_is_noticed(fleet: Fleet) -> None:
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + timedelta(seconds=2.1)
+    read = [[1.4], [1.6]]
+
+    async def silences() -> list[float]:
+        return read.pop(0)
+
+    fleet.world.store.worker_silences = silences  # type: ignore[method-assign]
+    await fleet.scan()
+    assert (fleet.pods.calls, read) == ([], [])
+
+
+async def test_a_scan_that_is_late_counts_as_an_outage(fleet: Fleet) -> None:
+    """The machine stood still, and its agents with it."""
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    async with fleet.running():
+        fleet.world.clock.now = NOW + timedelta(seconds=4)
+        with patch.object(time, "monotonic", return_value=time.monotonic() + 4):
+            fleet.changes.queue.put_nowait(set())
+            await settle()
+        assert fleet.pods.calls == []
+        fleet.world.clock.advance(FORCE_RECOVERY_MARGIN.seconds + 0.1)
+        fleet.scans = 4
+        await fleet.next_scan()
+        assert fleet.pods.calls == ["end 0"]
 
 
 async def test_repeated_outages_postpone_a_deadline_by_one_lease_at_most(fleet: Fleet) -> None:

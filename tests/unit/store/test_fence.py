@@ -24,7 +24,7 @@ from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import Phase, TaskStarted
 from evershell.core.workspace import WorkspaceStatus
-from evershell.store.connections import COMMAND_NAME, Pool, conninfo, open_pool
+from evershell.store.connections import COMMAND_NAME, WORKER_NAME, Pool, conninfo, open_pool
 from evershell.store.fence import fence
 from evershell.store.leadership import Leadership
 from evershell.store.postgres_store import PostgresStore
@@ -103,6 +103,14 @@ def test_programs_whose_url_names_them_are_found_too(database_url: str) -> None:
     url = make_conninfo(database_url, application_name="platform")
     with psycopg.connect(conninfo(url)), pytest.raises(OperatorError):
         fence(url)
+    assert epochs(database_url) == {"ws_1": 3}
+
+
+def test_the_listener_of_a_worker_is_found_too(database_url: str) -> None:
+    add(database_url, ws_1=3)
+    url = make_conninfo(database_url, application_name=WORKER_NAME)
+    with psycopg.connect(conninfo(url)), pytest.raises(OperatorError):
+        fence(database_url)
     assert epochs(database_url) == {"ws_1": 3}
 
 

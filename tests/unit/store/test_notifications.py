@@ -4,6 +4,7 @@ tests/contracts tests what subscriptions promise to the core.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,8 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from evershell.store import watched_workspaces
+from evershell.core.bounds import SILENT_SECONDS
+from evershell.store import notifications, watched_workspaces
 from evershell.store.background import running
 from evershell.store.connections import Pool
 from evershell.store.notifications import (
@@ -206,6 +208,36 @@ async def test_ending_waits_affects_current_subscriptions_only(
         async with worker.subscribe(workspace_id) as later:
             worker.publish(workspace_id, watched=False, reconcile=False)
             assert await later.wait(60)
+
+
+async def test_a_worker_gives_signs_of_life_until_it_ends(
+    pool: Pool, database_url: str, fleet: FleetSubscriptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listener of a controller is not one."""
+    store = PostgresStore(pool, machine_clock)
+    monkeypatch.setattr(notifications, "_LISTENER_CHECK_SECONDS", 0.01)
+    async with WorkspaceSubscriptions(pool, database_url, machine_clock) as worker:
+        await worker.listening()
+        began = time.monotonic()
+
+        async def is_heard() -> bool:
+            (silence,) = await store.worker_silences()
+            return silence < (time.monotonic() - began) / 2
+
+        await eventually_async(is_heard)
+        # An event loop that does not get this far.
+        monkeypatch.setattr(notifications, "_LISTENER_CHECK_SECONDS", 60)
+
+        async def is_silent() -> bool:
+            (silence,) = await store.worker_silences()
+            return silence > SILENT_SECONDS
+
+        await eventually_async(is_silent)
+
+    async def is_gone() -> bool:
+        return await store.worker_silences() == []
+
+    await eventually_async(is_gone)
 
 
 async def test_the_mark_is_committed_before_watch_returns(pool: Pool, database: Database) -> None:

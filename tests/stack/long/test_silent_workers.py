@@ -1,0 +1,116 @@
+"""A forced cancellation while workers are silent: only agents that do not interrupt are ended."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+
+import psutil
+import pytest
+
+from tests.support import faults
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import eventually
+
+# No bound is postponed by more than a lease.
+LEASE_SECONDS = 12
+# A forced task of an agent that does not interrupt it: 2 s, a lease, and the end of its pod, on a
+# busy machine.
+SULKING_SECONDS = 2 + LEASE_SECONDS + 45
+AGENT = """
+import asyncio
+from evershell.agents import Task, run
+
+async def wait(sulks):
+    open("began", "w").close()
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            if not sulks:
+                raise
+
+async def agent(task: Task) -> str:
+    async for step in task.iterations():
+        await step.tool_call("wait", {}, wait(task.description == "sulk"))
+    return ""
+
+run(agent)
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("silent")
+    # The user of a pod has to read it.
+    folder.chmod(0o755)
+    (folder / "my_agent.py").write_text(AGENT)
+    command = [sys.executable, "-P", "-m", "evershell.agents", f"{folder}/my_agent.py:agent"]
+    with Stack(
+        folder / "state",
+        AGENT_COMMAND=shlex.join(command),
+        LEASE_SECONDS=str(LEASE_SECONDS),
+        WORKERS="3",
+    ).started() as running:
+        yield running
+
+
+def begun(stack: Stack, description: str) -> tuple[Workspace, str]:
+    """A workspace whose agent works on a task, and the id of the task."""
+    workspace = Workspace(stack)
+    task_id = workspace.submit(description)
+    eventually((stack.files(workspace.id) / "began").exists)
+    return workspace, task_id
+
+
+def freeze_other_workers(stack: Stack, frozen: ExitStack) -> str:
+    """Freezes all workers but one, and the supervisor. Returns the address of the one."""
+    answering, *others = stack.pids("serve")
+    for pid in (stack.pid, *others):
+        frozen.enter_context(stack.frozen_process(pid))
+    ports = {
+        each.laddr.port
+        for each in psutil.Process(answering).net_connections("inet")
+        if each.status == psutil.CONN_LISTEN
+    }
+    (address,) = [
+        each for each in stack.worker_addresses() if int(each.rpartition(":")[2]) in ports
+    ]
+    return address
+
+
+def force(stack: Stack, address: str, workspace: Workspace) -> None:
+    answer = stack.grpc(address=address).call(
+        "CancelTask", workspace_id=workspace.id, force_after=timedelta(0)
+    )
+    assert answer["outcome"] == "accepted"
+
+
+def test_frozen_workers_cost_no_agent(stack: Stack) -> None:
+    """Of three workers, two are frozen. Their agents cannot commit the end at once."""
+    begins = [begun(stack, "wait") for _ in range(6)]
+    agents = [stack.agent_pid(each.id) for each, _ in begins]
+    with ExitStack() as frozen:
+        address = freeze_other_workers(stack, frozen)
+        for workspace, _ in begins:
+            force(stack, address, workspace)
+        for workspace, task_id in begins:
+            faults.await_terminal(workspace, task_id, 30)
+            faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+            faults.await_workspace(workspace, "idle")
+    assert [stack.agent_pid(each.id) for each, _ in begins] == agents
+
+
+def test_an_agent_that_does_not_interrupt_is_ended_even_while_a_worker_is_frozen(
+    stack: Stack,
+) -> None:
+    """Its heartbeats are as they should be, so its lease does not end."""
+    workspace, task_id = begun(stack, "sulk")
+    with ExitStack() as frozen:
+        force(stack, freeze_other_workers(stack, frozen), workspace)
+        end = faults.await_terminal(workspace, task_id, SULKING_SECONDS)
+    assert (end["status"], end["reason"]) == (
+        "cancelled",
+        "its agent did not interrupt the task in time",
+    )

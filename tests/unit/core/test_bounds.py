@@ -1,0 +1,95 @@
+"""The bounds of a task while the control plane does not answer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from evershell.agents.lease import MAX_BACKOFF_SECONDS
+from evershell.agents.runtime_client import FORCE_BACKOFF_SECONDS, MAX_ATTEMPT_SECONDS
+from evershell.core.bounds import (
+    CANCEL_MARGIN,
+    FORCE_MARGIN,
+    FORCE_RECOVERY_MARGIN,
+    RECOVERY_MARGIN,
+    Bounds,
+)
+from evershell.core.task import Task
+from evershell.core.workspace import Workspace, WorkspaceStatus
+from tests.support.world import NOW, World
+
+BOUNDS = Bounds(model_timeout_seconds=5, tool_timeout_seconds=10, lease_seconds=30)
+LEASE, MOMENT = timedelta(seconds=30), timedelta(milliseconds=1)
+LONG_AGO = NOW - timedelta(hours=1)
+
+# A workspace and its task, with the end of a bound and how long an agent has after an outage.
+Case = tuple[Workspace, Task | None, datetime, timedelta]
+
+
+async def forced(world: World) -> Case:
+    busy, _ = await world.add_busy()
+    task = (await world.cancel(busy.id, force_after_seconds=1)).task
+    return busy, task, NOW + timedelta(seconds=1) + FORCE_MARGIN, FORCE_RECOVERY_MARGIN
+
+
+async def cancelled(world: World) -> Case:
+    busy, _ = await world.add_busy()
+    task = (await world.cancel(busy.id)).task
+    return busy, task, NOW + timedelta(seconds=15) + CANCEL_MARGIN, RECOVERY_MARGIN
+
+
+async def unnamed(world: World) -> Case:
+    busy, task = await world.add_busy()
+    return replace(busy, task_unnamed_since=NOW), task, NOW + LEASE, RECOVERY_MARGIN
+
+
+async def starting(world: World) -> Case:
+    added = await world.add(WorkspaceStatus.PROVISIONING)
+    return added, None, NOW + timedelta(seconds=BOUNDS.start_seconds), RECOVERY_MARGIN
+
+
+@pytest.mark.parametrize("case", [forced, cancelled, unnamed, starting])
+async def test_a_bound_waits_for_the_control_plane_for_a_lease_at_most(
+    world: World, case: object
+) -> None:
+    workspace, task, bound, recovery = await case(world)  # type: ignore[operator]
+
+    def is_over(now: datetime, answering_since: datetime) -> bool:
+        return BOUNDS.violation(workspace, task, now, answering_since) is not None
+
+    assert not is_over(bound, LONG_AGO)
+    assert is_over(bound + MOMENT, LONG_AGO)
+    # An outage ended at the bound.
+    assert not is_over(bound + recovery, bound)
+    assert is_over(bound + recovery + MOMENT, bound)
+    # An outage before it has no effect.
+    assert is_over(bound + MOMENT, bound - recovery)
+    # The outage goes on and on.
+    assert not is_over(bound + LEASE, bound + LEASE)
+    assert is_over(bound + LEASE + MOMENT, bound + LEASE + MOMENT)
+
+
+@pytest.mark.parametrize(
+    ("silences", "are_answering"),
+    [
+        ([0.0], True),
+        ([1.0, 1.4, 0.2], True),
+        ([0.1, 1.6], False),
+        ([29.0], False),
+        # No agent still waits for that one, and its host may have gone.
+        ([0.1, 31.0], True),
+        # All have ended.
+        ([], False),
+    ],
+)
+def test_workers_answer_if_they_give_signs_of_life(
+    silences: Sequence[float], are_answering: bool
+) -> None:
+    assert BOUNDS.are_answering(silences) is are_answering
+
+
+def test_an_agent_has_time_to_repeat_a_call_after_an_outage() -> None:
+    """The controller notices the end of an outage up to a second before it."""
+    assert RECOVERY_MARGIN.total_seconds() >= 1 + MAX_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS
+    assert FORCE_RECOVERY_MARGIN.total_seconds() >= 1 + FORCE_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS
