@@ -3,6 +3,7 @@
 from tests.faults.mutations.mutants import Rule, rule
 
 _CORE = "server/evershell/core/"
+_CLIENT = "server/evershell/agents/runtime_client.py"
 _AGENT = "server/evershell/agents/"
 _STORE = "server/evershell/store/"
 _FLEET = "server/evershell/fleet/"
@@ -94,13 +95,67 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (
             f"{_CORE}bounds.py",
-            "if unnamed_since is not None and now >",
-            "if unnamed_since is not None and unnamed_since >",
+            "if unnamed_since is not None and is_over(unnamed_since + lease)",
+            "if unnamed_since is not None and is_over(now + lease)",
         ),
         (
             f"{_CORE}bounds.py",
             "            return workspace.agent_breach\n",
             "            return None\n",
+        ),
+    ),
+    rule(
+        "no agent is ended because the control plane does not answer",
+        "tests/unit/core/test_bounds.py tests/unit/fleet/test_due.py",
+        (f"{_CORE}bounds.py", "SILENT_SECONDS < each < self.lease_seconds", "False"),
+        (f"{_CORE}bounds.py", "bool(silences) and not any(", "not any("),
+        (
+            f"{_CORE}bounds.py",
+            "SILENT_SECONDS < each < self.lease_seconds",
+            "SILENT_SECONDS < each",
+        ),
+        (f"{_CORE}bounds.py", "min(answering_since + recovery, bound + lease)", "bound"),
+        (
+            f"{_CORE}bounds.py",
+            "min(answering_since + recovery, bound + lease)",
+            "answering_since + recovery",
+        ),
+        (
+            "server/evershell/fleet/controller.py",
+            "        await self._due.read_workers()\n        current",
+            "        current",
+        ),
+        (
+            "server/evershell/fleet/controller.py",
+            "if left_seconds < -_LATE_SECONDS:",
+            "if left_seconds < -1e9:",
+        ),
+    ),
+    rule(
+        "the end of a forced task does not wait for a silent worker",
+        "tests/unit/agents/test_repeats.py",
+        (_CLIENT, "if not first.done() and len(self._stubs) > 1:", "if False:"),
+        (_CLIENT, "if not first.done() and len(self._stubs) > 1:", "if not first.done():"),
+        (
+            _CLIENT,
+            "        await cancel.wait_force_due()\n        self._leave",
+            "        self._leave",
+        ),
+        (
+            _CLIENT,
+            "                await cancel.wait_force_due()\n",
+            "                await asyncio.sleep(seconds)\n",
+        ),
+        (_CLIENT, "min(seconds, FORCE_BACKOFF_SECONDS)", "seconds"),
+        (
+            _CLIENT,
+            "BUSY_BACKOFF_SECONDS if _is_busy(error) else FIRST_BACKOFF_SECONDS",
+            "FIRST_BACKOFF_SECONDS",
+        ),
+        (
+            _CLIENT,
+            "2 * backoff_seconds), self._lease.max_backoff_seconds",
+            "2 * backoff_seconds), 10.0",
         ),
     ),
     rule(
