@@ -27,9 +27,11 @@ CANCEL_MARGIN = timedelta(seconds=30)
 RECOVERY_MARGIN = timedelta(seconds=15)
 # The same for the end of a forced task. Its repeats wait for up to 1 s.
 FORCE_RECOVERY_MARGIN = timedelta(seconds=5)
+# By how much a program is late that does not run, or that has too much to do.
+LATE_SECONDS = 0.25
 # A worker gives a sign of life every second. If it is silent for longer than this, it does not
-# answer agents either.
-SILENT_SECONDS = 1.5
+# answer agents well either.
+SILENT_SECONDS = 1.0 + LATE_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

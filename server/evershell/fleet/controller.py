@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from evershell.core import workspace_lifecycle
-from evershell.core.bounds import NOT_INTERRUPTED, Bounds
+from evershell.core.bounds import LATE_SECONDS, NOT_INTERRUPTED, Bounds
 from evershell.core.change import Change, Locked
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNDELIVERED, Agents, Clock, Store
@@ -43,8 +43,6 @@ log = structlog.get_logger()
 _COUNT_SECONDS = 60.0
 # How long a pod may take to end before it is killed.
 END_GRACE_SECONDS = 3.0
-# How late a scan is if something keeps this process from running.
-_LATE_SECONDS = 1.0
 # How many workspaces are removed at once.
 _REMOVALS_AT_ONCE = 4
 
@@ -168,7 +166,7 @@ class Controller:
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
             await self._reconcile_ids(await changes.wait(left_seconds))
-        if left_seconds < -_LATE_SECONDS:
+        if left_seconds < -LATE_SECONDS:
             # This machine stood still, or has too much to do.
             self._overdue.note_outage()
 

@@ -14,7 +14,7 @@ from datetime import datetime
 import structlog
 
 from evershell.core import task_lifecycle, task_limits
-from evershell.core.bounds import Bounds
+from evershell.core.bounds import LATE_SECONDS, Bounds
 from evershell.core.change import Change, Locked
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock, Store
@@ -117,8 +117,14 @@ class Due:
         return DueWork(list(overdue.values()), others, cancellations)
 
     async def read_workers(self) -> None:
-        """Postpones the bounds if a worker does not answer now. Raises UnavailableError."""
+        """Postpones the bounds if a worker or the database does not answer well now.
+
+        Raises UnavailableError.
+        """
+        asked_at = self._monotonic()
         self._overdue.note_workers(await self._store.worker_silences())
+        if self._monotonic() - asked_at > LATE_SECONDS:
+            self._overdue.note_outage()
 
     async def _expired_leases(self) -> Sequence[Workspace]:
         now = self._monotonic()

@@ -127,7 +127,7 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (
             "server/evershell/fleet/controller.py",
-            "if left_seconds < -_LATE_SECONDS:",
+            "if left_seconds < -LATE_SECONDS:",
             "if left_seconds < -1e9:",
         ),
     ),

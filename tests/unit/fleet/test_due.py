@@ -293,7 +293,7 @@ async def test_a_worker_that_fell_silent_since_the_scan_is_noticed(fleet: Fleet)
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + timedelta(seconds=2.1)
-    read = [[1.4], [1.6]]
+    read = [[1.2], [1.3]]
 
     async def silences() -> list[float]:
         return read.pop(0)
@@ -301,6 +301,21 @@ async def test_a_worker_that_fell_silent_since_the_scan_is_noticed(fleet: Fleet)
     fleet.world.store.worker_silences = silences  # type: ignore[method-assign]
     await fleet.scan()
     assert (fleet.pods.calls, read) == ([], [])
+
+
+async def test_a_database_that_is_slow_counts_as_an_outage(world: World) -> None:
+    overdue = Overdue(BOUNDS, world.clock, NOW - timedelta(hours=1))
+    scans = Due(world.store, overdue, BOUNDS.lease_seconds, Monotonic(world))
+    await scans.read()
+    assert overdue.answering_since == NOW - timedelta(hours=1)
+
+    async def slow() -> list[float]:
+        world.clock.advance(0.3)
+        return [0.0]
+
+    world.store.worker_silences = slow  # type: ignore[method-assign]
+    await scans.read()
+    assert overdue.answering_since == world.clock.now
 
 
 async def test_a_scan_that_is_late_counts_as_an_outage(fleet: Fleet) -> None:
