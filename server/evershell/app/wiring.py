@@ -227,6 +227,7 @@ async def deliverer(settings: Settings) -> AsyncIterator[Deliverer]:
             {PayloadForm.EVENT: event_payload, PayloadForm.A2A: push_payload},
             clock,
             report,
+            clock.utc_seconds,
         )
 
 
@@ -361,7 +362,7 @@ def _authentication(
         JwkSet(settings.jwks_source),
         settings.jwt_issuer,
         settings.jwt_audience,
-        clock.unix_seconds,
+        clock.utc_seconds,
     )
     host_binding = (
         HostBinding(settings.public_domain, keys.find_org_slug) if settings.public_domain else None

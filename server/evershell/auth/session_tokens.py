@@ -144,7 +144,9 @@ class SessionTokens:
         audience: str,
         clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
-        """`clock` is the time of the service, in seconds since 1970."""
+        """`clock` is UTC in seconds since 1970. The provider's clock is another one than the
+        service's.
+        """
         # The deprecated name of the algorithm is accepted on purpose.
         warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
         self._keys = keys

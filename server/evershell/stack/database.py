@@ -1,6 +1,8 @@
 """Prepares the database before the programs of the stack start: migrations and the demo."""
 
 import json
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -61,7 +63,13 @@ def prepare_database(settings: Settings) -> None:
             prune(connection, time_of(connection) - timedelta(days=settings.audit_retention_days))
 
 
-async def seed(settings: Settings, store: Store, keys: PostgresKeys, clock: Clock) -> Demo:
+async def seed(
+    settings: Settings,
+    store: Store,
+    keys: PostgresKeys,
+    clock: Clock,
+    utc_seconds: Callable[[], float] = time.time,
+) -> Demo:
     """Creates what is missing of the demo organization, and returns it.
 
     Its credentials are in the database and in files of the state folder.
@@ -72,7 +80,7 @@ async def seed(settings: Settings, store: Store, keys: PostgresKeys, clock: Cloc
     tokens = {
         template.value: await _api_key(template, kept, keys, clock) for template in KeyTemplate
     }
-    tokens |= _session_tokens(settings, kept, clock)
+    tokens |= _session_tokens(settings, kept, int(utc_seconds()))
     workspace_id = await _workspace(kept, store, clock)
     return Demo(org_id=ORG_ID, workspace_id=workspace_id, tokens=tokens)
 
@@ -110,8 +118,8 @@ async def _api_key(
     return secret
 
 
-def _session_tokens(settings: Settings, kept: _KeptValues, clock: Clock) -> dict[str, str]:
-    """Session tokens by name.
+def _session_tokens(settings: Settings, kept: _KeptValues, now: int) -> dict[str, str]:
+    """Session tokens by name, valid from `now`, in seconds since 1970.
 
     They are signed with a key of the stack. Its public half is the JWK set that the control plane
     reads by default.
@@ -122,7 +130,6 @@ def _session_tokens(settings: Settings, kept: _KeptValues, clock: Clock) -> dict
     key = ECKey.import_key(private)
     jwks = {"keys": [{**key.as_dict(private=False), "kid": _KID, "alg": "ES256", "use": "sig"}]}
     write_private(settings.state_dir / "demo-jwks.json", json.dumps(jwks))
-    now = int(clock().timestamp())
 
     def token(user_id: str, org_id: str, scopes: list[str], expires_at: int) -> str:
         claims = {

@@ -132,7 +132,7 @@ async def _start(
             clock = ServiceClock(pool)
             await clock.follow()
             store = PostgresStore(pool, clock=clock)
-            demo = await seed(settings, store, PostgresKeys(pool), clock)
+            demo = await seed(settings, store, PostgresKeys(pool), clock, clock.utc_seconds)
             _print("Starting control plane, fleet, edge …")
             await _start_programs(settings, supervisor, edge)
             _print("Starting the demo workspace's agent …")

@@ -1,22 +1,31 @@
 """The time of the service. It is the clock of the database, which every program follows.
 
 A program asks the database for the time every second, and counts from the answer with its monotonic
-clock. Its own wall clock decides nothing, so it may be wrong, or be set at any time.
+clock. Its own wall clock may be wrong, or be set at any time.
 
 The clock of the database may be set too, and a fail-over may lead to a host whose clock differs.
 Deadlines that were recorded before must then keep their distance. The programs therefore ignore the
 step at first. The leading fleet controller records the difference as a correction. From then on,
 all programs add it to the clock of the database, even those that start later. The leader reduces
 the correction by RETURN_SHARE of the elapsed time, so the service returns to the clock of the
-database, and no duration is wrong by a larger share. Without a leader, the programs follow the
-clock of the database after HOLD_SECONDS.
+database, and no duration is wrong by a larger share.
+
+A program that starts has no time of its own to compare with. The leader therefore also records the
+time that it has seen. The clock since the boot of that machine, or the wall clock of another
+machine, then says whether the clock of the database was set in between (`_judged`).
+
+What others judge or are judged by (their tokens, the times of our signatures) needs the right time,
+not an even one: `utc_seconds`.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psycopg
@@ -29,12 +38,20 @@ from evershell.store.connections import Connection, Pool, connected
 _SAMPLE_SECONDS = 1.0
 # A difference that is not the drift of a monotonic clock: a clock was set.
 STEP_SECONDS = 1.0
-# How long a program ignores a step that no leader has corrected. A standby becomes the leader
-# within 10 s.
+# How long a program ignores a step that no leader has corrected. After that it follows the
+# database, unless the record of the last leader says that the database is wrong.
 HOLD_SECONDS = 30.0
 # The share of the elapsed time by which the leader takes the correction back. An hour takes four
 # days.
 RETURN_SHARE = 0.01
+# How often the leader records the time that it has seen.
+_RECORD_SECONDS = 30.0
+# A wall clock within this time after the recorded time is credible. A fleet without any leader for
+# longer is rare.
+_OUTAGE_SECONDS = 600.0
+# How much two clocks that nobody sets may drift apart, as a share of the elapsed time.
+_DRIFT_SHARE = 0.001
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The time of the service in a statement.
@@ -42,12 +59,12 @@ SERVICE_TIME = (
     "(clock_timestamp() + (SELECT correction_seconds FROM service_clock) * interval '1 second')"
 )
 _SAMPLE = (
-    f"SELECT extract(epoch FROM {SERVICE_TIME})::float8 AS seconds, correction_seconds "
-    "FROM service_clock"
+    "SELECT extract(epoch FROM clock_timestamp())::float8 AS database_seconds, correction_seconds, "
+    "seen_seconds, boot_id, boot_seconds FROM service_clock"
 )
-_CORRECT = (
-    "UPDATE service_clock SET correction_seconds = correction_seconds + %s "
-    "WHERE correction_seconds = %s"
+_RECORD = (
+    "UPDATE service_clock SET correction_seconds = correction_seconds + %s, seen_seconds = %s, "
+    "boot_id = %s, boot_seconds = %s WHERE correction_seconds = %s"
 )
 
 _log = structlog.get_logger()
@@ -56,6 +73,18 @@ _log = structlog.get_logger()
 def machine_clock() -> datetime:
     """The clock of this machine, for tests, and for audit entries before the first answer."""
     return datetime.now(UTC)
+
+
+def _boottime() -> float:
+    """In seconds since the boot of this machine, including the time for which it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 def time_of(connection: psycopg.Connection[Any]) -> datetime:
@@ -74,13 +103,20 @@ class ServiceClock:
         pool: Pool,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        boottime: Callable[[], float] = _boottime,
+        boot_id: Callable[[], str] = _boot_id,
     ) -> None:
-        """`wall` and `monotonic` are the clocks of this machine, in seconds."""
+        """`wall`, `monotonic` and `boottime` are the clocks of this machine, in seconds."""
         self._pool = pool
         self._wall = wall
         self._monotonic = monotonic
+        self._boottime = boottime
+        # Empty if it is not known.
+        self._boot_id = boot_id()
         # The time of the service, less the monotonic clock. None before the first answer.
         self._base: float | None = None
+        # The same for UTC.
+        self._utc_base = 0.0
         self._is_known = asyncio.Event()
         self._leads = False
         self._is_off = False
@@ -88,6 +124,8 @@ class ServiceClock:
         self._stepped_at: float | None = None
         # When the correction was taken back last.
         self._returned_at = monotonic()
+        # When the record was written last, by this term of leadership.
+        self._recorded_at = -math.inf
         # What is added to the clock of the database, in seconds.
         self.correction_seconds = 0.0
 
@@ -107,6 +145,17 @@ class ServiceClock:
             raise UnavailableError("the database has not told the time yet")
         return self._base + self._monotonic()
 
+    def utc_seconds(self) -> float:
+        """The time of the world in seconds since 1970, as most clocks say.
+
+        The clock of the database, that of this machine, and what this program has counted since its
+        start: a step of one of them changes nothing, and what two of them say is followed at once.
+        Raises UnavailableError like a call.
+        """
+        if self._base is None:
+            raise UnavailableError("the database has not told the time yet")
+        return self._utc_base + self._monotonic()
+
     @property
     def machine_offset_seconds(self) -> float:
         """How far this machine's clock is ahead of the service. 0 before the first answer."""
@@ -120,6 +169,7 @@ class ServiceClock:
     def leading(self) -> Iterator[None]:
         """Inside the block, this program corrects steps of the database's clock."""
         self._leads, self._returned_at = True, self._monotonic()
+        self._recorded_at = -math.inf
         try:
             yield
         finally:
@@ -141,48 +191,87 @@ class ServiceClock:
             received = self._monotonic()
             assert row is not None
             # The database read its clock at some moment between `sent` and `received`.
-            step = self._take(row.seconds - received, row.seconds - sent, row.correction_seconds)
+            step = self._take(row, sent, received)
             if self._leads:
-                await self._correct(connection, self._due_return() - step)
+                await self._record(connection, self._due_return() - step)
         self._watch_machine()
 
-    def _take(self, earliest: float, latest: float, correction: float) -> float:
-        """Follows an answer by which the base is between `earliest` and `latest`.
+    def _take(self, row: Any, sent: float, received: float) -> float:
+        """Follows an answer of the database.
 
         Returns 0, or, if this program does not follow it, how far the database's clock was set.
         """
-        was_corrected = abs(correction - self.correction_seconds) > STEP_SECONDS
-        self.correction_seconds = correction
+        middle = row.database_seconds - (sent + received) / 2
+        is_first = self._base is None
+        was_corrected = abs(row.correction_seconds - self.correction_seconds) > STEP_SECONDS
+        self.correction_seconds = row.correction_seconds
         if self._base is None:
-            self._base = (earliest + latest) / 2
+            self._base = self._judged(row, middle + row.correction_seconds, received)
+            self._utc_base = self._base
             self._is_known.set()
+        self._utc_base = median((middle, self._wall() - self._monotonic(), self._utc_base))
+        earliest = row.database_seconds - received + row.correction_seconds
+        latest = row.database_seconds - sent + row.correction_seconds
         nearest = min(max(self._base, earliest), latest)
         step, now = nearest - self._base, self._monotonic()
-        if abs(step) > STEP_SECONDS and not was_corrected:
+        if abs(step) > STEP_SECONDS and (is_first or not was_corrected):
             if self._stepped_at is None:
                 self._stepped_at = now
                 _log.warning("database_clock_stepped", seconds=round(step, 3))
-            if self._leads or now < self._stepped_at + HOLD_SECONDS:
+            if (
+                self._leads
+                or now < self._stepped_at + HOLD_SECONDS
+                or self._judged(row, nearest, received) != nearest
+            ):
                 return step
             _log.warning("database_clock_followed", seconds=round(step, 3))
         self._base, self._stepped_at = nearest, None
         return 0.0
 
+    def _judged(self, row: Any, base: float, received: float) -> float:
+        """`base`, which is by the database, or a better one if the record contradicts it.
+
+        Two of three decide: the clock of the database, the record with the time that has passed
+        since, and the clock of this machine.
+        """
+        seen, database = row.seen_seconds, base + received
+        if seen is None:
+            return base
+        if self._boot_id and row.boot_id == self._boot_id:
+            # The machine of the last leader, so how much time has passed is certain.
+            passed = self._boottime() - row.boot_seconds
+            is_right = abs(database - seen - passed) <= STEP_SECONDS + _DRIFT_SHARE * passed
+            return base if is_right else seen + passed - received
+        machine = self._wall()
+        if _is_soon_after(seen, database):
+            return base
+        if database >= seen and not _is_soon_after(seen, machine):
+            return base
+        return max(machine, seen) - received
+
     def _due_return(self) -> float:
-        """What is now added to the correction to take it back."""
+        """The next step of the correction towards 0."""
         now = self._monotonic()
         most = RETURN_SHARE * (now - self._returned_at)
         self._returned_at = now
         return min(max(-self.correction_seconds, -most), most)
 
-    async def _correct(self, connection: Connection, seconds: float) -> None:
-        """Adds to the correction, unless another program has changed it since the answer."""
-        if not seconds:
+    async def _record(self, connection: Connection, seconds: float) -> None:
+        """Adds to the correction, unless another program has changed it since the answer.
+
+        Also records the time of the service, at times even if the correction does not change.
+        """
+        now = self._monotonic()
+        if not seconds and now < self._recorded_at + _RECORD_SECONDS:
             return
-        parameters = (seconds, self.correction_seconds)
-        cursor = await connection.execute(_CORRECT, parameters, prepare=True)
+        record = (self.unix_seconds(), self._boot_id, self._boottime())
+        parameters = (seconds, *record, self.correction_seconds)
+        cursor = await connection.execute(_RECORD, parameters, prepare=True)
         if cursor.rowcount == 1:
             self.correction_seconds += seconds
+            self._recorded_at = now
+            if abs(seconds) > STEP_SECONDS:
+                _log.warning("service_clock_corrected", seconds=round(seconds, 3))
 
     def _watch_machine(self) -> None:
         """Logs when this machine's clock becomes wrong, and when it is right again."""
@@ -194,3 +283,7 @@ class ServiceClock:
             _log.warning("machine_clock_off", ahead_seconds=round(offset, 3))
         else:
             _log.info("machine_clock_right")
+
+
+def _is_soon_after(seen: float, moment: float) -> bool:
+    return -STEP_SECONDS <= moment - seen <= _OUTAGE_SECONDS

@@ -6,6 +6,7 @@ only itself.
 
 import asyncio
 import random
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -79,6 +80,7 @@ class Deliverer:
         payloads: Mapping[PayloadForm, Payload],
         clock: Clock,
         report: Callable[[Counts], None] = lambda _: None,
+        utc_seconds: Callable[[], float] = time.time,
     ) -> None:
         self._deliveries = deliveries
         self._sender = sender
@@ -86,6 +88,7 @@ class Deliverer:
         self._payloads = payloads
         self._clock = clock
         self._report = report
+        self._utc_seconds = utc_seconds
         self._woken = asyncio.Event()
         # The receivers that this process is sending to.
         self._busy: dict[_Receiver, asyncio.Task[None]] = {}
@@ -218,7 +221,8 @@ class Deliverer:
     async def _send(self, delivery: ClaimedDelivery, event: Event) -> Answer:
         webhook = delivery.webhook
         content_type, body = self._payloads[webhook.payload_form](event)
-        headers = headers_of(webhook, event, content_type, body, self._sealing, self._clock())
+        now, utc_seconds = self._clock(), self._utc_seconds()
+        headers = headers_of(webhook, event, content_type, body, self._sealing, now, utc_seconds)
         return await self._sender.send(webhook.url, headers, body)
 
     def _failed(

@@ -14,9 +14,17 @@ from evershell.core.webhook import Webhook
 
 
 def headers_of(
-    webhook: Webhook, event: Event, content_type: str, body: bytes, sealing: Sealing, now: datetime
+    webhook: Webhook,
+    event: Event,
+    content_type: str,
+    body: bytes,
+    sealing: Sealing,
+    now: datetime,
+    utc_seconds: float,
 ) -> dict[str, str]:
     """The headers, with a signature for each secret that is valid `now`.
+
+    Receivers compare `utc_seconds`, which is signed, with their own clocks.
 
     Raises UnavailableError if this process does not have the key of a secret.
     """
@@ -26,7 +34,7 @@ def headers_of(
     expires_at = webhook.previous_secret_expires_at
     if webhook.sealed_previous_secret is not None and expires_at is not None and now < expires_at:
         secrets.append(webhook.sealed_previous_secret)
-    text, at = body.decode(), now.astimezone(UTC)
+    text, at = body.decode(), datetime.fromtimestamp(utc_seconds, UTC)
     signatures = [
         Signer(sealing.open(sealed, webhook.id)).sign(message_id, at, text) for sealed in secrets
     ]

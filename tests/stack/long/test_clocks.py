@@ -6,10 +6,12 @@ once, in different directions, so that no two of them agree.
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -18,8 +20,10 @@ import pytest
 from evershell.stack import postgres
 from tests.stack.long.clocks import Clocks
 from tests.support import faults
+from tests.support.lengths import smoke
 from tests.support.metrics import scrape
 from tests.support.ports import free_ports
+from tests.support.receivers import receiving
 from tests.support.replication import Server
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
@@ -156,6 +160,72 @@ def test_deadlines_keep_their_distance_if_the_clock_of_the_database_is_set(
     clocks.set("database", 0)
     _await_correction(stack, 0)
     timed.check(stack)
+
+
+@pytest.mark.parametrize("seconds", smoke([-HOUR, HOUR], [-HOUR]))
+def test_a_step_of_the_database_while_the_controllers_restart(
+    stack: Stack, clocks: Clocks, seconds: int
+) -> None:
+    """No controller has a time to compare with. The clock of one that starts is wrong too."""
+    with receiving() as receiver, _session_used(stack) as statuses:
+        webhook = {"url": receiver.url, "event_types": ["task_completed"]}
+        created = stack.rest().call("POST", "/v1/webhooks", json=webhook).json()["webhook"]["id"]
+        timed = Timed(stack)
+        clocks.set("fleet", -seconds)
+        _step_between_controllers(stack, clocks, seconds)
+        _await_correction(stack, -seconds)
+        _assert_is_right(stack)
+        timed.check(stack)
+        eventually(lambda: receiver.events(timed.forced_task), NOTICE_SECONDS)
+        _assert_deletes(stack)
+        _step_between_controllers(stack, clocks, 0)
+        clocks.set("fleet", 0)
+        _await_correction(stack, 0)
+        _assert_is_right(stack)
+        stack.rest().call("DELETE", f"/v1/webhooks/{created}")
+    assert set(statuses) == {200}
+    assert stack.rest("expired").call("GET", "/v1/workspaces").status_code == 401
+
+
+def _step_between_controllers(stack: Stack, clocks: Clocks, ahead_seconds: int) -> None:
+    """Sets the clock of the database when all controllers have ended and none has started."""
+    killed = stack.pids("fleet")
+    with stack.frozen_process(stack.pid):
+        for pid in killed:
+            stack.kill(pid)
+        eventually(lambda: not any(stack.is_alive(pid) for pid in killed))
+        clocks.set("database", ahead_seconds)
+    eventually(lambda: set(stack.pids("fleet")) - set(killed), NOTICE_SECONDS)
+
+
+@contextmanager
+def _session_used(stack: Stack) -> Iterator[list[int]]:
+    """The statuses of calls with a session token, which are made inside the block."""
+    statuses, ended = list[int](), threading.Event()
+
+    def use() -> None:
+        while not ended.wait(0.1):
+            statuses.append(stack.rest("owner").call("GET", "/v1/workspaces").status_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        using = pool.submit(use)
+        try:
+            yield statuses
+        finally:
+            ended.set()
+            using.result()
+
+
+def _assert_is_right(stack: Stack) -> None:
+    """The time of the service is that of this test, whose clock is right."""
+    created_at = datetime.fromisoformat(Workspace(stack).get()["created_at"])
+    assert abs(created_at.timestamp() - time.time()) < HOUR / 10
+
+
+def _assert_deletes(stack: Stack) -> None:
+    workspace = Workspace(stack)
+    workspace.rest.call("DELETE", workspace.path)
+    eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 404, END_SECONDS)
 
 
 def _restart(stack: Stack, program: str) -> None:

@@ -18,40 +18,67 @@ from evershell.store.service_clock import ServiceClock
 HOUR = 3_600.0
 # Far more than a query takes, and far less than an hour.
 SLACK_SECONDS = 60.0
+_RESET = "UPDATE service_clock SET correction_seconds = 0, seen_seconds = NULL, boot_id = NULL"
+_MOVE_RECORD = "UPDATE service_clock SET seen_seconds = seen_seconds - %s"
 _SET_CORRECTION = "UPDATE service_clock SET correction_seconds = %s"
 
 
 class Machine:
     """A program on a machine whose clocks a test moves."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, boot_id: str = "first", database_ahead: float = 0.0) -> None:
+        self._pool = pool
         self.wall_ahead_seconds = 0.0
-        self.monotonic_ahead_seconds = 0.0
+        self.database_ahead_seconds = database_ahead
         # How long the program stands still before each of its next looks at the clock.
         self.stalls: Iterator[float] = iter(())
-        self.clock = ServiceClock(pool, self._wall, self._monotonic)
+        self._stalled_seconds = 0.0
+        self.clock = ServiceClock(
+            pool, self._wall, self._monotonic, time.monotonic, lambda: boot_id
+        )
+
+    def another(self, boot_id: str = "first") -> "Machine":
+        """A program that starts now, on the same machine unless it has another boot."""
+        return Machine(self._pool, boot_id, self.database_ahead_seconds)
 
     def _wall(self) -> float:
-        return time.time() + self.wall_ahead_seconds
+        return time.time() + self.wall_ahead_seconds - self.database_ahead_seconds
 
     def _monotonic(self) -> float:
-        self.monotonic_ahead_seconds += next(self.stalls, 0.0)
-        return time.monotonic() + self.monotonic_ahead_seconds
+        self._stalled_seconds += next(self.stalls, 0.0)
+        return time.monotonic() + self._stalled_seconds - self.database_ahead_seconds
 
-    def set_database(self, ahead_seconds: float) -> None:
-        """From now on, the clock of the database seems to be ahead by this much."""
-        self.monotonic_ahead_seconds -= ahead_seconds
+    async def set_database(self, ahead_seconds: float) -> None:
+        """From now on, the clock of the database seems to be ahead by this much.
+
+        Everything else is moved the other way: the wall clock, what a program has counted, and
+        what was recorded.
+        """
+        moved_seconds = ahead_seconds - self.database_ahead_seconds
+        self.database_ahead_seconds = ahead_seconds
+        async with self._pool.connection() as connection:
+            await connection.execute(_MOVE_RECORD, (moved_seconds,))
 
     @property
     def ahead_seconds(self) -> float:
         """How far the time of the service is ahead of the clock of the database as it is."""
         return self.clock.unix_seconds() - time.time()
 
+    @property
+    def off_seconds(self) -> float:
+        """How far the time of the service is ahead of the right time."""
+        return self.ahead_seconds + self.database_ahead_seconds
+
+    @property
+    def utc_off_seconds(self) -> float:
+        """How far UTC, as this program has it, is ahead of the right time."""
+        return self.clock.utc_seconds() - time.time() + self.database_ahead_seconds
+
 
 @pytest.fixture
 async def machine(pool: Pool) -> Machine:
     async with pool.connection() as connection:
-        await connection.execute(_SET_CORRECTION, (0,))
+        await connection.execute(_RESET)
     return Machine(pool)
 
 
@@ -76,17 +103,15 @@ async def test_the_clock_of_the_machine_decides_nothing(machine: Machine, second
 
 
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
-async def test_the_leader_corrects_a_step_of_the_database(
-    machine: Machine, pool: Pool, seconds: float
-) -> None:
+async def test_the_leader_corrects_a_step_of_the_database(machine: Machine, seconds: float) -> None:
     await machine.clock.follow()
-    machine.set_database(seconds)
+    await machine.set_database(seconds)
     with machine.clock.leading():
         for _ in range(2):
             await machine.clock.follow()
             assert machine.ahead_seconds == pytest.approx(-seconds, abs=SLACK_SECONDS)
     assert machine.clock.correction_seconds == pytest.approx(-seconds, abs=SLACK_SECONDS)
-    later = Machine(pool)
+    later = machine.another()
     await later.clock.follow()
     assert later.ahead_seconds == pytest.approx(-seconds, abs=SLACK_SECONDS)
 
@@ -96,7 +121,7 @@ async def test_without_a_leader_a_step_is_followed_after_a_while(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     await machine.clock.follow()
-    machine.set_database(seconds)
+    await machine.set_database(seconds)
     await machine.clock.follow()
     assert machine.ahead_seconds == pytest.approx(-seconds, abs=SLACK_SECONDS)
     monkeypatch.setattr(service_clock, "HOLD_SECONDS", 0.0)
@@ -106,11 +131,11 @@ async def test_without_a_leader_a_step_is_followed_after_a_while(
 
 
 async def test_a_program_that_started_before_the_correction_follows_it_at_once(
-    machine: Machine, pool: Pool
+    machine: Machine,
 ) -> None:
     await machine.clock.follow()
-    machine.set_database(HOUR)
-    early = Machine(pool)
+    await machine.set_database(HOUR)
+    early = machine.another()
     await early.clock.follow()
     with machine.clock.leading():
         await machine.clock.follow()
@@ -137,3 +162,101 @@ async def test_a_late_answer_is_not_a_step(machine: Machine) -> None:
         machine.stalls = iter([0.0, HOUR])
         await machine.clock.follow()
     assert machine.clock.correction_seconds == 0
+
+
+async def led(machine: Machine) -> None:
+    """The program leads for a moment, and records the time."""
+    await machine.clock.follow()
+    with machine.clock.leading():
+        await machine.clock.follow()
+
+
+@pytest.mark.parametrize("wall_off", [0, HOUR, -HOUR])
+@pytest.mark.parametrize("step", [HOUR, -HOUR])
+async def test_a_step_while_no_program_runs_is_found_at_the_start(
+    machine: Machine, step: float, wall_off: float
+) -> None:
+    """The machine counts the time since it was started, even if its own clock is wrong too."""
+    await led(machine)
+    await machine.set_database(step)
+    leader, worker = machine.another(), machine.another()
+    leader.wall_ahead_seconds = wall_off
+    await worker.clock.follow()
+    assert worker.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    await led(leader)
+    assert leader.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    assert leader.clock.correction_seconds == pytest.approx(-step, abs=SLACK_SECONDS)
+    await worker.clock.follow()
+    assert worker.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    # The database is set right.
+    await leader.set_database(0)
+    with leader.clock.leading():
+        await leader.clock.follow()
+    assert leader.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    assert leader.clock.correction_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("step", "wall_off"), [(HOUR, 0), (-HOUR, 0), (0, HOUR), (0, -HOUR), (-2 * HOUR, -HOUR)]
+)
+async def test_two_of_three_clocks_decide_on_another_machine(
+    machine: Machine, step: float, wall_off: float
+) -> None:
+    """The database, the machine, and the time that was seen last. If both are behind it, it is
+    the best that is known.
+    """
+    await led(machine)
+    await machine.set_database(step)
+    leader = machine.another("second")
+    leader.wall_ahead_seconds = wall_off
+    await led(leader)
+    assert leader.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    assert leader.clock.correction_seconds == pytest.approx(-step, abs=SLACK_SECONDS)
+
+
+@pytest.mark.parametrize(("wall_off", "off"), [(0, 0), (HOUR, 0), (-HOUR, 0)])
+async def test_an_outage_of_hours_is_no_step(
+    machine: Machine, pool: Pool, wall_off: float, off: float
+) -> None:
+    await led(machine)
+    async with pool.connection() as connection:
+        await connection.execute("UPDATE service_clock SET seen_seconds = seen_seconds - 10800")
+    leader = machine.another("second")
+    leader.wall_ahead_seconds = wall_off
+    await led(leader)
+    assert leader.off_seconds == pytest.approx(off, abs=SLACK_SECONDS)
+
+
+async def test_a_step_is_not_followed_if_the_record_contradicts_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no leader for longer than a program waits for one."""
+    monkeypatch.setattr(service_clock, "HOLD_SECONDS", 0.0)
+    await led(machine)
+    await machine.set_database(HOUR)
+    await machine.clock.follow()
+    assert machine.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR])
+async def test_no_single_clock_moves_utc(machine: Machine, seconds: float) -> None:
+    await machine.clock.follow()
+    await machine.set_database(seconds)
+    for machine.wall_ahead_seconds in (0, -seconds):
+        await machine.clock.follow()
+        assert machine.utc_off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    await machine.set_database(0)
+    await machine.clock.follow()
+    assert machine.utc_off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR])
+async def test_what_two_clocks_say_is_utc_at_once(machine: Machine, seconds: float) -> None:
+    """The time of the service goes on evenly, so that no deadline moves."""
+    await led(machine)
+    await machine.set_database(seconds)
+    machine.wall_ahead_seconds = seconds
+    with machine.clock.leading():
+        await machine.clock.follow()
+    assert machine.utc_off_seconds == pytest.approx(seconds, abs=SLACK_SECONDS)
+    assert machine.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
