@@ -239,6 +239,22 @@ class Stack(Service):
                     found.append(child.pid)
         return found
 
+    def leader(self) -> int:
+        """The process id of the leading controller, once the other one stands by."""
+        leader: dict[str, str] = {}
+        for name in ("fleet-0", "fleet-1"):
+            for line in (self.state_dir / "logs" / f"{name}.log").read_text().splitlines():
+                entry = json.loads(line)
+                if entry["event"] == "leadership_acquired" and entry["timestamp"] > leader.get(
+                    "timestamp", ""
+                ):
+                    leader = entry | {"program": name}
+        address = f"{leader['program']}.sock"
+        (pid,) = [
+            pid for pid in self.pids("fleet") if psutil.Process(pid).cmdline()[-1].endswith(address)
+        ]
+        return pid
+
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 

@@ -69,14 +69,12 @@ async def pods_of(
 
 
 def _fork_server(settings: Settings) -> ForkServer | None:
-    """Forks the agents of this package; None for others. Raises OSError."""
+    """Forks the agents of this package; None for others."""
     if settings.agent_command:
         return None
     # -P: as for an agent.
     command = [sys.executable, "-P", "-m", "evershell.agents.fork_server", settings.model]
-    server = ForkServer(command, {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"})
-    server.start()
-    return server
+    return ForkServer(command, {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"})
 
 
 @asynccontextmanager

@@ -219,7 +219,8 @@ class Settings(BaseSettings):
     """The address on which programs serve their metrics. In a pod, that of the pod."""
     metrics_port: int = Field(0, ge=0, le=65535)
     """The port of the first worker's [metrics](monitoring.md#metrics). The other workers use the
-    next ports, then the fleet controller, then Envoy. 0: no metrics."""
+    next ports, then the first fleet controller, Envoy, and the second fleet controller. 0: no
+    metrics."""
     otel_exporter_otlp_endpoint: str = ""
     """Where [spans](monitoring.md#traces) are sent, by OTLP over HTTP. If empty, nowhere.
     OpenTelemetry reads its other variables (`OTEL_…`) itself."""

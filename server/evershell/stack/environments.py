@@ -40,13 +40,16 @@ def worker_environment(settings: Settings, index: int) -> dict[str, str]:
     return own
 
 
-def fleet_environment(settings: Settings) -> dict[str, str]:
-    """The environment of the fleet controller, which gives agents the key of their model."""
-    return _service_environment(settings) | _metrics_port(settings, settings.workers)
+def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
+    """The environment of a fleet controller, which gives agents the key of their model.
+
+    The port of the metrics of the second one comes after the edge's.
+    """
+    return _service_environment(settings) | _metrics_port(settings, settings.workers + 2 * index)
 
 
 def edge_metrics_port(settings: Settings) -> int:
-    """The port of the edge's metrics, after those of the workers and the fleet controller."""
+    """The port of the edge's metrics, after those of the workers and the first fleet controller."""
     return settings.metrics_port and settings.metrics_port + settings.workers + 1
 
 

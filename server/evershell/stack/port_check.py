@@ -17,13 +17,13 @@ def check_ports(settings: Settings) -> None:
         if settings.agent_tls:
             addresses[f"RUNTIME_PORT + {index}"] = workers, settings.runtime_port + index
     if settings.metrics_port:
-        for index in range(settings.workers + 2):
+        for index in range(settings.workers + 3):
             port = settings.metrics_port + index
             addresses[f"METRICS_PORT + {index}"] = settings.metrics_host, port
     if len({port for _, port in addresses.values()}) < len(addresses):
         message = (
             "REST_PORT, GRPC_PORT, the WORKERS ports from SERVER_PORT on, with AGENT_TLS the "
-            "WORKERS from RUNTIME_PORT on, and the WORKERS + 2 from METRICS_PORT on must differ."
+            "WORKERS from RUNTIME_PORT on, and the WORKERS + 3 from METRICS_PORT on must differ."
         )
         raise OperatorError(message)
     for name, (host, port) in addresses.items():

@@ -83,9 +83,10 @@ class RollingRestart:
         # After a restart that has failed, the worker that does not serve comes first.
         for address in sorted(names, key=lambda address: address in healthy):
             await self._restart_worker(names[address], address)
-        await self._supervisor.restart("fleet")
-        await _until(partial(self._supervisor.has_turned, "fleet"), "fleet")
-        log.info("program_restarted", name="fleet")
+        for name in self._supervisor.names("fleet-"):
+            await self._supervisor.restart(name)
+            await _until(partial(self._supervisor.has_turned, name), name)
+            log.info("program_restarted", name=name)
         await self._replace_edge()
         log.info("rolling_restart_completed", seconds=round(time.monotonic() - started_at, 1))
 

@@ -1,7 +1,7 @@
 """Starts and stops the whole stack on this machine, for `make run`.
 
-The stack is PostgreSQL, the control plane's workers, the fleet controller with local pods, and
-Envoy.
+The stack is PostgreSQL, the control plane's workers, two fleet controllers with local pods, and
+Envoy. One of the controllers leads, and the other one stands by.
 """
 
 import asyncio
@@ -137,13 +137,15 @@ async def _start(
             await _start_programs(settings, supervisor, edge)
             _print("Starting the demo workspace's agent …")
             await await_first_task(settings, demo, store)
+            # The first controller leads by now. A second program would slow down the start.
+            await _start_controller(settings, supervisor, 1)
     except UnavailableError as error:
         raise OperatorError(f"The database cannot be used: {error}.") from error
     return settings, demo
 
 
 async def _start_programs(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
-    """Starts all programs except the database. Raises OSError."""
+    """Starts all programs except the database and the standby. Raises OSError."""
     command = partial(run_lock.command, settings.state_dir)
     for index, address in enumerate(settings.worker_addresses):
         own = worker_environment(settings, index)
@@ -156,15 +158,7 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
                 counts_turns=True,
             )
         )
-    await supervisor.start(
-        Program(
-            "fleet",
-            partial(command, "fleet"),
-            fleet_environment(settings),
-            stop_seconds=2.0,
-            counts_turns=True,
-        )
-    )
+    await _start_controller(settings, supervisor, 0)
     await supervisor.start(
         Program(
             "envoy",
@@ -172,6 +166,19 @@ async def _start_programs(settings: Settings, supervisor: Supervisor, edge: Edge
             edge_environment(edge.settings),
             stop_seconds=2.0,
             is_live=edge.is_live,
+        )
+    )
+
+
+async def _start_controller(settings: Settings, supervisor: Supervisor, index: int) -> None:
+    """Starts a fleet controller. Raises OSError."""
+    await supervisor.start(
+        Program(
+            f"fleet-{index}",
+            partial(run_lock.command, settings.state_dir, "fleet"),
+            fleet_environment(settings, index),
+            stop_seconds=2.0,
+            counts_turns=True,
         )
     )
 
@@ -256,7 +263,7 @@ async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -
     """
     late = asyncio.get_running_loop().call_later(_STOP_SECONDS, supervisor.kill_all)
     draining = edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)
-    await asyncio.gather(draining, supervisor.stop("fleet"))
+    await asyncio.gather(draining, supervisor.stop(*supervisor.names("fleet-")))
     await supervisor.stop("envoy")
     edge.clear()
     ending_pods = end_every_pod(settings.state_dir, supervisor.own_pids)

@@ -210,8 +210,8 @@ class ServiceClock:
             self._utc_base = self._base
             self._is_known.set()
         self._utc_base = median((middle, self._wall() - self._monotonic(), self._utc_base))
-        earliest = row.database_seconds - received + row.correction_seconds
-        latest = row.database_seconds - sent + row.correction_seconds
+        earliest: float = row.database_seconds - received + row.correction_seconds
+        latest: float = row.database_seconds - sent + row.correction_seconds
         nearest = min(max(self._base, earliest), latest)
         step, now = nearest - self._base, self._monotonic()
         if abs(step) > STEP_SECONDS and (is_first or not was_corrected):
@@ -234,12 +234,13 @@ class ServiceClock:
         Two of three decide: the clock of the database, the record with the time that has passed
         since, and the clock of this machine.
         """
-        seen, database = row.seen_seconds, base + received
+        seen: float | None = row.seen_seconds
         if seen is None:
             return base
+        database = base + received
         if self._boot_id and row.boot_id == self._boot_id:
             # The machine of the last leader, so how much time has passed is certain.
-            passed = self._boottime() - row.boot_seconds
+            passed: float = self._boottime() - row.boot_seconds
             is_right = abs(database - seen - passed) <= STEP_SECONDS + _DRIFT_SHARE * passed
             return base if is_right else seen + passed - received
         machine = self._wall()

@@ -100,8 +100,11 @@ class Programs(Supervisor):
         self.restarted: list[str] = []
         self._edge = edge
 
+    def names(self, prefix: str) -> list[str]:
+        return [f"{prefix}0"]
+
     async def restart(self, name: str) -> None:
-        if name == "fleet":
+        if name.startswith("fleet-"):
             raise WorkersRestartedError
         self.restarted.append(name)
         self._edge.healthy.add(name.replace("worker-", "worker:"))

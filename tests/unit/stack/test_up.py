@@ -65,10 +65,11 @@ def test_a_worker_gets_no_key_of_a_model_and_no_role_that_migrates(settings: Set
 
 
 def test_the_controller_gets_the_key_of_the_model(settings: Settings) -> None:
-    environment = fleet_environment(settings)
+    environment, standby = fleet_environment(settings, 0), fleet_environment(settings, 1)
     assert settings.openai_api_key == SecretStr(environment["OPENAI_API_KEY"])
     assert environment["METRICS_PORT"] == str(9000 + settings.workers)
     assert edge_metrics_port(settings) == 9000 + settings.workers + 1
+    assert standby == environment | {"METRICS_PORT": str(9000 + settings.workers + 2)}
     assert environment["MIGRATION_DATABASE_URL"] == ""
 
 

@@ -81,7 +81,14 @@ class LocalPods:
         self._started: dict[tuple[str, int], Started] = {}
 
     async def sync(self) -> None:
-        """Implements Pods. The other methods read the records, which are always current."""
+        """Implements Pods. The other methods read the records, which are always current.
+
+        Starts the fork server, which takes a second to import the agent. A standby has none.
+        """
+        if self._fork_server is not None:
+            # The first start of an agent would try again.
+            with contextlib.suppress(OSError):
+                self._fork_server.start()
 
     async def reap(self) -> None:
         """Reaps children that have ended, until it is cancelled.
