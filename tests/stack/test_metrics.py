@@ -4,8 +4,8 @@ from tests.support.metrics import scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# The offsets of their ports from METRICS_PORT: two workers, the fleet controller, Envoy.
-PROGRAMS = (0, 1, 2)
+# The offsets of their ports from METRICS_PORT: two workers, a controller, Envoy, a controller.
+PROGRAMS = (0, 1, 2, 4)
 
 
 def total(stack: Stack, name: str, **labels: str) -> float:

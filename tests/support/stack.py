@@ -255,6 +255,13 @@ class Stack(Service):
         ]
         return pid
 
+    def replace_controllers(self) -> None:
+        """Kills all controllers, and waits until others run."""
+        killed = self.pids("fleet")
+        for pid in killed:
+            self.kill(pid)
+        eventually(lambda: len(set(self.pids("fleet")) - set(killed)) == len(killed))
+
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 

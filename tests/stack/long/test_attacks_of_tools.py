@@ -62,8 +62,7 @@ def test_a_tool_that_names_a_stranger_as_its_agent(
         stack.kill(agent)
         faults.await_workspace(workspace, "failed")
     else:
-        (leader,) = stack.pids("fleet")
-        stack.kill(leader)
+        stack.replace_controllers()
         # The next controller rejects the record and treats the agent as lost. The agent is fenced,
         # so it ends itself.
         faults.await_workspace(workspace, "failed")
@@ -106,9 +105,7 @@ def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Pa
         own.start()
         hiding, evading = Workspace(own), Workspace(own)
         agent = own.agent_pid(hiding.id)
-        (leader,) = own.pids("fleet")
-        own.kill(leader)
-        eventually(lambda: own.pids("fleet") not in ([], [leader]))
+        own.replace_controllers()
         # The creation of a workspace needs the next controller to lead.
         Workspace(own)
         killing = (
@@ -131,9 +128,7 @@ def test_the_work_of_a_detached_tool_is_unknown(stack: Stack, workspace: Workspa
     The controller that started the agent would inherit and end the tool. A later one may not find
     it, so it reports `unknown`.
     """
-    (leader,) = stack.pids("fleet")
-    stack.kill(leader)
-    eventually(lambda: stack.pids("fleet") not in ([], [leader]))
+    stack.replace_controllers()
     # A workspace that becomes idle shows that the new controller leads.
     Workspace(stack)
     script = f"kill -9 $1; exec sleep {DETACHED}"

@@ -229,9 +229,10 @@ def _assert_deletes(stack: Stack) -> None:
 
 
 def _restart(stack: Stack, program: str) -> None:
-    (pid,) = stack.pids(program)
-    stack.kill(pid)
-    eventually(lambda: stack.pids(program) not in ([], [pid]), NOTICE_SECONDS)
+    killed = set(stack.pids(program))
+    for pid in killed:
+        stack.kill(pid)
+    eventually(lambda: len(set(stack.pids(program)) - killed) == len(killed), NOTICE_SECONDS)
     eventually(lambda: _serves(stack), NOTICE_SECONDS)
 
 

@@ -1,13 +1,9 @@
 """Tests cancellation while the database, the workers, the controller or the edge fail."""
 
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from pathlib import Path
 
 import grpc
 import httpx
@@ -19,7 +15,7 @@ from tests.stack.commit_barrier import await_waiting
 from tests.support import faults
 from tests.support.lengths import smoke
 from tests.support.sandbox import has_sandbox
-from tests.support.stack import ROOT, STOP_SECONDS, Gate, Stack, Workspace
+from tests.support.stack import STOP_SECONDS, Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
 # A worker waits at most 4.5 s for the database. The callers of this test would wait 20 s.
@@ -216,15 +212,16 @@ def test_programs_that_are_frozen_are_replaced(fragile_stack: Stack) -> None:
     faults.assert_next_task_works(workspace)
 
 
-def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
+def test_a_standby_takes_over(fragile_stack: Stack) -> None:
     """The leader dies without a restart, and then an agent dies. Only a leader handles that."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
     task_id = faults.submit(workspace, gate.command, "echo never")
     faults.await_phase(workspace, task_id, "tool_call")
     assert faults.cancel(workspace, "rest") == "accepted"
-    (leader,) = fragile_stack.pids("fleet")
-    with _standby(leader, tmp_path), fragile_stack.frozen_process(fragile_stack.pid):
+    eventually(lambda: len(fragile_stack.pids("fleet")) == 2)
+    leader = fragile_stack.leader()
+    with fragile_stack.frozen_process(fragile_stack.pid):
         fragile_stack.kill(leader)
         fragile_stack.kill(fragile_stack.agent_pid(workspace.id))
         end = faults.await_terminal(workspace, task_id, TAKEOVER_SECONDS)
@@ -235,26 +232,8 @@ def test_a_standby_takes_over(fragile_stack: Stack, tmp_path: Path) -> None:
         # The standby also starts agents.
         faults.resume(workspace)
         faults.assert_next_task_works(workspace)
-    # The next controller takes over the pods of a stopped controller.
+    # A controller takes over the pods of a controller that has ended.
     agent = fragile_stack.agent_pid(workspace.id)
-    eventually(lambda: fragile_stack.pids("fleet") not in ([], [leader]))
+    fragile_stack.replace_controllers()
     faults.assert_next_task_works(workspace)
     assert fragile_stack.agent_pid(workspace.id) == agent
-
-
-@contextmanager
-def _standby(leader: int, folder: Path) -> Iterator[None]:
-    """Runs a second controller with the settings of the first and waits until it is a standby."""
-    with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-m", "evershell.commands", "fleet"]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=psutil.Process(leader).environ(), stderr=log
-        )
-    try:
-        # A standby keeps a connection to request leadership. Only the leader uses the pool's
-        # connections for other work.
-        eventually(lambda: len(psutil.Process(process.pid).net_connections("unix")) >= 3, 30)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(STOP_SECONDS)

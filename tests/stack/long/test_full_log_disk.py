@@ -39,7 +39,7 @@ def cramped(disks: Path) -> Iterator[Stack]:
         disks,
         LEASE_SECONDS=str(_LEASE_SECONDS),
         LOG_MAX_BYTES="65536",
-        METRICS_PORT=str(free_ports(4, in_a_row=4)[0]),
+        METRICS_PORT=str(free_ports(5, in_a_row=5)[0]),
     )
     running.output = disks / "logs" / "up.output"
     with running.started():
@@ -122,9 +122,7 @@ def test_full_disks_fail_no_call_and_end_no_task(cramped: Stack) -> None:
     assert [cramped.agent_pid(workspace.id) for workspace in workspaces] == agents
     assert programs(cramped) == running
     # A program can also start while the disks are full.
-    (controller,) = cramped.pids("fleet")
-    cramped.kill(controller)
-    eventually(lambda: cramped.pids("fleet") not in ([], [controller]))
+    cramped.replace_controllers()
 
     for disk in disks_of(cramped):
         free(disk)

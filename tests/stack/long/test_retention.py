@@ -28,7 +28,7 @@ def test_old_tasks_are_removed_and_a_watcher_that_asks_for_them_learns_where_the
     new = workspace.submit("true")
     workspace.await_end(new)
     # The next leader looks at every workspace at once.
-    fragile_stack.kill(*fragile_stack.pids("fleet"))
+    fragile_stack.replace_controllers()
     task = f"{workspace.path}/tasks/{old}"
     eventually(lambda: workspace.rest.call("GET", task).status_code == 404, 60)
     assert workspace.rest.fails("POST", f"{task}/cancel").slug == "task_not_found"

@@ -20,7 +20,7 @@ PAGES = sorted(
 def demo_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose demo workspace only these pages use. Each page ends its tasks."""
     folder = tmp_path_factory.mktemp("pages")
-    with Stack(folder / "state", METRICS_PORT=str(free_ports(4, in_a_row=4)[0])).started() as stack:
+    with Stack(folder / "state", METRICS_PORT=str(free_ports(5, in_a_row=5)[0])).started() as stack:
         yield stack
 
 

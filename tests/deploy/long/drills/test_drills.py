@@ -65,7 +65,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     clocks.set("database", 0)
     database = Server(folder / "data", clocks.of("database"))
     copy_cluster(folder / "data")
-    ports = free_ports(3, in_a_row=3)
+    ports = free_ports(4, in_a_row=4)
     stack = Stack(
         state,
         DATABASE_URL=database.url,
@@ -77,7 +77,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         LEASE_SECONDS="600",
         **clocks.environment,
     )
-    targets = dict(zip(("worker", "controller", "edge"), ports, strict=True))
+    targets = dict(zip(("worker", "controller", "edge", "standby"), ports, strict=True))
     with ExitStack() as running:
         running.callback(database.stop)
         database.start()

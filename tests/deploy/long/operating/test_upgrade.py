@@ -57,7 +57,7 @@ class Installed(Stack):
     """A stack of an installation."""
 
     def __init__(self, folder: Path, installation: Environment) -> None:
-        ports = free_ports(4, in_a_row=4)
+        ports = free_ports(5, in_a_row=5)
         super().__init__(folder / "state", METRICS_PORT=str(ports[0]))
         self._installation = installation
 

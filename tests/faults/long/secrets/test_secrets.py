@@ -91,8 +91,7 @@ def work_and_crash(stack: Stack, model: ModelServer, points: Path) -> None:
     workspace.await_phase(task_id, "tool_call")
     stack.kill(stack.agent_pid(workspace.id))
     assert faults.await_terminal(workspace, task_id, 30)["status"] == "failed"
-    (controller,) = stack.pids("fleet")
-    stack.kill(controller)
+    stack.replace_controllers()
     faults.resume(workspace)
     model.script.extend((says("done"),))
     model.script.popleft()
@@ -121,7 +120,7 @@ def assert_whole(places: Iterable[str]) -> None:
     for wanted in (
         r"file state\.output",
         r"file state/logs/worker-[01]\.log",
-        r"file state/logs/fleet\.log",
+        r"file state/logs/fleet-[01]\.log",
         r"file state/logs/envoy\.log",
         r"file state/fleet/ws_\w+/log",
         r"file state/pods/ws_\w+/.*",
@@ -158,7 +157,7 @@ def test_no_credential_is_where_it_is_not_meant_to_be(
             MODEL="openai:test",
             OPENAI_BASE_URL=model.base_url,
             OPENAI_API_KEY=model_key,
-            METRICS_PORT=str(free_ports(WORKERS + 2, in_a_row=WORKERS + 2)[0]),
+            METRICS_PORT=str(free_ports(WORKERS + 3, in_a_row=WORKERS + 3)[0]),
             OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
             OTEL_EXPORTER_OTLP_HEADERS=f"authorization=Bearer%20{collector_key}",
             OTEL_BSP_SCHEDULE_DELAY="100",
