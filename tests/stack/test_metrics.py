@@ -1,6 +1,6 @@
 """The metrics of a whole stack: workers, fleet controller and Envoy."""
 
-from tests.support.metrics import scrape
+from tests.support.metrics import await_metrics, scrape
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -24,6 +24,7 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
             total(stack, "evershell_cancel_to_end_seconds_count", forced="false"),
         ]
 
+    await_metrics(stack, PROGRAMS[-1])
     before = counts()
     gate = Gate(workspace)
     task_id = workspace.submit(gate.command, "echo never")

@@ -1,15 +1,18 @@
 """Reads the metrics of a stack."""
 
+from contextlib import suppress
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.stack import Stack
+from tests.support.waiting import eventually
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def scrape(stack: Stack, index: int, timeout_seconds: float = 20.0) -> Samples:
-    """The samples of one program: the workers in order, the fleet controller, Envoy."""
+    """The samples of one program: the workers in order, a controller, Envoy, a controller."""
     return read(f"http://127.0.0.1:{stack.metrics_port + index}/metrics", timeout_seconds)
 
 
@@ -24,3 +27,14 @@ def read(url: str, timeout_seconds: float = 20.0) -> Samples:
         for family in families
         for sample in family.samples
     }
+
+
+def await_metrics(stack: Stack, index: int) -> None:
+    """Returns when the program serves its metrics. The standby of a stack starts last."""
+
+    def is_served() -> bool:
+        with suppress(httpx.TransportError):
+            return bool(scrape(stack, index))
+        return False
+
+    eventually(is_served, 30)

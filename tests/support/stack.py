@@ -239,7 +239,7 @@ class Stack(Service):
                     found.append(child.pid)
         return found
 
-    def leader(self) -> int:
+    def leader_pid(self) -> int:
         """The process id of the leading controller, once the other one stands by."""
         leader: dict[str, str] = {}
         for name in ("fleet-0", "fleet-1"):

@@ -220,7 +220,7 @@ def test_a_standby_takes_over(fragile_stack: Stack) -> None:
     faults.await_phase(workspace, task_id, "tool_call")
     assert faults.cancel(workspace, "rest") == "accepted"
     eventually(lambda: len(fragile_stack.pids("fleet")) == 2)
-    leader = fragile_stack.leader()
+    leader = fragile_stack.leader_pid()
     with fragile_stack.frozen_process(fragile_stack.pid):
         fragile_stack.kill(leader)
         fragile_stack.kill(fragile_stack.agent_pid(workspace.id))
