@@ -126,7 +126,7 @@ async def test_an_idempotency_key_outlives_what_its_call_created(store: Store) -
     await store.create_workspace(idle, None, call)
     await delete(store, idle.id)
     await store.remove_workspace(idle.id)
-    assert await store.find_first_call(call.org_id, call.key, call.expires_before) == call
+    assert await store.find_first_call(call) == call
 
 
 async def test_a_child_outlives_the_workspace_of_its_parent(store: Store) -> None:

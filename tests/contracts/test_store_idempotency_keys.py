@@ -13,15 +13,12 @@ from evershell.core.ports import Store
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (
     NOW,
-    ORG,
     USER,
     first_call,
     permission,
     task,
     workspace,
 )
-
-LONG_AGO = NOW - 10 * KEY_KEPT
 
 
 async def submit(store: Store, workspace_id: str, call: FirstCall) -> Change | None:
@@ -43,7 +40,7 @@ async def idle(store: Store) -> str:
 
 
 async def find(store: Store, call: FirstCall) -> FirstCall | None:
-    return await store.find_first_call(call.org_id, call.key, call.expires_before)
+    return await store.find_first_call(call)
 
 
 async def test_a_key_is_stored_with_the_change_of_its_call(store: Store) -> None:
@@ -52,8 +49,8 @@ async def test_a_key_is_stored_with_the_change_of_its_call(store: Store) -> None
     assert await find(store, call) is None
     assert await submit(store, workspace_id, call) is not None
     assert await find(store, call) == call
-    assert await store.find_first_call("org_b", call.key, LONG_AGO) is None
-    assert await store.find_first_call(ORG, "another", LONG_AGO) is None
+    assert await find(store, replace(call, org_id="org_b")) is None
+    assert await find(store, replace(call, key="another")) is None
 
 
 async def test_a_key_is_stored_with_a_new_workspace(store: Store) -> None:
@@ -69,6 +66,23 @@ async def test_a_key_is_stored_with_a_new_workspace(store: Store) -> None:
     # The same key in another organization.
     elsewhere = workspace(org_id="org_b")
     await store.create_workspace(elsewhere, None, replace(call, org_id="org_b"))
+
+
+async def test_a_key_without_a_caller_counts_only_for_the_same_request(store: Store) -> None:
+    """The previous version stores such keys."""
+    first, second = await idle(store), await idle(store)
+    old = first_call("chosen", workspace_id=first, task_id="task_1", fingerprint=b"same")
+    await submit(store, first, old)
+    repeat = replace(old, key="session:user_1\nchosen", workspace_id=second, task_id="task_2")
+    with pytest.raises(KeyTakenError):
+        await submit(store, second, repeat)
+    assert await find(store, repeat) == old
+    other = replace(repeat, fingerprint=b"other")
+    assert await find(store, other) is None
+    assert await submit(store, second, other) is not None
+    assert await find(store, other) == other
+    # The caller's own key comes first.
+    assert await find(store, repeat) == other
 
 
 async def test_a_change_with_a_taken_key_is_not_committed(store: Store) -> None:

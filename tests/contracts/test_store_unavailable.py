@@ -35,7 +35,7 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "remove_old_tasks": lambda store: store.remove_old_tasks("ws", NOW, 0, 1),
     "oldest_end": lambda store: store.oldest_end(),
     "count_deliveries": lambda store: store.count_deliveries(),
-    "find_first_call": lambda store: store.find_first_call("org_1", "key", NOW),
+    "find_first_call": lambda store: store.find_first_call(first_call()),
     "record_answer": lambda store: store.record_answer(first_call(), "delivered"),
     "get_workspace": lambda store: store.get_workspace("ws_1"),
     "get_agent_card": lambda store: store.get_agent_card("ws_1"),

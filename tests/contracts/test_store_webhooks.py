@@ -31,6 +31,7 @@ from tests.support.store.examples import (
     USER,
     complete,
     first_call,
+    permission,
     task,
     with_task,
     workspace,
@@ -38,6 +39,7 @@ from tests.support.store.examples import (
 from tests.support.waiting import eventually_async
 from tests.support.world import iteration
 
+EVERYTHING = permission()
 ENDS = (EventType.TASK_COMPLETED,)
 
 
@@ -103,9 +105,55 @@ async def test_a_webhook_is_stored_as_it_is(bench: Bench) -> None:
     await bench.webhooks.create_webhook(of_org, 20)
     assert await bench.webhooks.list_webhooks(ORG) == [of_org]
     assert await bench.webhooks.list_webhooks("org_b") == []
-    assert await bench.webhooks.delete_webhook("org_b", of_org.id) is None
-    assert await bench.webhooks.delete_webhook(ORG, of_org.id) == of_org
-    assert await bench.webhooks.delete_webhook(ORG, of_org.id) is None
+    assert await bench.webhooks.delete_webhook(permission(org_id="org_b"), of_org.id) is None
+    assert await bench.webhooks.delete_webhook(EVERYTHING, of_org.id) == of_org
+    assert await bench.webhooks.delete_webhook(EVERYTHING, of_org.id) is None
+
+
+async def test_only_its_creator_or_who_may_read_everything_changes_a_webhook(
+    bench: Bench,
+) -> None:
+    made = webhook()
+    await bench.webhooks.create_webhook(made, 20)
+    day = NOW + timedelta(1)
+    for refused in (
+        permission(user_id="user_2", own_only=True),
+        # An API key has created no webhook as a user.
+        permission(user_id=None, own_only=True),
+    ):
+        for change in (
+            bench.webhooks.delete_webhook(refused, made.id),
+            bench.webhooks.rotate_secret(refused, made.id, b"2", NOW, day),
+            bench.webhooks.replay(refused, made.id, None, NOW),
+        ):
+            with pytest.raises(Failure) as raised:
+                await change
+            assert raised.value.slug == "permission_denied"
+            assert raised.value.details["required"] == ["workspace:read"]
+    assert await bench.webhooks.list_webhooks(ORG) == [made]
+    own = permission(own_only=True)
+    assert await bench.webhooks.replay(own, made.id, None, NOW) == (0, 0)
+    assert await bench.webhooks.rotate_secret(own, made.id, b"2", NOW, day) is not None
+    assert await bench.webhooks.delete_webhook(own, made.id) is not None
+
+
+async def test_a_webhook_of_a_task_is_replaced_only_by_its_creator(bench: Bench) -> None:
+    """Or by a caller who may read everything."""
+    workspace_id, task_id = await bench.end_task()
+    scope = TaskScope(workspace_id=workspace_id, task_id=task_id, name="mine")
+    made = webhook(task=scope)
+    await bench.webhooks.create_webhook(made, 1)
+    other = webhook(task=scope, created_by="user_2", creator_user_id="user_2")
+    with pytest.raises(Failure) as raised:
+        await bench.webhooks.create_webhook(other, 1)
+    assert raised.value.slug == "permission_denied"
+    assert await bench.webhooks.list_webhooks(ORG, scope) == [made]
+    for replacing in (
+        webhook(task=scope, creator_user_id=made.created_by),
+        webhook(task=scope, created_by="user_2"),
+    ):
+        await bench.webhooks.create_webhook(replacing, 1)
+        assert await bench.webhooks.list_webhooks(ORG, scope) == [replacing]
 
 
 async def test_an_organization_has_a_limited_number(bench: Bench) -> None:
@@ -124,7 +172,7 @@ async def test_a_key_is_stored_with_its_webhook(bench: Bench) -> None:
         await bench.webhooks.create_webhook(webhook(), 1, None, first_call())
     with pytest.raises(Failure):
         await bench.webhooks.create_webhook(webhook(), 1, None, first_call("other"))
-    assert await bench.store.find_first_call(ORG, "other", NOW - timedelta(1)) is None
+    assert await bench.store.find_first_call(first_call("other")) is None
 
 
 async def test_a_second_rotation_keeps_the_first_secret(bench: Bench) -> None:
@@ -132,17 +180,20 @@ async def test_a_second_rotation_keeps_the_first_secret(bench: Bench) -> None:
     await bench.webhooks.create_webhook(made, 20)
     day = NOW + timedelta(1)
     for secret, now in ((b"2", NOW), (b"3", NOW + timedelta(hours=1))):
-        rotated = await bench.webhooks.rotate_secret(ORG, made.id, secret, now, day)
+        rotated = await bench.webhooks.rotate_secret(EVERYTHING, made.id, secret, now, day)
         assert rotated == replace(
             made,
             sealed_secret=secret,
             sealed_previous_secret=b"secret",
             previous_secret_expires_at=day,
         )
-    rotated = await bench.webhooks.rotate_secret(ORG, made.id, b"4", day, day + timedelta(1))
+    rotated = await bench.webhooks.rotate_secret(EVERYTHING, made.id, b"4", day, day + timedelta(1))
     assert rotated is not None
     assert (rotated.sealed_secret, rotated.sealed_previous_secret) == (b"4", b"3")
-    assert await bench.webhooks.rotate_secret("org_b", made.id, b"5", day, day) is None
+    assert (
+        await bench.webhooks.rotate_secret(permission(org_id="org_b"), made.id, b"5", day, day)
+        is None
+    )
 
 
 async def test_an_event_is_delivered_once_and_then_settled(bench: Bench) -> None:
@@ -241,7 +292,7 @@ async def test_a_deleted_webhook_holds_up_no_other_of_its_receiver(bench: Bench)
     await bench.webhooks.create_webhook(deleted, 20)
     for _ in range(MAX_OF_RECEIVER + 1):
         await bench.end_task()
-    await bench.webhooks.delete_webhook(ORG, deleted.id)
+    await bench.webhooks.delete_webhook(EVERYTHING, deleted.id)
     await bench.webhooks.create_webhook(kept, 20)
     await bench.end_task()
     worker = bench.worker()
@@ -309,9 +360,9 @@ async def test_a_failure_is_due_again_and_then_given_up_and_replayed(bench: Benc
     await worker.record([replace(failed, attempts=2, retry_at=None)])
     (given_up,) = await bench.webhooks.list_deliveries(workspace_id, task_id)
     assert given_up.status is DeliveryStatus.FAILED
-    assert await bench.webhooks.replay(ORG, made.id, "other", bench.now) == (0, 0)
-    assert await bench.webhooks.replay("org_b", made.id, None, bench.now) is None
-    assert await bench.webhooks.replay(ORG, made.id, task_id, bench.now) == (1, 0)
+    assert await bench.webhooks.replay(EVERYTHING, made.id, "other", bench.now) == (0, 0)
+    assert await bench.webhooks.replay(permission(org_id="org_b"), made.id, None, bench.now) is None
+    assert await bench.webhooks.replay(EVERYTHING, made.id, task_id, bench.now) == (1, 0)
     (replayed,) = await claim(worker)
     assert replayed.attempts == 0
 
@@ -336,7 +387,7 @@ async def test_a_disabled_webhook_gets_nothing_until_it_is_replayed(bench: Bench
     (later,) = await claim(worker)
     assert later.webhook == disabled
     assert not (await worker.record([skipped(later)])).has_more
-    assert await bench.webhooks.replay(ORG, made.id, None, bench.now) == (2, 0)
+    assert await bench.webhooks.replay(EVERYTHING, made.id, None, bench.now) == (2, 0)
     assert await bench.webhooks.list_webhooks(ORG) == [made]
     assert len(await claim(worker)) == 2
 
@@ -348,7 +399,7 @@ async def test_a_delivery_that_is_skipped_during_a_replay_is_due_again(bench: Be
     await bench.end_task()
     worker = bench.worker()
     (claimed,) = await claim(worker)
-    assert await bench.webhooks.replay(ORG, made.id, None, bench.now) == (0, 0)
+    assert await bench.webhooks.replay(EVERYTHING, made.id, None, bench.now) == (0, 0)
     assert (await worker.record([skipped(claimed)])).has_more
     (again,) = await claim(worker)
     assert (again.key, again.webhook.disabled_at) == (claimed.key, None)
@@ -422,7 +473,7 @@ async def test_old_deliveries_and_those_of_deleted_webhooks_are_removed(bench: B
     worker = bench.worker()
     claims = {each.webhook.id: each for each in await claim(worker)}
     await worker.record([delivered(claims[kept.id])])
-    await bench.webhooks.delete_webhook(ORG, deleted.id)
+    await bench.webhooks.delete_webhook(EVERYTHING, deleted.id)
 
     async def webhook_ids() -> list[str]:
         async with bench.pool.connection() as connection:

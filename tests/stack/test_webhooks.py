@@ -43,6 +43,30 @@ def deliveries(workspace: Workspace, task_id: str) -> list[dict[str, Any]]:
     return listed
 
 
+def test_a_secret_is_answered_once_to_the_caller_who_created_the_webhook(
+    stack: Stack, receiver: Receiver
+) -> None:
+    """Not to a colleague who uses the same idempotency key for the same request."""
+    body = {"url": receiver.url, "event_types": ["task_completed"]}
+
+    def create_again(user: str) -> dict[str, Any]:
+        response = stack.rest(user).call(
+            "POST", "/v1/webhooks", json=body, headers={"idempotency-key": "weekly"}
+        )
+        assert response.status_code == 201, response.text
+        created: dict[str, Any] = response.json()
+        return created
+
+    first = create_again("owner")
+    assert first["secret"].startswith("whsec_")
+    assert create_again("owner") == {**first, "secret": ""}
+    other = create_again("full_access")
+    assert other["webhook"]["id"] != first["webhook"]["id"]
+    assert other["secret"] not in ("", first["secret"])
+    for created in (first, other):
+        delete(stack, created)
+
+
 def test_a_receiver_gets_each_event_in_order(
     stack: Stack, workspace: Workspace, receiver: Receiver
 ) -> None:

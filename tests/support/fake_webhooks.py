@@ -5,9 +5,10 @@ from dataclasses import replace
 from datetime import datetime
 
 from evershell.core import errors
+from evershell.core.caller import Permission
 from evershell.core.change import FirstCall, KeyTakenError
 from evershell.core.event import AuditEntry
-from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery
+from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery, not_own
 
 
 class FakeWebhookStore:
@@ -32,6 +33,8 @@ class FakeWebhookStore:
             raise KeyTakenError
         for other in await self.list_webhooks(webhook.org_id, webhook.task):
             if webhook.task is not None and other.task == webhook.task:
+                if webhook.creator_user_id is not None and other.created_by != webhook.created_by:
+                    raise not_own(other.id)
                 del self.webhooks[other.id]
         if len(await self.list_webhooks(webhook.org_id, webhook.task)) >= limit:
             raise errors.too_many_webhooks(webhook.org_id, limit, "Your organization")
@@ -50,22 +53,23 @@ class FakeWebhookStore:
         return sorted(listed, key=lambda each: each.id, reverse=True)
 
     async def delete_webhook(
-        self, org_id: str, webhook_id: str, audit: AuditEntry | None = None
+        self, permission: Permission, webhook_id: str, audit: AuditEntry | None = None
     ) -> Webhook | None:
-        deleted = self._find(org_id, webhook_id, audit)
-        self.webhooks.pop(webhook_id, None)
+        deleted = self._find(permission, webhook_id, audit)
+        if deleted is not None:
+            del self.webhooks[webhook_id]
         return deleted
 
     async def rotate_secret(
         self,
-        org_id: str,
+        permission: Permission,
         webhook_id: str,
         sealed_secret: bytes,
         now: datetime,
         expires_at: datetime,
         audit: AuditEntry | None = None,
     ) -> Webhook | None:
-        webhook = self._find(org_id, webhook_id, audit)
+        webhook = self._find(permission, webhook_id, audit)
         if webhook is None:
             return None
         kept_until = webhook.previous_secret_expires_at
@@ -80,13 +84,13 @@ class FakeWebhookStore:
 
     async def replay(
         self,
-        org_id: str,
+        permission: Permission,
         webhook_id: str,
         task_id: str | None,
         now: datetime,
         audit: AuditEntry | None = None,
     ) -> tuple[int, int] | None:
-        if self._find(org_id, webhook_id, audit) is None:
+        if self._find(permission, webhook_id, audit) is None:
             return None
         replayed, self.failed = min(self.failed, 1_000), max(self.failed - 1_000, 0)
         return replayed, self.failed
@@ -97,9 +101,13 @@ class FakeWebhookStore:
     async def add_audit_entry(self, audit: AuditEntry | None) -> None:
         self.audit.append(audit)
 
-    def _find(self, org_id: str, webhook_id: str, audit: AuditEntry | None) -> Webhook | None:
+    def _find(
+        self, permission: Permission, webhook_id: str, audit: AuditEntry | None
+    ) -> Webhook | None:
         webhook = self.webhooks.get(webhook_id)
-        if webhook is None or webhook.org_id != org_id:
+        if webhook is None or webhook.org_id != permission.caller.org_id:
             return None
+        if not permission.includes(webhook.created_by):
+            raise not_own(webhook_id)
         self.audit.append(audit)
         return webhook

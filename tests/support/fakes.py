@@ -141,8 +141,7 @@ class FakeStore:
     def _store_key(self, call: FirstCall | None) -> None:
         if call is None:
             return
-        stored = self._first_calls.get((call.org_id, call.key))
-        if stored is not None and stored.called_at > call.expires_before:
+        if self._first_call(call) is not None:
             raise KeyTakenError
         self._first_calls[call.org_id, call.key] = call
 
@@ -529,10 +528,18 @@ class FakeStore:
         self._answer()
         return len(self._holds)
 
-    async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
+    async def find_first_call(self, call: FirstCall) -> FirstCall | None:
         self._answer()
-        found = self._first_calls.get((org_id, key))
-        return found if found is not None and found.called_at > after else None
+        return self._first_call(call)
+
+    def _first_call(self, call: FirstCall) -> FirstCall | None:
+        own, unowned = (
+            self._first_calls.get((call.org_id, key)) for key in (call.key, call.unowned_key)
+        )
+        if unowned is not None and unowned.fingerprint != call.fingerprint:
+            unowned = None
+        valid = (each for each in (own, unowned) if each and each.called_at > call.expires_before)
+        return next(valid, None)
 
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
         self._answer()

@@ -34,7 +34,7 @@ def webhooks() -> None:
 @click.option(
     "--idempotency-key",
     metavar="KEY",
-    help="A repeated command with the same key creates nothing and prints the first answer.",
+    help="A repeated command with the same key creates nothing, and prints no secret.",
 )
 @service_options
 def add(
@@ -148,8 +148,13 @@ def _print_secret(call: Call, answer: CreatedWebhook | RotatedSecret) -> None:
     if call.as_json:
         show.json_value(answer.to_dict())
         return
-    say(answer.secret)
     _print(answer.webhook)
+    if not answer.secret:
+        raise click.ClickException(
+            "The webhook was created by an earlier call, and its secret is shown once. To replace "
+            f"the secret: evershell webhooks rotate {printable(answer.webhook.id)}"
+        )
+    say(answer.secret)
 
 
 def _print(webhook: Webhook) -> None:

@@ -210,7 +210,7 @@ class InvalidStateError(CallError):
 
 
 class IdempotencyConflictError(CallError):
-    """The idempotency key belongs to another request of the organization."""
+    """The idempotency key belongs to another request of the caller."""
 
     code = "idempotency_conflict"
 

@@ -56,7 +56,11 @@ class CreatedWebhook(Result):
 
     webhook: Webhook
     secret: str = field(default="", repr=False)
-    """Signs the requests to the webhook. No other answer has it."""
+    """Signs the requests to the webhook. No other answer has it.
+
+    Empty if an earlier call with the same idempotency key has created the webhook, even if its
+    answer was lost: webhooks.rotate makes a new one.
+    """
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 

@@ -1,6 +1,5 @@
 """The authenticated caller, the permissions of their scopes, and the API keys of programs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -73,7 +72,7 @@ class Caller:
                     return Permission(self, scopes, own_only)
         required = [form for scope in scopes for form in (scope, f"{scope}:own")]
         message = (
-            f"This call needs the scope {_any_of(required)}. Your credential has none of them."
+            f"This call needs the scope {' or '.join(required)}. Your credential has none of them."
         )
         raise errors.permission_denied(message, required)
 
@@ -99,9 +98,12 @@ class Permission:
 
         An API key belongs to no user, so its `:own` scopes include no workspace.
         """
-        return not self.own_only or (
-            self.caller.user_id is not None and workspace.created_by_user_id == self.caller.user_id
-        )
+        return self.includes(workspace.created_by_user_id)
+
+    def includes(self, creator_id: str | None) -> bool:
+        """Whether the permission includes what this creator has created in the organization."""
+        user_id = self.caller.user_id
+        return not self.own_only or (user_id is not None and creator_id == user_id)
 
     def check(self, workspace: Workspace | None, workspace_id: str) -> Workspace:
         """Returns the workspace. Raises Failure workspace_not_found or permission_denied."""
@@ -113,16 +115,7 @@ class Permission:
 
     def denial(self, workspace: Workspace) -> errors.Failure:
         """The Failure permission_denied for a workspace that the permission does not cover."""
-        message = (
-            f"Workspace {workspace.id} was created by someone else, "
-            f"and your credential is limited to your own workspaces. "
-            f"This call needs the scope {_any_of(self.scopes)}."
-        )
-        return errors.permission_denied(message, self.scopes)
-
-
-def _any_of(scopes: Sequence[str]) -> str:
-    return " or ".join(scopes)
+        return errors.created_by_other(f"Workspace {workspace.id}", "workspaces", self.scopes)
 
 
 class KeyTemplate(StrEnum):

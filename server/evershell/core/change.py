@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
+from evershell.core.caller import Caller
 from evershell.core.errors import Failure
 from evershell.core.event import AuditEntry, NewEvent, Origin
 from evershell.core.task import Limit, Task
@@ -62,9 +63,10 @@ class KeyTakenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstCall:
-    """The first call with a key, the only one of the organization within KEY_KEPT."""
+    """The first call with a key, the only one of its caller within KEY_KEPT."""
 
     org_id: str
+    # The caller within the organization, a line break, and the key that the caller chose.
     key: str
     fingerprint: bytes
     called_at: datetime
@@ -72,8 +74,19 @@ class FirstCall:
     workspace_id: str
     task_id: str = ""
     # SubmitTask: the status of the task in the answer, or the slug of the error. Empty until it is
-    # known. CreateWorkspace: empty, because its answer follows from the workspace.
+    # known. CreateWebhook: the webhook, without its secret. CreateWorkspace: empty, because its
+    # answer follows from the workspace.
     answer: str = ""
+
+    @property
+    def unowned_key(self) -> str:
+        """The key as the previous version stores it, for the whole organization."""
+        return self.key.partition("\n")[2]
+
+    @property
+    def chosen_key(self) -> str:
+        """The key as its caller chose it."""
+        return self.key.rpartition("\n")[2]
 
     @property
     def expires_before(self) -> datetime:
@@ -90,12 +103,12 @@ class IdempotencyKey:
     fingerprint: bytes
 
     def first_call(
-        self, org_id: str, called_at: datetime, workspace_id: str, task_id: str = ""
+        self, caller: Caller, called_at: datetime, workspace_id: str, task_id: str = ""
     ) -> FirstCall:
-        """The call, if it turns out to be the first one with this key."""
+        """The call, if it turns out to be the first one of the caller with this key."""
         return FirstCall(
-            org_id=org_id,
-            key=self.key,
+            org_id=caller.org_id,
+            key=f"{caller.credential_kind}:{caller.actor_id}\n{self.key}",
             fingerprint=self.fingerprint,
             called_at=called_at,
             workspace_id=workspace_id,

@@ -57,6 +57,15 @@ def permission_denied(message: str, required: Sequence[str]) -> Failure:
     return Failure("permission_denied", message, required=list(required))
 
 
+def created_by_other(thing: str, kind: str, scopes: Sequence[str]) -> Failure:
+    """Somebody else created the thing, and the caller's scopes have only their `:own` forms."""
+    message = (
+        f"{thing} was created by someone else, and your credential is limited to your own {kind}. "
+        f"This call needs the scope {' or '.join(scopes)}."
+    )
+    return permission_denied(message, scopes)
+
+
 def workspace_not_found(workspace_id: str) -> Failure:
     """The caller's organization has no such workspace.
 
@@ -126,7 +135,7 @@ def agent_unreachable(
 
 
 def idempotency_conflict(key: str, called_at: datetime) -> Failure:
-    """The idempotency key belongs to another request of the organization."""
+    """The idempotency key belongs to another request of the caller."""
     message = (
         f"The idempotency key {key} was used with another request at "
         f"{called_at.isoformat(timespec='seconds')}. Use a new key for a new request."

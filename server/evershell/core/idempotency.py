@@ -1,5 +1,8 @@
 """Repeats of a call with the same idempotency key: they get the answer of the first call.
 
+A key belongs to its caller: all sessions of a user, or an API key. The same key of somebody else is
+another one. A secret is answered once: the answer to a repeat has none.
+
 The first call stores its key in the transaction that commits its effect. A key is therefore stored
 if and only if its call had an effect, so no crash leaves a key that blocks its repeats. Of two
 first calls at the same time, the database makes the second wait for the transaction of the first.
@@ -32,12 +35,12 @@ async def earlier_call(
     """
     if call is None or (isinstance(refusal, Failure) and refusal.slug in _NO_ACCESS):
         raise refusal
-    first_call = await store.find_first_call(call.org_id, call.key, call.expires_before)
+    first_call = await store.find_first_call(call)
     if first_call is None:
         # A key that was taken has expired in between.
         raise refusal if isinstance(refusal, Failure) else errors.unavailable()
     if first_call.fingerprint != call.fingerprint:
-        raise errors.idempotency_conflict(call.key, first_call.called_at)
+        raise errors.idempotency_conflict(call.chosen_key, first_call.called_at)
     return first_call
 
 

@@ -235,8 +235,12 @@ class Store(Protocol):
     async def count_deliveries(self) -> DeliveryCounts:
         """The pending and the failed deliveries of webhooks, of all organizations."""
 
-    async def find_first_call(self, org_id: str, key: str, after: datetime) -> FirstCall | None:
-        """The first call with the idempotency key, if it was made after this time."""
+    async def find_first_call(self, call: FirstCall) -> FirstCall | None:
+        """The first call with the idempotency key of the call, unless it has expired.
+
+        Also one with the same request that the previous version has stored, which does not store
+        whose key it is.
+        """
 
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
         """Stores the answer of the call, unless one is stored. Returns the stored answer."""
@@ -416,8 +420,9 @@ class WebhookStore(Protocol):
         Every event whose transaction begins after the return is delivered. A webhook of a task also
         gets the earlier events of the task, and replaces the one with its name.
 
-        Raises KeyTakenError, like Store.transition, and Failure too_many_webhooks if the
-        organization, or the task, has `limit` others.
+        Raises KeyTakenError, like Store.transition, and Failure: too_many_webhooks if the
+        organization, or the task, has `limit` others; permission_denied if somebody else created
+        the one with its name, and `webhook` gets only what its creator may read.
         """
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
@@ -427,13 +432,17 @@ class WebhookStore(Protocol):
         """
 
     async def delete_webhook(
-        self, org_id: str, webhook_id: str, audit: AuditEntry | None = None
+        self, permission: Permission, webhook_id: str, audit: AuditEntry | None = None
     ) -> Webhook | None:
-        """Removes the webhook, and returns it as it was; None if there is none."""
+        """Removes the webhook, and returns it as it was; None if there is none.
+
+        Raises Failure permission_denied if somebody else created it, and the permission covers only
+        what the caller created. So do `rotate_secret` and `replay`.
+        """
 
     async def rotate_secret(
         self,
-        org_id: str,
+        permission: Permission,
         webhook_id: str,
         sealed_secret: bytes,
         now: datetime,
@@ -448,7 +457,7 @@ class WebhookStore(Protocol):
 
     async def replay(
         self,
-        org_id: str,
+        permission: Permission,
         webhook_id: str,
         task_id: str | None,
         now: datetime,

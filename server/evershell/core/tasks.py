@@ -140,7 +140,7 @@ async def submit_task(
     task = _new_task(caller, request, clock())
     call = None
     if request.key is not None:
-        call = request.key.first_call(caller.org_id, task.created_at, task.workspace_id, task.id)
+        call = request.key.first_call(caller, task.created_at, task.workspace_id, task.id)
 
     def submit(locked: Locked) -> Change:
         permission.check(locked.workspace, request.workspace_id)

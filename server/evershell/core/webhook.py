@@ -10,6 +10,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from evershell.workspace.v1 import field_limits
 
+from evershell.core import errors
+from evershell.core.errors import Failure
 from evershell.core.event import Event, EventType
 from evershell.core.validation import Fields
 
@@ -18,6 +20,8 @@ MAX_DESCRIPTION_CHARACTERS = field_limits.CREATE_WEBHOOK_DESCRIPTION_MAX
 # For an organization, and for a task.
 MAX_WEBHOOKS = 20
 MAX_TASK_WEBHOOKS = 10
+# A webhook sends what this scope may read.
+READ_SCOPE = "workspace:read"
 _PORTS = {"http": 80, "https": 443}
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -74,6 +78,11 @@ class Webhook:
     def receiver(self) -> str:
         """The receiver of its requests: scheme, host and port of the URL."""
         return receiver_of(self.url)
+
+
+def not_own(webhook_id: str) -> Failure:
+    """Somebody else created the webhook, and the caller has only `workspace:read:own`."""
+    return errors.created_by_other(f"Webhook {webhook_id}", "webhooks", (READ_SCOPE,))
 
 
 class DeliveryStatus(StrEnum):

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -20,6 +20,7 @@ from evershell.core.validation import check_identifiers
 from evershell.core.webhook import (
     MAX_TASK_WEBHOOKS,
     MAX_WEBHOOKS,
+    READ_SCOPE,
     CreateWebhook,
     TaskScope,
     Webhook,
@@ -27,7 +28,6 @@ from evershell.core.webhook import (
 )
 
 _SCOPE = "webhooks:write"
-_READ_SCOPE = "workspace:read"
 # How long requests are also signed with the secret that was replaced.
 _PREVIOUS_SECRET_KEPT = timedelta(hours=24)
 # Standard Webhooks asks for 24 to 64.
@@ -47,29 +47,36 @@ async def create_webhook(
 ) -> tuple[Webhook, str]:
     """Records a webhook. Returns it with its secret.
 
-    With the key of an earlier call, returns what that call returned. A webhook of a task also gets
-    the earlier events of the task, and replaces the webhook with its name.
+    With the key of an earlier call, returns its webhook, with an empty secret. A webhook of a task
+    also gets the earlier events of the task, and replaces the webhook with its name.
 
     Raises Failure: permission_denied, workspace_not_found, task_not_found, too_many_webhooks,
     idempotency_conflict, unavailable.
     """
-    caller.require(_SCOPE)
-    # A webhook sends what this scope may read.
-    permission = caller.permission(_READ_SCOPE)
+    permission = _permission(caller)
     if request.task is not None:
         await get_task(caller, request.task.workspace_id, request.task.task_id, store)
     now = clock()
     webhook, secret = _new(caller, request, permission, sealing, now)
     call = None
     if key is not None:
-        call = replace(key.first_call(caller.org_id, now, ""), answer=_answer(webhook))
+        call = replace(key.first_call(caller, now, ""), answer=_answer(webhook))
     try:
         await webhooks.create_webhook(webhook, _limit(request.task), origin.audit, call)
     except (Failure, KeyTakenError) as refusal:
         first = await earlier_call(call, refusal, store)
         await webhooks.add_audit_entry(origin.audit)
-        return _answered(first, webhook, sealing)
+        return _answered(first, webhook), ""
     return webhook, secret
+
+
+def _permission(caller: Caller) -> Permission:
+    """What a caller may change: with `workspace:read:own` alone, only webhooks that they created.
+
+    Raises Failure permission_denied.
+    """
+    caller.require(_SCOPE)
+    return caller.permission(READ_SCOPE)
 
 
 def _limit(task: TaskScope | None) -> int:
@@ -109,29 +116,25 @@ def _secret_text(secret: bytes) -> str:
 
 
 def _answer(webhook: Webhook) -> str:
-    """What a repeat needs to answer the same, apart from its request."""
+    """What a repeat needs to answer with the same webhook, apart from its request."""
     return json.dumps(
         {
             "id": webhook.id,
             "created_by": webhook.created_by,
             "created_at": webhook.created_at.isoformat(),
-            "sealed_secret": b64encode(webhook.sealed_secret).decode(),
         }
     )
 
 
-def _answered(first: FirstCall, webhook: Webhook, sealing: Sealing) -> tuple[Webhook, str]:
-    """The webhook of the first call, which had the request of `webhook`, and its secret."""
+def _answered(first: FirstCall, webhook: Webhook) -> Webhook:
+    """The webhook of the first call, which had the request of `webhook`."""
     answer = json.loads(first.answer)
-    sealed = b64decode(answer["sealed_secret"])
-    created = replace(
+    return replace(
         webhook,
         id=answer["id"],
         created_by=answer["created_by"],
         created_at=datetime.fromisoformat(answer["created_at"]),
-        sealed_secret=sealed,
     )
-    return created, _secret_text(sealing.open(sealed, created.id))
 
 
 async def list_webhooks(
@@ -141,11 +144,9 @@ async def list_webhooks(
 
     With `workspace:read:own`, those that the caller created. Raises Failure permission_denied.
     """
-    permission = caller.permission(_READ_SCOPE)
+    permission = caller.permission(READ_SCOPE)
     listed = await webhooks.list_webhooks(caller.org_id, task)
-    if permission.own_only:
-        return [each for each in listed if each.created_by == caller.user_id]
-    return listed
+    return [each for each in listed if permission.includes(each.created_by)]
 
 
 async def delete_webhook(
@@ -153,8 +154,7 @@ async def delete_webhook(
 ) -> Webhook:
     """Deletes the webhook, and returns it. Raises Failure permission_denied, webhook_not_found."""
     check_identifiers(webhook_id=webhook_id)
-    caller.require(_SCOPE)
-    deleted = await webhooks.delete_webhook(caller.org_id, webhook_id, origin.audit)
+    deleted = await webhooks.delete_webhook(_permission(caller), webhook_id, origin.audit)
     if deleted is None:
         raise errors.webhook_not_found(webhook_id)
     return deleted
@@ -174,11 +174,11 @@ async def rotate_webhook_secret(
     newest secret. Raises Failure permission_denied, webhook_not_found.
     """
     check_identifiers(webhook_id=webhook_id)
-    caller.require(_SCOPE)
+    permission = _permission(caller)
     now = clock()
     secret = secrets.token_bytes(_SECRET_BYTES)
     rotated = await webhooks.rotate_secret(
-        caller.org_id,
+        permission,
         webhook_id,
         sealing.seal(secret, webhook_id),
         now,
@@ -204,8 +204,7 @@ async def replay_webhook(
     permission_denied, webhook_not_found.
     """
     check_identifiers(webhook_id=webhook_id, **({"task_id": task_id} if task_id else {}))
-    caller.require(_SCOPE)
-    counts = await webhooks.replay(caller.org_id, webhook_id, task_id, clock(), origin.audit)
+    counts = await webhooks.replay(_permission(caller), webhook_id, task_id, clock(), origin.audit)
     if counts is None:
         raise errors.webhook_not_found(webhook_id)
     return counts

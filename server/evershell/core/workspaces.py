@@ -49,7 +49,7 @@ async def create_workspace(
     audit = origin.audit and replace(origin.audit, workspace_id=workspace.id)
     call = None
     if key is not None:
-        call = key.first_call(caller.org_id, workspace.created_at, workspace.id)
+        call = key.first_call(caller, workspace.created_at, workspace.id)
     try:
         await store.create_workspace(workspace, audit, call, card)
     except (Failure, KeyTakenError) as refusal:

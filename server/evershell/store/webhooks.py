@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from evershell.core import errors
+from evershell.core.caller import Permission
 from evershell.core.change import FirstCall
 from evershell.core.event import AuditEntry, EventType
 from evershell.core.webhook import (
@@ -15,6 +16,7 @@ from evershell.core.webhook import (
     TaskScope,
     Webhook,
     WebhookDelivery,
+    not_own,
 )
 from evershell.store.audit import store_audit_entry
 from evershell.store.connections import Connection, Pool, connected
@@ -64,7 +66,7 @@ _FIND_TASK = "SELECT FROM tasks WHERE id = %s AND workspace_id = %s FOR KEY SHAR
 _LAST_TRANSACTION = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS id"
 _HAVE_ENDED = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= %s::xid8 AS have_ended"
 _LOOK_SECONDS, _MAX_LOOKS = 0.05, 100
-_REPLACE = "DELETE FROM webhooks WHERE task_id = %s AND name = %s"
+_REPLACE = "DELETE FROM webhooks WHERE task_id = %s AND name = %s RETURNING id, created_by"
 _EARLIER_EVENTS = (
     "INSERT INTO webhook_deliveries (workspace_id, task_id, webhook_id, org_id, receiver, "
     "delivered_seq, last_seq, due_at, pending_since) "
@@ -87,7 +89,9 @@ _ROTATE = (
     "sealed_secret = %(sealed_secret)s "
     f"WHERE id = %(webhook_id)s AND org_id = %(org_id)s RETURNING {_WEBHOOK}"
 )
-_ENABLE = "UPDATE webhooks SET disabled_at = NULL WHERE id = %s AND org_id = %s RETURNING true"
+_ENABLE = (
+    "UPDATE webhooks SET disabled_at = NULL WHERE id = %s AND org_id = %s RETURNING created_by"
+)
 # Rows that a worker or an event has locked are left to the next call: a call that waits could take
 # part in a deadlock.
 _REPLAY = (
@@ -140,7 +144,8 @@ class PostgresWebhooks:
                 found = await connection.execute(_FIND_TASK, (task_id, task.workspace_id))
                 if await found.fetchone() is None:
                     raise errors.task_not_found(task.workspace_id, task.task_id)
-                await connection.execute(_REPLACE, (task_id, name))
+                replaced = await connection.execute(_REPLACE, (task_id, name))
+                _check_replaced(webhook, await replaced.fetchone())
             await connection.execute(_INSERT, _values(webhook))
             if task is not None:
                 await _record_earlier_events(connection, webhook, task)
@@ -170,13 +175,14 @@ class PostgresWebhooks:
             return [webhook_of(row) for row in await cursor.fetchall()]
 
     async def delete_webhook(
-        self, org_id: str, webhook_id: str, audit: AuditEntry | None = None
+        self, permission: Permission, webhook_id: str, audit: AuditEntry | None = None
     ) -> Webhook | None:
-        return await self._change(_DELETE, (webhook_id, org_id), audit)
+        parameters = (webhook_id, permission.caller.org_id)
+        return await self._change(_DELETE, parameters, permission, audit)
 
     async def rotate_secret(
         self,
-        org_id: str,
+        permission: Permission,
         webhook_id: str,
         sealed_secret: bytes,
         now: datetime,
@@ -184,26 +190,29 @@ class PostgresWebhooks:
         audit: AuditEntry | None = None,
     ) -> Webhook | None:
         parameters = {
-            "org_id": org_id,
+            "org_id": permission.caller.org_id,
             "webhook_id": webhook_id,
             "sealed_secret": sealed_secret,
             "now": now,
             "expires_at": expires_at,
         }
-        return await self._change(_ROTATE, parameters, audit)
+        return await self._change(_ROTATE, parameters, permission, audit)
 
     async def replay(
         self,
-        org_id: str,
+        permission: Permission,
         webhook_id: str,
         task_id: str | None,
         now: datetime,
         audit: AuditEntry | None = None,
     ) -> tuple[int, int] | None:
         async with connected(self._pool) as connection, connection.transaction():
-            enabled = await connection.execute(_ENABLE, (webhook_id, org_id))
-            if await enabled.fetchone() is None:
+            parameters: Any = (webhook_id, permission.caller.org_id)
+            enabled = await (await connection.execute(_ENABLE, parameters)).fetchone()
+            if enabled is None:
                 return None
+            if not permission.includes(enabled.created_by):
+                raise not_own(webhook_id)
             parameters = (now, now, webhook_id, task_id, _MAX_REPLAYED)
             replayed = (await connection.execute(_REPLAY, parameters)).rowcount
             left = await (await connection.execute(_COUNT_FAILED, (webhook_id, task_id))).fetchone()
@@ -220,15 +229,25 @@ class PostgresWebhooks:
             await store_audit_entry(connection, audit)
 
     async def _change(
-        self, query: str, parameters: Any, audit: AuditEntry | None
+        self, query: str, parameters: Any, permission: Permission, audit: AuditEntry | None
     ) -> Webhook | None:
+        """Commits nothing if the permission does not include the webhook."""
         async with connected(self._pool) as connection, connection.transaction():
             cursor = await connection.execute(query, parameters, binary=True)
             row = await cursor.fetchone()
             if row is None:
                 return None
+            if not permission.includes(row.created_by):
+                raise not_own(row.id)
             await store_audit_entry(connection, audit)
         return webhook_of(row)
+
+
+def _check_replaced(webhook: Webhook, replaced: Any) -> None:
+    """Raises Failure permission_denied, which undoes the replacement."""
+    is_limited = webhook.creator_user_id is not None
+    if replaced is not None and is_limited and replaced.created_by != webhook.created_by:
+        raise not_own(replaced.id)
 
 
 async def _record_earlier_events(connection: Connection, webhook: Webhook, task: TaskScope) -> None:

@@ -52,6 +52,14 @@ def test_the_secret_alone_goes_to_standard_output(monkeypatch: pytest.MonkeyPatc
     assert SECRET not in repr(created) + repr(rotated)
 
 
+def test_a_repeat_has_no_secret_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    created = CreatedWebhook(WEBHOOK, "")
+    result, _ = run_webhooks(monkeypatch, "add", "https://a.example/b", create=[created])
+    # A file that the output is redirected to has no secret, so the command fails.
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "evershell webhooks rotate wh_1" in result.stderr
+
+
 def test_a_type_of_events_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     result, calls = run_webhooks(monkeypatch, "add", "https://a.example", "--event", "task_ended")
     assert (result.exit_code, calls) == (2, [])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from evershell.core import tasks, workspaces
-from evershell.core.caller import Caller
+from evershell.core.caller import Caller, CredentialKind
 from evershell.core.change import IdempotencyKey
 from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter, Origin
@@ -116,11 +116,22 @@ async def test_a_repeat_needs_the_permission_of_the_call(world: World) -> None:
         assert (await failure(submit(world, idle.id, key, reader))).slug == "permission_denied"
         elsewhere = caller(org_id="org_b")
         assert (await failure(submit(world, idle.id, key, elsewhere))).slug == "workspace_not_found"
-    refused = await failure(create(world, IdempotencyKey("k", b""), own))
-    assert refused.slug == "permission_denied"
-    everyone = caller(actor_id="user_2")
-    assert (await submit(world, idle.id, by=everyone)).id == first.id
-    assert await create(world, IdempotencyKey("k", b""), everyone) == made
+    assert (await submit(world, idle.id)).id == first.id
+    assert await create(world, IdempotencyKey("k", b"")) == made
+
+
+async def test_a_key_belongs_to_its_caller(world: World) -> None:
+    """Another user's call with the same key and request, and an API key's, are first calls."""
+    made = await create(world)
+    for other in (caller(actor_id="user_2"), caller(kind=CredentialKind.API_KEY)):
+        own = await create(world, by=other)
+        assert own.id != made.id
+        assert await create(world, by=other) == own
+    busy, _ = await world.add_busy()
+    conflict = await failure(submit(world, busy.id, OTHER_REQUEST))
+    assert conflict.slug == "idempotency_conflict"
+    refused = await failure(submit(world, busy.id, OTHER_REQUEST, caller(actor_id="user_3")))
+    assert refused.slug == "workspace_busy"
 
 
 async def test_a_failed_delivery_is_answered_again(world: World) -> None:

@@ -9,8 +9,8 @@ import pytest
 from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.signing_keys import new_key
 from evershell.core.caller import Caller, CredentialKind
-from evershell.core.change import IdempotencyKey
-from evershell.core.errors import Failure, UnavailableError
+from evershell.core.change import FirstCall, IdempotencyKey
+from evershell.core.errors import Failure
 from evershell.core.event import EventType, Origin
 from evershell.core.webhook import CreateWebhook, TaskScope, Webhook
 from evershell.core.webhooks import (
@@ -21,6 +21,7 @@ from evershell.core.webhooks import (
     rotate_webhook_secret,
 )
 from tests.support.fake_webhooks import FakeWebhookStore
+from tests.support.store.examples import USER
 from tests.support.world import World, caller
 
 SEALING = SigningKeySealing(new_key())
@@ -90,45 +91,62 @@ async def test_the_secret_is_stored_sealed(world: World) -> None:
     assert SEALING.open(made.sealed_headers, made.id) == b'{"authorization": "Bearer x"}'
 
 
-async def test_a_repeat_gets_the_first_answer(world: World) -> None:
+async def test_a_repeat_gets_the_webhook_without_its_secret(world: World) -> None:
     webhooks = FakeWebhookStore()
     key = IdempotencyKey("key", b"same")
 
-    async def find_first_call(*_: Any) -> Any:
-        return webhooks.first_calls["key"]
+    async def find_first_call(call: FirstCall) -> Any:
+        return webhooks.first_calls[call.key]
 
-    world.store.find_first_call = find_first_call  # type: ignore[method-assign, assignment]
-    first = await create(world, webhooks, key=key)
-    await rotate_webhook_secret(
-        caller(*BOTH), first[0].id, Origin(), webhooks, SEALING, world.clock
-    )
+    world.store.find_first_call = find_first_call  # type: ignore[method-assign]
+    first, secret = await create(world, webhooks, key=key)
+    assert secret
+    await rotate_webhook_secret(caller(*BOTH), first.id, Origin(), webhooks, SEALING, world.clock)
     world.clock.advance(60)
-    assert await create(world, webhooks, caller(*BOTH, actor_id="user_2"), key) == first
+    again, no_secret = await create(world, webhooks, key=key)
+    assert (again.id, again.created_by, again.created_at) == (first.id, USER, first.created_at)
+    assert no_secret == ""
     assert len(webhooks.webhooks) == 1
+    # The key of another caller is another key.
+    for by in (
+        caller(*BOTH, actor_id="user_2"),
+        caller(*BOTH, kind=CredentialKind.API_KEY),
+    ):
+        other, others_secret = await create(world, webhooks, by, key)
+        assert other.id != first.id
+        assert others_secret not in ("", secret)
     with pytest.raises(Failure) as raised:
         await create(world, webhooks, key=IdempotencyKey("key", b"other"))
     assert raised.value.slug == "idempotency_conflict"
 
 
-async def test_a_worker_without_the_key_of_the_secret_answers_unavailable(world: World) -> None:
+async def test_with_own_a_caller_changes_only_their_webhooks(world: World) -> None:
     webhooks = FakeWebhookStore()
-    await create(world, webhooks, key=IdempotencyKey("key", b"same"))
+    made, _ = await create(world, webhooks)
+    own = ("webhooks:write", "workspace:read:own")
 
-    async def find_first_call(*_: Any) -> Any:
-        return webhooks.first_calls["key"]
+    async def change(by: Caller) -> None:
+        await replay_webhook(by, made.id, None, Origin(), webhooks, world.clock)
+        await rotate_webhook_secret(by, made.id, Origin(), webhooks, SEALING, world.clock)
+        await delete_webhook(by, made.id, Origin(), webhooks)
 
-    world.store.find_first_call = find_first_call  # type: ignore[method-assign, assignment]
-    with pytest.raises(UnavailableError):
-        await create_webhook(
-            caller(*BOTH),
-            CreateWebhook(url="https://a.example/", event_types=[EventType.TASK_COMPLETED]),
-            Origin(),
-            world.store,
-            webhooks,
-            SigningKeySealing(new_key()),
-            world.clock,
-            IdempotencyKey("key", b"same"),
-        )
+    for by in (
+        caller(*own, actor_id="user_2"),
+        # Not less than with a narrow scope.
+        caller("webhooks:write"),
+        caller("workspace:read"),
+    ):
+        for call in (
+            replay_webhook(by, made.id, None, Origin(), webhooks, world.clock),
+            rotate_webhook_secret(by, made.id, Origin(), webhooks, SEALING, world.clock),
+            delete_webhook(by, made.id, Origin(), webhooks),
+        ):
+            with pytest.raises(Failure) as raised:
+                await call
+            assert raised.value.slug == "permission_denied"
+    assert webhooks.webhooks == {made.id: made}
+    await change(caller(*own))
+    assert webhooks.webhooks == {}
 
 
 async def test_a_webhook_of_another_organization_looks_like_none(world: World) -> None:

@@ -27,7 +27,7 @@ from evershell.store.webhooks import PostgresWebhooks
 from evershell.webhooks.deliverer import Counts, Deliverer
 from evershell.webhooks.sender import Sender
 from tests.support.receivers import Receiver, accept, receiving, refuse
-from tests.support.store.examples import NOW, ORG, USER, complete, with_task
+from tests.support.store.examples import NOW, ORG, USER, complete, permission, with_task
 from tests.support.waiting import eventually_async
 from tests.support.world import iteration
 
@@ -160,7 +160,7 @@ async def test_a_delivery_fails_after_a_day(bench: Delivering) -> None:
         deliverer.wake()
         await eventually_async(lambda: has_status("failed", 3), LIMIT_SECONDS)
         receiver.behaviour = accept
-        assert await bench.webhooks.replay(ORG, webhook.id, None, bench.now) == (1, 0)
+        assert await bench.webhooks.replay(permission(), webhook.id, None, bench.now) == (1, 0)
         deliverer.wake()
         await eventually_async(lambda: has_status("delivered", 0), LIMIT_SECONDS)
         await eventually_async(lambda: sum(each.delivered for each in bench.counts) == 2)
@@ -231,7 +231,8 @@ async def test_a_receiver_that_is_gone_gets_no_further_request(bench: Delivering
 async def test_both_secrets_sign_until_the_previous_one_expires(bench: Delivering) -> None:
     webhook, receiver = await bench.receiver(event_types=[EventType.TASK_COMPLETED])
     new = SEALING.seal(b"1" * 32, webhook.id)
-    await bench.webhooks.rotate_secret(ORG, webhook.id, new, NOW, NOW + timedelta(hours=24))
+    day = NOW + timedelta(hours=24)
+    await bench.webhooks.rotate_secret(permission(), webhook.id, new, NOW, day)
     async with bench.delivering() as deliverer:
         ended = await bench.end_task()
         deliverer.wake()

@@ -30,6 +30,9 @@ class Rule:
         return {f"{scope}:own" for scope in self.scopes} if self.has_own else set()
 
 
+_CHANGE_OF_WEBHOOK = Rule(
+    ("webhooks:write",), on_workspace=False, audited=True, has_own=False, also="workspace:read"
+)
 RULES = {
     "CancelTask": Rule(("workspace:write",), on_workspace=True, audited=True),
     "SubmitTask": Rule(("tasks:write",), on_workspace=True, audited=True),
@@ -50,15 +53,11 @@ RULES = {
     "ReleaseOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
     "GetHold": Rule(("workspace:read",), on_workspace=False, audited=False),
     "GetCaller": Rule((), on_workspace=False, audited=False),
-    "CreateWebhook": Rule(
-        ("webhooks:write",), on_workspace=False, audited=True, has_own=False, also="workspace:read"
-    ),
+    "CreateWebhook": _CHANGE_OF_WEBHOOK,
     "ListWebhooks": Rule(("workspace:read",), on_workspace=False, audited=False),
-    "DeleteWebhook": Rule(("webhooks:write",), on_workspace=False, audited=True, has_own=False),
-    "RotateWebhookSecret": Rule(
-        ("webhooks:write",), on_workspace=False, audited=True, has_own=False
-    ),
-    "ReplayWebhook": Rule(("webhooks:write",), on_workspace=False, audited=True, has_own=False),
+    "DeleteWebhook": _CHANGE_OF_WEBHOOK,
+    "RotateWebhookSecret": _CHANGE_OF_WEBHOOK,
+    "ReplayWebhook": _CHANGE_OF_WEBHOOK,
     "ListWebhookDeliveries": Rule(("workspace:read",), on_workspace=True, audited=False),
 }
 

@@ -153,8 +153,8 @@ class AsyncTaskCalls(AsyncCaller):
                 None for the service's default, 100.
             limits: When the service itself cancels the task. None for never.
             parent_task_id: Makes the task a child of this task of the organization. None for none.
-            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
-                with the same key and the same request has no effect and gets the first answer.
+            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
+                API key with this key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
 
         Returns:

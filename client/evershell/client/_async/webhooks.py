@@ -19,7 +19,8 @@ from evershell.client.webhooks import (
 class AsyncWebhooks:
     """The webhooks of the caller's organization: `client.webhooks`.
 
-    All calls except `list` and `deliveries` need the scope `webhooks:write`.
+    All calls except `list` and `deliveries` need the scope `webhooks:write`. With
+    `workspace:read:own` alone, they change only webhooks that the caller created.
     """
 
     def __init__(self, caller: AsyncCaller) -> None:
@@ -39,12 +40,13 @@ class AsyncWebhooks:
             url: Where events are sent: https, without user name, password and fragment.
             event_types: The types of the events to send.
             description: Human-readable; at most 200 characters.
-            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
-                with the same key and the same request has no effect and gets the first answer.
+            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
+                API key with this key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
 
         Returns:
-            The webhook, and the secret that signs its requests.
+            The webhook, and the secret that signs its requests. The secret is empty if an earlier
+            call, or an earlier attempt of this one, has created the webhook: use `rotate`.
 
         Raises:
             TooManyWebhooksError: The organization has as many as it may have.

@@ -136,8 +136,8 @@ class Client(TaskCalls):
             description: What its agent does, for its agent card of A2A; at most 2,000 characters.
             skills: The skills on the agent card: a description for each name.
             public_card: Whether anyone may read the agent card, without a credential.
-            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the organization
-                with the same key and the same request has no effect and gets the first answer.
+            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
+                API key with this key and the same request has no effect and gets the first answer.
                 None for a new key: then only the repeats of this call share it.
 
         Returns:

@@ -113,7 +113,7 @@ class Error(_message.Message):
         headers_too_large: Error._ErrorCode.ValueType  # 23
         """The headers are too large or too many. Example: a cookie of 100 KiB."""
         idempotency_conflict: Error._ErrorCode.ValueType  # 24
-        """The idempotency key belongs to another request of the organization, within the last 24 hours.
+        """The idempotency key belongs to another request of the caller, within the last 24 hours.
         Example: a second SubmitTask with the key of the first and another description.
         """
         org_on_hold: Error._ErrorCode.ValueType  # 25
@@ -234,7 +234,7 @@ class Error(_message.Message):
     headers_too_large: Error.ErrorCode.ValueType  # 23
     """The headers are too large or too many. Example: a cookie of 100 KiB."""
     idempotency_conflict: Error.ErrorCode.ValueType  # 24
-    """The idempotency key belongs to another request of the organization, within the last 24 hours.
+    """The idempotency key belongs to another request of the caller, within the last 24 hours.
     Example: a second SubmitTask with the key of the first and another description.
     """
     org_on_hold: Error.ErrorCode.ValueType  # 25

@@ -1228,7 +1228,9 @@ class CreateWebhookResponse(_message.Message):
     WEBHOOK_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
-    """Signs the requests to the webhook: `whsec_` and base64, as in Standard Webhooks."""
+    """Signs the requests to the webhook: `whsec_` and base64, as in Standard Webhooks. Empty in the
+    answer to a repeat of the call: use RotateWebhookSecret if you do not have it.
+    """
     @_builtins.property
     def webhook(self) -> _webhook_pb2.Webhook: ...
     def __init__(

@@ -208,7 +208,7 @@ class WorkspaceServiceServicer:
         or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
         deadline, then answers with the task as it is.
         Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
-        the organization). A call with the key of an earlier call that had an effect answers what that
+        the user or the API key). A call with the key of an earlier call that had an effect answers what that
         call answered, and has no effect. Without the header, every successful call creates a task.
         Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
         has ended `delivery_failed`. org_on_hold while the organization is on hold.
@@ -460,8 +460,9 @@ class WorkspaceServiceServicer:
         each task in the order of `seq`. The answer has the secret with which requests are signed; no
         other answer has it. If the caller has only workspace:read:own, only events of workspaces that
         the caller created are sent.
-        Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, every
-        successful call creates a webhook.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat has an
+        empty `secret`; RotateWebhookSecret makes a new one. Without the header, every successful call
+        creates a webhook.
         Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
         another request.
         Needs webhooks:write, and workspace:read or workspace:read:own.
@@ -490,7 +491,8 @@ class WorkspaceServiceServicer:
         removed.
         Idempotency: a repeat answers webhook_not_found.
         Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write.
+        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+        creator of the webhook.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -503,7 +505,8 @@ class WorkspaceServiceServicer:
         Idempotency: each call makes a new secret. While the previous secret still signs, a further
         call replaces only the newest secret, so a receiver that has the previous one loses no event.
         Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write.
+        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+        creator of the webhook.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -517,7 +520,8 @@ class WorkspaceServiceServicer:
         again until `remaining` is 0.
         Idempotency: deliveries that have not failed do not change.
         Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write.
+        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+        creator of the webhook.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,7 +70,7 @@ class WorkspaceServiceStub:
     or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
     deadline, then answers with the task as it is.
     Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
-    the organization). A call with the key of an earlier call that had an effect answers what that
+    the user or the API key). A call with the key of an earlier call that had an effect answers what that
     call answered, and has no effect. Without the header, every successful call creates a task.
     Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
     has ended `delivery_failed`. org_on_hold while the organization is on hold.
@@ -250,8 +250,9 @@ class WorkspaceServiceStub:
     each task in the order of `seq`. The answer has the secret with which requests are signed; no
     other answer has it. If the caller has only workspace:read:own, only events of workspaces that
     the caller created are sent.
-    Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, every
-    successful call creates a webhook.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat has an
+    empty `secret`; RotateWebhookSecret makes a new one. Without the header, every successful call
+    creates a webhook.
     Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
     another request.
     Needs webhooks:write, and workspace:read or workspace:read:own.
@@ -272,7 +273,8 @@ class WorkspaceServiceStub:
     removed.
     Idempotency: a repeat answers webhook_not_found.
     Errors: webhook_not_found includes webhooks of another organization.
-    Needs webhooks:write.
+    Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+    creator of the webhook.
     """
     RotateWebhookSecret: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.RotateWebhookSecretRequest, _workspace_service_pb2.RotateWebhookSecretResponse]
     """Replaces the secret of a webhook. The answer has the new secret; no other answer has it.
@@ -281,7 +283,8 @@ class WorkspaceServiceStub:
     Idempotency: each call makes a new secret. While the previous secret still signs, a further
     call replaces only the newest secret, so a receiver that has the previous one loses no event.
     Errors: webhook_not_found includes webhooks of another organization.
-    Needs webhooks:write.
+    Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+    creator of the webhook.
     """
     ReplayWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ReplayWebhookRequest, _workspace_service_pb2.ReplayWebhookResponse]
     """Sends again what could not be delivered to a webhook.
@@ -291,7 +294,8 @@ class WorkspaceServiceStub:
     again until `remaining` is 0.
     Idempotency: deliveries that have not failed do not change.
     Errors: webhook_not_found includes webhooks of another organization.
-    Needs webhooks:write.
+    Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+    creator of the webhook.
     """
     ListWebhookDeliveries: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWebhookDeliveriesRequest, _workspace_service_pb2.ListWebhookDeliveriesResponse]
     """Lists the deliveries of a task's events: one for each webhook that gets events of the task, the
@@ -338,7 +342,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
     deadline, then answers with the task as it is.
     Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
-    the organization). A call with the key of an earlier call that had an effect answers what that
+    the user or the API key). A call with the key of an earlier call that had an effect answers what that
     call answered, and has no effect. Without the header, every successful call creates a task.
     Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
     has ended `delivery_failed`. org_on_hold while the organization is on hold.
@@ -518,8 +522,9 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     each task in the order of `seq`. The answer has the secret with which requests are signed; no
     other answer has it. If the caller has only workspace:read:own, only events of workspaces that
     the caller created are sent.
-    Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, every
-    successful call creates a webhook.
+    Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat has an
+    empty `secret`; RotateWebhookSecret makes a new one. Without the header, every successful call
+    creates a webhook.
     Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
     another request.
     Needs webhooks:write, and workspace:read or workspace:read:own.
@@ -540,7 +545,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     removed.
     Idempotency: a repeat answers webhook_not_found.
     Errors: webhook_not_found includes webhooks of another organization.
-    Needs webhooks:write.
+    Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+    creator of the webhook.
     """
     RotateWebhookSecret: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.RotateWebhookSecretRequest, _workspace_service_pb2.RotateWebhookSecretResponse]  # type: ignore[assignment]
     """Replaces the secret of a webhook. The answer has the new secret; no other answer has it.
@@ -549,7 +555,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Idempotency: each call makes a new secret. While the previous secret still signs, a further
     call replaces only the newest secret, so a receiver that has the previous one loses no event.
     Errors: webhook_not_found includes webhooks of another organization.
-    Needs webhooks:write.
+    Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+    creator of the webhook.
     """
     ReplayWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ReplayWebhookRequest, _workspace_service_pb2.ReplayWebhookResponse]  # type: ignore[assignment]
     """Sends again what could not be delivered to a webhook.
@@ -559,7 +566,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     again until `remaining` is 0.
     Idempotency: deliveries that have not failed do not change.
     Errors: webhook_not_found includes webhooks of another organization.
-    Needs webhooks:write.
+    Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+    creator of the webhook.
     """
     ListWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListWebhookDeliveriesRequest, _workspace_service_pb2.ListWebhookDeliveriesResponse]  # type: ignore[assignment]
     """Lists the deliveries of a task's events: one for each webhook that gets events of the task, the
@@ -615,7 +623,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         or GetTask. A suspended workspace gets a new agent: the call waits for it, at most until its
         deadline, then answers with the task as it is.
         Idempotency: by the header `idempotency-key` (1 to 255 printable characters, kept 24 hours for
-        the organization). A call with the key of an earlier call that had an effect answers what that
+        the user or the API key). A call with the key of an earlier call that had an effect answers what that
         call answered, and has no effect. Without the header, every successful call creates a task.
         Errors: workspace_busy if the workspace already has a task. After agent_unreachable the task
         has ended `delivery_failed`. org_on_hold while the organization is on hold.
@@ -903,8 +911,9 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         each task in the order of `seq`. The answer has the secret with which requests are signed; no
         other answer has it. If the caller has only workspace:read:own, only events of workspaces that
         the caller created are sent.
-        Idempotency: by the header `idempotency-key`, as for SubmitTask. Without the header, every
-        successful call creates a webhook.
+        Idempotency: by the header `idempotency-key`, as for SubmitTask. The answer to a repeat has an
+        empty `secret`; RotateWebhookSecret makes a new one. Without the header, every successful call
+        creates a webhook.
         Errors: too_many_webhooks if the organization has 20. idempotency_conflict if the key belongs to
         another request.
         Needs webhooks:write, and workspace:read or workspace:read:own.
@@ -937,7 +946,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         removed.
         Idempotency: a repeat answers webhook_not_found.
         Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write.
+        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+        creator of the webhook.
         """
 
     @_abc_1.abstractmethod
@@ -952,7 +962,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Idempotency: each call makes a new secret. While the previous secret still signs, a further
         call replaces only the newest secret, so a receiver that has the previous one loses no event.
         Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write.
+        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+        creator of the webhook.
         """
 
     @_abc_1.abstractmethod
@@ -968,7 +979,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         again until `remaining` is 0.
         Idempotency: deliveries that have not failed do not change.
         Errors: webhook_not_found includes webhooks of another organization.
-        Needs webhooks:write.
+        Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
+        creator of the webhook.
         """
 
     @_abc_1.abstractmethod
