@@ -29,10 +29,17 @@ class RunningEdge:
 
     def admin(self, path: str) -> str:
         """The answer of the admin interface to a GET of `path`."""
+        return self._admin("GET", path)
+
+    def admin_post(self, path: str) -> str:
+        """The answer of the admin interface to a POST to `path`."""
+        return self._admin("POST", path)
+
+    def _admin(self, method: str, path: str) -> str:
         with httpx.Client(
             transport=httpx.HTTPTransport(uds=str(self.settings.admin_socket)), trust_env=False
         ) as client:
-            return client.get(f"http://admin{path}").text
+            return client.request(method, f"http://admin{path}").text
 
     def stat(self, name: str) -> int:
         """The value of a counter or gauge of Envoy."""

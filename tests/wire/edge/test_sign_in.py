@@ -1,6 +1,8 @@
 """What the edge answers with an identity provider. The console's tests have the whole flow."""
 
+import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +13,12 @@ from urllib.parse import parse_qsl, urlsplit
 import httpx
 import pytest
 
-from evershell.stack.envoy.config import Edge, render
+from evershell.stack.envoy.config import OPERATORS_LOGGERS, Edge, render
 from evershell.stack.envoy.sign_in import Provider
 from tests.support.edge.fixtures import short_directory
 from tests.support.edge.running_edge import RunningEdge, running_edge
 from tests.support.edge.stub import Stub
+from tests.support.waiting import eventually
 
 PROVIDER = Provider(
     client_id="console",
@@ -106,6 +109,34 @@ def test_a_session_is_renewed_after_the_browser_has_removed_its_access_token(
     assert renewed.cookies["evershell-session"]
     # Not for a page of another site.
     assert not get(provided, "/v1/workspaces/ws_1", "same-site", refresh).cookies
+
+
+def test_a_stranger_writes_nothing_into_the_log_of_the_edge(provided: RunningEdge) -> None:
+    """The OAuth2 filter would log the decoded `state` as it is."""
+    forged = '{"event":"edge_call","status":200,"user_agent":"forged"}'
+    states = [f"\n{forged}\n\x1b[2J", '{"url": "forged"}', '{"csrf_token": 1}', "x" * 20_000]
+    for state in states:
+        encoded = base64.urlsafe_b64encode(state.encode()).decode().rstrip("=")
+        for query in ({"code": "c", "state": encoded}, {"error": state[:9_000], "state": encoded}):
+            answer = get(provided, f"/console/signed-in?{httpx.QueryParams(query)}", "cross-site")
+            assert answer.status_code < 500
+    path = provided.settings.admin_socket.parent / "envoy.log"
+    # The line of a later call is there.
+    eventually(lambda: answer.headers["x-request-id"] in path.read_text())
+    log = path.read_text()
+    assert "\x1b" not in log
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert all(line["event"] == "edge_call" and line["user_agent"] != "forged" for line in lines)
+    assert max(map(len, log.splitlines())) < 2_000
+
+
+def test_only_loggers_that_callers_cannot_reach_are_on(provided: RunningEdge) -> None:
+    levels = dict(re.findall(r"^  (\w+): (\w+)$", provided.admin_post("/logging"), re.MULTILINE))
+    # The components that are known to log what callers send.
+    assert {"oauth2", "http", "http2", "connection", "filter", "router", "lua"} < set(levels)
+    assert {name for name, level in levels.items() if level not in ("critical", "off")} == set(
+        OPERATORS_LOGGERS
+    )
 
 
 def test_only_the_owner_can_read_the_secret_in_the_configuration(tmp_path: Path) -> None:

@@ -30,6 +30,25 @@ _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 START_DRAIN = "/drain_listeners?graceful&skip_exit"
 # Asks all clients at once to reconnect. The default spreads these requests over the drain time.
 DRAIN_AT_ONCE = ("--drain-strategy", "immediate")
+# What callers cannot cause is logged: the configuration, the start and the end, the workers, and
+# defects of Envoy (of envoy_bug, the first, second, fourth, eighth line and so on). Callers can
+# cause lines of most other components: one for each body that is too large, or for each request
+# with a bad state of the sign-in, with bytes that they choose. The access log has these calls, and
+# limits their rate and length.
+OPERATORS_LOGGERS = (
+    "admin",
+    "assert",
+    "backtrace",
+    "config",
+    "envoy_bug",
+    "hc",
+    "health_checker",
+    "init",
+    "main",
+    "runtime",
+    "secret",
+    "upstream",
+)
 # How Envoy finds the workers: at fixed addresses, or at all addresses of names.
 _STATIC = {"name": "envoy.cluster.static"}
 _BY_NAME = {
@@ -147,9 +166,7 @@ def render(edge: Edge, config_path: Path) -> None:
     config_path.write_text(string.Template(edge_file("envoy.yaml").read_text()).substitute(texts))
 
 
-def command(
-    config_path: Path, *options: str, concurrency: int = 1, log_level: str = "warning"
-) -> list[str]:
+def command(config_path: Path, *options: str, concurrency: int = 1) -> list[str]:
     """The command that runs Envoy in the foreground. Envoy ends at once on SIGTERM.
 
     Raises OperatorError if Envoy is not installed.
@@ -177,12 +194,9 @@ def command(
         "--concurrency",
         str(concurrency),
         "--log-level",
-        log_level,
-        # Envoy would log an error for each body that is too large, and for each message that the
-        # collector of spans refuses. The access log has these calls, and limits their rate; the
-        # workers log that spans are lost.
+        "critical",
         "--component-log-level",
-        "http:critical,tracing:critical",
+        ",".join(f"{name}:warning" for name in OPERATORS_LOGGERS),
         # Flushes the access log often enough for readers, and still many lines at a time.
         "--file-flush-interval-msec",
         "1000",
