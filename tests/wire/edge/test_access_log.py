@@ -119,6 +119,13 @@ def web_call(client: httpx.Client, workspace_id: str) -> str | None:
     return status
 
 
+def bad_binary_headers(edge: RunningEdge, client: httpx.Client) -> int:
+    for _ in range(200):
+        answer = client.post(CANCEL.format("ws_1"), headers={"x-bin": "!!!"})
+        assert answer.status_code == 400
+    return 200
+
+
 def health(edge: RunningEdge, client: httpx.Client) -> int:
     with grpc.insecure_channel(edge.grpc_address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -142,7 +149,9 @@ def public_cards(edge: RunningEdge, client: httpx.Client) -> int:
     return 200
 
 
-@pytest.mark.parametrize("flood", [long_paths, bad_keys, health, preflights, public_cards])
+@pytest.mark.parametrize(
+    "flood", [long_paths, bad_keys, bad_binary_headers, health, preflights, public_cards]
+)
 def test_calls_without_a_credential_do_not_fill_the_log(
     quiet_edge: RunningEdge,
     log: Log,

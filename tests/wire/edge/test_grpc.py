@@ -123,6 +123,37 @@ def test_a_header_that_is_not_printable_ascii_is_refused(
     assert not stub.seen
 
 
+def test_a_bad_binary_header_is_refused_and_does_not_affect_other_callers(
+    edge: RunningEdge, stub: Stub
+) -> None:
+    """A worker's gRPC library would refuse later values of the same header too."""
+    path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
+
+    def grpc_status(value: bytes) -> Any:
+        headers = (("x-trace-bin", value),)
+        with closing(Connection(edge.grpc_address, path, headers)) as connection:
+            connection.call(message(b""))
+            connection.flush()
+            while not (ended := connection.receive()):
+                pass
+            ((_, status),) = ended
+            return status
+
+    def rest(value: str) -> httpx.Response:
+        headers = {"x-trace-bin": value}
+        return httpx.post(f"{edge.rest_url}{CANCEL}", headers=headers, trust_env=False)
+
+    for bad in ("!!!", "Y", "YQ=a", "YQ===", "YQ,!"):
+        assert grpc_status(bad.encode()) == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        answer = rest(bad)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "validation_error")
+        assert "x-trace-bin" in answer.json()["error"]["message"]
+    assert not stub.seen
+    for good in ("", "YQ", "YQ==", "YWI", "YWJj,YQ"):
+        assert grpc_status(good.encode()) == grpc.StatusCode.OK.value[0]
+        assert rest(good).status_code == 202
+
+
 @pytest.mark.parametrize(
     "method",
     [
