@@ -101,8 +101,8 @@ class Page:
         fields = Fields()
         if page_size:
             fields.between("page_size", page_size, 1, MAX_PAGE_SIZE)
-        before_id = _id_in(page_token) if page_token else None
-        if before_id is not None and _page_token(before_id, listed) != page_token:
+        before_id = _id_in(page_token) or None
+        if page_token and (before_id is None or _page_token(before_id, listed) != page_token):
             fields.reject(
                 "page_token",
                 "must be the next_page_token of the same list, with the same other fields",
@@ -134,9 +134,13 @@ def _page_token(before_id: str, listed: bytes) -> str:
 
 
 def _id_in(page_token: str) -> str:
-    """The id that the token names; empty if it has another form."""
+    """The id that the token names; empty if it has another form.
+
+    Anyone can compute the checksum, so the id is checked like each id that a caller sends.
+    """
     try:
         padded = page_token.encode("ascii") + b"=" * (-len(page_token) % 4)
-        return urlsafe_b64decode(padded)[_CHECKSUM_BYTES:].decode("ascii")
+        named = urlsafe_b64decode(padded)[_CHECKSUM_BYTES:].decode("ascii")
     except ValueError:
         return ""
+    return named if is_identifier(named) else ""

@@ -1,5 +1,7 @@
 """The page tokens of the lists: each continues its own list, and no other."""
 
+import hashlib
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -47,6 +49,19 @@ async def lists(server: Running, world: World) -> dict[str, tuple[Callable[..., 
 async def call(server: Running, request: Request, token: str = "") -> Any:
     method = getattr(server.stub, type(request).__name__.removesuffix("Request"))
     return await method(request, metadata=bearer(token) if token else bearer())
+
+
+@pytest.mark.parametrize("named", ["a\0b", "\n", "'", "", "x" * 129])
+async def test_a_token_names_an_id(server: Running, world: World, named: str) -> None:
+    """Anyone can compute the checksum."""
+    listed = b"ListWorkspacesRequest org_a "
+    checksum = hashlib.sha256(listed + named.encode()).digest()[:6]
+    token = urlsafe_b64encode(checksum + named.encode()).decode().rstrip("=")
+    request = messages.ListWorkspacesRequest(page_token=token)
+    seen = await server.fails(server.stub.ListWorkspaces(request, metadata=bearer()))
+    assert seen.slug == "validation_error"
+    (violation,) = seen.details["BadRequest"].field_violations
+    assert violation.field == "page_token"
 
 
 async def test_a_token_continues_its_list_and_no_other(
