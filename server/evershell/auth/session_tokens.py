@@ -41,8 +41,8 @@ _MAX_CACHED_TOKENS = 10_000
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799
-# Prefixes of the ids of other actors: the service itself, and API keys.
-_RESERVED_SUBJECTS = ("system:", "key_")
+# Prefixes of the ids of other actors: the service itself, API keys, and agents.
+_RESERVED_SUBJECTS = ("system:", "key_", "agent:")
 # The shortest interval between two reads of the set. A token with an unknown `kid` causes a read,
 # and anyone can send such tokens.
 _REFRESH_SECONDS = 10.0
@@ -236,7 +236,7 @@ def _caller(claims: dict[str, Any]) -> Caller:
         )
         raise errors.unauthenticated(message)
     if subject.lower().startswith(_RESERVED_SUBJECTS):
-        # It would look like the service itself or an API key in tasks, events and the audit log.
+        # It would look like another kind of actor in tasks, events and the audit log.
         names = " or ".join(f"`{prefix}`" for prefix in _RESERVED_SUBJECTS)
         raise errors.unauthenticated(f"The session token's `sub` must not begin with {names}.")
     if not isinstance(scopes, list) or not all(is_valid_name(scope) for scope in scopes):

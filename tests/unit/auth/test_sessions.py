@@ -199,6 +199,13 @@ def forged(number: int = 0) -> str:
     return f"{head}.{body}.{urlsafe_b64encode(number.to_bytes(64, 'little')).decode().rstrip('=')}"
 
 
+@pytest.mark.parametrize("subject", ["agent:ws_1", "Agent:ws_1", "key_1", "system:limit"])
+async def test_no_user_has_the_id_of_another_kind_of_actor(
+    verifier: SessionTokens, subject: str
+) -> None:
+    await refused(verifier, token(sub=subject))
+
+
 @pytest.mark.parametrize("changes", [{"exp": 1}, {"iss": "other"}, {"permissions": 7}])
 async def test_the_claims_are_checked_before_the_signature(
     verifier: SessionTokens, signatures: CountedSignatures, changes: dict[str, Any]
