@@ -13,8 +13,10 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct, Value
 
-from evershell.core.event import AuditFilter
+from evershell.core import tasks
+from evershell.core.event import AuditFilter, Origin
 from evershell.core.task import TaskStarted
+from evershell.core.tasks import SubmitTask
 from tests.support.waiting import eventually_async
 from tests.support.world import caller, iteration
 from tests.wire.api.a2a_calls import A2A, error_type, headers, message, sending
@@ -58,6 +60,32 @@ async def test_a_cancelled_task_works_until_its_end_is_committed(a2a: A2A) -> No
     assert error_type(refused) == "TASK_NOT_CANCELABLE"
     assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
     assert refused.details["ErrorInfo"].metadata["status"] == "cancelled"
+
+
+async def test_a_cancellation_includes_the_descendants_if_asked(a2a: A2A) -> None:
+    """Also if the task itself has ended."""
+    world = a2a.world
+
+    async def child() -> tuple[str, str]:
+        idle = await world.add()
+        submitted = await tasks.submit_task(
+            caller(),
+            SubmitTask(
+                workspace_id=idle.id, description="ls", parent_task_id=a2a.task.id, origin=Origin()
+            ),
+            world.store,
+            world.agents,
+            world.subscriptions,
+            world.clock,
+        )
+        return idle.id, submitted.id
+
+    first, second = await child(), await child()
+    await a2a.cancel()
+    assert (await world.task(*first)).cancel is None
+    await world.end(*second)
+    await a2a.cancel(include_descendants=True)
+    assert (await world.task(*first)).cancel is not None
 
 
 async def test_a_foreign_task_looks_like_none(a2a: A2A) -> None:

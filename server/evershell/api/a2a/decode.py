@@ -37,7 +37,7 @@ MESSAGE_ID = "a2a_message_id"
 _MAX_MESSAGE_ID_CHARACTERS = 255
 _MAX_PAGE_SIZE = 100
 # Fields of the requests of WorkspaceService that the metadata of a request may have.
-_CANCEL_OPTIONS = ("reason", "wait", "force_after")
+_CANCEL_OPTIONS = ("reason", "wait", "force_after", "include_descendants")
 _SUBMIT_OPTIONS = ("max_iterations", "limits")
 _Request = TypeVar("_Request", bound=Message)
 
