@@ -6,8 +6,9 @@ from evershell.workspace.v1 import event_pb2, webhook_pb2, workspace_service_pb2
 
 from evershell.api.values import timestamp
 from evershell.core import errors
+from evershell.core.addresses import Network
 from evershell.core.event import EventType
-from evershell.core.webhook import CreateWebhook, Network, Webhook, WebhookDelivery
+from evershell.core.webhook import CreateWebhook, Webhook, WebhookDelivery
 
 _Types = event_pb2.EventType.Type
 _TYPES = {int(_Types.Value(each)): each for each in EventType}

@@ -20,12 +20,12 @@ from evershell.api import codec, event_codec, event_stream, webhook_codec
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
 from evershell.core import hold, tasks, watch_events, webhooks, workspaces
+from evershell.core.addresses import Network
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
 from evershell.core.task_filter import OrgListFilter
-from evershell.core.webhook import Network
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -11,7 +11,7 @@ import psutil
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from evershell.core.webhook import Network
+from evershell.core.addresses import Network
 
 # The longest timeout or lease.
 _DAY_SECONDS = 86_400

@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evershell.core.addresses import is_host, is_loopback
 from evershell.core.task import (
     MAX_CALL_TOKENS,
     MAX_TOOL_CALLS,
@@ -53,11 +54,7 @@ def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
         ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
         ip = None
-    is_pod = ip is not None and (
-        on_loopback
-        if ip.is_loopback
-        else elsewhere and not (ip.is_link_local or ip.is_multicast or ip.is_unspecified)
-    )
+    is_pod = ip is not None and (on_loopback if is_loopback(ip) else elsewhere and is_host(ip))
     has_port = port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= _MAX_PORT
     if not (is_pod and has_port):
         raise BreachError("its agent registered an address that is not that of a pod")

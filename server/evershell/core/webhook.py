@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 from evershell.workspace.v1 import field_limits
 
 from evershell.core import errors
+from evershell.core.addresses import Address, Network, is_public
 from evershell.core.errors import Failure
 from evershell.core.event import Event, EventType
 from evershell.core.validation import Fields
@@ -23,9 +23,6 @@ MAX_TASK_WEBHOOKS = 10
 # A webhook sends what this scope may read.
 READ_SCOPE = "workspace:read"
 _PORTS = {"http": 80, "https": 443}
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class PayloadForm(StrEnum):
@@ -221,43 +218,14 @@ def _literal(parts: SplitResult) -> Address | None:
 def may_call(address: Address, scheme: str, allowed_networks: Sequence[Network]) -> bool:
     """Whether requests may be sent to the address.
 
-    An IPv6 address that contains an IPv4 address is not public, even if the IPv4 address is. HTTP
-    without TLS is for allowed loopback addresses alone.
+    HTTP without TLS is for allowed loopback addresses alone.
     """
     allowed = any(
         network.version == address.version and address in network for network in allowed_networks
     )
     if scheme == "http":
         return allowed and address.is_loopback
-    return allowed or _is_public(address)
-
-
-# IPv6 networks whose addresses contain an IPv4 address: IPv4-compatible and IPv4-mapped (RFC 4291),
-# IPv4-translated (RFC 2765), NAT64 (RFC 6052, RFC 8215), Teredo (RFC 4380) and 6to4 (RFC 3056).
-_CONTAIN_IPV4 = tuple(
-    ipaddress.IPv6Network(network)
-    for network in (
-        "::/96",
-        "::ffff:0:0/96",
-        "::ffff:0:0:0/96",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2001::/32",
-        "2002::/16",
-    )
-)
-# The IPv6 addresses that are routed on the internet (RFC 4291, section 2.4).
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-
-
-def _is_public(address: Address) -> bool:
-    if not address.is_global or address.is_multicast or address.is_reserved:
-        return False
-    if isinstance(address, ipaddress.IPv6Address):
-        return address in _GLOBAL_UNICAST and not any(
-            address in network for network in _CONTAIN_IPV4
-        )
-    return True
+    return allowed or is_public(address)
 
 
 def receiver_of(url: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any, Self
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from evershell.core.webhook import Network, may_call
+from evershell.core.addresses import Network
+from evershell.core.webhook import may_call
 
 # The shortest timeout that Standard Webhooks recommends.
 ATTEMPT_SECONDS = 15.0

@@ -10,10 +10,11 @@ from hashlib import sha256
 
 from a2a.types import a2a_pb2
 
+from evershell.core.addresses import Network
 from evershell.core.event import EventType
 from evershell.core.ports import Sealing
 from evershell.core.validation import Fields
-from evershell.core.webhook import CreateWebhook, Network, PayloadForm, TaskScope, Webhook
+from evershell.core.webhook import CreateWebhook, PayloadForm, TaskScope, Webhook
 
 # The events that are updates of a task.
 EVENT_TYPES = (

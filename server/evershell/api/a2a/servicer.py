@@ -19,11 +19,12 @@ from evershell.api.a2a.card import Endpoints, cache_headers, encode_card
 from evershell.api.call import caller, current, origin
 from evershell.api.event_codec import EventEncoder
 from evershell.core import agent_card, deadline, errors, tasks, watch_events, webhooks, workspaces
+from evershell.core.addresses import Network
 from evershell.core.cancel_task import CancelResult, Outcome, await_end, cancel_task
 from evershell.core.errors import Failure
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
 from evershell.core.task import Task
-from evershell.core.webhook import Network, TaskScope, Webhook
+from evershell.core.webhook import TaskScope, Webhook
 from evershell.core.workspace import Workspace
 
 # SendMessage waits for the end of the task, however long it takes.
@@ -303,10 +304,13 @@ def _history_length(request: Any) -> int | None:
 
 
 def _cancelling(result: CancelResult) -> Task:
-    """The task of a cancellation. Raises Failure task_not_cancelable if it had ended before."""
+    """The task of a cancellation.
+
+    Raises Failure task_not_cancelable if it had ended before, and no descendant was cancelled.
+    """
     task = result.task
     assert task is not None, "the call names a task"
-    if result.outcome is Outcome.ALREADY_FINISHED:
+    if result.outcome is Outcome.ALREADY_FINISHED and not result.descendants_cancelled:
         raise Failure(
             "task_not_cancelable",
             f"Task {task.id} has ended `{task.status}`, so it cannot be cancelled.",
