@@ -67,6 +67,18 @@ def get(
     return httpx.get(f"{edge.rest_url}{path}", headers=headers, trust_env=False)
 
 
+def sign_in(edge: RunningEdge, **changes: str) -> httpx.Response:
+    """The answer to a browser that comes back from the provider, with changes of the state."""
+    begun = get(edge, "/console/sign-in", cookies="")
+    state = dict(parse_qsl(urlsplit(begun.headers["location"]).query))["state"]
+    if changes:
+        facts = json.loads(base64.urlsafe_b64decode(state + "=" * (-len(state) % 4))) | changes
+        state = base64.urlsafe_b64encode(json.dumps(facts).encode()).decode().rstrip("=")
+    back = f"/console/signed-in?{httpx.QueryParams(code='c', state=state)}"
+    cookies = "; ".join(f"{name}={value}" for name, value in begun.cookies.items())
+    return get(edge, back, "cross-site", cookies)
+
+
 @pytest.mark.parametrize("path", ["/v1/workspaces/ws_1", "/v1/workspaces/ws_1/events"])
 def test_a_call_of_a_session_that_is_over_is_unauthenticated(
     provided: RunningEdge, path: str
@@ -98,17 +110,54 @@ def test_no_other_site_ends_a_session(provided: RunningEdge, site: str, ends: bo
 def test_a_session_is_renewed_after_the_browser_has_removed_its_access_token(
     provided: RunningEdge, stub: Stub
 ) -> None:
-    begun = get(provided, "/console/sign-in", cookies="")
-    state = dict(parse_qsl(urlsplit(begun.headers["location"]).query))["state"]
-    back = f"/console/signed-in?{httpx.QueryParams(code='c', state=state)}"
-    cookies = "; ".join(f"{name}={value}" for name, value in begun.cookies.items())
-    signed_in = get(provided, back, "cross-site", cookies)
+    signed_in = sign_in(provided)
     refresh = f"evershell-refresh={signed_in.cookies['evershell-refresh']}"
     renewed = get(provided, "/v1/workspaces/ws_1", cookies=refresh)
     assert renewed.status_code == 200
     assert renewed.cookies["evershell-session"]
     # Not for a page of another site.
     assert not get(provided, "/v1/workspaces/ws_1", "same-site", refresh).cookies
+
+
+@pytest.mark.parametrize("changes", [{}, {"url": "https://evil.example/"}])
+def test_the_way_back_leads_to_the_console(provided: RunningEdge, changes: dict[str, str]) -> None:
+    """Nothing authenticates the URL in `state`."""
+    signed_in = sign_in(provided, **changes)
+    assert (signed_in.status_code, signed_in.headers["location"]) == (302, "/console")
+    assert signed_in.cookies["evershell-session"]
+
+
+@pytest.mark.parametrize("sites", [("cross-site", "same-origin"), ("same-origin", "none")])
+def test_cookies_do_not_count_if_one_of_several_headers_names_another_site(
+    provided: RunningEdge, sites: tuple[str, str]
+) -> None:
+    with httpx.Client(base_url=provided.rest_url, trust_env=False) as client:
+        headers = [("cookie", OLD_COOKIES), *(("sec-fetch-site", site) for site in sites)]
+        # The filter, which would refuse the old session, is passed.
+        assert client.get("/v1/workspaces/ws_1", headers=headers).status_code == 200
+
+
+def test_with_https_no_other_host_of_the_domain_can_set_the_cookies(
+    _stub_and_address: tuple[Stub, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    provided: RunningEdge,
+) -> None:
+    assert provided.settings.provider is not None
+    provider = replace(provided.settings.provider, public_scheme="https")
+    directory = short_directory(tmp_path_factory)
+    with running_edge(directory, _stub_and_address[1], provider=provider) as edge:
+        signed_in = sign_in(edge)
+        assert signed_in.cookies["__Host-evershell-session"]
+        refresh = f"__Host-evershell-refresh={signed_in.cookies['__Host-evershell-refresh']}"
+        assert get(edge, "/v1/workspaces/ws_1", cookies=refresh).status_code == 200
+        ended = get(edge, "/console/sign-out", cookies=refresh)
+        for answer in (signed_in, ended):
+            for cookie in answer.headers.get_list("set-cookie"):
+                name, _, attributes = cookie.partition("=")
+                # What browsers require of a cookie with this prefix, to set and to remove it.
+                assert name.startswith("__Host-")
+                assert "secure" in attributes.lower() and "path=/;" in attributes
+                assert "domain" not in attributes.lower()
 
 
 def test_a_stranger_writes_nothing_into_the_log_of_the_edge(provided: RunningEdge) -> None:

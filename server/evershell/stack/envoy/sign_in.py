@@ -29,6 +29,7 @@ _SIGN_OUT_PATH = "/console/sign-out"
 _CALLBACK_PATH = "/console/signed-in"
 # Says to the console whether there is a provider.
 _DESCRIPTION_PATH = "/console/sign-in.json"
+_MUTATION = "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3"
 _TYPES = "type.googleapis.com/envoy.extensions.filters.http.oauth2.v3"
 _COOKIES = {
     "bearer_token": "evershell-access",
@@ -103,7 +104,7 @@ class Provider:
                 "match": {"path": path},
                 "direct_response": {"status": 303},
                 "response_headers_to_add": [header("location", "/console")],
-                "typed_per_filter_config": filters | {_FILTER: config},
+                "typed_per_filter_config": filters | {_FILTER: config} | _to_console(path),
             }
             for path, config in configs.items()
         ]
@@ -117,7 +118,8 @@ class Provider:
         """
         # Browsers remove the cookie of the session when its access token expires. The cookie of the
         # refresh token, with which the session is renewed, lasts longer.
-        names = f"{_COOKIES['oauth_hmac']}|{_COOKIES['refresh_token']}"
+        cookies = self._cookies()
+        names = f"{cookies['oauth_hmac']}|{cookies['refresh_token']}"
         cookie = {"safe_regex": {"regex": f".*({names})=.*"}}
         config = self._config()
         config["config"] |= {
@@ -125,10 +127,18 @@ class Provider:
                 {"name": "authorization", "present_match": True},
                 _unless("cookie", cookie),
                 _unless("sec-fetch-site", {"exact": "same-origin"}),
+                # Envoy compares each of several values, and one that matches is enough.
+                {"name": "sec-fetch-site", "string_match": {"suffix": "-site"}},
+                {"name": "sec-fetch-site", "string_match": {"exact": "none"}},
             ],
             "deny_redirect_matcher": [{"name": ":path", "string_match": {"prefix": "/"}}],
         }
         return {_FILTER: config}
+
+    def _cookies(self) -> dict[str, str]:
+        """The names of the cookies. No other host of the domain can set one with this prefix."""
+        prefix = "__Host-" if self.public_scheme == "https" else ""
+        return {kind: f"{prefix}{name}" for kind, name in _COOKIES.items()}
 
     def _config(self, *, passing: dict[str, str] | None = None) -> dict[str, Any]:
         """Requests whose sec-fetch-site matches `passing` pass the filter."""
@@ -146,7 +156,7 @@ class Provider:
                     "client_id": self.client_id,
                     "token_secret": {"name": f"{_CLUSTER}_client"},
                     "hmac_secret": {"name": f"{_CLUSTER}_cookies"},
-                    "cookie_names": _COOKIES,
+                    "cookie_names": self._cookies(),
                 },
                 "redirect_uri": f"{here}{_CALLBACK_PATH}",
                 "original_request_uri": here,
@@ -172,6 +182,22 @@ def description(content: dict[str, str], filters: dict[str, Any]) -> dict[str, A
         "direct_response": {"status": 200, "body": {"inline_string": json.dumps(content)}},
         "response_headers_to_add": [header("content-type", "application/json")],
         "typed_per_filter_config": filters,
+    }
+
+
+def _to_console(path: str) -> dict[str, Any]:
+    """Sends a user who comes back from the provider to the console.
+
+    The filter would send them to the URL in `state`, which is not authenticated.
+    """
+    if path != _CALLBACK_PATH:
+        return {}
+    location = header("location", "/console") | {"append_action": "OVERWRITE_IF_EXISTS"}
+    return {
+        "envoy.filters.http.header_mutation": {
+            "@type": f"{_MUTATION}.HeaderMutationPerRoute",
+            "mutations": {"response_mutations": [{"append": location}]},
+        }
     }
 
 
