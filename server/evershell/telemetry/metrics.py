@@ -17,7 +17,7 @@ from prometheus_client import (
     Histogram,
     Info,
     ProcessCollector,
-    start_http_server,
+    make_wsgi_app,
 )
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -30,6 +30,7 @@ from evershell.core.ports import Agents, Clock
 from evershell.core.task import CurrentIteration, Limit, Task
 from evershell.core.workspace import Workspace
 from evershell.telemetry.backlog import Backlog
+from evershell.telemetry.metrics_server import serving
 from evershell.version import VERSION
 
 _Answer = TypeVar("_Answer")
@@ -309,10 +310,5 @@ def serve_metrics(metrics: Metrics, port: int, host: str = HOST) -> Iterator[Non
     if not port:
         yield
         return
-    server, thread = start_http_server(port, host, metrics.registry)
-    try:
+    with serving(make_wsgi_app(metrics.registry), port, host):
         yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -1,0 +1,51 @@
+"""The port of a program's metrics."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from evershell.telemetry import metrics_server
+from evershell.telemetry.metrics_server import serving
+from tests.support.ports import free_ports
+from tests.support.waiting import eventually
+
+
+def app(_environ: Any, start: Any) -> list[bytes]:
+    start("200 OK", [("content-type", "text/plain")])
+    return [b"metrics"]
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    (port,) = free_ports(1)
+    with serving(app, port, "127.0.0.1"):
+        yield port
+
+
+def test_silent_connections_keep_no_threads_and_nobody_out(
+    port: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = threading.active_count()
+    most = before + metrics_server._MAX_CONNECTIONS
+    with ExitStack() as silent:
+        for number in range(200):
+            silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+            if number % 20 == 0:
+                answer = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+                assert answer.text == "metrics"
+        # The threads of the connections that were closed end.
+        eventually(lambda: threading.active_count() <= most)
+    eventually(lambda: threading.active_count() == before)
+    # Nothing is written for a client that was silent.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_silent_connection_ends(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.05)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as silent:
+        assert silent.recv(1) == b""
