@@ -40,7 +40,7 @@ REQUEST_ID = {
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
 # The HTTP statuses of requests that could not be read.
 UNREAD_STATUSES = (426, 431)
-# The status with which the routes of gRPC and binary_headers.lua refuse a header.
+# The status with which the routes of gRPC and worker_headers.lua refuse a header.
 UNPRINTABLE_STATUS = 422
 
 # Envoy's own answers to gRPC calls: the comparison and the HTTP status that select an answer, the
@@ -51,7 +51,7 @@ GRPC_REPLIES = (
         UNPRINTABLE_STATUS,
         400,
         "validation_error",
-        "A header has a character that is not printable ASCII, or a binary header is not base64.",
+        "A header is not printable ASCII, or a binary header or a header of gRPC is malformed.",
     ),
     ("EQ", 408, 408, "request_timeout", ""),
     ("EQ", 504, 504, "deadline_exceeded", SLOW),

@@ -53,7 +53,7 @@ def serving(app: Callable[..., Any], port: int, host: str) -> Iterator[None]:
     """Serves the WSGI application. Raises OSError if the port is taken."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     server_class = type("_Server", (_Server,), {"address_family": family})
-    server = make_server(host, port, app, server_class, _Handler)
+    server: WSGIServer = make_server(host, port, app, server_class, _Handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

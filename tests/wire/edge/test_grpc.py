@@ -123,34 +123,66 @@ def test_a_header_that_is_not_printable_ascii_is_refused(
     assert not stub.seen
 
 
+def grpc_status(edge: RunningEdge, header: str, value: bytes) -> Any:
+    """The status of a call with the header."""
+    path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
+    with closing(Connection(edge.grpc_address, path, ((header, value),))) as connection:
+        connection.call(message(b""))
+        connection.flush()
+        while not (ended := connection.receive()):
+            pass
+        ((_, status),) = ended
+        return status
+
+
+@pytest.mark.parametrize(
+    ("header", "values"),
+    [
+        ("grpc-timeout", ["abc", "", "1", "1x", "-1S", "999999999S", "1S "]),
+        ("grpc-encoding", ["foo", "GZIP", "gzip,"]),
+        # These have no meaning in a request, and are removed.
+        ("grpc-previous-rpc-attempts", ["x"]),
+        ("grpc-retry-pushback-ms", ["x"]),
+        ("grpc-status", ["x"]),
+        ("grpc-internal-encoding-request", ["x"]),
+    ],
+)
+def test_a_bad_header_of_one_call_does_not_make_other_calls_fail(
+    edge: RunningEdge, header: str, values: list[str]
+) -> None:
+    """A worker's gRPC library would refuse later values of the same header, of every caller."""
+    is_refused = header in ("grpc-timeout", "grpc-encoding")
+    expected = grpc.StatusCode.INVALID_ARGUMENT if is_refused else grpc.StatusCode.OK
+    for value in values:
+        assert grpc_status(edge, header, value.encode()) == expected.value[0], value
+    with grpc.insecure_channel(edge.grpc_address) as channel:
+        stub = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+        request = workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1")
+        for timeout in (10, 20.5, 3_000, None):
+            for compression in (None, grpc.Compression.Gzip):
+                stub.CancelTask(request, timeout=timeout, compression=compression)
+    assert httpx.post(f"{edge.rest_url}{CANCEL}", trust_env=False).status_code == 202
+
+
 def test_a_bad_binary_header_is_refused_and_does_not_affect_other_callers(
     edge: RunningEdge, stub: Stub
 ) -> None:
-    """A worker's gRPC library would refuse later values of the same header too."""
-    path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
-
-    def grpc_status(value: bytes) -> Any:
-        headers = (("x-trace-bin", value),)
-        with closing(Connection(edge.grpc_address, path, headers)) as connection:
-            connection.call(message(b""))
-            connection.flush()
-            while not (ended := connection.receive()):
-                pass
-            ((_, status),) = ended
-            return status
 
     def rest(value: str) -> httpx.Response:
         headers = {"x-trace-bin": value}
         return httpx.post(f"{edge.rest_url}{CANCEL}", headers=headers, trust_env=False)
 
     for bad in ("!!!", "Y", "YQ=a", "YQ===", "YQ,!"):
-        assert grpc_status(bad.encode()) == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert (
+            grpc_status(edge, "x-trace-bin", bad.encode())
+            == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        )
         answer = rest(bad)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "validation_error")
         assert "x-trace-bin" in answer.json()["error"]["message"]
     assert not stub.seen
     for good in ("", "YQ", "YQ==", "YWI", "YWJj,YQ"):
-        assert grpc_status(good.encode()) == grpc.StatusCode.OK.value[0]
+        assert grpc_status(edge, "x-trace-bin", good.encode()) == grpc.StatusCode.OK.value[0]
         assert rest(good).status_code == 202
 
 

@@ -139,7 +139,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "descriptor_set": str(edge_file("transcoder.binpb")),
         "envelope_lua": str(edge_file("envelope.lua")),
         "head_lua": str(edge_file("head.lua")),
-        "binary_headers_lua": str(edge_file("binary_headers.lua")),
+        "worker_headers_lua": str(edge_file("worker_headers.lua")),
         "unsolicited_calls": str(edge_file("unsolicited_calls.yaml")),
         **generated,
         "routes": collector.traced(routes) if collector else routes,
