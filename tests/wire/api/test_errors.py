@@ -12,8 +12,10 @@ from evershell.workspace.v1 import error_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from evershell.workspace.v1.error_slugs import Slug
 from google.protobuf.message import Message
+from structlog.testing import capture_logs
 
 from evershell.api.call import Call
+from evershell.api.interceptors import errors as errors_module
 from evershell.api.interceptors.errors import Errors
 from evershell.api.interceptors.interceptor import Method
 from evershell.auth.api_keys import ApiKeys
@@ -293,3 +295,32 @@ async def test_a_call_that_its_caller_has_reset_gets_no_status() -> None:
     task.cancel()
     await asyncio.wait([task])
     assert (task.cancelled(), sent) == (True, [])
+
+
+@pytest.mark.parametrize("is_reported", [True, False])
+async def test_a_caller_that_goes_while_a_message_is_sent_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, *, is_reported: bool
+) -> None:
+    """gRPC fails to send the message, and then reports that the caller has gone."""
+    monkeypatch.setattr(errors_module, "_GONE_REPORTED_SECONDS", 600.0 if is_reported else 0.0)
+    failed, sent = asyncio.Event(), list[str]()
+
+    class Context:
+        async def abort(self, *status: object) -> None:
+            sent.append(repr(status))
+
+    async def watched(call: Call) -> None:
+        failed.set()
+        raise grpc.aio.InternalError("Failed to send")
+
+    method = Method("evershell.workspace.v1.WorkspaceService", "GetTask", bytes, is_stream=True)
+    call = Call(cast(grpc.aio.ServicerContext[Any, Any], Context()), {}, "id", is_rest=False)
+    with capture_logs() as logs:
+        task = asyncio.ensure_future(Errors().wrap(method, watched)(call))
+        await failed.wait()
+        if is_reported:
+            task.cancel()
+        await asyncio.wait([task])
+    # Without a report, it was a defect.
+    assert task.cancelled() is is_reported
+    assert [bool(logs), bool(sent)] == [not is_reported] * 2

@@ -25,6 +25,9 @@ log = structlog.get_logger()
 
 # Much longer than gRPC takes on an idle machine, and much shorter than a caller notices.
 _RESET_REPORTED_SECONDS = 0.002
+# How long gRPC may take to report that a caller has gone, after a message could not be sent to it:
+# thousands of callers may go at once.
+_GONE_REPORTED_SECONDS = 10.0
 
 # The last message of a stream that fails after its first message, by method.
 _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
@@ -60,6 +63,11 @@ class Errors(Interceptor):
                     raise
                 # A defect in an inner interceptor or the servicer raised it. If it were raised
                 # again, the call would end without a status.
+                await self._abort_for_defect(call, method)
+            except grpc.aio.InternalError:
+                # A message could not be sent, because the caller has gone: gRPC then cancels this
+                # task.
+                await asyncio.sleep(_GONE_REPORTED_SECONDS)
                 await self._abort_for_defect(call, method)
             except Exception:  # noqa: BLE001 - logged, with its traceback
                 await self._abort_for_defect(call, method)
