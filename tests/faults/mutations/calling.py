@@ -145,8 +145,8 @@ CALLING: tuple[Rule, ...] = (
         ),
         (
             f"{_CORE}validation.py",
-            "if before_id is not None and _page_token(before_id, listed) != page_token:",
-            "if False:",
+            "before_id is None or _page_token(before_id, listed) != page_token",
+            "False",
         ),
     ),
     rule(
@@ -283,8 +283,8 @@ CALLING: tuple[Rule, ...] = (
         ":own holds for the creator alone, and never for a key",
         "tests/unit/core/test_caller.py tests/contracts/test_store_cancellations.py "
         "tests/wire/api/test_access.py",
-        (f"{_CORE}caller.py", "self.caller.user_id is not None and", ""),
-        (f"{_CORE}caller.py", "workspace.created_by_user_id == self.caller.user_id", "True"),
+        (f"{_CORE}caller.py", "user_id is not None and", ""),
+        (f"{_CORE}caller.py", "creator_id == user_id", "True"),
         (
             _DECIDE,
             "WHEN p_own_only AND (w.created_by_user_id = p_user_id) IS NOT TRUE THEN",
