@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from evershell.app.settings import Settings
+from evershell.stack import postgres
 from tests.support import pod_processes, secrets
 from tests.support.cluster import copy_cluster
 from tests.support.ports import free_ports
@@ -156,12 +159,27 @@ class Stack(Service):
     @contextmanager
     def started(self) -> Iterator["Stack"]:
         """Starts the stack, and stops it after the block, which has to succeed."""
-        try:
+        with self.ended():
             self.start()
             yield self
             assert self.stop() == 0, self.output.read_text()
-        finally:
-            self.kill_if_running()
+
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """Stops the stack after the block, if it runs.
+
+        If the block fails, even in the middle of a start or of a stop, no process is left. What a
+        stop leaves otherwise is a defect, which is not hidden.
+        """
+        try:
+            yield
+        except BaseException:
+            try:
+                self.kill_if_running()
+            finally:
+                _kill(self.state_dir)
+            raise
+        self.kill_if_running()
 
     def kill_if_running(self) -> None:
         """Stops the stack after a failed test."""
@@ -183,6 +201,12 @@ class Stack(Service):
     def metrics_port(self) -> int:
         """The metrics port of the first worker. 0 if metrics are off."""
         return int(self._environment.get("METRICS_PORT", "0"))
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long an agent may live without a renewal of its lease."""
+        default = Settings.model_fields["lease_seconds"].default
+        return float(self._environment.get("LEASE_SECONDS", default))
 
     def worker_addresses(self) -> list[str]:
         return self._addresses_of_workers(int(self.ready["server_addr"].rpartition(":")[2]))
@@ -354,12 +378,38 @@ def processes_of(state_dir: Path) -> list[str]:
     found = []
     for process in psutil.process_iter():
         try:
-            texts = [*process.cmdline(), *process.environ().values(), process.cwd()]
+            texts = _texts(process)
         except (psutil.Error, OSError):
             continue
         if process.pid != os.getpid() and any(str(state_dir) in text for text in texts):
             found.append(f"{process.pid} {process.cmdline()}")
     return found
+
+
+def _texts(process: psutil.Process) -> list[str]:
+    """Where a process may name its stack."""
+    return [*process.cmdline(), *process.environ().values(), process.cwd()]
+
+
+def _kill(state_dir: Path) -> None:
+    """Ends the processes of a stack, by their ids, and those that they start meanwhile."""
+    # A server that is killed leaves shared memory.
+    postgres.clear_stale(postgres.places(state_dir).data_dir)
+    place = re.compile(rf"{re.escape(str(state_dir))}(?![\w.-])")
+
+    def killed() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                is_of_stack = any(place.search(text) for text in _texts(process))
+                if is_of_stack and process.pid != os.getpid():
+                    if process.name() == "envoy":
+                        shared_memory(process).unlink(missing_ok=True)
+                    process.kill()
+                    found.append(process)
+        return found
+
+    eventually(lambda: not killed(), STOP_SECONDS)
 
 
 def unique_seconds() -> str:

@@ -42,6 +42,8 @@ AGENTS = ("agents-0", "agents-1")
 HOSTS = (EDGE, DATABASE, *WORKERS, *CONTROLLERS, *AGENTS)
 # Unless the environment has another. Short, so that an agent that is cut off ends soon.
 _LEASE_SECONDS = 6.0
+# The kernel ends a program if this process is killed.
+_ENDS_WITH_TEST = ("setpriv", "--pdeathsig", "KILL")
 _POSTGRES_PORT = 5432
 _POSTGRES_SECONDS = 20.0
 
@@ -122,7 +124,8 @@ class ManyHosts(Stack):
         self.close_callers()
         until = time.monotonic() + STOP_SECONDS
         self._end(EDGE, *CONTROLLERS, number=number, until=until)
-        for pod in (self.state_dir / "pods").iterdir():
+        # There are none before the first controller has started.
+        for pod in (self.state_dir / "pods").glob("*"):
             pod_processes.kill(pod.name)
         self._end(*WORKERS, number=number, until=until)
         self._end(DATABASE, number=postgres.STOP_SIGNAL, until=until)
@@ -181,7 +184,7 @@ class ManyHosts(Stack):
     def _run(self, host: str, *command: str, **environment: str) -> None:
         with (self.state_dir / "logs" / f"{host}.log").open("ab") as log:
             self._programs[host] = subprocess.Popen(
-                self.network.command(host, *command),
+                [*_ENDS_WITH_TEST, *self.network.command(host, *command)],
                 env=self._environment | environment,
                 stdout=log,
                 stderr=log,

@@ -41,12 +41,10 @@ def main(calls: int, warm_up: int, seed: int | None) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         stack = Stack(Path(folder) / "state", RATE_LIMIT="on", LOG_LEVEL="INFO", **_LIMITS)
-        try:
+        with stack.ended():
             stack.start()
             problems = list(_soak(stack, calls, warm_up, seed))
             stack.stop()
-        finally:
-            stack.kill_if_running()
     click.echo("\n".join(problems) or "nothing has grown")
     sys.exit(bool(problems))
 

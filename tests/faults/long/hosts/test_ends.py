@@ -1,0 +1,40 @@
+"""A stack whose start or test fails leaves no process."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import network
+from tests.faults.long.hosts import many_hosts
+from tests.faults.long.hosts.many_hosts import HOSTS, ManyHosts
+from tests.support.stack import Stack, processes_of
+
+
+class _FailedError(Exception):
+    pass
+
+
+def test_a_failed_start_leaves_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start fails as soon as the database runs."""
+    network.require()
+
+    def fail(*_: object) -> None:
+        assert processes_of(stack.state_dir)
+        raise _FailedError
+
+    monkeypatch.setattr(many_hosts, "prepare_database", fail)
+    with network.network(HOSTS) as hosts:
+        stack = ManyHosts(tmp_path / "state", hosts)
+        with pytest.raises(_FailedError), stack.ended():
+            stack.start()
+        assert processes_of(stack.state_dir) == []
+
+
+def test_a_failed_test_leaves_no_agent(tmp_path: Path) -> None:
+    """Nothing ends the agents of a stack whose first process was killed."""
+    stack = Stack(tmp_path / "state")
+    with pytest.raises(_FailedError), stack.ended():
+        stack.start()
+        stack.kill(stack.pid)
+        raise _FailedError
+    assert processes_of(stack.state_dir) == []
