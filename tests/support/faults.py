@@ -82,13 +82,13 @@ def assert_story(
     return [entry for entry in workspace.log() if entry["task_id"] == task_id]
 
 
-def submit(workspace: Workspace, *lines: str) -> str:
+def submit(workspace: Workspace, *lines: str, after_outage: bool = False) -> str:
     """Submits a task with these commands, and returns its id.
 
-    Retries while no worker can be reached.
+    Repeats the call after an outage, until a worker is back.
     """
     body = {"description": "\n".join(lines)}
-    return str(eventually(lambda: _post(workspace, "tasks", body))["task_id"])
+    return str(_post(workspace, "tasks", body, after_outage)["task_id"])
 
 
 def await_phase(workspace: Workspace, task_id: str, phase: str) -> None:
@@ -98,34 +98,40 @@ def await_phase(workspace: Workspace, task_id: str, phase: str) -> None:
         eventually(lambda: connection.execute(query, (phase, task_id)).fetchone() == (True,))
 
 
-def assert_next_task_works(workspace: Workspace) -> None:
+def assert_next_task_works(workspace: Workspace, *, after_outage: bool = False) -> None:
     """Checks that the workspace accepts a task and completes it."""
-    task_id = submit(workspace, "true")
+    task_id = submit(workspace, "true", after_outage=after_outage)
     await_terminal(workspace, task_id)
     assert_story(workspace, task_id, status="completed", intent=False)
 
 
-def resume(workspace: Workspace) -> None:
+def resume(workspace: Workspace, *, after_outage: bool = False) -> None:
     """Waits until the workspace has failed, then resumes it.
 
     A controller may have to be restarted first, and to become the leader.
     """
     await_workspace(workspace, "failed", 60)
-    eventually(lambda: _post(workspace, "resume"), 60)
+    _post(workspace, "resume", None, after_outage)
     await_workspace(workspace, "idle", 60)
 
 
-def _post(workspace: Workspace, path: str, body: Any = None) -> dict[str, Any]:
-    """Returns the response. It is empty if Envoy or every worker is down."""
-    try:
-        response = workspace.rest.call("POST", f"{workspace.path}/{path}", json=body)
-    except httpx.TransportError:
-        return {}
-    if response.status_code == 503:
-        return {}
-    assert response.status_code == 202, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+def _post(workspace: Workspace, path: str, body: Any, after_outage: bool) -> dict[str, Any]:
+    """Returns the response. Only after an outage may Envoy or every worker be down."""
+
+    def answered() -> dict[str, Any]:
+        try:
+            response = workspace.rest.call("POST", f"{workspace.path}/{path}", json=body)
+        except httpx.TransportError:
+            if after_outage:
+                return {}
+            raise
+        if after_outage and response.status_code == 503:
+            return {}
+        assert response.status_code == 202, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    return eventually(answered, 60)
 
 
 def health_of(address: str) -> str:

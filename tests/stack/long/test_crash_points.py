@@ -94,7 +94,7 @@ def test_a_crash(
 ) -> None:
     stack, wire = bed.stack, ("rest", "grpc")[CASES.index(case) // 2 % 2]
     gate = Gate(bed)
-    task_id = faults.submit(bed, gate.command, "echo second")
+    task_id = faults.submit(bed, gate.command, "echo second", after_outage=True)
     faults.await_phase(bed, task_id, "tool_call")
     if case.is_signal_lost:
         # A case ends up to two of the three workers. While the supervisor is frozen, nothing
@@ -134,9 +134,9 @@ def test_a_crash(
         eventually(lambda: not stack.is_alive(agent))
         faults.await_workspace(bed, "failed")
         assert stack.pod_processes(bed.id) == []
-        faults.resume(bed)
+        faults.resume(bed, after_outage=True)
     else:
         eventually(lambda: set(workers) - set(stack.pids("serve")))
         assert stack.agent_pid(bed.id) == agent
-    faults.assert_next_task_works(bed)
+    faults.assert_next_task_works(bed, after_outage=True)
     kept["workspace"] = bed

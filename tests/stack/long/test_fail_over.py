@@ -138,8 +138,8 @@ def assert_listeners_and_leader_are_back(stack: Stack, server: Server, story: St
         eventually(lambda: faults.health_of(address) == "SERVING")
     # Only a leader acts on the end of an agent.
     stack.kill(story.agent)
-    faults.resume(story.workspace)
-    faults.assert_next_task_works(story.workspace)
+    faults.resume(story.workspace, after_outage=True)
+    faults.assert_next_task_works(story.workspace, after_outage=True)
 
 
 def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) -> None:

@@ -119,7 +119,7 @@ def test_a_database_that_is_away(
     first = next(entry for entry in story if entry["type"] == "iteration_completed")
     assert first["tool_call"]["result"]["output"] == "open\n"
     assert fragile_stack.agent_pid(workspace.id) == agent
-    faults.assert_next_task_works(workspace)
+    faults.assert_next_task_works(workspace, after_outage=True)
 
 
 def await_serving(stack: Stack) -> None:
@@ -154,7 +154,7 @@ def test_a_program_that_is_killed(
     """All instances die after the intent is recorded, while the caller waits for the end."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
-    task_id = faults.submit(workspace, gate.command, "echo never")
+    task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)
     faults.await_phase(workspace, task_id, "tool_call")
     agent = fragile_stack.agent_pid(workspace.id)
     waiting = pool.submit(_cancel_and_wait, workspace)
@@ -169,10 +169,10 @@ def test_a_program_that_is_killed(
     assert waiting.result(STOP_SECONDS) == ("cancelled" if program == "controller" else "lost")
     eventually(lambda: len(set(_pids(fragile_stack, program)) - set(killed)) == len(killed))
     assert fragile_stack.agent_pid(workspace.id) == agent
-    faults.assert_next_task_works(workspace)
+    faults.assert_next_task_works(workspace, after_outage=True)
     # The new controller also monitors the agents.
     fragile_stack.kill(agent)
-    faults.resume(workspace)
+    faults.resume(workspace, after_outage=True)
 
 
 def _pids(stack: Stack, program: str) -> list[int]:
@@ -196,7 +196,7 @@ def test_programs_that_are_frozen_are_replaced(fragile_stack: Stack) -> None:
     """All of them at once, also the last ones of their kind."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
-    task_id = faults.submit(workspace, gate.command, "echo never")
+    task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)
     faults.await_phase(workspace, task_id, "tool_call")
     assert faults.cancel(workspace, "rest") == "accepted"
     (postgres,) = programs(fragile_stack, "postgres")
@@ -209,14 +209,14 @@ def test_programs_that_are_frozen_are_replaced(fragile_stack: Stack) -> None:
     gate.open()
     faults.await_terminal(workspace, task_id)
     faults.assert_story(workspace, task_id, status="cancelled", intent=True)
-    faults.assert_next_task_works(workspace)
+    faults.assert_next_task_works(workspace, after_outage=True)
 
 
 def test_a_standby_takes_over(fragile_stack: Stack) -> None:
     """The leader dies without a restart, and then an agent dies. Only a leader handles that."""
     workspace = Workspace(fragile_stack)
     gate = Gate(workspace)
-    task_id = faults.submit(workspace, gate.command, "echo never")
+    task_id = faults.submit(workspace, gate.command, "echo never", after_outage=True)
     faults.await_phase(workspace, task_id, "tool_call")
     assert faults.cancel(workspace, "rest") == "accepted"
     eventually(lambda: len(fragile_stack.pids("fleet")) == 2)
@@ -230,10 +230,10 @@ def test_a_standby_takes_over(fragile_stack: Stack) -> None:
         assert (end["status"], end["work_stopped"]) == ("cancelled", stopped)
         faults.await_workspace(workspace, "failed")
         # The standby also starts agents.
-        faults.resume(workspace)
-        faults.assert_next_task_works(workspace)
+        faults.resume(workspace, after_outage=True)
+        faults.assert_next_task_works(workspace, after_outage=True)
     # A controller takes over the pods of a controller that has ended.
     agent = fragile_stack.agent_pid(workspace.id)
     fragile_stack.replace_controllers()
-    faults.assert_next_task_works(workspace)
+    faults.assert_next_task_works(workspace, after_outage=True)
     assert fragile_stack.agent_pid(workspace.id) == agent

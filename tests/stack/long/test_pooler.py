@@ -82,7 +82,7 @@ def test_both_workers_learn_of_the_end_at_once(
     (first, second) = (each.result(NOTIFIED_SECONDS) for each in watching)
     assert first == second == list(range(1, first[-1] + 1))
     faults.assert_story(workspace, task_id, status="cancelled", intent=True)
-    faults.assert_next_task_works(workspace)
+    faults.assert_next_task_works(workspace, after_outage=True)
 
 
 def test_a_restart_of_the_pooler_loses_nothing(pooled_stack: Stack, pgbouncer: PgBouncer) -> None:
@@ -104,8 +104,8 @@ def test_a_restart_of_the_pooler_loses_nothing(pooled_stack: Stack, pgbouncer: P
     assert pooled_stack.agent_pid(workspace.id) == agent
     # The controller goes on as well.
     pooled_stack.kill(agent)
-    faults.resume(workspace)
-    faults.assert_next_task_works(workspace)
+    faults.resume(workspace, after_outage=True)
+    faults.assert_next_task_works(workspace, after_outage=True)
 
 
 def await_health(stack: Stack, status: str) -> None:

@@ -156,7 +156,7 @@ def test_agents_and_cancellations_after_a_restore(
     known = [each for each in everything if each is not unknown]
     for workspace in known:
         await_workspace(workspace, "idle", BUSY_SECONDS)
-        assert_next_task_works(workspace)
+        assert_next_task_works(workspace, after_outage=True)
     assert dict(read(fresh_url, _ENDS, [*still_open])) == {
         id_: "cancelled" if is_cancelled else "failed" for id_, is_cancelled in still_open.items()
     }
@@ -226,7 +226,7 @@ def test_what_was_deleted_suspended_or_old_at_the_backup(
     for workspace in (busy, stopped):
         await_workspace(workspace, "idle", BUSY_SECONDS)
         assert list(living.files(workspace.id).iterdir()) == []
-        assert_next_task_works(workspace)
+        assert_next_task_works(workspace, after_outage=True)
         delete(workspace)
         await_removal(workspace)
     with psycopg.connect(fresh_url) as connection:
