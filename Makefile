@@ -82,8 +82,9 @@ flame: $(BENCH_READY) ## draw where a worker spends its time in CancelTask: docs
 scale: $(BENCH_READY) ## draw bench.json: the pictures and tables of docs/scale.md
 	@exec $(BIN)/python -m tests.bench.scale
 
-chaos: $(READY) ## cancel tasks while programs, disks and networks fail at random (SECONDS=60 SEED=n)
-	@$(BIN)/python -m tests.faults.long.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION)
+chaos: $(READY) ## cancel tasks while programs, disks and networks fail at random (SECONDS=60 SEED=n LOAD=n PLACE=machine)
+	@$(BIN)/python -m tests.faults.long.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION) \
+		$(and $(LOAD),--load $(LOAD)) $(and $(PLACE),--place $(PLACE))
 
 soak: $(BENCH_READY) $(DOCS_READY) ## run at length, before a release: the other long tests, chaos, and a search for leaks
 	$(PYTEST) $(LONG) -m soak $(PYTEST_OPTIONS)

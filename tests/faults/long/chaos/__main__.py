@@ -6,6 +6,7 @@ are network namespaces of this machine, they cut the hosts from each other.
 
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -33,21 +34,26 @@ _VIOLATIONS_SHOWN = 30
 )
 @click.option("--workspaces", default=20, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the state even if every promise was kept.")
+@click.option("--load", default=0, help="Processes that take the processors during the whole run.")
 @click.option("--place", type=click.Choice(["machine", "hosts"]), help="Only there.")
 def main(
-    seconds: float, seed: int | None, workspaces: int, *, keep: bool, place: str | None
+    seconds: float, seed: int | None, workspaces: int, *, keep: bool, load: int, place: str | None
 ) -> None:
     """Plays plans on new stacks. Keeps the state if a promise was broken."""
+    # Everything is cleared, as after an error.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     seed = random.randrange(10**6) if seed is None else seed
     kept = True
     if place != "hosts":
         click.echo("on one machine")
-        kept = _play(draw(seed, seconds, workspaces), run, keep=keep)
+        kept = _play(draw(seed, seconds, workspaces, load), run, keep=keep)
     if place != "machine" and (reason := network.refusal()):
         click.echo(f"\nnot on many hosts: {reason}")
     elif place != "machine":
         click.echo("\non many hosts")
-        kept &= _play(partitions.draw(seed, seconds, workspaces), partitions.run, keep=keep)
+        plan = partitions.draw(seed, seconds, workspaces, load)
+        kept &= _play(plan, partitions.run, keep=keep)
     sys.exit(not kept)
 
 
@@ -55,10 +61,14 @@ def _play(plan: Plan, play: Callable[[Plan, Path], Outcome], *, keep: bool) -> b
     """Plays the plan and reports. Returns whether every promise was kept."""
     click.echo(
         f"seed {plan.seed}: {plan.seconds:g} s, {plan.workspaces} workspaces, "
-        f"{len(plan.faults)} faults\n"
+        f"{len(plan.faults)} faults{f', a load of {plan.load}' if plan.load else ''}\n"
     )
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    outcome = play(plan, folder / "state")
+    try:
+        outcome = play(plan, folder / "state")
+    except BaseException:
+        click.echo(f"the run could not be judged; the logs: {folder}")
+        raise
     click.echo("\n".join(report(outcome)) + "\n")
     if outcome.violations:
         (folder / "faults").write_text("\n".join(_hits(outcome)))
@@ -84,6 +94,8 @@ def report(outcome: Outcome) -> Iterator[str]:
     tasks = {task_id for task_id, _ in outcome.load.promised}
     yield f"\ntasks whose cancellation was promised: {len(tasks)}"
     yield f"cancellations of a tree that were promised: {len(outcome.load.promised_trees)}"
+    yield f"leases that were too short for this machine: {len(outcome.too_short)}"
+    yield from outcome.too_short
 
 
 def _hits(outcome: Outcome) -> Iterator[str]:

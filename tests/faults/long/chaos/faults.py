@@ -4,8 +4,8 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,12 @@ import psutil
 import psycopg
 
 from evershell.store.leadership import LEADER_LOCK_KEY
+from tests.faults.long.chaos.callers import Wire
 from tests.faults.long.chaos.disks import Disks
+from tests.faults.long.chaos.hog import hog
+from tests.faults.long.chaos.load import Load
 from tests.faults.long.chaos.plan import Fault, Kind, Target
+from tests.faults.long.chaos.unhurt import Hurt
 from tests.support.stack import Stack
 
 # How long a restarted program may take to serve, unless another fault hits it.
@@ -24,7 +28,16 @@ _POLL_SECONDS = 0.05
 _PROBE_SECONDS = 2
 # They serve when a controller leads and the database answers.
 _LED = (Target.DATABASE, Target.BACKEND, Target.FLEET)
-_SIGNALS = {Kind.FREEZE: signal.SIGSTOP, Kind.KILL: signal.SIGKILL, Kind.RESTART: signal.SIGTERM}
+_SIGNALS = {
+    Kind.FREEZE: signal.SIGSTOP,
+    Kind.FORCE: signal.SIGSTOP,
+    Kind.KILL: signal.SIGKILL,
+    Kind.RESTART: signal.SIGTERM,
+}
+# The wire to the worker that a freeze at a force leaves running.
+_OTHER = {Target.WORKER_0: Wire.WORKER_1, Target.WORKER_1: Wire.WORKER_0}
+# A load that is not ended, because this process has died, ends by itself.
+_LOAD_LIMIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,7 @@ class Faults:
         self._last: dict[Target, float] = {}
         self.hits: list[Hit] = []
 
-    async def run(self, faults: Sequence[Fault]) -> None:
+    async def run(self, faults: Sequence[Fault], load: Load) -> None:
         """Inflicts each fault at its time, and returns when the last one is over.
 
         No process is frozen after that, even if an error is raised.
@@ -62,17 +75,45 @@ class Faults:
         try:
             async with asyncio.TaskGroup() as group:
                 for fault in faults:
-                    group.create_task(self._inflict(fault))
+                    group.create_task(self._inflict(fault, load))
         finally:
             for process in self._frozen:
                 _send(process, signal.SIGCONT)
 
-    async def _inflict(self, fault: Fault) -> None:
+    def hurts(self, workspace_ids: Sequence[str]) -> Iterator[Hurt]:
+        """What the faults have done to programs, and to the agents of these workspaces."""
+        for hit in self.hits:
+            target, is_fatal = hit.fault.target, hit.fault.kind is Kind.KILL
+            if hit.missed:
+                continue
+            if target is Target.AGENT:
+                yield Hurt(hit.workspace_id, hit.began, hit.ended, is_fatal=is_fatal)
+            elif target is Target.PODS:
+                for workspace_id in workspace_ids:
+                    yield Hurt(workspace_id, hit.began, hit.ended, is_of_starts=True)
+            else:
+                program = "postgres" if target is Target.DATABASE else str(target)
+                yield Hurt(program, hit.began, hit.ended)
+
+    async def _inflict(self, fault: Fault, load: Load) -> None:
         await asyncio.sleep(fault.at_seconds)
         self._last[fault.target] = time.monotonic()
-        self.hits.append(
-            await (self._fill(fault) if fault.kind is Kind.FILL else self._strike(fault))
-        )
+        match fault.kind:
+            case Kind.FILL:
+                hit = await self._fill(fault)
+            case Kind.LOAD:
+                hit = await self._take_processors(fault)
+            case _:
+                hit = await self._strike(fault, load)
+        self.hits.append(hit)
+
+    async def _take_processors(self, fault: Fault) -> Hit:
+        with ExitStack() as taken:
+            taking = hog(fault.index, fault.seconds + _LOAD_LIMIT_SECONDS)
+            await asyncio.to_thread(taken.enter_context, taking)
+            began = time.time()
+            await asyncio.sleep(fault.seconds)
+        return Hit(fault, False, began, time.time())
 
     async def _fill(self, fault: Fault) -> Hit:
         began = time.time()
@@ -98,16 +139,19 @@ class Faults:
         with suppress(psycopg.Error), self._database() as connection:
             connection.execute("SELECT pg_switch_wal()")
 
-    async def _strike(self, fault: Fault) -> Hit:
+    async def _strike(self, fault: Fault, load: Load) -> Hit:
         victims = await asyncio.to_thread(self._victims, fault)
         began, came_back = time.time(), True
         for victim in victims:
             _send(victim, _SIGNALS[fault.kind])
-        if fault.kind is Kind.FREEZE:
+        if fault.kind in (Kind.FREEZE, Kind.FORCE):
             self._frozen += victims
-            await asyncio.sleep(fault.seconds)
-            for victim in victims:
-                _send(victim, signal.SIGCONT)
+            async with asyncio.TaskGroup() as calls:
+                if fault.kind is Kind.FORCE and victims:
+                    calls.create_task(load.force(_OTHER[fault.target]))
+                await asyncio.sleep(fault.seconds)
+                for victim in victims:
+                    _send(victim, signal.SIGCONT)
             self._last[fault.target] = time.monotonic()
             came_back = await self._back(fault.target)
         elif victims:
@@ -130,6 +174,11 @@ class Faults:
                     with suppress(psutil.Error):
                         return [*postmaster, *postmaster[0].children()]
                 return postmaster
+            case Target.FLEET:
+                # One controller, or all of them.
+                controllers = self._program(Target.FLEET)
+                choices = [*([each] for each in controllers), controllers]
+                return choices[fault.index % len(choices)]
             case _:
                 return self._program(fault.target)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from tests.faults.long.chaos.callers import NO_ANSWER, Callers, Reply, Wire
 
-# The time limit of a call. No fault lasts longer than a few seconds, so every call is answered by
-# then. The wait of a cancellation, and that of a submission for an agent that is woken, are added.
-_ANSWER_SECONDS = 15.0
+# The time limit of a call. No fault lasts longer than 20 s, so every call is answered by then. The
+# wait of a cancellation, and that of a submission for an agent that is woken, are added.
+_ANSWER_SECONDS = 30.0
 _WAKE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.15
 # How long a workspace is idle before it is suspended.
@@ -86,6 +86,11 @@ class Load:
     def end(self) -> None:
         """Makes `run` begin no further task."""
         self._over.set()
+
+    async def force(self, wire: Wire) -> None:
+        """Cancels all tasks over this wire, and ends their iterations at once."""
+        calls = (self._call(wire, "CancelTask", **each, force_after="0s") for each in self._named())
+        await asyncio.gather(*calls)
 
     async def settle(self, limit_seconds: float) -> list[str]:
         """Resumes every workspace and runs one more task in each of them.
@@ -221,12 +226,13 @@ class Load:
 
     def _parent(self, chance: random.Random) -> _Named | None:
         """A task, for every second task; None for none."""
-        others = [
-            {"workspace_id": at, "task_id": task_id}
-            for at, task_id in self._tasks.items()
-            if task_id
-        ]
+        others = self._named()
         return chance.choice(others) if others and chance.random() < 0.5 else None
+
+    def _named(self) -> list[_Named]:
+        """The tasks that may run."""
+        tasks = self._tasks.items()
+        return [{"workspace_id": at, "task_id": task_id} for at, task_id in tasks if task_id]
 
     async def _cancel(
         self, workspace_id: str, task_id: str, chance: random.Random, after_seconds: float

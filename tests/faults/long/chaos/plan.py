@@ -1,7 +1,7 @@
 """The faults of a run, drawn from a seed before anything starts."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,6 +20,10 @@ class Kind(StrEnum):
     CUT = "cut"
     CUT_THERE = "cut there"
     CUT_BACK = "cut back"
+    # A freeze of a worker. At once, all tasks are cancelled with force through the other one.
+    FORCE = "freeze at a force"
+    # Other programs of the machine take its processors for a while.
+    LOAD = "load"
 
 
 class Target(StrEnum):
@@ -39,6 +43,7 @@ class Target(StrEnum):
     PODS = "pods"
     # The disk of the logs of all programs except agents.
     LOGS = "logs"
+    PROCESSORS = "processors"
     # The network between two groups of hosts (tests/faults/long/hosts).
     EDGE_WORKERS = "edge-workers"
     WORKERS_DATABASE = "workers-database"
@@ -54,10 +59,11 @@ class Fault:
     at_seconds: float
     kind: Kind
     target: Target
-    # How long a freeze, a full disk or a cut lasts.
+    # How long a freeze, a full disk, a cut or a load lasts.
     seconds: float
-    # Selects one of several agents, backends or hosts. For the disk of the database, an odd index
-    # means that the database also has to begin the next file of its write-ahead log.
+    # Selects one of several agents, backends, controllers or hosts. For the disk of the database,
+    # an odd index means that the database also has to begin the next file of its write-ahead log.
+    # For a load, the number of processes that are always ready to run.
     index: int
 
 
@@ -69,6 +75,8 @@ class Plan:
     seconds: float
     workspaces: int
     faults: tuple[Fault, ...]
+    # The processes that take the processors during the whole run.
+    load: int = 0
 
 
 # The relative frequency of each fault.
@@ -78,6 +86,8 @@ _WEIGHTS: dict[tuple[Kind, Target], int] = {
         for kind in (Kind.FREEZE, Kind.KILL, Kind.RESTART)
         for target in (Target.WORKER_0, Target.WORKER_1)
     },
+    (Kind.FORCE, Target.WORKER_0): 3,
+    (Kind.FORCE, Target.WORKER_1): 3,
     (Kind.FREEZE, Target.AGENT): 10,
     (Kind.KILL, Target.AGENT): 8,
     (Kind.FREEZE, Target.FLEET): 5,
@@ -94,31 +104,44 @@ _WEIGHTS: dict[tuple[Kind, Target], int] = {
     (Kind.FILL, Target.PODS): 5,
     (Kind.FILL, Target.LOGS): 5,
     (Kind.FILL, Target.DATABASE): 5,
+    (Kind.LOAD, Target.PROCESSORS): 3,
 }
 _MEAN_SECONDS_BETWEEN_FAULTS = 0.9
 # The time without faults before the first fault, and after the last one.
 _CALM_SECONDS = 1.0
-_FREEZE_SECONDS = (0.2, 3.0)
-_FILL_SECONDS = (1.0, 4.0)
+# Some of those at a force are longer than the supervisor waits for a program that does not answer.
+_SECONDS = {
+    Kind.FREEZE: ((0.2, 3.0),),
+    Kind.FORCE: ((3.0, 10.0), (16.0, 20.0)),
+    Kind.FILL: ((1.0, 4.0),),
+    Kind.LOAD: ((3.0, 10.0),),
+    # They do not last.
+    Kind.KILL: ((0.0, 0.0),),
+    Kind.RESTART: ((0.0, 0.0),),
+}
+_LOADS = (10, 50)
 
 
-def draw(seed: int, seconds: float, workspaces: int) -> Plan:
-    """Draws the plan of a seed."""
-    return Plan(seed, seconds, workspaces, tuple(_faults(random.Random(seed), seconds, workspaces)))
+def draw(seed: int, seconds: float, workspaces: int, load: int = 0) -> Plan:
+    """Draws the plan of a seed. With a load during the whole run, none of the faults is a load."""
+    weights = {
+        pair: weight for pair, weight in _WEIGHTS.items() if not load or Kind.LOAD not in pair
+    }
+    faults = _faults(random.Random(seed), seconds, workspaces, weights)
+    return Plan(seed, seconds, workspaces, tuple(faults), load)
 
 
-def _faults(chance: random.Random, seconds: float, workspaces: int) -> Iterator[Fault]:
-    pairs, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+def _faults(
+    chance: random.Random,
+    seconds: float,
+    workspaces: int,
+    weights: Mapping[tuple[Kind, Target], int],
+) -> Iterator[Fault]:
     at = _CALM_SECONDS
     while (
         at := at + chance.expovariate(1 / _MEAN_SECONDS_BETWEEN_FAULTS)
     ) < seconds - _CALM_SECONDS:
-        ((kind, target),) = chance.choices(pairs, weights)
-        lasts = _FILL_SECONDS if kind is Kind.FILL else _FREEZE_SECONDS
-        yield Fault(
-            round(at, 3),
-            kind,
-            target,
-            round(chance.uniform(*lasts), 3),
-            chance.randrange(workspaces),
-        )
+        ((kind, target),) = chance.choices(list(weights), list(weights.values()))
+        lasts = round(chance.uniform(*chance.choice(_SECONDS[kind])), 3)
+        index = chance.randint(*_LOADS) if kind is Kind.LOAD else chance.randrange(workspaces)
+        yield Fault(round(at, 3), kind, target, lasts, index)

@@ -2,8 +2,8 @@
 
 import asyncio
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +15,11 @@ from tests.faults.long.chaos import old_tasks
 from tests.faults.long.chaos.callers import Callers
 from tests.faults.long.chaos.disks import disks
 from tests.faults.long.chaos.faults import Faults, Hit
+from tests.faults.long.chaos.hog import hog
 from tests.faults.long.chaos.load import IDLE_SECONDS, PRICES, TOKENS, Load
 from tests.faults.long.chaos.plan import Fault, Plan
+from tests.faults.long.chaos.unhurt import Hurt, failures, judge_programs, judge_workspaces
+from tests.faults.long.chaos.waits import Waits
 from tests.support.promises import TERMINAL, read_history, violations
 from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually
@@ -51,6 +54,8 @@ class Outcome:
     load: Load
     hits: list[Hit]
     violations: list[str]
+    # The workspaces whose lease was too short for the machine, each as a line.
+    too_short: list[str]
 
 
 class Inflictor(Protocol):
@@ -58,39 +63,47 @@ class Inflictor(Protocol):
 
     hits: list[Hit]
 
-    async def run(self, faults: Sequence[Fault]) -> None:
+    async def run(self, faults: Sequence[Fault], load: Load) -> None:
         """Inflicts each fault at its time, and returns when the last one is over."""
+
+    def hurts(self, workspace_ids: Sequence[str]) -> Iterable[Hurt]:
+        """What the faults have done to programs, and to the agents of these workspaces."""
+
+
+def environment(state_dir: Path) -> dict[str, str]:
+    """What every stack needs whose tasks are judged. Writes its prices beside its folder."""
+    prices = state_dir.with_name(f"{state_dir.name}.prices.json")
+    prices.write_text(PRICES)
+    # The load exceeds the rate limits, which no run tests.
+    return {"PRICES_FILE": str(prices), "RATE_LIMIT": "off", "LOG_LEVEL": "INFO"}
 
 
 def run(plan: Plan, state_dir: Path) -> Outcome:
     """Starts a stack, plays the plan and stops the stack."""
-    # The load exceeds the rate limits, which this run does not test.
-    prices = state_dir.with_name(f"{state_dir.name}.prices.json")
-    prices.write_text(PRICES)
     stack = Stack(
         state_dir,
-        PRICES_FILE=str(prices),
         WORKERS=str(WORKERS),
-        RATE_LIMIT="off",
-        LOG_LEVEL="INFO",
         IDLE_SUSPEND_MINUTES=str(IDLE_SECONDS / 60),
         TASK_RETENTION_DAYS="1",
+        **environment(state_dir),
     )
-    with disks(state_dir, plan.seconds) as mounted:
-        try:
-            stack.start()
-            workspace_ids = [Workspace(stack).id for _ in range(plan.workspaces)]
-            old_tasks.add(stack, workspace_ids)
-            return play_and_judge(stack, Faults(stack, workspace_ids, mounted), plan, workspace_ids)
-        finally:
-            stack.kill_if_running()
+    # The kernel stops it if this process is killed.
+    stack.runner = ("setpriv", "--pdeathsig", "TERM")
+    with disks(state_dir, plan.seconds) as mounted, stack.ended():
+        stack.start()
+        workspace_ids = [Workspace(stack).id for _ in range(plan.workspaces)]
+        old_tasks.add(stack, workspace_ids)
+        return play_and_judge(stack, Faults(stack, workspace_ids, mounted), plan, workspace_ids)
 
 
 def play_and_judge(
     stack: Stack, faults: Inflictor, plan: Plan, workspace_ids: list[str]
 ) -> Outcome:
     """Plays a plan on a running stack, and stops it."""
-    load, problems = asyncio.run(_play(stack, faults, plan, workspace_ids))
+    # The demo has an agent too.
+    everyone = [*workspace_ids, str(stack.ready["demo"]["workspace_id"])]
+    waits = Waits(stack, everyone)
+    load, problems = asyncio.run(_play(stack, faults, waits, plan, workspace_ids))
     problems += load.problems
     problems += (
         f"{hit.fault.target} did not come back after {hit.fault.kind} at {hit.fault.at_seconds} s"
@@ -102,6 +115,8 @@ def play_and_judge(
         for task_id, count in load.accepted.items()
         if count > 1
     )
+    hurts = list(faults.hurts(everyone))
+    problems += judge_programs(stack.output, hurts)
     problems += old_tasks.left(stack)
     try:
         eventually(lambda: not list(_strays(stack, workspace_ids)), _CLEARED_SECONDS)
@@ -109,42 +124,49 @@ def play_and_judge(
         problems += _strays(stack, workspace_ids)
     with stack.database() as connection:
         problems += _left_of_deleted(stack, connection, load.deleted_ids)
-        # What was promised for tasks of deleted workspaces was kept, or these would not be gone: a
-        # workspace is removed after the end of its task.
-        of_others = [each for each in load.promised if each[0] not in load.deleted_tasks]
-        promised = (of_others, load.promised_trees)
-        history = read_history(connection, None, *promised, removes_old=True)
-        problems += (
-            f"{task_id} costs {cost}, its iterations cost {reported}, its limit is {limit}"
-            for task_id, cost, reported, limit in connection.execute(_WRONG_COSTS, (TOKENS,))
-        )
-    problems += violations(history)
-    problems += (
-        f"{task.id} of {task.workspace_id} has not ended: {task.status}"
-        for task in history.tasks.values()
-        if task.status not in TERMINAL
-    )
+        problems += _judge_tasks(connection, load)
+        failed = failures(connection, stack.state_dir / "logs")
+    too_short = list[str]()
+    for each in judge_workspaces(stack, failed, hurts, waits):
+        (too_short if each.is_starved else problems).append(each.text)
     problems += _stopped(stack)
     problems += _defects(stack)
-    return Outcome(load, faults.hits, problems)
+    return Outcome(load, faults.hits, problems, too_short)
 
 
 async def _play(
-    stack: Stack, faults: Inflictor, plan: Plan, workspace_ids: list[str]
+    stack: Stack, faults: Inflictor, waits: Waits, plan: Plan, workspace_ids: list[str]
 ) -> tuple[Load, list[str]]:
     callers = Callers(stack)
     load = Load(callers, workspace_ids, plan.seed)
+    following = asyncio.create_task(waits.follow())
     try:
         problems = [
             f"before the first fault: {line}" for line in await load.settle(_SETTLE_SECONDS)
         ]
-        async with asyncio.TaskGroup() as group:
-            group.create_task(load.run())
-            await asyncio.gather(faults.run(plan.faults), asyncio.sleep(plan.seconds))
-            load.end()
+        with hog(plan.load, 2 * plan.seconds) if plan.load else nullcontext():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(load.run())
+                await asyncio.gather(faults.run(plan.faults, load), asyncio.sleep(plan.seconds))
+                load.end()
         return load, problems + await load.settle(_SETTLE_SECONDS)
     finally:
+        following.cancel()
         await callers.close()
+
+
+def _judge_tasks(connection: "psycopg.Connection[Any]", load: Load) -> Iterator[str]:
+    """Yields the broken promises about tasks, wrong costs, and tasks that have not ended."""
+    # What was promised for tasks of deleted workspaces was kept, or these would not be gone: a
+    # workspace is removed after the end of its task.
+    of_others = [each for each in load.promised if each[0] not in load.deleted_tasks]
+    history = read_history(connection, None, of_others, load.promised_trees, removes_old=True)
+    for task_id, cost, reported, limit in connection.execute(_WRONG_COSTS, (TOKENS,)):
+        yield f"{task_id} costs {cost}, its iterations cost {reported}, its limit is {limit}"
+    yield from violations(history)
+    for task in history.tasks.values():
+        if task.status not in TERMINAL:
+            yield f"{task.id} of {task.workspace_id} has not ended: {task.status}"
 
 
 def _left_of_deleted(

@@ -5,13 +5,16 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
 
 from tests.faults.long.chaos.faults import BACK_SECONDS, Hit
+from tests.faults.long.chaos.load import Load
 from tests.faults.long.chaos.plan import Fault, Kind, Plan, Target
-from tests.faults.long.chaos.run import Outcome, play_and_judge
+from tests.faults.long.chaos.run import Outcome, environment, play_and_judge
+from tests.faults.long.chaos.unhurt import Hurt
 from tests.faults.long.hosts.many_hosts import (
     AGENTS,
     CONTROLLERS,
@@ -42,21 +45,19 @@ _CALM_SECONDS = 6.5
 _POLL_SECONDS = 0.1
 
 
-def draw(seed: int, seconds: float, workspaces: int) -> Plan:
+def draw(seed: int, seconds: float, workspaces: int, load: int = 0) -> Plan:
     """Draws the plan of a seed. All pairs of groups are cut in turn, in any order."""
-    return Plan(seed, seconds, workspaces, tuple(_cuts(random.Random(seed), seconds)))
+    return Plan(seed, seconds, workspaces, tuple(_cuts(random.Random(seed), seconds)), load)
 
 
 def run(plan: Plan, state_dir: Path) -> Outcome:
     """Starts a stack, plays the plan and stops the stack."""
     with network(HOSTS) as hosts:
-        stack = ManyHosts(state_dir, hosts, LOG_LEVEL="INFO")
-        try:
+        stack = ManyHosts(state_dir, hosts, **environment(state_dir))
+        with stack.ended():
             stack.start()
             workspace_ids = [Workspace(stack).id for _ in range(plan.workspaces)]
             return play_and_judge(stack, Partitions(stack), plan, workspace_ids)
-        finally:
-            stack.kill_if_running()
 
 
 def _cuts(chance: random.Random, seconds: float) -> Iterator[Fault]:
@@ -105,7 +106,7 @@ class Partitions:
         self._stack = stack
         self.hits: list[Hit] = []
 
-    async def run(self, faults: Sequence[Fault]) -> None:
+    async def run(self, faults: Sequence[Fault], load: Load) -> None:
         """Inflicts each cut at its time, and returns when the last one is over.
 
         Everything is connected after that, even if an error is raised.
@@ -116,6 +117,23 @@ class Partitions:
                     group.create_task(self._inflict(fault))
         finally:
             self._stack.network.heal()
+
+    def hurts(self, workspace_ids: Sequence[str]) -> Iterator[Hurt]:
+        """The times in which an agent had no way to the database through any worker."""
+        times = sorted({at for hit in self.hits for at in (hit.began, hit.ended)})
+        for began, ended in pairwise(times):
+            lost = {
+                way
+                for hit in self.hits
+                if hit.began < ended and hit.ended > began
+                for way in ways(hit.fault)
+            }
+            for workspace_id in workspace_ids:
+                host = self._stack.host_of(workspace_id)
+                if not any(
+                    lost.isdisjoint(both_ways([worker], [host, DATABASE])) for worker in WORKERS
+                ):
+                    yield Hurt(workspace_id, began, ended)
 
     async def _inflict(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_seconds)

@@ -1,0 +1,103 @@
+"""The verdicts of chaos on made-up failures, and its hog of processors."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.long.chaos.hog import hog
+from tests.faults.long.chaos.plan import Kind, draw
+from tests.faults.long.chaos.unhurt import (
+    Failure,
+    Hurt,
+    judge_programs,
+    judge_workspaces,
+)
+from tests.faults.long.chaos.waits import Waits
+from tests.support.stack import Stack
+from tests.support.waiting import eventually
+
+_LEASE = 30.0
+_FORCED = "its agent did not interrupt the task in time"
+_FAILURE = Failure("ws_1", at=1_000.0, reason=_FORCED, up_at=900.0)
+
+
+@pytest.mark.parametrize(
+    ("hurt", "is_reason"),
+    [
+        (Hurt("ws_1", 950.0, 950.0, is_fatal=True), True),
+        # An earlier agent.
+        (Hurt("ws_1", 890.0, 890.0, is_fatal=True), False),
+        (Hurt("ws_1", 1_002.0, 1_002.0, is_fatal=True), False),
+        (Hurt("ws_2", 950.0, 950.0, is_fatal=True), False),
+        (Hurt("ws_1", 970.0, 972.0), True),
+        # It has had a lease's time to go on.
+        (Hurt("ws_1", 950.0, 952.0), False),
+        (Hurt("ws_1", 999.0, 1_001.0, is_of_starts=True), False),
+    ],
+)
+def test_a_failure_is_excused_by_what_hurt_its_own_agent(hurt: Hurt, is_reason: bool) -> None:
+    assert _FAILURE.is_by(hurt, _LEASE) is is_reason
+
+
+def test_a_full_disk_excuses_an_agent_that_could_not_be_started() -> None:
+    failed = replace(_FAILURE, reason="its agent could not be started: No space left on device")
+    assert failed.is_by(Hurt("ws_1", 999.0, 1_001.0, is_of_starts=True), _LEASE)
+
+
+def test_a_lease_that_ran_out_is_a_violation_unless_the_machine_was_too_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = Stack(tmp_path / "state", LEASE_SECONDS=str(_LEASE))
+    waits = Waits(stack, ["ws_1"])
+    failed = replace(_FAILURE, reason="its agent did not renew its lease in time")
+
+    def verdicts() -> list[tuple[bool, bool]]:
+        found = judge_workspaces(stack, [failed, _FAILURE], [], waits)
+        return [(each.is_starved, "30 s ran out" in each.text) for each in found]
+
+    assert verdicts() == [(False, True), (False, False)]
+    counter = tmp_path / "schedstat"
+    monkeypatch.setattr(waits, "_counters", lambda: [("ws_1", counter)])
+    for at, waited in ((970.0, 0.0), (985.0, 9.0), (999.0, 19.0)):
+        counter.write_text(f"0 {waited * 1e9:.0f} 1\n")
+        monkeypatch.setattr(time, "time", lambda at=at: at)
+        waits._read()
+    assert verdicts() == [(True, True), (False, False)]
+
+
+def test_a_program_that_was_replaced_is_a_violation_unless_it_was_hurt(tmp_path: Path) -> None:
+    line = {"event": "program_frozen", "timestamp": "1970-01-01T00:16:40Z"}
+    output = tmp_path / "output"
+    output.write_text(
+        "Starting …\n" + "\n".join(json.dumps({**line, "name": f"worker-{i}"}) for i in (0, 1))
+    )
+    (violation,) = judge_programs(output, [Hurt("worker-1", 982.0, 1_000.0)])
+    assert "replaced worker-0," in violation
+
+
+def test_a_hog_runs_and_ends_as_a_group() -> None:
+    def of_group() -> list[str]:
+        found = []
+        for process in psutil.process_iter(["status"]):
+            try:
+                if os.getpgid(process.pid) == group:
+                    found.append(str(process.info["status"]))
+            except ProcessLookupError:
+                continue
+        return [status for status in found if status != psutil.STATUS_ZOMBIE]
+
+    with hog(3, 60.0) as group:
+        assert of_group() == [psutil.STATUS_RUNNING] * 3
+    eventually(lambda: not of_group())
+    with hog(3, 0.0) as group:
+        eventually(lambda: not of_group())
+
+
+def test_a_plan_with_a_load_throughout_has_no_other_load() -> None:
+    assert Kind.LOAD in {fault.kind for fault in draw(1, 120, 4).faults}
+    assert Kind.LOAD not in {fault.kind for fault in draw(1, 120, 4, load=40).faults}

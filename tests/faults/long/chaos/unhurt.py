@@ -1,0 +1,194 @@
+"""The verdict on what has failed although nobody hurt it.
+
+The faults of a run say which agents and programs they have hurt, and when. A workspace that failed
+at another time is a violation, with its reason, and so is a program that the supervisor replaced.
+The exception is an agent whose lease ran out because the machine had no time for it or for the
+workers.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from psycopg import Connection
+
+from evershell.agents.shutdown import ExitCode
+from evershell.store.service_clock import STEP_SECONDS
+from tests.faults.long.chaos.waits import Waits
+from tests.support.stack import Stack
+
+# The part of a lease for which the agent, or all workers, had to wait for a processor if the lease
+# was too short for the machine.
+_STARVED_SHARE = 0.5
+# How long the controllers may take to notice that an agent has ended.
+_NOTICED_SECONDS = 10.0
+# How the reasons begin if an agent has not started.
+_NOT_STARTED = (
+    "its agent could not be started",
+    "its agent ended before it registered",
+    "its agent did not register",
+)
+# The reason if the controller notices it before the agent has ended itself.
+_LEASE_EXPIRED = "its agent did not renew its lease in time"
+# With these events, the supervisor says that it ends a program.
+_REPLACED = ("program_frozen", "program_over_memory_limit")
+# The reason if its pod was ended because it did not end a task that was cancelled with force.
+_NOT_INTERRUPTED = "its agent did not interrupt the task in time"
+
+_FAILED = """
+    SELECT workspace_id, extract(epoch FROM time)::float, payload ->> 'reason'
+    FROM events WHERE type = 'workspace_failed'
+"""
+_UP = """
+    SELECT workspace_id, extract(epoch FROM time)::float
+    FROM events WHERE type IN ('workspace_provisioned', 'workspace_resumed')
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hurt:
+    """What a fault did to an agent or to a program. Times are in seconds since 1970."""
+
+    # The id of the workspace, or the name that the supervisor has for the program.
+    whom: str
+    began: float
+    ended: float
+    # It was killed. Otherwise it went on afterwards.
+    is_fatal: bool = False
+    # It hurt only agents that were starting.
+    is_of_starts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A workspace that has lost its agent."""
+
+    workspace_id: str
+    at: float
+    # The `status_reason` that the workspace had.
+    reason: str
+    # When its agent had registered. Zero if no agent ever did.
+    up_at: float
+
+    def is_by(self, hurt: Hurt, lease_seconds: float) -> bool:
+        """Whether the hurt explains the failure.
+
+        An agent that was frozen or cut off may lose its lease until a lease later.
+        """
+        if hurt.whom != self.workspace_id or hurt.began > self.at + STEP_SECONDS:
+            return False
+        if hurt.is_of_starts and not self.reason.startswith(_NOT_STARTED):
+            return False
+        if hurt.is_fatal:
+            return hurt.began >= self.up_at - STEP_SECONDS
+        return self.at <= hurt.ended + lease_seconds + _NOTICED_SECONDS
+
+
+def failures(connection: "Connection[Any]", logs: Path) -> list[Failure]:
+    """The workspaces that have lost an agent, in the order of time.
+
+    A workspace does not have to fail when its pod is ended for a force, so the logs of the
+    controllers count, too.
+    """
+    up = connection.execute(_UP).fetchall()
+    lost = set(connection.execute(_FAILED).fetchall())
+    lost |= {
+        (workspace_id, at, _NOT_INTERRUPTED)
+        for workspace_id, at in _ended_for_force(logs)
+        if not any(
+            each == workspace_id and abs(at - then) < _NOTICED_SECONDS for each, then, _ in lost
+        )
+    }
+    return [
+        Failure(
+            workspace_id,
+            at,
+            reason,
+            max((then for each, then in up if each == workspace_id and then < at), default=0.0),
+        )
+        for workspace_id, at, reason in sorted(lost, key=lambda each: each[1])
+    ]
+
+
+def _ended_for_force(logs: Path) -> Iterator[tuple[str, float]]:
+    for path in logs.glob("*.log*"):
+        for lost in _lines(path, "agent_lost"):
+            if lost["reason"].startswith(_NOT_INTERRUPTED):
+                yield lost["workspace_id"], _seconds(lost)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A workspace that failed although nobody had hurt its agent."""
+
+    text: str
+    # Its lease ran out because the machine was too busy for it.
+    is_starved: bool
+
+
+def judge_workspaces(
+    stack: Stack, failed: Sequence[Failure], hurts: Sequence[Hurt], waits: Waits
+) -> Iterator[Verdict]:
+    """Yields a verdict on each workspace that failed although nobody had hurt its agent."""
+    lease_seconds = stack.lease_seconds
+    for each in failed:
+        if any(each.is_by(hurt, lease_seconds) for hurt in hurts):
+            continue
+        text = f"{each.workspace_id} lost its agent at {_time(each.at)}, although nobody hurt it: "
+        ran_out_at = _ran_out_at(stack.state_dir, each)
+        if ran_out_at is None:
+            yield Verdict(text + each.reason, is_starved=False)
+            continue
+        waited = waits.of(each.workspace_id, ran_out_at - lease_seconds, ran_out_at)
+        yield Verdict(
+            f"{text}its lease of {lease_seconds:g} s ran out at {_time(ran_out_at)}. In this time "
+            f"its agent waited {waited.agent:.1f} s for a processor, and each worker at least "
+            f"{waited.worker:.1f} s",
+            is_starved=max(waited) >= _STARVED_SHARE * lease_seconds,
+        )
+
+
+def judge_programs(output: Path, hurts: Sequence[Hurt]) -> Iterator[str]:
+    """Yields the programs that the supervisor has ended although nobody had hurt them."""
+    for ended in _lines(output, *_REPLACED):
+        name, at = ended["name"], _seconds(ended)
+        if not any(
+            name.startswith(hurt.whom) and hurt.began <= at <= hurt.ended + _NOTICED_SECONDS
+            for hurt in hurts
+        ):
+            yield f"the supervisor replaced {name}, although nobody hurt it: {ended}"
+
+
+def _ran_out_at(state_dir: Path, failure: Failure) -> float | None:
+    """When the lease of the agent ran out; None if it did not."""
+    if failure.reason == _LEASE_EXPIRED:
+        return failure.at
+    log = state_dir / "fleet" / failure.workspace_id / "log"
+    for ending in _lines(log, "agent_ending"):
+        at = _seconds(ending)
+        if failure.up_at <= at <= failure.at and ending["exit_code"] == ExitCode.LEASE_OVER:
+            return at
+    return None
+
+
+def _lines(path: Path, *events: str) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a log with these events."""
+    with suppress(FileNotFoundError):
+        for line in path.read_text(errors="replace").splitlines():
+            if any(f'"{event}"' in line for event in events):
+                # A full disk may have cut it off.
+                with suppress(ValueError):
+                    yield json.loads(line)
+
+
+def _seconds(line: Mapping[str, Any]) -> float:
+    """The time of a line of a log, in seconds since 1970."""
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
