@@ -23,6 +23,7 @@ from tests.faults.long.hosts import partitions
 
 # One defect may break a promise in every call. The folder of a run has all violations.
 _VIOLATIONS_SHOWN = 30
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
@@ -40,9 +41,8 @@ def main(
     seconds: float, seed: int | None, workspaces: int, *, keep: bool, load: int, place: str | None
 ) -> None:
     """Plays plans on new stacks. Keeps the state if a promise was broken."""
-    # Everything is cleared, as after an error.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
+    for number in _ENDS:
+        signal.signal(number, _end)
     seed = random.randrange(10**6) if seed is None else seed
     kept = True
     if place != "hosts":
@@ -55,6 +55,13 @@ def main(
         plan = partitions.draw(seed, seconds, workspaces, load)
         kept &= _play(plan, partitions.run, keep=keep)
     sys.exit(not kept)
+
+
+def _end(*_: object) -> None:
+    """Clears everything, as after an error. A further signal does not interrupt that."""
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(1)
 
 
 def _play(plan: Plan, play: Callable[[Plan, Path], Outcome], *, keep: bool) -> bool:

@@ -10,7 +10,7 @@ from tests.support import small_disk
 
 
 # The stack starts and settles too, which takes longer on a busy machine.
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_a_short_run_breaks_no_promise(tmp_path: Path) -> None:
     outcome = run(draw(seed=503657, seconds=10, workspaces=8), tmp_path / "state")
     assert outcome.violations == []
