@@ -295,6 +295,9 @@ class Load:
             if outcome in ("accepted", "already_requested") or is_recorded:
                 self.promised.append((task_id, f"{answer} {outcome or reply.slug}"))
             self.accepted[task_id] += outcome == "accepted"
+            # The answer to its submission may have been lost.
+            if each.get("workspace_id") in self.deleted_ids:
+                self.deleted_tasks.add(task_id)
 
 
 def _promise_of_tree(reply: Reply) -> str:
