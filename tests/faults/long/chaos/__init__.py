@@ -2,7 +2,7 @@
 
 If a promise was broken, the run exits with 1, lists the broken promises and keeps the logs. A
 workspace that failed, or a program that the supervisor replaced, is a violation unless a fault has
-hurt it (unhurt.py). If a lease ran out because the agent or all workers waited for a processor, it
+hurt it (unhurt.py). If a lease ran out because the agent or the workers waited for a processor, it
 was too short for the machine: the run lists it, and it is no violation.
 
 The first part runs on one machine and needs root to mount small disks for pods, logs and the

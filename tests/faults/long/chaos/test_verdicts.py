@@ -53,6 +53,7 @@ def test_a_lease_that_ran_out_is_a_violation_unless_the_machine_was_too_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = Stack(tmp_path / "state", LEASE_SECONDS=str(_LEASE))
+    stack.ready = {"server_addr": "127.0.0.1:1"}
     waits = Waits(stack, ["ws_1"])
     failed = replace(_FAILURE, reason="its agent did not renew its lease in time")
 

@@ -21,8 +21,8 @@ from evershell.store.service_clock import STEP_SECONDS
 from tests.faults.long.chaos.waits import Waits
 from tests.support.stack import Stack
 
-# The part of a lease for which the agent, or all workers, had to wait for a processor if the lease
-# was too short for the machine.
+# The part of a lease for which the agent, or a worker on average, had to wait for a processor if
+# the lease was too short for the machine.
 _STARVED_SHARE = 0.5
 # How long the controllers may take to notice that an agent has ended.
 _NOTICED_SECONDS = 10.0
@@ -146,7 +146,7 @@ def judge_workspaces(
         waited = waits.of(each.workspace_id, ran_out_at - lease_seconds, ran_out_at)
         yield Verdict(
             f"{text}its lease of {lease_seconds:g} s ran out at {_time(ran_out_at)}. In this time "
-            f"its agent waited {waited.agent:.1f} s for a processor, and each worker at least "
+            f"its agent waited {waited.agent:.1f} s for a processor, and a worker "
             f"{waited.worker:.1f} s",
             is_starved=max(waited) >= _STARVED_SHARE * lease_seconds,
         )

@@ -18,7 +18,7 @@ class Waited(NamedTuple):
     """How long a main thread was ready to run and did not run, in seconds."""
 
     agent: float
-    # Of the worker that waited least.
+    # The average of the workers, some of which may have been replaced.
     worker: float
 
 
@@ -36,10 +36,8 @@ class Waits:
         self._workspace_ids = workspace_ids
         # Since the start of each process.
         self._totals: dict[Path, float] = {}
-        # By workspace id or `workers`, and by the counter of a process.
-        self._waits: defaultdict[str, defaultdict[Path, list[_Wait]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
+        # By workspace id, or `workers`.
+        self._waits: defaultdict[str, list[_Wait]] = defaultdict(list)
 
     async def follow(self) -> None:
         """Reads the counters until it is cancelled."""
@@ -49,18 +47,14 @@ class Waits:
 
     def of(self, workspace_id: str, began: float, ended: float) -> Waited:
         """The waits between two times."""
-        agent = self._between(workspace_id, began, ended)
         return Waited(
-            max(agent, default=0.0), min(self._between(_WORKERS, began, ended), default=0.0)
+            self._between(workspace_id, began, ended),
+            self._between(_WORKERS, began, ended) / len(self._stack.worker_addresses()),
         )
 
-    def _between(self, whom: str, began: float, ended: float) -> list[float]:
-        """For each process that has run then."""
-        found = (
-            [wait.seconds for wait in waits if began <= wait.ended <= ended + _INTERVAL_SECONDS]
-            for waits in self._waits[whom].values()
-        )
-        return [sum(seconds) for seconds in found if seconds]
+    def _between(self, whom: str, began: float, ended: float) -> float:
+        latest = ended + _INTERVAL_SECONDS
+        return sum(each.seconds for each in self._waits[whom] if began <= each.ended <= latest)
 
     def _read(self) -> None:
         for whom, counter in self._counters():
@@ -69,8 +63,8 @@ class Waits:
                 # sched-stats of Linux: time on a processor, time ready to run, in nanoseconds.
                 _, waited, _ = counter.read_text().split()
                 total = int(waited) / 1e9
-                wait = _Wait(time.time(), total - self._totals.get(counter, total))
-                self._waits[whom][counter].append(wait)
+                waited_since = total - self._totals.get(counter, 0.0)
+                self._waits[whom].append(_Wait(time.time(), waited_since))
                 self._totals[counter] = total
 
     def _counters(self) -> Iterator[tuple[str, Path]]:
