@@ -107,6 +107,9 @@ _WEIGHTS: dict[tuple[Kind, Target], int] = {
     (Kind.LOAD, Target.PROCESSORS): 3,
 }
 _MEAN_SECONDS_BETWEEN_FAULTS = 0.9
+# A machine with this load during the whole run gets half as many faults. A program that is killed
+# takes longer to come back, and a fault in each of these times would be an outage without an end.
+_HALVING_LOAD = 4
 # The time without faults before the first fault, and after the last one.
 _CALM_SECONDS = 1.0
 # Some of those at a force are longer than the supervisor waits for a program that does not answer.
@@ -123,11 +126,15 @@ _LOADS = (10, 50)
 
 
 def draw(seed: int, seconds: float, workspaces: int, load: int = 0) -> Plan:
-    """Draws the plan of a seed. With a load during the whole run, none of the faults is a load."""
+    """Draws the plan of a seed.
+
+    With a load during the whole run there are fewer faults, and none of them is a load.
+    """
     weights = {
         pair: weight for pair, weight in _WEIGHTS.items() if not load or Kind.LOAD not in pair
     }
-    faults = _faults(random.Random(seed), seconds, workspaces, weights)
+    mean_seconds = _MEAN_SECONDS_BETWEEN_FAULTS * (1 + load / _HALVING_LOAD)
+    faults = _faults(random.Random(seed), seconds, workspaces, weights, mean_seconds)
     return Plan(seed, seconds, workspaces, tuple(faults), load)
 
 
@@ -136,11 +143,10 @@ def _faults(
     seconds: float,
     workspaces: int,
     weights: Mapping[tuple[Kind, Target], int],
+    mean_seconds: float,
 ) -> Iterator[Fault]:
     at = _CALM_SECONDS
-    while (
-        at := at + chance.expovariate(1 / _MEAN_SECONDS_BETWEEN_FAULTS)
-    ) < seconds - _CALM_SECONDS:
+    while (at := at + chance.expovariate(1 / mean_seconds)) < seconds - _CALM_SECONDS:
         ((kind, target),) = chance.choices(list(weights), list(weights.values()))
         lasts = round(chance.uniform(*chance.choice(_SECONDS[kind])), 3)
         index = chance.randint(*_LOADS) if kind is Kind.LOAD else chance.randrange(workspaces)
