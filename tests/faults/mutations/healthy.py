@@ -1,25 +1,26 @@
-"""What a fault of the service must not do to agents."""
+"""What a fault of the service or of the machine must not do to agents and programs."""
 
 from tests.faults.mutations.mutants import Rule, rule
 
-_CORE = "server/evershell/core/"
-_FLEET = "server/evershell/fleet/"
+_BOUNDS = "server/evershell/core/bounds.py"
+_FROZEN = "server/evershell/stack/frozen.py"
 
 HEALTHY: tuple[Rule, ...] = (
     rule(
         "nothing healthy is failed",
-        "tests/unit/fleet/test_due.py",
+        "tests/unit/core/test_bounds.py tests/unit/fleet/test_due.py "
+        "tests/unit/stack/test_frozen.py",
         # An outage does not postpone a bound.
         (
-            f"{_CORE}bounds.py",
-            "return max(bound, min(answering_since + RECOVERY_MARGIN, latest))",
-            "return bound",
+            _BOUNDS,
+            "return now > max(bound, min(answering_since + recovery, bound + lease))",
+            "return now > bound",
         ),
-        # A scan that failed is no outage.
-        (
-            f"{_FLEET}controller.py",
-            "                    self._overdue.answering_since = self._clock()\n",
-            "",
-        ),
+        # A silent worker is no outage.
+        (_BOUNDS, "SILENT_SECONDS < each < self.lease_seconds", "False"),
+        # The last program of its kind is replaced because it is silent.
+        (_FROZEN, "is_silent and others > 0 and may_replace", "is_silent and may_replace"),
+        # Two are replaced at once.
+        (_FROZEN, "is_silent and others > 0 and may_replace", "is_silent and others > 0"),
     ),
 )
