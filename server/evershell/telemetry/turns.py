@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 # The number of the open file, in the environment of the program.
 VARIABLE = "EVERSHELL_TURNS_FD"
@@ -59,7 +60,7 @@ async def counted() -> AsyncIterator[None]:
 def _is_turns(descriptor: str) -> bool:
     """Whether it is the file of a count. A copied environment names one that is not open here."""
     with suppress(OSError):
-        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"/memfd:{_NAME}")
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(f"/memfd:{_NAME}")
     return False
 
 
