@@ -1,6 +1,8 @@
 """WorkspaceService, which callers use. Each method decodes, calls the core, encodes."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +21,22 @@ from google.api.httpbody_pb2 import HttpBody
 from evershell.api import codec, event_codec, event_stream, webhook_codec
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
-from evershell.core import hold, tasks, watch_events, webhooks, workspaces
+from evershell.core import deadline, hold, tasks, watch_events, webhooks, workspaces
 from evershell.core.addresses import Network
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
+from evershell.core.errors import UnavailableError
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
 from evershell.core.task_filter import OrgListFilter
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+# How many calls of GetCurrentIteration are worked on at once, up to the question to the agent. Many
+# callers poll it, and a cancellation is not to wait behind all of them.
+_POLLS_AT_ONCE = 4
+# How long the others wait for their turn, from their arrival.
+_TURN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     encode_frames: event_codec.EventEncoder[HttpBody] = field(
         default_factory=lambda: event_codec.EventEncoder(event_stream.Frames)
     )
+    polls: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_POLLS_AT_ONCE))
 
     async def CancelTask(
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
@@ -87,9 +97,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def GetCurrentIteration(
         self, request: workspace_service_pb2.GetCurrentIterationRequest, context: Context
     ) -> task_pb2.CurrentIteration:
-        phase, current = await tasks.get_current_iteration(
-            caller(), request.workspace_id, request.task_id, self.store, self.agents
-        )
+        async with self._turn_to_poll():
+            workspace, task = await tasks.read_task(
+                caller(), request.workspace_id, request.task_id, self.store
+            )
+        phase, current = await tasks.get_current_iteration(workspace, task, self.agents)
         return codec.encode_current_iteration(request, phase, current)
 
     async def ListTasks(
@@ -317,3 +329,15 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         return workspace_service_pb2.ListWebhookDeliveriesResponse(
             deliveries=map(webhook_codec.encode_delivery, deliveries)
         )
+
+    @asynccontextmanager
+    async def _turn_to_poll(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(deadline.left_of_call(_TURN_SECONDS, 0.0)):
+                await self.polls.acquire()
+        except TimeoutError as error:
+            raise UnavailableError("Too many callers ask what their tasks do now.") from error
+        try:
+            yield
+        finally:
+            self.polls.release()

@@ -277,24 +277,23 @@ async def read_task(
 
 
 async def get_current_iteration(
-    caller: Caller, workspace_id: str, task_id: str, store: Store, agents: Agents
+    workspace: Workspace, task: Task, agents: Agents
 ) -> tuple[Phase, CurrentIteration]:
-    """The phase of the task, and the calls that its agent says are running.
+    """The phase of a task that has just been read, and the calls that its agent says are running.
 
-    Raises Failure as get_task, and agent_unreachable if the agent does not answer within 2 s.
+    Raises Failure agent_unreachable if the agent does not answer within 2 s.
     """
-    workspace, task = await read_task(caller, workspace_id, task_id, store)
     if task.status is not TaskStatus.RUNNING:
         return Phase.NONE, CurrentIteration()
     try:
         current = await agents.current_iteration(workspace, task)
     except AgentUnreachableError as error:
         message = (
-            f"The agent of workspace {workspace_id} did not answer in time. GetTask has the status "
-            f"and the phase of task {task_id}, as the service knows them."
+            f"The agent of workspace {workspace.id} did not answer in time. GetTask has the status "
+            f"and the phase of task {task.id}, as the service knows them."
         )
         raise errors.agent_unreachable(
-            workspace_id, task_id, message, intent_recorded=task.cancel is not None
+            workspace.id, task.id, message, intent_recorded=task.cancel is not None
         ) from error
     if current is None:
         return task.phase, CurrentIteration(number=task.iterations + 1)

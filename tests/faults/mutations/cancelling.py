@@ -289,6 +289,20 @@ CANCELLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
+        "a cancellation does not wait behind all polls",
+        "tests/wire/api/test_calls.py",
+        (
+            "server/evershell/api/workspace_servicer.py",
+            "_POLLS_AT_ONCE = 4\n",
+            "_POLLS_AT_ONCE = 4_000\n",
+        ),
+        (
+            "server/evershell/api/workspace_servicer.py",
+            "deadline.left_of_call(_TURN_SECONDS, 0.0)",
+            "60.0",
+        ),
+    ),
+    rule(
         "whatever an agent does to its stream, a recorded cancellation is not an internal error",
         "tests/unit/fleet/test_agent_ends.py",
         (

@@ -230,9 +230,9 @@ async def test_the_current_iteration_needs_the_agent(world: World) -> None:
 
 
 async def current_iteration(world: World, task: Task) -> tuple[Phase, CurrentIteration]:
-    return await tasks.get_current_iteration(
-        caller("workspace:read"), task.workspace_id, task.id, world.store, world.agents
-    )
+    by = caller("workspace:read")
+    read = await tasks.read_task(by, task.workspace_id, task.id, world.store)
+    return await tasks.get_current_iteration(*read, world.agents)
 
 
 def require(task: Task | None) -> Task:
