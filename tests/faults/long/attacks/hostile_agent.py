@@ -43,6 +43,7 @@ class HostileAgent:
         """Reports an iteration that runs. Returns the slug."""
         called = [messages.StartedCall(name="shell", arguments="x" * 100)] * calls
         opened = messages.OpenIteration(number=number, started_calls=called)
+        opened.model_call.SetInParent()
         for name, value in model_call.items():
             setattr(opened.model_call, name, value)
         request = messages.CommitEventsRequest(task_id=task_id, open_iteration=opened)
