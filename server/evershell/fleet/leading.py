@@ -5,9 +5,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from typing import Any
 
+import structlog
+
 from evershell.fleet.controller import Controller
 from evershell.store.leadership import Leadership, Term
 from evershell.store.notifications import FleetSubscriptions
+
+log = structlog.get_logger()
 
 
 async def lead(
@@ -22,6 +26,7 @@ async def lead(
     """
     while True:
         async with leadership.acquired() as term, subscriptions.subscribe() as changes:
+            log.info("leadership_acquired")
             with leading():
                 await _until(term.lost, new_controller(term).run(changes))
 

@@ -69,7 +69,6 @@ class Leadership:
         """
         connection = await self._acquire()
         term = Term()
-        _log.info("leadership_acquired")
         watch = asyncio.create_task(_watch(connection, term), name="leadership-watch")
         try:
             yield term
