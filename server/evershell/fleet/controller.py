@@ -97,6 +97,8 @@ class Controller:
         # Workspaces that the next scan reads again, by id.
         self._again: set[str] = set()
         self._removals = asyncio.Semaphore(_REMOVALS_AT_ONCE)
+        # The epoch of the pod that this controller has started last, by workspace id.
+        self._started: dict[str, int] = {}
         # The steps that run, by workspace id: at most one per workspace.
         self._steps: dict[str, asyncio.Task[None]] = {}
         # The tasks that wait for the exit of an agent, by workspace id and epoch.
@@ -210,9 +212,7 @@ class Controller:
                 return
             elif workspace.status in (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING):
                 await self._reconcile_stop(workspace)
-            elif workspace.status is WorkspaceStatus.PROVISIONING and not self._pods.was_started(
-                workspace
-            ):
+            elif self._needs_start(workspace):
                 await self._reconcile_start(workspace)
             else:
                 await self._reconcile_agent(workspace, is_overdue=is_overdue)
@@ -239,6 +239,20 @@ class Controller:
             ),
         )
 
+    def _needs_start(self, workspace: Workspace) -> bool:
+        """Whether the agent has to be started.
+
+        If another controller started the agent and it ended before it registered, the controller
+        may have died during the start. The agent is then started once more.
+        """
+        if workspace.status is not WorkspaceStatus.PROVISIONING:
+            return False
+        if not self._pods.was_started(workspace):
+            return True
+        return self._started.get(workspace.id) != workspace.epoch and not self._pods.is_alive(
+            workspace
+        )
+
     async def _reconcile_start(self, workspace: Workspace) -> None:
         if not self._pods.has_never_run(workspace.id):
             # Another controller may have started the pod and died before it registered.
@@ -253,6 +267,7 @@ class Controller:
             # of a later epoch.
             return
         self._require_term()
+        self._started[workspace.id] = workspace.epoch
         try:
             await self._pods.start(workspace)
         except OSError as error:
@@ -387,6 +402,7 @@ class Controller:
             if await self._pods.remove(workspace.id) and await self._store.remove_workspace(
                 workspace.id
             ):
+                self._started.pop(workspace.id, None)
                 log.info("workspace_removed", workspace_id=workspace.id)
 
     async def _end_pod(self, workspace: Workspace, grace_seconds: float) -> bool:

@@ -77,16 +77,26 @@ async def test_a_pod_that_cannot_start_fails_its_workspace(fleet: Fleet) -> None
 async def test_a_pod_that_ends_before_it_registers_fails_with_its_last_log_line(
     fleet: Fleet,
 ) -> None:
-    made = await fleet.add(PROVISIONING)
-    fleet.pods.kill(made)
+    made = await fleet.add(PROVISIONING, pod=False)
     fleet.pods.last_log_line = "ImportError: no module " + "x" * 1_000
-    await fleet.scan()
+    async with fleet.running():
+        fleet.pods.kill(made)
+        await fleet.next_scan()
     failed = await fleet.world.workspace(made.id)
     assert failed.status is FAILED
     assert (
         "ended before it registered: ImportError" in failed.status_reason
         and len(failed.status_reason) < 400
     )
+
+
+async def test_a_start_that_another_controller_did_not_finish_is_repeated(fleet: Fleet) -> None:
+    """It died between its record of the start and the start, or before the agent had its spec."""
+    made = await fleet.add(PROVISIONING)
+    fleet.pods.kill(made)
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0", "start 1"]
+    assert (await fleet.world.workspace(made.id)).status is PROVISIONING
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0, PROVISIONING), (1, FAILED)])
