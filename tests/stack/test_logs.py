@@ -16,7 +16,7 @@ def files(stack: Stack) -> list[Path]:
     logs = [
         path
         for path in (stack.state_dir / "logs").iterdir()
-        if path.name.split(".")[0] not in NOT_JSON
+        if path.is_file() and path.name.split(".")[0] not in NOT_JSON
     ]
     return [*logs, *(stack.state_dir / "fleet").glob("*/log")]
 

@@ -202,11 +202,11 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/core/test_agent_rules.py tests/unit/core/test_runtime.py "
         "tests/unit/core/test_task_lifecycle.py",
         (f"{_CORE}agent_rules.py", "        if result is None:\n", "        if False:\n"),
-        (f"{_CORE}task_lifecycle.py", "if number != task.iterations + 1:", "if False:"),
+        (f"{_CORE}task_lifecycle.py", "if iteration.number != task.iterations + 1:", "if False:"),
         (
             f"{_CORE}task_lifecycle.py",
-            "            if number <= task.iterations:\n",
-            "            if number < task.iterations:\n",
+            "    if iteration.number <= task.iterations:\n",
+            "    if iteration.number < task.iterations:\n",
         ),
     ),
     rule(
@@ -214,12 +214,12 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/core/test_task_lifecycle.py tests/unit/core/test_runtime.py",
         (
             f"{_CORE}task_lifecycle.py",
-            "output_tokens=task.usage.output_tokens + int(",
-            "output_tokens=int(",
+            "usage=task.usage + usage,",
+            "usage=usage,",
         ),
         (
             f"{_CORE}task_lifecycle.py",
-            'model_call.get("content") or next(filter(None, reversed(outputs)), task.result)',
+            "content or next(filter(None, reversed(outputs)), task.result)",
             "task.result",
         ),
     ),
@@ -669,6 +669,6 @@ CANCELLING: tuple[Rule, ...] = (
         (f"{_CORE}tasks.py", "        locked.require_no_hold()\n", ""),
         _FORGETS_LIMITS,
         # The cost of an iteration is forgotten.
-        (f"{_CORE}task_lifecycle.py", "else task.usage.cost_nanos + cost_nanos", "else cost_nanos"),
+        (f"{_CORE}task.py", "else of(own, others)", "else others"),
     ),
 )

@@ -96,7 +96,7 @@ TREES: tuple[Rule, ...] = (
         "a limit of a tree counts all its tasks, also after the end of the root",
         "tests/contracts/test_store_limits.py tests/unit/fleet/test_controller.py",
         (f"{_CORE}task_tree.py", "        in_limited_tree=above.in_limited_tree,\n", ""),
-        (f"{_STORE}task_lists.py", "root.usage.input_tokens + below.below_input_tokens", "0"),
+        (f"{_STORE}task_lists.py", "used.input_tokens + below.below_input_tokens", "0"),
         (f"{_STORE}task_lists.py", "WHERE has_uncancelled ", "WHERE true "),
         (
             "server/evershell/fleet/due.py",

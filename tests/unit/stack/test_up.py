@@ -111,7 +111,7 @@ def test_another_stack_is_refused(wanted: Literal["auto", "sandbox"], host: str)
 
 @pytest.fixture
 def ports() -> dict[str, int]:
-    rest, grpc, server, _, runtime, _, metrics, *_ = free_ports(10, in_a_row=8)
+    rest, grpc, server, _, runtime, _, metrics, *_ = free_ports(11, in_a_row=9)
     return {
         "rest_port": rest,
         "grpc_port": grpc,

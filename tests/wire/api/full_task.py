@@ -36,6 +36,7 @@ TASK = Task(
     reason="why",
     result="what",
     forced=True,
+    iteration_lost=True,
     usage=USAGE,
     ancestor_ids=("task_root", "task_parent"),
 )

@@ -64,6 +64,7 @@ def test_every_field_of_a_task_is_encoded() -> None:
             "cost": {"currency_code": "USD", "units": "1", "nanos": 500_000_000},
         },
         "forced": True,
+        "iteration_lost": True,
         "metadata": {"k": "v"},
         "max_iterations": 7,
         "submitted_by": "user_7",

@@ -41,8 +41,10 @@ _WRONG_COSTS = """
         SELECT coalesce(sum((payload -> 'model_call' ->> 'output_tokens')::bigint), 0) AS reported
         FROM events WHERE task_id = tasks.id AND type = 'iteration_completed'
     ) AS iterations
-    WHERE cost_nanos IS DISTINCT FROM reported
-        OR cost_nanos >= max_cost_nanos + %s
+    -- A lost iteration may cost as much as another one.
+    WHERE cost_nanos IS NULL
+        OR cost_nanos NOT IN (reported, reported + iteration_lost::int * %(tokens)s)
+        OR cost_nanos >= max_cost_nanos + %(tokens)s
         OR (cost_nanos >= max_cost_nanos AND status <> 'cancelled')
 """
 
@@ -161,7 +163,7 @@ def _judge_tasks(connection: "psycopg.Connection[Any]", load: Load) -> Iterator[
     # workspace is removed after the end of its task.
     of_others = [each for each in load.promised if each[0] not in load.deleted_tasks]
     history = read_history(connection, None, of_others, load.promised_trees, removes_old=True)
-    for task_id, cost, reported, limit in connection.execute(_WRONG_COSTS, (TOKENS,)):
+    for task_id, cost, reported, limit in connection.execute(_WRONG_COSTS, {"tokens": TOKENS}):
         yield f"{task_id} costs {cost}, its iterations cost {reported}, its limit is {limit}"
     yield from violations(history)
     for task in history.tasks.values():

@@ -24,11 +24,11 @@ RECOVERY_SECONDS = 10.0
 _NICE = 10
 _GROWTH = 1.5
 # An agent works in steps of this length, so a cancelled task ends within it.
-_STEP_SECONDS = 10
+_STEP_SECONDS = 30
 _STEPS = 500
 _READY_SECONDS = 300.0
 _STOPS = 5
-_SETTLE_SECONDS = 3.0 * _STEP_SECONDS
+_SETTLE_SECONDS = 2.0 * _STEP_SECONDS
 
 
 @dataclass(frozen=True)
