@@ -58,6 +58,15 @@ async def test_a_pod_is_alive_as_soon_as_it_was_started(
     assert LocalPods(tmp_path, spec_for).is_alive(workspace)
 
 
+async def test_a_pod_gives_way_to_the_programs_of_the_service(
+    pods: LocalPods, workspace: Workspace
+) -> None:
+    await pods.start(workspace)
+    agent = pods._agent(workspace)
+    assert agent is not None
+    assert os.getpriority(os.PRIO_PROCESS, agent.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
 async def test_only_a_pod_without_a_trace_has_never_run(
     pods: LocalPods, workspace: Workspace, tmp_path: Path
 ) -> None:

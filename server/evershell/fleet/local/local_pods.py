@@ -177,6 +177,7 @@ class LocalPods:
                         self._started[key] = started = replace(started, agent=agent)
         if self._isolation.agent_is_init:
             await self._wait_program(workspace, started.agent)
+        processes.lower_priority(started.agent.pid)
         return started
 
     async def _wait_program(self, workspace: Workspace, agent: ProcessId) -> None:

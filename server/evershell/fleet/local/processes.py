@@ -24,6 +24,9 @@ _KILLED_SECONDS = 10.0
 # another one while its descendants are read.
 _LAST_SCANS = 2
 _POLL_SECONDS = 0.005
+# The nice value of agents and tools, with a third of the share of a program of the service. With
+# less, they would starve beside a busy program of another user.
+_NICE = 5
 # Fields of proc_pid_stat(5), counted from the one after the name.
 _STATE, _STARTED_AT = 0, 19
 
@@ -66,6 +69,18 @@ def _stat(pid: int) -> list[str]:
     """The fields after the name. Raises OSError."""
     # The name of the process, in parentheses, may contain spaces and parentheses.
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
+
+
+def lower_priority(pid: int) -> None:
+    """Makes the process, and what it starts, give way to the programs of the service.
+
+    Many busy agents on one machine would otherwise delay every call, their own heartbeats too. The
+    kernel may divide the processor among sessions first: "The autogroup feature" in sched(7).
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, _NICE)
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(_NICE))
 
 
 def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
