@@ -40,7 +40,7 @@ def test_silent_connections_keep_no_threads_and_nobody_out(
                 assert answer.text == "metrics"
         # The threads of the connections that were closed end.
         eventually(lambda: threading.active_count() <= most)
-    eventually(lambda: threading.active_count() == before)
+    eventually(lambda: threading.active_count() <= before)
     # Nothing is written for a client that was silent.
     assert capfd.readouterr() == ("", "")
 
