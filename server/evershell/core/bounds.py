@@ -17,8 +17,6 @@ from evershell.core.workspace import Workspace, WorkspaceStatus
 
 # How long after `force_at` an agent may take to interrupt the iteration and commit the end.
 FORCE_MARGIN = timedelta(seconds=2)
-# The violation of that bound, after which the workspace is suspended.
-NOT_INTERRUPTED = "its agent did not interrupt the task in time"
 # How long an agent may take to end a cancelled task, beyond the limits of one model call and one
 # tool call.
 CANCEL_MARGIN = timedelta(seconds=30)
@@ -64,7 +62,7 @@ class Bounds:
         if task is not None and task.cancel is not None and not task.status.is_terminal:
             force_at = task.cancel.force_at
             if force_at is not None and is_over(force_at + FORCE_MARGIN, FORCE_RECOVERY_MARGIN):
-                return NOT_INTERRUPTED
+                return "its agent did not interrupt the task in time"
             iteration = timedelta(seconds=self.model_timeout_seconds + self.tool_timeout_seconds)
             if is_over(task.cancel.requested_at + iteration + CANCEL_MARGIN):
                 return "its agent did not end the cancelled task within the limits of an iteration"

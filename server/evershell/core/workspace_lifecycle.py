@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from evershell.core import event
+from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import EventType, NewEvent
@@ -142,19 +143,16 @@ def record_breach(locked: Locked, epoch: int, breach: str) -> Change:
 
 
 def lose_agent(
-    locked: Locked,
-    epoch: int,
-    reason: str,
-    now: datetime,
-    *,
-    work_stopped: bool,
-    by_force: bool = False,
+    locked: Locked, epoch: int, reason: str, now: datetime, *, work_stopped: bool
 ) -> Change:
     """Records that the epoch's agent is lost or cannot start.
 
     Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, that is the
-    reason. If its pod was ended `by_force`, because it did not interrupt a task, the workspace is
-    suspended: the next task wakes it. Its `run_id` then stays until the pod is known to have ended.
+    reason. If it broke none, and did not interrupt its task in time, the workspace is suspended
+    instead: the next task wakes it. Its `run_id` then stays until the pod is known to have ended.
+    Only the record decides this. A controller that repeats the step of another one decides the
+    same, although it finds an agent that seems to have ended by itself. One that did end by itself
+    before, or whose lease is over, therefore also leaves a suspended workspace.
     """
     workspace = locked.workspace
     reason = workspace.agent_breach or reason
@@ -163,12 +161,19 @@ def lose_agent(
     if workspace.status in _ENDS_POD:
         return finish_stop(locked, epoch, now, work_stopped=work_stopped)
     change = end_open_task(locked, reason, now, work_stopped=work_stopped)
-    if by_force and workspace.agent_breach is None:
+    if workspace.agent_breach is None and _is_force_over(locked, now):
         suspended = change.workspace.without_agent(WorkspaceStatus.SUSPENDED, reason, now)
         run_id = None if work_stopped else workspace.run_id
         return replace(change, workspace=replace(suspended, run_id=run_id))
     failed = event.workspace_event(EventType.WORKSPACE_FAILED, now, reason=reason)
     return _without_agent(change, WorkspaceStatus.FAILED, reason, now, failed)
+
+
+def _is_force_over(locked: Locked, now: datetime) -> bool:
+    """Whether the time has passed in which the agent had to interrupt its task."""
+    cancel = locked.task.cancel if locked.task is not None else None
+    force_at = cancel.force_at if cancel is not None else None
+    return force_at is not None and force_at + FORCE_MARGIN < now
 
 
 def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool) -> Change:

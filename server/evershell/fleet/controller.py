@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from evershell.core import workspace_lifecycle
-from evershell.core.bounds import LATE_SECONDS, NOT_INTERRUPTED, Bounds
+from evershell.core.bounds import LATE_SECONDS, Bounds
 from evershell.core.change import Change, Locked
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import UNDELIVERED, Agents, Clock, Store
@@ -327,7 +327,7 @@ class Controller:
             await self._reconcile_ids({workspace.id})
 
     async def _end_overdue(self, workspace: Workspace) -> None:
-        """Fails the workspace of an overdue agent, or suspends it after a forced cancellation.
+        """Ends the pod of an overdue agent, and its task.
 
         Reads the workers, the workspace, its task and its lease again first: a worker may have
         stopped to answer since the scan, the task may have ended, or the agent may have recovered.
@@ -345,11 +345,7 @@ class Controller:
         reason = self._overdue.reason(current, task, lease_seconds_left)
         if reason is not None:
             explanation = self._pods.explain(current)
-            await self._fail(
-                current,
-                f"{reason}: {explanation}" if explanation else reason,
-                by_force=reason == NOT_INTERRUPTED,
-            )
+            await self._fail(current, f"{reason}: {explanation}" if explanation else reason)
 
     def _failure_reason(self, workspace: Workspace) -> str:
         if explanation := self._pods.explain(workspace):
@@ -359,13 +355,13 @@ class Controller:
             return f"its agent ended before it registered: {log_tail[:300]}"
         return "its agent's process ended unexpectedly"
 
-    async def _fail(self, workspace: Workspace, reason: str, *, by_force: bool = False) -> None:
-        """Ends everything that runs in the pod, then the task."""
+    async def _fail(self, workspace: Workspace, reason: str) -> None:
+        """Ends everything that runs in the pod, then the task. The record decides what follows."""
         stopped = await self._end_pod(workspace, 0)
         await self._apply(
             workspace,
             lambda locked, now: workspace_lifecycle.lose_agent(
-                locked, workspace.epoch, reason, now, work_stopped=stopped, by_force=by_force
+                locked, workspace.epoch, reason, now, work_stopped=stopped
             ),
         )
         log.warning("agent_lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)

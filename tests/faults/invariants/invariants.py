@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from evershell.agents.shutdown import ExitCode
-from evershell.core.bounds import NOT_INTERRUPTED
 from evershell.core.event import Event, EventType, cancel_requested_payload
 from evershell.core.task import CancelIntent, Task, TaskLimits, TaskStatus
 from evershell.core.task_limits import CREDENTIAL_KIND, REQUESTER, budgets
@@ -520,7 +519,7 @@ def suspended_only_when_idle(view: View) -> None:
     at = view.workspace
     if at.status is WorkspaceStatus.SUSPENDED:
         last = view.events[-1]
-        if at.status_reason == NOT_INTERRUPTED:
+        if at.status_reason:
             assert last.type is EventType.TASK_COMPLETED and last.payload["forced"], (at, last)
         else:
             assert at.updated_at >= last.time + SUSPEND_AFTER, (at, last)

@@ -85,7 +85,7 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/fleet/test_due.py tests/unit/fleet/test_controller.py",
         (
             f"{_CORE}bounds.py",
-            "return NOT_INTERRUPTED",
+            'return "its agent did not interrupt the task in time"',
             "return None",
         ),
         (

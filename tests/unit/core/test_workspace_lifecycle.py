@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from evershell.core import task_lifecycle, workspace_lifecycle
+from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.task import Phase, TaskEnded, TaskStatus
@@ -350,7 +351,7 @@ def test_a_pod_that_was_ended_by_force_leaves_a_suspended_workspace(
 ) -> None:
     locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
     change = workspace_lifecycle.lose_agent(
-        locked, 1, "too late", LATER, work_stopped=work_stopped, by_force=True
+        locked, 1, "too late", LATER, work_stopped=work_stopped
     )
     at = change.workspace
     assert (at.status, at.status_reason, at.run_id) == (SUSPENDED, "too late", run_id)
@@ -361,11 +362,19 @@ def test_a_pod_that_was_ended_by_force_leaves_a_suspended_workspace(
     assert at.awaits_controller is not work_stopped
 
 
+def test_an_agent_that_is_lost_before_its_force_is_over_fails_its_workspace() -> None:
+    locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
+    ended_at = NOW + FORCE_MARGIN
+    change = workspace_lifecycle.lose_agent(locked, 1, "it died", ended_at, work_stopped=True)
+    assert change.workspace.status is FAILED
+    assert change.task is not None and change.task.forced
+
+
 def test_an_agent_that_broke_a_rule_fails_its_workspace_even_by_force() -> None:
     locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
     broken = replace(locked, workspace=replace(locked.workspace, agent_breach="its agent lied"))
     change = workspace_lifecycle.lose_agent(
-        broken, 1, "too late", LATER, work_stopped=True, by_force=True
+        broken, 1, "too late", LATER, work_stopped=True
     )
     assert (change.workspace.status, change.workspace.status_reason) == (FAILED, "its agent lied")
 

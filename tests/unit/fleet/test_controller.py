@@ -5,12 +5,14 @@ test_due.py has what it reads, and the bounds that it enforces.
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.change import Change, Locked
+from evershell.core.errors import UnavailableError
 from evershell.core.task import Task, TaskLimits, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.fleet.controller import END_GRACE_SECONDS
@@ -291,6 +293,32 @@ async def test_a_task_wakes_a_workspace_whose_pod_was_ended_by_force(
         await fleet.next_scan()
     assert fleet.pods.calls == ["end 0", "end 0", "start 2"]
     assert [epoch for _, epoch in fleet.pods.alive] == [2]
+
+
+async def test_a_forced_end_whose_record_fails_once_leaves_a_suspended_workspace(
+    fleet: Fleet,
+) -> None:
+    """The next pass finds a pod that has ended, and does not know why."""
+    busy, running = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=1)
+    transition = fleet.world.store.transition
+
+    async def fail_once(*_: Any) -> None:
+        fleet.world.store.transition = transition  # type: ignore[method-assign]
+        raise UnavailableError("frozen")
+
+    def on_end() -> None:
+        fleet.pods.on_end = lambda: None
+        fleet.world.store.transition = fail_once  # type: ignore[assignment, method-assign]
+
+    fleet.pods.on_end = on_end
+    await fleet.scan()
+    assert (await fleet.world.workspace(busy.id)).status is WorkspaceStatus.BUSY
+    assert fleet.pods.alive == {}
+    await fleet.scan()
+    assert (await fleet.world.workspace(busy.id)).status is WorkspaceStatus.SUSPENDED
+    assert (await fleet.world.task(busy.id, running.id)).forced
 
 
 async def test_a_stopping_workspace_stops_as_soon_as_its_task_has_ended(fleet: Fleet) -> None:

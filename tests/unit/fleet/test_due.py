@@ -227,17 +227,16 @@ async def test_an_overdue_force_deadline_ends_the_pod_of_a_live_agent(fleet: Fle
     assert fleet.pods.calls == ["end 0"]
 
 
-async def test_other_bounds_fail_the_workspace_of_a_task_whose_force_is_overdue(
+async def test_a_lease_that_is_over_suspends_the_workspace_of_a_task_whose_force_is_overdue(
     fleet: Fleet,
 ) -> None:
-    """The lease of its agent has expired."""
     busy, _ = await fleet.add_busy(lease_expires_at=NOW)
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + timedelta(hours=1)
     await fleet.scan()
-    failed = await fleet.world.workspace(busy.id)
-    assert (failed.status, failed.status_reason) == (
-        WorkspaceStatus.FAILED,
+    suspended = await fleet.world.workspace(busy.id)
+    assert (suspended.status, suspended.status_reason) == (
+        WorkspaceStatus.SUSPENDED,
         "its agent did not renew its lease in time",
     )
 
