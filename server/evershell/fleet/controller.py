@@ -167,10 +167,12 @@ class Controller:
         """Reconciles the workspaces whose changes are published, until the next scan is due."""
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
-            await self._reconcile_ids(await changes.wait(left_seconds))
-        if left_seconds < -LATE_SECONDS:
-            # This machine stood still, or has too much to do.
-            self._overdue.note_outage()
+            changed = await changes.wait(left_seconds)
+            if time.monotonic() - scan_at > LATE_SECONDS:
+                # This machine stood still, or has too much to do. What this controller does between
+                # two waits may take long, too, but agents do not notice it.
+                self._overdue.note_outage()
+            await self._reconcile_ids(changed)
 
     async def _reconcile_ids(self, workspace_ids: set[str]) -> None:
         """Reads and reconciles these workspaces. After an UnavailableError, the next scan does.
@@ -376,7 +378,7 @@ class Controller:
             if (
                 task is not None
                 and not task.status.is_terminal
-                and not self._overdue.violation(workspace, task)
+                and not await self._is_overdue(workspace, task)
             ):
                 return
         stopped = await self._end_pod(workspace, END_GRACE_SECONDS)
@@ -387,6 +389,13 @@ class Controller:
             ),
         )
         log.info("pod_stopped", workspace_id=workspace.id, epoch=workspace.epoch)
+
+    async def _is_overdue(self, workspace: Workspace, task: Task) -> bool:
+        """Whether the task is overdue, and the workers still answer."""
+        if not self._overdue.violation(workspace, task):
+            return False
+        await self._due.read_workers()
+        return self._overdue.violation(workspace, task) is not None
 
     async def _remove(self, workspace: Workspace) -> None:
         """Removes the files of a deleted workspace, and then its rows.

@@ -127,8 +127,8 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (
             "server/evershell/fleet/controller.py",
-            "if left_seconds < -LATE_SECONDS:",
-            "if left_seconds < -1e9:",
+            "if time.monotonic() - scan_at > LATE_SECONDS:",
+            "if time.monotonic() - scan_at > 1e9:",
         ),
     ),
     rule(

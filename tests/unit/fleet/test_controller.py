@@ -272,6 +272,22 @@ async def test_a_stopping_pod_runs_until_the_deadline_of_its_task(fleet: Fleet) 
     assert (ended.status, ended.forced) == (TaskStatus.CANCELLED, True)
 
 
+async def test_a_stopping_pod_is_not_ended_while_a_worker_is_silent(fleet: Fleet) -> None:
+    """It fell silent after the scan."""
+    busy, _ = await fleet.add_busy()
+    await stop(fleet, busy.id)
+    fleet.world.clock.now = NOW + timedelta(seconds=11) + FORCE_MARGIN
+    read = [[0.0], [1.3]]
+
+    async def silences() -> list[float]:
+        return read.pop(0)
+
+    fleet.world.store.worker_silences = silences  # type: ignore[method-assign]
+    await fleet.scan()
+    assert (fleet.pods.calls, read) == ([], [])
+    assert (await fleet.world.workspace(busy.id)).status is WorkspaceStatus.STOPPING
+
+
 @pytest.mark.parametrize("is_confirmed", [True, False])
 async def test_a_task_wakes_a_workspace_whose_pod_was_ended_by_force(
     fleet: Fleet, is_confirmed: bool

@@ -333,6 +333,28 @@ async def test_a_scan_that_is_late_counts_as_an_outage(fleet: Fleet) -> None:
         assert fleet.pods.calls == ["end 0"]
 
 
+async def test_what_the_controller_does_itself_is_no_outage(fleet: Fleet) -> None:
+    """It takes four seconds to follow a change."""
+    other = await fleet.add(WorkspaceStatus.IDLE)
+    busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    monotonic = time.monotonic
+    get_workspace = fleet.world.store.get_workspace
+    took_seconds = [0.0]
+
+    async def slow(workspace_id: str) -> Workspace | None:
+        took_seconds[0] = 4.0
+        return await get_workspace(workspace_id)
+
+    async with fleet.running():
+        fleet.world.clock.now = NOW + timedelta(seconds=4)
+        fleet.world.store.get_workspace = slow  # type: ignore[method-assign]
+        with patch.object(time, "monotonic", lambda: monotonic() + took_seconds[0]):
+            fleet.changes.queue.put_nowait({other.id})
+            await settle()
+        assert fleet.pods.calls == ["end 0"]
+
+
 async def test_repeated_outages_postpone_a_deadline_by_one_lease_at_most(fleet: Fleet) -> None:
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
