@@ -126,7 +126,7 @@ class Fleet:
     pods: FakePods = field(default_factory=FakePods)
     changes: FakeChanges = field(default_factory=FakeChanges)
     backlog: Backlog | None = None
-    answering_since: datetime = NOW - timedelta(hours=1)
+    last_outage_at: datetime = NOW - timedelta(hours=1)
     # Whether the term of the controller goes on.
     leads: bool = True
     # How long workspaces are idle before they are suspended; None for ever.
@@ -166,7 +166,7 @@ class Fleet:
             BOUNDS,
             RUN_ID,
             self.world.clock,
-            self.answering_since,
+            self.last_outage_at,
             self.backlog,
             suspend_after=self.suspend_after,
             leads=lambda: self.leads,

@@ -27,9 +27,10 @@ RECOVERY_MARGIN = timedelta(seconds=15)
 FORCE_RECOVERY_MARGIN = timedelta(seconds=5)
 # By how much a program is late that does not run, or that has too much to do.
 LATE_SECONDS = 0.25
-# A worker gives a sign of life every second. If it is silent for longer than this, it does not
-# answer agents well either.
-SILENT_SECONDS = 1.0 + LATE_SECONDS
+# How often a worker gives a sign of life.
+SIGN_OF_LIFE_SECONDS = 1.0
+# If a worker is silent for longer than this, it does not answer agents well either.
+SILENT_SECONDS = SIGN_OF_LIFE_SECONDS + LATE_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +44,19 @@ class Bounds:
     start_seconds: float = 30.0
 
     def violation(
-        self, workspace: Workspace, task: Task | None, now: datetime, answering_since: datetime
+        self, workspace: Workspace, task: Task | None, now: datetime, last_outage_at: datetime
     ) -> str | None:
         """Why the agent is overdue, as a human-readable clause; None while it keeps its bounds.
 
         `task` is the current task. It may be None if the task is not cancelled, because the other
-        bounds need only the workspace. `answering_since` is when the control plane was last known
+        bounds need only the workspace. `last_outage_at` is when the control plane was last known
         not to answer.
         """
         lease = timedelta(seconds=self.lease_seconds)
 
         def is_over(bound: datetime, recovery: timedelta = RECOVERY_MARGIN) -> bool:
             # By no more than a lease, because no agent survives a longer outage.
-            return now > max(bound, min(answering_since + recovery, bound + lease))
+            return now > max(bound, min(last_outage_at + recovery, bound + lease))
 
         if workspace.agent_breach is not None:
             return workspace.agent_breach

@@ -62,7 +62,7 @@ class Controller:
         bounds: Bounds,
         run_id: str,
         clock: Clock,
-        answering_since: datetime,
+        last_outage_at: datetime,
         backlog: Backlog | None = None,
         *,
         suspend_after: timedelta | None = None,
@@ -71,11 +71,11 @@ class Controller:
     ) -> None:
         """Prepares a term of leadership.
 
-        `run_id` is the run of the stack. Pods of other runs have ended. `answering_since` is the
-        end of the last outage of the control plane, or the start of the term. Without `backlog`,
-        nothing is measured. Workspaces are suspended after they were idle for `suspend_after`; None
-        for never. Also runs `background`, until the end of the term. `leads` says whether the term
-        still lasts.
+        `run_id` is the run of the stack. Pods of other runs have ended. `last_outage_at` is
+        when the control plane was last known not to answer, or the start of the term. Without
+        `backlog`, nothing is measured. Workspaces are suspended after they were idle for
+        `suspend_after`; None for never. Also runs `background`, until the end of the term. `leads`
+        says whether the term still lasts.
         """
         self._leads = leads
         self._store = store
@@ -87,7 +87,7 @@ class Controller:
         )
         self._run_id = run_id
         self._clock = clock
-        self._overdue = Overdue(bounds, clock, answering_since)
+        self._overdue = Overdue(bounds, clock, last_outage_at)
         self._due = Due(store, self._overdue, bounds.lease_seconds)
         self._suspend_after = suspend_after
         sweep_seconds = SWEEP_SECONDS

@@ -35,11 +35,11 @@ _AT_ONCE = 4
 class Overdue:
     """The bounds that the controller enforces on agents."""
 
-    def __init__(self, bounds: Bounds, clock: Clock, answering_since: datetime) -> None:
-        """`answering_since` is when the control plane was last known not to answer."""
+    def __init__(self, bounds: Bounds, clock: Clock, last_outage_at: datetime) -> None:
+        """`last_outage_at` is when the control plane was last known not to answer."""
         self._bounds = bounds
         self._clock = clock
-        self.answering_since = answering_since
+        self.last_outage_at = last_outage_at
         self._are_answering = True
 
     def reason(
@@ -52,11 +52,11 @@ class Overdue:
 
     def violation(self, workspace: Workspace, task: Task | None) -> str | None:
         """The same without the lease."""
-        return self._bounds.violation(workspace, task, self._clock(), self.answering_since)
+        return self._bounds.violation(workspace, task, self._clock(), self.last_outage_at)
 
     def note_outage(self) -> None:
         """Notes that a part of the control plane does not answer now."""
-        self.answering_since = self._clock()
+        self.last_outage_at = self._clock()
 
     def note_workers(self, silences: Sequence[float]) -> None:
         """Notes whether the workers answer."""

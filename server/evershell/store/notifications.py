@@ -25,6 +25,7 @@ import psycopg
 import structlog
 from psycopg.conninfo import make_conninfo
 
+from evershell.core.bounds import SIGN_OF_LIFE_SECONDS
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock
 from evershell.store.background import running
@@ -52,9 +53,8 @@ class Channel(StrEnum):
 # PostgreSQL accepts payloads of less than 8000 bytes (NOTIFY).
 _MAX_PAYLOAD_BYTES = 7_900
 _RETRY_SECONDS = 0.25
-# A listener checks its connection this often, and reconnects if there is no answer in time. The
-# check is a worker's sign of life (core/bounds.py, SILENT_SECONDS).
-_LISTENER_CHECK_SECONDS = 1.0
+# A listener checks its connection, which is a worker's sign of life, and reconnects if there is no
+# answer in time.
 _LISTENER_ANSWER_SECONDS = 1.5
 
 _log = structlog.get_logger()
@@ -161,7 +161,7 @@ class _Notifications(ABC):
 
     async def _receive_all(self, connection: PrimaryConnection) -> None:
         while not connection.is_superseded:
-            async for notification in connection.notifies(timeout=_LISTENER_CHECK_SECONDS):
+            async for notification in connection.notifies(timeout=SIGN_OF_LIFE_SECONDS):
                 origin, *ids = notification.payload.split("\n")
                 if origin != self._origin:
                     for workspace_id in ids:

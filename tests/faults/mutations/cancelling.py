@@ -114,11 +114,11 @@ CANCELLING: tuple[Rule, ...] = (
             "SILENT_SECONDS < each < self.lease_seconds",
             "SILENT_SECONDS < each",
         ),
-        (f"{_CORE}bounds.py", "min(answering_since + recovery, bound + lease)", "bound"),
+        (f"{_CORE}bounds.py", "min(last_outage_at + recovery, bound + lease)", "bound"),
         (
             f"{_CORE}bounds.py",
-            "min(answering_since + recovery, bound + lease)",
-            "answering_since + recovery",
+            "min(last_outage_at + recovery, bound + lease)",
+            "last_outage_at + recovery",
         ),
         (
             "server/evershell/fleet/controller.py",

@@ -13,7 +13,7 @@ HEALTHY: tuple[Rule, ...] = (
         # An outage does not postpone a bound.
         (
             _BOUNDS,
-            "return now > max(bound, min(answering_since + recovery, bound + lease))",
+            "return now > max(bound, min(last_outage_at + recovery, bound + lease))",
             "return now > bound",
         ),
         # A silent worker is no outage.

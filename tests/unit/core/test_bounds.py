@@ -55,8 +55,8 @@ async def test_a_bound_waits_for_the_control_plane_for_a_lease_at_most(
 ) -> None:
     workspace, task, bound, recovery = await case(world)  # type: ignore[operator]
 
-    def is_over(now: datetime, answering_since: datetime) -> bool:
-        return BOUNDS.violation(workspace, task, now, answering_since) is not None
+    def is_over(now: datetime, last_outage_at: datetime) -> bool:
+        return BOUNDS.violation(workspace, task, now, last_outage_at) is not None
 
     assert not is_over(bound, LONG_AGO)
     assert is_over(bound + MOMENT, LONG_AGO)

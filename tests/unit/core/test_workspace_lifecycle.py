@@ -350,9 +350,7 @@ def test_a_pod_that_was_ended_by_force_leaves_a_suspended_workspace(
     work_stopped: bool, run_id: str | None
 ) -> None:
     locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
-    change = workspace_lifecycle.lose_agent(
-        locked, 1, "too late", LATER, work_stopped=work_stopped
-    )
+    change = workspace_lifecycle.lose_agent(locked, 1, "too late", LATER, work_stopped=work_stopped)
     at = change.workspace
     assert (at.status, at.status_reason, at.run_id) == (SUSPENDED, "too late", run_id)
     assert change.task is not None and change.task.forced
@@ -373,9 +371,7 @@ def test_an_agent_that_is_lost_before_its_force_is_over_fails_its_workspace() ->
 def test_an_agent_that_broke_a_rule_fails_its_workspace_even_by_force() -> None:
     locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
     broken = replace(locked, workspace=replace(locked.workspace, agent_breach="its agent lied"))
-    change = workspace_lifecycle.lose_agent(
-        broken, 1, "too late", LATER, work_stopped=True
-    )
+    change = workspace_lifecycle.lose_agent(broken, 1, "too late", LATER, work_stopped=True)
     assert (change.workspace.status, change.workspace.status_reason) == (FAILED, "its agent lied")
 
 

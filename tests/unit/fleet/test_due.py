@@ -245,7 +245,7 @@ async def test_after_an_outage_an_agent_has_time_to_commit(fleet: Fleet) -> None
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + timedelta(seconds=7)
-    fleet.answering_since = fleet.world.clock.now - FORCE_RECOVERY_MARGIN
+    fleet.last_outage_at = fleet.world.clock.now - FORCE_RECOVERY_MARGIN
     await fleet.scan()
     assert fleet.pods.calls == []
     fleet.world.clock.advance(0.1)
@@ -306,7 +306,7 @@ async def test_a_database_that_is_slow_counts_as_an_outage(world: World) -> None
     overdue = Overdue(BOUNDS, world.clock, NOW - timedelta(hours=1))
     scans = Due(world.store, overdue, BOUNDS.lease_seconds, Monotonic(world))
     await scans.read()
-    assert overdue.answering_since == NOW - timedelta(hours=1)
+    assert overdue.last_outage_at == NOW - timedelta(hours=1)
 
     async def slow() -> list[float]:
         world.clock.advance(0.3)
@@ -314,7 +314,7 @@ async def test_a_database_that_is_slow_counts_as_an_outage(world: World) -> None
 
     world.store.worker_silences = slow  # type: ignore[method-assign]
     await scans.read()
-    assert overdue.answering_since == world.clock.now
+    assert overdue.last_outage_at == world.clock.now
 
 
 async def test_a_scan_that_is_late_counts_as_an_outage(fleet: Fleet) -> None:
@@ -359,7 +359,7 @@ async def test_repeated_outages_postpone_a_deadline_by_one_lease_at_most(fleet: 
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=BOUNDS.lease_seconds + 0.1)
-    fleet.answering_since = fleet.world.clock.now
+    fleet.last_outage_at = fleet.world.clock.now
     await fleet.scan()
     assert fleet.pods.calls == ["end 0"]
 

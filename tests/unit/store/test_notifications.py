@@ -215,7 +215,7 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
 ) -> None:
     """The listener of a controller is not one."""
     store = PostgresStore(pool, machine_clock)
-    monkeypatch.setattr(notifications, "_LISTENER_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(notifications, "SIGN_OF_LIFE_SECONDS", 0.01)
     async with WorkspaceSubscriptions(pool, database_url, machine_clock) as worker:
         await worker.listening()
         began = time.monotonic()
@@ -226,7 +226,7 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
 
         await eventually_async(is_heard)
         # An event loop that does not get this far.
-        monkeypatch.setattr(notifications, "_LISTENER_CHECK_SECONDS", 60)
+        monkeypatch.setattr(notifications, "SIGN_OF_LIFE_SECONDS", 60)
 
         async def is_silent() -> bool:
             (silence,) = await store.worker_silences()
