@@ -22,6 +22,7 @@ from evershell.agents.tools import (
 )
 from evershell.core.task import (
     MAX_CALL_TOKENS,
+    MAX_MODEL_CHARACTERS,
     MAX_TOOL_CALLS,
     TOKEN_PARTS,
     IterationReported,
@@ -320,9 +321,9 @@ class Step:
             await asyncio.sleep(0)
             started = list(self._started)
             calls_payload = [each.payload(len(started)) for each in started]
-            model_call = self._model_call("completed") | {
-                "model": storable_text(self.reply.model, _MAX_ID_BYTES)
-            }
+            model_call = self._model_call("completed")
+            # A name that is too long for a price stays too long.
+            model_call["model"] = model_call["model"][: MAX_MODEL_CHARACTERS + 1]
             await self._report(
                 IterationReported(
                     self.number, {"model_call": model_call, "started_calls": calls_payload}

@@ -11,10 +11,8 @@ from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from typing import Any
 
-from evershell.core.task import TOKEN_PARTS, TOKENS
+from evershell.core.task import MAX_MODEL_CHARACTERS, TOKEN_PARTS, TOKENS
 
-# A longer name has no price.
-_MAX_NAME_CHARACTERS = 200
 # The models whose prices are kept for further calls.
 _MAX_KNOWN_MODELS = 1000
 _PICO_PER_NANO = 1000
@@ -113,7 +111,7 @@ class PriceList:
 
     def _prices(self, model: str) -> Sequence[Prices]:
         found: Sequence[Prices] = (
-            () if len(model) > _MAX_NAME_CHARACTERS else self._found(model.lower())
+            () if len(model) > MAX_MODEL_CHARACTERS else self._found(model.lower())
         )
         return found
 

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -29,6 +29,8 @@ TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
 TOKENS = ("input_tokens", "output_tokens", *TOKEN_PARTS)
 # The tool calls of one iteration.
 MAX_TOOL_CALLS = 128
+# A model with a longer name has no price.
+MAX_MODEL_CHARACTERS = 200
 
 
 class TaskStatus(StrEnum):
@@ -75,7 +77,9 @@ class Usage:
         return self._with(other, operator.add)
 
     def at_least(self, other: "Usage") -> "Usage":
-        """The larger of each of the two."""
+        """The larger of each of the two. A cost that is only known here replaces an unknown one."""
+        if other.cost_nanos is None:
+            other = replace(other, cost_nanos=self.cost_nanos)
         return self._with(other, max)
 
     def _with(self, other: "Usage", of: Callable[[int, int], int]) -> "Usage":
@@ -98,6 +102,12 @@ class OpenIteration:
     usage: Usage
     # The fields of the message StartedCall of each tool call.
     started_calls: Sequence[Mapping[str, Any]] = ()
+
+    def with_report(self, report: "OpenIteration") -> "OpenIteration":
+        """What is known after another report, which may be older: it then has fewer tool calls."""
+        is_older = len(report.started_calls) < len(self.started_calls)
+        older, newer = (report, self) if is_older else (self, report)
+        return replace(newer, usage=newer.usage.at_least(older.usage))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,11 +199,10 @@ def _commit_one(
                 return unchanged(locked)
             calls = payload.get("started_calls", [])
             usage = _usage_of(payload["model_call"], len(calls), now, prices)
+            opened = OpenIteration(number=number, usage=usage, started_calls=calls)
             if task.open_iteration is not None:
-                usage = usage.at_least(task.open_iteration.usage)
-            reported = replace(
-                task, open_iteration=OpenIteration(number=number, usage=usage, started_calls=calls)
-            )
+                opened = task.open_iteration.with_report(opened)
+            reported = replace(task, open_iteration=opened)
             return Change(workspace, reported, tuple(_warnings(task, reported, now)))
         case TaskEnded():
             return _end(locked, task, agent_event, now)

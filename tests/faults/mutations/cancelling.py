@@ -106,7 +106,8 @@ CANCELLING: tuple[Rule, ...] = (
     ),
     rule(
         "no agent is ended because the control plane does not answer",
-        "tests/unit/core/test_bounds.py tests/unit/fleet/test_due.py",
+        "tests/unit/core/test_bounds.py tests/unit/fleet/test_due.py "
+        "tests/unit/fleet/test_controller.py",
         (f"{_CORE}bounds.py", "SILENT_SECONDS < each < self.lease_seconds", "False"),
         (f"{_CORE}bounds.py", "bool(silences) and not any(", "not any("),
         (
@@ -124,6 +125,11 @@ CANCELLING: tuple[Rule, ...] = (
             "server/evershell/fleet/controller.py",
             "        await self._due.read_workers()\n        current",
             "        current",
+        ),
+        (
+            "server/evershell/fleet/controller.py",
+            "        await self._due.read_workers()\n        return",
+            "        return",
         ),
         (
             "server/evershell/fleet/controller.py",

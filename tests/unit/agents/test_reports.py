@@ -10,6 +10,7 @@ import pytest
 from evershell.agents.loop import RejectedError, Task
 from evershell.agents.runtime_client import encode_commit
 from evershell.core.agent_rules import check_events
+from evershell.core.prices import PriceList, Prices
 from evershell.core.task import MAX_TOOL_CALLS, TaskEnded, TaskStatus
 from tests.unit.agents.loop_world import (
     REPLIES,
@@ -94,6 +95,25 @@ async def test_one_after_the_other_each_is_reported_and_announced_ones_share_a_r
     await run.end()
     assert started(run) == [["x"], ["x", "y"], ["x", "y"]]
     assert [report.number for report in run.world.reports] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(("length", "has_price"), [(200, True), (201, False)])
+async def test_the_longest_name_of_a_model_with_a_price_is_reported(
+    length: int, has_price: bool
+) -> None:
+    name = "\N{EURO SIGN}" * length
+    prices = PriceList(own={each * "\N{EURO SIGN}": Prices({}) for each in (200, 201)})
+
+    async def agent(task: Task) -> None:
+        async for step in task.iterations():
+            await step.model_call(value({"model": name, "content": "x"}))
+            await step.tool_call("t", {}, value(""))
+            return
+
+    run = Run(agent)
+    await run.end()
+    (report,) = run.world.reports
+    assert prices.has(report.payload["model_call"]["model"]) is has_price
 
 
 async def test_the_largest_report_is_within_the_bounds() -> None:

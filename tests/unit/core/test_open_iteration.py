@@ -85,6 +85,27 @@ def test_usage_never_shrinks() -> None:
     assert task_of(commit(reported, iteration(1, model=MODEL))).used == more
 
 
+def test_a_late_report_replaces_no_newer_one() -> None:
+    newer = after(commit(busy(), report(calls=2, input_tokens="9")))
+    assert newer.task is not None and newer.task.open_iteration is not None
+    late = after(commit(newer, report(calls=1, model="no price")))
+    assert late.task == newer.task
+    again = task_of(commit(late, report(calls=2, input_tokens="10"))).open_iteration
+    assert again is not None and again.usage.input_tokens == 10
+
+
+def test_a_cost_that_a_commit_or_a_later_report_knows_replaces_an_unknown_one() -> None:
+    unknown = after(commit(busy(), report(model="no price")))
+    assert unknown.task is not None and unknown.task.used == replace(ONE, cost_nanos=None)
+    assert task_of(commit(unknown, report())).used == ONE
+    assert task_of(commit(unknown, iteration(1, model=MODEL))).used == ONE
+    # What is committed stays unknown.
+    known = after(commit(busy(), report()))
+    committed = after(commit(known, iteration(1, model="no price")))
+    assert committed.task is not None and committed.task.used.cost_nanos is None
+    assert task_of(commit(committed, iteration(2, model=MODEL))).used.cost_nanos is None
+
+
 def test_a_repeat_and_an_iteration_that_is_committed_have_no_effect() -> None:
     open_task = after(commit(busy(), report()))
     assert commit(open_task, report()) == Change(open_task.workspace, open_task.task)
