@@ -16,6 +16,21 @@ SUSPENDING: tuple[Rule, ...] = (
         (f"{_FLEET}controller.py", "            and self._clock() >= workspace.updated_at", ""),
     ),
     rule(
+        "a forced end suspends the workspace, even if it is interrupted",
+        "tests/unit/core/test_workspace_lifecycle.py tests/unit/fleet/test_controller.py",
+        (
+            f"{_CORE}workspace_lifecycle.py",
+            "workspace.agent_breach is None and _is_force_over(locked, now)",
+            "False",
+        ),
+        (
+            f"{_CORE}workspace_lifecycle.py",
+            "workspace.agent_breach is None and _is_force_over",
+            "_is_force_over",
+        ),
+        (f"{_CORE}workspace_lifecycle.py", "force_at + FORCE_MARGIN < now", "force_at < now"),
+    ),
+    rule(
         "the agent of a suspended workspace is fenced",
         _UNIT,
         (
