@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -343,9 +342,9 @@ async def test_what_the_controller_does_itself_is_no_outage(fleet: Fleet) -> Non
     get_workspace = fleet.world.store.get_workspace
     took_seconds = [0.0]
 
-    async def slow(*ids: Any) -> Workspace | None:
+    async def slow(workspace_id: str, org_id: str | None = None) -> Workspace | None:
         took_seconds[0] = 4.0
-        return await get_workspace(*ids)
+        return await get_workspace(workspace_id, org_id)
 
     async with fleet.running():
         fleet.world.clock.now = NOW + timedelta(seconds=4)
