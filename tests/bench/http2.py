@@ -49,6 +49,7 @@ class Connection:
         path: str,
         metadata: Sequence[tuple[str, str | bytes]] = (),
         receive_seconds: float = 30.0,
+        content_type: str = "application/grpc",
     ) -> None:
         """`address` is host:port. Raises OSError if it cannot be reached."""
         host, _, port = address.rpartition(":")
@@ -60,7 +61,7 @@ class Connection:
             (":path", path),
             (":authority", address),
             ("te", "trailers"),
-            ("content-type", "application/grpc"),
+            ("content-type", content_type),
         ]
         self._encoder = Encoder()
         self.set_metadata(metadata)
@@ -87,12 +88,16 @@ class Connection:
         # The headers of each call but the first one with this metadata.
         self._block: bytes | None = None
 
-    def call(self, body: bytes) -> int:
+    def call(self, body: bytes, trailers: Sequence[tuple[str, str | bytes]] = ()) -> int:
         """Adds a call to the next `flush`, and returns its stream. `body` is a `message`."""
         stream = self._next_stream
         self._next_stream += 2
-        data = _frame(_DATA, _END_STREAM, stream, body)
+        data = _frame(_DATA, 0 if trailers else _END_STREAM, stream, body)
         self._unsent.append(_frame(_HEADERS, _END_HEADERS, stream, self._header_block()))
+        if trailers:
+            # They change the server's table.
+            block, self._block = self._encoder.encode(trailers), None
+            data += _frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, block)
         if self._held or self._send_window < len(body):
             self._held.append((data, len(body)))
         else:

@@ -1,5 +1,6 @@
 """The gRPC listener of Envoy, which passes calls through without transcoding."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -184,6 +185,33 @@ def test_a_bad_binary_header_is_refused_and_does_not_affect_other_callers(
     for good in ("", "YQ", "YQ==", "YWI", "YWJj,YQ"):
         assert grpc_status(edge, "x-trace-bin", good.encode()) == grpc.StatusCode.OK.value[0]
         assert rest(good).status_code == 202
+
+
+@pytest.mark.parametrize("trailer", [("grpc-timeout", b"abc"), ("x-trace-bin", b"!!!")])
+@pytest.mark.parametrize("is_rest", [False, True])
+def test_trailers_of_a_request_do_not_reach_the_worker(
+    edge: RunningEdge, trailer: tuple[str, bytes], is_rest: bool
+) -> None:
+    """One that the worker's gRPC library cannot read would make calls of other callers fail."""
+    address, path = edge.grpc_address, "/evershell.workspace.v1.WorkspaceService/CancelTask"
+    if is_rest:
+        address, path = edge.rest_url.removeprefix("http://"), CANCEL
+    content_type = "application/json" if is_rest else "application/grpc"
+    with closing(Connection(address, path, content_type=content_type)) as connection:
+        stream = connection.call(b"" if is_rest else message(b""), [trailer])
+        body = connection.collect(stream)
+        connection.flush()
+        while not (ended := connection.receive()) and not body.endswith(b"}"):
+            pass
+        if is_rest:
+            assert json.loads(body)["outcome"] == "accepted"
+        else:
+            assert ended == [(stream, grpc.StatusCode.OK.value[0])]
+    with grpc.insecure_channel(edge.grpc_address) as channel:
+        stub = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+        request = workspace_service_pb2.CancelTaskRequest(workspace_id="ws_1")
+        for _ in range(4):
+            stub.CancelTask(request, timeout=10, metadata=(("x-trace-bin", b"ok"),))
 
 
 @pytest.mark.parametrize(
