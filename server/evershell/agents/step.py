@@ -271,14 +271,15 @@ class Step:
         """Reports tool calls together, before the first of them begins.
 
         Each has a name, arguments and an id, and begins with a `tool_call` of this id. Raises
-        TaskFailed if they are too many.
+        TaskFailed if they are too many, and CancelledError if they must not begin.
         """
-        started = []
-        for name, given, call_id in calls:
-            if call_id not in self._announced:
-                self._announced.append(call_id)
-                started.append(_Started(call_id, name, _text_of(given)))
-        await self._start(*started)
+        new = {
+            call_id: _Started(call_id, name, _text_of(given))
+            for name, given, call_id in calls
+            if call_id not in self._announced
+        }
+        await self._start(*new.values())
+        self._announced += new
 
     def payload(self, *, is_interrupted: bool = False) -> dict[str, Any]:
         """The fields of the message IterationCompleted, except the number."""
@@ -306,13 +307,23 @@ class Step:
         }
 
     async def _start(self, *calls: "_Started") -> None:
-        """Returns when these tool calls are reported. Those that begin together share a report."""
+        """Returns when these tool calls are reported.
+
+        Raises TaskFailed if they are too many, and CancelledError if they must not begin.
+        """
         if self._calls.are_over or self.has_ended:
             # `_begun` refuses the call.
             return
         if len(self._started) + len(calls) > MAX_TOOL_CALLS:
             raise TaskFailed(f"An iteration had more than {MAX_TOOL_CALLS} tool calls.")
         self._started += calls
+        await self._report_started()
+        if self._calls.is_force_due:
+            self.is_interrupted = True
+            raise asyncio.CancelledError
+
+    async def _report_started(self) -> None:
+        """Reports the tool calls up to now. Those that begin together share a report."""
         number = len(self._started)
         async with self._reporting:
             if self._reported >= number or self._calls.are_over:

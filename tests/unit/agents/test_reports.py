@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import pytest
 
+from evershell.agents.active_task import TaskFailed
 from evershell.agents.loop import RejectedError, Task
 from evershell.agents.runtime_client import encode_commit
 from evershell.core.agent_rules import check_events
@@ -156,6 +158,45 @@ async def test_force_during_a_report_begins_no_tool() -> None:
     assert (ending.status, ending.forced, began) == (TaskStatus.CANCELLED, True, [])
     (iteration,) = run.iterations
     assert "tool_call" not in iteration
+
+
+async def test_after_a_report_that_brings_force_announce_does_not_return() -> None:
+    """What the function has announced does not begin outside its calls either."""
+    began = list[str]()
+
+    async def agent(task: Task) -> None:
+        async for step in task.iterations():
+            await step.model_call(value("said"))
+            await step.announce(("t", {}, "x"))
+            began.append("a tool of another program")
+
+    run = Run(agent)
+    run.world.at["report 1"] = lambda: run.task.cancel.request(0)
+    ending = await run.end()
+    assert (ending.status, ending.forced, began) == (TaskStatus.CANCELLED, True, [])
+
+
+async def test_a_tool_call_over_the_limit_is_refused_each_time() -> None:
+    """The function goes on after the TaskFailed."""
+    began = list[str]()
+
+    async def tool(call_id: str) -> None:
+        began.append(call_id)
+
+    async def agent(task: Task) -> None:
+        async for step in task.iterations():
+            calls = [str(each) for each in range(MAX_TOOL_CALLS + 1)]
+            with pytest.raises(TaskFailed):
+                await step.announce(*(("t", {}, each) for each in calls))
+            for each in calls:
+                with suppress(TaskFailed):
+                    await step.tool_call("t", {}, tool(each), call_id=each)
+            return
+
+    run = Run(agent)
+    await run.end()
+    assert len(began) == MAX_TOOL_CALLS
+    assert [len(ids) for ids in started(run)] == list(range(1, MAX_TOOL_CALLS + 1))
 
 
 async def test_force_does_not_wait_for_a_report_that_the_function_does_not_await() -> None:
