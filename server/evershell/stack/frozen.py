@@ -39,7 +39,7 @@ class Sample:
     # The turns of its event loop since its start; for a program that counts none, its answers. None
     # if nothing is known.
     turns: int | None
-    # Whether it waits for something else than a processor, with all of its threads.
+    # Whether all of its threads wait for something else than a processor or a disk.
     is_blocked: Callable[[], bool]
 
 

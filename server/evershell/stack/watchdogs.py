@@ -61,14 +61,14 @@ def look_at(pid: int, kind: str, turns: int | None) -> Sample | None:
 
 
 def _is_blocked(pid: int) -> bool:
-    """Whether no thread of the process runs, waits for a processor or is held by a debugger.
+    """Whether no thread runs, waits for a processor or a disk, or is held by a debugger.
 
     The states are those of proc_pid_stat(5).
     """
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError):
             # The name before the state may contain any character.
-            if path.read_text().rpartition(")")[2].split()[0] in ("R", "t"):
+            if path.read_text().rpartition(")")[2].split()[0] in ("R", "D", "t"):
                 return False
     return True
 

@@ -28,6 +28,8 @@ SPINS = Second(processor_seconds=1.0, state="R")
 BLOCKED = Second()
 # It waits for a processor nearly all the time.
 STARVED = Second(processor_seconds=0.02, state="R")
+# It waits for its memory, which the machine has swapped.
+SWAPS = Second(processor_seconds=0.02, state="D")
 STOPPED = Second(state="T")
 TRACED = Second(state="t")
 
@@ -94,6 +96,7 @@ def workers() -> Programs:
         (TURNS, SPINS, ["w1"], []),
         # It gets too little processor time for its turn. The other one has less to do.
         (STARVED, TURNS, [], ["w0"]),
+        (SWAPS, TURNS, [], ["w0"]),
         # A debugger holds it.
         (TRACED, TURNS, [], ["w0"]),
         # No other one serves.
