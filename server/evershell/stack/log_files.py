@@ -32,11 +32,12 @@ _BATCH_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _ERRORS_FOLDER = "errors"
 _ERROR_FILES = 2
-# In a line of a program, of the access log, and of Envoy's own log. In JSON, the quotes of a
-# caller's text are escaped.
+# In a line of a program, of the access log, of Envoy's own log, and of PostgreSQL, which begins the
+# further lines of a message with a tab. In JSON, the quotes of a caller's text are escaped.
 _ERROR = re.compile(
     rb'"level": ?"(?:error|critical)"|"status": ?5\d\d\b'
-    rb"|^\[[^]\n]*\]\[\d+\]\[(?:error|critical)\]",
+    rb"|^\[[^]\n]*\]\[\d+\]\[(?:error|critical)\]"
+    rb"|^[\d-]+ [\d:.]+ \w+ \[\d+\] (?:ERROR|FATAL|PANIC):",
     re.MULTILINE,
 )
 

@@ -71,25 +71,31 @@ def test_a_log_has_at_most_so_many_files(tmp_path: Path, files: int) -> None:
 
 
 def test_other_lines_do_not_displace_errors(tmp_path: Path) -> None:
-    """Of a worker, of the access log and of Envoy, whole, once, and in their order."""
+    """Of a worker, the access log, Envoy and PostgreSQL, whole, once, and in their order."""
     errors = [
         b'{"event": "unexpected_error", "level": "error", "text": "a"}',
         b'{"event":"edge_call","status":503}',
         b"[2026-11-30 12:00:00.000][7][critical][main] it ends",
         b'{"level": "critical", "status": 500}',
+        *(
+            b"2026-11-30 12:00:00.000 UTC [7] %s:  it fails " % level
+            for level in (b"ERROR", b"FATAL", b"PANIC")
+        ),
     ]
     others = [
         b"x" * 999,
         b'{"event":"edge_call","user_agent":"\\"level\\":\\"error\\" \\"status\\":503"}',
         b'{"event":"edge_call","user_agent":"][7][error]["}',
         b"[2026-11-30 12:00:00.000][7][warning][main] [7][error]",
+        b"2026-11-30 12:00:00.000 UTC [7] LOG:  2026-11-30 12:00:00.000 UTC [7] ERROR:  no",
+        b"2026-11-30 12:00:00.000 UTC [7] STATEMENT:  x\n\t2026-11-30 12:00:00.000 UTC [7] ERROR:",
     ]
     log_file = LogFile(tmp_path / "envoy.log", MAX_BYTES, 2)
     expected = []
     with os.fdopen(os.dup(log_file.descriptor), "wb", buffering=0) as pipe:
         os.set_blocking(pipe.fileno(), True)
         for number in range(200):
-            error = errors[number % 4] + b" %d" % number
+            error = errors[number % len(errors)] + b" %d" % number
             expected.append(error)
             # Lines are cut anywhere.
             for part in (error[:30], error[30:] + b"\n", b"\n".join([*others, *others]), b"\n"):
