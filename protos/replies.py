@@ -51,7 +51,8 @@ GRPC_REPLIES = (
         UNPRINTABLE_STATUS,
         400,
         "validation_error",
-        "A header is not printable ASCII, or a binary header or a header of gRPC is malformed.",
+        "A header contains characters that are not printable ASCII, or a binary or gRPC header is "
+        "malformed.",
     ),
     ("EQ", 408, 408, "request_timeout", ""),
     ("EQ", 504, 504, "deadline_exceeded", SLOW),

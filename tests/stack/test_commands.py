@@ -58,7 +58,7 @@ def test_a_wait_prints_the_end_of_the_task(run: Run, workspace: Workspace, gate:
     assert (waited.returncode, waited.stderr) == (0, "")
     assert re.search(
         r"\n  ended         cancelled at \S+Z, \d+\.\d s after the request, 1 iteration completed\."
-        r" The workspace takes its next task\.\n$",
+        r" The workspace can take its next task\.\n$",
         waited.stdout,
     )
 

@@ -223,12 +223,12 @@ def _print_wait(result: CancelResult, wait_seconds: float) -> None:
 
 def _print_end(task: Task, result: CancelResult) -> None:
     forced = ", forced" if task.forced else ""
-    lost = ", an iteration was lost" if task.iteration_lost else ""
+    lost = "; one more iteration was lost" if task.iteration_lost else ""
     took = show.took(task, result.requested_at)
     show.line(
         "ended",
         f"{task.status} at {show.time(task.completed_at)}, {took} after the request{forced}, "
-        f"{show.progress(task)}{lost}. The workspace takes its next task.",
+        f"{show.progress(task)}{lost}. The workspace can take its next task.",
     )
 
 

@@ -126,7 +126,7 @@ def _describe(event: Event) -> str:
             word = "iteration" if count == 1 else "iterations"
             ended = f"{status}{', forced' if forced else ''} after {count} {word}"
             if event.payload.iteration_lost:
-                ended += ", another one was lost"
+                ended += "; one more was lost"
             if event.payload.work_stopped is WorkStopped.UNKNOWN:
                 ended += ", some of its processes may still run"
             reason = event.payload.end_reason

@@ -195,8 +195,8 @@ class Task(Result):
     root_task_id: str | None = None
     """The task at the root of its tree: its own id if it has no parent."""
     iteration_lost: bool = False
-    """Whether it ended during an iteration that is not on record, because the agent was lost or did
-    not commit it. `usage` includes what the agent had reported of it."""
+    """Whether an iteration was reported or in progress when the agent was lost. The iteration is
+    not on record. `usage` includes what the agent had reported of it."""
 
     @property
     def has_ended(self) -> bool:

@@ -117,7 +117,7 @@ function IterationStep({ progress, phase }: { progress: Progress; phase: string 
   if (isLost) {
     return (
       <Step state="lost" title="The iteration in flight was lost">
-        The agent did not record it. What it had reported of its use is counted.
+        The agent did not record it. The usage that it had reported still counts.
       </Step>
     );
   }

@@ -92,7 +92,7 @@ function iterationFacts(iteration: Schemas["IterationCompleted"]): string[] {
 function endFacts(end: Schemas["TaskCompleted"]): string[] {
   const tokens = Number(end.usage.input_tokens) + Number(end.usage.output_tokens);
   const clauses = [count(end.iterations, "iteration"), `${number(tokens)} tokens`];
-  if (end.iteration_lost) clauses.push("another iteration was lost");
+  if (end.iteration_lost) clauses.push("one more iteration was lost");
   if (end.usage.cost) clauses.push(`${dollars(end.usage.cost)} as reported`);
   // The reason of a cancelled task is that of its cancellation.
   if (end.reason && end.reason !== end.cancel?.reason) clauses.push(end.reason);

@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
 
 MAX_ATTEMPT_SECONDS = 3.0
-# Before the first repeat. Each further one may wait twice as long. A worker that is gone is left
-# almost at once. One that is slow, or that answers `unavailable`, has too much to do, and so may
-# the others.
+# The longest wait before the first repeat; it doubles for each further one. A worker that is gone
+# is left almost at once. One that is slow, or that answers `unavailable`, has too much to do, and
+# so may the others.
 FIRST_BACKOFF_SECONDS = 0.05
 BUSY_BACKOFF_SECONDS = 0.5
 # Repeats while the task has to be interrupted, for which the control plane allows 2 s.

@@ -7,13 +7,13 @@ from evershell.store.connections import Connection, Pool, fetch_one
 
 CALL_COLUMNS = tuple(field.name for field in fields(FirstCall))
 CALL = ", ".join(CALL_COLUMNS)
-# The insertion waits for a transaction that is about to store the same key. An expired key is
-# replaced.
 # The previous version stored no caller with a key.
 _UNOWNED = (
     "SELECT FROM idempotency_keys WHERE org_id = %s AND key = %s AND fingerprint = %s "
     "AND called_at > %s"
 )
+# The insertion waits for a transaction that is about to store the same key. An expired key is
+# replaced.
 STORE_KEY = (
     f"INSERT INTO idempotency_keys AS stored ({CALL}) SELECT "
     + ", ".join(["%s"] * len(CALL_COLUMNS))

@@ -91,7 +91,7 @@ def test_the_end_is_waited_for_and_printed(monkeypatch: pytest.MonkeyPatch) -> N
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines()[-1] == (
         "  ended         cancelled at 2023-11-14T22:13:20Z, 0.0 s after the request, "
-        "0 iterations completed. The workspace takes its next task."
+        "0 iterations completed. The workspace can take its next task."
     )
     as_json = cancel(monkeypatch, accepted, "--wait", "20s", "--json", get_task=[CANCELLED])
     assert json.loads(as_json.stdout)["task"]["status"] == "cancelled"

@@ -244,7 +244,7 @@ def test_watch_prints_a_line_for_each_event(monkeypatch: pytest.MonkeyPatch) -> 
         "iteration_completed task_1 1: shell exited -9, 1200 ms",
         "task_cancel_requested task_1 by key_2",
         "iteration_completed task_1 2: model call interrupted",
-        "task_completed task_1 cancelled after 2 iterations, another one was lost, "
+        "task_completed task_1 cancelled after 2 iterations; one more was lost, "
         "some of its processes may still run",
         "unspecified task_1",
         "iteration_completed task_1 3: shell exited -9, 1200 ms; search interrupted, 1 ms",

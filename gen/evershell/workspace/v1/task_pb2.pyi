@@ -159,8 +159,8 @@ class Task(_message.Message):
     root_task_id: _builtins.str
     """The task at the root of its tree: its own id if it has no parent."""
     iteration_lost: _builtins.bool
-    """True if the task ended during an iteration that is not on record, because the agent was lost or did
-    not commit it. `usage` includes what the agent had reported of it.
+    """True if an iteration was reported or in progress when the agent was lost. The iteration is not
+    on record. `usage` includes what the agent had reported of it.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...

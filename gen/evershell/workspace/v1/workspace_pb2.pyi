@@ -46,8 +46,8 @@ class Workspace(_message.Message):
         one.
         """
         suspended: Workspace._Status.ValueType  # 7
-        """It has no agent, because it was idle for long, or because its agent did not interrupt a task
-        and was ended; its files stay. The next task wakes it.
+        """It has no agent: it was idle for a long time, or its agent was ended because it did not
+        interrupt a task in time. Its files stay. The next task wakes it.
         """
         deleting: Workspace._Status.ValueType  # 8
         """DeleteWorkspace is removing it, with its tasks, events and files."""
@@ -69,8 +69,8 @@ class Workspace(_message.Message):
     one.
     """
     suspended: Workspace.Status.ValueType  # 7
-    """It has no agent, because it was idle for long, or because its agent did not interrupt a task
-    and was ended; its files stay. The next task wakes it.
+    """It has no agent: it was idle for a long time, or its agent was ended because it did not
+    interrupt a task in time. Its files stay. The next task wakes it.
     """
     deleting: Workspace.Status.ValueType  # 8
     """DeleteWorkspace is removing it, with its tasks, events and files."""
