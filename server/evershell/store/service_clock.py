@@ -39,7 +39,8 @@ _SAMPLE_SECONDS = 1.0
 # A difference that is not the drift of a monotonic clock: a clock was set.
 STEP_SECONDS = 1.0
 # How long a program ignores a step that no leader has corrected. After that it follows the
-# database, unless the record of the last leader says that the database is wrong.
+# database, unless the record of the last leader says that the database is wrong. UTC ignores for
+# the same time a step of the database and the machine, which may have one clock.
 HOLD_SECONDS = 30.0
 # The share of the elapsed time by which the leader takes the correction back. An hour takes four
 # days.
@@ -117,6 +118,12 @@ class ServiceClock:
         self._base: float | None = None
         # The same for UTC.
         self._utc_base = 0.0
+        # When the other two clocks first said another UTC; None if they do not.
+        self._utc_stepped_at: float | None = None
+        # The record at the first answer, and the base by the machine's clock if it contradicts the
+        # database. A leader takes the earlier base if no other program has led since.
+        self._first_seen: float | None = None
+        self._earlier_base: float | None = None
         self._is_known = asyncio.Event()
         self._leads = False
         self._is_off = False
@@ -149,8 +156,8 @@ class ServiceClock:
         """The time of the world in seconds since 1970, as most clocks say.
 
         The clock of the database, that of this machine, and what this program has counted since its
-        start: a step of one of them changes nothing, and what two of them say is followed at once.
-        Raises UnavailableError like a call.
+        start: a step of one of them changes nothing. What the other two say is followed after
+        HOLD_SECONDS. Raises UnavailableError like a call.
         """
         if self._base is None:
             raise UnavailableError("the database has not told the time yet")
@@ -168,6 +175,9 @@ class ServiceClock:
     @contextmanager
     def leading(self) -> Iterator[None]:
         """Inside the block, this program corrects steps of the database's clock."""
+        if self._earlier_base is not None and self._base is not None:
+            self._base = min(self._base, self._earlier_base)
+            self._earlier_base = None
         self._leads, self._returned_at = True, self._monotonic()
         self._recorded_at = -math.inf
         try:
@@ -208,8 +218,13 @@ class ServiceClock:
         if self._base is None:
             self._base = self._judged(row, middle + row.correction_seconds, received)
             self._utc_base = self._base
+            self._first_seen = row.seen_seconds
+            self._earlier_base = self._contradicting(row, received)
             self._is_known.set()
-        self._utc_base = median((middle, self._wall() - self._monotonic(), self._utc_base))
+        elif row.seen_seconds != self._first_seen:
+            # Another program leads, and agrees with the database.
+            self._earlier_base = None
+        self._take_utc(middle, is_first)
         earliest: float = row.database_seconds - received + row.correction_seconds
         latest: float = row.database_seconds - sent + row.correction_seconds
         nearest = min(max(self._base, earliest), latest)
@@ -227,6 +242,35 @@ class ServiceClock:
             _log.warning("database_clock_followed", seconds=round(step, 3))
         self._base, self._stepped_at = nearest, None
         return 0.0
+
+    def _take_utc(self, database_base: float, is_first: bool) -> None:
+        """Follows the median of the three clocks.
+
+        On one machine, the other two are the same clock, and a step of it is one vote only.
+        """
+        now = self._monotonic()
+        base = median((database_base, self._wall() - now, self._utc_base))
+        step = base - self._utc_base
+        if not is_first and abs(step) > STEP_SECONDS:
+            if self._utc_stepped_at is None:
+                self._utc_stepped_at = now
+                _log.warning("utc_stepped", seconds=round(step, 3))
+            if now < self._utc_stepped_at + HOLD_SECONDS:
+                return
+        self._utc_base, self._utc_stepped_at = base, None
+
+    def _contradicting(self, row: Any, received: float) -> float | None:
+        """The base by this machine's clock, if that is credible and differs from the database's.
+
+        The database may then have been set by less than _OUTAGE_SECONDS. The earlier base ends
+        nothing early. None if this machine has led last: it is certain then how much time has
+        passed.
+        """
+        seen, machine = row.seen_seconds, self._wall()
+        if seen is None or (self._boot_id and row.boot_id == self._boot_id):
+            return None
+        is_same = abs(machine - row.database_seconds) <= STEP_SECONDS
+        return machine - received if _is_soon_after(seen, machine) and not is_same else None
 
     def _judged(self, row: Any, base: float, received: float) -> float:
         """`base`, which is by the database, or a better one if the record contradicts it.

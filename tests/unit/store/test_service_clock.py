@@ -16,6 +16,8 @@ from evershell.store.connections import Pool
 from evershell.store.service_clock import ServiceClock
 
 HOUR = 3_600.0
+# Less than the time for which a fleet may be without a leader.
+STEP = 300.0
 # Far more than a query takes, and far less than an hour.
 SLACK_SECONDS = 60.0
 _RESET = "UPDATE service_clock SET correction_seconds = 0, seen_seconds = NULL, boot_id = NULL"
@@ -251,12 +253,76 @@ async def test_no_single_clock_moves_utc(machine: Machine, seconds: float) -> No
 
 
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR])
-async def test_what_two_clocks_say_is_utc_at_once(machine: Machine, seconds: float) -> None:
-    """The time of the service goes on evenly, so that no deadline moves."""
+async def test_what_two_clocks_say_is_utc_after_a_while(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """They may be one clock, which was set. The time of the service goes on evenly, so that no
+    deadline moves.
+    """
     await led(machine)
     await machine.set_database(seconds)
     machine.wall_ahead_seconds = seconds
     with machine.clock.leading():
+        for _ in range(2):
+            await machine.clock.follow()
+            assert machine.utc_off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+        monkeypatch.setattr(service_clock, "HOLD_SECONDS", 0.0)
         await machine.clock.follow()
     assert machine.utc_off_seconds == pytest.approx(seconds, abs=SLACK_SECONDS)
     assert machine.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+
+
+async def test_utc_is_right_from_the_start_whatever_the_correction(
+    machine: Machine, pool: Pool
+) -> None:
+    async with pool.connection() as connection:
+        await connection.execute(_SET_CORRECTION, (HOUR,))
+    await machine.clock.follow()
+    assert machine.ahead_seconds == pytest.approx(HOUR, abs=SLACK_SECONDS)
+    assert machine.utc_off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+
+
+async def test_a_leader_on_another_machine_takes_the_earlier_of_two_credible_clocks(
+    machine: Machine,
+) -> None:
+    """A step of less than the time for which a fleet may be without a leader."""
+    await led(machine)
+    await machine.set_database(STEP)
+    leader = machine.another("second")
+    await leader.clock.follow()
+    with leader.clock.leading():
+        # No lease ends before the leader asks the database again.
+        assert leader.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+        await leader.clock.follow()
+    assert leader.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    assert leader.clock.correction_seconds == pytest.approx(-STEP, abs=SLACK_SECONDS)
+
+
+@pytest.mark.parametrize("wall_off", [STEP, -STEP])
+async def test_the_clock_of_a_machine_decides_nothing_if_another_program_has_led_since(
+    machine: Machine, pool: Pool, wall_off: float
+) -> None:
+    """It has agreed with the database."""
+    await led(machine)
+    async with pool.connection() as connection:
+        await connection.execute(_MOVE_RECORD, (1.5 * STEP,))
+    standby = machine.another("second")
+    standby.wall_ahead_seconds = wall_off
+    await standby.clock.follow()
+    assert standby.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    await led(machine)
+    await led(standby)
+    assert standby.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+    assert standby.clock.correction_seconds == 0
+
+
+async def test_a_correction_is_no_contradiction(machine: Machine, pool: Pool) -> None:
+    """The database and the new leader's machine agree. The time of the service is ahead of both."""
+    async with pool.connection() as connection:
+        await connection.execute(_SET_CORRECTION, (STEP,))
+    await led(machine)
+    async with pool.connection() as connection:
+        await connection.execute(_MOVE_RECORD, (STEP,))
+    leader = machine.another("second")
+    await led(leader)
+    assert leader.ahead_seconds == pytest.approx(STEP, abs=SLACK_SECONDS)
