@@ -1,5 +1,6 @@
 """The error messages of programs that cannot start, and of commands of operators."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -12,8 +13,13 @@ from evershell.app.settings import Settings
 from evershell.app.wiring import control_plane
 from evershell.cli.main import main
 from evershell.core.errors import OperatorError
+from evershell.telemetry import turns
 from evershell.telemetry.metrics import Metrics
+from evershell.telemetry.turns import TurnCount
 from tests.support.programs import run
+from tests.support.waiting import eventually_async
+
+WAIT_SECONDS = 60.0
 
 
 def test_a_program_without_its_key_or_its_database_fails_with_a_message(tmp_path: Path) -> None:
@@ -140,3 +146,49 @@ def test_a_key_with_invalid_options_is_refused(arguments: list[str], expected: s
     result = CliRunner().invoke(main, ["keys", "create", *arguments])
     assert (result.exit_code, result.stdout) == (2, "")
     assert expected in result.stderr
+
+
+# A fleet controller that waits for its input before it can lead.
+SLOW_CONTROLLER = """
+import asyncio
+from contextlib import asynccontextmanager
+from evershell.app import programs, wiring
+from evershell.app.settings import Settings
+
+@asynccontextmanager
+async def wired(*_):
+    await asyncio.sleep(0.01)
+    print("entered", flush=True)
+    await asyncio.to_thread(input)
+    yield asyncio.Event().wait
+
+wiring.fleet = wired
+asyncio.run(programs.fleet(Settings.read()))
+"""
+
+
+async def test_a_controller_makes_no_turn_before_it_can_lead(tmp_path: Path) -> None:
+    """After the first turn, a rolling restart stops the other controller."""
+    count = TurnCount()
+    environment = os.environ | {
+        "STATE_DIR": str(tmp_path),
+        "METRICS_PORT": "0",
+        turns.VARIABLE: str(count.descriptor),
+    }
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SLOW_CONTROLLER),
+        env=environment,
+        pass_fds=(count.descriptor,),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    count.close_descriptor()
+    try:
+        assert program.stdin is not None and program.stdout is not None
+        assert await program.stdout.readline() == b"entered\n"
+        assert count.read() == 0
+        program.stdin.write(b"\n")
+        await eventually_async(lambda: count.read() > 0, WAIT_SECONDS)
+    finally:
+        program.kill()
+        await program.communicate()

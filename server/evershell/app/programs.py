@@ -52,9 +52,10 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
     """
     metrics = _log_and_metrics("fleet", settings)
     async with (
-        turns.counted(),
         _live_at(health_address),
         wiring.fleet(settings, metrics) as lead,
+        # A rolling restart stops the other controller once this one has made a turn.
+        turns.counted(),
     ):
         with _serving(metrics, settings):
             _exempt_from_collection()

@@ -85,6 +85,7 @@ class RollingRestart:
             await self._restart_worker(names[address], address)
         for name in self._supervisor.names("fleet-"):
             await self._supervisor.restart(name)
+            # It counts turns only once it can lead.
             await _until(partial(self._supervisor.has_turned, name), name)
             log.info("program_restarted", name=name)
         await self._replace_edge()
