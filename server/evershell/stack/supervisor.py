@@ -292,20 +292,26 @@ class Supervisor:
         frozen = FrozenPrograms()
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
-            # A program that is being stopped is not kept.
-            kept = {
-                program.name: program
-                for program in self._programs
-                if program.keeping is not None and not program.keeping.done()
-            }
-            samples = {
-                name: sample
-                for name, each in kept.items()
-                if each.process is not None
-                and (sample := look_at(each.process.pid, each.kind, each.turns)) is not None
-            }
-            for finding in frozen.find(samples, time.monotonic()):
-                self._act(kept[finding.name], finding)
+            try:
+                self._look(frozen)
+            except Exception:
+                log.exception("programs_not_watched")
+
+    def _look(self, frozen: FrozenPrograms) -> None:
+        # A program that is being stopped is not kept.
+        kept = {
+            program.name: program
+            for program in self._programs
+            if program.keeping is not None and not program.keeping.done()
+        }
+        samples = {
+            name: sample
+            for name, each in kept.items()
+            if each.process is not None
+            and (sample := look_at(each.process.pid, each.kind, each.turns)) is not None
+        }
+        for finding in frozen.find(samples, time.monotonic()):
+            self._act(kept[finding.name], finding)
 
     def _act(self, program: Program, finding: Finding) -> None:
         log.error(

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from evershell.stack import frozen
+from evershell.stack import supervisor as supervisor_module
 from evershell.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
 
@@ -85,6 +88,30 @@ async def test_programs_that_are_stopped_are_replaced(tmp_path: Path) -> None:
         )
     finally:
         await supervisor.stop_all()
+
+
+async def test_a_failed_look_at_the_programs_does_not_end_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_at = supervisor_module.look_at
+    failures = iter([psutil.AccessDenied()])
+
+    def fail_once(*arguments: Any) -> Any:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return look_at(*arguments)
+
+    monkeypatch.setattr(supervisor_module, "look_at", fail_once)
+    supervisor = Supervisor(tmp_path / "logs")
+    with capture_logs() as logged:
+        await supervisor.start(Program("fleet", ["/bin/sleep", "600"]))
+        try:
+            pid = supervisor.pids()["fleet"]
+            os.kill(pid, signal.SIGSTOP)
+            await eventually_async(lambda: supervisor.pids()["fleet"] != pid, WAIT_SECONDS)
+        finally:
+            await supervisor.stop_all()
+    assert "programs_not_watched" in [each["event"] for each in logged]
 
 
 async def test_a_process_that_a_program_leaves_is_not_its_own(tmp_path: Path) -> None:
