@@ -227,17 +227,19 @@ class AgentClient:
         longest_attempt = _ATTEMPT_SECONDS
         for number in itertools.count():
             agent = self._agent(key, is_signal=True)
-            left_seconds = max(0.0, until - time.monotonic())
+            attempt_seconds = min(longest_attempt, max(0.0, until - time.monotonic()))
             try:
-                async with asyncio.timeout(min(longest_attempt, left_seconds)):
+                async with asyncio.timeout(attempt_seconds):
                     acknowledged = await self._authenticated(workspace, agent, send)
             except TimeoutError:
                 reason = "it does not acknowledge"
                 longest_attempt = math.inf
-                if self._agents.get(key) is agent:
-                    self._forget(key)
+                # A shorter attempt says nothing of the connection: the agent may just be slow.
+                is_lost = attempt_seconds >= _ATTEMPT_SECONDS
+                if is_lost:
+                    self._forget_if_current(key, agent)
             except NotAcknowledgedError as error:
-                reason = str(error)
+                reason, is_lost = str(error), True
             else:
                 self._reads.answered(key)
                 return acknowledged
@@ -247,7 +249,8 @@ class AgentClient:
                 break
             await asyncio.sleep(backoff)
         log.warning("agent_unreachable", address=key[0], reason=reason)
-        self._forget(key)
+        if is_lost:
+            self._forget_if_current(key, agent)
         raise AgentUnreachableError(f"the agent at {key[0]} does not answer")
 
     async def _read(self, workspace: Workspace, key: Key, task_id: str) -> CurrentIteration | None:
@@ -270,9 +273,9 @@ class AgentClient:
                     return await self._authenticated(workspace, agent, ask)
         except (TimeoutError, NotAcknowledgedError) as error:
             reason = str(error) or "it does not answer"
-        log.warning("agent_unreachable", address=key[0], reason=reason)
-        if not agent.is_signalled and self._agents.get(key) is agent:
-            self._forget(key)
+        log.warning("agent_not_read", address=key[0], reason=reason)
+        if not agent.is_signalled:
+            self._forget_if_current(key, agent)
         raise NotAcknowledgedError(reason)
 
     async def _authenticated(
@@ -302,6 +305,11 @@ class AgentClient:
         elif is_signal:
             self._agents.move_to_end(key)
         return agent
+
+    def _forget_if_current(self, key: Key, agent: _Agent) -> None:
+        """Does nothing if another call has replaced the channel."""
+        if self._agents.get(key) is agent:
+            self._forget(key)
 
     def _forget(self, key: Key) -> None:
         """Stops keeping the channel to the agent, and closes it in the background."""

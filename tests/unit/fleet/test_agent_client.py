@@ -311,6 +311,25 @@ async def test_a_signal_after_a_slow_recording_has_an_attempt(
 
 
 @pytest.mark.usefixtures("patient")
+async def test_a_signal_without_time_for_an_attempt_leaves_the_stream_to_the_next_one(
+    client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await cancel(client, agent.address)
+    acknowledging = asyncio.Event()
+
+    async def wait(number: int, context: Context) -> None:
+        await acknowledging.wait()
+
+    agent.before = wait
+    arrived(2 * agent_client.SIGNAL_BUDGET_SECONDS, monkeypatch)
+    await unreachable(client, agent.address)
+    acknowledging.set()
+    deadline.begin(None)
+    assert await cancel(client, agent.address)
+    assert len(agent.opened) == 1
+
+
+@pytest.mark.usefixtures("patient")
 async def test_a_task_is_delivered_with_the_whole_budget(
     client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 from evershell.agent.v1.agent_service_pb2 import CurrentIteration
+from structlog.testing import capture_logs
 
 from evershell.core import deadline
 from evershell.core.errors import AgentUnreachableError
@@ -50,9 +51,11 @@ async def test_pollers_of_a_silent_agent_make_one_attempt(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     agent.iteration, agent.before_read = CurrentIteration(number=4), never
-    for _ in range(3):
-        assert await poll(client, agent) == {AgentUnreachableError}
+    with capture_logs() as logged:
+        for _ in range(3):
+            assert await poll(client, agent) == {AgentUnreachableError}
     assert agent.reads == 1
+    assert [each["event"] for each in logged] == ["agent_not_read"]
 
 
 @pytest.mark.usefixtures("patient")
