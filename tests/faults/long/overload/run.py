@@ -115,7 +115,7 @@ class Run:
         raise AssertionError("the stack did not stop")
 
     def _start(self) -> Stack:
-        port = free_ports(self.workers + 2, in_a_row=self.workers + 2)[0]
+        port = free_ports(self.workers + 3, in_a_row=self.workers + 3)[0]
         self._stack = stack = Stack(
             self.state_dir, WORKERS=str(self.workers), METRICS_PORT=str(port), RATE_LIMIT="off"
         )
