@@ -11,7 +11,7 @@ import grpc
 from evershell.agent.v1 import runtime_service_pb2
 from google.protobuf.message import Message
 
-from evershell.core import deadline, errors
+from evershell.core import errors
 from evershell.core.caller import Caller
 from evershell.core.change import (
     MAX_AGENT_KEY_CHARACTERS,
@@ -63,12 +63,7 @@ _current: ContextVar[Call] = ContextVar("call")
 
 
 def begin(context: Context) -> Call:
-    """Makes a call that has arrived the current one, with the facts of its metadata.
-
-    Its arrival and its deadline bound the waits for the database and for agents.
-    """
-    left_seconds = context.time_remaining()
-    deadline.begin(left_seconds)
+    """Makes a call that has arrived the current one, with the facts of its metadata."""
     # Only keys that end with `-bin` have values of bytes. This service reads none of them.
     pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
     metadata = dict(pairs)
@@ -79,7 +74,7 @@ def begin(context: Context) -> Call:
         metadata=metadata,
         request_id=_request_id(metadata),
         is_rest=metadata.get(EDGE_HEADER) == "rest",
-        left_seconds=left_seconds,
+        left_seconds=context.time_remaining(),
     )
     _current.set(call)
     return call

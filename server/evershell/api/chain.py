@@ -2,34 +2,31 @@
 
 from collections.abc import Sequence
 
+from evershell.api.interceptors.admission import Admission
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.errors import Errors
 from evershell.api.interceptors.interceptor import Interceptor
-from evershell.api.interceptors.overload import Overload
 from evershell.api.interceptors.rate_limits import RateLimits
-from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.reading import Reading
 from evershell.api.interceptors.request_log import RequestLog
 
 
 def interceptors(
     request_log: RequestLog,
-    readiness: Readiness,
+    admission: Admission,
     authentication: Authentication,
     rate_limits: RateLimits | None = None,
     traced_calls: Interceptor | None = None,
     auditing: Auditing | None = None,
-    overload: Overload | None = None,
 ) -> Sequence[Interceptor]:
     """The list, outermost first. None leaves an interceptor out."""
     ordered = [
         request_log,  # outermost: every call gets a request id, a log line and is measured
-        overload,  # outside all that takes time; inside the log, which counts refusals
+        admission,  # outside all that takes time; inside the log, which counts refusals
         traced_calls,  # inside the log, which names the trace; around everything that takes time
         auditing,  # outside the errors, which set the outcome that is recorded
         Errors(),  # around everything that can fail; inside the log, which names the slug
-        readiness,  # before the credential is looked up in the database, which may be away
         authentication,  # before the request is read; servicers rely on it
         rate_limits,  # after authentication, because limits are per credential
         Reading(),  # innermost: a request is read only after all others have admitted the call

@@ -28,7 +28,7 @@ _LONGEST_SECONDS = 10.0
 class Priority(IntEnum):
     """The order in which calls are refused: the last one first."""
 
-    # Cancellations, and reads of one task.
+    # Cancellations, stops, and reads of one task.
     FIRST = 0
     # Calls of agents. The end of a task frees the work for others.
     AGENTS = 1
@@ -38,11 +38,12 @@ class Priority(IntEnum):
     LAST = 3
 
 
-# The wait above which calls of each priority are refused, in seconds.
+# The wait above which calls of each priority are refused, in seconds, because they would be served
+# too late. An attempt of an agent lasts 3 s, and gRPC resets what has waited for 3 s.
 _LIMITS = {
-    Priority.FIRST: 1.25,
-    Priority.AGENTS: 1.0,
-    Priority.OTHERS: 0.75,
+    Priority.FIRST: 2.5,
+    Priority.AGENTS: 2.0,
+    Priority.OTHERS: 1.0,
     Priority.LAST: 0.5,
 }
 
@@ -72,6 +73,10 @@ class QueueingDelay:
             self._last_seconds, self._sent_at = now - self._sent_at, None
             if self._last_seconds < _SHORT_SECONDS:
                 self._was_short_at = now
+
+    def forget(self) -> None:
+        """Ends all measurements. Until the next one, the wait counts as short."""
+        self._sent_at, self._last_seconds = None, 0.0
 
     @property
     def seconds(self) -> float:
@@ -111,20 +116,26 @@ class DelayProbe(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(_answer)
 
     async def run(self, address: str) -> None:
-        """Measures until it is cancelled. `address` is that of the server."""
+        """Measures until it is cancelled or fails. `address` is that of the server."""
         options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
-        async with grpc.aio.insecure_channel(address, options) as channel:
-            call: Any = channel.unary_unary(self._path)
-            while True:
-                if self.delay.is_short:
-                    self._arrived.clear()
-                    await self._arrived.wait()
-                self.delay.begin()
-                with suppress(grpc.aio.AioRpcError):
-                    await call(b"", timeout=_LONGEST_SECONDS)
-                self.delay.end()
-                is_short = self.delay.is_short
-                await asyncio.sleep(_PAUSE_SECONDS if is_short else _SHORT_PAUSE_SECONDS)
+        try:
+            async with grpc.aio.insecure_channel(address, options) as channel:
+                await self._measure(channel.unary_unary(self._path))
+        finally:
+            # A wait that is no longer measured is no reason to refuse calls.
+            self.delay.forget()
+
+    async def _measure(self, call: Any) -> None:
+        while True:
+            if self.delay.is_short:
+                self._arrived.clear()
+                await self._arrived.wait()
+            self.delay.begin()
+            with suppress(grpc.aio.AioRpcError):
+                await call(b"", timeout=_LONGEST_SECONDS)
+            self.delay.end()
+            is_short = self.delay.is_short
+            await asyncio.sleep(_PAUSE_SECONDS if is_short else _SHORT_PAUSE_SECONDS)
 
 
 async def _answer(request: bytes, context: object) -> bytes:

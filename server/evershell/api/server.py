@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,8 +17,8 @@ from evershell.api import reflection
 from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.handlers import Handlers, Methods
 from evershell.api.health import LIVENESS, Health
+from evershell.api.interceptors.admission import Admission
 from evershell.api.interceptors.interceptor import Interceptor
-from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.reading import MAX_MESSAGE_BYTES
 from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.method_options import PUBLIC_SERVICES
@@ -25,6 +26,7 @@ from evershell.api.queueing_delay import DelayProbe
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.workspace_servicer import WorkspaceServicer
 from evershell.pod.tls import TlsIdentity, listen
+from evershell.store.background import running
 
 _MAX_METADATA_BYTES = 64 * 1024
 OPTIONS: Sequence[tuple[str, int]] = (
@@ -73,14 +75,14 @@ class Server:
         a2a: A2AServicer,
         internal: RuntimeServicer,
         request_log: RequestLog,
-        readiness: Readiness,
+        admission: Admission,
         interceptors: Sequence[Interceptor],
         drain_waits: Callable[[], None] = lambda: None,
         agent_listener: AgentListener | None = None,
         probe: DelayProbe | None = None,
     ) -> None:
         """`interceptors` is the list of chain.py, and contains `request_log` and
-        `readiness`.
+        `admission`.
 
         `drain_waits` makes every call that waits answer at once, now and later. With
         `agent_listener`, the server also listens there. `probe` measures how long calls wait.
@@ -90,9 +92,9 @@ class Server:
         self.agent_port: int | None = None
         self._drain_waits = drain_waits
         self._probe = probe
-        self._probing: asyncio.Task[None] | None = None
+        self._probing = AsyncExitStack()
         self._request_log = request_log
-        self._readiness = readiness
+        self._admission = admission
         self._health = Health()
         methods = Methods()
         registry = cast(grpc.aio.Server, methods)
@@ -122,7 +124,8 @@ class Server:
         await self._server.start()
         if self._probe is not None:
             host = address.rpartition(":")[0]
-            self._probing = asyncio.create_task(self._probe.run(f"{host}:{port}"))
+            measuring = self._probe.run(f"{host}:{port}")
+            await self._probing.enter_async_context(running(measuring, "queueing-delay"))
         return port
 
     async def set_serving(self, *, serving: bool) -> None:
@@ -130,7 +133,7 @@ class Server:
 
         While the server is not serving, public calls are answered with `unavailable`.
         """
-        self._readiness.is_ready = serving
+        self._admission.is_ready = serving
         serving_status = (
             health_pb2.HealthCheckResponse.SERVING
             if serving
@@ -146,8 +149,7 @@ class Server:
         the calls that are left.
         """
         until = time.monotonic() + grace_seconds
-        if self._probing is not None:
-            self._probing.cancel()
+        await self._probing.aclose()
         await self._health.enter_graceful_shutdown()
         self._drain_waits()
         await self._serve_arrivals(min(_ARRIVALS_SECONDS, grace_seconds))

@@ -21,12 +21,11 @@ from google.api.httpbody_pb2 import HttpBody
 from evershell.api import codec, event_codec, event_stream, webhook_codec
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
-from evershell.core import deadline, hold, tasks, watch_events, webhooks, workspaces
+from evershell.core import deadline, errors, hold, tasks, watch_events, webhooks, workspaces
 from evershell.core.addresses import Network
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
-from evershell.core.errors import UnavailableError
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
 from evershell.core.task_filter import OrgListFilter
 
@@ -35,8 +34,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # How many calls of GetCurrentIteration are worked on at once, up to the question to the agent. Many
 # callers poll it, and a cancellation is not to wait behind all of them.
 _POLLS_AT_ONCE = 4
-# How long the others wait for their turn, from their arrival.
-_TURN_SECONDS = 2.0
+# How long the others wait, from their arrival.
+_POLL_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,10 +332,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     @asynccontextmanager
     async def _turn_to_poll(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(deadline.left_of_call(_TURN_SECONDS, 0.0)):
+            async with asyncio.timeout(deadline.left_of_call(_POLL_WAIT_SECONDS, 0.0)):
                 await self.polls.acquire()
-        except TimeoutError as error:
-            raise UnavailableError("Too many callers ask what their tasks do now.") from error
+        except TimeoutError:
+            problem = "Too many callers ask what their tasks do now."
+            raise errors.refused(problem, names_no_task=False) from None
         try:
             yield
         finally:

@@ -23,12 +23,11 @@ from evershell.api import chain
 from evershell.api.a2a.card import Endpoints
 from evershell.api.a2a.encode import push_payload
 from evershell.api.a2a.servicer import A2AServicer
+from evershell.api.interceptors.admission import Admission
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.interceptor import Interceptor
-from evershell.api.interceptors.overload import Overload
 from evershell.api.interceptors.rate_limits import Rate, RateLimits
-from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.queueing_delay import DelayProbe, QueueingDelay
 from evershell.api.runtime_servicer import RuntimeServicer
@@ -143,16 +142,15 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
             public, runtime = _with_crash_points(
                 public, runtime, CrashPoints(settings.crash_points_dir)
             )
-        request_log, readiness = RequestLog(metrics), Readiness()
         probe = DelayProbe(QueueingDelay())
+        request_log, admission = RequestLog(metrics), Admission(probe.delay, probe.arrived)
         interceptors = chain.interceptors(
             request_log,
-            readiness,
+            admission,
             _authentication(settings, keys, key_use, pod_tokens, clock),
             _rate_limits(settings),
             traced_calls,
             Auditing(audit_queue, clock.for_audit),
-            Overload(probe.delay, probe.arrived),
         )
         server = Server(
             public,
@@ -164,7 +162,7 @@ async def control_plane(settings: Settings, metrics: Metrics) -> AsyncIterator[S
                 public.model_without_price,
             ),
             request_log,
-            readiness,
+            admission,
             interceptors,
             subscriptions.drain,
             AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,

@@ -12,12 +12,13 @@ _arrived: ContextVar[float | None] = ContextVar("arrival", default=None)
 _until: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
-def begin(left_seconds: float | None) -> None:
-    """Notes that a call has arrived, and sets its deadline.
+def begin(left_seconds: float | None, waited_seconds: float = 0.0) -> None:
+    """Notes when a call has arrived, and sets its deadline.
 
     `left_seconds` is the time until the deadline; None for a call without a deadline.
+    `waited_seconds` is the time since its arrival.
     """
-    _arrived.set(time.monotonic())
+    _arrived.set(time.monotonic() - waited_seconds)
     _until.set(None if left_seconds is None else time.monotonic() + left_seconds)
 
 

@@ -154,18 +154,18 @@ def unavailable(advice: str = "") -> Failure:
     return Failure("unavailable", f"{problem} Try again shortly.", retry_after_seconds=1)
 
 
-def overloaded(*, can_name: bool = False) -> Failure:
-    """The service has more calls than it can serve. This call had no effect.
+def refused(problem: str, *, names_no_task: bool) -> Failure:
+    """The service cannot serve the call now. The call had no effect.
 
-    `can_name`: the call cancels the task that runs, and could name a task. It gets no time, because
-    its repeat could cancel the next task.
+    `names_no_task`: the call cancels the task that runs, unless its body names one and was not
+    read. It gets no time, because its repeat could cancel the next task.
     """
-    problem = "The service has more calls than it can serve. This call has changed nothing"
-    if can_name:
-        message = f"{problem}. Name the task, so that a repeat cannot cancel the next one."
+    message = f"{problem} This call had no effect"
+    if names_no_task:
+        message += ". Repeat it only with a task id: without one, it could cancel the next task."
         return Failure("unavailable", message)
     seconds = 1
-    message = f"{problem}; make it again after {seconds} s."
+    message += f"; repeat it after {seconds} s."
     return Failure("unavailable", message, retry_after_seconds=seconds)
 
 

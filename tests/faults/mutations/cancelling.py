@@ -304,7 +304,7 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (
             "server/evershell/api/workspace_servicer.py",
-            "deadline.left_of_call(_TURN_SECONDS, 0.0)",
+            "deadline.left_of_call(_POLL_WAIT_SECONDS, 0.0)",
             "60.0",
         ),
     ),

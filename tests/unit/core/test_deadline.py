@@ -39,13 +39,26 @@ async def test_each_call_has_its_own_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passed", "left", "expected"),
-    [(0, None, 1.5), (1, None, 0.5), (1.4, None, 0.2), (9, None, 0.2), (1, 0.5, 0.25)],
+    ("waited", "passed", "left", "expected"),
+    [
+        (0, 0, None, 1.5),
+        (0, 1, None, 0.5),
+        (0, 1.4, None, 0.2),
+        (0, 9, None, 0.2),
+        (0, 1, 0.5, 0.25),
+        (0.6, 0.4, None, 0.5),
+        (0.6, 0.4, 0.5, 0.25),
+        (9, 0, None, 0.2),
+    ],
 )
 async def test_the_limit_of_a_call_is_counted_from_its_arrival(
-    monkeypatch: pytest.MonkeyPatch, passed: float, left: float | None, expected: float
+    monkeypatch: pytest.MonkeyPatch,
+    waited: float,
+    passed: float,
+    left: float | None,
+    expected: float,
 ) -> None:
     assert deadline.left_of_call(1.5, 0.2) == 1.5
-    deadline.begin(None if left is None else left + passed)
+    deadline.begin(None if left is None else left + passed, waited)
     monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: 100.0 + passed))
     assert deadline.left_of_call(1.5, 0.2) == pytest.approx(expected)

@@ -13,11 +13,10 @@ from google.rpc import error_details_pb2, status_pb2
 from evershell.api import chain
 from evershell.api.a2a.card import Endpoints
 from evershell.api.a2a.servicer import A2AServicer
+from evershell.api.interceptors.admission import Admission
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
-from evershell.api.interceptors.overload import Overload
 from evershell.api.interceptors.rate_limits import RateLimits
-from evershell.api.interceptors.readiness import Readiness
 from evershell.api.interceptors.request_log import RequestLog
 from evershell.api.queueing_delay import DelayProbe, QueueingDelay
 from evershell.api.runtime_servicer import RuntimeServicer
@@ -215,7 +214,7 @@ async def running(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
     )
     request_log, audit = RequestLog(metrics or Metrics()), FakeAuditQueue()
-    readiness = Readiness()
+    admission = Admission(delay or QueueingDelay(), *([probe.arrived] if probe else []))
     webhooks = FakeWebhookStore()
     server = Server(
         WorkspaceServicer(
@@ -241,16 +240,15 @@ async def running(
             Children(world.store, world.agents, world.subscriptions, world.clock),
         ),
         request_log,
-        readiness,
+        admission,
         chain.interceptors(
             request_log,
-            readiness,
+            admission,
             Authentication(
                 authenticator, pod_tokens, host_binding, agent_tls=agent_tls is not None
             ),
             rate_limits,
             auditing=Auditing(audit, world.clock),
-            overload=Overload(delay or QueueingDelay(), *([probe.arrived] if probe else [])),
         ),
         agent_listener=AgentListener("127.0.0.1:0", agent_tls) if agent_tls else None,
         probe=probe,

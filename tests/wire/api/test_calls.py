@@ -194,15 +194,15 @@ async def test_few_of_many_polls_are_worked_on_at_once(monkeypatch: pytest.Monke
         async def poll() -> task_pb2.CurrentIteration:
             return await server.stub.GetCurrentIteration(request, metadata=bearer())
 
-        monkeypatch.setattr(workspace_servicer, "_TURN_SECONDS", 60.0)
+        monkeypatch.setattr(workspace_servicer, "_POLL_WAIT_SECONDS", 60.0)
         patient = polls(50)
         await eventually_async(lambda: store.reads == workspace_servicer._POLLS_AT_ONCE)
         await server.stub.CancelTask(
             messages.CancelTaskRequest(workspace_id=busy.id), metadata=bearer()
         )
         assert store.reads == workspace_servicer._POLLS_AT_ONCE
-        monkeypatch.setattr(workspace_servicer, "_TURN_SECONDS", 0.1)
+        monkeypatch.setattr(workspace_servicer, "_POLL_WAIT_SECONDS", 0.1)
         refused = await server.fails(poll())
-        assert refused.slug == "unavailable"
+        assert refused.slug == "unavailable" and "Too many callers" in refused.message
         store.go_on.set()
         assert {each.number for each in await asyncio.gather(*patient)} == {4}

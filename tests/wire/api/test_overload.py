@@ -1,6 +1,7 @@
 """Calls that a worker does not serve: it is behind, or their deadline has passed."""
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -10,13 +11,16 @@ import pytest
 from evershell.agent.v1 import runtime_service_pb2 as agent_messages
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.message import Message
+from structlog.testing import capture_logs
 
 from evershell.api.queueing_delay import DelayProbe, Priority, QueueingDelay
 from evershell.auth.authenticator import Authenticator
 from evershell.auth.pod_tokens import PodTokens
+from evershell.core import deadline
+from evershell.store import background
 from evershell.telemetry.metrics import Metrics
 from tests.bench import http2
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually_async, settle
 from tests.support.world import World
 from tests.wire.api.running import INTERNAL, PUBLIC, Failed, Running, agent_bearer, bearer, running
 
@@ -26,6 +30,7 @@ GET = messages.GetTaskRequest(workspace_id="ws_1", task_id="task_1")
 SUBMIT = messages.SubmitTaskRequest(workspace_id="ws_1", description="x")
 LIST = messages.ListTasksRequest(workspace_id="ws_1")
 WATCH = messages.WatchEventsRequest(workspace_id="ws_1")
+DELAY_TASK = "queueing-delay"
 # In the order in which they are refused.
 CLASSES: list[list[tuple[str, Message]]] = [
     [(PUBLIC + "ListTasks", LIST), (PUBLIC + "WatchEvents", WATCH)],
@@ -83,9 +88,9 @@ def test_the_longer_the_wait_the_more_important_are_the_calls_that_are_refused(
     for seconds, expected in (
         (0.4, []),
         (0.6, [lists]),
-        (0.9, [submissions, lists]),
-        (1.1, [agents, submissions, lists]),
-        (1.3, [first, agents, submissions, lists]),
+        (1.1, [submissions, lists]),
+        (2.1, [agents, submissions, lists]),
+        (2.6, [first, agents, submissions, lists]),
     ):
         fall_behind(delay, clock, seconds)
         assert refused(delay) == expected
@@ -96,7 +101,7 @@ def test_a_burst_is_served(delay: QueueingDelay, clock: Clock) -> None:
     delay.begin()
     clock.seconds += 0.9
     assert refused(delay) == []
-    clock.seconds += 1
+    clock.seconds += 2
     assert refused(delay) == list(Priority)
     delay.end()
     measure(delay, clock, 0.01)
@@ -114,7 +119,7 @@ def test_the_first_calls_after_a_pause_are_served(delay: QueueingDelay, clock: C
 def test_a_measurement_in_progress_counts(delay: QueueingDelay, clock: Clock) -> None:
     """A worker that begins no call at all finds out."""
     delay.begin()
-    clock.seconds += 1.1
+    clock.seconds += 2.1
     assert refused(delay) == [Priority.AGENTS, Priority.OTHERS, Priority.LAST]
 
 
@@ -156,7 +161,7 @@ def is_refused(seen: Failed | bytes) -> bool:
 async def test_cancellations_are_the_last_to_be_refused(
     server: Running, delay: QueueingDelay, clock: Clock
 ) -> None:
-    for served, seconds in enumerate((0.6, 0.9, 1.1, 1.3), 1):
+    for served, seconds in enumerate((0.6, 1.1, 2.1, 2.6), 1):
         fall_behind(delay, clock, seconds)
         for place, calls in enumerate(CLASSES):
             for path, request in calls:
@@ -166,7 +171,7 @@ async def test_cancellations_are_the_last_to_be_refused(
 async def test_a_refusal_has_a_time_unless_a_repeat_could_cancel_the_next_task(
     server: Running, delay: QueueingDelay, clock: Clock
 ) -> None:
-    fall_behind(delay, clock, 2)
+    fall_behind(delay, clock, 3)
     for path, request, metadata, is_timed in (
         (PUBLIC + "CancelTask", CANCEL, {}, False),
         (PUBLIC + "CancelTask", CANCEL, {"x_evershell_edge": "rest"}, False),
@@ -179,12 +184,17 @@ async def test_a_refusal_has_a_time_unless_a_repeat_could_cancel_the_next_task(
         ),
         (PUBLIC + "CancelTask", CANCEL, {"x_evershell_task": "task_1"}, True),
         (PUBLIC + "SubmitTask", SUBMIT, {}, True),
+        (PUBLIC + "SubmitTask", SUBMIT, {"x_evershell_edge": "rest"}, True),
         (INTERNAL + "CommitEvents", agent_messages.CommitEventsRequest(), {}, True),
     ):
         seen = await call(server, path, request, **metadata)
         assert isinstance(seen, Failed) and seen.slug == "unavailable"
         assert seen.code is grpc.StatusCode.UNAVAILABLE
         assert ("RetryInfo" in seen.details, "retry-after" in seen.trailers) == (is_timed,) * 2
+        is_final = seen.trailers.get("x-should-retry") == "false"
+        assert is_final is (not is_timed and "x_evershell_edge" in metadata)
+        advice = "only with a task id" if not is_timed else "repeat it after 1 s"
+        assert advice in seen.message and "no effect" in seen.message
         if path.startswith(INTERNAL):
             assert seen.trailers["x-evershell-slug"] == "unavailable"
 
@@ -193,7 +203,7 @@ async def test_a_refused_call_has_no_effect_and_no_entry(
     server: Running, world: World, delay: QueueingDelay, clock: Clock
 ) -> None:
     busy, task = await world.add_busy()
-    fall_behind(delay, clock, 2)
+    fall_behind(delay, clock, 3)
     request = messages.CancelTaskRequest(workspace_id=busy.id)
     for token in ("sk_test", "sk_unknown"):
         seen = await server.raw(PUBLIC + "CancelTask", bearer(token), request.SerializeToString())
@@ -205,6 +215,31 @@ async def test_a_refused_call_has_no_effect_and_no_entry(
     measure(delay, clock, 0.01)
     seen = await server.raw(PUBLIC + "CancelTask", bearer(), request.SerializeToString())
     assert isinstance(seen, bytes)
+
+
+async def test_the_time_that_a_call_has_waited_is_part_of_its_budget(
+    server: Running,
+    world: World,
+    delay: QueueingDelay,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[float] = []
+
+    async def signal(*_: object) -> bool:
+        left.append(deadline.left_of_call(3600.0, 0.0))
+        return True
+
+    monkeypatch.setattr(world.agents, "cancel_task", signal)
+    for _ in range(2):
+        busy, _ = await world.add_busy()
+        request = messages.CancelTaskRequest(workspace_id=busy.id)
+        if not left:
+            fall_behind(delay, clock, 2.4)
+        else:
+            measure(delay, clock, 0.01)
+        await server.stub.CancelTask(request, metadata=bearer())
+    assert left[0] <= 3600.0 - 2.4 < left[1]
 
 
 async def test_health_is_never_refused(server: Running, delay: QueueingDelay, clock: Clock) -> None:
@@ -293,3 +328,36 @@ async def test_the_probe_measures_while_calls_arrive(world: World) -> None:
         assert not begun
         await server.raw(PUBLIC + "ListWorkspaces", bearer())
         await eventually_async(lambda: bool(begun))
+
+
+async def test_a_worker_that_ends_its_measurements_refuses_no_call(
+    delay: QueueingDelay, clock: Clock
+) -> None:
+    probe = DelayProbe(delay)
+    # It answers nothing.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with background.running(probe.run(f"127.0.0.1:{silent.getsockname()[1]}"), "probe"):
+            await settle()
+            probe.arrived()
+            await settle()
+            clock.seconds += 3
+            assert refused(delay) == list(Priority)
+    clock.seconds += 3
+    assert refused(delay) == []
+
+
+async def test_a_worker_whose_measurements_fail_logs_it_and_serves(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = DelayProbe(QueueingDelay())
+
+    async def fail(_: object) -> None:
+        probe.delay.begin()
+        raise ValueError
+
+    monkeypatch.setattr(probe, "_measure", fail)
+    with capture_logs() as logged:
+        async with running(world, delay=probe.delay, probe=probe) as server:
+            await eventually_async(lambda: any(each.get("task") == DELAY_TASK for each in logged))
+            assert probe.delay.is_short
+            assert isinstance(await server.raw(PUBLIC + "ListWorkspaces", bearer()), bytes)

@@ -1,4 +1,4 @@
-"""Ends calls that are not worth their work: the caller has gone, or the worker is behind."""
+"""Refuses calls that the worker cannot serve in time."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from evershell.api.method_options import (
     names_no_task,
 )
 from evershell.api.queueing_delay import Priority, QueueingDelay
-from evershell.core import errors
+from evershell.core import deadline, errors
 from evershell.core.errors import Failure
 
 _FIRST = frozenset(
@@ -40,35 +40,49 @@ _FIRST = frozenset(
 _READ_SECONDS = 0.1
 
 
-class Overload(Interceptor):
+class Admission(Interceptor):
     """Outside authentication and audit, so that a refusal costs little and leaves no entry.
 
-    A refused call has had no effect.
+    A refused call has had no effect. Calls are refused whose deadline has passed; while the worker
+    is behind, the least important ones; and public calls while the worker is not ready. The edge
+    calls workers that are not ready if no worker is: it cannot tell them from slow ones. Calls of
+    agents are then served, because they wait for the database anyway.
     """
 
     def __init__(self, delay: QueueingDelay, arrived: Callable[[], None] = lambda: None) -> None:
         """`arrived` is called for each call."""
         self._delay = delay
         self._arrived = arrived
+        # Whether the worker can serve public calls.
+        self.is_ready = True
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         priority = _priority(method)
         if priority is None:
             return proceed
-        refuses, arrived, path = self._delay.refuses, self._arrived, method.path
+        delay, arrived = self._delay, self._arrived
+        needs_database = method.service in PUBLIC_SERVICES
 
         async def admitted(call: Call) -> Any:
             arrived()
+            deadline.begin(call.left_seconds, 0.0 if delay.is_short else delay.seconds)
             if call.left_seconds == 0:
                 message = "The deadline had passed before the call began. It had no effect."
-                await abort(call, Failure("deadline_exceeded", message), method)
-            if refuses(priority):
-                if may_name_task(path) and not call.is_rest:
-                    call.request = await _request(call, method)
-                await abort(call, errors.overloaded(can_name=names_no_task(path, call)), method)
+                await abort(call, Failure("deadline_exceeded", message), method, had_effect=False)
+            if needs_database and not self.is_ready:
+                await _refuse(call, method, "The service cannot reach its database.")
+            if delay.refuses(priority):
+                await _refuse(call, method, "The service is overloaded.")
             return await proceed(call)
 
         return admitted
+
+
+async def _refuse(call: Call, method: Method, problem: str) -> None:
+    if may_name_task(method.path) and not call.is_rest:
+        call.request = await _request(call, method)
+    failure = errors.refused(problem, names_no_task=names_no_task(method.path, call))
+    await abort(call, failure, method, had_effect=False)
 
 
 def _priority(method: Method) -> Priority | None:
