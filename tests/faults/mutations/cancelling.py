@@ -287,7 +287,7 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (f"{_FLEET}agent_reads.py", "reading = self._reads.get(key)", "reading = None"),
         (f"{_FLEET}agent_client.py", "                self._reads.answered(key)\n", ""),
-        (f"{_FLEET}agent_client.py", "if not agent.is_signalled and self", "if self"),
+        (f"{_FLEET}agent_client.py", "if not agent.is_signalled", "if True"),
         (
             f"{_FLEET}agent_reads.py",
             "max(_SILENT_SECONDS, len(self._silent) / _READS_A_SECOND)",

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from evershell.stack import frozen
+from evershell.stack import frozen, watchdogs
 from evershell.stack import supervisor as supervisor_module
 from evershell.stack.supervisor import Program, Supervisor
 from tests.support.waiting import eventually_async
@@ -93,13 +93,12 @@ async def test_programs_that_are_stopped_are_replaced(tmp_path: Path) -> None:
 async def test_a_failed_look_at_the_programs_does_not_end_the_watch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look_at = supervisor_module.look_at
     failures = iter([psutil.AccessDenied()])
 
     def fail_once(*arguments: Any) -> Any:
         if (failure := next(failures, None)) is not None:
             raise failure
-        return look_at(*arguments)
+        return watchdogs.look_at(*arguments)
 
     monkeypatch.setattr(supervisor_module, "look_at", fail_once)
     supervisor = Supervisor(tmp_path / "logs")
