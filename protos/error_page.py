@@ -59,7 +59,7 @@ repeat every 409 and 5xx unless an answer has this header; `unavailable` has no 
 over gRPC, no RetryInfo. A cancellation that fails before its body is read is answered as one
 without a task id, unless its path names the task. `rate_limited` always has `retry-after`, since
 the call had no effect. So does `unavailable` of a call that was [refused](calls.md#overload),
-without `x-should-retry: false`, unless it cancels without a task id.
+unless it cancels without a task id.
 
 Errors that would occur again at once have `x-should-retry: false` for every call. The sections
 below say which.

@@ -332,7 +332,7 @@ class Controller:
         """Ends the pod of an overdue agent, and its task.
 
         Reads the workers, the workspace, its task and its lease again first: a worker may have
-        stopped to answer since the scan, the task may have ended, or the agent may have recovered.
+        stopped answering since the scan, the task may have ended, or the agent may have recovered.
         """
         await self._due.read_workers()
         current = await self._store.get_workspace(workspace.id)

@@ -172,19 +172,16 @@ async def test_a_refusal_has_a_time_unless_a_repeat_could_cancel_the_next_task(
     server: Running, delay: QueueingDelay, clock: Clock
 ) -> None:
     fall_behind(delay, clock, 3)
+    rest = {"x_evershell_edge": "rest"}
     for path, request, metadata, is_timed in (
         (PUBLIC + "CancelTask", CANCEL, {}, False),
-        (PUBLIC + "CancelTask", CANCEL, {"x_evershell_edge": "rest"}, False),
+        (PUBLIC + "CancelTask", CANCEL, rest, False),
         (PUBLIC + "CancelTask", NAMED, {}, True),
-        (
-            PUBLIC + "CancelTask",
-            CANCEL,
-            {"x_evershell_edge": "rest", "x_evershell_task": "task_1"},
-            True,
-        ),
+        (PUBLIC + "CancelTask", CANCEL, rest | {"x_evershell_task": "task_1"}, True),
         (PUBLIC + "CancelTask", CANCEL, {"x_evershell_task": "task_1"}, True),
         (PUBLIC + "SubmitTask", SUBMIT, {}, True),
-        (PUBLIC + "SubmitTask", SUBMIT, {"x_evershell_edge": "rest"}, True),
+        (PUBLIC + "SubmitTask", SUBMIT, rest, True),
+        (PUBLIC + "SubmitTask", SUBMIT, rest | {"idempotency_key": "key"}, True),
         (INTERNAL + "CommitEvents", agent_messages.CommitEventsRequest(), {}, True),
     ):
         seen = await call(server, path, request, **metadata)
@@ -192,7 +189,8 @@ async def test_a_refusal_has_a_time_unless_a_repeat_could_cancel_the_next_task(
         assert seen.code is grpc.StatusCode.UNAVAILABLE
         assert ("RetryInfo" in seen.details, "retry-after" in seen.trailers) == (is_timed,) * 2
         is_final = seen.trailers.get("x-should-retry") == "false"
-        assert is_final is (not is_timed and "x_evershell_edge" in metadata)
+        can_repeat = metadata.keys() & {"x_evershell_task", "idempotency_key"}
+        assert is_final is ("x_evershell_edge" in metadata and not can_repeat)
         advice = "only with a task id" if not is_timed else "repeat it after 1 s"
         assert advice in seen.message and "no effect" in seen.message
         if path.startswith(INTERNAL):

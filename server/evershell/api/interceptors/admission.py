@@ -68,7 +68,7 @@ class Admission(Interceptor):
             deadline.begin(call.left_seconds, 0.0 if delay.is_short else delay.seconds)
             if call.left_seconds == 0:
                 message = "The deadline had passed before the call began. It had no effect."
-                await abort(call, Failure("deadline_exceeded", message), method, had_effect=False)
+                await abort(call, Failure("deadline_exceeded", message), method)
             if needs_database and not self.is_ready:
                 await _refuse(call, method, "The service cannot reach its database.")
             if delay.refuses(priority):
@@ -82,7 +82,7 @@ async def _refuse(call: Call, method: Method, problem: str) -> None:
     if may_name_task(method.path) and not call.is_rest:
         call.request = await _request(call, method)
     failure = errors.refused(problem, names_no_task=names_no_task(method.path, call))
-    await abort(call, failure, method, had_effect=False)
+    await abort(call, failure, method)
 
 
 def _priority(method: Method) -> Priority | None:

@@ -15,7 +15,7 @@ from evershell.api import event_stream, status
 from evershell.api.a2a import errors as a2a_errors
 from evershell.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import A2A_SERVICE, RUNTIME_SERVICE, names_no_task, repeat_advice
+from evershell.api.method_options import A2A_SERVICE, RUNTIME_SERVICE, repeat_advice
 from evershell.core import errors
 from evershell.core.errors import Failure, UnavailableError
 from evershell.pod.tokens import SLUG_TRAILER, TIME_TRAILER
@@ -83,11 +83,8 @@ class Errors(Interceptor):
         await abort(call, errors.internal(repeat_advice(method.path, call)), method)
 
 
-async def abort(call: Call, failure: Failure, method: Method, *, had_effect: bool = True) -> None:
-    """Ends the call with the status of the failure. Raises AbortError.
-
-    `had_effect`: whether the call may have had an effect.
-    """
+async def abort(call: Call, failure: Failure, method: Method) -> None:
+    """Ends the call with the status of the failure. Raises AbortError."""
     # A call that its caller has reset ends here, once gRPC has reported the reset. The library
     # would never free the status of such a call (https://github.com/grpc/grpc/issues/43360).
     await asyncio.sleep(_RESET_REPORTED_SECONDS)
@@ -113,8 +110,7 @@ async def abort(call: Call, failure: Failure, method: Method, *, had_effect: boo
     ]
     if call.is_rest:
         trailers += [(STATUS_HEADER, str(http)), (ENVELOPE_TRAILER, body)]
-        advice = repeat_advice if had_effect else names_no_task
-        if status.RULES[failure.slug].no_retry or advice(method.path, call):
+        if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):
             trailers.append(("x-should-retry", "false"))
     if method.service == RUNTIME_SERVICE:
         # Agents have no package that reads the details.
