@@ -43,8 +43,8 @@ class Priority(IntEnum):
 _LIMITS = {
     Priority.FIRST: 2.5,
     Priority.AGENTS: 2.0,
-    Priority.OTHERS: 1.0,
-    Priority.LAST: 0.5,
+    Priority.OTHERS: 1.5,
+    Priority.LAST: 1.0,
 }
 
 

@@ -86,9 +86,9 @@ def test_the_longer_the_wait_the_more_important_are_the_calls_that_are_refused(
 ) -> None:
     lists, submissions, agents, first = reversed(Priority)
     for seconds, expected in (
-        (0.4, []),
-        (0.6, [lists]),
-        (1.1, [submissions, lists]),
+        (0.9, []),
+        (1.1, [lists]),
+        (1.6, [submissions, lists]),
         (2.1, [agents, submissions, lists]),
         (2.6, [first, agents, submissions, lists]),
     ):
@@ -161,7 +161,7 @@ def is_refused(seen: Failed | bytes) -> bool:
 async def test_cancellations_are_the_last_to_be_refused(
     server: Running, delay: QueueingDelay, clock: Clock
 ) -> None:
-    for served, seconds in enumerate((0.6, 1.1, 2.1, 2.6), 1):
+    for served, seconds in enumerate((1.1, 1.6, 2.1, 2.6), 1):
         fall_behind(delay, clock, seconds)
         for place, calls in enumerate(CLASSES):
             for path, request in calls:
