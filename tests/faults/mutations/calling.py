@@ -394,7 +394,7 @@ CALLING: tuple[Rule, ...] = (
         f"tests/wire/api/test_errors.py tests/wire/api/test_calls.py {_CASES}",
         (
             f"{_API}interceptors/errors.py",
-            "if status.RULES[failure.slug].no_retry or advice(method.path, call):",
+            "if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):",
             "if status.RULES[failure.slug].no_retry:",
         ),
         (
