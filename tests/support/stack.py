@@ -264,20 +264,14 @@ class Stack(Service):
         return found
 
     def leader_pid(self) -> int:
-        """The process id of the leading controller, once the other one stands by."""
-        leader: dict[str, str] = {}
-        for name in ("fleet-0", "fleet-1"):
-            for line in (self.state_dir / "logs" / f"{name}.log").read_text().splitlines():
-                entry = json.loads(line)
-                if entry["event"] == "leadership_acquired" and entry["timestamp"] > leader.get(
-                    "timestamp", ""
-                ):
-                    leader = entry | {"program": name}
-        address = f"{leader['program']}.sock"
-        (pid,) = [
-            pid for pid in self.pids("fleet") if psutil.Process(pid).cmdline()[-1].endswith(address)
+        """The process id of the controller that became the leader last."""
+        acquired = [
+            entry
+            for path in (self.state_dir / "logs").glob("fleet-?.log")
+            for line in path.read_text().splitlines()
+            if (entry := json.loads(line))["event"] == "leadership_acquired"
         ]
-        return pid
+        return int(max(acquired, key=lambda entry: str(entry["timestamp"]))["pid"])
 
     def replace_controllers(self) -> None:
         """Kills all controllers, and waits until others run."""

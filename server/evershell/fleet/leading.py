@@ -1,6 +1,7 @@
 """Runs a controller for each term in which this process leads."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from typing import Any
@@ -26,7 +27,7 @@ async def lead(
     """
     while True:
         async with leadership.acquired() as term, subscriptions.subscribe() as changes:
-            log.info("leadership_acquired")
+            log.info("leadership_acquired", pid=os.getpid())
             with leading():
                 await _until(term.lost, new_controller(term).run(changes))
 

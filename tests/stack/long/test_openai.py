@@ -102,13 +102,11 @@ def test_the_iteration_that_reaches_the_tokens_is_the_last(
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize(
-    "crash", ["", "before_iteration_transaction", "after_iteration_transaction"]
-)
+@pytest.mark.parametrize("crash", ["", "before_report_transaction", "after_report_transaction"])
 def test_the_iteration_that_reaches_the_cost_is_the_last(
     workspace: Workspace, server: ModelServer, crash: str
 ) -> None:
-    """The limit is not forgotten if the worker dies before or after the commit that reaches it."""
+    """The limit is not forgotten if the worker dies before or after the report that reaches it."""
     gate, points = Gate(), workspace.stack.state_dir.parent / "points"
     second = replace(calls("echo 2"), gate=gate)
     server.script.extend((calls("echo 1"), second, calls("echo 3"), says("done")))

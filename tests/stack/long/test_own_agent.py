@@ -181,15 +181,15 @@ def test_a_cancelled_tree_includes_the_child_for_which_a_tool_waits(
 
 
 def test_the_tokens_of_a_tree_are_counted_together(stack: Stack, workspace: Workspace) -> None:
-    """An iteration has 5 tokens. The limit is reached when the root commits its first one."""
+    """An iteration has 5 tokens. The limit is reached when the root reports its second one."""
     below = Workspace(stack)
     task_id = workspace.submit(
         f"child {below.id} process echo 1",
         "process sleep 600",
-        limits={"max_total_tokens": "10", "include_descendants": True, "force_after": "0s"},
+        limits={"max_total_tokens": "15", "include_descendants": True, "force_after": "0s"},
     )
     end = workspace.await_end(task_id)
     assert (end["status"], end["forced"], end["iterations"]) == ("cancelled", True, 2)
     assert end["cancel"]["requested_by"] == "system:limit"
-    assert end["cancel"]["reason"] == "max_total_tokens reached: 10 of 10 tokens"
+    assert end["cancel"]["reason"] == "max_total_tokens reached: 15 of 15 tokens"
     assert below.await_end(below.await_event("task_submitted")["task_id"])["status"] == "completed"

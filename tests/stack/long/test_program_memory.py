@@ -15,7 +15,7 @@ def test_tools_do_not_inherit_the_memory_limit_of_the_programs(
     assert {"envoy", "postgres"} <= names
     own = [program for program in programs if program.name() in ("envoy", "postgres")]
     own += [psutil.Process(pid) for kind in ("serve", "fleet") for pid in stack.pids(kind)]
-    assert len(own) == 5
+    assert len(own) == 6
     for program in own:
         assert program.rlimit(psutil.RLIMIT_DATA)[0] != psutil.RLIM_INFINITY, program
     # This process has the limit of the machine.

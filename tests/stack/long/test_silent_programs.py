@@ -73,7 +73,7 @@ def test_the_only_worker_stays(blocking: Callable[[str, int], Blocking], way: st
         eventually(lambda: running.has_logged("program_silent"), SILENT_SECONDS)
         running.released.touch()
         workspace = Workspace(running.stack)
-        task_id = workspace.begin("echo done")
+        task_id = workspace.submit("echo done")
         assert workspace.await_end(task_id)["status"] == "completed"
         assert running.stack.pids("serve") == [worker]
         assert not running.has_logged("program_frozen")

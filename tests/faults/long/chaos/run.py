@@ -207,7 +207,7 @@ def _strays(stack: Stack, workspace_ids: Sequence[str]) -> Iterator[str]:
 def _defects(stack: Stack) -> Iterator[str]:
     """Yields the lines of all logs that report a defect."""
     logs = [stack.output, *stack.state_dir.glob("logs/*"), *stack.state_dir.glob("fleet/*/log")]
-    for path in sorted(logs):
+    for path in sorted(filter(Path.is_file, logs)):
         lines = path.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
             if any(defect in line for defect in _DEFECTS):
