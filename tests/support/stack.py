@@ -391,19 +391,27 @@ def _kill(state_dir: Path) -> None:
     postgres.clear_stale(postgres.places(state_dir).data_dir)
     place = re.compile(rf"{re.escape(str(state_dir))}(?![\w.-])")
 
+    segments: set[Path] = set()
+
+    def is_of_stack(process: psutil.Process) -> bool:
+        with suppress(psutil.Error, OSError):
+            is_found = any(place.search(text) for text in _texts(process))
+            if is_found and process.name() == "envoy":
+                segments.add(shared_memory(process))
+            return is_found and process.pid != os.getpid()
+        return False
+
     def killed() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                is_of_stack = any(place.search(text) for text in _texts(process))
-                if is_of_stack and process.pid != os.getpid():
-                    if process.name() == "envoy":
-                        shared_memory(process).unlink(missing_ok=True)
-                    process.kill()
-                    found.append(process)
+        # All are found before the first is killed, because Envoy ends with `up`.
+        found = list(filter(is_of_stack, psutil.process_iter()))
+        for process in found:
+            with suppress(psutil.Error):
+                process.kill()
         return found
 
     eventually(lambda: not killed(), STOP_SECONDS)
+    for segment in segments:
+        segment.unlink(missing_ok=True)
 
 
 def unique_seconds() -> str:

@@ -7,7 +7,7 @@ import pytest
 from tests.faults import network
 from tests.faults.long.hosts import many_hosts
 from tests.faults.long.hosts.many_hosts import HOSTS, ManyHosts
-from tests.support.stack import Stack, processes_of
+from tests.support.stack import Stack, processes_of, shared_memory
 
 
 class _FailedError(Exception):
@@ -35,6 +35,10 @@ def test_a_failed_test_leaves_no_agent(tmp_path: Path) -> None:
     stack = Stack(tmp_path / "state")
     with pytest.raises(_FailedError), stack.ended():
         stack.start()
+        (envoy,) = (each for each in stack.processes() if each.name() == "envoy")
+        segment = shared_memory(envoy)
         stack.kill(stack.pid)
         raise _FailedError
     assert processes_of(stack.state_dir) == []
+    # Envoy has ended with the first process, so nobody knows its memory any more.
+    segment.unlink()
