@@ -116,7 +116,7 @@ class DelayProbe(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(_answer)
 
     async def run(self, address: str) -> None:
-        """Measures until it is cancelled or fails. `address` is that of the server."""
+        """Measures until it is cancelled or fails. `address` is the address of the server."""
         options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
         try:
             async with grpc.aio.insecure_channel(address, options) as channel:

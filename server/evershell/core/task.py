@@ -180,7 +180,7 @@ class Task:
     forced: bool = False
     # Whether it ended during an iteration that is not on record.
     iteration_lost: bool = False
-    # That of the committed iterations; of an ended task, also that of one that was lost.
+    # Of the committed iterations; for an ended task, also what a lost iteration had reported.
     usage: Usage = Usage()
     open_iteration: OpenIteration | None = None
     # The size of all iterations, as the agent has sent them.
