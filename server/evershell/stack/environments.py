@@ -49,7 +49,7 @@ def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
 
 
 def edge_metrics_port(settings: Settings) -> int:
-    """The port of the edge's metrics, after those of the workers and the first fleet controller."""
+    """The port of the edge's metrics: the next after the workers and the first fleet controller."""
     return settings.metrics_port and settings.metrics_port + settings.workers + 1
 
 
