@@ -275,10 +275,13 @@ class Stack(Service):
 
     def replace_controllers(self) -> None:
         """Kills all controllers, and waits until others run."""
+        both = 2
+        # The supervisor may still be starting one in the place of an earlier one.
+        eventually(lambda: len(self.pids("fleet")) == both)
         killed = self.pids("fleet")
         for pid in killed:
             self.kill(pid)
-        eventually(lambda: len(set(self.pids("fleet")) - set(killed)) == len(killed))
+        eventually(lambda: len(set(self.pids("fleet")) - set(killed)) == both)
 
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)

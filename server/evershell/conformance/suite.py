@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import grpc
+import grpc.aio
 import psutil
 from evershell.agent.v1.agent_service_pb2 import Signal
+from evershell.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
 from evershell.conformance.agent_process import AgentProcess
 from evershell.conformance.control_plane import LEASE_SECONDS
@@ -33,7 +35,7 @@ from evershell.conformance.record import (
 )
 from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.task import TaskStatus
-from evershell.pod.signal_stream import NotAcknowledgedError, SignalStream
+from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
@@ -412,22 +414,27 @@ class Suite:
     async def _foreign_signals(self) -> None:
         await self._running()
         valid, foreign = self._plane.signal_token, "0" * 64
-        for opened_with in (foreign, valid):
-            # gRPC hides the status of a stream now and then, when a write has failed.
-            codes = [await self._refusal(opened_with, foreign) for _ in range(3)]
-            if grpc.StatusCode.UNAUTHENTICATED not in codes:
-                raise FailedError(f"the agent ends the stream of a foreign signal with {codes[0]}")
+        # A write beside the end of the stream could hide its status, so the first is only opened.
+        for opened_with, sent in ((foreign, ()), (valid, (Signal(id=1, token=foreign),))):
+            code = await self._refusal(opened_with, *sent)
+            if code is not grpc.StatusCode.UNAUTHENTICATED:
+                raise FailedError(f"the agent ends the stream of a foreign signal with {code}")
 
-    async def _refusal(self, opened_with: str, token: str) -> grpc.StatusCode | None:
-        """The status with which the agent refuses a signal with this token."""
+    async def _refusal(self, opened_with: str, *sent: Signal) -> grpc.StatusCode:
+        """The status with which the agent ends a stream that is opened with this token."""
         async with self._plane.open_channel() as channel:
+            call = AgentServiceStub(channel).Signals(
+                metadata=(("authorization", f"Bearer {opened_with}"),)
+            )
             try:
                 async with asyncio.timeout(_SETTLE_SECONDS):
-                    await SignalStream(channel, opened_with).send(Signal(token=token))
+                    for signal in sent:
+                        await call.write(signal)
+                    await call.read()
             except TimeoutError:
                 raise FailedError("the agent does not refuse a foreign signal") from None
-            except NotAcknowledgedError as refusal:
-                return refusal.code
+            except grpc.aio.AioRpcError as refusal:
+                return refusal.code()
         raise FailedError("the agent acknowledges a foreign signal")
 
     async def _one_end(self) -> None:

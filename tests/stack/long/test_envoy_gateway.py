@@ -167,7 +167,7 @@ def gateway(stack: Stack, tmp_path: Path) -> Iterator[Rest]:
 def test_a_patched_gateway_answers_as_the_edge(
     gateway: Rest, workspace: Workspace, gate: Gate
 ) -> None:
-    task_id = workspace.submit(gate.command, "echo never")
+    task_id = workspace.begin(gate.command, "echo never")
     cancel = f"{workspace.path}/task/cancel"
     # The headers between the edge and the workers are not those of callers.
     accepted = gateway.call("POST", cancel, headers={"x-evershell-status": "500"})
