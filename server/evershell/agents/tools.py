@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,8 +27,10 @@ _READS_AT_ONCE = 16
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
-# A tool can use some hundred megabytes more in this time.
-_WATCH_SECONDS = 0.2
+# The shortest and the longest time between two looks at what a command uses.
+_WATCH_SECONDS = 0.2, 1.0
+# The kernel gives out no more than about this much memory in a second.
+_GROWTH_BYTES = 2 * 2**30 * (os.cpu_count() or 1)
 _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
 MAX_OUTPUT_BYTES = 64 * 1024
 # Reserved for the notice of how much was cut.
@@ -280,13 +282,18 @@ class _Running:
 
         A command that leaves many orphans could otherwise use up the machine's process ids.
         """
+        seconds, _ = _WATCH_SECONDS
         while True:
-            await asyncio.sleep(_WATCH_SECONDS)
+            await asyncio.sleep(seconds)
             self._descendants.reap(self.process.pid)
-            if self._max_bytes is not None and memory_exceeds(self._max_bytes):
+            if self._max_bytes is None:
+                continue
+            left = self._max_bytes - memory_in_use(self._max_bytes)
+            if left < 0:
                 self._notice = _OUT_OF_MEMORY % (self._max_bytes // 2**20)
                 self.kill()
                 return
+            seconds = min(max(left / _GROWTH_BYTES, _WATCH_SECONDS[0]), _WATCH_SECONDS[1])
 
 
 def _command(call: ToolCall) -> str:
@@ -353,35 +360,36 @@ class BoundedOutput:
         return f"{head}\n[{cut} bytes of output were cut here]\n{tail}", cut
 
 
-def memory_exceeds(limit_bytes: int) -> bool:
-    """Whether all other processes that this one can see use more memory together.
+def memory_in_use(limit_bytes: int) -> int:
+    """The memory that all other processes that this one can see use together, in bytes.
 
-    Memory of files does not count: the folders in which processes share it have a size
-    (pod/tool_filter.py).
+    It may be counted too high below the limit, and is exact above it. Memory of files does not
+    count: the folders in which processes share it have a size (pod/tool_filter.py).
     """
     own = str(os.getpid())
-    with os.scandir("/proc") as entries:
-        pids = [each.name for each in entries if each.name.isdigit() and each.name != own]
+    names = os.listdir("/proc")  # noqa: PTH208 - many times a second
+    pids = [name for name in names if name.isdigit() and name != own]
     # Counts the pages that processes share after a fork once for each of them.
-    if (
-        sum(_bytes_of(f"/proc/{pid}/status", (b"RssAnon:", b"VmSwap:")) for pid in pids)
-        <= limit_bytes
-    ):
-        return False
+    bound = sum(_bytes_of(f"/proc/{pid}/status", b"\nRssAnon:", b"\nVmSwap:") for pid in pids)
+    if bound <= limit_bytes:
+        return bound
     # Counts each page once. It takes milliseconds for each gigabyte.
-    exact = (_bytes_of(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"SwapPss:")) for pid in pids)
-    return sum(exact) > limit_bytes
+    return sum(
+        _bytes_of(f"/proc/{pid}/smaps_rollup", b"\nPss_Anon:", b"\nSwapPss:") for pid in pids
+    )
 
 
-def _bytes_of(path: str, names: Iterable[bytes]) -> int:
+def _bytes_of(path: str, *names: bytes) -> int:
     """The sum of these fields, 0 if the process has ended."""
     try:
         # Without pathlib, which takes three times as long.
         with open(path, "rb", 0) as file:  # noqa: PTH123
-            lines = file.readall().splitlines()
+            text = file.readall()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(tuple(names)))
+    # A process of the kernel, or one that is ending, has none of the fields.
+    values = (text.partition(name)[2].split(maxsplit=1) for name in names)
+    return sum(int(value[0]) * 1024 for value in values if value)
 
 
 class DirectoryLostError(TaskFailed):
