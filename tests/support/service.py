@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import psycopg
 
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_SECONDS, eventually
 from tests.support.wires import Grpc, Rest
 
 
@@ -67,7 +67,7 @@ class ServiceWorkspace:
     """A workspace that one test creates."""
 
     # How long it waits for an event or a state.
-    limit_seconds: ClassVar[float] = 15.0
+    limit_seconds: ClassVar[float] = LIMIT_SECONDS
     # The credential with which it is called.
     _token = "full_access"
 

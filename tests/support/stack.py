@@ -19,7 +19,7 @@ from tests.support import pod_processes, secrets
 from tests.support.cluster import copy_cluster
 from tests.support.ports import free_ports
 from tests.support.service import Service, ServiceWorkspace
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_SECONDS, eventually
 
 READY_SECONDS = 60.0
 # docs/operating.md promises 10 s. A busy machine takes longer.
@@ -333,7 +333,7 @@ class Gate:
         if not self._path.exists():
             os.mkfifo(self._path)
 
-    def open(self, timeout_seconds: float = 15.0) -> None:
+    def open(self, timeout_seconds: float = LIMIT_SECONDS) -> None:
         """Waits until the command has started, then lets it end."""
 
         def writer() -> int | None:

@@ -9,11 +9,13 @@ from tenacity import AsyncRetrying, Retrying, retry_if_result, stop_after_delay,
 
 T = TypeVar("T")
 
+# Many times as long as on an idle machine. Only a test that fails waits so long.
+LIMIT_SECONDS = 60.0
 _POLL = wait_fixed(0.01)
 _UNTIL_TRUE = retry_if_result(lambda answer: not answer)
 
 
-def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
+def eventually(condition: Callable[[], T], timeout_seconds: float = LIMIT_SECONDS) -> T:
     """Calls the condition until its result is true. Returns the result, or raises TimeoutError."""
     again = Retrying(
         retry=_UNTIL_TRUE,
@@ -24,7 +26,9 @@ def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
     return again(condition)
 
 
-async def eventually_async(condition: Callable[[], object], timeout_seconds: float = 15.0) -> Any:
+async def eventually_async(
+    condition: Callable[[], object], timeout_seconds: float = LIMIT_SECONDS
+) -> Any:
     """Waits like `eventually`, without blocking the event loop. The condition may be async."""
 
     async def ask() -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import sandbox
+from tests.support.lengths import smoke
 from tests.support.model_server import Answer, ModelServer, calls_tools, model_server, says
 from tests.support.promises import read_history, violations
 from tests.support.stack import ROOT, Stack, Workspace
@@ -112,7 +113,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=smoke(CASES, ["own", "openai_agents"]))
 def case(request: pytest.FixtureRequest) -> Case:
     case = CASES[request.param]
     if case.package:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.lengths import smoke
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -47,7 +48,7 @@ def blocking(tmp_path: Path) -> Callable[[str, int], Blocking]:
     return lambda way, workers: Blocking(tmp_path, way, workers)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", smoke(WAYS, ["in a loop"]))
 def test_a_silent_worker_is_replaced(blocking: Callable[[str, int], Blocking], way: str) -> None:
     running = blocking(way, 2)
     with running.stack.started():
@@ -63,7 +64,7 @@ def test_a_silent_worker_is_replaced(blocking: Callable[[str, int], Blocking], w
         assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", smoke(WAYS, ["in a wait"]))
 def test_the_only_worker_stays(blocking: Callable[[str, int], Blocking], way: str) -> None:
     """Its silence is logged, and it goes on when it can."""
     running = blocking(way, 1)

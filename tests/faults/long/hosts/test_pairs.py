@@ -40,13 +40,17 @@ _START_SECONDS = 30.0
 @pytest.fixture
 def workspace(hosts: ManyHosts) -> Iterator[Workspace]:
     """A workspace whose history keeps the promises in the end."""
-    # After the cut of another test, the edge may still have dead connections to some workers.
-    calls = 4 * len(WORKERS)
-    eventually(lambda: all(_answers(hosts) for _ in range(calls)), _START_SECONDS)
+    await_all_workers(hosts)
     workspace = Workspace(hosts)
     yield workspace
     with hosts.database() as connection:
         assert violations(read_history(connection, workspace.id)) == []
+
+
+def await_all_workers(hosts: ManyHosts) -> None:
+    """After a cut, the edge may still call workers that are not ready, or have dead connections."""
+    calls = 4 * len(WORKERS)
+    eventually(lambda: all(_answers(hosts) for _ in range(calls)), _START_SECONDS)
 
 
 def _answers(hosts: ManyHosts) -> bool:
@@ -101,6 +105,7 @@ def test_workers_and_database(hosts: ManyHosts, workspace: Workspace) -> None:
     # The first call may have been recorded, although its answer was lost.
     answer = recovered(lambda: cancel(workspace))
     assert answer["outcome"] in ("accepted", "already_requested")
+    await_all_workers(hosts)
     running.ends_cancelled()
 
 
