@@ -145,7 +145,7 @@ help: ## list the targets
 # Sets up the environment from a lock file. pip installs the locked uv, and uv, which is faster,
 # installs the other packages. Both check every hash. uv does not compile Python, so what the programs
 # import is compiled last: with PYTHONDONTWRITEBYTECODE, each start of a program would do it again.
-PROGRAMS := evershell.cli.main, evershell.commands.demo, evershell.app.programs, evershell.stack.up
+PROGRAMS := evershell.cli.main, evershell.commands.demo, evershell.app.worker, evershell.app.fleet, evershell.stack.up
 define set_up
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) was not found. Install Python 3.11 or newer." >&2; exit 1; }

@@ -11,7 +11,9 @@ from pathlib import Path
 from tests.support.stack import ROOT
 
 # What the programs of a stack import.
-PROGRAMS = "evershell.stack.up, evershell.app.programs, evershell.agents.fork_server"
+PROGRAMS = (
+    "evershell.stack.up, evershell.app.worker, evershell.app.fleet, evershell.agents.fork_server"
+)
 # Where the packages of the distribution are in a checkout.
 PARTS = ("server/evershell", "client/evershell", "gen/evershell", "envoy/evershell")
 

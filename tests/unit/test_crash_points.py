@@ -14,7 +14,7 @@ import structlog
 
 from evershell.agents import program
 from evershell.api.server import Server
-from evershell.app import wiring as bootstrap
+from evershell.app import fleet, worker
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import new_key
 from evershell.pod.crash_points import CrashPoints
@@ -27,14 +27,14 @@ from tests.support.waiting import eventually_async
 async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
-    wrapped = record_wrapped(monkeypatch, bootstrap)
+    wrapped = record_wrapped(monkeypatch, worker)
     settings = Settings(
         state_dir=tmp_path,
         database_url="postgresql:///nowhere",
         crash_points_dir=tmp_path if is_set else None,
     )
     settings.signing_key_path.write_text(new_key())
-    async with bootstrap.control_plane(settings, Metrics()) as server:
+    async with worker.worker(settings, Metrics()) as server:
         assert isinstance(server, Server)
     armed = {"commit_events", "record_cancellation", "record_answer", "cancel_task", "start_task"}
     assert wrapped == (armed if is_set else set())
@@ -44,7 +44,7 @@ async def test_a_worker_wraps_nothing_unless_the_setting_is_set(
 async def test_a_controller_wraps_nothing_unless_the_setting_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_set: bool
 ) -> None:
-    wrapped = record_wrapped(monkeypatch, bootstrap)
+    wrapped = record_wrapped(monkeypatch, fleet)
     settings = Settings(
         state_dir=tmp_path,
         database_url="postgresql:///nowhere",
@@ -52,7 +52,7 @@ async def test_a_controller_wraps_nothing_unless_the_setting_is_set(
         crash_points_dir=tmp_path if is_set else None,
     )
     settings.signing_key_path.write_text(new_key())
-    async with bootstrap.fleet(settings, Metrics()):
+    async with fleet.controller(settings, Metrics()):
         pass
     assert wrapped == ({"end", "remove", "remove_workspace"} if is_set else set())
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from evershell.app.settings import Settings
-from evershell.app.wiring import control_plane
+from evershell.app.worker import worker
 from evershell.cli.main import main
 from evershell.core.errors import OperatorError
 from evershell.telemetry import turns
@@ -53,7 +53,7 @@ async def test_an_invalid_url_of_the_database_is_not_printed(
     monkeypatch.setenv("DATABASE_URL", "postgresql:///nowhere")
     monkeypatch.setenv(name, "postgresql://user:pass word@host")
     with pytest.raises(OperatorError) as raised:
-        async with control_plane(Settings.read(), Metrics()):
+        async with worker(Settings.read(), Metrics()):
             pass
     assert str(raised.value) == f"{name} is not a valid URL of PostgreSQL."
 
@@ -152,7 +152,7 @@ def test_a_key_with_invalid_options_is_refused(arguments: list[str], expected: s
 SLOW_CONTROLLER = """
 import asyncio
 from contextlib import asynccontextmanager
-from evershell.app import programs, wiring
+from evershell.app import fleet
 from evershell.app.settings import Settings
 
 @asynccontextmanager
@@ -162,8 +162,8 @@ async def wired(*_):
     await asyncio.to_thread(input)
     yield asyncio.Event().wait
 
-wiring.fleet = wired
-asyncio.run(programs.fleet(Settings.read()))
+fleet.controller = wired
+asyncio.run(fleet.fleet(Settings.read()))
 """
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from evershell.pod.process import ANY_CHILD, has_ended_child
+
 # How long `kill` may block the event loop.
 _BLOCKING_SECONDS = 0.2
 # The number of scans without a living child after which `kill` is done.
@@ -18,9 +20,6 @@ _POLL_SECONDS = 0.005
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 # Read without pathlib, which takes three times as long. Each thread of the agent has a file there.
 _THREADS = "/proc/self/task"
-# Any child, even one that does not end with SIGCHLD: wait(2).
-_WALL = 0x40000000
-_ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT | _WALL
 
 
 class Descendants:
@@ -59,9 +58,8 @@ class Descendants:
 
         Each zombie takes one of the machine's process ids.
         """
-        # While a tool call runs, mostly none has ended, which one system call tells. The list of
-        # all children takes 200 times as long.
-        if not _has_ended_child():
+        # While a tool call runs, mostly none has ended. The list takes 200 times as long.
+        if not has_ended_child():
             return
         for pid in self._children():
             if pid != spare_pid:
@@ -102,18 +100,10 @@ def _has_children() -> bool:
     children, because orphans become children of this process.
     """
     try:
-        os.waitid(os.P_ALL, 0, _ANY_CHILD)
+        os.waitid(os.P_ALL, 0, ANY_CHILD)
     except ChildProcessError:
         return False
     return True
-
-
-def _has_ended_child() -> bool:
-    """Whether a child of this process has ended and is not reaped."""
-    try:
-        return os.waitid(os.P_ALL, 0, _ANY_CHILD) is not None
-    except ChildProcessError:
-        return False
 
 
 def _children() -> Iterator[int]:

@@ -1,1 +1,1 @@
-"""Settings, wiring, programs and signals."""
+"""Settings, the programs of the control plane, and their signals."""

@@ -5,14 +5,14 @@ A worker starts it and writes to its standard input; it ends when that ends.
 
 import uvloop
 
-from evershell.app import programs
+from evershell.app import delivery
 from evershell.commands.environment import problems_reported, read_settings
 
 
 def main() -> None:
     """Runs until the worker ends."""
     with problems_reported():
-        uvloop.run(programs.deliver(read_settings()))
+        uvloop.run(delivery.deliver(read_settings()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import asyncio
 
 import click
 
-from evershell.app import programs
+from evershell.app import fleet as controller
 from evershell.commands.environment import problems_reported, read_settings
 
 
@@ -18,4 +18,4 @@ from evershell.commands.environment import problems_reported, read_settings
 def fleet(health_address: str | None) -> None:
     """Runs until SIGTERM or SIGINT."""
     with problems_reported():
-        asyncio.run(programs.fleet(read_settings(), health_address))
+        asyncio.run(controller.fleet(read_settings(), health_address))

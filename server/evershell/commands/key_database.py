@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import click
 
-from evershell.app.wiring import open_keys
+from evershell.app.program import open_keys
 from evershell.commands.environment import problems_reported, read_ready, read_settings
 from evershell.store.keys import PostgresKeys
 

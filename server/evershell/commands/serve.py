@@ -3,7 +3,7 @@
 import click
 import uvloop
 
-from evershell.app import programs
+from evershell.app import worker
 from evershell.commands.environment import problems_reported, read_settings
 
 
@@ -13,4 +13,4 @@ def serve(port: int | None) -> None:
     """Runs until SIGTERM or SIGINT."""
     settings = read_settings()
     with problems_reported():
-        uvloop.run(programs.serve(settings, port or settings.server_port))
+        uvloop.run(worker.serve(settings, port or settings.server_port))

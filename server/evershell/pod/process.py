@@ -8,6 +8,9 @@ import os
 WORKSPACE_VARIABLE = "EVERSHELL_WORKSPACE_ID"
 EPOCH_VARIABLE = "EVERSHELL_EPOCH"
 
+# For waitid(2): any child, even one that does not end with SIGCHLD (__WALL), without reaping it.
+ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT | 0x40000000
+
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_DUMPABLE = 4
 
@@ -27,6 +30,14 @@ def become_unreadable() -> None:
     See PR_SET_DUMPABLE in prctl(2). It does not hold for programs that this process starts.
     """
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def has_ended_child() -> bool:
+    """Whether a child of this process has ended and is not reaped. It takes a microsecond."""
+    try:
+        return os.waitid(os.P_ALL, 0, ANY_CHILD) is not None
+    except ChildProcessError:
+        return False
 
 
 async def wait_exit(pid: int) -> None:

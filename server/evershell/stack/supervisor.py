@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import structlog
 
-from evershell.pod.process import become_subreaper, wait_exit
+from evershell.pod.process import become_subreaper, has_ended_child, wait_exit
 from evershell.stack.frozen import SAMPLE_SECONDS, Finding, FrozenPrograms
 from evershell.stack.log_files import LogFile
 from evershell.stack.watchdogs import IsLive, count_answers, kill_if_over_memory, look_at
@@ -198,6 +198,9 @@ class Supervisor:
 
     def reap(self) -> None:
         """Reaps ended children that this process has inherited from its programs."""
+        # To list the children, all processes of the machine are read.
+        if not has_ended_child():
+            return
         own = self.own_pids()
         for child in psutil.Process().children():
             if child.pid not in own:

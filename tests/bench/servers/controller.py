@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import uvloop
 
-from evershell.app import pod_backends, programs
+from evershell.app import fleet, pod_backends
 from evershell.app.settings import Settings
 
 
@@ -60,4 +60,4 @@ def _alive_pods(*_: Any, **__: Any) -> AlivePods:
 
 if __name__ == "__main__":
     with patch.object(pod_backends, "LocalPods", _alive_pods):
-        uvloop.run(programs.fleet(Settings.read()))
+        uvloop.run(fleet.fleet(Settings.read()))

@@ -1,6 +1,6 @@
 """Kills the controller at each step of a deletion. The next one continues.
 
-`server/evershell/app/wiring.py` arms the crash points of the controller.
+`server/evershell/app/fleet.py` arms the crash points of the controller.
 """
 
 from pathlib import Path

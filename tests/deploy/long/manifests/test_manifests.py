@@ -11,8 +11,8 @@ import httpx2
 import pytest
 import yaml
 
-from evershell.app.programs import DRAIN_SECONDS
 from evershell.app.settings import Settings
+from evershell.app.worker import DRAIN_SECONDS
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.cli.values import DURATION
 from evershell.core.cancel_task import MAX_WAIT_SECONDS

@@ -1,0 +1,148 @@
+"""A fleet controller (`fleet`): its parts, and how it runs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import (
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
+from datetime import timedelta
+
+from evershell.api.health import liveness_served
+from evershell.app.pod_backends import pods_of
+from evershell.app.program import (
+    database,
+    exempt_from_collection,
+    log_and_metrics,
+    serving_metrics,
+    signing_keys_of,
+)
+from evershell.app.settings import Settings
+from evershell.app.signals import stop_signal
+from evershell.auth.agent_certificates import AgentCertificates
+from evershell.auth.pod_tokens import PodTokens
+from evershell.core.bounds import Bounds
+from evershell.core.errors import OperatorError
+from evershell.fleet.agent_client import AgentClient
+from evershell.fleet.controller import Controller
+from evershell.fleet.leading import lead
+from evershell.fleet.local.file_limit import FileLimit
+from evershell.fleet.retention import Retention
+from evershell.pod.crash_points import CrashPoints
+from evershell.store.leadership import Leadership, Term
+from evershell.store.notifications import FleetSubscriptions
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.schema import await_schema
+from evershell.telemetry import turns
+from evershell.telemetry.metrics import MeasuredAgents, Metrics
+
+
+async def fleet(settings: Settings, health_address: str | None = None) -> None:
+    """Runs one fleet controller until SIGTERM or SIGINT. Pods continue to run.
+
+    Serves its liveness at `health_address`, which is host:port or unix:/path. Raises OperatorError.
+    """
+    metrics = log_and_metrics("fleet", settings)
+    async with (
+        _live_at(health_address),
+        controller(settings, metrics) as run,
+        # A rolling restart stops the other controller once this one has made a turn.
+        turns.counted(),
+    ):
+        with serving_metrics(metrics, settings):
+            exempt_from_collection()
+            leading = asyncio.ensure_future(run())
+            stopping = asyncio.create_task(stop_signal())
+            await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if leading.done():
+                # It ends only with an unexpected error, which makes the process fail.
+                leading.result()
+            leading.cancel()
+            await asyncio.gather(leading, return_exceptions=True)
+
+
+@asynccontextmanager
+async def controller(
+    settings: Settings, metrics: Metrics
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A fleet controller. The yielded function runs it while this process leads.
+
+    Raises OperatorError.
+    """
+    signing_keys = signing_keys_of(settings)
+    certificates = AgentCertificates(signing_keys) if settings.agent_tls else None
+    bounds = Bounds(
+        start_seconds=settings.pod_start_seconds,
+        model_timeout_seconds=settings.model_timeout_seconds,
+        tool_timeout_seconds=settings.tool_timeout_seconds,
+        lease_seconds=settings.lease_seconds,
+    )
+    async with AsyncExitStack() as stack:
+        pool, clock = await stack.enter_async_context(database(settings, metrics))
+        pod_tokens = PodTokens(signing_keys, clock.unix_seconds)
+        pods, run_id = await stack.enter_async_context(pods_of(settings, pod_tokens, certificates))
+        subscriptions = await stack.enter_async_context(
+            FleetSubscriptions(pool, settings.session_url)
+        )
+        tls = certificates.control_plane() if certificates else None
+        agent_client = await stack.enter_async_context(
+            aclosing(AgentClient(pod_tokens, clock, tls))
+        )
+        backlog = metrics.backlog(clock) if settings.metrics_port else None
+        store = PostgresStore(
+            pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_tasks
+        )
+        agents = MeasuredAgents(agent_client, metrics)
+        if settings.crash_points_dir is not None:
+            points = CrashPoints(settings.crash_points_dir)
+            pods = points.armed(pods, end="pod_end", remove="file_removal")
+            store = points.armed(store, remove_workspace="row_removal")
+        kept = timedelta(days=settings.task_retention_days)
+        minutes = settings.idle_suspend_minutes
+        files_mb = settings.workspace_files_mb if settings.pod_backend == "local" else 0
+        pods_dir = settings.state_dir / "pods"
+
+        def new_controller(term: Term) -> Controller:
+            leads, background = term.is_current, []
+            if kept:
+                removed = metrics.removed_tasks
+                background.append(Retention(store, clock, kept, removed, leads=leads).run)
+            if files_mb:
+                measured = backlog.set_files if backlog else lambda *_: None
+                limit = FileLimit(pods_dir, files_mb, store, clock, measured, leads=leads)
+                background.append(limit.run)
+            return Controller(
+                store,
+                pods,
+                agents,
+                bounds,
+                run_id,
+                clock,
+                clock(),
+                backlog,
+                suspend_after=timedelta(minutes=minutes) if minutes else None,
+                background=background,
+                leads=leads,
+            )
+
+        leadership = Leadership(settings.session_url)
+
+        async def run() -> None:
+            await await_schema(pool)
+            await clock.known()
+            await lead(leadership, subscriptions, clock.leading, new_controller)
+
+        yield run
+
+
+@asynccontextmanager
+async def _live_at(address: str | None) -> AsyncIterator[None]:
+    """Serves the liveness, unless the address is None. Raises OperatorError."""
+    async with AsyncExitStack() as stack:
+        if address is not None:
+            try:
+                await stack.enter_async_context(liveness_served(address))
+            except RuntimeError as error:
+                raise OperatorError(f"--health-address {address} cannot be used.") from error
+        yield

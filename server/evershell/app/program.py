@@ -1,0 +1,98 @@
+"""What the programs of the control plane have in common."""
+
+import gc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from evershell.app.settings import Settings
+from evershell.auth.signing_keys import read_signing_keys
+from evershell.core.errors import OperatorError
+from evershell.store.background import running
+from evershell.store.connections import Pool, open_pool
+from evershell.store.keys import PostgresKeys
+from evershell.store.service_clock import ServiceClock
+from evershell.telemetry import logs
+from evershell.telemetry.metrics import Metrics, serve_metrics
+
+
+def log_and_metrics(program: str, settings: Settings) -> Metrics:
+    """Begins the log of the program. Returns its metrics."""
+    log, metrics = logs.configure(program, settings.log_level), Metrics()
+    metrics.watch_log(lambda: log.lost_lines)
+    return metrics
+
+
+@contextmanager
+def serving_metrics(metrics: Metrics, settings: Settings) -> Iterator[None]:
+    """Serves the metrics, unless the port is 0. Raises OperatorError if the port is taken."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(
+                serve_metrics(metrics, settings.metrics_port, settings.metrics_host)
+            )
+        except OSError as error:
+            message = (
+                f"Metrics cannot be served on port {settings.metrics_port} ({error.strerror}). "
+                "Set METRICS_PORT to another one."
+            )
+            raise OperatorError(message) from error
+        yield
+
+
+def exempt_from_collection() -> None:
+    """Takes what exists now out of garbage collection.
+
+    Modules and wiring live until the program ends. A full collection that looks at them blocks the
+    event loop for more than 50 ms.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@asynccontextmanager
+async def database(
+    settings: Settings, metrics: Metrics
+) -> AsyncIterator[tuple[Pool, ServiceClock]]:
+    """The connections of a program, and the time of the service."""
+    async with open_pool(
+        settings.database_url,
+        max_size=settings.pool_size,
+        behind_pooler=bool(settings.database_session_url),
+    ) as pool:
+        metrics.watch_pool(pool.get_stats)
+        clock = ServiceClock(pool)
+        metrics.watch_clock(lambda: clock.machine_offset_seconds, lambda: clock.correction_seconds)
+        async with running(clock.run(), "clock"):
+            yield pool, clock
+
+
+@asynccontextmanager
+async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
+    """The API keys, over a single connection, for a command.
+
+    Raises psycopg.Error if the URL is not valid.
+    """
+    async with open_pool(database_url, min_size=1, max_size=1) as pool:
+        yield PostgresKeys(pool)
+
+
+def signing_keys_of(settings: Settings) -> str:
+    """The content of the file of the signing keys.
+
+    Raises OperatorError if there is no valid one, or no valid URL of the database.
+    """
+    if not settings.database_url:
+        raise OperatorError(
+            "DATABASE_URL is not set. `evershell up` starts everything, a database included."
+        )
+    for name in ("database_url", "database_session_url"):
+        try:
+            conninfo_to_dict(getattr(settings, name))
+        except psycopg.ProgrammingError:
+            # The error can contain the password.
+            message = f"{name.upper()} is not a valid URL of PostgreSQL."
+            raise OperatorError(message) from None
+    return read_signing_keys(settings.signing_key_path)
