@@ -24,9 +24,9 @@ _KILLED_SECONDS = 10.0
 # another one while its descendants are read.
 _LAST_SCANS = 2
 _POLL_SECONDS = 0.005
-# The nice value of agents and tools, with a third of the share of a program of the service. With
-# less, they would starve beside a busy program of another user.
-_NICE = 5
+# The nice value of agents and tools: of many that want a processor, each gets a ninth of the share
+# of a program of the service. With less, they would starve beside a busy program of another user.
+_NICE = 10
 # Fields of proc_pid_stat(5), counted from the one after the name.
 _STATE, _STARTED_AT = 0, 19
 

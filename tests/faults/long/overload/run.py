@@ -20,7 +20,7 @@ FACTOR = 3.0
 LEAST_SHARE = 0.8
 LONGEST_SECONDS = 1.0
 RECOVERY_SECONDS = 10.0
-# Below the processor priority of everything that it measures.
+# Below the processor priority of the service that it measures.
 _NICE = 10
 _GROWTH = 1.5
 # An agent works in steps of this length, so a cancelled task ends within it.
