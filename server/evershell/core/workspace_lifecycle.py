@@ -8,7 +8,7 @@ from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.change import Change, Locked, unchanged
 from evershell.core.errors import Failure
 from evershell.core.event import EventType, NewEvent
-from evershell.core.task import CancelIntent, Phase, TaskStatus
+from evershell.core.task import CancelIntent, Phase, Task, TaskStatus
 from evershell.core.task_lifecycle import end_open_task, request_cancel
 from evershell.core.workspace import WorkspaceStatus
 
@@ -143,16 +143,23 @@ def record_breach(locked: Locked, epoch: int, breach: str) -> Change:
 
 
 def lose_agent(
-    locked: Locked, epoch: int, reason: str, now: datetime, *, work_stopped: bool
+    locked: Locked,
+    epoch: int,
+    reason: str,
+    now: datetime,
+    *,
+    work_stopped: bool,
+    overdue: Task | None = None,
 ) -> Change:
     """Records that the epoch's agent is lost or cannot start.
 
     Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, that is the
     reason. If it broke none, and did not interrupt its task in time, the workspace is suspended
     instead: the next task wakes it. Its `run_id` then stays until the pod is known to have ended.
-    Only the record decides this. A controller that repeats the step of another one decides the
-    same, although it finds an agent that seems to have ended by itself. One that did end by itself
-    before, or whose lease is over, therefore also leaves a suspended workspace.
+    `overdue` is the task for which the pod was ended: its end may be committed while the pod ends.
+    Otherwise only the record decides this. A controller that repeats the step of another one
+    decides the same, although it finds an agent that seems to have ended by itself. One that did
+    end by itself before, or whose lease is over, therefore also leaves a suspended workspace.
     """
     workspace = locked.workspace
     reason = workspace.agent_breach or reason
@@ -161,7 +168,7 @@ def lose_agent(
     if workspace.status in _ENDS_POD:
         return finish_stop(locked, epoch, now, work_stopped=work_stopped)
     change = end_open_task(locked, reason, now, work_stopped=work_stopped)
-    if workspace.agent_breach is None and _is_force_over(locked, now):
+    if workspace.agent_breach is None and _is_force_over(overdue or locked.task, now):
         suspended = change.workspace.without_agent(WorkspaceStatus.SUSPENDED, reason, now)
         run_id = None if work_stopped else workspace.run_id
         return replace(change, workspace=replace(suspended, run_id=run_id))
@@ -169,9 +176,9 @@ def lose_agent(
     return _without_agent(change, WorkspaceStatus.FAILED, reason, now, failed)
 
 
-def _is_force_over(locked: Locked, now: datetime) -> bool:
-    """Whether the time has passed in which the agent had to interrupt its task."""
-    cancel = locked.task.cancel if locked.task is not None else None
+def _is_force_over(task: Task | None, now: datetime) -> bool:
+    """Whether the time has passed in which the agent had to interrupt the task."""
+    cancel = task.cancel if task is not None else None
     force_at = cancel.force_at if cancel is not None else None
     return force_at is not None and force_at + FORCE_MARGIN < now
 

@@ -347,7 +347,7 @@ class Controller:
         reason = self._overdue.reason(current, task, lease_seconds_left)
         if reason is not None:
             explanation = self._pods.explain(current)
-            await self._fail(current, f"{reason}: {explanation}" if explanation else reason)
+            await self._fail(current, f"{reason}: {explanation}" if explanation else reason, task)
 
     def _failure_reason(self, workspace: Workspace) -> str:
         if explanation := self._pods.explain(workspace):
@@ -357,13 +357,16 @@ class Controller:
             return f"its agent ended before it registered: {log_tail[:300]}"
         return "its agent's process ended unexpectedly"
 
-    async def _fail(self, workspace: Workspace, reason: str) -> None:
-        """Ends everything that runs in the pod, then the task. The record decides what follows."""
+    async def _fail(self, workspace: Workspace, reason: str, overdue: Task | None = None) -> None:
+        """Ends everything that runs in the pod, then the task. The record decides what follows.
+
+        `overdue` is the task for which the pod is ended, if that is the reason.
+        """
         stopped = await self._end_pod(workspace, 0)
         await self._apply(
             workspace,
             lambda locked, now: workspace_lifecycle.lose_agent(
-                locked, workspace.epoch, reason, now, work_stopped=stopped
+                locked, workspace.epoch, reason, now, work_stopped=stopped, overdue=overdue
             ),
         )
         log.warning("agent_lost", workspace_id=workspace.id, epoch=workspace.epoch, reason=reason)

@@ -20,7 +20,7 @@ SUSPENDING: tuple[Rule, ...] = (
         "tests/unit/core/test_workspace_lifecycle.py tests/unit/fleet/test_controller.py",
         (
             f"{_CORE}workspace_lifecycle.py",
-            "workspace.agent_breach is None and _is_force_over(locked, now)",
+            "workspace.agent_breach is None and _is_force_over(overdue or locked.task, now)",
             "False",
         ),
         (
@@ -29,6 +29,7 @@ SUSPENDING: tuple[Rule, ...] = (
             "_is_force_over",
         ),
         (f"{_CORE}workspace_lifecycle.py", "force_at + FORCE_MARGIN < now", "force_at < now"),
+        (f"{_CORE}workspace_lifecycle.py", "overdue or locked.task", "locked.task"),
     ),
     rule(
         "the agent of a suspended workspace is fenced",

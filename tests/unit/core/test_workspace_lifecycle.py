@@ -360,6 +360,15 @@ def test_a_pod_that_was_ended_by_force_leaves_a_suspended_workspace(
     assert at.awaits_controller is not work_stopped
 
 
+def test_a_pod_that_was_ended_by_force_suspends_although_its_task_has_just_ended() -> None:
+    locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
+    idle = Locked(replace(locked.workspace, status=IDLE, current_task_id=None), None)
+    change = workspace_lifecycle.lose_agent(
+        idle, 1, "too late", LATER, work_stopped=True, overdue=locked.task
+    )
+    assert (change.workspace.status, types(change)) == (SUSPENDED, [])
+
+
 def test_an_agent_that_is_lost_before_its_force_is_over_fails_its_workspace() -> None:
     locked = locked_busy(cancel=intent(force_at=NOW, force_requested_by="user_9"))
     ended_at = NOW + FORCE_MARGIN

@@ -3,6 +3,7 @@
 test_due.py has what it reads, and the bounds that it enforces.
 """
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -335,6 +336,22 @@ async def test_a_forced_end_whose_record_fails_once_leaves_a_suspended_workspace
     await fleet.scan()
     assert (await fleet.world.workspace(busy.id)).status is WorkspaceStatus.SUSPENDED
     assert (await fleet.world.task(busy.id, running.id)).forced
+
+
+async def test_a_forced_end_that_the_agent_commits_meanwhile_leaves_a_suspended_workspace(
+    fleet: Fleet,
+) -> None:
+    busy, running = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
+    await fleet.world.cancel(busy.id, force_after_seconds=0)
+    fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=1)
+    commits: list[asyncio.Task[Any]] = []
+    fleet.pods.on_end = lambda: commits.append(
+        asyncio.create_task(fleet.world.end(busy.id, running.id))
+    )
+    await fleet.scan()
+    assert [each.done() for each in commits] == [True]
+    assert (await fleet.world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
+    assert (await fleet.world.workspace(busy.id)).status is WorkspaceStatus.SUSPENDED
 
 
 async def test_a_stopping_workspace_stops_as_soon_as_its_task_has_ended(fleet: Fleet) -> None:
