@@ -104,7 +104,8 @@ def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, dateti
         iteration = timedelta(seconds=BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds)
         bounds = [task.cancel.requested_at + iteration + CANCEL_MARGIN]
         if task.cancel.force_at is not None:
-            bounds.append(task.cancel.force_at + FORCE_MARGIN)
+            recorded_at = task.cancel.requested_at
+            bounds.append(max(task.cancel.force_at, recorded_at) + FORCE_MARGIN)
         if faults & {Fault.FORGETS_ITS_TASK, Fault.NAMES_ANOTHER_TASK}:
             bounds.append(world.clock() + timedelta(seconds=BOUNDS.lease_seconds))
         due[task.id] = max(min(bounds), world.clock()) + _SLACK

@@ -33,6 +33,15 @@ async def forced(world: World) -> Case:
     return busy, task, NOW + timedelta(seconds=1) + FORCE_MARGIN, FORCE_RECOVERY_MARGIN
 
 
+async def limited_late(world: World) -> Case:
+    """No controller was there when the limit was reached."""
+    busy, _ = await world.add_busy()
+    task = (await world.cancel(busy.id, force_after_seconds=1)).task
+    assert task is not None and task.cancel is not None
+    late = replace(task.cancel, force_at=NOW - timedelta(minutes=1))
+    return busy, replace(task, cancel=late), NOW + FORCE_MARGIN, FORCE_RECOVERY_MARGIN
+
+
 async def cancelled(world: World) -> Case:
     busy, _ = await world.add_busy()
     task = (await world.cancel(busy.id)).task
@@ -49,7 +58,7 @@ async def starting(world: World) -> Case:
     return added, None, NOW + timedelta(seconds=BOUNDS.start_seconds), RECOVERY_MARGIN
 
 
-@pytest.mark.parametrize("case", [forced, cancelled, unnamed, starting])
+@pytest.mark.parametrize("case", [forced, limited_late, cancelled, unnamed, starting])
 async def test_a_bound_waits_for_the_control_plane_for_a_lease_at_most(
     world: World, case: object
 ) -> None:
