@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from evershell.app.settings import Settings
 from evershell.auth.signing_keys import read_signing_keys
@@ -54,11 +54,15 @@ def exempt_from_collection() -> None:
 
 @asynccontextmanager
 async def database(
-    settings: Settings, metrics: Metrics
+    settings: Settings, metrics: Metrics, name: str = ""
 ) -> AsyncIterator[tuple[Pool, ServiceClock]]:
-    """The connections of a program, and the time of the service."""
+    """The connections of a program, and the time of the service.
+
+    `name` is the name of the sessions, in place of the usual one.
+    """
+    named = {"application_name": name} if name else {}
     async with open_pool(
-        settings.database_url,
+        make_conninfo(settings.database_url, **named),
         max_size=settings.pool_size,
         behind_pooler=bool(settings.database_session_url),
     ) as pool:

@@ -51,7 +51,7 @@ from evershell.fleet.agent_client import AgentClient
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
 from evershell.store.audit import AuditQueue, store_audit_entries
 from evershell.store.background import running
-from evershell.store.connections import Pool, pooler_watched
+from evershell.store.connections import CALLS_NAME, Pool, pooler_watched
 from evershell.store.keys import PostgresKeys
 from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
@@ -87,7 +87,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
     """A worker that does not listen yet. Raises OperatorError."""
     signing_keys, prices = signing_keys_of(settings), read_prices(settings.prices_file)
     async with AsyncExitStack() as stack:
-        pool, clock = await stack.enter_async_context(database(settings, metrics))
+        pool, clock = await stack.enter_async_context(database(settings, metrics, CALLS_NAME))
         subscriptions = await stack.enter_async_context(
             WorkspaceSubscriptions(pool, settings.session_url, clock)
         )

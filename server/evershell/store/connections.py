@@ -40,6 +40,8 @@ _TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 COMMAND_NAME = "evershell command"
 # The name of the session in which a worker listens, by which the controller finds the workers.
 WORKER_NAME = "evershell worker"
+# The name of the sessions in which a worker serves calls.
+CALLS_NAME = "evershell calls"
 _COMMAND_CONNECT_SECONDS = 10
 _POOLER_RETRY_SECONDS = 0.25
 # How long one attempt to connect may take.

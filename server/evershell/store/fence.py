@@ -4,7 +4,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from evershell.core.errors import OperatorError
-from evershell.store.connections import WORKER_NAME, connect_for_command
+from evershell.store.connections import CALLS_NAME, WORKER_NAME, connect_for_command
 from evershell.store.leadership import LEADER_LOCK_KEY
 from evershell.store.migrate import check_writable
 
@@ -15,12 +15,12 @@ from evershell.store.migrate import check_writable
 # A pod that was placed becomes one of another run, so the fleet controller ends its task and starts
 # another agent.
 #
-# The parameters are the name of the sessions in which workers listen, and the name that the URL
-# gives to sessions of the programs.
+# The parameters are the names of the sessions of workers, and the name that the URL gives to
+# sessions of the programs.
 _FENCE = """
     WITH programs AS (
         SELECT count(*) AS number FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name IN ('evershell', %s, %s)
+        WHERE datname = current_database() AND application_name IN ('evershell', %s, %s, %s)
     ), fenced AS (
         UPDATE workspaces
         SET epoch = greatest(epoch + 1, extract(epoch FROM clock_timestamp())::bigint),
@@ -48,7 +48,7 @@ def fence(database_url: str) -> int:
                 "controllers first. Nothing was changed."
             )
         try:
-            row = connection.execute(_FENCE, (WORKER_NAME, name)).fetchone()
+            row = connection.execute(_FENCE, (WORKER_NAME, CALLS_NAME, name)).fetchone()
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
             raise OperatorError(
                 "The database does not have the schema of this service. Check DATABASE_URL, or "

@@ -7,7 +7,7 @@ from evershell.core.ports import Clock
 from evershell.core.task import Task
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.connections import WORKER_NAME, Pool, fetch_all, fetch_one
+from evershell.store.connections import CALLS_NAME, WORKER_NAME, Pool, fetch_all, fetch_one
 from evershell.store.rows import task_columns, task_of, workspace_columns, workspace_of
 
 _WORKSPACE = workspace_columns()
@@ -52,10 +52,12 @@ SECONDS_LEFT = (
 FIRST_LEASE_SECONDS_LEFT = SECONDS_LEFT.format("min(lease_expires_at)") + WITH_POD
 LEASE_SECONDS_LEFT = SECONDS_LEFT.format("lease_expires_at") + "id = %s"
 # The listener of a worker (notifications.py) executes a statement every second. `state_change` is
-# null if the server does not track activities, or shows them only to other roles.
+# null if the server does not track activities, or shows them only to other roles. A session that
+# serves a call is active until the server has answered. A commit may take long while reads do not.
 WORKER_SILENCES = (
     "SELECT coalesce(extract(epoch FROM clock_timestamp() - state_change), 0)::float8 AS seconds "
-    "FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
+    "FROM pg_stat_activity WHERE datname = current_database() "
+    "AND (application_name = %s OR (application_name = %s AND state = 'active'))"
 )
 COUNT_WORKSPACES = "SELECT status, count(*) AS number FROM workspaces GROUP BY status"
 # Uses the indexes of due and of failed deliveries. Counts at most 10,001 of each, to stay cheap.
@@ -94,7 +96,8 @@ class FleetQueries:
         return None if row is None else row.seconds
 
     async def worker_silences(self) -> Sequence[float]:
-        return [row.seconds for row in await fetch_all(self._pool, WORKER_SILENCES, (WORKER_NAME,))]
+        rows = await fetch_all(self._pool, WORKER_SILENCES, (WORKER_NAME, CALLS_NAME))
+        return [row.seconds for row in rows]
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         rows = await fetch_all(self._pool, LIST_CANCELLATIONS, ())

@@ -151,7 +151,7 @@ def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) 
     expected = former.value(next_transaction)
     current.value(
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
-        "WHERE application_name = 'evershell'"
+        "WHERE application_name IN ('evershell', 'evershell calls')"
     )
     # A worker that starts knows nothing of the promotion.
     (first, *_) = stack.pids("serve")

@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 import psutil
@@ -99,6 +100,35 @@ def test_frozen_workers_cost_no_agent(stack: Stack) -> None:
             faults.await_terminal(workspace, task_id, 30)
             faults.assert_story(workspace, task_id, status="cancelled", intent=True)
             faults.await_workspace(workspace, "idle")
+    assert [stack.agent_pid(each.id) for each, _ in begins] == agents
+
+
+@contextmanager
+def stalled_commits(stack: Stack) -> Iterator[None]:
+    """No commit ends, because of a synchronous standby that does not answer. Reads work."""
+    with stack.database() as connection:
+        connection.execute("SET synchronous_commit = local")
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'away'")
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            connection.execute("SELECT pg_reload_conf()")
+
+
+def test_a_database_that_cannot_commit_costs_no_agent(stack: Stack) -> None:
+    begins = [begun(stack, "wait") for _ in range(3)]
+    agents = [stack.agent_pid(each.id) for each, _ in begins]
+    for workspace, _ in begins:
+        workspace.cancel(force_after="5s")
+    with stalled_commits(stack):
+        # Until the margin of the force is over.
+        time.sleep(9)
+    for workspace, task_id in begins:
+        faults.await_terminal(workspace, task_id, 30)
+        faults.assert_story(workspace, task_id, status="cancelled", intent=True)
+        faults.await_workspace(workspace, "idle")
     assert [stack.agent_pid(each.id) for each, _ in begins] == agents
 
 

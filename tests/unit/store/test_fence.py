@@ -24,7 +24,14 @@ from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import Phase, TaskStarted
 from evershell.core.workspace import WorkspaceStatus
-from evershell.store.connections import COMMAND_NAME, WORKER_NAME, Pool, conninfo, open_pool
+from evershell.store.connections import (
+    CALLS_NAME,
+    COMMAND_NAME,
+    WORKER_NAME,
+    Pool,
+    conninfo,
+    open_pool,
+)
 from evershell.store.fence import fence
 from evershell.store.leadership import Leadership
 from evershell.store.postgres_store import PostgresStore
@@ -106,9 +113,10 @@ def test_programs_whose_url_names_them_are_found_too(database_url: str) -> None:
     assert epochs(database_url) == {"ws_1": 3}
 
 
-def test_the_listener_of_a_worker_is_found_too(database_url: str) -> None:
+@pytest.mark.parametrize("name", [WORKER_NAME, CALLS_NAME])
+def test_the_sessions_of_a_worker_are_found_too(database_url: str, name: str) -> None:
     add(database_url, ws_1=3)
-    url = make_conninfo(database_url, application_name=WORKER_NAME)
+    url = make_conninfo(database_url, application_name=name)
     with psycopg.connect(conninfo(url)), pytest.raises(OperatorError):
         fence(database_url)
     assert epochs(database_url) == {"ws_1": 3}

@@ -11,12 +11,13 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from evershell.core.bounds import SILENT_SECONDS
 from evershell.store import notifications, watched_workspaces
 from evershell.store.background import running
-from evershell.store.connections import Pool
+from evershell.store.connections import CALLS_NAME, Pool
 from evershell.store.notifications import (
     FleetSubscriptions,
     WorkspaceSubscriptions,
@@ -238,6 +239,25 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
         return await store.worker_silences() == []
 
     await eventually_async(is_gone)
+
+
+async def test_a_worker_is_silent_while_the_database_does_not_answer_its_calls(
+    pool: Pool, database_url: str
+) -> None:
+    """Idle sessions of its pool say nothing."""
+    store = PostgresStore(pool, machine_clock)
+    url = make_conninfo(database_url, application_name=CALLS_NAME)
+    async with await AsyncConnection.connect(url, autocommit=True) as calls:
+        assert await store.worker_silences() == []
+        answer = asyncio.create_task(calls.execute("SELECT pg_sleep(60)"))
+
+        async def is_silent() -> bool:
+            silences = await store.worker_silences()
+            return len(silences) == 1 and silences[0] > SILENT_SECONDS
+
+        await eventually_async(is_silent)
+        answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
 
 
 async def test_the_mark_is_committed_before_watch_returns(pool: Pool, database: Database) -> None:
