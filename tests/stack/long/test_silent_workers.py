@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -10,6 +9,7 @@ from datetime import timedelta
 import psutil
 import pytest
 
+from evershell.core.bounds import FORCE_MARGIN
 from tests.support import faults
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
@@ -121,10 +121,12 @@ def test_a_database_that_cannot_commit_costs_no_agent(stack: Stack) -> None:
     begins = [begun(stack, "wait") for _ in range(3)]
     agents = [stack.agent_pid(each.id) for each, _ in begins]
     for workspace, _ in begins:
-        workspace.cancel(force_after="5s")
-    with stalled_commits(stack):
-        # Until the margin of the force is over.
-        time.sleep(9)
+        answer = faults.cancel(workspace, "rest", force_after="8s")
+        assert answer in ("accepted", "agent_unreachable")
+    query = "SELECT max(cancel_force_at) < clock_timestamp() - %s FROM tasks WHERE id = ANY (%s)"
+    late = (FORCE_MARGIN + timedelta(seconds=2), [task_id for _, task_id in begins])
+    with stalled_commits(stack), stack.database() as connection:
+        eventually(lambda: connection.execute(query, late).fetchone() == (True,), 60)
     for workspace, task_id in begins:
         faults.await_terminal(workspace, task_id, 30)
         faults.assert_story(workspace, task_id, status="cancelled", intent=True)
