@@ -24,9 +24,11 @@ _KILLED_SECONDS = 10.0
 # another one while its descendants are read.
 _LAST_SCANS = 2
 _POLL_SECONDS = 0.005
-# The nice value of agents and tools: of many that want a processor, each gets a ninth of the share
-# of a program of the service. With less, they would starve beside a busy program of another user.
-_NICE = 10
+# How much nicer agents and tools are than the service. Of many that want a processor, each gets a
+# ninth of the share of a program of the service. With less, they would starve beside a busy program
+# of another user.
+_NICER = 10
+_NICEST = 19
 # Fields of proc_pid_stat(5), counted from the one after the name.
 _STATE, _STARTED_AT = 0, 19
 
@@ -77,10 +79,11 @@ def lower_priority(pid: int) -> None:
     Many busy agents on one machine would otherwise delay every call, their own heartbeats too. The
     kernel may divide the processor among sessions first: "The autogroup feature" in sched(7).
     """
+    nice = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, _NICE)
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
     with suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(_NICE))
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
