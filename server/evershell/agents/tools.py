@@ -27,10 +27,8 @@ _READS_AT_ONCE = 16
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
-# The shortest and the longest time between two looks at what a command uses.
-_WATCH_SECONDS = 0.2, 1.0
-# The kernel gives out no more than about this much memory in a second.
-_GROWTH_BYTES = 2 * 2**30 * (os.cpu_count() or 1)
+# A tool can use some hundred megabytes more in this time, with huge pages 2 GiB.
+_WATCH_SECONDS = 0.2
 _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
 MAX_OUTPUT_BYTES = 64 * 1024
 # Reserved for the notice of how much was cut.
@@ -282,18 +280,13 @@ class _Running:
 
         A command that leaves many orphans could otherwise use up the machine's process ids.
         """
-        seconds, _ = _WATCH_SECONDS
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(_WATCH_SECONDS)
             self._descendants.reap(self.process.pid)
-            if self._max_bytes is None:
-                continue
-            left = self._max_bytes - memory_in_use(self._max_bytes)
-            if left < 0:
+            if self._max_bytes is not None and memory_exceeds(self._max_bytes):
                 self._notice = _OUT_OF_MEMORY % (self._max_bytes // 2**20)
                 self.kill()
                 return
-            seconds = min(max(left / _GROWTH_BYTES, _WATCH_SECONDS[0]), _WATCH_SECONDS[1])
 
 
 def _command(call: ToolCall) -> str:
@@ -360,11 +353,11 @@ class BoundedOutput:
         return f"{head}\n[{cut} bytes of output were cut here]\n{tail}", cut
 
 
-def memory_in_use(limit_bytes: int) -> int:
-    """The memory that all other processes that this one can see use together, in bytes.
+def memory_exceeds(limit_bytes: int) -> bool:
+    """Whether all other processes that this one can see use more memory together.
 
-    It may be counted too high below the limit, and is exact above it. Memory of files does not
-    count: the folders in which processes share it have a size (pod/tool_filter.py).
+    Memory of files does not count: the folders in which processes share it have a size
+    (pod/tool_filter.py).
     """
     own = str(os.getpid())
     names = os.listdir("/proc")  # noqa: PTH208 - many times a second
@@ -372,11 +365,10 @@ def memory_in_use(limit_bytes: int) -> int:
     # Counts the pages that processes share after a fork once for each of them.
     bound = sum(_bytes_of(f"/proc/{pid}/status", b"\nRssAnon:", b"\nVmSwap:") for pid in pids)
     if bound <= limit_bytes:
-        return bound
+        return False
     # Counts each page once. It takes milliseconds for each gigabyte.
-    return sum(
-        _bytes_of(f"/proc/{pid}/smaps_rollup", b"\nPss_Anon:", b"\nSwapPss:") for pid in pids
-    )
+    exact = (_bytes_of(f"/proc/{pid}/smaps_rollup", b"\nPss_Anon:", b"\nSwapPss:") for pid in pids)
+    return sum(exact) > limit_bytes
 
 
 def _bytes_of(path: str, *names: bytes) -> int:

@@ -61,12 +61,8 @@ class Bounds:
         if workspace.agent_breach is not None:
             return workspace.agent_breach
         if task is not None and task.cancel is not None and not task.status.is_terminal:
-            force_at = task.cancel.force_at
-            # A limit may be recorded long after its deadline. The agent learns of it only then.
-            told_at = task.cancel.requested_at
-            if force_at is not None and is_over(
-                max(force_at, told_at) + FORCE_MARGIN, FORCE_RECOVERY_MARGIN
-            ):
+            force_at = task.cancel.force_begins_at
+            if force_at is not None and is_over(force_at + FORCE_MARGIN, FORCE_RECOVERY_MARGIN):
                 return "its agent did not interrupt the task in time"
             iteration = timedelta(seconds=self.model_timeout_seconds + self.tool_timeout_seconds)
             if is_over(task.cancel.requested_at + iteration + CANCEL_MARGIN):

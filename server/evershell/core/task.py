@@ -156,6 +156,14 @@ class CancelIntent:
     force_at: datetime | None = None
     force_requested_by: str | None = None
 
+    @property
+    def force_begins_at(self) -> datetime | None:
+        """When the agent has to begin to interrupt the iteration; None for never.
+
+        A limit may be recorded long after its deadline. The agent learns of it only then.
+        """
+        return None if self.force_at is None else max(self.force_at, self.requested_at)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

@@ -53,11 +53,12 @@ FIRST_LEASE_SECONDS_LEFT = SECONDS_LEFT.format("min(lease_expires_at)") + WITH_P
 LEASE_SECONDS_LEFT = SECONDS_LEFT.format("lease_expires_at") + "id = %s"
 # The listener of a worker (notifications.py) executes a statement every second. `state_change` is
 # null if the server does not track activities, or shows them only to other roles. A session that
-# serves a call is active until the server has answered. A commit may take long while reads do not.
+# serves a call counts while its commit waits for a disk or a standby: reads may be fast meanwhile.
 WORKER_SILENCES = (
     "SELECT coalesce(extract(epoch FROM clock_timestamp() - state_change), 0)::float8 AS seconds "
     "FROM pg_stat_activity WHERE datname = current_database() "
-    "AND (application_name = %s OR (application_name = %s AND state = 'active'))"
+    "AND (application_name = %s OR (application_name = %s AND state = 'active' "
+    "AND lower(wait_event) IN ('syncrep', 'walsync', 'walwrite')))"
 )
 COUNT_WORKSPACES = "SELECT status, count(*) AS number FROM workspaces GROUP BY status"
 # Uses the indexes of due and of failed deliveries. Counts at most 10,001 of each, to stay cheap.

@@ -29,6 +29,11 @@ from tests.support.store.examples import workspace
 from tests.support.store.locks import held
 from tests.support.waiting import eventually_async
 
+_SLOW = """
+SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND state = 'active'
+AND clock_timestamp() - state_change > make_interval(secs => %s)
+"""
+
 
 async def end_sessions(database_url: str) -> None:
     """Ends all sessions of the database except its own."""
@@ -241,21 +246,19 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
     await eventually_async(is_gone)
 
 
-async def test_a_worker_is_silent_while_the_database_does_not_answer_its_calls(
-    pool: Pool, database_url: str
-) -> None:
-    """Idle sessions of its pool say nothing."""
-    store = PostgresStore(pool, machine_clock)
+async def test_a_slow_statement_of_a_worker_is_no_silence(pool: Pool, database_url: str) -> None:
+    """Only a commit that waits is: tests/stack/long/test_silent_workers.py."""
     url = make_conninfo(database_url, application_name=CALLS_NAME)
     async with await AsyncConnection.connect(url, autocommit=True) as calls:
-        assert await store.worker_silences() == []
         answer = asyncio.create_task(calls.execute("SELECT pg_sleep(60)"))
+        async with await AsyncConnection.connect(database_url, autocommit=True) as other:
 
-        async def is_silent() -> bool:
-            silences = await store.worker_silences()
-            return len(silences) == 1 and silences[0] > SILENT_SECONDS
+            async def is_slow() -> bool:
+                found = await other.execute(_SLOW, (CALLS_NAME, SILENT_SECONDS))
+                return await found.fetchone() is not None
 
-        await eventually_async(is_silent)
+            await eventually_async(is_slow)
+        assert await PostgresStore(pool, machine_clock).worker_silences() == []
         answer.cancel()
         await asyncio.gather(answer, return_exceptions=True)
 
