@@ -74,8 +74,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
-# The address, host:port, and the name in the certificate. Another agent may listen on the address
-# later. Without TLS, the name is empty.
+# The address, host:port, and the name of the agent. Another agent may listen on the address later,
+# and an agent may register the address of another one.
 Key: TypeAlias = tuple[str, str]
 # Makes a signal for each attempt, because it says how much time is left.
 NewSignal: TypeAlias = Callable[[], Signal]
@@ -204,8 +204,7 @@ class AgentClient:
         address = workspace.agent_address
         if address is None:
             raise AgentUnreachableError(f"the agent of {workspace.id} has not registered")
-        name = agent_name(workspace.id, workspace.epoch) if self._connector.has_tls else ""
-        return address, name
+        return address, agent_name(workspace.id, workspace.epoch)
 
     async def _signal(
         self, workspace: Workspace, new_signal: NewSignal, seconds: float

@@ -102,9 +102,9 @@ class FakeAgent(AgentServiceServicer):
                     yield answer
 
 
-def workspace_at(address: str | None, workspace_id: str | None = None) -> Workspace:
-    workspace = locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address).workspace
-    return workspace if workspace_id is None else replace(workspace, id=workspace_id)
+def workspace_at(address: str | None, workspace_id: str = "ws_1") -> Workspace:
+    locked = locked_busy(cancel=intent(force_at=NOW), epoch=3, agent_address=address)
+    return replace(locked.workspace, id=workspace_id)
 
 
 async def cancel(client: AgentClient, address: str | None, task_id: str = TASK.id) -> bool:
