@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.type.money_pb2 import Money
 
 from evershell.api import codec, event_codec
+from evershell.api.a2a.encode import encode_updates
 from evershell.core import event
 from evershell.core.cancel_task import CancelResult, Outcome
 from evershell.core.errors import Failure
@@ -182,6 +183,18 @@ def test_a_batch_is_encoded_once_for_all_its_watchers() -> None:
     assert encode(batch) == messages
     # Equal events of another read are encoded again, so a change of the log is never hidden.
     assert encode(list(batch)) is not encode(batch)
+
+
+def test_streams_of_a2a_have_an_update_for_each_event_of_a_task() -> None:
+    events = [
+        Event(workspace_id="ws_1", seq=7, type=new.type, time=NOW, payload=new.payload, task_id=id_)
+        for new in PAYLOADS.values()
+        if (id_ := new.task_id)
+    ]
+    updates = encode_updates(events)
+    assert [update.task_id for update in updates] == [item.task_id for item in events]
+    for item, update in zip(events, updates, strict=True):
+        assert item.type in MessageToDict(update.messages[-1].status_update.metadata)
 
 
 def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:

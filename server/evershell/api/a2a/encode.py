@@ -24,6 +24,7 @@ _EVENT_STATES = {
     EventType.TASK_SUBMITTED: a2a_pb2.TASK_STATE_SUBMITTED,
     EventType.TASK_STARTED: a2a_pb2.TASK_STATE_WORKING,
     EventType.ITERATION_COMPLETED: a2a_pb2.TASK_STATE_WORKING,
+    EventType.TASK_LIMIT_APPROACHED: a2a_pb2.TASK_STATE_WORKING,
     EventType.TASK_CANCEL_REQUESTED: a2a_pb2.TASK_STATE_WORKING,
 }
 # The limit of the text of an iteration. The metadata has the whole text.
