@@ -110,7 +110,7 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/unit/fleet/test_controller.py",
         (f"{_CORE}bounds.py", "SILENT_SECONDS < each < self.lease_seconds", "False"),
         (f"{_CORE}bounds.py", "bool(silences) and not any(", "not any("),
-        (f"{_CORE}bounds.py", "max(force_at, told_at)", "force_at"),
+        (f"{_CORE}task.py", "max(self.force_at, self.requested_at)", "self.force_at"),
         (
             f"{_CORE}bounds.py",
             "SILENT_SECONDS < each < self.lease_seconds",
