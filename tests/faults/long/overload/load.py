@@ -14,7 +14,7 @@ from evershell.workspace.v1.workspace_service_pb2 import (
 )
 
 from tests.bench.figures import percentile
-from tests.bench.http2 import Connection, message
+from tests.bench.http2 import RESET, Connection, message
 from tests.support.stack import Stack
 
 _SERVICE = "/evershell.workspace.v1.WorkspaceService/"
@@ -52,6 +52,8 @@ class Phase:
     accepted: set[str] = field(default_factory=set)
     # The processor time of this program.
     own_cpu_seconds: float = 0.0
+    # Connections that the edge has closed.
+    lost_connections: int = 0
     # How many of the accepted tasks have ended `cancelled`.
     cancelled: int = 0
     # The calls of callers and agents that workers have ended, by outcome.
@@ -74,6 +76,7 @@ class Phase:
             f"accepted {len(self.accepted)}, ended cancelled {self.cancelled}, "
             f"CancelTask {dict(sorted(self.cancels.items()))}, "
             f"SubmitTask {dict(sorted(self.submits.items()))}, calls {dict(self.calls)}, "
+            f"lost connections {self.lost_connections}, "
             f"generator {100 * self.own_cpu_seconds / self.seconds:.0f} % of a core"
         )
 
@@ -101,14 +104,10 @@ class Load:
         metadata = [("authorization", f"Bearer {stack.tokens['full_access']}")]
         metadata.append(("grpc-timeout", f"{_DEADLINE_SECONDS}S"))
 
-        def connect(method: str) -> Connection:
-            return Connection(stack.ready["grpc_addr"], _SERVICE + method, metadata)
-
-        self._cancelling = [connect("CancelTask") for _ in range(_CONNECTIONS)]
-        self._submitting = connect("SubmitTask")
+        self._address, self._metadata = stack.ready["grpc_addr"], metadata
         self._selector = selectors.DefaultSelector()
-        for each in (*self._cancelling, self._submitting):
-            self._selector.register(each.socket, selectors.EVENT_READ, each)
+        self._cancelling = [self._connect("CancelTask") for _ in range(_CONNECTIONS)]
+        self._submitting = self._connect("SubmitTask")
         self._database = stack.database()
         self._made: dict[tuple[int, int], _Made] = {}
         self._targets: deque[_Workspace] = deque()
@@ -133,7 +132,7 @@ class Load:
             if read_at <= now:
                 self._read(now, phase)
                 read_at = now + _READ_SECONDS
-            self._receive(max(0.0, min(due_at, read_at, until) - time.monotonic()))
+            self._receive(max(0.0, min(due_at, read_at, until) - time.monotonic()), phase)
             now = time.monotonic()
         phase.seconds = now - began
         phase.own_cpu_seconds = time.process_time() - cpu
@@ -143,7 +142,7 @@ class Load:
         """Waits for the answers, and at most `seconds` for the ends of the accepted tasks."""
         until = time.monotonic() + seconds
         while self._made and time.monotonic() < until:
-            self._receive(0.1)
+            self._receive(0.1, phases[-1])
         for phase in phases:
             while True:
                 row = self._database.execute(
@@ -170,8 +169,8 @@ class Load:
         connection = self._chance.choice(self._cancelling)
         stream = connection.call(message(request.SerializeToString()))
         connection.collect(stream)
-        connection.flush()
         self._made[id(connection), stream] = (chosen, chosen.task_id, due_at, phase)
+        self._flush(connection, phase)
 
     def _read(self, now: float, phase: Phase) -> None:
         submitting = {made[0].id for made in self._made.values() if not made[1]}
@@ -193,13 +192,42 @@ class Load:
     def _submit(self, workspace: _Workspace, now: float, phase: Phase) -> None:
         request = SubmitTaskRequest(workspace_id=workspace.id, description=self._description)
         stream = self._submitting.call(message(request.SerializeToString()))
-        self._submitting.flush()
         self._made[id(self._submitting), stream] = (workspace, "", now, phase)
+        self._flush(self._submitting, phase)
 
-    def _receive(self, seconds: float) -> None:
+    def _connect(self, method: str) -> Connection:
+        connection = Connection(self._address, _SERVICE + method, self._metadata)
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        return connection
+
+    def _flush(self, connection: Connection, phase: Phase) -> None:
+        try:
+            connection.flush()
+        except OSError:
+            self._replace(connection, phase)
+
+    def _replace(self, lost: Connection, phase: Phase) -> None:
+        """Its calls have failed. A caller connects again."""
+        phase.lost_connections += 1
+        for connection, stream in list(self._made):
+            if connection == id(lost):
+                self._take(lost, stream, RESET)
+        self._selector.unregister(lost.socket)
+        lost.close()
+        if lost is self._submitting:
+            self._submitting = self._connect("SubmitTask")
+        else:
+            self._cancelling[self._cancelling.index(lost)] = self._connect("CancelTask")
+
+    def _receive(self, seconds: float, phase: Phase) -> None:
         for key, _ in self._selector.select(seconds):
             connection: Connection = key.data
-            for stream, status in connection.receive():
+            try:
+                ended = connection.receive()
+            except OSError:
+                self._replace(connection, phase)
+                continue
+            for stream, status in ended:
                 self._take(connection, stream, status)
 
     def _take(self, connection: Connection, stream: int, status: int) -> None:
