@@ -32,8 +32,8 @@ PUSH_TOKEN = "token-of-the-client"
 PUSHED = "TASK_STATE_CANCELED"
 # A worker checks every 5 s whether there are webhooks, and then starts a process.
 LIMIT_SECONDS = 40.0
-# Each iteration takes 0.3 s, so a cancellation is seen soon.
-LONG = "\n".join(["sleep 0.3"] * 100)
+# Each iteration is long enough for a second cancellation, and short enough to wait for its end.
+LONG = "\n".join(["sleep 1.5"] * 100)
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
