@@ -141,6 +141,7 @@ def test_edge_and_all_workers(hosts: ManyHosts, workspace: Workspace) -> None:
             with within(_UNAVAILABLE_SECONDS):
                 assert cancel(workspace).json()["error"]["code"] == "unavailable"
     recovered(lambda: cancel(workspace))
+    await_all_workers(hosts)
     running.ends_cancelled()
 
 
