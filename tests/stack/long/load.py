@@ -31,10 +31,19 @@ class UnreadError(Exception):
     """
 
 
+class OverloadedError(Exception):
+    """A worker has refused the call, because the machine of the test is too busy for it."""
+
+
+# The beginning of the message of such a refusal, which no outage has.
+_OVERLOADED = "The service is overloaded."
+
+
 class Caller(Protocol):
     """Makes calls over one kind of connection.
 
-    Raises UnreadError if the client drops a response, and another exception if a call fails.
+    Raises UnreadError if the client drops a response, OverloadedError, and another exception if a
+    call fails.
     """
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
@@ -53,6 +62,7 @@ class Outcomes:
     # User agents of the calls whose responses the client library dropped.
     unread: list[str] = field(default_factory=list)
     streams: int = 0
+    overloaded: int = 0
     slowest_seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -60,7 +70,7 @@ class Outcomes:
         return (
             f"{total} calls {dict(self.calls)}, {self.streams} streams, "
             f"{len(self.failures)} failed, {len(self.unread)} not read by the client's library, "
-            f"slowest {self.slowest_seconds:.2f} s"
+            f"{self.overloaded} refused by a busy worker, slowest {self.slowest_seconds:.2f} s"
         )
 
 
@@ -109,6 +119,8 @@ class RestCaller:
             response = self._client.request(
                 method, path.format(**fields), headers=headers, **arguments
             )
+            if response.status_code == 503 and _OVERLOADED in response.text:
+                raise OverloadedError
             assert response.status_code in (status, 200), (
                 f"{rpc}: {response.status_code} {response.text}"
             )
@@ -121,9 +133,11 @@ class RestCaller:
             self._answered() as headers,
             self._client.stream("GET", path, params={"after": after}, headers=headers) as response,
         ):
-            assert response.status_code == 200, (
-                f"WatchEvents: {response.status_code} {response.read()!r}"
-            )
+            if response.status_code != 200:
+                text = response.read().decode()
+                if response.status_code == 503 and _OVERLOADED in text:
+                    raise OverloadedError
+                raise AssertionError(f"WatchEvents: {response.status_code} {text}")
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
@@ -171,7 +185,10 @@ class GrpcCaller:
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
         request = ParseDict(fields, getattr(workspace_service_pb2, f"{rpc}Request")())
-        reply = getattr(self._stub, rpc)(request, metadata=self._metadata, timeout=_CALL_SECONDS)
+        with _overload_seen():
+            reply = getattr(self._stub, rpc)(
+                request, metadata=self._metadata, timeout=_CALL_SECONDS
+            )
         if not self._keeps_connection:
             self._channel.close()
             self._connect()
@@ -183,13 +200,24 @@ class GrpcCaller:
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=after)
         told = False
         try:
-            for message in self._stub.WatchEvents(request, metadata=self._metadata):
-                told = message.HasField("error")
-                yield MessageToDict(message, preserving_proto_field_name=True)
+            with _overload_seen():
+                for message in self._stub.WatchEvents(request, metadata=self._metadata):
+                    told = message.HasField("error")
+                    yield MessageToDict(message, preserving_proto_field_name=True)
         except grpc.RpcError:
             # The status repeats the error in the last message.
             if not told:
                 raise
+
+
+@contextmanager
+def _overload_seen() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        if _OVERLOADED in str(error):
+            raise OverloadedError from error
+        raise
 
 
 class Load:
@@ -220,12 +248,17 @@ class Load:
     def call(self, what: str, caller: Caller, rpc: str, **fields: Any) -> dict[str, Any] | None:
         """Makes a call and records its result.
 
-        Returns None if the client library dropped the response.
+        Repeats it when a busy worker has refused it, which has no effect. Returns None if the
+        client library dropped the response.
         """
         time.sleep(self._pause_seconds)
         began = time.monotonic()
         try:
-            return caller.call(rpc, **fields)
+            while True:
+                try:
+                    return caller.call(rpc, **fields)
+                except OverloadedError:
+                    self._note_overload()
         except UnreadError as error:
             self.outcomes.unread.append(str(error))
             return None
@@ -235,6 +268,11 @@ class Load:
                 self.outcomes.slowest_seconds = max(
                     self.outcomes.slowest_seconds, time.monotonic() - began
                 )
+
+    def _note_overload(self) -> None:
+        with self._lock:
+            self.outcomes.overloaded += 1
+        time.sleep(1)
 
     def stop(self) -> None:
         """Stops the callers and waits until their threads exit."""
@@ -278,5 +316,7 @@ class Load:
                 assert f"after={seq}" in message["error"]["message"]
             except UnreadError as error:
                 self.outcomes.unread.append(str(error))
+            except OverloadedError:
+                self._note_overload()
             except Exception:  # noqa: BLE001 - any exception is a failed stream
                 self.outcomes.failures.append(f"{time.time():.3f} {what}: {traceback.format_exc()}")
