@@ -248,17 +248,18 @@ class Load:
     def call(self, what: str, caller: Caller, rpc: str, **fields: Any) -> dict[str, Any] | None:
         """Makes a call and records its result.
 
-        Repeats it when a busy worker has refused it, which has no effect. Returns None if the
-        client library dropped the response.
+        A call that a busy worker has refused had no effect, and is repeated once after the time
+        that the error names. A second refusal is a failure. Returns None if the client library
+        dropped the response.
         """
         time.sleep(self._pause_seconds)
         began = time.monotonic()
         try:
-            while True:
-                try:
-                    return caller.call(rpc, **fields)
-                except OverloadedError:
-                    self._note_overload()
+            try:
+                return caller.call(rpc, **fields)
+            except OverloadedError:
+                self._note_overload()
+                return caller.call(rpc, **fields)
         except UnreadError as error:
             self.outcomes.unread.append(str(error))
             return None
