@@ -1,6 +1,6 @@
 """Fixtures for PostgreSQL: one server per test run, and an empty migrated database per test.
 
-The server is the embedded one, or the one that TEST_DATABASE_URL names. Tests share one database,
+The server is the embedded one, or the server of TEST_DATABASE_URL. Tests share one database,
 which is truncated after each test: a copy from a template takes a third of a second on a slow disk.
 """
 
@@ -115,7 +115,7 @@ def database_url(migrated_database_url: str) -> Iterator[str]:
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-        # To truncate a table takes longer than to delete a few rows.
+        # Truncating a table takes longer than deleting a few rows.
         connection.execute(
             "DELETE FROM events; DELETE FROM tasks; DELETE FROM workspaces; DELETE FROM api_keys; "
             "DELETE FROM orgs; DELETE FROM audit_entries; DELETE FROM idempotency_keys; "

@@ -22,7 +22,7 @@ TEMPLATE = PodTemplate(
 )
 # Much longer than the test takes to play the node, on a busy machine too.
 START_SECONDS = END_SECONDS = 15.0
-# How long the end of a pod is waited for whose node does not answer.
+# How long to wait for the end of a pod whose node does not answer.
 _SILENT_SECONDS = 1.0
 
 

@@ -83,7 +83,7 @@ class PodsCase(Protocol):
         """Removes the workspace, and returns when the port says that nothing is left."""
 
     async def leftovers(self, workspace_id: str) -> list[str]:
-        """What the backend still has of the workspace."""
+        """The parts of the workspace that the backend still has."""
 
     def failing_starts(self) -> AbstractAsyncContextManager[None]:
         """Makes starts fail, until the context is left."""

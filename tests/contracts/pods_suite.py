@@ -97,7 +97,7 @@ async def test_the_log_tail_is_the_last_line_of_the_agent(
     case: PodsCase, workspace: Workspace
 ) -> None:
     await case.start(workspace)
-    # A backend may learn it only when the agent has ended.
+    # A backend may learn this only after the end of the agent.
     assert case.pods.log_tail(workspace.id) in ("", case.last_line)
     await case.kill(workspace)
     for pods in (case.pods, await case.other_controller()):

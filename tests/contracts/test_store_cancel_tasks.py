@@ -220,7 +220,7 @@ async def test_one_of_many_concurrent_calls_records_each_task(store: Store) -> N
         store.cancel_tasks(permission(), order, intent()) for order in (ids, ids[::-1]) * 4
     ]
     calls += [one(busy, submitted) for busy, submitted in tasks]
-    # What a batch has left out, because it was locked.
+    # The tasks that a batch has left out because they were locked.
     found = [*await asyncio.gather(*calls), await store.cancel_tasks(permission(), ids, intent())]
     for task_id in ids:
         assert [outcomes.get(task_id) for outcomes in found].count(True) == 1

@@ -65,7 +65,7 @@ async def check_outcomes(
         await complete(store, busy, open_task.id)
     await set_status(store, busy.id, status)
     ids = {"no": None, "this": open_task.id, "foreign": foreign_id}
-    # With `none` nothing names the task that has ended.
+    # In the state `none`, the call cannot name the ended task.
     task_id = None if state == "none" else ids[named]
     for by in (
         permission(org_id="org_b"),

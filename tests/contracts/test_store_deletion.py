@@ -219,7 +219,7 @@ async def test_a_removal_takes_bounded_transactions_and_continues_after_each(ben
         steps += 1
         assert row.result == "more"
         assert all(before[table] - after[table] <= 4 for table in TABLES), (before, after)
-        # The workspace goes last: it is what the controller continues from.
+        # The workspace is removed last, because the controller continues from it.
         assert after["workspaces"] == 1
         before = after
     assert not any(after.values()), after

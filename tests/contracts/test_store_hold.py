@@ -93,7 +93,7 @@ async def test_each_call_stores_its_entry(store: Store) -> None:
 
 
 async def test_no_task_is_submitted_after_a_hold_that_was_committed(store: Store) -> None:
-    """At the same time as the submissions. Those of before the hold are all in the store."""
+    """At the same time as the submissions. The submissions before the hold are in the store."""
     new = [await idle(store) for _ in range(20)]
     outcomes: dict[str, bool] = {}
 
@@ -117,7 +117,7 @@ async def test_no_task_is_submitted_after_a_hold_that_was_committed(store: Store
 
 
 async def test_a_hold_waits_for_the_submissions_in_flight(database_url: str) -> None:
-    """Submissions do not wait for each other. What comes after the hold is refused."""
+    """Submissions do not wait for each other. A submission after the hold is refused."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         slow, fast, late = [await idle(store) for _ in range(3)]

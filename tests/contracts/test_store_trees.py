@@ -52,7 +52,7 @@ async def cancelled(store: Store, *tasks: Task) -> list[bool]:
 
 
 async def parent_of(store: Store, org_id: str, task_id: str) -> Parent | None:
-    """What a submission to a workspace of the organization gets."""
+    """The result of a submission to a workspace of the organization."""
     idle = workspace(org_id=org_id)
     await store.create_workspace(idle)
     seen: list[Parent | None] = []
@@ -226,7 +226,7 @@ async def test_a_listing_selects_tasks_of_a_tree(store: Store) -> None:
 
 
 async def test_a_child_waits_for_the_cancellation_of_its_tree(database_url: str) -> None:
-    """And is refused then. The call has the lock of the tree before those of the workspaces."""
+    """And is refused then. The call locks the tree before the workspaces."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, child = await chain(store, 2)

@@ -287,7 +287,7 @@ async def test_a_claim_reads_no_large_events(bench: Bench) -> None:
 
 
 async def test_a_deleted_webhook_holds_up_no_other_of_its_receiver(bench: Bench) -> None:
-    """Its deliveries are due longer, and more than a claim takes."""
+    """Its deliveries have been due for longer, and are more than a claim takes."""
     deleted, kept = webhook(), webhook()
     await bench.webhooks.create_webhook(deleted, 20)
     for _ in range(MAX_OF_RECEIVER + 1):

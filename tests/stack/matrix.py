@@ -33,7 +33,7 @@ CREDENTIALS = (
 TASKS = ("none", "current", "finished", "foreign", "unknown", "malformed")
 # The protocol of a call. `path` is REST with the task in the path instead of the body.
 WIRES = ("rest", "path", "grpc")
-# Whose workspaces there are. The member's, where `:own` matches, in some states only.
+# The owners of the workspaces. The member, for whom `:own` matches, has only some states.
 PLACES = tuple((state, "owner") for state in STATES) + tuple(
     (state, "member") for state in ("idle", "busy", "intent")
 )
@@ -68,7 +68,7 @@ class Cell:
 
     @property
     def answer(self) -> str:
-        """The slug or the outcome: of all checks, the first that has something to say."""
+        """The slug or the outcome: the result of the first check that has one."""
         return next(answer for _, check in CHECKS if (answer := check(self)))
 
     @property
@@ -137,7 +137,7 @@ CHECKS: list[tuple[str, Callable[[Cell], str]]] = [
 
 
 def exists(cell: Cell) -> bool:
-    """Some combinations cannot be: a workspace that runs nothing has no current task, and a path
+    """Some combinations cannot exist: a workspace that runs nothing has no current task, and a path
     always names one.
     """
     return (cell.task != "current" or cell.state in HAS_CURRENT_TASK) and (

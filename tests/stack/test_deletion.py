@@ -1,4 +1,4 @@
-"""A workspace is deleted through the edge: nothing of it is left but its record."""
+"""A workspace is deleted through the edge: only its record is left."""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.support.wires import Failed
 TABLES = ("tasks", "events", "agent_cards", "webhooks", "webhook_deliveries")
 # A worker checks every 5 s whether there are webhooks, and then starts a process.
 LIMIT_SECONDS = 40.0
-# What a tool makes, so that only its owner can remove it, and only with another mode.
+# A folder of a tool that only its owner can remove, and only after changing its mode.
 LOCKED = "mkdir -p locked/inner && touch locked/inner/file && chmod -R 000 locked"
 
 
@@ -34,7 +34,7 @@ class Wire:
         return answer
 
     def fails(self, method: str, rpc: str, path: str, **fields: Any) -> Failed:
-        """A call that fails. `path` comes after that of the workspace."""
+        """A call that fails. `path` is appended to the path of the workspace."""
         token = fields.pop("token", "full_access")
         if self._kind == "grpc":
             return self._stack.grpc(token).fails(rpc, **fields)
@@ -49,7 +49,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def rows(stack: Stack, workspace_id: str) -> int:
-    """How many rows the database has of the workspace, apart from its record."""
+    """The number of the workspace's rows in the database, apart from its record."""
     counts = " + ".join(
         f"(SELECT count(*) FROM {table} WHERE workspace_id = %(id)s)" for table in TABLES
     )

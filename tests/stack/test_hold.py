@@ -1,4 +1,4 @@
-"""A hold through the edge, over REST and gRPC. The holds are those of the other organization."""
+"""A hold through the edge, over REST and gRPC. The other organization is held."""
 
 from collections.abc import Iterator
 

@@ -17,7 +17,7 @@ from tests.support.commands import Run
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# The contract says 10 s: workers cache a key for 5 s, and look every 3 s at those of streams. The
+# The contract says 10 s: workers cache a key for 5 s, and check the keys of streams every 3 s. The
 # rest is for a busy machine.
 REVOKED_SECONDS = 30.0
 

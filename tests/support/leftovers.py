@@ -1,11 +1,11 @@
 """Fails the test run if it leaves a process, shared memory or a temporary file behind.
 
 Every test run has its own temporary folder (TMPDIR), which its programs inherit. This separates its
-processes and files from those of another test run on the same machine. The files that Envoy and
+processes and files from another test run on the same machine. The files that Envoy and
 PostgreSQL create in shared folders do not name their test run, so they are not checked while
 another test run is active.
 
-Each worker of pytest-xdist has a temporary folder of its own, in that of the run, and checks it.
+Each worker of pytest-xdist has its own temporary folder inside the run's, and checks it.
 The run reports what its workers have left, and checks the shared folders when they have ended.
 """
 

@@ -67,7 +67,7 @@ class PgBouncer:
                 folder=folder,
             )
         )
-        # Of the server itself.
+        # The URL of the server itself.
         self.session_url = database_url
         self.url = make_conninfo(
             "", host="127.0.0.1", port=self._port, user=server["user"], dbname=server["dbname"]

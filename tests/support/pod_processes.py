@@ -1,4 +1,4 @@
-"""The processes of a pod, as the environment with which they were started names it."""
+"""Finds the processes of a pod by the environment with which they were started."""
 
 import ctypes
 from collections.abc import Iterator

@@ -28,7 +28,7 @@ class TaskRecord:
     completed_at: float | None = None
     cancel_requested_at: float | None = None
     force_at: float | None = None
-    # The model calls that count, without one that is reported of the iteration that runs.
+    # The model calls that count, without a reported call of the running iteration.
     model_calls: int = 0
     has_open_iteration: bool = False
     iteration_lost: bool = False

@@ -23,7 +23,7 @@ class Server:
     """One PostgreSQL server. It keeps its folder and its address."""
 
     def __init__(self, state_dir: Path, environment: Mapping[str, str] | None = None) -> None:
-        """`environment` is added to that of this process."""
+        """`environment` is added to this process's environment."""
         state_dir.mkdir()
         self._environment = os.environ | (environment or {})
         self.places = postgres.places(state_dir)
@@ -87,7 +87,7 @@ class Replication:
         self.primary = Server(folder / "first")
         self.standby = Server(folder / "second", standby_environment)
         hosts = [each.places.socket_dir for each in (self.primary, self.standby)]
-        # Of both, for clients.
+        # The URL of both servers, for clients.
         self.url = (
             f"postgresql:///{postgres.DATABASE}?host={hosts[0]},{hosts[1]}&user={postgres.USER}"
         )

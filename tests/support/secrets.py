@@ -1,4 +1,4 @@
-"""Searches what stacks leave behind for credentials.
+"""Searches for credentials in everything that stacks leave behind.
 
 Each stack of a test run is searched when it stops: its output, its logs and the files of its state
 folder. The run fails if a credential was found. tests/faults/long/secrets looks at everything else
@@ -42,7 +42,7 @@ class Secret:
     value: str
 
     def fragments(self) -> Iterator[bytes]:
-        """What would betray the credential: parts of it, and their encodings."""
+        """The texts that would reveal the credential: parts of it, and their encodings."""
         for part in self._parts():
             text = part.encode()
             for piece in (text[:_FRAGMENT], text[-_FRAGMENT:]):
@@ -82,7 +82,7 @@ class Secrets:
 
 
 def issued(ready: Mapping[str, Any], state_dir: Path) -> list[Secret]:
-    """The credentials that a stack has issued: those of its demo, and its keys."""
+    """The credentials that a stack has issued: its demo's credentials, and its keys."""
     tokens: Mapping[str, str] = ready["demo"]["tokens"] if ready else {}
     found = [Secret(f"demo {name}", token) for name, token in tokens.items()]
     with suppress(FileNotFoundError):
@@ -95,7 +95,7 @@ def issued(ready: Mapping[str, Any], state_dir: Path) -> list[Secret]:
 
 
 def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
-    """The files of a state folder, without those of the database, and the output of its stack."""
+    """The files of a state folder, except the database's, and the output of its stack."""
     output = state_dir.with_name(state_dir.name + ".output")
     for path in (output, *sorted(state_dir.rglob("*"))):
         # A file may be removed meanwhile. Tools make pipes and links.
@@ -111,7 +111,7 @@ def files_of(state_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
-    """What the files of a stack should not hold."""
+    """The credentials that the files of a stack should not hold."""
     secrets = Secrets(issued(ready, state_dir))
     return [
         f"{path}: {name}"
@@ -121,13 +121,13 @@ def leaks_of(ready: Mapping[str, Any], state_dir: Path) -> list[str]:
     ]
 
 
-# What the stacks of this test run have left, and how often one was searched.
+# The findings in the stacks of this test run, and how often a stack was searched.
 leaks: list[str] = []
 searched: list[str] = []
 
 
 def search(ready: Mapping[str, Any], state_dir: Path) -> None:
-    """Searches a stack that has stopped. What is found fails the test run at its end."""
+    """Searches a stack that has stopped. A finding fails the test run at its end."""
     searched.append(str(state_dir))
     leaks.extend(leak for leak in leaks_of(ready, state_dir) if leak not in leaks)
 

@@ -15,7 +15,7 @@ class Service:
     """A running service: where it listens, and its callers."""
 
     def __init__(self) -> None:
-        # The contents of ready.json, or those that a test has use for.
+        # The contents of ready.json, or the parts that a test uses.
         self.ready: dict[str, Any] = {}
         self._rest: dict[str, Rest] = {}
         self._grpc: dict[tuple[str, str], Grpc] = {}

@@ -168,8 +168,8 @@ class Stack(Service):
     def ended(self) -> Iterator[None]:
         """Stops the stack after the block, if it runs.
 
-        If the block fails, even in the middle of a start or of a stop, no process is left. What a
-        stop leaves otherwise is a defect, which is not hidden.
+        If the block fails, even in the middle of a start or of a stop, no process is left.
+        Processes that a stop leaves otherwise are a defect, which is not hidden.
         """
         try:
             yield

@@ -14,7 +14,7 @@ from tests.support.stack import Gate, Stack, Workspace
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack of all tests that do not stop it. Metrics are on.
 
-    It starts from an empty folder, as that of a user does.
+    It starts from an empty folder, as a user's stack does.
     """
     state_dir = tmp_path_factory.mktemp("stack") / "state"
     running = Stack(

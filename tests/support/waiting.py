@@ -9,7 +9,7 @@ from tenacity import AsyncRetrying, Retrying, retry_if_result, stop_after_delay,
 
 T = TypeVar("T")
 
-# Many times as long as on an idle machine. Only a test that fails waits so long.
+# Many times as long as on an idle machine. Only a failing test waits this long.
 LIMIT_SECONDS = 60.0
 _POLL = wait_fixed(0.01)
 _UNTIL_TRUE = retry_if_result(lambda answer: not answer)

@@ -170,7 +170,7 @@ def read_failure(error: grpc.RpcError) -> Failed:
 def raw_grpc(
     address: str, method: str, metadata: tuple[tuple[str, str], ...], request: bytes = b""
 ) -> bytes | Failed:
-    """Makes a unary call with the bytes of a request. Returns those of the reply, or a failure."""
+    """Makes a unary call with a request as bytes. Returns the bytes of the reply, or a failure."""
     with grpc.insecure_channel(address) as channel:
         try:
             call: Any = channel.unary_unary(method)

@@ -80,7 +80,7 @@ async def test_an_agent_wraps_nothing_unless_the_setting_is_set(
 
 
 def record_wrapped(monkeypatch: pytest.MonkeyPatch, module: Any) -> set[str]:
-    """The names of what the module wraps in crash points from now on."""
+    """The names of the objects that the module wraps in crash points from now on."""
     wrapped: set[str] = set()
 
     class RecordingCrashPoints(CrashPoints):

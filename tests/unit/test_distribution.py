@@ -32,7 +32,7 @@ def test_the_wheel_has_the_files_of_the_packages_and_no_others(files: dict[str, 
 
 
 def test_the_top_level_is_small() -> None:
-    """The folders of the repository, without those of tools."""
+    """The folders of the repository, without the folders of tools."""
     listed = subprocess.run(
         ["git", "ls-files"],  # noqa: S607
         cwd=ROOT,

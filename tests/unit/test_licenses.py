@@ -1,4 +1,4 @@
-"""The licenses of the packages of npm that callers get. The image checks those of Python."""
+"""The licenses of the npm packages that callers get. The image checks Python packages."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The prices of the release, and those of PRICES_FILE."""
+"""The prices of the release and of PRICES_FILE."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Verdicts of tests/support/promises.py: about trees, and about what iterations count."""
+"""Verdicts of tests/support/promises.py about trees, and about the usage of iterations."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 """Standard streams that are full or broken, small terminals, and text from others.
 
-What others have written is printed with its control characters escaped.
+Text from others is printed with its control characters escaped.
 """
 
 import os

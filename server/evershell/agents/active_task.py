@@ -60,7 +60,7 @@ class OpenCall:
     phase: Phase
     # When it began, by time.monotonic().
     began: float
-    # Returns the name of the model, which may be known only later, or of the tool.
+    # Returns the name of the model or the tool. The name of a model may be known only later.
     name: Callable[[], str]
     arguments: str = ""
     # Returns the end of its output so far, without keys.

@@ -21,7 +21,7 @@ from evershell.core.task import Phase, TaskEnded
 from evershell.pod.crash_points import CrashPoints, kind_of
 from evershell.telemetry.logs import Log
 
-# Less than the default lease, after which the agent is lost.
+# How long code may block the event loop before it is logged. Less than the default lease.
 _BLOCKED_SECONDS = 10.0
 # How many times the thread that watches the event loop waits in this time.
 _WAITS = 4

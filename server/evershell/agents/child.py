@@ -15,7 +15,7 @@ def main() -> None:
     results = os.dup(1)
     # What the function prints goes to the log.
     os.dup2(2, 1)
-    # It gets the keys of the agent.
+    # The process gets the keys of the agent.
     become_unreadable()
     entry.is_imported = True
     own_keys.hide(pickle.load(sys.stdin.buffer))  # noqa: S301 - from the agent
@@ -27,7 +27,7 @@ def main() -> None:
         outcome = None, error
     try:
         data = pickle.dumps(outcome)
-        # Some exceptions can only be written.
+        # Some exceptions can be pickled but not unpickled.
         pickle.loads(data)  # noqa: S301 - own data
     except Exception as error:  # noqa: BLE001 - raised in the agent
         problem = RuntimeError(f"{outcome[1] or outcome[0]!r} cannot be pickled: {error}")

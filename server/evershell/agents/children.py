@@ -20,7 +20,7 @@ from evershell.workspace.v1 import task_pb2
 
 from evershell.core.task import TaskStatus
 
-# How often the end of a child is looked for, at first and at last.
+# The shortest and the longest interval between reads of a child.
 _FIRST_LOOK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 1.0
 _NANOS = 1_000_000_000
@@ -34,7 +34,7 @@ class ChildRefusedError(Exception):
     """The control plane refused a call about a child, which then had no effect."""
 
     def __init__(self, code: str, message: str) -> None:
-        """`code` is one of docs/errors.md, for example `workspace_busy`."""
+        """`code` is a slug from docs/errors.md, for example `workspace_busy`."""
         super().__init__(message)
         self.code = code
 
@@ -54,7 +54,7 @@ class _Calls:
         return Child(task.workspace_id, task.id, status, task.result, task.reason, self)
 
 
-# Of the agent's current task. Threads and tasks of asyncio that the agent starts inherit it.
+# The agent's current task. Threads and asyncio tasks that the agent starts inherit it.
 _current: ContextVar[_Calls] = ContextVar("children")
 
 
@@ -70,7 +70,7 @@ class Child:
     workspace_id: str
     id: str
     status: TaskStatus
-    # What it has returned, and why it has ended; empty before its end.
+    # Its result, and the reason of its end; empty before its end.
     result: str
     reason: str
     _calls: _Calls = field(repr=False, compare=False)
@@ -80,7 +80,7 @@ class Child:
         return await self._calls.make(GetChildRequest(**self._names()))
 
     async def wait(self) -> "Child":
-        """The child as it has ended. Raises ChildRefusedError."""
+        """The child after its end. Raises ChildRefusedError."""
         child, seconds = self, _FIRST_LOOK_SECONDS
         while not child.status.is_terminal:
             await asyncio.sleep(seconds)
@@ -119,9 +119,9 @@ async def submit_task(
     """Submits a child of the agent's current task to the agent of another workspace.
 
     The workspace has to belong to the organization and the creator of this one. The child is
-    submitted once, even if the call is repeated inside because a worker did not answer. 0 for
-    `max_iterations` is the default of SubmitTask. Status `delivery_failed` means that the agent of
-    the workspace could not be reached.
+    submitted once, even if the call is repeated inside because a worker did not answer. If
+    `max_iterations` is 0, the default of SubmitTask applies. Status `delivery_failed` means that
+    the agent of the workspace could not be reached.
 
     Raises ChildRefusedError, for example `parent_not_running` after the task was cancelled, and
     RuntimeError outside of a task.

@@ -58,7 +58,7 @@ class Descendants:
 
         Each zombie takes one of the machine's process ids.
         """
-        # While a tool call runs, mostly none has ended. The list takes 200 times as long.
+        # During a tool call, usually no child has ended. Reading the list takes 200 times as long.
         if not has_ended_child():
             return
         for pid in self._children():

@@ -31,7 +31,7 @@ def run(agent: "AgentFunction") -> None:
 
 
 class NoAgentError(Exception):
-    """There is no agent of that name. The message says why."""
+    """There is no agent with that name. The message says why."""
 
 
 def load(name: str) -> "AgentFunction":
@@ -80,8 +80,8 @@ def _restore_signals() -> None:
 
 def prepare() -> None:
     """Imports what every agent needs. Starts no thread, and no part of gRPC."""
-    # Most of the start is imports. They make no garbage, and looking for it takes a tenth of their
-    # time.
+    # Imports take most of the start. They make no garbage, so collecting it would waste a tenth of
+    # their time.
     gc.disable()
     # As in evershell.cli.main: no lines of gRPC's library in C, and none of its handlers of fork().
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -94,7 +94,7 @@ def prepare() -> None:
 
 
 def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
-    """Runs one agent: a function, that of a name, or that of the spec. Returns the exit code."""
+    """Runs a function, the named agent, or the agent of the spec. Returns the exit code."""
     prepare()
     import asyncio
 
@@ -128,15 +128,15 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     # The library needs asyncio's own event loop, even if the agent has installed another one.
     asyncio.set_event_loop_policy(None)
     if sys.version_info < (3, 12):
-        # The default of later versions. That of 3.11 starts a thread for each process of a tool,
-        # and reports its end later.
+        # The default of later versions. The default of 3.11 starts a thread for each process of a
+        # tool, and reports its end later.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     os.register_at_fork(after_in_child=_restore_signals)
     # Not closed, because that would wait for everything that a function has left behind.
     loop = asyncio.Runner().get_loop()
     program = loop.create_task(run(spec, log, agent))
     while not program.done():
-        # A task of asyncio that calls `sys.exit` has its exception, and stops the loop.
+        # An asyncio task that calls `sys.exit` keeps the exception, and stops the loop.
         with suppress(SystemExit, KeyboardInterrupt):
             loop.run_until_complete(program)
     return program.result()

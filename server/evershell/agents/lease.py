@@ -14,8 +14,8 @@ MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
 # Each interval is multiplied by a random factor between these.
 JITTER = (0.9, 1.1)
-# A repeat of a call waits for this long at most, or for this share of what is left of the lease.
-# The shorter one applies, so several repeats still fit into any rest of a lease.
+# A repeat of a call waits for this long at most, or for this share of the remaining lease. The
+# shorter one applies, so there is always time for several repeats.
 MAX_BACKOFF_SECONDS = 10.0
 BACKOFF_SHARE = 1 / 3
 
@@ -37,7 +37,7 @@ class Lease:
     def renew(self, sent_at: float, left_seconds: float, length_seconds: float) -> None:
         """Extends the lease after a call that was sent at `sent_at`, by this lease's clock.
 
-        `left_seconds` is what is left of the lease, and `length_seconds` the length of a whole one.
+        `left_seconds` is the remaining time of the lease, and `length_seconds` its whole length.
         Replies may arrive out of order; an older one never shortens the lease.
         """
         margin_seconds = max(

@@ -76,8 +76,8 @@ async def run_task(
        the task `failed`, with a human-readable reason. No exception ends the process.
     5. The function is interrupted only when the flag's `force_at` has passed, or when it runs on
        for too long after its loop. It gets a CancelledError, and every process that the task has
-       started is ended. A current iteration is committed with what is known of it. Only then is the
-       end forced. Nothing is committed before everything has ended.
+       started is ended. A current iteration is committed with the results received so far. Only
+       then is the end forced. Nothing is committed before everything has ended.
     6. The end is the last event of the task. It is committed together with the last iteration. If
        the reply to a commit no longer names the task, the function is interrupted, and nothing more
        is committed.
@@ -180,7 +180,7 @@ class _Run(AsyncIterator[Step]):
     async def events(self, function: AgentFunction) -> list[AgentEvent]:
         """Runs the function. Returns what remains to be committed; nothing if it was dropped.
 
-        Raises RejectedError and what else `commit` raises.
+        Raises RejectedError and all other errors of `commit`.
         """
         work = asyncio.create_task(_text_of(function, Task(self)))
         try:
@@ -198,7 +198,7 @@ class _Run(AsyncIterator[Step]):
             return []
         ending = self._ending(work, error)
         if self._step is not None:
-            # It is not recorded.
+            # The iteration is not recorded.
             self._step.has_ended = True
         return [*self._ended, ending]
 
@@ -301,7 +301,7 @@ class _Run(AsyncIterator[Step]):
         if step is not None and (step.has_calls if error is None else step.is_whole):
             self._end_step()
         while isinstance(error, BaseExceptionGroup):
-            # Of an asyncio.TaskGroup.
+            # An asyncio.TaskGroup raises a group.
             error = error.exceptions[0]
         if isinstance(error, TaskFailed):
             return _failed(str(error))

@@ -1,4 +1,4 @@
-"""The keys of an agent of one's own (AGENT_KEYS_FILE), which are kept out of events and logs."""
+"""The keys of a custom agent (AGENT_KEYS_FILE), which are kept out of events and logs."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def hide(given: dict[str, str]) -> None:
 
 
 def redacted(text: str) -> str:
-    """The text with the names of the keys that it contains in place of them."""
+    """The text, with each key that it contains replaced by the key's name."""
     for form, name in _names.items():
         text = text.replace(form, name)
     return text
@@ -61,8 +61,8 @@ def _without_beginning(text: str) -> str:
     return text[: len(text) - longest]
 
 
-# A key may have some thousand characters, and commands and models wait meanwhile. So the two search
-# for one character, and compare texts only where it is.
+# A key may have some thousand characters, and commands and models wait meanwhile. So both functions
+# search for one character, and compare texts only at its positions.
 
 
 def _common_end(form: str, text: str) -> int:
@@ -86,10 +86,10 @@ def _common_beginning(form: str, text: str) -> int:
 def _redact(stream: TextIO) -> None:
     """Makes the stream print no key, even if it is written in parts.
 
-    It stays the same object, which handlers of `logging` may have.
+    The object stays the same, because handlers of `logging` may refer to it.
     """
     write, lock = stream.write, threading.RLock()
-    # The beginning of a key. It is printed when the next text shows that it is none.
+    # A possible beginning of a key. It is printed when the next text shows that it is not a key.
     held = ""
 
     def write_redacted(text: str) -> int:

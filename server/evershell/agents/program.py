@@ -57,13 +57,13 @@ _FINAL = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENT
 
 
 class UnknownModelError(Exception):
-    """No model of that name exists, or its package is not installed."""
+    """No model with that name exists, or its package is not installed."""
 
 
 async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) -> ExitCode:
     """Runs the agent until SIGTERM or SIGINT, or until it has to end for a reason that it logs.
 
-    All tools have ended when it returns. Without a function, the agent is that of the spec's model.
+    All tools have ended when it returns. Without a function, runs the agent for the spec's model.
     """
     become_subreaper()
     completed = await with_secrets(spec, log)
@@ -203,7 +203,7 @@ class BootstrapRefusedError(Exception):
 async def complete(spec: PodSpec, tls: TlsIdentity | None, log: Log) -> PodSpec:
     """The whole spec of the agent. Asks one worker after the other until one answers.
 
-    What the agent knows about its own place, it keeps. Raises BootstrapRefusedError.
+    The agent keeps its own addresses and paths. Raises BootstrapRefusedError.
     """
     channels, workers = connect(spec.runtime_addresses, tls)
     try:
@@ -235,7 +235,7 @@ async def _ask(workers: Mapping[str, RuntimeStub], spec: PodSpec, log: Log) -> B
 
 
 def _merged(own: PodSpec, given: Mapping[str, Any]) -> PodSpec:
-    """The given spec with what only the agent's own one knows: where it listens and works."""
+    """The given spec, with the addresses and paths of the agent's own spec."""
     whole = PodSpec.read(given)
     return replace(
         whole,

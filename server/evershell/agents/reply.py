@@ -1,11 +1,11 @@
-"""What is known of the model call of an iteration."""
+"""The model call of an iteration, as far as it is known."""
 
 from evershell.agents.usage import field_of, tokens_of
 from evershell.core.task import TOKENS
 
 
 class Reply:
-    """The reply of a model, as much of it as has been received.
+    """The reply of a model, as far as it has been received.
 
     An agent may fill it in while the call runs, for example from a stream: if the call is
     interrupted, this is what is recorded. What an agent leaves out is read from the answer of the
@@ -46,12 +46,12 @@ class Reply:
         return self.model, len(self._texts), *(getattr(self, kind) for kind in TOKENS)
 
     def set_tokens(self, usage: object) -> None:
-        """Replaces the tokens by those that an SDK or an endpoint has reported."""
+        """Replaces the token counts with the reported ones."""
         for kind, count in tokens_of(usage).items():
             setattr(self, kind, count)
 
     def add_tokens(self, usage: object) -> None:
-        """Adds the tokens that an SDK or an endpoint has reported."""
+        """Adds the reported tokens."""
         for kind, count in tokens_of(usage).items():
             setattr(self, kind, getattr(self, kind) + count)
 

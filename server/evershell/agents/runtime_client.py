@@ -62,7 +62,7 @@ MAX_ATTEMPT_SECONDS = 3.0
 # so may the others.
 FIRST_BACKOFF_SECONDS = 0.05
 BUSY_BACKOFF_SECONDS = 0.5
-# Repeats while the task has to be interrupted, for which the control plane allows 2 s.
+# The same while the task has to be interrupted. The control plane allows 2 s for that.
 FORCE_BACKOFF_SECONDS = 1.0
 # After this time without an answer, another worker gets the commit of such a task too.
 HEDGE_SECONDS = 0.5
@@ -135,7 +135,7 @@ def _is_ip(address: str) -> bool:
 
 
 class ControlPlaneClock:
-    """What the agent takes for the time of the control plane, in seconds since 1970.
+    """The agent's estimate of the control plane's time, in seconds since 1970.
 
     Begins with the time of this machine at the start of the agent. If the control plane answers
     that its own time differs, that time replaces it. The monotonic clock counts from there, so it
@@ -154,7 +154,7 @@ class ControlPlaneClock:
         return self._clock() + self._offset_seconds
 
     def set(self, seconds: float) -> None:
-        """Takes the control plane's time from it."""
+        """Sets the estimate."""
         self._offset_seconds = seconds - self._clock()
 
 
@@ -364,7 +364,7 @@ class RuntimeClient:
             raise
 
     def _leave(self, worker: int) -> None:
-        """Goes on to the next worker, unless another call has left this one before."""
+        """Switches to the next worker, unless another call has already left this one."""
         if self._current == worker:
             self._current = (worker + 1) % len(self._stubs)
 
@@ -430,7 +430,7 @@ def _trailer(error: grpc.aio.AioRpcError, name: str) -> str:
 
 
 def encode_commit(task_id: str, events: Sequence[AgentEvent]) -> CommitEventsRequest:
-    """The events, and a report of the iteration that runs, as a message."""
+    """The events, and a report of the current iteration, as a message."""
     request = CommitEventsRequest(task_id=task_id)
     for event in events:
         if isinstance(event, IterationReported):

@@ -42,9 +42,8 @@ class InvalidTokenError(Exception):
 class TokenVerifier:
     """Verifies signal tokens (pod/tokens.py).
 
-    Accepts the token of the current minute, and those of the minutes before and after it, because
-    the clocks of the two hosts may differ. A token is therefore accepted for three minutes by the
-    clock of the agent.
+    Accepts the tokens of the current, the previous and the next minute, because the clocks of the
+    two hosts may differ. A token is therefore accepted for three minutes by the clock of the agent.
     """
 
     def __init__(self, secret: str, clock: Callable[[], float] = time.time) -> None:

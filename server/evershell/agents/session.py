@@ -35,10 +35,9 @@ class Session:
 
     A task arrives with the signal or with a directive; the first of them starts it.
 
-    A directive has the state of the database at some time between the sending of a call and its
-    reply. A reply that does not name the current task therefore ends it only if the call was sent
-    after the task had started: the reply to an older heartbeat may arrive late. `mark` orders calls
-    and starts.
+    A directive has the state of the database at some time between a call and its reply. A reply
+    that does not name the current task therefore ends it only if the call was sent after the task
+    had started: the reply to an older heartbeat may arrive late. `mark` orders calls and starts.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Session:
         self._flags: OrderedDict[str, CancelFlag] = OrderedDict()
         # The tasks that have ended in this agent, each with the mark of its end.
         self._finished: OrderedDict[str, int] = OrderedDict()
-        # By task id, the trace of the last call about the task. The commits of the task continue
+        # The trace of the last call about each task, by task id. The commits of the task continue
         # this trace, so that it includes the effects of the call.
         self._traces: OrderedDict[str, TraceContext] = OrderedDict()
 

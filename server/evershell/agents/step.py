@@ -1,4 +1,4 @@
-"""One iteration of a task: the calls that an agent makes in it, and what is recorded of them."""
+"""One iteration of a task: the calls that an agent makes in it, and their record."""
 
 import asyncio
 import json
@@ -63,9 +63,9 @@ class Calls:
         self.limits = limits
         # In the order in which they began.
         self.running = task.calls
-        # How many tool calls are reported and then begin.
+        # The number of tool calls that are reported and about to begin.
         self.beginning = 0
-        # Those that did not end at their limit.
+        # The calls that did not end at their limit.
         self.left: set[asyncio.Future[Any]] = set()
         # Whether the agent is interrupted, so that no further call may begin.
         self.are_over = False
@@ -116,7 +116,7 @@ class Calls:
         self._note_phase()
 
     def _note_phase(self) -> None:
-        """The phase is that of the call that has begun last, of those that run."""
+        """Sets the phase of the running call that has begun last."""
         last = next(reversed(self.running.values()), None)
         phase = Phase.NONE if last is None else last.phase
         has_changed = phase is not self._task.phase
@@ -127,7 +127,7 @@ class Calls:
             self._phase_changed()
 
 
-# Returns when the control plane has recorded what is known of the iteration. Raises CancelledError
+# Returns when the control plane has recorded the iteration so far. Raises CancelledError
 # if the function of the agent has to end.
 Report = Callable[[IterationReported], Awaitable[None]]
 
@@ -153,7 +153,7 @@ class Step:
         self._started: list[_Started] = []
         self._reported = 0
         self._reporting = asyncio.Lock()
-        # The ids of those that are announced and have not begun.
+        # The ids of the tool calls that are announced and have not begun.
         self._announced: list[str] = []
         # When all calls of a phase together reach their limit.
         self._ends_at: dict[Phase, float] = {}
@@ -214,7 +214,7 @@ class Step:
         cancelled, it may return its output so far. Several calls can run at a time. Of several
         calls, each has its share of the texts and outputs that are recorded.
 
-        The call begins when the control plane knows of it, and of the tokens used so far.
+        The call begins after it and the tokens used so far are reported to the control plane.
 
         Raises CallTimeoutError at the limit, unless the call returns its output so far, TaskFailed
         if the iteration has too many tool calls, and RuntimeError if it has ended.
@@ -328,7 +328,7 @@ class Step:
         async with self._reporting:
             if self._reported >= number or self._calls.are_over:
                 return
-            # Others that begin in this turn of the event loop get there first.
+            # Lets other calls of this turn of the event loop add themselves first.
             await asyncio.sleep(0)
             started = list(self._started)
             calls_payload = [each.payload(len(started)) for each in started]
@@ -463,7 +463,7 @@ def _bounded(text: str, max_bytes: int = MAX_OUTPUT_BYTES) -> tuple[str, int]:
 
 
 def description_of(error: BaseException) -> str:
-    """What is recorded of an exception."""
+    """The record of an exception."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - the agent's own exception has no text

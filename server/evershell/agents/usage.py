@@ -1,11 +1,11 @@
-"""Reads the tokens that an SDK or an endpoint reports of a model call."""
+"""Reads the tokens that an SDK or an endpoint reports for a model call."""
 
 from typing import Any
 
 from evershell.core.task import MAX_CALL_TOKENS, TOKENS
 
-# Where each kind of tokens is: in chat completions and responses of OpenAI, messages of Anthropic,
-# LangChain and Pydantic AI, in this order. The first that is there counts.
+# The fields with each kind of tokens: in chat completions and responses of OpenAI, and in messages
+# of Anthropic, LangChain and Pydantic AI, in this order. The first field that exists counts.
 _PLACES = {
     "input_tokens": ("input_tokens", "prompt_tokens"),
     "output_tokens": ("output_tokens", "completion_tokens"),
@@ -58,7 +58,7 @@ _BESIDE_CACHE_WRITE = (
 
 
 def tokens_of(usage: object) -> dict[str, int]:
-    """The tokens by the fields of a model call. What is not reported, or not valid, is 0."""
+    """The tokens by the fields of a model call. A missing or invalid count is 0."""
     counts = {kind: _count(usage, *_PLACES[kind]) for kind in TOKENS}
     counts["input_tokens"] += sum(_count(usage, place) for place in _BESIDE_INPUT)
     counts["cache_write_tokens"] += sum(_count(usage, place) for place in _BESIDE_CACHE_WRITE)

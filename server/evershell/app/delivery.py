@@ -21,7 +21,7 @@ from evershell.webhooks.deliverer import Deliverer
 from evershell.webhooks.process import follow_worker, report
 from evershell.webhooks.sender import Sender
 
-# Its statements are few.
+# The process makes few statements.
 _POOL_SIZE = 3
 
 

@@ -1,4 +1,4 @@
-"""Connects the parts of each backend of pods, and makes the spec of an agent."""
+"""Builds the backend of pods, and makes the spec of an agent."""
 
 import asyncio
 import base64
@@ -69,7 +69,7 @@ async def pods_of(
 
 
 def _fork_server(settings: Settings) -> ForkServer | None:
-    """Forks the agents of this package; None for others."""
+    """The fork server for the agents of this package; None for other agents."""
     if settings.agent_command:
         return None
     # -P: as for an agent.
@@ -201,13 +201,13 @@ def _model_key(settings: Settings) -> str:
     try:
         return settings.openai_api_key_file.read_text().strip()
     except OSError as error:
-        # The reason of a workspace that fails for this has no other name of the file.
+        # The failed workspace gets this reason, so it names the setting.
         problem = f"OPENAI_API_KEY_FILE cannot be read: {error.strerror}"
         raise OSError(error.errno, problem) from error
 
 
 def _agent_keys(settings: Settings) -> dict[str, str]:
-    """The keys of an agent of one's own. Raises OSError if their file is not valid."""
+    """The keys of a custom agent. Raises OSError if their file is not valid."""
     if settings.agent_keys_file is None:
         return {}
     try:
@@ -216,7 +216,7 @@ def _agent_keys(settings: Settings) -> dict[str, str]:
         problem = f"AGENT_KEYS_FILE cannot be read: {error.strerror}"
         raise OSError(error.errno, problem) from error
     except ValueError:
-        # Without the cause, which quotes the file.
+        # Without the cause, because it quotes the file.
         raise OSError(errno.EINVAL, "AGENT_KEYS_FILE is not valid JSON") from None
     if not isinstance(keys, dict) or not all(
         isinstance(key, str) and len(key) >= _MIN_KEY_CHARACTERS for key in keys.values()

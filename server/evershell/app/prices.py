@@ -1,4 +1,4 @@
-"""Reads the prices of models: those of the release, and those of PRICES_FILE."""
+"""Reads the prices of models from the release and from PRICES_FILE."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import msgspec
 from evershell.core.errors import OperatorError
 from evershell.core.prices import PriceList, Prices, Provider
 
-# The fields of a model in the file, and those of a model call (core/prices.py).
+# Maps the fields of a model in the file to the fields of a model call (core/prices.py).
 _KINDS = {
     "input": "input_tokens",
     "output": "output_tokens",
@@ -36,14 +36,14 @@ class _Release(msgspec.Struct):
 
 
 def read_prices(file: Path | None) -> PriceList:
-    """The prices of the release and those of the file, which come first. Raises OperatorError."""
+    """The prices of the file, then the prices of the release. Raises OperatorError."""
     content = resources.files("evershell.app").joinpath("prices.json").read_bytes()
     release = msgspec.json.decode(content, type=_Release)
     return PriceList(release.providers, _FREE | (_own(file) if file is not None else {}))
 
 
 def model_without_price(prices: PriceList, model: str, agent_command: str) -> str:
-    """The configured model if it has no price. Empty if it has one, and for agents of one's own."""
+    """The configured model if it has no price. Empty if it has one, and for custom agents."""
     name = model.removeprefix("openai:")
     return "" if agent_command or prices.has(name) else name
 
@@ -79,7 +79,7 @@ def _prices(model: str, of_model: Any) -> Prices:
 
 def _pico(name: str, price: Any) -> int:
     """A price in USD for a million tokens, in pico-dollars for a token. Raises ValueError."""
-    # JSON has numbers beyond those of Decimal, and true is an int.
+    # JSON allows numbers that Decimal cannot hold, and true is an int.
     is_number = type(price) is int or (isinstance(price, Decimal) and price.is_finite())
     if not (is_number and 0 <= price <= _MAX_PRICE and price * _PICO_PER_TOKEN % 1 == 0):
         raise ValueError(

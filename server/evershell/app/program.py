@@ -1,4 +1,4 @@
-"""What the programs of the control plane have in common."""
+"""Code that the programs of the control plane share."""
 
 import gc
 from collections.abc import AsyncIterator, Iterator
@@ -58,7 +58,7 @@ async def database(
 ) -> AsyncIterator[tuple[Pool, ServiceClock]]:
     """The connections of a program, and the time of the service.
 
-    `name` is the name of the sessions, in place of the usual one.
+    `name` replaces the usual name of the sessions.
     """
     named = {"application_name": name} if name else {}
     async with open_pool(

@@ -1,1 +1,1 @@
-"""Tokens: who calls."""
+"""Authenticates callers and agents by their credentials."""

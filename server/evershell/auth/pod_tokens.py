@@ -53,7 +53,7 @@ class PodTokens:
         return self._secret("signal", workspace_id, epoch, signing_key)
 
     def signal_token(self, workspace_id: str, epoch: int, signing_key: int = 0) -> str:
-        """The token for a signal to this agent: that of the current minute."""
+        """The token of the current minute for a signal to this agent."""
         return self._signal_token(workspace_id, epoch, signing_key, minute_of(self._clock()))
 
     def signing_key(self, workspace_id: str, epoch: int) -> int:

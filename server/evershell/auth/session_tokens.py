@@ -125,7 +125,7 @@ class _Verified:
     """A verified token."""
 
     caller: Caller
-    # In seconds since 1970. Then the token is verified again.
+    # When the token is verified again, in seconds since 1970.
     until: float
 
 
@@ -144,9 +144,7 @@ class SessionTokens:
         audience: str,
         clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
-        """`clock` is UTC in seconds since 1970. The provider's clock is another one than the
-        service's.
-        """
+        """`clock` is UTC in seconds since 1970. The provider has a clock of its own."""
         # The deprecated name of the algorithm is accepted on purpose.
         warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
         self._keys = keys

@@ -1,7 +1,7 @@
-"""The signing keys of the control plane, as the file control-plane.jwk has them.
+"""The signing keys of the control plane, in the file control-plane.jwk.
 
-The file has a JWK or, while the key is rotated, a JWK set (RFC 7517). What a new agent gets is made
-from the first key. What the others have made is accepted.
+The file has a JWK or, while the key is rotated, a JWK set (RFC 7517). New secrets and certificates
+are made from the first key. Those made from the other keys are still accepted.
 """
 
 import json
@@ -49,7 +49,7 @@ def private_keys(text: str) -> Sequence[bytes]:
 
 
 def with_new_key(text: str) -> str:
-    """The keys of the text behind a new one. Raises ValueError."""
+    """The keys of the text, preceded by a new one. Raises ValueError."""
     return json.dumps({"keys": [json.loads(new_key()), *_jwks(text)]})
 
 

@@ -1,4 +1,4 @@
-"""What commands have in common: the environment, ready.json, and the errors for the operator."""
+"""Shared by the commands: the environment, ready.json, and the errors for the operator."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

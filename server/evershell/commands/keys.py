@@ -99,7 +99,7 @@ def create(
         if new_org_slug:
             await add_org(stored, key.org_id, new_org_slug)
         await _require_org(stored, key.org_id)
-        # First, so that no key is valid whose secret nobody has.
+        # Printed first, because a failure must not leave a valid key whose secret nobody has.
         say("The secret is printed only this once:", error=True)
         say(secret)
         try:

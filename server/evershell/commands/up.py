@@ -29,7 +29,7 @@ def up(agent: str | None) -> None:
 
 
 def _command_of(agent: str) -> str:
-    """The AGENT_COMMAND of `file.py:name` or `module:name`."""
+    """The AGENT_COMMAND for the agent `file.py:name` or `module:name`."""
     place, _, name = agent.rpartition(":")
     if not place or not name:
         raise click.BadParameter("it has to be FILE.py:NAME or MODULE:NAME", param_hint="--agent")

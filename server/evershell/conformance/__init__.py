@@ -1,1 +1,1 @@
-"""The suite of `evershell agent check`: an agent of one's own, and a control plane in memory."""
+"""The suite of `evershell agent check`: runs a custom agent with a control plane in memory."""

@@ -1,6 +1,6 @@
 """A control plane of one workspace, in memory: it serves RuntimeService and signals the agent.
 
-The rules are those of the core.
+The rules come from the core.
 """
 
 import asyncio
@@ -155,7 +155,7 @@ class ControlPlane:
         self.lease_length_seconds = _BEATS_SECONDS
         # While it is set, every call is answered with this code.
         self.outage: grpc.StatusCode | None = None
-        # What the agent did against the rules.
+        # The rules that the agent broke.
         self.breaches: list[str] = []
         self.workers: list[Worker] = []
         # Its certificate; None for plain text.
@@ -186,7 +186,7 @@ class ControlPlane:
             await worker.stop()
 
     async def until(self, condition: Callable[[], object], seconds: float) -> bool:
-        """Waits for the condition, which calls of the agent change. False at the limit."""
+        """Waits for a condition that calls of the agent change. Returns False at the limit."""
         try:
             async with asyncio.timeout(seconds):
                 while not condition():
@@ -197,7 +197,7 @@ class ControlPlane:
         return True
 
     def wake(self) -> None:
-        """Lets `until` look again."""
+        """Makes `until` check its condition again."""
         self._changed.set()
 
     # The agent
@@ -271,7 +271,7 @@ class ControlPlane:
     def assign(
         self, description: str, task_id: str = "", max_iterations: int = DEFAULT_MAX_ITERATIONS
     ) -> Task:
-        """Gives the workspace a task, of which the next directive tells the agent."""
+        """Gives the workspace a task. The next directive assigns it to the agent."""
         self._tasks += 1
         task = Task(
             id=task_id or f"task_{self._tasks}",

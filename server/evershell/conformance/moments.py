@@ -42,14 +42,14 @@ _PHASES: dict[Moment | None, Phase] = {
 
 @dataclass(slots=True)
 class Run:
-    """A task, and what the control plane sees of it."""
+    """A task, and the control plane's observations of it."""
 
     description: str
     # When it is cancelled; None for never.
     moment: Moment | None = None
     force: bool = False
     iterations: list[dict[str, Any]] = field(default_factory=list)
-    # The task as it has ended.
+    # The task after its end.
     ended: Task | None = None
     # The number of iterations at the time of the cancellation; None if it is not cancelled.
     cancelled_after: int | None = None
@@ -128,7 +128,7 @@ class SuiteControlPlane(ControlPlane):
         return False
 
     async def commit(self, epoch: int, task_id: str, events: Sequence[AgentEvent]) -> None:
-        """Cancels the task before or after the commit, if it has to."""
+        """Cancels the task before or after the commit, if this is its moment."""
         run, task = self.run, self.task
         if task is None or task.id != task_id or epoch != self.epoch:
             run.repeats += 1

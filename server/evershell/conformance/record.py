@@ -1,4 +1,4 @@
-"""What is recorded of a task, and what it has to be."""
+"""Checks the record of a task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _INTERRUPTED = "interrupted"
 
 
 class FailedError(Exception):
-    """The agent does not do what it has to. The text says what."""
+    """The agent broke the contract. The text says how."""
 
 
 class NotReachedError(Exception):
@@ -77,7 +77,7 @@ def check_end(run: Run) -> None:
 
 
 def _interrupted(iteration: Mapping[str, Any]) -> str:
-    """What was interrupted in the iteration."""
+    """The calls of the iteration that were interrupted."""
     if iteration["model_call"]["status"] == _INTERRUPTED:
         return "model call"
     statuses = [call["result"]["status"] for call in tool_calls(iteration)]
@@ -91,7 +91,7 @@ def tokens(iteration: Mapping[str, Any]) -> int:
 
 
 def missing(whole: Mapping[str, Any], iteration: Mapping[str, Any]) -> str:
-    """What the record of an iteration lacks that it has if the task is not cancelled."""
+    """The parts that the record of an iteration lacks, compared with an uncancelled task."""
     call = iteration["model_call"]
     if call["status"] != _INTERRUPTED:
         if tokens(whole) and not tokens(iteration):

@@ -1,7 +1,7 @@
 """The cases of `evershell agent check`, in the order in which they run.
 
-A moment is reached by what the agent itself reports: a heartbeat with a phase, or a commit. A case
-whose moment the agent does not reach is not passed.
+The suite sees that a moment is reached by a report of the agent: a heartbeat with a phase, or a
+commit. A case whose moment the agent does not reach is not passed.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ _SHORT_LEASE_SECONDS = 6.0
 # The refused calls after which the database is available again.
 _OUTAGE_CALLS = 3
 _SETTLE_SECONDS = 5.0
-# How often the end of the process is looked for, which no call reports.
+# The interval between checks for the end of the process, which no call reports.
 _POLL_SECONDS = 0.1
 
 
 class Verdict(StrEnum):
-    """What came of a case."""
+    """The result of a case."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -58,7 +58,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A case and what came of it."""
+    """A case and its result."""
 
     case: str
     verdict: Verdict
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the user says about the agent."""
+    """What the user specifies about the agent."""
 
     # A task with at least two iterations, each with a model call and a tool call of some length.
     description: str
@@ -186,7 +186,7 @@ class Suite:
     async def _wait(
         self, agent: AgentProcess, condition: Callable[[], object], seconds: float
     ) -> bool:
-        """Waits for what the agent does. False at the limit, or if its process ends."""
+        """Waits for an action of the agent. Returns False at the limit, or if its process ends."""
         limit = time.monotonic() + seconds
         while not await self._plane.until(condition, _POLL_SECONDS):
             if agent.exit_code is not None or time.monotonic() > limit:
@@ -201,8 +201,7 @@ class Suite:
     async def _do(self, run: Run) -> tuple[AgentProcess, dict[int, psutil.Process]]:
         """Runs a task to its end. Returns the agent, and its processes before the task.
 
-        Raises FailedError if the agent does not end it in time although it has to, and
-        NotReachedError if it need not.
+        If the agent does not end it in time, raises FailedError if it has to, else NotReachedError.
         """
         agent = await self._running()
         before = agent.started()
@@ -358,7 +357,7 @@ class Suite:
             raise NotReachedError("the task has no iteration")
         check_whole(run)
         await self._check_idle(agent)
-        # The repeat of what was not acknowledged is no second end.
+        # A repeated commit that was not acknowledged does not count as a second end.
         run.repeats = 0
 
     async def _expired_lease(self) -> None:

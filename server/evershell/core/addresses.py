@@ -1,4 +1,4 @@
-"""Which addresses the service may call: those of agents, and those of receivers of webhooks."""
+"""Which addresses of agents and of webhook receivers the service may call."""
 
 import ipaddress
 from typing import TypeAlias
@@ -46,15 +46,15 @@ _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 def is_loopback(address: Address) -> bool:
-    """Not for an IPv6 address that contains an IPv4 address."""
+    """Does not handle IPv6 addresses that contain an IPv4 address."""
     return _is_in(address, _LOOPBACK)
 
 
 def is_host(address: Address) -> bool:
     """Whether it may be the address of a pod or a receiver, in a private network or not.
 
-    An IPv6 address that contains an IPv4 address is none, and neither is an address at which a
-    cloud serves credentials. A loopback address is none.
+    False for a loopback address, for an address at which a cloud serves credentials, and for an
+    IPv6 address that contains an IPv4 address.
     """
     if address.is_loopback or address.is_link_local or address.is_multicast:
         return False

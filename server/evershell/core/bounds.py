@@ -20,12 +20,12 @@ FORCE_MARGIN = timedelta(seconds=2)
 # How long an agent may take to end a cancelled task, beyond the limits of one model call and one
 # tool call.
 CANCEL_MARGIN = timedelta(seconds=30)
-# How long an agent may take, once the control plane answers again, to send what it could not send
-# before. A repeat waits for up to 10 s (agents/lease.py) and is given up after 3 s.
+# How long an agent may take to send its pending messages once the control plane answers again. A
+# repeat waits for up to 10 s (agents/lease.py) and is given up after 3 s.
 RECOVERY_MARGIN = timedelta(seconds=15)
 # The same for the end of a forced task. Its repeats wait for up to 1 s.
 FORCE_RECOVERY_MARGIN = timedelta(seconds=5)
-# By how much a program is late that does not run, or that has too much to do.
+# How late a program that is stopped or overloaded may be.
 LATE_SECONDS = 0.25
 # How often a worker gives a sign of life.
 SIGN_OF_LIFE_SECONDS = 1.0
@@ -78,7 +78,7 @@ class Bounds:
         return None
 
     def are_answering(self, silences: Sequence[float]) -> bool:
-        """Whether the workers answer, of which each has been silent for so many seconds.
+        """Whether the workers answer. Each has been silent for this many seconds.
 
         After a lease, no agent can still wait for a worker, and its host may have gone.
         """

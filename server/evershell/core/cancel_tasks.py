@@ -79,7 +79,7 @@ class CancelTasksResult:
 
     @property
     def remaining(self) -> int:
-        """How many tasks further calls have to cancel."""
+        """The number of tasks that further calls have to cancel."""
         return self.matched - self.accepted - self.already_requested
 
 
@@ -227,7 +227,7 @@ async def cancel_until_done(
         accepted += result.accepted
         if not result.remaining or not result.accepted or time.monotonic() >= until:
             break
-    # Those of the earlier rounds are already requested in the last one.
+    # The last round reports the tasks of the earlier rounds as already requested.
     earlier = accepted - result.accepted
     return replace(
         result, accepted=accepted, already_requested=result.already_requested - earlier, results=()

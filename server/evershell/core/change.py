@@ -20,7 +20,7 @@ from evershell.core.task_tree import Parent
 from evershell.core.workspace import Workspace
 
 MAX_KEY_CHARACTERS = 255
-# That of an agent for one of its children.
+# The key of an agent's call for one of its children.
 MAX_AGENT_KEY_CHARACTERS = 64
 # How long an idempotency key is kept, from its first call.
 KEY_KEPT = timedelta(hours=24)
@@ -90,7 +90,7 @@ class FirstCall:
 
     @property
     def expires_before(self) -> datetime:
-        """This call may reuse a key whose first call was not made after this time."""
+        """This call may reuse a key whose first call was made at this time or earlier."""
         return self.called_at - KEY_KEPT
 
 

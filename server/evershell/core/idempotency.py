@@ -1,7 +1,7 @@
 """Repeats of a call with the same idempotency key: they get the answer of the first call.
 
-A key belongs to its caller: all sessions of a user, or an API key. The same key of somebody else is
-another one. A secret is answered once: the answer to a repeat has none.
+A key belongs to its caller: all sessions of a user, or an API key. The same key of another caller
+is a different key. A secret is in the first answer only, not in the answer to a repeat.
 
 The first call stores its key in the transaction that commits its effect. A key is therefore stored
 if and only if its call had an effect, so no crash leaves a key that blocks its repeats. Of two
@@ -20,7 +20,7 @@ from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.ports import Store
 
-# These failures do not depend on whether the first call had its effect.
+# These failures do not depend on whether the first call took effect.
 _NO_ACCESS = frozenset({"permission_denied", "workspace_not_found"})
 
 

@@ -23,7 +23,7 @@ class Prices:
     """The prices of a model in a period."""
 
     # By kind of tokens: the input tokens from which a price applies, and the price. The last price
-    # that applies is that of all tokens of the call.
+    # that applies is charged for all tokens of the call.
     tokens: Mapping[str, Sequence[tuple[int, int]]]
     # The first day of the period, in UTC; None without one.
     start_date: date | None = None
@@ -61,7 +61,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model, and its prices in order. The last that apply are its prices, or else the first."""
+    """A model, and its prices in order. The last that applies counts, or else the first."""
 
     # See _matches.
     clause: Sequence[Any]
@@ -80,9 +80,9 @@ class Provider:
 class PriceList:
     """The prices of all models that have one."""
 
-    # Of the first provider that matches, the first model that does.
+    # The first matching model of the first matching provider counts.
     providers: Sequence[Provider] = ()
-    # By the name of the model, in lower case. They come before those of the providers.
+    # By the name of the model, in lower case. These prices override the prices of providers.
     own: Mapping[str, Prices] = field(default_factory=dict)
     _found: Any = field(init=False, repr=False, compare=False)
 

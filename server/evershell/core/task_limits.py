@@ -1,8 +1,8 @@
 """The limits of a task. The service itself cancels a task that has reached one.
 
-The intent is recorded like that of a caller, so the same promises hold. Tokens and cost are checked
-in the transaction that commits an iteration, the duration in the same place and by the fleet
-controller. So no limit is forgotten while an agent is silent or the service restarts.
+The intent is recorded like a caller's intent, so the same promises hold. Tokens and cost are
+checked in the transaction that commits an iteration, the duration in the same place and by the
+fleet controller. So no limit is forgotten while an agent is silent or the service restarts.
 
 Limits that include the descendants also hold for the root alone, in the same places. For the whole
 tree, the fleet controller checks them every second, so that a commit of a descendant costs nothing
@@ -34,7 +34,7 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A limit of what a task uses. The numbers are tokens or nano-dollars."""
+    """A limit on a task's usage. The numbers are tokens or nano-dollars."""
 
     limit: Limit
     maximum: int
@@ -55,7 +55,7 @@ class Budget:
 
 
 def budgets(task: Task) -> Iterator[Budget]:
-    """The limits of the task on what it uses."""
+    """The limits on the task's usage."""
     limits, usage = task.limits, task.used
     if limits.max_total_tokens is not None:
         tokens = usage.input_tokens + usage.output_tokens

@@ -32,7 +32,8 @@ class Parent:
 def check_parent(parent: Parent | None, parent_id: str, permission: Permission) -> Parent:
     """Checks that the parent exists, and that the caller may cancel its tree. Returns it.
 
-    `permission` is that of `workspace:write`. Raises Failure task_not_found or permission_denied.
+    `permission` is the permission of `workspace:write`. Raises Failure task_not_found or
+    permission_denied.
     """
     if parent is None:
         raise errors.parent_not_found(parent_id)

@@ -162,7 +162,7 @@ async def submit_task(
         raise errors.workspace_not_found(request.workspace_id)
     answer = call.answer if call is not None else ""
     if submitted.task is not None and submitted.task.id == task.id:
-        # With its ancestors.
+        # This one has its ancestors.
         task = submitted.task
     if not answer:
         task, answer = await _deliver(
@@ -197,7 +197,7 @@ async def _deliver(
     subscriptions: Subscriptions,
     clock: Clock,
 ) -> tuple[Task, str]:
-    """Delivers the task unless it is delivered. Returns it as it is then, and the call's answer.
+    """Delivers the task unless it is delivered. Returns its new state, and the call's answer.
 
     Ends a task that cannot be delivered as `delivery_failed`, unless the agent has started it and
     only its reply was lost.
@@ -266,7 +266,7 @@ async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store
 async def read_task(
     caller: Caller, workspace_id: str, task_id: str, store: Store
 ) -> tuple[Workspace, Task]:
-    """Reads one task with its workspace, at the same moment. Raises Failure as get_task."""
+    """Reads one task and its workspace at the same moment. Raises the same Failures as get_task."""
     check_identifiers(workspace_id=workspace_id, task_id=task_id)
     permission = caller.permission("workspace:read")
     workspace, task = await store.get_workspace_with_task(workspace_id, task_id, caller.org_id)
@@ -321,7 +321,7 @@ async def list_tasks(
 async def list_org_tasks(
     caller: Caller, wanted: OrgListFilter, page: Page, store: Store
 ) -> tuple[Sequence[Task], str]:
-    """A page of the organization's tasks that match and that the caller may read, as list_tasks."""
+    """Like list_tasks, for the organization's tasks that match and that the caller may read."""
     permission = caller.permission("workspace:read")
     if workspace_id := wanted.workspace_id:
         permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
@@ -330,7 +330,7 @@ async def list_org_tasks(
 
 
 async def count_tasks(caller: Caller, workspace_id: str, store: Store, wanted: ListFilter) -> int:
-    """The number of tasks of the workspace that match. Raises Failure as list_tasks."""
+    """The number of tasks of the workspace that match. Raises the same Failures as list_tasks."""
     permission = caller.permission("workspace:read")
     permission.check(await store.get_workspace(workspace_id, caller.org_id), workspace_id)
     return await store.count_tasks(workspace_id, wanted)

@@ -17,7 +17,7 @@ from evershell.core.validation import Fields
 
 MAX_URL_CHARACTERS = field_limits.CREATE_WEBHOOK_URL_MAX
 MAX_DESCRIPTION_CHARACTERS = field_limits.CREATE_WEBHOOK_DESCRIPTION_MAX
-# For an organization, and for a task.
+# The most webhooks of an organization, and of a task.
 MAX_WEBHOOKS = 20
 MAX_TASK_WEBHOOKS = 10
 # A webhook sends what this scope may read.
@@ -68,7 +68,7 @@ class Webhook:
     # Also signs the requests, until it expires.
     sealed_previous_secret: bytes | None = None
     previous_secret_expires_at: datetime | None = None
-    # Since when nothing is sent; None for a webhook that is enabled.
+    # The time since which nothing is sent; None for an enabled webhook.
     disabled_at: datetime | None = None
 
     @property
@@ -114,7 +114,7 @@ class DeliveryCounts:
 
     pending: int = 0
     failed: int = 0
-    # Since when the event of a pending delivery has been waiting longest.
+    # The time since which the oldest event of a pending delivery has been waiting.
     oldest: datetime | None = None
 
 
@@ -133,7 +133,7 @@ class ClaimedDelivery:
 
     key: DeliveryKey
     webhook: Webhook
-    # Since when the next event has been waiting.
+    # The time since which the next event has been waiting.
     pending_since: datetime
     delivered_seq: int
     attempts: int

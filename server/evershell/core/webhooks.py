@@ -71,7 +71,7 @@ async def create_webhook(
 
 
 def _permission(caller: Caller) -> Permission:
-    """What a caller may change: with `workspace:read:own` alone, only webhooks that they created.
+    """The webhooks that a caller may change: with `workspace:read:own` alone, only their own.
 
     Raises Failure permission_denied.
     """
@@ -116,7 +116,7 @@ def _secret_text(secret: bytes) -> str:
 
 
 def _answer(webhook: Webhook) -> str:
-    """What a repeat needs to answer with the same webhook, apart from its request."""
+    """The data, apart from its request, that a repeat needs to answer with the same webhook."""
     return json.dumps(
         {
             "id": webhook.id,
@@ -140,9 +140,10 @@ def _answered(first: FirstCall, webhook: Webhook) -> Webhook:
 async def list_webhooks(
     caller: Caller, webhooks: WebhookStore, task: TaskScope | None = None
 ) -> Sequence[Webhook]:
-    """The webhooks of the organization, or those of a task, newest first.
+    """The webhooks of the organization or of a task, newest first.
 
-    With `workspace:read:own`, those that the caller created. Raises Failure permission_denied.
+    With `workspace:read:own`, only webhooks that the caller created. Raises Failure
+    permission_denied.
     """
     permission = caller.permission(READ_SCOPE)
     listed = await webhooks.list_webhooks(caller.org_id, task)

@@ -44,7 +44,7 @@ WANTS_POD = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentCard:
-    """What the agent card of a workspace says, beside its name. Raises Failure validation_error."""
+    """The content of a workspace's agent card, except its name. Raises Failure validation_error."""
 
     description: str = ""
     # A description for each name.

@@ -177,7 +177,7 @@ def lose_agent(
 
 
 def _is_force_over(task: Task | None, now: datetime) -> bool:
-    """Whether the time has passed in which the agent had to interrupt the task."""
+    """Whether the time limit for the agent to interrupt the task has passed."""
     cancel = task.cancel if task is not None else None
     force_at = cancel.force_begins_at if cancel is not None else None
     return force_at is not None and force_at + FORCE_MARGIN < now

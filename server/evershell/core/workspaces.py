@@ -35,9 +35,9 @@ async def create_workspace(
 ) -> Workspace:
     """Records a workspace, whose agent the fleet controller starts.
 
-    With the key of an earlier call, answers what that call answered: the workspace as it was
-    created. Raises Failure: permission_denied, org_on_hold, idempotency_conflict, and
-    workspace_not_found if it was deleted since.
+    With the key of an earlier call, returns the same answer: the workspace as it was created.
+    Raises Failure: permission_denied, org_on_hold, idempotency_conflict, and workspace_not_found if
+    it was deleted since.
     """
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
@@ -173,7 +173,7 @@ async def resume_workspace(
     workspace_deleting.
     """
     check_identifiers(workspace_id=workspace_id)
-    # Who may submit tasks may also bring a workspace back to where tasks run.
+    # A caller who may submit tasks may also resume a workspace.
     permission = caller.permission("workspace:write", "tasks:write")
 
     def resume(locked: Locked) -> Change:

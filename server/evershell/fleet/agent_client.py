@@ -49,7 +49,8 @@ log = structlog.get_logger()
 # the arrival of the call for a cancellation and for a read. The contract promises an answer within
 # 2 s, and the timers of a busy process are late.
 SIGNAL_BUDGET_SECONDS = 1.5
-# Even if recording the cancellation took all of it, a fast agent is worth an attempt.
+# The least time for an attempt, even if recording the cancellation used up the budget: the agent
+# may be fast.
 _LEAST_SECONDS = 0.2
 # The time for the first attempt without an answer. The next one has another connection, because a
 # network may have dropped the first one without notice, and the rest of the budget, because the
@@ -125,7 +126,7 @@ class _Agent:
         return decode_current_iteration(answer)
 
     async def close(self) -> None:
-        """Closes the channel. Signals and reads in flight have the time of their budget to end."""
+        """Closes the channel. Signals and reads in flight may use the rest of their budget."""
         if self._stream is not None:
             await self._stream.close(SIGNAL_BUDGET_SECONDS)
         # Without a grace, gRPC raises CancelledError in the callers of the reads.
@@ -150,7 +151,7 @@ class AgentClient:
         self._clock = clock
         self._connector = Connector(tls)
         self._max_streams = max_streams
-        # In the order of their last signals. Those that were only read come first.
+        # In the order of their last signals. Agents that were only read come first.
         self._agents: OrderedDict[Key, _Agent] = OrderedDict()
         self._reads: AgentReads[Key, CurrentIteration | None] = AgentReads()
         self._closing: set[asyncio.Task[None]] = set()
@@ -162,7 +163,7 @@ class AgentClient:
             deadline.bounded(SIGNAL_BUDGET_SECONDS),
         )
         if not acknowledged.known:
-            # It works on a task that the database does not know of.
+            # It works on a task that the database does not have.
             raise AgentUnreachableError(f"the agent of {workspace.id} does not take {task.id}")
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
@@ -192,7 +193,7 @@ class AgentClient:
     async def aclose(self) -> None:
         """Ends the reads, and closes every stream.
 
-        Signals in flight have the time of their budget to end.
+        Signals in flight may use the rest of their budget.
         """
         await self._reads.aclose()
         for key in list(self._agents):
@@ -233,7 +234,7 @@ class AgentClient:
             except TimeoutError:
                 reason = "it does not acknowledge"
                 longest_attempt = math.inf
-                # A shorter attempt says nothing of the connection: the agent may just be slow.
+                # A shorter attempt says nothing about the connection: the agent may just be slow.
                 is_lost = attempt_seconds >= _ATTEMPT_SECONDS
                 if is_lost:
                     self._forget_if_current(key, agent)

@@ -1,4 +1,4 @@
-"""Reads of agents, of which those who ask at the same time share one.
+"""Reads of agents. Callers who ask at the same time share one read.
 
 A read that fails makes its agent silent for a few seconds. Reads of a silent agent fail at once, so
 agents that do not answer cost the process a few reads a second, however many callers ask. Signals
@@ -27,7 +27,7 @@ class AgentReads(Generic[Agent, Reply]):
 
     def __init__(self) -> None:
         self._reads: dict[tuple[Agent, str], asyncio.Task[Reply]] = {}
-        # Until when, about in the order of these times.
+        # The end of each agent's silence, roughly in the order of these times.
         self._silent: dict[Agent, float] = {}
 
     async def read(
@@ -37,7 +37,7 @@ class AgentReads(Generic[Agent, Reply]):
         start: Callable[[], Coroutine[Any, Any, Reply]],
         seconds: float,
     ) -> Reply:
-        """The answer of the read of this task that is in flight, or of a new one.
+        """The answer of the read of this task that is in flight, or of a new read.
 
         Waits for it this long. `start` raises NotAcknowledgedError if the agent does not answer.
         Raises NotAcknowledgedError.
@@ -51,7 +51,7 @@ class AgentReads(Generic[Agent, Reply]):
             reading = asyncio.create_task(start(), context=Context())
             self._reads[key] = reading
             reading.add_done_callback(lambda ended: self._end(key, ended))
-        # Those who leave do not end the read of the others.
+        # A caller that leaves does not end the read for the others.
         await asyncio.wait({reading}, timeout=seconds)
         if not reading.done() or reading.cancelled():
             raise NotAcknowledgedError("it does not answer")

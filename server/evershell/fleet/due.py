@@ -1,4 +1,4 @@
-"""Which workspaces the controller reads, and when; and the changes for which it needs no pod.
+"""Decides which workspaces the controller reads, and when. Makes the changes that need no pod.
 
 Every second it reads what is due: by index the workspaces whose state requires a step, the running
 tasks that are cancelled, and the leases that have run out. Everything else is read once a minute, a
@@ -45,7 +45,7 @@ class Overdue:
     def reason(
         self, workspace: Workspace, task: Task | None, lease_seconds_left: float | None = None
     ) -> str | None:
-        """The bound that the agent has exceeded, as a human-readable reason; None without one."""
+        """The bound that the agent has exceeded, as a human-readable reason, or None."""
         if lease_seconds_left is not None and lease_seconds_left < 0:
             return "its agent did not renew its lease in time"
         return self.violation(workspace, task)
@@ -84,9 +84,9 @@ class DueWork:
 class Due:
     """Reads what is due.
 
-    No lease can run out before the first one that was seen, and no sooner than a whole lease after
-    the read, because leases only become longer. Until then leases are not read. They are in no
-    index, because a heartbeat would then have to change the index.
+    No lease can run out before the earliest end that was read or, if it is new, before a whole
+    lease after the read, because leases only become longer. Until then leases are not read. They
+    are in no index, because a heartbeat would then have to change the index.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Sweep:
 
 
 async def enforce_limits(store: Store, clock: Clock) -> bool:
-    """Cancels the tasks and the trees that have reached a limit. Returns whether there was any.
+    """Cancels the tasks and the trees that have reached a limit. Returns whether there were any.
 
     Commits of agents check the limits of their task too. This finds, by index, the tasks of agents
     that commit nothing, and the trees with limits that include the descendants. Raises

@@ -25,8 +25,8 @@ class Pods(Protocol):
     async def sync(self) -> None:
         """Returns when the other methods know what other controllers have done before.
 
-        Called at the start of each term of leadership. Returns even if this cannot be known now:
-        a pod of which nothing is known then counts as started and alive.
+        Called at the start of each term of leadership. Returns even if this cannot be known now. An
+        unknown pod then counts as started and alive.
         """
 
     def was_started(self, workspace: Workspace) -> bool:
@@ -59,7 +59,7 @@ class Pods(Protocol):
     def explain(self, workspace: Workspace) -> str:
         """Why the agent of the pod has ended or does not start, as a human-readable clause.
 
-        Empty if the backend knows no more than that.
+        Empty if the backend does not know.
         """
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
@@ -76,5 +76,5 @@ class Pods(Protocol):
         """Removes the files of a workspace whose pods have ended, with everything else it has here.
 
         Returns whether nothing is left. If something is, it may be removed later without a further
-        call. May be repeated, by any controller.
+        call. Any controller may repeat the call.
         """

@@ -42,7 +42,7 @@ class Redelivery:
         """
         self._agents = agents
         self._attempted = attempted
-        # The deliveries that run, and those that were acknowledged.
+        # The deliveries that run or were acknowledged.
         self._deliveries: dict[DeliveryKey, asyncio.Task[bool]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 

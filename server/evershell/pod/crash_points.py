@@ -45,8 +45,8 @@ class CrashPoints:
     ) -> Callable[P, Awaitable[R]]:
         """Wraps a call in the points `before_<name>` and `after_<name>`.
 
-        A call that fails does not reach the second one; a call that is cancelled does. If `name` is
-        a function, it computes the name from the arguments of the call.
+        A call that fails does not reach the second point; a call that is cancelled does. If `name`
+        is a function, it computes the name from the arguments of the call.
         """
 
         async def between_points(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -36,8 +36,8 @@ def enter(pid: int, uid: int | None) -> Sandbox:
     """Enters the sandbox of the process `pid`, with a new PID namespace instead of the sandbox's.
 
     The next child of this process is the init process of that namespace, and calls `become_init`.
-    This process must have one thread. If it is root, it becomes the user `uid`, which is that of
-    the sandbox. Raises OSError.
+    This process must have one thread. If it is root, it becomes `uid`, the user of the sandbox.
+    Raises OSError.
     """
     if uid is not None:
         os.setgroups([])

@@ -46,7 +46,7 @@ def encode_phase(phase: Phase) -> "task_pb2.Task.Phase.ValueType":
 
 
 def decode_current_iteration(message: agent_service_pb2.CurrentIteration) -> CurrentIteration:
-    """Decodes what an agent reports. Cuts it to the limits, and drops calls of unknown phases."""
+    """Decodes the report of an agent. Cuts it to the limits, and drops calls of unknown phases."""
     return CurrentIteration(
         number=max(0, message.number),
         calls=[
@@ -74,5 +74,5 @@ def last_bytes(text: str, max_bytes: int) -> str:
 
 
 def _milliseconds_until(moment: datetime | None, now: datetime) -> int | None:
-    """Rounded up, so that nothing is interrupted too early. 0 for a time that has passed."""
+    """The time left, rounded up so that nothing is interrupted too early; 0 if it is over."""
     return None if moment is None else max(0, -((now - moment) // timedelta(milliseconds=1)))

@@ -24,10 +24,10 @@ class NotAcknowledgedError(Exception):
 
 @contextmanager
 def _ends_as_errors() -> Iterator[None]:
-    """Raises NotAcknowledgedError if another task cancels the call of gRPC inside the block.
+    """Raises NotAcknowledgedError if another task cancels the gRPC call inside the block.
 
-    gRPC raises CancelledError in everyone who waits for the call, although their tasks are not
-    cancelled. The cancellation of the current task stays one.
+    gRPC raises CancelledError in every task that waits for the call, although these tasks are not
+    cancelled. If the current task itself is cancelled, the CancelledError passes.
     """
     try:
         yield
@@ -47,8 +47,8 @@ class SignalStream:
         self._call = stub.Signals(metadata=(("authorization", f"Bearer {token}"),))
         # The number of signals, and the id of the last one.
         self._sent = 0
-        # Those who wait for an acknowledgement, by the id of the signal. The result is None if the
-        # stream has ended.
+        # The callers that wait for an acknowledgement, by the id of the signal. The result is None
+        # if the stream has ended.
         self._waiting: dict[int, asyncio.Future[Acknowledgement | None]] = {}
         # gRPC sends one message of a stream at a time.
         self._sending = asyncio.Lock()
@@ -85,7 +85,7 @@ class SignalStream:
         return acknowledgement
 
     async def close(self, grace_seconds: float) -> None:
-        """Ends the stream. Signals that wait have the grace to be acknowledged."""
+        """Ends the stream. Waiting signals may still be acknowledged within the grace."""
         # InternalError: the agent has ended before the stream was open.
         with (
             suppress(TimeoutError, grpc.aio.InternalError, NotAcknowledgedError),

@@ -1,4 +1,4 @@
-"""What the controller tells an agent at its start."""
+"""The settings that the controller gives an agent at its start."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,7 +19,7 @@ class PodSpec:
     runtime_secret: str = field(repr=False)
     signal_secret: str = field(repr=False)
     # For TLS, as PEM (pod/tls.py): the agent's certificate and key, and the authority that it
-    # trusts. Empty: plain text.
+    # trusts. Plain text if empty.
     tls_certificate: str = ""
     tls_key: str = field(default="", repr=False)
     tls_trusted: str = ""
@@ -28,7 +28,7 @@ class PodSpec:
     model: str = "scripted"
     openai_base_url: str = ""
     openai_api_key: str = field(default="", repr=False)
-    # The keys of an agent of one's own, by name.
+    # The keys of a custom agent, by name.
     keys: dict[str, str] = field(default_factory=dict, repr=False)
     model_timeout_seconds: float = 120.0
     tool_timeout_seconds: float = 600.0

@@ -1,7 +1,7 @@
 """TLS between the control plane and its agents, if AGENT_TLS is on.
 
-Both sides present a certificate, in both directions. Those of the control plane and those of agents
-are issued by different authorities, so that an agent cannot pass for the control plane. Each
+Both sides present a certificate, in both directions. Different authorities issue the certificates
+of the control plane and of agents, so that an agent cannot pass for the control plane. Each
 certificate has a single name, and each side checks the name of the other one.
 """
 
@@ -74,7 +74,7 @@ class Connector:
 
         With TLS, it accepts only a certificate of the trusted authority for this name.
         """
-        # Of an option that is there twice, gRPC takes the first one.
+        # If an option is given twice, gRPC uses the first one.
         options = [*options, *_LIVENESS]
         if not self.has_tls:
             return grpc.aio.insecure_channel(address, options=options)

@@ -5,13 +5,13 @@ plane derives two secrets for each workspace and epoch, and gives them to the ag
 The secrets themselves are never sent over a network.
 
 - With a runtime token, the agent calls RuntimeService. It names the workspace, the epoch and the
-  minute, because the control plane stores no secrets: it derives the one that the token names.
+  minute, because the control plane stores no secrets: it derives the secret from these names.
 - With a signal token, the control plane calls AgentService.
 
 A token is accepted in its minute, and in the minutes before and after it.
 
-An agent on Kubernetes gets its secrets in return for a bootstrap token, which is in its spec. This
-one has no time. It is spent when the agent registers.
+An agent on Kubernetes gets its secrets in return for a bootstrap token, which is in its spec. A
+bootstrap token does not expire with time. It is spent when the agent registers.
 """
 
 import hmac
@@ -40,7 +40,7 @@ _BOOTSTRAP_TOKEN = re.compile(
 
 
 def secret_of(digits: str) -> bytes:
-    """The secret that the spec has in hexadecimal digits. Raises ValueError if it is none."""
+    """The secret from its hexadecimal digits in the spec. Raises ValueError if it is not valid."""
     secret = bytes.fromhex(digits)
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"a secret is not of {SECRET_BYTES} bytes")

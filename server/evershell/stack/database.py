@@ -70,7 +70,7 @@ async def seed(
     clock: Clock,
     utc_seconds: Callable[[], float] = time.time,
 ) -> Demo:
-    """Creates what is missing of the demo organization, and returns it.
+    """Creates the missing parts of the demo organization, and returns it.
 
     Its credentials are in the database and in files of the state folder.
     """

@@ -74,7 +74,7 @@ def _service_environment(settings: Settings) -> dict[str, str]:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The environment of this process, with the settings as they are.
+    """The environment of this process, with the settings.
 
     Settings that are a SecretStr, which formats as asterisks, are inherited.
     """

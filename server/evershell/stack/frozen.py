@@ -1,8 +1,8 @@
 """Decides which programs of a stack are frozen, from what was seen of each of them once a second.
 
 A program is frozen if it is stopped (state T), or if it is silent: its event loop makes no turn,
-and the machine is not the reason. It then had enough processor time for many turns, or it wanted
-none while another program of its kind made many turns.
+and the machine is not the reason. A silent program either had enough processor time for many turns,
+or wanted none while another program of its kind made many turns.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ class Sample:
     # The turns of its event loop since its start; for a program that counts none, its answers. None
     # if nothing is known.
     turns: int | None
-    # Whether all of its threads wait for something else than a processor or a disk.
+    # Whether all of its threads wait for something other than a processor or a disk.
     is_blocked: Callable[[], bool]
 
 
@@ -93,10 +93,10 @@ class FrozenPrograms:
     _replaced_at: float | None = None
 
     def find(self, samples: Mapping[str, Sample], now: float) -> list[Finding]:
-        """What follows from the next samples, by the names of the programs.
+        """The findings from the next samples, by the names of the programs.
 
         `now` is in monotonic seconds. If the last samples are more than two periods ago, the caller
-        itself got no processor, so the time between them says nothing of the programs.
+        itself got no processor, so the time between them says nothing about the programs.
         """
         since = now - self._sampled_at if self._sampled_at is not None else 0.0
         self._sampled_at = now

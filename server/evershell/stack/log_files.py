@@ -23,17 +23,18 @@ from evershell.fleet.local import pod_files
 
 log = structlog.get_logger()
 
-# The most that any user may have. Envoy writes 64 KiB at a time.
+# The most that any user may request. Envoy writes 64 KiB at a time.
 _PIPE_BYTES = 1 << 20
-# At most the smallest size of a file.
+# The most that is read at a time. At most the smallest size of a file.
 _CHUNK_BYTES = 1 << 16
 # One write to the file for the lines of this time, instead of one for each line.
 _BATCH_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _ERRORS_FOLDER = "errors"
 _ERROR_FILES = 2
-# In a line of a program, of the access log, of Envoy's own log, and of PostgreSQL, which begins the
-# further lines of a message with a tab. In JSON, the quotes of a caller's text are escaped.
+# Matches an error in a line of a program, of the access log, of Envoy's own log, and of PostgreSQL,
+# which begins the further lines of a message with a tab. In JSON, the quotes of a caller's text are
+# escaped.
 _ERROR = re.compile(
     rb'"level": ?"(?:error|critical)"|"status": ?5\d\d\b'
     rb"|^\[[^]\n]*\]\[\d+\]\[(?:error|critical)\]"
@@ -55,7 +56,7 @@ class LogFile:
         errors_path = path.parent / _ERRORS_FOLDER / path.name
         self._errors = _RotatedFile(errors_path, max_bytes, _ERROR_FILES)
         source, self.descriptor = os.pipe()
-        # Refused to a user who has many pipes.
+        # The kernel refuses this to a user who has many pipes.
         with suppress(OSError):
             fcntl.fcntl(self.descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         os.set_blocking(self.descriptor, False)

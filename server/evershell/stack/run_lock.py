@@ -12,7 +12,7 @@ from evershell.core.errors import OperatorError
 _LOCK = "lock"
 # Separate from the lock file, because it is written later: once the run handles SIGHUP.
 _PID = "up.pid"
-# The Python interpreter that starts the programs of the run, if it is not that of the run itself.
+# The Python interpreter that starts the programs of the run, if it differs from the run's own.
 _PYTHON = "up.python"
 
 

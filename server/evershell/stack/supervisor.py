@@ -54,7 +54,7 @@ class Program:
     is_live: IsLive | None = None
     process: subprocess.Popen[bytes] | None = None
     keeping: asyncio.Task[None] | None = None
-    # Of the running process.
+    # The turns and the answers of the running process.
     turn_count: TurnCount | None = None
     answers: int = 0
 

@@ -45,7 +45,7 @@ from evershell.telemetry.logs import Sink
 
 _POSTGRES_START_SECONDS = 20.0
 _REAP_SECONDS = 1.0
-# Of each program, including the current one.
+# The log files of each program, including the current one.
 _LOG_FILES = 5
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5

@@ -44,7 +44,7 @@ async def count_answers(is_live: IsLive | None, answered: Callable[[], None]) ->
 
 
 def look_at(pid: int, kind: str, turns: int | None) -> Sample | None:
-    """What is to be seen of the process now; None if it has just ended."""
+    """The current sample of the process; None if it has just ended."""
     try:
         process = psutil.Process(pid)
         times = process.cpu_times()
@@ -63,7 +63,7 @@ def look_at(pid: int, kind: str, turns: int | None) -> Sample | None:
 def _is_blocked(pid: int) -> bool:
     """Whether no thread runs, waits for a processor or a disk, or is held by a debugger.
 
-    The states are those of proc_pid_stat(5).
+    proc_pid_stat(5) describes the states.
     """
     for path in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError):

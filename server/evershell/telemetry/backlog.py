@@ -1,4 +1,4 @@
-"""What the leading fleet controller still has to do, for Prometheus."""
+"""The backlog of the leading fleet controller, for Prometheus."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -24,7 +24,7 @@ class Backlog(Collector):
         self._deliveries: DeliveryCounts | None = None
         # The bytes of the largest workspace, of all workspaces, and the limit of one.
         self._files: tuple[int, int, int] | None = None
-        # Also None if no task has ended.
+        # None also if no task has ended.
         self._oldest_end: datetime | None = None
         self._redeliveries = Counter(
             "evershell_cancel_redeliveries",

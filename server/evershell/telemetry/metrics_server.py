@@ -9,14 +9,14 @@ from threading import Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-# Each has a thread. A scrape takes milliseconds.
+# Each connection has a thread. A scrape takes milliseconds.
 _MAX_CONNECTIONS = 8
-# For each read and write.
+# The time limit of each read and write.
 _TIMEOUT_SECONDS = 5.0
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Closes its oldest connection in favour of a new one, so silent ones keep nobody out."""
+    """Closes its oldest connection to accept a new one, so that silent connections block nobody."""
 
     daemon_threads = True
 
@@ -38,7 +38,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone, or was silent, is no error of the program."""
+        """A client that has gone, or was silent, is not an error of the program."""
 
 
 class _Handler(WSGIRequestHandler):

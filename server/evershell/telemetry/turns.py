@@ -58,7 +58,7 @@ async def counted() -> AsyncIterator[None]:
 
 
 def _is_turns(descriptor: str) -> bool:
-    """Whether it is the file of a count. A copied environment names one that is not open here."""
+    """Whether it is the file of a count. A copied environment may name a file that is not open."""
     with suppress(OSError):
         return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(f"/memfd:{_NAME}")
     return False

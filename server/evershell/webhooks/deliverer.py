@@ -61,7 +61,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was counted since the last report."""
+    """The counts since the last report."""
 
     delivered: int = 0
     failed_attempts: int = 0

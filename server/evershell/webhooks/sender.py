@@ -19,13 +19,13 @@ from evershell.core.webhook import may_call
 # The shortest timeout that Standard Webhooks recommends.
 ATTEMPT_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
-# How much is read of the body of an answer. A connection whose answer has more is closed.
+# The most that is read of the body of an answer. A connection whose answer has more is closed.
 _MAX_BODY_BYTES = 4_096
 _MAX_HEADER_BYTES = 8_190
 _MAX_HEADERS = 64
 # A name is resolved again after this time.
 _DNS_SECONDS = 10
-# getaddrinfo blocks a thread for up to a minute if the servers of a name do not answer.
+# getaddrinfo blocks a thread for seconds if the servers of a name do not answer (process.py).
 _DNS_THREADS = 64
 _KEEP_ALIVE_SECONDS = 30.0
 _NOT_ALLOWED = "the address is not allowed"
@@ -54,7 +54,7 @@ class Sender:
     """Sends requests while its context is entered, and keeps connections open for later ones.
 
     An address is checked where its socket is opened, even if the URL names the address itself. So
-    the address that was checked is the one that is called.
+    the address that is called is always a checked one.
     """
 
     def __init__(self, allowed_networks: Sequence[Network]) -> None:

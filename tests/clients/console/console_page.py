@@ -22,7 +22,7 @@ class Console:
         has_touch: bool = False,
         script: str = "",
     ) -> None:
-        """`script` runs before those of the page."""
+        """`script` runs before the scripts of the page."""
         self.context = browser.new_context(
             color_scheme=scheme, viewport={"width": width, "height": 800}, has_touch=has_touch
         )

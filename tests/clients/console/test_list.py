@@ -1,4 +1,4 @@
-"""The list: what is wrong is first, and the tasks of a part of it are cancelled, no other."""
+"""The list: workspaces with problems come first, and only the listed tasks are cancelled."""
 
 import json
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_first(console: Console, stack: Stack, named: Named) ->
     expect(console.rows.nth(1).locator(".cost")).to_have_text("$1.50")
     expect(console.rows.nth(2).locator(".badge")).to_have_text("over its limit")
     eventually(lambda: names(console) == wanted, 30)
-    # A chip shows only what is wrong in this way.
+    # A chip shows only the workspaces with its problem.
     console.page.get_by_role("button", name="cancelling too long").click()
     expect(console.rows).to_have_count(1)
     assert names(console) == ["late"]
@@ -157,7 +157,7 @@ def test_keys_cancel_the_row_in_focus(console: Console, stack: Stack, named: Nam
 
 
 def is_chosen(chip: Locator) -> bool:
-    """Taps the chip unless it is chosen already. One that moves at that moment is not hit."""
+    """Taps the chip unless it is chosen already. A tap misses a chip that moves at that moment."""
     chosen = chip.get_attribute("aria-pressed") == "true"
     if not chosen:
         chip.tap()
@@ -169,7 +169,7 @@ def test_four_taps_cancel_a_task(browser: Browser, stack: Stack, named: Named) -
     console = Console(browser, stack.ready["rest_url"], "dark", 400, has_touch=True)
     console.sign_in(stack.tokens["full_access"])
     page, row = console.page, console.rows.filter(has_text="Mail our customers")
-    # While tasks are being read, chips for what is wrong appear, which move the others.
+    # While tasks are being read, chips for problems appear and move the others.
     expect(row).to_be_visible()
     eventually(lambda: is_chosen(page.get_by_role("button", name="busy")))
     row.locator(".task").tap()

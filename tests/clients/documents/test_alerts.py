@@ -18,7 +18,7 @@ RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text()
 SECTIONS = dict(
     zip(*[iter(re.split(r"^## (.*)\n", RUNBOOKS, flags=re.MULTILINE)[1:])] * 2, strict=True)
 )
-# What a metric of each type is called in an expression.
+# The names in expressions of a metric of each type.
 SUFFIXES = {
     "counter": ("_total",),
     "histogram": ("_bucket", "_count", "_sum"),

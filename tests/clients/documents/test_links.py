@@ -18,7 +18,7 @@ _TEST = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
 
 
 def documents() -> list[Path]:
-    """The Markdown files under version control, and those that are new."""
+    """The Markdown files under version control, and the new ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     found = (ROOT / name for name in listed.stdout.split())
@@ -53,7 +53,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def problem(path: Path, link: str) -> str:
-    """What is wrong with a link; empty if nothing is."""
+    """The problem of a link; empty if there is none."""
     parts = urlsplit(link)
     if parts.scheme:
         return "" if parts.scheme in ("https", "http", "mailto") else "an unknown scheme"

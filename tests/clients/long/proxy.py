@@ -17,7 +17,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy(ThreadingTCPServer):
-    """Forwards connections, and cuts the first ones after so many bytes of their answers."""
+    """Forwards connections, and cuts the first ones after this many bytes of their answers."""
 
     daemon_threads = True
     block_on_close = False

@@ -16,7 +16,7 @@ from tests.contracts.test_store_trees import cancel, cancelled, chain
 from tests.support.store.examples import workspace
 from tests.support.store.trees import end, submit, submit_to
 
-# In each of two parts.
+# The rounds of each of two parts.
 ROUNDS = 500
 CHILDREN = 3
 

@@ -93,7 +93,7 @@ async def _await_ends(world: World) -> None:
 
 
 def _due(world: World, tasks: Sequence[Task], at: Workspace) -> dict[str, datetime]:
-    """Returns by when each open cancelled task must end, even if its agent does nothing."""
+    """The time by which each open cancelled task must end, even if its agent does nothing."""
     faults = {
         agent.fault for agent in world.agents if agent.epoch == at.epoch and not agent.is_gone
     }

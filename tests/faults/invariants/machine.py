@@ -15,7 +15,7 @@ from tests.faults.invariants.wire import Network
 
 # Weighted towards networks that let a run progress.
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
-# An index into the live agents, mostly that of the last one.
+# An index into the live agents, mostly of the last one.
 WHICH = st.sampled_from([-1, -1, -1, -2])
 # An iteration has five tokens, which cost five nano-dollars. The durations end between two scans of
 # the controller.

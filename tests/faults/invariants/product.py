@@ -61,7 +61,7 @@ class Product:
         self._run_numbers = count(1)
         self._background: set[asyncio.Task[None]] = set()
         self._leading: asyncio.Task[None] | None = None
-        # Since when the controller leads; None if none does.
+        # The time since which a controller leads; None if none does.
         self.leading_since: datetime | None = None
         self._resources = AsyncExitStack()
         self._stage = Stage(self.clock)

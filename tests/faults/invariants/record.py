@@ -16,7 +16,7 @@ class Call:
     request_id: str
     by: Caller
     asked_at: datetime
-    # The task that it is about: the one it names, or the current one at that moment.
+    # Its task: the named one, or the current one at that moment.
     target_id: str | None
     wait_seconds: float | None
     # How long its signal may take.

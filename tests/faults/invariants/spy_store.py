@@ -25,7 +25,7 @@ Returned = TypeVar("Returned")
 
 
 class Hiccup(Enum):
-    """When a write fails whose answer is lost."""
+    """When a write whose answer is lost fails."""
 
     BEFORE = "before it is done"
     AFTER = "when it is done"

@@ -8,7 +8,7 @@ from unittest.mock import patch
 from tests.faults.invariants.clock import Clock
 from tests.faults.invariants.spy_store import SpyStore
 
-# After so many turns of the event loop, every task waits for something.
+# After this many turns of the event loop, every task waits for something.
 _SETTLED_TURNS = 25
 _LIMIT_TURNS = 200_000
 

@@ -1,4 +1,4 @@
-"""What the rules of the state machine ask about a run, and the steps that they take in it."""
+"""The questions that the rules of the state machine ask about a run, and their steps in it."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -14,8 +14,8 @@ from tests.faults.invariants.trouble import Link
 from tests.faults.invariants.wire import Network
 from tests.faults.invariants.world import World
 
-# At most one fault, and at most one advance of the clock, in so many steps: a run with more faults
-# does not progress.
+# At most one fault, and at most one advance of the clock, in this many steps: a run with more
+# faults does not progress.
 _STEPS_A_TROUBLE = 5
 _STEPS_A_PASSING = 4
 

@@ -1,6 +1,6 @@
 """Random submissions, ends, cancellations and removals of trees of tasks, on each store.
 
-A model says what each call has to answer, which tasks have an intent after it, and which are there.
+A model predicts the answer of each call, which tasks have an intent after it, and which exist.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class Node:
     is_open: bool = True
     is_cancelled: bool = False
     is_removed: bool = False
-    # Of its end, on a clock that the machine counts.
+    # The time of its end, on a clock that the machine counts.
     ended_at: int = 0
 
     def is_below(self, other: "Node") -> bool:

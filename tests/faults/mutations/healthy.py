@@ -16,7 +16,7 @@ HEALTHY: tuple[Rule, ...] = (
             "return now > max(bound, min(last_outage_at + recovery, bound + lease))",
             "return now > bound",
         ),
-        # A silent worker is no outage.
+        # A silent worker is not an outage.
         (_BOUNDS, "SILENT_SECONDS < each < self.lease_seconds", "False"),
         # The last program of its kind is replaced because it is silent.
         (_FROZEN, "is_silent and others > 0 and may_replace", "is_silent and may_replace"),

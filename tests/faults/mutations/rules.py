@@ -1,8 +1,8 @@
 """The rules of the contract, in its order. Each row: the rule, its tests, its mutants.
 
-The mutants of the rules about cancelling are in cancelling.py, those about what is healthy in
-healthy.py, those about trees in trees.py, those about suspension in suspending.py, those about
-webhooks in delivering.py, those about retention in removing.py, the others in calling.py.
+The mutants of rules about cancelling are in cancelling.py, about healthy programs in healthy.py,
+about trees in trees.py, about suspension in suspending.py, about webhooks in delivering.py, about
+retention in removing.py, and all others in calling.py.
 """
 
 from tests.faults.mutations.calling import CALLING

@@ -21,7 +21,7 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the tests of a rule say of a mutant."""
+    """The verdict of a rule's tests on a mutant."""
 
     rule: Rule
     mutant: Edit
@@ -69,7 +69,7 @@ def _first_failure(tests: Sequence[str], checkout: Path) -> str:
     done = subprocess.run(
         [sys.executable, *_PYTEST, *tests],
         cwd=checkout,
-        # A cache could be that of another mutant of the same length and second.
+        # A cache could belong to another mutant of the same length and second.
         env={**os.environ, **environment_of(checkout), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -71,6 +71,6 @@ class Clocks:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             # It would outlive a process that is killed.
             "FAKETIME_DISABLE_SHM": "1",
-            # The processes of a database see a step at the same moment, as those of one host do.
+            # The processes of a database see a step at the same moment, as on a real host.
             **({"FAKETIME_CACHE_DURATION": "1"} if self._cached else {"FAKETIME_NO_CACHE": "1"}),
         }

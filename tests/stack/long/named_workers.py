@@ -162,7 +162,7 @@ class NamedWorkers:
             process.wait(END_SECONDS)
 
 
-# As that of a cluster's DNS. Clients that keep an answer for so long miss changes.
+# Like the DNS of a cluster. Clients that keep an answer for this long miss changes.
 TTL_SECONDS = 30
 
 
@@ -195,7 +195,7 @@ class Dns:
             server.server_close()
 
     def cache(self, seconds: float) -> None:
-        """Makes the server keep addresses for so long, from now on. 0 for no cache."""
+        """Makes the server keep addresses for this long, from now on. 0 for no cache."""
         self._cache_seconds = seconds
         self._cached_at, self._cached = time.monotonic(), self.addresses
 

@@ -31,10 +31,10 @@ _OWN_MESSAGE_BYTES = 1024 * 1024
 _CANCEL = "/evershell.workspace.v1.WorkspaceService/CancelTask"
 # A request that is valid for a worker, without and with the prefix of a gRPC message.
 _OVER_REST, _OVER_GRPC = b"{}", struct.pack(">BI", 0, 6) + b"\n\4ws_1"
-# Of a connection whose calls are reset: how many are sent together, and after how many the
+# For a connection whose calls are reset: how many calls are sent together, and after how many the
 # connection is closed, so that the server does not count its resets for long.
 _RESETS_AT_ONCE, _RESETS_OF_CONNECTION = 20, 240
-# Calls with bad credentials in flight, of each connection.
+# Calls with bad credentials in flight on each connection.
 _BAD_IN_FLIGHT = 10
 # Pause between two rounds of calls.
 _PAUSE_SECONDS = 0.5
@@ -53,7 +53,7 @@ def _encoded(part: bytes) -> str:
     return urlsafe_b64encode(part).decode().rstrip("=")
 
 
-# Of the key with which the demo's sessions are signed.
+# A token that names the demo's signing key and has a wrong signature.
 _HEADER, _CLAIMS = b'{"alg":"ES256","kid":"demo"}', b'{"sub":"user_owner","org_id":"org_demo"}'
 WRONG_SIGNATURE = ".".join(map(_encoded, (_HEADER, _CLAIMS, bytes(range(64)))))
 
@@ -261,7 +261,7 @@ FLOODS: dict[str, Callable[[tuple[str, int], Told, str], Iterator[None]]] = {
 }
 
 
-# Whether a flood has opened so many streams.
+# Whether a flood has opened this many streams.
 _IS_COMPLETE: dict[str, Callable[[Told], bool]] = {
     "hold_messages": lambda told: told["opened"] >= HELD_STREAMS,
     "reset_over_grpc": lambda told: told["opened"] >= RESETS,

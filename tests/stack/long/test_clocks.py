@@ -37,7 +37,7 @@ END_SECONDS = 120.0
 NO_LABELS = frozenset[tuple[str, str]]()
 OFFSET = ("evershell_clock_offset_seconds", NO_LABELS)
 CORRECTION = ("evershell_clock_correction_seconds", NO_LABELS)
-# Of the ports of the metrics.
+# The indexes of the programs' metrics ports.
 INDEXES = {"serve": 0, "fleet": 1}
 
 
@@ -218,7 +218,7 @@ def _session_used(stack: Stack) -> Iterator[list[int]]:
 
 
 def _assert_is_right(stack: Stack) -> None:
-    """The time of the service is that of this test, whose clock is right."""
+    """The time of the service agrees with this test, whose clock is right."""
     created_at = datetime.fromisoformat(Workspace(stack).get()["created_at"])
     assert abs(created_at.timestamp() - time.time()) < HOUR / 10
 

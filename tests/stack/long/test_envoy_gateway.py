@@ -169,7 +169,7 @@ def test_a_patched_gateway_answers_as_the_edge(
 ) -> None:
     task_id = workspace.begin(gate.command, "echo never")
     cancel = f"{workspace.path}/task/cancel"
-    # The headers between the edge and the workers are not those of callers.
+    # Callers must not set the headers between the edge and the workers.
     accepted = gateway.call("POST", cancel, headers={"x-evershell-status": "500"})
     assert (accepted.status_code, accepted.json()["outcome"]) == (202, "accepted")
     gate.open()

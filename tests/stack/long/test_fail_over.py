@@ -41,7 +41,7 @@ def replicated_stack(replication: Replication, tmp_path: Path) -> Iterator[Stack
 
 
 class Story:
-    """A workspace whose task runs until the end of the test, and what its callers were told."""
+    """A workspace whose task runs until the end of the test, and its callers' answers."""
 
     def __init__(self, stack: Stack) -> None:
         self.workspace = Workspace(stack)
@@ -71,7 +71,7 @@ def test_no_accepted_cancellation_is_lost(
     over = threading.Event()
 
     def call(mine: list[Story]) -> None:
-        """Cancels one task before the end of the primary, and the others when it comes."""
+        """Cancels one task before the primary ends, and the others while it ends."""
         mine[0].cancel()
         barrier.wait(RECOVER_SECONDS)
         while not (over.is_set() or all(story.is_answered for story in mine)):
@@ -153,7 +153,7 @@ def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) 
         "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity "
         "WHERE application_name IN ('evershell', 'evershell calls')"
     )
-    # A worker that starts knows nothing of the promotion.
+    # A worker that starts does not know about the promotion.
     (first, *_) = stack.pids("serve")
     stack.kill(first)
     eventually(lambda: len(stack.pids("serve")) == 2 and first not in stack.pids("serve"))

@@ -1,7 +1,7 @@
 """A synchronous tool that nothing can interrupt, and a forced cancellation.
 
-The pod is ended. What the iteration has used counts, it is called lost, and the workspace is
-suspended, so that the next task wakes it.
+The pod is ended. The usage of the iteration counts, the end says `iteration_lost`, and the
+workspace is suspended, so that the next task wakes it.
 """
 
 import itertools
@@ -53,7 +53,7 @@ class Case:
     # The module that has to be installed, and the example that is changed; empty for an own loop.
     package: str = ""
     example: str = ""
-    # What replaces the first text of the example by the second, so that its tool hangs in a thread.
+    # Texts of the example and their replacements, with which its tool hangs in a thread.
     changes: tuple[tuple[str, str], ...] = ()
     # The answers of the model.
     script: tuple[Answer, ...] = ()

@@ -100,7 +100,7 @@ def test_no_call_is_lost_while_everything_is_restarted(stack: Stack) -> None:
     assert load.outcomes.failures == [], "\n".join(load.outcomes.failures)
     assert len(programs(stack)) == len(before)
     assert not programs(stack) & before
-    # The new edge serves its metrics. Those of workers and controller are on the ports before.
+    # The new edge serves its metrics. The ports before serve the metrics of workers and controller.
     healthy = ("envoy_cluster_membership_healthy", CONTROL_PLANE)
     assert scrape(stack, len(stack.pids("serve")) + 1)[healthy] == 2
     for canceller in cancellers:

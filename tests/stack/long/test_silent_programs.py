@@ -1,4 +1,4 @@
-"""A worker whose event loop makes no turn is replaced while another one serves, and else stays."""
+"""A worker whose event loop makes no turn is replaced, but not if no other one serves."""
 
 import os
 import signal

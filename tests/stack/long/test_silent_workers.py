@@ -66,7 +66,7 @@ def begun(stack: Stack, description: str) -> tuple[Workspace, str]:
 
 
 def freeze_other_workers(stack: Stack, frozen: ExitStack) -> str:
-    """Freezes all workers but one, and the supervisor. Returns the address of the one."""
+    """Freezes the supervisor and all workers but one. Returns the address of that worker."""
     answering, *others = stack.pids("serve")
     for pid in (stack.pid, *others):
         frozen.enter_context(stack.frozen_process(pid))
@@ -141,7 +141,7 @@ def test_a_database_that_cannot_commit_costs_no_agent(stack: Stack) -> None:
 def test_an_agent_that_does_not_interrupt_is_ended_even_while_a_worker_is_frozen(
     stack: Stack,
 ) -> None:
-    """Its heartbeats are as they should be, so its lease does not end."""
+    """It sends its heartbeats normally, so its lease does not end."""
     workspace, task_id = begun(stack, "sulk")
     with ExitStack() as frozen:
         force(stack, freeze_other_workers(stack, frozen), workspace)

@@ -1,4 +1,4 @@
-"""A stop of the stack has a limit of its own, below those of its programs together."""
+"""A stop of the stack has a limit of its own, below the sum of its programs' limits."""
 
 from pathlib import Path
 

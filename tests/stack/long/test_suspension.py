@@ -36,7 +36,7 @@ def suspend(at: Workspace) -> None:
 
 
 def output(at: Workspace, task_id: str) -> str:
-    """What the only command of the task has written."""
+    """The output of the task's only command."""
     iteration = at.await_event("iteration_completed", task_id)["iteration_completed"]
     at.await_end(task_id)
     written: str = iteration["tool_call"]["result"]["output"]

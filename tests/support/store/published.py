@@ -7,9 +7,9 @@ class Published:
     def __init__(self) -> None:
         # The ids of the published workspaces, in order.
         self.ids: list[str] = []
-        # Those that other processes may wait for.
+        # The workspaces that other processes may wait for.
         self.watched: list[str] = []
-        # Those that the fleet controller has to act on.
+        # The workspaces that the fleet controller has to act on.
         self.to_reconcile: list[str] = []
 
     def __call__(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:

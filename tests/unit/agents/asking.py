@@ -24,7 +24,7 @@ CHAT = begin("do it")
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What an answer is taken for."""
+    """How an answer is interpreted."""
 
     model: str
     content: str
@@ -78,7 +78,7 @@ class Run(OpenAIModel):
         self.task = ActiveTask(
             **{"id": "t1", "description": "do it", "max_iterations": 10, **changes}
         )
-        # What is known of the latest reply.
+        # The latest reply so far.
         self.partial = Reply()
         self._agent = openai_agent(self, ShellTool(files_dir, "ws_1", 1))
         self.iterations: list[Any] = []

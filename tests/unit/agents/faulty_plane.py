@@ -81,7 +81,7 @@ class ControlPlane(control_plane.ControlPlane):
 
     def __init__(self) -> None:
         super().__init__(lambda: time.time() + self.ahead_seconds)
-        # How far its clock is ahead of that of the agent.
+        # How far its clock is ahead of the agent's clock.
         self.ahead_seconds = 0.0
         # Few heartbeats, unless a test wants more.
         self.lease_seconds = self.lease_length_seconds = 60.0

@@ -1,4 +1,4 @@
-"""What an agent reports of the calls that run, with real commands."""
+"""What an agent reports about the running calls, with real commands."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def as_in_an_agent() -> None:
 
 
 class Reported:
-    """What the agent reports of the task of a run."""
+    """The agent's report about the task of a run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

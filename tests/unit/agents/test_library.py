@@ -1,4 +1,4 @@
-"""What an agent of one's own gets from the library: see test_loop.py for the order of its steps."""
+"""What the library gives a custom agent. test_loop.py has the order of its steps."""
 
 import asyncio
 import subprocess
@@ -161,7 +161,7 @@ async def test_an_iteration_has_a_limited_number_of_tool_calls() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, MAX_TOOL_CALLS])
 async def test_the_largest_iteration_keeps_the_rules(count: int) -> None:
-    """Its outputs fit into the bytes of an iteration, and all of it and the end into a message."""
+    """Its outputs fit into an iteration, and the iteration and the end into a message."""
 
     async def agent(task: Task) -> str:
         async for each in task.iterations():

@@ -1,4 +1,4 @@
-"""How a task of an own agent ends: see test_force.py and test_loop.py for the loop itself."""
+"""How a task of a custom agent ends. test_force.py and test_loop.py test the loop itself."""
 
 import asyncio
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Threads and processes that an agent of one's own starts."""
+"""Threads and processes that a custom agent starts."""
 
 import asyncio
 import sys
@@ -29,7 +29,7 @@ async def test_a_function_runs_in_a_thread_or_in_a_process() -> None:
 
 
 async def test_a_program_without_a_file_calls_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    # That of `python -c`.
+    # The main module of `python -c`.
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     assert await in_process(library_agents.double, 21) == 42
 

@@ -1,4 +1,4 @@
-"""An agent of one's own, as a program and by its name."""
+"""A custom agent, as a program and by its name."""
 
 import asyncio
 import json
@@ -158,11 +158,11 @@ async def test_keys_reach_the_agent_and_are_in_no_event_and_in_no_log(
     assert expected in (end.reason if description == "raise" else end.result)
     told = f"{errors.decode()}{end}{iteration}"
     assert "secret" not in told
-    # Printed by both calls and by the process, twice, and in the traceback.
+    # Both calls and the process print it twice, and it is in the traceback.
     assert errors.decode().count(expected) >= 4 + (description == "raise")
 
 
-# Its logger has the standard error of the start.
+# Its logger keeps the standard error that existed at the start.
 LOGGING = """
 import logging
 from evershell.agents import Task, keys, run

@@ -34,7 +34,7 @@ from evershell.core.task import Phase, TaskStarted
 from evershell.pod.tokens import SECRET_BYTES, SLUG_TRAILER
 from tests.support.waiting import settle
 
-# Longer than any of these tests waits for what happens.
+# Longer than any wait of these tests.
 LIMIT_SECONDS = 30
 
 Answer = Callable[[], Awaitable[None]]
@@ -45,7 +45,7 @@ async def well() -> None:
 
 
 async def never() -> None:
-    """That of a frozen one."""
+    """The answer of a frozen worker: it never comes."""
     await asyncio.Event().wait()
 
 
@@ -147,7 +147,7 @@ async def test_the_end_of_a_forced_task_goes_to_another_worker_if_the_first_is_s
     side.task.cancel.request(0)
     assert await side.commit()
     assert side.calls == [1, 1, 0]
-    # What comes next does not wait for the silent one either.
+    # The next calls do not wait for the silent worker either.
     await side.beat()
     assert side.calls == [1, 2, 0]
 
@@ -228,7 +228,7 @@ async def test_a_name_gets_a_second_connection(addresses: list[str], connections
 
 
 def after(count: int, failure: Answer) -> Answer:
-    """Fails so many times, then answers well."""
+    """Fails this many times, then answers well."""
     left = [failure] * count
 
     async def answer() -> None:
@@ -290,7 +290,7 @@ async def test_a_force_deadline_ends_a_pause(monkeypatch: pytest.MonkeyPatch) ->
 async def test_heartbeats_are_repeated_until_the_lease_ends(
     monkeypatch: pytest.MonkeyPatch, lease_seconds: float, failure: Answer
 ) -> None:
-    """However long the pauses, a control plane that is back in time gets a heartbeat in time."""
+    """A control plane that is back in time gets a heartbeat in time, even after long pauses."""
     now = 0.0
     sleep = asyncio.sleep
 
@@ -305,7 +305,7 @@ async def test_heartbeats_are_repeated_until_the_lease_ends(
     side.lease.renew(0, lease_seconds, lease_seconds)
     left = whole = side.lease.remaining_seconds
     assert left is not None and whole is not None
-    # At any time, the next attempt comes before half of what is left has passed.
+    # At any time, the next attempt comes before half of the remaining time has passed.
     for share in (0.9, 0.5, 0.1):
         now, back_at = 0.0, whole * (1 - share)
 

@@ -65,7 +65,7 @@ def test_what_common_sdks_answer_is_understood(answer: Any, expected: Any) -> No
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
-        # A message of Anthropic, whose input is without that of caches.
+        # A message of Anthropic, whose input does not include the tokens of caches.
         (
             SimpleNamespace(
                 input_tokens=2,

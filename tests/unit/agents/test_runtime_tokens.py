@@ -165,7 +165,7 @@ async def test_a_fenced_agent_with_an_expired_token_ends_as_fenced(side: Side) -
 
 
 async def test_an_agent_of_another_key_ends_although_its_token_has_expired(side: Side) -> None:
-    """No time is sent to it, with which it would try again."""
+    """The error has no time. With one, the agent would try again."""
     rotated = PodTokens(new_key(), side.control_plane_clock)
     side.control_plane_clock.now = NOW + 3_600
     async with running(side.world, pod_tokens=rotated) as server:

@@ -224,7 +224,7 @@ async def test_a_new_signing_key_ends_what_the_old_one_has_authorized(
     with pytest.raises(Failure) as refused:
         rotated.identify(runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW))
     assert refused.value.slug == "unauthenticated"
-    # Has no time, with which the agent would try again.
+    # The error has no time. With one, the agent would try again.
     assert "unix_seconds" not in refused.value.details
 
 

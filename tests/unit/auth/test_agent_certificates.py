@@ -1,4 +1,4 @@
-"""The certificates of agents and the control plane, as their format has them."""
+"""The certificates of agents and the control plane, and their format."""
 
 from datetime import UTC, datetime
 
@@ -48,7 +48,7 @@ def test_each_certificate_has_a_key_of_its_own() -> None:
 
 
 def test_a_certificate_does_not_depend_on_the_time() -> None:
-    """Its end is that of the epoch or of the control plane's key; clocks may be wrong."""
+    """It ends with the epoch or with the control plane's key, because clocks may be wrong."""
     certificate = parsed(AgentCertificates(KEY).agent(AGENT).certificate)
     assert certificate.not_valid_before_utc < datetime(2001, 1, 1, tzinfo=UTC)
     assert certificate.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

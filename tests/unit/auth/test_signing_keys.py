@@ -108,7 +108,7 @@ def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
 
 
 def test_both_sides_trust_the_certificates_of_both_keys() -> None:
-    """The control plane's is of the last key: agents that started earlier trust no other."""
+    """The control plane's is from the last key: agents that started earlier trust no other."""
     old, both, new = (AgentCertificates(text) for text in (OLD, BOTH, NEW))
     agent = AgentIdentity(WORKSPACE, 3)
     for identity in (both.control_plane(), both.agent(agent)):

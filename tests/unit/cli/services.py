@@ -1,4 +1,4 @@
-"""A stack of this machine, a service elsewhere, and what a command calls."""
+"""A stack of this machine, a service elsewhere, and the service that a command calls."""
 
 import io
 

@@ -193,7 +193,7 @@ def test_a_reading_is_one_list_of_tasks() -> None:
     running = Running(service)
     first = running.read()
     assert first.rows == tuple(service.rows)
-    # The time of the service, not that of this machine.
+    # The time of the service, not of this machine.
     assert abs(first.at - AT) < timedelta(seconds=5)
     del service.rows[249]
     assert running.read().rows == tuple(service.rows)

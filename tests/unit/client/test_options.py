@@ -1,4 +1,4 @@
-"""Arguments and options: which the client refuses without a call, and what the others do."""
+"""Arguments and options: which ones the client refuses without a call, and what the others do."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -154,7 +154,7 @@ def test_a_method_has_a_timeout_of_its_own(service: Service) -> None:
             made = start(call)
             service.take(rpc)[1].answer(reply)
             made.result(5)
-    # A timeout of all calls replaces those of single methods.
+    # A timeout of all calls replaces the timeouts of single methods.
     assert service.channel.timeouts == [2, TIMEOUT_SECONDS] * 2 + [7, 7, 1, 7]
     assert client._watch("ws_1", 0, None, None, 60)._connect_seconds == 3
 

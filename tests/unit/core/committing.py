@@ -1,4 +1,4 @@
-"""Commits of an agent to a task, and what is left after them."""
+"""Commits of an agent to a task, and the state after them."""
 
 from datetime import timedelta
 

@@ -39,10 +39,10 @@ def with_task(**fields: Any) -> Locked:
         ("[fd00::7]:50052", False, True),
         ("169.254.169.254:80", False, False),
         ("[fe80::1%eth0]:80", False, False),
-        # Of pods of some clusters.
+        # Addresses of pods in some clusters.
         ("100.64.0.1:80", False, True),
         ("240.0.0.1:80", False, True),
-        # With the address of this machine, or of its metadata, in it.
+        # It contains the address of this machine or of its metadata service.
         ("[::ffff:127.0.0.1]:80", False, False),
         ("[::ffff:169.254.169.254]:80", False, False),
         ("[::ffff:0:169.254.169.254]:80", False, False),

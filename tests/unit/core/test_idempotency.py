@@ -106,7 +106,7 @@ async def test_a_key_of_another_request_is_a_conflict(
 
 
 async def test_a_repeat_needs_the_permission_of_the_call(world: World) -> None:
-    """A key says nothing to whom the workspace is closed."""
+    """A key reveals nothing to a caller who has no access to the workspace."""
     idle = await world.add()
     first, made = await submit(world, idle.id), await create(world, IdempotencyKey("k", b""))
     own = caller("tasks:write:own", "workspace:write:own", actor_id="user_2")

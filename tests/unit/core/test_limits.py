@@ -32,7 +32,7 @@ COMPLETED = TaskEnded(status=TaskStatus.COMPLETED, result="done")
 
 
 def busy(wanted: TaskLimits, *, age: float = 0, **fields: Any) -> Locked:
-    """A running task with these limits, that started so long ago."""
+    """A running task with these limits that started this long ago."""
     locked = locked_busy()
     assert locked.task is not None
     started = replace(locked.task, limits=wanted, started_at=NOW - timedelta(seconds=age), **fields)
@@ -200,7 +200,7 @@ def test_the_force_deadline_counts_from_the_limit() -> None:
 
 
 def test_a_limit_does_not_replace_a_callers_cancellation() -> None:
-    """Only its earlier force deadline applies, as that of a second caller would."""
+    """Only its earlier force deadline applies, as a second caller's deadline would."""
     first = intent(force_at=NOW + timedelta(seconds=9), force_requested_by="user_9")
     plain = task_lifecycle.apply_limits(busy(MINUTE, age=60, cancel=first), NOW)
     assert plain.task is not None and plain.task.cancel == first

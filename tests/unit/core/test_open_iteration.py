@@ -1,4 +1,4 @@
-"""What an agent reports of the iteration that runs counts, once, and is lost if the agent is."""
+"""The reported usage of a running iteration counts once. The iteration is lost with its agent."""
 
 from dataclasses import replace
 from typing import Any

@@ -84,7 +84,7 @@ async def test_all_signals_to_an_agent_share_a_stream(
 async def test_each_signal_has_its_own_acknowledgement(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    """Those of several tasks wait on one stream. The agent knows some of them."""
+    """Signals of several tasks wait on one stream. The agent knows some of the tasks."""
     agent.known = {"task_1", "task_3"}
     all_sent = asyncio.Event()
 
@@ -202,7 +202,7 @@ async def test_what_an_agent_reports_is_bounded(client: AgentClient, agent: Fake
 
 @pytest.mark.usefixtures("patient")
 async def test_a_channel_is_closed_when_the_reads_on_it_have_ended(agent: FakeAgent) -> None:
-    """Another read may have given the channel up, or other agents need the place."""
+    """Another read may have given up the channel, or other agents need its place."""
     go_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:
@@ -233,7 +233,7 @@ def report(size: int) -> bytes:
     ("answer", "compression"),
     [
         (report(300_000), grpc.Compression.NoCompression),
-        # A worker must not hold what an agent can make of a few bytes.
+        # A few bytes of an agent must not fill the memory of a worker.
         (report(100_000), grpc.Compression.Gzip),
         (b"\xff\xff\xff", grpc.Compression.NoCompression),
     ],
@@ -267,7 +267,7 @@ async def test_an_agent_that_does_not_answer_is_given_up(
     client: AgentClient, agent: FakeAgent
 ) -> None:
     agent.before = never
-    # Ten times as long as it takes.
+    # Ten times as long as the call takes.
     async with asyncio.timeout(18):
         await unreachable(client, agent.address)
     # The next signal has a stream of its own.
@@ -333,7 +333,7 @@ async def test_a_signal_without_time_for_an_attempt_leaves_the_stream_to_the_nex
 async def test_a_task_is_delivered_with_the_whole_budget(
     client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task that is not delivered in time ends, and a slow database is no reason for that."""
+    """A task that is not delivered in time ends. A slow database must not cause that."""
 
     async def be_slow(number: int, context: Context) -> None:
         await asyncio.sleep(2 * agent_client._LEAST_SECONDS)

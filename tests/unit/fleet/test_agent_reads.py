@@ -1,4 +1,4 @@
-"""Reads of agents that answer late or never, and what they leave to signals."""
+"""Reads of agents that answer late or never. Signals still pass."""
 
 import asyncio
 from types import SimpleNamespace

@@ -94,7 +94,7 @@ async def test_leases_are_read_when_the_first_one_can_run_out(world: World) -> N
 async def test_a_lease_that_begins_after_the_read_is_found_when_it_runs_out(
     world: World, others: int
 ) -> None:
-    """A lease that is longer than that of this controller does not postpone the next read."""
+    """A lease that is longer than this controller's does not postpone the next read."""
     for _ in range(others):
         await lease(world, await world.add(), 1_000)
     scans, late = scans_of(world), await world.add()
@@ -274,7 +274,7 @@ async def test_a_failed_scan_counts_as_an_outage(fleet: Fleet) -> None:
 async def test_while_a_worker_is_silent_a_deadline_waits_for_a_lease_at_most(
     fleet: Fleet, silences: list[float]
 ) -> None:
-    """Its agents may not be able to commit. One that does not want to is ended all the same."""
+    """Its agents may be unable to commit. One that is able and does not is still ended."""
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.store.silences = silences

@@ -28,7 +28,7 @@ RULES = {
 ROUTING_ERRORS = {"not_found", "method_not_allowed"}
 # REST offers StreamEvents in its place.
 GRPC_ONLY = {"WatchEvents"}
-# What is filtered by a task that does not exist is empty.
+# A list that is filtered by a task that does not exist is empty.
 LISTS = {"ListAuditEntries", "ListTasks", "ReplayWebhook"}
 RPCS = [rpc for rpc in SERVICE.methods if rpc.name not in GRPC_ONLY]
 

@@ -8,9 +8,9 @@ import pytest
 
 from evershell.stack.frozen import SAMPLE_SECONDS, Finding, FrozenPrograms, Reason, Sample
 
-# More than the time without a turn that is allowed, but less than that of a start.
+# More than the allowed time without a turn, but less than the allowed time of a start.
 LONG = 20
-# More than that of a start.
+# More than the allowed time of a start.
 VERY_LONG = 70
 
 

@@ -31,7 +31,7 @@ def test_the_pid_of_a_run_is_reported_while_it_holds_the_lock(tmp_path: Path) ->
 def test_the_pid_of_a_killed_run_is_not_signalled(tmp_path: Path) -> None:
     with run_lock.exclusive(tmp_path):
         pass
-    # The recorded pid is that of this process, which a SIGHUP would end.
+    # The recorded pid is this process, which a SIGHUP would end.
     run_lock.write_pid(tmp_path)
     assert run_lock.running_pid(tmp_path) is None
     refused = run("restart", tmp_path)

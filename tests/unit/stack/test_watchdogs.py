@@ -1,4 +1,4 @@
-"""What the state of a process says."""
+"""The states of a process, as the watchdogs read them."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a program logs that has the URL of a pooler where it needs a session.
+"""The log of a program that has the URL of a pooler but needs a session.
 
 tests/unit/store/long/test_pooler.py has a pooler.
 """

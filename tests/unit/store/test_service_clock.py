@@ -1,7 +1,6 @@
 """The time of the service: a program follows the database, and steps of clocks move no deadline.
 
-A program whose monotonic clock is moved sees what it would see if the clock of the database was set
-the other way.
+To a program, a move of its monotonic clock looks like an opposite step of the database's clock.
 """
 
 import time
@@ -32,7 +31,7 @@ class Machine:
         self._pool = pool
         self.wall_ahead_seconds = 0.0
         self.database_ahead_seconds = database_ahead
-        # How long the program stands still before each of its next looks at the clock.
+        # How long the program stands still before each of its next reads of the clock.
         self.stalls: Iterator[float] = iter(())
         self._stalled_seconds = 0.0
         self.clock = ServiceClock(
@@ -53,8 +52,8 @@ class Machine:
     async def set_database(self, ahead_seconds: float) -> None:
         """From now on, the clock of the database seems to be ahead by this much.
 
-        Everything else is moved the other way: the wall clock, what a program has counted, and
-        what was recorded.
+        Everything else is moved the other way: the wall clock, the program's count, and the
+        recorded times.
         """
         moved_seconds = ahead_seconds - self.database_ahead_seconds
         self.database_ahead_seconds = ahead_seconds
@@ -204,8 +203,8 @@ async def test_a_step_while_no_program_runs_is_found_at_the_start(
 async def test_two_of_three_clocks_decide_on_another_machine(
     machine: Machine, step: float, wall_off: float
 ) -> None:
-    """The database, the machine, and the time that was seen last. If both are behind it, it is
-    the best that is known.
+    """The database, the machine, and the time that was seen last. If both are behind that time, it
+    is the best estimate.
     """
     await led(machine)
     await machine.set_database(step)
@@ -232,7 +231,7 @@ async def test_an_outage_of_hours_is_no_step(
 async def test_a_step_is_not_followed_if_the_record_contradicts_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no leader for longer than a program waits for one."""
+    """No controller leads for longer than a program waits for a leader."""
     monkeypatch.setattr(service_clock, "HOLD_SECONDS", 0.0)
     await led(machine)
     await machine.set_database(HOUR)

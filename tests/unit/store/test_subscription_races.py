@@ -52,7 +52,7 @@ async def process(database_url: str) -> AsyncIterator[Process]:
 
 @pytest.fixture
 async def processes(database_url: str) -> AsyncIterator[tuple[Process, Process]]:
-    """The process of a subscriber, and the one that commits."""
+    """The process of a subscriber, and the process that commits."""
     async with AsyncExitStack() as resources, asyncio.timeout(3 * LIMIT_SECONDS):
         yield (
             await resources.enter_async_context(process(database_url)),

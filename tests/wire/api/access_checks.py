@@ -31,7 +31,7 @@ class Asked:
 
 @dataclass
 class Checking:
-    """A running server, what is in its store, and what the calls have to leave behind."""
+    """A running server, the content of its store, and the entries that the calls have to leave."""
 
     world: World
     server: Running
@@ -81,7 +81,7 @@ class Checking:
 
     def _check_allowed(self, asked: Asked, target: Target, task_id: str, seen: Any) -> None:
         if isinstance(seen, Failed) and "Webhook" in asked.method:
-            # The webhook does not exist, or the task, or there are too many.
+            # The webhook or the task does not exist, or there are too many webhooks.
             assert seen.slug in ("webhook_not_found", "task_not_found", "too_many_webhooks")
         elif isinstance(seen, Failed):
             # The state of the workspace or a hold may refuse the call, but nothing else.
@@ -107,7 +107,7 @@ class Checking:
     async def _check_same_as_missing(
         self, asked: Asked, target: Target, task_id: str, request_id: str, seen: Failed
     ) -> None:
-        """The answer for a workspace of another organization is that for no workspace."""
+        """A workspace of another organization is answered like one that does not exist."""
         missing, other_id = new_workspace_id(), request_id.replace("req", "two")
         other = await self._send(asked, missing, task_id, other_id)
         assert isinstance(other, Failed)

@@ -44,7 +44,7 @@ async def test_a_card_tells_of_the_workspace_and_its_bindings(a2a: A2A) -> None:
 
 
 async def test_only_a_card_that_is_public_needs_no_credential(a2a: A2A) -> None:
-    """Every other workspace looks like none."""
+    """Every other workspace looks like one that does not exist."""
     public = (("x-evershell-public-card", "1"), ("x-evershell-edge", "rest"))
     shown = await create(a2a, public_card=True)
     request = a2a_pb2.GetExtendedAgentCardRequest(tenant=shown)
@@ -155,7 +155,7 @@ async def test_a_message_can_bring_its_push_configuration(a2a: A2A) -> None:
 
 
 async def test_a_push_notification_has_one_update(a2a: A2A) -> None:
-    """That of the end is the task with its result."""
+    """The update about the end is the task with its result."""
     await a2a.world.end(a2a.workspace.id, a2a.task.id, result="found")
     bodies = [
         json.loads(push_payload(event)[1])

@@ -53,7 +53,7 @@ class Cell:
     """A value for one field of a method."""
 
     method: str
-    # The path of the field: its name, or that of its message and its own.
+    # The path of the field: its name, or the name of its message and its own.
     path: tuple[str, ...]
     kind: str
     # The body, as a caller of REST sends it.

@@ -1,4 +1,4 @@
-"""Heartbeats on the server: those of idle agents are handled together."""
+"""Heartbeats on the server: heartbeats of idle agents are handled together."""
 
 import asyncio
 from types import SimpleNamespace

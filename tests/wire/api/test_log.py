@@ -44,7 +44,7 @@ async def lines_of_calls(log: LogCapture, count: int) -> list[dict[str, Any]]:
 
 
 def most_since(began: float) -> float:
-    """The number of lines that 20 a second allow since then, by the clock of the event loop."""
+    """The number of lines that 20 a second allow since then, by the event loop's clock."""
     return 20 * (1 + asyncio.get_running_loop().time() - began) + 1
 
 

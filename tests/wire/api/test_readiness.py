@@ -23,7 +23,7 @@ async def test_public_calls_are_refused_while_the_worker_is_not_ready(
         refused = await get(credential)
         assert isinstance(refused, Failed)
         assert (refused.code, refused.slug) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
-    # The queue of the audit log is for what has reached the service.
+    # Only calls that have reached the service belong in the queue of the audit log.
     cancel = messages.CancelTaskRequest(workspace_id=workspace.id).SerializeToString()
     refused = await server.raw(PUBLIC + "CancelTask", bearer(), cancel)
     assert isinstance(refused, Failed) and "no effect" in refused.message

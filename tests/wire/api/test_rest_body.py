@@ -173,6 +173,6 @@ def test_any_json_is_read_or_refused(kind: type[Message], value: Any) -> None:
     except Failure as failure:
         assert failure.slug == "validation_error" and failure.details["fields"]
     else:
-        # What was read is what the body says: nothing was dropped or added.
+        # The request has exactly the fields of the body: nothing was dropped or added.
         assert Parse(body, kind()) == request
         assert len(json.loads(MessageToJson(request))) <= len(value)

@@ -1,4 +1,4 @@
-"""Envoy accepts a name in place of addresses, and what it refuses is reported."""
+"""Envoy accepts a name in place of addresses, and its refusals are reported."""
 
 from pathlib import Path
 

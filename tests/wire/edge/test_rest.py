@@ -1,4 +1,4 @@
-"""What a REST call sends to a worker, and what its caller gets of an answer and of a stream."""
+"""What a REST call sends to a worker, and what its caller gets from an answer and from a stream."""
 
 import json
 

@@ -26,7 +26,7 @@ PROVIDER = Provider(
     authorization_url="http://127.0.0.1:9/auth",
     token_url="http://127.0.0.1:9/token",
 )
-# Of a session that is over, for example because the client has another secret now.
+# Cookies of a session that is over, for example because the client's secret was replaced.
 OLD_COOKIES = "evershell-session=old; evershell-access=old; evershell-expires=9999999999"
 
 
@@ -190,7 +190,7 @@ def test_only_loggers_that_callers_cannot_reach_are_on(provided: RunningEdge) ->
 
 def test_only_the_owner_can_read_the_secret_in_the_configuration(tmp_path: Path) -> None:
     path = tmp_path / "envoy.yaml"
-    # Of a version that wrote no secret.
+    # The file of a version that wrote no secret.
     path.touch(mode=0o644)
     edge = Edge(8080, 8081, ["127.0.0.1:50051"], tmp_path / "admin.sock", provider=PROVIDER)
     render(edge, path)

@@ -1,4 +1,4 @@
-"""What the tables of cases cannot express.
+"""Tests that the tables of cases cannot express.
 
 HTTP/2 frame by frame, the access log, and an overloaded edge.
 """

@@ -15,7 +15,7 @@ from typing import IO
 from tests.support.edge.stub import START_SECONDS, Stub, serving
 from tests.support.stack import ROOT
 
-# Less than the stub may take to stop.
+# The grace for calls. Less than the stub may take to stop.
 GRACE_SECONDS = 14.0
 
 

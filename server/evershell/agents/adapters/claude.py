@@ -20,7 +20,7 @@ from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.step import Step, result_of
 from evershell.agents.tools import ToolResult
 
-# How long the program waits in the hook: longer than a commit is repeated.
+# How long the program waits in the hook. Longer than the time for which a commit is retried.
 _HOOK_SECONDS = 86_400
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
@@ -30,7 +30,7 @@ _END = {"continue_": False, "stopReason": "The task ends here."}
 
 
 def agent(own: Any = None, *, conversation: str | None = "conversation.claude") -> AgentFunction:
-    """The function for `run` that gives each task to an agent with these ClaudeAgentOptions.
+    """A function for `run` that gives each task to an agent with these ClaudeAgentOptions.
 
     Its conversation continues with the next task of the workspace: the program keeps it, with its
     configuration, in a folder in the workspace's files, unless `conversation` is None.
@@ -166,7 +166,7 @@ class _Program:
     async def _after_tools(self, given: Any, *_: Any) -> Any:
         """A hook, which the program calls before it gives the results of tools to the model."""
         if "agent_id" in given:
-            # Of an agent that a tool runs.
+            # The message comes from an agent that a tool runs.
             return {}
         assert self._permission is not None
         self._is_waiting = True

@@ -29,11 +29,11 @@ def agent(
     conversation: str | None = "conversation.sqlite",
     to_input: Callable[[Task], Any] = lambda task: {"messages": [("user", task.description)]},
 ) -> AgentFunction:
-    """The function for `run` that gives each task to a compiled graph.
+    """A function for `run` that gives each task to a compiled graph.
 
     Its state continues with the next task of the workspace: in the checkpointer of the graph, or in
     a file in the workspace's files, which needs the package `langgraph-checkpoint-sqlite`. Without
-    a `conversation`, only the former.
+    a `conversation`, only in the checkpointer.
     """
 
     async def run(task: Task) -> str:
@@ -170,13 +170,13 @@ class _Calls:
             await asyncio.wait(self._watched)
 
     def begin(self, run_id: UUID, name: str = "", arguments: Any = None, call_id: str = "") -> None:
-        """A call of a model begins, or of the tool of this name."""
+        """A call of a model, or of the tool with this name, begins."""
         future = self._open[run_id] = self._loop.create_future()
         watching = self._watch(future, name, arguments, call_id)
         try:
             watched = self.group.create_task(watching)
         except RuntimeError:
-            # The call of a thread that could not be interrupted.
+            # A call from a thread that could not be interrupted.
             watching.close()
             return
         self._watched.add(watched)

@@ -2,7 +2,7 @@
 
 An iteration is a turn of the SDK: a response of the model, and the tool calls that it asks for. The
 adapter does not use the SDK's own cancellation, which leaves tools behind. It gives the SDK copies
-of the agent's models and tools, whose calls are those of the library.
+of the agent's models and tools, whose calls go through the library.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ class _LoopOver(Exception):
 def agent(
     own: Any, *, conversation: str | None = "conversation.sqlite", **options: Any
 ) -> AgentFunction:
-    """The function for `run` that gives each task to an agent of the SDK.
+    """A function for `run` that gives each task to an agent of the SDK.
 
     Its conversation continues with the next task of the workspace: it is kept in a file in the
     workspace's files, unless `conversation` is None or the options have a `session`. The other
-    options are those of `Runner.run_streamed`.
+    options are passed to `Runner.run_streamed`.
     """
 
     async def run(task: Task) -> str:
@@ -84,7 +84,7 @@ class _Run:
         return str(run.final_output)
 
     def _agent(self, own: Any) -> Any:
-        """A copy whose model, tools and handoffs are those of the library."""
+        """A copy whose model, tools and handoffs call the library."""
         from agents import Model
 
         if id(own) in self._copies:
@@ -166,7 +166,7 @@ class _Run:
 
 
 async def _received(events: AsyncIterator[Any], step: Step) -> list[Any]:
-    """All events of a response. What is known of it is in the reply of the step."""
+    """All events of a response. The reply of the step has the parts received so far."""
     received = []
     async for event in events:
         received.append(event)

@@ -14,12 +14,12 @@ from evershell.agents.tools import ToolResult, ToolStatus, execute
 
 
 def agent(*command: str, environment: Mapping[str, str] | None = None) -> AgentFunction:
-    """The function for `run` that gives each task to a command.
+    """A function for `run` that gives each task to a command.
 
     The command starts in the workspace's files. It reads the description of the task from standard
     input, and what it prints is the result. It may take TOOL_TIMEOUT_SECONDS, and everything that
     it has started ends with it. An exit code other than 0 ends the task `failed`. `environment` is
-    added to that of the agent.
+    added to the agent's environment.
     """
 
     async def run(task: Task) -> str:

@@ -17,11 +17,11 @@ from evershell.agents.step import Step
 def agent(
     own: Any, *, conversation: str | None = "conversation.json", **options: Any
 ) -> AgentFunction:
-    """The function for `run` that gives each task to an agent of Pydantic AI.
+    """A function for `run` that gives each task to an agent of Pydantic AI.
 
     Its conversation continues with the next task of the workspace: its messages are kept in a file
     in the workspace's files, unless `conversation` is None or the options have a
-    `message_history`. The options are those of `Agent.iter`.
+    `message_history`. The options are passed to `Agent.iter`.
     """
 
     async def run(task: Task) -> str:
@@ -43,7 +43,7 @@ async def _conversing(run: "_Run", own: Any, options: dict[str, Any], file: Path
     try:
         return await run.result(own, options | {"message_history": history})
     finally:
-        # No tool call without a result, which models refuse.
+        # Models reject a tool call without a result.
         messages = repair_messages(run.messages or history)
         new = file.with_name(f"{file.name}.new")
         new.write_bytes(ModelMessagesTypeAdapter.dump_json(messages))
@@ -113,7 +113,7 @@ class _Run:
 
 
 async def _answered(node: Any, run: Any, step: Step) -> Any:
-    """Runs the node of a request to the model. What is known of its response is in the step."""
+    """Runs the node of a request to the model. The step has the response so far."""
     async with node.stream(run.ctx) as stream:
         async for _ in stream:
             step.reply.content = stream.response.text or ""

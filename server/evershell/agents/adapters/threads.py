@@ -26,7 +26,7 @@ class _Threads(ThreadPoolExecutor):
         return future
 
 
-# Those of each event loop, of which a process of an agent has one.
+# The executor of each event loop. An agent's process has one event loop.
 _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDictionary()
 
 

@@ -56,7 +56,7 @@ class NotConfiguredError(Exception):
 
 
 class _RetryLaterError(Exception):
-    """An answer, or none, after which the same call may succeed."""
+    """A failure, with or without an answer, after which the same call may succeed."""
 
     def __init__(self, problem: str, after_seconds: float = 0.0) -> None:
         super().__init__(problem)
@@ -67,8 +67,8 @@ class Api:
     """The API server, for the objects of one namespace.
 
     A call that fails for a passing reason (no connection, an error of the server, too many
-    requests) is repeated until its time limit. So a call may have an effect although an earlier
-    attempt of it had the same: creating an object then fails with 409, deleting it with 404.
+    requests) is repeated until its time limit. So an attempt may follow one that took effect
+    without an answer: creating an object then fails with 409, deleting it with 404.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ async def connect(
 ) -> AsyncIterator[Api]:
     """The API server of the service account, or of the kubeconfig.
 
-    An empty namespace stands for that of the configuration. `transport` is for tests. Raises
+    An empty namespace means the namespace of the configuration. `transport` is for tests. Raises
     NotConfiguredError.
     """
     try:
@@ -207,7 +207,7 @@ async def connect(
         )
     except (ConfigError, OSError, KeyError, AssertionError) as error:
         raise NotConfiguredError(_text(error)) from error
-    # The audit log of the cluster names it.
+    # Shown in the cluster's audit log.
     http.headers["user-agent"] = f"evershell/{VERSION}"
     async with http:
         yield Api(http, namespace or config.namespace, labels)

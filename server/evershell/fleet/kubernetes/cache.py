@@ -89,7 +89,7 @@ class Cache:
         self._refreshed()
 
     def expect_changes(self) -> None:
-        """Says that others may have made changes that are not known here, until `refresh`."""
+        """Notes that others may have made changes that are not known here, until `refresh`."""
         self.is_current = False
 
     def put_own(self, new: Object) -> None:
@@ -108,7 +108,7 @@ class Cache:
         self._changed(last)
 
     def _put(self, new: Object) -> None:
-        # Nobody reads it here, and it takes more memory than all the rest.
+        # Nothing reads this field, and it takes more memory than all other fields.
         new["metadata"].pop("managedFields", None)
         known = self._objects.get(_name(new))
         if known is not None and _uid(known) == _uid(new) and _version(known) >= _version(new):

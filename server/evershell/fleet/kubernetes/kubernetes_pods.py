@@ -54,7 +54,7 @@ class KubernetesPods:
     ) -> None:
         """`open` calls this.
 
-        `spec_for` makes the spec of an agent, without secrets that last. `start_seconds` is how
+        `spec_for` makes the spec of an agent, without long-lived secrets. `start_seconds` is how
         long a start waits for an API server that does not answer, and `end_seconds` how long an end
         waits beyond its grace for the cluster's confirmation.
         """
@@ -78,7 +78,7 @@ class KubernetesPods:
         # Set at the next change of a workspace's objects, by workspace id.
         self._changes: dict[str, asyncio.Event] = {}
         # The epochs of pods that disappeared before the kubelet confirmed their end, by workspace
-        # id. Those before the epoch of a living pod are forgotten.
+        # id. Epochs before the epoch of a living pod are forgotten.
         self._unconfirmed: dict[str, set[int]] = {}
 
     @classmethod
@@ -93,7 +93,8 @@ class KubernetesPods:
         end_seconds: float = 20.0,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> AsyncIterator["KubernetesPods"]:
-        """The pods of a namespace; if it is empty, of that of the kubeconfig or service account.
+        """The pods of a namespace; if it is empty, the namespace of the kubeconfig or service
+        account.
 
         Raises NotConfiguredError, ApiError, UnreachableError.
         """
@@ -121,7 +122,7 @@ class KubernetesPods:
     async def sync(self) -> None:
         """Implements Pods.
 
-        If the API server does not answer, returns nevertheless. Until it does, every pod counts as
+        Returns even if the API server does not answer. Until it does, every pod counts as
         started and alive, so that no second one is started; leases say which agents are lost.
         """
         for cache in (self._pods, self._claims):
@@ -189,7 +190,7 @@ class KubernetesPods:
         return "its pod is gone" if self._is_current and self.was_started(workspace) else ""
 
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
-        # The pod of this epoch is named even if it is not known here.
+        # Includes the pod of this epoch even if it is not known here.
         epochs = {workspace.epoch}
         epochs |= {epoch for epoch in self._pods_of(workspace.id) if epoch < workspace.epoch}
         names = (objects.pod_name(workspace.id, epoch) for epoch in epochs)

@@ -16,7 +16,8 @@ MANAGED_BY = "app.kubernetes.io/managed-by=evershell"
 WORKSPACE_LABEL, EPOCH_LABEL = "evershell.ai/workspace", "evershell.ai/epoch"
 _ORG_LABEL = "evershell.ai/org"
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-# On the claim, the epoch and the run of the pod that was started last; on a pod, its own.
+# On a claim, the epoch and the run of the pod that was started last. On a pod, its own epoch and
+# run.
 STARTED_ANNOTATION = "evershell.ai/started"
 CONTAINER = "agent"
 # The port of the agent, so that network policies can name it.
@@ -53,7 +54,7 @@ class PodTemplate:
 
 
 def pod_name(workspace_id: str, epoch: int) -> str:
-    """The name of the pod and of its secret. One name an epoch makes the start idempotent."""
+    """The name of the pod and of its secret. One name for each epoch makes the start idempotent."""
     return f"agent-{_slug(workspace_id)}-{epoch}"
 
 

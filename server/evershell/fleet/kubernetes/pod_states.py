@@ -34,7 +34,8 @@ def has_ended(last: Object) -> bool:
     """Whether nothing of a pod runs any more. `last` is the state in which it was deleted.
 
     The kubelet reports the end of all containers before it confirms a deletion. A pod that
-    disappears without this report was deleted by force, or with its node: nobody knows.
+    disappears without this report was deleted by force, or with its node: its containers may still
+    run.
     """
     status = last.get("status", {})
     if not last["spec"].get("nodeName"):
@@ -104,7 +105,8 @@ def _explain_disruption(pod: Object) -> str:
 
 def _explain_end(pod: Object) -> str:
     for ended in _terminated(pod):
-        # After a tool was out of memory, containerd says OOMKilled of any later end of the agent.
+        # After a tool was out of memory, containerd reports OOMKilled for any later end of the
+        # agent.
         if ended.get("reason") == "OOMKilled" and ended.get("exitCode", _KILLED) == _KILLED:
             return f"its agent ran out of memory{_memory_limit(pod)}"
         if ended.get("reason") in ("ContainerCannotRun", "StartError"):

@@ -24,8 +24,9 @@ _LIMIT_SECONDS = 60.0
 def compile_agent_modules(model: str, environment: Mapping[str, str] | None = None) -> None:
     """Imports what an agent with this model imports. Blocks, and never raises.
 
-    If nothing can be stored, agents still start, only later. `environment` is that of the process
-    which imports; PYTHONDONTWRITEBYTECODE of this program does not apply to it, as for agents.
+    If nothing can be stored, agents still start, but more slowly. `environment` is the environment
+    of the importing process. As for agents, PYTHONDONTWRITEBYTECODE of this program does not apply
+    to it.
     """
     modules = _MODULES if model == "scripted" else (*_MODULES, _HOSTED_MODEL)
     with suppress(OSError, subprocess.SubprocessError):

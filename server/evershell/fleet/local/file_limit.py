@@ -1,7 +1,7 @@
 """Measures the files of the workspaces on this machine, and cancels the tasks at the limit.
 
 A tool may write while it is measured, and may hide a folder from a controller that does not run as
-root. So this is a limit of what tools write by mistake, not a quota.
+root. So this limits what tools write by mistake; it is not a quota.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 
 # How long after the end of a measurement of all workspaces the next one begins.
 _PAUSE_SECONDS = 30.0
-# What a file or folder counts at least, so that the number of files is limited too.
+# The minimum size that a file or folder counts as, so that the number of files is limited too.
 _MIN_BYTES = 4096
 
 
@@ -39,7 +39,8 @@ class FileLimit:
     ) -> None:
         """Measures the folders `files` of the pods below `pods_dir`.
 
-        Calls `measured` with the bytes of the largest workspace, those of all, and the limit.
+        Calls `measured` with the bytes of the largest workspace, of all workspaces, and of the
+        limit.
         """
         self._pods_dir = pods_dir
         self._limit_mb = limit_mb
@@ -74,7 +75,7 @@ class FileLimit:
 
 
 def size_of(folder: Path, limit_bytes: int) -> int:
-    """The disk space of what is below the folder, in bytes. Stops at the limit.
+    """The disk space of everything below the folder, in bytes. Stops at the limit.
 
     Follows no links, and leaves out what cannot be read.
     """

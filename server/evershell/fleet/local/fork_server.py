@@ -34,7 +34,7 @@ class ForkServer:
     """Starts the fork server when it is needed."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """`environment` is that of the fork server. Its agents have others."""
+        """`environment` is the environment of the fork server. Its agents have other ones."""
         self._command = command
         self._environment = {**environment, ROOM_VARIABLE: " " * _ROOM_BYTES}
         self._socket: socket.socket | None = None
@@ -51,7 +51,7 @@ class ForkServer:
                     stdin=other.fileno(),
                     stdout=subprocess.DEVNULL,
                     env=self._environment,
-                    # A signal from the terminal is for `up`.
+                    # Signals from the terminal are meant for `up` alone.
                     start_new_session=True,
                 )
             # LocalPods.reap reaps it.
@@ -88,7 +88,7 @@ class ForkServer:
         return None
 
     async def _fork(self, request: ForkRequest, stdin: int, log: int) -> ProcessId:
-        """Raises OSError; no agent runs then, nor later."""
+        """Raises OSError; then no agent runs, now or later."""
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         own.setblocking(False)
@@ -109,7 +109,7 @@ class ForkServer:
             )
             if answer != JOINED:
                 raise OSError(answer.decode(errors="replace") or "the fork server has ended")
-            # The kernel translates the id to that of this PID namespace.
+            # The kernel translates the id to this PID namespace.
             agent = ProcessId.of(_CREDENTIALS.unpack(credentials[0][2])[0])
             own.send(b"\n")
         return agent

@@ -18,7 +18,7 @@ _MAX_BYTES = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # Attempts to create a folder that a tool keeps replacing with a link.
 _ATTEMPTS = 10
-# About so many names are removed at once, in a few hundredths of a second.
+# About this many names are removed at once, which takes a few hundredths of a second.
 _MAX_NAMES = 1_000
 
 
@@ -118,10 +118,10 @@ def remove(folder: int, name: str) -> None:
 
 
 def remove_some(folder: int, name: str) -> bool:
-    """Removes what has this name, or a part of it. Returns whether nothing is left.
+    """Removes the file or folder of this name, or a part of it. Returns whether nothing is left.
 
     Moves each folder to the top before it reads it, so that no depth of a tree matters. Follows no
-    links, and needs no permission that its user can give itself. Raises OSError.
+    links. Gives itself the permissions that it lacks. Raises OSError.
     """
     if _unlink(folder, name):
         return True

@@ -35,7 +35,7 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AgentRecord:
-    """The pod of a workspace that was started last. Only a hint, because tools can forge it."""
+    """The pod that was started last in a workspace. Only a hint, because tools can forge it."""
 
     epoch: int
     # The run of the stack. An epoch alone does not identify a pod, because a restored or another
@@ -113,7 +113,7 @@ class PodRecords:
 
         Raises OSError.
         """
-        # The record last: it is what a controller knows of the pod.
+        # The record last, because controllers find the pod by it.
         for name in (_PODS, _FLEET):
             with pod_files.created(self._base, name) as folder:
                 if not pod_files.remove_some(folder, workspace_id):

@@ -10,7 +10,7 @@ _FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 
 
 def with_filters(route: dict[str, Any]) -> dict[str, Any]:
-    """A generated route of the REST listener, with the filters of A2A if it is one of A2A."""
+    """A generated route of the REST listener, with the filters of A2A if it belongs to A2A."""
     if route.get("name") != _NAME:
         return route
     filters: dict[str, Any] = {"envoy.filters.http.lua": _SCRIPT}

@@ -30,7 +30,7 @@ _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 START_DRAIN = "/drain_listeners?graceful&skip_exit"
 # Asks all clients at once to reconnect. The default spreads these requests over the drain time.
 DRAIN_AT_ONCE = ("--drain-strategy", "immediate")
-# What callers cannot cause is logged: the configuration, the start and the end, the workers, and
+# Logs only what callers cannot cause: the configuration, the start and the end, the workers, and
 # defects of Envoy (of envoy_bug, the first, second, fourth, eighth line and so on). Callers can
 # cause lines of most other components: one for each body that is too large, or for each request
 # with a bad state of the sign-in, with bytes that they choose. The access log has these calls, and

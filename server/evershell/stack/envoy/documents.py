@@ -1,4 +1,4 @@
-"""The files of the edge, and the routes with which it serves those for browsers.
+"""The files of the edge, and the routes for the files that browsers load.
 
 These are the OpenAPI document, a page for it, and the console.
 """

@@ -30,8 +30,8 @@ class EdgeProcess:
 
     A process finds its predecessor by the base id, which both share, and has the next restart
     epoch. It takes over the listening sockets; the predecessor answers its open calls and ends. A
-    process that is started after a crash gets a new base id and epoch 0, so that nothing that the
-    dead process left prevents its start.
+    process that is started after a crash gets a new base id and epoch 0, so that remains of the
+    dead process cannot prevent its start.
     """
 
     def __init__(self, settings: envoy.Edge, config_path: Path) -> None:
@@ -43,7 +43,7 @@ class EdgeProcess:
     def configure(self, render: Callable[[Path], None] | None = None) -> None:
         """Validates and writes the configuration for later processes. Raises OperatorError.
 
-        `render` writes it, if it is not that of this version. It may raise OperatorError.
+        `render` writes it; by default, this version does. It may raise OperatorError.
         """
         # An invalid configuration does not replace the last valid one, which Envoy needs if it is
         # restarted after a crash.

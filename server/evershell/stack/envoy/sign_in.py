@@ -25,7 +25,7 @@ _FILTER = "envoy.filters.http.oauth2"
 _CLUSTER = "identity_provider"
 _SIGN_IN_PATH = "/console/sign-in"
 _SIGN_OUT_PATH = "/console/sign-out"
-# The provider has to know it, after the address of the edge.
+# The provider has to allow this path at the address of the edge.
 _CALLBACK_PATH = "/console/signed-in"
 # Says to the console whether there is a provider.
 _DESCRIPTION_PATH = "/console/sign-in.json"
@@ -53,7 +53,7 @@ WITHOUT_SESSION = {
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """The client that the provider knows the edge as, and the endpoints of the provider."""
+    """The edge's client at the provider, and the endpoints of the provider."""
 
     client_id: str
     client_secret: str = field(repr=False)

@@ -18,11 +18,11 @@ _DISABLED = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", 
 
 
 def route(not_found: dict[str, Any]) -> dict[str, Any]:
-    """The route of the calls of gRPC that no other route takes, from the one of unknown paths."""
+    """The route for gRPC calls that no other route takes, made from the route of unknown paths."""
     return {
         "direct_response": not_found["direct_response"],
         "match": {"prefix": "/", "headers": _GRPC_CALL},
-        # These filters make an answer of REST from one of gRPC.
+        # These filters would make a REST answer from a gRPC answer.
         "typed_per_filter_config": not_found["typed_per_filter_config"]
         | dict.fromkeys(
             ("envoy.filters.http.header_mutation", "envoy.filters.http.lua"), _DISABLED
@@ -31,7 +31,7 @@ def route(not_found: dict[str, Any]) -> dict[str, Any]:
 
 
 def reply(grpc_port: int) -> dict[str, Any]:
-    """The mapper of their answer: a status in the headers and no body."""
+    """The mapper for the answer to such a call: a status in the headers and no body."""
     status = {"comparison": {"op": "EQ", "value": {"default_value": 404, "runtime_key": "none"}}}
     headers = {
         "grpc-status": "12",

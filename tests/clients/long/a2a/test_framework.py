@@ -31,7 +31,7 @@ async def test_an_agent_cancels_what_it_has_delegated(
         async with ClientFactory(config).create(card) as client:
             remote = _Remote(client, workspace, gate)
             with model_server() as server:
-                # What the client of OpenAI requires of an answer that is no stream.
+                # The fields that OpenAI's client requires in an answer that is not a stream.
                 fields: Any = {"id": "chatcmpl_1", "created": 1}
                 server.script += [
                     calls_tools(("delegate", json.dumps({"work": gate.command})), **fields),

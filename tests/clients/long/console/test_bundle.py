@@ -1,4 +1,4 @@
-"""The committed bundle of the console is the one that its sources give, and their types hold."""
+"""The committed bundle of the console is built from its sources, whose types are right."""
 
 import importlib.util
 from collections.abc import Iterator

@@ -106,7 +106,7 @@ def test_a_person_interrupts_everything(
 def test_a_hold_that_fails_cancels_nothing(
     console: Console, stack: Stack, running: dict[str, Workspace]
 ) -> None:
-    """No step looks as if it were under way."""
+    """No step is shown as in progress."""
     page = console.page
     console.sign_in(stack.tokens["owner"])
     refusal = '{"error": {"code": "permission_denied", "message": "no", "request_id": "r1"}}'

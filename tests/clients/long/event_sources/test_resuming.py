@@ -57,7 +57,7 @@ def node_client(program: str) -> Client:
 
 
 def sample_client(language: str) -> Client:
-    """The sample of the OpenAPI document in this language. Its end is that of the workspace."""
+    """The sample of the OpenAPI document in this language. It ends with the workspace."""
 
     def run(url: str, token: str) -> Seen:
         (source,) = [
@@ -118,7 +118,7 @@ def _seen(done: "subprocess.CompletedProcess[str]") -> Seen:
 def work(workspace: Workspace, was_cut: Callable[[int], bool]) -> None:
     """Makes events before and after each cut, then stops the workspace.
 
-    `was_cut` says whether every stream was cut so many times.
+    `was_cut` says whether every stream was cut often enough.
     """
     for cuts, _ in enumerate(LIMITS, 1):
         workspace.await_end(workspace.submit("echo one", "echo two"))
@@ -149,19 +149,19 @@ IN_NODE = ("eventsource", "fetch-event-source")
 
 @dataclass(frozen=True)
 class Reading:
-    """What one library reads of the stream."""
+    """The events that one library reads from the stream."""
 
     proxy: Proxy
     seeing: Future[Seen]
 
     def was_cut(self, times: int) -> bool:
-        """Whether it was cut so many times, or has failed."""
+        """Whether it was cut this many times, or has failed."""
         return self.proxy.cuts >= times or self.seeing.done()
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What all libraries read of the stream of one workspace."""
+    """The events that all libraries read from the stream of one workspace."""
 
     workspace: Workspace
     of: dict[str, Reading]

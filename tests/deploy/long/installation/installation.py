@@ -7,7 +7,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-# What is for callers.
+# The packages for callers.
 PUBLIC = ("evershell.agent", "evershell.cli", "evershell.client", "evershell.workspace")
 # Imports all modules of the packages that are its arguments, and prints their names.
 IMPORT = """

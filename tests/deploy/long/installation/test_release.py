@@ -66,7 +66,7 @@ def release(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProces
 
 @pytest.mark.parametrize("version", ["", f"v{VERSION}", "1.0", "0.0.9"])
 def test_a_wrong_version_is_not_cut(checkout: Path, version: str) -> None:
-    """It is missing, written otherwise, or before that of the checkout."""
+    """It is missing, malformed, or lower than the version of the checkout."""
     done = run(checkout, sys.executable, checkout / ".make" / "cut.py", version)
     assert done.stderr.startswith(f"VERSION is {version!r}.")
     assert run(checkout, "git", "status", "--porcelain").stdout == ""

@@ -1,4 +1,4 @@
-"""Each alert fires when it has to, and does not when all is well: evaluated by promtool."""
+"""Each alert fires when it has to, and does not fire when all is well: evaluated by promtool."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ WELL: Series = {
 
 @dataclass(frozen=True)
 class Case:
-    """What differs from WELL so that an alert fires, or just does not."""
+    """The differences from WELL that make an alert fire, or just not fire."""
 
     fires: Series
     at: str

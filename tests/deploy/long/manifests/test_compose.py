@@ -9,7 +9,7 @@ from evershell.app.settings import Settings
 from tests.deploy.long.manifests import tools
 
 FILE = tools.DEPLOY / "compose" / "compose.yaml"
-# Of PostgreSQL's image.
+# Settings of PostgreSQL's image.
 DATABASE_SETTINGS = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}
 
 

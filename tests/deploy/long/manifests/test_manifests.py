@@ -32,12 +32,12 @@ pytestmark = pytest.mark.usefixtures("kubernetes_tools")
 START_SECONDS = 5.0
 # What the Pod Security Standard `restricted` allows.
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
-# Where workers take agents, and nobody else.
+# The port on which workers accept only agents.
 RUNTIME_PORT = 50151
 # How long the DNS of a cluster keeps an answer (by kubeadm), and how often the edge asks it.
 DNS_SECONDS = 30
 REFRESH_SECONDS = 2
-# What the programs of the manifests are started with, besides the settings of the base.
+# The settings of the manifests' programs, besides the settings of the base.
 SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
 
 

@@ -56,7 +56,7 @@ def _passes(
 def _is_peer(found: dict[str, Any], peer: Peer) -> bool:
     assert set(found) <= {"podSelector", "namespaceSelector", "ipBlock"}
     if "ipBlock" in found:
-        # Public addresses. Those of pods are private.
+        # Public addresses. The addresses of pods are private.
         return not peer.name
     if not peer.name:
         return False

@@ -19,7 +19,7 @@ README = DEPLOY / "README.md"
 FOREIGN_KINDS = {"ExternalSecret", "HTTPRoute", "PodMonitor", "PrometheusRule"}
 # The newest three versions of Kubernetes.
 VERSIONS = ("1.35", "1.36", "1.37")
-# What neither the trial nor the values of deploy/README.md turn on.
+# Options that neither the trial nor the values of deploy/README.md turn on.
 _OTHERS: dict[str, Any] = {
     "image": {"digest": "sha256:" + "0" * 64},
     "agentImage": "registry.example/agent:1",
@@ -60,7 +60,7 @@ def trial_objects() -> list[dict[str, Any]]:
 
 
 def templates(values: dict[str, Any]) -> dict[str, str]:
-    """What the chart renders, by the name of its template. Raises HelmError."""
+    """The rendered chart, by the names of its templates. Raises HelmError."""
     helm = pytest.importorskip("helm_python", reason="run `make .venv/.deploy-ready`")
     with helm.Chart.load(CHART) as chart:
         rendered = chart.render(values, name="evershell", namespace="evershell")

@@ -102,7 +102,7 @@ class Deployment(Service):
 
     @contextmanager
     def own_edge(self) -> Iterator[str]:
-        """A ready pod like those of the edge, for one test. Yields its name for kubectl."""
+        """A ready pod like the edge's pods, for one test. Yields its name for kubectl."""
         edge = json.loads(kubectl("get", "deployment/edge", "-o", "json"))
         template = edge["spec"]["template"]
         copy = {
@@ -185,7 +185,7 @@ def _create_api_key() -> str:
 
 @contextmanager
 def forwarded_ports(target: str, *ports: int) -> Iterator[list[int]]:
-    """Local ports that lead to those of a Service or a pod. kubectl chooses free ones."""
+    """Local ports that lead to the ports of a Service or a pod. kubectl chooses free ones."""
     arguments = ("--address=127.0.0.1", target, *(f":{port}" for port in ports))
     command = tools.kubectl_command("-n", NAMESPACE, "port-forward", *arguments)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

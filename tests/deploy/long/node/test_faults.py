@@ -1,4 +1,4 @@
-"""Pods on a real node that end in ways nobody asked for: the state, the reason, and the truth."""
+"""Pods on a real node that end unexpectedly: the state, the reason, and the truth."""
 
 import pytest
 

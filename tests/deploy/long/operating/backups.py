@@ -1,4 +1,4 @@
-"""Backs up and restores databases with PostgreSQL's own programs, those of the wheel."""
+"""Backs up and restores databases with the PostgreSQL programs of the wheel."""
 
 import subprocess
 from pathlib import Path

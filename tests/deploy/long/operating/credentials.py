@@ -15,7 +15,7 @@ SCOPES = ["workspace:read", "workspace:write", "tasks:write"]
 
 
 class Credential:
-    """What a caller sends with its next call."""
+    """The credential that a caller sends with its next call."""
 
     def __init__(self, token: str) -> None:
         self.token = token

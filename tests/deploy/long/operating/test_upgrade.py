@@ -75,7 +75,7 @@ class Installed(Stack):
         assert done.returncode == 0, done.stderr
 
     def versions(self) -> list[str]:
-        """Those of the workers and of the controller."""
+        """The versions of the workers and of the controller."""
         samples = [scrape(self, index) for index in range(3)]
         labels = [dict(labels) for each in samples for name, labels in each if "build_info" in name]
         return [each["version"] for each in labels]

@@ -17,7 +17,7 @@ _CALL_SECONDS = 60.0
 
 
 class HostileAgent:
-    """Speaks for the agent of a workspace, which goes on beside it."""
+    """Poses as the agent of a workspace, which keeps running beside it."""
 
     def __init__(self, stack: Stack, workspace: Workspace, channel: grpc.Channel) -> None:
         tokens = PodTokens((stack.state_dir / "control-plane.jwk").read_text())

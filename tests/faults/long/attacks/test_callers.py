@@ -1,4 +1,4 @@
-"""Forged credentials, and bytes that are no message, on the whole stack."""
+"""Forged credentials, and bytes that are not a message, on the whole stack."""
 
 import json
 import socket
@@ -71,7 +71,7 @@ def cancel(owned: Workspace, headers: Headers) -> tuple[str, str]:
 
 
 def test_what_is_forged_here_is_good_otherwise(victim: Victim, owned: Workspace) -> None:
-    """So each refusal comes from what the attack has changed."""
+    """So each refusal is caused by the attack's change."""
     for token in (victim.good(), victim.api_key):
         assert cancel(owned, bearer(token)) == ("", "")
 

@@ -1,4 +1,4 @@
-"""A tool attacks what is outside of its sandbox, on a running stack."""
+"""A tool attacks everything outside of its sandbox, on a running stack."""
 
 import os
 import re

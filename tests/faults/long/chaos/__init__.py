@@ -3,12 +3,12 @@
 If a promise was broken, the run exits with 1, lists the broken promises and keeps the logs. A
 workspace that failed, or a program that the supervisor replaced, is a violation unless a fault has
 hurt it (unhurt.py). If a lease ran out because the agent or the workers waited for a processor, it
-was too short for the machine: the run lists it, and it is no violation.
+was too short for the machine: the run lists it, but not as a violation.
 
 The first part runs on one machine and needs root to mount small disks for pods, logs and the
 database, which it sometimes fills. The second part runs on many hosts: edge, workers, two
 controllers, database and agents are in network namespaces, and pairs of them are cut, both ways or
 one way, without any error that says so. It needs root and `ip`. What a run cannot do, it leaves out
-and says so. With `--place machine` or `--place hosts`, one part runs alone. With `--load 40`, so
-many processes of other programs are ready to run during the whole run.
+and says so. With `--place machine` or `--place hosts`, one part runs alone. With `--load 40`, 40
+processes of other programs are ready to run during the whole run.
 """

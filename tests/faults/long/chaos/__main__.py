@@ -90,7 +90,7 @@ def _play(plan: Plan, play: Callable[[Plan, Path], Outcome], *, keep: bool) -> b
 
 
 def report(outcome: Outcome) -> Iterator[str]:
-    """Yields how often each fault has hit, and each answer was given."""
+    """Yields how often each fault has hit, and how often each answer was given."""
     hits = Counter((f"{hit.fault.kind} {hit.fault.target}", hit.missed) for hit in outcome.hits)
     yield f"{'fault':36}    hit  missed"
     for name in sorted({name for name, _ in hits}):

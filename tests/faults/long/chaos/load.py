@@ -11,7 +11,7 @@ from typing import Any
 from tests.faults.long.chaos.callers import NO_ANSWER, Callers, Reply, Wire
 
 # The time limit of a call. No fault lasts longer than 20 s, so every call is answered by then. The
-# wait of a cancellation, and that of a submission for an agent that is woken, are added.
+# wait of a cancellation, and the wait of a submission for a woken agent, are added.
 _ANSWER_SECONDS = 30.0
 _WAKE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.15
@@ -185,7 +185,7 @@ class Load:
             )
             if submitted.slug == "parent_not_running":
                 continue
-            # The details of a failure name the task too, or the one that runs.
+            # The details of a failure name the task too, or the running task.
             task_id = str(submitted.body.get("task_id", ""))
             self._tasks[workspace_id] = task_id
             if parent and not submitted.slug and chance.random() < 0.7:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
 
-# Of each workspace.
+# Old tasks in each workspace.
 _TASKS = 2_000
 _REMOVED_SECONDS = 60.0
-# The events of the workspace that are there are as old.
+# The existing events of the workspace are as old.
 _AGE = "UPDATE events SET time = time - interval '9 days' WHERE workspace_id = %(id)s"
 _NEXT = "UPDATE workspaces SET last_seq = last_seq + 2 * %(tasks)s WHERE id = %(id)s"
 _ADD_TASKS = """

@@ -20,7 +20,7 @@ class Kind(StrEnum):
     CUT = "cut"
     CUT_THERE = "cut there"
     CUT_BACK = "cut back"
-    # A freeze of a worker. At once, all tasks are cancelled with force through the other one.
+    # A freeze of a worker, during which all tasks are cancelled with force through the other one.
     FORCE = "freeze at a force"
     # Other programs of the machine take its processors for a while.
     LOAD = "load"
@@ -107,12 +107,12 @@ _WEIGHTS: dict[tuple[Kind, Target], int] = {
     (Kind.LOAD, Target.PROCESSORS): 3,
 }
 _MEAN_SECONDS_BETWEEN_FAULTS = 0.9
-# A machine with this load during the whole run gets half as many faults. A program that is killed
-# takes longer to come back, and a fault in each of these times would be an outage without an end.
+# A machine with this load during the whole run gets half as many faults. A killed program takes
+# longer to come back, and with a fault during each recovery, the outage would never end.
 _HALVING_LOAD = 4
 # The time without faults before the first fault, and after the last one.
 _CALM_SECONDS = 1.0
-# Some of those at a force are longer than the supervisor waits for a program that does not answer.
+# Some freezes at a force are longer than the supervisor waits for a program that does not answer.
 _SECONDS = {
     Kind.FREEZE: ((0.2, 3.0),),
     Kind.FORCE: ((3.0, 10.0), (16.0, 20.0)),

@@ -33,8 +33,8 @@ _CLEARED_SECONDS = 15.0
 _DEFECTS = ("unexpected_error", "never retrieved", "Traceback")
 _CANCELLED = "asyncio.exceptions.CancelledError"
 
-# The tasks whose cost is not that of their iterations, and those that went beyond their limit by
-# more than an iteration, or without a cancellation.
+# The tasks whose cost differs from the cost of their iterations, and the tasks that exceeded their
+# limit by more than an iteration, or without a cancellation.
 _WRONG_COSTS = """
     SELECT id, cost_nanos, reported, max_cost_nanos
     FROM tasks, LATERAL (
@@ -73,7 +73,7 @@ class Inflictor(Protocol):
 
 
 def environment(state_dir: Path) -> dict[str, str]:
-    """What every stack needs whose tasks are judged. Writes its prices beside its folder."""
+    """The settings of every stack whose tasks are judged. Writes its prices beside its folder."""
     prices = state_dir.with_name(f"{state_dir.name}.prices.json")
     prices.write_text(PRICES)
     # The load exceeds the rate limits, which no run tests.

@@ -35,7 +35,7 @@ _FAILURE = Failure("ws_1", at=1_000.0, reason=_FORCED, up_at=900.0)
         (Hurt("ws_1", 1_002.0, 1_002.0, is_fatal=True), False),
         (Hurt("ws_2", 950.0, 950.0, is_fatal=True), False),
         (Hurt("ws_1", 970.0, 972.0), True),
-        # It has had a lease's time to go on.
+        # It had a whole lease in which to go on.
         (Hurt("ws_1", 950.0, 952.0), False),
         (Hurt("ws_1", 999.0, 1_001.0, is_of_starts=True), False),
     ],

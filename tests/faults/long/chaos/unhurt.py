@@ -1,4 +1,4 @@
-"""The verdict on what has failed although nobody hurt it.
+"""The verdict on workspaces and programs that failed although no fault hurt them.
 
 The faults of a run say which agents and programs they have hurt, and when. A workspace that failed
 at another time is a violation, with its reason, and so is a program that the supervisor replaced.

@@ -25,7 +25,7 @@ from tests.support.promises import read_history, violations
 from tests.support.stack import Gate, Workspace
 from tests.support.waiting import eventually
 
-# For a busy machine.
+# Added to each limit for a busy machine.
 _BUSY_SECONDS = 10.0
 # The most that an answer about an unreachable agent may take.
 _UNREACHABLE_SECONDS = 2.0 + _BUSY_SECONDS

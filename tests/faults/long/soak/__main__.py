@@ -70,7 +70,7 @@ def _soak(stack: Stack, calls: int, warm_up: int, seed: int) -> Iterator[str]:
 
 
 def _answers(tally: Tally) -> Iterator[str]:
-    """One line for each RPC with its answers, those of the warm-up included."""
+    """One line for each RPC with its answers, including the warm-up."""
     for rpc in sorted({rpc for rpc, _ in tally.answers}):
         of_rpc = Counter(
             {answer: count for (each, answer), count in tally.answers.items() if each == rpc}

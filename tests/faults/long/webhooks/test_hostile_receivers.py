@@ -120,7 +120,7 @@ def webhooks(stack: Stack, receivers: Receivers) -> Iterator[Webhooks]:
 
 
 def pass_time(stack: Stack, of: LiteralString) -> None:
-    """Lets the pause before the next attempt, or the lease of a claim, be over."""
+    """Ends the pause before the next attempt, or the lease of a claim."""
     query = "UPDATE webhook_deliveries SET due_at = now() WHERE due_at > now() AND "
     with stack.database() as database:
         database.execute(query + of)

@@ -1,4 +1,4 @@
-"""The tests of each rule find its mutants. `make test-exhaustive` tries those of a few rules."""
+"""The tests of each rule find its mutants. `make test-exhaustive` tries a few rules."""
 
 from pathlib import Path
 

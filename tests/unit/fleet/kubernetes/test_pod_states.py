@@ -25,7 +25,7 @@ def condition(type_: str, status: str, **more: str) -> dict[str, Any]:
 
 
 RUNNING = running_status()
-# The status of a pod, and what it says: an explanation, and whether the agent is alive.
+# The status of a pod, the explanation for it, and whether the agent is alive.
 CASES: list[tuple[dict[str, Any], str, bool]] = [
     (RUNNING, "", True),
     ({"phase": "Pending"}, "", True),

@@ -71,7 +71,7 @@ async def test_what_happens_during_an_outage_is_known_after_it(
         exiting = asyncio.create_task(pods.wait_exit(workspace))
         await line.cut()
         await case.kill(workspace)
-        # It knows no better, and leases decide.
+        # The controller cannot know, so leases decide.
         assert pods.is_alive(workspace)
         with pytest.raises(OSError, match="did not answer"):
             await pods.start(world.workspace(epoch=1, run_id=pods.run_id))
@@ -142,7 +142,7 @@ async def test_an_eviction_through_the_api_ends_the_pod_with_its_reason(
     await case.api.create(f"pods/{name_of(workspace)}/eviction", eviction, LIMIT_SECONDS)
     await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
     assert "deleted from outside" in case.pods.explain(workspace)
-    # The grace of an eviction is longer; this ends it.
+    # The grace of an eviction is longer. This call ends it.
     assert await case.pods.end(workspace, 0) is True
     assert not case.runs(workspace.id)
 

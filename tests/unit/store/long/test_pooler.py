@@ -1,4 +1,4 @@
-"""The store on PgBouncer in transaction mode, and what a pooler cannot be used for."""
+"""The store on PgBouncer in transaction mode, and the connections that cannot use a pooler."""
 
 import asyncio
 from collections.abc import Iterator

@@ -53,7 +53,7 @@ class Year:
         )
 
     async def size(self) -> int:
-        """In bytes, after what autovacuum does."""
+        """In bytes, after a vacuum like autovacuum's."""
         async with self._pool.connection() as connection:
             for table in ("events", "tasks", "workspaces"):
                 await connection.execute(f"VACUUM {table}".encode())

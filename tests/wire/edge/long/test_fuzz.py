@@ -1,4 +1,4 @@
-"""The edge answers random requests with a success or with the error envelope, or with that of A2A.
+"""The edge answers random requests with a success, the error envelope, or an error of A2A.
 
 FUZZ_SECONDS sets the duration, FUZZ_SEED the seed.
 """
@@ -85,7 +85,7 @@ def test_every_request_gets_a_success_or_the_envelope(edge: RunningEdge, stub: S
 
 
 def verdict_on(edge: RunningEdge, sent: bytes) -> str:
-    """Returns the status of the answer, NOTHING without an answer, or what is wrong with it."""
+    """Returns the status of the answer, NOTHING without an answer, or the problem with it."""
     received = received_for(edge, sent)
     if not received:
         return NOTHING
@@ -139,7 +139,7 @@ def is_complete(received: bytes, *, to_head: bool) -> bool:
 
 
 def requests() -> Iterator[bytes]:
-    """Yields requests without end: random bytes, and mutations of those of the tables."""
+    """Yields requests without end: random bytes, and mutations of the requests in the tables."""
     chance = random.Random(SEED)
     while True:
         if chance.random() < 0.1:

@@ -31,7 +31,7 @@ def need(package: str) -> None:
         pytest.skip(f"{package} is not installed: make .venv/.adapters-ready")
 
 
-# Those of the answers of the model server.
+# The tokens of the model server's answers.
 ALL_TOKENS = {
     "input_tokens": 11,
     "output_tokens": 7,
@@ -343,7 +343,7 @@ class Claude(Framework):
             "model": "test",
             "content": [],
             "usage": {
-                # Without those of caches.
+                # Without the tokens of caches.
                 "input_tokens": 3,
                 "cache_read_input_tokens": 5,
                 "cache_creation_input_tokens": 3,

@@ -1,4 +1,4 @@
-"""Graphs of other shapes than that of the suite."""
+"""Graphs with other shapes than the suite's graph."""
 
 import asyncio
 import importlib.util

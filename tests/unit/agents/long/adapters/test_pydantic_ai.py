@@ -1,4 +1,4 @@
-"""Agents of Pydantic AI of other shapes than that of the suite."""
+"""Agents of Pydantic AI with other shapes than the suite's agent."""
 
 import importlib.util
 from typing import Any

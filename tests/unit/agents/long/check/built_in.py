@@ -1,4 +1,4 @@
-"""The agent of this package with a model of an endpoint, as the frameworks' are."""
+"""The agent of this package, with a model endpoint like the frameworks'."""
 
 from pathlib import Path
 from typing import Any
