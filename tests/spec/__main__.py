@@ -1,0 +1,56 @@
+"""`make spec`: prints a line for each property and each mutation. Exits with 1 if one is wrong."""
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.spec.model import NAMES, compiled, missing_program, model
+from tests.spec.mutants import MUTANTS, Mutant
+
+
+def main() -> None:
+    """Searches all models and all mutations, in two threads."""
+    if program := missing_program():
+        sys.exit(f"{program} is not installed (Debian: apt-get install spin gcc)")
+    began = time.monotonic()
+    with ThreadPoolExecutor(2) as threads:
+        models = [*threads.map(of_model, NAMES)]
+        mutants = [*threads.map(of_mutant, MUTANTS)]
+    wrong = sum(models) + sum(mutants)
+    seconds = time.monotonic() - began
+    print(f"{len(models)} models, {len(mutants)} mutations, {wrong} wrong, {seconds:.0f} s")
+    sys.exit(bool(wrong))
+
+
+def of_model(name: str) -> int:
+    """How many properties of the model do not hold."""
+    checked, broken = model(name), 0
+    with compiled(checked) as checker:
+        for each in checked.properties:
+            began = time.monotonic()
+            verdict = checker.check(each)
+            broken += not verdict.holds
+            result = "holds" if verdict.holds else "BROKEN"
+            seconds = time.monotonic() - began
+            print(f"{name} | {each.name} | {result} | {verdict.states:,} states | {seconds:.2f} s")
+    return broken
+
+
+def of_mutant(mutant: Mutant) -> int:
+    """1 unless the property of the mutant finds it alone."""
+    found_by = findings(mutant)
+    is_right = found_by == [mutant.found_by]
+    result = "found" if is_right else f"WRONG: found by {', '.join(found_by) or 'none'}"
+    print(f"{mutant.model} | {mutant.defect} | {mutant.found_by} | {result}")
+    return not is_right
+
+
+def findings(mutant: Mutant) -> list[str]:
+    """The properties that find the mutant."""
+    mutated = mutant.mutated
+    with compiled(mutated) as checker:
+        return [each.name for each in mutated.properties if not checker.check(each).holds]
+
+
+if __name__ == "__main__":
+    main()

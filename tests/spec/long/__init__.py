@@ -1,0 +1,1 @@
+"""Explores the models and their mutations."""
