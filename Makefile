@@ -20,7 +20,7 @@ SEED_OPTION = $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
 .PHONY: help run restart demo test test-fast test-exhaustive coverage check bench flame scale \
-	chaos soak leaks docs gen format wheel lock audit cut release clean
+	spec chaos soak leaks docs gen format wheel lock audit cut release clean
 
 run: $(RUN_READY) ## start everything in the foreground; Ctrl-C stops it
 	@exec $(BIN)/python -m evershell.commands up
@@ -82,6 +82,9 @@ flame: $(BENCH_READY) ## draw where a worker spends its time in CancelTask: docs
 scale: $(BENCH_READY) ## draw bench.json: the pictures and tables of docs/scale.md
 	@exec $(BIN)/python -m tests.bench.scale
 
+spec: $(READY) ## explore the models of the protocol, and find every mutation of them; needs spin and gcc
+	@exec $(BIN)/python -m tests.spec
+
 chaos: $(READY) ## cancel tasks while programs, disks and networks fail at random (SECONDS=60 SEED=n LOAD=n PLACE=machine)
 	@$(BIN)/python -m tests.faults.long.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION) \
 		$(and $(LOAD),--load $(LOAD)) $(and $(PLACE),--place $(PLACE))
@@ -97,10 +100,10 @@ docs: $(DOCS_READY) ## build the documents: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html; with the search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
 
-gen: $(READY) $(DEPLOY_READY) ## generate gen/, the synchronous client, prices, pages of docs/, and parts of deploy/
+gen: $(READY) $(DEPLOY_READY) ## generate gen/, the clients, prices, pages of docs/, and parts of deploy/
 	$(BIN)/python protos/generate.py
-	$(BIN)/python .make/pages.py
 	$(BIN)/python .make/sync_client.py
+	$(BIN)/python .make/pages.py
 	$(BIN)/python .make/prices.py
 	$(BIN)/python .make/chart.py
 

@@ -1,4 +1,4 @@
-"""Writes what in docs/ follows from the code: settings, help, decisions, picture of the layers.
+"""Writes what in docs/ follows from the code: settings, help, shares, models, decisions, layers.
 
 `make gen` runs it; `--check` compares instead of writing. `protos/generate.py` writes the page of
 the errors.
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import help_page
+import model_page
+import shares_page
 from pydantic.fields import FieldInfo
 
 from evershell.app.settings import Settings
@@ -187,6 +189,8 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Each page with its text."""
     yield DOCS / "configuration.md", configuration()
     yield DOCS / "commands.md", help_page.page()
+    yield DOCS / "shares.md", shares_page.page()
+    yield DOCS / "model.md", model_page.page()
     yield DOCS / "decisions" / "index.md", decisions()
     yield DOCS / "pictures" / "layers.svg", layers()
 

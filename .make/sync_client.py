@@ -18,6 +18,7 @@ NAMES = {
     "AsyncClient": "Client",
     "AsyncCredential": "Credential",
     "AsyncPages": "Pages",
+    "AsyncPlainCalls": "PlainCalls",
     "AsyncTaskCalls": "TaskCalls",
     "AsyncTransport": "Transport",
     "AsyncWebhooks": "Webhooks",

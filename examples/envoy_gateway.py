@@ -47,10 +47,10 @@ def policy(gateway: str, workers: list[str]) -> dict[str, Any]:
         *(each for each in generated["routes"] if each.get("name") != _A2A),
     ]
     connections["local_reply_config"] = {"mappers": generated["local_replies"]}
-    (cluster,) = (each for each in edge["clusters"] if each["name"] == "control_plane")
+    clusters = [each for each in edge["clusters"] if each["name"].startswith("control_plane")]
     listener = f"{_TYPES}.listener.v3.Listener"
     patches = [
-        _add(f"{_TYPES}.cluster.v3.Cluster", cluster["name"], "", cluster),
+        *(_add(f"{_TYPES}.cluster.v3.Cluster", each["name"], "", each) for each in clusters),
         *(
             _add(listener, gateway, f"{_CONNECTIONS}/{key}", value)
             for key, value in connections.items()

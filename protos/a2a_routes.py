@@ -18,12 +18,17 @@ from routes import (
     ACCEPTED_CONTENT,
     CALL_TIMEOUT,
     CONTENT_HEADER,
+    FIRST_ROUTE,
+    LARGE_BODY_HEADER,
+    LONG_ROUTE,
     PRINTABLE_ASCII,
-    ROUTE,
     SMALL_CONTENT,
+    SMALL_METHOD_MAX_BYTES,
+    SMALL_ROUTE,
     STREAM_TIMEOUT,
     answer,
     answer_text,
+    class_of,
 )
 
 _PREFIX = "/a2a"
@@ -33,13 +38,17 @@ _SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
 NAME = _SERVICE
 _METHODS_WITH_MESSAGE = ("SendMessage", "SendStreamingMessage")
 # The size limits of requests, in bytes.
-_MESSAGE_BYTES, _OTHER_BYTES = 1_048_576, 16_384
-# One limit for all methods over gRPC. A worker has the smaller one of most methods.
-GRPC_SIZE_LIMITS = {f"/{_SERVICE}/": _MESSAGE_BYTES}
+_MESSAGE_BYTES, _OTHER_BYTES = 1_048_576, SMALL_METHOD_MAX_BYTES
 # SendMessage answers when its task has ended, and a stream has no heartbeats. An iteration takes
 # 12 minutes at most, unless the configuration of the agents allows more.
-_LONG = ROUTE | {"timeout": STREAM_TIMEOUT, "idle_timeout": "3600s"}
-_SHORT = ROUTE | {"timeout": CALL_TIMEOUT}
+_LONG = LONG_ROUTE | {"timeout": STREAM_TIMEOUT, "idle_timeout": "3600s"}
+_ROUTES = {
+    "message": _LONG,
+    "stream": _LONG,
+    "first": FIRST_ROUTE | {"timeout": CALL_TIMEOUT},
+    "call": SMALL_ROUTE | {"timeout": CALL_TIMEOUT},
+    "card": SMALL_ROUTE | {"timeout": CALL_TIMEOUT},
+}
 
 # The public card. A2A has it at this path of a host; here, each workspace has one.
 _CARD_PATH = "/{tenant}/.well-known/agent-card.json"
@@ -58,7 +67,24 @@ def descriptors() -> bytes:
     return _descriptors().SerializeToString(deterministic=True)
 
 
-def routes() -> list[dict[str, Any]]:
+def grpc_classes(first: frozenset[str]) -> dict[str, dict[str, Any]]:
+    """The routes of the methods over gRPC, then of all other paths. `first` is as in class_of."""
+    return {
+        **{
+            f"/{_SERVICE}/{method.name}": route
+            for method in a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].methods
+            if (route := class_of(method, first)) is not SMALL_ROUTE
+        },
+        f"/{_SERVICE}/": SMALL_ROUTE,
+    }
+
+
+def grpc_size_limits(first: frozenset[str]) -> dict[str, int]:
+    """One limit for all methods over gRPC. A worker has the smaller one of most methods."""
+    return dict.fromkeys(grpc_classes(first), _MESSAGE_BYTES)
+
+
+def routes(first: frozenset[str]) -> list[dict[str, Any]]:
     """The routes: refusals, those to the workers, then 405 and 404.
 
     Paths with the same treatment share a route. One for each path would be more than a hundred.
@@ -73,7 +99,7 @@ def routes() -> list[dict[str, Any]]:
             path = getattr(each, verb)
             below = path.removeprefix(_PREFIX).removeprefix("/{tenant}").removeprefix("/")
             regex = re.sub(r"\{[^}]*\}", _SEGMENT, below.replace(".", r"\."))
-            kind = "card" if path == _PREFIX + _CARD_PATH else _kind(rpc)
+            kind = "card" if path == _PREFIX + _CARD_PATH else _kind(rpc, first)
             calls[kind, verb.upper()].add(regex)
             methods[regex].add(verb.upper())
     by_methods: dict[str, set[str]] = defaultdict(set)
@@ -126,9 +152,11 @@ def _add(file: FileDescriptor, files: dict[str, descriptor_pb2.FileDescriptorPro
         file.CopyToProto(files[file.name])
 
 
-def _kind(rpc: descriptor_pb2.MethodDescriptorProto) -> str:
+def _kind(rpc: descriptor_pb2.MethodDescriptorProto, first: frozenset[str]) -> str:
     if rpc.name in _METHODS_WITH_MESSAGE:
         return "message"
+    if rpc.name in first:
+        return "first"
     return "stream" if rpc.server_streaming else "call"
 
 
@@ -179,7 +207,7 @@ def _calls(kind: str, method: str, path: dict[str, Any]) -> list[dict[str, Any]]
     is_method = {"name": ":method", "string_match": {"exact": method}}
     route: dict[str, Any] = {
         "match": path | {"headers": [is_method]},
-        "route": _LONG if kind in ("message", "stream") else _SHORT,
+        "route": _ROUTES[kind],
         "metadata": {"filter_metadata": {"evershell": {"max_request_bytes": f"{limit:,}"}}},
         "typed_per_filter_config": size_limit.of(limit),
     }
@@ -189,4 +217,5 @@ def _calls(kind: str, method: str, path: dict[str, Any]) -> list[dict[str, Any]]
         return [route]
     is_small = {"name": CONTENT_HEADER, "string_match": {"safe_regex": {"regex": SMALL_CONTENT}}}
     small = route | {"match": path | {"headers": [is_method, is_small]}}
-    return [small, route | {"route": _LONG | {"priority": "DEFAULT"}}]
+    # It may wait long after its body has arrived, so it has no place of LARGE_ROUTE.
+    return [small, route | {"request_headers_to_add": [header(LARGE_BODY_HEADER, "1")]}]

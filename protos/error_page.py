@@ -57,9 +57,9 @@ All other calls must not be repeated blindly: a cancellation without a task id c
 task. Over REST, each of their errors has `x-should-retry: false`, since SDKs of common generators
 repeat every 409 and 5xx unless an answer has this header; `unavailable` has no `retry-after` and,
 over gRPC, no RetryInfo. A cancellation that fails before its body is read is answered as one
-without a task id, unless its path names the task. `rate_limited` always has `retry-after`, since
-the call had no effect. So does `unavailable` of a call that was [refused](calls.md#overload),
-unless it cancels without a task id.
+without a task id, unless its path names the task. `rate_limited` has `retry-after`, since the call
+had no effect, and so does `unavailable` of a call that was [refused](calls.md#overload); both
+without it if the call cancels without a task id.
 
 Errors that would occur again at once have `x-should-retry: false` for every call. The sections
 below say which.

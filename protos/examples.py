@@ -169,11 +169,30 @@ REPLIES: dict[str, dict[str, Any]] = {
 def reply(message: Descriptor) -> dict[str, Any]:
     """The example of a reply, with the zeros and empty texts that the edge prints.
 
-    Raises ValueError if there is none, and ParseError if it does not fit the message.
+    Raises ParseError if the example does not fit the message.
     """
-    if message.name not in REPLIES:
-        raise ValueError(f"add an example of {message.name} to {__file__}")
-    return printed(REPLIES[message.name], message)
+    return printed(REPLIES.get(message.name) or _usual(message), message)
+
+
+def _usual(message: Descriptor) -> dict[str, Any]:
+    """An example of a message that needs no story: the fields that occur in other examples."""
+    known = {"id": WORKSPACE_ID, **AUDIT_ENTRY, **TASK, **WORKSPACE}
+    example: dict[str, Any] = {}
+    for field in message.fields:
+        inner, value = field.message_type, known.get(field.name)
+        if inner is not None and inner.full_name == "google.protobuf.Timestamp":
+            value = CREATED
+        elif inner is not None:
+            value = None if inner.file.package != message.file.package else _usual(inner)
+        elif field.enum_type is not None:
+            value = field.enum_type.values[-1].name
+        elif field.type == field.TYPE_BOOL:
+            value = True
+        elif field.type != field.TYPE_STRING:
+            value = 1
+        if value is not None:
+            example[field.name] = [value] if field.is_repeated else value
+    return example
 
 
 def printed(example: dict[str, Any], message: Descriptor) -> dict[str, Any]:

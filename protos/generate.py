@@ -2,7 +2,7 @@
 
 gen/ has the Python modules with their stubs, the descriptor set, the edge's routes, the OpenAPI
 document and the bundle of the console, which is made from envoy/console. docs/errors.md, the page
-of the error codes, is generated as well.
+of the error codes, and parts of docs/calls.md and of the clients are generated as well.
 """
 
 import argparse
@@ -18,9 +18,12 @@ from pathlib import Path
 
 import a2a_routes
 import console
+import python_client
+from call_table import call_table, filter_table
 from error_page import error_page
 from google.rpc import code_pb2
 from limits import module as limits_module
+from marked_parts import replaced
 from openapi import document
 from routes import edge_config
 from source import Protos
@@ -29,6 +32,11 @@ from transcoder import transcoder_descriptors
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
 ERROR_PAGE = PROTOS.parent / "docs" / "errors.md"
+CALLS_PAGE = PROTOS.parent / "docs" / "calls.md"
+TYPESCRIPT = PROTOS.parent / "clients" / "typescript" / "src" / "index.ts"
+# What the TypeScript client does not export: `Error` would hide that of JavaScript, and the options
+# of fields are for the service.
+NOT_EXPORTED = ("error", "field")
 # The wheel of the last release. Callers have generated code from its descriptor set.
 RELEASES = PROTOS.parent / "tests" / "releases"
 VENDORED = PROTOS / "googleapis"
@@ -77,10 +85,24 @@ def write_googleapis() -> None:
         path.write_bytes(content)
 
 
-def write_error_page(gen: Path) -> None:
-    """Writes docs/errors.md from the descriptor set in gen/."""
-    ERROR_PAGE.parent.mkdir(exist_ok=True)
-    ERROR_PAGE.write_text(error_page(Protos((gen / DESCRIPTOR_SET).read_bytes())))
+def typescript_exports() -> str:
+    """The lines that export the messages of each file of the API."""
+    names = [Path(each).stem for each in proto_files() if each.startswith("evershell/workspace/")]
+    return "".join(
+        f'export * from "./gen/evershell/workspace/v1/{name}_pb.js";\n'
+        for name in names
+        if name not in NOT_EXPORTED
+    )
+
+
+def others(protos: Protos) -> dict[Path, str]:
+    """The texts of the generated files outside gen/, by path."""
+    return {
+        ERROR_PAGE: error_page(protos),
+        CALLS_PAGE: replaced(CALLS_PAGE.read_text(), call_table(protos), filter_table(protos)),
+        TYPESCRIPT: replaced(TYPESCRIPT.read_text(), typescript_exports()),
+        **python_client.files(protos),
+    }
 
 
 def protoc(*arguments: str) -> None:
@@ -145,7 +167,13 @@ def generate(out: Path) -> None:
     for name in TYPED:
         (out / name).touch()
     (out / A2A_TRANSCODER).write_bytes(a2a_routes.descriptors())
-    config = edge_config(protos, a2a_routes.routes(), a2a_routes.GRPC_SIZE_LIMITS)
+    first = protos.first_methods()
+    config = edge_config(
+        protos,
+        a2a_routes.routes(first),
+        a2a_routes.grpc_size_limits(first),
+        a2a_routes.grpc_classes(first),
+    )
     (out / ROUTES).write_text(json.dumps(config, indent=2) + "\n")
     (out / OPENAPI).write_text(document(protos))
     console.generate(out / console.BUNDLE, committed=GEN / console.BUNDLE)
@@ -194,15 +222,28 @@ def check() -> list[str]:
         ]
         if generated_files(VENDORED) != googleapis():
             problems.append("protos/googleapis has drifted; run `make gen`")
-        page = error_page(Protos(fresh[DESCRIPTOR_SET]))
-        if not ERROR_PAGE.exists() or ERROR_PAGE.read_text() != page:
-            problems.append("docs/errors.md has drifted; run `make gen`")
+        problems += [
+            f"{path.relative_to(PROTOS.parent)} has drifted; run `make gen`"
+            for path, text in others(Protos(fresh[DESCRIPTOR_SET])).items()
+            if not path.exists() or path.read_text() != text
+        ]
         image = str(fresh_directory / DESCRIPTOR_SET)
         problems += buf("lint", image, "--path", "evershell")
         released = Path(temporary, "released.binpb")
         released.write_bytes(released_descriptors())
         problems += buf("breaking", image, "--against", str(released))
+        problems += changed_codes(Protos(released_descriptors()), Protos(fresh[DESCRIPTOR_SET]))
     return problems
+
+
+def changed_codes(released: Protos, current: Protos) -> list[str]:
+    """The slugs of a release that no longer have the same codes, as lines to print."""
+    codes = {rule.slug: (rule.grpc, rule.http) for rule in current.rules()}
+    return [
+        f"ErrorCode.{rule.slug} has other codes than in the last release"
+        for rule in released.rules()
+        if codes.get(rule.slug) != (rule.grpc, rule.http)
+    ]
 
 
 def released_descriptors() -> bytes:
@@ -240,7 +281,8 @@ def main() -> None:
         try:
             write(arguments.out.resolve())
             write_googleapis()
-            write_error_page(arguments.out)
+            for path, text in others(Protos((arguments.out / DESCRIPTOR_SET).read_bytes())).items():
+                path.write_text(text)
         except subprocess.CalledProcessError:
             # protoc has printed the reason.
             sys.exit("A proto is not valid. Nothing was changed.")

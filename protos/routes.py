@@ -24,9 +24,16 @@ WITHOUT_BODY_FILTERS = {
 }
 # Turns on a filter that envoy.yaml has turned off.
 FILTER_ON = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}
-# Routes to the workers. Priority HIGH has the circuit breaker for small requests, DEFAULT the one
-# for large requests.
-ROUTE = {"cluster": "control_plane", "priority": "HIGH"}
+# Routes to the workers. Circuit breakers belong to a cluster and a priority, so each class of calls
+# has its own (see envoy.yaml).
+FIRST_ROUTE = {"cluster": "control_plane", "priority": "HIGH"}
+SMALL_ROUTE = {"cluster": "control_plane", "priority": "DEFAULT"}
+LONG_ROUTE = {"cluster": "control_plane_long", "priority": "HIGH"}
+LARGE_ROUTE = {"cluster": "control_plane_long", "priority": "DEFAULT"}
+# Unary methods that may wait as long as a stream: for the end of a task.
+WAITING_METHODS = frozenset({"SendMessage"})
+# Tells a worker that the route has the circuit breaker for large bodies.
+LARGE_BODY_HEADER = "x-evershell-large-body"
 
 # No other method has paths that match one of its paths.
 HOT_METHOD = "CancelTask"
@@ -67,8 +74,9 @@ SMALL_METHOD_MAX_BYTES = 16_384
 
 # Methods for probes and tools. They need no credential, so they have a cluster that serves only a
 # few calls at a time, each for at most 5 s. Health and reflection have a circuit breaker each, by
-# their priority. Health/Watch is not served, because callers without a credential could hold all of
-# its streams. A client whose Watch is UNIMPLEMENTED calls without it.
+# their priority. A call of health counts once its message has arrived: otherwise, callers who send
+# none could hold all places. Health/Watch is not served for the same reason: its streams stay open.
+# A client whose Watch is UNIMPLEMENTED calls without it.
 REFLECTION = {
     "cluster": "introspection",
     "timeout": "5s",
@@ -86,16 +94,19 @@ INTROSPECTION_REQUEST_BYTES = 4096
 
 
 def edge_config(
-    protos: Protos, other_routes: list[dict[str, Any]], other_size_limits: Mapping[str, int]
+    protos: Protos,
+    other_routes: list[dict[str, Any]],
+    other_size_limits: Mapping[str, int],
+    other_classes: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """The content of gen/evershell/edge/routes.json.
 
     `other_routes` are those of REST besides the bindings of the protos. `other_size_limits` has the
     requests of gRPC besides the methods of the protos; a path that ends with a slash stands for all
-    paths below it.
+    paths below it. `other_classes` has their routes.
     """
     rules = protos.rules()
-    methods = protos.service.methods
+    methods, first = protos.service.methods, protos.first_methods()
     size_limits = {
         f"/{SERVICE}/{method.name}": protos.max_request_bytes(method) for method in methods
     }
@@ -116,7 +127,7 @@ def edge_config(
                     grpc_web.route(
                         f"/{SERVICE}/{method.name}",
                         CONTENT_HEADER,
-                        _action(streams=method.server_streaming),
+                        _action(method, first),
                         size_limit.of_grpc(protos.max_request_bytes(method)),
                     )
                     | response_headers(protos, method),
@@ -136,6 +147,8 @@ def edge_config(
             size_limits,
             {f"/{SERVICE}/{method.name}": protos.repeat(method) for method in methods},
             {f"/{SERVICE}/{method.name}": response_headers(protos, method) for method in methods},
+            {f"/{SERVICE}/{method.name}": class_of(method, first) for method in methods}
+            | dict(other_classes),
         ),
         # Requests that are not gRPC get the envelopes of REST.
         "grpc_local_replies": [*grpc_errors_of_edge, *local_replies(rules)],
@@ -147,6 +160,7 @@ def _routes(protos: Protos) -> list[dict[str, Any]]:
 
     Each path has routes for its methods, and one for all other methods (405).
     """
+    first = protos.first_methods()
     by_path: dict[str, list[Binding]] = defaultdict(list)
     for binding in sorted(protos.bindings(), key=lambda binding: binding.rpc.name != HOT_METHOD):
         by_path[re.sub(r"\{[^}]*\}", "[^/]+", binding.path)].append(binding)
@@ -156,7 +170,7 @@ def _routes(protos: Protos) -> list[dict[str, Any]]:
         for binding in group:
             refusals = (_unsupported_body(path, binding), _misplaced_query(path, binding))
             headers = response_headers(protos, binding.rpc)
-            calls = (call | headers for call in _calls(path, binding))
+            calls = (call | headers for call in _calls(path, binding, first))
             routes += [*filter(None, refusals), *calls]
         methods = (
             {"OPTIONS"}
@@ -172,10 +186,9 @@ def _grpc_routes(
     size_limits: Mapping[str, int],
     when_to_repeat: Mapping[str, str],
     headers: Mapping[str, dict[str, Any]],
+    classes: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """The routes of the gRPC listener, by method. The edge answers UNIMPLEMENTED to all others."""
-    # No timeout here: the workers enforce the deadline that the client sets.
-    default = ROUTE | {"timeout": STREAM_TIMEOUT}
     refusals = [
         {"match": match, "direct_response": {"status": UNPRINTABLE_STATUS}}
         for match, _ in _unprintable_headers()
@@ -186,8 +199,12 @@ def _grpc_routes(
         for route in repeats.routes(
             {
                 "match": {"prefix" if path.endswith("/") else "path": path, "grpc": {}},
-                "route": INTROSPECTION_METHODS.get(path, default),
-                "typed_per_filter_config": size_limit.of_grpc(limit),
+                "route": INTROSPECTION_METHODS.get(path)
+                # No timeout here: the workers enforce the deadline that the client sets.
+                or classes[path] | {"timeout": STREAM_TIMEOUT},
+                "typed_per_filter_config": size_limit.of_grpc(
+                    limit, waits_for_body=INTROSPECTION_METHODS.get(path) is HEALTH
+                ),
             }
             | headers.get(path, {}),
             when_to_repeat.get(path, repeats.ALWAYS),
@@ -297,35 +314,54 @@ def _query_refusal(path: dict[str, Any], binding: Binding, regex: str, text: str
     return answer_text(path | {"headers": [_method(binding), query]}, 400, text)
 
 
-def _calls(path: dict[str, Any], binding: Binding) -> list[dict[str, Any]]:
+def _calls(path: dict[str, Any], binding: Binding, first: frozenset[str]) -> list[dict[str, Any]]:
     """The route to the workers, or two routes if bodies can be large: one for small bodies and one
     for all others.
     """
     if binding.max_request_bytes <= SMALL_METHOD_MAX_BYTES or not binding.has_body:
-        routes = [_call(path, binding, [])]
+        routes = [_call(path, binding, first, [])]
     else:
         is_small = {
             "name": CONTENT_HEADER,
             "string_match": {"safe_regex": {"regex": SMALL_CONTENT}},
         }
-        large = _call(path, binding, [])
-        large["route"]["priority"] = "DEFAULT"
-        routes = [_call(path, binding, [is_small]), large]
+        large = _call(path, binding, first, [])
+        # A large cancellation stays in the class of cancellations, which nothing else can fill.
+        if class_of(binding.rpc, first) is not FIRST_ROUTE:
+            large["route"] |= LARGE_ROUTE
+        large.setdefault("request_headers_to_add", []).append(header(LARGE_BODY_HEADER, "1"))
+        routes = [_call(path, binding, first, [is_small]), large]
     when = repeats.ALWAYS if binding.names_task else binding.repeat
     return [each for route in routes for each in repeats.routes(route, when)]
 
 
-def _action(*, streams: bool) -> dict[str, Any]:
+def class_of(method: Any, first: frozenset[str]) -> dict[str, Any]:
+    """The route of small calls of a method, whichever its service. `first` has the names of the
+    methods whose calls are served first.
+    """
+    if method.server_streaming or method.name in WAITING_METHODS:
+        return LONG_ROUTE
+    return FIRST_ROUTE if method.name in first else SMALL_ROUTE
+
+
+def _action(method: Any, first: frozenset[str]) -> dict[str, Any]:
     """Sends a call to the workers, with the time limits of the REST listener."""
-    if streams:
-        return ROUTE | {"timeout": STREAM_TIMEOUT, "idle_timeout": STREAM_IDLE_TIMEOUT}
-    return ROUTE | {"timeout": CALL_TIMEOUT}
+    if method.server_streaming:
+        times = {"timeout": STREAM_TIMEOUT, "idle_timeout": STREAM_IDLE_TIMEOUT}
+    else:
+        times = {"timeout": CALL_TIMEOUT}
+    return class_of(method, first) | times
 
 
-def _call(path: dict[str, Any], binding: Binding, headers: list[dict[str, Any]]) -> dict[str, Any]:
+def _call(
+    path: dict[str, Any],
+    binding: Binding,
+    first: frozenset[str],
+    headers: list[dict[str, Any]],
+) -> dict[str, Any]:
     route: dict[str, Any] = {
         "match": path | {"headers": [_method(binding), *headers]},
-        "route": _action(streams=binding.streams),
+        "route": _action(binding.rpc, first),
         "typed_per_filter_config": size_limit.of(binding.max_request_bytes),
     }
     for_lua: dict[str, Any] = {}

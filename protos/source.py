@@ -118,6 +118,7 @@ class Protos:
         """
         all_bindings = []
         for method in self.service.methods:
+            self.access(method)
             http = self.option(method.GetOptions(), "google.api.http")
             edge = self.option(method.GetOptions(), f"{PACKAGE}.edge")
             if not http.WhichOneof("pattern") and not edge.success_status:
@@ -143,6 +144,21 @@ class Protos:
     def repeat(self, method: Any) -> str:
         """When a failed call of this RPC can be repeated: a name of Repeat."""
         return repeat_of(self.option(method.GetOptions(), f"{PACKAGE}.edge"))
+
+    def access(self, method: Any) -> Any:
+        """The scopes that a call of this RPC needs. Raises ValueError if it does not say so."""
+        edge = self.option(method.GetOptions(), f"{PACKAGE}.edge")
+        if not edge.HasField("access"):
+            raise ValueError(f"{method.full_name} needs `access` in its edge option")
+        return edge.access
+
+    def first_methods(self) -> frozenset[str]:
+        """The names of the RPCs whose calls are served first."""
+        return frozenset(
+            method.name
+            for method in self.service.methods
+            if self.option(method.GetOptions(), f"{PACKAGE}.edge").urgency
+        )
 
     def max_request_bytes(self, method: Any) -> int:
         """Size limit of a request of this RPC: its own, or the one in `every_call`."""
@@ -183,12 +199,12 @@ class Protos:
 
     def errors(self, binding: Binding) -> list[Rule]:
         """The errors of this RPC over REST, in the order of the enum."""
-        slugs = self.common_errors() | self._slugs(binding.edge.errors)
+        slugs = self.common_errors() | {*self.slugs(binding.edge.errors)}
         return [rule for rule in self.rules() if rule.slug in slugs]
 
     def common_errors(self) -> set[str]:
         """The slugs with which every call may answer."""
-        return self._slugs(self._every_call.errors)
+        return {*self.slugs(self._every_call.errors)}
 
     def methods_with(self, slug: str) -> list[str]:
         """The names of the RPCs whose own errors contain the slug."""
@@ -196,11 +212,12 @@ class Protos:
             method.name: self.option(method.GetOptions(), f"{PACKAGE}.edge")
             for method in self.service.methods
         }
-        return [name for name, edge in edges.items() if slug in self._slugs(edge.errors)]
+        return [name for name, edge in edges.items() if slug in self.slugs(edge.errors)]
 
-    def _slugs(self, numbers: Iterable[int]) -> set[str]:
+    def slugs(self, numbers: Iterable[int]) -> list[str]:
+        """The slugs of these values of ErrorCode, in the same order."""
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
-        return {enum.values_by_number[number].name for number in numbers}
+        return [enum.values_by_number[number].name for number in numbers]
 
 
 def repeat_of(edge: Any) -> str:

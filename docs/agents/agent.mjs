@@ -52,7 +52,7 @@ function obey({ fenced, task, lease_ms, lease_length_ms }, sent) {
   if (Number(lease_length_ms)) leaseLength = Number(lease_length_ms);
   // The margin is for ending the tools before the lease is over.
   if (Number(lease_ms)) leaseUntil = sent + Number(lease_ms) - 0.2 * leaseLength;
-  // An older reply may not know of the task yet.
+  // An older reply may not have the task yet.
   if (!task && current && sent > startedAt) interrupt();
   if (task) start(task);
 }

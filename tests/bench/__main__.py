@@ -20,6 +20,7 @@ from tests.bench.environment import Options
 from tests.bench.figures import Figures, Row, Summary, summarise
 from tests.bench.plan import Block, Setting
 from tests.bench.rows import all_blocks
+from tests.bench.servers.agent import AGENTS, addresses
 from tests.bench.side import Side
 from tests.support.stack import ROOT
 
@@ -99,15 +100,16 @@ def _running(options: Options, folder: Path) -> Iterator[Setting]:
         home = sides[-1]
         row_ids = arming.prepare_floor(home.database, _FLOOR_ROWS)
         agent_port, floor_port = processes.free_port(), processes.free_port()
-        agent_address = f"127.0.0.1:{agent_port}"
+        agents = addresses(agent_port, AGENTS)
+        log = folder / "agents.log"
         stack.enter_context(
-            processes.running("tests.bench.servers.agent", agent_port, log=folder / "agent.log")
+            processes.running("tests.bench.servers.agent", agent_port, str(AGENTS), log=log)
         )
         floor = stack.enter_context(
             processes.running(
                 "tests.bench.servers.floor",
                 floor_port,
-                agent_address,
+                agents[0],
                 home.stack.ready["database_url"],
                 log=folder / "floor.log",
             )
@@ -116,7 +118,7 @@ def _running(options: Options, folder: Path) -> Iterator[Setting]:
             sides=sides,
             floor_address=f"127.0.0.1:{floor_port}",
             floor_pid=floor.pid,
-            agent_address=agent_address,
+            agent_addresses=agents,
             row_ids=row_ids,
             quick=options.quick,
             folder=folder,

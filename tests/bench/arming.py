@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -48,26 +48,65 @@ _LOGS = """
             (3, 'task_started', '{"epoch": 1}')
     ) AS event (seq, type, payload)
 """
+_END_TASKS = """
+    UPDATE tasks SET status = 'cancelled', completed_at = now()
+    WHERE workspace_id = ANY(%(ids)s) AND completed_at IS NULL
+"""
+_NEXT_TASKS = """
+    INSERT INTO tasks (
+        id, workspace_id, description, metadata, max_iterations, status, phase, iterations,
+        created_at, started_at, reason, result, forced, input_tokens, output_tokens, model_calls,
+        tool_calls
+    )
+    SELECT 'task_' || substr(id, 4) || %(suffix)s, id, 'sleep 600', '{}', 100,
+        'running', 'tool_call', 0, now(), now(), '', '', false, 0, 0, 1, 1
+    FROM unnest(%(ids)s::text[]) AS id
+"""
+_NEXT_EVENTS = """
+    INSERT INTO events (workspace_id, seq, type, time, task_id, payload)
+    SELECT w.id, w.last_seq + event.number, event.type, now(),
+        CASE WHEN event.number = 1 THEN w.current_task_id
+            ELSE 'task_' || substr(w.id, 4) || %(suffix)s END,
+        event.payload::jsonb
+    FROM workspaces w, (
+        VALUES
+            (1, 'task_completed', '{"status": "cancelled"}'),
+            (2, 'task_submitted',
+                '{"description": "sleep 600", "max_iterations": 100, "submitted_by": "bench"}'),
+            (3, 'task_started', '{"epoch": 1}')
+    ) AS event (number, type, payload)
+    WHERE w.id = ANY(%(ids)s)
+"""
+_TAKE_NEXT = """
+    UPDATE workspaces
+    SET last_seq = last_seq + 3, current_task_id = 'task_' || substr(id, 4) || %(suffix)s
+    WHERE id = ANY(%(ids)s)
+"""
 # `whole`: the intent is recorded, there is one event of it, and it is the next in its log.
 # `touched`: any trace of a cancellation, or an end.
 _COUNT = """
     SELECT
         count(*) FILTER (
             WHERE t.cancel_requested_at IS NOT NULL AND t.completed_at IS NULL
-                AND w.last_seq = 4 AND e.requests = 1 AND e.first = 4 AND e.events = 1
+                AND w.last_seq = e.started + 1 AND e.requests = 1 AND e.first = e.started + 1
+                AND e.events = 1
         ) AS whole,
         count(*) FILTER (
             WHERE t.cancel_requested_at IS NOT NULL OR t.completed_at IS NOT NULL
-                OR w.last_seq <> 3 OR e.events > 0
+                OR w.last_seq <> e.started OR e.events > 0
         ) AS touched
     FROM unnest(%(ids)s::text[]) AS wanted (id)
     JOIN workspaces w ON w.id = wanted.id
     JOIN tasks t ON t.id = w.current_task_id
     -- By workspace, so that a large table of other events is not read.
     CROSS JOIN LATERAL (
-        SELECT count(*) AS events, min(seq) AS first,
-            count(*) FILTER (WHERE type = 'task_cancel_requested') AS requests
-        FROM events WHERE workspace_id = w.id AND seq > 3
+        SELECT started.seq AS started, count(later.seq) AS events, min(later.seq) AS first,
+            count(*) FILTER (WHERE later.type = 'task_cancel_requested') AS requests
+        FROM events started
+        LEFT JOIN events later ON later.workspace_id = w.id AND later.seq > started.seq
+        WHERE started.workspace_id = w.id AND started.task_id = t.id
+            AND started.type = 'task_started'
+        GROUP BY started.seq
     ) e
 """
 # The payload of an event like those that agents write: a message of WatchEvents has 237 bytes.
@@ -106,12 +145,13 @@ class WrongOutcomeError(Exception):
 class Armed:
     """Workspaces, each with a running task and an agent that acknowledges signals."""
 
-    name: str
     workspace_ids: list[str]
+    # Number of the tasks that each workspace has had before.
+    earlier: int = 0
 
     def task_id(self, workspace_id: str) -> str:
         """The task that runs in the workspace."""
-        return "task_" + workspace_id.removeprefix("ws_")
+        return "task_" + workspace_id.removeprefix("ws_") + _suffix(self.earlier)
 
 
 def arm(database: psycopg.Connection[Any], count: int, agent_addresses: Sequence[str]) -> Armed:
@@ -121,7 +161,21 @@ def arm(database: psycopg.Connection[Any], count: int, agent_addresses: Sequence
     with database.transaction():
         for statement in (_WORKSPACES, _TASKS, _LOGS):
             database.execute(statement, values)
-    return Armed(name, [f"ws_{name}_{number}" for number in range(1, count + 1)])
+    return Armed([f"ws_{name}_{number}" for number in range(1, count + 1)])
+
+
+def arm_again(database: psycopg.Connection[Any], armed: Armed) -> Armed:
+    """Ends the tasks of the workspaces, and gives each its next one, with the same agent."""
+    following = replace(armed, earlier=armed.earlier + 1)
+    values = {"ids": armed.workspace_ids, "suffix": _suffix(following.earlier)}
+    with database.transaction():
+        for statement in (_END_TASKS, _NEXT_TASKS, _NEXT_EVENTS, _TAKE_NEXT):
+            database.execute(statement, values)
+    return following
+
+
+def _suffix(earlier: int) -> str:
+    return f"_{earlier}" if earlier else ""
 
 
 def check(database: psycopg.Connection[Any], armed: Armed, accepted: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.bench import environment, processes, windows
 from tests.bench.figures import Figures
+from tests.bench.servers.agent import AGENTS, addresses
 from tests.bench.side import Side
 from tests.support.stack import ROOT
 from tests.support.waiting import eventually
@@ -24,8 +25,6 @@ _SECONDS = 15
 _WARM_UP_SECONDS = 3.0
 _SAMPLES_A_SECOND = 100
 _START_SECONDS = 30.0
-# More tasks than the load can cancel, from the throughput of the warm-up.
-_MARGIN = 2.0
 
 _ENGINE, _LOOP, _LOG, _REST = "gRPC engine", "event loop", "log line", "rest"
 _INTERCEPTORS = "interceptors"
@@ -90,14 +89,14 @@ def main() -> None:
         side.start()
         try:
             port = processes.free_port()
-            with processes.running("tests.bench.servers.agent", port, log=folder / "agent.log"):
+            log = folder / "agents.log"
+            with processes.running("tests.bench.servers.agent", port, str(AGENTS), log=log):
                 side.take_leadership()
-                agent_address = f"127.0.0.1:{port}"
-                alone = _cancel(side, agent_address, _WARM_UP_SECONDS, 20_000)
-                armed = int(alone["per_second"] * _SECONDS * _MARGIN)
+                agents = addresses(port, AGENTS)
+                alone = _cancel(side, agents, _WARM_UP_SECONDS)
                 for format_, file in (("flamegraph", "flame.svg"), ("raw", "stacks")):
                     with _recorder(side.worker_pids[0], format_, folder / file):
-                        _cancel(side, agent_address, _SECONDS, armed)
+                        _cancel(side, agents, _SECONDS)
             described = environment.describe(side.database)
         finally:
             side.stop()
@@ -107,12 +106,10 @@ def main() -> None:
     _DOCUMENT.write_text(_document(samples, alone, described) + by_hand)
 
 
-def _cancel(side: Side, agent_address: str, seconds: float, count: int) -> Figures:
+def _cancel(side: Side, agents: Sequence[str], seconds: float) -> Figures:
     """Cancels tasks for this time, and checks each cancellation in the database."""
-    tasks = side.arm(count, agent_address)
-    bodies = [windows.cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
     connection = side.connect("CancelTask")
-    return windows.recorded(side, tasks, connection, bodies, _CALLERS, seconds, side.worker_pids)
+    return windows.cancelled(side, agents, [connection], _CALLERS, seconds, side.worker_pids)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from tests.bench.figures import percentile
@@ -65,6 +66,16 @@ class Calls:
             "per_second": self.count / self.seconds,
             "generator_per_cpu_second": self.count / self.own_cpu_seconds,
         }
+
+
+def joined(parts: Sequence[Calls]) -> Calls:
+    """The calls of several runs."""
+    return Calls(
+        list(chain.from_iterable(each.nanoseconds for each in parts)),
+        sum((each.statuses for each in parts), Counter()),
+        sum(each.seconds for each in parts),
+        sum(each.own_cpu_seconds for each in parts),
+    )
 
 
 def run(

@@ -16,7 +16,8 @@ class Setting:
     sides: Sequence[Side]
     floor_address: str
     floor_pid: int
-    agent_address: str
+    # A worker keeps a stream to each of these agents.
+    agent_addresses: Sequence[str]
     # The ids of the rows that the floor reads and updates.
     row_ids: Sequence[str]
     quick: bool
@@ -24,6 +25,11 @@ class Setting:
     folder: Path
     # Closed at the end of the run.
     resources: ExitStack
+
+    @property
+    def agent_address(self) -> str:
+        """An agent for windows that do not depend on the number of agents."""
+        return self.agent_addresses[0]
 
     @property
     def home(self) -> Side:

@@ -12,6 +12,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,11 +25,12 @@ from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.bench import arming, processes, size, windows
 from tests.bench.figures import Figures
+from tests.bench.servers.agent import AGENTS, addresses
 from tests.bench.side import Side
 from tests.support.waiting import eventually
 
 _WORKSPACES = 50_000
-_CALLERS, _SECONDS, _ARMED = 64, 3.0, 4_000
+_CALLERS, _SECONDS = 64, 3.0
 _GO_ON, _PAUSE = signal.SIGUSR1, signal.SIGUSR2
 # Until the removal has looked at the workspaces of earlier windows.
 _START_SECONDS = 60.0
@@ -49,8 +51,8 @@ def main(folder: Path, rounds: int) -> None:
             size.fill(side.database, _WORKSPACES)
             built.write_text(datetime.now(UTC).isoformat())
         port, log = processes.free_port(), folder / "log"
-        agent = processes.running("tests.bench.servers.agent", port, log=log)
-        stack.enter_context(agent)
+        agents = processes.running("tests.bench.servers.agent", port, str(AGENTS), log=log)
+        stack.enter_context(agents)
         command = [sys.executable, "-m", "tests.bench.retention", "remove"]
         arguments = [side.stack.ready["database_url"], built.read_text()]
         removal = stack.enter_context(processes.started([*command, *arguments], log))
@@ -58,22 +60,18 @@ def main(folder: Path, rounds: int) -> None:
         eventually(lambda: _left(side.database) < at_first, _START_SECONDS)
         for number in range(rounds) if rounds else iter(int, 1):
             for removes in (False, True) if rounds else (True,):
-                figures = _window(side, removal, f"127.0.0.1:{port}", removes=removes)
+                figures = _window(side, removal, addresses(port, AGENTS), removes=removes)
                 print(json.dumps({"round": number, "removes": removes, **figures}), flush=True)
             if not rounds and not figures["left"]:
                 break
 
 
 def _window(
-    side: Side, removal: "subprocess.Popen[bytes]", agent_address: str, *, removes: bool
+    side: Side, removal: "subprocess.Popen[bytes]", agents: Sequence[str], *, removes: bool
 ) -> Figures:
-    tasks = side.arm(_ARMED, agent_address)
-    bodies = [windows.cancel_body(each) for each in tasks.workspace_ids]
     connection, before = side.connect("CancelTask"), _left(side.database)
     removal.send_signal(_GO_ON if removes else _PAUSE)
-    figures = windows.recorded(
-        side, tasks, connection, bodies, _CALLERS, _SECONDS, side.worker_pids
-    )
+    figures = windows.cancelled(side, agents, [connection], _CALLERS, _SECONDS, side.worker_pids)
     removal.send_signal(_PAUSE)
     left = _left(side.database)
     return {**figures, "removed": before - left, "left": left}

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ class Side:
         self.stack = Stack(parent, WORKERS="1")
         self.stack.checkout = checkout
         self._leadership: psycopg.Connection[Any] | None = None
+        self._tasks: arming.Armed | None = None
 
     def start(self) -> None:
         """Starts the stack and waits until it is ready."""
@@ -116,3 +117,11 @@ class Side:
     def arm(self, count: int, *agent_addresses: str) -> arming.Armed:
         """Creates workspaces with running tasks, spread over the agents."""
         return arming.arm(self.database, count, agent_addresses)
+
+    def next_tasks(self, agent_addresses: Sequence[str]) -> arming.Armed:
+        """A running task for each agent. From the second call on, the next one of each."""
+        if self._tasks is None:
+            self._tasks = self.arm(len(agent_addresses), *agent_addresses)
+        else:
+            self._tasks = arming.arm_again(self.database, self._tasks)
+        return self._tasks

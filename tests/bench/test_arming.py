@@ -42,7 +42,11 @@ def record(database: Database, workspace_id: str) -> None:
     assert row == (True,)
 
 
-def test_recorded_cancellations_are_counted(database: Database, armed: Armed) -> None:
+@pytest.mark.parametrize("earlier", [0, 2])
+def test_recorded_cancellations_are_counted(database: Database, armed: Armed, earlier: int) -> None:
+    for number in range(earlier):
+        record(database, armed.workspace_ids[number])
+        armed = arming.arm_again(database, armed)
     arming.check(database, armed, 0)
     for workspace_id in armed.workspace_ids[:3]:
         record(database, workspace_id)

@@ -1,6 +1,8 @@
 """The windows: each makes calls of one kind for a while, and returns their figures."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import cycle, islice
 
 from evershell.workspace.v1 import workspace_service_pb2
@@ -19,38 +21,51 @@ UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, OK = 16, 7, 5, 0
 WARM_UP_CALLS = 5
 # All of them are made, even on a slow machine.
 WARM_UP_SECONDS = 60.0
-_HTTP_ACCEPTED = 202
+HTTP_ACCEPTED = 202
 
 
 class WrongStatusError(Exception):
     """A call of a window had another status than the window expects."""
 
 
-def cancel(
-    callers: int, seconds: float, armed: int, *, include_descendants: bool = False
-) -> Measure:
+def cancel_body(workspace_id: str, *, include_descendants: bool = False) -> bytes:
+    request = workspace_service_pb2.CancelTaskRequest(
+        workspace_id=workspace_id, include_descendants=include_descendants
+    )
+    return message(request.SerializeToString())
+
+
+def cancel(callers: int, seconds: float, *, include_descendants: bool = False) -> Measure:
     """CancelTask, each call for a task of its own. The outcomes are counted in the database."""
+    body = partial(cancel_body, include_descendants=include_descendants)
 
     def measure(setting: Setting, side: Side) -> Figures:
-        tasks = side.arm(armed, setting.agent_address)
-        bodies = [
-            cancel_body(workspace_id, include_descendants=include_descendants)
-            for workspace_id in tasks.workspace_ids
-        ]
-        connection = side.connect("CancelTask")
-        return recorded(side, tasks, connection, bodies, callers, seconds, side.worker_pids)
+        return cancelled(
+            side,
+            setting.agent_addresses,
+            [side.connect("CancelTask")],
+            callers,
+            seconds,
+            side.worker_pids,
+            body=body,
+        )
 
     return measure
 
 
-def record(callers: int, seconds: float, armed: int) -> Measure:
+def record(callers: int, seconds: float) -> Measure:
     """The durable floor: the same change and an empty call to the agent, bare."""
 
     def measure(setting: Setting, side: Side) -> Figures:
-        tasks = side.arm(armed, setting.agent_address)
-        bodies = [message(workspace_id.encode()) for workspace_id in tasks.workspace_ids]
-        connection = floor_connection(setting, "Record")
-        return recorded(side, tasks, connection, bodies, callers, seconds, [setting.floor_pid])
+        return cancelled(
+            side,
+            setting.agent_addresses,
+            [floor_connection(setting, "Record")],
+            callers,
+            seconds,
+            [setting.floor_pid],
+            body=lambda workspace_id: message(workspace_id.encode()),
+        )
 
     return measure
 
@@ -96,22 +111,33 @@ def refused(token: str, status: int, callers: int, seconds: float) -> Measure:
     return measure
 
 
-def cancel_rest(callers: int, seconds: float, armed: int) -> Measure:
+def cancel_rest(callers: int, seconds: float) -> Measure:
     """CancelTask over REST, through Envoy."""
 
     def measure(setting: Setting, side: Side) -> Figures:
-        tasks = side.arm(armed, setting.agent_address)
-        address = str(side.stack.ready["rest_url"]).removeprefix("http://")
-        headers = {"authorization": f"Bearer {side.stack.tokens['full_access']}"}
-        requests = [
-            http1.request(address, f"/v1/workspaces/{workspace_id}/task/cancel", headers)
-            for workspace_id in tasks.workspace_ids
-        ]
-        calls = http_calls(address, requests, callers, seconds, _HTTP_ACCEPTED)
-        arming.check(side.database, tasks, WARM_UP_CALLS + calls.count)
-        return calls.figures()
+        address, body = rest_cancel(side)
+        connections = [http1.Connection(address) for _ in range(callers)]
+        return cancelled(
+            side,
+            setting.agent_addresses,
+            connections,
+            callers,
+            seconds,
+            side.worker_pids,
+            body=body,
+            status=HTTP_ACCEPTED,
+        )
 
     return measure
+
+
+def rest_cancel(side: Side) -> tuple[str, Callable[[str], bytes]]:
+    """The address of Envoy, and the request that cancels a workspace's task."""
+    address = str(side.stack.ready["rest_url"]).removeprefix("http://")
+    headers = {"authorization": f"Bearer {side.stack.tokens['full_access']}"}
+    return address, lambda workspace_id: http1.request(
+        address, f"/v1/workspaces/{workspace_id}/task/cancel", headers
+    )
 
 
 def http_calls(
@@ -164,29 +190,60 @@ def expect(calls: Calls, status: int) -> None:
         raise WrongStatusError(f"expected {status}, got {dict(calls.statuses)}")
 
 
-def recorded(
+def cancelled(
     side: Side,
-    tasks: arming.Armed,
-    connection: Connection,
-    bodies: Sequence[bytes],
+    agent_addresses: Sequence[str],
+    connections: Sequence[load.Connection],
     callers: int,
     seconds: float,
     pids: Sequence[int],
+    *,
+    body: Callable[[str], bytes] = cancel_body,
+    status: int = OK,
 ) -> Figures:
-    """Makes calls that record cancellations, and compares their number with the database."""
-    postgres = side.postgres_pids()
-    cpu_began = cpu_seconds(postgres)
-    figures = figures_of([connection], bodies, callers, seconds, pids)
-    used = cpu_seconds(postgres) - cpu_began
-    arming.check(side.database, tasks, int(figures["calls"]) + WARM_UP_CALLS)
-    return {**figures, "postgres_us": used * 1e6 / figures["calls"]}
+    """Cancels tasks of the agents, and closes the connections.
+
+    Each call has a task of its own. All agents are signalled once before, so a worker has a
+    stream to each. When the tasks of all agents were cancelled, all get their next ones, and the
+    time for that is not counted.
+    """
+    processes = {"cpu_us": pids, "postgres_us": side.postgres_pids()}
+    used: Counter[str] = Counter()
+    measured: list[Calls] = []
+    left = seconds
+    try:
+        cancel_each(side, side.next_tasks(agent_addresses), connections, callers, body, status)
+        while left > 0:
+            tasks = side.next_tasks(agent_addresses)
+            used.subtract({name: cpu_seconds(each) for name, each in processes.items()})
+            bodies = map(body, tasks.workspace_ids)
+            measured.append(load.run(connections, bodies, callers, left))
+            used.update({name: cpu_seconds(each) for name, each in processes.items()})
+            expect(measured[-1], status)
+            arming.check(side.database, tasks, measured[-1].count)
+            left -= measured[-1].seconds
+    finally:
+        for each in connections:
+            each.close()
+    calls = load.joined(measured)
+    shares = {name: total * 1e6 / calls.count for name, total in used.items()}
+    return {**calls.figures(), **shares, "calls": calls.count}
 
 
-def cancel_body(workspace_id: str, *, include_descendants: bool = False) -> bytes:
-    request = workspace_service_pb2.CancelTaskRequest(
-        workspace_id=workspace_id, include_descendants=include_descendants
-    )
-    return message(request.SerializeToString())
+def cancel_each(
+    side: Side,
+    tasks: arming.Armed,
+    connections: Sequence[load.Connection],
+    callers: int,
+    body: Callable[[str], bytes] = cancel_body,
+    status: int = OK,
+) -> Calls:
+    """Cancels each of the tasks once. Compares the outcomes with the database."""
+    bodies = map(body, tasks.workspace_ids)
+    calls = load.run(connections, bodies, callers, WARM_UP_SECONDS)
+    expect(calls, status)
+    arming.check(side.database, tasks, len(tasks.workspace_ids))
+    return calls
 
 
 def floor_connection(setting: Setting, method: str) -> Connection:

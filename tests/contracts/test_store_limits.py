@@ -1,5 +1,6 @@
 """The contract of Store: limits of tasks."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from evershell.core import task_lifecycle, task_limits, task_tree
-from evershell.core.change import Change, Locked
+from evershell.core.change import Change, Locked, unchanged
 from evershell.core.ports import Store
 from evershell.core.task import OpenIteration, Task, TaskLimits, TaskStarted, Usage
 from tests.support.store.examples import (
@@ -29,7 +30,7 @@ JUST = timedelta(microseconds=1)
 async def started(
     store: Store, limits: TaskLimits, *, after: float = 0, parent: Task | None = None
 ) -> Task:
-    """A task with these limits, in a workspace of its own, that starts so many seconds later."""
+    """A task with these limits, in a workspace of its own, that starts this many seconds later."""
     idle = workspace()
     await store.create_workspace(idle)
     new = replace(task(idle.id), limits=limits, in_limited_tree=limits.include_descendants)
@@ -88,7 +89,7 @@ async def test_what_is_cancelled_or_has_ended_is_not_due(store: Store) -> None:
 async def test_an_earlier_force_deadline_of_a_limit_is_due(
     store: Store, force_after: float | None, is_due: bool
 ) -> None:
-    """The caller's deadline counts from NOW, that of the limit is 65.25 s after NOW."""
+    """The caller's deadline counts from NOW; the limit's deadline is 65.25 s after NOW."""
     new = await started(store, replace(MINUTE, force_after_seconds=5))
     requested = intent(force_after_seconds=force_after)
     await store.record_cancellation(permission(), new.workspace_id, None, requested)
@@ -107,7 +108,7 @@ async def test_an_earlier_force_deadline_of_a_limit_is_due(
 async def used(
     store: Store, of: Task, amount: int, cost_nanos: int | None, *, is_open: bool = False
 ) -> None:
-    """The task has used so many input and output tokens each, in an open iteration or before."""
+    """The task has used this many input and output tokens each, in an open iteration or before."""
     usage = Usage(input_tokens=amount, output_tokens=amount, cost_nanos=cost_nanos)
     opened = OpenIteration(number=1, usage=usage, started_calls=[{"id": "call_1"}])
 
@@ -117,6 +118,19 @@ async def used(
         return Change(locked.workspace, replace(locked.task, **changed))
 
     await store.transition(of.workspace_id, decide)
+
+
+async def started_calls(store: Store, of: Task) -> Sequence[Mapping[str, Any]]:
+    """The tool calls of the open iteration, as a change of the task sees them."""
+    seen: list[Sequence[Mapping[str, Any]]] = []
+
+    def look(locked: Locked) -> Change:
+        assert locked.task is not None and locked.task.open_iteration is not None
+        seen.append(locked.task.open_iteration.started_calls)
+        return unchanged(locked)
+
+    await store.transition(of.workspace_id, look)
+    return seen[-1]
 
 
 async def end(store: Store, ended: Task) -> None:
@@ -172,7 +186,7 @@ async def test_the_usage_of_a_tree_includes_the_iterations_that_run(store: Store
     assert await trees(store) == [(root.id, 111, 111, 777)]
     stored = await store.get_task(child.workspace_id, child.id)
     assert stored is not None and stored.open_iteration is not None
-    assert stored.open_iteration.started_calls == [{"id": "call_1"}]
+    assert await started_calls(store, child) == [{"id": "call_1"}]
     assert (stored.usage.cost_nanos, stored.used.cost_nanos) == (70, 770)
     await used(store, child, 100, None, is_open=True)
     assert await trees(store) == [(root.id, 111, 111, None)]

@@ -56,8 +56,10 @@ def test_the_printed_calls_work(stack: Stack) -> None:
         timer.cancel()
         os.killpg(shell.pid, signal.SIGKILL)
         shell.communicate()
-    assert '"outcome": "already_requested"' in printed
-    assert '"forced":true' in printed.splitlines()[-1]
+    # On a busy machine the agent gets the first cancellation before it begins the first command.
+    is_forced = '"outcome": "already_requested"' in printed
+    assert is_forced or '"outcome": "no_active_task"' in printed
+    assert f'"forced":{json.dumps(is_forced)}' in printed.splitlines()[-1]
 
 
 def test_a_second_stack_on_the_same_state_or_port_explains_what_to_change(

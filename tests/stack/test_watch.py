@@ -1,6 +1,11 @@
 """Watching a workspace's log through Envoy."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_grpc
 
 from evershell.client import Client, TaskCompleted
 from tests.support.stack import Stack, Workspace
@@ -23,3 +28,52 @@ def test_a_stream_on_each_worker_has_the_events_of_all_workers(
         workspace.await_end(workspace.submit("true", "true", "true"))
         seqs = [each.result() for each in watching]
     assert seqs[0] == seqs[1] == list(range(1, seqs[0][-1] + 1))
+
+
+async def test_an_event_costs_the_database_the_same_however_many_watch(
+    stack: Stack, workspace: Workspace
+) -> None:
+    """Most watchers wait for events that are far ahead, each after another one."""
+    follow, wait = 20, 200
+    request = workspace_service_pb2.WatchEventsRequest
+    metadata = (("authorization", f"Bearer {stack.tokens['read_only']}"),)
+    async with grpc.aio.insecure_channel(stack.worker_addresses()[0]) as channel:
+        stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+
+        def watch(after: int) -> Any:
+            return stub.WatchEvents(
+                request(workspace_id=workspace.id, after=after), metadata=metadata, timeout=120
+            )
+
+        following = [asyncio.create_task(_until_end(watch(0))) for _ in range(follow)]
+        waiting = [watch(10**9 + number) for number in range(wait)]
+        # Calls of one connection begin in their order, so all watchers have arrived before it ends.
+        await stub.GetWorkspace(
+            workspace_service_pb2.GetWorkspaceRequest(workspace_id=workspace.id), metadata=metadata
+        )
+        before = _transactions(stack)
+        task = await asyncio.to_thread(workspace.submit, *["true"] * 10)
+        await asyncio.to_thread(workspace.await_end, task)
+        seqs = await asyncio.gather(*following)
+        made = _transactions(stack) - before
+        assert not any(each.done() for each in waiting)
+    assert all(each == list(range(1, seqs[0][-1] + 1)) for each in seqs)
+    assert made < wait * 10
+
+
+async def _until_end(messages: Any) -> list[int]:
+    seqs = []
+    async for message in messages:
+        if message.HasField("event"):
+            seqs.append(message.event.seq)
+            if message.event.HasField("task_completed"):
+                break
+    return seqs
+
+
+def _transactions(stack: Stack) -> int:
+    with stack.database() as database:
+        row = database.execute(
+            "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+        ).fetchone()
+    return int(row[0]) if row else 0

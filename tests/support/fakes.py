@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from evershell.core import errors, task_lifecycle
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, KeyTakenError, Locked
 from evershell.core.errors import UnavailableError
-from evershell.core.event import AuditEntry, AuditFilter, Event, NewEvent, Origin
+from evershell.core.event import AuditEntry, AuditFilter, Event, EventBatch, NewEvent, Origin
 from evershell.core.ports import (
     RENEW_BELOW_SHARE,
     UNDELIVERED,
     CancellationOutcome,
+    CancellationRefusal,
     Clock,
     Leased,
     MatchedTask,
@@ -35,30 +36,31 @@ from evershell.core.task_filter import (
     TaskSelection,
 )
 from evershell.core.task_tree import Parent
+from evershell.core.validation import Listed
 from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 from evershell.store.notifications import Publish, publish_to_nobody
 from tests.support.fake_audit import FakeAuditLog, covers
 
-_Listed = TypeVar("_Listed", Workspace, Task)
+_Item = TypeVar("_Item", Workspace, Task)
 _WANTED = (
     WorkspaceStatus.PROVISIONING,
     WorkspaceStatus.IDLE,
     WorkspaceStatus.BUSY,
     WorkspaceStatus.STOPPING,
 )
-_NOT_UP: Mapping[WorkspaceStatus, CancellationOutcome] = {
-    WorkspaceStatus.STOPPING: "workspace_stopped",
-    WorkspaceStatus.STOPPED: "workspace_stopped",
-    WorkspaceStatus.FAILED: "workspace_failed",
-    WorkspaceStatus.DELETING: "workspace_deleting",
-}
+_ENDING = (
+    WorkspaceStatus.STOPPING,
+    WorkspaceStatus.STOPPED,
+    WorkspaceStatus.FAILED,
+    WorkspaceStatus.DELETING,
+)
 
 
 def cancellation_outcome(
     permission: Permission, workspace: Workspace | None, task: Task | None, *, is_named: bool
 ) -> CancellationOutcome:
-    """What store/functions/cancellation_outcome.sql decides."""
+    """Decides the same as store/functions/cancellation_outcome.sql."""
     if workspace is None:
         return "workspace_not_found"
     if not permission.covers(workspace):
@@ -67,10 +69,9 @@ def cancellation_outcome(
         return "task_not_found"
     if task is not None and task.status.is_terminal:
         return "already_finished"
-    if workspace.status is WorkspaceStatus.PROVISIONING and task is None:
-        return "workspace_provisioning"
-    if workspace.status in _NOT_UP:
-        return _NOT_UP[workspace.status]
+    is_provisioning = workspace.status is WorkspaceStatus.PROVISIONING
+    if workspace.status in _ENDING or (is_provisioning and task is None):
+        return cast(CancellationRefusal, workspace.refusal().slug)
     if task is None:
         return "no_active_task"
     return "accepted" if task.cancel is None else "already_requested"
@@ -161,7 +162,7 @@ class FakeStore:
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
-    ) -> Sequence[Workspace]:
+    ) -> Listed[Workspace]:
         self._answer()
         org_id = permission.caller.org_id
         found = [
@@ -188,7 +189,7 @@ class FakeStore:
         before_id: str | None,
         limit: int,
         wanted: ListFilter = EVERY_TASK,
-    ) -> Sequence[Task]:
+    ) -> Listed[Task]:
         self._answer()
         return _page(self._matching(workspace_id, wanted), before_id, limit)
 
@@ -203,11 +204,12 @@ class FakeStore:
             if task.workspace_id == workspace_id and wanted.matches(task)
         ]
 
-    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
         self._answer()
         if workspace_id not in self._workspaces:
             raise errors.workspace_not_found(workspace_id)
-        return [event for event in self._events[workspace_id] if event.seq > after_seq][:limit]
+        later = [event for event in self._events[workspace_id] if event.seq > after_seq]
+        return EventBatch(later[:limit])
 
     async def list_old_logs(
         self, before: datetime, after_id: str, limit: int
@@ -280,10 +282,10 @@ class FakeStore:
 
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
-    ) -> Sequence[AuditEntry]:
+    ) -> Listed[AuditEntry]:
         self._answer()
         workspaces = self._workspaces | self._deleted
-        return self._audit.list(workspaces, permission, wanted, before_id)[:limit]
+        return Listed(self._audit.list(workspaces, permission, wanted, before_id)[:limit])
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         self._answer()
@@ -457,7 +459,7 @@ class FakeStore:
 
     async def list_org_tasks(
         self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
-    ) -> Sequence[Task]:
+    ) -> Listed[Task]:
         self._answer()
         found = [
             task
@@ -612,22 +614,20 @@ def _entry(workspace_id: str, seq: int, new: NewEvent) -> Event:
     )
 
 
-def _page(found: list[_Listed], before_id: str | None, limit: int) -> list[_Listed]:
+def _page(found: list[_Item], before_id: str | None, limit: int) -> Listed[_Item]:
     newest_first = sorted(found, key=lambda each: each.id, reverse=True)
-    return [each for each in newest_first if before_id is None or each.id < before_id][:limit]
+    older = [each for each in newest_first if before_id is None or each.id < before_id]
+    return Listed(older[:limit])
 
 
 def _accepts(at: Workspace) -> bool:
     """Whether the intent for its task may be recorded."""
-    return at.status not in _NOT_UP
+    return at.status not in _ENDING
 
 
 def _would_change(task: Task, force_at: datetime | None) -> bool:
     """Whether a cancellation with this deadline would change the task."""
-    if task.cancel is None:
-        return True
-    recorded = task.cancel.force_at
-    return force_at is not None and (recorded is None or force_at < recorded)
+    return task.cancel is None or task.cancel.is_forced_earlier(force_at)
 
 
 def _matches(wanted: TaskSelection, at: Workspace, task: Task) -> bool:

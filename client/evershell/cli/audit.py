@@ -43,7 +43,7 @@ def audit(
     """Prints one line for each entry."""
     start = None
     if since is not None:
-        # Without a start if there was no such time.
+        # No start if there was no such time.
         with suppress(OverflowError):
             start = datetime.now(UTC) - timedelta(seconds=since)
     entries = call.client.list_audit_entries(

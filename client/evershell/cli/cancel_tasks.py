@@ -1,4 +1,4 @@
-"""Cancels many tasks: `cancel --all`, `cancel --filter` and its filter, what `hold` asks first."""
+"""Cancels many tasks: `cancel --all` and `cancel --filter`. `hold` asks the same question."""
 
 import sys
 from collections.abc import Iterable
@@ -53,7 +53,7 @@ def cancel_tasks(
         _print_dry_run(call, preview)
         sys.exit(ExitCode.DONE if preview.matched else ExitCode.NOTHING_TO_CANCEL)
     if preview is not None and not preview.matched:
-        # Without a call: it would cancel what has begun since, which nobody has confirmed.
+        # Makes no call: it would cancel tasks that began later, which nobody has confirmed.
         results = [preview]
     else:
         if preview is not None:
@@ -100,7 +100,7 @@ def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
 
 
 def check_can_ask(call: Call) -> None:
-    """Raises click.UsageError if the output has no place for a question."""
+    """Raises click.UsageError if the command cannot ask a question."""
     if call.as_json:
         raise click.UsageError("--json asks nothing: add --yes, or --dry-run.")
 
@@ -114,7 +114,7 @@ def confirm(count: int) -> None:
             err=True,
         )
     except click.Abort:
-        # Ctrl-C, or the end of standard input.
+        # Ctrl-C was pressed, or standard input has ended.
         answer = ""
         say_lines("", error=True)
     if answer.strip() != str(count):

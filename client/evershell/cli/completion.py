@@ -15,7 +15,7 @@ from evershell.client import Client, EvershellError
 
 _SECONDS = 2.0
 _MOST = 50
-# A name that a shell takes as one word that is no option. Names are untrusted.
+# A name that a shell reads as one word and not as an option. Names are untrusted.
 _SAFE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 _HELP = """Print the script with which a shell completes commands, options, names and ids.
@@ -68,7 +68,8 @@ def _workspaces(client: Client, typed: str) -> Iterator[tuple[str, str]]:
         if name.startswith(typed):
             yield name, f"{each.id} {each.status}"
     for each in listed:
-        # The id stands for a name that selects none, or that a shell would not take as one word.
+        # Offers the id if the name selects no workspace, or if a shell would not read it as one
+        # word.
         is_typed = bool(typed) and each.id.startswith(typed)
         if is_typed or (each.name not in named and each.name.startswith(typed)):
             yield each.id, f"{each.status} {each.name}".strip()

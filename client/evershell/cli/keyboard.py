@@ -26,7 +26,7 @@ _NAMES = {
 
 @contextmanager
 def single_keys() -> Iterator[None]:
-    """Lets the terminal pass on each key at once and show none. Ctrl-C stays a signal."""
+    """Makes the terminal pass on each key at once and show none. Ctrl-C stays a signal."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:

@@ -1,4 +1,4 @@
-"""What the commands that list have in common: `--limit`, `--status`, and the count."""
+"""The options `--limit` and `--status` of commands that list, and the count of rows."""
 
 from collections.abc import Callable, Collection, Iterable
 from enum import StrEnum
@@ -25,7 +25,7 @@ ItemWithStatus = TypeVar("ItemWithStatus", bound=_HasStatus)
 def whole_number(least: int, most: int | None = None) -> click.IntRange:
     """The type of an option with a number in a range."""
     kind = click.IntRange(least, most)
-    # As an error calls it.
+    # The name of the type in error messages.
     kind.name = "whole number"
     return kind
 

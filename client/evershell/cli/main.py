@@ -19,7 +19,7 @@ from evershell.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: the object of its name in a module of evershell.cli.
+    """A command: the object with its name in a module of evershell.cli.
 
     If the command needs an extra, the module is in evershell.commands.
     """
@@ -27,7 +27,7 @@ class Command:
     help: str
     # The extra of the distribution that has the packages of the command.
     extra: str = ""
-    # The module, if it has another name than the command.
+    # The module, if its name differs from the command's.
     module: str = ""
 
 
@@ -44,6 +44,7 @@ _CALLS = {
     "workspaces": Command("List the workspaces of your organization."),
     "workspace": Command("Show, create, stop and resume a workspace.", module="workspaces"),
     "audit": Command("List the audit log."),
+    "get": Command("Print what the service says of one thing, as JSON."),
     "webhooks": Command("Send events of your organization to a program of yours."),
     "login": Command("Store the address of a service and a credential for it."),
     "completion": Command("Print the script for the completion of a shell."),
@@ -143,7 +144,7 @@ def main() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    # Python has none of those that were closed when the program started.
+    # Python has no object for a stream that was closed when the program started.
     sys.stdin = sys.stdin or os.fdopen(0)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")

@@ -7,12 +7,12 @@ from evershell.cli import show
 from evershell.client import Client, ValidationError, Workspace, WorkspaceNotFoundError
 
 _ID_PREFIX = "ws_"
-# An error names so many workspaces that share a name.
+# The most workspaces with the same name that an error lists.
 _MOST_LISTED = 10
 
 
 def workspace_id(client: Client, named: str) -> str:
-    """The id of the workspace with this id or name. What begins with `ws_` is an id.
+    """The id of the workspace with this id or name. A word that begins with `ws_` is an id.
 
     For a name, reads the list of all workspaces. Raises WorkspaceNotFoundError if none has the
     name, ValidationError if several have it, and CallError if the list cannot be read.

@@ -49,7 +49,7 @@ class Running:
         return Reading(rows, datetime.now(UTC) + self._ahead)
 
     def _look_at_clock(self, answer: Answer) -> None:
-        """Measures how far the clock of the service is ahead of the one of this machine."""
+        """Measures how far the clock of the service is ahead of this machine's clock."""
         date = answer.metadata.get("date")
         if isinstance(date, str):
             self._ahead = parsedate_to_datetime(date) - datetime.now(UTC)

@@ -59,7 +59,7 @@ class Screen:
         self._problem = problem
 
     def tell(self, notice: str) -> None:
-        """Says what came of a cancellation."""
+        """Shows the result of a cancellation."""
         self._notice = notice
 
     def press(self, key: str) -> None:

@@ -71,7 +71,7 @@ def find_target(
 
 
 def _is_same(named: str, url: str) -> bool:
-    """Whether the address is that of the URL, whose scheme it may lack."""
+    """Whether the address and the URL are the same. The address may lack the scheme."""
     try:
         known = find_endpoint(url)
         scheme = "https" if known.is_tls else "http"

@@ -18,7 +18,7 @@ from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 # An id has up to 31 characters and is never broken. A longer word may be.
 _LONGEST_WORD = 31
 _UNLIMITED = 10_000
-# What is said before the text of gRPC, if no service has answered.
+# Printed before the text of gRPC if no service has answered.
 _UNANSWERED = {
     "unavailable": "The service cannot be reached: ",
     "deadline_exceeded": "The service did not answer within --timeout: ",

@@ -1,11 +1,14 @@
 """The commands `tasks` and `task`."""
 
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import click
 
 from evershell.cli import show
 from evershell.cli.completion import complete_task, complete_workspace
+from evershell.cli.get import flags
 from evershell.cli.lists import (
     first,
     having,
@@ -16,7 +19,7 @@ from evershell.cli.lists import (
 )
 from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
-from evershell.client import CallError, Task, TaskStatus
+from evershell.client import CallError, Client, Task, TaskStatus
 
 # The lines of output that are shown of each call that runs.
 _OUTPUT_LINES = 10
@@ -26,7 +29,7 @@ _OUTPUT_LINES = 10
     help="List the tasks of WORKSPACE, those that run, or a tree of tasks, newest first."
 )
 @click.argument("workspace", required=False, shell_complete=complete_workspace)
-@click.option("--active", is_flag=True, help="List only tasks that have not ended.")
+@partial(flags, Client.list_tasks)
 @click.option("--root", metavar="ID", help="List this task, the root of a tree, and the others.")
 @click.option("--parent", metavar="ID", help="List the children of this task.")
 @status_option(TaskStatus)
@@ -35,23 +38,23 @@ _OUTPUT_LINES = 10
 def tasks(
     call: Call,
     workspace: str | None,
-    active: bool,
     root: str | None,
     parent: str | None,
     statuses: tuple[str, ...],
     limit: int | None,
+    **filters: Any,
 ) -> None:
     """Prints one line for each task."""
-    if workspace is None and root is None and parent is None and not active:
+    if workspace is None and root is None and parent is None and not any(filters.values()):
         raise click.UsageError(
             "Missing argument 'WORKSPACE'. --active lists what runs in all workspaces."
         )
     pages = call.client.list_tasks(
         workspace,
-        active=active,
         root_task_id=root,
         parent_task_id=parent,
         page_size=page_size(limit, statuses),
+        **filters,
     )
     listed, has_more = first(having(pages, statuses), limit)
     if call.as_json:
@@ -73,7 +76,7 @@ def tasks(
             for task in listed
         ],
         f"Workspace {workspace} has no tasks."
-        if workspace and not statuses and not active
+        if workspace and not statuses and not any(filters.values())
         else "There are no such tasks.",
     )
     print_count(len(listed), "task", has_more=has_more)

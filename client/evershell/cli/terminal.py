@@ -83,7 +83,7 @@ def _color() -> bool | None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Lets Python write to nowhere what it still holds, which would fail when it exits."""
+    """Makes Python discard its buffered output, which it could not write when it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError):
         os.dup2(nowhere, stream.fileno())

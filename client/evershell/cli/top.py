@@ -23,9 +23,9 @@ On a terminal, the table is live. Select a task with the arrow keys, and cancel 
 command asks once. Otherwise the command prints the table once.
 
 {TABLE}"""
-# How often the service is asked.
+# The interval between reads of the service.
 _PAUSE_SECONDS = 2.0
-# How often the screen is drawn.
+# The interval between drawings of the screen.
 _FRAME_SECONDS = 0.2
 
 

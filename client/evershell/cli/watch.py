@@ -36,7 +36,7 @@ With --task, print the events of that task and end with it. If the connection br
 restarts, the command connects again and goes on after the last event.
 
 {TABLE}"""
-# Of the further lines of an event, if the terminal is narrow.
+# The indent of an event's further lines, if the terminal is narrow.
 _INDENT = 6
 _COLORS = {
     EventType.ITERATION_COMPLETED: "blue",

@@ -89,7 +89,7 @@ def _confirm_deletion(call: Call, workspace: str) -> None:
     try:
         is_confirmed = click.confirm(question, err=True)
     except click.Abort:
-        # Ctrl-C, or the end of standard input.
+        # Ctrl-C was pressed, or standard input has ended.
         is_confirmed = False
         say_lines("", error=True)
     if not is_confirmed:

@@ -7,6 +7,7 @@ with Client("https://acme.evershell.ai", "sk_…") as client:
     print(result.task.status)
 """
 
+# begin: written by `make gen`
 from evershell.client._async.caller import AsyncPages
 from evershell.client._async.client import AsyncClient
 from evershell.client._sync.caller import Pages
@@ -179,3 +180,4 @@ __all__ = [
     "WorkspaceStopped",
     "WorkspaceStoppedError",
 ]
+# end: written by `make gen`

@@ -7,9 +7,10 @@ message can hold, and an empty id for "any".
 import dataclasses
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from evershell.client._messages import Result
+from evershell.client._messages import UNSPECIFIED, Result
 from evershell.client.answers import Page
 from evershell.client.errors import ConfigurationError, ValidationError
 from evershell.client.types import (
@@ -202,6 +203,21 @@ def optional(name: str, value: str | None) -> str | None:
     if value == "":
         raise invalid(name, "must not be empty; leave it out for any")
     return value
+
+
+def nested(name: str, value: Result | None) -> Any:
+    """The message of a field. Raises ValidationError if it cannot hold the value."""
+    return None if value is None else valid(name, value._to_message)
+
+
+def names(name: str, values: Iterable[StrEnum | str], kind: type[StrEnum]) -> list[str]:
+    """The values of an enum. Raises ValidationError if the enum has no such value."""
+    known = {each.value for each in kind if each != UNSPECIFIED}
+    found = [str(each) for each in values]
+    for each in found:
+        if each not in known:
+            raise invalid(name, f"{each!r} is not one of {', '.join(sorted(known))}")
+    return found
 
 
 def seconds(time: Seconds) -> float:

@@ -133,6 +133,9 @@ class CallError(EvershellError):
         return {"error": content}
 
 
+# begin: written by `make gen` from protos/evershell/workspace/v1/error.proto
+
+
 class ValidationError(CallError):
     """A field of the request is not valid; `fields` names it.
 
@@ -144,131 +147,142 @@ class ValidationError(CallError):
 
 
 class UnauthenticatedError(CallError):
-    """The call has no valid credential."""
+    """The call has no valid credential.
+
+    Send a valid credential. A session token that has expired has to be renewed.
+    """
 
     code = "unauthenticated"
 
 
 class PermissionDeniedError(CallError):
-    """The credential is valid, but does not permit this call; `required` has what would."""
+    """The credential is valid, but does not permit this call.
+
+    Use a credential with one of the scopes in `required`.
+    """
 
     code = "permission_denied"
 
 
 class WorkspaceNotFoundError(CallError):
-    """The caller's organization has no such workspace."""
+    """The caller's organization has no such workspace.
+
+    Check the id, and whose credential you use.
+    """
 
     code = "workspace_not_found"
 
 
 class TaskNotFoundError(CallError):
-    """The workspace has no such task."""
+    """The workspace has no such task, or the organization no such parent.
+
+    Check the ids of the task and of its workspace.
+    """
 
     code = "task_not_found"
 
 
-class WebhookNotFoundError(CallError):
-    """The caller's organization has no such webhook."""
-
-    code = "webhook_not_found"
-
-
 class WorkspaceStoppedError(CallError):
-    """The workspace is stopped or stopping."""
+    """The workspace is stopped or stopping.
+
+    There is nothing to cancel: its task has ended, or ends `cancelled` when it has stopped. To run
+    tasks again, call `resume_workspace` once it is `stopped`.
+    """
 
     code = "workspace_stopped"
 
 
 class WorkspaceFailedError(CallError):
-    """The workspace's agent died or could not start; resume_workspace starts a new one."""
+    """The workspace's agent died or could not start.
+
+    There is nothing to cancel or stop: its task has ended. To run tasks again, read `status_reason`
+    of the workspace, then call `resume_workspace`.
+    """
 
     code = "workspace_failed"
 
 
 class WorkspaceDeletingError(CallError):
-    """The workspace is being deleted."""
+    """The workspace is being deleted.
+
+    There is nothing to cancel: its task has ended, or ends `cancelled`. Use another workspace.
+    """
 
     code = "workspace_deleting"
 
 
 class WorkspaceProvisioningError(CallError):
-    """The workspace's agent has not registered yet."""
+    """The workspace's agent has not registered yet.
+
+    Submit when the workspace is `idle`. Until then it has no task to cancel.
+    """
 
     code = "workspace_provisioning"
 
 
 class WorkspaceBusyError(CallError):
-    """The workspace already has a task, which is `task_id`."""
+    """The workspace already has a task.
+
+    Wait for the end of the task `task_id`, or cancel it.
+    """
 
     code = "workspace_busy"
 
 
 class InvalidStateError(CallError):
-    """The state of the resource does not allow this call."""
+    """The state of the resource does not allow this call.
+
+    Wait until the workspace has left the state in `details.status`.
+    """
 
     code = "invalid_state"
 
 
-class IdempotencyConflictError(CallError):
-    """The idempotency key belongs to another request of the caller."""
-
-    code = "idempotency_conflict"
-
-
-class ParentNotRunningError(CallError):
-    """The parent of the task, which is `task_id`, has ended or is being cancelled."""
-
-    code = "parent_not_running"
-
-
-class TreeLimitReachedError(CallError):
-    """The tree has as many levels or open tasks as it may have; `details` has the `limit`."""
-
-    code = "tree_limit_reached"
-
-
-class TooManyWebhooksError(CallError):
-    """The organization has as many webhooks as it may have; `details` has the `limit`."""
-
-    code = "too_many_webhooks"
-
-
-class OrgOnHoldError(CallError):
-    """The organization is on hold; `details` has `held_by`, `held_since` and `hold_reason`."""
-
-    code = "org_on_hold"
-
-
 class RateLimitedError(CallError):
-    """The credential has exceeded its rate limit. The call had no effect."""
+    """The credential has exceeded its rate limit, or its share of the calls in progress.
+
+    Wait as long as `retry_after` says. The call had no effect.
+    """
 
     code = "rate_limited"
 
 
 class AgentUnreachableError(CallError):
-    """The workspace's agent did not answer in time.
+    """The workspace's agent did not answer in time; a recorded cancellation is delivered later.
 
-    A cancellation is recorded (`intent_recorded`) and will be delivered to the task `task_id`. Do
-    not repeat it without that id: it could cancel the next task.
+    A cancellation is recorded and will be delivered: follow the task `task_id`. A call that names
+    this task can be repeated, and signals the agent again; one without a task id could cancel the
+    next task. A submitted task has ended `delivery_failed`: submit it again later. A read can be
+    repeated.
     """
 
     code = "agent_unreachable"
 
 
 class UnavailableError(CallError):
-    """The service cannot be reached, or cannot answer now."""
+    """The service cannot be reached, or cannot answer now.
+
+    Without `retry_after`, a repeat could have another effect: look first whether the call had its
+    effect.
+    """
 
     code = "unavailable"
 
 
 class DeadlineExceededError(CallError, TimeoutError):
-    """The timeout of the call has passed. The call may have taken effect."""
+    """The caller's deadline has passed.
+
+    Look whether the call had an effect, or repeat it as after `unavailable`.
+    """
 
     code = "deadline_exceeded"
 
 
 class InternalError(CallError):
-    """The service failed unexpectedly; its log has the cause under the request id."""
+    """The service failed unexpectedly; its log has the cause under the request id.
+
+    Report it with the request id. The call may have had an effect.
+    """
 
     code = "internal"
 
@@ -283,6 +297,64 @@ class MethodNotAllowedError(CallError):
     """The service does not have this method. It may be older than the client."""
 
     code = "method_not_allowed"
+
+
+class IdempotencyConflictError(CallError):
+    """The idempotency key belongs to another request of the caller, within the last 24 hours.
+
+    Use a new key for a new request.
+    """
+
+    code = "idempotency_conflict"
+
+
+class OrgOnHoldError(CallError):
+    """The organization is on hold, so it gets no new task and no new agent.
+
+    Ask who put it on hold, or wait for `release`. Cancelling, stopping and reading work.
+    """
+
+    code = "org_on_hold"
+
+
+class WebhookNotFoundError(CallError):
+    """The caller's organization has no such webhook.
+
+    Check the id, and whose credential you use. `webhooks.list` has the ids.
+    """
+
+    code = "webhook_not_found"
+
+
+class TooManyWebhooksError(CallError):
+    """The organization, or the task, has as many webhooks as it may have.
+
+    Delete a webhook that is not needed, or use one for several purposes.
+    """
+
+    code = "too_many_webhooks"
+
+
+class ParentNotRunningError(CallError):
+    """The parent of a submitted task has ended, or is being cancelled.
+
+    Nothing was submitted. Do not repeat the call with this parent.
+    """
+
+    code = "parent_not_running"
+
+
+class TreeLimitReachedError(CallError):
+    """The tree has as many levels, or as many tasks that have not ended, as it may have.
+
+    Nothing was submitted. Wait until tasks of the tree have ended, or submit to a task of a higher
+    level.
+    """
+
+    code = "tree_limit_reached"
+
+
+# end: written by `make gen`
 
 
 BY_CODE: dict[str, type[CallError]] = {each.code: each for each in CallError.__subclasses__()}

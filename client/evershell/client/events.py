@@ -1,5 +1,7 @@
 """The events in the log of a workspace. The payload of an Event has the class of its type."""
 
+# Written by `make gen` from protos/. Do not edit.
+
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -9,6 +11,7 @@ from evershell.workspace.v1 import event_pb2
 from google.protobuf.message import Message
 
 from evershell.client._messages import Result, named
+from evershell.client._properties import IterationCompletedProperties
 from evershell.client.types import TaskStatus, Usage
 
 
@@ -16,7 +19,7 @@ class EventType(StrEnum):
     """The type of an event, which has the name of its payload."""
 
     UNSPECIFIED = "unspecified"
-    """A type that this version of the client does not know."""
+    """A value that this version of the client does not know."""
     WORKSPACE_PROVISIONED = "workspace_provisioned"
     WORKSPACE_STOPPED = "workspace_stopped"
     WORKSPACE_FAILED = "workspace_failed"
@@ -33,18 +36,19 @@ class ModelCallStatus(StrEnum):
     """How a model call ended."""
 
     UNSPECIFIED = "unspecified"
-    """Recorded by an older release; the model replied."""
+    """Recorded by a release without this field; the model replied."""
     COMPLETED = "completed"
     """The model replied."""
     INTERRUPTED = "interrupted"
-    """A forced cancellation aborted it."""
+    """A forced cancellation aborted the call. The other fields hold what was received before
+    that."""
 
 
 class ToolStatus(StrEnum):
     """How a tool call ended."""
 
     UNSPECIFIED = "unspecified"
-    """A status that this version of the client does not know."""
+    """A value that this version of the client does not know."""
     EXITED = "exited"
     """It ran until it exited; `exit_code` has its exit code."""
     TIMED_OUT = "timed_out"
@@ -59,7 +63,7 @@ class WorkStopped(StrEnum):
     """Whether every process that a task started is known to have ended."""
 
     UNSPECIFIED = "unspecified"
-    """Recorded by an older release."""
+    """A value that this version of the client does not know."""
     YES = "yes"
     """All of them have ended."""
     UNKNOWN = "unknown"
@@ -95,7 +99,7 @@ class WorkspaceFailed(Result):
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceResumed(Result):
-    """A new agent has registered."""
+    """A new agent has registered after a stop, a failure, a suspension or a restart of the host."""
 
     _message_type: ClassVar[type[Message]] = event_pb2.WorkspaceResumed
 
@@ -104,14 +108,13 @@ class WorkspaceResumed(Result):
 
 @dataclass(frozen=True, slots=True)
 class TaskSubmitted(Result):
-    """The task is recorded."""
+    """`submit_task` has recorded the task."""
 
     _message_type: ClassVar[type[Message]] = event_pb2.TaskSubmitted
 
     description: str
     max_iterations: int
     submitted_by: str
-    """A user id or an API key id."""
     parent_task_id: str | None = None
     """The task whose child it is; None for none."""
     root_task_id: str | None = None
@@ -135,20 +138,24 @@ class ModelCall(Result):
 
     model: str
     content: str
-    """The text that the model wrote; for an interrupted call, the text received so far."""
+    """The text that the model wrote. For an interrupted call: the text received so far, which is
+    empty if the endpoint does not stream."""
     input_tokens: int
-    """As reported by the endpoint; 0 if it reported none."""
+    """Tokens as reported by the endpoint; 0 if it reported none. Most endpoints report tokens only
+    at the end of an answer."""
     output_tokens: int
     duration_ms: int
     status: ModelCallStatus
     cached_input_tokens: int | None = None
-    """Parts of `input_tokens`; None if they were not reported."""
+    """Parts of `input_tokens` with a price of their own, as far as they were reported: tokens that
+    were read from a cache, tokens that were written to one, those that it keeps for an hour, and
+    audio."""
     cache_write_tokens: int | None = None
     cache_write_1h_tokens: int | None = None
     """A part of `cache_write_tokens`."""
     input_audio_tokens: int | None = None
     reasoning_tokens: int | None = None
-    """Parts of `output_tokens`; None if they were not reported."""
+    """Parts of `output_tokens`."""
     output_audio_tokens: int | None = None
 
 
@@ -160,7 +167,7 @@ class ToolResult(Result):
 
     status: ToolStatus
     exit_code: int
-    """If a signal ended the process: the negated number of the signal."""
+    """The exit code of the process. If a signal ended it: the negated number of the signal."""
     output: str
     """Standard output and standard error as one text, at most 64 KiB."""
     truncated_bytes: int
@@ -182,8 +189,12 @@ class ToolCall(Result):
 
 
 @dataclass(frozen=True, slots=True)
-class IterationCompleted(Result):
-    """A model call has ended, and its tool calls if it made some."""
+class IterationCompleted(IterationCompletedProperties, Result):
+    """A model call has ended, and its tool calls if it made some.
+
+    A tool call is never recorded without its result. An iteration whose model call was interrupted
+    has no tool call and is the last of its task.
+    """
 
     _message_type: ClassVar[type[Message]] = event_pb2.IterationCompleted
 
@@ -191,14 +202,10 @@ class IterationCompleted(Result):
     """Counts the iterations of the task, from 1 and without gaps."""
     model_call: ModelCall
     tool_call: ToolCall | None = None
-    """The first tool call; None if the model called no tool."""
+    """The first tool call. None if the model called no tool."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """All tool calls, the first of them too, if there are several; otherwise empty."""
-
-    @property
-    def all_tool_calls(self) -> tuple[ToolCall, ...]:
-        """All tool calls, in the order in which they began."""
-        return self.tool_calls or ((self.tool_call,) if self.tool_call else ())
+    """All tool calls, the first of them too, if there are several; otherwise empty. In the order in
+    which they began. Several may have run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,27 +215,15 @@ class CancelIntent(Result):
     _message_type: ClassVar[type[Message]] = event_pb2.CancelIntent
 
     requested_by: str
-    """A user id or an API key id."""
+    """A user id, an API key id, `agent:` and the id of an agent's workspace, or `system:limit`."""
     credential_kind: str
-    """`session` or `api_key`."""
-    requested_at: datetime | None
+    """`session`, `api_key`, `agent` or `system`."""
+    requested_at: datetime | None = None
     reason: str = ""
     force_at: datetime | None = None
-    """When the iteration is interrupted if it still runs; None if it is not interrupted."""
+    """When the iteration is interrupted if it still runs. If None, it is not interrupted."""
     force_requested_by: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TaskLimitApproached(Result):
-    """The task has used 80 % of a limit, and has not reached it."""
-
-    _message_type: ClassVar[type[Message]] = event_pb2.TaskLimitApproached
-
-    limit: str
-    """`max_total_tokens` or `max_cost`."""
-    used: str
-    """A decimal number: of tokens, or of USD."""
-    maximum: str
+    """Who set `force_at`, possibly in a later call, as in `requested_by`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,20 +243,35 @@ class TaskCompleted(Result):
 
     status: TaskStatus
     forced: bool = False
-    """Whether its last iteration was interrupted."""
+    """True if its last iteration was interrupted."""
     iterations: int = 0
     usage: Usage = field(default_factory=Usage)
     result: str = ""
     """The agent's final answer or, if the task ended early, the partial result."""
     end_reason: str = field(default="", metadata=named("reason"))
-    """Why it ended with this status, human-readable. For the reason of its cancellation, see
-    `cancel`."""
+    """Why it ended with this status, human-readable."""
     cancel: CancelIntent | None = None
-    """None if no cancellation was recorded."""
+    """Set if its cancellation was recorded."""
     work_stopped: WorkStopped = WorkStopped.UNSPECIFIED
     """Whether every process that the task started is known to have ended."""
     iteration_lost: bool = False
-    """Whether the task ended during an iteration that is not on record. As in Task."""
+    """True if the task ended during an iteration that is not on record. As in Task."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLimitApproached(Result):
+    """The task has used 80 % of a limit of tokens or cost, and has not reached it.
+
+    There is at most one such event for each limit of a task.
+    """
+
+    _message_type: ClassVar[type[Message]] = event_pb2.TaskLimitApproached
+
+    limit: str
+    """The name of the field in TaskLimits: `max_total_tokens` or `max_cost`."""
+    used: str
+    """What the task has used, and the limit, as decimal numbers: of tokens, or of USD."""
+    maximum: str
 
 
 Kind = TypeVar("Kind", bound=EventType)

@@ -1,5 +1,7 @@
 """The results of the calls about webhooks."""
 
+# Written by `make gen` from protos/. Do not edit.
+
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -16,22 +18,27 @@ class DeliveryStatus(StrEnum):
     """How far the events of a task were delivered."""
 
     UNSPECIFIED = "unspecified"
-    """A state that this version of the client does not know."""
+    """A value that this version of the client does not know."""
     PENDING = "pending"
-    """Some events are not delivered yet; they are sent until they are."""
+    """Some events are not delivered yet. They are sent, or sent again, until they are."""
     DELIVERED = "delivered"
     """All events are delivered."""
     FAILED = "failed"
-    """An event could not be delivered for 24 hours, or the webhook is disabled."""
+    """An event could not be delivered for 24 hours, or the webhook is disabled. A new event of the
+    task, or `webhooks.replay`, makes it pending again, unless the webhook is disabled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook(Result):
-    """An address to which the events of an organization are sent."""
+    """An address to which the events of an organization are sent.
+
+    docs/webhooks.md describes the requests.
+    """
 
     _message_type: ClassVar[type[Message]] = webhook_pb2.Webhook
 
     id: str
+    """`wh_` and a ULID."""
     org_id: str = ""
     url: str = ""
     """Where the events are sent."""
@@ -43,44 +50,43 @@ class Webhook(Result):
     """The user id or API key id of the caller who created it."""
     created_at: datetime | None = None
     previous_secret_expires_at: datetime | None = None
-    """Until when requests are also signed with the secret that was replaced; None if not."""
+    """Until when requests are also signed with the secret that was replaced; None if they are
+    not."""
     disabled_at: datetime | None = None
-    """Since when nothing is sent, because the receiver answered 410; None if events are sent."""
+    """Since when nothing is sent, because the receiver answered 410 Gone; None if events are sent.
+    `webhooks.replay` enables it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreatedWebhook(Result):
-    """The answer to webhooks.create."""
+    """The answer to `webhooks.create`."""
 
     _message_type: ClassVar[type[Message]] = workspace_service_pb2.CreateWebhookResponse
 
     webhook: Webhook
     secret: str = field(default="", repr=False)
-    """Signs the requests to the webhook. No other answer has it.
-
-    Empty if an earlier call with the same idempotency key has created the webhook, even if its
-    answer was lost: webhooks.rotate makes a new one.
-    """
+    """Signs the requests to the webhook: `whsec_` and base64, as in Standard Webhooks. Empty in the
+    answer to a repeat of the call: use `webhooks.rotate` if you do not have it."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class RotatedSecret(Result):
-    """The answer to webhooks.rotate."""
+    """The answer to `webhooks.rotate`."""
 
     _message_type: ClassVar[type[Message]] = workspace_service_pb2.RotateWebhookSecretResponse
 
     webhook: Webhook
     secret: str = field(default="", repr=False)
-    """The new secret. No other answer has it."""
+    """The new secret."""
     request_id: str = field(default="", compare=False)
     """Identifies the call in the log of the service and in the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult(Result):
-    """The answer to webhooks.replay."""
+    """The answer to `webhooks.replay`."""
 
     _message_type: ClassVar[type[Message]] = workspace_service_pb2.ReplayWebhookResponse
 
@@ -94,7 +100,11 @@ class ReplayResult(Result):
 
 @dataclass(frozen=True, slots=True)
 class WebhookDelivery(Result):
-    """How far the events of one task were delivered to one webhook."""
+    """How far the events of one task were delivered to one webhook.
+
+    Events are delivered in the order of their `seq`. Those that follow an event that was not
+    delivered wait for it.
+    """
 
     _message_type: ClassVar[type[Message]] = webhook_pb2.WebhookDelivery
 
@@ -103,11 +113,11 @@ class WebhookDelivery(Result):
     task_id: str = ""
     status: DeliveryStatus = DeliveryStatus.UNSPECIFIED
     delivered_seq: int = 0
-    """The `seq` of the last event that was delivered; 0 if none was."""
+    """The events up to this `seq` are delivered, or were not to be delivered."""
     last_seq: int = 0
     """The `seq` of the last event that is to be delivered."""
     attempts: int = 0
-    """Failed attempts to deliver the next event."""
+    """Attempts to deliver the next event, all of which have failed. 0 once it is delivered."""
     last_error: str = ""
     """Why the last attempt failed; empty if it did not."""
     last_attempt_at: datetime | None = None

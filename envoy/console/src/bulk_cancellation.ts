@@ -8,7 +8,7 @@ import type { Failure } from "./failure";
 import { holdOrg } from "./hold";
 import { count } from "./text";
 
-// How often a call is repeated that the service could not answer.
+// How many times a call that the service could not answer is repeated.
 const ATTEMPTS = 6;
 const FOLLOW_MS = 1_000;
 // The most tasks that a filter can name.

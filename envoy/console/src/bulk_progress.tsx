@@ -1,4 +1,4 @@
-// What becomes of a cancellation of many tasks: held, all cancellations recorded, all tasks ended.
+// The progress of a cancellation of many tasks: held, all cancellations recorded, all tasks ended.
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef } from "preact/hooks";
 import type { BulkCancellation, BulkState } from "./bulk_cancellation";

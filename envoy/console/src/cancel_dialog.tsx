@@ -1,4 +1,4 @@
-// Asks what becomes of the iteration that runs when a task is cancelled.
+// Asks what to do with the current iteration when a task is cancelled.
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Dialog } from "./dialog";

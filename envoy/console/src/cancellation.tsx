@@ -1,4 +1,4 @@
-// What becomes of a cancellation: accepted, then the iteration ends, then the task has ended.
+// The progress of a cancellation: accepted, the iteration has ended, the task has ended.
 import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { announce } from "./announcer";

@@ -1,7 +1,7 @@
 // A call that failed, and the note that shows it: its message, its slug and the id of the call.
 import type { components } from "../openapi";
 
-// `slug` is that of the service's error, or `no_connection` if there was no answer.
+// `slug` is the slug of the service's error, or `no_connection` if there was no answer.
 export class Failure extends Error {
   constructor(
     readonly slug: string,

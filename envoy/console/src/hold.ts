@@ -8,7 +8,7 @@ const FOLLOW_MS = 5_000;
 
 export type Hold = Schemas["Hold"];
 
-// What is known of the hold; null until it was read, or if the token may not read it.
+// The hold; null until it was read, or if the token may not read it.
 export const hold = signal<Hold | null>(null);
 
 // Counts the changes of the hold that this tab has made: a read that began before one may be old.

@@ -2,7 +2,8 @@
 import { useLayoutEffect } from "preact/hooks";
 
 export function useKeys(actions: Record<string, () => void>): void {
-  // Not after the paint: a key that is pressed as soon as a page is visible would be lost.
+  // Runs before the paint. Otherwise, a key that is pressed as soon as a page is visible would be
+  // lost.
   useLayoutEffect(() => {
     const act = (event: KeyboardEvent) => {
       const isTyping = event.target instanceof Element && event.target.matches("input, select");

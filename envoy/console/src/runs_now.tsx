@@ -8,7 +8,7 @@ import { elapsed, fullTime, number, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
 const REFRESH_MS = 1_000;
-// How far from its end a text may be scrolled and still follow it.
+// How far from its end a text may be scrolled and still follow new output.
 const AT_END_PX = 4;
 
 interface Reading {
@@ -53,7 +53,7 @@ function Call({ call, at }: { call: Schemas["RunningCall"]; at: number }) {
   );
 }
 
-// Follows its end until it is scrolled away from it.
+// Follows the end of the text until it is scrolled away.
 function Output({ text }: { text: string }) {
   const box = useRef<HTMLPreElement>(null);
   const follows = useRef(true);

@@ -14,7 +14,7 @@ export type Column =
   | "since"
   | "tokens"
   | "cost";
-// A status, or what is wrong.
+// A status, or a problem.
 export type Filter = "all" | Trouble | Row["workspace"]["status"];
 
 const STATUSES = [
@@ -49,7 +49,7 @@ export const shown = computed<readonly Row[]>(() => {
     .map(({ row }) => row);
 });
 
-// The filters with the number of workspaces of each: what is wrong, then each status that occurs.
+// The filters with the number of workspaces of each: the problems, then each status that occurs.
 export const counts = computed<ReadonlyMap<Filter, number>>(() => {
   const order: Filter[] = ["all", ...TROUBLES, ...STATUSES];
   const found = new Map<Filter, number>(order.map((each) => [each, 0]));

@@ -48,8 +48,8 @@ export async function followEvents(
       failure = asFailure(error);
     }
     failures += 1;
-    // A stream may end at any time, for example at a restart of the service. Only a failure to
-    // open it again is worth a word.
+    // A stream may end at any time, for example at a restart of the service. Only a failure to open
+    // it again is reported.
     if (failures > 1 || failure.status) follower.onTrouble(failure);
     if (FINAL.includes(failure.status)) return;
     await pause(failures === 1 ? 0 : backoffMs(failures, failure), signal);

@@ -1,7 +1,7 @@
 // How values are written on the pages.
 import type { Schemas } from "./api";
 
-// To make a format takes longer than to use it.
+// Making a format takes longer than using it.
 const TIME = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
 const DATE_AND_TIME = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
@@ -24,7 +24,7 @@ export function elapsed(milliseconds: number): string {
   return `${Math.floor(hours / 24)} days`;
 }
 
-// A time that something took.
+// A duration.
 export function duration(milliseconds: number): string {
   if (milliseconds < 1_000) return `${Math.max(0, Math.round(milliseconds))} ms`;
   return milliseconds < 60_000 ? seconds(milliseconds) : elapsed(milliseconds);

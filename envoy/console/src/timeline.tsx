@@ -9,7 +9,7 @@ import type { OpenWorkspace } from "./workspace";
 const SHOWN_AT_FIRST = 200;
 const MORE = 300;
 
-// The events of a task, or those of the workspace between two tasks, the newest first.
+// The events of a task, or the events of the workspace between two tasks, newest first.
 interface Group {
   key: string;
   taskId: string;

@@ -8,11 +8,11 @@ const LATE_MS = 10_000;
 // More than any time in milliseconds.
 const TIME = 1e14;
 
-// What can be wrong with a workspace, the worst first.
+// The problems that a workspace can have, the worst first.
 export const TROUBLES = ["failed", "late", "over_limit"] as const;
 export type Trouble = (typeof TROUBLES)[number];
 
-// What is wrong with the workspace, the worst first.
+// The problems of the workspace, the worst first.
 export function troublesOf({ workspace, task }: Row): readonly Trouble[] {
   if (workspace.status === "failed") return ["failed"];
   if (!task) return [];
@@ -26,8 +26,8 @@ export function troublesOf({ workspace, task }: Row): readonly Trouble[] {
   return found;
 }
 
-// The order in which a person looks at workspaces: what is wrong, then what has run for the longest,
-// then the others, with the newest change first.
+// The order in which a person looks at workspaces: those with a problem, then those whose task has
+// run for the longest, then the others, newest change first.
 export function urgency(row: Row): number {
   const { workspace, since } = row;
   const [trouble] = troublesOf(row);

@@ -14,7 +14,7 @@ export type Webhook = Schemas["Webhook"];
 
 export class TaskDeliveries {
   readonly deliveries = signal<readonly Delivery[]>([]);
-  // Those that the token may read, by id.
+  // The webhooks that the token may read, by id.
   readonly webhooks = signal<ReadonlyMap<string, Webhook>>(new Map());
   // The last replay that failed.
   readonly failure = signal<Failure | null>(null);

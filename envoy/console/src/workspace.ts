@@ -1,4 +1,4 @@
-// What is known of the workspace whose page is open.
+// The state of the workspace whose page is open.
 import { signal } from "@preact/signals";
 import { api, read, type Task, type Workspace, type WorkspaceEvent } from "./api";
 import { announce } from "./announcer";

@@ -25,9 +25,9 @@ const SHARE = 0.5;
 
 export interface Row {
   workspace: Workspace;
-  // The page of the list on which it is.
+  // The number of its page in the list.
   page: number;
-  // What is known of the current task; null if there is none, or it has not been read yet.
+  // The current task; null if there is none, or it has not been read yet.
   task: Task | null;
   // When the task began, or else when the workspace got its status, in milliseconds.
   since: number;
@@ -93,7 +93,7 @@ async function readWorkspaces(signal: AbortSignal): Promise<void> {
     const page = await listPage(tokens[index] ?? "", signal);
     absorb(page.workspaces, index);
     for (const workspace of page.workspaces) gone.delete(workspace.id);
-    // Workspaces were created, so that all pages begin elsewhere.
+    // New workspaces shift the pages, so these tokens are stale.
     if (page.next !== (tokens[index + 1] ?? "")) chainIsBroken = true;
     return page.next;
   };
@@ -143,7 +143,7 @@ function absorb(workspaces: Workspace[], page: number): void {
   if (isChanged) publishSoon();
 }
 
-// To sort thousands of rows takes most of a frame.
+// Sorting thousands of rows takes most of a frame.
 function publishSoon(): void {
   if (isDue) return;
   isDue = true;

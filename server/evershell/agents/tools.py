@@ -22,13 +22,16 @@ from evershell.pod.sandbox import ToolSandbox
 
 # How long to wait for more output after the shell has exited.
 _LATE_OUTPUT_SECONDS = 0.2
-# How often in a row to read output that is available, so that a flood does not block the loop.
+# How many reads of available output follow each other, so that a flood does not block the loop.
 _READS_AT_ONCE = 16
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
 # A tool can use some hundred megabytes more in this time, with huge pages 2 GiB.
 _WATCH_SECONDS = 0.2
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# No file of /proc that is read here is larger.
+_PROC_BYTES = 16 * 1024
 _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
 MAX_OUTPUT_BYTES = 64 * 1024
 # Reserved for the notice of how much was cut.
@@ -354,7 +357,7 @@ class BoundedOutput:
 
 
 def memory_exceeds(limit_bytes: int) -> bool:
-    """Whether all other processes that this one can see use more memory together.
+    """Whether all other processes that this one can see together exceed the limit.
 
     Memory of files does not count: the folders in which processes share it have a size
     (pod/tool_filter.py).
@@ -362,26 +365,53 @@ def memory_exceeds(limit_bytes: int) -> bool:
     own = str(os.getpid())
     names = os.listdir("/proc")  # noqa: PTH208 - many times a second
     pids = [name for name in names if name.isdigit() and name != own]
-    # Counts the pages that processes share after a fork once for each of them.
-    bound = sum(_bytes_of(f"/proc/{pid}/status", b"\nRssAnon:", b"\nVmSwap:") for pid in pids)
+    # Counts pages that processes share after a fork once for each process.
+    bound = sum(map(_with_swap if _machine_swaps() else _resident, pids))
     if bound <= limit_bytes:
         return False
     # Counts each page once. It takes milliseconds for each gigabyte.
-    exact = (_bytes_of(f"/proc/{pid}/smaps_rollup", b"\nPss_Anon:", b"\nSwapPss:") for pid in pids)
+    exact = (_fields(f"/proc/{pid}/smaps_rollup", b"\nPss_Anon:", b"\nSwapPss:") for pid in pids)
     return sum(exact) > limit_bytes
 
 
-def _bytes_of(path: str, *names: bytes) -> int:
-    """The sum of these fields, 0 if the process has ended."""
-    try:
-        # Without pathlib, which takes three times as long.
-        with open(path, "rb", 0) as file:  # noqa: PTH123
-            text = file.readall()
-    except OSError:
-        return 0
+def _machine_swaps() -> bool:
+    """Whether the machine has swap. The file has a heading and a line for each area."""
+    return _read("/proc/swaps").count(b"\n") > 1
+
+
+def _resident(pid: str) -> int:
+    """The memory without files, in bytes. It takes a fifth of the time of `_with_swap`."""
+    # Size, resident and shared, in pages. Empty if the process has ended.
+    pages = _read(f"/proc/{pid}/statm").split(maxsplit=3)
+    return (int(pages[1]) - int(pages[2])) * _PAGE_BYTES if pages else 0
+
+
+def _with_swap(pid: str) -> int:
+    """The memory without files, and what was swapped, in bytes."""
+    return _fields(f"/proc/{pid}/status", b"\nRssAnon:", b"\nVmSwap:")
+
+
+def _fields(path: str, *names: bytes) -> int:
+    """The sum of these fields, in bytes; 0 if the process has ended."""
+    text = _read(path)
     # A process of the kernel, or one that is ending, has none of the fields.
     values = (text.partition(name)[2].split(maxsplit=1) for name in names)
     return sum(int(value[0]) * 1024 for value in values if value)
+
+
+def _read(path: str) -> bytes:
+    """The content of a small file in /proc; empty if the process has ended."""
+    try:
+        # Without a file object, which takes four more system calls.
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, _PROC_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 class DirectoryLostError(TaskFailed):

@@ -25,6 +25,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # The edge's REST listener sets this header, and its gRPC listener strips it. Errors of REST calls
 # carry the envelope.
 EDGE_HEADER = "x-evershell-edge"
+# The edge sets it for a REST call whose body is large, or of unknown size.
+LARGE_BODY_HEADER = "x-evershell-large-body"
 # The host that the client named, as the edge received it.
 HOST_HEADER = "x-evershell-host"
 # The HTTP status for the edge: in the initial metadata of a success, in the trailers of an error.

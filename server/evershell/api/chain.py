@@ -10,6 +10,7 @@ from evershell.api.interceptors.interceptor import Interceptor
 from evershell.api.interceptors.rate_limits import RateLimits
 from evershell.api.interceptors.reading import Reading
 from evershell.api.interceptors.request_log import RequestLog
+from evershell.api.interceptors.shares import Shares
 
 
 def interceptors(
@@ -21,6 +22,7 @@ def interceptors(
     auditing: Auditing | None = None,
 ) -> Sequence[Interceptor]:
     """The list, outermost first. None leaves an interceptor out."""
+    shares = Shares()
     ordered = [
         request_log,  # outermost: every call gets a request id, a log line and is measured
         admission,  # outside all that takes time; inside the log, which counts refusals
@@ -29,6 +31,7 @@ def interceptors(
         Errors(),  # around everything that can fail; inside the log, which names the slug
         authentication,  # before the request is read; servicers rely on it
         rate_limits,  # after authentication, because limits are per credential
-        Reading(),  # innermost: a request is read only after all others have admitted the call
+        shares,  # after authentication, because shares are per credential and organization
+        Reading(shares),  # innermost: a request is read only after all others have admitted it
     ]
     return [interceptor for interceptor in ordered if interceptor is not None]

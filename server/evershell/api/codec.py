@@ -1,6 +1,7 @@
 """Converts between the messages of WorkspaceService and the objects of the core."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -30,7 +31,7 @@ from evershell.core.change import Hold, IdempotencyKey
 from evershell.core.event import AuditEntry, AuditFilter, Origin
 from evershell.core.hold import HoldOrg
 from evershell.core.task import CurrentIteration, Phase, Task, TaskLimits
-from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
+from evershell.core.task_filter import AllTasks, OrgListFilter, TaskFilter, TaskSelection
 from evershell.core.tasks import SubmitTask
 from evershell.core.validation import Page
 from evershell.core.workspace import AgentCard, Workspace
@@ -75,6 +76,13 @@ def decode_page(
     listed = f"{request.DESCRIPTOR.name} {org_id} ".encode()
     listed += selection.SerializeToString(deterministic=True)
     return Page.of(request.page_size, request.page_token, listed)
+
+
+def decode_list_filter(request: workspace_service_pb2.ListTasksRequest) -> OrgListFilter:
+    """The fields of the request besides those of the page. Raises Failure validation_error."""
+    return OrgListFilter(
+        **{each.name: getattr(request, each.name) for each in dataclasses.fields(OrgListFilter)}
+    )
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:

@@ -1,40 +1,19 @@
 """Encodes events as the messages of WatchEvents."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from evershell.workspace.v1 import workspace_service_pb2
 
 from evershell.api import payloads
 from evershell.api.values import timestamp
 from evershell.core.event import Event
-from evershell.core.watch_events import Heartbeat
-
-_Message = TypeVar("_Message")
+from evershell.core.event_feeds import Heartbeat
 
 
-class EventEncoder(Generic[_Message]):
-    """Encodes batches of events. Watchers that share a read share its messages too.
-
-    They receive the batch one after the other, so only the last one is kept.
-    """
-
-    def __init__(self, encode: Callable[[Sequence[Event]], Sequence[_Message]]) -> None:
-        self._encode = encode
-        self._events: Sequence[Event] = ()
-        self._messages: Sequence[_Message] = ()
-
-    def __call__(self, events: Sequence[Event]) -> Sequence[_Message]:
-        """The message for each event. Do not change them."""
-        if events is not self._events:
-            self._messages = self._encode(events)
-            self._events = events
-        return self._messages
-
-
-def encode_events(events: Sequence[Event]) -> Sequence[workspace_service_pb2.WatchEventsResponse]:
-    """A message of the stream of WatchEvents for each event."""
-    return [encode_event(event) for event in events]
+def encode_events(events: Sequence[Event]) -> Sequence[bytes]:
+    """A serialized message of the stream of WatchEvents for each event."""
+    return [encode_event(event).SerializeToString() for event in events]
 
 
 def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:

@@ -44,15 +44,16 @@ def position(after: int) -> int:
     return int(last_id)
 
 
-class Frames(Sequence[HttpBody]):
-    """The frames of a batch of events, each made when a watcher first needs it.
+class Frames(Sequence[bytes]):
+    """The serialized frames of a batch of events, each made when a watcher first needs it.
 
     The JSON of a large event takes a millisecond, so a whole batch would delay other calls.
     """
 
     def __init__(self, events: Sequence[Event]) -> None:
-        self._events = events
-        self._frames: list[HttpBody | None] = [None] * len(events)
+        # A copy: the batch keeps these frames.
+        self._events = tuple(events)
+        self._frames: list[bytes | None] = [None] * len(events)
 
     def __len__(self) -> int:
         return len(self._events)
@@ -60,7 +61,7 @@ class Frames(Sequence[HttpBody]):
     def __getitem__(self, index: Any) -> Any:
         encoded = self._frames[index]
         if encoded is None:
-            encoded = self._frames[index] = frame(self._events[index])
+            encoded = self._frames[index] = frame(self._events[index]).SerializeToString()
         return encoded
 
 

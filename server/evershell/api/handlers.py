@@ -68,6 +68,7 @@ def _composed(
     is_stream = bool(registered.response_streaming)
     method = Method(service, name, registered.request_deserializer, is_stream)
     serialize = registered.response_serializer
+    assert serialize is not None, "the generated code sets it"
     if is_stream:
         handler = _streaming(cast(_Behavior, registered.unary_stream))
     else:
@@ -86,7 +87,11 @@ def _composed(
             raise error.with_traceback(None)  # noqa: B904 - its context is what has to go
 
     if is_stream:
-        return grpc.stream_stream_rpc_method_handler(answer, response_serializer=serialize)
+        # Watchers share serialized messages.
+        return grpc.stream_stream_rpc_method_handler(
+            answer,
+            response_serializer=lambda reply: reply if type(reply) is bytes else serialize(reply),
+        )
     return grpc.stream_unary_rpc_method_handler(answer, response_serializer=serialize)
 
 

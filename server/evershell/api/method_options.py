@@ -1,16 +1,20 @@
-"""What the options in the protos say of each method: whether it changes something, and whether a
-failed call can be repeated without another effect. The client and the edge read them too.
+"""What the options in the protos say of each method: whether it changes something, whether a failed
+call can be repeated without another effect, which scopes it needs, and whether it is served first.
+The client and the edge read them too.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from operator import methodcaller
 
 from a2a.types import a2a_pb2
 from evershell.agent.v1 import runtime_service_pb2
-from evershell.workspace.v1.workspace_service_pb2 import DESCRIPTOR, EdgeRule, edge
+from evershell.workspace.v1.error_pb2 import Error
+from evershell.workspace.v1.workspace_service_pb2 import DESCRIPTOR, AccessRule, EdgeRule, edge
 from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
 from evershell.api.call import IDEMPOTENCY_HEADER, Call
+from evershell.core.caller import Caller
 
 WORKSPACE_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 # The service of A2A (https://a2a-protocol.org).
@@ -27,6 +31,41 @@ _METHODS = {
     )
     for method in service.methods
 }
+# The methods of A2A that do the same as one of WorkspaceService, whose options they have.
+_SAME = {
+    "CancelTask": "CancelTask",
+    "GetTask": "GetTask",
+    "SendMessage": "SubmitTask",
+    "SendStreamingMessage": "SubmitTask",
+    "CreateTaskPushNotificationConfig": "CreateWebhook",
+    "DeleteTaskPushNotificationConfig": "DeleteWebhook",
+}
+
+
+def _options() -> Iterator[tuple[str, EdgeRule]]:
+    """The path of each public method, with the options of its own or of the same method."""
+    own = DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
+    for path, method in _METHODS.items():
+        same = own.get(method.name) if path.startswith(f"/{WORKSPACE_SERVICE}/") else None
+        same = same or own.get(_SAME.get(method.name, ""))
+        if same is not None:
+            yield path, same.GetOptions().Extensions[edge]
+
+
+_OPTIONS = dict(_options())
+# Cancellations of any kind, which have a rate limit of their own.
+CANCELLATIONS = frozenset(
+    path for path, options in _OPTIONS.items() if options.urgency == EdgeRule.cancellation
+)
+# These, and what tells whether they worked. They are served first, and have places that no other
+# call can use.
+FIRST = frozenset(
+    {
+        *(path for path, options in _OPTIONS.items() if options.urgency),
+        f"/{RUNTIME_SERVICE}/CancelChild",
+        f"/{RUNTIME_SERVICE}/GetChild",
+    }
+)
 # Every agent calls it every few seconds.
 HEARTBEAT = f"/{RUNTIME_SERVICE}/Heartbeat"
 
@@ -95,6 +134,31 @@ def repeat_advice(path: str, call: Call) -> str:
         case _:
             can_repeat = False
     return "" if can_repeat else _ADVICE[rule]
+
+
+def _scope_check(access: AccessRule) -> Callable[[Caller], object]:
+    return methodcaller("require" if access.without_own else "permission", *access.scopes)
+
+
+# Check the scopes of the methods with effect, as far as they do not depend on the request, before a
+# large or slow body is read. The core checks all scopes again. CancelTask is checked after its
+# request, because a request that is not valid is answered first.
+SCOPE_CHECKS: Mapping[str, Callable[[Caller], object]] = {
+    path: _scope_check(_OPTIONS[path].access)
+    for path in public_methods(with_effect=True) & _OPTIONS.keys()
+    if _OPTIONS[path].repeat != EdgeRule.if_task_is_named
+}
+
+
+def stored_failures(path: str) -> frozenset[str]:
+    """The slugs that are decided when the entry of the call in the audit log is stored already."""
+    # The agent is called after the change is committed.
+    slugs, options = {"agent_unreachable"}, _OPTIONS.get(path)
+    if options is not None and options.audits_refusals:
+        slugs |= {Error.ErrorCode.Name(number) for number in options.errors}
+        if path.startswith(f"/{A2A_SERVICE}/"):
+            slugs.add("task_not_cancelable")
+    return frozenset(slugs)
 
 
 # What an agent can do about the children of its task.

@@ -5,6 +5,7 @@ measures the wait with a call of its own, which waits like any other.
 """
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -28,19 +29,22 @@ _LONGEST_SECONDS = 10.0
 class Priority(IntEnum):
     """The order in which calls are refused: the last one first."""
 
+    # Register and Heartbeat. An agent without a lease is lost, so they are never refused.
+    LEASES = 0
     # Cancellations, stops, and reads of one task.
-    FIRST = 0
-    # Calls of agents. The end of a task frees the work for others.
-    AGENTS = 1
+    FIRST = 1
+    # All other calls of agents. The end of a task frees the work for others.
+    AGENTS = 2
     # Submissions and all other calls.
-    OTHERS = 2
+    OTHERS = 3
     # Lists and streams.
-    LAST = 3
+    LAST = 4
 
 
 # The wait above which calls of each priority are refused, in seconds, because they would be served
 # too late. An attempt of an agent lasts 3 s, and gRPC resets what has waited for 3 s.
 _LIMITS = {
+    Priority.LEASES: math.inf,
     Priority.FIRST: 2.5,
     Priority.AGENTS: 2.0,
     Priority.OTHERS: 1.5,

@@ -1,9 +1,7 @@
 """WorkspaceService, which callers use. Each method decodes, calls the core, encodes."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,26 +14,19 @@ from evershell.workspace.v1 import (
     workspace_service_pb2,
     workspace_service_pb2_grpc,
 )
-from google.api.httpbody_pb2 import HttpBody
 
 from evershell.api import codec, event_codec, event_stream, webhook_codec
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
-from evershell.core import deadline, errors, hold, tasks, watch_events, webhooks, workspaces
+from evershell.core import hold, tasks, watch_events, webhooks, workspaces
 from evershell.core.addresses import Network
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
+from evershell.core.event_feeds import EventFeeds
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
-from evershell.core.task_filter import OrgListFilter
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-# How many calls of GetCurrentIteration are worked on at once, up to the question to the agent. Many
-# callers poll it, and a cancellation is not to wait behind all of them.
-_POLLS_AT_ONCE = 4
-# How long the others wait, from their arrival.
-_POLL_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +36,7 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     store: Store
     agents: Agents
     subscriptions: Subscriptions
+    feeds: EventFeeds
     clock: Clock
     webhooks: WebhookStore
     sealing: Sealing
@@ -52,13 +44,6 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     allowed_networks: Sequence[Network] = ()
     # The model of the agents, if it has no price.
     model_without_price: str = ""
-    encode_events: event_codec.EventEncoder[workspace_service_pb2.WatchEventsResponse] = field(
-        default_factory=lambda: event_codec.EventEncoder(event_codec.encode_events)
-    )
-    encode_frames: event_codec.EventEncoder[HttpBody] = field(
-        default_factory=lambda: event_codec.EventEncoder(event_stream.Frames)
-    )
-    polls: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_POLLS_AT_ONCE))
 
     async def CancelTask(
         self, request: workspace_service_pb2.CancelTaskRequest, context: Context
@@ -96,10 +81,9 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
     async def GetCurrentIteration(
         self, request: workspace_service_pb2.GetCurrentIterationRequest, context: Context
     ) -> task_pb2.CurrentIteration:
-        async with self._turn_to_poll():
-            workspace, task = await tasks.read_task(
-                caller(), request.workspace_id, request.task_id, self.store
-            )
+        workspace, task = await tasks.read_task(
+            caller(), request.workspace_id, request.task_id, self.store
+        )
         phase, current = await tasks.get_current_iteration(workspace, task, self.agents)
         return codec.encode_current_iteration(request, phase, current)
 
@@ -107,16 +91,11 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.ListTasksRequest, context: Context
     ) -> workspace_service_pb2.ListTasksResponse:
         page = codec.decode_page(request, caller().org_id)
-        if request.root_task_id or request.parent_task_id or request.active:
-            wanted = OrgListFilter(
-                workspace_id=request.workspace_id,
-                parent_task_id=request.parent_task_id,
-                root_task_id=request.root_task_id,
-                active=request.active,
-            )
-            listed = await tasks.list_org_tasks(caller(), wanted, page, self.store)
-        else:
+        wanted = codec.decode_list_filter(request)
+        if wanted.is_of_workspace:
             listed = await tasks.list_tasks(caller(), request.workspace_id, page, self.store)
+        else:
+            listed = await tasks.list_org_tasks(caller(), wanted, page, self.store)
         page_of_tasks, next_token = listed
         return workspace_service_pb2.ListTasksResponse(
             tasks=await encode_page(page_of_tasks, codec.encode_task), next_page_token=next_token
@@ -124,29 +103,29 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
 
     def WatchEvents(
         self, request: workspace_service_pb2.WatchEventsRequest, context: Context
-    ) -> AsyncIterator[workspace_service_pb2.WatchEventsResponse]:
+    ) -> AsyncIterator[Any]:
         return watch_events.watch_events(
             caller(),
             request.workspace_id,
             request.after,
             self.store,
-            self.subscriptions,
+            self.feeds,
             self.clock,
-            self.encode_events,
+            event_codec.encode_events,
             event_codec.encode_heartbeat,
         )
 
     def StreamEvents(
         self, request: workspace_service_pb2.StreamEventsRequest, context: Context
-    ) -> AsyncIterator[HttpBody]:
+    ) -> AsyncIterator[Any]:
         return watch_events.watch_events(
             caller(),
             request.workspace_id,
             event_stream.position(request.after),
             self.store,
-            self.subscriptions,
+            self.feeds,
             self.clock,
-            self.encode_frames,
+            event_stream.Frames,
             lambda _: event_stream.HEARTBEAT,
             opening=(event_stream.OPENING,),
         )
@@ -328,16 +307,3 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         return workspace_service_pb2.ListWebhookDeliveriesResponse(
             deliveries=map(webhook_codec.encode_delivery, deliveries)
         )
-
-    @asynccontextmanager
-    async def _turn_to_poll(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(deadline.left_of_call(_POLL_WAIT_SECONDS, 0.0)):
-                await self.polls.acquire()
-        except TimeoutError:
-            problem = "Too many callers ask what their tasks do now."
-            raise errors.refused(problem, names_no_task=False) from None
-        try:
-            yield
-        finally:
-            self.polls.release()

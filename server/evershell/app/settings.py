@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     jwt_audience: str = "evershell"
     """The audience of session tokens."""
     jwks: str = ""
-    """The keys of the issuer: a JWK set, as a file or an http(s) URL. If empty, those of the
+    """The keys of the issuer: a JWK set, as a file or an http(s) URL. If empty, the keys of the
     demo."""
     public_domain: str = ""
     """If set, the host of a request must be `<org slug>.<public domain>`, with the organization of
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
 
     public_rest_url: str = ""
     """The base URL of REST as [agent cards](a2a.md#agent-cards) name it. `{org}` stands for the
-    slug of the organization. If empty, that of this machine."""
+    slug of the organization. If empty, the URL of this machine."""
     public_grpc_address: str = ""
     """The same for gRPC: `host:port`."""
 
@@ -138,12 +138,12 @@ class Settings(BaseSettings):
     openai_base_url: str = ""
     """The base URL of the endpoint: the part before `/chat/completions`. If empty, OpenAI's own."""
     openai_api_key: SecretStr = SecretStr("")
-    """The key for the endpoint. May be empty if the endpoint asks for none."""
+    """The key for the endpoint. May be empty if the endpoint needs none."""
     openai_api_key_file: Path | None = None
     """A file with the key for the endpoint, which replaces `OPENAI_API_KEY`. It is read whenever an
     agent starts, so the key can be [rotated](operating.md#rotate-secrets) without a restart."""
     prices_file: Path | None = None
-    """A file with prices of models, which replace or add to those of the release: see
+    """A file with prices of models, which replace or extend the prices of the release: see
     [costs](costs.md#prices)."""
     model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
     """The time limit of one model call. It makes sure that every accepted cancellation ends in
@@ -167,7 +167,7 @@ class Settings(BaseSettings):
     """An agent that has not registered after this time has failed to start. On Kubernetes, it
     includes finding a node and pulling the image."""
     idle_suspend_minutes: float = Field(0.0, ge=0, le=60 * 24 * 365)
-    """A workspace that has been idle for so long is [suspended](lifetime.md#idle-workspaces): its
+    """A workspace that has been idle for this long is [suspended](lifetime.md#idle-workspaces): its
     pod ends, its files stay, and the next task wakes it. 0 for never. Set it only after all workers
     and controllers are of a version that has this setting."""
     pod_isolation: Literal["auto", "sandbox", "none"] = "auto"
@@ -185,7 +185,7 @@ class Settings(BaseSettings):
     """The [size of a workspace's files](lifetime.md#files-of-a-workspace) at which its task is
     cancelled. 0: no limit. On Kubernetes, the size of the volume is the limit: `POD_STORAGE`."""
     tool_network: Literal["none", "host"] = "none"
-    """In a sandbox, the network of a tool: none, or that of this machine."""
+    """In a sandbox, the network of a tool: none, or the network of this machine."""
 
     pod_image: str = ""
     """The image of the agents. Required for pods on Kubernetes."""
@@ -216,7 +216,7 @@ class Settings(BaseSettings):
     stands for all of its addresses, which are resolved again every few seconds."""
 
     metrics_host: str = "127.0.0.1"
-    """The address on which programs serve their metrics. In a pod, that of the pod."""
+    """The address on which programs serve their metrics. In a pod, the pod's address."""
     metrics_port: int = Field(0, ge=0, le=65535)
     """The port of the first worker's [metrics](monitoring.md#metrics). The other workers use the
     next ports, then the first fleet controller, Envoy, and the second fleet controller. 0: no
@@ -235,8 +235,8 @@ class Settings(BaseSettings):
     run_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """The run of the stack, set by `up` for its programs. Pods of other runs have ended."""
     pod_namespace: str = Field("", max_length=63)
-    """Only for tests: the namespace of the pods. Otherwise that of the service account, or of the
-    kubeconfig."""
+    """Only for tests: the namespace of the pods. If empty, the namespace of the service account or
+    of the kubeconfig."""
     pod_end_seconds: float = Field(20.0, ge=1, le=_DAY_SECONDS)
     """How long the controller waits, beyond the grace of a pod, for the cluster to confirm that the
     pod is gone. Only tests change it."""

@@ -45,6 +45,7 @@ from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.core.children import Children
 from evershell.core.errors import OperatorError
+from evershell.core.event_feeds import EventFeeds
 from evershell.core.ports import Agents, Store
 from evershell.core.runtime import Runtime
 from evershell.fleet.agent_client import AgentClient
@@ -91,7 +92,9 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         subscriptions = await stack.enter_async_context(
             WorkspaceSubscriptions(pool, settings.session_url, clock)
         )
-        audit_queue = AuditQueue(partial(store_audit_entries, pool), metrics.audit_entries_lost)
+        audit_queue = AuditQueue(
+            partial(store_audit_entries, pool.others), metrics.audit_entries_lost
+        )
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
         delivery = DeliveryProcess(partial(webhooks_exist, pool), metrics.webhooks)
 
@@ -102,7 +105,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         postgres_store = PostgresStore(
             pool, clock, publish, metrics.committed, metrics.cancelled_tasks
         )
-        # Before the queue stores its last entries: a cancellation in flight stores its own.
+        # Comes before the queue stores its last entries, because a cancellation in flight adds one.
         stack.push_async_callback(postgres_store.drained)
         store: Store = postgres_store
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_keys, clock.unix_seconds)
@@ -132,6 +135,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
             store,
             agents,
             subscriptions,
+            EventFeeds(store, subscriptions, clock),
             clock,
             PostgresWebhooks(pool, delivery.created),
             SigningKeySealing(signing_keys),
@@ -190,6 +194,7 @@ def _a2a(public: WorkspaceServicer, settings: Settings, keys: PostgresKeys) -> A
         public.store,
         public.agents,
         public.subscriptions,
+        public.feeds,
         public.clock,
         endpoints,
         public.webhooks,

@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 import structlog
 from cachetools import TTLCache
 
-from evershell.core import errors
+from evershell.core import credentials, errors
 from evershell.core.caller import ApiKey, Caller
 
-PREFIX = "sk_"
 _RANDOM_BYTES = 32
 # A revoked key stops working on every worker within this time. The promise is 10 s.
 CACHE_SECONDS = 5.0
@@ -27,7 +26,7 @@ FindKey = Callable[[bytes], Awaitable[ApiKey | None]]
 
 def new_secret() -> str:
     """A new key. Its creator sees it once; it is not stored."""
-    return PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
+    return credentials.API_KEY + secrets.token_urlsafe(_RANDOM_BYTES)
 
 
 def fingerprint(secret: str) -> bytes:

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 
 from cachetools import TTLCache
 
-from evershell.auth.api_keys import PREFIX, ApiKeys
+from evershell.auth.api_keys import ApiKeys
 from evershell.auth.session_tokens import SessionTokens
-from evershell.core import errors
+from evershell.core import credentials, errors
 from evershell.core.caller import Caller
 
 _SCHEME = "bearer "
@@ -35,12 +35,13 @@ class Authenticator:
     async def authenticate(self, authorization: str | None) -> Caller:
         """The caller. Raises Failure unauthenticated; UnavailableError."""
         token = bearer_token(authorization)
-        if token.startswith(PREFIX):
+        if token.startswith(credentials.API_KEY):
             return await self._api_keys.authenticate(token)
-        if token.startswith("eyJ"):
+        if token.startswith(credentials.JWT):
             return await self._sessions.authenticate(token)
         raise errors.unauthenticated(
-            "The bearer token is neither an API key (sk_…) nor a session token (eyJ…)."
+            f"The bearer token is neither an API key ({credentials.API_KEY}…) nor a session token "
+            f"({credentials.JWT}…)."
         )
 
 
@@ -55,7 +56,7 @@ class HostBinding:
         self._slugs: TTLCache[str, tuple[str | None]] = TTLCache(maxsize=10_000, ttl=60)
 
     async def check(self, caller: Caller, host: str) -> None:
-        """Raises Failure permission_denied if the host is not that of the caller's organization."""
+        """Raises Failure permission_denied unless the host belongs to the caller's organization."""
         # Reads the cache once, because the entry may expire between two reads.
         cached = self._slugs.get(caller.org_id)
         if cached is None:

@@ -1,4 +1,4 @@
-"""The commands `agent check`: what an agent of one's own has to do, shown on it."""
+"""The command `agent check`: checks that a custom agent keeps the contract."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ def agent() -> None:
 
 
 @agent.command(
-    help="""Run the cases of docs/your-agent.md on an agent, and print what came of each.
+    help="""Run the cases of docs/your-agent.md on an agent, and print the result of each.
 
     AGENT is `my_agent.py:agent` or `my_module:agent`. After `--`, it is the command that starts an
     agent in any language. Exits with 1 if a case fails. A case that the agent does not reach is not

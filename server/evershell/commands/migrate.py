@@ -8,7 +8,7 @@ from evershell.stack.database import prepare_database
 
 
 @click.command(
-    help="Bring the database of MIGRATION_DATABASE_URL, or else of DATABASE_URL, or else that of "
+    help="Bring the database of MIGRATION_DATABASE_URL, or else of DATABASE_URL, or else of "
     "the stack on this machine, to the schema of this version, and remove old months of the audit "
     "log. Run it before a roll-out: programs of the previous version work with the new schema. It "
     "may be repeated."

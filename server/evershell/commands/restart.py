@@ -12,8 +12,8 @@ from evershell.version import VERSION
 
 @click.command(
     help="Restart the programs of the running stack one after another, without losing a call. They "
-    "get the version of this command, which may be installed in another environment than that of "
-    "the stack."
+    "get the version of this command, which may be installed in another environment than the "
+    "stack."
 )
 def restart() -> None:
     """Asks the stack to restart its programs, and does not wait for it."""

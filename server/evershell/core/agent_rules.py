@@ -24,10 +24,10 @@ from evershell.core.task import (
 
 # The events of one commit.
 MAX_EVENTS = 64
-# The bytes that a task may commit, and how many more for each iteration that it may have.
+# The bytes that a task may commit, and the additional bytes for each iteration that it may have.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10
-# The size of what an agent reports of an iteration that runs. It is read with the task.
+# The largest report of a running iteration. It is read with the task.
 OPEN_ITERATION_BYTES = 64 * 2**10
 # How fast a worker reads calls of one agent. One that sends faster has to wait.
 BYTES_PER_SECOND = 4 * 2**20
@@ -57,7 +57,7 @@ def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
     is_pod = ip is not None and (on_loopback if is_loopback(ip) else elsewhere and is_host(ip))
     has_port = port.isascii() and port.isdecimal() and 1 <= int(port[:6]) <= _MAX_PORT
     if not (is_pod and has_port):
-        raise BreachError("its agent registered an address that is not that of a pod")
+        raise BreachError("its agent registered an address that does not belong to a pod")
 
 
 def check_events(events: Sequence[AgentEvent]) -> None:

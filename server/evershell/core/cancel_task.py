@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from typing import get_args
 
 from evershell.workspace.v1 import field_limits
 
@@ -27,7 +28,14 @@ from evershell.core import deadline, errors
 from evershell.core.caller import Caller, Permission
 from evershell.core.errors import AgentUnreachableError, UnavailableError
 from evershell.core.event import Origin
-from evershell.core.ports import Agents, Clock, RecordedCancellation, Store, Subscriptions
+from evershell.core.ports import (
+    Agents,
+    CancellationRefusal,
+    Clock,
+    RecordedCancellation,
+    Store,
+    Subscriptions,
+)
 from evershell.core.task import CancelIntent, Task
 from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
 
@@ -76,7 +84,7 @@ class CancelTask:
 
 
 def check_reason_and_force(fields: Fields, reason: str, force_after_seconds: float | None) -> None:
-    """Checks the two fields that a cancellation of one task and that of many have."""
+    """Checks the two fields that CancelTask and CancelTasks share."""
     fields.text("reason", reason, max_characters=MAX_REASON_CHARACTERS)
     if force_after_seconds is not None and not 0 <= force_after_seconds <= MAX_FORCE_AFTER_SECONDS:
         fields.reject("force_after", f"must be 0 to {MAX_FORCE_AFTER_SECONDS:,} s")
@@ -160,7 +168,7 @@ def intent_of(
 def _outcome(
     permission: Permission, request: CancelTask, recorded: RecordedCancellation
 ) -> Outcome:
-    """What the store has decided, in the words of the API. Raises the Failure of a failed check."""
+    """Converts the store's decision to the API's outcome. Raises the Failure of a failed check."""
     if recorded.workspace is None:
         raise errors.workspace_not_found(request.workspace_id)
     match recorded.outcome:
@@ -170,15 +178,9 @@ def _outcome(
             raise permission.denial(recorded.workspace)
         case "task_not_found":
             raise errors.task_not_found(request.workspace_id, request.task_id or "")
-        case (
-            "workspace_provisioning"
-            | "workspace_stopped"
-            | "workspace_failed"
-            | "workspace_deleting"
-        ):
+        case refused:
+            assert refused in get_args(CancellationRefusal), refused
             raise recorded.workspace.refusal()
-        case unknown:
-            raise AssertionError(f"the store has decided {unknown}")
 
 
 async def _signal(

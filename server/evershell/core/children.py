@@ -1,10 +1,10 @@
 """Use cases of agents: submit, read and cancel children of the task that the agent works on.
 
 The credential is the agent's own token, which names one workspace and one epoch. It is accepted
-only while the parent is the agent's current task. What a call may reach does not depend on who has
-submitted the parent, because their scopes are not stored: a child is in a workspace of the same
-organization and the same creator. So an agent that was taken over reaches no workspace of another
-user.
+only while the parent is the agent's current task. The workspaces that a call may reach do not
+depend on who has submitted the parent, because the submitter's scopes are not stored: a child is in
+a workspace of the same organization and the same creator. So an agent that was taken over reaches
+no workspace of another user.
 """
 
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ class Children:
         return task
 
     async def cancel(self, by: AgentCaller, request: CancelTask) -> Task:
-        """Cancels a child of the parent, unless it has ended. Raises Failure as `read`."""
+        """Cancels a child of the parent, unless it has ended. Raises Failure like `read`."""
         assert request.task_id is not None
         child = await self.read(by, request.workspace_id, request.task_id)
         try:
@@ -104,15 +104,15 @@ class Children:
         return result.task or child
 
     async def _workspace(self, by: AgentCaller, workspace_id: str) -> None:
-        """Checks that a child may be there. What it checks never changes later."""
+        """Checks that a child may be in this workspace. The facts that it checks never change."""
         check_identifiers(workspace_id=workspace_id)
         workspace = await self.store.get_workspace(workspace_id, by.own.org_id)
         if workspace is None:
             raise errors.workspace_not_found(workspace_id)
         if workspace.created_by_user_id != by.own.created_by_user_id:
             message = (
-                f"Workspace {workspace.id} was not created by the user who created that of this "
-                f"agent, {by.own.id}. Children are in workspaces of the same creator."
+                f"Workspace {workspace.id} and the workspace of this agent, {by.own.id}, have "
+                "different creators. A child needs a workspace of the same creator."
             )
             raise errors.permission_denied(message, [])
 

@@ -113,11 +113,17 @@ def too_many_webhooks(org_id: str, limit: int, owner: str) -> Failure:
     return Failure("too_many_webhooks", message, org_id=org_id, limit=limit)
 
 
-def rate_limited(message: str, retry_after_seconds: int, **facts: Any) -> Failure:
-    """The caller has made too many calls. This call had no effect."""
-    message = (
-        f"{message} This call has changed nothing; make it again after {retry_after_seconds} s."
-    )
+def rate_limited(message: str, retry_after_seconds: int | None, **facts: Any) -> Failure:
+    """The caller has made too many calls. This call had no effect.
+
+    None for a call without a time: it cancels the task that runs, and its repeat could cancel the
+    next one.
+    """
+    message = f"{message} This call has changed nothing"
+    if retry_after_seconds is None:
+        message += ". Repeat it only with a task id: without one, it could cancel the next task."
+        return Failure("rate_limited", message, **facts)
+    message += f"; make it again after {retry_after_seconds} s."
     return Failure("rate_limited", message, retry_after_seconds=retry_after_seconds, **facts)
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of calls: the events of a workspace's log, and the entries of the audit log.
+"""The records of calls: the events of a workspace's log, and the entries of the audit log.
 
 A payload of an event has the fields of the message of the same name in event.proto, as plain data.
 
@@ -8,11 +8,11 @@ committed with the check that decided it. All other refusals are collected and s
 second.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from evershell.workspace.v1 import field_limits
 
@@ -20,6 +20,8 @@ from evershell.core import money
 from evershell.core.task import CancelIntent, Task, Usage
 from evershell.core.task_limits import Budget
 from evershell.core.validation import Fields
+
+Encoded = TypeVar("Encoded")
 
 # The outcome of an allowed call, except of CancelTask, which has outcomes of its own.
 AUDIT_OK = "ok"
@@ -127,6 +129,24 @@ class Event(NewEvent):
     seq: int
 
 
+class EventBatch(list[Event]):
+    """Events of one read, which follow each other in the log of a workspace.
+
+    Watchers that share the read also share the encoded result.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        super().__init__(events)
+        self._encoded: dict[Callable[[Sequence[Event]], Any], Any] = {}
+
+    def encoded(self, encode: Callable[[Sequence[Event]], Sequence[Encoded]]) -> Sequence[Encoded]:
+        """What `encode` returns. It is called once. Do not change the result."""
+        found: Sequence[Encoded] | None = self._encoded.get(encode)
+        if found is None:
+            found = self._encoded[encode] = encode(self)
+        return found
+
+
 def cancel_requested_payload(intent: CancelIntent) -> dict[str, Any]:
     """The payload of `task_cancel_requested`."""
     return {"cancel": _intent_payload(intent)}
@@ -175,7 +195,7 @@ def iteration_completed(task: Task, payload: Mapping[str, Any], now: datetime) -
 
 
 def task_limit_approached(task: Task, budget: Budget, now: datetime) -> NewEvent:
-    """The task comes close to a limit of what it uses."""
+    """The task comes close to a limit on its usage."""
     used = budget.used or 0
     return NewEvent(
         type=EventType.TASK_LIMIT_APPROACHED,

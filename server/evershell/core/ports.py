@@ -10,9 +10,10 @@ from typing import Literal, Protocol
 
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Hold, Locked
-from evershell.core.event import AuditEntry, AuditFilter, Event
+from evershell.core.event import AuditEntry, AuditFilter, EventBatch
 from evershell.core.task import CancelIntent, CurrentIteration, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
+from evershell.core.validation import Listed
 from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
@@ -27,27 +28,34 @@ DELIVERY_WAIT = timedelta(hours=1)
 RENEW_BELOW_SHARE = 0.8
 
 
-# What record_cancellation decides: an outcome of CancelTask, or the slug of the check that failed.
-CancellationOutcome = Literal[
-    "accepted",
-    "already_requested",
-    "already_finished",
-    "no_active_task",
+# The checks under the lock that refuse a cancellation, besides `permission_denied`, which may be
+# refused before it.
+CancellationRefusal = Literal[
     "workspace_not_found",
-    "permission_denied",
     "task_not_found",
     "workspace_provisioning",
     "workspace_stopped",
     "workspace_failed",
     "workspace_deleting",
 ]
+# What store/functions/cancellation_outcome.sql decides: an outcome of CancelTask, or a refusal.
+CancellationOutcome = (
+    Literal[
+        "accepted",
+        "already_requested",
+        "already_finished",
+        "no_active_task",
+        "permission_denied",
+    ]
+    | CancellationRefusal
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedCancellation:
     """The outcome of record_cancellation, and what it read under the lock."""
 
-    # `accepted` for exactly one call per task: the one that recorded the intent and its event.
+    # `accepted` for exactly one call per task: the call that recorded the intent and its event.
     outcome: CancellationOutcome
     # None if the caller's organization has no such workspace.
     workspace: Workspace | None
@@ -77,7 +85,7 @@ class Removed:
 
     tasks: int
     events: int
-    # That of the last event that was removed; `after_seq` if none was.
+    # The position of the last event that was removed; `after_seq` if none was.
     last_seq: int
 
 
@@ -93,7 +101,7 @@ class MatchedTask:
 
 @dataclass(frozen=True, slots=True)
 class MatchedTasks:
-    """The tasks that match a filter. The counts are those of all of them."""
+    """The tasks that match a filter. The counts include all of them."""
 
     matched: int
     pending: int
@@ -137,12 +145,13 @@ class Store(Protocol):
         trace_id: str = "",
         audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
-        """As record_cancellation, and in the same transaction for every descendant of the task.
+        """Like record_cancellation, and does the same for every descendant of the task, in the same
+        transaction.
 
         A descendant that has ended, or whose intent is recorded, stays as it is; only an earlier
         `force_at` replaces the recorded one. Records nothing, with the outcome permission_denied
         and the workspace that is not covered, if the permission does not cover a descendant that
-        has not ended. Locks the tree, like `transition`. Publishes as cancel_tasks does.
+        has not ended. Locks the tree, like `transition`. Publishes like cancel_tasks.
         """
 
     async def match_tasks(
@@ -246,20 +255,20 @@ class Store(Protocol):
         """Stores the answer of the call, unless one is stored. Returns the stored answer."""
 
     async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
-        """One workspace: of this organization, or of any.
+        """One workspace of this organization, or of any organization.
 
-        For a caller, name the organization. The workspace of another one is then not read, so that
-        the answer takes as long as that for a missing one.
+        For a caller, name the organization. A workspace of another organization is then not read,
+        so that the answer takes as long as for a missing workspace.
         """
 
     async def get_agent_card(
         self, workspace_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, AgentCard]:
-        """One workspace, as get_workspace does, and its card, which is empty if it has none."""
+        """Like get_workspace, with the workspace's card, which is empty if it has none."""
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
-    ) -> Sequence[Workspace]:
+    ) -> Listed[Workspace]:
         """The workspaces that the permission covers and that are older than `before_id`.
 
         Newest first. None for `before_id` starts with the newest.
@@ -288,9 +297,9 @@ class Store(Protocol):
     async def get_workspace_with_task(
         self, workspace_id: str, task_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, Task | None]:
-        """One workspace, as get_workspace does, and one of its tasks, in one round trip.
+        """Like get_workspace, with one of the workspace's tasks, in one round trip.
 
-        Both are read at the same moment. None stands for each one that does not exist.
+        Both are read at the same moment. Each is None if it does not exist.
         """
 
     async def list_tasks(
@@ -299,24 +308,28 @@ class Store(Protocol):
         before_id: str | None,
         limit: int,
         wanted: ListFilter = EVERY_TASK,
-    ) -> Sequence[Task]:
+    ) -> Listed[Task]:
         """The tasks of the workspace that match and are older than `before_id`, newest first.
 
-        The list may end early, with at least one task more than MAX_PAGE_CHARACTERS allow.
+        The list may end early, with at least one task more than MAX_PAGE_CHARACTERS allow, or as
+        Listed describes.
         """
 
     async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
-        """The number of tasks of the workspace that match."""
+        """The number of tasks that match, among the newest ones of the workspace.
+
+        Counts all of a workspace with up to 1,000 tasks.
+        """
 
     async def list_org_tasks(
         self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
-    ) -> Sequence[Task]:
+    ) -> Listed[Task]:
         """The tasks of the organization that match and that the permission covers.
 
-        Paged as list_tasks is.
+        Paged like list_tasks.
         """
 
-    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
         """The workspace's events after `after_seq`, in order.
 
         The list may end early if the events are large, after at least one. Raises Failure
@@ -346,7 +359,7 @@ class Store(Protocol):
         """
 
     async def oldest_end(self) -> datetime | None:
-        """About when the oldest task that has ended did so; None without such a task."""
+        """About when the oldest of the ended tasks ended; None if no task has ended."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.
@@ -366,20 +379,20 @@ class Store(Protocol):
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
         """How long the lease of the workspace lasts, by the time of the service.
 
-        For None, the lease that runs out first, of all workspaces with a pod. Below 0 if it has run
-        out; None if there is no lease.
+        If the id is None, the lease that runs out first among all workspaces with a pod. Below 0 if
+        it has run out; None if there is no lease.
         """
 
     async def worker_silences(self) -> Sequence[float]:
         """How long ago each worker gave its last sign of life, in seconds.
 
         A worker gives one every second, from the event loop that answers its calls. A worker that
-        has ended is left out. 0 if the database does not tell.
+        has ended is left out. 0 if the database does not know.
         """
 
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
-    ) -> Sequence[AuditEntry]:
+    ) -> Listed[AuditEntry]:
         """The entries of the organization that match and are older than `before_id`, newest first.
 
         If the permission covers only the caller's own workspaces, only entries of these.
@@ -389,7 +402,7 @@ class Store(Protocol):
         """All tasks with a recorded intent that have not ended, each with its workspace."""
 
     async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
-        """The workspaces whose task has reached its `max_duration`, from the longest ago on.
+        """The workspaces whose task has reached its `max_duration`, longest ago first.
 
         Leaves out tasks for which apply_limits has nothing to change.
         """
@@ -426,7 +439,7 @@ class WebhookStore(Protocol):
         """
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
-        """The webhooks of the organization, without those of tasks, or those of the task.
+        """The webhooks of the organization, without webhooks of tasks; or the webhooks of the task.
 
         Newest first. The name of `task` is ignored.
         """
@@ -449,10 +462,10 @@ class WebhookStore(Protocol):
         expires_at: datetime,
         audit: AuditEntry | None = None,
     ) -> Webhook | None:
-        """Replaces the secret; the one that it replaces expires at `expires_at`.
+        """Replaces the secret; the replaced secret expires at `expires_at`.
 
-        If an earlier one has not expired `now`, that one stays instead. Returns None if there is no
-        such webhook.
+        If an earlier secret has not expired `now`, that secret stays valid instead. Returns None if
+        there is no such webhook.
         """
 
     async def replay(
@@ -463,7 +476,7 @@ class WebhookStore(Protocol):
         now: datetime,
         audit: AuditEntry | None = None,
     ) -> tuple[int, int] | None:
-        """Makes up to 1,000 failed deliveries due `now`, those of the task or all.
+        """Makes up to 1,000 failed deliveries due `now`, of the task or of all tasks.
 
         Enables the webhook. Returns how many it made due, and how many are left; None if there is
         no such webhook.
@@ -481,10 +494,10 @@ class Sealing(Protocol):
 
     @property
     def key_id(self) -> bytes:
-        """Identifies the key that seals. What it has sealed begins with it."""
+        """Identifies the key that seals. Sealed bytes begin with this id."""
 
     def seal(self, plain: bytes, owner: str) -> bytes:
-        """The encrypted bytes, which can be opened only as those of the same owner."""
+        """The encrypted bytes. They can be opened only for the same owner."""
 
     def open(self, sealed: bytes, owner: str) -> bytes:
         """The plain bytes.

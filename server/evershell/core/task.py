@@ -77,7 +77,7 @@ class Usage:
         return self._with(other, operator.add)
 
     def at_least(self, other: "Usage") -> "Usage":
-        """The larger of each of the two. A cost that is only known here replaces an unknown one."""
+        """The larger of each field. A cost that is known only here replaces an unknown one."""
         if other.cost_nanos is None:
             other = replace(other, cost_nanos=self.cost_nanos)
         return self._with(other, max)
@@ -95,7 +95,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenIteration:
-    """What the agent has reported of the iteration that runs, before its tool calls began."""
+    """What the agent has reported about the current iteration before its tool calls began."""
 
     # One more than the number of committed iterations.
     number: int
@@ -104,7 +104,7 @@ class OpenIteration:
     started_calls: Sequence[Mapping[str, Any]] = ()
 
     def with_report(self, report: "OpenIteration") -> "OpenIteration":
-        """What is known after another report, which may be older: it then has fewer tool calls."""
+        """Merges another report, which may be older: it then has fewer tool calls."""
         is_older = len(report.started_calls) < len(self.started_calls)
         older, newer = (report, self) if is_older else (self, report)
         return replace(newer, usage=newer.usage.at_least(older.usage))
@@ -122,7 +122,7 @@ class TaskLimits:
     max_cost_nanos: int | None = None
     # How long after a limit is reached the iteration is interrupted.
     force_after_seconds: float | None = None
-    # Whether they count for the task and its descendants together. Only for a root.
+    # Whether the limits apply to the task and its descendants together. Only for a root.
     include_descendants: bool = False
 
     @property
@@ -133,7 +133,7 @@ class TaskLimits:
 
 
 class Limit(StrEnum):
-    """The limits that cancel a task: the fields of TaskLimits, and that of WORKSPACE_FILES_MB."""
+    """The limits that cancel a task: the fields of TaskLimits, and WORKSPACE_FILES_MB."""
 
     MAX_DURATION = "max_duration"
     MAX_TOTAL_TOKENS = "max_total_tokens"
@@ -155,6 +155,13 @@ class CancelIntent:
     # never.
     force_at: datetime | None = None
     force_requested_by: str | None = None
+
+    def is_forced_earlier(self, force_at: datetime | None) -> bool:
+        """Whether this time replaces `force_at`: the earliest one wins.
+
+        In SQL: store/functions/is_forced_earlier.sql.
+        """
+        return force_at is not None and (self.force_at is None or force_at < self.force_at)
 
     @property
     def force_begins_at(self) -> datetime | None:
@@ -188,13 +195,14 @@ class Task:
     forced: bool = False
     # Whether it ended during an iteration that is not on record.
     iteration_lost: bool = False
-    # Of the committed iterations; for an ended task, also what a lost iteration had reported.
+    # The usage of the committed iterations; for an ended task, also the reported usage of a lost
+    # iteration.
     usage: Usage = Usage()
     open_iteration: OpenIteration | None = None
     # The size of all iterations, as the agent has sent them.
     committed_bytes: int = 0
     limits: TaskLimits = TaskLimits()
-    # From the root of its tree to its parent; empty for a root.
+    # The ancestors, from the root of the tree to the parent; empty for a root.
     ancestor_ids: tuple[str, ...] = ()
     # Whether the limits of its root include the descendants.
     in_limited_tree: bool = False
@@ -210,13 +218,14 @@ class Task:
 
     @property
     def used(self) -> Usage:
-        """Its usage, with what is known of the iteration that runs."""
+        """Its usage, including the reported usage of the current iteration."""
         return self.usage + self.open_iteration.usage if self.open_iteration else self.usage
 
     @property
-    def is_being_cancelled(self) -> bool:
-        """Whether its cancellation is recorded, and it has not ended."""
-        return self.cancel is not None and not self.status.is_terminal
+    def listed_status(self) -> TaskStatus:
+        """Its status for lists: a task that is being cancelled counts as running."""
+        is_being_cancelled = self.cancel is not None and not self.status.is_terminal
+        return TaskStatus.RUNNING if is_being_cancelled else self.status
 
     @property
     def changed_at(self) -> datetime:
@@ -277,7 +286,7 @@ class IterationCompleted:
 
 @dataclass(frozen=True, slots=True)
 class IterationReported:
-    """The agent reports the iteration that runs. It is no event.
+    """The agent reports the current iteration. This is not an event.
 
     `payload` has the fields of the message OpenIteration, and `size_bytes` is the size of that
     message.

@@ -1,7 +1,7 @@
-"""Which tasks of an organization a call is about: those that match a filter, or all of them.
+"""Selects tasks of an organization: the tasks that match a filter, or all tasks.
 
-A filter has at least one field, and all tasks are a type of their own. So no code can take an empty
-filter for all tasks.
+A filter has at least one field, and all tasks are a type of their own. So no code can mistake an
+empty filter for all tasks.
 """
 
 from collections.abc import Mapping
@@ -91,14 +91,13 @@ def _check_count(fields: Fields, name: str, count: int, most: int) -> None:
 class ListFilter:
     """Which tasks of a workspace to list. None matches all."""
 
-    # A task that is being cancelled counts as running.
+    # Compared with `listed_status`.
     statuses: frozenset[TaskStatus] | None = None
-    # Those whose status has changed since then.
+    # Only tasks whose status has changed since then.
     changed_since: datetime | None = None
 
     def matches(self, task: Task) -> bool:
-        status = TaskStatus.RUNNING if task.is_being_cancelled else task.status
-        has_status = self.statuses is None or status in self.statuses
+        has_status = self.statuses is None or task.listed_status in self.statuses
         return has_status and (self.changed_since is None or task.changed_at >= self.changed_since)
 
 
@@ -109,12 +108,17 @@ EVERY_TASK = ListFilter()
 class OrgListFilter:
     """Which tasks of an organization to list. Raises Failure validation_error."""
 
-    # An empty field matches all tasks. The parent, the root or `active` is set.
+    # An empty field matches all tasks. The fields have the names of those of ListTasksRequest.
     workspace_id: str = ""
     parent_task_id: str = ""
     root_task_id: str = ""
     # Only tasks that have not ended.
     active: bool = False
+
+    @property
+    def is_of_workspace(self) -> bool:
+        """Whether it matches all tasks of a workspace."""
+        return self == OrgListFilter(workspace_id=self.workspace_id)
 
     def __post_init__(self) -> None:
         fields = Fields()

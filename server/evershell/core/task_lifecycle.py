@@ -100,9 +100,7 @@ def request_cancel(locked: Locked, intent: CancelIntent) -> Change:
             replace(task, cancel=intent),
             (event.task_cancel_requested(task, intent),),
         )
-    if intent.force_at is None or (
-        task.cancel.force_at is not None and task.cancel.force_at <= intent.force_at
-    ):
+    if not task.cancel.is_forced_earlier(intent.force_at):
         return unchanged(locked)
     sooner = replace(
         task.cancel, force_at=intent.force_at, force_requested_by=intent.force_requested_by
@@ -241,7 +239,7 @@ def _warnings(before: Task, after: Task, now: datetime) -> Iterator[event.NewEve
 
 def _count_iteration(task: Task, iteration: IterationCompleted, usage: Usage) -> Task:
     if task.open_iteration is not None:
-        # What was counted before stays counted.
+        # Usage that was counted before stays counted.
         usage = usage.at_least(task.open_iteration.usage)
     outputs = [call["result"].get("output", "") for call in iteration.tool_calls]
     content = iteration.payload["model_call"].get("content")
@@ -284,9 +282,9 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
 def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Change:
     """Ends the task. No other function of the core does.
 
-    With a recorded intent the task becomes `cancelled`, for every proposed status. Without one it
-    never does. The end is forced only if a caller has asked for that. What an iteration has used
-    that is not committed counts.
+    With a recorded intent, the task becomes `cancelled`, for every proposed status. Without one,
+    it never does. The end is forced only if a caller has asked for that. The usage of an
+    uncommitted iteration counts.
     """
     workspace = locked.workspace
     may_be_forced = task.cancel is not None and task.cancel.force_at is not None

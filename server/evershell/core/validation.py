@@ -3,7 +3,7 @@
 import hashlib
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -63,7 +63,7 @@ class Fields:
 
 
 def check_identifiers(**values: str) -> None:
-    """Checks fields that have only to be ids. Raises Failure validation_error."""
+    """Checks fields that only have to be ids. Raises Failure validation_error."""
     fields = Fields()
     for field, value in values.items():
         fields.identifier(field, value)
@@ -78,7 +78,19 @@ class HasId(Protocol):
         """Sorts by time of creation."""
 
 
-Listed = TypeVar("Listed", bound=HasId)
+Item = TypeVar("Item", bound=HasId)
+
+
+class Listed(list[Item]):
+    """The items that a store has found, newest first.
+
+    A store reads a bounded number of items. If it stopped there, `last_id` is the id of the last
+    item that it read, which need not have matched; there may be more.
+    """
+
+    def __init__(self, items: Iterable[Item] = (), last_id: str | None = None) -> None:
+        super().__init__(items)
+        self.last_id = last_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +104,7 @@ class Page:
     size: int
     # None for the first page.
     before_id: str | None
-    # Identifies the list: whose it is, and what selects its items.
+    # Identifies the list: its owner, and the filter of its items.
     listed: bytes = b""
 
     @classmethod
@@ -111,21 +123,23 @@ class Page:
         return cls(page_size or DEFAULT_PAGE_SIZE, before_id, listed)
 
     def cut(
-        self, items: Sequence[Listed], weigh: Callable[[Listed], int] = lambda _: 0
-    ) -> tuple[Sequence[Listed], str]:
+        self, listed: Listed[Item], weigh: Callable[[Item], int] = lambda _: 0
+    ) -> tuple[Sequence[Item], str]:
         """The items of the page, and the token of the next page; empty if there is none.
 
-        `items` has one item more than the page if there is a next page. `weigh` returns the size of
-        an item in characters. A page that would exceed the size of a message ends early.
+        There is a next page if `listed` has more items than the page, or if the store has not read
+        all. `weigh` returns the size of an item in characters. A page that would exceed the size of
+        a message ends early.
         """
-        page: list[Listed] = []
+        page: list[Item] = []
         characters = 0
-        for item in items[: self.size]:
+        for item in listed[: self.size]:
             characters += weigh(item)
             if page and characters > MAX_PAGE_CHARACTERS:
                 break
             page.append(item)
-        return page, _page_token(page[-1].id, self.listed) if len(items) > len(page) else ""
+        last_id = page[-1].id if len(listed) > len(page) else listed.last_id
+        return page, "" if last_id is None else _page_token(last_id, self.listed)
 
 
 def _page_token(before_id: str, listed: bytes) -> str:
@@ -134,7 +148,7 @@ def _page_token(before_id: str, listed: bytes) -> str:
 
 
 def _id_in(page_token: str) -> str:
-    """The id that the token names; empty if it has another form.
+    """The id that the token names; empty if it is malformed.
 
     Anyone can compute the checksum, so the id is checked like each id that a caller sends.
     """

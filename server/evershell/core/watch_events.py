@@ -1,34 +1,22 @@
 """Use case: watch the event log of a workspace."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from itertools import chain
-from typing import TypeVar
 
 from evershell.core import errors
 from evershell.core.caller import Caller
 from evershell.core.errors import Failure
-from evershell.core.event import Event
-from evershell.core.ports import Clock, Store, Subscriptions
+from evershell.core.event import Encoded, Event
+from evershell.core.event_feeds import (
+    BATCH_EVENTS,
+    HEARTBEAT_SECONDS,
+    EventFeeds,
+    FeedEndedError,
+    Heartbeat,
+    Message,
+)
+from evershell.core.ports import Clock, Store
 from evershell.core.validation import Fields
 from evershell.core.workspace import WorkspaceStatus
-
-HEARTBEAT_SECONDS = 15.0
-# The maximum number of events that are buffered for one consumer.
-BATCH_EVENTS = 100
-
-
-Encoded = TypeVar("Encoded")
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """Sent when the log had no new event for HEARTBEAT_SECONDS."""
-
-    time: datetime
-    # That of the last event in the log; 0 if the log is empty.
-    seq: int
 
 
 async def watch_events(
@@ -36,7 +24,7 @@ async def watch_events(
     workspace_id: str,
     after_seq: int,
     store: Store,
-    subscriptions: Subscriptions,
+    feeds: EventFeeds,
     clock: Clock,
     encode: Callable[[Sequence[Event]], Sequence[Encoded]],
     encode_heartbeat: Callable[[Heartbeat], Encoded],
@@ -46,47 +34,67 @@ async def watch_events(
 
     With 0 for `after_seq`, begins with the first event there is.
 
-    Yields `opening` before them, once the first events have been read: from then on, the watch can
-    fail only because the database or the server ends.
+    Yields `opening` before them, once the first events that are in the log have been read: from
+    then on, the watch can fail only because the database or the server ends.
 
-    `encode` gets each batch once it is read, and returns what is yielded for each of its events. A
-    whole batch takes much less time than the same events one by one between other work. The events
-    themselves are not kept.
+    `encode` returns what is yielded for each event of a batch. It gets each batch once, even if
+    many watchers have the same `encode`.
 
-    Ends only when the consumer or the server stops, or the workspace is deleted. A batch is read
-    when the consumer has taken the one before it, so a slow consumer buffers at most one batch.
+    Ends only when the consumer or the server stops, or the workspace is deleted. A slow consumer
+    buffers at most the batch that it is at and the next one.
 
     Raises Failure: validation_error (events after `after_seq` were removed), permission_denied,
     workspace_not_found, unavailable (the server drains); UnavailableError.
     """
-    # A watcher may wait for events that are far ahead. Its position is then not in the log.
     last_seq = await _admit(caller, workspace_id, after_seq, store)
-    seq, is_ahead = after_seq, after_seq > last_seq
     # A stream may last for days, and there may be thousands.
     del caller
-    # Subscribes before the first read, so that a commit between a read and the wait is not missed.
-    async with subscriptions.subscribe(workspace_id) as subscription:
-        quiet_since = clock()
+    seq, beat_at = after_seq, clock()
+    watcher = feeds.join(workspace_id, last_seq)
+    try:
         while True:
-            seq, batch = await _next_batch(workspace_id, seq, last_seq, store, encode)
-            for item in chain(opening, batch):
-                yield item
-            opening = ()
-            if batch:
-                quiet_since, is_ahead = clock(), False
+            missed_seq = watcher.missed_seq
+            if seq < missed_seq:
+                received: Message | None = await store.list_events(workspace_id, seq, BATCH_EVENTS)
+                if not received:
+                    await _check_next(workspace_id, seq, missed_seq + 1, store)
+                    seq = missed_seq
+            elif opening:
+                for item in opening:
+                    yield item
+                opening = ()
+                # Meanwhile, the watcher may have missed events.
                 continue
-            quiet_seconds = (clock() - quiet_since).total_seconds()
-            if quiet_seconds >= HEARTBEAT_SECONDS:
-                quiet_since = clock()
-                last_seq = await _last_seq(workspace_id, seq, is_ahead, store)
-                yield encode_heartbeat(Heartbeat(quiet_since, last_seq))
-            elif not await subscription.wait(HEARTBEAT_SECONDS - quiet_seconds):
-                # The heartbeat precedes the failure, because a failure that follows a message is
-                # sent within the stream, as its last message.
-                last_seq = await _last_seq(workspace_id, seq, is_ahead, store)
-                yield encode_heartbeat(Heartbeat(clock(), last_seq))
-                message = f"The server is shutting down. Watch again with after={seq}."
-                raise Failure("unavailable", message, retry_after_seconds=1)
+            else:
+                received = await watcher.receive()
+            if isinstance(received, Heartbeat):
+                yield encode_heartbeat(received)
+            elif received and seq < (last_seq := received[-1].seq):
+                first_seq = received[0].seq
+                await _check_next(workspace_id, seq, first_seq, store)
+                encoded = received.encoded(encode)
+                # The events are not kept while the consumer takes the encoded results.
+                del received
+                for item in opening:
+                    yield item
+                opening = ()
+                for index in range(max(0, seq + 1 - first_seq), len(encoded)):
+                    yield encoded[index]
+                seq = last_seq
+            elif (
+                received
+                and seq == after_seq
+                and (clock() - beat_at).total_seconds() >= HEARTBEAT_SECONDS / 2
+            ):
+                # The watcher waits for events that are far ahead. Half of the interval, because the
+                # feed's own heartbeat comes a whole interval after the last event.
+                beat_at = clock()
+                yield encode_heartbeat(Heartbeat(beat_at, last_seq))
+    except FeedEndedError:
+        message = f"The server is shutting down. Watch again with after={seq}."
+        raise Failure("unavailable", message, retry_after_seconds=1) from None
+    finally:
+        watcher.leave()
 
 
 async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store) -> int:
@@ -100,33 +108,14 @@ async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store
     return permission.check(workspace, workspace_id).last_seq
 
 
-async def _next_batch(
-    workspace_id: str,
-    after_seq: int,
-    last_seq: int,
-    store: Store,
-    encode: Callable[[Sequence[Event]], Sequence[Encoded]],
-) -> tuple[int, Sequence[Encoded]]:
-    """The next events, encoded, and the `seq` of the last one. Empty at the end of the log.
+async def _check_next(workspace_id: str, after_seq: int, first_seq: int, store: Store) -> None:
+    """Checks that no event between the two was removed.
 
-    `last_seq` is that of the workspace when the watch began. Raises Failure: validation_error if
-    events after `after_seq` were removed, workspace_not_found if the workspace is deleted.
+    Raises Failure: validation_error if one was, workspace_not_found if the workspace is deleted.
     """
-    events = await store.list_events(workspace_id, after_seq, BATCH_EVENTS)
-    seq = events[-1].seq if events else max(after_seq, last_seq)
-    first_seq = events[0].seq if events else seq + 1
     if 0 < after_seq < first_seq - 1:
         workspace = await store.get_workspace(workspace_id)
         if workspace is None or workspace.status is WorkspaceStatus.DELETING:
             raise errors.workspace_not_found(workspace_id)
         problem = f"must be 0 or at least {first_seq - 1}: the log now begins with seq {first_seq}"
         raise errors.invalid({"after": problem})
-    return seq, encode(events) if events else ()
-
-
-async def _last_seq(workspace_id: str, position: int, is_ahead: bool, store: Store) -> int:
-    """The `seq` of the last event in the log, for a watcher that has received all of its events."""
-    if not is_ahead:
-        return position
-    workspace = await store.get_workspace(workspace_id)
-    return 0 if workspace is None else workspace.last_seq

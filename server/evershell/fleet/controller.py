@@ -125,7 +125,13 @@ class Controller:
                 self._backlog.clear()
 
     async def _scan(self) -> None:
-        has_reached_limits = await enforce_limits(self._store, self._clock)
+        has_reached_limits = False
+        try:
+            has_reached_limits = await enforce_limits(self._store, self._clock)
+        except UnavailableError:
+            # The database did not answer, or a workspace is locked. The others are not delayed.
+            log.warning("limits_not_enforced")
+            self._overdue.note_outage()
         due = await self._due.read()
         for workspace in due.overdue:
             self._begin_step(workspace, is_overdue=True)
@@ -145,14 +151,15 @@ class Controller:
 
         Ends the tasks that no agent has.
         """
-        waking = [each.id for each, _ in cancellations if each.is_waking]
-        await end_unstarted(self._store, self._clock, waking)
         delivered = [each for each in cancellations if not each[0].is_waking]
         self._redelivery.follow(delivered, self._clock(), at_once=at_once)
         if self._backlog is not None:
             self._backlog.set_open_cancellations(
                 task.cancel.requested_at for _, task in cancellations if task.cancel
             )
+        # Last, because a workspace that is locked raises an error.
+        waking = [each.id for each, _ in cancellations if each.is_waking]
+        await end_unstarted(self._store, self._clock, waking)
 
     async def _count_workspaces(self) -> None:
         while self._backlog is not None:
@@ -229,7 +236,7 @@ class Controller:
             self._again.add(workspace.id)
 
     async def _reconcile_run(self, workspace: Workspace) -> Workspace:
-        """Ends what an earlier run of the stack left, then assigns the workspace to this run.
+        """Ends the pods of an earlier run of the stack, then assigns the workspace to this run.
 
         The assignment ends a task of the earlier run, so it comes last.
         """
@@ -403,9 +410,12 @@ class Controller:
     async def _remove(self, workspace: Workspace) -> None:
         """Removes the files of a deleted workspace, and then its rows.
 
-        If something has to wait, the next scan continues.
+        Ends its pods first: one of an earlier epoch may still run if the workspace was suspended
+        or has failed, because a wake and a failure clear `run_id`. If something has to wait, the
+        next scan continues.
         """
         async with self._removals:
+            await self._end_pod(workspace, 0)
             self._require_term()
             if await self._pods.remove(workspace.id) and await self._store.remove_workspace(
                 workspace.id

@@ -22,8 +22,8 @@ from evershell.pod.sandbox import FILES
 
 # The agent sends it when it is in its sandbox. Anything else is the text of an error.
 JOINED = b"joined"
-# A variable of the fork server. Its long value reserves the memory for the environment of an agent,
-# which replaces that of the fork server (_show).
+# A variable of the fork server. Its long value reserves memory for the environment of an agent,
+# which is written over it (_show).
 ROOM_VARIABLE = "EVERSHELL_ROOM"
 
 _MAX_BYTES = 65536
@@ -98,7 +98,9 @@ def _fork_agent(
 
 def _become_agent(request: ForkRequest, stdin: int, log: int, answer: int) -> None:
     """Gives the process the state of a new program. Returns when the controller lets it run."""
-    os.setsid()
+    # Not a session of its own: the kernel may divide the processor among sessions, and many agents
+    # would get nearly all of it.
+    os.setpgid(0, 0)
     os.chdir(FILES)
     for descriptor, standard in ((stdin, 0), (log, 1), (log, 2)):
         os.dup2(descriptor, standard)

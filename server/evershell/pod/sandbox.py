@@ -10,6 +10,7 @@ the workspace's files, but no other process, no network and nothing of the agent
 """
 
 import os
+import resource
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ FILES = "/workspace"
 _USR = Path("/usr")
 # On most systems these are links to folders in /usr.
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-# What programs need from /etc. Most of the rest is nobody's business.
+# What programs need from /etc. Most other files there are not needed.
 _ETC = (
     "alternatives",
     "ca-certificates",
@@ -43,17 +44,20 @@ _ETC = (
 )
 _NETWORK_ETC = ("hosts", "resolv.conf")
 _SCRATCH_BYTES = 256 * 2**20
+# Open files of a process of a tool call, so that one process cannot use up those of the machine.
+MAX_FILES = 4_096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolLimits:
     """The limits of a tool call."""
 
-    # Of all processes together, without their files in the scratch folders, which have a size.
+    # The memory of all processes together, without their files in the scratch folders, which have a
+    # limit of their own.
     memory_bytes: int
-    # Of all processes together.
+    # The number of processes.
     processes: int
-    # Of each file that a tool writes.
+    # The size of each file that a tool writes.
     file_bytes: int
     # Whether tools share the network of the machine.
     has_network: bool = False
@@ -73,9 +77,9 @@ def agent_command(
     """The command that runs an agent in its sandbox.
 
     `files` is the workspace's folder on the machine, `hidden` a folder that must not be seen.
-    bwrap writes the id of the agent's process to `info_fd`. `environment` is added to that of the
-    agent, but not to that of bwrap itself. If `uid` is given, the caller is root, and the agent
-    runs as that user and group. Otherwise it runs as the caller.
+    bwrap writes the id of the agent's process to `info_fd`. `environment` is added to the
+    environment of the agent, but not of bwrap itself. If `uid` is given, the caller is root, and
+    the agent runs as that user and group. Otherwise it runs as the caller.
     """
     view = [*_system(), "--ro-bind", "/etc", "/etc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108
     view += ["--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
@@ -103,7 +107,7 @@ def agent_command(
 
 
 class ToolSandbox:
-    """The sandboxes of tool calls, within that of an agent."""
+    """The sandboxes of tool calls, inside the sandbox of an agent."""
 
     def __init__(self, bwrap: str, limits: ToolLimits, system_calls: bytes) -> None:
         """`system_calls` is the filter of tool_filter.py."""
@@ -124,7 +128,10 @@ class ToolSandbox:
         os.lseek(self._filter, 0, os.SEEK_SET)
         limits = self.limits
         scratch = str(min(_SCRATCH_BYTES, limits.memory_bytes))
-        own = [self._bwrap, "--unshare-all", "--unshare-user", "--disable-userns"]
+        # If the machine runs out of memory, the kernel prefers to kill tools. Set outside, because
+        # nothing inside can write to /proc.
+        own = ["choom", "-n", "1000", "--", self._bwrap]
+        own += ["--unshare-all", "--unshare-user", "--disable-userns"]
         own += ["--seccomp", str(self._filter), *_system()]
         names = [*_ETC, *(_NETWORK_ETC if limits.has_network else ())]
         for name in names:
@@ -139,13 +146,16 @@ class ToolSandbox:
             own += ["--perms", "1777", "--size", scratch, "--tmpfs", folder]
         own += ["--bind", FILES, FILES, "--chdir", FILES]
         # Otherwise a tool could fill the memory that holds these folders.
-        own += ["--remount-ro", "/dev", "--remount-ro", "/", "--"]
-        # If the machine runs out of memory, the kernel prefers to kill tools.
-        own += ["choom", "-n", "1000", "--", "nice", "-n", "10", "prlimit", "--core=0"]
+        own += ["--remount-ro", "/dev", "--remount-ro", "/"]
+        # Otherwise a tool could lower the priority of the session that all agents share.
+        own += ["--remount-ro", "/proc", "--"]
+        own += ["nice", "-n", "10", "prlimit", "--core=0"]
         # The memory of a single process, so that a program that needs more gets an error. The agent
-        # ends a tool call whose processes use more together.
+        # ends a tool call whose processes together exceed the limit.
         own += [f"--nproc={limits.processes}", f"--data={limits.memory_bytes}"]
-        own += [f"--fsize={limits.file_bytes}", "--"]
+        own += [f"--fsize={limits.file_bytes}"]
+        # Otherwise a tool could use up the open files of the machine.
+        own += [f"--nofile={min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])}", "--"]
         return [*own, *command]
 
 
@@ -164,7 +174,7 @@ def _program(command: Sequence[str], hidden: Path) -> list[Path]:
     """The folders of this program, of its Python, and of the command.
 
     A file that the command names by an absolute path, also as `file.py:name`, is shown with its
-    folder, unless that is hidden; if it is in an environment of Python, with that.
+    folder, unless that is hidden; if it is in an environment of Python, with the whole environment.
     """
     paths: list[Path] = []
 

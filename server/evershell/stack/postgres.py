@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ USER = "evershell"
 DATABASE = "evershell"
 # PostgreSQL's fast shutdown: it ends all sessions and writes its data.
 STOP_SIGNAL = signal.SIGINT
-# For all processes of the stack.
+# The connections of all processes of the stack.
 _MAX_CONNECTIONS = 200
 # The maximum length of a Unix socket's path (unix(7)), and the longest name that PostgreSQL adds to
 # the folder.
@@ -127,22 +128,26 @@ def database_url(socket_dir: Path) -> str:
 
 
 def clear_stale(data_dir: Path) -> None:
-    """Ends the server of this `data_dir` that a killed run has left, and its child processes.
+    """Ends the server that a killed run has left in this `data_dir`, and its child processes.
 
     Blocks for at most 20 s.
     """
     postmaster = _postmaster(data_dir)
     if postmaster is not None:
-        family = [postmaster, *postmaster.children(recursive=True)]
-        postmaster.send_signal(STOP_SIGNAL)
-        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-        if postmaster in alive:
-            postmaster.send_signal(signal.SIGQUIT)
+        # It may end meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            family = [postmaster, *postmaster.children(recursive=True)]
+            postmaster.send_signal(STOP_SIGNAL)
+            _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+            if postmaster in alive:
+                postmaster.send_signal(signal.SIGQUIT)
     # The children of a killed server exit when they notice its death. Until then they prevent the
     # start of the next server.
     _, alive = psutil.wait_procs(_servers(data_dir), timeout=_ABORT_SECONDS)
     for process in alive:
-        process.kill()
+        # It may have ended since.
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(alive, timeout=_ABORT_SECONDS)
 
 

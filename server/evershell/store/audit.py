@@ -21,86 +21,77 @@ from evershell.core.caller import Permission
 from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.ids import first_audit_id
-from evershell.store.connections import Connection, Pool, connected
-from evershell.store.rows import Values
+from evershell.core.validation import Listed
+from evershell.store import scans
+from evershell.store.connections import Connection, Connections, connected
+from evershell.store.scans import AFTER_ALL_IDS, listed
+from evershell.store.statements import statements
 
 _COLUMNS = tuple(field.name for field in fields(AuditEntry))
-_SELECT = ", ".join(_COLUMNS)
 # dataclasses.astuple copies every value, which takes 18 µs.
 _values = attrgetter(*_COLUMNS)
-# The entry may be stored already: by the call itself, or by an attempt whose answer was lost.
-INSERT = (
-    f"INSERT INTO audit_entries ({_SELECT}) VALUES ({', '.join(['%s'] * len(_COLUMNS))}) "
-    "ON CONFLICT (id) DO NOTHING"
+SQL = statements(
+    "audit",
+    **vars(scans.SQL),
+    entry=", ".join(_COLUMNS),
+    entry_values=", ".join(f"%({column})s" for column in _COLUMNS),
 )
-# All values in one statement, with the database's types.
-_INSERT_MANY = (
-    f"INSERT INTO audit_entries ({_SELECT}) "
-    f"SELECT {_SELECT} FROM json_populate_recordset(NULL::audit_entries, %s) "
-    "ON CONFLICT (id) DO NOTHING"
-)
-_EXACT = ("workspace_id", "task_id", "actor_id", "rpc", "outcome")
-_CREATED_IN = (
-    "EXISTS (SELECT FROM {0} WHERE {0}.id = audit_entries.workspace_id "
-    "AND {0}.org_id = %s AND created_by_user_id = %s)"
-)
-_OWN = f"({_CREATED_IN.format('workspaces')} OR {_CREATED_IN.format('deleted_workspaces')})"
-
-
-def audit_values(entry: AuditEntry) -> Values:
-    """The values of INSERT."""
-    values: Values = _values(entry)
-    return values
 
 
 async def store_audit_entry(connection: Connection, audit: AuditEntry | None) -> None:
     """Stores the entry, if there is one, in the transaction of the connection."""
     if audit is not None:
-        await connection.execute(INSERT, audit_values(audit), prepare=True)
+        await connection.execute(SQL.store_entry, _fields_of(audit), prepare=True)
 
 
 def audit_json(entry: AuditEntry) -> dict[str, Any]:
     """The entry as an object whose keys are the columns."""
-    return dict(zip(_COLUMNS, _values(entry), strict=True)) | {"time": entry.time.isoformat()}
+    return _fields_of(entry) | {"time": entry.time.isoformat()}
 
 
-async def store_audit_entries(pool: Pool, entries: Sequence[AuditEntry]) -> None:
+def _fields_of(entry: AuditEntry) -> dict[str, Any]:
+    return dict(zip(_COLUMNS, _values(entry), strict=True))
+
+
+async def store_audit_entries(pool: Connections, entries: Sequence[AuditEntry]) -> None:
     """Stores the entries that are not stored yet. Raises UnavailableError."""
     async with connected(pool) as connection:
-        parameters = (Json([audit_json(entry) for entry in entries]),)
-        await connection.execute(_INSERT_MANY, parameters)
+        parameters = {"entries": Json([audit_json(entry) for entry in entries])}
+        await connection.execute(SQL.store_entries, parameters)
 
 
-def audit_query(
-    permission: Permission, wanted: AuditFilter, before_id: str, limit: int
-) -> tuple[str, Values]:
-    """The query of a page, newest first, and its parameters."""
-    caller = permission.caller
-    conditions, parameters = ["org_id = %s", "id < %s"], [caller.org_id, before_id]
-    for column in _EXACT:
-        if value := getattr(wanted, column):
-            conditions.append(f"{column} = %s")
-            parameters.append(value)
-    # The ids begin with the time, in milliseconds.
-    if wanted.start_time is not None:
-        conditions.append("id >= %s")
-        parameters.append(first_audit_id(wanted.start_time))
-    if wanted.end_time is not None:
-        conditions.append("id < %s")
-        parameters.append(first_audit_id(wanted.end_time))
-    if permission.own_only:
-        conditions.append(_OWN)
-        parameters += [caller.org_id, caller.user_id or ""] * 2
-    query = (
-        f"SELECT {_SELECT} FROM audit_entries WHERE {' AND '.join(conditions)} "
-        "ORDER BY id DESC LIMIT %s"
+async def list_audit_entries(
+    pool: Connections,
+    permission: Permission,
+    wanted: AuditFilter,
+    before_id: str | None,
+    limit: int,
+) -> Listed[AuditEntry]:
+    """See Store.list_audit_entries."""
+    start, end = wanted.start_time, wanted.end_time
+    return await listed(
+        pool,
+        SQL.list_of_workspace if wanted.workspace_id else SQL.list_of_org,
+        _entry_of,
+        # A plan for any bounds would expect few rows, and could read and sort all of the key.
+        prepare=False,
+        org_id=permission.caller.org_id,
+        own_only=permission.own_only,
+        user_id=permission.caller.user_id or "",
+        workspace_id=wanted.workspace_id,
+        task_id=wanted.task_id,
+        actor_id=wanted.actor_id,
+        rpc=wanted.rpc,
+        outcome=wanted.outcome,
+        start_id=first_audit_id(start) if start else "",
+        end_id=first_audit_id(end) if end else AFTER_ALL_IDS,
+        before_id=before_id or AFTER_ALL_IDS,
+        limit=limit,
     )
-    return query, (*parameters, limit)
 
 
-def audit_entry_of(row: Any) -> AuditEntry:
-    """The entry of a row of the query."""
-    return AuditEntry(**row._asdict())
+def _entry_of(row: Any) -> AuditEntry:
+    return AuditEntry(**{column: getattr(row, column) for column in _COLUMNS})
 
 
 # An entry is stored within a second.
@@ -193,16 +184,11 @@ class AuditQueue:
 # Partitions exist for this month and the months after it.
 _MONTHS_AHEAD = 12
 _DEFAULT = "audit_entries_default"
-_PARTITIONS: LiteralString = """
-    SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
-    WHERE inhparent = 'audit_entries'::regclass AND relname <> 'audit_entries_default'
-    ORDER BY relname
-"""
 
 
 def add_partitions(connection: psycopg.Connection[Any], now: datetime) -> None:
     """Adds the missing partitions, and moves their entries from the default partition."""
-    existing = {name for (name,) in connection.execute(_PARTITIONS)}
+    existing = {name for (name,) in connection.execute(SQL.list_partitions)}
     for month in _months(now, _MONTHS_AHEAD + 1):
         if _name(month) not in existing:
             with connection.transaction():
@@ -215,17 +201,14 @@ def prune(connection: psycopg.Connection[Any], before: datetime) -> int:
     The month that holds `before` is kept whole. Removes the records of the workspaces that were
     deleted before this time.
     """
-    connection.execute("DELETE FROM deleted_workspaces WHERE deleted_at < %s", (before,))
+    connection.execute(SQL.prune_deleted_workspaces, {"before": before})
     dropped = 0
-    for (name,) in connection.execute(_PARTITIONS).fetchall():
+    for (name,) in connection.execute(SQL.list_partitions).fetchall():
         if _end(_month(name)) <= before:
             connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
             dropped += 1
     month = before.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    connection.execute(
-        sql.SQL("DELETE FROM {} WHERE id < %s").format(sql.Identifier(_DEFAULT)),
-        (first_audit_id(month),),
-    )
+    connection.execute(SQL.prune_default_partition, {"first_id": first_audit_id(month)})
     return dropped
 
 

@@ -12,34 +12,16 @@ from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry
 from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks, RecordedCancellation
 from evershell.core.task import CancelIntent
-from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
-from evershell.store.cancellations import RESULT_COLUMNS, json_of, request_of, result_of
-from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
+from evershell.core.task_filter import TaskFilter, TaskSelection
+from evershell.store import cancellations
+from evershell.store.cancellations import json_of, request_of, result_of
+from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Connections, Pool, connected
 from evershell.store.notifications import Publish
-from evershell.store.rows import Values, json_value
+from evershell.store.rows import json_value
+from evershell.store.statements import statements
 from evershell.store.watched_workspaces import is_watched
 
-_CANCEL = (
-    "SELECT workspace_id, task_id, outcome = 'accepted' AS is_new, watched FROM cancel_tasks("
-    "p_request => json_populate_record(NULL::cancellation_request, %s), "
-    "p_task_ids => %s, p_wait => %s)"
-)
-_CANCEL_TREE = (
-    f"SELECT {RESULT_COLUMNS}, descendants "
-    "FROM cancel_tree(json_populate_record(NULL::cancellation_request, %s))"
-)
-# By the index workspaces_with_task. The counts are those of all rows, not only of the first ones.
-_MATCH = (
-    "SELECT workspace_id, task_id, is_pending, count(*) OVER () AS matched, "
-    "count(*) FILTER (WHERE is_pending) OVER () AS pending FROM ("
-    "SELECT w.id AS workspace_id, t.id AS task_id, "
-    "CASE cancellation_outcome(w, t, true, false, NULL) WHEN 'accepted' THEN true "
-    "WHEN 'already_requested' THEN is_forced_earlier(t, %s) ELSE false END AS is_pending "
-    "FROM workspaces w JOIN tasks t ON t.id = w.current_task_id "
-    "WHERE w.org_id = %s AND w.current_task_id IS NOT NULL "
-    "AND t.status IN ('submitted', 'delivered', 'running') {}"
-    ") found ORDER BY is_pending DESC, task_id LIMIT %s"
-)
+SQL = statements("cancel_tasks", **vars(cancellations.SQL))
 
 
 class CancelTasks:
@@ -50,18 +32,22 @@ class CancelTasks:
         self._pool = pool
         self._publish = publish
         self._recorded = recorded
-        # Calls that wait for a lock use at most a quarter of the connections.
-        self._waiting_connections = asyncio.Semaphore(max(1, pool.max_size // 4))
 
     async def match(
         self, permission: Permission, wanted: TaskSelection, force_at: datetime | None, limit: int
     ) -> MatchedTasks:
         """See Store.match_tasks."""
-        conditions, values = _conditions(permission, wanted)
-        query = _MATCH.format("".join(f"AND {condition} " for condition in conditions))
-        parameters = (force_at, permission.caller.org_id, *values, limit)
+        parameters = _values_of(wanted) | {
+            "org_id": permission.caller.org_id,
+            "own_only": permission.own_only,
+            "user_id": permission.caller.user_id,
+            "force_at": force_at,
+            "limit": limit,
+        }
         async with connected(self._pool) as connection:
-            rows = await (await connection.execute(query, parameters)).fetchall()
+            # Planned for these values, so that a filter of ids is read by the index of the ids.
+            cursor = await connection.execute(SQL.match_tasks, parameters, prepare=False)
+            rows = await cursor.fetchall()
         if not rows:
             return MatchedTasks(0, 0, ())
         tasks = [MatchedTask(row.workspace_id, row.task_id, row.is_pending) for row in rows]
@@ -80,10 +66,10 @@ class CancelTasks:
         """See Store.cancel_tasks."""
         assert len(task_ids) == 1 or not wait, "a transaction with a lock waits for no other"
         request = request_of(permission, intent, trace_id, audit)
-        parameters = (json_of(request), list(task_ids), wait)
+        parameters = {"request": json_of(request), "task_ids": list(task_ids), "wait": wait}
         try:
             execute = self._wait if wait else self._execute
-            rows = await execute(_CANCEL, parameters)
+            rows = await execute(SQL.cancel_tasks, parameters)
         except asyncio.CancelledError:
             # The intents may have been committed before the cancellation.
             self._publish(UNDELIVERED, watched=False, reconcile=True)
@@ -108,7 +94,7 @@ class CancelTasks:
         request = request_of(permission, intent, trace_id, audit)
         request |= {"workspace_id": workspace_id, "task_id": task_id}
         try:
-            (row,) = await self._wait(_CANCEL_TREE, (json_of(request),))
+            (row,) = await self._wait(SQL.cancel_tree, {"request": json_of(request)})
         except asyncio.CancelledError:
             # The intents may have been committed before the cancellation.
             self._publish(workspace_id, watched=True, reconcile=False)
@@ -126,38 +112,24 @@ class CancelTasks:
         self._recorded(recorded)
         return replace(result, descendants_cancelled=recorded)
 
-    async def _wait(self, query: str, parameters: Values) -> Sequence[Any]:
+    async def _wait(self, query: str, parameters: Mapping[str, Any]) -> Sequence[Any]:
         try:
-            async with (
-                asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)),
-                self._waiting_connections,
-            ):
-                return await self._execute(query, parameters)
+            async with asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)):
+                return await self._execute(query, parameters, self._pool.bulk)
         except TimeoutError as error:
             raise UnavailableError("Another transaction has locked the workspace.") from error
 
-    async def _execute(self, query: str, parameters: Values) -> Sequence[Any]:
-        async with connected(self._pool) as connection:
+    async def _execute(
+        self, query: str, parameters: Mapping[str, Any], pool: Connections | None = None
+    ) -> Sequence[Any]:
+        async with connected(pool or self._pool) as connection:
             cursor = await connection.execute(query, parameters, prepare=True)
             return await cursor.fetchall()
 
 
-def _conditions(permission: Permission, wanted: TaskSelection) -> tuple[list[str], list[object]]:
-    """The conditions of the filter and of the permission, and their parameters."""
-    conditions = [] if isinstance(wanted, AllTasks) else _of_filter(wanted)
-    if permission.own_only:
-        # An API key has no user (NULL), and no creator matches NULL.
-        conditions.append(("w.created_by_user_id = %s", permission.caller.user_id))
-    return [text for text, _ in conditions], [value for _, value in conditions]
-
-
-def _of_filter(wanted: TaskFilter) -> list[tuple[str, object]]:
-    conditions: list[tuple[str, object]] = [
-        ("t.id = ANY (%s)", None if wanted.task_ids is None else list(wanted.task_ids)),
-        ("w.id = ANY (%s)", None if wanted.workspace_ids is None else list(wanted.workspace_ids)),
-        ("w.created_by_user_id = %s", wanted.created_by_user_id),
-        ("t.submitted_by = %s", wanted.submitted_by),
-        ("t.created_at < %s", wanted.submitted_before),
-        ("t.metadata @> %s", None if wanted.metadata is None else json_value(wanted.metadata)),
-    ]
-    return [(condition, value) for condition, value in conditions if value is not None]
+def _values_of(wanted: TaskSelection) -> dict[str, Any]:
+    """The values of the filter; None for a field that is not set, which matches every task."""
+    values = {name: getattr(wanted, name, None) for name in TaskFilter.__slots__}
+    lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+    metadata = values["metadata"]
+    return values | lists | {"metadata": None if metadata is None else json_value(metadata)}

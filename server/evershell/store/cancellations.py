@@ -18,18 +18,11 @@ from evershell.store.audit import audit_json
 from evershell.store.connections import ANSWER_TIMEOUT_SECONDS, Pool, connected
 from evershell.store.group_commit import GroupCommit
 from evershell.store.notifications import Publish
-from evershell.store.rows import (
-    dump_json,
-    task_columns,
-    task_of,
-    workspace_columns,
-    workspace_of,
-)
+from evershell.store.rows import dump_json, task_of, workspace_of
+from evershell.store.statements import statements
 from evershell.store.watched_workspaces import is_watched
 
-RESULT_COLUMNS = f"outcome, {workspace_columns('(w).')}, {task_columns('(t).')}, (w).watched_until"
-# The name comes first, because pg_stat_activity shows 1,024 bytes of a statement.
-_RECORD = f"SELECT /* record_cancellations */ {RESULT_COLUMNS} FROM record_cancellations(%s, %s)"
+SQL = statements("cancellations")
 
 # The fields of a request by their names.
 Request = dict[str, Any]
@@ -62,9 +55,8 @@ class Cancellations:
         self._publish = publish
         self._group = GroupCommit(self._execute, max_batch=max_batch, at_once=at_once)
         # One request for each locked workspace waits in the database, the others wait here in
-        # order. All together use at most half of the connections.
+        # order.
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._waiting_connections = asyncio.Semaphore(max(1, pool.max_size // 2))
 
     async def record(
         self,
@@ -89,11 +81,7 @@ class Cancellations:
         workspace_id = request["workspace_id"]
         queue = self._queues.setdefault(workspace_id, asyncio.Lock())
         try:
-            async with (
-                asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)),
-                queue,
-                self._waiting_connections,
-            ):
+            async with asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)), queue:
                 (recorded,) = await self._execute([request], wait=True)
         except TimeoutError as error:
             message = f"Another transaction has locked workspace {workspace_id}."
@@ -106,9 +94,10 @@ class Cancellations:
     ) -> Sequence[RecordedCancellation | None]:
         """The results in the order of the requests. None for a workspace that was locked."""
         try:
-            async with connected(self._pool) as connection:
+            async with connected(self._pool.locks if wait else self._pool) as connection:
+                parameters = {"requests": json_of(requests), "wait": wait}
                 cursor = await connection.execute(
-                    _RECORD, (json_of(requests), wait), prepare=True, binary=True
+                    SQL.record_cancellations, parameters, prepare=True, binary=True
                 )
                 rows = await cursor.fetchall()
         except asyncio.CancelledError:
@@ -153,7 +142,7 @@ def json_of(request: Request | Sequence[Request]) -> Json:
 
 
 def result_of(row: Any) -> RecordedCancellation:
-    """The result in a row of RESULT_COLUMNS."""
+    """The result in a row of `record_cancellations`."""
     workspace = None if row.id is None else workspace_of(row)
     return RecordedCancellation(outcome=row.outcome, workspace=workspace, task=task_of(row))
 

@@ -12,28 +12,26 @@ import select
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import psycopg
 import structlog
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, namedtuple_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from evershell.core import deadline
+from evershell.core import deadline, errors
 from evershell.core.errors import OperatorError, UnavailableError
 from evershell.store import session_settings
+from evershell.store.statements import statements
 
 # How long the other servers may take to answer after one that accepts writes.
 _OTHERS_SECONDS = 0.5
 _ANSWER_SECONDS = 1.5
-# A pooler tells its clients another process id than that of the session that answers.
-_SESSION_PID = "SELECT pg_backend_pid()"
 # The answer of PgBouncer to the settings of a session.
 _REFUSED_SETTING = "unsupported startup parameter"
-# The first 8 of the 24 hexadecimal digits of a WAL file are the timeline.
-_TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+SQL = statements("connections")
 
 # The name of the sessions of commands. They end a little later than their command, so a fence must
 # not count them as sessions of a worker or a controller.
@@ -52,6 +50,9 @@ _TCP_USER_TIMEOUT_MILLISECONDS = 5_000
 # deadline is earlier.
 ACQUIRE_TIMEOUT_SECONDS = 1.5
 ANSWER_TIMEOUT_SECONDS = 3.0
+# The same for lists.
+_LIST_WAIT_SECONDS = 0.1
+LIST_TIMEOUT_SECONDS = 1.0
 # How long the pool retries to connect. The next request for a connection starts again, with the
 # shortest backoff.
 _RECONNECT_TIMEOUT_SECONDS = 2.0
@@ -186,7 +187,7 @@ class PrimaryConnection(AsyncConnection[Any]):
         connection = await super().connect(conninfo, **kwargs)
         try:
             with answered_within(connection, _ANSWER_SECONDS):
-                row = await (await connection.execute(_TIMELINE)).fetchone()
+                row = await (await connection.execute(SQL.timeline)).fetchone()
             assert row is not None
             connection._servers, connection._timeline = servers, int(row[0], 16)
         except BaseException:
@@ -203,12 +204,47 @@ class PrimaryConnection(AsyncConnection[Any]):
 Connection: TypeAlias = PrimaryConnection
 
 
+class Sizes(NamedTuple):
+    """The number of connections of each share of a pool."""
+
+    # Cancellations that wait for a lock.
+    locks: int
+    # Of these, cancellations of many tasks.
+    bulk: int
+    # All that is no cancellation.
+    others: int
+    # Of the others: lists, and submissions into trees, which wait for the lock of the tree.
+    lists: int
+    trees: int
+
+    @classmethod
+    def of(cls, connections: int) -> Self:
+        """Leaves a quarter of the connections to cancellations that wait for nothing."""
+        part = max(1, connections // 4)
+        return cls(part, max(1, part // 2), max(1, connections - 2 * part), part, part)
+
+
 class Pool(AsyncConnectionPool[Connection]):
-    """A pool that gives the connection that was used last.
+    """A pool that gives the connection that was used last, and has shares.
 
     The caches of PostgreSQL's process and of the processor then still have what a statement needs.
     After a burst, psycopg's own order would use each connection of the burst in turn.
+
+    Cancellations, reads of one task, holds and credentials use the pool itself. Whatever else
+    callers do uses a share, and the shares together are smaller than the pool.
     """
+
+    # How long the server's answers may take.
+    answer_seconds = ANSWER_TIMEOUT_SECONDS
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        sizes = Sizes.of(self.max_size)
+        self.locks = Share(self, sizes.locks, ANSWER_TIMEOUT_SECONDS)
+        self.bulk = Share(self.locks, sizes.bulk, ANSWER_TIMEOUT_SECONDS)
+        self.others = Share(self, sizes.others, self.timeout)
+        self.trees = Share(self.others, sizes.trees, ANSWER_TIMEOUT_SECONDS)
+        self.lists = Lists(self.others, sizes.lists, self.timeout)
 
     async def _get_ready_connection(self, timeout: float | None) -> Connection | None:
         # psycopg has no setting for the order. It takes the first connection and appends one that
@@ -217,8 +253,69 @@ class Pool(AsyncConnectionPool[Connection]):
         return await super()._get_ready_connection(timeout)
 
 
+class Share:
+    """A part of the connections of a pool. Used like the pool."""
+
+    answer_seconds = ANSWER_TIMEOUT_SECONDS
+
+    def __init__(self, pool: "Connections", size: int, timeout: float) -> None:
+        """`timeout` is how long a call waits for a connection, in seconds."""
+        self._pool = pool
+        self.size = size
+        self.timeout = timeout
+        self._used = 0
+        self._free = asyncio.Semaphore(size)
+
+    async def getconn(self, timeout: float) -> Connection:
+        """A connection. Raises psycopg_pool.PoolTimeout if there is none within the timeout."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        await self._take_place(timeout)
+        try:
+            connection = await self._pool.getconn(max(0.0, until - loop.time()))
+        except BaseException:
+            self._free.release()
+            raise
+        self._used += 1
+        return connection
+
+    async def _take_place(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise PoolTimeout("all connections of the share are used") from error
+
+    async def putconn(self, connection: Connection) -> None:
+        """Gives the connection back."""
+        try:
+            await self._pool.putconn(connection)
+        finally:
+            self._used -= 1
+            self._free.release()
+
+
+class Lists(Share):
+    """The share of lists. They wait for less than other calls, because a repeat costs nothing."""
+
+    answer_seconds = LIST_TIMEOUT_SECONDS
+
+    async def _take_place(self, timeout: float) -> None:
+        """Raises Failure rate_limited if all connections of the share stay used."""
+        try:
+            await super()._take_place(min(timeout, _LIST_WAIT_SECONDS))
+        except PoolTimeout as error:
+            if self._used < self.size:
+                # The others wait for the database too.
+                raise
+            raise errors.rate_limited("Too many lists are being read.", 1) from error
+
+
+Connections: TypeAlias = Pool | Share
+
+
 def _refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None) -> None:
-    """Raises PoolerError unless the row of _SESSION_PID is of the session that has answered."""
+    """Raises PoolerError unless the row of `session_pid` is of the session that has answered."""
     if row != (connection.info.backend_pid,):
         raise PoolerError
 
@@ -237,7 +334,7 @@ async def connect_to_session(conninfo: str) -> PrimaryConnection:
         raise
     try:
         with answered_within(connection, _ANSWER_SECONDS):
-            row = await (await connection.execute(_SESSION_PID)).fetchone()
+            row = await (await connection.execute(SQL.session_pid)).fetchone()
         _refuse_pooler(connection, row)
     except BaseException:
         await connection.close()
@@ -317,7 +414,7 @@ class connected:  # noqa: N801 - used like a function
 
     __slots__ = ("_connection", "_hang_up", "_pool")
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Connections) -> None:
         self._pool = pool
 
     async def __aenter__(self) -> Connection:
@@ -332,7 +429,7 @@ class connected:  # noqa: N801 - used like a function
         except _UNAVAILABLE as error:
             raise UnavailableError(str(error)) from error
         self._connection = connection
-        self._hang_up = hang_up_after(connection, deadline.bounded(ANSWER_TIMEOUT_SECONDS))
+        self._hang_up = hang_up_after(connection, deadline.bounded(pool.answer_seconds))
         return connection
 
     async def __aexit__(
@@ -353,21 +450,26 @@ class connected:  # noqa: N801 - used like a function
             raise UnavailableError(str(error)) from error
 
 
-async def fetch_one(pool: Pool, query: str, parameters: Sequence[Any]) -> Any:
+async def fetch_one(pool: Connections, query: str, **parameters: Any) -> Any:
     """The first row; None if there is none. Raises UnavailableError, like `connected`."""
     async with connected(pool) as connection:
         cursor = await connection.execute(query, parameters, prepare=True, binary=True)
         return await cursor.fetchone()
 
 
-async def fetch_all(pool: Pool, query: str, parameters: Sequence[Any]) -> Sequence[Any]:
-    """All rows. Raises UnavailableError, like `connected`."""
+async def fetch_all(
+    pool: Connections, query: str, *, prepare: bool = True, **parameters: Any
+) -> Sequence[Any]:
+    """All rows. Raises UnavailableError, like `connected`.
+
+    Without `prepare`, the query is planned for these parameters.
+    """
     async with connected(pool) as connection:
-        cursor = await connection.execute(query, parameters, prepare=True, binary=True)
+        cursor = await connection.execute(query, parameters, prepare=prepare, binary=True)
         return await cursor.fetchall()
 
 
-async def _close(pool: Pool, connection: Connection) -> None:
+async def _close(pool: Connections, connection: Connection) -> None:
     """Closes the connection and gives it back to the pool, even if the caller is cancelled."""
     try:
         await connection.close()
@@ -393,9 +495,7 @@ async def _warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
     """
     names = list(session_settings.SETTINGS)
     with answered_within(connection, _ANSWER_SECONDS):
-        cursor = await connection.execute(
-            "SELECT name, current_setting(name) FROM unnest(%s::text[]) AS name", (names,)
-        )
+        cursor = await connection.execute(SQL.settings_in_force, {"names": names})
         in_force = dict(await cursor.fetchall())
     missing = {
         name: in_force[name] for name in names if in_force[name] != session_settings.SETTINGS[name]
@@ -453,7 +553,7 @@ def primary_conninfo(database_url: str) -> str:
     with psycopg.connect(
         server, autocommit=True, connect_timeout=_COMMAND_CONNECT_SECONDS
     ) as connection:
-        _refuse_pooler(connection, connection.execute(_SESSION_PID).fetchone())
+        _refuse_pooler(connection, connection.execute(SQL.session_pid).fetchone())
     return conninfo(server, session_settings.UNLIMITED)
 
 

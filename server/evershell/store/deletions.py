@@ -6,13 +6,12 @@ from evershell.core.ports import DELIVERY_WAIT, Clock
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.connections import Pool, connected, fetch_one
 from evershell.store.notifications import Publish
+from evershell.store.statements import statements
 
 # At most so many events in a transaction. Each may have 4 MiB, which PostgreSQL removes in pieces
 # of 2 KiB, and a statement may take 5 s.
 _BATCH = 200
-_REMOVE = "SELECT remove_workspace(%s, %s, %s, %s) AS result"
-_COLUMNS = "id, org_id, name, status_reason, created_by_user_id, created_at, updated_at, epoch"
-_FIND = f"SELECT {_COLUMNS} FROM deleted_workspaces WHERE id = %s AND org_id = %s"
+SQL = statements("deletions")
 
 
 class Deletions:
@@ -29,9 +28,15 @@ class Deletions:
         """See Store.remove_workspace."""
         while True:
             now = self._clock()
-            parameters = (workspace_id, self._batch, now, now - DELIVERY_WAIT)
+            parameters = {
+                "workspace_id": workspace_id,
+                "limit": self._batch,
+                "now": now,
+                "waits_since": now - DELIVERY_WAIT,
+            }
             async with connected(self._pool) as connection:
-                row: Any = await (await connection.execute(_REMOVE, parameters)).fetchone()
+                cursor = await connection.execute(SQL.remove_workspace, parameters)
+                row: Any = await cursor.fetchone()
             if row.result == "removed":
                 self._publish(workspace_id, watched=True, reconcile=False)
             if row.result != "more":
@@ -39,5 +44,6 @@ class Deletions:
 
     async def find(self, workspace_id: str, org_id: str) -> Workspace | None:
         """See Store.find_deleted_workspace."""
-        row = await fetch_one(self._pool, _FIND, (workspace_id, org_id))
+        query = SQL.find_deleted_workspace
+        row = await fetch_one(self._pool, query, workspace_id=workspace_id, org_id=org_id)
         return None if row is None else Workspace(status=WorkspaceStatus.DELETING, **row._asdict())

@@ -7,29 +7,9 @@ from evershell.core.errors import OperatorError
 from evershell.store.connections import CALLS_NAME, WORKER_NAME, connect_for_command
 from evershell.store.leadership import LEADER_LOCK_KEY
 from evershell.store.migrate import check_writable
+from evershell.store.statements import statements
 
-# Epochs that were handed out after the backup are unknown, and would be handed out again. The time
-# in seconds is beyond all of them: a workspace gets less than one epoch a second. It is also beyond
-# those that an earlier restore of the same backup has led to.
-#
-# A pod that was placed becomes one of another run, so the fleet controller ends its task and starts
-# another agent.
-#
-# The parameters are the names of the sessions of workers, and the name that the URL gives to
-# sessions of the programs.
-_FENCE = """
-    WITH programs AS (
-        SELECT count(*) AS number FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name IN ('evershell', %s, %s, %s)
-    ), fenced AS (
-        UPDATE workspaces
-        SET epoch = greatest(epoch + 1, extract(epoch FROM clock_timestamp())::bigint),
-            run_id = CASE WHEN run_id IS NOT NULL THEN 'fenced' END
-        WHERE (SELECT number FROM programs) = 0
-        RETURNING id
-    )
-    SELECT (SELECT number FROM programs), (SELECT count(*) FROM fenced)
-"""
+SQL = statements("fence")
 
 
 def fence(database_url: str) -> int:
@@ -39,16 +19,17 @@ def fence(database_url: str) -> int:
     OperatorError if nothing was changed, and what connect_for_command raises.
     """
     name = conninfo_to_dict(database_url).get("application_name")
+    names = {"worker": WORKER_NAME, "calls": CALLS_NAME, "url_name": name}
     with connect_for_command(database_url) as connection, connection.transaction():
         check_writable(connection)
-        lock = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (LEADER_LOCK_KEY,))
+        lock = connection.execute(SQL.try_leader_lock, {"key": LEADER_LOCK_KEY})
         if lock.fetchone() != (True,):
             raise OperatorError(
                 "A controller leads, or another fence is in progress. Stop all workers and "
                 "controllers first. Nothing was changed."
             )
         try:
-            row = connection.execute(_FENCE, (WORKER_NAME, CALLS_NAME, name)).fetchone()
+            row = connection.execute(SQL.fence, names).fetchone()
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
             raise OperatorError(
                 "The database does not have the schema of this service. Check DATABASE_URL, or "

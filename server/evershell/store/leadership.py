@@ -17,6 +17,7 @@ from evershell.store.connections import (
     connect_to_session,
     conninfo,
 )
+from evershell.store.statements import statements
 
 # An arbitrary number, the same in every process that competes.
 LEADER_LOCK_KEY = 0x6576_6C64
@@ -31,6 +32,8 @@ _POLL_SECONDS = 0.5
 _CHECK_SECONDS = 0.5
 _CHECK_TIMEOUT_SECONDS = 1.5
 _TERM_SECONDS = 3.5
+
+SQL = statements("leadership")
 
 _log = structlog.get_logger()
 
@@ -103,7 +106,7 @@ class Leadership:
 
 
 async def _try_lock(connection: AsyncConnection[Any], key: int) -> bool:
-    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", (key,))
+    cursor = await connection.execute(SQL.try_lock, {"key": key})
     row = await cursor.fetchone()
     return row is not None and bool(row[0])
 

@@ -4,6 +4,7 @@ functions/ has one file for each function, with its name.
 """
 
 import hashlib
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
@@ -20,28 +21,15 @@ from evershell.store.audit import add_partitions
 from evershell.store.connections import PoolerError, primary_conninfo
 from evershell.store.service_clock import time_of
 from evershell.store.session_settings import grant
+from evershell.store.statements import statements
 
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
+_LOCK_RETRY_SECONDS = 0.1
 # Recorded in every database that this service has migrated.
 _FIRST_MIGRATION = "0001_initial"
-# The tables and views in the current schema, without those of extensions and of yoyo.
-_FOREIGN_TABLES = """
-    SELECT relname FROM pg_class
-    WHERE relnamespace = current_schema()::regnamespace
-      AND relkind IN ('r', 'p', 'v', 'm', 'f')
-      AND relname !~ '^_?yoyo_'
-      AND NOT EXISTS (
-          SELECT FROM pg_depend
-          WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e'
-      )
-    ORDER BY relname
-"""
 _NAMED_TABLES = 3
-_STORED_FUNCTIONS = """
-    SELECT oid::regprocedure::text, obj_description(oid, 'pg_proc') FROM pg_proc
-    WHERE proname = %s AND pronamespace = current_schema()::regnamespace
-"""
+SQL = statements("migrate")
 
 
 def migrate(database_url: str, service_database_url: str = "") -> None:
@@ -58,7 +46,7 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
         server = primary_conninfo(database_url)
         with psycopg.connect(server, autocommit=True) as guard:
             check_writable(guard)
-            guard.execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
+            _lock(guard)
             _check_owner(guard)
             _apply(server)
             _replace_functions(guard, _definitions())
@@ -73,6 +61,16 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
         raise OperatorError(message) from error
 
 
+def _lock(guard: psycopg.Connection[Any]) -> None:
+    """Waits for the lock without a statement.
+
+    The creation of an index waits for the statements that run, so one that waited for the process
+    that creates it would never end.
+    """
+    while guard.execute(SQL.try_lock, {"key": _LOCK_KEY}).fetchone() != (True,):
+        time.sleep(_LOCK_RETRY_SECONDS)
+
+
 def check_writable(connection: psycopg.Connection[Any]) -> None:
     """Raises OperatorError if the database is a standby, or read-only by its settings."""
     if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
@@ -84,11 +82,11 @@ def check_writable(connection: psycopg.Connection[Any]) -> None:
 
 def _check_owner(connection: psycopg.Connection[Any]) -> None:
     """Raises OperatorError if the schema has tables and was never migrated by this service."""
-    foreign = [str(name) for (name,) in connection.execute(_FOREIGN_TABLES)]
+    foreign = [str(name) for (name,) in connection.execute(SQL.list_tables)]
     if not foreign or _was_migrated(connection):
         return
     names = ", ".join(foreign[:_NAMED_TABLES]) + (", …" if len(foreign) > _NAMED_TABLES else "")
-    row = connection.execute("SELECT current_database(), current_schema()").fetchone()
+    row = connection.execute(SQL.name_schema).fetchone()
     database, schema = row or ("", "")
     raise OperatorError(
         f"Schema {schema} of database {database} holds tables that this service has not created "
@@ -101,13 +99,11 @@ def _check_owner(connection: psycopg.Connection[Any]) -> None:
 
 def _was_migrated(connection: psycopg.Connection[Any]) -> bool:
     """Whether this service has migrated the current schema before."""
-    row = connection.execute(
-        "SELECT to_regclass(format('%I._yoyo_migration', current_schema()))"
-    ).fetchone()
+    row = connection.execute(SQL.find_migrations).fetchone()
     if row is None or row[0] is None:
         return False
-    query = "SELECT FROM _yoyo_migration WHERE migration_id = %s"
-    return connection.execute(query, (_FIRST_MIGRATION,)).fetchone() is not None
+    first = {"migration_id": _FIRST_MIGRATION}
+    return connection.execute(SQL.has_migration, first).fetchone() is not None
 
 
 def _apply(database_url: str) -> None:
@@ -119,7 +115,11 @@ def _apply(database_url: str) -> None:
                 # yoyo's own way takes several transactions: a process that is killed between them
                 # leaves a migration that nothing can continue. It also asks for the name of the
                 # system's user, who has none in a container.
-                with backend.transaction():
+                migration.load()
+                # One that is not transactional can be repeated. It creates an index without a lock
+                # that stops writes.
+                is_whole = migration.use_transactions
+                with backend.transaction() if is_whole else backend.disable_transactions():
                     migration.process_steps(backend, "apply")
                     backend.mark_one(migration, log=False)
 
@@ -132,14 +132,22 @@ def _definitions() -> dict[str, str]:
 
 
 def _replace_functions(connection: psycopg.Connection[Any], definitions: Mapping[str, str]) -> None:
-    """Replaces the functions whose definitions have changed.
+    """Replaces the functions whose definitions have changed, all of them or none.
 
-    Each function has the hash of its definition as its comment. Nothing is written if the hashes
-    match, so a role that may only use the schema can start a stack on an up-to-date database.
+    They call each other, and workers call them meanwhile. Each has the hash of its definition as
+    its comment. Nothing is written if the hashes match, so a role that may only use the schema can
+    start a stack on an up-to-date database.
     """
+    with connection.transaction():
+        # A function may call one that comes after it.
+        connection.execute("SET LOCAL check_function_bodies = off")
+        _replace_changed(connection, definitions)
+
+
+def _replace_changed(connection: psycopg.Connection[Any], definitions: Mapping[str, str]) -> None:
     for name, definition in sorted(definitions.items()):
         digest = hashlib.sha256(definition.encode()).hexdigest()
-        stored = connection.execute(_STORED_FUNCTIONS, (name,)).fetchall()
+        stored = connection.execute(SQL.stored_functions, {"name": name}).fetchall()
         if [comment for _, comment in stored] == [digest]:
             continue
         try:

@@ -38,6 +38,7 @@ from evershell.store.connections import (
     connected,
     conninfo,
 )
+from evershell.store.statements import statements
 from evershell.store.watched_workspaces import WatchedWorkspaces
 
 
@@ -56,6 +57,7 @@ _RETRY_SECONDS = 0.25
 # A listener checks its connection, which is a worker's sign of life, and reconnects if there is no
 # answer in time.
 _LISTENER_ANSWER_SECONDS = 1.5
+SQL = statements("notifications")
 
 _log = structlog.get_logger()
 
@@ -178,9 +180,8 @@ class _Notifications(ABC):
                 async with connected(self._pool) as connection:
                     for channel, ids in queue.items():
                         for payload in _payloads(self._origin, ids):
-                            await connection.execute(
-                                "SELECT pg_notify(%s, %s)", (str(channel), payload), prepare=True
-                            )
+                            named = {"channel": str(channel), "payload": payload}
+                            await connection.execute(SQL.notify, named, prepare=True)
             except UnavailableError as error:
                 _log.warning("notifications_not_sent", error=str(error).strip())
                 for channel, ids in queue.items():

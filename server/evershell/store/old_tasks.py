@@ -5,18 +5,9 @@ from datetime import datetime
 
 from evershell.core.ports import Removed
 from evershell.store.connections import Pool, fetch_all, fetch_one
+from evershell.store.statements import statements
 
-# The first event of each workspace, by the primary key of the events.
-_LIST_OLD_LOGS = (
-    "SELECT id, coalesce((SELECT time FROM events WHERE workspace_id = w.id ORDER BY seq LIMIT 1) "
-    "< %s, false) AS is_old FROM workspaces w WHERE id > %s ORDER BY id LIMIT %s"
-)
-_REMOVE = (
-    "SELECT /* remove_old_tasks */ task_count, event_count, last_seq "
-    "FROM remove_old_tasks(%s, %s, %s, %s)"
-)
-# The ids of tasks begin with the time, so the first task that has ended is about the oldest.
-_OLDEST_END = "SELECT completed_at FROM tasks WHERE completed_at IS NOT NULL ORDER BY id LIMIT 1"
+SQL = statements("old_tasks")
 
 
 class OldTasks:
@@ -28,16 +19,25 @@ class OldTasks:
     async def list_old_logs(
         self, before: datetime, after_id: str, limit: int
     ) -> tuple[Sequence[str], str | None]:
-        rows = await fetch_all(self._pool, _LIST_OLD_LOGS, (before, after_id, limit))
+        rows = await fetch_all(
+            self._pool, SQL.list_old_logs, before=before, after_id=after_id, limit=limit
+        )
         last_id = rows[-1].id if len(rows) == limit else None
         return [row.id for row in rows if row.is_old], last_id
 
     async def remove_old_tasks(
         self, workspace_id: str, before: datetime, after_seq: int, limit: int
     ) -> Removed:
-        row = await fetch_one(self._pool, _REMOVE, (workspace_id, before, after_seq, limit))
+        row = await fetch_one(
+            self._pool,
+            SQL.remove_old_tasks,
+            workspace_id=workspace_id,
+            before=before,
+            after_seq=after_seq,
+            limit=limit,
+        )
         return Removed(row.task_count, row.event_count, row.last_seq)
 
     async def oldest_end(self) -> datetime | None:
-        row = await fetch_one(self._pool, _OLDEST_END, ())
+        row = await fetch_one(self._pool, SQL.oldest_end)
         return None if row is None else row.completed_at

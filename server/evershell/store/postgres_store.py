@@ -1,37 +1,26 @@
-"""The Store of the core, on PostgreSQL, and its queries.
-
-Queries name their columns, so that a later migration which adds a column does not break prepared
-statements.
-"""
+"""The Store of the core, on PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from psycopg import AsyncCursor
 
-from evershell.core import deadline, errors
+from evershell.core import errors
 from evershell.core.caller import Permission
 from evershell.core.change import Change, FirstCall, Locked
-from evershell.core.errors import UnavailableError
-from evershell.core.event import AuditEntry, AuditFilter, Event
+from evershell.core.event import AuditEntry, AuditFilter, EventBatch
 from evershell.core.ports import RENEW_BELOW_SHARE, Clock, Leased
 from evershell.core.task import Task
 from evershell.core.task_tree import Parent
+from evershell.core.validation import Listed
 from evershell.core.workspace import AgentCard, Workspace
-from evershell.store.audit import audit_entry_of, audit_query, store_audit_entry
+from evershell.store import scans
+from evershell.store.audit import list_audit_entries, store_audit_entry
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
-from evershell.store.connections import (
-    ANSWER_TIMEOUT_SECONDS,
-    Connection,
-    Pool,
-    connected,
-    fetch_all,
-    fetch_one,
-)
+from evershell.store.connections import Connection, Pool, connected, fetch_all, fetch_one
 from evershell.store.deletions import Deletions
 from evershell.store.fleet_queries import FleetQueries
 from evershell.store.group_commit import GroupCommit, SharedReads
@@ -52,82 +41,23 @@ from evershell.store.rows import (
     task_of,
     task_values,
     update,
-    workspace_columns,
     workspace_of,
     workspace_values,
 )
-from evershell.store.task_lists import AFTER_ALL_IDS, TaskLists
+from evershell.store.scans import AFTER_ALL_IDS, listed
+from evershell.store.statements import statements
+from evershell.store.task_lists import TaskLists
 from evershell.store.watched_workspaces import is_watched
 
-WORKSPACE = workspace_columns()
-TASK = task_columns()
-EVENT = ", ".join(EVENT_COLUMNS)
-BOTH = f"{workspace_columns('w.')}, {task_columns('t.')}"
-
-# A change of a workspace.
-LOCK_WORKSPACE = f"SELECT {WORKSPACE}, watched_until FROM workspaces WHERE id = %s FOR UPDATE"
-# A separate statement after the lock. Under READ COMMITTED, the statement that waits for the lock
-# would read the tasks as they were before it waited.
-CURRENT_TASK = (
-    f"SELECT {TASK} FROM tasks WHERE id = (SELECT current_task_id FROM workspaces WHERE id = %s)"
-)
-EXTEND_LEASE = (
-    "UPDATE workspaces SET lease_expires_at = greatest("
-    "lease_expires_at, %s + make_interval(secs => %s)) "
-    "WHERE id = %s RETURNING lease_expires_at"
-)
-RENEW_LEASES = (
-    f"SELECT /* renew_leases */ seconds_left, {workspace_columns('(w).')}, {task_columns('(t).')} "
-    "FROM renew_leases(%s, %s, %s, %s, %s)"
-)
 # A heartbeat may wait for the previous statement, so that the next one carries many.
 MAX_LEASES, LEASE_STATEMENTS = 64, 1
-
-# Workspaces. The parameter is an organization, or NULL for any.
-OF_ORG = "org_id = coalesce(%s, org_id)"
-GET_WORKSPACE = f"SELECT {WORKSPACE} FROM workspaces WHERE id = %s AND {OF_ORG}"
-LIST_WORKSPACES = (
-    f"SELECT {WORKSPACE} FROM workspaces WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
-)
-LIST_OWN_WORKSPACES = (
-    f"SELECT {WORKSPACE} FROM workspaces "
-    "WHERE org_id = %s AND created_by_user_id = %s AND id < %s ORDER BY id DESC LIMIT %s"
-)
-# Agent cards. A workspace without a row has an empty one.
-ADD_CARD = insert("agent_cards", ("workspace_id", "description", "skills", "is_public"))
-GET_CARD = (
-    f"SELECT {workspace_columns('w.')}, c.description AS card_description, "
-    "c.skills AS card_skills, c.is_public AS card_is_public "
-    "FROM workspaces w LEFT JOIN agent_cards c ON c.workspace_id = w.id "
-    f"WHERE w.id = %s AND {OF_ORG}"
-)
-
-# Tasks and events.
-GET_TASK = f"SELECT {TASK} FROM tasks WHERE id = %s AND workspace_id = %s"
-GET_WORKSPACE_WITH_TASK = (
-    f"SELECT {BOTH} FROM workspaces w "
-    "LEFT JOIN tasks t ON t.id = %s AND t.workspace_id = w.id "
-    f"WHERE w.id = %s AND {OF_ORG}"
-)
-# The parent of a task that is submitted, with its workspace. The second statement sees what was
-# committed before the first one has taken the lock.
-LOCK_TREE = "SELECT lock_tree(%s, %s)"
-GET_PARENT = (
-    f"SELECT {BOTH}, (SELECT count(*) FROM tasks d "
-    "WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id) "
-    "AND d.status IN ('submitted', 'delivered', 'running')) AS open_descendants "
-    "FROM tasks t JOIN workspaces w ON w.id = t.workspace_id WHERE w.org_id = %s AND t.id = %s"
-)
-# A batch ends early if its payloads are large, because an agent may commit 4 MiB in each.
-MAX_BATCH_BYTES = 4 * 2**20
-# No row stands for a workspace that does not exist, one without a `seq` for the end of the log.
-LIST_EVENTS = (
-    f"SELECT {', '.join(f'e.{column}' for column in EVENT_COLUMNS)} "
-    "FROM workspaces w LEFT JOIN LATERAL ("
-    f"SELECT {EVENT}, sum(octet_length(payload::text)) OVER ("
-    "ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS bytes "
-    "FROM events WHERE workspace_id = w.id AND seq > %s ORDER BY seq LIMIT %s"
-    f") e ON coalesce(bytes, 0) < {MAX_BATCH_BYTES} WHERE w.id = %s ORDER BY e.seq"
+# A watcher that does not read keeps the batch that it is at, and a single event may have 4 MiB.
+MAX_BATCH_BYTES = 256 * 2**10
+SQL = statements(
+    "postgres_store",
+    **vars(scans.SQL),
+    whole_task=task_columns(started_calls=True),
+    max_batch_bytes=MAX_BATCH_BYTES,
 )
 
 # A workspace id, an epoch and the length of a lease in seconds.
@@ -156,8 +86,7 @@ class PostgresStore:
         self._lease_group = GroupCommit(
             self._renew_leases, max_batch=MAX_LEASES, at_once=LEASE_STATEMENTS
         )
-        # Reads for watchers use at most half of the connections.
-        self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.max_size // 2))
+        self._event_reads = SharedReads(self._read_events, at_once=max(1, pool.others.size // 4))
         self._cancellations = Cancellations(pool, publish)
         self.record_cancellation = self._cancellations.record
         batches = CancelTasks(pool, publish, cancelled)
@@ -166,7 +95,7 @@ class PostgresStore:
         holds = Holds(pool)
         self.hold_org, self.release_org = holds.hold_org, holds.release_org
         self.get_hold, self.count_holds = holds.get_hold, holds.count_holds
-        keys = IdempotencyKeys(pool)
+        keys = IdempotencyKeys(pool.others)
         self.find_first_call, self.record_answer = keys.find_first_call, keys.record_answer
         lists = TaskLists(pool)
         self.list_tasks, self.count_tasks = lists.list_tasks, lists.count_tasks
@@ -184,7 +113,6 @@ class PostgresStore:
         self.list_limits_reached = fleet.list_limits_reached
         self.count_workspaces = fleet.count_workspaces
         self.count_deliveries = fleet.count_deliveries
-        self._turns_of_trees = asyncio.Semaphore(max(1, pool.max_size // 4))
         deletions = Deletions(pool, clock, publish)
         self.remove_workspace = deletions.remove
         self.find_deleted_workspace = deletions.find
@@ -202,10 +130,10 @@ class PostgresStore:
         org_id: str | None = None,
         parent_task_id: str | None = None,
     ) -> Change | None:
+        pool = self._pool.others if parent_task_id is None else self._pool.trees
         try:
             async with (
-                nullcontext() if parent_task_id is None else self._turn_of_tree(),
-                connected(self._pool) as connection,
+                connected(pool) as connection,
                 connection.pipeline(),
                 connection.transaction(),
             ):
@@ -213,12 +141,11 @@ class PostgresStore:
                 parent = None
                 if parent_task_id is not None:
                     parent = await _lock_parent(connection, org_id, parent_task_id)
+                named = {"workspace_id": workspace_id}
                 workspaces = await connection.execute(
-                    LOCK_WORKSPACE, (workspace_id,), prepare=True, binary=True
+                    SQL.lock_workspace, named, prepare=True, binary=True
                 )
-                tasks = await connection.execute(
-                    CURRENT_TASK, (workspace_id,), prepare=True, binary=True
-                )
+                tasks = await connection.execute(SQL.current_task, named, prepare=True, binary=True)
                 workspace_row, task_row = await workspaces.fetchone(), await tasks.fetchone()
                 if workspace_row is None:
                     return None
@@ -246,25 +173,16 @@ class PostgresStore:
         self._committed(change)
         return change
 
-    @asynccontextmanager
-    async def _turn_of_tree(self) -> AsyncIterator[None]:
-        """Waits until less than a quarter of the connections wait for locks of trees."""
-        try:
-            async with asyncio.timeout(deadline.bounded(ANSWER_TIMEOUT_SECONDS)):
-                await self._turns_of_trees.acquire()
-        except TimeoutError as error:
-            raise UnavailableError("Too many submissions into trees wait.") from error
-        try:
-            yield
-        finally:
-            self._turns_of_trees.release()
-
     async def _extend_lease(
         self, connection: Connection, change: Change, lease_seconds: float
     ) -> Change:
         """Renews the lease of the workspace, which the connection has locked."""
-        parameters = (self._clock(), lease_seconds, change.workspace.id)
-        cursor = await connection.execute(EXTEND_LEASE, parameters, prepare=True, binary=True)
+        parameters = {
+            "workspace_id": change.workspace.id,
+            "lease_seconds": lease_seconds,
+            "now": self._clock(),
+        }
+        cursor = await connection.execute(SQL.extend_lease, parameters, prepare=True, binary=True)
         row = await cursor.fetchone()
         assert row is not None
         leased = replace(change.workspace, lease_expires_at=row.lease_expires_at)
@@ -276,9 +194,17 @@ class PostgresStore:
         return await self._lease_group((workspace_id, epoch, lease_seconds))
 
     async def _renew_leases(self, requests: Sequence[_LeaseRequest]) -> Sequence[Leased | None]:
-        columns = (list(column) for column in zip(*requests, strict=True))
-        parameters = (*columns, RENEW_BELOW_SHARE, self._clock())
-        return [_leased(row) for row in await fetch_all(self._pool, RENEW_LEASES, parameters)]
+        ids, epochs, lease_seconds = (list(column) for column in zip(*requests, strict=True))
+        rows = await fetch_all(
+            self._pool,
+            SQL.renew_leases,
+            ids=ids,
+            epochs=epochs,
+            lease_seconds=lease_seconds,
+            below_share=RENEW_BELOW_SHARE,
+            now=self._clock(),
+        )
+        return [_leased(row) for row in rows]
 
     async def create_workspace(
         self,
@@ -288,7 +214,7 @@ class PostgresStore:
         card: AgentCard | None = None,
     ) -> None:
         async with (
-            connected(self._pool) as connection,
+            connected(self._pool.others) as connection,
             connection.pipeline(),
             connection.transaction(),
         ):
@@ -299,22 +225,28 @@ class PostgresStore:
                 insert("workspaces", WORKSPACE_COLUMNS), workspace_values(workspace)
             )
             if card is not None:
-                skills = json_value(dict(card.skills))
-                values = (workspace.id, card.description, skills, card.is_public)
-                await connection.execute(ADD_CARD, values)
+                values = {
+                    "workspace_id": workspace.id,
+                    "description": card.description,
+                    "skills": json_value(dict(card.skills)),
+                    "is_public": card.is_public,
+                }
+                await connection.execute(SQL.add_card, values)
             await store_audit_entry(connection, audit)
             if first_call is not None:
                 await store_key(connection, first_call)
         self._publish(workspace.id, watched=False, reconcile=workspace.awaits_controller)
 
     async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
-        row = await fetch_one(self._pool, GET_WORKSPACE, (workspace_id, org_id))
+        named = {"workspace_id": workspace_id, "org_id": org_id}
+        row = await fetch_one(self._pool.others, SQL.get_workspace, **named)
         return None if row is None else workspace_of(row)
 
     async def get_agent_card(
         self, workspace_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, AgentCard]:
-        row = await fetch_one(self._pool, GET_CARD, (workspace_id, org_id))
+        named = {"workspace_id": workspace_id, "org_id": org_id}
+        row = await fetch_one(self._pool.others, SQL.get_card, **named)
         if row is None:
             return None, AgentCard()
         if row.card_skills is None:
@@ -326,46 +258,55 @@ class PostgresStore:
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
-    ) -> Sequence[Workspace]:
-        caller, before = permission.caller, before_id or AFTER_ALL_IDS
-        if permission.own_only:
-            rows = await fetch_all(
-                self._pool, LIST_OWN_WORKSPACES, (caller.org_id, caller.user_id, before, limit)
-            )
-        else:
-            rows = await fetch_all(self._pool, LIST_WORKSPACES, (caller.org_id, before, limit))
-        return [workspace_of(row) for row in rows]
+    ) -> Listed[Workspace]:
+        caller = permission.caller
+        return await listed(
+            self._pool.lists,
+            SQL.list_own_workspaces if permission.own_only else SQL.list_workspaces,
+            workspace_of,
+            org_id=caller.org_id,
+            user_id=caller.user_id,
+            before_id=before_id or AFTER_ALL_IDS,
+            limit=limit,
+        )
 
     async def get_task(self, workspace_id: str, task_id: str) -> Task | None:
-        row = await fetch_one(self._pool, GET_TASK, (task_id, workspace_id))
+        row = await fetch_one(self._pool, SQL.get_task, workspace_id=workspace_id, task_id=task_id)
         return None if row is None else task_of(row)
 
     async def get_workspace_with_task(
         self, workspace_id: str, task_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, Task | None]:
-        row = await fetch_one(self._pool, GET_WORKSPACE_WITH_TASK, (task_id, workspace_id, org_id))
+        named = {"workspace_id": workspace_id, "task_id": task_id, "org_id": org_id}
+        row = await fetch_one(self._pool, SQL.get_workspace_with_task, **named)
         return (None, None) if row is None else (workspace_of(row), task_of(row))
 
-    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> Sequence[Event]:
+    async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
         # Watchers that wait for the same events share a read.
         events = await self._event_reads((after_seq, limit, workspace_id))
         if events is None:
             raise errors.workspace_not_found(workspace_id)
         return events
 
-    async def _read_events(self, place: tuple[int, int, str]) -> Sequence[Event] | None:
-        rows = await fetch_all(self._pool, LIST_EVENTS, place)
-        return [event_of(row) for row in rows if row.seq is not None] if rows else None
+    async def _read_events(self, place: tuple[int, int, str]) -> EventBatch | None:
+        after_seq, limit, workspace_id = place
+        rows = await fetch_all(
+            self._pool.others,
+            SQL.list_events,
+            workspace_id=workspace_id,
+            after_seq=after_seq,
+            limit=limit,
+        )
+        return EventBatch(event_of(row) for row in rows if row.seq is not None) if rows else None
 
     async def add_audit_entry(self, audit: AuditEntry | None) -> None:
-        async with connected(self._pool) as connection:
+        async with connected(self._pool.others) as connection:
             await store_audit_entry(connection, audit)
 
     async def list_audit_entries(
         self, permission: Permission, wanted: AuditFilter, before_id: str | None, limit: int
-    ) -> Sequence[AuditEntry]:
-        query, parameters = audit_query(permission, wanted, before_id or AFTER_ALL_IDS, limit)
-        return [audit_entry_of(row) for row in await fetch_all(self._pool, query, parameters)]
+    ) -> Listed[AuditEntry]:
+        return await list_audit_entries(self._pool.lists, permission, wanted, before_id, limit)
 
 
 def _leased(row: Any) -> Leased | None:
@@ -379,8 +320,9 @@ async def _lock_parent(
     connection: Connection, org_id: str | None, task_id: str
 ) -> AsyncCursor[Any]:
     """Locks the tree of the organization's task. The cursor has what `_parent_of` decodes."""
-    await connection.execute(LOCK_TREE, (org_id, task_id), prepare=True)
-    return await connection.execute(GET_PARENT, (org_id, task_id), prepare=True, binary=True)
+    named = {"org_id": org_id, "task_id": task_id}
+    await connection.execute(SQL.lock_tree, named, prepare=True)
+    return await connection.execute(SQL.get_parent, named, prepare=True, binary=True)
 
 
 def _parent_of(row: Any) -> Parent | None:

@@ -84,9 +84,20 @@ def workspace_columns(of: str = "") -> str:
     return ", ".join(f"{of}{column}" for column in WORKSPACE_COLUMNS)
 
 
-def task_columns(of: str = "") -> str:
-    """What to select for `task_of`. `of` comes before each column, for example `t.`."""
-    return ", ".join(f"{of}{column} AS task_{column}" for column in TASK_COLUMNS)
+def task_columns(of: str = "", *, started_calls: bool = False) -> str:
+    """What to select for `task_of`. `of` comes before each column, for example `t.`.
+
+    Only a transaction that changes the task reads the started calls, which may have 64 KiB.
+    """
+    columns = {column: f"{of}{column}" for column in TASK_COLUMNS}
+    if not started_calls:
+        columns["open_iteration"] += " - 'started_calls'"
+    return ", ".join(f"{value} AS task_{column}" for column, value in columns.items())
+
+
+def event_columns(of: str = "") -> str:
+    """What to select for `event_of`. `of` comes before each column, for example `e.`."""
+    return ", ".join(f"{of}{column}" for column in EVENT_COLUMNS)
 
 
 def workspace_of(row: Any) -> Workspace:
@@ -171,7 +182,7 @@ def _open_iteration_of(row: Any) -> OpenIteration | None:
     return OpenIteration(
         number=stored["number"],
         usage=Usage(**stored["usage"]),
-        started_calls=stored["started_calls"],
+        started_calls=stored.get("started_calls", ()),
     )
 
 

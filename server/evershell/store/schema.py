@@ -8,14 +8,10 @@ import structlog
 
 from evershell.core.errors import UnavailableError
 from evershell.store.connections import Pool, connected
+from evershell.store.statements import statements
 
 _RETRY_SECONDS = 1.0
-# The migrations that are applied, and the functions that exist.
-_APPLIED = """
-    SELECT migration_id AS name FROM _yoyo_migration
-    UNION ALL
-    SELECT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
-"""
+SQL = statements("schema")
 
 _log = structlog.get_logger()
 
@@ -44,7 +40,7 @@ async def await_schema(pool: Pool) -> None:
 async def _applied(pool: Pool) -> set[str]:
     try:
         async with connected(pool) as connection:
-            cursor = await connection.execute(_APPLIED)
+            cursor = await connection.execute(SQL.list_applied)
             return {str(row.name) for row in await cursor.fetchall()}
     except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
         # The database was never migrated, or not for the role of this service.

@@ -33,6 +33,7 @@ import structlog
 
 from evershell.core.errors import UnavailableError
 from evershell.store.connections import Connection, Pool, connected
+from evershell.store.statements import statements
 
 # How often a program asks for the time.
 _SAMPLE_SECONDS = 1.0
@@ -55,18 +56,7 @@ _DRIFT_SHARE = 0.001
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# The time of the service in a statement.
-SERVICE_TIME = (
-    "(clock_timestamp() + (SELECT correction_seconds FROM service_clock) * interval '1 second')"
-)
-_SAMPLE = (
-    "SELECT extract(epoch FROM clock_timestamp())::float8 AS database_seconds, correction_seconds, "
-    "seen_seconds, boot_id, boot_seconds FROM service_clock"
-)
-_RECORD = (
-    "UPDATE service_clock SET correction_seconds = correction_seconds + %s, seen_seconds = %s, "
-    "boot_id = %s, boot_seconds = %s WHERE correction_seconds = %s"
-)
+SQL = statements("service_clock")
 
 _log = structlog.get_logger()
 
@@ -90,7 +80,7 @@ def _boot_id() -> str:
 
 def time_of(connection: psycopg.Connection[Any]) -> datetime:
     """The time of the service, for a command. Raises psycopg.Error."""
-    row = connection.execute(f"SELECT {SERVICE_TIME}").fetchone()
+    row = connection.execute(SQL.service_time_now).fetchone()
     assert row is not None
     moment: datetime = row[0]
     return moment
@@ -197,7 +187,7 @@ class ServiceClock:
         """Asks the database once. Raises UnavailableError, psycopg.Error."""
         async with connected(self._pool) as connection:
             sent = self._monotonic()
-            row = await (await connection.execute(_SAMPLE, prepare=True)).fetchone()
+            row = await (await connection.execute(SQL.sample, prepare=True)).fetchone()
             received = self._monotonic()
             assert row is not None
             # The database read its clock at some moment between `sent` and `received`.
@@ -309,9 +299,14 @@ class ServiceClock:
         now = self._monotonic()
         if not seconds and now < self._recorded_at + _RECORD_SECONDS:
             return
-        record = (self.unix_seconds(), self._boot_id, self._boottime())
-        parameters = (seconds, *record, self.correction_seconds)
-        cursor = await connection.execute(_RECORD, parameters, prepare=True)
+        parameters = {
+            "seconds": seconds,
+            "seen": self.unix_seconds(),
+            "boot_id": self._boot_id,
+            "boot": self._boottime(),
+            "correction": self.correction_seconds,
+        }
+        cursor = await connection.execute(SQL.record, parameters, prepare=True)
         if cursor.rowcount == 1:
             self.correction_seconds += seconds
             self._recorded_at = now

@@ -11,6 +11,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from evershell.store.statements import statements
+
+SQL = statements("session_settings")
 SETTINGS = {
     # With UTC, times are read as they were written.
     "TimeZone": "UTC",
@@ -60,10 +63,7 @@ def store_as_defaults(session_url: str) -> None:
 
 def _defaults(connection: psycopg.Connection[Any]) -> list[str]:
     """The defaults of the role in this database, as name=value."""
-    row = connection.execute(
-        "SELECT setconfig FROM pg_db_role_setting WHERE setrole = session_user::regrole "
-        "AND setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    ).fetchone()
+    row = connection.execute(SQL.defaults).fetchone()
     return [] if row is None else list(row[0])
 
 
@@ -85,7 +85,7 @@ def grant(connection: psycopg.Connection[Any], service_database_url: str) -> Non
     Raises psycopg.ProgrammingError if there is no such role.
     """
     role = conninfo_to_dict(service_database_url).get("user")
-    current = connection.execute("SELECT current_user, current_schema()").fetchone()
+    current = connection.execute(SQL.current_role).fetchone()
     assert current is not None
     if role is None or role == current[0]:
         return

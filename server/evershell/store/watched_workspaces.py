@@ -13,6 +13,7 @@ import structlog
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock
 from evershell.store.connections import Pool, connected
+from evershell.store.statements import statements
 
 MARK_SECONDS = 60.0
 # A mark of this age is renewed. A mark that another process has set within this time is kept.
@@ -28,26 +29,7 @@ _MAX_RETRY_SECONDS = 1.0
 # database does not answer. It then reads without the mark, and reads again once there is one.
 _MARK_LIMIT_SECONDS = 0.25
 
-# Skips locked rows, so that the other rows of the batch do not wait for them and no deadlock is
-# possible. A mark that is far from its end is not written again. The mark need not survive a crash
-# of the database, so the commit does not wait for the disk.
-_SET_MARKS = """
-WITH due AS (
-    SELECT id FROM workspaces
-    WHERE id = ANY(%(ids)s)
-      AND coalesce(watched_until < %(now)s + %(kept)s * interval '1 second', true)
-    FOR NO KEY UPDATE SKIP LOCKED
-), marked AS (
-    UPDATE workspaces SET watched_until = %(now)s + %(mark)s * interval '1 second'
-    FROM due WHERE workspaces.id = due.id
-    RETURNING workspaces.id
-)
-SELECT id, set_config('synchronous_commit', 'off', true) FROM marked
-UNION ALL
-SELECT id, '' FROM workspaces
-WHERE id = ANY(%(ids)s) AND watched_until >= %(now)s + %(kept)s * interval '1 second'
-"""
-
+SQL = statements("watched_workspaces")
 _log = structlog.get_logger()
 
 
@@ -207,7 +189,7 @@ class WatchedWorkspaces:
                 "mark": self._mark_seconds,
             }
             async with connected(self._pool) as connection:
-                cursor = await connection.execute(_SET_MARKS, values, prepare=True)
+                cursor = await connection.execute(SQL.set_marks, values, prepare=True)
                 return {row.id for row in await cursor.fetchall()}
         except (UnavailableError, psycopg.Error) as error:
             _log.warning(

@@ -18,7 +18,8 @@ from evershell.core.event import Event
 from evershell.core.ports import Clock
 from evershell.core.webhook import AttemptResult, ClaimedDelivery, DeliveryKey
 from evershell.store.connections import Pool, connected
-from evershell.store.rows import EVENT_COLUMNS, event_of
+from evershell.store.rows import event_of
+from evershell.store.statements import statements
 from evershell.store.webhooks import COLUMNS, webhook_of
 
 # How long a claim lasts without a result.
@@ -36,141 +37,16 @@ MAX_RECEIVERS_OF_ORG = 16
 _KEPT = timedelta(days=30)
 _MAX_PRUNED = 1_000
 
-_KEY = "workspace_id, task_id, webhook_id"
-# Each receiver after the previous one, by the index: the deliveries in between are not read.
-_NEXT_RECEIVER = (
-    "SELECT org_id, receiver FROM webhook_deliveries "
-    "WHERE due_at IS NOT NULL AND (org_id, receiver) > ({after}) ORDER BY org_id, receiver LIMIT 1"
+SQL = statements(
+    "webhook_deliveries",
+    webhook=lambda of: ", ".join(f"{of}{column} AS webhook_{column}" for column in COLUMNS),
+    max_of_receiver=MAX_OF_RECEIVER,
+    max_events=_MAX_EVENTS,
+    max_payload_bytes=_MAX_PAYLOAD_BYTES,
+    max_receivers=_MAX_RECEIVERS,
+    max_receivers_of_org=MAX_RECEIVERS_OF_ORG,
+    max_pruned=_MAX_PRUNED,
 )
-_CLAIM = f"""
-WITH RECURSIVE receivers AS (
-    (SELECT org_id, receiver, 1 AS number
-     FROM ({_NEXT_RECEIVER.format(after="%(after_org)s, %(after_receiver)s")}) first)
-    UNION ALL
-    SELECT later.org_id, later.receiver, r.number + 1
-    FROM receivers r
-    CROSS JOIN LATERAL ({_NEXT_RECEIVER.format(after="r.org_id, r.receiver")}) later
-    WHERE r.number < {_MAX_RECEIVERS}
-), free AS (
-    SELECT org_id, receiver, row_number() OVER (PARTITION BY org_id ORDER BY receiver) AS number
-    FROM receivers r
-    WHERE r.org_id || ' ' || r.receiver <> ALL (%(busy)s) AND r.org_id <> ALL (%(full_orgs)s)
-        AND EXISTS (
-            SELECT FROM webhook_deliveries d
-            WHERE d.org_id = r.org_id AND d.receiver = r.receiver AND d.due_at <= %(now)s
-        )
-), picked AS (
-    SELECT due.* FROM free CROSS JOIN LATERAL (
-        SELECT {_KEY} FROM webhook_deliveries d
-        WHERE d.org_id = free.org_id AND d.receiver = free.receiver AND d.due_at <= %(now)s
-        ORDER BY d.due_at LIMIT {MAX_OF_RECEIVER}
-        FOR UPDATE SKIP LOCKED
-    ) due
-    WHERE free.number <= {MAX_RECEIVERS_OF_ORG}
-), removed AS (
-    -- Their webhook was deleted.
-    DELETE FROM webhook_deliveries d USING picked
-    WHERE (d.workspace_id, d.task_id, d.webhook_id)
-            = (picked.workspace_id, picked.task_id, picked.webhook_id)
-        AND NOT EXISTS (SELECT FROM webhooks h WHERE h.id = picked.webhook_id)
-    RETURNING 1
-), claimed AS (
-    UPDATE webhook_deliveries d SET claim = %(claim)s, due_at = %(leased_until)s
-    FROM picked JOIN webhooks h ON h.id = picked.webhook_id
-    WHERE (d.workspace_id, d.task_id, d.webhook_id)
-        = (picked.workspace_id, picked.task_id, picked.webhook_id)
-    RETURNING d.*
-)
-SELECT
-    walked.walked, walked.last_org, walked.last_receiver,
-    EXISTS (SELECT FROM removed) AS has_removed,
-    c.workspace_id AS delivery_workspace_id, c.task_id AS delivery_task_id, c.pending_since,
-    c.delivered_seq, c.attempts,
-    {", ".join(f"h.{column} AS webhook_{column}" for column in COLUMNS)},
-    {", ".join(f"e.{column}" for column in EVENT_COLUMNS)}
-FROM (
-    SELECT count(*) AS walked, (max(ARRAY[org_id, receiver]))[1] AS last_org,
-        (max(ARRAY[org_id, receiver]))[2] AS last_receiver
-    FROM receivers
-) walked
-LEFT JOIN (claimed c JOIN webhooks h ON h.id = c.webhook_id) ON true
-LEFT JOIN LATERAL (
-    SELECT workspace_id, seq, type, time, task_id, request_id, trace_id,
-        CASE
-            WHEN pg_column_size(payload) <= {_MAX_PAYLOAD_BYTES}
-                AND pg_column_compression(payload) IS NULL
-            THEN payload
-        END AS payload
-    FROM events
-    WHERE workspace_id = c.workspace_id AND seq > c.delivered_seq AND seq <= c.last_seq
-        AND task_id IS NOT DISTINCT FROM nullif(c.task_id, '') AND type = ANY (h.event_types)
-    ORDER BY seq LIMIT {_MAX_EVENTS}
-) e ON true
-ORDER BY c.workspace_id, c.task_id, c.webhook_id, e.seq
-"""
-# A delivery with further events is due at once. Its `due_at` was not null, so a new event has
-# changed only `last_seq`.
-_RECORD = f"""
-WITH results AS (
-    SELECT * FROM json_to_recordset(%(results)s) AS r(
-        workspace_id text, task_id text, webhook_id text, delivered_seq bigint, attempts integer,
-        error text, retry_at timestamptz, attempted boolean
-    )
-), locked AS (
-    -- With FOR UPDATE, `last_seq` is that of the latest version of the row.
-    SELECT r.*, d.last_seq FROM results r JOIN webhook_deliveries d USING ({_KEY})
-    WHERE d.claim = %(claim)s
-    FOR UPDATE OF d SKIP LOCKED
-), later AS (
-    SELECT l.*, l.last_seq > l.delivered_seq AND (l.error = '' OR was_enabled) AS has_more,
-        l.error <> '' AND l.retry_at IS NULL AND NOT was_enabled AS has_failed
-    FROM locked l
-    CROSS JOIN LATERAL (
-        -- The webhook was disabled when the delivery was claimed, and has been enabled since.
-        SELECT NOT l.attempted AND l.retry_at IS NULL AND EXISTS (
-            SELECT FROM webhooks h WHERE h.id = l.webhook_id AND h.disabled_at IS NULL
-        ) AS was_enabled
-    ) h
-)
-UPDATE webhook_deliveries d
-SET claim = NULL,
-    delivered_seq = r.delivered_seq,
-    pending_since = CASE
-        WHEN r.delivered_seq > d.delivered_seq THEN %(now)s ELSE d.pending_since
-    END,
-    due_at = CASE WHEN r.has_more THEN %(now)s ELSE r.retry_at END,
-    failed = r.has_failed,
-    settled_at = CASE WHEN NOT r.has_more AND r.retry_at IS NULL THEN %(now)s::timestamptz END,
-    attempts = r.attempts,
-    last_error = r.error,
-    last_attempt_at = CASE WHEN r.attempted THEN %(now)s ELSE d.last_attempt_at END
-FROM later r
-WHERE (d.workspace_id, d.task_id, d.webhook_id) = (r.workspace_id, r.task_id, r.webhook_id)
-RETURNING d.workspace_id, d.task_id, d.webhook_id, r.has_more
-"""
-_DISABLE = "UPDATE webhooks SET disabled_at = %s WHERE id = ANY(%s) AND disabled_at IS NULL"
-_READ_EVENT = f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE workspace_id = %s AND seq = %s"
-_DELETE_SOME = (
-    f"DELETE FROM webhook_deliveries WHERE ({_KEY}) IN (SELECT {_KEY} FROM webhook_deliveries d "
-    f"WHERE {{condition}} LIMIT {_MAX_PRUNED} FOR UPDATE SKIP LOCKED)"
-)
-_NO_WEBHOOK = "NOT EXISTS (SELECT FROM webhooks h WHERE h.id = d.webhook_id)"
-_PRUNE_FAILED = _DELETE_SOME.format(condition=f"failed AND {_NO_WEBHOOK}")
-_PRUNE_SETTLED = _DELETE_SOME.format(condition="settled_at < %s")
-# The webhook of a task that has ended gets no further event.
-_PRUNE_WEBHOOKS = (
-    "DELETE FROM webhooks WHERE id IN ("
-    "SELECT h.id FROM webhooks h JOIN tasks t ON t.id = h.task_id "
-    f"WHERE t.completed_at < %s LIMIT {_MAX_PRUNED})"
-)
-_SEALED = ("sealed_secret", "sealed_previous_secret", "sealed_headers")
-_OTHER_KEY = " OR ".join(f"substr({column}, 1, %(length)s) <> %(key_id)s" for column in _SEALED)
-_LIST_OTHER_KEY = f"SELECT id, {', '.join(_SEALED)} FROM webhooks WHERE {_OTHER_KEY} LIMIT 100"
-_RESEAL = (
-    f"UPDATE webhooks SET {', '.join(f'{column} = %s' for column in _SEALED)} WHERE id = %s AND "
-    + " AND ".join(f"{column} IS NOT DISTINCT FROM %s" for column in _SEALED)
-)
-_ANY = "SELECT EXISTS (SELECT FROM webhooks) OR EXISTS (SELECT FROM webhook_deliveries) AS exist"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +93,7 @@ class WebhookDeliveries:
             "leased_until": now + timedelta(seconds=LEASE_SECONDS),
         }
         async with connected(self._pool) as connection:
-            cursor = await connection.execute(_CLAIM, parameters, prepare=True, binary=True)
+            cursor = await connection.execute(SQL.claim, parameters, prepare=True, binary=True)
             rows = await cursor.fetchall()
         walked = rows[0]
         has_wrapped = walked.walked < _MAX_RECEIVERS
@@ -229,7 +105,8 @@ class WebhookDeliveries:
     async def read_event(self, workspace_id: str, seq: int) -> Event | None:
         """The event; None if it was removed."""
         async with connected(self._pool) as connection:
-            cursor = await connection.execute(_READ_EVENT, (workspace_id, seq), binary=True)
+            place = {"workspace_id": workspace_id, "seq": seq}
+            cursor = await connection.execute(SQL.read_event, place, binary=True)
             row = await cursor.fetchone()
         return None if row is None else event_of(row)
 
@@ -247,8 +124,9 @@ class WebhookDeliveries:
         unwanted = [each.key.webhook_id for each in results if each.disables_webhook]
         async with connected(self._pool) as connection:
             if unwanted:
-                await connection.execute(_DISABLE, (parameters["now"], unwanted))
-            cursor = await connection.execute(_RECORD, parameters, prepare=True, binary=True)
+                disabled = {"ids": unwanted, "now": parameters["now"]}
+                await connection.execute(SQL.disable_webhooks, disabled)
+            cursor = await connection.execute(SQL.record, parameters, prepare=True, binary=True)
             rows = await cursor.fetchall()
         keys = {DeliveryKey(row.workspace_id, row.task_id, row.webhook_id) for row in rows}
         return Recorded(keys, any(row.has_more for row in rows))
@@ -257,11 +135,11 @@ class WebhookDeliveries:
         """Removes some of the deliveries that have failed and whose webhook was deleted, and of
         those that ended long ago.
         """
-        before = self._clock() - _KEPT
+        before = {"before": self._clock() - _KEPT}
         async with connected(self._pool) as connection:
-            await connection.execute(_PRUNE_FAILED)
-            await connection.execute(_PRUNE_SETTLED, (before,))
-            await connection.execute(_PRUNE_WEBHOOKS, (before,))
+            await connection.execute(SQL.prune_failed)
+            await connection.execute(SQL.prune_settled, before)
+            await connection.execute(SQL.prune_webhooks, before)
 
     async def reseal(self, key_id: bytes, seal_again: Callable[[bytes, str], bytes]) -> None:
         """Calls `seal_again` for what was sealed with other keys, and stores what it returns.
@@ -271,19 +149,24 @@ class WebhookDeliveries:
         """
         async with connected(self._pool) as connection:
             parameters = {"key_id": key_id, "length": len(key_id)}
-            cursor = await connection.execute(_LIST_OTHER_KEY, parameters, binary=True)
-            for webhook_id, *sealed in await cursor.fetchall():
+            cursor = await connection.execute(SQL.list_sealed_with_others, parameters, binary=True)
+            for row in await cursor.fetchall():
+                old = row._asdict()
+                webhook_id = old.pop("id")
                 try:
-                    again = [each and seal_again(each, webhook_id) for each in sealed]
+                    again = {
+                        f"new_{name}": each and seal_again(each, webhook_id)
+                        for name, each in old.items()
+                    }
                 except UnavailableError:
                     continue
-                await connection.execute(_RESEAL, (*again, webhook_id, *sealed))
+                await connection.execute(SQL.reseal, {"webhook_id": webhook_id} | old | again)
 
 
 async def webhooks_exist(pool: Pool) -> bool:
     """Whether there are webhooks or deliveries. Raises UnavailableError."""
     async with connected(pool) as connection:
-        row = await (await connection.execute(_ANY, prepare=True)).fetchone()
+        row = await (await connection.execute(SQL.any_exist, prepare=True)).fetchone()
     return row is not None and bool(row.exist)
 
 

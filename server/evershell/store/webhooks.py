@@ -22,6 +22,7 @@ from evershell.store.audit import store_audit_entry
 from evershell.store.connections import Connection, Pool, connected
 from evershell.store.idempotency_keys import store_key
 from evershell.store.rows import Values, insert
+from evershell.store.statements import statements
 
 COLUMNS = (
     "id",
@@ -43,72 +44,11 @@ COLUMNS = (
     "previous_secret_expires_at",
     "disabled_at",
 )
-_WEBHOOK = ", ".join(COLUMNS)
 # A call replays at most this many deliveries.
 _MAX_REPLAYED = 1_000
 
-_INSERT = insert("webhooks", COLUMNS)
-# Creations of one organization or task come one by one, so that none exceeds the limit.
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 1))"
-_COUNT = (
-    "SELECT count(*) AS number FROM webhooks "
-    "WHERE org_id = %s AND task_id IS NOT DISTINCT FROM %s AND (name = %s) IS NOT TRUE"
-)
-# The events of the task come one by one under this lock, so none is missed between the last
-# statement of the creation and the first trigger that sees the webhook.
-_LOCK_WORKSPACE = "SELECT FROM workspaces WHERE id = %s FOR UPDATE"
-# A task of a workspace that is deleted is removed under this lock. An old task is removed without
-# it, so this waits for such a removal, or makes it wait.
-_FIND_TASK = "SELECT FROM tasks WHERE id = %s AND workspace_id = %s FOR KEY SHARE"
-# A transaction that began before a webhook was committed may have written an event without seeing
-# the webhook. The creation is answered after the end of such transactions, but does not wait long
-# for others, such as a migration.
-_LAST_TRANSACTION = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS id"
-_HAVE_ENDED = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= %s::xid8 AS have_ended"
 _LOOK_SECONDS, _MAX_LOOKS = 0.05, 100
-_REPLACE = "DELETE FROM webhooks WHERE task_id = %s AND name = %s RETURNING id, created_by"
-_EARLIER_EVENTS = (
-    "INSERT INTO webhook_deliveries (workspace_id, task_id, webhook_id, org_id, receiver, "
-    "delivered_seq, last_seq, due_at, pending_since) "
-    "SELECT workspace_id, task_id, %s, %s, %s, min(seq) - 1, max(seq), %s, %s FROM events "
-    "WHERE workspace_id = %s AND task_id = %s AND type = ANY(%s) GROUP BY workspace_id, task_id"
-)
-_LIST = f"SELECT {_WEBHOOK} FROM webhooks WHERE org_id = %s AND task_id IS NULL ORDER BY id DESC"
-_LIST_OF_TASK = (
-    f"SELECT {_WEBHOOK} FROM webhooks WHERE org_id = %s AND workspace_id = %s AND task_id = %s "
-    "ORDER BY id DESC"
-)
-_DELETE = f"DELETE FROM webhooks WHERE id = %s AND org_id = %s RETURNING {_WEBHOOK}"
-_KEEPS_PREVIOUS = "previous_secret_expires_at > %(now)s"
-_ROTATE = (
-    "UPDATE webhooks SET "
-    f"sealed_previous_secret = CASE WHEN {_KEEPS_PREVIOUS} "
-    "THEN sealed_previous_secret ELSE sealed_secret END, "
-    f"previous_secret_expires_at = CASE WHEN {_KEEPS_PREVIOUS} "
-    "THEN previous_secret_expires_at ELSE %(expires_at)s END, "
-    "sealed_secret = %(sealed_secret)s "
-    f"WHERE id = %(webhook_id)s AND org_id = %(org_id)s RETURNING {_WEBHOOK}"
-)
-_ENABLE = (
-    "UPDATE webhooks SET disabled_at = NULL WHERE id = %s AND org_id = %s RETURNING created_by"
-)
-# Rows that a worker or an event has locked are left to the next call: a call that waits could take
-# part in a deadlock.
-_REPLAY = (
-    "UPDATE webhook_deliveries SET due_at = %s, pending_since = %s, attempts = 0, failed = false, "
-    "settled_at = NULL WHERE (workspace_id, task_id, webhook_id) IN ("
-    "SELECT workspace_id, task_id, webhook_id FROM webhook_deliveries "
-    "WHERE webhook_id = %s AND failed AND task_id = coalesce(%s, task_id) "
-    "ORDER BY settled_at LIMIT %s FOR UPDATE SKIP LOCKED)"
-)
-_COUNT_FAILED = (
-    "SELECT count(*) AS number FROM webhook_deliveries "
-    "WHERE webhook_id = %s AND failed AND task_id = coalesce(%s, task_id)"
-)
-_DELIVERIES = (
-    "SELECT d.* FROM webhook_deliveries d JOIN webhooks h ON h.id = d.webhook_id "
-    "WHERE d.workspace_id = %s AND d.task_id = %s ORDER BY d.webhook_id DESC LIMIT 100"
-)
+SQL = statements("webhooks", webhook=", ".join(COLUMNS), max_replayed=_MAX_REPLAYED)
 
 
 class PostgresWebhooks:
@@ -116,7 +56,8 @@ class PostgresWebhooks:
 
     def __init__(self, pool: Pool, created: Callable[[], None] = lambda: None) -> None:
         """`created` is called after a webhook was created."""
-        self._pool = pool
+        self._pool = pool.others
+        self._lists = pool.lists
         self._created = created
 
     async def create_webhook(
@@ -129,24 +70,27 @@ class PostgresWebhooks:
         task = webhook.task
         task_id, name = (task.task_id, task.name) if task is not None else (None, None)
         async with connected(self._pool) as connection, connection.transaction():
-            await connection.execute(_LOCK, (task_id or webhook.org_id,))
+            named = {"org_id": webhook.org_id, "task_id": task_id, "name": name}
+            lock = {"owner_id": task_id or webhook.org_id}
+            await connection.execute(SQL.lock_creations, lock)
             if first_call is not None:
                 # Before the limit is checked: the repeat of the last call that it allows is no
                 # further one.
                 await store_key(connection, first_call)
-            cursor = await connection.execute(_COUNT, (webhook.org_id, task_id, name))
+            cursor = await connection.execute(SQL.count_webhooks, named)
             row = await cursor.fetchone()
             if row is None or row.number >= limit:
                 owner = "Your organization" if task is None else f"Task {task.task_id}"
                 raise errors.too_many_webhooks(webhook.org_id, limit, owner)
             if task is not None:
-                await connection.execute(_LOCK_WORKSPACE, (task.workspace_id,))
-                found = await connection.execute(_FIND_TASK, (task_id, task.workspace_id))
+                named["workspace_id"] = task.workspace_id
+                await connection.execute(SQL.lock_workspace, named)
+                found = await connection.execute(SQL.find_task, named)
                 if await found.fetchone() is None:
                     raise errors.task_not_found(task.workspace_id, task.task_id)
-                replaced = await connection.execute(_REPLACE, (task_id, name))
+                replaced = await connection.execute(SQL.replace_webhook, named)
                 _check_replaced(webhook, await replaced.fetchone())
-            await connection.execute(_INSERT, _values(webhook))
+            await connection.execute(insert("webhooks", COLUMNS), _values(webhook))
             if task is not None:
                 await _record_earlier_events(connection, webhook, task)
             await store_audit_entry(connection, audit)
@@ -157,28 +101,29 @@ class PostgresWebhooks:
     async def _await_transactions(self) -> None:
         """Waits until the transactions that are running have ended, for 5 s at most."""
         async with connected(self._pool) as connection:
-            last: Any = await (await connection.execute(_LAST_TRANSACTION)).fetchone()
+            last: Any = await (await connection.execute(SQL.last_transaction)).fetchone()
         for _ in range(_MAX_LOOKS):
             async with connected(self._pool) as connection:
-                row: Any = await (await connection.execute(_HAVE_ENDED, (last.id,))).fetchone()
+                cursor = await connection.execute(SQL.have_ended, {"last_id": last.id})
+                row: Any = await cursor.fetchone()
             if row.have_ended:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
-        if task is None:
-            query, parameters = _LIST, [org_id]
-        else:
-            query, parameters = _LIST_OF_TASK, [org_id, task.workspace_id, task.task_id]
-        async with connected(self._pool) as connection:
+        query, parameters = SQL.list_of_org, {"org_id": org_id}
+        if task is not None:
+            query = SQL.list_of_task
+            parameters |= {"workspace_id": task.workspace_id, "task_id": task.task_id}
+        async with connected(self._lists) as connection:
             cursor = await connection.execute(query, parameters, binary=True)
             return [webhook_of(row) for row in await cursor.fetchall()]
 
     async def delete_webhook(
         self, permission: Permission, webhook_id: str, audit: AuditEntry | None = None
     ) -> Webhook | None:
-        parameters = (webhook_id, permission.caller.org_id)
-        return await self._change(_DELETE, parameters, permission, audit)
+        parameters = {"webhook_id": webhook_id, "org_id": permission.caller.org_id}
+        return await self._change(SQL.delete_webhook, parameters, permission, audit)
 
     async def rotate_secret(
         self,
@@ -196,7 +141,7 @@ class PostgresWebhooks:
             "now": now,
             "expires_at": expires_at,
         }
-        return await self._change(_ROTATE, parameters, permission, audit)
+        return await self._change(SQL.rotate_secret, parameters, permission, audit)
 
     async def replay(
         self,
@@ -207,21 +152,26 @@ class PostgresWebhooks:
         audit: AuditEntry | None = None,
     ) -> tuple[int, int] | None:
         async with connected(self._pool) as connection, connection.transaction():
-            parameters: Any = (webhook_id, permission.caller.org_id)
-            enabled = await (await connection.execute(_ENABLE, parameters)).fetchone()
+            parameters = {
+                "webhook_id": webhook_id,
+                "org_id": permission.caller.org_id,
+                "task_id": task_id,
+                "now": now,
+            }
+            enabled = await (await connection.execute(SQL.enable_webhook, parameters)).fetchone()
             if enabled is None:
                 return None
             if not permission.includes(enabled.created_by):
                 raise not_own(webhook_id)
-            parameters = (now, now, webhook_id, task_id, _MAX_REPLAYED)
-            replayed = (await connection.execute(_REPLAY, parameters)).rowcount
-            left = await (await connection.execute(_COUNT_FAILED, (webhook_id, task_id))).fetchone()
+            replayed = (await connection.execute(SQL.replay, parameters)).rowcount
+            left = await (await connection.execute(SQL.count_failed, parameters)).fetchone()
             await store_audit_entry(connection, audit)
         return replayed, 0 if left is None else left.number
 
     async def list_deliveries(self, workspace_id: str, task_id: str) -> Sequence[WebhookDelivery]:
-        async with connected(self._pool) as connection:
-            cursor = await connection.execute(_DELIVERIES, (workspace_id, task_id), binary=True)
+        async with connected(self._lists) as connection:
+            named = {"workspace_id": workspace_id, "task_id": task_id}
+            cursor = await connection.execute(SQL.list_deliveries, named, binary=True)
             return [_delivery_of(row) for row in await cursor.fetchall()]
 
     async def add_audit_entry(self, audit: AuditEntry | None) -> None:
@@ -251,19 +201,16 @@ def _check_replaced(webhook: Webhook, replaced: Any) -> None:
 
 
 async def _record_earlier_events(connection: Connection, webhook: Webhook, task: TaskScope) -> None:
-    await connection.execute(
-        _EARLIER_EVENTS,
-        (
-            webhook.id,
-            webhook.org_id,
-            webhook.receiver,
-            webhook.created_at,
-            webhook.created_at,
-            task.workspace_id,
-            task.task_id,
-            [str(each) for each in webhook.event_types],
-        ),
-    )
+    parameters = {
+        "webhook_id": webhook.id,
+        "org_id": webhook.org_id,
+        "receiver": webhook.receiver,
+        "created_at": webhook.created_at,
+        "workspace_id": task.workspace_id,
+        "task_id": task.task_id,
+        "event_types": [str(each) for each in webhook.event_types],
+    }
+    await connection.execute(SQL.record_earlier_events, parameters)
 
 
 def _values(webhook: Webhook) -> Values:

@@ -17,17 +17,19 @@ from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from evershell.core import trace
+from evershell.core import credentials, trace
 
 _FIELD_CHARACTERS = 1_000
 _TRACEBACK_CHARACTERS = 8_000
 # API keys, JWTs, and what follows the name of a scheme. Libraries write bytes with escapes, which
 # may be within a credential.
-_CREDENTIAL = re.compile(r"""((?<![a-z])sk_|\beyJ|\b(?i:bearer|basic)\s+)[^\s"']+""")
-# An agent's log, which nothing else rotates: agents outlive the program that has started them, and
-# a sandbox hides the log's folder from them.
+_CREDENTIAL = re.compile(
+    rf"""((?<![a-z]){credentials.API_KEY}|\b{credentials.JWT}|\b(?i:bearer|basic)\s+)[^\s"']+"""
+)
+# The size of an agent's log. Nothing else rotates it: agents outlive the program that has started
+# them, and a sandbox hides the log's folder from them.
 _AGENT_LOG_BYTES = 1 << 20
-# For each kind of line; also the size of a burst.
+# The rate of each kind of line, and the size of a burst.
 _LINES_PER_SECOND = 20
 
 _Event = MutableMapping[str, Any]
@@ -242,7 +244,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _redacted(text: str) -> str:
-    """The text without what looks like a credential. gRPC logs values of headers, for example."""
+    """The text without parts that look like credentials. gRPC, for example, logs header values."""
     return _CREDENTIAL.sub(r"\1[redacted]", text)
 
 

@@ -39,7 +39,7 @@ HOST = "127.0.0.1"
 # The outcomes of CancelTask that count against its SLO (docs/slo.md).
 SLO_FAILURES = ("internal", "unavailable", "deadline_exceeded")
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# From an idle agent's answer to the limits of a model call and a tool call.
+# From the answer of an idle agent up to the limits of a model call and a tool call.
 _CANCEL_TO_END_SECONDS = (
     0.05,
     0.1,
@@ -76,7 +76,7 @@ class Metrics:
         )
         self._in_flight = Gauge(
             "evershell_rpc_in_flight",
-            "Calls that have started and not ended; those of streams are open.",
+            "Calls that have started and not ended, including open streams.",
             ["rpc"],
             registry=self.registry,
         )

@@ -40,10 +40,9 @@ def _around_a_burst(seconds: float) -> Measure:
         with side.second_worker(setting.folder / "burst-worker.log") as (address, pid):
 
             def p50() -> float:
-                tasks = side.arm(2_500, setting.agent_address)
-                bodies = [windows.cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
                 connection = side.connect("CancelTask", address=address)
-                return windows.recorded(side, tasks, connection, bodies, 1, seconds, [pid])["p50"]
+                agents = setting.agent_addresses
+                return windows.cancelled(side, agents, [connection], 1, seconds, [pid])["p50"]
 
             fresh = p50()
             _create(side, address)

@@ -22,7 +22,6 @@ def blocks(quick: bool) -> list[Block]:
 
 def one_caller(seconds: float) -> Block:
     """The latency of one caller, who waits for nobody."""
-    armed = int(seconds * 2_500)
     return Block(
         name="1 caller",
         windows=[
@@ -30,8 +29,8 @@ def one_caller(seconds: float) -> Block:
             Window(_SELECT, windows.floor_method("Select", 1, seconds), is_shared=True),
             Window("get_task", windows.get_task(1, seconds)),
             Window(_FLOOR, windows.floor_method("Update", 1, seconds), is_shared=True),
-            Window("cancel", windows.cancel(1, seconds, armed)),
-            Window(_DURABLE, windows.record(1, seconds, armed), is_shared=True),
+            Window("cancel", windows.cancel(1, seconds)),
+            Window(_DURABLE, windows.record(1, seconds), is_shared=True),
         ],
         rows=[
             *_cancel_rows("1 caller"),
@@ -74,7 +73,7 @@ def four(seconds: float) -> Block:
     """Twice as many callers as statements that a worker has in flight, so that few calls wait."""
     return Block(
         name="4 callers",
-        windows=[Window("cancel", windows.cancel(4, seconds, 5_000))],
+        windows=[Window("cancel", windows.cancel(4, seconds))],
         rows=_cancel_rows("4 callers"),
         rounds=4,
         quick_rounds=0,
@@ -86,8 +85,8 @@ def tree(seconds: float) -> Block:
     return Block(
         name="trees",
         windows=[
-            Window("cancel", windows.cancel(1, seconds, 2_000)),
-            Window("tree", windows.cancel(1, seconds, 2_000, include_descendants=True)),
+            Window("cancel", windows.cancel(1, seconds)),
+            Window("tree", windows.cancel(1, seconds, include_descendants=True)),
         ],
         rows=[
             Row(
@@ -112,8 +111,8 @@ def sixteen(seconds: float) -> Block:
             Window("403", windows.refused("read_only", windows.PERMISSION_DENIED, 16, seconds)),
             Window(_SELECT, windows.floor_method("Select", 16, seconds), is_shared=True),
             Window("404", windows.refused("full_access", windows.NOT_FOUND, 16, seconds)),
-            Window("cancel", windows.cancel(16, seconds, 5_000)),
-            Window(_DURABLE, windows.record(16, seconds, 5_000), is_shared=True),
+            Window("cancel", windows.cancel(16, seconds)),
+            Window(_DURABLE, windows.record(16, seconds), is_shared=True),
         ],
         rows=[
             Row(
@@ -156,8 +155,8 @@ def many(callers: int, quick: bool) -> Block:
     return Block(
         name=f"{callers} callers",
         windows=[
-            Window("cancel", windows.cancel(callers, seconds, 5_000)),
-            Window(_DURABLE, windows.record(callers, seconds, 5_000), is_shared=True),
+            Window("cancel", windows.cancel(callers, seconds)),
+            Window(_DURABLE, windows.record(callers, seconds), is_shared=True),
         ],
         rows=[
             Row(

@@ -1,7 +1,8 @@
 """What Envoy adds to a call over REST: to a CancelTask, and to an empty call if it is bare."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import islice, repeat
 
 from tests.bench import arming, http1, load, processes, windows
@@ -14,7 +15,7 @@ from tests.bench.side import Side
 # Both protocols of a window take turns of this many calls, because the speed of the machine changes
 # within a second. The first turn of each is not measured.
 _CALLS = 50
-_OK, _ACCEPTED = 200, 202
+_OK = 200
 # A connection that stays open, the bodies of its calls, and their status.
 _Caller = tuple[load.Connection, Iterable[bytes], int]
 
@@ -66,29 +67,40 @@ def _cancel(turns: int) -> Measure:
     """CancelTask. The outcomes are counted in the database."""
 
     def measure(setting: Setting, side: Side) -> Figures:
-        calls = turns * _CALLS
-        tasks = side.arm(2 * calls, setting.agent_address)
-        address = str(side.stack.ready["rest_url"]).removeprefix("http://")
-        headers = {"authorization": f"Bearer {side.stack.tokens['full_access']}"}
-        requests = [
-            http1.request(address, f"/v1/workspaces/{workspace_id}/task/cancel", headers)
-            for workspace_id in tasks.workspace_ids[:calls]
-        ]
-        bodies = [windows.cancel_body(each) for each in tasks.workspace_ids[calls:]]
+        address, request = windows.rest_cancel(side)
+        workspace_ids = _workspace_ids(setting, side)
         envoys = processes.descendants(side.stack.pid, "envoy")
         before = processes.cpu_seconds(envoys)
         figures = _in_turns(
             {
-                "rest": (http1.Connection(address), requests, _ACCEPTED),
-                "grpc": (side.connect("CancelTask"), bodies, windows.OK),
+                "rest": (
+                    http1.Connection(address),
+                    map(request, workspace_ids),
+                    windows.HTTP_ACCEPTED,
+                ),
+                "grpc": (
+                    side.connect("CancelTask"),
+                    map(windows.cancel_body, workspace_ids),
+                    windows.OK,
+                ),
             },
             turns,
         )
         used = processes.cpu_seconds(envoys) - before
-        arming.check(side.database, tasks, 2 * calls)
-        return {**figures, "envoy_us": used * 1e6 / calls}
+        return {**figures, "envoy_us": used * 1e6 / (turns * _CALLS)}
 
     return measure
+
+
+def _workspace_ids(setting: Setting, side: Side) -> Iterator[str]:
+    """Workspaces with running tasks, without an end. The worker has a stream to each agent."""
+    tasks = side.next_tasks(setting.agent_addresses)
+    with closing(side.connect("CancelTask")) as connection:
+        windows.cancel_each(side, tasks, [connection], 1)
+    while True:
+        tasks = side.next_tasks(setting.agent_addresses)
+        yield from tasks.workspace_ids
+        arming.check(side.database, tasks, len(tasks.workspace_ids))
 
 
 class _BareEdge:

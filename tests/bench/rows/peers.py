@@ -37,8 +37,8 @@ def blocks(quick: bool) -> list[Block]:
     measured = []
     for callers in (16, 64):
         measured += [
-            Window(f"cancel {callers}", windows.cancel(callers, _SECONDS, 5_000)),
-            Window(f"rest {callers}", windows.cancel_rest(callers, _SECONDS, 5_000)),
+            Window(f"cancel {callers}", windows.cancel(callers, _SECONDS)),
+            Window(f"rest {callers}", windows.cancel_rest(callers, _SECONDS)),
             Window(f"fastapi {callers}", running.cancel(fastapi, callers, 1_500, _ACCEPTED), True),
             Window(f"a2a {callers}", running.cancel(a2a, callers, 800, _OK), True),
         ]

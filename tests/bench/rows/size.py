@@ -8,13 +8,13 @@ from tests.bench.side import Side
 
 def blocks(quick: bool) -> list[Block]:
     """One block."""
-    seconds, armed = 1.0, 2_500
+    seconds = 1.0
     return [
         Block(
             name="large database",
             windows=[
-                Window("empty", windows.cancel(1, seconds, armed)),
-                Window("large", _on_large_database(windows.cancel(1, seconds, armed))),
+                Window("empty", windows.cancel(1, seconds)),
+                Window("large", _on_large_database(windows.cancel(1, seconds))),
             ],
             rows=[
                 Row(

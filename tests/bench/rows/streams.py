@@ -1,9 +1,9 @@
 """Many agents: the memory of a worker that signals them, and the first signal to an agent."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
-from tests.bench import processes, windows
+from tests.bench import arming, processes, windows
 from tests.bench.figures import Figures, Row, at_most, figure, ratio
 from tests.bench.plan import Block, Measure, Setting, Window
 from tests.bench.processes import private_bytes
@@ -11,7 +11,6 @@ from tests.bench.servers.agent import addresses
 from tests.bench.side import Side
 
 _MANY, _FEW = 5_000, 400
-_SECONDS = 120.0
 
 
 def blocks(quick: bool) -> list[Block]:
@@ -51,9 +50,9 @@ def _memory(setting: Setting, side: Side) -> Figures:
         side.second_worker(setting.folder / "signalling-worker.log") as (address, pid),
     ):
         # The first calls also load code and open connections to the database.
-        _cancel(side, many[:1] * 100, address, pid, callers=4)
+        _cancel(side, many[:1] * 100, address)
         before = private_bytes(pid)
-        _cancel(side, many, address, pid, callers=4)
+        _cancel(side, many, address)
         return {"megabytes": (private_bytes(pid) - before) / 1e6}
 
 
@@ -61,20 +60,20 @@ def _signals(number: int) -> Measure:
     """CancelTask for tasks of different agents, each of which gets its signal of this number."""
 
     def measure(setting: Setting, side: Side) -> Figures:
-        with _agents(setting, _FEW) as few:
-            for _ in range(number):
-                figures = _cancel(side, few, side.address, side.worker_pids[0], callers=1)
-        return figures
+        with _agents(setting, _FEW) as few, closing(side.connect("CancelTask")) as connection:
+            tasks = side.arm(len(few), *few)
+            for _ in range(number - 1):
+                windows.cancel_each(side, tasks, [connection], 1)
+                tasks = arming.arm_again(side.database, tasks)
+            return windows.cancel_each(side, tasks, [connection], 1).figures()
 
     return measure
 
 
-def _cancel(side: Side, agents: Sequence[str], address: str, pid: int, *, callers: int) -> Figures:
+def _cancel(side: Side, agents: Sequence[str], address: str) -> None:
     """Cancels one task of each agent."""
-    tasks = side.arm(len(agents), *agents)
-    bodies = [windows.cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
-    connection = side.connect("CancelTask", address=address)
-    return windows.recorded(side, tasks, connection, bodies, callers, _SECONDS, [pid])
+    with closing(side.connect("CancelTask", address=address)) as connection:
+        windows.cancel_each(side, side.arm(len(agents), *agents), [connection], 4)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def _cancel_real_tasks(setting: Setting, side: Side) -> Figures:
 
     thread = Thread(target=cancel_all)
     thread.start()
-    load = windows.cancel(_CALLERS, 0.5, 1_000)
+    load = windows.cancel(_CALLERS, 0.5)
     while thread.is_alive():
         load(setting, side)
     thread.join()

@@ -18,14 +18,14 @@ _PER_CONNECTION = 100
 
 def blocks(quick: bool) -> list[Block]:
     """One block."""
-    seconds, armed = 1.0, 2_500
+    seconds = 1.0
     return [
         Block(
             name="watchers",
             windows=[
-                Window("without", windows.cancel(1, seconds, armed)),
-                Window("with 100", _watched(windows.cancel(1, seconds, armed), 100)),
-                Window("with", _watched(windows.cancel(1, seconds, armed))),
+                Window("without", windows.cancel(1, seconds)),
+                Window("with 100", _watched(windows.cancel(1, seconds), 100)),
+                Window("with", _watched(windows.cancel(1, seconds))),
                 Window("memory", _memory("WatchEvents")),
                 Window("memory, events", _memory("StreamEvents")),
             ],

@@ -27,10 +27,10 @@ def blocks(quick: bool) -> list[Block]:
         Block(
             name="webhooks",
             windows=[
-                Window("without", windows.cancel(1, 1.0, 2_500)),
-                Window("with", _with_webhook(windows.cancel(1, 1.0, 2_500))),
-                Window("without, 16", windows.cancel(16, 1.5, 5_000)),
-                Window("with, 16", _with_webhook(windows.cancel(16, 1.5, 5_000))),
+                Window("without", windows.cancel(1, 1.0)),
+                Window("with", _with_webhook(windows.cancel(1, 1.0))),
+                Window("without, 16", windows.cancel(16, 1.5)),
+                Window("with, 16", _with_webhook(windows.cancel(16, 1.5))),
                 Window("alone", _delivered()),
                 Window("beside", _delivered("hang")),
             ],

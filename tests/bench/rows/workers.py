@@ -1,6 +1,6 @@
 """Two workers compared with one: what a call costs when both serve."""
 
-from tests.bench import arming, windows
+from tests.bench import windows
 from tests.bench.figures import Figures, Row, at_most, figure, ratio
 from tests.bench.plan import Block, Measure, Setting, Window
 from tests.bench.side import Side
@@ -14,7 +14,7 @@ def blocks(quick: bool) -> list[Block]:
         Block(
             name="workers",
             windows=[
-                Window("one", windows.cancel(_CALLERS, 1.5, 5_000)),
+                Window("one", windows.cancel(_CALLERS, 1.5)),
                 Window("two", _two_workers(1.5)),
             ],
             rows=[
@@ -58,16 +58,10 @@ def _absolute_rows(window: str, workers: str) -> list[Row]:
 def _two_workers(seconds: float) -> Measure:
     def measure(setting: Setting, side: Side) -> Figures:
         with side.second_worker(setting.folder / "second-worker.log") as (address, pid):
-            tasks = side.arm(5_000, setting.agent_address)
-            bodies = [windows.cancel_body(workspace_id) for workspace_id in tasks.workspace_ids]
-            connections = [
-                side.connect("CancelTask"),
-                side.connect("CancelTask", address=address),
-            ]
-            pids = [*side.worker_pids, pid]
-            figures = windows.figures_of(connections, bodies, _CALLERS, seconds, pids)
-            accepted = int(figures["calls"]) + windows.WARM_UP_CALLS * len(connections)
-            arming.check(side.database, tasks, accepted)
-            return figures
+            agents, pids = setting.agent_addresses, [*side.worker_pids, pid]
+            connections = [side.connect("CancelTask", address=each) for each in (None, address)]
+            # The second worker needs a stream to each agent too.
+            windows.cancel_each(side, side.next_tasks(agents), connections[1:], _CALLERS)
+            return windows.cancelled(side, agents, connections, _CALLERS, seconds, pids)
 
     return measure

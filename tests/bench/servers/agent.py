@@ -20,6 +20,8 @@ from evershell.agent.v1.agent_service_pb2_grpc import (
 )
 
 METHOD = "/bench.Agent/Empty"
+# Fewer than the streams that a worker keeps.
+AGENTS = 400
 
 
 class _AgentService(AgentServiceServicer):

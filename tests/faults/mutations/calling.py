@@ -103,7 +103,71 @@ CALLING: tuple[Rule, ...] = (
         (
             f"{_API}chain.py",
             "        authentication,  # before",
-            "        Reading(), authentication,  # before",
+            "        Reading(shares), authentication,  # before",
+        ),
+    ),
+    rule(
+        "the scope is checked before a large or slow body is read",
+        "tests/wire/api/test_reading.py",
+        (
+            f"{_API}interceptors/reading.py",
+            "                self._check(caller)\n",
+            "                pass\n",
+        ),
+    ),
+    rule(
+        "a large or slow body has a place, or is refused at once",
+        "tests/wire/api/test_reading.py",
+        (
+            f"{_API}interceptors/reading.py",
+            "0 if self.is_large else _QUICK_SECONDS",
+            "_QUICK_SECONDS",
+        ),
+        (f"{_API}interceptors/reading.py", "self._places.free(self._taken)", "pass"),
+        (
+            f"{_API}interceptors/reading.py",
+            "            self.arrival.reschedule(now)\n",
+            "            pass\n",
+        ),
+        (
+            f"{_API}interceptors/shares.py",
+            "Kind.FIRST_BODIES if is_first else Kind.BODIES",
+            "Kind.BODIES",
+        ),
+    ),
+    rule(
+        "a credential and an organization have shares of each kind of call",
+        "tests/wire/api/test_shares.py",
+        (
+            f"{_API}interceptors/shares.py",
+            "held.get(of_credential, 0) >= share.credential",
+            "False",
+        ),
+        (f"{_API}interceptors/shares.py", "held.get(of_org, 0) >= share.organization", "False"),
+        (f"{_API}interceptors/shares.py", 'held.get("", 0) >= share.total', "False"),
+        (
+            f"{_API}interceptors/shares.py",
+            "                places.free(taken)",
+            "                pass",
+        ),
+        (
+            f"{_API}interceptors/shares.py",
+            "        return Kind.FIRST\n",
+            "        return Kind.OTHERS\n",
+        ),
+    ),
+    rule(
+        "a refused cancellation without a task id gets no time",
+        "tests/wire/api/test_rate_limits.py",
+        (
+            f"{_API}interceptors/refusals.py",
+            "        return errors.rate_limited(problem, None, **facts)\n",
+            "        return errors.rate_limited(problem, retry_after_seconds, **facts)\n",
+        ),
+        (
+            f"{_API}interceptors/refusals.py",
+            "        call.request = await _request(call, method)\n",
+            "        pass\n",
         ),
     ),
     rule(
@@ -139,9 +203,9 @@ CALLING: tuple[Rule, ...] = (
         "tests/contracts/test_store_lists.py tests/unit/core/test_validation.py "
         "tests/wire/api/test_pages.py",
         (
-            f"{_STORE}postgres_store.py",
-            "WHERE org_id = %s AND id < %s ORDER BY id DESC LIMIT",
-            "WHERE org_id = %s AND id < %s ORDER BY id LIMIT",
+            f"{_STORE}scans.sql",
+            "OR last_id IS NOT NULL\nORDER BY scan_key DESC, scan_id DESC",
+            "OR last_id IS NOT NULL\nORDER BY scan_key, scan_id",
         ),
         (
             f"{_CORE}validation.py",
@@ -196,9 +260,9 @@ CALLING: tuple[Rule, ...] = (
         "a watch resumes after any seq, and says when it is quiet",
         "tests/unit/core/test_watch_events.py tests/contracts/test_store_lists.py "
         "tests/wire/api/test_event_stream.py",
-        (f"{_STORE}postgres_store.py", "AND seq > %s", "AND seq >= %s"),
+        (f"{_STORE}postgres_store.sql", "AND seq > %(after_seq)s", "AND seq >= %(after_seq)s"),
         (
-            f"{_CORE}watch_events.py",
+            f"{_CORE}event_feeds.py",
             "if quiet_seconds >= HEARTBEAT_SECONDS:",
             "if quiet_seconds >= 4 * HEARTBEAT_SECONDS:",
         ),
@@ -438,8 +502,8 @@ CALLING: tuple[Rule, ...] = (
         ),
         (
             f"{_API}interceptors/rate_limits.py",
-            "buckets.spend(call.caller.key,",
-            "buckets.spend(call.caller.org_id,",
+            "self._throttled.limit(caller.key)",
+            "self._throttled.limit(caller.org_id)",
         ),
     ),
     rule(
@@ -451,9 +515,9 @@ CALLING: tuple[Rule, ...] = (
             ".fingerprint != call.fingerprint and False:",
         ),
         (
-            f"{_STORE}idempotency_keys.py",
-            '" WHERE stored.called_at <= %s RETURNING true"',
-            '" WHERE stored.called_at IS DISTINCT FROM %s RETURNING true"',
+            f"{_STORE}idempotency_keys.sql",
+            "WHERE stored.called_at <= %(expires_before)s",
+            "WHERE stored.called_at IS DISTINCT FROM %(expires_before)s",
         ),
         (f"{_CORE}change.py", "return self.called_at - KEY_KEPT", "return self.called_at"),
     ),

@@ -296,20 +296,6 @@ CANCELLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "a cancellation does not wait behind all polls",
-        "tests/wire/api/test_calls.py",
-        (
-            "server/evershell/api/workspace_servicer.py",
-            "_POLLS_AT_ONCE = 4\n",
-            "_POLLS_AT_ONCE = 4_000\n",
-        ),
-        (
-            "server/evershell/api/workspace_servicer.py",
-            "deadline.left_of_call(_POLL_WAIT_SECONDS, 0.0)",
-            "60.0",
-        ),
-    ),
-    rule(
         "whatever an agent does to its stream, a recorded cancellation is not an internal error",
         "tests/unit/fleet/test_agent_ends.py",
         (
@@ -479,9 +465,9 @@ CANCELLING: tuple[Rule, ...] = (
         ),
         (_BATCH, " AND decided.is_forced_earlier\n", "\n"),
         (
-            f"{_CORE}task_lifecycle.py",
-            "task.cancel.force_at is not None and task.cancel.force_at <= intent.force_at",
-            "False",
+            f"{_CORE}task.py",
+            "(self.force_at is None or force_at < self.force_at)",
+            "True",
         ),
         (f"{_AGENT}active_task.py", "or force_at < self.force_at", ""),
     ),
@@ -542,16 +528,16 @@ CANCELLING: tuple[Rule, ...] = (
         "a batch cancels what matches, of the organization and of its caller, the oldest first",
         "tests/contracts/test_store_cancel_tasks.py tests/unit/core/test_cancel_tasks.py",
         (
-            f"{_STORE}cancel_tasks.py",
-            "ORDER BY is_pending DESC, task_id LIMIT",
-            "ORDER BY is_pending DESC, task_id DESC LIMIT",
+            f"{_STORE}cancel_tasks.sql",
+            "ORDER BY is_pending DESC, task_id\n",
+            "ORDER BY is_pending DESC, task_id DESC\n",
         ),
         (
-            f"{_STORE}cancel_tasks.py",
-            '"WHERE w.org_id = %s AND',
-            '"WHERE w.org_id <= %s AND',
+            f"{_STORE}cancel_tasks.sql",
+            "WHERE w.org_id = %(org_id)s AND",
+            "WHERE w.org_id <= %(org_id)s AND",
         ),
-        (f"{_STORE}cancel_tasks.py", "    if permission.own_only:\n", "    if False:\n"),
+        (f"{_STORE}cancel_tasks.sql", "(NOT %(own_only)s OR", "(NOT %(own_only)s OR true OR"),
         (
             _BATCH,
             "true, p_request.own_only, p_request.user_id) AS outcome",
@@ -615,11 +601,11 @@ CANCELLING: tuple[Rule, ...] = (
         "tests/contracts/test_store_hold.py",
         (
             f"{_STORE}holds.py",
-            "    await connection.execute(SHARE_HOLD_LOCK, (org_id,), prepare=True)\n",
+            "    await connection.execute(SQL.share_hold_lock, org, prepare=True)\n",
             "",
         ),
         (
-            f"{_STORE}holds.py",
+            f"{_STORE}holds.sql",
             "ON CONFLICT (org_id) DO NOTHING",
             "ON CONFLICT (org_id) DO UPDATE SET reason = EXCLUDED.reason",
         ),

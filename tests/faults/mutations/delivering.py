@@ -17,9 +17,9 @@ DELIVERING: tuple[Rule, ...] = (
             "            if False:\n                return self._failed",
         ),
         (
-            f"{_STORE}webhook_deliveries.py",
-            "    ORDER BY seq LIMIT {_MAX_EVENTS}\n",
-            "    ORDER BY seq DESC LIMIT {_MAX_EVENTS}\n",
+            f"{_STORE}webhook_deliveries.sql",
+            "    ORDER BY seq LIMIT {max_events}\n",
+            "    ORDER BY seq DESC LIMIT {max_events}\n",
         ),
         (
             f"{_STORE}functions/record_webhook_event.sql",
@@ -31,7 +31,7 @@ DELIVERING: tuple[Rule, ...] = (
         "no event is lost when the lease of a claim ends",
         _DELIVERY,
         (
-            f"{_STORE}webhook_deliveries.py",
+            f"{_STORE}webhook_deliveries.sql",
             "SET claim = %(claim)s, due_at = %(leased_until)s",
             "SET claim = %(claim)s, due_at = NULL",
         ),

@@ -18,7 +18,7 @@ _FORGETS_POD = (
     "return self.status is WorkspaceStatus.DELETING and self.run_id is None",
     "return self.status is WorkspaceStatus.DELETING",
 )
-_TREE_IS_OPEN = "AND d.status IN ('submitted', 'delivered', 'running')"
+_TREE_IS_OPEN = "AND is_open(d)"
 
 REMOVING: tuple[Rule, ...] = (
     rule(
@@ -69,8 +69,8 @@ REMOVING: tuple[Rule, ...] = (
         ),
         (
             "server/evershell/core/watch_events.py",
-            "events[-1].seq if events else max(after_seq, last_seq)",
-            "events[-1].seq if events else after_seq",
+            "                    seq = missed_seq\n",
+            "                    pass\n",
         ),
     ),
     rule(

@@ -44,8 +44,8 @@ SUSPENDING: tuple[Rule, ...] = (
         "the pod of a suspended workspace ends, even if a controller ends in between",
         f"{_UNIT} tests/contracts/test_store_leases.py",
         (
-            f"{_STORE}fleet_queries.py",
-            "OR (status = 'suspended' AND run_id IS NOT NULL) ",
+            f"{_STORE}fleet_queries.sql",
+            "    OR (status = 'suspended' AND run_id IS NOT NULL)\n",
             "",
         ),
         (

@@ -16,10 +16,10 @@ TREES: tuple[Rule, ...] = (
         (_CANCEL, "            PERFORM lock_tree(p_request.org_id, p_request.task_id);\n", ""),
         (
             f"{_STORE}postgres_store.py",
-            "    await connection.execute(LOCK_TREE, (org_id, task_id), prepare=True)\n",
+            "    await connection.execute(SQL.lock_tree, named, prepare=True)\n",
             "",
         ),
-        (_LOCK, "hashtext(coalesce(t.ancestor_ids[1], t.id))", "hashtext(t.id)"),
+        (_LOCK, "hashtext(root_of(t))", "hashtext(t.id)"),
         (_CANCEL, "p_request.task_id = ANY (ancestor_ids)", "p_request.task_id = ancestor_ids[1]"),
         (
             _CANCEL,
@@ -52,9 +52,9 @@ TREES: tuple[Rule, ...] = (
         "a tree is within one organization, and is attached to by those who may cancel it",
         f"{_CONTRACT} {_UNIT}",
         (
-            f"{_STORE}postgres_store.py",
-            "WHERE w.org_id = %s AND t.id = %s",
-            "WHERE coalesce(w.org_id, %s) <> '' AND t.id = %s",
+            f"{_STORE}postgres_store.sql",
+            "WHERE w.org_id = %(org_id)s AND t.id = %(task_id)s",
+            "WHERE w.org_id <= %(org_id)s AND t.id = %(task_id)s",
         ),
         (
             f"{_CORE}task_tree.py",
@@ -97,7 +97,7 @@ TREES: tuple[Rule, ...] = (
         "tests/contracts/test_store_limits.py tests/unit/fleet/test_controller.py",
         (f"{_CORE}task_tree.py", "        in_limited_tree=above.in_limited_tree,\n", ""),
         (f"{_STORE}task_lists.py", "used.input_tokens + below.below_input_tokens", "0"),
-        (f"{_STORE}task_lists.py", "WHERE has_uncancelled ", "WHERE true "),
+        (f"{_STORE}task_lists.sql", "WHERE has_uncancelled\n", "WHERE true\n"),
         (
             "server/evershell/fleet/due.py",
             "*(cancel(*each) for each in reached)",

@@ -158,9 +158,9 @@ def test_a_tool_submits_a_child_and_gets_its_result(stack: Stack, workspace: Wor
 def test_a_child_that_is_refused_is_the_error_of_its_tool(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """Its own workspace is busy, and that of another creator is out of reach."""
+    """Its own workspace is busy, and a workspace of another creator is out of reach."""
     foreign = Workspace(stack, token="owner")
-    for target, slug in ((workspace.id, "is busy"), (foreign.id, "not created by the user")):
+    for target, slug in ((workspace.id, "is busy"), (foreign.id, "have different creators")):
         task_id = workspace.submit(f"child {target} process echo never")
         end = workspace.await_end(task_id)
         assert end["status"] == "failed" and slug in end["reason"], end

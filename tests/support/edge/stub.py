@@ -21,11 +21,12 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from evershell.api import event_stream
+from evershell.api import event_stream, reflection
 from evershell.api.call import Call
 from evershell.api.handlers import Handlers, Methods
 from evershell.api.interceptors.errors import Errors
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.method_options import WORKSPACE_SERVICE
 from evershell.api.rest_body import merge_rest_body
 from evershell.api.server import OPTIONS
 from evershell.core import errors
@@ -40,6 +41,20 @@ CODES = {status.value[0]: status for status in grpc.StatusCode}
 AWKWARD = 'She said "größer", then\\left\n☃ 100% {"a":1}'
 
 
+class _Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has no types
+    """Says that a service `waits` is healthy when `release` is set."""
+
+    def __init__(self, release: threading.Event) -> None:
+        super().__init__()
+        self._release = release
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        if request.service == "waits":
+            await asyncio.to_thread(self._release.wait, START_SECONDS)
+            request = health_pb2.HealthCheckRequest()
+        return await super().Check(request, context)
+
+
 class Stub:
     """A worker that acts on the id of the workspace.
 
@@ -52,7 +67,7 @@ class Stub:
     def __init__(self) -> None:
         self.seen: list[tuple[Any, dict[str, str]]] = []
         self.release = threading.Event()
-        self.health = health.aio.HealthServicer()
+        self.health = _Health(self.release)
 
     def set_serving(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         """Changes the health that the stub reports."""
@@ -206,6 +221,7 @@ def serving(stub: Stub, grace_seconds: float = 0.0) -> Iterator[str]:
         a2a_stub.register(stub, methods)
         server.add_generic_rpc_handlers((Handlers(methods, [Errors(), _ReadingAtOnce()]),))
         health_pb2_grpc.add_HealthServicer_to_server(stub.health, server)
+        reflection.add_to_server((WORKSPACE_SERVICE,), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port

@@ -76,9 +76,11 @@ def task(workspace_id: str) -> Task:
     )
 
 
-async def with_task(store: Store, *, user_id: str | None = USER) -> tuple[Workspace, Task]:
+async def with_task(
+    store: Store, *, org_id: str = ORG, user_id: str | None = USER
+) -> tuple[Workspace, Task]:
     """Creates a busy workspace. Returns it and its task as they were committed."""
-    idle = workspace(user_id=user_id)
+    idle = workspace(org_id=org_id, user_id=user_id)
     await store.create_workspace(idle)
     submitted = task(idle.id)
     change = await store.transition(

@@ -41,6 +41,7 @@ ALLOWED_PACKAGES = {"agent", "agents", "core", "pod", "telemetry", "version", "w
 # Of the core, only what the protos of an agent mention.
 ALLOWED_CORE = {
     "evershell.core",
+    "evershell.core.credentials",
     "evershell.core.task",
     "evershell.core.trace",
 }

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -187,6 +188,27 @@ async def test_a_process_from_before_the_call_is_left_alone(tmp_path: Path) -> N
         await other.wait()
 
 
+@pytest.mark.parametrize("swaps", [0, 1])
+def test_memory_is_read_alike_with_and_without_swap(
+    monkeypatch: pytest.MonkeyPatch, swaps: int
+) -> None:
+    read = tools._read
+    text = b"Filename Type Size\n" + b"/swap file 1024\n" * swaps
+    monkeypatch.setattr(tools, "_read", lambda path: text if path == "/proc/swaps" else read(path))
+    script = "held = b'x' * (64 << 20); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        monkeypatch.setattr(os, "listdir", lambda _: [str(process.pid), "self"])
+        assert tools.memory_exceeds(64 << 20) and not tools.memory_exceeds(128 << 20)
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("redirect", ["", ">/dev/null 2>&1"])
 async def test_a_background_child_neither_blocks_nor_outlives_the_call(
     tmp_path: Path, redirect: str
@@ -202,7 +224,7 @@ async def test_a_background_child_neither_blocks_nor_outlives_the_call(
 async def test_a_call_waits_briefly_for_late_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No longer than until the output comes, but on a busy machine that takes a while.
+    # The wait ends with the output, which may take a while on a busy machine.
     monkeypatch.setattr(tools, "_LATE_OUTPUT_SECONDS", 20.0)
     assert (await _run(tmp_path, "(sleep 0.02; echo late) & echo early")).output == "early\nlate\n"
 

@@ -103,7 +103,7 @@ async def test_a_wrong_claim_is_refused(verifier: SessionTokens, changes: dict[s
 @pytest.mark.parametrize(
     "changes",
     [
-        {"exp": time.time() + 600.5},
+        {"exp": time.time() + 86_400.5},
         {"exp": 253_402_300_799},
         {"nbf": 0, "iat": 1},
         {"aud": ["other", AUDIENCE]},
@@ -238,7 +238,7 @@ async def test_wrong_signatures_are_limited_and_known_tokens_are_not(
             1,
         )
     assert signatures.count == verified
-    # A token with a signature that was right before is accepted from the cache, and verified again
+    # A token whose signature was verified before is accepted from the cache, and verified again
     # when its entry expires, in spite of the limit.
     assert await verifier.authenticate(good) is caller
     much_later = time.time() + CACHE_SECONDS + 1

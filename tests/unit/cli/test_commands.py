@@ -11,11 +11,14 @@ import pytest
 from click.testing import Result
 
 from evershell.cli.exit_codes import TABLE, ExitCode
+from evershell.cli.get import get
 from evershell.cli.main import COMMANDS
 from evershell.cli.values import DURATION
 from evershell.client import (
     AgentUnreachableError,
+    CallerInfo,
     CancelIntent,
+    Client,
     CurrentIteration,
     DeadlineExceededError,
     Event,
@@ -324,3 +327,17 @@ def test_the_documents_have_the_table_of_exit_codes() -> None:
     rows = re.findall(r"^ +(\d+)  ((?:.|\n {7})*)$", TABLE, re.MULTILINE)
     assert documented == {code: " ".join(meaning.split()) for code, meaning in rows}
     assert {int(code) for code in documented} == {*ExitCode, 1, 2}
+
+
+def test_each_read_of_the_client_has_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {name.removeprefix("get_") for name in dir(Client) if name.startswith("get_")}
+    assert names and names == {name.replace("-", "_") for name in get.commands}
+    who = CallerInfo(org_id="org_1", actor_id="key_1", scopes=("audit:read",))
+    fake = FakeClient(get_caller=[who], get_task=[task(TaskStatus.RUNNING)])
+    printed = run(monkeypatch, fake, "get", "caller")
+    assert json.loads(printed.stdout) == who.to_dict()
+    printed = run(monkeypatch, fake, "get", "task", "ws_1", "task_1")
+    assert json.loads(printed.stdout)["status"] == "running"
+    assert fake.calls[-1][-1] == {"workspace_id": "ws_1", "task_id": "task_1"}
+    helped = run(monkeypatch, fake, "get", "task", "--help")
+    assert "Reads one task." in helped.stdout

@@ -4,14 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from evershell.workspace.v1 import workspace_service_pb2_grpc
-
 from evershell.api.status import rich_status
 from evershell.core.errors import Failure
 from tests.unit.client.fake_channel import CODES, trailers
 
 
-class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
+class Scripted:
     """Answers each call with the next of `script`: a reply, a Failure, or messages of a stream."""
 
     def __init__(self) -> None:
@@ -22,6 +20,10 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self.started = asyncio.Event()
         # A stream was ended by its caller.
         self.ended = asyncio.Event()
+
+    def __getattr__(self, rpc: str) -> Any:
+        """The method of a servicer for any other RPC than WatchEvents."""
+        return self._answer
 
     async def _answer(self, request: Any, context: Any) -> Any:
         self.seen.append(request)
@@ -37,12 +39,6 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         context.set_trailing_metadata((("x-request-id", "request_1"),))
         return answer
 
-    CancelTask = SubmitTask = GetTask = ListTasks = CreateWorkspace = GetWorkspace = _answer
-    ListWorkspaces = StopWorkspace = ResumeWorkspace = ListAuditEntries = _answer
-    CancelTasks = HoldOrg = ReleaseOrg = GetHold = GetCaller = DeleteWorkspace = _answer
-    CreateWebhook = ListWebhooks = DeleteWebhook = RotateWebhookSecret = _answer
-    ReplayWebhook = ListWebhookDeliveries = GetCurrentIteration = _answer
-
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         for message in await self._answer(request, context):
             if message == "hang":
@@ -51,6 +47,3 @@ class Scripted(workspace_service_pb2_grpc.WorkspaceServiceServicer):
                 finally:
                     self.ended.set()
             yield message
-
-    # The client uses WatchEvents.
-    StreamEvents = WatchEvents

@@ -1,4 +1,4 @@
-"""What each call of the client sends, and what it makes of the answer."""
+"""What each call of the client sends, and how the client converts the answer."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -128,19 +128,20 @@ def test_another_call_sends_its_request_and_returns_a_result(
 
 
 def test_items_are_listed_over_all_pages(service: Service) -> None:
+    """Also over one without items."""
     call = start(lambda: [task.id for task in service.client.list_tasks("ws_1", page_size=1)])
     tokens = []
-    for task_id, next_page_token in (("task_2", "token"), ("task_1", "")):
+    for ids, next_page_token in ((["task_2"], "token"), ([], "after_none"), (["task_1"], "")):
         request, taken = service.take("ListTasks")
         tokens.append(request.page_token)
         taken.answer(
             workspace_service_pb2.ListTasksResponse(
-                tasks=[task_pb2.Task(id=task_id)], next_page_token=next_page_token
+                tasks=[task_pb2.Task(id=id_) for id_ in ids], next_page_token=next_page_token
             )
         )
         assert request.page_size == 1
     assert call.result(5) == ["task_2", "task_1"]
-    assert tokens == ["", "token"]
+    assert tokens == ["", "token", "after_none"]
 
 
 def test_a_call_belongs_to_the_current_span(service: Service) -> None:

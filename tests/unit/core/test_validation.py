@@ -9,7 +9,7 @@ import pytest
 from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.tasks import SubmitTask
-from evershell.core.validation import MAX_PAGE_CHARACTERS, Page
+from evershell.core.validation import MAX_PAGE_CHARACTERS, Listed, Page
 from evershell.core.workspace import Workspace
 from tests.support.world import workspace
 
@@ -89,7 +89,8 @@ def test_a_page_has_bounds(size: int) -> None:
 
 def token_of(id_: str, listed: bytes) -> str:
     """The token of the page after this item."""
-    return Page(1, None, listed).cut([replace(workspace(), id=id_), workspace()])[1]
+    found = Listed([replace(workspace(), id=id_), workspace()])
+    return Page(1, None, listed).cut(found)[1]
 
 
 def test_a_page_goes_on_after_the_item_of_its_token() -> None:
@@ -129,7 +130,7 @@ def test_a_changed_page_token_and_that_of_another_list_are_refused() -> None:
 
 
 def test_every_page_but_the_last_has_a_token() -> None:
-    found = [workspace() for _ in range(3)]
+    found = Listed([workspace() for _ in range(3)])
 
     def cut(size: int, weight: int = 0) -> tuple[Sequence[Workspace], str | None]:
         page, token = Page(size, None).cut(found, lambda _: weight)
@@ -140,4 +141,15 @@ def test_every_page_but_the_last_has_a_token() -> None:
     assert cut(3, MAX_PAGE_CHARACTERS // 2) == (found[:2], found[1].id)
     assert cut(3, MAX_PAGE_CHARACTERS * 2) == (found[:1], found[0].id)
     assert cut(3) == (found, None)
-    assert Page(3, None).cut([]) == ([], "")
+    assert Page(3, None).cut(Listed([])) == ([], "")
+
+
+@pytest.mark.parametrize("found", [0, 2])
+def test_a_page_of_which_not_all_was_read_goes_on_after_the_last_item_read(found: int) -> None:
+    read = Listed([workspace() for _ in range(found)], "ws_last")
+    page, token = Page(3, None).cut(read)
+    assert (page, Page.of(3, token).before_id) == (read, "ws_last")
+    # Items that were read, but do not fit, are not skipped.
+    read = Listed([workspace() for _ in range(3)], "ws_last")
+    page, token = Page(2, None).cut(read)
+    assert (page, Page.of(2, token).before_id) == (read[:2], read[1].id)

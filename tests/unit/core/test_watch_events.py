@@ -1,5 +1,6 @@
 """Follows the event log of a workspace."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -11,8 +12,9 @@ import pytest
 from evershell.core.caller import Caller
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import Event
+from evershell.core.event_feeds import BATCH_EVENTS, EventFeeds, Heartbeat
 from evershell.core.task import TaskStarted
-from evershell.core.watch_events import BATCH_EVENTS, Heartbeat, watch_events
+from evershell.core.watch_events import watch_events
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import World, caller, iteration
 
@@ -39,6 +41,8 @@ class Scripted:
             self.subscribed -= 1
 
     async def wait(self, timeout_seconds: float) -> bool:
+        # Others go on meanwhile.
+        await asyncio.sleep(0)
         self.waits.append(timeout_seconds)
         if self._script:
             await self._script.pop(0)()
@@ -69,7 +73,7 @@ def stream(
         workspace_id,
         after,
         world.store,
-        subscriptions,
+        EventFeeds(world.store, subscriptions, world.clock),
         world.clock,
         encode,
         as_is,

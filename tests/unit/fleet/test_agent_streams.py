@@ -83,6 +83,7 @@ class Held:
         await self.release.wait()
 
 
+@pytest.mark.usefixtures("one_attempt")
 async def test_the_least_recently_used_channel_is_closed_for_a_new_one(
     client: AgentClient, channels: OpenChannels
 ) -> None:

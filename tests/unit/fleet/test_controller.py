@@ -13,14 +13,15 @@ import pytest
 from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.bounds import FORCE_MARGIN
 from evershell.core.change import Change, Locked
-from evershell.core.errors import UnavailableError
+from evershell.core.errors import Failure, UnavailableError
 from evershell.core.task import Task, TaskLimits, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.fleet import controller, due
 from evershell.fleet.controller import END_GRACE_SECONDS
 from evershell.telemetry.metrics import Metrics
 from tests.support.fleet import BOUNDS, RUN_ID, Fleet
 from tests.support.waiting import settle
-from tests.support.world import NOW, USER, intent, task
+from tests.support.world import NOW, USER, caller, intent, task
 
 PROVISIONING, IDLE, BUSY = WorkspaceStatus.PROVISIONING, WorkspaceStatus.IDLE, WorkspaceStatus.BUSY
 STOPPED, FAILED = WorkspaceStatus.STOPPED, WorkspaceStatus.FAILED
@@ -385,7 +386,7 @@ async def test_a_deleted_workspace_is_removed_after_its_pod(
     await delete(fleet, made.id)
     async with fleet.running():
         await fleet.next_scan()
-    assert fleet.pods.calls == [f"end {END_GRACE_SECONDS:g}"] * ends + ["remove"]
+    assert fleet.pods.calls == [f"end {END_GRACE_SECONDS:g}"] * ends + ["end 0", "remove"]
     assert await fleet.world.store.get_workspace(made.id) is None
     assert await fleet.world.store.find_deleted_workspace(made.id, made.org_id) is not None
     assert await fleet.world.workspace(other.id) == other
@@ -418,6 +419,55 @@ async def test_a_deleted_workspace_whose_pod_was_being_started_leaves_no_pod(fle
         await fleet.next_scan()
     assert not fleet.pods.alive
     assert await fleet.world.store.get_workspace(made.id) is None
+
+
+async def test_few_workspaces_are_removed_at_once_and_the_pods_of_others_end(fleet: Fleet) -> None:
+    """The removals of one organization take long. The agent of another one is overdue."""
+    removed = [await fleet.add(STOPPED, run_id=None, pod=False) for _ in range(10)]
+    for each in removed:
+        await delete(fleet, each.id)
+    busy, running = await fleet.add_busy(org_id="org_b")
+    remove, begun, go_on = fleet.pods.remove, list[str](), asyncio.Event()
+
+    async def remove_slowly(workspace_id: str) -> bool:
+        begun.append(workspace_id)
+        await go_on.wait()
+        return await remove(workspace_id)
+
+    fleet.pods.remove = remove_slowly  # type: ignore[method-assign]
+    async with fleet.running():
+        await fleet.next_scan()
+        assert len(begun) == controller._REMOVALS_AT_ONCE
+        await fleet.world.cancel(busy.id, caller(org_id="org_b"), force_after_seconds=1)
+        fleet.world.clock.now += timedelta(seconds=1.1) + FORCE_MARGIN
+        await fleet.next_scan()
+        assert (await fleet.world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
+        assert len(begun) == controller._REMOVALS_AT_ONCE
+        go_on.set()
+        await fleet.next_scan()
+    assert sorted(begun) == sorted(each.id for each in removed)
+
+
+async def test_many_pods_that_end_slowly_do_not_delay_those_of_others(fleet: Fleet) -> None:
+    stopping = {(await fleet.add(WorkspaceStatus.STOPPING)).id for _ in range(500)}
+    busy, running = await fleet.add_busy(org_id="org_b")
+    end, begun, go_on = fleet.pods.end, set[str](), asyncio.Event()
+
+    async def end_slowly(workspace: Workspace, grace_seconds: float) -> bool:
+        begun.add(workspace.id)
+        if workspace.id in stopping:
+            await go_on.wait()
+        return await end(workspace, grace_seconds)
+
+    fleet.pods.end = end_slowly  # type: ignore[method-assign]
+    await fleet.world.cancel(busy.id, caller(org_id="org_b"), force_after_seconds=1)
+    fleet.world.clock.now += timedelta(seconds=1.1) + FORCE_MARGIN
+    async with fleet.running():
+        assert begun == stopping | {busy.id}
+        assert (await fleet.world.task(busy.id, running.id)).status is TaskStatus.CANCELLED
+        go_on.set()
+        await settle()
+    assert (await fleet.world.workspace(min(stopping))).status is STOPPED
 
 
 async def limited(fleet: Fleet, **limits: float) -> tuple[Workspace, Task]:
@@ -455,7 +505,7 @@ async def test_the_next_leader_finds_what_was_reached_without_one(fleet: Fleet) 
 
 
 async def test_the_task_of_a_frozen_agent_ends_cancelled(fleet: Fleet) -> None:
-    """The bounds of a cancellation apply, as to that of a caller."""
+    """The bounds of a cancellation apply, as to a caller's cancellation."""
     at, new = await limited(fleet, max_duration_seconds=1)
     fleet.world.agents.reachable = False
     async with fleet.running():
@@ -494,6 +544,64 @@ async def test_a_tree_is_cancelled_and_signalled_at_its_limit_after_the_end_of_i
         await settle()
     assert (await fleet.world.event_types(below.id)).count("task_cancel_requested") == 1
     assert (await fleet.world.task(at.id, root.id)).status is TaskStatus.COMPLETED
+
+
+async def test_few_limits_are_applied_at_once_and_a_locked_workspace_delays_no_other(
+    fleet: Fleet,
+) -> None:
+    """Many tasks of one organization reach a limit. Another one has cancelled a task."""
+    reached = [await limited(fleet, max_duration_seconds=60) for _ in range(10)]
+    busy, running = await fleet.add_busy(org_id="org_b")
+    (locked, _), transition, open_now, most = reached[0], fleet.world.store.transition, 0, 0
+
+    async def transition_slowly(workspace_id: str, *arguments: Any) -> Change | None:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        await asyncio.sleep(0)
+        open_now -= 1
+        if workspace_id == locked.id:
+            raise UnavailableError("the workspace is locked")
+        return await transition(workspace_id, *arguments)
+
+    fleet.world.agents.reachable = False
+    with pytest.raises(Failure):
+        await fleet.world.cancel(busy.id, caller(org_id="org_b"))
+    fleet.world.agents.reachable = True
+    fleet.world.agents.cancelled.clear()
+    fleet.world.store.transition = transition_slowly  # type: ignore[method-assign, assignment]
+    async with fleet.running():
+        fleet.world.clock.advance(60)
+        await fleet.next_scan()
+        assert most == due._AT_ONCE
+        assert running.id in fleet.world.agents.cancelled
+        for at, new in reached:
+            is_cancelled = (await fleet.world.task(at.id, new.id)).cancel is not None
+            assert is_cancelled is (at is not locked)
+
+
+async def test_an_outage_while_a_limit_is_applied_ends_no_agent(fleet: Fleet) -> None:
+    """The database hangs for 4 s and is back before the next read."""
+    at, _ = await limited(fleet, max_duration_seconds=60)
+    busy, running = await fleet.add_busy(org_id="org_b")
+    transition, hangs = fleet.world.store.transition, True
+
+    async def hang_once(workspace_id: str, *arguments: Any) -> Change | None:
+        nonlocal hangs
+        if hangs and workspace_id == at.id:
+            hangs = False
+            fleet.world.clock.advance(4)
+            raise UnavailableError("no answer")
+        return await transition(workspace_id, *arguments)
+
+    fleet.world.store.transition = hang_once  # type: ignore[method-assign, assignment]
+    async with fleet.running():
+        fleet.world.clock.advance(59)
+        await fleet.world.cancel(busy.id, caller(org_id="org_b"), force_after_seconds=2)
+        fleet.world.clock.advance(1)
+        await fleet.next_scan()
+        assert not hangs
+        assert (await fleet.world.task(busy.id, running.id)).status is TaskStatus.RUNNING
 
 
 async def test_an_outage_does_not_lose_a_limit(fleet: Fleet) -> None:

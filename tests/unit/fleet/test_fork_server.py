@@ -40,7 +40,7 @@ subprocess.Popen(["/bin/sleep", "600"])
 print(sys.stdin.read(), random.random(), flush=True)
 time.sleep(600)
 """
-# What the kernel says of a process, except its ids and what it has used.
+# The kernel's data about a process, except its ids and its usage.
 STATUS = re.compile(
     r"(Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp\w*|Sig(?:Blk|Ign|Cgt|Pnd)|Umask|Threads):.*"
 )
@@ -84,7 +84,7 @@ async def forked(state_dir: Path, workspace: Workspace) -> bool:
 
 
 def visible(pid: int) -> dict[str, object]:
-    """What the kernel says of a process that decides what it may do."""
+    """The kernel's data about a process that decides what the process may do."""
     folder = Path("/proc", str(pid))
     status = (folder / "status").read_text().splitlines()
     mounts = [line.split() for line in (folder / "mountinfo").read_text().splitlines()]
@@ -122,10 +122,11 @@ async def test_a_forked_agent_has_what_an_executed_one_has_and_no_more(
                 agent = agent_of(tmp_path, workspace)
                 if each is None:
                     assert psutil.Process(agent.ppid()).name() == "bwrap"
+                    assert os.getsid(agent.pid) not in (os.getsid(0), server.process.pid)
                 else:
                     assert await forked(tmp_path, workspace)
+                    assert os.getsid(agent.pid) == server.process.pid
                 seen.append(visible(agent.pid))
-                assert os.getsid(agent.pid) not in (os.getsid(0), server.process.pid)
                 assert agent.environ().items() >= {"EVERSHELL_EPOCH": "3"}.items()
                 await pods.end(workspace, 0)
                 (tmp_path / "pods" / workspace.id / "files" / "received.json").unlink()
@@ -244,7 +245,7 @@ async def test_a_fork_for_a_controller_that_has_ended_writes_nothing(
             nobody.send(server.start(), [writer, other.fileno(), other.fileno()])
             other.close()
             os.close(writer)
-            # Until the fork has ended.
+            # Waits until the fork has ended.
             assert await asyncio.to_thread(os.read, reader, 1) == b""
     os.close(reader)
     assert capfd.readouterr().err == ""
@@ -308,7 +309,7 @@ async def test_nothing_of_an_agent_is_in_the_memory_of_the_fork_server(
 
 
 def memory(pid: int) -> bytes:
-    """What a process has in its heap and its stack."""
+    """The contents of a process's heap and stack."""
     found = b""
     with Path("/proc", str(pid), "mem").open("rb", 0) as file:
         for line in Path("/proc", str(pid), "maps").read_text().splitlines():
@@ -333,8 +334,8 @@ async def test_the_fork_server_of_agents_has_one_thread_and_no_runtime_of_grpc()
     assert server.process is not None
     running = psutil.Process(server.process.pid)
     assert running.num_threads() == 1
-    # The standard ones, and its socket again. The answer may come before it has closed those of the
-    # request.
+    # The standard ones, and its socket again. The answer may come before it has closed the
+    # descriptors of the request.
     await eventually_async(lambda: running.num_fds() == 4)
     server.close()
     await processes.wait_exit_and_reap(running.pid)

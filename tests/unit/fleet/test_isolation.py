@@ -22,7 +22,7 @@ from evershell.core.workspace import Workspace
 from evershell.fleet.local import isolation, processes
 from evershell.fleet.local.isolation import Sandbox
 from evershell.fleet.local.local_pods import LocalPods
-from evershell.pod.sandbox import FILES, ToolLimits, ToolSandbox, agent_command
+from evershell.pod.sandbox import FILES, MAX_FILES, ToolLimits, ToolSandbox, agent_command
 from tests.support import pod_processes, world
 from tests.support.fleet import RUN_ID
 from tests.support.sandbox import working_sandbox
@@ -64,7 +64,11 @@ async def test_a_pod_gives_way_to_the_programs_of_the_service(
     await pods.start(workspace)
     agent = pods._agent(workspace)
     assert agent is not None
-    assert os.getpriority(os.PRIO_PROCESS, agent.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+    nice = os.getpriority(os.PRIO_PROCESS, agent.pid)
+    assert nice > os.getpriority(os.PRIO_PROCESS, 0)
+    group = Path(f"/proc/{agent.pid}/autogroup")
+    if group.exists():
+        assert group.read_text().split()[-1] == str(nice)
 
 
 async def test_only_a_pod_without_a_trace_has_never_run(
@@ -184,6 +188,16 @@ def test_the_filter_lets_ordinary_programs_work(program: str, tmp_path: Path) ->
         pytest.skip(f"{program} is not installed for all users")
     limits = replace(LIMITS, memory_bytes=4 * 2**30)
     assert _run_tool(sandbox, f"cd /tmp; {PROGRAMS[program]}; echo $?", limits).endswith("0\n")
+
+
+def test_a_process_of_a_tool_call_has_a_limit_of_open_files(tmp_path: Path) -> None:
+    """It cannot raise it."""
+    sandbox = working_sandbox(tmp_path)
+    fill = "for _ in $(seq 5000); do exec {file}< /dev/null || break; done; echo $file"
+    output = _run_tool(sandbox, f"bash -c '{fill}' && ! ulimit -Hn 5000", LIMITS)
+    assert "Too many open files" in output
+    (last,) = (int(line) for line in output.splitlines() if line.isdigit())
+    assert MAX_FILES - 100 < last < MAX_FILES
 
 
 @pytest.mark.parametrize("uid", [None, 2**29])

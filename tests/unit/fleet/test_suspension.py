@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from evershell.core import task_lifecycle
+from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.task import TaskStatus
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.fleet import RUN_ID, Fleet
@@ -67,6 +67,18 @@ async def test_a_task_wakes_a_workspace_whose_pod_has_not_ended(fleet: Fleet) ->
     # The earlier pod ends before the next one starts.
     assert fleet.pods.calls == ["end 0", "start 2"]
     assert not fleet.pods.is_alive(at) and fleet.pods.is_alive(woken)
+
+
+async def test_a_workspace_that_is_woken_and_deleted_leaves_no_pod(fleet: Fleet) -> None:
+    """The last leader ended after it had suspended the workspace, so the pod still runs."""
+    at = await fleet.add(SUSPENDED)
+    await wake(fleet, at)
+    await fleet.world.change(
+        at.id, lambda locked: workspace_lifecycle.request_delete(locked, intent())
+    )
+    await fleet.scan()
+    assert fleet.pods.calls == ["end 0", "remove"] and not fleet.pods.is_alive(at)
+    assert await fleet.world.store.get_workspace(at.id) is None
 
 
 async def test_a_workspace_that_is_woken_while_its_pod_ends_stays_awake(fleet: Fleet) -> None:

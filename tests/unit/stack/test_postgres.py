@@ -122,6 +122,18 @@ def _is_running(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.parametrize("found", ["_postmaster", "_servers"])
+def test_a_leftover_server_may_end_before_it_is_ended(
+    places: Places, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    child = subprocess.Popen(["/bin/true"])
+    ended = psutil.Process(child.pid)
+    child.wait(20)
+    monkeypatch.setattr(postgres, found, lambda _: ended if found == "_postmaster" else [ended])
+    monkeypatch.setattr(psutil, "wait_procs", lambda processes, timeout: ([], processes))
+    postgres.clear_stale(places.data_dir)
+
+
 def test_a_foreign_process_with_the_recorded_pid_is_left_alone(places: Places) -> None:
     other = subprocess.Popen(["/bin/sleep", "60"], cwd=places.data_dir)
     try:

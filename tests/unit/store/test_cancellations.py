@@ -24,7 +24,7 @@ from tests.support.store.locks import held
 from tests.support.store.published import Published
 from tests.support.waiting import eventually_async, settle
 
-# As many as start alone. Later requests gather.
+# The number of requests that start alone. Later requests gather.
 STATEMENTS_AT_ONCE = 2
 # The log of a workspace after one cancellation of its first task.
 CANCELLED_LOG = [(1, "task_submitted"), (2, "task_cancel_requested")]
@@ -199,14 +199,14 @@ async def test_a_locked_workspace_does_not_delay_the_others_of_its_statement(cel
 async def test_many_requests_for_locked_workspaces_leave_connections_to_others(
     database_url: str,
 ) -> None:
-    async with open_pool(database_url, min_size=2, max_size=4) as pool:
+    async with open_pool(database_url, min_size=2, max_size=8) as pool:
         cell = Cell(database_url, pool, Published())
         locked = await cell.busy(5)
         ((free, _),) = await cell.busy(1)
         async with await AsyncConnection.connect(database_url) as holder:
             await holder.execute("SELECT FROM workspaces WHERE id <> %s FOR UPDATE", (free.id,))
             calls = [cell.cancel(each.id) for each, _ in locked for _ in range(4)]
-            # One for each locked workspace, and at most half of the connections.
+            # One for each locked workspace, and at most a quarter of the connections.
             await cell.waiting(2)
             assert (await cell.cancel(free.id)).recorded
             await holder.rollback()

@@ -22,6 +22,7 @@ from evershell.store.connections import connect_for_command, open_pool
 from evershell.store.migrate import migrate
 from evershell.store.schema import await_schema
 from evershell.store.session_settings import store_as_defaults
+from tests.support.waiting import eventually
 
 MIGRATIONS = sorted(
     path.stem for path in (Path(migration.__file__).parent / "migrations").glob("*.sql")
@@ -37,7 +38,7 @@ def applied(url: str) -> list[str]:
 
 
 FUNCTION = "renew_leases"
-# What an earlier version of the function may differ in.
+# The parts in which an earlier version of the function may differ.
 EARLIER = {
     "body": ("RETURN NEXT;", "RETURN NEXT; RETURN;"),
     "security": ("LANGUAGE plpgsql", "LANGUAGE plpgsql SECURITY DEFINER"),
@@ -67,6 +68,20 @@ def test_a_function_whose_definition_has_changed_is_replaced(
         assert definitions_of(connection) != current
         migrate(empty_database_url)
         assert definitions_of(connection) == current
+
+
+def test_the_functions_are_replaced_together(empty_database_url: str) -> None:
+    """A worker must not call a function that calls one which does not exist yet."""
+    migrate(empty_database_url)
+    new = "CREATE FUNCTION {} RETURNS integer LANGUAGE sql AS $$ SELECT {} $$"
+    calling, called = new.format("a_new()", "b_new()"), new.format("b_new()", "1")
+    query = "SELECT count(*) FROM pg_proc WHERE proname IN ('a_new', 'b_new')"
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.SyntaxError):
+            migration._replace_functions(connection, {"a_new": calling, "b_new": "CREATE b_new"})
+        assert connection.execute(query).fetchone() == (0,)
+        migration._replace_functions(connection, {"a_new": calling, "b_new": called})
+        assert connection.execute("SELECT a_new()").fetchone() == (1,)
 
 
 def test_a_statement_is_valid_after_its_function_was_replaced(empty_database_url: str) -> None:
@@ -244,3 +259,27 @@ async def test_a_missing_function_is_waited_for(
 def test_a_migration_without_a_server_tells_the_operator() -> None:
     with pytest.raises(OperatorError, match="Check DATABASE_URL"):
         migrate("postgresql:///nowhere?host=/nonexistent")
+
+
+def test_workers_write_while_an_index_is_created(empty_database_url: str) -> None:
+    """An earlier attempt, which was interrupted, has left an index that is not usable."""
+    migrate(empty_database_url)
+    with (
+        psycopg.connect(empty_database_url) as slow,
+        psycopg.connect(empty_database_url, autocommit=True) as other,
+        ThreadPoolExecutor() as executor,
+    ):
+        other.execute("DROP INDEX tasks_in_tree")
+        other.execute("CREATE INDEX tasks_in_tree ON tasks (id)")
+        other.execute("DELETE FROM _yoyo_migration WHERE migration_id = '0004_tasks_in_tree'")
+        slow.execute("LOCK TABLE tasks IN ROW EXCLUSIVE MODE")
+        migrating = executor.submit(migrate, empty_database_url)
+        waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND "
+        eventually(lambda: other.execute(waiting + "wait_event_type = 'Lock'").fetchone() == ())
+        other.execute("SET lock_timeout = '10s'")
+        other.execute("UPDATE tasks SET result = ''")
+        slow.commit()
+        migrating.result(120)
+        row = other.execute("SELECT pg_get_indexdef('tasks_in_tree'::regclass)").fetchone()
+    assert row is not None and "COALESCE" in row[0]
+    assert applied(empty_database_url) == MIGRATIONS

@@ -25,13 +25,25 @@ from evershell.store.notifications import (
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from evershell.store.watched_workspaces import WatchedWorkspaces
-from tests.support.store.examples import workspace
+from tests.support.store.examples import intent, permission, with_task, workspace
 from tests.support.store.locks import held
 from tests.support.waiting import eventually_async
 
 _SLOW = """
 SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND state = 'active'
 AND clock_timestamp() - state_change > make_interval(secs => %s)
+"""
+
+
+_HOLD_MARKS = """
+CREATE FUNCTION wait_for_marks() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';
+CREATE TRIGGER wait_for_marks BEFORE UPDATE OF watched_until ON workspaces
+    EXECUTE FUNCTION wait_for_marks()
+"""
+_WAITING_FOR_MARKS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'advisory'
 """
 
 
@@ -289,6 +301,36 @@ async def test_many_marks_are_set_at_once(pool: Pool, database: Database) -> Non
         ).fetchone()
     # One statement for each hundred.
     assert row == (250, 3)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_many_subscriptions_wait_with_one_connection_and_delay_no_cancellation(
+    pool: Pool, database: Database
+) -> None:
+    """The marks of one organization's subscriptions are slow. Another one cancels and waits."""
+    ids, store, woken = (
+        [await added(pool) for _ in range(250)],
+        PostgresStore(pool, machine_clock),
+        list[str](),
+    )
+    other, _ = await with_task(store, org_id="org_b")
+    database.execute(_HOLD_MARKS)
+    try:
+        database.execute("SELECT pg_advisory_lock(1)")
+        async with process(pool, woken) as watched:
+            # Each goes on without a mark after a while.
+            await asyncio.gather(*map(watched.watch, ids))
+            await eventually_async(lambda: database.execute(_WAITING_FOR_MARKS).fetchone() != (0,))
+            by = permission(org_id="org_b")
+            recorded = await store.record_cancellation(by, other.id, None, intent())
+            assert recorded.outcome == "accepted"
+            await watched.watch(other.id)
+            assert database.execute(_WAITING_FOR_MARKS).fetchone() == (1,)
+            assert woken == []
+            database.execute("SELECT pg_advisory_unlock(1)")
+            await eventually_async(lambda: sorted(woken) == sorted([*ids, other.id]))
+    finally:
+        database.execute("DROP FUNCTION wait_for_marks CASCADE")
 
 
 async def test_marks_are_renewed_while_there_are_subscribers(

@@ -1,6 +1,27 @@
-"""The connections of the pool: their order."""
+"""The connections of the pool: their order, and their shares."""
 
-from evershell.store.connections import Pool
+import asyncio
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from evershell.core.errors import Failure, UnavailableError
+from evershell.core.event import AuditEntry, AuditFilter
+from evershell.core.validation import Listed
+from evershell.store.connections import Pool, Share, connected
+from evershell.store.postgres_store import PostgresStore
+from evershell.store.service_clock import machine_clock
+from tests.support.store.examples import intent, permission, with_task
+from tests.support.store.locks import waiting_sessions
+from tests.support.store.trees import submit
+from tests.support.waiting import eventually_async, settle
+
+_SLEEPING = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND wait_event = 'PgSleep'"
+)
 
 
 async def test_the_connection_that_was_used_last_is_used_next(pool: Pool) -> None:
@@ -12,3 +33,93 @@ async def test_the_connection_that_was_used_last_is_used_next(pool: Pool) -> Non
         assert [first, second] == connections[:-3:-1]
         await pool.putconn(second)
         await pool.putconn(first)
+
+
+async def test_every_share_leaves_connections_for_cancellations(pool: Pool) -> None:
+    waiting = pool.locks.size + pool.others.size
+    assert pool.max_size - waiting >= 2, "as many as a group commit uses"
+    assert pool.lists.size + pool.trees.size < pool.others.size
+    assert pool.bulk.size < pool.locks.size
+
+
+@pytest.fixture
+async def locked_creators(database_url: str) -> AsyncIterator[None]:
+    """Lists of the entries of the caller's own workspaces wait, because a table is locked."""
+    async with await AsyncConnection.connect(database_url) as holder:
+        await holder.execute("LOCK TABLE deleted_workspaces")
+        yield
+
+
+async def test_no_cancellation_waits_for_lists(
+    pool: Pool, database_url: str, locked_creators: None
+) -> None:
+    """Ten times as many lists as there are connections."""
+    store = PostgresStore(pool, machine_clock)
+    busy, task = await with_task(store)
+    own = permission(own_only=True)
+
+    def read(count: int) -> list[asyncio.Task[Listed[AuditEntry]]]:
+        called = (store.list_audit_entries(own, AuditFilter(), None, 1) for _ in range(count))
+        return [asyncio.create_task(each) for each in called]
+
+    first = read(pool.lists.size)
+    async with waiting_sessions(database_url) as waiting:
+        await waiting(pool.lists.size)
+    others = read(10 * pool.max_size)
+    await settle()
+    recorded = await store.record_cancellation(own, busy.id, None, intent())
+    _, read_again = await store.get_workspace_with_task(busy.id, task.id)
+    await submit(store)
+    assert recorded.outcome == "accepted" and read_again is not None and read_again.cancel
+    # Calls that wait for the table are ended. The others have no effect and do not wait for these.
+    ended = await asyncio.gather(*others, *first, return_exceptions=True)
+    slugs = [each.slug if isinstance(each, Failure) else type(each) for each in ended]
+    assert slugs == ["rate_limited"] * len(others) + [UnavailableError] * len(first)
+
+
+async def test_statements_that_do_not_end_are_ended_and_no_cancellation_waits(
+    pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They use all connections that are not for cancellations, and the server runs no more."""
+    monkeypatch.setattr(pool.others, "answer_seconds", 2.0)
+    store = PostgresStore(pool, machine_clock)
+    busy, _ = await with_task(store, org_id="org_b")
+    sleeping = [asyncio.create_task(_sleep(pool.others)) for _ in range(3 * pool.max_size)]
+    async with await AsyncConnection.connect(database_url, autocommit=True) as observer:
+
+        async def are_sleeping(count: int) -> bool:
+            row = await (await observer.execute(_SLEEPING)).fetchone()
+            return row == (count,)
+
+        await eventually_async(lambda: are_sleeping(pool.others.size))
+        by = permission(org_id="org_b")
+        recorded = await store.record_cancellation(by, busy.id, None, intent())
+        assert recorded.outcome == "accepted"
+        ended = await asyncio.gather(*sleeping, return_exceptions=True)
+        assert {type(each) for each in ended} == {UnavailableError}
+        await eventually_async(lambda: are_sleeping(0))
+
+
+async def test_a_share_is_whole_after_cancelled_and_failed_statements(pool: Pool) -> None:
+    async def fail() -> None:
+        async with connected(pool.trees) as connection:
+            await connection.execute("SELECT 1 / 0")
+
+    for _ in range(2 * pool.trees.size):
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await fail()
+        sleeping = asyncio.create_task(_sleep(pool.trees))
+        await settle()
+        sleeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sleeping
+    connections = [await pool.trees.getconn(5) for _ in range(pool.trees.size)]
+    with pytest.raises(psycopg.OperationalError):
+        await pool.trees.getconn(0.01)
+    for each in connections:
+        await pool.trees.putconn(each)
+
+
+async def _sleep(share: Share) -> None:
+    async with connected(share) as connection:
+        await connection.execute("SELECT pg_sleep(60)")

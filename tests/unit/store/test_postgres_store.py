@@ -11,7 +11,15 @@ from psycopg import AsyncConnection
 from evershell.core import task_lifecycle
 from evershell.core.change import KEY_KEPT, Change, KeyTakenError, Locked, unchanged
 from evershell.core.runtime import AgentIdentity, Runtime
-from evershell.core.task import AgentEvent, IterationCompleted, Phase, TaskStarted, TaskStatus
+from evershell.core.task import (
+    AgentEvent,
+    IterationCompleted,
+    OpenIteration,
+    Phase,
+    TaskStarted,
+    TaskStatus,
+    Usage,
+)
 from evershell.store.connections import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
@@ -69,7 +77,7 @@ async def test_a_cancellation_and_an_end_take_effect_in_the_order_of_their_locks
 async def test_a_batch_of_large_events_ends_early_and_the_next_one_continues(pool: Pool) -> None:
     store = PostgresStore(pool, machine_clock)
     busy, running = await with_task(store)
-    large = [iteration(number, "x" * 3_000_000) for number in range(1, 4)]
+    large = [iteration(number, "x" * 200_000) for number in range(1, 4)]
 
     def commit(locked: Locked) -> Change:
         return task_lifecycle.commit(locked, 1, running.id, [TaskStarted(), *large], NOW)
@@ -166,7 +174,7 @@ async def test_a_transition_whose_caller_was_cancelled_is_published(database_url
 async def test_many_waiting_reads_of_one_log_leave_connections_to_others(database_url: str) -> None:
     """A lock on the events makes every read of the log wait. Other reads do not wait."""
     async with (
-        open_pool(database_url, min_size=2, max_size=2) as pool,
+        open_pool(database_url, min_size=2, max_size=4) as pool,
         await AsyncConnection.connect(database_url) as holder,
     ):
         store = PostgresStore(pool, machine_clock)
@@ -180,7 +188,7 @@ async def test_many_waiting_reads_of_one_log_leave_connections_to_others(databas
 
 
 async def test_watchers_at_the_same_event_get_the_same_batch(pool: Pool) -> None:
-    """The encoder recognises a batch that it has encoded for another watcher."""
+    """The batch keeps its encoded events for another watcher."""
     store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     first, second, elsewhere = await asyncio.gather(
@@ -257,7 +265,7 @@ async def test_a_renewal_updates_the_row_in_place(database_url: str, pool: Pool)
 
 
 async def expire(database_url: str, workspace_id: str, seconds_left: float) -> None:
-    """Sets what is left of the lease."""
+    """Sets the remaining time of the lease."""
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(
             "UPDATE workspaces SET lease_expires_at = clock_timestamp() + make_interval(secs => %s)"
@@ -329,3 +337,17 @@ async def test_a_call_does_not_wait_for_another_that_removes_keys(
             store.create_workspace(added, None, first_call("new", NOW + KEY_KEPT)), 10
         )
         assert await count(connection) == 3
+
+
+async def test_a_read_of_a_task_leaves_out_the_started_calls(pool: Pool) -> None:
+    store = PostgresStore(pool, machine_clock)
+    busy, submitted = await with_task(store)
+    opened = OpenIteration(number=1, usage=Usage(), started_calls=[{"id": "call_1"}])
+
+    def report(locked: Locked) -> Change:
+        assert locked.task is not None
+        return Change(locked.workspace, replace(locked.task, open_iteration=opened))
+
+    await store.transition(busy.id, report)
+    read = await store.get_task(busy.id, submitted.id)
+    assert read is not None and read.open_iteration == replace(opened, started_calls=())

@@ -1,6 +1,7 @@
 """The deliverer, with a real database and real receivers: order, retries, and who delays whom."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -22,10 +23,10 @@ from evershell.core.webhook import PayloadForm, Webhook
 from evershell.store.background import running
 from evershell.store.connections import Pool
 from evershell.store.postgres_store import PostgresStore
-from evershell.store.webhook_deliveries import WebhookDeliveries
+from evershell.store.webhook_deliveries import MAX_RECEIVERS_OF_ORG, WebhookDeliveries
 from evershell.store.webhooks import PostgresWebhooks
 from evershell.webhooks.deliverer import Counts, Deliverer
-from evershell.webhooks.sender import Sender
+from evershell.webhooks.sender import _DNS_THREADS, Sender
 from tests.support.receivers import Receiver, accept, receiving, refuse
 from tests.support.store.examples import NOW, ORG, USER, complete, permission, with_task
 from tests.support.waiting import eventually_async
@@ -49,6 +50,9 @@ class Delivering:
 
     async def receiver(self, **fields: Any) -> tuple[Webhook, Receiver]:
         receiver = self.receivers.enter_context(receiving())
+        return await self.webhook(**{"url": receiver.url, **fields}), receiver
+
+    async def webhook(self, **fields: Any) -> Webhook:
         webhook_id = new_webhook_id(NOW)
         facts = {
             "org_id": ORG,
@@ -60,9 +64,9 @@ class Delivering:
             "sealed_secret": SEALING.seal(b"0" * 32, webhook_id),
             **fields,
         }
-        webhook = Webhook(id=webhook_id, url=receiver.url, **facts)
-        await self.webhooks.create_webhook(webhook, 20)
-        return webhook, receiver
+        webhook = Webhook(id=webhook_id, **facts)
+        await self.webhooks.create_webhook(webhook, 100)
+        return webhook
 
     @asynccontextmanager
     async def delivering(self, name: str = "a", sealing: Any = SEALING) -> AsyncIterator[Deliverer]:
@@ -80,8 +84,8 @@ class Delivering:
                 deliverer.wake()
                 yield deliverer
 
-    async def end_task(self) -> tuple[str, str]:
-        busy, task = await with_task(self.store)
+    async def end_task(self, org_id: str = ORG) -> tuple[str, str]:
+        busy, task = await with_task(self.store, org_id=org_id)
         await complete(self.store, busy, task.id)
         return busy.id, task.id
 
@@ -209,8 +213,38 @@ async def test_thousands_of_receivers_that_are_down_delay_no_other(bench: Delive
         await eventually_async(lambda: receiver.requests, 20.0)
 
 
+async def test_names_that_nobody_resolves_leave_threads_to_other_organizations(
+    bench: Delivering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One organization has more of them than there are threads. Another one has a name too."""
+    resolve, asked, can_end = socket.getaddrinfo, list[str](), threading.Event()
+
+    def getaddrinfo(host: str, *arguments: Any) -> Any:
+        if not host.startswith("silent"):
+            return resolve(host, *arguments)
+        asked.append(host)
+        can_end.wait(LIMIT_SECONDS)
+        raise socket.gaierror(socket.EAI_AGAIN, "no server has answered")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for number in range(_DNS_THREADS + 1):
+        await bench.webhook(url=f"https://silent-{number}.example/")
+    receiver = bench.receivers.enter_context(receiving())
+    await bench.webhook(url=f"http://localhost:{receiver.port}/", org_id="org_b")
+    await bench.end_task()
+    try:
+        async with bench.delivering() as deliverer:
+            await eventually_async(lambda: len(asked) == MAX_RECEIVERS_OF_ORG, LIMIT_SECONDS)
+            await bench.end_task("org_b")
+            deliverer.wake()
+            await eventually_async(lambda: receiver.accepted == 2, LIMIT_SECONDS)
+            assert not can_end.is_set()
+    finally:
+        can_end.set()
+
+
 async def test_a_receiver_that_is_gone_gets_no_further_request(bench: Delivering) -> None:
-    """Except for those that are under way when it says so."""
+    """Except for requests that are in flight at the refusal."""
     _, receiver = await bench.receiver()
     receiver.behaviour = refuse("410 Gone")
     ended = [await bench.end_task() for _ in range(12)]

@@ -1,7 +1,14 @@
 """The process that sends the requests of webhooks."""
 
+import asyncio
 import subprocess
 import sys
+from typing import Any
+
+import pytest
+
+from evershell.store.background import running
+from evershell.webhooks import process
 
 _PROGRAM = """
 import asyncio, resource
@@ -16,3 +23,18 @@ assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
 def test_it_may_have_as_many_connections_as_the_system_allows() -> None:
     """Many hosts allow a program 1,024 files unless it asks for more."""
     subprocess.run([sys.executable, "-c", _PROGRAM], input=b"", check=True, timeout=60)
+
+
+async def test_its_resolver_gives_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    program = "import json, os; print(json.dumps({'options': os.environ['RES_OPTIONS']}))"
+    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", program))
+    monkeypatch.delenv("RES_OPTIONS", raising=False)
+
+    async def is_needed() -> bool:
+        return True
+
+    delivery = process.DeliveryProcess(is_needed, lambda **counts: seen.put_nowait(counts))
+    delivery.created()
+    async with running(delivery.run(), "process"), asyncio.timeout(60):
+        assert await seen.get() == {"options": process.RESOLVER["RES_OPTIONS"]}

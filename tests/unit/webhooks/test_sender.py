@@ -1,16 +1,21 @@
-"""What is sent where: addresses, redirects, and answers that are hostile."""
+"""Where requests are sent: addresses, redirects, and hostile answers."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
 from evershell.core.errors import Failure
 from evershell.core.event import EventType
 from evershell.core.webhook import CreateWebhook, may_call
+from evershell.webhooks import sender
 from evershell.webhooks.sender import Answer, Sender
+from tests.support.waiting import eventually_async
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[None, None, None]]
@@ -177,6 +182,40 @@ async def test_the_address_that_a_name_resolves_to_is_checked() -> None:
         (answer,) = await send(named)
         assert answer.error
         assert connected.is_set()
+
+
+async def test_without_a_thread_for_a_name_an_attempt_fails_and_addresses_are_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The servers of as many names as there are threads do not answer."""
+    monkeypatch.setattr(sender, "_CONNECT_SECONDS", 0.2)
+    resolve, asked, can_end = socket.getaddrinfo, list[str](), threading.Event()
+
+    def getaddrinfo(host: str, *arguments: Any) -> Any:
+        if not host.startswith("silent"):
+            return resolve(host, *arguments)
+        asked.append(host)
+        can_end.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "no server has answered")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    async with serving(answering(ok)) as url, Sender(LOOPBACK) as sending:
+
+        async def is_sent(to: str) -> bool:
+            return await sending.send(to, {}, b"") == Answer()
+
+        try:
+            silent = [f"https://silent-{number}.example/" for number in range(sender._DNS_THREADS)]
+            for each in await asyncio.gather(*(sending.send(name, {}, b"") for name in silent)):
+                assert each.is_down
+            assert len(asked) == sender._DNS_THREADS
+            named = url.replace("127.0.0.1", "localhost")
+            assert (await sending.send(named, {}, b"")).is_down
+            await eventually_async(lambda: is_sent(url))
+        finally:
+            can_end.set()
+        await eventually_async(lambda: is_sent(named))
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,21 @@
-"""The rule for access to each public method, written down apart from the service."""
+"""The rule for access to each public method, as the protos declare it.
+
+The core does not read the protos: it names the scopes of each use case itself.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from evershell.workspace.v1 import workspace_service_pb2
+from google.api import annotations_pb2
 
-METHODS = sorted(
-    method.name
-    for method in workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"].methods
-)
+_SERVICE = workspace_service_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
+METHODS = sorted(method.name for method in _SERVICE.methods)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a method needs. Each of the scopes is enough; if there are none, none is needed."""
+    """What a method needs. Each of the scopes is enough; without any, no scope is needed."""
 
     scopes: tuple[str, ...]
     # Whether the request names a workspace, so that `:own` is limited to its creator.
@@ -20,9 +23,9 @@ class Rule:
     # Whether each call leaves one entry in the audit log.
     audited: bool
     # Whether the scopes have `:own` forms.
-    has_own: bool = True
-    # A scope that is needed too, in one of its forms.
-    also: str = ""
+    has_own: bool
+    # A scope that is needed too, in one of its forms; empty if none is.
+    also: str
 
     @property
     def own_scopes(self) -> set[str]:
@@ -30,36 +33,20 @@ class Rule:
         return {f"{scope}:own" for scope in self.scopes} if self.has_own else set()
 
 
-_CHANGE_OF_WEBHOOK = Rule(
-    ("webhooks:write",), on_workspace=False, audited=True, has_own=False, also="workspace:read"
-)
-RULES = {
-    "CancelTask": Rule(("workspace:write",), on_workspace=True, audited=True),
-    "SubmitTask": Rule(("tasks:write",), on_workspace=True, audited=True),
-    "GetTask": Rule(("workspace:read",), on_workspace=True, audited=False),
-    "GetCurrentIteration": Rule(("workspace:read",), on_workspace=True, audited=False),
-    "ListTasks": Rule(("workspace:read",), on_workspace=True, audited=False),
-    "WatchEvents": Rule(("workspace:read",), on_workspace=True, audited=False),
-    "StreamEvents": Rule(("workspace:read",), on_workspace=True, audited=False),
-    "CreateWorkspace": Rule(("workspace:write",), on_workspace=False, audited=True),
-    "GetWorkspace": Rule(("workspace:read",), on_workspace=True, audited=False),
-    "ListWorkspaces": Rule(("workspace:read",), on_workspace=False, audited=False),
-    "StopWorkspace": Rule(("workspace:write",), on_workspace=True, audited=True),
-    "ResumeWorkspace": Rule(("workspace:write", "tasks:write"), on_workspace=True, audited=True),
-    "DeleteWorkspace": Rule(("workspace:write",), on_workspace=True, audited=True),
-    "ListAuditEntries": Rule(("audit:read",), on_workspace=True, audited=False),
-    "CancelTasks": Rule(("workspace:write",), on_workspace=False, audited=True),
-    "HoldOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
-    "ReleaseOrg": Rule(("org:hold",), on_workspace=False, audited=True, has_own=False),
-    "GetHold": Rule(("workspace:read",), on_workspace=False, audited=False),
-    "GetCaller": Rule((), on_workspace=False, audited=False),
-    "CreateWebhook": _CHANGE_OF_WEBHOOK,
-    "ListWebhooks": Rule(("workspace:read",), on_workspace=False, audited=False),
-    "DeleteWebhook": _CHANGE_OF_WEBHOOK,
-    "RotateWebhookSecret": _CHANGE_OF_WEBHOOK,
-    "ReplayWebhook": _CHANGE_OF_WEBHOOK,
-    "ListWebhookDeliveries": Rule(("workspace:read",), on_workspace=True, audited=False),
-}
+def _rule(method: Any) -> Rule:
+    options = method.GetOptions()
+    access = options.Extensions[workspace_service_pb2.edge].access
+    return Rule(
+        tuple(access.scopes),
+        on_workspace="workspace_id" in method.input_type.fields_by_name,
+        # REST offers the methods that change nothing with GET, or not at all.
+        audited=options.Extensions[annotations_pb2.http].WhichOneof("pattern") not in (None, "get"),
+        has_own=not access.without_own,
+        also=access.also,
+    )
+
+
+RULES = {method.name: _rule(method) for method in _SERVICE.methods}
 
 # What each template of an API key may do.
 TEMPLATES = {
@@ -125,5 +112,5 @@ def required(method: str, principal: Principal) -> set[str]:
     if set(scopes) <= principal.scopes:
         # Only the other scope is missing.
         return {RULES[method].also, f"{RULES[method].also}:own"}
-    # Who holds an `:own` form has been refused for a workspace of someone else.
+    # A caller with an `:own` form was refused because someone else created the workspace.
     return set(scopes) if own & principal.scopes else set(scopes) | own

@@ -30,6 +30,7 @@ from evershell.auth.session_tokens import JwkSet, SessionTokens
 from evershell.auth.signing_keys import new_key
 from evershell.core.caller import ApiKey, Caller, KeyTemplate
 from evershell.core.children import Children
+from evershell.core.event_feeds import EventFeeds
 from evershell.core.runtime import Runtime
 from evershell.pod.tls import TlsIdentity
 from evershell.telemetry.metrics import Metrics
@@ -216,11 +217,13 @@ async def running(
     request_log, audit = RequestLog(metrics or Metrics()), FakeAuditQueue()
     admission = Admission(delay or QueueingDelay(), *([probe.arrived] if probe else []))
     webhooks = FakeWebhookStore()
+    feeds = EventFeeds(world.store, world.subscriptions, world.clock)
     server = Server(
         WorkspaceServicer(
             world.store,
             world.agents,
             world.subscriptions,
+            feeds,
             world.clock,
             webhooks,
             SigningKeySealing(new_key()),
@@ -229,6 +232,7 @@ async def running(
             world.store,
             world.agents,
             world.subscriptions,
+            feeds,
             world.clock,
             A2A_ENDPOINTS,
             webhooks,
@@ -257,7 +261,7 @@ async def running(
     try:
         async with grpc.aio.insecure_channel(
             f"127.0.0.1:{port}",
-            # With a window of flow control that does not grow, as that of a slow caller.
+            # With a window of flow control that does not grow, like a slow caller's.
             options=[("grpc.enable_http_proxy", 0), ("grpc.http2.bdp_probe", 0)],
         ) as channel:
             yield Running(

@@ -13,6 +13,8 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct, Value
 
+from evershell.api.call import LARGE_BODY_HEADER
+from evershell.api.interceptors import shares
 from evershell.core import tasks
 from evershell.core.event import AuditFilter, Origin
 from evershell.core.task import TaskStarted
@@ -145,6 +147,42 @@ async def test_a_subscription_begins_with_the_task_and_ends_with_it(a2a: A2A) ->
     assert error_type(refused) == "UNSUPPORTED_OPERATION"
 
 
+async def test_a_subscriber_that_leaves_is_forgotten(a2a: A2A) -> None:
+    request = a2a_pb2.SubscribeToTaskRequest(**a2a.named)
+    call = a2a.stub.SubscribeToTask(request, metadata=headers())
+    await anext(aiter(call))
+    subscriptions = a2a.world.subscriptions
+    await eventually_async(lambda: subscriptions.has_subscribers(a2a.workspace.id))
+    call.cancel()
+    await eventually_async(lambda: not subscriptions.has_subscribers(a2a.workspace.id))
+
+
+@pytest.mark.parametrize("extensions", [0, 150_000])
+async def test_a_large_message_holds_the_place_of_its_body_until_it_has_arrived(
+    a2a: A2A, monkeypatch: pytest.MonkeyPatch, extensions: int
+) -> None:
+    """One that takes much memory holds it until its task ends."""
+    few = {**shares.SHARES, shares.Kind.BODIES: shares.Share(1, 1, 1)}
+    monkeypatch.setattr(shares, "SHARES", few)
+    large = (*headers(), (LARGE_BODY_HEADER, "1"))
+    idle, other = await a2a.world.add(), await a2a.world.add()
+    request = sending(idle.id, configuration={})
+    # Two bytes each.
+    request.message.extensions.extend([""] * extensions)
+    waits = a2a.stub.SendMessage(request, metadata=large)
+    sent = asyncio.ensure_future(waits)
+    await eventually_async(lambda: a2a.world.subscriptions.has_subscribers(idle.id))
+    if extensions:
+        with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+            await a2a.stub.SendMessage(sending(other.id), metadata=large)
+    else:
+        answer = await a2a.stub.SendMessage(sending(other.id), metadata=large)
+        assert answer.task.id
+    assert not sent.done()
+    waits.cancel()
+    await asyncio.gather(sent, return_exceptions=True)
+
+
 async def test_a_message_begins_a_task(a2a: A2A) -> None:
     """Its parts, its metadata and the options of the request arrive at the task."""
     idle = await a2a.world.add()
@@ -168,7 +206,7 @@ async def test_a_message_begins_a_task(a2a: A2A) -> None:
 
 
 async def test_a_repeated_message_gets_its_task_again(a2a: A2A) -> None:
-    """Another credential, workspace or method, or another message, is no repeat."""
+    """A call with another credential, workspace, method or message is not a repeat."""
     idle, other = await a2a.world.add(), await a2a.world.add()
     first = await a2a.stub.SendMessage(sending(idle.id), metadata=headers())
     answered = {"return_immediately": True, "history_length": 0}

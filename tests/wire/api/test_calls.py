@@ -10,14 +10,10 @@ from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from evershell.api import workspace_servicer
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Event
-from evershell.core.task import CurrentIteration, Task
-from evershell.core.workspace import Workspace
-from tests.support.waiting import eventually_async
 from tests.support.world import World, iteration
-from tests.wire.api.running import PUBLIC, Failed, FailingStore, Running, bearer, running
+from tests.wire.api.running import PUBLIC, Failed, FailingStore, Running, bearer
 
 Outcome = messages.CancelTaskResponse.Outcome
 
@@ -161,48 +157,3 @@ async def test_a_server_drains_until_its_health_clients_know(server: Running) ->
     ).status == health_pb2.HealthCheckResponse.NOT_SERVING
     async with asyncio.timeout(5):
         await draining
-
-
-class SlowStore(FailingStore):
-    """A store that is slow to read a task with its workspace."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads = 0
-        self.go_on = asyncio.Event()
-
-    async def get_workspace_with_task(
-        self, workspace_id: str, task_id: str, org_id: str | None = None
-    ) -> tuple[Workspace | None, Task | None]:
-        self.reads += 1
-        await self.go_on.wait()
-        return await super().get_workspace_with_task(workspace_id, task_id, org_id)
-
-
-async def test_few_of_many_polls_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancellation overtakes the others. They wait, but not for ever."""
-    store = SlowStore()
-    world = World(store=store)
-    world.agents.iteration = CurrentIteration(number=4)
-    busy, task = await world.add_busy()
-    request = messages.GetCurrentIterationRequest(workspace_id=busy.id, task_id=task.id)
-    async with running(world) as server:
-
-        def polls(count: int) -> list[asyncio.Task[task_pb2.CurrentIteration]]:
-            return [asyncio.create_task(poll()) for _ in range(count)]
-
-        async def poll() -> task_pb2.CurrentIteration:
-            return await server.stub.GetCurrentIteration(request, metadata=bearer())
-
-        monkeypatch.setattr(workspace_servicer, "_POLL_WAIT_SECONDS", 60.0)
-        patient = polls(50)
-        await eventually_async(lambda: store.reads == workspace_servicer._POLLS_AT_ONCE)
-        await server.stub.CancelTask(
-            messages.CancelTaskRequest(workspace_id=busy.id), metadata=bearer()
-        )
-        assert store.reads == workspace_servicer._POLLS_AT_ONCE
-        monkeypatch.setattr(workspace_servicer, "_POLL_WAIT_SECONDS", 0.1)
-        refused = await server.fails(poll())
-        assert refused.slug == "unavailable" and "Too many callers" in refused.message
-        store.go_on.set()
-        assert {each.number for each in await asyncio.gather(*patient)} == {4}

@@ -50,8 +50,8 @@ class Probe(Interceptor):
     def __init__(self) -> None:
         self.wrapped: Counter[str] = Counter()
         self.calls: list[Call] = []
-        # As the core sees them: the trace, the bound of a wait, and what is left of an hour since
-        # the arrival of the call.
+        # The values in the core: the trace, the bound of a wait, and the rest of an hour since the
+        # arrival of the call.
         self.seen: list[tuple[str, float, float]] = []
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
@@ -106,7 +106,7 @@ def test_a_server_with_a_service_that_has_no_kind_of_credential_cannot_be_made()
     authenticator = Authenticator(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
     )
-    methods: dict[str, Any] = {"/s/M": grpc.unary_unary_rpc_method_handler(bytes, bytes)}
+    methods: dict[str, Any] = {"/s/M": grpc.unary_unary_rpc_method_handler(bytes, bytes, bytes)}
     with pytest.raises(KeyError, match="'s'"):
         Handlers(methods, [Authentication(authenticator, POD_TOKENS, None)])
 

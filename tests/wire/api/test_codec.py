@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from a2a.types import a2a_pb2
 from evershell.workspace.v1 import event_pb2, task_pb2, workspace_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 from google.protobuf.duration_pb2 import Duration
@@ -18,10 +19,10 @@ from evershell.core import event
 from evershell.core.cancel_task import CancelResult, Outcome
 from evershell.core.errors import Failure
 from evershell.core.event import Event, EventType, NewEvent, Origin
+from evershell.core.event_feeds import Heartbeat
 from evershell.core.task import Limit, Phase, TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter
 from evershell.core.task_limits import Budget
-from evershell.core.watch_events import Heartbeat
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from tests.support.world import NOW
 from tests.wire.api.full_task import INTENT, PARALLEL, TASK
@@ -165,24 +166,14 @@ def test_a_heartbeat_has_the_last_sequence_number() -> None:
     assert (seen.heartbeat.seq, seen.heartbeat.time.ToDatetime(NOW.tzinfo)) == (7, NOW)
 
 
-def test_a_batch_is_encoded_once_for_all_its_watchers() -> None:
-    batch, next_batch = (
-        [
-            Event(workspace_id="ws_1", seq=seq, type=new.type, time=NOW, payload=new.payload)
-            for seq, new in enumerate(PAYLOADS.values(), first)
-        ]
-        for first in (1, 100)
-    )
-    encode = event_codec.EventEncoder(event_codec.encode_events)
-    messages = encode(batch)
-    assert messages == [event_codec.encode_event(event) for event in batch]
-    assert encode(batch) is messages
-    assert [message.event.seq for message in encode(next_batch)] == list(
-        range(100, 100 + len(PAYLOADS))
-    )
-    assert encode(batch) == messages
-    # Equal events of another read are encoded again, so a change of the log is never hidden.
-    assert encode(list(batch)) is not encode(batch)
+def test_each_event_of_a_batch_is_encoded_and_serialized() -> None:
+    batch = [
+        Event(workspace_id="ws_1", seq=seq, type=new.type, time=NOW, payload=new.payload)
+        for seq, new in enumerate(PAYLOADS.values(), 1)
+    ]
+    assert [
+        messages.WatchEventsResponse.FromString(each) for each in event_codec.encode_events(batch)
+    ] == [event_codec.encode_event(event) for event in batch]
 
 
 def test_streams_of_a2a_have_an_update_for_each_event_of_a_task() -> None:
@@ -193,8 +184,12 @@ def test_streams_of_a2a_have_an_update_for_each_event_of_a_task() -> None:
     ]
     updates = encode_updates(events)
     assert [update.task_id for update in updates] == [item.task_id for item in events]
+    assert {EventType.TASK_LIMIT_APPROACHED, EventType.TASK_COMPLETED} <= {
+        item.type for item in events
+    }
     for item, update in zip(events, updates, strict=True):
-        assert item.type in MessageToDict(update.messages[-1].status_update.metadata)
+        status = a2a_pb2.StreamResponse.FromString(update.messages[-1]).status_update
+        assert item.type in MessageToDict(status.metadata)
 
 
 def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:

@@ -13,7 +13,7 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.json_format import MessageToDict
 
 from evershell.api import event_stream
-from evershell.core import watch_events
+from evershell.core import event_feeds
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Event, EventType
 from tests.support.world import NOW, World, iteration
@@ -88,7 +88,7 @@ async def test_the_first_message_opens_an_empty_stream(server: Running, world: W
 async def test_a_quiet_stream_sends_comments(
     server: Running, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_events, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(event_feeds, "HEARTBEAT_SECONDS", 0.0)
     idle = await world.add()
     call = stream(server, idle.id)
     await call.read()
@@ -139,13 +139,13 @@ async def test_before_the_stream_an_error_has_its_status(
 ) -> None:
     seen = await server.fails(stream(server, "ws_unknown"))
     assert (seen.slug, seen.trailers["x-evershell-status"]) == ("workspace_not_found", "404")
-    idle = await world.add()
+    busy, _ = await world.add_busy()
 
     async def fail(*_: object) -> Any:
         raise UnavailableError("the first read")
 
     monkeypatch.setattr(world.store, "list_events", fail)
-    seen = await server.fails(stream(server, idle.id))
+    seen = await server.fails(stream(server, busy.id))
     assert (seen.slug, seen.code) == ("unavailable", grpc.StatusCode.UNAVAILABLE)
 
 

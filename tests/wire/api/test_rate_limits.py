@@ -106,6 +106,18 @@ async def test_a_refusal_says_which_limit_it_is(server: Running) -> None:
     }
 
 
+async def test_only_a_cancellation_that_names_its_task_gets_a_time(
+    server: Running, world: World
+) -> None:
+    busy, task = await world.add_busy()
+    await count_served(cancelling(server, busy.id))
+    for task_id in ("", task.id):
+        request = messages.CancelTaskRequest(workspace_id=busy.id, task_id=task_id)
+        seen = await server.raw(PUBLIC + "CancelTask", bearer(), request.SerializeToString())
+        assert isinstance(seen, Failed) and seen.slug == "rate_limited"
+        assert ("RetryInfo" in seen.details) == ("retry-after" in seen.trailers) == bool(task_id)
+
+
 async def test_spent_reads_do_not_block_a_cancellation(server: Running, world: World) -> None:
     busy, _ = await world.add_busy()
     await count_served(listing(server))
@@ -146,7 +158,7 @@ async def count_admitted(limits: RateLimits, by: Caller) -> int:
 
     method = Method("evershell.workspace.v1.WorkspaceService", "CancelTask", bytes, is_stream=False)
     limited = limits.wrap(method, proceed)
-    call = Call(cast(Any, None), metadata={}, request_id="req_1", is_rest=False, caller=by)
+    call = Call(cast(Any, None), metadata={}, request_id="req_1", is_rest=True, caller=by)
     for count in range(50):
         try:
             await limited(call)

@@ -8,12 +8,19 @@ from typing import Any
 import grpc
 import pytest
 
-from evershell.api.interceptors import reading
-from evershell.api.method_options import HEARTBEAT, WORKSPACE_SERVICE, public_methods
+from evershell.api.call import LARGE_BODY_HEADER
+from evershell.api.interceptors import reading, shares
+from evershell.api.method_options import (
+    HEARTBEAT,
+    SCOPE_CHECKS,
+    WORKSPACE_SERVICE,
+    public_methods,
+)
 from evershell.core.errors import Failure
 from evershell.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
 from tests.support.world import World
+from tests.wire.api.access_rules import METHODS, RULES
 from tests.wire.api.running import (
     INTERNAL,
     PUBLIC,
@@ -29,6 +36,14 @@ from tests.wire.api.running import (
 CANCEL, LIST = f"{PUBLIC}CancelTask", f"{PUBLIC}ListWorkspaces"
 CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576
 PROMPT_SECONDS = 30.0
+BODIES = shares.Kind.BODIES
+# The method of WorkspaceService that needs the same scopes.
+A2A_LIKE = {
+    "SendMessage": "SubmitTask",
+    "SendStreamingMessage": "SubmitTask",
+    "CreateTaskPushNotificationConfig": "CreateWebhook",
+    "DeleteTaskPushNotificationConfig": "DeleteWebhook",
+}
 
 
 class Incomplete:
@@ -79,22 +94,9 @@ async def test_a_method_takes_exactly_one_message(server: Running, world: World)
 async def test_a_method_without_effect_does_not_wait_for_the_end_of_its_request(
     server: Running, world: World
 ) -> None:
-    methods = (
-        "GetTask",
-        "GetCurrentIteration",
-        "ListTasks",
-        "WatchEvents",
-        "StreamEvents",
-        "GetWorkspace",
-        "ListWorkspaces",
-        "ListAuditEntries",
-        "GetCaller",
-        "GetHold",
-        "ListWebhooks",
-        "ListWebhookDeliveries",
-    )
     reads = public_methods(with_effect=False, services=[WORKSPACE_SERVICE])
-    assert reads == {PUBLIC + name for name in methods}
+    of_reads = ("Get", "List", "Watch", "Stream")
+    assert reads == {PUBLIC + name for name in METHODS if name.startswith(of_reads)}
     async with asyncio.timeout(PROMPT_SECONDS):
         assert await Incomplete(server, LIST, bearer(), [b""]).call == b""
         agent = agent_bearer((await world.add()).id)
@@ -189,52 +191,70 @@ async def test_a_request_that_does_not_arrive_in_time_is_refused(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "_ARRIVAL_SECONDS", 0.05)
+    # The second one needs the place of the first one.
+    monkeypatch.setattr(shares, "SHARES", dict.fromkeys(shares.Kind, shares.Share(1, 1, 1)))
     seen = await Incomplete(server, CANCEL, bearer()).failure()
     assert (seen.code, seen.slug) == (grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
     unended = await Incomplete(server, CANCEL, bearer(), [b""]).failure()
     assert unended.slug == "deadline_exceeded"
 
 
-async def test_slow_requests_of_a_credential_yield_to_its_other_requests(
+async def test_slow_requests_beyond_a_share_are_refused_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two requests are read at a time. The last two of five slow ones may wait undisturbed."""
-    monkeypatch.setattr(reading, "_CALLER_BYTES", 2 * USUAL_BYTES)
-    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
-    # The slow requests keep their time until the test has looked at them.
-    shorten, kept = reading._shorten, list[asyncio.Timeout]()
-    monkeypatch.setattr(reading, "_shorten", kept.append)
+    """Quick requests of the same credential are served, and slow ones of another."""
+    few = {**shares.SHARES, shares.Kind.BODIES: shares.Share(9, 3, 2)}
+    monkeypatch.setattr(shares, "SHARES", few)
     metrics = Metrics()
     async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
         slow = [Incomplete(server, LIST, bearer()) for _ in range(5)]
         failures = [asyncio.create_task(each.failure()) for each in slow]
-        await eventually_async(lambda: in_flight(metrics) == len(slow))
-        assert await server.raw(LIST, bearer(READER)) == b""
-        assert in_flight(metrics) == len(slow), "another credential does not wait for these"
-        monkeypatch.setattr(reading, "_shorten", shorten)
-        for limit in kept:
-            shorten(limit)
+        await eventually_async(lambda: sum(each.done() for each in failures) == 3)
+        await eventually_async(lambda: in_flight(metrics) == 2)
+        refused = [each.result() for each in failures if each.done()]
+        assert [each.slug for each in refused] == ["rate_limited"] * 3
+        assert all("RetryInfo" in each.details for each in refused)
         assert await server.raw(LIST, bearer()) == b""
-        await eventually_async(lambda: in_flight(metrics) <= 2)
+        # The organization has one more place.
+        others = [Incomplete(server, LIST, bearer(READER)) for _ in range(2)]
+        failures += [asyncio.create_task(each.failure()) for each in others]
+        await eventually_async(lambda: in_flight(metrics) == 3)
         for each in failures:
-            if each.done():
-                assert each.result().slug == "deadline_exceeded"
             each.cancel()
         await asyncio.gather(*failures, return_exceptions=True)
+        await eventually_async(lambda: in_flight(metrics) == 0)
 
 
-async def test_a_slow_request_yields_to_other_callers(
-    world: World, monkeypatch: pytest.MonkeyPatch
+async def test_slow_cancellations_have_places_of_their_own(
+    server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_WORKER_BYTES", USUAL_BYTES)
-    monkeypatch.setattr(reading, "_CONTENDED_ARRIVAL_SECONDS", 0.1)
-    metrics = Metrics()
-    async with running(world, metrics=metrics) as server, asyncio.timeout(PROMPT_SECONDS):
-        # Methods with the same size limit share the bound.
-        slow = asyncio.create_task(Incomplete(server, f"{PUBLIC}GetWorkspace", bearer()).failure())
-        await eventually_async(lambda: in_flight(metrics, "GetWorkspace") == 1)
-        assert await server.raw(LIST, bearer(READER)) == b""
-        assert (await slow).slug == "deadline_exceeded"
+    none = {**shares.SHARES, shares.Kind.FIRST_BODIES: shares.Share(0, 0, 0)}
+    monkeypatch.setattr(shares, "SHARES", none)
+    seen = await Incomplete(server, CANCEL, bearer()).failure()
+    assert seen.slug == "rate_limited" and "slow bodies of cancellations" in seen.message
+    # It may name no task.
+    assert "RetryInfo" not in seen.details and "retry-after" not in seen.trailers
+
+
+async def test_a_large_request_has_a_place_before_it_arrives(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "SHARES", {**shares.SHARES, BODIES: shares.Share(0, 0, 0)})
+    monkeypatch.setattr(reading, "_QUICK_SECONDS", PROMPT_SECONDS)
+    large = (*bearer(), (LARGE_BODY_HEADER, "1"))
+    assert (await Incomplete(server, LIST, large).failure()).slug == "rate_limited"
+
+
+@pytest.mark.parametrize("method", sorted(SCOPE_CHECKS))
+async def test_the_scope_is_checked_before_a_slow_request_has_arrived(
+    server: Running, method: str
+) -> None:
+    name = method.rpartition("/")[2]
+    seen = await Incomplete(server, method, bearer(READER)).failure()
+    assert seen.slug == "permission_denied"
+    rule = RULES.get(name) or RULES[A2A_LIKE[name]]
+    needed = set(seen.details["ErrorInfo"].metadata["required"].split(","))
+    assert needed == {*rule.scopes, *rule.own_scopes}
 
 
 def in_flight(metrics: Metrics, rpc: str = "ListWorkspaces") -> float:
@@ -263,7 +283,7 @@ async def test_a_request_that_times_out_does_not_fail_the_next_one(
     slow, following = asyncio.create_task(be_slow()), asyncio.create_task(follow())
     await asyncio.sleep(0)
     asyncio.get_running_loop().call_later(0.01, may_begin.set)
-    # Both timers are due in the same pass of the event loop, that of the slow request first.
+    # Both timers are due in the same pass of the event loop, the slow request's first.
     time.sleep(0.1)  # noqa: ASYNC251 - the loop has to be late
     await following
     with pytest.raises(Failure) as raised:

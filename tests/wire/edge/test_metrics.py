@@ -1,14 +1,22 @@
 """Envoy's metrics, on a listener of their own."""
 
 import re
+import socket
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
 
 from tests.support.alerts import ALERTS, PANELS, RECORDED
-from tests.support.edge.running_edge import RunningEdge
+from tests.support.edge.cases import CANCEL
+from tests.support.edge.fixtures import short_directory
+from tests.support.edge.running_edge import RunningEdge, running_edge
+from tests.support.edge.stub import Stub
 from tests.support.metrics import read
+from tests.support.waiting import eventually
 
+# The limit of envoy.yaml.
+CONNECTIONS = 64
 METRIC = re.compile(r"\benvoy_\w+(?=\{)")
 
 
@@ -30,3 +38,30 @@ def test_nothing_else_of_the_admin_interface_is_served(
 ) -> None:
     url = edge.metrics_url.replace("/metrics", path)
     assert httpx.request(method, url, trust_env=False).status_code == 404
+
+
+def has_metrics(edge: RunningEdge) -> bool:
+    """Whether the edge serves its metrics to a new connection."""
+    with suppress(httpx.TransportError):
+        return httpx.get(edge.metrics_url, trust_env=False).status_code == 200
+    return False
+
+
+def test_silent_connections_are_few_and_callers_cancel(
+    _stub_and_address: tuple[Stub, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """They count neither for the connections of callers nor for the memory, only for the files."""
+    soon = {'"idle_timeout": "10s"': '"idle_timeout": "2s"'}
+    with (
+        running_edge(
+            short_directory(tmp_path_factory), _stub_and_address[1], replacements=soon
+        ) as edge,
+        ExitStack() as silent,
+    ):
+        for _ in range(3 * CONNECTIONS):
+            address = ("127.0.0.1", edge.settings.metrics_port)
+            silent.enter_context(socket.create_connection(address))
+        eventually(lambda: edge.stat("http.metrics.downstream_cx_total") >= CONNECTIONS)
+        assert edge.stat("http.metrics.downstream_cx_active") <= CONNECTIONS
+        assert httpx.post(edge.rest_url + CANCEL, trust_env=False).status_code == 202
+        eventually(lambda: has_metrics(edge))

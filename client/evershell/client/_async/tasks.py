@@ -1,19 +1,10 @@
-"""The calls about tasks: to submit, cancel, read and follow them."""
+"""The calls about tasks that do more than ask and answer: to cancel and to follow them."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from evershell.client import _calls
-from evershell.client._async.caller import AsyncCaller, AsyncPages
-from evershell.client._calls import (
-    Seconds,
-    call,
-    idempotent,
-    only,
-    optional,
-    page,
-    valid,
-    with_id,
-)
+from evershell.client._async.plain_calls import AsyncPlainCalls
+from evershell.client._calls import Seconds
 from evershell.client._repeats import (
     CancelWait,
     Limit,
@@ -22,19 +13,11 @@ from evershell.client._repeats import (
 )
 from evershell.client.errors import CallError
 from evershell.client.events import Event
-from evershell.client.types import (
-    CancelResult,
-    CancelTasksResult,
-    CurrentIteration,
-    SubmittedTask,
-    Task,
-    TaskFilter,
-    TaskLimits,
-)
+from evershell.client.types import CancelResult, CancelTasksResult, Task, TaskFilter
 
 
-class AsyncTaskCalls(AsyncCaller):
-    """The calls of the client about tasks."""
+class AsyncTaskCalls(AsyncPlainCalls):
+    """The calls about tasks that do more than ask and answer."""
 
     async def cancel(
         self,
@@ -127,103 +110,6 @@ class AsyncTaskCalls(AsyncCaller):
                 return waiting.result
             await self._sleep(pause_seconds)
 
-    async def submit_task(
-        self,
-        workspace_id: str,
-        description: str,
-        *,
-        metadata: Mapping[str, str] | None = None,
-        max_iterations: int | None = None,
-        limits: TaskLimits | None = None,
-        parent_task_id: str | None = None,
-        idempotency_key: str | None = None,
-    ) -> SubmittedTask:
-        """Submits a task to the agent of a workspace.
-
-        The call is repeated if the service is unavailable: its idempotency key makes sure that
-        there is only one task.
-
-        Args:
-            workspace_id: The workspace, which must be idle, or suspended: then the call also waits
-                for its agent.
-            description: What to do, 1 to 100,000 characters.
-            metadata: For the caller's own use: at most 32 entries, keys of 1 to 64 characters,
-                values of at most 512.
-            max_iterations: 1 to 1,000; a task that has not finished after that many ends `failed`.
-                None for the service's default, 100.
-            limits: When the service itself cancels the task. None for never.
-            parent_task_id: Makes the task a child of this task of the organization. None for none.
-            idempotency_key: 1 to 255 printable characters. For 24 hours, a call of the same user or
-                API key with this key and the same request has no effect and gets the first answer.
-                None for a new key: then only the repeats of this call share it.
-
-        Returns:
-            The id of the task, and its status.
-
-        Raises:
-            IdempotencyConflictError: The key was used for another request.
-            WorkspaceBusyError: The workspace already has the task `error.task_id`.
-            ParentNotRunningError: The parent has ended or is being cancelled.
-            TreeLimitReachedError: The tree has as many levels or tasks as it may have.
-            AgentUnreachableError: The agent did not answer; the task has ended `delivery_failed`.
-            CallError: Any other failure.
-        """
-        return await self._call(
-            call(
-                "SubmitTask",
-                with_id(SubmittedTask),
-                idempotent(idempotency_key),
-                workspace_id=workspace_id,
-                description=description,
-                metadata=metadata,
-                max_iterations=max_iterations or 0,
-                limits=None if limits is None else valid("limits", limits._to_message),
-                parent_task_id=optional("parent_task_id", parent_task_id),
-            )
-        )
-
-    async def get_task(self, workspace_id: str, task_id: str) -> Task:
-        """Reads one task.
-
-        Args:
-            workspace_id: The workspace.
-            task_id: The task.
-
-        Returns:
-            The task as it is now.
-
-        Raises:
-            WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.
-            CallError: Any other failure.
-        """
-        return await self._call(
-            call("GetTask", only(Task), workspace_id=workspace_id, task_id=task_id)
-        )
-
-    async def get_current_iteration(self, workspace_id: str, task_id: str) -> CurrentIteration:
-        """Reads what a task does now.
-
-        Args:
-            workspace_id: The workspace.
-            task_id: The task.
-
-        Returns:
-            The calls that run, since when, and the end of their output so far.
-
-        Raises:
-            WorkspaceNotFoundError, TaskNotFoundError: There is nothing by this id.
-            AgentUnreachableError: The agent did not answer within 2 s.
-            CallError: Any other failure.
-        """
-        return await self._call(
-            call(
-                "GetCurrentIteration",
-                only(CurrentIteration),
-                workspace_id=workspace_id,
-                task_id=task_id,
-            )
-        )
-
     async def wait_for_task(
         self, workspace_id: str, task_id: str, *, timeout: Seconds | None = None
     ) -> Task:
@@ -248,47 +134,6 @@ class AsyncTaskCalls(AsyncCaller):
             if pause_seconds is None:
                 return task
             await self._sleep(pause_seconds)
-
-    def list_tasks(
-        self,
-        workspace_id: str | None = None,
-        *,
-        parent_task_id: str | None = None,
-        root_task_id: str | None = None,
-        active: bool = False,
-        page_size: int | None = None,
-        page_token: str | None = None,
-    ) -> AsyncPages[Task]:
-        """Lists the tasks of a workspace or of a tree, or the active ones, newest first.
-
-        With `:own` permissions, a list of several workspaces has only the tasks in the caller's.
-
-        Args:
-            workspace_id: Only tasks of this workspace. May be None for the tasks of a tree, and for
-                the active tasks of the organization.
-            parent_task_id: Only the children of this task.
-            root_task_id: Only this task and its descendants, if it is the root of its tree.
-            active: Only tasks that have not ended.
-            page_size: The number of tasks in one answer, 1 to 200. None for the default, 50.
-            page_token: The `next_page_token` of the page after which the list begins.
-
-        Returns:
-            The tasks, which are fetched page by page during the iteration.
-
-        Raises:
-            WorkspaceNotFoundError: There is no such workspace. Raised by the iteration.
-            CallError: Any other failure. Raised by the iteration.
-        """
-        return self._pages(
-            "ListTasks",
-            page("tasks", Task),
-            page_size,
-            page_token,
-            workspace_id=optional("workspace_id", workspace_id),
-            parent_task_id=optional("parent_task_id", parent_task_id),
-            root_task_id=optional("root_task_id", root_task_id),
-            active=active,
-        )
 
     def watch(
         self,

@@ -26,7 +26,7 @@ from evershell.workspace.v1 import field_pb2 as evershell_dot_workspace_dot_v1_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"evershell/workspace/v1/audit.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x02\n\nAuditEntry\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06org_id\x18\x03 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x04 \x01(\t\x12\x17\n\x0f\x63redential_kind\x18\x05 \x01(\t\x12\x15\n\rcredential_id\x18\x06 \x01(\t\x12\x0b\n\x03rpc\x18\x07 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x08 \x01(\t\x12\x0f\n\x07task_id\x18\t \x01(\t\x12\x0f\n\x07outcome\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12\x10\n\x08trace_id\x18\r \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x0e \x01(\tB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"evershell/workspace/v1/audit.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x02\n\nAuditEntry\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x30\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06org_id\x18\x03 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x04 \x01(\t\x12\x17\n\x0f\x63redential_kind\x18\x05 \x01(\t\x12\x1d\n\rcredential_id\x18\x06 \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x0b\n\x03rpc\x18\x07 \x01(\t\x12\x1c\n\x0cworkspace_id\x18\x08 \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x17\n\x07task_id\x18\t \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x0f\n\x07outcome\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12\x18\n\x08trace_id\x18\r \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x16\n\x0e\x63lient_address\x18\x0e \x01(\tB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evershell.workspace.v1.audi
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z%evershell.ai/workspace/v1;workspacev1'
+  _globals['_AUDITENTRY'].fields_by_name['id']._loaded_options = None
+  _globals['_AUDITENTRY'].fields_by_name['id']._serialized_options = b'\242\265\030\002\010\001'
   _globals['_AUDITENTRY'].fields_by_name['time']._loaded_options = None
   _globals['_AUDITENTRY'].fields_by_name['time']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_AUDITENTRY'].fields_by_name['credential_id']._loaded_options = None
+  _globals['_AUDITENTRY'].fields_by_name['credential_id']._serialized_options = b'\242\265\030\002H\001'
+  _globals['_AUDITENTRY'].fields_by_name['workspace_id']._loaded_options = None
+  _globals['_AUDITENTRY'].fields_by_name['workspace_id']._serialized_options = b'\242\265\030\002H\001'
+  _globals['_AUDITENTRY'].fields_by_name['task_id']._loaded_options = None
+  _globals['_AUDITENTRY'].fields_by_name['task_id']._serialized_options = b'\242\265\030\002H\001'
+  _globals['_AUDITENTRY'].fields_by_name['trace_id']._loaded_options = None
+  _globals['_AUDITENTRY'].fields_by_name['trace_id']._serialized_options = b'\242\265\030\002H\001'
   _globals['_AUDITENTRY']._serialized_start=132
-  _globals['_AUDITENTRY']._serialized_end=435
+  _globals['_AUDITENTRY']._serialized_end=475
 # @@protoc_insertion_point(module_scope)

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from evershell.workspace.v1 import field_pb2 as evershell_dot_workspace_dot_v1_dot_field__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#evershell/workspace/v1/caller.proto\x12\x16\x65vershell.workspace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n\x06\x43\x61ller\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x02 \x01(\t\x12\x17\n\x0f\x63redential_kind\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#evershell/workspace/v1/caller.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\x06\x43\x61ller\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x18\n\x08\x61\x63tor_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x17\n\x0f\x63redential_kind\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +34,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evershell.workspace.v1.call
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z%evershell.ai/workspace/v1;workspacev1'
-  _globals['_CALLER']._serialized_start=97
-  _globals['_CALLER']._serialized_end=228
+  _globals['_CALLER'].fields_by_name['org_id']._loaded_options = None
+  _globals['_CALLER'].fields_by_name['org_id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_CALLER'].fields_by_name['actor_id']._loaded_options = None
+  _globals['_CALLER'].fields_by_name['actor_id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_CALLER']._serialized_start=133
+  _globals['_CALLER']._serialized_end=280
 # @@protoc_insertion_point(module_scope)

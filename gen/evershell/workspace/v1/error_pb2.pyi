@@ -78,9 +78,11 @@ class Error(_message.Message):
         workspace is still stopping.
         """
         rate_limited: Error._ErrorCode.ValueType  # 11
-        """The credential has exceeded its rate limit. Example: 300 calls within one second."""
+        """The credential has exceeded its rate limit, or its share of the calls in progress.
+        Example: 300 calls within one second.
+        """
         agent_unreachable: Error._ErrorCode.ValueType  # 12
-        """The workspace's agent did not answer in time; a cancellation stays recorded and is delivered
+        """The workspace's agent did not answer in time; a recorded cancellation is delivered
         later. Example: the agent's process is frozen.
         """
         unavailable: Error._ErrorCode.ValueType  # 13
@@ -199,9 +201,11 @@ class Error(_message.Message):
     workspace is still stopping.
     """
     rate_limited: Error.ErrorCode.ValueType  # 11
-    """The credential has exceeded its rate limit. Example: 300 calls within one second."""
+    """The credential has exceeded its rate limit, or its share of the calls in progress.
+    Example: 300 calls within one second.
+    """
     agent_unreachable: Error.ErrorCode.ValueType  # 12
-    """The workspace's agent did not answer in time; a cancellation stays recorded and is delivered
+    """The workspace's agent did not answer in time; a recorded cancellation is delivered
     later. Example: the agent's process is frozen.
     """
     unavailable: Error.ErrorCode.ValueType  # 13

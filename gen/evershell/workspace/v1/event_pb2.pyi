@@ -138,7 +138,9 @@ class EventType(_message.Message):
         task_completed: EventType._Type.ValueType  # 9
         task_limit_approached: EventType._Type.ValueType  # 10
 
-    class Type(_Type, metaclass=_TypeEnumTypeWrapper): ...
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """The type of an event, which has the name of its payload."""
+
     type_unspecified: EventType.Type.ValueType  # 0
     workspace_provisioned: EventType.Type.ValueType  # 1
     workspace_stopped: EventType.Type.ValueType  # 2
@@ -364,7 +366,9 @@ class ModelCall(_message.Message):
         interrupted: ModelCall._Status.ValueType  # 2
         """A forced cancellation aborted the call. The other fields hold what was received before that."""
 
-    class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
+    class Status(_Status, metaclass=_StatusEnumTypeWrapper):
+        """How a model call ended."""
+
     status_unspecified: ModelCall.Status.ValueType  # 0
     """Recorded by a release without this field; the model replied."""
     completed: ModelCall.Status.ValueType  # 1
@@ -511,7 +515,9 @@ class ToolResult(_message.Message):
         not_run: ToolResult._Status.ValueType  # 4
         """It could not be run; `output` says why."""
 
-    class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
+    class Status(_Status, metaclass=_StatusEnumTypeWrapper):
+        """How a tool call ended."""
+
     status_unspecified: ToolResult.Status.ValueType  # 0
     exited: ToolResult.Status.ValueType  # 1
     """It ran until it exited; `exit_code` has its exit code."""
@@ -658,13 +664,21 @@ class TaskCompleted(_message.Message):
     class _WorkStoppedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TaskCompleted._WorkStopped.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         work_stopped_unspecified: TaskCompleted._WorkStopped.ValueType  # 0
+        """It was not recorded, by a release without this field."""
         yes: TaskCompleted._WorkStopped.ValueType  # 1
+        """All of them have ended."""
         unknown: TaskCompleted._WorkStopped.ValueType  # 2
+        """Some may still run: their machine could not be asked."""
 
-    class WorkStopped(_WorkStopped, metaclass=_WorkStoppedEnumTypeWrapper): ...
+    class WorkStopped(_WorkStopped, metaclass=_WorkStoppedEnumTypeWrapper):
+        """Whether every process that a task started is known to have ended."""
+
     work_stopped_unspecified: TaskCompleted.WorkStopped.ValueType  # 0
+    """It was not recorded, by a release without this field."""
     yes: TaskCompleted.WorkStopped.ValueType  # 1
+    """All of them have ended."""
     unknown: TaskCompleted.WorkStopped.ValueType  # 2
+    """Some may still run: their machine could not be asked."""
 
     STATUS_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"evershell/workspace/v1/field.proto\x12\x16\x65vershell.workspace.v1\x1a google/protobuf/descriptor.proto\",\n\x0b\x44\x65precation\x12\r\n\x05since\x18\x01 \x01(\t\x12\x0e\n\x06sunset\x18\x02 \x01(\t\"\x92\x02\n\tFieldRule\x12\x12\n\nalways_set\x18\x01 \x01(\x08\x12\r\n\x05is_id\x18\x02 \x01(\x08\x12\x10\n\x03min\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\rdefault_value\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x14\n\x07max_key\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x16\n\tmax_value\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12\x38\n\x0b\x64\x65precation\x18\x08 \x01(\x0b\x32#.evershell.workspace.v1.DeprecationB\x06\n\x04_minB\x06\n\x04_maxB\x10\n\x0e_default_valueB\n\n\x08_max_keyB\x0c\n\n_max_value:Q\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xd4\x86\x03 \x01(\x0b\x32!.evershell.workspace.v1.FieldRuleB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"evershell/workspace/v1/field.proto\x12\x16\x65vershell.workspace.v1\x1a google/protobuf/descriptor.proto\",\n\x0b\x44\x65precation\x12\r\n\x05since\x18\x01 \x01(\t\x12\x0e\n\x06sunset\x18\x02 \x01(\t\"\xa9\x02\n\tFieldRule\x12\x12\n\nalways_set\x18\x01 \x01(\x08\x12\r\n\x05is_id\x18\x02 \x01(\x08\x12\x10\n\x03min\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\rdefault_value\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x14\n\x07max_key\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x16\n\tmax_value\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12\x38\n\x0b\x64\x65precation\x18\x08 \x01(\x0b\x32#.evershell.workspace.v1.Deprecation\x12\x15\n\rnone_if_empty\x18\t \x01(\x08\x42\x06\n\x04_minB\x06\n\x04_maxB\x10\n\x0e_default_valueB\n\n\x08_max_keyB\x0c\n\n_max_value:Q\n\x05\x66ield\x12\x1d.google.protobuf.FieldOptions\x18\xd4\x86\x03 \x01(\x0b\x32!.evershell.workspace.v1.FieldRuleB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,5 +36,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPRECATION']._serialized_start=96
   _globals['_DEPRECATION']._serialized_end=140
   _globals['_FIELDRULE']._serialized_start=143
-  _globals['_FIELDRULE']._serialized_end=417
+  _globals['_FIELDRULE']._serialized_end=440
 # @@protoc_insertion_point(module_scope)

@@ -62,8 +62,11 @@ class FieldRule(_message.Message):
     MAX_KEY_FIELD_NUMBER: _builtins.int
     MAX_VALUE_FIELD_NUMBER: _builtins.int
     DEPRECATION_FIELD_NUMBER: _builtins.int
+    NONE_IF_EMPTY_FIELD_NUMBER: _builtins.int
     always_set: _builtins.bool
-    """Replies always have this field. A field without presence is always there and needs no rule."""
+    """Replies always have this field. The document lists it as required, as it does every field without
+    presence.
+    """
     is_id: _builtins.bool
     """An id: characters of A-Z a-z 0-9 _ -, at most 128."""
     min: _builtins.int
@@ -77,6 +80,8 @@ class FieldRule(_message.Message):
     max_key: _builtins.int
     """Characters of a key and of a value of a map. A key has at least one."""
     max_value: _builtins.int
+    none_if_empty: _builtins.bool
+    """In a reply, an empty value says that there is none: clients show it as absent."""
     @_builtins.property
     def deprecation(self) -> Global___Deprecation:
         """If the field is deprecated."""
@@ -92,10 +97,11 @@ class FieldRule(_message.Message):
         max_key: _builtins.int | None = ...,
         max_value: _builtins.int | None = ...,
         deprecation: Global___Deprecation | None = ...,
+        none_if_empty: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_max_key", b"_max_key", "_max_value", b"_max_value", "_min", b"_min", "default_value", b"default_value", "deprecation", b"deprecation", "max", b"max", "max_key", b"max_key", "max_value", b"max_value", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_max_key", b"_max_key", "_max_value", b"_max_value", "_min", b"_min", "always_set", b"always_set", "default_value", b"default_value", "deprecation", b"deprecation", "is_id", b"is_id", "max", b"max", "max_key", b"max_key", "max_value", b"max_value", "min", b"min"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_default_value", b"_default_value", "_max", b"_max", "_max_key", b"_max_key", "_max_value", b"_max_value", "_min", b"_min", "always_set", b"always_set", "default_value", b"default_value", "deprecation", b"deprecation", "is_id", b"is_id", "max", b"max", "max_key", b"max_key", "max_value", b"max_value", "min", b"min", "none_if_empty", b"none_if_empty"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__default_value: _TypeAlias = _typing.Literal["default_value"]  # noqa: Y015
     _WhichOneofArgType__default_value: _TypeAlias = _typing.Literal["_default_value", b"_default_value"]  # noqa: Y015

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from evershell.workspace.v1 import field_pb2 as evershell_dot_workspace_dot_v1_dot_field__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!evershell/workspace/v1/hold.proto\x12\x16\x65vershell.workspace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"x\n\x04Hold\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12\x0f\n\x07on_hold\x18\x02 \x01(\x08\x12\x0f\n\x07held_by\x18\x03 \x01(\t\x12.\n\nheld_since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\tB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!evershell/workspace/v1/hold.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x01\n\x04Hold\x12\x16\n\x06org_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0f\n\x07on_hold\x18\x02 \x01(\x08\x12\x17\n\x07held_by\x18\x03 \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12.\n\nheld_since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x05 \x01(\tB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +34,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evershell.workspace.v1.hold
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z%evershell.ai/workspace/v1;workspacev1'
-  _globals['_HOLD']._serialized_start=94
-  _globals['_HOLD']._serialized_end=214
+  _globals['_HOLD'].fields_by_name['org_id']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['org_id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_HOLD'].fields_by_name['held_by']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['held_by']._serialized_options = b'\242\265\030\002H\001'
+  _globals['_HOLD']._serialized_start=131
+  _globals['_HOLD']._serialized_end=267
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!evershell/workspace/v1/task.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xbe\x08\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x33\n\x06status\x18\x04 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x31\n\x05phase\x18\x05 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\x12\x12\n\niterations\x18\x06 \x01(\x05\x12\x36\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12.\n\nstarted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13\x63\x61ncel_requested_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13\x63\x61ncel_requested_by\x18\x0b \x01(\t\x12\x15\n\rcancel_reason\x18\x0c \x01(\t\x12\x0e\n\x06reason\x18\r \x01(\t\x12\x0e\n\x06result\x18\x0e \x01(\t\x12\x34\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.evershell.workspace.v1.UsageB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06\x66orced\x18\x10 \x01(\x08\x12<\n\x08metadata\x18\x11 \x03(\x0b\x32*.evershell.workspace.v1.Task.MetadataEntry\x12\x16\n\x0emax_iterations\x18\x12 \x01(\x05\x12\x33\n\x0f\x63\x61ncel_force_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csubmitted_by\x18\x14 \x01(\t\x12\x32\n\x06limits\x18\x15 \x01(\x0b\x32\".evershell.workspace.v1.TaskLimits\x12\x16\n\x0eparent_task_id\x18\x16 \x01(\t\x12\x14\n\x0croot_task_id\x18\x17 \x01(\t\x12\x16\n\x0eiteration_lost\x18\x18 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\r\n\tsubmitted\x10\x01\x12\r\n\tdelivered\x10\x02\x12\x0b\n\x07running\x10\x03\x12\r\n\tcompleted\x10\x04\x12\n\n\x06\x66\x61iled\x10\x05\x12\r\n\tcancelled\x10\x06\x12\x13\n\x0f\x64\x65livery_failed\x10\x07\"=\n\x05Phase\x12\x15\n\x11phase_unspecified\x10\x00\x12\x0e\n\nmodel_call\x10\x01\x12\r\n\ttool_call\x10\x02\"\x92\x02\n\nTaskLimits\x12:\n\x0cmax_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xa2\xb5\x18\x05 \x80\x9a\x9e\x01\x12,\n\x10max_total_tokens\x18\x02 \x01(\x03\x42\r\xa2\xb5\x18\t\x18\x01 \x80\xa0\x94\xa5\x8d\x1dH\x00\x88\x01\x01\x12\x38\n\x0b\x66orce_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xa2\xb5\x18\x04 \x80\xa3\x05\x12.\n\x08max_cost\x18\x04 \x01(\x0b\x32\x12.google.type.MoneyB\x08\xa2\xb5\x18\x04 \xc0\x84=\x12\x1b\n\x13include_descendants\x18\x05 \x01(\x08\x42\x13\n\x11_max_total_tokens\"\x7f\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x13\n\x0bmodel_calls\x18\x03 \x01(\x03\x12\x12\n\ntool_calls\x18\x04 \x01(\x03\x12 \n\x04\x63ost\x18\x05 \x01(\x0b\x32\x12.google.type.Money\"\xb0\x01\n\x10\x43urrentIteration\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12\x31\n\x05phase\x18\x04 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\x12\x32\n\x05\x63\x61lls\x18\x05 \x03(\x0b\x32#.evershell.workspace.v1.RunningCall\"\x86\x01\n\x0bRunningCall\x12\x31\n\x05phase\x18\x01 \x01(\x0e\x32\".evershell.workspace.v1.Task.Phase\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x03\x12\x0e\n\x06output\x18\x05 \x01(\tB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!evershell/workspace/v1/task.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xf6\x08\n\x04Task\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x1c\n\x0cworkspace_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x33\n\x06status\x18\x04 \x01(\x0e\x32#.evershell.workspace.v1.Task.Status\x12\x39\n\x05phase\x18\x05 \x01(\x0e\x32\".evershell.workspace.v1.Task.PhaseB\x06\xa2\xb5\x18\x02H\x01\x12\x12\n\niterations\x18\x06 \x01(\x05\x12\x36\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12.\n\nstarted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x63ompleted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13\x63\x61ncel_requested_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x13\x63\x61ncel_requested_by\x18\x0b \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x15\n\rcancel_reason\x18\x0c \x01(\t\x12\x0e\n\x06reason\x18\r \x01(\t\x12\x0e\n\x06result\x18\x0e \x01(\t\x12\x34\n\x05usage\x18\x0f \x01(\x0b\x32\x1d.evershell.workspace.v1.UsageB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06\x66orced\x18\x10 \x01(\x08\x12<\n\x08metadata\x18\x11 \x03(\x0b\x32*.evershell.workspace.v1.Task.MetadataEntry\x12\x16\n\x0emax_iterations\x18\x12 \x01(\x05\x12\x33\n\x0f\x63\x61ncel_force_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x0csubmitted_by\x18\x14 \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x32\n\x06limits\x18\x15 \x01(\x0b\x32\".evershell.workspace.v1.TaskLimits\x12\x1e\n\x0eparent_task_id\x18\x16 \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x1c\n\x0croot_task_id\x18\x17 \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x16\n\x0eiteration_lost\x18\x18 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\r\n\tsubmitted\x10\x01\x12\r\n\tdelivered\x10\x02\x12\x0b\n\x07running\x10\x03\x12\r\n\tcompleted\x10\x04\x12\n\n\x06\x66\x61iled\x10\x05\x12\r\n\tcancelled\x10\x06\x12\x13\n\x0f\x64\x65livery_failed\x10\x07\"=\n\x05Phase\x12\x15\n\x11phase_unspecified\x10\x00\x12\x0e\n\nmodel_call\x10\x01\x12\r\n\ttool_call\x10\x02\"\x92\x02\n\nTaskLimits\x12:\n\x0cmax_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\t\xa2\xb5\x18\x05 \x80\x9a\x9e\x01\x12,\n\x10max_total_tokens\x18\x02 \x01(\x03\x42\r\xa2\xb5\x18\t\x18\x01 \x80\xa0\x94\xa5\x8d\x1dH\x00\x88\x01\x01\x12\x38\n\x0b\x66orce_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xa2\xb5\x18\x04 \x80\xa3\x05\x12.\n\x08max_cost\x18\x04 \x01(\x0b\x32\x12.google.type.MoneyB\x08\xa2\xb5\x18\x04 \xc0\x84=\x12\x1b\n\x13include_descendants\x18\x05 \x01(\x08\x42\x13\n\x11_max_total_tokens\"\x7f\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x13\n\x0bmodel_calls\x18\x03 \x01(\x03\x12\x12\n\ntool_calls\x18\x04 \x01(\x03\x12 \n\x04\x63ost\x18\x05 \x01(\x0b\x32\x12.google.type.Money\"\xc8\x01\n\x10\x43urrentIteration\x12\x1c\n\x0cworkspace_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x17\n\x07task_id\x18\x02 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12\x39\n\x05phase\x18\x04 \x01(\x0e\x32\".evershell.workspace.v1.Task.PhaseB\x06\xa2\xb5\x18\x02H\x01\x12\x32\n\x05\x63\x61lls\x18\x05 \x03(\x0b\x32#.evershell.workspace.v1.RunningCall\"\x8e\x01\n\x0bRunningCall\x12\x39\n\x05phase\x18\x01 \x01(\x0e\x32\".evershell.workspace.v1.Task.PhaseB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x03\x12\x0e\n\x06output\x18\x05 \x01(\tB\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,10 +38,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z%evershell.ai/workspace/v1;workspacev1'
   _globals['_TASK_METADATAENTRY']._loaded_options = None
   _globals['_TASK_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_TASK'].fields_by_name['id']._loaded_options = None
+  _globals['_TASK'].fields_by_name['id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_TASK'].fields_by_name['workspace_id']._loaded_options = None
+  _globals['_TASK'].fields_by_name['workspace_id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_TASK'].fields_by_name['phase']._loaded_options = None
+  _globals['_TASK'].fields_by_name['phase']._serialized_options = b'\242\265\030\002H\001'
   _globals['_TASK'].fields_by_name['created_at']._loaded_options = None
   _globals['_TASK'].fields_by_name['created_at']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_TASK'].fields_by_name['cancel_requested_by']._loaded_options = None
+  _globals['_TASK'].fields_by_name['cancel_requested_by']._serialized_options = b'\242\265\030\002H\001'
   _globals['_TASK'].fields_by_name['usage']._loaded_options = None
   _globals['_TASK'].fields_by_name['usage']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_TASK'].fields_by_name['submitted_by']._loaded_options = None
+  _globals['_TASK'].fields_by_name['submitted_by']._serialized_options = b'\242\265\030\002H\001'
+  _globals['_TASK'].fields_by_name['parent_task_id']._loaded_options = None
+  _globals['_TASK'].fields_by_name['parent_task_id']._serialized_options = b'\242\265\030\002H\001'
+  _globals['_TASK'].fields_by_name['root_task_id']._loaded_options = None
+  _globals['_TASK'].fields_by_name['root_task_id']._serialized_options = b'\242\265\030\002H\001'
   _globals['_TASKLIMITS'].fields_by_name['max_duration']._loaded_options = None
   _globals['_TASKLIMITS'].fields_by_name['max_duration']._serialized_options = b'\242\265\030\005 \200\232\236\001'
   _globals['_TASKLIMITS'].fields_by_name['max_total_tokens']._loaded_options = None
@@ -50,20 +64,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKLIMITS'].fields_by_name['force_after']._serialized_options = b'\242\265\030\004 \200\243\005'
   _globals['_TASKLIMITS'].fields_by_name['max_cost']._loaded_options = None
   _globals['_TASKLIMITS'].fields_by_name['max_cost']._serialized_options = b'\242\265\030\004 \300\204='
+  _globals['_CURRENTITERATION'].fields_by_name['workspace_id']._loaded_options = None
+  _globals['_CURRENTITERATION'].fields_by_name['workspace_id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_CURRENTITERATION'].fields_by_name['task_id']._loaded_options = None
+  _globals['_CURRENTITERATION'].fields_by_name['task_id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_CURRENTITERATION'].fields_by_name['phase']._loaded_options = None
+  _globals['_CURRENTITERATION'].fields_by_name['phase']._serialized_options = b'\242\265\030\002H\001'
+  _globals['_RUNNINGCALL'].fields_by_name['phase']._loaded_options = None
+  _globals['_RUNNINGCALL'].fields_by_name['phase']._serialized_options = b'\242\265\030\002\010\001'
   _globals['_TASK']._serialized_start=188
-  _globals['_TASK']._serialized_end=1274
-  _globals['_TASK_METADATAENTRY']._serialized_start=1023
-  _globals['_TASK_METADATAENTRY']._serialized_end=1070
-  _globals['_TASK_STATUS']._serialized_start=1073
-  _globals['_TASK_STATUS']._serialized_end=1211
-  _globals['_TASK_PHASE']._serialized_start=1213
-  _globals['_TASK_PHASE']._serialized_end=1274
-  _globals['_TASKLIMITS']._serialized_start=1277
-  _globals['_TASKLIMITS']._serialized_end=1551
-  _globals['_USAGE']._serialized_start=1553
-  _globals['_USAGE']._serialized_end=1680
-  _globals['_CURRENTITERATION']._serialized_start=1683
-  _globals['_CURRENTITERATION']._serialized_end=1859
-  _globals['_RUNNINGCALL']._serialized_start=1862
-  _globals['_RUNNINGCALL']._serialized_end=1996
+  _globals['_TASK']._serialized_end=1330
+  _globals['_TASK_METADATAENTRY']._serialized_start=1079
+  _globals['_TASK_METADATAENTRY']._serialized_end=1126
+  _globals['_TASK_STATUS']._serialized_start=1129
+  _globals['_TASK_STATUS']._serialized_end=1267
+  _globals['_TASK_PHASE']._serialized_start=1269
+  _globals['_TASK_PHASE']._serialized_end=1330
+  _globals['_TASKLIMITS']._serialized_start=1333
+  _globals['_TASKLIMITS']._serialized_end=1607
+  _globals['_USAGE']._serialized_start=1609
+  _globals['_USAGE']._serialized_end=1736
+  _globals['_CURRENTITERATION']._serialized_start=1739
+  _globals['_CURRENTITERATION']._serialized_end=1939
+  _globals['_RUNNINGCALL']._serialized_start=1942
+  _globals['_RUNNINGCALL']._serialized_end=2084
 # @@protoc_insertion_point(module_scope)

@@ -50,7 +50,9 @@ class Task(_message.Message):
         delivery_failed: Task._Status.ValueType  # 7
         """Ended: the agent could not be reached, so it never began."""
 
-    class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
+    class Status(_Status, metaclass=_StatusEnumTypeWrapper):
+        """The state of a task."""
+
     status_unspecified: Task.Status.ValueType  # 0
     submitted: Task.Status.ValueType  # 1
     """Recorded; the agent has not received it yet."""

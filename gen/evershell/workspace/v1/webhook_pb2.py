@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from evershell.workspace.v1 import event_pb2 as evershell_dot_workspace_dot_v1_dot_event__pb2
+from evershell.workspace.v1 import field_pb2 as evershell_dot_workspace_dot_v1_dot_field__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$evershell/workspace/v1/webhook.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x02\n\x07Webhook\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12;\n\x0b\x65vent_types\x18\x04 \x03(\x0e\x32&.evershell.workspace.v1.EventType.Type\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\ncreated_by\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12>\n\x1aprevious_secret_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64isabled_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x03\n\x0fWebhookDelivery\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12>\n\x06status\x18\x04 \x01(\x0e\x32..evershell.workspace.v1.WebhookDelivery.Status\x12\x15\n\rdelivered_seq\x18\x05 \x01(\x03\x12\x10\n\x08last_seq\x18\x06 \x01(\x03\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x33\n\x0flast_attempt_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_attempt_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\x0b\n\x07pending\x10\x01\x12\r\n\tdelivered\x10\x02\x12\n\n\x06\x66\x61iled\x10\x03\x42\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$evershell/workspace/v1/webhook.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/event.proto\x1a\"evershell/workspace/v1/field.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x02\n\x07Webhook\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12;\n\x0b\x65vent_types\x18\x04 \x03(\x0e\x32&.evershell.workspace.v1.EventType.Type\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x12\n\ncreated_by\x18\x06 \x01(\t\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12>\n\x1aprevious_secret_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64isabled_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x03\n\x0fWebhookDelivery\x12\x1a\n\nwebhook_id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x14\n\x0cworkspace_id\x18\x02 \x01(\t\x12\x0f\n\x07task_id\x18\x03 \x01(\t\x12>\n\x06status\x18\x04 \x01(\x0e\x32..evershell.workspace.v1.WebhookDelivery.Status\x12\x15\n\rdelivered_seq\x18\x05 \x01(\x03\x12\x10\n\x08last_seq\x18\x06 \x01(\x03\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x33\n\x0flast_attempt_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fnext_attempt_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"H\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\x0b\n\x07pending\x10\x01\x12\r\n\tdelivered\x10\x02\x12\n\n\x06\x66\x61iled\x10\x03\x42\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +35,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evershell.workspace.v1.webh
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z%evershell.ai/workspace/v1;workspacev1'
-  _globals['_WEBHOOK']._serialized_start=134
-  _globals['_WEBHOOK']._serialized_end=447
-  _globals['_WEBHOOKDELIVERY']._serialized_start=450
-  _globals['_WEBHOOKDELIVERY']._serialized_end=849
-  _globals['_WEBHOOKDELIVERY_STATUS']._serialized_start=777
-  _globals['_WEBHOOKDELIVERY_STATUS']._serialized_end=849
+  _globals['_WEBHOOK'].fields_by_name['id']._loaded_options = None
+  _globals['_WEBHOOK'].fields_by_name['id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_WEBHOOKDELIVERY'].fields_by_name['webhook_id']._loaded_options = None
+  _globals['_WEBHOOKDELIVERY'].fields_by_name['webhook_id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_WEBHOOK']._serialized_start=170
+  _globals['_WEBHOOK']._serialized_end=491
+  _globals['_WEBHOOKDELIVERY']._serialized_start=494
+  _globals['_WEBHOOKDELIVERY']._serialized_end=901
+  _globals['_WEBHOOKDELIVERY_STATUS']._serialized_start=829
+  _globals['_WEBHOOKDELIVERY_STATUS']._serialized_end=901
 # @@protoc_insertion_point(module_scope)

@@ -106,7 +106,9 @@ class WebhookDelivery(_message.Message):
         task, or ReplayWebhook, makes it pending again, unless the webhook is disabled.
         """
 
-    class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
+    class Status(_Status, metaclass=_StatusEnumTypeWrapper):
+        """How far the events of a task were delivered."""
+
     status_unspecified: WebhookDelivery.Status.ValueType  # 0
     pending: WebhookDelivery.Status.ValueType  # 1
     """Some events are not delivered yet. They are sent, or sent again, until they are."""

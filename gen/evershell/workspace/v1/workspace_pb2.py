@@ -26,7 +26,7 @@ from evershell.workspace.v1 import field_pb2 as evershell_dot_workspace_dot_v1_d
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&evershell/workspace/v1/workspace.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x03\n\tWorkspace\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x38\n\x06status\x18\x03 \x01(\x0e\x32(.evershell.workspace.v1.Workspace.Status\x12\x1a\n\x12\x63reated_by_user_id\x18\x04 \x01(\t\x12\x36\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x36\n\nupdated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x17\n\x0f\x63urrent_task_id\x18\x07 \x01(\t\x12\x15\n\rstatus_reason\x18\x08 \x01(\t\x12\r\n\x05\x65poch\x18\t \x01(\x03\x12\x0c\n\x04name\x18\n \x01(\t\"\x8a\x01\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\x10\n\x0cprovisioning\x10\x01\x12\x08\n\x04idle\x10\x02\x12\x08\n\x04\x62usy\x10\x03\x12\x0c\n\x08stopping\x10\x04\x12\x0b\n\x07stopped\x10\x05\x12\n\n\x06\x66\x61iled\x10\x06\x12\r\n\tsuspended\x10\x07\x12\x0c\n\x08\x64\x65leting\x10\x08\x42\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&evershell/workspace/v1/workspace.proto\x12\x16\x65vershell.workspace.v1\x1a\"evershell/workspace/v1/field.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x03\n\tWorkspace\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\xa2\xb5\x18\x02\x08\x01\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x38\n\x06status\x18\x03 \x01(\x0e\x32(.evershell.workspace.v1.Workspace.Status\x12\"\n\x12\x63reated_by_user_id\x18\x04 \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x36\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x36\n\nupdated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xa2\xb5\x18\x02\x08\x01\x12\x1f\n\x0f\x63urrent_task_id\x18\x07 \x01(\tB\x06\xa2\xb5\x18\x02H\x01\x12\x15\n\rstatus_reason\x18\x08 \x01(\t\x12\r\n\x05\x65poch\x18\t \x01(\x03\x12\x0c\n\x04name\x18\n \x01(\t\"\x8a\x01\n\x06Status\x12\x16\n\x12status_unspecified\x10\x00\x12\x10\n\x0cprovisioning\x10\x01\x12\x08\n\x04idle\x10\x02\x12\x08\n\x04\x62usy\x10\x03\x12\x0c\n\x08stopping\x10\x04\x12\x0b\n\x07stopped\x10\x05\x12\n\n\x06\x66\x61iled\x10\x06\x12\r\n\tsuspended\x10\x07\x12\x0c\n\x08\x64\x65leting\x10\x08\x42\'Z%evershell.ai/workspace/v1;workspacev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'evershell.workspace.v1.work
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z%evershell.ai/workspace/v1;workspacev1'
+  _globals['_WORKSPACE'].fields_by_name['id']._loaded_options = None
+  _globals['_WORKSPACE'].fields_by_name['id']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_WORKSPACE'].fields_by_name['created_by_user_id']._loaded_options = None
+  _globals['_WORKSPACE'].fields_by_name['created_by_user_id']._serialized_options = b'\242\265\030\002H\001'
   _globals['_WORKSPACE'].fields_by_name['created_at']._loaded_options = None
   _globals['_WORKSPACE'].fields_by_name['created_at']._serialized_options = b'\242\265\030\002\010\001'
   _globals['_WORKSPACE'].fields_by_name['updated_at']._loaded_options = None
   _globals['_WORKSPACE'].fields_by_name['updated_at']._serialized_options = b'\242\265\030\002\010\001'
+  _globals['_WORKSPACE'].fields_by_name['current_task_id']._loaded_options = None
+  _globals['_WORKSPACE'].fields_by_name['current_task_id']._serialized_options = b'\242\265\030\002H\001'
   _globals['_WORKSPACE']._serialized_start=136
-  _globals['_WORKSPACE']._serialized_end=591
-  _globals['_WORKSPACE_STATUS']._serialized_start=453
-  _globals['_WORKSPACE_STATUS']._serialized_end=591
+  _globals['_WORKSPACE']._serialized_end=615
+  _globals['_WORKSPACE_STATUS']._serialized_start=477
+  _globals['_WORKSPACE_STATUS']._serialized_end=615
 # @@protoc_insertion_point(module_scope)

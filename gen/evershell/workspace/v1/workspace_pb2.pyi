@@ -52,7 +52,9 @@ class Workspace(_message.Message):
         deleting: Workspace._Status.ValueType  # 8
         """DeleteWorkspace is removing it, with its tasks, events and files."""
 
-    class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
+    class Status(_Status, metaclass=_StatusEnumTypeWrapper):
+        """The state of a workspace."""
+
     status_unspecified: Workspace.Status.ValueType  # 0
     provisioning: Workspace.Status.ValueType  # 1
     """Its agent is being started and has not registered yet."""

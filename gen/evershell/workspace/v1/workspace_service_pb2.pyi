@@ -34,9 +34,34 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EdgeRule(_message.Message):
-    """How the edge offers an RPC over REST. Without a `success_status`, it is offered over gRPC alone."""
+    """How an RPC is offered over REST, and how the edge and the service treat its calls. Without a
+    `success_status`, it is offered over gRPC alone.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _Urgency:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _UrgencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[EdgeRule._Urgency.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        urgency_unspecified: EdgeRule._Urgency.ValueType  # 0
+        first: EdgeRule._Urgency.ValueType  # 1
+        """It is served first, and has places that other calls cannot use: it stops work, or tells whether
+        that has worked.
+        """
+        cancellation: EdgeRule._Urgency.ValueType  # 2
+        """The same, and its calls have a rate limit of their own."""
+
+    class Urgency(_Urgency, metaclass=_UrgencyEnumTypeWrapper): ...
+    urgency_unspecified: EdgeRule.Urgency.ValueType  # 0
+    first: EdgeRule.Urgency.ValueType  # 1
+    """It is served first, and has places that other calls cannot use: it stops work, or tells whether
+    that has worked.
+    """
+    cancellation: EdgeRule.Urgency.ValueType  # 2
+    """The same, and its calls have a rate limit of their own."""
 
     class _Repeat:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -71,6 +96,9 @@ class EdgeRule(_message.Message):
     STREAM_MESSAGE_FIELD_NUMBER: _builtins.int
     REPEAT_FIELD_NUMBER: _builtins.int
     DEPRECATION_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    URGENCY_FIELD_NUMBER: _builtins.int
+    AUDITS_REFUSALS_FIELD_NUMBER: _builtins.int
     success_status: _builtins.int
     """HTTP status of a success."""
     success_status_after_wait: _builtins.int
@@ -87,6 +115,9 @@ class EdgeRule(_message.Message):
     """When a failed call can be repeated without another effect. The service, the edge and the client
     decide by it.
     """
+    urgency: Global___EdgeRule.Urgency.ValueType
+    audits_refusals: _builtins.bool
+    """Whether the store decides its `errors`, and records the entry of the audit log with them."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
         """The errors of this RPC, in addition to the errors of every call."""
@@ -94,6 +125,10 @@ class EdgeRule(_message.Message):
     @_builtins.property
     def deprecation(self) -> _field_pb2.Deprecation:
         """If the RPC is deprecated."""
+
+    @_builtins.property
+    def access(self) -> Global___AccessRule:
+        """The scopes that a call needs. Every RPC has it."""
 
     def __init__(
         self,
@@ -106,14 +141,51 @@ class EdgeRule(_message.Message):
         stream_message: _builtins.str = ...,
         repeat: Global___EdgeRule.Repeat.ValueType = ...,
         deprecation: _field_pb2.Deprecation | None = ...,
+        access: Global___AccessRule | None = ...,
+        urgency: Global___EdgeRule.Urgency.ValueType = ...,
+        audits_refusals: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deprecation", b"deprecation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "deprecation", b"deprecation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deprecation", b"deprecation", "errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "audits_refusals", b"audits_refusals", "deprecation", b"deprecation", "errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait", "urgency", b"urgency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EdgeRule: _TypeAlias = EdgeRule  # noqa: Y015
+
+@_typing.final
+class AccessRule(_message.Message):
+    """Which scopes permit a call. If the request has a `workspace_id`, the `:own` form of a scope permits it
+    only for a workspace that the caller has created.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPES_FIELD_NUMBER: _builtins.int
+    WITHOUT_OWN_FIELD_NUMBER: _builtins.int
+    ALSO_FIELD_NUMBER: _builtins.int
+    without_own: _builtins.bool
+    """Whether the scopes have no `:own` form."""
+    also: _builtins.str
+    """A scope that is needed too, or its `:own` form; empty if none is."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Each of them, or its `:own` form, is enough. Without any, every credential is."""
+
+    def __init__(
+        self,
+        *,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        without_own: _builtins.bool = ...,
+        also: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["also", b"also", "scopes", b"scopes", "without_own", b"without_own"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccessRule: _TypeAlias = AccessRule  # noqa: Y015
 
 @_typing.final
 class ServiceRule(_message.Message):
@@ -216,6 +288,8 @@ Global___CancelTaskRequest: _TypeAlias = CancelTaskRequest  # noqa: Y015
 
 @_typing.final
 class CancelTaskResponse(_message.Message):
+    """The answer to a cancellation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Outcome:
@@ -228,18 +302,20 @@ class CancelTaskResponse(_message.Message):
         accepted: CancelTaskResponse._Outcome.ValueType  # 1
         """This call recorded the cancellation."""
         already_requested: CancelTaskResponse._Outcome.ValueType  # 2
-        """It was recorded before; requester, time and reason are those of the first call."""
+        """It was recorded before; the requester, time and reason of the first call stay."""
         already_finished: CancelTaskResponse._Outcome.ValueType  # 3
         """`task_id` names a task that had ended; `task.status` says how."""
         no_active_task: CancelTaskResponse._Outcome.ValueType  # 4
         """The workspace is idle or suspended: no task runs."""
 
-    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """What a cancellation found."""
+
     outcome_unspecified: CancelTaskResponse.Outcome.ValueType  # 0
     accepted: CancelTaskResponse.Outcome.ValueType  # 1
     """This call recorded the cancellation."""
     already_requested: CancelTaskResponse.Outcome.ValueType  # 2
-    """It was recorded before; requester, time and reason are those of the first call."""
+    """It was recorded before; the requester, time and reason of the first call stay."""
     already_finished: CancelTaskResponse.Outcome.ValueType  # 3
     """`task_id` names a task that had ended; `task.status` says how."""
     no_active_task: CancelTaskResponse.Outcome.ValueType  # 4
@@ -359,6 +435,8 @@ Global___SubmitTaskRequest: _TypeAlias = SubmitTaskRequest  # noqa: Y015
 
 @_typing.final
 class SubmitTaskResponse(_message.Message):
+    """The answer to SubmitTask."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TASK_ID_FIELD_NUMBER: _builtins.int
@@ -481,7 +559,7 @@ class ListTasksResponse(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Empty on the last page. Any other page may have fewer items than `page_size`, or none."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]: ...
     def __init__(
@@ -730,7 +808,7 @@ class ListAuditEntriesResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Empty on the last page. Any other page may have fewer items than `page_size`, or none."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_audit_pb2.AuditEntry]: ...
     def __init__(
@@ -800,7 +878,7 @@ class ListWorkspacesResponse(_message.Message):
     WORKSPACES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Empty on the last page. Any other page may have fewer items than `page_size`, or none."""
     @_builtins.property
     def workspaces(self) -> _containers.RepeatedCompositeFieldContainer[_workspace_pb2.Workspace]: ...
     def __init__(
@@ -903,6 +981,8 @@ Global___HoldOrgRequest: _TypeAlias = HoldOrgRequest  # noqa: Y015
 
 @_typing.final
 class HoldOrgResponse(_message.Message):
+    """The answer to HoldOrg."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HOLD_FIELD_NUMBER: _builtins.int
@@ -1105,6 +1185,8 @@ Global___CancelTasksRequest: _TypeAlias = CancelTasksRequest  # noqa: Y015
 
 @_typing.final
 class CancelTasksResponse(_message.Message):
+    """The answer to CancelTasks."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MATCHED_FIELD_NUMBER: _builtins.int
@@ -1145,6 +1227,8 @@ Global___CancelTasksResponse: _TypeAlias = CancelTasksResponse  # noqa: Y015
 
 @_typing.final
 class CancelTasksResult(_message.Message):
+    """What CancelTasks found for one task."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     class _Outcome:
@@ -1157,16 +1241,18 @@ class CancelTasksResult(_message.Message):
         accepted: CancelTasksResult._Outcome.ValueType  # 1
         """This call recorded the cancellation."""
         already_requested: CancelTasksResult._Outcome.ValueType  # 2
-        """It was recorded before; requester, time and reason are those of the first call."""
+        """It was recorded before; the requester, time and reason of the first call stay."""
         matched: CancelTasksResult._Outcome.ValueType  # 3
         """A dry run: without it, the call would have recorded the cancellation."""
 
-    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """What CancelTasks found for a task."""
+
     outcome_unspecified: CancelTasksResult.Outcome.ValueType  # 0
     accepted: CancelTasksResult.Outcome.ValueType  # 1
     """This call recorded the cancellation."""
     already_requested: CancelTasksResult.Outcome.ValueType  # 2
-    """It was recorded before; requester, time and reason are those of the first call."""
+    """It was recorded before; the requester, time and reason of the first call stay."""
     matched: CancelTasksResult.Outcome.ValueType  # 3
     """A dry run: without it, the call would have recorded the cancellation."""
 
@@ -1223,6 +1309,8 @@ Global___CreateWebhookRequest: _TypeAlias = CreateWebhookRequest  # noqa: Y015
 
 @_typing.final
 class CreateWebhookResponse(_message.Message):
+    """The answer to CreateWebhook."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WEBHOOK_FIELD_NUMBER: _builtins.int
@@ -1326,6 +1414,8 @@ Global___RotateWebhookSecretRequest: _TypeAlias = RotateWebhookSecretRequest  # 
 
 @_typing.final
 class RotateWebhookSecretResponse(_message.Message):
+    """The answer to RotateWebhookSecret."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WEBHOOK_FIELD_NUMBER: _builtins.int
@@ -1374,6 +1464,8 @@ Global___ReplayWebhookRequest: _TypeAlias = ReplayWebhookRequest  # noqa: Y015
 
 @_typing.final
 class ReplayWebhookResponse(_message.Message):
+    """The answer to ReplayWebhook."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLAYED_FIELD_NUMBER: _builtins.int

@@ -249,7 +249,7 @@ class WorkspaceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTasks(self, request, context):
-        """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
+        """Lists the tasks of a workspace or of a tree, or all tasks of the organization that have not ended,
         newest first.
 
         Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
@@ -410,8 +410,8 @@ class WorkspaceServiceServicer:
         reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
         CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
         call again.
-        Idempotency: while the organization is on hold, a call does not change the hold: caller, time
-        and reason are those of the first one. With `cancel_running`, it cancels what still runs.
+        Idempotency: while the organization is on hold, a call does not change the hold: its caller,
+        time and reason stay. With `cancel_running`, it cancels what still runs.
         Errors: only those of every call.
         Needs org:hold, and workspace:write for `cancel_running`.
         """

@@ -99,7 +99,7 @@ class WorkspaceServiceStub:
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]
-    """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
+    """Lists the tasks of a workspace or of a tree, or all tasks of the organization that have not ended,
     newest first.
 
     Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
@@ -216,8 +216,8 @@ class WorkspaceServiceStub:
     reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
     CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
     call again.
-    Idempotency: while the organization is on hold, a call does not change the hold: caller, time
-    and reason are those of the first one. With `cancel_running`, it cancels what still runs.
+    Idempotency: while the organization is on hold, a call does not change the hold: its caller,
+    time and reason stay. With `cancel_running`, it cancels what still runs.
     Errors: only those of every call.
     Needs org:hold, and workspace:write for `cancel_running`.
     """
@@ -371,7 +371,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Needs workspace:read, or workspace:read:own and to be the creator of the workspace.
     """
     ListTasks: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ListTasksRequest, _workspace_service_pb2.ListTasksResponse]  # type: ignore[assignment]
-    """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
+    """Lists the tasks of a workspace or of a tree, or all tasks of the organization that have not ended,
     newest first.
 
     Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
@@ -488,8 +488,8 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
     CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
     call again.
-    Idempotency: while the organization is on hold, a call does not change the hold: caller, time
-    and reason are those of the first one. With `cancel_running`, it cancels what still runs.
+    Idempotency: while the organization is on hold, a call does not change the hold: its caller,
+    time and reason stay. With `cancel_running`, it cancels what still runs.
     Errors: only those of every call.
     Needs org:hold, and workspace:write for `cancel_running`.
     """
@@ -670,7 +670,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workspace_service_pb2.ListTasksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workspace_service_pb2.ListTasksResponse, _abc.Awaitable[_workspace_service_pb2.ListTasksResponse]]:
-        """Lists the tasks of a workspace or of a tree, or those of the organization that have not ended,
+        """Lists the tasks of a workspace or of a tree, or all tasks of the organization that have not ended,
         newest first.
 
         Effect: none. With workspace:read:own alone, a list of several workspaces has only the tasks in
@@ -853,8 +853,8 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         reading work. With `cancel_running`, all tasks of the organization are then cancelled, as by
         CancelTasks with the same reason. If there is no time for all of them, `remaining` is not 0:
         call again.
-        Idempotency: while the organization is on hold, a call does not change the hold: caller, time
-        and reason are those of the first one. With `cancel_running`, it cancels what still runs.
+        Idempotency: while the organization is on hold, a call does not change the hold: its caller,
+        time and reason stay. With `cancel_running`, it cancels what still runs.
         Errors: only those of every call.
         Needs org:hold, and workspace:write for `cancel_running`.
         """

@@ -70,11 +70,12 @@ def encode_task(
     task: Task, history_length: int | None = None, *, has_artifacts: bool = True
 ) -> a2a_pb2.Task:
     """The task. `history_length` None means the whole history: the message that began it."""
-    state = a2a_pb2.TASK_STATE_WORKING if task.is_being_cancelled else STATES[task.status]
     encoded = a2a_pb2.Task(
         id=task.id,
         context_id=task.workspace_id,
-        status=a2a_pb2.TaskStatus(state=state, timestamp=timestamp(task.changed_at)),
+        status=a2a_pb2.TaskStatus(
+            state=STATES[task.listed_status], timestamp=timestamp(task.changed_at)
+        ),
         metadata=_task_facts(task),
     )
     if task.reason:
@@ -135,7 +136,8 @@ class Update:
     task_id: str | None
     # Whether the task has ended with it.
     is_end: bool
-    messages: Sequence[a2a_pb2.StreamResponse]
+    # Serialized: each is a StreamResponse.
+    messages: Sequence[bytes]
 
 
 def encode_updates(events: Sequence[Event]) -> Sequence[Update]:
@@ -147,14 +149,15 @@ def _update(event: Event) -> Update:
     if event.task_id is None:
         return Update(None, is_end=False, messages=())
     is_end = event.type is EventType.TASK_COMPLETED
-    if is_end:
-        messages = [
-            *_artifacts(event),
-            _status(event, STATES[TaskStatus(event.payload["status"])]),
-        ]
-    else:
-        messages = [_status(event, _EVENT_STATES[event.type])]
+    messages = [message.SerializeToString() for message in _messages(event)]
     return Update(event.task_id, is_end, messages)
+
+
+def _messages(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
+    """The messages of an event of a task. The last one is its status."""
+    if event.type is EventType.TASK_COMPLETED:
+        return [*_artifacts(event), _status(event, STATES[TaskStatus(event.payload["status"])])]
+    return [_status(event, _EVENT_STATES[event.type])]
 
 
 def push_payload(event: Event) -> tuple[str, bytes]:
@@ -163,7 +166,7 @@ def push_payload(event: Event) -> tuple[str, bytes]:
     A notification has one StreamResponse. If the task has ended with a result, it is the task, with
     the fields that the event has.
     """
-    *artifacts, status = encode_updates([event])[0].messages
+    *artifacts, status = _messages(event)
     if artifacts:
         ended = status.status_update
         status = a2a_pb2.StreamResponse(

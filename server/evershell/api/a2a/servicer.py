@@ -5,7 +5,7 @@ The tenant is the workspace. docs/a2a.md has the mapping, and what is refused.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import grpc
@@ -17,11 +17,11 @@ from evershell.api import codec
 from evershell.api.a2a import decode, encode, push
 from evershell.api.a2a.card import Endpoints, cache_headers, encode_card
 from evershell.api.call import caller, current, origin
-from evershell.api.event_codec import EventEncoder
 from evershell.core import agent_card, deadline, errors, tasks, watch_events, webhooks, workspaces
 from evershell.core.addresses import Network
 from evershell.core.cancel_task import CancelResult, Outcome, await_end, cancel_task
 from evershell.core.errors import Failure
+from evershell.core.event_feeds import EventFeeds
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
 from evershell.core.task import Task
 from evershell.core.webhook import TaskScope, Webhook
@@ -39,6 +39,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     store: Store
     agents: Agents
     subscriptions: Subscriptions
+    feeds: EventFeeds
     clock: Clock
     endpoints: Endpoints
     webhooks: WebhookStore
@@ -46,9 +47,6 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     # The networks that may be called although they are not public.
     allowed_networks: Sequence[Network] = ()
     model_without_price: str = ""
-    encode_updates: EventEncoder[encode.Update] = field(
-        default_factory=lambda: EventEncoder(encode.encode_updates)
-    )
 
     async def GetTask(self, request: a2a_pb2.GetTaskRequest, context: Context) -> a2a_pb2.Task:
         _check_version()
@@ -102,7 +100,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
 
     async def SendStreamingMessage(
         self, request: a2a_pb2.SendMessageRequest, context: Context
-    ) -> AsyncIterator[a2a_pb2.StreamResponse]:
+    ) -> AsyncIterator[Any]:
         workspace, task = await self._submit(request, "SendStreamingMessage")
         history_length = _history_length(request.configuration)
         async with aclosing(self._updates(task, workspace.last_seq, history_length)) as updates:
@@ -245,7 +243,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
 
     async def SubscribeToTask(
         self, request: a2a_pb2.SubscribeToTaskRequest, context: Context
-    ) -> AsyncIterator[a2a_pb2.StreamResponse]:
+    ) -> AsyncIterator[Any]:
         _check_version()
         decode.check_ids(tenant=request.tenant, id=request.id)
         workspace, task = await tasks.read_task(caller(), request.tenant, request.id, self.store)
@@ -263,7 +261,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
 
     async def _updates(
         self, task: Task, after_seq: int, history_length: int | None = None
-    ) -> AsyncGenerator[a2a_pb2.StreamResponse, None]:
+    ) -> AsyncGenerator[Any, None]:
         """The task, then its updates after `after_seq`, until it has ended."""
         yield a2a_pb2.StreamResponse(task=encode.encode_task(task, history_length))
         if task.status.is_terminal:
@@ -273,9 +271,9 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
             task.workspace_id,
             after_seq,
             self.store,
-            self.subscriptions,
+            self.feeds,
             self.clock,
-            self.encode_updates,
+            encode.encode_updates,
             # A stream of A2A has no heartbeats.
             lambda _: encode.Update(None, is_end=False, messages=()),
         )

@@ -13,7 +13,11 @@ import grpc
 
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import CHILDREN_WITH_EFFECT, public_methods
+from evershell.api.method_options import (
+    CHILDREN_WITH_EFFECT,
+    public_methods,
+    stored_failures,
+)
 from evershell.core.event import AUDIT_OK, AuditEntry
 from evershell.core.ids import new_audit_id
 from evershell.core.ports import Clock
@@ -22,24 +26,6 @@ from evershell.telemetry.logs import Sampler
 
 # Ends after which the change may still be committed, with its entry.
 _UNCERTAIN = frozenset({"unavailable", "deadline_exceeded", "internal", "caller_gone"})
-# Failures that are decided after the call's entry is stored.
-_STORED = {
-    "CancelTask": frozenset(
-        {
-            "workspace_not_found",
-            "task_not_found",
-            "workspace_provisioning",
-            "workspace_stopped",
-            "workspace_failed",
-            "workspace_deleting",
-            "agent_unreachable",
-            "task_not_cancelable",
-        }
-    ),
-    "SendMessage": frozenset({"agent_unreachable"}),
-    "SendStreamingMessage": frozenset({"agent_unreachable"}),
-    "SubmitTask": frozenset({"agent_unreachable"}),
-}
 # Anyone can make unauthenticated calls, so the rate of their entries is limited.
 _UNAUTHENTICATED_PER_SECOND = 20
 _MAX_REQUEST_ID_CHARACTERS = 128
@@ -69,7 +55,7 @@ class Auditing(Interceptor):
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         if method.path not in self._audited:
             return proceed
-        rpc, stored = method.name, _STORED.get(method.name, frozenset())
+        rpc, stored = method.name, stored_failures(method.path)
 
         async def audited(call: Call) -> Any:
             now = self._clock()

@@ -14,17 +14,10 @@ from throttled import MemoryStore, RateLimiterType, Throttled, per_sec
 
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import A2A_SERVICE, WORKSPACE_SERVICE
-from evershell.core import errors
+from evershell.api.interceptors.refusals import rate_limited
+from evershell.api.method_options import CANCELLATIONS
+from evershell.core.caller import Caller
 
-# The methods that share the buckets for cancellations.
-_CANCELS = (
-    f"/{WORKSPACE_SERVICE}/CancelTask",
-    f"/{WORKSPACE_SERVICE}/CancelTasks",
-    f"/{WORKSPACE_SERVICE}/HoldOrg",
-    f"/{WORKSPACE_SERVICE}/ReleaseOrg",
-    f"/{A2A_SERVICE}/CancelTask",
-)
 # The least recently used buckets are dropped. An empty bucket is full again after two seconds, in
 # which a worker serves fewer calls than this, so a dropped bucket was full. A bucket takes 300
 # bytes.
@@ -50,11 +43,13 @@ class _Buckets:
             store=MemoryStore(options={"MAX_SIZE": _MAX_BUCKETS}),
         )
 
-    def spend(self, key: str, subject: str) -> None:
+    async def spend(self, call: Call, caller: Caller, method: Method, subject: str) -> None:
         """Takes one call from the bucket. Raises Failure rate_limited if the bucket is empty."""
-        result = self._throttled.limit(key)
+        result = self._throttled.limit(caller.key)
         if result.limited:
-            raise errors.rate_limited(
+            raise await rate_limited(
+                call,
+                method,
                 f"{subject} more than {self._rate.per_second} times a second, and "
                 f"{self._rate.burst} times at once.",
                 # Whole seconds, as in the header `retry-after`. The next call may reach a worker
@@ -77,12 +72,12 @@ class RateLimits(Interceptor):
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         buckets, subject = self._calls, "Your credential has called"
-        if method.path in _CANCELS:
+        if method.path in CANCELLATIONS:
             buckets, subject = self._cancels, "Your credential has cancelled, held or released"
 
         async def limited(call: Call) -> Any:
             if call.caller is not None:
-                buckets.spend(call.caller.key, subject)
+                await buckets.spend(call, call.caller, method, subject)
             return await proceed(call)
 
         return limited

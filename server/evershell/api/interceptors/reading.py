@@ -11,19 +11,24 @@ from a2a.types import a2a_pb2
 from evershell.workspace.v1 import workspace_service_pb2
 from google.protobuf.message import DecodeError, Message
 
-from evershell.api.call import Call, Context
+from evershell.api.call import LARGE_BODY_HEADER, Call, Context
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.interceptors.shares import RETRY_SECONDS, Kind, Places, Shares, kind_of
 from evershell.api.method_options import (
     A2A_SERVICE,
     HEARTBEAT,
     RUNTIME_SERVICE,
+    SCOPE_CHECKS,
     WORKSPACE_SERVICE,
+    names_no_task,
     public_methods,
 )
 from evershell.api.rest_body import merge_rest_body
 from evershell.core import errors
 from evershell.core.agent_rules import BYTES_PER_SECOND, MAX_WAITING_CALLS
+from evershell.core.caller import Caller
 from evershell.core.errors import Failure
+from evershell.core.runtime import AgentIdentity
 
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
 # output, which JSON and Unicode may widen.
@@ -46,24 +51,23 @@ _MAX_PATH_BYTES = 60 * 1024
 # A parsed message can take 50 times its size, if it has millions of empty tool calls. One message
 # of agents that is larger than _LARGE_BYTES is parsed and served at a time.
 _LARGE_BYTES = 256 * 1024
-# The size limit of the requests of A2A that carry no message. WorkspaceService has the same for a
-# cancellation.
-_A2A_BYTES = 16 * 1024
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
-# How long it may take while other calls wait for their turn.
+# A request that has not arrived by then is slow, and needs a place of its own.
+_QUICK_SECONDS = 0.1
+# How long one of an agent may take while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
-# Bounds on the total size of the requests that are being read, for a worker and for one credential.
-# Each size limit has bounds of its own. A request counts with the size limit of its method, because
-# its size is not known yet.
-_WORKER_BYTES = 64 * 1024 * 1024
-_CALLER_BYTES = 8 * 1024 * 1024
+# The total size of the requests of agents that a worker reads at a time. Each size limit has a
+# bound of its own. A request counts with the size limit of its method, because its size is not
+# known yet.
+_AGENTS_BYTES = 64 * 1024 * 1024
 
 
 class Reading(Interceptor):
     """Reads and parses the request. Innermost, so its errors are reported like any other."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
         self._limits = request_limits()
         # Such a method is served when its message has arrived. That the request also ends with it
         # is learned from gRPC by a second read, which would take a large part of the time of a
@@ -73,19 +77,17 @@ class Reading(Interceptor):
         # caller has asked for. A2A asks for unknown fields to be ignored, and the edge reads its
         # bodies.
         self._strict = public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
-        # The turns of the worker, by size limit.
-        self._by_worker: dict[int, _Turns] = {}
-        # The turns of each caller, by caller and size limit, while requests of that caller are
-        # being read.
-        self._by_caller: WeakValueDictionary[tuple[str, int], _Turns] = WeakValueDictionary()
+        # The turns of all agents, by size limit.
+        self._by_limit: dict[int, _Turns] = {}
+        # The turn of each agent, by agent and size limit, while its requests are being read.
+        self._by_agent: WeakValueDictionary[tuple[AgentIdentity, int], _Turns] = (
+            WeakValueDictionary()
+        )
         self._large = asyncio.Semaphore(1)
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         limit, is_strict = self._limit(method), method.path in self._strict
         read = _read_first if method.path in self._reads else _read_only
-        of_worker = self._by_worker.get(limit)
-        if of_worker is None:
-            of_worker = self._by_worker[limit] = _Turns(_WORKER_BYTES // limit)
 
         async def serve(call: Call, message: bytes) -> Any:
             # Over REST, the message has the path beside the body, whose size the edge has checked.
@@ -104,16 +106,44 @@ class Reading(Interceptor):
                 raise _invalid("The request has a field that this version does not know.")
             return await proceed(call)
 
-        async def read_first(call: Call) -> Any:
-            turns = (self._turns_of_caller(call, limit, _CALLER_BYTES // limit), of_worker)
-            message = await _message(lambda: read(call.context), *turns)
-            for each in turns:
-                each.release()
+        if method.service == RUNTIME_SERVICE:
+            return self._of_agents(read, limit, serve)
+        places, check = self._shares.bodies(method), SCOPE_CHECKS.get(method.path)
+        has_place_of_edge = kind_of(method) is Kind.OTHERS
+
+        async def read_and_serve(call: Call) -> Any:
+            with _Body(call, method, places, check) as body:
+                try:
+                    async with body.arrival:
+                        message = await read(call.context)
+                except TimeoutError as error:
+                    raise body.failure or _not_in_time() from error
+                if body.is_large and (has_place_of_edge or len(message) > _LARGE_BYTES):
+                    # The edge keeps its place for a large body until the call ends. Streams, and
+                    # calls that wait for the end of a task, have none there. A request that takes
+                    # much memory keeps its place here.
+                    return await serve(call, message)
             return await serve(call, message)
 
+        return read_and_serve
+
+    def _of_agents(
+        self,
+        read: Callable[[Context], Awaitable[bytes]],
+        limit: int,
+        serve: Callable[[Call, bytes], Awaitable[Any]],
+    ) -> Handler:
+        """Serves one call of an agent at a time. The next one is read when it has ended."""
+        of_worker = self._by_limit.get(limit)
+        if of_worker is None:
+            of_worker = self._by_limit[limit] = _Turns(_AGENTS_BYTES // limit)
+
         async def read_of_agent(call: Call) -> Any:
-            """Serves one call of the agent at a time. The next one is read when it has ended."""
-            of_agent = self._turns_of_caller(call, limit, 1)
+            # An agent whose epoch is over must not take the turns of the next one.
+            assert call.agent is not None, "authentication sets it"
+            of_agent = self._by_agent.get((call.agent, limit))
+            if of_agent is None:
+                of_agent = self._by_agent[call.agent, limit] = _Turns(1)
             if of_agent.waiting >= MAX_WAITING_CALLS:
                 raise errors.rate_limited("The agent makes too many calls at the same time.", 1)
             message = await _message(lambda: read(call.context), of_agent, of_worker)
@@ -126,7 +156,7 @@ class Reading(Interceptor):
                     len(message) / BYTES_PER_SECOND, of_agent.release
                 )
 
-        return read_of_agent if method.service == RUNTIME_SERVICE else read_first
+        return read_of_agent
 
     def _limit(self, method: Method) -> int:
         if method.service.startswith(_COMMON_SERVICES):
@@ -135,12 +165,67 @@ class Reading(Interceptor):
             return _OF_AGENTS.get(method.name, _COMMON_BYTES)
         return self._limits.get(method.path, MAX_MESSAGE_BYTES)
 
-    def _turns_of_caller(self, call: Call, limit: int, at_once: int) -> "_Turns":
-        key = (_reader(call), limit)
-        turns = self._by_caller.get(key)
-        if turns is None:
-            turns = self._by_caller[key] = _Turns(at_once)
-        return turns
+
+class _Body:
+    """The place of a request that is large or arrives slowly, while it arrives. Over REST, a large
+    one keeps it while it is served.
+
+    A request that arrives quickly needs none, so callers who send at once are never refused.
+    """
+
+    __slots__ = (
+        "_call",
+        "_check",
+        "_method",
+        "_places",
+        "_taken",
+        "_timer",
+        "arrival",
+        "failure",
+        "is_large",
+    )
+
+    def __init__(
+        self, call: Call, method: Method, places: Places, check: Callable[[Caller], object] | None
+    ) -> None:
+        self._call = call
+        self._method = method
+        self._places = places
+        self._check = check
+        self._taken: tuple[str, str, str] | None = None
+        # Whether the edge announces a large body.
+        self.is_large = LARGE_BODY_HEADER in call.metadata
+        # Ends the reading: the request is too slow, or has no place.
+        self.arrival = asyncio.timeout(None)
+        # Why the request has no place.
+        self.failure: Failure | None = None
+
+    def __enter__(self) -> "_Body":
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(0 if self.is_large else _QUICK_SECONDS, self._take)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+        if self._taken is not None:
+            self._places.free(self._taken)
+
+    def _take(self) -> None:
+        """Checks the scope and takes the place, or ends the reading."""
+        now, caller = asyncio.get_running_loop().time(), self._call.caller
+        try:
+            if self._check is not None and caller is not None:
+                self._check(caller)
+            taken = self._places.take(caller)
+            if isinstance(taken, str):
+                unnamed = names_no_task(self._method.path, self._call)
+                raise errors.rate_limited(taken, None if unnamed else RETRY_SECONDS)
+        except Failure as failure:
+            self.failure = failure
+            self.arrival.reschedule(now)
+        else:
+            self._taken = taken
+            self.arrival.reschedule(now + _ARRIVAL_SECONDS)
 
 
 class _Turns:
@@ -201,8 +286,7 @@ async def _message(read: Callable[[], Awaitable[bytes]], *turns: _Turns) -> byte
         for each in taken:
             each.release()
         if isinstance(error, TimeoutError):
-            text = "The request did not arrive in time. Send it faster, or fewer at the same time."
-            raise Failure("deadline_exceeded", text) from error
+            raise _not_in_time() from error
         raise
 
 
@@ -237,18 +321,12 @@ def request_limits() -> dict[str, int]:
     for method in service.methods:
         own = method.GetOptions().Extensions[workspace_service_pb2.edge].max_request_bytes
         limits[f"/{service.full_name}/{method.name}"] = own or usual
+    # A request of A2A that carries no message may have the size of a cancellation.
+    small = limits[f"/{service.full_name}/CancelTask"]
     for method in a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].methods:
         carries_message = method.name in ("SendMessage", "SendStreamingMessage")
-        limits[f"/{A2A_SERVICE}/{method.name}"] = usual if carries_message else _A2A_BYTES
+        limits[f"/{A2A_SERVICE}/{method.name}"] = usual if carries_message else small
     return limits
-
-
-def _reader(call: Call) -> str:
-    """The credential or the agent of the call. Calls without either share one bound."""
-    if call.caller is not None:
-        return call.caller.key
-    # An agent whose epoch is over must not take the turns of the next one.
-    return f"{call.agent.workspace_id}/{call.agent.epoch}" if call.agent is not None else ""
 
 
 def _shorten(arrival: asyncio.Timeout) -> None:
@@ -257,6 +335,11 @@ def _shorten(arrival: asyncio.Timeout) -> None:
     soon = asyncio.get_running_loop().time() + _CONTENDED_ARRIVAL_SECONDS
     when = arrival.when()
     arrival.reschedule(soon if when is None else min(soon, when))
+
+
+def _not_in_time() -> Failure:
+    text = "The request did not arrive in time. Send it faster, or fewer at the same time."
+    return Failure("deadline_exceeded", text)
 
 
 def _not_one_message() -> Failure:

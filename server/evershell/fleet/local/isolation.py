@@ -28,7 +28,7 @@ from evershell.pod.tool_filter import compile_filter
 
 # bwrap takes a few milliseconds.
 _START_SECONDS = 5.0
-# On a loaded machine, `auto` must not take a slow sandbox for one that does not work.
+# On a loaded machine, `auto` must not mistake a slow sandbox for one that does not work.
 _PROBE_SECONDS = 30.0
 # Waits for a line at the gate, which is the standard output, and then runs the command.
 _WAIT = 'echo && read -r _ <&1 && exec "$@" >&2'
@@ -57,7 +57,7 @@ class Started:
     @classmethod
     def of(cls, agent: ProcessId, child: "subprocess.Popen[bytes]") -> "Started":
         """Takes the child over: pods are ended and reaped by their ids."""
-        # A child without one is taken for forgotten when the object is deleted.
+        # Without a return code, the child counts as forgotten when the object is deleted.
         child.returncode = 0
         return cls(agent, child.pid)
 
@@ -184,7 +184,7 @@ class Sandbox:
                     stdin=stdin,
                     stdout=log if gate is None else gate,
                     stderr=log,
-                    # bwrap itself does not name the pod, because it is no process of it.
+                    # bwrap itself does not name the pod, because it is not a process of the pod.
                     env={},
                     start_new_session=True,
                     pass_fds=(write_end,),
@@ -224,7 +224,7 @@ class Sandbox:
         """Runs the program of the agent, and then a tool. Blocks. Raises OperatorError."""
         limits = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
         tools = ToolSandbox(self.bwrap, limits, self.tool_filter)
-        code = "import os, sys, evershell.pod.spec; os.execv(sys.argv[1], sys.argv[1:])"
+        code = "import os, sys, evershell.pod.spec; os.execvp(sys.argv[1], sys.argv[1:])"
         command = [sys.executable, "-P", "-c", code, *tools.command(["/bin/true"])]
         try:
             subprocess.run(
@@ -264,7 +264,7 @@ def choose(
 
 
 def find_bwrap() -> str:
-    """The path of bwrap: that of the system, unless the package has a newer one.
+    """The path of the system's bwrap, or of the package's bwrap if that is newer.
 
     Raises OperatorError.
     """
@@ -284,7 +284,7 @@ def _packaged_bwrap() -> str | None:
 
 
 def _version(bwrap: str) -> list[int]:
-    """Its version, empty if it does not run."""
+    """Its version; empty if it does not run."""
     try:
         output = subprocess.run(
             [bwrap, "--version"], capture_output=True, text=True, timeout=_PROBE_SECONDS

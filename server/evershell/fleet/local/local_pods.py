@@ -34,7 +34,7 @@ from evershell.pod.spec import PodSpec
 
 log = structlog.get_logger()
 
-# How often it is checked that the files of a pod are in place. One check takes 60 µs.
+# The interval between checks that the files of a pod are in place. One check takes 60 µs.
 _FILES_CHECK_SECONDS = 3.0
 
 # How often children that have ended are reaped.
@@ -59,12 +59,12 @@ class LocalPods:
     ) -> None:
         """Keeps all files of the pods below `state_dir`. Without `isolation`, there is none.
 
-        `agent_command` is the program of the agents, with its arguments; by default that of this
-        package.
+        `agent_command` is the program of the agents, with its arguments; by default the agent of
+        this package.
 
-        `foreign_children` are the children of this process that are no agents. This process has to
-        be a subreaper then: all further children are agents, or what a dead agent has left. If
-        None, what dead agents leave is not ended.
+        `foreign_children` are the children of this process that are not agents. This process has to
+        be a subreaper then: all other children are agents, or processes left by a dead agent. If
+        None, processes left by dead agents are not ended.
 
         With a sandbox, `fork_server` forks the agents.
         """
@@ -93,8 +93,8 @@ class LocalPods:
     async def reap(self) -> None:
         """Reaps children that have ended, until it is cancelled.
 
-        Nobody waits for agents that end while another controller leads, or that it has replaced,
-        nor for what they leave behind.
+        Nothing else waits for agents that end while another controller leads, for agents that it
+        has replaced, or for the processes that they leave behind.
         """
         while True:
             processes.reap_all()
@@ -177,7 +177,7 @@ class LocalPods:
                         self._started[key] = started = replace(started, agent=agent)
         if self._isolation.agent_is_init:
             await self._wait_program(workspace, started.agent)
-        processes.lower_priority(started.agent.pid)
+        processes.lower_priority(started.agent.pid, started.child_pid)
         return started
 
     async def _wait_program(self, workspace: Workspace, agent: ProcessId) -> None:
@@ -269,7 +269,7 @@ class LocalPods:
 
     async def remove(self, workspace_id: str) -> bool:
         try:
-            # In parts, because a program ends only after its threads.
+            # A part at a time, because a program cannot end before its threads.
             while not await asyncio.to_thread(self._records.remove_some, workspace_id):
                 pass
         except OSError as error:
@@ -278,7 +278,7 @@ class LocalPods:
         return True
 
     async def _end_orphans(self, foreign: Collection[int]) -> bool:
-        """Ends what dead agents have left to this process. Returns whether all of it has ended."""
+        """Ends the processes that dead agents have left. Returns whether all of them have ended."""
         return await processes.kill_descendants(
             os.getpid(),
             lambda: {*foreign, *(pid for each in self._started.values() for pid in each.pids)},
@@ -294,9 +294,9 @@ class LocalPods:
     def _is_over(self, workspace: Workspace, ended: Collection[ProcessId]) -> bool:
         """Whether everything in a pod that another controller started is known to have ended.
 
-        `ended` are agents that have ended with everything that they had started. What an agent
-        leaves when it dies becomes children of the controller that started it; another controller
-        cannot find them.
+        `ended` are agents that have ended with everything that they had started. Processes that an
+        agent leaves when it dies become children of the controller that started it; another
+        controller cannot find them.
         """
         try:
             record = self._records.read(workspace.id)
@@ -348,8 +348,8 @@ def _confirmed(workspace_id: str, record: AgentRecord) -> ProcessId | None:
 async def end_every_pod(state_dir: Path, own_pids: Callable[[], Collection[int]]) -> None:
     """Kills everything that runs in the pods of the stack, after its controllers have ended.
 
-    This process is a subreaper, so the agents of its controllers are now its children, and what
-    dead agents have left is too. `own_pids` returns the ids of all other children. Agents of a
+    This process is a subreaper, so the agents of its controllers, and the processes left by dead
+    agents, are now its children. `own_pids` returns the ids of all other children. Agents of a
     controller that was started otherwise are found by their records. Agents get no SIGTERM first,
     because they have nothing left to commit.
     """

@@ -18,15 +18,14 @@ import psutil
 
 from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE, wait_exit
 
-# How long a killed process may take to end. It is then taken to hang in the kernel.
+# How long a killed process may take to end. After that, it is assumed to hang in the kernel.
 _KILLED_SECONDS = 10.0
-# The number of times in a row that no descendant is found before none is left: a process may start
-# another one while its descendants are read.
+# How many reads in a row must find no descendant: a process may start another one while its
+# descendants are read.
 _LAST_SCANS = 2
 _POLL_SECONDS = 0.005
-# How much nicer agents and tools are than the service. Of many that want a processor, each gets a
-# ninth of the share of a program of the service. With less, they would starve beside a busy program
-# of another user.
+# Added to the niceness of agents and tools. Under load, each gets a ninth of the processor share of
+# a program of the service. With less, they would starve beside a busy program of another user.
 _NICER = 10
 _NICEST = 19
 # Fields of proc_pid_stat(5), counted from the one after the name.
@@ -73,17 +72,21 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
 
 
-def lower_priority(pid: int) -> None:
-    """Makes the process, and what it starts, give way to the programs of the service.
+def lower_priority(pid: int, child_pid: int) -> None:
+    """Makes the agent, and the processes that it starts, give way to the programs of the service.
 
     Many busy agents on one machine would otherwise delay every call, their own heartbeats too. The
-    kernel may divide the processor among sessions first: "The autogroup feature" in sched(7).
+    kernel may divide the processor among sessions first: "The autogroup feature" in sched(7). All
+    forked agents are in the session of the fork server, so together they get what one program gets.
+    An agent that was executed has a session of its own, which `child_pid` may lead: the child that
+    was started for it.
     """
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, nice)
     with suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+        if os.getsid(pid) in (pid, child_pid):
+            Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
 def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
@@ -118,7 +121,7 @@ async def end_agent(agent: ProcessId, grace_seconds: float, *, is_init: bool) ->
 
 
 async def kill_descendants(pid: int, spare: Callable[[], Collection[int]] = tuple) -> bool:
-    """Kills the descendants of the process, but not its children in `spare`, nor theirs.
+    """Kills the descendants of the process, except its children in `spare` and their descendants.
 
     Returns whether all of them have ended.
     """

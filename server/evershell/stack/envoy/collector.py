@@ -1,7 +1,7 @@
 """The collector of the edge's spans.
 
-Envoy reads no variables of OpenTelemetry. Those that name the collector for the other programs are
-translated here.
+Envoy reads no variables of OpenTelemetry. This module translates the variables that name the
+collector for the other programs.
 """
 
 import math
@@ -19,13 +19,13 @@ _COLLECTOR_CLUSTER = "collector"
 _ENVOY_TYPES = "type.googleapis.com/envoy"
 # The variables of Envoy's own environment that hold the values of headers.
 _HEADER_VARIABLE = "EVERSHELL_COLLECTOR_HEADER_"
-_TRACED_CLUSTER = "control_plane"
+_TRACED_CLUSTERS = ("control_plane", "control_plane_long")
 _SAMPLINGS = ("client_sampling", "random_sampling", "overall_sampling")
 
 
 @dataclass(frozen=True)
 class Collector:
-    """Where spans are sent, and which."""
+    """The collector, and the sampling of calls."""
 
     # The URL that takes spans.
     url: str
@@ -34,7 +34,7 @@ class Collector:
     # The authorities that the collector's certificate is checked with.
     ca_file: str = ""
     service_name: str = "evershell-edge"
-    # Of the calls that bring no trace.
+    # The percentage of calls without a trace that is sampled.
     sampled_percent: float = 100.0
 
     @classmethod
@@ -118,7 +118,7 @@ class Collector:
 
 
 def _span_of(route: Mapping[str, Any]) -> dict[str, Any]:
-    if route.get("route", {}).get("cluster") != _TRACED_CLUSTER:
+    if route.get("route", {}).get("cluster") not in _TRACED_CLUSTERS:
         return {"tracing": {name: {"numerator": 0} for name in _SAMPLINGS}}
     match = route["match"]
     if "name" in route:
@@ -133,7 +133,7 @@ def _span_of(route: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sampled_percent(environment: Mapping[str, str]) -> float:
-    """What OTEL_TRACES_SAMPLER says of calls without a trace."""
+    """The percentage of calls without a trace to sample, according to OTEL_TRACES_SAMPLER."""
     sampler = environment.get("OTEL_TRACES_SAMPLER", "").removeprefix("parentbased_")
     if sampler == "always_off":
         return 0.0

@@ -60,7 +60,7 @@ BEGIN
     ), forced AS (
         UPDATE tasks
         SET cancel_force_at = p_request.force_at,
-            cancel_force_requested_by = p_request.requested_by
+            cancel_force_requested_by = p_request.force_requested_by
         FROM decided
         WHERE tasks.id = decided.task_id
             AND decided.outcome = 'already_requested' AND decided.is_forced_earlier

@@ -32,12 +32,12 @@ BEGIN
         EXIT WHEN p_request.task_id IS NULL;
         BEGIN
             PERFORM lock_tree(p_request.org_id, p_request.task_id);
-            SELECT coalesce(ancestor_ids[1], id) INTO root_id FROM tasks
+            SELECT root_of(tasks) INTO root_id FROM tasks
             WHERE id = p_request.task_id AND workspace_id = p_request.workspace_id;
             open_ids := ARRAY(
                 SELECT id FROM tasks
                 WHERE ancestor_ids[1] = root_id AND p_request.task_id = ANY (ancestor_ids)
-                    AND status IN ('submitted', 'delivered', 'running')
+                    AND is_open(tasks)
             );
             PERFORM FROM workspaces
             WHERE org_id = p_request.org_id

@@ -6,7 +6,7 @@
 -- share a lock, which is harmless. The class is an arbitrary number.
 CREATE OR REPLACE FUNCTION lock_tree(p_org_id text, p_task_id text) RETURNS void
 LANGUAGE sql VOLATILE AS $$
-    SELECT pg_advisory_xact_lock(1702261362, hashtext(coalesce(t.ancestor_ids[1], t.id)))
+    SELECT pg_advisory_xact_lock(1702261362, hashtext(root_of(t)))
     FROM tasks t JOIN workspaces w ON w.id = t.workspace_id
     WHERE t.id = p_task_id AND w.org_id = p_org_id
 $$;

@@ -64,7 +64,7 @@ BEGIN
     ELSIF outcome = 'already_requested' AND is_forced_earlier(t, p_request.force_at) THEN
         UPDATE tasks
         SET cancel_force_at = p_request.force_at,
-            cancel_force_requested_by = p_request.requested_by
+            cancel_force_requested_by = p_request.force_requested_by
         WHERE id = t.id
         RETURNING * INTO t;
     END IF;

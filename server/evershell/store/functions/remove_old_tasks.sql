@@ -39,10 +39,10 @@ BEGIN
                     WHERE root.id = t.ancestor_ids[1] AND root.completed_at IS NULL
                 )
                 OR EXISTS (
+                    -- root_of(t) would read the whole row, with its texts.
                     SELECT FROM tasks d
                     WHERE d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id)
-                        AND d.ancestor_ids IS NOT NULL
-                        AND d.status IN ('submitted', 'delivered', 'running')
+                        AND d.ancestor_ids IS NOT NULL AND is_open(d)
                 )
             )
         )

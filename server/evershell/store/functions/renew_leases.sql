@@ -25,9 +25,7 @@ BEGIN
             FOR NO KEY UPDATE SKIP LOCKED;
             IF FOUND THEN
                 UPDATE workspaces
-                SET lease_expires_at = greatest(
-                    lease_expires_at, p_now + make_interval(secs => p_lease_seconds[n])
-                )
+                SET lease_expires_at = extended_lease(workspaces, p_now, p_lease_seconds[n])
                 WHERE id = w.id
                 RETURNING * INTO w;
             END IF;

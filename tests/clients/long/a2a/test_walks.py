@@ -33,7 +33,7 @@ PUSHED = "TASK_STATE_CANCELED"
 # A worker checks every 5 s whether there are webhooks, and then starts a process.
 LIMIT_SECONDS = 40.0
 # Each iteration is long enough for a second cancellation, and short enough to wait for its end.
-LONG = "\n".join(["sleep 1.5"] * 100)
+LONG = "\n".join(["sleep 4"] * 100)
 
 
 @pytest.mark.parametrize("binding", BINDINGS)

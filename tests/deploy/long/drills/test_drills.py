@@ -33,16 +33,16 @@ _LIMIT_SECONDS = 60.0
 _POOL_SIZE = 3
 # A line of the log of a call.
 _FAILED = '"(unavailable|deadline_exceeded)"'
-# More than a worker stores entries of in a second.
+# More calls than a worker stores entries for in a second.
 _REFUSED_CALLS = 100
-# Each organization may have 20.
+# The webhooks that are kept. Each organization may have 20.
 _KEPT_WEBHOOKS = 5
 
 # Calls that are answered at once would leave no time for the programs.
 _PAUSE_SECONDS = 0.5
 
-# Makes a cause, and removes it after the block. Its value has, for each alert, what the commands of
-# its runbook print.
+# Makes a cause, and removes it after the block. Its value has, for each alert, the output of the
+# runbook's commands.
 Cause = Callable[[Stage], AbstractContextManager[dict[str, str]]]
 
 
@@ -84,7 +84,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         running.enter_context(small_disk(state / "logs", 8 << 20))
         running.enter_context(stack.started())
         watching = running.enter_context(prometheus(folder, targets))
-        # It has seen all programs, so that what they count from now on is an increase.
+        # It has seen all programs, so that their later counts are an increase.
         watching.await_end(set(ALERTS))
         yield Stage(stack, database, clocks, watching)
 
@@ -312,7 +312,7 @@ def _delete_webhook(stage: Stage, webhook_id: str) -> None:
 
 
 def _await_removal_of_deliveries(stage: Stage, webhook_id: str) -> None:
-    """Those of a deleted webhook are removed when their next attempt is due, here at once."""
+    """Deliveries to a deleted webhook are removed when their next attempt is due, here at once."""
     due = "UPDATE webhook_deliveries SET due_at = now() WHERE webhook_id = %s"
     left = "SELECT FROM webhook_deliveries WHERE webhook_id = %s"
     with stage.stack.database() as connection:
@@ -341,7 +341,11 @@ class FailingWebhooks:
         self._created.append(_webhook(self._stage, receiver.url))
         if len(self._created) > _KEPT_WEBHOOKS:
             _delete_webhook(self._stage, self._created.pop(0))
-        task_id = faults.submit(self._workspace, "true")
+        # On a busy machine the agent may not take the task within 2 s. The submission is an event
+        # all the same, and the task ends.
+        path = f"{self._workspace.path}/tasks"
+        answer = self._workspace.rest.call("POST", path, json={"description": "true"}).json()
+        task_id = answer.get("task_id") or answer["error"]["details"]["task_id"]
         eventually(lambda: receiver.requests, _LIMIT_SECONDS)
         faults.await_terminal(self._workspace, task_id, _LIMIT_SECONDS)
 

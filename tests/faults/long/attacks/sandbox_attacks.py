@@ -1,4 +1,4 @@
-"""The attacks of a tool on what is outside of its sandbox."""
+"""The attacks of a tool on everything outside of its sandbox."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _FULL = "No space left on device"
 class Attack:
     """A shell command, and a pattern of the refusal in its output.
 
-    Names in braces are those of Target.
+    Names in braces are fields of Target.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an attack knows of the machine, which is more than a tool could find out."""
+    """What an attack knows about the machine, which is more than a tool could find out."""
 
     state: str
     other: str
@@ -114,6 +114,9 @@ ATTACKS = (
     _syscall(
         "trace the agent", f"syscall({_PTRACE_ATTACH}, {{agent_pid}}, 0, 0) == 0", _NO_PROCESS
     ),
+    _run(
+        "lower the priority of all agents", "echo 19 > /proc/self/autogroup", f"{_DENIED}|{_ABSENT}"
+    ),
     # Network.
     _unix("the database", '"{database_socket}"'),
     _unix("Envoy's admin socket", '"{admin_socket}"'),
@@ -158,7 +161,7 @@ ATTACKS = (
     _syscall("trace the machine", '$p = "\\0" x 120, syscall(298, $p, 0, -1, -1, 0) >= 0'),
     _syscall("clone into a user namespace", "syscall(56, 0x10000011, 0, 0, 0, 0) >= 0", _NO_CALL),
     _syscall("clone with flags in memory", "syscall(435, 0, 0) >= 0", _NO_CALL),
-    # Resources. The limits are those of test_sandbox.py.
+    # Resources. test_sandbox.py sets the limits.
     _syscall("fill the memory", '$x = "x" x (400 << 20)', "Out of memory"),
     _fill("fill the memory and make it read-only", "fill() for 1..8"),
     _fill("fill the memory with many processes", "fork for 1..3; fill()"),

@@ -71,7 +71,7 @@ class Reply:
     slug: str
     # The message of a success, or the details of a failure.
     body: Mapping[str, Any]
-    # What is malformed. Empty for a well-formed answer.
+    # The problem of a malformed answer; empty for a well-formed one.
     problem: str = ""
     # The id of the call in the logs. Empty if the answer has none.
     request_id: str = ""
@@ -116,7 +116,7 @@ class Callers:
         fields: Mapping[str, Any],
         token: str | None = None,
     ) -> Reply:
-        """Makes a call. `fields` are those of the request, as in JSON.
+        """Makes a call. `fields` are the fields of the request, as in JSON.
 
         The call sends the token with full access unless another one is given, and no token if it
         is empty.
@@ -236,7 +236,7 @@ def rest_reply(status: int, headers: Mapping[str, str], text: str) -> Reply:
     elif RULES[slug].http != status:
         problem = f"{slug} came with status {status}"
     elif request_id != seen_id:
-        problem = f"the request id {request_id} is not that of the header"
+        problem = f"the request id {request_id} differs from the header's"
     return Reply(str(status), slug, error.get("details", {}), problem, seen_id)
 
 

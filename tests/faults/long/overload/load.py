@@ -18,13 +18,15 @@ from tests.bench.http2 import RESET, Connection, message
 from tests.support.stack import Stack
 
 _SERVICE = "/evershell.workspace.v1.WorkspaceService/"
-# A caller waits so long. Only an answer within the first counts.
+# A later answer does not count. A caller gives up after _DEADLINE_SECONDS.
 ANSWER_SECONDS = 2.0
 _DEADLINE_SECONDS = 5
 # A connection has room for 1,000 streams.
 _CONNECTIONS = 4
 # How often the state of the workspaces is read from the database.
 _READ_SECONDS = 0.25
+# The steps of a task after its first one.
+_STEPS = 100
 # Tasks that are submitted after each read.
 _SUBMITS_A_READ = 15
 # After a refused submission, as the client of this project does: doubled each time, with jitter.
@@ -42,7 +44,7 @@ class Phase:
     # Calls that begin per second; 0 for submissions alone.
     rate: float
     seconds: float = 0.0
-    # From the moment at which a CancelTask was due to its answer, in seconds; infinite for a failed
+    # The time from the due time of a CancelTask to its answer, in seconds; infinite for a failed
     # call.
     waits: list[float] = field(default_factory=list)
     # CancelTask and SubmitTask by their gRPC status.
@@ -91,16 +93,17 @@ class _Workspace:
     pause_seconds: float = _FIRST_PAUSE_SECONDS
 
 
-# What a call in flight was made for: the workspace, the task, and when it was due.
+# The target of a call in flight: the workspace, the task, and when it was due.
 _Made = tuple[_Workspace, str, float, Phase]
 
 
 class Load:
     """Calls through the edge, over gRPC. All calls are made in the thread of `run`."""
 
-    def __init__(self, stack: Stack, workspace_ids: Sequence[str], description: str) -> None:
+    def __init__(self, stack: Stack, workspace_ids: Sequence[str], step_seconds: int) -> None:
+        """`step_seconds` is how long each step of a task takes, from the second one on."""
         self._workspaces = {each: _Workspace(each) for each in workspace_ids}
-        self._description = description
+        self._step_seconds = step_seconds
         metadata = [("authorization", f"Bearer {stack.tokens['full_access']}")]
         metadata.append(("grpc-timeout", f"{_DEADLINE_SECONDS}S"))
 
@@ -152,7 +155,8 @@ class Load:
                 phase.cancelled = row[0] if row else 0
                 if phase.cancelled == len(phase.accepted) or time.monotonic() > until:
                     break
-                time.sleep(0.5)
+                # The edge closes a connection that does not answer its pings.
+                self._receive(0.5, phases[-1])
 
     def _next(self, after: float, rate: float) -> float:
         return after + self._chance.expovariate(rate) if rate else float("inf")
@@ -190,7 +194,10 @@ class Load:
         self._chance.shuffle(self._targets)
 
     def _submit(self, workspace: _Workspace, now: float, phase: Phase) -> None:
-        request = SubmitTaskRequest(workspace_id=workspace.id, description=self._description)
+        # The steps of the agents do not end together.
+        lines = [f"sleep {self._chance.uniform(0, self._step_seconds):.1f}"]
+        lines += [f"sleep {self._step_seconds}"] * _STEPS
+        request = SubmitTaskRequest(workspace_id=workspace.id, description="\n".join(lines))
         stream = self._submitting.call(message(request.SerializeToString()))
         self._made[id(self._submitting), stream] = (workspace, "", now, phase)
         self._flush(self._submitting, phase)

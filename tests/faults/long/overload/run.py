@@ -24,9 +24,11 @@ RECOVERY_SECONDS = 10.0
 _NICE = 10
 _GROWTH = 1.5
 # An agent works in steps of this length, so a cancelled task ends within it.
-_STEP_SECONDS = 30
-_STEPS = 500
+_STEP_SECONDS = 60
 _READY_SECONDS = 300.0
+# All agents begin their tasks at once.
+_WARM_UP_SECONDS = 120.0
+_RECOVERED_SECONDS = 120.0
 _STOPS = 5
 _SETTLE_SECONDS = 2.0 * _STEP_SECONDS
 
@@ -80,18 +82,20 @@ class Run:
         stack = self._start()
         ids = self._workspaces(stack)
         os.nice(_NICE)
-        load = Load(stack, ids, "\n".join([f"sleep {_STEP_SECONDS}"] * _STEPS))
+        load = Load(stack, ids, _STEP_SECONDS)
         try:
             eventually(lambda: self._count(stack, "provisioning") == 0, _READY_SECONDS)
-            self._phase(load, "warm-up", 0, step_seconds)
+            self._phase(load, "warm-up", 0, max(step_seconds, _WARM_UP_SECONDS))
             rate = rate or self._climb(load, first_rate, step_seconds)
-            # The climb has used up the tasks that ran, so both phases have those that begin.
+            # The climb has used up the running tasks, so both phases use the tasks that begin.
             highest = self._phase(load, "highest", rate, step_seconds)
             load.settle([highest], _SETTLE_SECONDS)
             self.show("highest", highest)
             overload = self._phase(load, "overload", FACTOR * highest.rate, seconds)
             self._phase(load, "after", highest.rate, RECOVERY_SECONDS)
-            recovered = self._phase(load, "recovered", highest.rate, step_seconds)
+            # Long enough that one slow call does not decide.
+            after_seconds = max(step_seconds, _RECOVERED_SECONDS)
+            recovered = self._phase(load, "recovered", highest.rate, after_seconds)
             load.settle([overload, recovered], _SETTLE_SECONDS)
             self.show("overload", overload)
             return Verdict(

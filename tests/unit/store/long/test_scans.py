@@ -9,6 +9,16 @@ from psycopg import AsyncConnection
 from evershell.store import fleet_queries, postgres_store, task_lists
 
 _IDLE, _BUSY, _CANCELLED = 100_000, 200, 20
+_LIST = {
+    "org_id": "org",
+    "own_only": False,
+    "user_id": "user_1",
+    "workspace_id": "",
+    "parent_id": "",
+    "root_id": "",
+    "before_id": "~",
+    "limit": 201,
+}
 
 
 @pytest.fixture
@@ -54,16 +64,17 @@ async def connection(database_url: str) -> AsyncIterator[AsyncConnection[Any]]:
 @pytest.mark.parametrize(
     ("query", "parameters"),
     [
-        (fleet_queries.LIST_UNSETTLED, ()),
-        (fleet_queries.LIST_CANCELLATIONS, ()),
-        (task_lists.LIMITED_TREES, ("2026-01-01",)),
-        (fleet_queries.LIST_WANTED_PODS, ("", 500)),
-        (fleet_queries.LEASE_SECONDS_LEFT, (None, f"ws_{1:026}")),
+        (fleet_queries.SQL.list_unsettled, {}),
+        (fleet_queries.SQL.list_cancellations, {}),
+        (fleet_queries.SQL.list_limits_reached, {"now": "2026-01-01", "limit": 500}),
+        (task_lists.SQL.list_limited_trees, {"now": "2026-01-01"}),
+        (fleet_queries.SQL.list_wanted_pods, {"after_id": "", "limit": 500}),
+        (fleet_queries.SQL.lease_seconds_left, {"now": None, "workspace_id": f"ws_{1:026}"}),
     ],
-    ids=["unsettled", "cancellations", "limited trees", "wanted pods", "lease"],
+    ids=["unsettled", "cancellations", "limits", "limited trees", "wanted pods", "lease"],
 )
 async def test_a_scan_reads_no_table_as_a_whole(
-    connection: AsyncConnection[Any], query: str, parameters: tuple[object, ...]
+    connection: AsyncConnection[Any], query: str, parameters: dict[str, object]
 ) -> None:
     cursor = await connection.execute(f"EXPLAIN {query}".encode(), parameters)
     plan = [line for (line,) in await cursor.fetchall()]
@@ -73,26 +84,24 @@ async def test_a_scan_reads_no_table_as_a_whole(
 @pytest.mark.parametrize(
     ("query", "parameters"),
     [
-        (postgres_store.GET_PARENT, ("org", f"task_{1:026}")),
-        (task_lists.LIST.format(f"{task_lists.OF_ROOT} AND id < %s"), ("t", "t", "~", 10)),
-        (task_lists.LIST.format(f"{task_lists.OF_PARENT} AND id < %s"), ("t", "~", 10)),
+        (postgres_store.SQL.get_parent, {"org_id": "org", "task_id": f"task_{1:026}"}),
+        (task_lists.SQL.list_descendants, _LIST | {"root_id": "t"}),
+        (task_lists.SQL.list_children, _LIST | {"parent_id": "t"}),
     ],
     ids=["the parent of a child", "the tasks of a root", "the children of a task"],
 )
 async def test_a_tree_is_read_by_its_indexes(
-    connection: AsyncConnection[Any], query: str, parameters: tuple[object, ...]
+    connection: AsyncConnection[Any], query: str, parameters: dict[str, object]
 ) -> None:
-    """The tasks outside of trees do not count, and neither do those of other trees."""
+    """Tasks outside of trees do not count, and neither do tasks of other trees."""
     cursor = await connection.execute(f"EXPLAIN {query}".encode(), parameters)
     plan = "\n".join(line for (line,) in await cursor.fetchall())
-    assert "tasks_of_root" in plan or "tasks_of_parent" in plan, plan
+    assert "tasks_of_root" in plan or "tasks_in_tree" in plan or "tasks_of_parent" in plan, plan
     assert "Seq Scan" not in plan and "tasks_one_open" not in plan, plan
 
 
 async def test_a_list_of_active_tasks_reads_no_ended_ones(connection: AsyncConnection[Any]) -> None:
-    query = task_lists.LIST.format(f"{task_lists.ACTIVE} AND id < %s")
-    parameters = ("org", False, "user_1", "~", 201)
-    cursor = await connection.execute(f"EXPLAIN {query}".encode(), parameters)
+    cursor = await connection.execute(f"EXPLAIN {task_lists.SQL.list_active}".encode(), _LIST)
     plan = "\n".join(line for (line,) in await cursor.fetchall())
     assert "using workspaces_with_task on workspaces" in plan, plan
-    assert "Index Cond: ((id = ANY (" in plan and "Seq Scan" not in plan, plan
+    assert "Seq Scan" not in plan and "Sort" not in plan, plan

@@ -37,7 +37,13 @@ from routes import edge_config
 from source import Protos
 
 protos = Protos(sys.stdin.buffer.read())
-routes = edge_config(protos, a2a_routes.routes(), a2a_routes.GRPC_SIZE_LIMITS)
+first = protos.first_methods()
+routes = edge_config(
+    protos,
+    a2a_routes.routes(first),
+    a2a_routes.grpc_size_limits(first),
+    a2a_routes.grpc_classes(first),
+)
 print(json.dumps({"routes": routes, "openapi": document(protos)}))
 """
 

@@ -1,0 +1,475 @@
+"""The page of what callers share, from where the limits are enforced: docs/shares.md."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from evershell.api.interceptors import auditing, reading
+from evershell.api.interceptors.shares import RETRY_SECONDS, SHARES, Kind
+from evershell.app.settings import Settings
+from evershell.core import agent_rules
+from evershell.fleet import controller, due, redelivery
+from evershell.pod import sandbox
+from evershell.stack.envoy import config
+from evershell.store import (
+    cancellations,
+    connections,
+    postgres_store,
+    scans,
+    watched_workspaces,
+    webhook_deliveries,
+)
+from evershell.store.session_settings import SETTINGS
+from evershell.telemetry import metrics_server
+from evershell.webhooks import deliverer, sender
+
+ROOT = Path(__file__).resolve().parents[1]
+_EDGE = ROOT / "envoy" / "evershell" / "edge"
+_NONE = "no limit"
+_REFUSED = f"429 `rate_limited`, after {RETRY_SECONDS} s"
+_SHARES = "tests/wire/api/test_shares.py::test_a_credential_and_an_organization_have_a_share"
+_READING = "tests/wire/api/test_reading.py::"
+_EDGE_SHARES = "tests/wire/edge/test_shares.py::"
+_OVERLOAD = "tests/wire/edge/long/test_overload.py::"
+_BUSIEST = {
+    Kind.FIRST: "64 callers (bench)",
+    Kind.READS: "5 (console, 5,000 workspaces)",
+    Kind.STREAMS: "1,000 watchers (bench)",
+    Kind.WAITS: "one a workspace that works (A2A client: 15 of 15)",
+    Kind.OTHERS: "64 callers (bench)",
+    Kind.FIRST_BODIES: "0: they arrive within 100 ms",
+    Kind.BODIES: "not measured",
+}
+_HEAD = """\
+# Shares
+
+<!-- Written by `make gen` from where the limits are enforced. Do not edit. -->
+
+What callers share, and how much of it one of them may hold **at a time**. A call beyond a share is
+refused at once: nobody waits in a queue that others fill. A refusal says when to repeat the call,
+unless the call is a CancelTask without a task id. Besides, each credential has
+[limits on its rate of calls](configuration.md#rate-limits).
+
+Cancellations, stops, holds, and reads of one task (GetTask) have places of their own, which no
+other call can use. A worker counts for itself, so with several workers an organization has the
+number of each. "No limit" means that nothing bounds what one caller takes of it, except what the
+row says. A credential "is not needed" for what anybody may call. "Busiest" is the most that a
+well-behaved credential is known to use of one worker.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A shared thing."""
+
+    thing: str
+    total: str
+    credential: str = _NONE
+    organization: str = _NONE
+    # What one address or one agent may hold.
+    other: str = ""
+    next_one: str = ""
+    busiest: str = ""
+    # path::name of each, with a space between them.
+    tests: str = ""
+
+
+def page() -> str:
+    """The page: a table for each part of the service."""
+    parts = [_HEAD]
+    for title, rows in (
+        ("The edge", _edge()),
+        ("A worker", _worker()),
+        ("The database", _database()),
+        ("The fleet controller", _fleet()),
+        ("Webhooks", _webhooks()),
+        ("Logs", _logs()),
+        ("Agents", _agents()),
+    ):
+        parts.append(
+            f"\n## {title}\n\n| what | how much | a credential | an organization "
+            "| an address or agent | the next one gets | busiest | test |\n"
+            "|---|---|---|---|---|---|---|---|\n"
+        )
+        parts += [_line(row) for row in rows]
+    return "".join(parts)
+
+
+def _line(row: Row) -> str:
+    cells = (row.total, row.credential, row.organization, row.other, row.next_one, row.busiest)
+    tests = ", ".join(_link(test) for test in row.tests.split()) or "none"
+    return f"| {row.thing} | {' | '.join(cells)} | {tests} |\n"
+
+
+def _link(test: str) -> str:
+    path, _, name = test.partition("::")
+    if f"def {name}(" not in (ROOT / path).read_text():
+        raise ValueError(f"docs/shares.md names a test that does not exist: {test}")
+    return f"[{Path(path).stem.removeprefix('test_').replace('_', ' ')}](../{path}#{name})"
+
+
+def _edge() -> Iterator[Row]:
+    text = (_EDGE / "envoy.yaml").read_text()
+    rest, grpc = re.findall(r"max_concurrent_streams: (\d+)\n +initial_stream_window", text)[:2]
+    limits = re.findall(r"priority: (\w+), .*?max_requests: (\d+)", text)
+    first, small, long, large, reflection, health = (f"{int(limit):,}" for _, limit in limits)
+    buffer = _number(r"per_connection_buffer_limit_bytes: (\d+)", text) // 1024
+    headers = _number(r"max_request_headers_kb: (\d+)", text)
+    count = _number(r"max_headers_count: (\d+)", text)
+    yield Row(
+        "connections",
+        f"{config.MAX_CONNECTIONS:,}",
+        next_one="is closed; from 70 % on, idle ones are closed sooner",
+        tests=_OVERLOAD + "test_idle_connections_are_closed_before_the_limit_is_reached",
+    )
+    yield Row(
+        "calls of one connection",
+        f"{rest} over REST, {int(grpc):,} over gRPC",
+        other="all of its connections",
+        next_one="waits in the client",
+        tests=_EDGE_SHARES + "test_a_connection_has_as_many_calls_as_it_may_and_others_cancel",
+    )
+    unavailable = "503 `unavailable`"
+    agrees = "tests/wire/api/test_shares.py::test_the_edge_has_the_same_classes"
+    for thing, limit, test in (
+        ("cancellations, stops, holds, reads of one task", first, agrees),
+        ("other calls with a small body", small, agrees),
+        ("streams, and calls that wait for the end of a task", long, agrees),
+        (
+            "calls with a large body, or one of unknown size",
+            large,
+            _OVERLOAD + "test_large_bodies_are_limited_and_other_calls_succeed",
+        ),
+    ):
+        shared = "the shares of the workers"
+        yield Row(thing, limit, shared, shared, next_one=unavailable, tests=test)
+    strangers = _EDGE_SHARES + "test_strangers_hold_all_places_of_a_method_without_a_credential"
+    for thing, limit, other, refused, tests in (
+        ("reflection", reflection, "each call for 5 s at most", unavailable, strangers),
+        (
+            "health over gRPC",
+            health,
+            "each call from the end of its message, for 5 s at most",
+            f"{unavailable}; `/healthz` has no such limit",
+            f"{strangers} {_EDGE_SHARES}test_strangers_that_send_nothing_hold_no_place_of_health",
+        ),
+    ):
+        yield Row(thing, limit, "is not needed", "is not known", other, refused, tests=tests)
+    yield Row(
+        "headers of a call",
+        f"{headers} KiB, {count} headers",
+        other="of each call",
+        next_one="431 `headers_too_large`",
+        tests="tests/wire/edge/test_cases.py::test_a_request_gets_the_expected_answer",
+    )
+    yield Row(
+        "buffers",
+        f"{config._HEAP_SHARE:.0%} of `PROGRAM_MEMORY_MB`",
+        other=f"{buffer} KiB a connection, beside the body that is translated",
+        next_one="the largest are reset, then 503",
+        tests=_OVERLOAD + "test_answers_that_nobody_reads_are_given_up_when_memory_runs_out",
+    )
+    yield Row(
+        "connections to a worker",
+        "one for each class and thread",
+        "shared",
+        "shared",
+        next_one="shares them",
+        tests=_EDGE_SHARES + "test_a_connection_has_as_many_calls_as_it_may_and_others_cancel",
+    )
+
+    yield Row(
+        "connections of the metrics port",
+        str(_number(r"listener\.metrics\.connection_limit: (\d+)", text)),
+        "is not needed",
+        "is not known",
+        "a silent one for 10 s at most",
+        "is closed",
+        tests="tests/wire/edge/test_metrics.py::test_silent_connections_are_few_and_callers_cancel",
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    assert match is not None, pattern
+    return int(match[1])
+
+
+def _worker() -> Iterator[Row]:
+    for kind, share in SHARES.items():
+        is_body = kind in (Kind.FIRST_BODIES, Kind.BODIES)
+        yield Row(
+            kind.value,
+            f"{share.total:,}",
+            f"{share.credential:,}",
+            f"{share.organization:,}",
+            next_one=_REFUSED,
+            busiest=_BUSIEST[kind],
+            tests=_READING + "test_slow_requests_beyond_a_share_are_refused_at_once"
+            if is_body
+            else _SHARES,
+        )
+    yield Row(
+        "requests of agents that are being read",
+        f"{reading._AGENTS_BYTES >> 20} MiB, by the size limits of their methods",
+        "",
+        "",
+        f"1, and {agent_rules.MAX_WAITING_CALLS} that wait; "
+        f"{agent_rules.BYTES_PER_SECOND >> 20} MiB/s",
+        "waits; beyond the waiting ones 429",
+        tests=_READING + "test_an_agent_is_served_one_call_at_a_time_and_few_wait",
+    )
+    yield Row(
+        "memory of a stream",
+        f"2 batches of {postgres_store.MAX_BATCH_BYTES >> 10} KiB, or 2 events",
+        "the share of streams",
+        "the share of streams",
+        next_one="a stream that is not read waits",
+        tests="tests/unit/core/test_event_feeds.py::test_a_slow_watcher_reads_what_it_has_missed_and_delays_nobody",
+    )
+    yield Row(
+        "subscriptions",
+        "one for each watched workspace and waiting call; "
+        f"{watched_workspaces._MAX_BATCH} begin with a statement, over one connection",
+        "the shares of its calls",
+        "the shares of its calls",
+        next_one=f"waits {watched_workspaces._MARK_LIMIT_SECONDS:g} s at most, after its "
+        "cancellation is recorded, then looks for changes every 5 s until it has begun",
+        tests="tests/unit/store/test_notifications.py::"
+        "test_many_subscriptions_wait_with_one_connection_and_delay_no_cancellation",
+    )
+    yield Row(
+        "group commits",
+        f"{cancellations._AT_ONCE} at once, of {cancellations._MAX_BATCH} cancellations",
+        "the share of cancellations",
+        "the share of cancellations",
+        next_one="waits for the next group",
+        tests="tests/unit/store/test_group_commit.py::"
+        "test_the_number_of_statements_in_flight_is_limited",
+    )
+    yield Row(
+        "connections of the metrics port",
+        f"{metrics_server._MAX_CONNECTIONS}, of each program",
+        "is not needed",
+        "is not known",
+        f"each read and write for {metrics_server._TIMEOUT_SECONDS:g} s at most",
+        "closes the oldest one",
+        tests="tests/unit/test_metrics_server.py::"
+        "test_silent_connections_keep_no_threads_and_nobody_out",
+    )
+
+
+def _database() -> Iterator[Row]:
+    size = Settings.model_fields["pool_size"].default
+    sizes = connections.Sizes.of(size)
+    shared = "the shares of its calls"
+    unavailable = "503 `unavailable`"
+    waits = f"waits {connections.ACQUIRE_TIMEOUT_SECONDS:g} s, then {unavailable}"
+    pool = "tests/unit/store/test_pool.py::"
+    leaves = pool + "test_every_share_leaves_connections_for_cancellations"
+    yield Row(
+        "connections of a worker (`POOL_SIZE`)",
+        f"{size}",
+        shared,
+        shared,
+        next_one=waits,
+        tests=pool + "test_no_cancellation_waits_for_lists",
+    )
+    yield Row(
+        "of these, for all but cancellations, holds, reads of one task and credentials",
+        f"{sizes.others}",
+        shared,
+        shared,
+        next_one=waits,
+        tests=leaves,
+    )
+    yield Row(
+        "of these, for lists",
+        f"{sizes.lists}",
+        shared,
+        shared,
+        next_one=f"waits {connections._LIST_WAIT_SECONDS:g} s, then {_REFUSED}",
+        tests=pool + "test_no_cancellation_waits_for_lists",
+    )
+    locks = (
+        "tests/unit/store/test_cancellations.py::"
+        "test_many_requests_for_locked_workspaces_leave_connections_to_others"
+    )
+    for thing, number, test in (
+        ("submissions into trees, of those for all but cancellations", sizes.trees, leaves),
+        ("cancellations that wait for a lock", sizes.locks, locks),
+        ("cancellations of many tasks, of those that wait for a lock", sizes.bulk, leaves),
+    ):
+        yield Row(
+            f"connections for {thing}",
+            f"{number}",
+            shared,
+            shared,
+            next_one=f"waits {connections.ANSWER_TIMEOUT_SECONDS:g} s, then {unavailable}",
+            tests=test,
+        )
+    yield Row(
+        "rows that a page of a list reads",
+        f"{scans.MAX_ROWS:,}",
+        other="of each page",
+        next_one="the page is short, and has a token",
+        tests="tests/unit/store/test_scans.py::test_a_page_reads_a_bounded_number_of_rows",
+    )
+    yield Row(
+        "time of a statement",
+        f"{connections.ANSWER_TIMEOUT_SECONDS:g} s, of a list "
+        f"{connections.LIST_TIMEOUT_SECONDS:g} s; the server ends it after "
+        f"{SETTINGS['statement_timeout']}",
+        other="of each statement",
+        next_one=unavailable,
+        tests=f"{pool}test_statements_that_do_not_end_are_ended_and_no_cancellation_waits "
+        f"{pool}test_no_cancellation_waits_for_lists",
+    )
+    none = "none"
+    yield Row(
+        "temporary files",
+        "lists write none: the rows of a page fit into `work_mem` (4 MB)",
+        none,
+        none,
+        tests="tests/unit/store/test_scans.py::test_no_list_writes_temporary_files",
+    )
+
+
+def _fleet() -> Iterator[Row]:
+    yield Row(
+        "signals of cancellations",
+        f"{redelivery._AT_ONCE} at once",
+        next_one="waits",
+        tests="tests/unit/fleet/test_redelivery.py::"
+        "test_a_bounded_number_of_agents_is_signalled_at_once",
+    )
+    controlled = "tests/unit/fleet/test_controller.py::"
+    yield Row(
+        "limits that are reached, cancelled tasks of workspaces that wake",
+        f"{due._AT_ONCE} at once of each kind",
+        next_one="waits; one whose workspace is locked for the next scan",
+        tests=controlled
+        + "test_few_limits_are_applied_at_once_and_a_locked_workspace_delays_no_other",
+    )
+    yield Row(
+        "steps of workspaces: starts, stops, ends of agents that are lost or overdue",
+        "one for each workspace",
+        next_one="waits for a connection to the database, then for the next scan",
+        tests=controlled + "test_many_pods_that_end_slowly_do_not_delay_those_of_others",
+    )
+    yield Row(
+        "removals of workspaces",
+        f"{controller._REMOVALS_AT_ONCE} at once",
+        next_one="waits",
+        tests=controlled + "test_few_workspaces_are_removed_at_once_and_the_pods_of_others_end",
+    )
+
+
+def _webhooks() -> Iterator[Row]:
+    yield Row(
+        "receivers to which events are sent",
+        _NONE,
+        organization=f"{webhook_deliveries.MAX_RECEIVERS_OF_ORG}",
+        other=f"{deliverer._AT_ONCE} requests at once to a receiver",
+        next_one="waits",
+        tests="tests/unit/webhooks/test_deliverer.py::"
+        "test_thousands_of_receivers_that_are_down_delay_no_other",
+    )
+    yield Row(
+        "sockets",
+        "the system's limit of files",
+        organization=f"{webhook_deliveries.MAX_RECEIVERS_OF_ORG * deliverer._AT_ONCE}",
+        other=f"a request takes {sender.ATTEMPT_SECONDS:g} s at most",
+        tests="tests/unit/webhooks/test_deliverer.py::test_a_slow_receiver_delays_no_other",
+    )
+    yield Row(
+        "threads for DNS",
+        f"{sender._DNS_THREADS}",
+        organization=f"about {2 * webhook_deliveries.MAX_RECEIVERS_OF_ORG}, each for seconds",
+        next_one=f"waits {sender._CONNECT_SECONDS:g} s, then the attempt has failed",
+        tests="tests/unit/webhooks/test_deliverer.py::"
+        "test_names_that_nobody_resolves_leave_threads_to_other_organizations "
+        "tests/unit/webhooks/test_sender.py::"
+        "test_without_a_thread_for_a_name_an_attempt_fails_and_addresses_are_called "
+        "tests/unit/webhooks/long/test_names.py::test_the_process_gives_up_sooner_than_others",
+    )
+
+
+def _logs() -> Iterator[Row]:
+    rate = _number(r"max_tokens: (\d+)", (_EDGE / "unsolicited_calls.yaml").read_text())
+    size = Settings.model_fields["log_max_bytes"].default >> 20
+    log = "tests/wire/edge/test_access_log.py::"
+    yield Row(
+        "lines of the edge for calls without a credential",
+        f"{rate} a second",
+        "is not needed",
+        "is not known",
+        next_one="has no line",
+        tests=log + "test_calls_without_a_credential_do_not_fill_the_log",
+    )
+    yield Row(
+        "lines for calls that a worker has served",
+        "one a call",
+        "its rate of calls",
+        tests=log + "test_every_answer_of_a_worker_is_logged",
+    )
+    yield Row(
+        "entries of the audit log for calls without a credential",
+        f"{auditing._UNAUTHENTICATED_PER_SECOND} a second",
+        "is not needed",
+        "is not known",
+        next_one="is counted",
+        tests="tests/wire/api/test_auditing.py::"
+        "test_a_flood_of_unauthenticated_calls_leaves_few_entries",
+    )
+    yield Row(
+        "files",
+        f"rotated at {size} MiB",
+        next_one="replaces the oldest",
+        tests="tests/unit/stack/test_log_files.py::test_a_log_has_at_most_so_many_files",
+    )
+
+
+def _agents() -> Iterator[Row]:
+    fields = Settings.model_fields
+    setting = {name: fields[name].default for name in ("tool_processes", "tool_memory_mb")}
+    attack = "tests/faults/long/attacks/test_sandbox.py::test_an_attack_is_refused"
+    yield Row(
+        "processes of a tool call",
+        _NONE,
+        other=f"{setting['tool_processes']} a tool call (`TOOL_PROCESSES`)",
+        next_one="cannot be started",
+        tests=attack,
+    )
+    yield Row(
+        "memory of a tool call",
+        "the machine's",
+        other=f"{setting['tool_memory_mb']:,} MiB a tool call (`TOOL_MEMORY_MB`)",
+        next_one="is killed",
+        tests=attack,
+    )
+    yield Row(
+        "files of a workspace",
+        "the disk",
+        other="`WORKSPACE_FILES_MB`, by default none; on Kubernetes its volume",
+        next_one="the task is cancelled, and those of other workspaces are not",
+        tests="tests/unit/fleet/test_file_limit.py::"
+        "test_a_task_is_cancelled_at_the_limit_and_those_of_other_workspaces_are_not "
+        "tests/stack/long/test_file_limit.py::test_a_task_that_fills_its_workspace_is_cancelled",
+    )
+    yield Row(
+        "open files",
+        "the machine's",
+        other=f"{sandbox.MAX_FILES:,} a process of a tool call",
+        next_one="cannot be opened",
+        tests="tests/unit/fleet/test_isolation.py::"
+        "test_a_process_of_a_tool_call_has_a_limit_of_open_files",
+    )
+    yield Row(
+        "network",
+        "the machine's",
+        other="tools have none, unless `TOOL_NETWORK` is `host`; agents share it",
+        next_one="cannot be reached",
+        tests=attack,
+    )

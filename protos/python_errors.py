@@ -1,0 +1,63 @@
+"""Writes the classes of errors of the Python client: one for each slug that gRPC answers with."""
+
+import re
+
+from google.rpc import code_pb2
+from python_text import camel_case, docstring, prose
+from source import Protos, Rule
+
+# The standard exceptions that a class is, too.
+_STANDARD = {"deadline_exceeded": "TimeoutError"}
+# What differs for the client: slugs that also come from the client itself, or that stand for a gRPC
+# code.
+_TEXTS = {
+    "validation_error": (
+        "A field of the request is not valid; `fields` names it.\n\n"
+        "The client itself raises it, and makes no call, for an empty id of a task and for a field "
+        "that no request can hold."
+    ),
+    "unavailable": (
+        "The service cannot be reached, or cannot answer now.\n\n"
+        "Without `retry_after`, a repeat could have another effect: look first whether the call "
+        "had its effect."
+    ),
+    "not_found": "The address is not that of the service.",
+    "method_not_allowed": (
+        "The service does not have this method. It may be older than the client."
+    ),
+}
+# The facts of an error that are properties of its class.
+_PROPERTIES = "fields|required|task_id|workspace_id|intent_recorded"
+
+
+def error_classes(protos: Protos) -> str:
+    """The classes, which stand in client/evershell/client/errors.py."""
+    rpcs = [method.name for method in protos.service.methods]
+    return "".join(_class(rule, rpcs) for rule in protos.rules() if is_of_client(rule))
+
+
+def is_of_client(rule: Rule) -> bool:
+    """Whether a caller of gRPC can get the slug. Some of the edge stand for a gRPC code."""
+    stands_for_code = rule.fallback or rule.slug == code_pb2.Code.Name(rule.grpc).lower()
+    return not rule.a2a_only and (stands_for_code or not rule.edge_only)
+
+
+def error_class(slug: str) -> str:
+    """The name of the class of a slug."""
+    return f"{camel_case(slug.removesuffix('_error'))}Error"
+
+
+def _class(rule: Rule, rpcs: list[str]) -> str:
+    bases = ", ".join(filter(None, ["CallError", _STANDARD.get(rule.slug)]))
+    text = docstring(_TEXTS.get(rule.slug) or _text(rule, rpcs), 4)
+    return f'\n\nclass {error_class(rule.slug)}({bases}):\n{text}\n\n    code = "{rule.slug}"\n'
+
+
+def _text(rule: Rule, rpcs: list[str]) -> str:
+    # A part after a semicolon belongs to the summary only if there is room.
+    parts = rule.message.split("; ") if len(rule.message) > 90 else [rule.message]
+    more = " ".join([*(f"{each[:1].upper()}{each[1:]}" for each in parts[1:]), rule.action])
+    more = re.sub(rf"`details\.({_PROPERTIES})`", r"`\1`", more).replace(
+        "retry-after", "retry_after"
+    )
+    return prose(f"{parts[0].rstrip('.')}.\n\n{more}", rpcs)

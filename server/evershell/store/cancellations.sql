@@ -1,0 +1,8 @@
+-- Records cancellations. functions/record_cancellation.sql has the transaction.
+
+-- part: result
+outcome, {(w).workspace}, {(t).task}, (w).watched_until
+
+-- name: record_cancellations
+-- The name comes first, because pg_stat_activity shows 1,024 bytes of a statement.
+SELECT /* record_cancellations */ {result} FROM record_cancellations(%(requests)s, %(wait)s);

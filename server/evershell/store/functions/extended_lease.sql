@@ -1,0 +1,8 @@
+-- The end of the lease of the workspace after an agent was heard at p_now. No renewal shortens a lease.
+CREATE OR REPLACE FUNCTION extended_lease(
+    w workspaces,
+    p_now timestamptz,
+    p_lease_seconds float8
+) RETURNS timestamptz LANGUAGE sql STABLE AS $$
+    SELECT greatest(w.lease_expires_at, p_now + make_interval(secs => p_lease_seconds))
+$$;

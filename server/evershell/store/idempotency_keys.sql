@@ -1,0 +1,46 @@
+-- Idempotency keys, and the answers of the calls that had them first.
+
+-- name: store_key
+-- The insertion waits for a transaction that is about to store the same key. An expired key is
+-- replaced. The previous version stored no caller with a key: `unowned_key`.
+INSERT INTO idempotency_keys AS stored (
+    org_id, key, fingerprint, called_at, workspace_id, task_id, answer
+)
+SELECT
+    %(org_id)s, %(key)s, %(fingerprint)s, %(called_at)s, %(workspace_id)s, %(task_id)s, %(answer)s
+WHERE NOT EXISTS (
+    SELECT FROM idempotency_keys
+    WHERE org_id = %(org_id)s AND key = %(unowned_key)s AND fingerprint = %(fingerprint)s
+        AND called_at > %(expires_before)s
+)
+ON CONFLICT (org_id, key) DO UPDATE
+SET fingerprint = EXCLUDED.fingerprint,
+    called_at = EXCLUDED.called_at,
+    workspace_id = EXCLUDED.workspace_id,
+    task_id = EXCLUDED.task_id,
+    answer = EXCLUDED.answer
+WHERE stored.called_at <= %(expires_before)s
+RETURNING true;
+
+-- name: prune_keys
+-- Each call with a key removes up to two expired ones, so their number shrinks. A call never waits
+-- for another one that removes the same keys.
+DELETE FROM idempotency_keys WHERE (org_id, key) IN (
+    SELECT org_id, key FROM idempotency_keys
+    WHERE called_at <= %(expires_before)s
+    ORDER BY called_at LIMIT 2
+    FOR UPDATE SKIP LOCKED
+);
+
+-- name: find_call
+SELECT org_id, key, fingerprint, called_at, workspace_id, task_id, answer
+FROM idempotency_keys
+WHERE org_id = %(org_id)s AND called_at > %(expires_before)s
+    AND (key = %(key)s OR key = %(unowned_key)s AND fingerprint = %(fingerprint)s)
+ORDER BY key = %(key)s DESC
+LIMIT 1;
+
+-- name: store_answer
+UPDATE idempotency_keys SET answer = coalesce(nullif(answer, ''), %(answer)s)
+WHERE org_id = %(org_id)s AND key = %(key)s AND task_id = %(task_id)s
+RETURNING answer;

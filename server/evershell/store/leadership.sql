@@ -1,0 +1,4 @@
+-- The election of a leader.
+
+-- name: try_lock
+SELECT pg_try_advisory_lock(%(key)s);

@@ -1,0 +1,4 @@
+-- Notifications.
+
+-- name: notify
+SELECT pg_notify(%(channel)s, %(payload)s);

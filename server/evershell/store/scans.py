@@ -1,0 +1,28 @@
+"""Lists that read a bounded number of rows, whatever they filter by.
+
+A page reads at most MAX_ROWS of the rows that one index has for a key, newest first, and then
+filters them. So it may have fewer items than fit, or none, and says where the next page goes on.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from evershell.core.validation import HasId, Listed
+from evershell.store.connections import Connections, fetch_all
+from evershell.store.statements import statements
+
+# PostgreSQL takes about 5 ms for them.
+MAX_ROWS = 1_000
+# Sorts after every id, because no id contains a tilde.
+AFTER_ALL_IDS = "~"
+SQL = statements("scans", max_rows=MAX_ROWS)
+
+Item = TypeVar("Item", bound=HasId)
+
+
+async def listed(
+    pool: Connections, query: str, item_of: Callable[[Any], Item], **parameters: Any
+) -> Listed[Item]:
+    """The items in the rows of a `page`. Raises UnavailableError, and Failure rate_limited."""
+    rows = await fetch_all(pool, query, **parameters)
+    return Listed([item_of(row) for row in rows if row.matches], rows[-1].last_id if rows else None)

@@ -1,0 +1,9 @@
+-- The settings of a session that are defaults of its role.
+
+-- name: defaults
+SELECT setconfig FROM pg_db_role_setting
+WHERE setrole = session_user::regrole
+    AND setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database());
+
+-- name: current_role
+SELECT current_user, current_schema();

@@ -1,0 +1,47 @@
+"""Reads the SQL of a module of the store from the file beside it, for example holds.sql.
+
+A file has statements, and parts that several statements share. A statement begins with a line
+`-- name: …`, a part with `-- part: …`. Other comments are not sent to the database.
+
+In both, `{place}` stands for a part above, or for a value that the module gives. `{workspace}`,
+`{task}` and `{event}` stand for the columns that rows.py reads, and `{w.task}` for those of `w`.
+"""
+
+import re
+from collections.abc import Callable
+from importlib import resources
+from types import SimpleNamespace
+
+from evershell.store.rows import event_columns, task_columns, workspace_columns
+
+_HEADER = re.compile(r"^-- (name|part): (\w+)\n", re.MULTILINE)
+_COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
+_PLACE = re.compile(r"\{(?:([\w()]+)\.)?(\w+)\}")
+
+Columns = Callable[[str], str]
+
+
+def statements(module: str, **values: str | int | Columns) -> SimpleNamespace:
+    """The statements and parts of `<module>.sql`, as attributes.
+
+    A value that is a function gets what comes before each column, for example `w.`. Raises KeyError
+    for a place that stands for nothing.
+    """
+    known: dict[str, str | int | Columns] = {
+        "workspace": workspace_columns,
+        "task": task_columns,
+        "event": event_columns,
+        **values,
+    }
+
+    def text_of(place: re.Match[str]) -> str:
+        value = known[place[2]]
+        return value(f"{place[1]}." if place[1] else "") if callable(value) else str(value)
+
+    text = (resources.files("evershell.store") / f"{module}.sql").read_text()
+    _, *pieces = _HEADER.split(text)
+    found = {}
+    for name, body in zip(pieces[1::3], pieces[2::3], strict=True):
+        plain = _COMMENT.sub("", body).strip().removesuffix(";")
+        known[name] = found[name] = _PLACE.sub(text_of, plain)
+    return SimpleNamespace(**found)

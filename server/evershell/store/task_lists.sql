@@ -1,0 +1,161 @@
+-- Lists of the tasks of a workspace, of a tree, and of an organization (scans.sql).
+
+-- part: page_of_tasks
+-- A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can be
+-- 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that there
+-- are more.
+SELECT {task}, matches, last_id
+FROM (
+    SELECT *, sum(length(description) + length(result)) OVER (
+        ORDER BY scan_key DESC, scan_id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING
+    ) AS characters
+    FROM ({page}) matching
+) t
+WHERE coalesce(characters, 0) <= {max_characters}
+ORDER BY scan_key DESC, scan_id DESC
+
+-- part: newest_of_workspace
+-- By the index tasks_of_workspace.
+SELECT *, workspace_id AS scan_key, id AS scan_id FROM tasks
+WHERE workspace_id = ANY (ARRAY[%(workspace_id)s::text]) AND id < %(before_id)s
+ORDER BY workspace_id DESC, id DESC
+LIMIT {scanned}
+
+-- part: is_listed
+-- The condition of a ListFilter. The first expression is `listed_status` of core/task.py.
+(
+    %(statuses)s::text[] IS NULL
+    OR CASE
+        WHEN cancel_requested_at IS NOT NULL AND completed_at IS NULL THEN 'running'
+        ELSE status::text
+    END = ANY (%(statuses)s::text[])
+)
+AND (
+    %(changed_since)s::timestamptz IS NULL
+    OR coalesce(completed_at, greatest(created_at, started_at, cancel_requested_at))
+        >= %(changed_since)s::timestamptz
+)
+
+-- name: list_of_workspace
+WITH newest AS ({newest_of_workspace}), checked AS (SELECT *, {is_listed} AS matches FROM newest)
+{page_of_tasks};
+
+-- name: count_of_workspace
+SELECT count(*) AS number FROM ({newest_of_workspace}) newest WHERE {is_listed};
+
+-- part: root_id
+-- As in functions/root_of.sql, and in the index tasks_in_tree.
+coalesce(ancestor_ids[1], id)
+
+-- part: parent_id
+-- As in the index tasks_of_parent.
+ancestor_ids[cardinality(ancestor_ids)]
+
+-- part: checked
+-- The condition of an OrgListFilter and of the permission. An API key has no user (NULL), and no
+-- creator matches NULL.
+checked AS (
+    SELECT *, (
+            SELECT w.org_id = %(org_id)s
+                AND (NOT %(own_only)s OR w.created_by_user_id = %(user_id)s)
+            FROM workspaces w WHERE w.id = newest.workspace_id
+        )
+        AND (%(workspace_id)s = '' OR workspace_id = %(workspace_id)s)
+        AND (%(parent_id)s = '' OR {parent_id} = %(parent_id)s)
+        AND (%(root_id)s = '' OR {root_id} = %(root_id)s) AS matches
+    FROM newest
+)
+
+-- name: list_children
+-- By the index tasks_of_parent. PostgreSQL does not conclude from the key that the column is not NULL,
+-- which is the condition of the index.
+WITH newest AS (
+    SELECT *, {parent_id} AS scan_key, id AS scan_id FROM tasks
+    WHERE {parent_id} = ANY (ARRAY[%(parent_id)s::text])
+        AND id < %(before_id)s AND ancestor_ids IS NOT NULL
+    ORDER BY {parent_id} DESC, id DESC
+    LIMIT {scanned}
+), {checked}
+{page_of_tasks};
+
+-- name: list_descendants
+-- Of a root, by the index tasks_in_tree. The index tasks_of_root has another order.
+WITH newest AS (
+    SELECT *, {root_id} AS scan_key, id AS scan_id FROM tasks
+    WHERE {root_id} = ANY (ARRAY[%(root_id)s::text])
+        AND id < %(before_id)s AND ancestor_ids IS NOT NULL
+    ORDER BY {root_id} DESC, id DESC
+    LIMIT {scanned}
+), {checked}
+{page_of_tasks};
+
+-- name: find_root
+WITH newest AS (
+    SELECT * FROM tasks
+    WHERE id = %(root_id)s AND id < %(before_id)s AND ancestor_ids IS NULL
+), {checked}
+SELECT {task} FROM checked WHERE matches;
+
+-- part: current_tasks
+-- The tasks that have not ended. Each is looked up by its id, because PostgreSQL might read all tasks
+-- for a join.
+workspaces w, LATERAL (SELECT * FROM tasks WHERE tasks.id = w.current_task_id OFFSET 0) t
+
+-- name: list_active
+-- By the index workspaces_with_task.
+WITH newest AS (
+    SELECT t.*, w.org_id AS scan_key, w.current_task_id AS scan_id FROM {current_tasks}
+    WHERE w.org_id = ANY (ARRAY[%(org_id)s::text]) AND w.current_task_id < %(before_id)s
+    ORDER BY w.org_id DESC, w.current_task_id DESC
+    LIMIT {scanned}
+), {checked}
+{page_of_tasks};
+
+-- name: list_active_of_workspace
+WITH newest AS (
+    SELECT t.*, w.id AS scan_key, w.current_task_id AS scan_id FROM {current_tasks}
+    WHERE w.id = ANY (ARRAY[%(workspace_id)s::text]) AND w.current_task_id < %(before_id)s
+    ORDER BY w.id DESC, w.current_task_id DESC
+    LIMIT {scanned}
+), {checked}
+{page_of_tasks};
+
+-- name: list_limited_trees
+-- Reads the open tasks by the index tasks_in_limited_trees, then the roots, and the usage of each tree
+-- by the index tasks_of_root. `open` is what the iteration that runs has used, as rows.py reads it;
+-- NULL if nothing is known.
+WITH trees AS MATERIALIZED (
+    SELECT {root_id} AS root_id,
+        bool_or(cancel_requested_at IS NULL) AS has_uncancelled,
+        max(coalesce(cancel_force_at, 'infinity')) AS last_force_at
+    FROM tasks
+    WHERE in_limited_tree AND is_open(tasks)
+    GROUP BY 1
+)
+SELECT {w.workspace}, {t.task}, used.*
+FROM trees
+JOIN tasks t ON t.id = root_id
+JOIN workspaces w ON w.id = t.workspace_id
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(input), 0)::bigint AS below_input_tokens,
+        coalesce(sum(output), 0)::bigint AS below_output_tokens,
+        CASE WHEN count(*) = count(cost) THEN coalesce(sum(cost), 0) END AS below_cost_nanos
+    FROM tasks d
+    CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN completed_at IS NULL
+                AND (open_iteration ->> 'number')::integer = iterations + 1
+            THEN open_iteration -> 'usage'
+        END AS open
+    ) o
+    CROSS JOIN LATERAL (
+        SELECT input_tokens + coalesce((open ->> 'input_tokens')::bigint, 0) AS input,
+            output_tokens + coalesce((open ->> 'output_tokens')::bigint, 0) AS output,
+            cost_nanos + CASE
+                WHEN open IS NULL THEN 0 ELSE (open ->> 'cost_nanos')::bigint
+            END AS cost
+    ) used_by
+    WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = t.id
+) used
+WHERE has_uncancelled
+    OR last_force_at > %(now)s::timestamptz + make_interval(secs => t.limit_force_after_seconds);

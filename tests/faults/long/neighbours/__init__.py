@@ -1,0 +1,1 @@
+"""One organization uses up what callers share, and another one cancels."""

@@ -1,0 +1,66 @@
+"""The neighbour of the organization that fills: it cancels and reads a task."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from evershell.workspace.v1 import workspace_service_pb2 as messages
+from evershell.workspace.v1 import workspace_service_pb2_grpc
+
+from tests.bench.figures import percentile
+from tests.faults.long.neighbours.fillers import slug_of
+from tests.support.stack import Stack, Workspace
+
+_DEADLINE_SECONDS = 5.0
+# Between two cancellations, so that the rate stays below the limit of a credential.
+_PAUSE_SECONDS = 0.02
+
+
+@dataclass
+class Seen:
+    """The calls of one phase."""
+
+    # In seconds.
+    cancels: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: "Seen") -> None:
+        self.cancels += other.cancels
+        self.reads += other.reads
+        self.failures += other.failures
+
+    def p99(self) -> tuple[float, float]:
+        """The durations of the cancellations and the reads, in seconds."""
+        return percentile(self.cancels, 99), percentile(self.reads, 99)
+
+
+async def cancel_and_read(
+    stack: Stack, workspace: Workspace, task_id: str, pairs: int, callers: int = 1
+) -> Seen:
+    """Cancels the task and reads it, again and again, over one connection.
+
+    `callers` is how many do this at once, with the same credential.
+    """
+    seen = Seen()
+    metadata = (("authorization", f"Bearer {stack.tokens['other_org']}"),)
+    cancel = messages.CancelTaskRequest(workspace_id=workspace.id, task_id=task_id)
+    get = messages.GetTaskRequest(workspace_id=workspace.id, task_id=task_id)
+    options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(stack.ready["grpc_addr"], options) as channel:
+        stub: Any = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
+        for _ in range(pairs):
+            await asyncio.sleep(_PAUSE_SECONDS * callers)
+            for call, request, times in (
+                (stub.CancelTask, cancel, seen.cancels),
+                (stub.GetTask, get, seen.reads),
+            ):
+                began = time.monotonic()
+                try:
+                    await call(request, metadata=metadata, timeout=_DEADLINE_SECONDS)
+                except grpc.aio.AioRpcError as error:
+                    seen.failures.append(slug_of(error))
+                times.append(time.monotonic() - began)
+    return seen

@@ -1,0 +1,45 @@
+"""Lists whose pages are empty although more items follow, for each client."""
+
+import json
+
+import psycopg
+import pytest
+
+from evershell.client import Client
+from evershell.store.scans import MAX_ROWS
+from tests.support.commands import Run
+from tests.support.stack import Stack, Workspace
+
+# Older than the entries of the test that do not match.
+_MATCHING = "aud_00000000000000000000000001"
+_ENTRIES = """
+    INSERT INTO audit_entries (id, time, org_id, actor_id, credential_kind, credential_id, rpc,
+        workspace_id, task_id, outcome, reason, request_id, trace_id, client_address)
+    SELECT 'aud_' || lpad(n::text, 26, '0'), now(), w.org_id, 'key_1', 'api_key', 'key_1',
+        'CancelTask', w.id, '', CASE n WHEN 1 THEN 'rare' ELSE 'usual' END, '', '', '', ''
+    FROM generate_series(1, %s) n, workspaces w WHERE w.id = %s
+"""
+
+
+@pytest.fixture
+def entries(stack: Stack, workspace: Workspace) -> None:
+    """Entries of the workspace: one page that does not match, and one entry that does."""
+    with psycopg.connect(stack.ready["database_url"]) as connection:
+        connection.execute(_ENTRIES, (2 * MAX_ROWS, workspace.id))
+
+
+def test_an_empty_page_is_not_the_end_of_a_list(
+    entries: None, stack: Stack, workspace: Workspace, call: Run
+) -> None:
+    query = {"outcome": "rare"}
+    pages = list[list[str]]()
+    while not pages or query.get("page_token"):
+        page = workspace.rest.get(f"{workspace.path}/audit", params=query)
+        pages.append([each["id"] for each in page["entries"]])
+        query["page_token"] = page["next_page_token"]
+    assert pages[0] == [] and [_MATCHING] in pages and len(pages) <= 4
+    with Client(stack.ready["grpc_addr"], stack.tokens["full_access"]) as client:
+        found = list(client.list_audit_entries(workspace_id=workspace.id, outcome="rare"))
+    assert [each.id for each in found] == [_MATCHING]
+    printed = call("audit", "--workspace", workspace.id, "--outcome", "rare", "--json").stdout
+    assert [each["id"] for each in json.loads(printed)["entries"]] == [_MATCHING]
