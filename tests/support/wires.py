@@ -77,7 +77,7 @@ class Rest:
         watch = operation("GET", path)
         assert watch is not None
         with self.client.stream("GET", path, params={"after": after}) as response:
-            assert response.status_code == 200
+            assert response.status_code == 200, response.read()
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     message = json.loads(line.removeprefix("data: "))
