@@ -80,7 +80,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     targets = dict(zip(("worker", "controller", "edge", "standby"), ports, strict=True))
     with ExitStack() as running:
         running.callback(database.stop)
-        database.start()
+        # A disk that stalls for seconds, as it does beside a build of images, is none of the causes.
+        database.start(fsync="off")
         running.enter_context(small_disk(state / "logs", 8 << 20))
         running.enter_context(stack.started())
         watching = running.enter_context(prometheus(folder, targets))
