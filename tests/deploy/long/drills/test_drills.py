@@ -3,6 +3,7 @@
 The programs, the metrics and Prometheus are real. Only the times of the alerts are shorter.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     targets = dict(zip(("worker", "controller", "edge", "standby"), ports, strict=True))
     with ExitStack() as running:
         running.callback(database.stop)
-        # A disk that stalls for seconds, as it does beside a build of images, is none of the causes.
+        # A disk that stalls for seconds, as beside a build of images, is none of the causes.
         database.start(fsync="off")
         running.enter_context(small_disk(state / "logs", 8 << 20))
         running.enter_context(stack.started())
@@ -322,7 +323,12 @@ def _await_removal_of_deliveries(stage: Stage, webhook_id: str) -> None:
 
 
 def _call(stage: Stage, method: str, path: str, **arguments: Any) -> httpx.Response:
-    response = stage.stack.rest("owner").call(method, path, **arguments)
+    caller = stage.stack.rest("owner")
+    response = caller.call(method, path, **arguments)
+    if "retry-after" in response.headers:
+        # A busy worker has refused it, which has no effect.
+        time.sleep(float(response.headers["retry-after"]))
+        response = caller.call(method, path, **arguments)
     assert response.status_code < 500, response.text
     return response
 
