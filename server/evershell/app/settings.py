@@ -163,9 +163,10 @@ class Settings(BaseSettings):
     pod_backend: Literal["local", "kubernetes"] = "local"
     """Where pods run: as processes of this machine, or in a
     [Kubernetes cluster](kubernetes.md)."""
-    pod_start_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
-    """An agent that has not registered after this time has failed to start. On Kubernetes, it
-    includes finding a node and pulling the image."""
+    pod_start_seconds: float = Field(120.0, ge=1, le=_DAY_SECONDS)
+    """An agent that has not registered after this time has failed to start. An agent whose process
+    ends has failed at once. Importing a framework takes long on a busy machine. On Kubernetes, the
+    time includes finding a node and pulling the image."""
     idle_suspend_minutes: float = Field(0.0, ge=0, le=60 * 24 * 365)
     """A workspace that has been idle for this long is [suspended](lifetime.md#idle-workspaces): its
     pod ends, its files stay, and the next task wakes it. 0 for never. Set it only after all workers

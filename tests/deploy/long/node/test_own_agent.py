@@ -22,7 +22,6 @@ def test_an_agent_in_an_image_of_its_own_is_cancelled(tmp_path: Path) -> None:
         POD_IMAGE=IMAGE,
         AGENT_COMMAND=COMMAND,
         POD_MEMORY_LIMIT="512Mi",
-        POD_START_SECONDS="120",
         LEASE_SECONDS="60",
     ) as stack:
         workspace = NodeWorkspace(stack)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.faults import network
@@ -35,7 +36,8 @@ def test_a_failed_test_leaves_no_agent(tmp_path: Path) -> None:
     stack = Stack(tmp_path / "state")
     with pytest.raises(_FailedError), stack.ended():
         stack.start()
-        (envoy,) = (each for each in stack.processes() if each.name() == "envoy")
+        programs = psutil.Process(stack.pid).children()
+        (envoy,) = (each for each in programs if each.name() == "envoy")
         segment = shared_memory(envoy)
         stack.kill(stack.pid)
         raise _FailedError
