@@ -37,7 +37,10 @@ def _section(shown: Model) -> Iterator[str]:
     yield f"\n## {shown.name.capitalize()}\n\n[{title}](../{shown.path})\n\n"
     yield "".join(f"{paragraph}\n\n" for paragraph in rest)
     yield "| property | what holds |\n|---|---|\n"
-    yield from (f"| `{each.name}` | {each.sentence} |\n" for each in shown.properties)
+    yield from (
+        f'| <a id="{shown.name}-{each.name}"></a>`{each.name}` | {each.sentence} |\n'
+        for each in shown.properties
+    )
     yield "\n| mutation | found by |\n|---|---|\n"
     for each in mutants.of(shown.name):
         yield f"| {each.defect} | `{each.found_by}` |\n"

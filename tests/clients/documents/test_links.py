@@ -1,4 +1,4 @@
-"""Every relative link in the Markdown of the repository leads to a file, and to a heading in it."""
+"""Every relative link in the Markdown of the repository leads to a file, and to a place in it."""
 
 import re
 import subprocess
@@ -14,7 +14,14 @@ from tests.support.stack import ROOT
 
 # As GitHub does it: letters, digits, hyphens and underscores remain.
 _NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
-_TEST = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
+# What a link to a file of code can name.
+_NAME = {
+    ".py": re.compile(r"^ *(?:async )?(?:def|class) (\w+)", re.MULTILINE),
+    ".sql": re.compile(r"\b(?:FUNCTION|INDEX|CONSTRAINT) (\w+)"),
+}
+# A rule of tests/faults/mutations.
+_RULE = re.compile(r'\brule\(\s*"([^"]+)"')
+_ID = re.compile(r'<a id="([^"]+)"></a>')
 
 
 def documents() -> list[Path]:
@@ -37,16 +44,20 @@ def links(path: Path) -> set[str]:
     return {str(target) for target in targets if target}
 
 
+def anchor(text: str) -> str:
+    return _NOT_IN_ANCHOR.sub("", text.lower()).replace(" ", "-")
+
+
 @cache
 def anchors(path: Path) -> set[str]:
-    """The anchors of the headings of a document, or the tests in a file of Python."""
-    if path.suffix == ".py":
-        return set(_TEST.findall(path.read_text()))
-    found: set[str] = set()
-    for heading, text in zip(tokens(path), tokens(path)[1:], strict=False):
+    """The anchors of a document, or the names and the rules in a file of code."""
+    text = path.read_text()
+    if path.suffix in _NAME:
+        return {*_NAME[path.suffix].findall(text), *map(anchor, _RULE.findall(text))}
+    found = set(_ID.findall(text))
+    for heading, inline in zip(tokens(path), tokens(path)[1:], strict=False):
         if heading.type == "heading_open":
-            words = "".join(child.content for child in text.children or [])
-            base = _NOT_IN_ANCHOR.sub("", words.lower()).replace(" ", "-")
+            base = anchor("".join(child.content for child in inline.children or []))
             number = sum(each == base or each.startswith(f"{base}_") for each in found)
             found.add(f"{base}_{number}" if number else base)
     return found
@@ -63,7 +74,7 @@ def problem(path: Path, link: str) -> str:
     if not target.exists():
         return "no such file"
     if parts.fragment and parts.fragment not in anchors(target):
-        return "no such heading or test"
+        return "no such heading or name"
     return ""
 
 
@@ -80,3 +91,15 @@ def test_each_attack_of_the_threat_model_names_its_tests() -> None:
     cells = {row.split(" | ")[0]: row.split(" | ")[-1] for row in rows}
     assert len(cells) > 30
     assert [attack for attack, cell in cells.items() if ".py#test_" not in cell] == []
+
+
+def test_each_promise_says_what_is_not_promised_and_what_shows_it() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    promises = text.partition("\n## Promises\n")[2].partition("\n## ")[0].split("\n### ")[1:]
+    rows = {each.partition("\n")[0]: each.splitlines()[-1].split(" | ") for each in promises}
+    assert len(rows) > 8
+    assert [each for each in promises if "\nNot promised:\n\n- that " not in each] == []
+    kinds = ("../server/", "model", "../tests/faults/mutations/", ".py#test_")
+    for promise, cells in rows.items():
+        for cell, kind in zip(cells, kinds, strict=True):
+            assert kind in cell, promise
