@@ -93,7 +93,7 @@ def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
             results.append(result)
             accepted += result.accepted
     except (*OUTAGES, KeyboardInterrupt):
-        text = f"{accepted}, by the calls that were answered. It is safe to run the command again."
+        text = f"{accepted}, counting only answered calls. It is safe to run the command again."
         show.line("recorded", text, error=True)
         raise
     return results

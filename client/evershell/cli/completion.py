@@ -109,7 +109,7 @@ def complete_webhook(
 def _ask(
     context: click.Context, list_: Callable[[Client], Iterable[tuple[str, str]]]
 ) -> list[CompletionItem]:
-    """What the service has. Without a service, there is nothing to complete."""
+    """What the service lists. Empty if the service does not answer or there is none."""
     url, profile = context.params.get("url") or "", context.params.get("profile") or ""
     try:
         with find_target(url, profile, None, {}).connect(_SECONDS) as client:

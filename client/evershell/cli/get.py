@@ -1,4 +1,4 @@
-"""The command `get`: one command for each method of the client that reads one thing."""
+"""The command `get`, with a subcommand for each method of the client that reads one object."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _PREFIX = "get_"
 _COMPLETIONS = {"workspace_id": complete_workspace, "task_id": complete_task}
 
 
-@click.group(help="Print what the service says of one thing, as JSON.")
+@click.group(help="Print one object from the service as JSON.")
 def get() -> None:
     """Has the commands that follow from the methods of the client."""
 
@@ -35,11 +35,11 @@ def flags(method: Callable[..., Any], command: Callable[..., None]) -> Callable[
 
 
 def text_of(method: Callable[..., Any], argument: str) -> str:
-    """What the docstring of a method says about an argument."""
+    """The text about an argument in the docstring of a method."""
     lines = (inspect.getdoc(method) or "").partition("\nArgs:\n")[2].splitlines()
     begins = (at for at, line in enumerate(lines) if line.startswith(f"    {argument}: "))
     if (begin := next(begins, None)) is None:
-        # Python has left out the docstrings.
+        # Python runs without docstrings (-OO).
         return ""
     found = [lines[begin].partition(": ")[2]]
     for line in lines[begin + 1 :]:

@@ -26,7 +26,7 @@ _RELEASE_HELP = f"""End the hold of your organization. Needs the scope org:hold.
     "--reason",
     default="",
     metavar="TEXT",
-    help="The refused calls show it; at most 500 characters.",
+    help="Shown with each call that the hold refuses; at most 500 characters.",
 )
 @click.option("--cancel-running", is_flag=True, help="Also cancel every task that has not ended.")
 @click.option("--show", "only_show", is_flag=True, help="Only show whether there is a hold.")

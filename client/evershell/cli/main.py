@@ -44,7 +44,7 @@ _CALLS = {
     "workspaces": Command("List the workspaces of your organization."),
     "workspace": Command("Show, create, stop and resume a workspace.", module="workspaces"),
     "audit": Command("List the audit log."),
-    "get": Command("Print what the service says of one thing, as JSON."),
+    "get": Command("Print one object from the service as JSON."),
     "webhooks": Command("Send events of your organization to a program of yours."),
     "login": Command("Store the address of a service and a credential for it."),
     "completion": Command("Print the script for the completion of a shell."),

@@ -87,7 +87,7 @@ def read_token(file: TextIO) -> str:
         token = file.read().strip()
     except UnicodeDecodeError:
         # Not the error's own message, which would show a part of the file.
-        raise click.ClickException(f"{file.name} holds no token: it is not a text.") from None
+        raise click.ClickException(f"{file.name} holds no token: it is not valid text.") from None
     except OSError as error:
         raise click.ClickException(f"{file.name} cannot be read: {error.strerror}.") from error
     if not token:
@@ -96,7 +96,7 @@ def read_token(file: TextIO) -> str:
 
 
 def _known(profile_name: str, *, needed: bool) -> list[Target]:
-    """The services that have a credential on this machine. Their errors count only if needed."""
+    """The services that have a credential on this machine. Raises errors only if `needed`."""
     targets = []
     try:
         stored = profiles.read()

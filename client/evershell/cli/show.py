@@ -226,7 +226,7 @@ def print_error(error: CallError, url: str) -> None:
         line("needs", " or ".join(error.required), error=True)
     if error.retry_after is not None:
         line("again", f"after {error.retry_after:g} s", error=True)
-    # With neither, no argument is wrong, and the call may have reached no service.
+    # A call with neither may not have reached the service, so the URL helps.
     if not error.request_id and not error.fields:
         line("called", url, error=True)
 

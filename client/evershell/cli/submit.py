@@ -156,7 +156,7 @@ def _read_standard_input() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError:
-        raise click.UsageError("Standard input holds no description: it is not a text.") from None
+        raise click.UsageError("Standard input is not valid text.") from None
 
 
 def _limits(

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import click
 
-# A terminal without room for this many characters beside an indent breaks the lines itself.
+# If there is no room for this many characters next to an indent, the terminal breaks the lines.
 _LEAST_WIDTH = 20
 
 

@@ -53,7 +53,7 @@ class Call(Generic[T]):
 
     @property
     def can_repeat(self) -> bool:
-        """Whether it can be made again after a failure, without another effect."""
+        """Whether the call can be repeated after a failure without another effect."""
         method = service.DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name[self.rpc]
         match method.GetOptions().Extensions[service.edge].repeat:
             case service.EdgeRule.always:

@@ -1,4 +1,4 @@
-"""What some results and enums have beside the fields of their messages.
+"""What some results and enums have in addition to the fields of their messages.
 
 The generated class of the same name without `Properties` inherits from each of these.
 """
@@ -15,7 +15,7 @@ class _Ends(Protocol):
 
 
 class TaskStatusProperties:
-    """Beside the values of TaskStatus."""
+    """In addition to the values of TaskStatus."""
 
     @property
     def has_ended(self) -> bool:
@@ -29,7 +29,7 @@ class _Task(Protocol):
 
 
 class TaskProperties:
-    """Beside the fields of Task."""
+    """In addition to the fields of Task."""
 
     __slots__ = ()
 
@@ -49,7 +49,7 @@ class _CancelResult(Protocol):
 
 
 class CancelResultProperties:
-    """Beside the fields of CancelResult."""
+    """In addition to the fields of CancelResult."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class _IterationCompleted(Protocol[Call_co]):
 
 
 class IterationCompletedProperties:
-    """Beside the fields of IterationCompleted."""
+    """In addition to the fields of IterationCompleted."""
 
     __slots__ = ()
 

@@ -31,9 +31,9 @@ FIRST_BACKOFF_SECONDS = 0.2
 MAX_BACKOFF_SECONDS = 5.0
 # The longest `wait` of CancelTask.
 MAX_WAIT_SECONDS = 30.0
-# Between two calls of a wait.
+# The pause between two calls of a wait.
 _PAUSE_SECONDS = 0.5
-# A connection that is lost without a sign exceeds the deadline.
+# Includes DeadlineExceededError, because a connection that is lost without a sign causes it.
 _OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 # How long a wait goes on while the service is unavailable.
 _OUTAGE_SECONDS = 300.0
@@ -299,8 +299,9 @@ def pause_before_look(task: Task, limit: Limit) -> float | None:
 
 
 def pause_while_remaining(result: CancelTasksResult, last_seconds: float) -> float:
-    """The time to wait before the call that cancels what remains, after one with the last pause.
+    """The time to wait before the next call, which cancels what remains.
 
-    Only if the call has cancelled nothing, because other transactions are slow.
+    0 unless the call has cancelled nothing: slow transactions then hold the rest, and the time
+    grows with each call.
     """
     return 0.0 if result.accepted else min(last_seconds + 0.1, 1.0)

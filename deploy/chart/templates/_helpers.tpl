@@ -15,7 +15,7 @@ POD_IMAGE: {{ .Values.agentImage | default (include "evershell.image" .) | quote
 {{- with .Values.imagePullSecret }}
 POD_IMAGE_PULL_SECRET: {{ . | quote }}
 {{- end }}
-# Agents have a port of their own, which accepts only agents with their certificates.
+# Agents have their own port, which accepts only agents with their certificates.
 AGENT_TLS: "on"
 RUNTIME_PORT: "50151"
 RUNTIME_SERVICE: workers:50151
@@ -80,7 +80,7 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Program starts within 60 s, and is replaced after 15 s in which it does not answer. */}}
+{{/* A program may take 60 s to start. It is replaced if it does not answer for 15 s. */}}
 {{- define "evershell.liveness" -}}
 startupProbe:
   grpc: {port: 50051, service: liveness}

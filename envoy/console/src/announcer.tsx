@@ -1,4 +1,4 @@
-// Says to screen readers what has changed.
+// Tells screen readers what has changed.
 import { signal } from "@preact/signals";
 
 const said = signal("");

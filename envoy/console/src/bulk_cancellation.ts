@@ -19,7 +19,7 @@ type Filters = Pick<Schemas["CancelTasksRequest"], "all" | "filter">[];
 
 export interface BulkState {
   readonly step: "hold" | "cancel" | "follow" | "done";
-  // The first failure; the cancellation goes on only if it is repeated.
+  // The first failure. The cancellation does not continue until the person repeats it.
   readonly failure: Failure | null;
   readonly accepted: number;
   // Tasks whose cancellation was recorded before.
@@ -41,7 +41,7 @@ export interface Counted {
   readonly results: readonly Result[];
 }
 
-// The last cancellation of all tasks that this tab has begun.
+// The last time that this tab began to cancel all tasks.
 export const lastStop = signal<BulkCancellation | null>(null);
 
 // Counts the tasks with these ids, or all tasks, and cancels none. Throws Failure.
@@ -131,7 +131,7 @@ export class BulkCancellation {
   private async followToTheEnd(): Promise<void> {
     for (;;) {
       const answer = await untilAnswered(() => countTasks(this.taskIds, this.leave.signal));
-      // Without a hold, new tasks are not part of a stop of everything.
+      // Without a hold, new tasks can start. They do not belong to this cancellation.
       const isOwn = (each: Result) => this.taskIds !== null || each.outcome === "already_requested";
       const unfinished = this.taskIds ? answer.matched : answer.before;
       this.change({ unfinished, results: answer.results.filter(isOwn) });

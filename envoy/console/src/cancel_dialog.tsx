@@ -54,7 +54,7 @@ export function CancelForm({ children, confirmation, onCancel }: FormProps) {
     <form onSubmit={submit} noValidate>
       {confirmation}
       <fieldset>
-        <legend>No other iteration starts. What becomes of the one that runs?</legend>
+        <legend>No other iteration starts. What happens to the one that runs?</legend>
         {CHOICES.map(({ name, seconds, help }, index) => (
           <button
             key={name}

@@ -17,7 +17,7 @@ import type { Row } from "./workspaces";
 interface Asked {
   // The tasks, by the ids of their workspaces, that the person was asked about.
   taskIds: ReadonlyMap<string, string>;
-  // The workspaces that are meant, as they are now.
+  // The current rows of the workspaces that were chosen.
   meant: () => readonly Row[];
 }
 
@@ -79,7 +79,7 @@ function CancelTheseDialog({ taskIds, meant }: Asked) {
   );
 }
 
-// The tasks that the press cancels.
+// The tasks that the button cancels.
 function Names({ counted, asked }: { counted: Counted; asked: number }) {
   const { matched, before, results } = counted;
   return (

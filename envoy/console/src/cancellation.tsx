@@ -11,7 +11,7 @@ import { describe, type Progress, progressOf } from "./progress";
 import { between, duration, elapsed, preciseTime, words } from "./text";
 import type { OpenWorkspace } from "./workspace";
 
-// The service itself ends the work of an agent that interrupts this late.
+// If an agent interrupts its iteration this late, the service ends the agent's work.
 const FORCE_MARGIN_MS = 2_000;
 
 export function Cancellation({ open }: { open: OpenWorkspace }) {

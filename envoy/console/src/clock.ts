@@ -6,7 +6,7 @@ import { signal } from "@preact/signals";
 let aheadMs: number | null = null;
 
 // Takes note of a time that the service has written. Such a time has passed already, so the largest
-// difference is the nearest one.
+// difference is the most accurate.
 export function hear(time: string | null | undefined): void {
   const differenceMs = Date.parse(time ?? "") - performance.now();
   if (differenceMs > (aheadMs ?? -Infinity)) aheadMs = differenceMs;

@@ -297,7 +297,7 @@ function isChosen({ workspace }: Row): boolean {
   return chosen.value.has(workspace.id);
 }
 
-// The row as it is now.
+// The current version of the row.
 function current({ workspace }: Row): readonly Row[] {
   const found = rowOf(workspace.id);
   return found ? [found] : [];

@@ -2,7 +2,7 @@
 import type { Schemas, Task } from "./api";
 import { count, dollars, elapsed, number } from "./text";
 
-// Each a short clause.
+// The limits of the task, each as a short clause.
 export function limitsOf({ limits, cancel_requested_by }: Task): string[] {
   if (!limits) return [];
   const clauses: string[] = [];

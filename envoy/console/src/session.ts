@@ -40,7 +40,7 @@ export function signIn(accepted: string, whose: Schemas["Caller"] | null = null)
   rejection.value = null;
 }
 
-// Everything is forgotten with the document.
+// Everything is in the memory of the document, so a reload forgets it.
 export function signOut(): void {
   const { sign_out } = provider.peek();
   if (token.peek() === COOKIES && sign_out) return location.assign(sign_out);

@@ -54,7 +54,7 @@ export function bytes(value: number): string {
   return value < 1_024 ? `${value} B` : `${(value / 1_024).toFixed(1)} KiB`;
 }
 
-// `model_call` is `model call`.
+// Writes `model_call` as `model call`.
 export function words(slug: string): string {
   return slug.replaceAll("_", " ");
 }

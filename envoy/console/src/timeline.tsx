@@ -147,7 +147,7 @@ function ToolCall({ call }: { call: Schemas["ToolCall"] }) {
   );
 }
 
-// One short line is shown as it is.
+// Longer texts are folded. One short line is shown as it is.
 function Folded({ label, text }: { label: string; text: string }) {
   const first = firstLine(text);
   if (text.trimEnd() === first && first.length <= 100) {

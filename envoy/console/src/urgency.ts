@@ -5,7 +5,7 @@ import type { Row } from "./workspaces";
 
 // A cancellation that takes longer than this is late.
 const LATE_MS = 10_000;
-// More than any time in milliseconds.
+// Larger than any time in milliseconds.
 const TIME = 1e14;
 
 // The problems that a workspace can have, the worst first.
@@ -18,7 +18,7 @@ export function troublesOf({ workspace, task }: Row): readonly Trouble[] {
   if (!task) return [];
   const found: Trouble[] = [];
   if (task.cancel_requested_at) {
-    // Draws again each second.
+    // Reading `now` makes the page redraw each second.
     void now.value;
     if (sinceMs(task.cancel_requested_at) > LATE_MS) found.push("late");
   }

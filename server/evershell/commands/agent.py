@@ -26,8 +26,8 @@ def agent() -> None:
     help="""Run the cases of docs/your-agent.md on an agent, and print the result of each.
 
     AGENT is `my_agent.py:agent` or `my_module:agent`. After `--`, it is the command that starts an
-    agent in any language. Exits with 1 if a case fails. A case that the agent does not reach is not
-    passed; the options say which tasks reach it.""",
+    agent in any language. Exits with 1 if a case fails. A case that the agent does not reach does
+    not count as passed; the options say which tasks reach it.""",
 )
 @click.argument("command", metavar="AGENT | -- COMMAND...", nargs=-1, required=True)
 @click.option(
@@ -35,7 +35,7 @@ def agent() -> None:
     "description",
     default="check",
     show_default=True,
-    help="A task with at least two iterations, each with a model call and a tool call of a second.",
+    help="A task with at least two iterations, each with a model call and a tool call of 1 s.",
 )
 @click.option("--parallel", default="", help="A task whose first iteration calls two tools.")
 @click.option("--model-error", default="", help="A task in which the model call raises.")

@@ -1,6 +1,6 @@
-"""`python -m evershell.commands.deliver`: sends the requests of webhooks, for a worker.
+"""`python -m evershell.commands.deliver`: sends webhook requests for a worker.
 
-A worker starts it and writes to its standard input; it ends when that ends.
+The worker starts this program and writes to its standard input. It ends when its input ends.
 """
 
 import uvloop

@@ -67,7 +67,7 @@ class FollowedTask:
         return [event.payload for event, _ in self.events if isinstance(event.payload, kind)]
 
     def committed_at(self, kind: type[Any]) -> list[float]:
-        """The times of the commits of this kind, since the epoch."""
+        """When the events of this kind were committed, in seconds since the epoch."""
         return [
             event.time.timestamp()
             for event, _ in self.events
@@ -76,7 +76,7 @@ class FollowedTask:
 
 
 @click.command(
-    help="Show a cancellation and check each promise, on the running stack or one of its own."
+    help="Show a cancellation and check each promise, on the running stack or on its own stack."
 )
 def demo() -> None:
     """Fails if a promise is not kept."""
@@ -199,7 +199,7 @@ def _print_timing(task: FollowedTask, answered_at: float) -> None:
     total = _bold(f"{total_ms:.0f} ms", "cyan")
     click.echo(
         f"           {total} from the signal to the end: {iteration_ms:.0f} ms for the rest of the "
-        f"iteration, {total_ms - iteration_ms:.0f} ms for all else"
+        f"iteration, {total_ms - iteration_ms:.0f} ms for everything else"
     )
 
 

@@ -44,7 +44,7 @@ _ADMIN_SECONDS = 5.0
     help="Do not run Envoy. Write its configuration to this file.",
 )
 def edge(admin_socket: Path | None, drain_seconds: float | None, config_path: Path | None) -> None:
-    """Becomes Envoy, drains one that runs, or only writes the configuration."""
+    """Becomes Envoy, drains a running Envoy, or only writes the configuration."""
     if config_path is not None:
         with problems_reported():
             envoy.render(_wanted(admin_socket or config_path.with_name("admin.sock")), config_path)
@@ -73,7 +73,7 @@ def _drain(admin_socket: Path, seconds: float) -> None:
 
 def _run(admin_socket: Path | None) -> None:
     """Writes the configuration, and becomes Envoy."""
-    # It ends with the process, and a container has its own temporary folder.
+    # Not removed: it disappears with the container.
     folder = Path(tempfile.mkdtemp(prefix="edge-"))
     with problems_reported():
         wanted = _wanted(admin_socket or folder / "admin.sock")

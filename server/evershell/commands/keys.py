@@ -68,7 +68,7 @@ def keys() -> None:
 def create(
     org_id: str, template: str, name: str, expires_in_seconds: float | None, new_org_slug: str
 ) -> None:
-    """Prints the secret alone to standard output, so that a script can read it.
+    """Prints only the secret to standard output, so that a script can read it.
 
     If it cannot be printed, no key is created.
     """

@@ -1,4 +1,4 @@
-"""The commands `rotate begin` and `rotate finish`. They change a file; no stack has to run."""
+"""The commands `rotate begin` and `rotate finish`. They change a file and need no running stack."""
 
 from collections.abc import Callable
 
@@ -55,7 +55,7 @@ def finish() -> None:
 
 
 def _change(change: Callable[[str], str], *, in_rotation: bool, refusal: str, done: str) -> None:
-    """Replaces the file if a rotation is in progress or not. Raises click.ClickException."""
+    """Changes the file. Raises click.ClickException if `in_rotation` is not the current state."""
     path = read_settings().signing_key_path
     try:
         with problems_reported(), folder_lock(path.parent):

@@ -16,7 +16,7 @@ from evershell.telemetry import logs
 @click.option(
     "--agent",
     metavar="FILE.py:NAME",
-    help="An agent of your own, instead of AGENT_COMMAND: a function of a file or of a module.",
+    help="Your own agent, instead of AGENT_COMMAND: a function in a file or in a module.",
 )
 def up(agent: str | None) -> None:
     """Runs until Ctrl-C."""
@@ -32,7 +32,7 @@ def _command_of(agent: str) -> str:
     """The AGENT_COMMAND for the agent `file.py:name` or `module:name`."""
     place, _, name = agent.rpartition(":")
     if not place or not name:
-        raise click.BadParameter("it has to be FILE.py:NAME or MODULE:NAME", param_hint="--agent")
+        raise click.BadParameter("must be FILE.py:NAME or MODULE:NAME", param_hint="--agent")
     if place.endswith(".py"):
         path = Path(place).absolute()
         if not path.is_file():

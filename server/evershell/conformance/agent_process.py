@@ -20,7 +20,7 @@ _MAX_LOG_BYTES = 20_000
 class AgentProcess:
     """A process that was started like an agent in a pod, but without a sandbox.
 
-    Its own process has to be a subreaper (pod/process.py), and to have no other children.
+    The calling process must be a subreaper (pod/process.py) and have no other children.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
@@ -60,7 +60,7 @@ class AgentProcess:
         return self._log.read_bytes()[-_MAX_LOG_BYTES:].decode(errors="replace").strip()
 
     async def wait(self, seconds: float) -> bool:
-        """Waits for its end. Returns False at the limit."""
+        """Waits until the process ends. Returns False at the limit."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), seconds)
         return self._process.returncode is not None
@@ -85,7 +85,7 @@ class AgentProcess:
         return ""
 
     async def end(self, seconds: float) -> bool:
-        """Asks it to end, as a controller does. Returns whether it did so in time."""
+        """Asks the process to end, as a controller does. Returns whether it did so in time."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         has_ended = await self.wait(seconds)
@@ -93,7 +93,7 @@ class AgentProcess:
         return has_ended
 
     async def kill(self) -> None:
-        """Kills it and everything that it has started."""
+        """Kills the process and everything that it has started."""
         with suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()

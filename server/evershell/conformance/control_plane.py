@@ -63,7 +63,7 @@ WORKSPACE_ID = "ws_check"
 _SIGNAL_SECONDS = 5.0
 # Longer than any case, so that no stall of the machine ends an agent.
 LEASE_SECONDS = 600.0
-# Agents send about six heartbeats in this time.
+# The lease length that agents are told. They send about six heartbeats in this time.
 _BEATS_SECONDS = 3.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -78,7 +78,7 @@ class Worker(RuntimeServiceServicer):
         self.address = "127.0.0.1:0"
 
     async def start(self) -> None:
-        """Serves RuntimeService, after a stop at the same address."""
+        """Serves RuntimeService. After a stop, uses the same address again."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         add_RuntimeServiceServicer_to_server(self, self._server)
         port = listen(self._server, self.address, self._plane.tls)

@@ -14,7 +14,7 @@ class FailedError(Exception):
 
 
 class NotReachedError(Exception):
-    """The agent did not come to the moment. The text says why."""
+    """The agent did not reach the moment. The text says why."""
 
 
 def tool_calls(iteration: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The cases of `evershell agent check`, in the order in which they run.
 
-The suite sees that a moment is reached by a report of the agent: a heartbeat with a phase, or a
-commit. A case whose moment the agent does not reach is not passed.
+A report from the agent shows the suite that a moment is reached: a heartbeat with a phase, or a
+commit. A case whose moment the agent does not reach does not count as passed.
 """
 
 import asyncio
@@ -39,9 +39,9 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
-# A lease of the case in which it expires: the shortest one that leaves the whole margin.
+# The lease in the case in which it expires: the shortest lease that leaves the whole margin.
 _SHORT_LEASE_SECONDS = 6.0
-# The refused calls after which the database is available again.
+# The number of refused calls after which the database is available again.
 _OUTAGE_CALLS = 3
 _SETTLE_SECONDS = 5.0
 # The interval between checks for the end of the process, which no call reports.
@@ -99,7 +99,7 @@ class Suite:
         self._has_started = False
         # The run without a cancellation, with which the others are compared.
         self._whole = Run(options.description)
-        # By case, what is missing in the record, and commits after an end.
+        # For each case, what is missing in the record, and the commits after an end.
         self._lost: list[str] = []
         self._repeats: list[str] = []
         self._ends = 0
@@ -201,14 +201,15 @@ class Suite:
     async def _do(self, run: Run) -> tuple[AgentProcess, dict[int, psutil.Process]]:
         """Runs a task to its end. Returns the agent, and its processes before the task.
 
-        If the agent does not end it in time, raises FailedError if it has to, else NotReachedError.
+        If the task does not end in time, raises FailedError if it should have, else
+        NotReachedError.
         """
         agent = await self._running()
         before = agent.started()
         await self._plane.submit(run)
         limit = time.monotonic() + self._options.task_seconds
         plane = self._plane
-        # Looks often, because the deadline of a forced cancellation begins meanwhile.
+        # Polls often, because the deadline of a forced cancellation may begin during the wait.
         while not await plane.until(lambda: run.ended, _POLL_SECONDS):
             now = time.monotonic()
             if agent.exit_code is not None:
@@ -222,7 +223,7 @@ class Suite:
         return agent, before
 
     async def _end_late(self, run: Run) -> NoReturn:
-        """Ends the pod of a task that has reached its limit. It fails only if it had to end."""
+        """Ends the pod of a task that has reached the time limit. See `_do` for the error."""
         seconds = f"within {self._options.task_seconds:g} s"
         try:
             await self._end_pod(f"the task did not end {seconds}")
@@ -413,7 +414,8 @@ class Suite:
     async def _foreign_signals(self) -> None:
         await self._running()
         valid, foreign = self._plane.signal_token, "0" * 64
-        # A write beside the end of the stream could hide its status, so the first is only opened.
+        # A write at the same time as the end of the stream could hide its status, so nothing is
+        # written to the first stream.
         for opened_with, sent in ((foreign, ()), (valid, (Signal(id=1, token=foreign),))):
             code = await self._refusal(opened_with, *sent)
             if code is not grpc.StatusCode.UNAUTHENTICATED:

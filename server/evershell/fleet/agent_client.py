@@ -63,11 +63,11 @@ MAX_STREAMS = 500
 _OPTIONS = (
     # Agents are on this network, so a proxy that the environment names is not used.
     ("grpc.enable_http_proxy", 0),
-    # 16 calls with 12 KiB of text each. An acknowledgement is a few fields.
+    # Enough for 16 calls with 12 KiB of text each. Acknowledgements are smaller.
     ("grpc.max_receive_message_length", 256 * 1024),
     # A compressed message could become a thousand times larger before its size is checked.
     ("grpc.per_message_decompression", 0),
-    # A new channel has a connection of its own, even while the one before it is being closed.
+    # A new channel has its own connection, even while the previous channel is being closed.
     ("grpc.use_local_subchannel_pool", 1),
     # gRPC's default of 1 s and more would leave no time in the budget for a reconnection to an
     # agent that has recovered.
@@ -163,7 +163,7 @@ class AgentClient:
             deadline.bounded(SIGNAL_BUDGET_SECONDS),
         )
         if not acknowledged.known:
-            # It works on a task that the database does not have.
+            # The agent works on a task that the database does not have.
             raise AgentUnreachableError(f"the agent of {workspace.id} does not take {task.id}")
 
     async def cancel_task(self, workspace: Workspace, task: Task) -> bool:
@@ -268,7 +268,8 @@ class AgentClient:
                 try:
                     return await self._authenticated(workspace, agent, ask)
                 except NotAcknowledgedError:
-                    # Its signing key may be the previous one, or it has just ended the connection.
+                    # The agent may have the previous signing key, or may have just closed the
+                    # connection.
                     agent = self._agent(key, is_signal=False)
                     return await self._authenticated(workspace, agent, ask)
         except (TimeoutError, NotAcknowledgedError) as error:

@@ -15,7 +15,8 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long reads of an agent fail at once after one has failed.
 _SILENT_SECONDS = 3.0
-# With many silent agents it is longer, so that all of them together are read this often.
+# At most this many reads of silent agents start per second. With many silent agents, each stays
+# silent for longer.
 _READS_A_SECOND = 50
 
 Agent = TypeVar("Agent", bound=Hashable)
@@ -37,17 +38,18 @@ class AgentReads(Generic[Agent, Reply]):
         start: Callable[[], Coroutine[Any, Any, Reply]],
         seconds: float,
     ) -> Reply:
-        """The answer of the read of this task that is in flight, or of a new read.
+        """Joins the read of this task that is in flight, or starts one. Returns its answer.
 
-        Waits for it this long. `start` raises NotAcknowledgedError if the agent does not answer.
+        `seconds` limits the wait. `start` raises NotAcknowledgedError if the agent does not answer.
         Raises NotAcknowledgedError.
         """
         if time.monotonic() < self._silent.get(agent, 0.0):
-            raise NotAcknowledgedError("it has just not answered")
+            raise NotAcknowledgedError("it did not answer a moment ago")
         key = (agent, task_id)
         reading = self._reads.get(key)
         if reading is None:
-            # A context of its own: the deadline of this caller is not the deadline of the others.
+            # Runs in its own context, because the deadline of this caller must not apply to the
+            # others.
             reading = asyncio.create_task(start(), context=Context())
             self._reads[key] = reading
             reading.add_done_callback(lambda ended: self._end(key, ended))

@@ -176,8 +176,8 @@ class Controller:
         while (left_seconds := scan_at - time.monotonic()) > 0:
             changed = await changes.wait(left_seconds)
             if time.monotonic() - scan_at > LATE_SECONDS:
-                # This machine stood still, or has too much to do. What this controller does between
-                # two waits may take long, too, but agents do not notice it.
+                # This machine stood still or is overloaded. The controller's own work between two
+                # waits may also take long, but it does not affect agents and does not count here.
                 self._overdue.note_outage()
             await self._reconcile_ids(changed)
 

@@ -51,7 +51,7 @@ class Overdue:
         return self.violation(workspace, task)
 
     def violation(self, workspace: Workspace, task: Task | None) -> str | None:
-        """The same without the lease."""
+        """Like `reason`, but ignores the lease."""
         return self._bounds.violation(workspace, task, self._clock(), self.last_outage_at)
 
     def note_outage(self) -> None:

@@ -20,7 +20,7 @@ from typing import NoReturn
 from evershell.pod import joining
 from evershell.pod.sandbox import FILES
 
-# The agent sends it when it is in its sandbox. Anything else is the text of an error.
+# The agent sends this once it is in its sandbox. Anything else is the text of an error.
 JOINED = b"joined"
 # A variable of the fork server. Its long value reserves memory for the environment of an agent,
 # which is written over it (_show).
@@ -60,7 +60,7 @@ def serve(main: Callable[[], NoReturn]) -> None:
     """
     # The kernel reaps the children. Agents become children of the controller.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    # A collection would write to memory that the agents share with this process.
+    # A garbage collection would write to memory that the agents share with this process.
     gc.freeze()
     with socket.socket(fileno=os.dup(0)) as server:
         while True:
@@ -98,8 +98,8 @@ def _fork_agent(
 
 def _become_agent(request: ForkRequest, stdin: int, log: int, answer: int) -> None:
     """Gives the process the state of a new program. Returns when the controller lets it run."""
-    # Not a session of its own: the kernel may divide the processor among sessions, and many agents
-    # would get nearly all of it.
+    # Not its own session: the kernel may divide the processor among sessions, and many agents would
+    # get nearly all of it.
     os.setpgid(0, 0)
     os.chdir(FILES)
     for descriptor, standard in ((stdin, 0), (log, 1), (log, 2)):

@@ -27,7 +27,7 @@ def become_subreaper() -> None:
 def become_unreadable() -> None:
     """Hides the memory and the environment of this process from others of the same user.
 
-    See PR_SET_DUMPABLE in prctl(2). It does not hold for programs that this process starts.
+    See PR_SET_DUMPABLE in prctl(2). Does not apply to programs that this process starts.
     """
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 

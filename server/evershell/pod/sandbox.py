@@ -3,10 +3,10 @@
 The outer one holds the agent. It has a PID namespace, whose init process is the agent: when the
 agent ends, the kernel kills everything else in the pod. The agent sees the system's programs, its
 own program (`_program`) and the workspace's files. It shares the network of the machine, because it
-has to reach the control plane and the model.
+must reach the control plane and the model.
 
-Each tool call has an inner one, with all namespaces of its own: it sees the system's programs and
-the workspace's files, but no other process, no network and nothing of the agent.
+Each tool call has an inner one, with its own namespaces of every kind. The tool sees the system's
+programs and the workspace's files, but no other process, no network and nothing of the agent.
 """
 
 import os
@@ -52,8 +52,8 @@ MAX_FILES = 4_096
 class ToolLimits:
     """The limits of a tool call."""
 
-    # The memory of all processes together, without their files in the scratch folders, which have a
-    # limit of their own.
+    # The memory of all processes together, without their files in the scratch folders, which have
+    # their own limit.
     memory_bytes: int
     # The number of processes.
     processes: int
@@ -124,7 +124,7 @@ class ToolSandbox:
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The command that runs a tool call in a sandbox. Only one of them may start at a time."""
-        # The last bwrap has read the filter to its end.
+        # The previous bwrap has read the filter to its end.
         os.lseek(self._filter, 0, os.SEEK_SET)
         limits = self.limits
         scratch = str(min(_SCRATCH_BYTES, limits.memory_bytes))

@@ -61,7 +61,7 @@ class SignalStream:
         return self._reader.done()
 
     async def send(self, signal: Signal) -> Acknowledgement:
-        """Sends the signal with an id of its own, and returns the acknowledgement.
+        """Sends the signal with its own id, and returns the acknowledgement.
 
         Waits as long as the stream lasts. Raises NotAcknowledgedError.
         """

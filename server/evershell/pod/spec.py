@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSpec:
-    """The settings of one agent, as a JSON object on its standard input. Its tools could read its
-    environment.
+    """The settings of one agent, as a JSON object on its standard input.
+
+    They are not in its environment, because its tools could read that.
     """
 
     workspace_id: str

@@ -43,7 +43,7 @@ def secret_of(digits: str) -> bytes:
     """The secret from its hexadecimal digits in the spec. Raises ValueError if it is not valid."""
     secret = bytes.fromhex(digits)
     if len(secret) != SECRET_BYTES:
-        raise ValueError(f"a secret is not of {SECRET_BYTES} bytes")
+        raise ValueError(f"a secret must have {SECRET_BYTES} bytes")
     return secret
 
 

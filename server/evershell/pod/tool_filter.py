@@ -44,7 +44,7 @@ timerfd_settime times tkill truncate umask uname unlink unlinkat utime utimensat
 vmsplice wait4 waitid write writev
 """
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
-# Linux, 32-bit programs on Linux, each without randomized addresses, and the query.
+# PER_LINUX and PER_LINUX32, each with and without UNAME26, and 0xFFFFFFFF, which only queries.
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET.
 _NAMESPACES = 0x7E020000
@@ -57,9 +57,8 @@ _SHARED_ANONYMOUS = _MAP_SHARED | _MAP_ANONYMOUS
 def compile_filter() -> bytes:
     """The filter as a program of BPF, for `bwrap --seccomp`. Raises OperatorError.
 
-    Shared memory has to be a file, because the file systems of a tool have a size: memfd_create,
-    System V's shared memory and shared anonymous mappings belong to no file system and to no
-    process, and no other limit counts them.
+    Allows shared memory only as files, which the size of a tool's file systems limits. Nothing
+    limits memfd_create, System V shared memory and shared anonymous mappings, so they are blocked.
     """
     try:
         # Loads libseccomp.

@@ -43,7 +43,7 @@ def worker_environment(settings: Settings, index: int) -> dict[str, str]:
 def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
     """The environment of a fleet controller, which gives agents the key of their model.
 
-    The port of the metrics of the second one comes after the edge's.
+    The second controller's metrics port is the next after the edge's.
     """
     return _service_environment(settings) | _metrics_port(settings, settings.workers + 2 * index)
 

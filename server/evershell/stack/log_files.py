@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 # The most that any user may request. Envoy writes 64 KiB at a time.
 _PIPE_BYTES = 1 << 20
-# The most that is read at a time. At most the smallest size of a file.
+# The most that is read at a time. Must not exceed the smallest `max_bytes` of a file.
 _CHUNK_BYTES = 1 << 16
 # One write to the file for the lines of this time, instead of one for each line.
 _BATCH_SECONDS = 0.05
@@ -130,7 +130,7 @@ class _RotatedFile:
             with suppress(OSError):
                 self._rotation.doRollover()
             with pod_files.open_log(folder, self._path.name) as file:
-                # Not a new file if the rename failed, or if `files` is 1.
+                # The file still has its content if the rename failed, or if `files` is 1.
                 os.ftruncate(file.fileno(), 0)
                 return os.write(file.fileno(), data)
 

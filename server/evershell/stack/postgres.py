@@ -134,7 +134,7 @@ def clear_stale(data_dir: Path) -> None:
     """
     postmaster = _postmaster(data_dir)
     if postmaster is not None:
-        # It may end meanwhile.
+        # The server may end meanwhile.
         with suppress(psutil.NoSuchProcess):
             family = [postmaster, *postmaster.children(recursive=True)]
             postmaster.send_signal(STOP_SIGNAL)
@@ -145,7 +145,7 @@ def clear_stale(data_dir: Path) -> None:
     # start of the next server.
     _, alive = psutil.wait_procs(_servers(data_dir), timeout=_ABORT_SECONDS)
     for process in alive:
-        # It may have ended since.
+        # The process may have ended since.
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=_ABORT_SECONDS)

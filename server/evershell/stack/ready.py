@@ -102,7 +102,7 @@ def trust(cert_file: str | Path) -> ssl.SSLContext:
 def write_private(path: Path, text: str) -> None:
     """Creates or replaces the file atomically. Only its owner can ever read it. Raises OSError.
 
-    A file keeps its owner if root replaces it, so that its programs can read it.
+    A file that root replaces keeps its owner, whose programs can still read it.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

@@ -85,7 +85,7 @@ class RollingRestart:
             await self._restart_worker(names[address], address)
         for name in self._supervisor.names("fleet-"):
             await self._supervisor.restart(name)
-            # It counts turns only once it can lead.
+            # A controller counts event-loop turns only once it is able to lead.
             await _until(partial(self._supervisor.has_turned, name), name)
             log.info("program_restarted", name=name)
         await self._replace_edge()

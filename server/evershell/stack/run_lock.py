@@ -25,7 +25,7 @@ def exclusive(state_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             message = (
                 f"Another run uses {state_dir}. "
-                "Stop it, or set STATE_DIR and other ports to run a second one beside it."
+                "Stop it, or set STATE_DIR and other ports to start a second one."
             )
             raise OperatorError(message) from error
         # A killed run does not remove its files.
@@ -40,7 +40,7 @@ def exclusive(state_dir: Path) -> Iterator[None]:
 
 
 def write_pid(state_dir: Path) -> None:
-    """Records this process as the run. Has to be called when the run handles SIGHUP."""
+    """Records this process as the run. Call it only once the run handles SIGHUP."""
     (state_dir / _PID).write_text(f"{os.getpid()}\n")
 
 

@@ -111,7 +111,7 @@ class Metrics:
         self._cancelled_tasks = Counter(
             "evershell_batch_cancellations",
             "Tasks that CancelTasks and HoldOrg have cancelled, and descendants that CancelTask "
-            "and limits of trees have.",
+            "and limits of trees have cancelled.",
             registry=self.registry,
         )
         self._webhook_events = Counter(

@@ -38,7 +38,7 @@ Inner = TypeVar("Inner")
 _WARNING_SECONDS = 60.0
 _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    # Its queue is full.
+    # Warns when the queue of spans is full.
     "opentelemetry.sdk._shared_internal",
 )
 

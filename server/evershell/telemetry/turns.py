@@ -21,7 +21,7 @@ _COUNT = struct.Struct("=Q")
 
 
 class TurnCount:
-    """The turns of one process. It begins at 0."""
+    """The number of turns of one process, which begins at 0."""
 
     def __init__(self) -> None:
         """Raises OSError."""

@@ -130,7 +130,7 @@ async def _ended(process: Process) -> None:
 
 
 async def follow_worker(wake: Callable[[], None]) -> None:
-    """In the process: calls `wake` when the worker writes a line. Returns when the worker ends."""
+    """Runs in the delivery process: calls `wake` when the worker writes, until the worker ends."""
     os.nice(_NICENESS)
     # Each connection takes a file. Many systems allow 1,024 unless a program asks for more.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -143,7 +143,7 @@ async def follow_worker(wake: Callable[[], None]) -> None:
 
 
 def report(counts: Counts) -> None:
-    """In the process: sends the counts to the worker."""
+    """Runs in the delivery process: sends the counts to the worker."""
     line: dict[str, Any] = asdict(counts)
     with suppress(OSError):
         os.write(sys.stdout.fileno(), json.dumps(line).encode() + b"\n")

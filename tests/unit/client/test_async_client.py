@@ -90,7 +90,7 @@ async def test_a_stream_on_which_nothing_arrives_is_opened_again(
     client: AsyncClient, scripted: Scripted
 ) -> None:
     client._idle_seconds = 0.05
-    # A busy machine may find the second stream idle too.
+    # On a busy machine, the second stream may also count as idle.
     scripted.script = [["hang"], *[[event(1)]] * 50]
     watched = client.watch("ws_1")
     assert (await anext(watched)).seq == 1

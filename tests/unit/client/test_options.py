@@ -53,7 +53,7 @@ def submitted(**fields: Any) -> TaskFilter:
         (lambda client: next(client.cancel_all_tasks(filter=TaskFilter(task_ids=()))), "task_ids"),
         # A generator is never empty, but may have no items.
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=iter(()))), "task_ids"),
-        # Beside another field, the service cannot see these.
+        # Next to another field, the service cannot see these.
         (lambda client: client.cancel_tasks(filter=submitted(task_ids=())), "task_ids"),
         (lambda client: client.cancel_tasks(filter=submitted(workspace_ids=())), "workspace_ids"),
         (lambda client: client.cancel_tasks(filter=submitted(metadata={})), "metadata"),

@@ -54,14 +54,14 @@ async def pods(
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal and each of its attempts have a minute, so a busy machine causes no retries."""
+    """Gives a signal and each of its attempts a minute, so a busy machine causes no retries."""
     monkeypatch.setattr(agent_client, "SIGNAL_BUDGET_SECONDS", 60.0)
     monkeypatch.setattr(agent_client, "_ATTEMPT_SECONDS", 60.0)
 
 
 @pytest.fixture
 def one_attempt(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that fails is not attempted again."""
+    """Ends a call after one attempt."""
     monkeypatch.setattr(random, "uniform", lambda *_: math.inf)
 
 

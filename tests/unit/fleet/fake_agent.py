@@ -30,7 +30,7 @@ from tests.support.ports import free_ports
 from tests.support.world import NOW, intent, locked_busy
 
 Context = grpc.aio.ServicerContext[Any, Any]
-# On a clock that stands still, so that every signal token is of the same minute.
+# The clock stands still, so that every signal token belongs to the same minute.
 TOKENS = PodTokens(new_key(), lambda: 1_000.0)
 _TASK = locked_busy(cancel=intent(force_at=NOW + timedelta(seconds=7)), epoch=3).task
 assert _TASK is not None
@@ -46,12 +46,12 @@ class FakeAgent(AgentServiceServicer):
 
     def __init__(self) -> None:
         self.before: Callable[[int, Context], Awaitable[None]] = answer_at_once
-        # The tasks that it knows; None for all.
+        # The tasks that the agent knows; None for all.
         self.known: set[str] | None = None
         self.signals: list[Signal] = []
-        # What it answers a signal with, if not with one acknowledgement.
+        # The answers to a signal, if not one acknowledgement.
         self.answers: Callable[[Signal], Iterable[Acknowledgement]] | None = None
-        # Its answer to a read. An agent without one is of an earlier version.
+        # The answer to a read. None stands for an agent of an earlier version.
         self.iteration: CurrentIteration | None = None
         self.reads = 0
         self.before_read: Callable[[int, Context], Awaitable[None]] = answer_at_once
@@ -64,7 +64,7 @@ class FakeAgent(AgentServiceServicer):
     async def listen(
         self, address: str = "", tls: TlsIdentity | None = None, options: Options = ()
     ) -> None:
-        """Listens on the address, or on a port that no connection takes while it has stopped."""
+        """Listens on the address, or on a port that no connection takes while the agent is down."""
         address = address or f"127.0.0.1:{free_ports(1)[0]}"
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *options])
         add_AgentServiceServicer_to_server(self, self._server)

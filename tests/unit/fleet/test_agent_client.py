@@ -94,7 +94,7 @@ async def test_each_signal_has_its_own_acknowledgement(
     agent.before = wait
     calls = [asyncio.create_task(cancel(client, agent.address, f"task_{n}")) for n in range(5)]
     await eventually_async(lambda: agent.signals)
-    # This one no longer waits. Its acknowledgement arrives first.
+    # This call no longer waits. Its acknowledgement arrives first.
     calls[0].cancel()
     all_sent.set()
     assert await asyncio.gather(*calls[1:]) == [True, False, True, False]
@@ -131,7 +131,7 @@ async def test_a_silent_stream_is_given_up_for_another_connection(
 async def test_a_stream_with_more_than_it_was_asked_for_is_ended(
     client: AgentClient, agent: FakeAgent, extra: Acknowledgement
 ) -> None:
-    """Otherwise an agent could keep its worker busy for ever."""
+    """An agent must not be able to keep its worker busy for ever."""
     ended = asyncio.Event()
 
     def flood(signal: Signal) -> Iterable[Acknowledgement]:
@@ -202,7 +202,7 @@ async def test_what_an_agent_reports_is_bounded(client: AgentClient, agent: Fake
 
 @pytest.mark.usefixtures("patient")
 async def test_a_channel_is_closed_when_the_reads_on_it_have_ended(agent: FakeAgent) -> None:
-    """Another read may have given up the channel, or other agents need its place."""
+    """The reads outlive the channel: another read gives it up, or other agents need its place."""
     go_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:
@@ -270,7 +270,7 @@ async def test_an_agent_that_does_not_answer_is_given_up(
     # Ten times as long as the call takes.
     async with asyncio.timeout(18):
         await unreachable(client, agent.address)
-    # The next signal has a stream of its own.
+    # The next signal has its own stream.
     agent.before = answer_at_once
     assert await cancel(client, agent.address)
 
@@ -285,7 +285,7 @@ async def test_a_signal_ends_before_the_deadline_of_its_caller(
 
 
 def arrived(seconds_ago: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the current call one that has arrived this long ago."""
+    """Makes the current call look as if it had arrived this long ago."""
     at = time.monotonic() - seconds_ago
     with monkeypatch.context() as earlier:
         earlier.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: at))
@@ -333,7 +333,7 @@ async def test_a_signal_without_time_for_an_attempt_leaves_the_stream_to_the_nex
 async def test_a_task_is_delivered_with_the_whole_budget(
     client: AgentClient, agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task that is not delivered in time ends. A slow database must not cause that."""
+    """A task that is not delivered in time fails. A slow database must not cause that."""
 
     async def be_slow(number: int, context: Context) -> None:
         await asyncio.sleep(2 * agent_client._LEAST_SECONDS)

@@ -1,6 +1,6 @@
-"""Each way in which an agent, or the network to it, can end what is between it and the service.
+"""Each way in which an agent, or the network to it, can end a stream or a connection.
 
-None of them is more than `agent_unreachable` for a caller whose cancellation is recorded.
+A caller whose cancellation is recorded gets nothing worse than `agent_unreachable`.
 """
 
 import asyncio
@@ -141,7 +141,7 @@ async def test_an_agent_whose_connection_breaks_is_unreachable(
 async def test_a_caller_who_leaves_while_its_signal_is_written_ends_no_other_call(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    """gRPC then ends the stream that the signals share. The others use another one."""
+    """gRPC then ends the stream that the signals share. The other signals use another stream."""
     reads_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:

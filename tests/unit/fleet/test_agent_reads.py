@@ -30,7 +30,7 @@ POLLERS = 150
 
 @pytest.fixture(autouse=True)
 def long_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine does not end the silence during a test."""
+    """Makes the silence so long that it does not end during a test, even on a busy machine."""
     monkeypatch.setattr(agent_reads, "_SILENT_SECONDS", 600.0)
 
 
@@ -124,7 +124,7 @@ async def test_a_read_whose_first_answer_is_an_error_is_repeated_once(
 async def test_those_who_leave_do_not_end_the_read_of_the_others(
     client: AgentClient, agent: FakeAgent
 ) -> None:
-    """One is cancelled, one has an early deadline. The agent is not silent for that."""
+    """One caller is cancelled, one has an early deadline. Neither makes the agent silent."""
     go_on = asyncio.Event()
 
     async def wait(number: int, context: Context) -> None:
@@ -160,7 +160,7 @@ async def test_many_silent_agents_together_are_read_at_a_bounded_rate(
         raise NotAcknowledgedError("it is silent")
 
     async def poll_all(agents: int, seconds: int) -> int:
-        """The reads that polls once a second start, after the first one of each agent."""
+        """How many reads start when each agent is polled once a second, without its first read."""
         nonlocal now, started
         for second in range(seconds + 1):
             for agent in range(agents):
@@ -173,5 +173,5 @@ async def test_many_silent_agents_together_are_read_at_a_bounded_rate(
 
     assert await poll_all(1_000, 60) <= 61 * 50
     now += 600
-    # A few are read every 3 s.
+    # With few silent agents, each is read every 3 s.
     assert await poll_all(10, 30) == 10 * 10

@@ -93,7 +93,7 @@ async def test_the_least_recently_used_channel_is_closed_for_a_new_one(
         await eventually_async(lambda: second.address not in channels.open)
         assert sorted(channels.open) == sorted(agent.address for agent in (first, *others))
         assert channels.opened == LIMIT + 1
-        # The closed one is opened again.
+        # The closed channel is opened again.
         assert await cancel(client, second.address)
         assert channels.opened == LIMIT + 2
 
@@ -116,7 +116,7 @@ async def test_reads_take_the_channel_of_one_signalled_agent_at_most(
 async def test_a_stream_that_is_no_longer_kept_is_freed_at_once(
     client: AgentClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the garbage collector. A cycle would keep 50 kB of gRPC for each stream."""
+    """The garbage collector is off: a cycle of references would keep 50 kB of gRPC per stream."""
     streams: weakref.WeakSet[SignalStream] = weakref.WeakSet()
 
     def recorded(channel: grpc.aio.Channel, token: str) -> SignalStream:

@@ -33,7 +33,7 @@ async def client(of: Certificates) -> AsyncIterator[AgentClient]:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent is reached on a busy machine, too."""
+    """Gives calls enough time to reach an agent even on a busy machine."""
     monkeypatch.setattr(agent_client, "SIGNAL_BUDGET_SECONDS", 60.0)
 
 
@@ -57,7 +57,7 @@ async def test_an_agent_in_plain_text_is_not_signalled(client: AgentClient) -> N
 
 
 async def test_no_token_is_sent_to_strangers(of: Certificates) -> None:
-    """They listen on the address of the agent, with another certificate. One attempt each."""
+    """Strangers listen on the address of the agent, with another certificate. One attempt each."""
     workspace_id = workspace_at(None).id
     trusted = of.agent(workspace_id, EPOCH).trusted
     connector = Connector(of.control_plane)
@@ -76,7 +76,7 @@ async def test_no_token_is_sent_to_strangers(of: Certificates) -> None:
 async def test_the_next_agent_on_an_address_is_reached(
     client: AgentClient, of: Certificates
 ) -> None:
-    """It has another certificate, so the channel of the first one is of no use."""
+    """The next agent has another certificate, so the channel to the first agent is of no use."""
     first, second = workspace_at(None).id, workspace_at(None).id
     agent = FakeAgent()
     await agent.listen(tls=of.agent(first, EPOCH))

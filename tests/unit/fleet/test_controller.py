@@ -46,7 +46,7 @@ async def test_the_pods_are_synchronized_once_a_term_and_before_any_step(fleet: 
 
 
 async def test_a_controller_whose_term_has_ended_starts_and_ends_no_pod(fleet: Fleet) -> None:
-    """It was frozen, and continues with what it read before."""
+    """The controller was frozen, and continues with what it read before."""
     fresh = await fleet.add(PROVISIONING, pod=False)
     fleet.pods.never_run.add(fresh.id)
     lost = await fleet.add(IDLE)
@@ -95,7 +95,7 @@ async def test_a_pod_that_ends_before_it_registers_fails_with_its_last_log_line(
 
 
 async def test_a_start_that_another_controller_did_not_finish_is_repeated(fleet: Fleet) -> None:
-    """It died between its record of the start and the start, or before the agent had its spec."""
+    """The other controller died after it recorded the start, or before the agent had its spec."""
     made = await fleet.add(PROVISIONING)
     fleet.pods.kill(made)
     await fleet.scan()
@@ -275,7 +275,7 @@ async def test_a_stopping_pod_runs_until_the_deadline_of_its_task(fleet: Fleet) 
 
 
 async def test_a_stopping_pod_is_not_ended_while_a_worker_is_silent(fleet: Fleet) -> None:
-    """It fell silent after the scan."""
+    """The worker fell silent after the scan."""
     busy, _ = await fleet.add_busy()
     await stop(fleet, busy.id)
     fleet.world.clock.now = NOW + timedelta(seconds=11) + FORCE_MARGIN
@@ -316,7 +316,7 @@ async def test_a_task_wakes_a_workspace_whose_pod_was_ended_by_force(
 async def test_a_forced_end_whose_record_fails_once_leaves_a_suspended_workspace(
     fleet: Fleet,
 ) -> None:
-    """The next pass finds a pod that has ended, and does not know why."""
+    """The next pass finds that the pod has ended, and does not know why."""
     busy, running = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.clock.now = NOW + FORCE_MARGIN + timedelta(seconds=1)
@@ -405,7 +405,7 @@ async def test_a_deletion_waits_for_the_task_then_for_the_files_and_continues(
         await fleet.next_scan()
     assert (await fleet.world.workspace(busy.id)).awaits_removal
     fleet.pods.removes_all = True
-    # Another controller.
+    # This scan stands for another controller.
     await fleet.scan()
     assert await fleet.world.store.get_workspace(busy.id) is None
 
@@ -422,7 +422,7 @@ async def test_a_deleted_workspace_whose_pod_was_being_started_leaves_no_pod(fle
 
 
 async def test_few_workspaces_are_removed_at_once_and_the_pods_of_others_end(fleet: Fleet) -> None:
-    """The removals of one organization take long. The agent of another one is overdue."""
+    """The removals of one organization take long while another organization's agent is overdue."""
     removed = [await fleet.add(STOPPED, run_id=None, pod=False) for _ in range(10)]
     for each in removed:
         await delete(fleet, each.id)
@@ -505,7 +505,7 @@ async def test_the_next_leader_finds_what_was_reached_without_one(fleet: Fleet) 
 
 
 async def test_the_task_of_a_frozen_agent_ends_cancelled(fleet: Fleet) -> None:
-    """The bounds of a cancellation apply, as to a caller's cancellation."""
+    """A limit cancels the task, and the bounds of a caller's cancellation apply."""
     at, new = await limited(fleet, max_duration_seconds=1)
     fleet.world.agents.reachable = False
     async with fleet.running():
@@ -549,7 +549,7 @@ async def test_a_tree_is_cancelled_and_signalled_at_its_limit_after_the_end_of_i
 async def test_few_limits_are_applied_at_once_and_a_locked_workspace_delays_no_other(
     fleet: Fleet,
 ) -> None:
-    """Many tasks of one organization reach a limit. Another one has cancelled a task."""
+    """Many tasks of one organization reach a limit while another organization has cancelled one."""
     reached = [await limited(fleet, max_duration_seconds=60) for _ in range(10)]
     busy, running = await fleet.add_busy(org_id="org_b")
     (locked, _), transition, open_now, most = reached[0], fleet.world.store.transition, 0, 0

@@ -53,7 +53,7 @@ async def lease(world: World, workspace: Workspace, seconds: float) -> None:
 
 
 def reads(world: World) -> list[float]:
-    """Notes when the leases are read, in seconds since the start."""
+    """The times at which the leases are read, in seconds since the start."""
     noted: list[float] = []
     read = world.store.lease_seconds_left
 
@@ -108,7 +108,7 @@ async def test_a_lease_that_begins_after_the_read_is_found_when_it_runs_out(
 
 
 async def test_each_bound_is_found_at_the_next_scan(world: World) -> None:
-    """Without a notification, and without a sweep."""
+    """No notification and no sweep is needed."""
     forced, running = await world.add_busy()
     await world.cancel(forced.id, force_after_seconds=1)
     unnamed, _ = await world.add_busy()
@@ -274,7 +274,7 @@ async def test_a_failed_scan_counts_as_an_outage(fleet: Fleet) -> None:
 async def test_while_a_worker_is_silent_a_deadline_waits_for_a_lease_at_most(
     fleet: Fleet, silences: list[float]
 ) -> None:
-    """Its agents may be unable to commit. One that is able and does not is still ended."""
+    """Agents of the worker may be unable to commit. An agent that could and does not is ended."""
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     fleet.world.store.silences = silences
@@ -318,7 +318,7 @@ async def test_a_database_that_is_slow_counts_as_an_outage(world: World) -> None
 
 
 async def test_a_scan_that_is_late_counts_as_an_outage(fleet: Fleet) -> None:
-    """The machine stood still, and its agents with it."""
+    """The whole machine stood still, including the agents."""
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)
     async with fleet.running():
@@ -334,7 +334,7 @@ async def test_a_scan_that_is_late_counts_as_an_outage(fleet: Fleet) -> None:
 
 
 async def test_what_the_controller_does_itself_is_no_outage(fleet: Fleet) -> None:
-    """It takes four seconds to follow a change."""
+    """The controller takes four seconds to follow a change."""
     other = await fleet.add(WorkspaceStatus.IDLE)
     busy, _ = await fleet.add_busy(lease_expires_at=NOW + timedelta(hours=1))
     await fleet.world.cancel(busy.id, force_after_seconds=0)

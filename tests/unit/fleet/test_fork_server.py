@@ -70,12 +70,12 @@ def agent_of(state_dir: Path, workspace: Workspace) -> psutil.Process:
 
 
 def is_forked(state_dir: Path, workspace: Workspace) -> bool:
-    """The parent of an agent that was executed is bwrap."""
+    """Whether the agent was forked. The parent of an executed agent is bwrap."""
     return agent_of(state_dir, workspace).ppid() == os.getpid()
 
 
 async def forked(state_dir: Path, workspace: Workspace) -> bool:
-    """Whether the agent becomes a child of the controller, when the process between has ended."""
+    """Whether the controller adopts the agent once the process between them has ended."""
     try:
         await eventually_async(lambda: is_forked(state_dir, workspace))
     except TimeoutError:
@@ -272,7 +272,7 @@ async def test_a_start_fails_if_the_sandbox_ends_before_there_is_an_agent(
 async def test_an_agent_that_was_forked_too_late_does_not_run(
     pods: LocalPods, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The controller has given it up, so that there are never two agents."""
+    """The controller has given the agent up, so that there are never two."""
     late: list[int] = []
 
     class GivesUp:
@@ -295,7 +295,7 @@ async def test_an_agent_that_was_forked_too_late_does_not_run(
 async def test_nothing_of_an_agent_is_in_the_memory_of_the_fork_server(
     pods: LocalPods, server: ForkServer, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Nor do two agents have the same random numbers."""
+    """Two agents also do not have the same random numbers."""
     texts = []
     for each in (workspace, world.workspace(epoch=1, run_id=RUN_ID)):
         await pods.start(each)
@@ -329,13 +329,13 @@ async def test_the_fork_server_of_agents_has_one_thread_and_no_runtime_of_grpc()
         nobody = ForkRequest(pid=2**22 + 1, uid=None, command=[], environment={})
         nobody.send(server.start(), [other.fileno()] * 3)
         other.close()
-        # It has imported everything when it answers.
+        # The fork server has imported everything when it answers.
         assert b"No such file" in await asyncio.to_thread(own.recv, 1024)
     assert server.process is not None
     running = psutil.Process(server.process.pid)
     assert running.num_threads() == 1
-    # The standard ones, and its socket again. The answer may come before it has closed the
-    # descriptors of the request.
+    # The three standard descriptors, and the socket again. The answer may come before the fork
+    # server has closed the descriptors of the request.
     await eventually_async(lambda: running.num_fds() == 4)
     server.close()
     await processes.wait_exit_and_reap(running.pid)

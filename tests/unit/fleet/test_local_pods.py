@@ -58,7 +58,7 @@ async def test_an_agent_receives_its_secrets_on_standard_input_only(
 async def test_an_agent_that_ended_unwatched_leaves_no_zombie(
     pods: LocalPods, workspace: Workspace, is_ended: bool
 ) -> None:
-    """Nobody waits for its exit while no controller, or another one, leads."""
+    """Nobody waits for its exit while this controller does not lead."""
     await pods.start(workspace)
     (agent,) = pod_processes.of_pod(workspace.id)
     agent.kill()
@@ -151,7 +151,7 @@ async def tools(
 async def test_an_end_ends_detached_tools_of_an_agent_that_lives(
     tools: Start, workspace: Workspace, tmp_path: Path, ends: str, grace_seconds: float
 ) -> None:
-    """An agent that ends at SIGTERM has ended its tools. This one does not, and is not trusted."""
+    """An agent that ends at SIGTERM should have ended its tools. This one has not."""
     pods, other = adopting(tmp_path), LocalPods(tmp_path, spec_for)
     started = await tools(pods)
     controller = pods if ends == "the one that started it" else other
@@ -164,7 +164,7 @@ async def test_an_end_ends_detached_tools_of_an_agent_that_lives(
 async def test_tools_of_a_dead_agent_are_ended_or_reported(
     tools: Start, workspace: Workspace, tmp_path: Path, ends: str
 ) -> None:
-    """They are children of the controller that started the agent. Another one cannot find them."""
+    """The tools become children of the controller that started the agent. Only it can find them."""
     pods, other = adopting(tmp_path), LocalPods(tmp_path, spec_for)
     started = await tools(pods)
     os.kill(int((tmp_path / "pods" / workspace.id / "pid").read_text()), signal.SIGKILL)
@@ -179,7 +179,7 @@ async def test_tools_of_a_dead_agent_are_ended_or_reported(
 async def test_the_pods_of_a_stack_end_with_their_tools(
     tools: Start, tmp_path: Path, stranger: "subprocess.Popen[bytes]", started_by: str
 ) -> None:
-    """The agents of another controller are no descendants of the process that ends the stack."""
+    """The agents of another controller do not descend from the process that ends the stack."""
     others = {child.pid for child in psutil.Process().children()}
     started = await tools(LocalPods(tmp_path, spec_for))
     if started_by == "another controller":
@@ -196,7 +196,7 @@ def adopting(state_dir: Path) -> LocalPods:
 
 
 def forge(state_dir: Path, workspace_id: str, epoch: int, process: ProcessId | None) -> None:
-    """Writes the records of such an agent, to the folders of the controller and of the pod."""
+    """Writes the records of an agent, in the folders of the controller and of the pod."""
     started = f" {process.pid} {process.started_at}" if process is not None else ""
     for folder in (state_dir / "fleet" / workspace_id, state_dir / "pods" / workspace_id):
         (folder / "files").mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ _CAPABILITIES = 0x20080522
 
 
 def fill(top: Path) -> None:
-    """More than is removed at once, folders deeper than a path may be long, and no permissions."""
+    """Makes more files than one call removes, folders too deep for a path, and locked folders."""
     wide = top / "wide"
     wide.mkdir(parents=True)
     for number in range(1_200):

@@ -60,7 +60,7 @@ async def test_redelivery_waits_for_the_call_that_recorded_the_cancellation(worl
 async def test_a_cancellation_is_delivered_at_its_force_deadline_at_the_latest(
     world: World,
 ) -> None:
-    """Otherwise the deadline would pass before the agent knows it."""
+    """A later delivery would reach the agent after the deadline."""
     force_at = NOW + timedelta(seconds=1)
     await cancelled(world, replace(intent(), force_at=force_at))
     deliveries = Redelivery(world.agents)

@@ -18,7 +18,7 @@ KEPT = timedelta(days=30)
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Its statements take no time, so there are no pauses between them."""
+    """A world whose statements have no pauses between them."""
     monkeypatch.setattr(retention, "BATCH_EVENTS", 4)
     monkeypatch.setattr(retention, "_PAGE_SIZE", 2)
     monkeypatch.setattr(retention, "_PAUSE_SECONDS", 0)

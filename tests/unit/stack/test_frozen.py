@@ -26,9 +26,9 @@ class Second:
 TURNS = Second(turns=2, processor_seconds=0.01)
 SPINS = Second(processor_seconds=1.0, state="R")
 BLOCKED = Second()
-# It waits for a processor nearly all the time.
+# The program waits for a processor nearly all the time.
 STARVED = Second(processor_seconds=0.02, state="R")
-# It waits for its memory, which the machine has swapped.
+# The program waits for its memory, which the machine has swapped.
 SWAPS = Second(processor_seconds=0.02, state="D")
 STOPPED = Second(state="T")
 TRACED = Second(state="t")
@@ -45,7 +45,7 @@ class Programs:
         self.look({}, 0.0)
 
     def do(self, seconds: int = LONG, period: float = SAMPLE_SECONDS, **doing: Second) -> None:
-        """`period` is the time between two samples."""
+        """Lets this many seconds pass. `period` is the time between two samples."""
         for _ in range(seconds):
             self.look(doing, period)
 
@@ -90,22 +90,22 @@ def workers() -> Programs:
 @pytest.mark.parametrize(
     ("first", "second", "replaced", "silent"),
     [
-        # In a loop without a turn, or in a lock, while the other one serves.
+        # One is silent, in a loop or at a lock, while the other serves.
         (SPINS, TURNS, ["w0"], []),
         (BLOCKED, TURNS, ["w0"], []),
         (TURNS, SPINS, ["w1"], []),
-        # It gets too little processor time for its turn. The other one has less to do.
+        # One gets too little processor time for a turn. The other has less to do.
         (STARVED, TURNS, [], ["w0"]),
         (SWAPS, TURNS, [], ["w0"]),
-        # A debugger holds it.
+        # A debugger holds the program.
         (TRACED, TURNS, [], ["w0"]),
-        # No other one serves.
+        # No other worker serves.
         (SPINS, SPINS, [], ["w0", "w1"]),
         (BLOCKED, BLOCKED, [], ["w0", "w1"]),
         (BLOCKED, SPINS, [], ["w0", "w1"]),
         (STARVED, STARVED, [], ["w0", "w1"]),
         (TURNS, TURNS, [], []),
-        # Also those that are the last.
+        # A stopped program is replaced even if no other of its kind serves.
         (STOPPED, TURNS, ["w0"], []),
         (STOPPED, STOPPED, ["w0", "w1"], []),
         (STOPPED, STARVED, ["w0"], ["w1"]),
@@ -150,7 +150,7 @@ def test_one_program_a_minute_is_replaced_for_its_silence() -> None:
     assert len(programs.replaced) == 1
     programs.do(30, w0=TURNS, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
     assert len(programs.replaced) == 1
-    # Programs that are stopped do not wait.
+    # Stopped programs are replaced without this wait.
     programs.do(2, w0=STOPPED, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
     assert programs.replaced == ["w0", "w0"]
     programs.do(130, w0=TURNS, w1=SPINS, w2=TURNS, f0=BLOCKED, f1=TURNS)
@@ -158,7 +158,7 @@ def test_one_program_a_minute_is_replaced_for_its_silence() -> None:
 
 
 def test_a_program_that_starts_has_more_time(workers: Programs) -> None:
-    """After a restart, no turn has been made."""
+    """A restarted program has not made a turn yet."""
     workers.do(2, w0=STOPPED, w1=TURNS)
     workers.do(LONG, w0=SPINS, w1=TURNS)
     assert workers.replaced == ["w0"]
@@ -167,7 +167,7 @@ def test_a_program_that_starts_has_more_time(workers: Programs) -> None:
 
 
 def test_a_late_sample_says_nothing_of_a_blocked_program(workers: Programs) -> None:
-    """The supervisor itself got no processor."""
+    """The supervisor itself got no processor time."""
     workers.do(LONG, period=5 * SAMPLE_SECONDS, w0=BLOCKED, w1=TURNS)
     assert workers.found == []
     workers.do(2, period=5 * SAMPLE_SECONDS, w0=STOPPED, w1=TURNS)

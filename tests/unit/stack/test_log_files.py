@@ -38,7 +38,7 @@ def lines(folder: Path) -> list[str]:
 
 
 def test_rotation_loses_no_line_of_two_processes(tmp_path: Path) -> None:
-    """As in a rolling restart."""
+    """A rolling restart runs two processes at the same time."""
     log_file = LogFile(tmp_path / "envoy.log", MAX_BYTES, 100)
     program = (
         "import os, sys\n"

@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    """The cluster of those tests that need no new one."""
+    """The cluster for the tests that need no new cluster."""
     made = postgres.places(tmp_path_factory.mktemp("cluster"))
     postgres.initialise(made.data_dir)
     return made
@@ -31,7 +31,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
 
 @pytest.fixture
 def _no_shared_memory() -> Iterator[None]:
-    """A server that was killed leaves its segments, which only a successor would remove."""
+    """Removes the segments that a killed server leaves. Otherwise only a successor would."""
     before = set(SHARED_MEMORY.glob("PostgreSQL.*"))
     yield
     for segment in set(SHARED_MEMORY.glob("PostgreSQL.*")) - before - mapped():

@@ -89,7 +89,7 @@ def test_a_closed_terminal_stops_a_stack_and_a_signal_restarts_it(
 
 
 class WorkersRestartedError(Exception):
-    """Ends a restart behind its workers."""
+    """Ends a restart once its workers are restarted."""
 
 
 class Programs(Supervisor):
@@ -128,7 +128,7 @@ class HealthCheckedEdge(EdgeProcess):
 async def test_the_worker_that_does_not_serve_is_restarted_first(
     tmp_path: Path, broken: str, order: list[int]
 ) -> None:
-    """So a restart can follow one that has failed, with the previous version."""
+    """After a failed restart, another one can bring back the previous version."""
     edge = HealthCheckedEdge(tmp_path, [f"worker:{index}" for index in range(3)])
     edge.healthy.discard(broken)
     programs = Programs(tmp_path, edge)

@@ -73,7 +73,7 @@ def test_looking_for_the_run_does_not_keep_another_from_starting(tmp_path: Path)
 
 
 def test_a_copy_of_the_open_file_does_not_keep_the_folder(tmp_path: Path) -> None:
-    """A child that was forked at the end of a run has one."""
+    """A child that was forked at the end of a run has such a copy."""
     with ExitStack() as copies:
         with run_lock.exclusive(tmp_path):
             lock = (tmp_path / "lock").stat()

@@ -52,7 +52,7 @@ asyncio.run(main())
 async def test_a_silent_program_is_replaced_while_another_one_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocked: str
 ) -> None:
-    """In a loop, or in a wait."""
+    """The silent program is in a loop or in a wait."""
     monkeypatch.setattr(frozen, "_SILENT_SECONDS", 2.0)
     monkeypatch.setattr(frozen, "_SILENT_TURNS", 4)
     supervisor = Supervisor(tmp_path / "logs")
@@ -75,7 +75,7 @@ async def test_a_silent_program_is_replaced_while_another_one_turns(
 
 
 async def test_programs_that_are_stopped_are_replaced(tmp_path: Path) -> None:
-    """All at once, also the only ones of their kind."""
+    """All are replaced at once, even the only programs of their kind."""
     supervisor = Supervisor(tmp_path / "logs")
     for name in ("worker-0", "worker-1", "fleet"):
         await supervisor.start(Program(name, ["/bin/sleep", "600"]))

@@ -173,7 +173,7 @@ async def test_a_delivery_fails_after_a_day(bench: Delivering) -> None:
 
 
 async def test_a_slow_receiver_delays_no_other(bench: Delivering) -> None:
-    """It answers when the others have got everything."""
+    """The slow receiver answers only when the others have everything."""
     _, slow = await bench.receiver()
     _, quick = await bench.receiver()
     others_are_done = threading.Event()
@@ -199,7 +199,7 @@ async def test_a_slow_receiver_delays_no_other(bench: Delivering) -> None:
 
 
 async def test_thousands_of_receivers_that_are_down_delay_no_other(bench: Delivering) -> None:
-    """A few claims look at 800 of them. The next ones follow soon, not 2 s later."""
+    """A few claims look at 800 receivers. The next claims follow soon, not 2 s later."""
     async with bench.pool.connection() as connection:
         await connection.execute(
             "INSERT INTO webhook_deliveries (workspace_id, task_id, webhook_id, org_id, receiver, "
@@ -216,7 +216,7 @@ async def test_thousands_of_receivers_that_are_down_delay_no_other(bench: Delive
 async def test_names_that_nobody_resolves_leave_threads_to_other_organizations(
     bench: Delivering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One organization has more of them than there are threads. Another one has a name too."""
+    """One organization has more such names than there are threads. Another one has a good name."""
     resolve, asked, can_end = socket.getaddrinfo, list[str](), threading.Event()
 
     def getaddrinfo(host: str, *arguments: Any) -> Any:
@@ -244,7 +244,7 @@ async def test_names_that_nobody_resolves_leave_threads_to_other_organizations(
 
 
 async def test_a_receiver_that_is_gone_gets_no_further_request(bench: Delivering) -> None:
-    """Except for requests that are in flight at the refusal."""
+    """Only requests that are in flight at the refusal still arrive."""
     _, receiver = await bench.receiver()
     receiver.behaviour = refuse("410 Gone")
     ended = [await bench.end_task() for _ in range(12)]

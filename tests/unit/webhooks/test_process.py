@@ -21,7 +21,7 @@ assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
 
 
 def test_it_may_have_as_many_connections_as_the_system_allows() -> None:
-    """Many hosts allow a program 1,024 files unless it asks for more."""
+    """Many hosts allow a program only 1,024 open files unless it asks for more."""
     subprocess.run([sys.executable, "-c", _PROGRAM], input=b"", check=True, timeout=60)
 
 

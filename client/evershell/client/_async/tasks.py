@@ -84,8 +84,8 @@ class AsyncTaskCalls(AsyncPlainCalls):
             reason: Human-readable; at most 500 characters.
             force_after: Interrupts an iteration that still runs this long after the call: 0 to
                 86,400 seconds. None interrupts no iteration.
-            include_descendants: Cancels every descendant that has not ended too. The call waits for
-                the end of the task alone.
+            include_descendants: Cancels every descendant that has not ended too. The call waits
+                only for the end of the task.
             timeout: How long to wait for the end, in seconds or as a timedelta. None waits as long
                 as it takes: the service ends every accepted cancellation in bounded time.
 

@@ -61,7 +61,7 @@ class Cache:
         return list(self._objects.values())
 
     async def run(self) -> None:
-        """Follows the API server until it is cancelled, also over its outages."""
+        """Follows the API server until it is cancelled, even through outages."""
         while True:
             try:
                 # The next list decides, even if the cluster was restored to an earlier version.

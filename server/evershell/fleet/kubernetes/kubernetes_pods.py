@@ -61,7 +61,7 @@ class KubernetesPods:
         self._api = api
         self._template = template
         self._spec_for = spec_for
-        # Pods survive a restart of the control plane, so their run is the life of the namespace.
+        # Pods survive a restart of the control plane, so a run lasts as long as the namespace.
         self.run_id = run_id
         self._start_seconds = start_seconds
         self._end_seconds = end_seconds

@@ -178,7 +178,7 @@ def _container(template: PodTemplate) -> Object:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        # The last lines of the log then are in the status of the pod.
+        # Copies the last lines of the log into the status of the pod.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "files", "mountPath": FILES_DIR},
@@ -195,14 +195,14 @@ def _labels(workspace: Workspace) -> dict[str, str]:
         "app.kubernetes.io/name": "evershell-agent",
         WORKSPACE_LABEL: workspace.id,
     }
-    # The id of an organization is any text of its identity provider.
+    # The identity provider may choose any text as the id of an organization.
     if _LABEL_VALUE.fullmatch(workspace.org_id):
         labels[_ORG_LABEL] = workspace.org_id
     return labels
 
 
 def _slug(workspace_id: str) -> str:
-    # Ids are ULIDs, which do not differ in case alone.
+    # Ids are ULIDs, so no two of them differ only in case.
     return workspace_id.lower().replace("_", "-")
 
 

@@ -14,7 +14,7 @@ _IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}
 )
 _MAX_MESSAGE = 300
-# The exit code of a process that a signal ended, without the number of the signal.
+# A process that a signal ended has this exit code plus the number of the signal.
 _SIGNALLED = 128
 _KILLED = _SIGNALLED + signal.SIGKILL
 
@@ -105,7 +105,7 @@ def _explain_disruption(pod: Object) -> str:
 
 def _explain_end(pod: Object) -> str:
     for ended in _terminated(pod):
-        # After a tool was out of memory, containerd reports OOMKilled for any later end of the
+        # Once a tool has run out of memory, containerd reports OOMKilled for any later end of the
         # agent.
         if ended.get("reason") == "OOMKilled" and ended.get("exitCode", _KILLED) == _KILLED:
             return f"its agent ran out of memory{_memory_limit(pod)}"

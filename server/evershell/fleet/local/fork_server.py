@@ -24,7 +24,7 @@ _SANDBOX_SECONDS = 5.0
 _FORK_SECONDS = 5.0
 _ROOM_BYTES = 1024
 _MAX_ANSWER_BYTES = 1024
-# unix(7): process, user and group.
+# The process, the user and the group of the sender: SCM_CREDENTIALS in unix(7).
 _CREDENTIALS = struct.Struct("3i")
 
 _log = structlog.get_logger()
@@ -34,14 +34,14 @@ class ForkServer:
     """Starts the fork server when it is needed."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """`environment` is the environment of the fork server. Its agents have other ones."""
+        """`environment` is the environment of the fork server, not of its agents."""
         self._command = command
         self._environment = {**environment, ROOM_VARIABLE: " " * _ROOM_BYTES}
         self._socket: socket.socket | None = None
         self.process: ProcessId | None = None
 
     def start(self) -> socket.socket:
-        """Starts the process, unless it was started. Blocks for milliseconds. Raises OSError."""
+        """Starts the process unless it is started. Blocks for milliseconds. Raises OSError."""
         if self._socket is None:
             own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             own.setblocking(False)
@@ -51,7 +51,7 @@ class ForkServer:
                     stdin=other.fileno(),
                     stdout=subprocess.DEVNULL,
                     env=self._environment,
-                    # Signals from the terminal are meant for `up` alone.
+                    # Signals from the terminal are meant only for `up`.
                     start_new_session=True,
                 )
             # LocalPods.reap reaps it.

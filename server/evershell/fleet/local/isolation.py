@@ -57,7 +57,8 @@ class Started:
     @classmethod
     def of(cls, agent: ProcessId, child: "subprocess.Popen[bytes]") -> "Started":
         """Takes the child over: pods are ended and reaped by their ids."""
-        # Without a return code, the child counts as forgotten when the object is deleted.
+        # Without a return code, subprocess warns when the object is deleted, and later reaps the
+        # child.
         child.returncode = 0
         return cls(agent, child.pid)
 
@@ -135,8 +136,7 @@ class NoIsolation:
 class Sandbox:
     """The sandboxes of pod/sandbox.py.
 
-    Root gives each workspace a user of its own, so that a hole in the sandbox shows no files of
-    root.
+    Root gives each workspace its own user, so that a hole in the sandbox exposes no files of root.
     """
 
     name: Literal["sandbox", "none"] = "sandbox"

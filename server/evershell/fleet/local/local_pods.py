@@ -1,4 +1,4 @@
-"""Pods on this machine: an agent's process with a folder of its own.
+"""Pods on this machine: an agent's process with its own folder.
 
 Pods outlive the controller that started them: pod_records.py stores what another controller needs
 to take over. A record is only a hint, because tools without a sandbox (isolation.py) run as the
@@ -86,7 +86,7 @@ class LocalPods:
         Starts the fork server, which takes a second to import the agent. A standby has none.
         """
         if self._fork_server is not None:
-            # The first start of an agent would try again.
+            # If this fails, the first start of an agent tries again.
             with contextlib.suppress(OSError):
                 self._fork_server.start()
 

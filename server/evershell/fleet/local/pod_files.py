@@ -137,7 +137,7 @@ def remove_some(folder: int, name: str) -> bool:
 
 
 def _empty(top: int, name: str) -> int:
-    """Moves folders in the folder to the top and removes its files; all of them, or the first.
+    """Moves the folder's subfolders to the top and removes its files, at most _MAX_NAMES at once.
 
     Removes the folder if nothing is left. Returns how many entries it had.
     """

@@ -25,7 +25,8 @@ _KILLED_SECONDS = 10.0
 _LAST_SCANS = 2
 _POLL_SECONDS = 0.005
 # Added to the niceness of agents and tools. Under load, each gets a ninth of the processor share of
-# a program of the service. With less, they would starve beside a busy program of another user.
+# a program of the service. With a smaller share, they would starve next to a busy program of
+# another user.
 _NICER = 10
 _NICEST = 19
 # Fields of proc_pid_stat(5), counted from the one after the name.
@@ -75,11 +76,11 @@ def _stat(pid: int) -> list[str]:
 def lower_priority(pid: int, child_pid: int) -> None:
     """Makes the agent, and the processes that it starts, give way to the programs of the service.
 
-    Many busy agents on one machine would otherwise delay every call, their own heartbeats too. The
-    kernel may divide the processor among sessions first: "The autogroup feature" in sched(7). All
-    forked agents are in the session of the fork server, so together they get what one program gets.
-    An agent that was executed has a session of its own, which `child_pid` may lead: the child that
-    was started for it.
+    Many busy agents on one machine would otherwise delay every call, including their own
+    heartbeats. The kernel may divide the processor among sessions first: "The autogroup feature" in
+    sched(7). All forked agents are in the session of the fork server, so together they get what one
+    program gets. An agent that was executed has its own session, which `child_pid` may lead: the
+    child that was started for it.
     """
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The filters of the routes for A2A (https://a2a-protocol.org), whose JSON has rules of its own."""
+"""The filters of the routes for A2A (https://a2a-protocol.org), whose JSON has its own rules."""
 
 from typing import Any
 

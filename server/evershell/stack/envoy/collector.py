@@ -68,7 +68,7 @@ class Collector:
         )
 
     def environment(self) -> dict[str, str]:
-        """The variables that Envoy needs. Its configuration and its admin pages have no header."""
+        """The variables that Envoy needs. Its configuration and admin pages show no headers."""
         return {
             f"{_HEADER_VARIABLE}{index}": value for index, (_, value) in enumerate(self.headers)
         }
@@ -101,7 +101,7 @@ class Collector:
             "max_path_tag_length": 0,
             "custom_tags": [
                 {"tag": "url.path", "value": "%PATH(NQ:ORIG_OR_PATH):300%"},
-                # These replace tags of Envoy, which have no maximum length, or the query.
+                # These replace Envoy's own tags, which have no maximum length or include the query.
                 {"tag": "grpc.path", "value": "%PATH(NQ:PATH):300%"},
                 {"tag": "user_agent", "value": "%REQ(user-agent):200%"},
                 {"tag": "evershell.request_id", "value": "%REQ(x-request-id):64%"},

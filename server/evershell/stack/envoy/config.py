@@ -88,7 +88,7 @@ class Edge:
     workers: Sequence[str]
     admin_socket: Path
     host: str = "127.0.0.1"
-    # Where Prometheus reads the metrics, on plain text; port 0 for no metrics.
+    # Where Prometheus reads the metrics, over plain text; port 0 for no metrics.
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 0
     tls: Tls | None = None
@@ -122,7 +122,7 @@ def render(edge: Edge, config_path: Path) -> None:
     ]
     # Before the route of all other paths.
     routes.insert(-1, wrong_port.route(routes[-1]))
-    # The values are JSON, which is valid YAML on one line and with its own quotes.
+    # The values are JSON on one line. That is valid YAML and needs no further quotes.
     values = {
         "host": edge.host,
         "max_connections": min(MAX_CONNECTIONS, _open_files_limit() - _OTHER_FILES),
@@ -161,7 +161,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "provider_cluster": provider and provider.cluster(),
     }
     texts |= {name: f"- {json.dumps(value)}" if value else "" for name, value in elements.items()}
-    # It has the secret of the provider.
+    # The configuration contains the client secret for the identity provider.
     config_path.touch()
     config_path.chmod(0o600)
     config_path.write_text(string.Template(edge_file("envoy.yaml").read_text()).substitute(texts))

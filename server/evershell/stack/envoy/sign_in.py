@@ -25,9 +25,9 @@ _FILTER = "envoy.filters.http.oauth2"
 _CLUSTER = "identity_provider"
 _SIGN_IN_PATH = "/console/sign-in"
 _SIGN_OUT_PATH = "/console/sign-out"
-# The provider has to allow this path at the address of the edge.
+# The provider must allow this path at the address of the edge.
 _CALLBACK_PATH = "/console/signed-in"
-# Says to the console whether there is a provider.
+# Tells the console whether there is a provider.
 _DESCRIPTION_PATH = "/console/sign-in.json"
 _MUTATION = "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3"
 _TYPES = "type.googleapis.com/envoy.extensions.filters.http.oauth2.v3"
@@ -40,7 +40,7 @@ _COOKIES = {
     "oauth_nonce": "evershell-nonce",
     "code_verifier": "evershell-verifier",
 }
-# The provider's answer comes from another site, so these two have to be sent with it.
+# The provider redirects back from another site. These two cookies must be sent even then.
 _LAX = ("oauth_nonce", "code_verifier")
 _TIMEOUT = "5s"
 # An element of the HTTP filters. The routes configure it.
@@ -92,11 +92,12 @@ class Provider:
         `filters` configures the HTTP filters of routes that Envoy answers itself.
         """
         configs = {
-            # The way back from the provider, without the cookies, which are sent only within the
-            # site; or a link of another site, which cannot begin a session.
+            # A request from another site passes: the way back from the provider, which comes
+            # without the Strict cookies, or a link, which must not begin a session.
             _SIGN_IN_PATH: self._config(passing={"exact": "cross-site"}),
             _CALLBACK_PATH: self._config(),
-            # A link of another site or of another host of this site, which cannot end a session.
+            # A link from another site, or from another host of this site, passes and does not end a
+            # session.
             _SIGN_OUT_PATH: self._config(passing={"suffix": "-site"}),
         }
         to_console = [
@@ -127,7 +128,7 @@ class Provider:
                 {"name": "authorization", "present_match": True},
                 _unless("cookie", cookie),
                 _unless("sec-fetch-site", {"exact": "same-origin"}),
-                # Envoy compares each of several values, and one that matches is enough.
+                # If a request has several values, one that matches is enough.
                 {"name": "sec-fetch-site", "string_match": {"suffix": "-site"}},
                 {"name": "sec-fetch-site", "string_match": {"exact": "none"}},
             ],
@@ -176,7 +177,7 @@ class Provider:
 
 
 def description(content: dict[str, str], filters: dict[str, Any]) -> dict[str, Any]:
-    """The route that says to the console how a user signs in; empty without a provider."""
+    """The route that tells the console how a user signs in; empty without a provider."""
     return {
         "match": {"path": _DESCRIPTION_PATH},
         "direct_response": {"status": 200, "body": {"inline_string": json.dumps(content)}},

@@ -121,7 +121,7 @@ async def test_a_deletion_of_an_earlier_object_of_the_same_name_is_ignored(
 
 
 async def test_an_own_object_that_is_gone_again_does_not_come_back(followed: Followed) -> None:
-    """The answer to its creation comes after the watch has reported its end."""
+    """The watch reports the end of the object before the call that creates it is answered."""
     gone = watched(("ADDED", pod(6)), ("DELETED", pod(8)))
     script = Script(listed(5), gone, forever)
     async with followed.running(script) as cache:

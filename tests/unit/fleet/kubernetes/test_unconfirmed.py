@@ -16,7 +16,7 @@ from tests.unit.fleet.kubernetes.scripted import Script, failure, pod, running_s
 
 @pytest.fixture
 async def pods() -> AsyncIterator[KubernetesPods]:
-    """In a cluster in which every pod is gone."""
+    """The backend of a cluster in which every pod is gone."""
     async with scripted(Script(failure(404))) as api:
         template = PodTemplate(image="example.com/agent:1", command=["agent"])
         yield KubernetesPods(api, template, spec_for, run_id="run", start_seconds=1, end_seconds=1)

@@ -142,13 +142,13 @@ async def test_an_eviction_through_the_api_ends_the_pod_with_its_reason(
     await case.api.create(f"pods/{name_of(workspace)}/eviction", eviction, LIMIT_SECONDS)
     await asyncio.wait_for(case.pods.wait_exit(workspace), LIMIT_SECONDS)
     assert "deleted from outside" in case.pods.explain(workspace)
-    # The grace of an eviction is longer. This call ends it.
+    # The grace of an eviction is longer. This call cuts it short.
     assert await case.pods.end(workspace, 0) is True
     assert not case.runs(workspace.id)
 
 
 async def test_an_end_does_not_wait_for_volumes(case: KubernetesCase, workspace: Workspace) -> None:
-    """A kubelet reports the end of the containers, and the object stays until it is done."""
+    """After a kubelet has reported the end of the containers, it still releases the volumes."""
     await case.start(workspace)
     case.node.is_silent = True
     ending = asyncio.create_task(case.pods.end(workspace, 0))

@@ -18,7 +18,7 @@ from tests.support.small_agent import spec_for
 
 @pytest.fixture
 def pods(tmp_path: Path) -> LocalPods:
-    """Their agents exit after they have read their settings, because no model has this name."""
+    """Pods whose agents exit after reading their settings, because no model has this name."""
 
     def spec(agent: AgentIdentity) -> PodSpec:
         secret = "00" * 32
@@ -53,7 +53,7 @@ def _folder(path: Path) -> None:
     (path / "below").mkdir(parents=True)
 
 
-# A reader would block, fill its memory, or read another file.
+# A program that reads one of these would block, fill its memory, or read another file.
 _REPLACEMENTS = pytest.mark.parametrize(
     "put",
     [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), _hard_link, _folder],
