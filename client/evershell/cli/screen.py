@@ -15,7 +15,7 @@ from evershell.cli.terminal import printable
 from evershell.client import Task
 
 _KEYS = "↑ ↓ select   c cancel   s sort   q quit"
-# The lines besides the rows and the notice: title, header and keys.
+# The lines in addition to the rows and the notice: title, header and keys.
 _OTHER_LINES = 3
 _UP, _DOWN, _CANCEL = ("up", "k"), ("down", "j"), ("c", "enter", "delete")
 

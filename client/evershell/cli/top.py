@@ -86,7 +86,7 @@ class _Live:
         self._reason = reason
         self._canceller = ThreadPoolExecutor(1)
         self._screen = Screen(order, lambda row: self._canceller.submit(self._cancel, row))
-        # What the other threads have to tell the screen.
+        # Messages from the other threads to the screen.
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake = threading.Event()
         self._has_ended = threading.Event()

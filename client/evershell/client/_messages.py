@@ -187,7 +187,7 @@ def _put(message: Message, field: Any, value: Any) -> None:
     elif isinstance(value, StrEnum):
         setattr(message, field.name, field.enum_type.values_by_name[value.value].number)
     elif isinstance(value, Result):
-        # An empty message is set, too.
+        # An empty message counts as set.
         getattr(message, field.name).SetInParent()
         getattr(message, field.name).MergeFrom(_to_message(value))
     elif isinstance(value, tuple):

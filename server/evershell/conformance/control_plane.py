@@ -375,7 +375,7 @@ class ControlPlane:
         self._apply(task_lifecycle.commit(self._locked, epoch, task_id, events, now))
 
     def directive(self, epoch: int, *, is_renewed: bool = True) -> "runtime_service_pb2.Directive":
-        """What the agent has to do."""
+        """What the agent must do."""
         return agent_codec.encode_directive(
             Directive(
                 fenced=self._locked.workspace.is_fenced(epoch),

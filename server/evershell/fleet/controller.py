@@ -249,7 +249,7 @@ class Controller:
         )
 
     def _needs_start(self, workspace: Workspace) -> bool:
-        """Whether the agent has to be started.
+        """Whether the agent must be started.
 
         If another controller started the agent and it ended before it registered, the controller
         may have died during the start. The agent is then started once more.

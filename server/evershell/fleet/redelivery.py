@@ -26,7 +26,7 @@ _MAX_BACKOFF_SECONDS = 5.0
 # How many agents are signalled at once. One that does not answer takes 1.5 s.
 _AT_ONCE = 200
 
-# The task id and the force deadline. An earlier force deadline has to be delivered too.
+# The task id and the force deadline. An earlier force deadline must be delivered too.
 DeliveryKey = tuple[str, datetime | None]
 
 

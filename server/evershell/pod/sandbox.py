@@ -44,7 +44,7 @@ _ETC = (
 )
 _NETWORK_ETC = ("hosts", "resolv.conf")
 _SCRATCH_BYTES = 256 * 2**20
-# Open files of a process of a tool call, so that one process cannot use up those of the machine.
+# The open files of one process of a tool call, so that it cannot use up the machine's limit.
 MAX_FILES = 4_096
 
 
@@ -119,7 +119,7 @@ class ToolSandbox:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """The descriptors that the command has to inherit."""
+        """The descriptors that the command must inherit."""
         return (self._filter,)
 
     def command(self, command: Sequence[str]) -> list[str]:

@@ -176,7 +176,7 @@ async def _workspace(kept: _KeptValues, store: Store, clock: Clock) -> str:
         WorkspaceStatus.FAILED,
         WorkspaceStatus.SUSPENDED,
     ):
-        # A workspace that was stopping when the last run ended has to be stopped before it can be
+        # A workspace that was stopping when the last run ended must be stopped before it can be
         # resumed. If that run was killed, processes of the workspace may still run.
         await store.transition(
             workspace_id,

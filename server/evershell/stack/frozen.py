@@ -52,7 +52,7 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A program that is frozen, or that is silent and has to stay.
+    """A program that is frozen, or that is silent and must stay.
 
     A silent program stays if no other of its kind serves, if another one was replaced within the
     last minute, or if it may be waiting for the machine.

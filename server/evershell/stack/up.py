@@ -122,7 +122,7 @@ async def _start(
         update={
             "run_id": str(ULID()),
             "database_url": await _database(settings, supervisor),
-            # For a controller that is restarted, too.
+            # A restarted controller gets the same isolation.
             "pod_isolation": pod_isolation,
         }
     )

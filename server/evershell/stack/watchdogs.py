@@ -26,7 +26,7 @@ IsLive: TypeAlias = Callable[[], Awaitable[bool]]
 async def kill_if_over_memory(
     name: str, process: "subprocess.Popen[bytes]", memory_bytes: int | None
 ) -> None:
-    """Kills the process whenever it uses more. Without `memory_bytes` there is no limit."""
+    """Kills the process whenever it uses more than the limit. Without `memory_bytes`, never."""
     while memory_bytes is not None:
         await asyncio.sleep(_MEMORY_CHECK_SECONDS)
         used = _used_memory_bytes(process)

@@ -66,7 +66,7 @@ class Sink:
         self._notice = notice
         self._lock = threading.Lock()
         self._unreported = 0
-        # The last line was written only in part, so the next one has to start with a newline.
+        # The last line was written only in part, so the next one must start with a newline.
         self._is_torn = False
         # Lines lost since the program started.
         self.lost_lines = 0
@@ -114,7 +114,7 @@ class Sampler:
         self._kinds: dict[str, _Bucket] = {}
 
     def admit(self, kind: str) -> dict[str, int] | None:
-        """Returns None if the line has to be left out.
+        """Returns None if the line must be left out.
 
         Otherwise returns a field with the number of lines that were left out before it, or no field
         if there are none. Kinds are kept for ever, so they must be a closed set.

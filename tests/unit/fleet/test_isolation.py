@@ -149,7 +149,7 @@ def test_an_agent_sees_the_folders_of_the_files_that_its_command_names(
     program, state = tmp_path / "program", tmp_path / "program" / "state"
     state.mkdir(parents=True)
     for folder in (program, state):
-        # The user of a pod has to read it.
+        # The user of a pod must be able to read it.
         folder.chmod(0o755)
         (folder / "beside").write_text("seen")
     (program / "agent.py").touch()

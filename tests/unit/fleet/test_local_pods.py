@@ -105,8 +105,8 @@ async def test_a_wait_for_the_exit_ends_when_the_folder_is_deleted(
 
 Start: TypeAlias = Callable[[LocalPods], Awaitable[list[ProcessId]]]
 
-# Becomes a subreaper like the agent of the package, and starts a tool in a session of its own that
-# has no environment and ignores SIGTERM. The tool writes its process id and starts another one.
+# Becomes a subreaper like the agent of the package, and starts a tool in its own session that has
+# no environment and ignores SIGTERM. The tool writes its process id and starts another one.
 _DETACHED = """
 trap '' TERM
 sleep 600 &

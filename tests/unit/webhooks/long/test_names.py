@@ -1,4 +1,4 @@
-"""Names whose servers do not answer, in a network with such a server alone."""
+"""Names whose servers do not answer, in a network whose only name server is silent."""
 
 import os
 import shutil
