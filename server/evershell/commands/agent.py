@@ -35,7 +35,7 @@ def agent() -> None:
     "description",
     default="check",
     show_default=True,
-    help="A task with at least two iterations, each with a model call and a tool call of 1 s.",
+    help="A task with at least two iterations, each with model and tool calls of about 1 s each.",
 )
 @click.option("--parallel", default="", help="A task whose first iteration calls two tools.")
 @click.option("--model-error", default="", help="A task in which the model call raises.")
