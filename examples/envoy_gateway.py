@@ -41,7 +41,7 @@ def policy(gateway: str, workers: list[str]) -> dict[str, Any]:
     connections = rest["filter_chains"][0]["filters"][0]["typed_config"]
     *filters, _router = _inline(connections.pop("http_filters"))
     (host,) = connections.pop("route_config")["virtual_hosts"]
-    # Without those of the pages and of A2A.
+    # Leaves out the routes of the pages and of A2A.
     host["routes"] = [
         generated["preflight_route"],
         *(each for each in generated["routes"] if each.get("name") != _A2A),
@@ -56,7 +56,7 @@ def policy(gateway: str, workers: list[str]) -> dict[str, Any]:
             for key, value in connections.items()
             if key not in _OF_THE_GATEWAY
         ),
-        # Each before those that are there: the last one first.
+        # Each patch inserts a filter before the existing ones, so the last filter comes first.
         *(
             _add(listener, gateway, f"{_CONNECTIONS}/http_filters/0", each)
             for each in reversed(filters)

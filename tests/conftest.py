@@ -38,7 +38,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def plain_log() -> None:
-    """The default format of structlog shows all variables of a traceback, which takes long.
+    """The default format of structlog shows all variables of a traceback, which is slow.
 
     A program that a test has run in this process leaves its settings. With its cache, the modules
     that log next would keep their loggers, and `capture_logs` would not see their lines.

@@ -157,7 +157,7 @@ def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterab
 
 
 class Server(ThreadingMixIn, WSGIServer):
-    """Serves each request in a thread of its own."""
+    """Serves each request in its own thread."""
 
     daemon_threads = True
 

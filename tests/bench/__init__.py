@@ -1,4 +1,4 @@
-"""The bench: compares the service with the least that a server on this stack has to do.
+"""The bench: compares the service with the least that a server on this stack must do.
 
 `make bench` prints one table and writes bench.json. Run it on an otherwise idle machine. Options
 are variables of the environment:

@@ -82,8 +82,8 @@ _TAKE_NEXT = """
     SET last_seq = last_seq + 3, current_task_id = 'task_' || substr(id, 4) || %(suffix)s
     WHERE id = ANY(%(ids)s)
 """
-# `whole`: the intent is recorded, there is one event of it, and it is the next in its log.
-# `touched`: any trace of a cancellation, or an end.
+# `whole`: the intent is recorded, with exactly one event, which is the next in its log. `touched`:
+# any trace of a cancellation, or an end.
 _COUNT = """
     SELECT
         count(*) FILTER (
@@ -146,7 +146,7 @@ class Armed:
     """Workspaces, each with a running task and an agent that acknowledges signals."""
 
     workspace_ids: list[str]
-    # Number of the tasks that each workspace has had before.
+    # How many tasks each workspace has had before.
     earlier: int = 0
 
     def task_id(self, workspace_id: str) -> str:

@@ -40,7 +40,7 @@ MEMORY = "memory of the controller on Kubernetes, {:,} workspaces"
 CPU_AT_REST = "CPU of the controller at rest on Kubernetes, {:,} workspaces"
 ROWS = (READY, CALLS_FOR_START, CALLS_AT_REST, MEMORY, CPU_AT_REST)
 _BURST = 200
-# After a burst, until the caches, the collector and the database are at rest.
+# How long the caches, the collector and the database take to settle after a burst.
 _SETTLE_SECONDS = 10.0
 # The controller renews each of its watches once a minute.
 _REST_SECONDS = 60.0
@@ -49,7 +49,7 @@ _REST_WINDOWS = 2
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What a window in which nothing happens has shown, for a minute."""
+    """What the controller does in a minute in which nothing happens."""
 
     calls: float
     cpu_seconds: float
@@ -66,15 +66,16 @@ async def _rest(cluster: Cluster) -> Rest:
 
 
 async def measure(cluster: Cluster, existing: int, wanted: int) -> list[dict[str, Any]]:
-    """Creates workspaces until there are so many. Returns the rows for this number."""
+    """Creates workspaces until `wanted` exist. Returns the rows for this number."""
     ready: list[float] = []
     calls = 0.0
     while existing < wanted:
         cluster.audit.calls_of_controller()
-        # The last burst is a whole one.
+        # A smaller burst comes first, so that the last one has its full size.
         ready = await cluster.create((wanted - existing) % _BURST or _BURST)
         existing += len(ready)
-        # The watches are at rest for longer than a burst, so what comes now belongs to it.
+        # The pause between two renewals of the watches is longer than a burst, so the calls that
+        # arrive now belong to the burst.
         await asyncio.sleep(1)
         calls = cluster.audit.calls_of_controller() / len(ready)
         say(f"{existing} workspaces, ready in {statistics.median(ready):.1f} s")

@@ -22,7 +22,7 @@ class Curve:
     unit: str
     # By the value on the horizontal axis: the rows whose sum is shown.
     points: Mapping[str, Sequence[str]]
-    # What the sum is multiplied with.
+    # The factor of the sum.
     factor: float = 1
 
     def median(self, measured: Measured, x: str) -> float | None:
@@ -44,7 +44,7 @@ class Curve:
         return [row for rows in self.points.values() for row in rows if row not in measured]
 
     def is_drawn(self, measured: Measured) -> bool:
-        """Whether it has at least two points. The table has the others too."""
+        """Whether the curve has at least two points. The table also shows curves with fewer."""
         return sum(self.median(measured, x) is not None for x in self.points) > 1
 
 

@@ -29,7 +29,8 @@ _START_SECONDS = 30.0
 _ENGINE, _LOOP, _LOG, _REST = "gRPC engine", "event loop", "log line", "rest"
 _INTERCEPTORS = "interceptors"
 # A sample belongs to the part of its innermost frame whose file begins with one of these. py-spy
-# names a file from the highest folder with an `__init__.py` on, and `evershell` has none.
+# shortens a file's name to begin at its topmost package, a folder with an `__init__.py`. The folder
+# `evershell` has none.
 _OWNERS = {
     "signal": (
         *("fleet/", "pod/", "auth/pod_tokens.py"),
@@ -41,15 +42,15 @@ _OWNERS = {
     "servicer and use case": ("core/", "api/workspace_servicer.py"),
     _INTERCEPTORS: ("api/", "auth/"),
 }
-# If no frame has an owner, it belongs to the library of its innermost frame that is listed here.
-# These libraries also work for the parts above, and then belong to them.
+# If no frame belongs to a part, the sample belongs to the library of its innermost frame that is
+# listed here. Library code that one of the parts calls belongs to that part.
 _LIBRARIES = {
     "codec": ("protobuf", "workspace/v1/", "agent/v1/"),
     _ENGINE: ("grpc",),
     _LOOP: ("uvloop", "asyncio", "_asyncio", "loop", "core.c", "linux.c", "queue.h", "stream.c"),
 }
 _FRAME = re.compile(r"^(?P<name>.*) \((?:server/evershell/|evershell/)?(?P<file>[^()]*?)(:\d+)?\)$")
-# A thread in one of these waits, and uses no processor time.
+# A thread in one of these functions waits, and uses no processor time.
 _WAITS = re.compile(r"^(epoll_p?wait|ppoll|poll|select|nanosleep|pthread_cond_\w*wait|sem_\w*wait)")
 _ADDRESS, _LINE = re.compile(r"^0x[0-9a-f]+ \((.*)\)$"), re.compile(r":\d+\)$")
 _PAGE = """\
@@ -62,13 +63,13 @@ its own. py-spy has sampled the worker's stacks, native code included; samples o
 are left out.
 
 Before the sampling began, the worker answered {per_second:.0f} calls a second and used
-{cpu:.0f} µs of processor time for each. The shares are those of {samples} samples, on {cores} cores
+{cpu:.0f} µs of processor time for each. The shares come from {samples} samples, on {cores} cores
 that other programs may have used too, with {versions}.
 
 ![Flame graph of CancelTask](flame.svg)
 
 A sample belongs to the part of the innermost frame that has one: the JSON encoder belongs to the
-log line if the log line calls it. What libraries do for no part is that of the gRPC engine or of
+log line if the log line calls it. Library code that no part calls belongs to the gRPC engine or
 the event loop. The gRPC engine includes the system calls that receive a call and send its reply,
 even where the interceptors call it.
 
@@ -82,7 +83,7 @@ _DOCUMENT = ROOT / "docs/hot-path.md"
 
 
 def main() -> None:
-    """Takes about a minute. It is only worth reading from an otherwise idle machine."""
+    """Runs for about a minute. The result is only meaningful on an otherwise idle machine."""
     with tempfile.TemporaryDirectory(prefix="flame-") as name:
         folder = Path(name)
         side = Side("flame")
@@ -141,7 +142,7 @@ def _recorder(pid: int, format_: str, output: Path) -> Iterator[None]:
 
 
 def parts(lines: Iterable[str]) -> dict[str, Counter[str]]:
-    """The samples of each part, by the innermost frame, without those of threads that wait."""
+    """The samples of each part, by the innermost frame. Leaves out threads that wait."""
     found: dict[str, Counter[str]] = {}
     for line in lines:
         stack, _, count = line.rpartition(" ")
@@ -159,7 +160,8 @@ def part(frames: Sequence[str]) -> str:
         match = _FRAME.match(frame)
         file = match["file"] if match else ""
         if owner := _listed(file, _OWNERS):
-            # These are around the whole call, and receive messages and send replies for it.
+            # The interceptors and the log line surround the whole call: they receive messages and
+            # send replies for it.
             is_around = owner in (_INTERCEPTORS, _LOG)
             return library if is_around and library == _ENGINE else owner
         library = library or _listed(file, _LIBRARIES)

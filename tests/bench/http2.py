@@ -5,7 +5,7 @@ call is encoded only after a change. The server is asked not to index its own he
 of trailers can be read by itself. A gRPC client for Python would reach its own limit before the
 servers reach theirs.
 
-The frames are those of RFC 9113, the messages those of gRPC over HTTP/2.
+Frames follow RFC 9113, and messages follow the protocol of gRPC over HTTP/2.
 """
 
 import socket
@@ -24,7 +24,7 @@ _MAX_WINDOW = 2**31 - 1
 _DEFAULT_WINDOW = 65_535
 _RECEIVE_BYTES = 1 << 18
 _CANCEL = 8
-# The status of a stream that the server has reset, which is not a status of gRPC.
+# Stands for a stream that the server has reset. It is not a gRPC status.
 RESET = -1
 
 Ended = tuple[int, int]
@@ -67,7 +67,7 @@ class Connection:
         self.set_metadata(metadata)
         self._next_stream = 1
         self._send_window = _DEFAULT_WINDOW
-        # Calls for which the connection's window has no room.
+        # Calls that the connection's flow-control window has no room for.
         self._held: list[tuple[bytes, int]] = []
         self._received = b""
         self._statuses: dict[bytes, int] = {}
@@ -85,7 +85,7 @@ class Connection:
     def set_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         """Sets the metadata of the calls from now on."""
         self._metadata = metadata
-        # The headers of each call but the first one with this metadata.
+        # The headers of each call after the first one with this metadata.
         self._block: bytes | None = None
 
     def call(self, body: bytes, trailers: Sequence[tuple[str, str | bytes]] = ()) -> int:
@@ -95,7 +95,7 @@ class Connection:
         data = _frame(_DATA, 0 if trailers else _END_STREAM, stream, body)
         self._unsent.append(_frame(_HEADERS, _END_HEADERS, stream, self._header_block()))
         if trailers:
-            # They change the server's table.
+            # Trailers change the server's table.
             block, self._block = self._encoder.encode(trailers), None
             data += _frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, block)
         if self._held or self._send_window < len(body):

@@ -3,15 +3,15 @@
     python -m tests.bench.idle_fleet [--checkout DIRECTORY] [--rounds N] [WORKSPACES …]
 
 Runs a PostgreSQL, a worker and a fleet controller, and inserts the workspaces. Simulated agents,
-each with a connection and a token of its own, send Heartbeat calls to the worker. The script
+each with its own connection and token, send Heartbeat calls to the worker. The script
 measures the processor time of worker, controller and PostgreSQL in windows without heartbeats and
 in windows with them:
 
     cost of an agent = time without heartbeats / agents + time of a heartbeat / its interval
 
 At most _MAX_AGENTS agents send heartbeats, because one machine cannot do more at the right rate.
-For more workspaces, the time of a heartbeat is therefore that of the bounded rate, which `rate`
-says, and the other leases last until after the measurement.
+With more workspaces, the time of a heartbeat is therefore measured at this bounded rate, which the
+field `rate` contains, and the leases of the other workspaces outlast the measurement.
 
 Prints one JSON object a row: name, unit, runs, median, min, max, target, holds, and more fields.
 """
@@ -44,11 +44,11 @@ WORKSPACES = (100, 1_000, 10_000, 100_000)
 TARGET = at_most(0.2)
 _MAX_AGENTS = 2_000
 _START_SECONDS = 20.0
-# Until the programs have loaded everything and the controller leads.
+# How long the programs take to load everything and the controller to become the leader.
 _SETTLE_SECONDS = 6.0
 _QUIET_SECONDS = 10.0
 _WARM_SECONDS = INTERVAL_SECONDS + 1
-# Longer than it takes until the controller reads the leases again.
+# Longer than the pause after which the controller reads the leases again.
 _BEATING_SECONDS = 20.0
 _RUN_ID = "run_bench"
 _CONTROLLER = Path(__file__).parent / "servers" / "controller.py"

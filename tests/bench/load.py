@@ -14,7 +14,7 @@ from tests.bench.figures import percentile
 
 
 class Connection(Protocol):
-    """Of `http1` or `http2`. It keeps what it has to send until `flush`."""
+    """A connection of `http1` or `http2`. It keeps what it has to send until `flush`."""
 
     socket: Any
 
@@ -90,7 +90,7 @@ def run(
     statuses: Counter[int] = Counter()
     remaining = iter(bodies)
     sent: dict[tuple[int, int], int] = {}
-    # A single connection is waited for by its own read.
+    # A single connection needs no selector: its own read waits.
     selector = selectors.DefaultSelector() if len(connections) > 1 else None
     with collecting_no_garbage(), selector or nullcontext():
         if selector is not None:

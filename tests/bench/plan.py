@@ -65,7 +65,7 @@ class Block:
     rounds: int
     # 0 leaves the block out of the quick run.
     quick_rounds: int
-    # Whether the fleet controller has to lead. Such blocks run first, before tasks are armed.
+    # Whether the fleet controller must lead. Such blocks run first, before tasks are armed.
     needs_controller: bool = False
     # The reason why the block cannot run; empty if it can.
     skipped_because: Callable[[Setting], str] = field(default=never_skipped)

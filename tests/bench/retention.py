@@ -1,4 +1,4 @@
-"""CancelTask by 64 callers while old tasks are removed, compared with the same without.
+"""CancelTask by 64 callers, while old tasks are removed and while they are not.
 
     python -m tests.bench.retention FOLDER ROUNDS
 
@@ -32,7 +32,7 @@ from tests.support.waiting import eventually
 _WORKSPACES = 50_000
 _CALLERS, _SECONDS = 64, 3.0
 _GO_ON, _PAUSE = signal.SIGUSR1, signal.SIGUSR2
-# Until the removal has looked at the workspaces of earlier windows.
+# How long the removal takes to check the workspaces of earlier windows.
 _START_SECONDS = 60.0
 _COUNT = "SELECT count(*) FROM tasks WHERE workspace_id LIKE 'ws\\_l\\_%'"
 
@@ -45,7 +45,7 @@ def main(folder: Path, rounds: int) -> None:
         stack.callback(side.stop)
         side.start()
         side.take_leadership()
-        # The next start would take their agents for lost.
+        # Otherwise the next start would treat their agents as lost.
         stack.callback(lambda: arming.remove(side.database))
         if not built.exists():
             size.fill(side.database, _WORKSPACES)
@@ -94,7 +94,7 @@ async def _remove(database_url: str, before: datetime) -> None:
         await sleep(seconds)
         await may_go_on.wait()
 
-    # Between two statements.
+    # Lets the removal pause between two statements.
     asyncio.sleep = pause  # type: ignore[assignment]
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, lambda: before)

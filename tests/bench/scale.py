@@ -98,7 +98,7 @@ def _cell(curve: Curve, measured: Measured, x: str) -> str:
 
 
 def documents() -> dict[Path, str]:
-    """The pages as they are with the rows that there are."""
+    """The pages, rendered with the rows that exist."""
     measured, environment = read(BENCH_JSON, IDLE_FLEET, CLUSTER)
     rows = json.loads(BENCH_JSON.read_text())["rows"]
     of_targets = f"{_introduction(environment)}\n\n{targets.table(rows)}\n"

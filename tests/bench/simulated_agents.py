@@ -27,7 +27,7 @@ class Agents:
 
     connections: list[Connection]
     tokens: PodTokens
-    # The minute of the token of each connection.
+    # The minute for which each connection's token was made.
     minutes: list[int]
     statuses: Counter[int] = field(default_factory=Counter)
     fenced: int = 0

@@ -23,7 +23,7 @@ class SimulatedNodes:
 
     def __init__(self, api: Api, channel: grpc.aio.Channel, tokens: PodTokens) -> None:
         """Agents call the worker of the channel."""
-        # Not the name of the controller in the audit log.
+        # Distinguishes these calls from the controller's calls in the audit log.
         api._http.headers["user-agent"] = "simulated-nodes"
         self._api = api
         self._node = Node(api)

@@ -78,7 +78,7 @@ def _marker() -> Path:
 
 
 def build() -> None:
-    """Adds what is missing of the database."""
+    """Adds the missing part of the database."""
     exit_on_sigterm()
     state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
     side = Side("large", state_dir=state_dir())
@@ -92,7 +92,7 @@ def build() -> None:
 
 
 def fill(database: psycopg.Connection[Any], workspaces: int) -> None:
-    """Adds what is missing of this many workspaces, each with 20 tasks and 100 events."""
+    """Adds what is missing of this many workspaces. Each has 20 tasks and 100 events."""
     row = database.execute("SELECT count(*) FROM workspaces WHERE name = 'large'").fetchone()
     assert row is not None
     began = time.monotonic()

@@ -38,7 +38,7 @@ def test_a_ratio_is_taken_within_each_round_so_drift_cancels_out() -> None:
     rounds = [
         {"cancel": {"p50": 2.0}, "floor": {"p50": 1.0}},
         {"cancel": {"p50": 40.0}, "floor": {"p50": 20.0}},
-        # The time was over.
+        # The run's time was over before this round was complete.
         {"cancel": {"p50": 1.0}},
         {"cancel": {"p50": 9.0}, "floor": {"p50": 3.0}},
     ]

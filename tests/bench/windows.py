@@ -17,9 +17,9 @@ from tests.bench.servers import floor
 from tests.bench.side import Side
 
 UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, OK = 16, 7, 5, 0
-# Made before each window, and not measured.
+# Calls that are made before each window and not measured.
 WARM_UP_CALLS = 5
-# All of them are made, even on a slow machine.
+# Long enough for all warm-up calls, even on a slow machine.
 WARM_UP_SECONDS = 60.0
 HTTP_ACCEPTED = 202
 

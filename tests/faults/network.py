@@ -119,7 +119,7 @@ def both_ways(some: Sequence[str], others: Sequence[str]) -> list[tuple[str, str
 
 
 def one_way(senders: Sequence[str], receivers: Sequence[str]) -> list[tuple[str, str]]:
-    """All ways from the one group to the other."""
+    """All ways from the first group to the second."""
     return [(sender, to) for sender in senders for to in receivers]
 
 

@@ -37,7 +37,7 @@ def of_model(name: str) -> int:
 
 
 def of_mutant(mutant: Mutant) -> int:
-    """1 unless the property of the mutant finds it alone."""
+    """The exit code: 0 if exactly the mutant's own property finds it, else 1."""
     found_by = findings(mutant)
     is_right = found_by == [mutant.found_by]
     result = "found" if is_right else f"WRONG: found by {', '.join(found_by) or 'none'}"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = Path(__file__).parent / "models"
-# In the order of the page.
+# In the order of docs/model.md.
 NAMES = ("cancel", "force", "agent", "controller", "database", "trees", "holds", "lifecycle")
-# Of one search, in seconds. The longest takes less than one.
+# The time limit of one search. The longest takes less than a second.
 _LIMIT_SECONDS = 120
 _COMPILE = ("gcc", "-O0", "-w", "-DNFAIR=3", "-o", "pan", "pan.c")
 _PROPERTY = re.compile(r"/\* ([^*]+?) \*/\nltl (\w+)\s+\{ (.+?) \}\n", re.DOTALL)
@@ -26,9 +26,9 @@ class Property:
     """A property of a model."""
 
     name: str
-    # What it says, in one sentence.
+    # What the property says, in one sentence.
     sentence: str
-    # Whether something has to happen at last. Then scheduling is fair.
+    # Whether the property says that something happens eventually. Its scheduling is then fair.
     is_liveness: bool
 
 

@@ -33,7 +33,7 @@ def options(workspace: Workspace) -> dict[str, Any]:
 def test_a_task_of_a2a_is_cancelled_while_it_is_watched(
     stub: Any, workspace: Workspace, gate: Gate
 ) -> None:
-    """It ends after its iteration. The workspace takes the next message."""
+    """The task ends after its iteration, and the workspace takes the next message."""
     call = options(workspace)
 
     def message(text: str) -> a2a_pb2.Message:

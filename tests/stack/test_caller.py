@@ -1,4 +1,4 @@
-"""Who calls, through the edge."""
+"""GetCaller through the edge: the service tells callers who they are."""
 
 from datetime import datetime
 from typing import Any

@@ -51,7 +51,7 @@ def test_a_batch_keeps_the_promises_of_a_cancellation(
 
 
 def test_the_agents_are_signalled(stack: Stack, others: list[Workspace]) -> None:
-    """They end the iteration themselves: nobody has to end their pods."""
+    """The agents end the iterations themselves, so no pod is ended."""
     agent = stack.agent_pid(others[0].id)
     task_ids = [other.submit("sleep 60") for other in others]
     for other, task_id in zip(others, task_ids, strict=True):

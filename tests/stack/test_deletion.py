@@ -105,7 +105,7 @@ def test_a_busy_workspace_is_deleted_with_everything_it_has(
     assert (completed["status"], completed["reason"]) == ("cancelled", "workspace deleted")
     assert completed["iterations"] == 1
     assert messages[-1]["error"]["code"] == "workspace_not_found"
-    # The removal has waited for it.
+    # The workspace was removed only after this delivery.
     assert [each["type"] for each in receiver.events(task_id)] == ["task_completed"]
     workspace.rest.call("DELETE", f"/v1/webhooks/{created}")
 

@@ -7,7 +7,7 @@ import time
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# They identify these processes among all others on the machine.
+# Identify these processes among all others on the machine.
 PLAIN, OWN_SESSION, DETACHED = unique_seconds(), unique_seconds(), unique_seconds()
 
 

@@ -19,7 +19,7 @@ def submit(workspace: Workspace, key: str, description: str, status: int = 202) 
 
 
 def test_a_repeat_has_no_effect(workspace: Workspace, gate: Gate) -> None:
-    """Over either protocol, while the task runs and when it has ended."""
+    """A repeat over either protocol changes nothing, while the task runs and after its end."""
     key = f"key of {workspace.id}"
     first = submit(workspace, key, gate.command)
     workspace.await_phase(first["task_id"], "tool_call")

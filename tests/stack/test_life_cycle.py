@@ -7,7 +7,7 @@ from tests.support.sandbox import skip_without_sandbox
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# They identify these processes among all others on the machine.
+# Identify these processes among all others on the machine.
 HIDDEN, DETACHED = unique_seconds(), unique_seconds()
 
 
@@ -40,7 +40,7 @@ def test_every_process_of_a_pod_ends_with_its_agent(
 def test_an_agent_is_forked_and_a_child_of_the_controller(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """If it is executed, which takes three times as long, its parent is bwrap."""
+    """An agent that is not forked takes three times as long to start, and is a child of bwrap."""
     skip_without_sandbox()
     agent = psutil.Process(stack.agent_pid(workspace.id))
     eventually(lambda: agent.ppid() in stack.pids("fleet"))

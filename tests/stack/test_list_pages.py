@@ -10,7 +10,7 @@ from evershell.store.scans import MAX_ROWS
 from tests.support.commands import Run
 from tests.support.stack import Stack, Workspace
 
-# Older than the entries of the test that do not match.
+# This entry is older than the entries that do not match.
 _MATCHING = "aud_00000000000000000000000001"
 _ENTRIES = """
     INSERT INTO audit_entries (id, time, org_id, actor_id, credential_kind, credential_id, rpc,

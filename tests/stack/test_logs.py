@@ -8,7 +8,7 @@ import pytest
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# It has PostgreSQL's own format.
+# PostgreSQL's log has its own format.
 NOT_JSON = {"postgres"}
 
 

@@ -24,7 +24,7 @@ def test_ready_json_and_credentials_are_private(stack: Stack) -> None:
         "other_org",
     }
     assert not any(token in stack.output.read_text() for token in stack.tokens.values())
-    # gRPC's library in C writes nothing, not even when a program is started.
+    # gRPC's C library writes nothing, not even when a program starts.
     assert "fork_posix" not in stack.output.read_text()
 
 

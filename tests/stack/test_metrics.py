@@ -29,7 +29,7 @@ def test_a_cancellation_is_counted(stack: Stack, workspace: Workspace) -> None:
     gate = Gate(workspace)
     task_id = workspace.submit(gate.command, "echo never")
     workspace.await_phase(task_id, "tool_call")
-    # After 2 s, the controller would signal the agent again.
+    # The controller would signal the agent again after 2 s.
     with stack.frozen("fleet"):
         workspace.cancel()
         stack.grpc().call("CancelTask", workspace_id=workspace.id)

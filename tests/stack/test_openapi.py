@@ -9,7 +9,7 @@ from jsonschema import ValidationError
 from tests.support.openapi import Operation, operations
 from tests.support.stack import Gate, Stack, Workspace
 
-# The reads that need a query, another organization, or a task that runs.
+# The reads that need a query, another organization, or a running task.
 SPECIAL_READS = ("GetCurrentIteration", "GetHold", "ListTasks", "ListWebhooks", "StreamEvents")
 
 
@@ -38,12 +38,12 @@ def answers(stack: Stack, workspace: Workspace, gate: Gate) -> Iterator[tuple[st
         if read.method == "GET" and (name := read.described["operationId"]) not in SPECIAL_READS:
             place = read.path.format(workspace_id=workspace.id, task_id=task_id)
             yield name, rest.get(place)
-    # Of the other organization, so that this one is not on hold.
+    # Holds the other organization, so that this one stays free.
     other = stack.rest("other_org")
     yield "HoldOrg", other.post("/v1/hold", example("HoldOrg"), status=200)
     yield "GetHold", other.get("/v1/hold")
     yield "ReleaseOrg", other.post("/v1/hold/release", status=200)
-    # No event of this type occurs, so that nothing is sent to the address of the example.
+    # No event of this type occurs, so nothing is sent to the address of the example.
     webhook = example("CreateWebhook") | {"event_types": ["workspace_provisioned"]}
     created = other.post("/v1/webhooks", webhook, 201)
     yield "CreateWebhook", created

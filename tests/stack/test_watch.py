@@ -33,7 +33,7 @@ def test_a_stream_on_each_worker_has_the_events_of_all_workers(
 async def test_an_event_costs_the_database_the_same_however_many_watch(
     stack: Stack, workspace: Workspace
 ) -> None:
-    """Most watchers wait for events that are far ahead, each after another one."""
+    """Most watchers wait for far-ahead events, each from a different position."""
     follow, wait = 20, 200
     request = workspace_service_pb2.WatchEventsRequest
     metadata = (("authorization", f"Bearer {stack.tokens['read_only']}"),)

@@ -46,7 +46,7 @@ def deliveries(workspace: Workspace, task_id: str) -> list[dict[str, Any]]:
 def test_a_secret_is_answered_once_to_the_caller_who_created_the_webhook(
     stack: Stack, receiver: Receiver
 ) -> None:
-    """Not to a colleague who uses the same idempotency key for the same request."""
+    """A colleague who repeats the request with the same idempotency key does not get the secret."""
     body = {"url": receiver.url, "event_types": ["task_completed"]}
 
     def create_again(user: str) -> dict[str, Any]:

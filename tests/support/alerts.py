@@ -12,7 +12,7 @@ import yaml
 from tests.support.stack import ROOT
 
 _FOLDER = ROOT / "deploy" / "monitoring"
-# What Prometheus reads as a file of rules.
+# The content of a rules file for Prometheus.
 SPEC: dict[str, Any] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["spec"]
 _RULES: list[dict[str, Any]] = [rule for group in SPEC["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in _RULES if "alert" in rule}

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from tests.support.stack import ROOT
 
-# The files that a copy does not need. The last pattern matches a module that is just being stored:
-# the compiled ones are copied, or each program would compile all of them at its start.
+# The files that a copy does not need. Compiled modules are copied, because otherwise each program
+# would compile them at its start. The last pattern matches one that is still being written.
 _LEFT_OUT = (".git", ".venv", ".state", ".hypothesis", "site", "dist", "node_modules", "*.pyc.*")
 
 

@@ -88,7 +88,7 @@ class Environment:
         requirement = f"evershell[{extras}] @ {wheel.as_uri()}"
         self._uv("pip", "install", "-q", "--python", str(self.python), *locked, requirement)
         if "local" in extras:
-            # Otherwise each start of a program may compile what it imports.
+            # Compiles the modules once, so that no start of a program has to.
             code = f"import {PROGRAMS}"
             self.run("python", "-c", code, cwd=folder.parent, PYTHONDONTWRITEBYTECODE="")
 

@@ -41,7 +41,7 @@ _BLOCK = re.compile(
 )
 # Separates the outputs of two blocks.
 _MARK = "\x1e"
-# What `demo.env` exports. A page has to read it itself.
+# The variables that `demo.env` exports. A page must load this file itself.
 _DEMO = ("TOKEN", "REST_URL", "GRPC_ADDR", "WORKSPACE_ID", "EVERSHELL_URL", "EVERSHELL_API_KEY")
 # A reader needs some seconds from one block to the next. By then, the agent is in an iteration of a
 # new task.

@@ -127,7 +127,7 @@ class Fleet:
     changes: FakeChanges = field(default_factory=FakeChanges)
     backlog: Backlog | None = None
     last_outage_at: datetime = NOW - timedelta(hours=1)
-    # Whether the term of the controller goes on.
+    # Whether the controller is still the leader.
     leads: bool = True
     # How long workspaces are idle before they are suspended; None for ever.
     suspend_after: timedelta | None = None

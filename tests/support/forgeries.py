@@ -1,4 +1,4 @@
-"""Forged and ambiguous credentials. Each of them has to be refused, over every protocol."""
+"""Forged and ambiguous credentials. Each of them must be refused, over every protocol."""
 
 import json
 from base64 import urlsafe_b64encode
@@ -17,7 +17,7 @@ ATTACKER = ECKey.generate_key("P-256", {"kid": "attacker"})
 
 @dataclass(frozen=True)
 class Victim:
-    """What an attacker may know, and more, about a service whose credentials are forged."""
+    """What an attacker may know about a service whose credentials are forged, and more."""
 
     # The key of the identity provider, and its id. Attackers do not have its private half, but
     # some forgeries change a token that it has signed.

@@ -143,7 +143,7 @@ def _container(state: Object) -> Object:
         "imageID": "",
         "ready": "running" in state,
         "restartCount": 0,
-        # A merge replaces the whole list, but the old state within it has to go.
+        # The merge patch replaces the whole list, and with it the old state.
         "state": state,
     }
     return {"containerStatuses": [status]}

@@ -1,4 +1,4 @@
-"""Which cases of a long test run in `make test-exhaustive`, and which in `make soak` alone."""
+"""Selects the cases of a long test for `make test-exhaustive`; all run in `make soak`."""
 
 from collections.abc import Collection, Iterable
 from typing import Any

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 IN_CI = os.environ.get("CI") == "true"
-# The reason of a case that exists for some parameters only begins with this.
+# A case that exists only for some parameters is skipped with a reason that begins with this.
 NOT_APPLICABLE = "not applicable: "
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Other code may seed the random module's generator; two runs at once need different ports.
 _random = random.SystemRandom()
-# Of this process. Nothing may listen yet on a port that a test has been given.
+# The ports that this process has given to tests. Perhaps no server listens on them yet.
 _given: set[int] = set()
 
 

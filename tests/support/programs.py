@@ -16,7 +16,7 @@ NO_PROFILES = {"EVERSHELL_CONFIG": "/nowhere/profiles.json"}
 def command(
     program: str, state_dir: Path, *arguments: str, **environment: str
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line of a program, and its environment. It finds the stack by STATE_DIR alone."""
+    """The command line of a program, and its environment. It finds the stack only by STATE_DIR."""
     kept = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
     return (
         [sys.executable, "-m", "evershell.commands", program, *arguments],

@@ -68,7 +68,7 @@ class History:
     # The answers that promised to cancel all descendants of a task: the id, a description of the
     # answer, and when it had arrived.
     promised_trees: Sequence[tuple[str, str, float]] = ()
-    # Whether old events may have been removed, from the first on.
+    # Whether the oldest events may have been removed.
     removes_old: bool = False
     # How far the clocks of the programs that wrote the times may differ.
     clocks_differ_seconds: float = 0.0
@@ -202,7 +202,7 @@ def ends_agree_with_their_task(history: History) -> Iterator[str]:
 
 
 def each_iteration_counts_once(history: History) -> Iterator[str]:
-    """One that was lost counts as far as it was reported, and nothing stays open after the end."""
+    """A lost iteration counts as far as it was reported. Nothing stays open after the end."""
     for task in history.tasks.values():
         most = task.iterations + task.iteration_lost
         if not task.iterations <= task.model_calls <= most:

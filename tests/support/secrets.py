@@ -49,7 +49,8 @@ class Secret:
                 yield piece
                 yield piece.hex().encode()
             for offset in range(3):
-                # A text has three encodings, by its position. Their ends depend on what is around.
+                # base64 encodes a text in three ways, depending on its offset. The ends depend on
+                # the surroundings.
                 yield b64encode(bytes(offset) + text)[4:-4][:_FRAGMENT]
 
     def _parts(self) -> Iterable[str]:

@@ -66,9 +66,9 @@ class Service:
 class ServiceWorkspace:
     """A workspace that one test creates."""
 
-    # How long it waits for an event or a state.
+    # How long a test waits for an event or a state.
     limit_seconds: ClassVar[float] = LIMIT_SECONDS
-    # The credential with which it is called.
+    # The credential with which the workspace is called.
     _token = "full_access"
 
     def __init__(self, service: Service, token: str = "full_access", name: str = "test") -> None:

@@ -54,7 +54,7 @@ class Stack(Service):
             **{
                 name: value
                 for name, value in os.environ.items()
-                # The stack has to turn gRPC's handlers of fork() off by itself.
+                # The stack must turn gRPC's fork() handlers off by itself.
                 if name not in ("DATABASE_URL", "STATE_DIR", "WORKERS", "GRPC_ENABLE_FORK_SUPPORT")
             },
             "STATE_DIR": str(state_dir),
@@ -147,7 +147,7 @@ class Stack(Service):
         self.close_callers()
         programs = [psutil.Process(self.pid), *psutil.Process(self.pid).children()]
         segments = [shared_memory(each) for each in programs if each.name() == "envoy"]
-        # The first one would restart the others.
+        # The supervisor is killed first. It would restart the others.
         for process in programs:
             process.kill()
         self._process.wait(STOP_SECONDS)
@@ -158,7 +158,7 @@ class Stack(Service):
 
     @contextmanager
     def started(self) -> Iterator["Stack"]:
-        """Starts the stack, and stops it after the block, which has to succeed."""
+        """Starts the stack, and stops it after the block. Fails if the stop fails."""
         with self.ended():
             self.start()
             yield self
@@ -168,8 +168,8 @@ class Stack(Service):
     def ended(self) -> Iterator[None]:
         """Stops the stack after the block, if it runs.
 
-        If the block fails, even in the middle of a start or of a stop, no process is left.
-        Processes that a stop leaves otherwise are a defect, which is not hidden.
+        If the block fails, even in the middle of a start or of a stop, no process is left. If the
+        block succeeds, processes that a stop leaves are a defect and stay visible.
         """
         try:
             yield
@@ -276,7 +276,7 @@ class Stack(Service):
     def replace_controllers(self) -> None:
         """Kills all controllers, and waits until others run."""
         both = 2
-        # The supervisor may still be starting one in the place of an earlier one.
+        # The supervisor may still be replacing a controller that was killed earlier.
         eventually(lambda: len(self.pids("fleet")) == both)
         killed = self.pids("fleet")
         for pid in killed:

@@ -45,7 +45,7 @@ async def eventually_async(
 
 
 async def settle() -> None:
-    """Runs the tasks of the event loop that are ready, and those that become ready meanwhile."""
+    """Runs all tasks of the event loop that are ready, and those that become ready meanwhile."""
     for _ in range(50):
         await asyncio.sleep(0)
 

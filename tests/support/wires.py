@@ -156,7 +156,7 @@ def grpc_failure(error: grpc.RpcError) -> Failed:
 def read_failure(error: grpc.RpcError) -> Failed:
     """Reads a failed call over gRPC.
 
-    The edge's own answers have fewer details. One without a slug has the name of its code.
+    The edge's own answers have fewer details. Without a slug, the name of the code replaces it.
     """
     assert isinstance(error, grpc.Call)
     status = rpc_status.from_call(error)

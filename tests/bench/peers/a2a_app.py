@@ -7,7 +7,7 @@ calls working. If the agent cannot be reached, the task is stored as failed. The
 events, and two cancellations at the same time are not ordered by a lock. As in this service, the
 answer is sent after the commit.
 
-It is written in the way of the SDK's documentation: the SDK's JSON-RPC routes in a Starlette
+It follows the SDK's documentation: the SDK's JSON-RPC routes in a Starlette
 application, with Starlette's middleware for authentication, and an executor for the agent.
 """
 

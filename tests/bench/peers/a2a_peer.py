@@ -40,7 +40,7 @@ class A2aPeer(Peer):
             with ThreadPoolExecutor(_ARM_CALLERS) as pool:
                 task_ids = list(pool.map(start, range(count)))
         with psycopg.connect(self._database_url) as connection:
-            # Plans that were made for an empty table are made anew.
+            # Replaces query plans that were made for an empty table.
             connection.execute("ANALYZE")
         return [self._request("CancelTask", {"id": task_id}, task_id) for task_id in task_ids]
 

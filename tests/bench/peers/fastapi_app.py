@@ -4,7 +4,7 @@ It keeps the promises of this service that concern a single call: the intent and
 committed in one transaction before the agent is signalled and before the answer; a second call
 records nothing; an agent that cannot be reached gives 503 and leaves the intent recorded.
 
-It is written in the way of the documentation of these packages: a dependency that authenticates, a
+It follows the documentation of these packages: a dependency that authenticates, a
 session for each request, and a unit of work that is flushed at its commit.
 """
 
@@ -239,7 +239,7 @@ async def _record(
         raise Refused(404, "workspace_not_found", f"There is no workspace {workspace_id}.")
     if slug := _REFUSALS.get(workspace.status):
         raise Refused(409, slug, f"Workspace {workspace_id} is {workspace.status}.")
-    # A statement of its own: it sees what was committed before the lock was taken.
+    # A separate statement also sees what was committed before the lock was taken.
     task = workspace.current_task_id and await session.get(Task, workspace.current_task_id)
     if task is None or task.status in _TERMINAL:
         outcome, task = "no_active_task", None

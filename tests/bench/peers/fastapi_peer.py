@@ -54,7 +54,7 @@ class FastApiPeer(Peer):
         with psycopg.connect(self._database_url) as connection:
             for statement in _ARM:
                 connection.execute(statement, [names])
-            # Plans that were made for empty tables are made anew.
+            # Replaces query plans that were made for empty tables.
             connection.execute("ANALYZE")
         return [
             HttpRequest(f"/v1/workspaces/ws_{name}/task/cancel", headers, b"", f"task_{name}")

@@ -101,7 +101,7 @@ def tree(seconds: float) -> Block:
 
 
 def sixteen(seconds: float) -> Block:
-    """The throughput of 16 callers, also of calls that are refused."""
+    """The throughput of 16 callers, including refused calls."""
     unknown_key = f"sk_{secrets.token_urlsafe(32)}"
     return Block(
         name="16 callers",

@@ -57,7 +57,7 @@ def _memory(setting: Setting, side: Side) -> Figures:
 
 
 def _signals(number: int) -> Measure:
-    """CancelTask for tasks of different agents, each of which gets its signal of this number."""
+    """CancelTask for tasks of different agents, each of which gets its signal with this number."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         with _agents(setting, _FEW) as few, closing(side.connect("CancelTask")) as connection:

@@ -14,7 +14,7 @@ from tests.bench.side import Side
 from tests.support.waiting import eventually
 
 _EVENT = "task_cancel_requested"
-# For the deliveries of a window, which may come after its calls.
+# How long the deliveries of a window may take. They may arrive after its calls have ended.
 _LIMIT_SECONDS = 60.0
 # The deliveries of these windows are so few that none waits for another one.
 _PACED_CALLS = 400

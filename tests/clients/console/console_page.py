@@ -92,7 +92,7 @@ class Console:
         return self.page.get_by_role("region", name="Cancellation")
 
     def step(self, title: str | re.Pattern[str]) -> Locator:
-        """A step of the cancellation that is done."""
+        """A completed step of the cancellation."""
         return self.cancellation.locator(".step.done").filter(has_text=title)
 
     def check(self) -> None:

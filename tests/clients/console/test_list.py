@@ -82,7 +82,7 @@ def test_a_press_cancels_the_tasks_that_were_shown(
     dialog = console.page.get_by_role("dialog", name="Cancel 2 tasks")
     tasks = dialog.get_by_role("list", name="Tasks").get_by_role("listitem")
     expect(tasks).to_contain_text([f"{named.name}-one", f"{named.name}-two"])
-    # A task that begins now is reported, and goes on.
+    # A task that begins now is reported and not cancelled.
     later_id = later.begin(Gate(later).command)
     expect(dialog).to_contain_text("1 task began since, and will not be cancelled")
     with console.page.expect_request("**/v1/tasks/cancel") as sent:

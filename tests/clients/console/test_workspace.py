@@ -57,7 +57,7 @@ def test_the_log_has_the_current_task_first(
     expect(log.locator(".entry .headline strong")).to_have_text(
         ["Iteration 1 completed", "Task started", "Task submitted", "Workspace provisioned"]
     )
-    # The command that runs, and its output so far, which follows its end.
+    # The running command, and its output so far, which scrolls to its end.
     now = console.page.get_by_role("group", name="Now")
     expect(now).to_contain_text("Iteration 2: tool call")
     expect(now.locator("code")).to_contain_text('shell {"command": "echo going; seq 1 99;')
@@ -66,7 +66,7 @@ def test_the_log_has_the_current_task_first(
     assert now.locator("pre").evaluate(
         "pre => pre.scrollTop > 0 && pre.scrollTop + pre.clientHeight + 4 >= pre.scrollHeight"
     )
-    # A service that cannot say what runs: the phase alone.
+    # If the service cannot say what runs, the page shows only the phase.
     console.page.route("**/iteration", lambda route: route.abort())
     expect(now.locator("pre")).to_have_count(0)
     expect(now).to_contain_text("Iteration 2: tool call")

@@ -8,7 +8,7 @@ from tests.faults.invariants.ending import open_gates, repair
 from tests.faults.invariants.machine import CancellationMachine
 from tests.faults.invariants.product import BOUNDS, CALLER
 
-# Longer than a lease, and than the grace of a deletion.
+# Longer than a lease and the grace period of a deletion.
 _LIMIT_SECONDS = round(BOUNDS.lease_seconds) + 30
 
 

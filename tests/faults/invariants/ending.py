@@ -21,7 +21,7 @@ _SLACK = timedelta(seconds=5)
 
 
 def end_all(world: World) -> None:
-    """Checks that every request is fulfilled, and that the next task completes."""
+    """Checks that every request is fulfilled and that the next task completes."""
     world.run(repair(world))
     world.run(_await_ends(world))
     world.run(_check_next_task(world))
@@ -36,7 +36,7 @@ async def repair(world: World) -> None:
     for agent in world.agents:
         agent.thaw()
         agent.set_link(Link.GOOD)
-    # Longer than any pause between two attempts, of agents and of the controller. From then on, no
+    # Longer than any pause between two attempts of agents or of the controller. After this time, no
     # bound is postponed.
     await world.advance(RECOVERY_MARGIN.total_seconds())
     if any(agent.fault and not agent.is_gone for agent in world.agents):

@@ -302,7 +302,7 @@ def invariant_4_the_iteration_is_finished(view: View) -> None:
             task.usage.output_tokens,
             task.usage.cost_nanos,
         )
-        # One that was lost counts if it was reported, which is before its tool call.
+        # A lost iteration counts if it was reported, which happens before its tool call.
         lost = task.iteration_lost and task.usage.model_calls > len(events)
         count, tools = len(events) + lost, len(tool_calls) + lost
         assert usage == (count, tools, 3 * count, 2 * count, 5 * count), task
@@ -341,7 +341,8 @@ def invariant_11_force_is_asked_for(view: View) -> None:
     """The earliest requested deadline holds; only the call open at that time is interrupted."""
     for task in view.tasks.values():
         _check_deadline(view, task)
-        # A task that was never delivered has no pod to end, nor has one that woke its workspace.
+        # A task that was never delivered has no pod to end. Neither has a task that woke its
+        # workspace.
         is_ended_with_its_pod = (
             task.id not in view.record.ends_proposed
             and task.reason != "the agent could not be reached"
@@ -399,7 +400,7 @@ def _check_deadline(view: View, task: Task) -> None:
         or task.id in view.record.stops.values()
         or task.limits.force_after_seconds is not None
     ):
-        # The effect of these calls is unknown, and a limit may force too.
+        # The effect of these calls is unknown, and a limit may also force the end.
         return
     asked = [
         call for call in calls if (call.is_promise or not call.answer) and call.force_at is not None
@@ -459,7 +460,7 @@ def limits_are_named(view: View) -> None:
 
 
 def limits_are_announced_once(view: View) -> None:
-    """At 80 % of a limit, unless the task is cancelled by then."""
+    """A task announces that it reaches 80 % of a limit, unless it is cancelled by then."""
     for task in view.tasks.values():
         for most in filter(None, (task.limits.max_total_tokens, task.limits.max_cost_nanos)):
             used, announced = 0, 0
@@ -481,12 +482,13 @@ def _approaches(used: int, most: int) -> bool:
 
 
 def usage_counts_each_iteration_once(view: View) -> None:
-    """It never shrinks, and counts an iteration that runs or was lost once, if it is reported."""
+    """The usage never shrinks, and counts a reported iteration that runs or was lost once."""
     for task in view.tasks.values():
         used, seen = task.used, view.record.usages.get(task.id, task.used)
         assert used.at_least(seen) == used, ("usage shrinks", seen, task)
         view.record.usages[task.id] = used
-        # invariant_4 has what is committed or was lost. A call in gates.py has 3 and 2 tokens.
+        # invariant_4 checks committed and lost iterations. A model call in gates.py has 3 and 2
+        # tokens.
         is_open = task.open_iteration is not None
         assert not (is_open and task.status.is_terminal), task
         calls = task.usage.model_calls + is_open
@@ -502,7 +504,7 @@ def _tokens(task: Task) -> int:
 
 
 def limits_are_recorded_in_time(view: View) -> None:
-    """A controller records a duration that has ended, even one that ended before its term."""
+    """A controller records each duration that has ended, even if it ended before its term."""
     world, now = view.world, view.world.clock()
     for task in view.tasks.values():
         due = duration_ends_at(task)

@@ -15,7 +15,7 @@ from tests.faults.invariants.wire import Network
 
 # Weighted towards networks that let a run progress.
 NETWORKS = st.sampled_from([Network.GOOD, Network.GOOD, Network.LOST, Network.LATE, *Network])
-# An index into the live agents, mostly of the last one.
+# An index into the live agents, mostly the index of the last one.
 WHICH = st.sampled_from([-1, -1, -1, -2])
 # An iteration has five tokens, which cost five nano-dollars. The durations end between two scans of
 # the controller.
@@ -197,7 +197,7 @@ class CancellationMachine(Steps):
                 )
             )
 
-    # Not only when there may be trouble: few tasks get that far, and each only once.
+    # Does not wait until there may be trouble: few tasks get that far, and each only once.
     @precondition(lambda self: self.limit_ahead is not None)
     @rule(what=st.sampled_from(["crash", "crash out of reach", "no controller", "no controller"]))
     def limit_is_reached_unseen(self, what: str) -> None:

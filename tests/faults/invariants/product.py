@@ -44,8 +44,8 @@ CALLER = Caller("org_a", "user_1", CredentialKind.SESSION, _SCOPES)
 CALLERS = {"user": CALLER, "program": Caller("org_a", "key_1", CredentialKind.API_KEY, _SCOPES)}
 
 Returned = TypeVar("Returned")
-# Opens the store under test and another session of its database, given what to call after each
-# commit and the clock of the leases.
+# Opens the store under test and another session of its database. The arguments are a function to
+# call after each commit, and the clock of the leases.
 OpenStores = Callable[[AsyncExitStack, Publish, Clock], Coroutine[Any, Any, tuple[Store, Store]]]
 
 
@@ -202,7 +202,7 @@ class Product:
         await self.advance_to(self.clock() + timedelta(seconds=seconds))
 
     async def advance_to(self, moment: datetime) -> None:
-        """Does the same, until this time."""
+        """Advances the clock in the same way, until this time."""
         while (left_seconds := (moment - self.clock()).total_seconds()) > 0:
             self.clock.advance(min(left_seconds, STEP_SECONDS))
             await self.settle()

@@ -37,7 +37,7 @@ _NAMED: dict[Fault | None, str] = {
 
 
 class RuntimeStub:
-    """The stub of one agent: works as api/runtime_servicer.py, and records each reply."""
+    """The stub of one agent. It works like api/runtime_servicer.py, and records each reply."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class Hiccup(Enum):
     AFTER = "when it is done"
 
 
-# These can fail as the rules say.
+# The methods that can fail as the rules say.
 _WRITES = (
     "record_cancellation",
     "cancel_tasks",
@@ -72,7 +72,7 @@ class SpyStore:
         self.leases: dict[int, datetime] = {}
         # Each task as it was last seen committed.
         self.tasks: dict[str, Task] = {}
-        # What there was when the workspace was removed.
+        # The workspace with its tasks and events, when it was removed.
         self.removed: Removed | None = None
 
     @property
@@ -95,7 +95,7 @@ class SpyStore:
         return task is None or not task.status.is_terminal
 
     async def worker_silences(self) -> Sequence[float]:
-        """One worker, which answers: here, no program listens on the database."""
+        """Reports one worker that answers, because no worker of a run listens on the database."""
         return [0.0]
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:

@@ -116,7 +116,7 @@ class Steps(RuleBasedStateMachine):
         await self.world.advance(3.0)
 
     async def _idle(self) -> None:
-        """Nobody uses the workspace, until a controller has suspended it."""
+        """Leaves the workspace unused until a controller has suspended it."""
         self.world.lead()
         await self.world.advance(2 * SUSPEND_AFTER.total_seconds() + 2.0)
 

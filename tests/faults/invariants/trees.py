@@ -180,7 +180,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert [event.seq for event in events] == list(range(first_seq, last_seq + 1))
 
     def _kept(self, place: int) -> list[Node]:
-        """The tasks of a workspace that are there, oldest first."""
+        """The tasks of a workspace that still exist, oldest first."""
         return [each for each in self._nodes if each.place == place and not each.is_removed]
 
     def _workspace(self, workspace_id: str) -> Workspace:

@@ -13,7 +13,7 @@ _RECORD = f"{_STORE}functions/record_cancellation.sql"
 _BATCH = f"{_STORE}functions/cancel_tasks.sql"
 _SCHEMA = f"{_STORE}migrations/0001_initial.sql"
 
-# A controller forgets the limits that were reached before its term.
+# A mutant: a controller forgets the limits that were reached before its term.
 _FORGETS_LIMITS = (
     f"{_FLEET}controller.py",
     "        has_reached_limits = await enforce_limits(self._store, self._clock)\n",

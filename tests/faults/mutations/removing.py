@@ -12,7 +12,7 @@ _CONTROLLER = "server/evershell/fleet/controller.py"
 _DELETIONS = (
     "tests/faults/invariants/test_invariants.py::test_invariants_hold_with_deletions_in_memory"
 )
-# A deleted workspace counts as left by its pod at once.
+# A mutant: the pod of a deleted workspace counts as ended at once.
 _FORGETS_POD = (
     f"{_CORE}workspace.py",
     "return self.status is WorkspaceStatus.DELETING and self.run_id is None",

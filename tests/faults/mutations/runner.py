@@ -1,4 +1,4 @@
-"""Makes one mutant after the other in a copy of the checkout, and runs the tests of its rule."""
+"""Makes one mutant after another in a copy of the checkout, and runs the tests of its rule."""
 
 import os
 import re
@@ -37,7 +37,7 @@ class BrokenCopyError(Exception):
 def run(rules: Iterable[Rule], checkout: Path) -> Iterator[Outcome]:
     """Runs the tests of each mutant in the copy. Raises BrokenCopyError.
 
-    At the end, each test that has failed with a mutant has to pass without one.
+    At the end, each test that has failed with a mutant must pass without one.
     """
     killers: set[str] = set()
     for each in rules:
@@ -69,7 +69,7 @@ def _first_failure(tests: Sequence[str], checkout: Path) -> str:
     done = subprocess.run(
         [sys.executable, *_PYTEST, *tests],
         cwd=checkout,
-        # A cache could belong to another mutant of the same length and second.
+        # No bytecode: Python would reuse a mutant's .pyc for another with the same size and mtime.
         env={**os.environ, **environment_of(checkout), "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -60,11 +60,11 @@ class Canceller(Generic[W]):
         )
 
     def assert_cancelled(self) -> None:
-        """Every task whose cancellation was accepted is cancelled, and no other."""
+        """Checks that exactly the tasks whose cancellation was accepted are cancelled."""
         log = self.workspace.log()
         asked = [entry["task_id"] for entry in log if entry["type"] == "task_cancel_requested"]
         ended = [entry for entry in log if entry["type"] == "task_completed"]
-        # Tasks of a workspace run one after another.
+        # A workspace runs one task after another.
         assert [entry["task_id"] for entry in ended] == asked
         assert {entry["status"] for entry in ended} == {"cancelled"}
         assert [entry["seq"] for entry in log] == list(range(1, len(log) + 1))

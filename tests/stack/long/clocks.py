@@ -69,8 +69,9 @@ class Clocks:
         return {
             "LD_PRELOAD": str(_LIBRARIES[0]),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            # It would outlive a process that is killed.
+            # The shared memory would outlive a process that is killed.
             "FAKETIME_DISABLE_SHM": "1",
-            # The processes of a database see a step at the same moment, as on a real host.
+            # Without a cache, the processes of a database see a step at the same moment, as on a
+            # real host.
             **({"FAKETIME_CACHE_DURATION": "1"} if self._cached else {"FAKETIME_NO_CACHE": "1"}),
         }

@@ -142,7 +142,8 @@ class RestCaller:
                 if line.startswith("data: "):
                     yield json.loads(line.removeprefix("data: "))
                 elif line.startswith(":"):
-                    # A heartbeat. The watcher then looks whether the load has stopped.
+                    # Comments are heartbeats. They let the watcher check whether the load has
+                    # stopped.
                     yield {}
 
     @contextmanager

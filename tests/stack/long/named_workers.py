@@ -1,6 +1,6 @@
 """Workers that come and go behind a name, as on a headless service.
 
-The edge and the agents know only the name. Each worker has an address of its own and the same port.
+The edge and the agents know only the name. Each worker has its own address and the same port.
 """
 
 import shutil

@@ -31,10 +31,10 @@ def workspace(stack: Stack) -> Workspace:
 
 def test_only_the_edge_listens_on_all_addresses(stack: Stack, workspace: Workspace) -> None:
     assert workspace.agent_address is not None
-    # A listener of gRPC takes IPv4 through a socket of IPv6.
+    # A gRPC listener accepts IPv4 on an IPv6 socket.
     found: set[tuple[bool, str]] = set()
     for process in stack.processes():
-        # It may end meanwhile.
+        # The process may end meanwhile.
         with suppress(psutil.NoSuchProcess):
             found.update(
                 (process.name() == "envoy", connection.laddr.ip.removeprefix("::ffff:"))
@@ -53,7 +53,7 @@ def test_agents_and_restarted_programs_accept_each_other(workspace: Workspace) -
     eventually(lambda: "rolling_restart_completed" in stack.output.read_text(), RESTART_SECONDS)
     gate.open()
     workspace.await_event("iteration_completed", task_id)
-    # Between two iterations, a cancellation would let no other begin.
+    # A cancellation between two iterations would prevent the next one.
     workspace.await_phase(task_id, "tool_call")
     assert workspace.cancel()["outcome"] == "accepted"
     gate.open()

@@ -14,9 +14,9 @@ from tests.support import faults
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# Pods have a sandbox by default. tests/unit/fleet has tests of those without one.
+# Pods have a sandbox by default. tests/unit/fleet tests pods without one.
 pytestmark = pytest.mark.soak
-# They identify these processes.
+# Identify the processes that tools start.
 LEFT, HIDDEN, DETACHED = unique_seconds(), unique_seconds(), unique_seconds()
 
 
@@ -135,7 +135,7 @@ def test_the_work_of_a_detached_tool_is_unknown(stack: Stack, workspace: Workspa
     detached = f"(cd /; env -i setsid /bin/sh -c '{script}' x $PPID > /dev/null 2>&1 &)"
     end = workspace.await_end(workspace.submit(f"{detached}; sleep {HIDDEN}"))
     assert (end["status"], end["work_stopped"]) == ("failed", "unknown")
-    # It may still be about to sleep.
+    # The detached process may not have started `sleep` yet.
     for pid in eventually(lambda: running(DETACHED)):
         stack.kill(pid)
 

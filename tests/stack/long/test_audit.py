@@ -14,7 +14,7 @@ def entries(
 
 
 def test_each_call_on_a_workspace_is_on_record(stack: Stack, workspace: Workspace) -> None:
-    """Allowed or refused, over REST and over gRPC, each exactly once."""
+    """The log has each call exactly once: allowed or refused, over REST and over gRPC."""
     task_id = workspace.submit("true")
     workspace.await_end(task_id)
     workspace.cancel(reason="by REST")

@@ -32,7 +32,7 @@ HOUR = 3_600
 # A clock that was set is noticed within two seconds. A busy machine takes longer.
 NOTICE_SECONDS = 60.0
 FORCE_SECONDS = 3
-# With a clock that is an hour off, it would take an hour.
+# A program that trusted a clock that is an hour off would take an hour.
 END_SECONDS = 120.0
 NO_LABELS = frozenset[tuple[str, str]]()
 OFFSET = ("evershell_clock_offset_seconds", NO_LABELS)
@@ -67,12 +67,13 @@ class Timed:
         self.forced.cancel(force_after=f"{FORCE_SECONDS}s")
 
     def check(self, stack: Stack) -> None:
-        """Fails unless everything ends when it has to, and nothing before."""
+        """Checks that each task ends when it must, and that none ends earlier."""
         eventually(lambda: self.forced.task(self.forced_task).get("completed_at"), END_SECONDS)
         assert time.monotonic() - self._began >= FORCE_SECONDS
         end = self.forced.await_end(self.forced_task)
         assert (end["status"], end["forced"]) == ("cancelled", True)
-        # The controller ends a pod 2 s after the deadline. It has looked at the others by then.
+        # The controller ends a pod 2 s after the deadline. By then, it has checked the other tasks
+        # too.
         self._assert_controller_forces(stack)
         assert self.patient.task(self.patient_task)["status"] == "running"
         assert "cancel_requested_at" not in self.limited.task(self.limited_task)
@@ -147,12 +148,12 @@ def test_the_clock_of_a_program_decides_nothing(stack: Stack, clocks: Clocks) ->
 def test_deadlines_keep_their_distance_if_the_clock_of_the_database_is_set(
     stack: Stack, clocks: Clocks
 ) -> None:
-    """By an hour, and back again."""
+    """The clock of the database is set an hour ahead, and back again."""
     timed = Timed(stack)
     clocks.set("database", HOUR)
     _await_correction(stack, -HOUR)
     timed.check(stack)
-    # Programs that start later know the same time.
+    # Programs that start later use the same time.
     for program in INDEXES:
         _restart(stack, program)
     _await_correction(stack, -HOUR)
@@ -166,7 +167,7 @@ def test_deadlines_keep_their_distance_if_the_clock_of_the_database_is_set(
 def test_a_step_of_the_database_while_the_controllers_restart(
     stack: Stack, clocks: Clocks, seconds: int
 ) -> None:
-    """No controller has a time to compare with. The clock of one that starts is wrong too."""
+    """No controller knows the time before the step, and the new one's own clock is wrong."""
     with receiving() as receiver, _session_used(stack) as statuses:
         webhook = {"url": receiver.url, "event_types": ["task_completed"]}
         created = stack.rest().call("POST", "/v1/webhooks", json=webhook).json()["webhook"]["id"]

@@ -77,12 +77,12 @@ def test_no_accepted_cancellation_is_lost(
         while not (over.is_set() or all(story.is_answered for story in mine)):
             for story in mine:
                 story.cancel()
-            # Callers keep to Retry-After.
+            # Callers obey Retry-After.
             over.wait(0.1)
 
     barrier = threading.Barrier(CALLERS + 1)
     with ThreadPoolExecutor(CALLERS) as threads, ExitStack() as ending:
-        # Also after a failure.
+        # Ends the callers even after a failure.
         ending.callback(over.set)
         calling = [threads.submit(call, stories[first::CALLERS]) for first in range(CALLERS)]
         barrier.wait(RECOVER_SECONDS)
@@ -143,10 +143,13 @@ def assert_listeners_and_leader_are_back(stack: Stack, server: Server, story: St
 
 
 def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) -> None:
-    """It accepts writes, its host is the first of the URL, and every connection is made anew."""
+    """Nothing writes to the former primary, although it accepts writes and the URL names it first.
+
+    Every connection is opened again.
+    """
     former, current = replication.primary, replication.standby
     former.start(autovacuum="off")
-    # A transaction that writes takes the next number.
+    # A transaction that writes would take the next number.
     next_transaction = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
     expected = former.value(next_transaction)
     current.value(

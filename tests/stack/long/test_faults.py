@@ -18,7 +18,7 @@ from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
-# It identifies these processes.
+# Identify the processes that tools leave behind.
 LEFT_BEHIND, STUBBORN = unique_seconds(), unique_seconds()
 # The service gives up after 2 s by its own clock. Without that, the call would take 20 s.
 ANSWER_SECONDS = 10.0
@@ -63,7 +63,10 @@ def test_an_agent_that_does_not_answer(
 def test_pollers_of_an_agent_that_does_not_answer(
     stack: Stack, workspace: Workspace, gate: Gate
 ) -> None:
-    """Few of them reach the agent. A cancellation does, and afterwards they do too."""
+    """While the agent is frozen, few polls are sent to it, and a cancellation still is.
+
+    Once it runs again, the polls reach it too.
+    """
     task_id = workspace.begin(gate.command, "echo never")
     iteration = f"{workspace.path}/tasks/{task_id}/iteration"
 
@@ -84,7 +87,7 @@ def test_pollers_of_an_agent_that_does_not_answer(
     lines = [line for path in logs for line in path.read_text().splitlines()]
     events = ("agent_not_read", "agent_unreachable")
     attempts = [line for line in lines if address in line and any(each in line for each in events)]
-    # One in 3 s for each worker, and the one signal.
+    # Each worker reads the agent once in 3 s. The cancellation sends one signal.
     assert 1 < len(attempts) < POLLERS
     assert workspace.cancel()["outcome"] == "already_requested"
     eventually(lambda: stack.rest().serves(iteration))

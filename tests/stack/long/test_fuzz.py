@@ -23,8 +23,8 @@ from tests.support.stack import Stack, Workspace
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-# With the reads. The other operations run generated commands, start agents, or stop everything. The
-# test sends them only for workspaces that do not exist, or with tokens that lack permission.
+# Besides the reads. The other operations run generated commands, start agents, or stop everything.
+# The test sends them only for workspaces that do not exist, or with tokens that lack permission.
 HARMLESS = {"CancelTask", "CancelTaskByTaskId"}
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 OPERATIONS = list(operations())
@@ -33,7 +33,7 @@ CANCEL = [each for each in OPERATIONS if each.described["operationId"] == "Cance
 
 @pytest.fixture(scope="module")
 def workspace(stack: Stack) -> Workspace:
-    """One for all operations, none of which is harmful."""
+    """A workspace that all operations share, because none of them harms it."""
     return Workspace(stack)
 
 

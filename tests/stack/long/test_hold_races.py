@@ -69,7 +69,7 @@ def test_no_task_is_submitted_after_a_hold_and_every_earlier_one_is_cancelled_on
             eventually(lambda: len(begun) >= 4 * WORKSPACES, 30)
             answer = client.call("HoldOrg", reason="stop", cancel_running=True)
         finally:
-            # Also ends the other callers after a failure.
+            # Ends the other callers even after a failure.
             held.set()
         assert answer["remaining"] == 0
         return int(answer["accepted"])

@@ -26,10 +26,11 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 REPEATS = int(os.environ.get("FUZZ_REPEATS", "2000"))
 CONCURRENCY = 16
-# On average, or what the limit on lines a second allows on a slow machine.
+# The most that a call may add on average. On a slow machine, the limit on lines a second allows
+# more.
 BYTES_OF_A_CALL = 50
 LINES_A_SECOND, LINE_BYTES = 20, 1_000
-# Longer than the edge and the supervisor keep a line.
+# Longer than the edge and the supervisor buffer a line.
 SETTLED_SECONDS = 1.5
 ANSWER_SECONDS = 10.0
 QUIET_SECONDS = 0.3

@@ -50,15 +50,15 @@ async def agent(task: Task) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    # The module that has to be installed, and the example that is changed; empty for an own loop.
+    # The package that must be installed, and the example that is changed. Empty for OWN.
     package: str = ""
     example: str = ""
-    # Texts of the example and their replacements, with which its tool hangs in a thread.
+    # Texts of the example and their replacements, which make its tool hang in a thread.
     changes: tuple[tuple[str, str], ...] = ()
     # The answers of the model.
     script: tuple[Answer, ...] = ()
     keys: dict[str, str] = field(default_factory=dict)
-    # The model has a price.
+    # Whether the model has a price.
     has_cost: bool = True
 
     def source(self) -> str:

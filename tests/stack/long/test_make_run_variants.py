@@ -137,7 +137,7 @@ def test_a_stack_is_ready_once_its_demo_workspace_has_completed_a_task_in_this_r
                 started = pool.submit(own.start)
                 rest = own.rest()
                 eventually(lambda: rest.serves(path), READY_SECONDS)
-                # The stack reads the workspace as often meanwhile.
+                # Meanwhile, the stack itself reads the workspace about as often.
                 for _ in range(100):
                     assert rest.get(path)["status"] == "idle"
                     assert says_ready(own) == []

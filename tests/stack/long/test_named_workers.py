@@ -102,12 +102,12 @@ def test_a_replacement_of_all_workers_loses_no_call(workers: NamedWorkers) -> No
             new = workers.start_worker()
             workers.await_found(new)
             workers.end_worker(old)
-    # No worker is left that the agents knew when they started.
+    # The workers that the agents knew at their start are all gone.
     assert sum(workers.calls(address, "CommitEvents") for address in workers.running) > 0
 
 
 def test_agents_leave_workers_that_are_frozen(workers: NamedWorkers) -> None:
-    """The connections of the agents stay open, and nothing answers on them."""
+    """The connections of the agents stay open, but nothing answers on them."""
     new = workers.start_worker()
     workers.await_found(new)
     agents = "FROM workspaces WHERE status IN ('idle', 'busy')"
@@ -124,5 +124,5 @@ def test_agents_leave_workers_that_are_frozen(workers: NamedWorkers) -> None:
             count = database.execute(query.encode(), (before[1], LEASE_SECONDS)).fetchone()
             return count == (before[0],)
 
-        # The count of an agent whose lease is over is missing for ever.
+        # If the lease of an agent ends, the count never becomes complete again.
         eventually(have_renewed, 2 * LEASE_SECONDS)

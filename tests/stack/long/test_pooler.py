@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 pytestmark = needs_pgbouncer
 
-# Less than the 5 s after which a subscriber reads without a notification.
+# Less than 5 s, after which a subscriber reads even without a notification.
 NOTIFIED_SECONDS = 3.0
 
 
@@ -72,7 +72,7 @@ def test_both_workers_learn_of_the_end_at_once(
         )
         for address in addresses
     ]
-    # Both are recorded, the second as already requested.
+    # Both calls are recorded, the second one as `already_requested`.
     eventually(lambda: len(workspace.rest.get(audit, params={"rpc": "CancelTask"})["entries"]) == 2)
     gate.open()
     faults.await_terminal(workspace, task_id)

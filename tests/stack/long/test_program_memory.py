@@ -18,13 +18,13 @@ def test_tools_do_not_inherit_the_memory_limit_of_the_programs(
     assert len(own) == 6
     for program in own:
         assert program.rlimit(psutil.RLIMIT_DATA)[0] != psutil.RLIM_INFINITY, program
-    # This process has the limit of the machine.
+    # The test itself has the limit of the machine.
     machine = psutil.Process().rlimit(psutil.RLIMIT_DATA)[1]
     task_id = workspace.submit("ulimit -d")
     done = workspace.await_event("iteration_completed", task_id)["iteration_completed"]
     output = done["tool_call"]["result"]["output"].strip()
     if has_sandbox():
-        # Tools in a sandbox have a limit of their own.
+        # Tools in a sandbox have their own limit.
         limit = Settings().tool_memory_mb * 2**20
         machine = limit if machine == psutil.RLIM_INFINITY else min(machine, limit)
     assert output == ("unlimited" if machine == psutil.RLIM_INFINITY else str(machine // 1024))

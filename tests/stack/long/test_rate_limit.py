@@ -49,8 +49,8 @@ def over_grpc(stack: Stack, token: str, rpc: str) -> Failed | None:
 def spend(call: Call) -> Failed:
     """Makes calls until one is refused, and returns that failure.
 
-    The bursts of all workers and the refill since the start succeed at most, with 10 calls of
-    tolerance.
+    At most the bursts of all workers and the refill since the start may succeed, plus a tolerance
+    of 10 calls.
     """
     began, served = time.monotonic(), 0
     while served < BURST * WORKERS + 10 + WORKERS * PER_SECOND * (time.monotonic() - began):

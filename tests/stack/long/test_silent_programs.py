@@ -21,7 +21,7 @@ if "serve" in sys.orig_argv:
     signal.signal(signal.SIGUSR2, block)
 """
 WAYS = {"in a loop": "pass", "in a wait": "time.sleep(0.5)"}
-# It is silent for 15 s first: of processor time, or of the turns of another worker.
+# A worker is silent only after 15 s of its own processor time, or of another worker's turns.
 SILENT_SECONDS = 180.0
 
 
@@ -66,7 +66,7 @@ def test_a_silent_worker_is_replaced(blocking: Callable[[str, int], Blocking], w
 
 @pytest.mark.parametrize("way", smoke(WAYS, ["in a wait"]))
 def test_the_only_worker_stays(blocking: Callable[[str, int], Blocking], way: str) -> None:
-    """Its silence is logged, and it goes on when it can."""
+    """The only worker's silence is logged, and the worker goes on when it can."""
     running = blocking(way, 1)
     with running.stack.started():
         (worker,) = running.stack.pids("serve")

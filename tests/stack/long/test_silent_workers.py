@@ -16,8 +16,8 @@ from tests.support.waiting import eventually
 
 # No bound is postponed by more than a lease.
 LEASE_SECONDS = 12
-# A forced task of an agent that does not interrupt it: 2 s, a lease, and the end of its pod, on a
-# busy machine.
+# The longest time until a forced task ends whose agent does not interrupt it: 2 s, a lease, and the
+# end of its pod on a busy machine.
 SULKING_SECONDS = 2 + LEASE_SECONDS + 45
 AGENT = """
 import asyncio
@@ -89,7 +89,7 @@ def force(stack: Stack, address: str, workspace: Workspace) -> None:
 
 
 def test_frozen_workers_cost_no_agent(stack: Stack) -> None:
-    """Of three workers, two are frozen. Their agents cannot commit the end at once."""
+    """Two of three workers are frozen, so their agents cannot commit the end at once."""
     begins = [begun(stack, "wait") for _ in range(6)]
     agents = [stack.agent_pid(each.id) for each, _ in begins]
     with ExitStack() as frozen:
@@ -128,7 +128,7 @@ def test_a_database_that_cannot_commit_costs_no_agent(stack: Stack) -> None:
     soon, late = (timedelta(seconds=-1), ids), (FORCE_MARGIN + timedelta(seconds=1), ids)
     with stack.database() as connection:
         eventually(lambda: connection.execute(query, soon).fetchone() == (True,))
-        # For less than a lease, which no commit renews.
+        # Shorter than a lease, because no commit renews it meanwhile.
         with stalled_commits(stack):
             eventually(lambda: connection.execute(query, late).fetchone() == (True,))
     for workspace, task_id in begins:
@@ -141,7 +141,7 @@ def test_a_database_that_cannot_commit_costs_no_agent(stack: Stack) -> None:
 def test_an_agent_that_does_not_interrupt_is_ended_even_while_a_worker_is_frozen(
     stack: Stack,
 ) -> None:
-    """It sends its heartbeats normally, so its lease does not end."""
+    """The agent sends its heartbeats normally, so its lease does not end."""
     workspace, task_id = begun(stack, "sulk")
     with ExitStack() as frozen:
         force(stack, freeze_other_workers(stack, frozen), workspace)

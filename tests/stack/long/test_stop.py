@@ -1,4 +1,4 @@
-"""A stop of the stack has a limit of its own, below the sum of its programs' limits."""
+"""A stop of the stack has its own limit, below the sum of its programs' limits."""
 
 from pathlib import Path
 

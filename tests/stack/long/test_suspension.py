@@ -9,7 +9,7 @@ import pytest
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
-# The controller looks as often.
+# The controller also looks for idle workspaces this often.
 IDLE_SECONDS = 3.0
 
 

@@ -116,9 +116,9 @@ def _check_error(answer: Answer, *, to_head: bool) -> dict[str, Any]:
 
 
 def _as_envelope(error: dict[str, Any], status: int) -> dict[str, Any]:
-    """What an error of the edge has in the envelope, from the same error in the format of A2A.
+    """Converts an error of the edge from the format of A2A to the envelope.
 
-    It is a google.rpc.Status (https://google.aip.dev/193).
+    In A2A, an error is a google.rpc.Status (https://google.aip.dev/193).
     """
     info, request = error["details"]
     assert error["code"] == status

@@ -369,7 +369,7 @@ CORS = [
     ),
 ]
 
-# Whether a repeat of a call that fails at the edge has no other effect.
+# Calls that fail at the edge, and whether a repeat has no further effect.
 REPEATS = [
     (post(), False),
     (post(body=b'{"task_id":"task_1"}'), False),  # the edge does not read bodies

@@ -162,7 +162,7 @@ class Stub:
 
 
 def _plain(reply: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that answers with the ids of its request alone."""
+    """A method whose answer contains only the ids of its request."""
 
     async def method(self: Stub, request: Any, context: Any) -> Any:
         await self.act(request, context)

@@ -70,7 +70,7 @@ def check(seen: dict[str, Any], workspace: Workspace, receiver: Receiver) -> Non
     assert seen["sent"] == {"state": "TASK_STATE_COMPLETED", "text": "Ran 1 command."}
     assert seen["first"] == ["task", *["statusUpdate"] * 3]
     assert seen["resumed"][:2] == ["task", "statusUpdate"]
-    # WORKING until the task has ended, and the first request stays.
+    # The task is WORKING until it has ended, and the first request is kept.
     assert {seen[name]["state"] for name in ("cancelled", "again")} == {"TASK_STATE_WORKING"}
     assert seen["cancelled"]["requested"] == seen["again"]["requested"]
     assert seen["last"] == "TASK_STATE_CANCELED"

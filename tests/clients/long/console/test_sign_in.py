@@ -19,9 +19,9 @@ from tests.support.waiting import eventually
 PROGRAM = Path(__file__).with_name("provider.mjs")
 SECRET = "the secret of the console"
 RESOURCE = "https://evershell.example"
-# So short that the session is renewed in the test.
+# Short, so that the session is renewed during the test.
 TOKEN_SECONDS = 2
-# In turn with the calls of the page, which may renew the session too.
+# Takes turns with the page's own calls, which may renew the session too.
 ASK = """async ([path, method, mode]) => {
   const call = () => fetch(path, {method, mode, credentials: "include"});
   const answer = await navigator.locks.request("evershell-session", call);
@@ -152,7 +152,10 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
 
 
 def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack, Provider]) -> None:
-    """The provider ends such a session. All loops of two tabs call at the same time."""
+    """The provider ends a session whose refresh token is used twice.
+
+    All loops of two tabs make calls at the same time.
+    """
     context = browser.new_context()
     pages = [sign_in(context.new_page(), provided[0], "grace"), context.new_page()]
     pages[1].goto(pages[0].url)

@@ -223,7 +223,7 @@ SCRIPT = """
 def test_a_browser_loses_and_repeats_no_event(
     stack: Stack, workspace: Workspace, page: Any
 ) -> None:
-    """The EventSource of the browser itself. The proxy adds the token, which it cannot send."""
+    """Uses the browser's own EventSource. It cannot send the token, so the proxy adds it."""
     with proxy(stack, LIMITS, stack.tokens["full_access"]) as used:
         url = f"{used.url}{workspace.path}/events"
         page.evaluate(SCRIPT, [url, TYPES])

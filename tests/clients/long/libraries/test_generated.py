@@ -1,4 +1,4 @@
-"""A client with types that another project's generator makes of the document walks through a stack.
+"""A client with types from another project's generator walks through a stack.
 
 It reads every error in full: the code, the message, the request id and the details.
 """

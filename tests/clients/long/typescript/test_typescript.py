@@ -150,7 +150,8 @@ def test_a_cancellation_that_names_no_task_is_not_repeated(
     assert seen["outcome"] == "already_requested"
     tasks = workspace.rest.get(f"{workspace.path}/tasks")["tasks"]
     assert [each["id"] for each in tasks] == [seen["taskId"]]
-    # The first submits twice and reads the task. The last cancels twice and waits for the end.
+    # The first step submits twice and reads the task. The last one cancels twice and waits for the
+    # end.
     assert requests[0] >= 3 and requests[1] == 1 and requests[2] >= 3
 
 

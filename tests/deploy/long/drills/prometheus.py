@@ -22,12 +22,12 @@ from tests.support.ports import free_ports
 from tests.support.waiting import eventually
 
 _WAITS = {"1m": "200ms", "2m": "400ms", "5m": "1s", "15m": "3s"}
-# A busy machine makes few calls, and needs two samples, within the shortest one.
+# Even a busy machine makes a few calls, and is scraped twice, within the shortest window.
 _WINDOWS = {"5m": "6s", "15m": "8s", "30m": "10s", "1h": "12s", "6h": "14s"}
-# The bound of a cancellation.
+# How long a cancellation may take before the alert fires.
 _BOUND_SECONDS = 3
 _INTERVAL = "500ms"
-# Prometheus looks 5 minutes back for a series that is not marked as ended.
+# Prometheus looks back 5 minutes for a series that is not marked as ended.
 _LOOKBACK = "3s"
 _LIMIT_SECONDS = 120.0
 

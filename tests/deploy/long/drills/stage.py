@@ -20,7 +20,7 @@ _PAGE = (ROOT / "docs" / "runbooks.md").read_text()
 _SECTIONS = dict(
     zip(*[iter(re.split(r"^## (.*)\n", _PAGE, flags=re.MULTILINE)[1:])] * 2, strict=True)
 )
-# `logs` on one machine. There is no cluster.
+# The page's `logs` for one machine, which has no cluster.
 _PRELUDE = "kubectl() { :; }\n" + next(
     each.text for each in blocks(_PAGE) if "cat .state/logs" in each.text
 )
@@ -28,7 +28,7 @@ _LIMIT_SECONDS = 60
 
 
 class Stage:
-    """A stack with one worker, whose database and clocks are the test's, and its Prometheus."""
+    """A stack with one worker, a database and clocks that the test controls, and its Prometheus."""
 
     def __init__(
         self, stack: Stack, database: Server, clocks: Clocks, prometheus: Prometheus
@@ -44,7 +44,7 @@ class Stage:
         return "".join(path.read_text() for path in found)
 
     def assert_prints(self, alert: str, expected: str) -> None:
-        """Waits until the commands of the runbook print this: logs are written in intervals."""
+        """Waits until the runbook's commands print this. Programs write their logs with a delay."""
         try:
             eventually(lambda: re.search(expected, self._walk(alert)))
         except TimeoutError:

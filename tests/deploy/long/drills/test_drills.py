@@ -32,18 +32,17 @@ from tests.support.waiting import eventually
 _HOUR = 3_600
 _LIMIT_SECONDS = 60.0
 _POOL_SIZE = 3
-# A line of the log of a call.
+# What the log line of a failed call contains.
 _FAILED = '"(unavailable|deadline_exceeded)"'
 # More calls than a worker stores entries for in a second.
 _REFUSED_CALLS = 100
-# The webhooks that are kept. Each organization may have 20.
+# How many webhooks are kept at a time. An organization may have 20.
 _KEPT_WEBHOOKS = 5
 
-# Calls that are answered at once would leave no time for the programs.
+# A pause between calls leaves processor time for the programs.
 _PAUSE_SECONDS = 0.5
 
-# Makes a cause, and removes it after the block. Its value has, for each alert, the output of the
-# runbook's commands.
+# Makes a cause, and removes it after the block. Yields what the runbook's commands print, by alert.
 Cause = Callable[[Stage], AbstractContextManager[dict[str, str]]]
 
 
@@ -81,12 +80,12 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     targets = dict(zip(("worker", "controller", "edge", "standby"), ports, strict=True))
     with ExitStack() as running:
         running.callback(database.stop)
-        # A disk that stalls for seconds, as beside a build of images, is none of the causes.
+        # No fsync: a disk stall (for example during an image build) must not trigger an alert here.
         database.start(fsync="off")
         running.enter_context(small_disk(state / "logs", 8 << 20))
         running.enter_context(stack.started())
         watching = running.enter_context(prometheus(folder, targets))
-        # It has seen all programs, so that their later counts are an increase.
+        # Prometheus has scraped all programs, so it sees their later counts as an increase.
         watching.await_end(set(ALERTS))
         yield Stage(stack, database, clocks, watching)
 
@@ -94,7 +93,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 @drill("HoldInForce", "WebhookDeliveryOld", "WorkspaceFilesLarge")
 @contextmanager
 def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
-    """A new leader counts at once; another one would count within a minute."""
+    """A new leader counts these at once. A running one counts them once a minute."""
     workspace, held = Workspace(stage.stack), stage.stack.rest("other_org")
     with Receivers().running() as receivers:
         url = receivers.add(refuse("503 Service Unavailable")).url
@@ -122,7 +121,7 @@ def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
 @drill("NoLeadingController", "NoWorkers", "NoEdges")
 @contextmanager
 def programs_end(stage: Stage) -> Iterator[dict[str, str]]:
-    """Nothing starts them again."""
+    """All programs end, and nothing restarts them."""
     stack = stage.stack
     workspace = Workspace(stack)
     task_id = workspace.begin("sleep 86400")
@@ -137,7 +136,7 @@ def programs_end(stage: Stage) -> Iterator[dict[str, str]]:
             eventually(lambda: not workspace.get())
         yield {}
     eventually(lambda: stack.rest().serves(workspace.path), _LIMIT_SECONDS)
-    # Its agent has waited for the workers.
+    # The agent has survived without workers.
     workspace.cancel(force_after="0s")
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
@@ -171,7 +170,7 @@ def much_at_once(stage: Stage) -> Iterator[dict[str, str]]:
 @drill("LogLinesLost")
 @contextmanager
 def the_disk_of_the_logs_is_full(stage: Stage) -> Iterator[dict[str, str]]:
-    """While the worker has a process that delivers to webhooks, which shares its log."""
+    """The disk fills up while the worker's webhook process shares its log."""
     stack = stage.stack
     logs, caller = stack.state_dir / "logs", stack.rest()
     (worker,) = stack.pids("serve")
@@ -221,7 +220,7 @@ def agents_are_frozen(stage: Stage) -> Iterator[dict[str, str]]:
 @drill("CallsFail", "DatabaseConnectionsExhausted")
 @contextmanager
 def a_session_holds_a_lock(stage: Stage) -> Iterator[dict[str, str]]:
-    """The runbook finds it and ends it."""
+    """The runbook finds the session and ends it."""
     stack = stage.stack
     workspace = Workspace(stack)
 
@@ -270,7 +269,8 @@ def clocks_are_wrong(stage: Stage) -> Iterator[dict[str, str]]:
         stage.clocks.set(name, 0)
 
 
-# Drills that do not disturb each other are made at once. The alerts of the first one end last.
+# Drills that do not disturb each other run at once. The alerts of the first one take longest to
+# end.
 TURNS = (
     [the_database_is_frozen],
     [much_at_once, agents_are_frozen, what_the_leader_counts],
@@ -299,7 +299,7 @@ def test_drills(turn: list[Drill], stage: Stage) -> None:
 
 
 def test_all_alerts_end(stage: Stage) -> None:
-    """The causes are gone."""
+    """All alerts end after their causes are removed."""
     stage.prometheus.await_end(set(ALERTS))
 
 
@@ -326,7 +326,7 @@ def _call(stage: Stage, method: str, path: str, **arguments: Any) -> httpx.Respo
     caller = stage.stack.rest("owner")
     response = caller.call(method, path, **arguments)
     if "retry-after" in response.headers:
-        # A busy worker has refused it, which has no effect.
+        # A busy worker has refused the call, which has no effect.
         time.sleep(float(response.headers["retry-after"]))
         response = caller.call(method, path, **arguments)
     assert response.status_code < 500, response.text
@@ -334,7 +334,10 @@ def _call(stage: Stage, method: str, path: str, **arguments: Any) -> httpx.Respo
 
 
 class FailingWebhooks:
-    """Webhooks whose receivers fail. Attempts to one that has failed are rare, so each is new."""
+    """Webhooks whose receivers fail.
+
+    A webhook whose delivery has failed is rarely tried again, so each failure needs a new webhook.
+    """
 
     def __init__(self, stage: Stage, receivers: Receivers) -> None:
         self._stage = stage
@@ -343,13 +346,13 @@ class FailingWebhooks:
         self._created: list[str] = []
 
     def fail(self) -> None:
-        """Lets an attempt fail. Keeps the newest webhooks."""
+        """Makes a delivery to a new webhook fail. Keeps the newest webhooks."""
         receiver = self._receivers.add(refuse("503 Service Unavailable"))
         self._created.append(_webhook(self._stage, receiver.url))
         if len(self._created) > _KEPT_WEBHOOKS:
             _delete_webhook(self._stage, self._created.pop(0))
-        # On a busy machine the agent may not take the task within 2 s. The submission is an event
-        # all the same, and the task ends.
+        # On a busy machine the agent may not take the task within 2 s. Even then, the submission is
+        # an event and the task ends.
         path = f"{self._workspace.path}/tasks"
         answer = self._workspace.rest.call("POST", path, json={"description": "true"}).json()
         task_id = answer.get("task_id") or answer["error"]["details"]["task_id"]

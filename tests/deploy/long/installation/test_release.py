@@ -45,7 +45,7 @@ def run(folder: Path, *command: str | Path) -> "subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone that has been cut."""
+    """A clone of the repository in which a release has been cut."""
     folder = tmp_path_factory.mktemp("release") / "clone"
     run(ROOT, "git", "clone", "--quiet", ROOT, folder)
     cut = run(folder, sys.executable, folder / ".make" / "cut.py", VERSION)
@@ -66,7 +66,7 @@ def release(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProces
 
 @pytest.mark.parametrize("version", ["", f"v{VERSION}", "1.0", "0.0.9"])
 def test_a_wrong_version_is_not_cut(checkout: Path, version: str) -> None:
-    """It is missing, malformed, or lower than the version of the checkout."""
+    """The version is missing, malformed, or lower than the version of the checkout."""
     done = run(checkout, sys.executable, checkout / ".make" / "cut.py", version)
     assert done.stderr.startswith(f"VERSION is {version!r}.")
     assert run(checkout, "git", "status", "--porcelain").stdout == ""

@@ -1,4 +1,4 @@
-"""Each alert fires when it has to, and does not fire when all is well: evaluated by promtool."""
+"""Each alert fires when it must, and does not fire when all is well, according to promtool."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,27 +60,27 @@ WELL: Series = {
 
 @dataclass(frozen=True)
 class Case:
-    """The differences from WELL that make an alert fire, or just not fire."""
+    """The differences from WELL that make an alert fire, and others that just fail to."""
 
     fires: Series
     at: str
     quiet: Series
-    # A time at which it does not fire yet, although the cause is there.
+    # A time at which the cause exists, but the alert does not fire yet.
     not_yet: str = ""
 
 
-# A sample each 15 s. `_` is a scrape without the series.
+# One sample every 15 s. `_` is a scrape without the series.
 CASES = {
     "CancellationOverdue": Case(
         fires={OPEN: "1x120", OLDEST: "0+15x120"},
         at="14m15s",
         not_yet="13m45s",
-        # It ends at the bound, and another one is as young as the first was.
+        # The oldest cancellation ends just before the bound, and a new one then becomes the oldest.
         quiet={OPEN: "1x120", OLDEST: "0+15x52 0+15x52"},
     ),
     "NoLeadingController": Case(
         fires={OPEN: "0x20 _x100", OLDEST: "0x20 _x100"},
-        # Prometheus looks 5 minutes back for a series that is not marked as ended.
+        # Prometheus looks back 5 minutes for a series that is not marked as ended.
         at="12m",
         not_yet="5m",
         quiet={OPEN: "0x20 _x2 0x100", OLDEST: "0x20 _x2 0x100"},
@@ -107,13 +107,13 @@ CASES = {
         quiet={HEALTHY: "2x20 0x2 2x97"},
     ),
     "CallsFail": Case(
-        # Four calls a minute, which all fail.
+        # There are four calls a minute, and all of them fail.
         fires={CALLS % "ok": "0+1x20 20x100", CALLS % "unavailable": "0x20 0+1x100"},
         at="15m",
         not_yet="7m",
         quiet={
             CALLS % "unavailable": "0+5x120",
-            # Workers are replaced.
+            # Streams end because workers are replaced.
             STREAMS: "0+100x120",
             CALLS % "permission_denied": "0+900x120",
             CALLS % "agent_unreachable": "0+900x120",
@@ -133,7 +133,7 @@ CASES = {
         },
         at="8m",
         not_yet="6m",
-        # All are in use, but no call waits; then calls wait for one scrape.
+        # First all connections are in use, but no call waits. Then calls wait during one scrape.
         quiet={CONNECTIONS % "idle": "0x120", WAITING: "0x20 7 0x100"},
     ),
     "AuditEntriesLost": Case(
@@ -147,14 +147,14 @@ CASES = {
         quiet={LOG: "40x120"},
     ),
     "WebhooksFail": Case(
-        # No request gets out.
+        # No request leaves the service.
         fires={
             WEBHOOKS % "delivered": "0+100x20 2000x100",
             WEBHOOKS % "failed": "0+10x20 210+20x100",
         },
         at="28m",
         not_yet="15m",
-        # Some receivers fail for long.
+        # Some receivers fail for a long time.
         quiet={WEBHOOKS % "failed": "0+90x120"},
     ),
     "WebhookDeliveryOld": Case(
@@ -211,7 +211,7 @@ def test_nothing_fires_if_all_is_well(tmp_path: Path) -> None:
 
 
 def test_each_alert_has_a_case() -> None:
-    # test_slo.py has the other two.
+    # The other two are in test_slo.py.
     assert set(CASES) == set(ALERTS) - {"CancelTaskFails", "CancelSignalsLate"}
 
 

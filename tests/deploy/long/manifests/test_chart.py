@@ -31,9 +31,9 @@ def test_lint_finds_nothing(values: dict[str, Any]) -> None:
     [
         ({"worker": {}}, "additional properties 'worker' not allowed"),
         ({"settings": {"MODLE": "a"}}, "additional properties 'MODLE' not allowed"),
-        # A Secret has this setting.
+        # This setting belongs in a Secret.
         ({"settings": {"DATABASE_URL": "a"}}, "additional properties 'DATABASE_URL' not allowed"),
-        # The chart sets this one.
+        # The chart itself sets this one.
         ({"settings": {"RUNTIME_PORT": 1}}, "additional properties 'RUNTIME_PORT' not allowed"),
         ({"settings": {"POOL_SIZE": "many"}}, "/settings/POOL_SIZE': got string, want integer"),
         ({"settings": {"LOG_LEVEL": "info"}}, "value must be one of 'DEBUG', 'INFO'"),
@@ -84,7 +84,7 @@ def test_a_name_of_digits_is_a_text() -> None:
 def test_the_hook_migrates_with_the_settings_of_the_programs() -> None:
     objects = {(o["kind"], o["metadata"]["name"]): o for o in tools.render(tools.SETS["trial"])}
     (container,) = objects["Job", "migrate"]["spec"]["template"]["spec"]["containers"]
-    # The objects of the release do not exist yet, or belong to the previous version.
+    # The other objects of the release do not exist yet, or belong to the previous version.
     assert [list(each) for each in container["envFrom"]] == [["secretRef"], ["secretRef"]]
     settings = {each["name"]: each["value"] for each in container["env"]}
     assert settings == objects["ConfigMap", "settings"]["data"]

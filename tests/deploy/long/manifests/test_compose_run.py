@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 
 FILE = tools.DEPLOY / "compose" / "compose.yaml"
 PAGE = ROOT / "docs" / "operating.md"
-# Not the name in the file, which a stack of this machine may have.
+# Differs from the project name in the file, which another stack on this machine may use.
 PROJECT = "evershell-test"
 # A machine of CI may be slow.
 LIMIT_SECONDS = 120.0
@@ -69,7 +69,7 @@ class Containers(Service):
         shutil.copy(issued.key_file, tls / "key.pem")
 
     def tls_client(self, authority: Authority) -> httpx.Client:
-        """A caller over REST that knows the authority alone."""
+        """A caller over REST that trusts only the authority."""
         return httpx.Client(
             base_url=self.ready["rest_url"].replace("http:", "https:"),
             headers={"authorization": f"Bearer {self.tokens['full_access']}"},

@@ -34,7 +34,8 @@ START_SECONDS = 5.0
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "projected", "secret"}
 # The port on which workers accept only agents.
 RUNTIME_PORT = 50151
-# How long the DNS of a cluster keeps an answer (by kubeadm), and how often the edge asks it.
+# How long the DNS of a cluster caches an answer (kubeadm's default), and how often the edge asks
+# it.
 DNS_SECONDS = 30
 REFRESH_SECONDS = 2
 # The settings of the manifests' programs, besides the settings of the base.

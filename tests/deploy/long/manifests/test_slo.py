@@ -77,12 +77,13 @@ def test_an_outage_fires_within_two_minutes_and_stops_soon_after_it(tmp_path: Pa
     outage = cancel_task_fails("0x360 1000 2000x118")
     fires(tmp_path, outage, "6h", set())
     fires(tmp_path, outage, "6h2m", FAILS)
-    # The hour is still above its threshold; the 5 minutes are not.
+    # The one-hour window is still above its threshold, but the 5-minute window is not.
     fires(tmp_path, outage, "6h9m", set())
 
 
 def test_a_slow_burn_fires_by_the_long_windows(tmp_path: Path) -> None:
-    # From 1 h on, 0.9 % fail: 9 times the budget, not 14.4 times.
+    # From 1 h on, 0.9 % of the calls fail. This burns the budget at 9 times the rate, less than
+    # 14.4.
     burn = cancel_task_fails("0x60 0+9x420")
     fires(tmp_path, burn, "2h", set())
     fires(tmp_path, burn, "7h30m", FAILS)
@@ -106,7 +107,7 @@ def test_errors_of_callers_and_of_agents_are_no_failures(tmp_path: Path) -> None
     refused = {CALLS % ("CancelTask", each): "0+9000x480" for each in outcomes}
     unreachable = cancel_task_fails("0+1000x480", "agent_unreachable")
     fires(tmp_path, refused | unreachable, "7h30m", set())
-    # Nor do they hide failures.
+    # Refused calls do not hide failures either.
     fires(tmp_path, refused | cancel_task_fails("0+20x480"), "7h30m", FAILS)
 
 

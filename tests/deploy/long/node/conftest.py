@@ -1,4 +1,4 @@
-"""The programs in a cluster with a real node, and a stack beside it whose pods run there.
+"""The programs in a cluster with a real node, and a stack outside it whose pods run there.
 
 All tests need KUBECONFIG, and the image evershell:1 on the nodes. deploy/README.md describes the
 other variables.

@@ -15,7 +15,7 @@ from tests.deploy.long.manifests.tools import kubectl
 
 _KIND = "kind://docker/"
 _LIMIT_SECONDS = 30
-# A file, or systemd, knows the process of the kubelet.
+# The process id of the kubelet, from a file or from systemd.
 _KUBELET = (
     "$(cat /run/kubelet.pid 2>/dev/null || systemctl show --property MainPID --value kubelet)"
 )
@@ -51,7 +51,10 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def shell(nodes: list[dict[str, Any]]) -> list[str]:
-    """Runs its last argument on the only node: NODE_SHELL, or docker for a node of kind."""
+    """The command prefix that runs a shell script on the only node; empty if there is none.
+
+    The variable NODE_SHELL sets it. For a node of kind, it is `docker exec`.
+    """
     if given := os.environ.get("NODE_SHELL"):
         return shlex.split(given)
     if len(nodes) == 1 and nodes[0]["spec"].get("providerID", "").startswith(_KIND):

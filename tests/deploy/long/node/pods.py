@@ -25,7 +25,7 @@ def pod(workspace: ServiceWorkspace, kubectl: Kubectl = tools.kubectl) -> dict[s
 
 
 def running_pod(workspace: ServiceWorkspace, kubectl: Kubectl = tools.kubectl) -> dict[str, Any]:
-    """The same, once the kubelet has reported its container. The agent may have begun before."""
+    """The only pod, once the kubelet reports it as ready. Its agent may have begun earlier."""
     await_condition("condition=Ready", workspace, kubectl=kubectl)
     return pod(workspace, kubectl)
 

@@ -1,4 +1,4 @@
-"""Stacks beside the cluster, with POD_BACKEND=kubernetes, and their workspaces."""
+"""Stacks outside the cluster, with POD_BACKEND=kubernetes, and their workspaces."""
 
 import os
 import socket

@@ -99,7 +99,7 @@ def test_an_upgrade_loses_no_call_and_can_be_rolled_back(deployment: Deployment)
     assert requested_memory() == UPGRADED_MEMORY
     deployment.roll_back()
     assert requested_memory() == "128Mi"
-    # The schema stays.
+    # A roll-back does not run the job that migrates the schema.
     assert kubectl("get", "jobs", "-o", "name") == ""
 
 

@@ -57,7 +57,7 @@ def test_a_tool_finds_no_secret_that_still_works(stack: Stack, workspace: NodeWo
 
 
 def test_a_tool_cannot_call_a_worker_as_a_caller(stack: Stack, workspace: NodeWorkspace) -> None:
-    """It has the certificate of its agent and the key of a caller, and tries to bypass the edge."""
+    """The tool has its agent's certificate and a caller's key, and tries to bypass the edge."""
     task_id = workspace.submit("cat /run/evershell/spec.json")
     workspace.await_end(task_id)
     (output,) = [
@@ -113,7 +113,7 @@ def test_a_pod_that_others_delete_reports_how_its_task_ended(
     task_id = workspace.begin("sleep 600")
     if is_cancelled:
         workspace.cancel()
-    # As a drain does.
+    # A drain deletes pods in the same way.
     kubectl("delete", "pod", running_pod(workspace)["metadata"]["name"], "--wait=false")
     end = workspace.await_end(task_id)
     assert end["status"] == ("cancelled" if is_cancelled else "failed")

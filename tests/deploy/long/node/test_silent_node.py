@@ -27,7 +27,7 @@ def impatient_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]
 
 
 def test_a_silent_node(impatient_stack: Stack) -> None:
-    """Nobody knows what still runs there. What agents report themselves is known."""
+    """Nobody knows what still runs on the node, but agents that run report it themselves."""
     with ThreadPoolExecutor() as pool:
         workspaces = pool.map(lambda _: NodeWorkspace(impatient_stack), range(4))
     failed, cancelled, finishing, stopped = workspaces
@@ -38,7 +38,7 @@ def test_a_silent_node(impatient_stack: Stack) -> None:
     cancelled.cancel(reason="enough")
     lost = [running_pod(each) for each in (failed, cancelled)]
     with node.silent_kubelet():
-        # The cluster has noticed it before the control plane does.
+        # The cluster notices the silence before the control plane does.
         await_condition("condition=Ready=False", failed, cancelled)
         with node.frozen(*lost):
             impatient_stack.rest().call("POST", f"{stopped.path}/stop")
@@ -52,7 +52,7 @@ def test_a_silent_node(impatient_stack: Stack) -> None:
             for each in (failed, cancelled):
                 assert_truth(each, tasks[each.id], reason, "unknown")
             stopped.await_status("stopped")
-        # The objects are there, and say nothing about what runs.
+        # The pod objects still exist, and say nothing about what runs.
         assert all(pods(each) for each in (failed, cancelled, stopped))
-    # The kubelet catches up, which takes a loaded machine its time.
+    # The kubelet catches up, which takes time on a loaded machine.
     await_no_pods(failed, cancelled, stopped)

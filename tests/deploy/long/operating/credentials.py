@@ -30,7 +30,7 @@ class Issuer:
         self.add("first")
 
     def add(self, kid: str) -> None:
-        """Publishes a key beside the others."""
+        """Publishes a key in addition to the others."""
         self._keys[kid] = ECKey.generate_key("P-256", {"kid": kid})
         self._publish()
 

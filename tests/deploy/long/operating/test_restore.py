@@ -1,4 +1,4 @@
-"""A backup of a living stack is restored, while agents of the time after the backup still run."""
+"""Restores a backup of a running stack while agents that started after the backup still run."""
 
 from collections.abc import Iterator
 from pathlib import Path

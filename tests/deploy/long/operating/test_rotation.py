@@ -27,11 +27,11 @@ RESTART_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
 # An agent that no worker trusts any more ends after this time, much of which the restart takes.
 LEASE_SECONDS = 20
-# Until its task has ended, and some time to spare.
+# How long such an agent's task may take to end, with some time to spare.
 LOST_SECONDS = LEASE_SECONDS + 25.0
 # How long two steps of each caller may take on a busy machine.
 PROGRESS_SECONDS = 60.0
-# How long a worker does not read the set of keys again for an unknown one, and some time to spare.
+# The pause before a worker reads the key set again for an unknown key, with some time to spare.
 PUBLISHED_SECONDS = 11.0
 
 
@@ -108,7 +108,7 @@ def replace_certificate(authority: Authority, folder: Path) -> None:
 
 
 def new_cancellers(load: Load, stack: Stack, *callers: Caller) -> list[Canceller[Workspace]]:
-    """One for each caller, in a workspace of its own."""
+    """Returns a canceller for each caller, in its own workspace."""
     return [
         Canceller(load, f"canceller {number}", caller, Workspace(stack), SHORT)
         for number, caller in enumerate(callers)
@@ -116,7 +116,7 @@ def new_cancellers(load: Load, stack: Stack, *callers: Caller) -> list[Canceller
 
 
 def progress(cancellers: list[Canceller[Workspace]]) -> None:
-    """Waits until each has cancelled another task, in a whole step that began after now."""
+    """Waits until each canceller has completed a whole step that began after this call."""
     before = [each.ended for each in cancellers]
     eventually(
         lambda: all(each.ended > ended + 1 for each, ended in zip(cancellers, before, strict=True)),

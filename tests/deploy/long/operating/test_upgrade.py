@@ -97,7 +97,7 @@ def installations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment
 
 @contextmanager
 def client(stack: Stack, installation: Environment) -> Iterator["subprocess.Popen[str]"]:
-    """A client of the installation. It has to cancel some tasks within the block."""
+    """A client of the installation. It must cancel some tasks within the block."""
     workspace = Workspace(stack)
     arguments = [f"http://{stack.ready['grpc_addr']}", stack.tokens["full_access"], workspace.id]
     process = subprocess.Popen(

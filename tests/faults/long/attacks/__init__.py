@@ -1,1 +1,1 @@
-"""Attacks on a running stack. Each of them has to be refused."""
+"""Attacks on a running stack. The stack must refuse each of them."""

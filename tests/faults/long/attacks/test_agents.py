@@ -9,7 +9,7 @@ from tests.faults.long.attacks.hostile_agent import HostileAgent, hostile_agent,
 from tests.support.lengths import smoke
 from tests.support.stack import Stack, Workspace
 
-# The attacker, and the id of its task, which runs and may have two iterations.
+# An attack by an agent with this task id. The task runs and may have two iterations.
 Attack = Callable[[HostileAgent, str], str]
 
 

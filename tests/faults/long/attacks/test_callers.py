@@ -71,7 +71,7 @@ def cancel(owned: Workspace, headers: Headers) -> tuple[str, str]:
 
 
 def test_what_is_forged_here_is_good_otherwise(victim: Victim, owned: Workspace) -> None:
-    """So each refusal is caused by the attack's change."""
+    """Without the attack's change, each credential is valid, so the change causes each refusal."""
     for token in (victim.good(), victim.api_key):
         assert cancel(owned, bearer(token)) == ("", "")
 

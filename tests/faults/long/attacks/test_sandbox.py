@@ -19,9 +19,9 @@ from tests.support.waiting import eventually
 
 LIMITS = {"TOOL_MEMORY_MB": "128", "TOOL_PROCESSES": "64", "TOOL_FILE_MB": "64"}
 ABSTRACT = f"evershell-attacked-{os.getpid()}"
-# All attacks take about 40 s, and longer on a busy machine.
+# How long all attacks may take: they take about 40 s, and longer on a busy machine.
 RUN_SECONDS = 240.0
-# It identifies the process that a tool leaves.
+# Identifies the process that a tool leaves behind.
 LEFT = unique_seconds()
 
 

@@ -173,7 +173,7 @@ class Load:
             limits = chance.choice(_LIMITS)
             parent = self._parent(chance)
             if parent:
-                # It still runs when its parent is cancelled.
+                # The child has many iterations, so it still runs when its parent is cancelled.
                 iterations = 5
             submitted = await self._call(
                 chance.choice(list(Wire)),

@@ -57,9 +57,9 @@ class Hurt:
     whom: str
     began: float
     ended: float
-    # It was killed. Otherwise it went on afterwards.
+    # Whether the fault killed it. Otherwise it went on afterwards.
     is_fatal: bool = False
-    # It hurt only agents that were starting.
+    # Whether the fault hurt only agents that were starting.
     is_of_starts: bool = False
 
 

@@ -1,4 +1,4 @@
-"""A stack on many hosts: each program in a network namespace of its own.
+"""A stack on many hosts: each program has its own network namespace.
 
 The hosts share this machine's processes and files, so a controller can end the processes of agents
 on any host. Only calls pass the network.

@@ -39,7 +39,7 @@ _START_SECONDS = 30.0
 
 @pytest.fixture
 def workspace(hosts: ManyHosts) -> Iterator[Workspace]:
-    """A workspace whose history keeps the promises in the end."""
+    """A workspace. After the test, its history must keep every promise."""
     await_all_workers(hosts)
     workspace = Workspace(hosts)
     yield workspace

@@ -4,8 +4,8 @@
     python -m tests.faults.long.neighbours --mixed SECONDS
 
 For each row of fillers.py, alternates phases without and with the filler. Prints the p99 of
-CancelTask and GetTask. Exits 1 if one is beyond twice the control's and beyond the control's and
-50 ms, or if a call of the neighbour has failed.
+CancelTask and GetTask. Exits 1 if one exceeds both twice the p99 without the filler and this
+p99 plus 50 ms, or if a call of the neighbour has failed.
 
 `--mixed`: one organization runs one to three of the fillers at once, others every 20 s, and 16
 callers of another one cancel. Exits 1 if one of their calls has failed.
@@ -57,7 +57,7 @@ def main(
 
 
 async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs: int) -> bool:
-    """Whether the neighbour has felt it. There is a key for each workspace."""
+    """Whether the neighbour became slower or a call of it failed. Uses a key per workspace."""
     other, count = Workspace(stack, "other_org"), len(mine)
     task_id = other.begin("sleep 3600")
     keys = new_keys(stack, mine[0], count)
@@ -80,7 +80,7 @@ async def _row(stack: Stack, name: str, mine: Sequence[str], phases: int, pairs:
 
 
 async def _mixed(stack: Stack, mine: Sequence[str], seconds: float) -> bool:
-    """Whether a call of the neighbour has failed."""
+    """Whether a call of the neighbour failed."""
     other = Workspace(stack, "other_org")
     task_id = other.begin("sleep 3600")
     keys = new_keys(stack, mine[0], len(mine))

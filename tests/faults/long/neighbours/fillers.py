@@ -30,7 +30,7 @@ _PAUSE_SECONDS = 0.5
 # Refused calls are repeated, and a high rate of them would be another kind of load.
 _MOST_MORE = 100
 _FILL_SECONDS = 120.0
-# The filler stands for other machines, so it has what the service leaves of the processor.
+# The filler stands for other machines, so it gets only the processor time that the service leaves.
 _NICE = 19
 _CALLS_OF_A_CONNECTION = 900
 _REPORT_SECONDS = 0.2

@@ -14,7 +14,7 @@ from tests.faults.long.neighbours.fillers import slug_of
 from tests.support.stack import Stack, Workspace
 
 _DEADLINE_SECONDS = 5.0
-# Between two cancellations, so that the rate stays below the limit of a credential.
+# The pause between two cancellations. It keeps the rate below the limit of a credential.
 _PAUSE_SECONDS = 0.02
 
 

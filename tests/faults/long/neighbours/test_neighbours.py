@@ -11,7 +11,7 @@ from tests.support.stack import Stack, Workspace
 
 _WORKERS = 2
 _PAIRS = 50
-# What fills a share with few calls. A stream has a share of thousands.
+# Fillers that need few calls. A share of streams takes thousands of calls.
 _SHORT = ["lists", "slow bodies", "slow cancellations"]
 
 

@@ -4,8 +4,8 @@
 
 Raises the rate of cancellations until one call in a hundred takes a second or fails. Then runs
 three times the highest rate before that, and the highest rate again. Prints the figures of each
-phase. Exits 1 unless the goodput under overload was at least 80 % of that at the highest rate, no
-program was replaced, no workspace has failed, and the service had recovered 10 s later.
+phase. Exits 1 unless the goodput under overload was at least 80 % of the goodput at the highest
+rate, no program was replaced, no workspace has failed, and the service had recovered 10 s later.
 """
 
 import os

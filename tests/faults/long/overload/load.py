@@ -27,9 +27,10 @@ _CONNECTIONS = 4
 _READ_SECONDS = 0.25
 # The steps of a task after its first one.
 _STEPS = 100
-# Tasks that are submitted after each read.
+# How many tasks are submitted after each read.
 _SUBMITS_A_READ = 15
-# After a refused submission, as the client of this project does: doubled each time, with jitter.
+# Pauses after a refused submission. Each one is twice as long, with jitter, as in this project's
+# client.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 8.0
 _STATE = """
 SELECT w.id, w.status, t.id, t.status, t.cancel_requested_at IS NOT NULL
@@ -41,7 +42,7 @@ FROM workspaces w LEFT JOIN tasks t ON t.id = w.current_task_id WHERE w.id = ANY
 class Phase:
     """What happened at one rate."""
 
-    # Calls that begin per second; 0 for submissions alone.
+    # Calls that begin per second; 0 if tasks are only submitted.
     rate: float
     seconds: float = 0.0
     # The time from the due time of a CancelTask to its answer, in seconds; infinite for a failed
@@ -54,7 +55,7 @@ class Phase:
     accepted: set[str] = field(default_factory=set)
     # The processor time of this program.
     own_cpu_seconds: float = 0.0
-    # Connections that the edge has closed.
+    # How many connections the edge has closed.
     lost_connections: int = 0
     # How many of the accepted tasks have ended `cancelled`.
     cancelled: int = 0

@@ -20,13 +20,13 @@ FACTOR = 3.0
 LEAST_SHARE = 0.8
 LONGEST_SECONDS = 1.0
 RECOVERY_SECONDS = 10.0
-# Below the processor priority of the service that it measures.
+# Gives the load a lower processor priority than the service that it measures.
 _NICE = 10
 _GROWTH = 1.5
 # An agent works in steps of this length, so a cancelled task ends within it.
 _STEP_SECONDS = 60
 _READY_SECONDS = 300.0
-# All agents begin their tasks at once.
+# How long all agents may take to begin their tasks, which they do at once.
 _WARM_UP_SECONDS = 120.0
 _RECOVERED_SECONDS = 120.0
 _STOPS = 5

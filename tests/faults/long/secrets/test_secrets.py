@@ -40,7 +40,7 @@ MAY_HOLD = (
     (r"environ of evershell\.commands (up|serve|fleet)", r"the password of the database"),
     (r"environ of evershell\.commands (up|fleet)", r"the model's key"),
     (r"environ of (evershell\.commands (up|serve|fleet)|envoy|sh)", r"the collector's key"),
-    # The text of a caller is theirs.
+    # Callers may write a credential into their own texts.
     (r"table (tasks|events|audit_entries\w*|workspaces)", r"a key written .*"),
     (r"table idempotency_keys", r"a key written (as a name|as an idempotency key)"),
     (r"answer", r"a key written .*"),
