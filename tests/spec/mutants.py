@@ -37,7 +37,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cancel",
         "one_end",
-        "the controller ends the task that it has read, without the lock's view",
+        "the controller ends the task that it has read, without reading it again under the lock",
         "            :: current == task ->\n                status",
         "            :: true ->\n                status",
     ),
@@ -52,14 +52,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cancel",
         "accepted_is_cancelled",
-        "the controller ends an overdue task without a look at its intent",
+        "the controller ends an overdue task without a check of its intent",
         "                status[task] = CANCELLED; ends[task] = more(ends[task])",
         "                status[task] = COMPLETED; ends[task] = more(ends[task])",
     ),
     Mutant(
         "cancel",
         "cancelled_was_asked",
-        "an end that the agent proposes is taken as it is",
+        "the end that the agent proposes is committed without a check of the intent",
         "(seen -> CANCELLED : COMPLETED)",
         "CANCELLED",
     ),
@@ -151,7 +151,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "agent",
         "cancelled_was_asked",
-        "a `cancelled` that nobody asked for is taken from the agent",
+        "a `cancelled` that nobody asked for is accepted from the agent",
         "proposed == CANCELLED -> status[working] = FAILED",
         "proposed == CANCELLED -> status[working] = CANCELLED",
     ),
@@ -200,21 +200,21 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "controller",
         "work_stopped_is_true",
-        "an unknown end of a pod is taken for an end",
+        "a pod whose end is unknown counts as ended",
         "!all_ended -> stopped = false",
         "!all_ended -> stopped = true",
     ),
     Mutant(
         "controller",
         "former_leader_touches_no_pod",
-        "a pod is ended without a look at the term",
+        "a pod is ended without a check of the term",
         "term == own -> end_pods() }\n        fi;\n        if\n        /* server/evershell/fleet/pods.py: end */",
         "true -> end_pods() }\n        fi;\n        if\n        /* server/evershell/fleet/pods.py: end */",
     ),
     Mutant(
         "controller",
         "former_leader_touches_no_pod",
-        "a pod is started without a look at the term",
+        "a pod is started without a check of the term",
         "        :: atomic { term == own && epoch == seen && workspace == PROVISIONING ->",
         "        :: atomic { epoch == seen && workspace == PROVISIONING ->",
     ),
@@ -355,7 +355,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "lifecycle",
         "one_end",
-        "a task that waits for a wake is ended without a look at its status",
+        "a task that waits for a wake is ended without a check of its status",
         "workspace == PROVISIONING && open && intent -> changes++; end_task(COMPLETED) }",
         "workspace == PROVISIONING && submitted > 0 && intent && ends[submitted - 1] < 2 ->\n"
         "        end_task(COMPLETED) }",
@@ -384,7 +384,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "lifecycle",
         "no_pod_outlives_its_workspace",
-        "a workspace is removed without a look at the pods of earlier epochs",
+        "a workspace is removed without a check of the pods of earlier epochs",
         "        atomic { true -> pod[0] = GONE; pod[1] = GONE };\n        /* server/evershell/fleet/controller.py: _remove */",
         "        /* server/evershell/fleet/controller.py: _remove */",
     ),

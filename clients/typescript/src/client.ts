@@ -14,17 +14,17 @@ import {
   edge,
 } from "./gen/evershell/workspace/v1/workspace_service_pb.js";
 
-/** An API key, a session token, or what returns one before each call. */
+/** An API key, a session token, or a function that returns one before each call. */
 export type Credential = string | (() => string | Promise<string>);
 
 export interface CancelAndWaitOptions {
-  /** Cancels only this task. Without it, the task that runs. */
+  /** Cancels only this task. By default, the task that runs. */
   taskId?: string;
   reason?: string;
   /** Interrupts an iteration that still runs this long after the call. */
   forceAfterMs?: number;
   includeDescendants?: boolean;
-  /** How long to wait for the end. Without it, as long as it takes. */
+  /** How long to wait for the end. By default, there is no limit. */
   timeoutMs?: number;
   /** Ends the wait. The cancellation stands if it is recorded. */
   signal?: AbortSignal;
@@ -45,7 +45,7 @@ const FIRST_BACKOFF_MS = 200;
 const MAX_BACKOFF_MS = 5_000;
 // The longest `wait` of CancelTask.
 const MAX_WAIT_MS = 30_000;
-// Between two calls of a wait.
+// The pause between two calls of a wait.
 const PAUSE_MS = 500;
 // How long a wait, or a stream that has begun, goes on while the service is unavailable.
 const OUTAGE_MS = 300_000;
@@ -55,7 +55,7 @@ const ENDED = [Task_Status.completed, Task_Status.failed, Task_Status.cancelled,
 const RECORDED = [Outcome.accepted, Outcome.already_requested];
 
 type Calls = Omit<ConnectClient<typeof WorkspaceService>, "watchEvents" | "streamEvents">;
-// What a call reads of its request: of CancelTask, the task and the wait.
+// The fields that a call reads from its request: for CancelTask, also the task and the wait.
 type Request = { $typeName?: string; taskId?: string; wait?: { seconds?: bigint; nanos?: number } };
 type Unary = (request: Request, options: CallOptions) => Promise<unknown>;
 
@@ -72,7 +72,7 @@ export class Client {
   readonly #service: ConnectClient<typeof WorkspaceService>;
   readonly #credential: Credential;
 
-  /** `url` is that of the REST listener, for example `https://acme.evershell.ai`. */
+  /** `url` is the URL of the REST listener, for example `https://acme.evershell.ai`. */
   constructor(url: string, credential: Credential) {
     this.#service = createClient(WorkspaceService, createGrpcWebTransport({ baseUrl: url }));
     this.#credential = credential;
@@ -104,7 +104,7 @@ export class Client {
       const request = { workspaceId, reason, wait, ...(result ? { taskId: result.taskId } : first) };
       try {
         const answer = await this.cancelTask(request, { signal });
-        // The later answers say what has become of the first.
+        // Later calls repeat the first one, so its outcome is kept.
         const { outcome, descendantsCancelled } = result ?? answer;
         result = { ...answer, outcome, descendantsCancelled };
         failingSince = undefined;
@@ -222,7 +222,7 @@ export class Client {
   }
 }
 
-/** Whether a repeat may succeed. Not `agent_unreachable`, because that cancellation is recorded. */
+/** Whether a repeat may succeed. `agent_unreachable` is excluded: its cancellation is recorded. */
 function isPassing({ code }: CallError): boolean {
   return code === "unavailable" || code === "rate_limited";
 }
@@ -237,7 +237,7 @@ function backoffMs(failures: number, { details }: CallError): number {
   return Math.min(FIRST_BACKOFF_MS * 2 ** (failures - 1), MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
 }
 
-/** Not randomUUID, which browsers have only on pages with TLS. */
+/** Replaces randomUUID, which browsers provide only on pages with TLS. */
 function newKey(): string {
   return Array.from(crypto.getRandomValues(new Uint32Array(4)), (word) => word.toString(16)).join("-");
 }

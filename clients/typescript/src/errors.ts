@@ -59,7 +59,7 @@ export class CallError extends Error {
   }
 }
 
-/** The cancellation is recorded, but the task did not end within the time that the caller waits. */
+/** The cancellation is recorded, but the task did not end within the time that the caller waited. */
 export class TaskNotEndedError extends Error {
   override readonly name = "TaskNotEndedError";
 
@@ -73,7 +73,7 @@ function isErrorCode(name: string): name is ErrorCode {
   return name !== "error_code_unspecified" && name in Error_ErrorCode && Number.isNaN(Number(name));
 }
 
-/** The code with the name of the gRPC code, else the fallback of the gRPC code. */
+/** The error code with the same name as the gRPC code, else the fallback of that gRPC code. */
 function codeOf(error: ConnectError): ErrorCode {
   // fetch has failed, or the stream ended in the middle: no answer says why.
   const isBroken = error.code === Code.Unknown && error.cause !== undefined;

@@ -1,4 +1,4 @@
--- What the durable floor runs: all that a cancellation has to record, in one statement.
+-- What the durable floor runs: one statement that records everything a cancellation must record.
 --
 -- A copy of the service's function as it was when the floor was made. It does not follow the
 -- service, because then a change of the service would change what it is compared with.

@@ -32,7 +32,7 @@ CALLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "the state of the workspace decides, and nothing is recorded in another one",
+        "the state of the workspace decides whether a cancellation is recorded",
         "tests/unit/core/test_cancel_task.py tests/contracts/test_store_cancellations.py",
         (
             f"{_CORE}cancel_task.py",
@@ -302,7 +302,7 @@ CALLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "a session token is of the issuer, for the service, not expired, of an organization",
+        "a session token has the right issuer, audience and organization, and has not expired",
         "tests/unit/auth/test_sessions.py",
         (
             f"{_AUTH}session_tokens.py",
@@ -344,7 +344,7 @@ CALLING: tuple[Rule, ...] = (
         (f"{_CORE}hold.py", '_SCOPE = "org:hold"\n', '_SCOPE = "workspace:write"\n'),
     ),
     rule(
-        ":own holds for the creator alone, and never for a key",
+        ":own applies only to the creator, and never to a key",
         "tests/unit/core/test_caller.py tests/contracts/test_store_cancellations.py "
         "tests/wire/api/test_access.py",
         (f"{_CORE}caller.py", "user_id is not None and", ""),
@@ -356,7 +356,7 @@ CALLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "another organization's workspace looks like none",
+        "another organization's workspace looks as if it did not exist",
         "tests/unit/core/test_caller.py tests/contracts/test_store_cancellations.py",
         (f"{_CORE}caller.py", " or workspace.org_id != self.caller.org_id:", ":"),
         (
@@ -367,7 +367,7 @@ CALLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "a refusal lists the scopes that would do",
+        "a refusal lists the scopes that would suffice",
         "tests/unit/core/test_caller.py tests/wire/api/test_access.py",
         (
             f"{_CORE}caller.py",
@@ -415,7 +415,7 @@ CALLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "an agent takes calls of the control plane alone",
+        "an agent takes only calls of the control plane",
         "tests/unit/agents/test_signal_tokens.py",
         (
             "server/evershell/agents/service.py",

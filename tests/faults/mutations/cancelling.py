@@ -305,7 +305,7 @@ CANCELLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "an acknowledgement is believed for its own signal alone",
+        "an acknowledgement counts only for its own signal",
         "tests/unit/fleet/test_agent_client.py",
         (
             "server/evershell/pod/signal_stream.py",
@@ -553,7 +553,7 @@ CANCELLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "a batch names its tasks, or all of them in so many words",
+        "a batch names its tasks, or says explicitly that it means all of them",
         "tests/unit/core/test_cancel_tasks.py tests/unit/core/test_validation.py "
         "tests/wire/api/test_codec.py",
         (

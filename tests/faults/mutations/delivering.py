@@ -37,7 +37,7 @@ DELIVERING: tuple[Rule, ...] = (
         ),
     ),
     rule(
-        "a webhook is called at allowed addresses alone",
+        "a webhook is called only at allowed addresses",
         _ADDRESSES,
         (
             f"{_WEBHOOKS}sender.py",

@@ -1,12 +1,13 @@
 /*
  * An agent, its lease and its epoch.
  *
- * Covers: the start of a task, iterations, heartbeats beside them, the directive in every reply, replies that
+ * Covers: the start of a task, iterations, heartbeats during them, the directive in every reply, replies that
  * arrive late, signals, a lie about the end, a second task, death and freeze at each step, the lease, the fence.
  *
  * Leaves out: the calls and reports within an iteration, force deadlines (force.pml), the steps in which a pod
- * ends (controller.pml). An agent that lies about its end still follows the flag. Time:
- * the lease of an agent that does not run may end; one that runs and cannot renew it ends itself, as by a death.
+ * ends (controller.pml), and time: the lease of an agent that does not run may end at any step. An agent that runs
+ * and cannot renew its lease ends itself, which the model treats as a death. An agent that lies about its end still
+ * follows the flag.
  */
 
 /* Counts to two. */
@@ -52,7 +53,7 @@ bool dropped;
 ltl one_end { [] (ends[0] <= 1 && ends[1] <= 1) }
 /* With a recorded cancellation a task never ends completed, whatever its agent proposes. */
 ltl cancel_decides_the_end { [] (!(intent[0] && status[0] == COMPLETED) && !(intent[1] && status[1] == COMPLETED)) }
-/* Without one it never ends cancelled, although its agent proposes it. */
+/* Without a recorded cancellation a task never ends cancelled, even if its agent proposes it. */
 ltl cancelled_was_asked { [] ((status[0] == CANCELLED -> intent[0]) && (status[1] == CANCELLED -> intent[1])) }
 /* No iteration begins after the agent has learned of the cancellation. */
 ltl no_iteration_after_learning { [] (!unheard) }
@@ -60,7 +61,7 @@ ltl no_iteration_after_learning { [] (!unheard) }
 ltl no_iteration_before_start { [] (!unstarted) }
 /* An agent never drops its current task because of a late reply. */
 ltl current_task_is_kept { [] (!dropped) }
-/* With fair scheduling, a cancelled task ends, though its agent dies or freezes. */
+/* With fair scheduling, a cancelled task ends, even if its agent dies or freezes. */
 ltl cancelled_ends { [] (intent[0] -> <> (status[0] != OPEN)) }
 
 active proctype callers()

@@ -48,9 +48,9 @@ bool foreign_end;
 ltl one_accepted { [] (accepted[0] <= 1 && accepted[1] <= 1) }
 /* A task ends at most once. */
 ltl one_end { [] (ends[0] <= 1 && ends[1] <= 1) }
-/* A task of which a call was told accepted or already_requested never ends otherwise than cancelled. */
+/* If a call was answered accepted or already_requested, its task never ends other than cancelled. */
 ltl accepted_is_cancelled { [] (!(promised[0] && status[0] == COMPLETED) && !(promised[1] && status[1] == COMPLETED)) }
-/* No task ends cancelled whose cancellation was not recorded. */
+/* No task ends cancelled unless its cancellation was recorded. */
 ltl cancelled_was_asked { [] ((status[0] == CANCELLED -> intent[0]) && (status[1] == CANCELLED -> intent[1])) }
 /* A call that names a task never cancels another one. */
 ltl named_hits_its_task { [] !strayed }
@@ -60,7 +60,7 @@ ltl unnamed_hits_one_task { [] (hit_unnamed <= 1) }
 ltl already_after_recorded { [] !already_early }
 /* A wait answers with the end of the task that it cancelled. */
 ltl wait_sees_its_task { [] !foreign_end }
-/* With fair scheduling, a task of which a call was told accepted ends. */
+/* With fair scheduling, a task ends if a call was answered accepted for it. */
 ltl accepted_ends { [] (promised[0] -> <> is_over(0)) }
 
 active proctype submitter()

@@ -25,9 +25,9 @@ mtype status = OPEN;
 
 /* The pods, by epoch. */
 mtype pod[2] = NOT_STARTED;
-/* Whether it hangs, so that it does not end. */
+/* Whether the pod hangs, so that it does not end. */
 bool hangs[2];
-/* The term that lasts. Each term has a controller of its own. */
+/* The current term. Each term has its own controller. */
 byte term;
 
 /* What the properties compare. */
@@ -44,13 +44,13 @@ ltl one_end { [] (ends[0] <= 1 && ends[1] <= 1) }
 ltl cancel_decides_the_end { [] (!wrong_end) }
 /* work_stopped is recorded only if no pod of the workspace runs. */
 ltl work_stopped_is_true { [] (!false_stop) }
-/* A former leader starts no pod and ends none. */
+/* A former leader neither starts nor ends a pod. */
 ltl former_leader_touches_no_pod { [] (!by_former_leader) }
-/* What a controller has read of an epoch never changes a later one. */
+/* What a controller has read about an epoch never changes a later one. */
 ltl step_changes_only_its_epoch { [] (!other_epoch) }
 /* A commit of an earlier epoch has no effect. */
 ltl fenced_agent_changes_nothing { [] (!by_fenced) }
-/* With fair scheduling, a cancelled task ends, although leaders change and pods do not die. */
+/* With fair scheduling, a cancelled task ends, even if leaders change and pods do not die. */
 ltl cancelled_ends { [] (intent -> <> (status != OPEN)) }
 
 inline end_task(proposed)

@@ -14,8 +14,8 @@
 
 mtype = { OPEN, COMPLETED, CANCELLED, FAILED };
 
-/* By server: 0 is the old primary and 1 the standby. What each has durably, and whether the old one shows it.
-   The standby has what it has received. */
+/* By server: 0 is the old primary and 1 the standby. What each server has stored durably, and whether the old
+   primary shows it. The standby has what it has received. */
 bool intent[2];
 mtype status[2] = OPEN;
 bool shown_intent;
@@ -38,7 +38,7 @@ bool wrong_end;
 
 /* A cancellation that was answered accepted is on the promoted server. */
 ltl accepted_is_kept { [] ((told_accepted && promoted) -> intent[1]) }
-/* So is one that was answered already_requested. */
+/* A cancellation that was answered already_requested is on the promoted server. */
 ltl already_requested_is_kept { [] ((already && promoted) -> intent[1]) }
 /* An end that was acknowledged is the end on the promoted server. */
 ltl end_is_kept { [] ((told_end != OPEN && promoted) -> status[1] == told_end) }

@@ -1,8 +1,8 @@
 /*
  * A hold of an organization, with `cancel_running`, against submissions and a resume.
  *
- * Covers: the lock of the organization, shared by two submissions and a resume, and taken alone by the hold
- * and the release; the cancellation of what runs, after the hold is committed.
+ * Covers: the lock of the organization, shared by two submissions and a resume, and taken exclusively by the
+ * hold and the release; the cancellation of what runs, after the hold is committed.
  *
  * Leaves out: the batches in which many tasks are cancelled, the locks of their workspaces (cancel.pml), and
  * pods of workspaces that were created or resumed before the hold: they may still start.

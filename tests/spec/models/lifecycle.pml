@@ -30,7 +30,7 @@ byte changes;
 mtype pod[2] = NOT_STARTED;
 /* Whether the agent of each epoch has been given the task. */
 bool given[2];
-/* Whether it hangs. */
+/* Whether the agent hangs. */
 bool hangs[2];
 
 /* What the properties compare. */

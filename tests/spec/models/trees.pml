@@ -23,15 +23,15 @@ mtype status[4] = ABSENT;
 bool intent[4];
 byte current = ROOT;
 
-/* What the properties compare. The tree is promised when a call that cancelled it was answered. */
+/* What the properties compare. An answered cancellation promises the cancellation of the whole tree. */
 bool promised;
 bool escaped;
 bool other_task;
 byte ends[4];
 
-/* After the cancellation of a tree is answered, no task of it runs without one, and none is submitted. */
+/* After the cancellation of a tree is answered, no task of the tree runs uncancelled, and none is submitted. */
 ltl no_task_escapes_its_tree { [] (!escaped) }
-/* A call that names no task is about the task that is the current one under the locks. */
+/* A call that names no task cancels the task that is the current one under the locks. */
 ltl unnamed_cancels_the_current_task { [] (!other_task) }
 /* With a recorded cancellation a task never ends completed. */
 ltl cancel_decides_the_end { [] (!(intent[0] && status[0] == COMPLETED) && !(intent[1] && status[1] == COMPLETED) && !(intent[2] && status[2] == COMPLETED)) }

@@ -101,7 +101,7 @@ export const steps = {
     return seen;
   },
 
-  /** The reason with which a watch ends that is aborted while nothing happens. */
+  /** Aborts a watch while nothing happens. Returns the reason with which the watch ends. */
   async abort({ url, token, workspaceId }: Service) {
     const stop = new AbortController();
     try {
