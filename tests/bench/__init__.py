@@ -23,7 +23,7 @@ How to read the table:
 - `before ÷ after` has a verdict only if there are at least 5 pairs, all on the same side of 1.
 
 The benchmark runs the full path of a CancelTask: the real worker, Envoy where the row says so, an
-API key, the commit, the signal to an agent, the reply. Each call cancels a task of its own, which
+API key, the commit, the signal to an agent, the reply. Each call cancels its own task, which
 was put into the database before the window. After the window, every call that was answered must
 have its intent, exactly one event and the next position in its log, and no other task may have
 changed; otherwise the bench fails. Meanwhile the fleet controller is a standby, and one agent of

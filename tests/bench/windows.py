@@ -36,7 +36,7 @@ def cancel_body(workspace_id: str, *, include_descendants: bool = False) -> byte
 
 
 def cancel(callers: int, seconds: float, *, include_descendants: bool = False) -> Measure:
-    """CancelTask, each call for a task of its own. The outcomes are counted in the database."""
+    """CancelTask, each call for its own task. The outcomes are counted in the database."""
     body = partial(cancel_body, include_descendants=include_descendants)
 
     def measure(setting: Setting, side: Side) -> Figures:
@@ -143,7 +143,7 @@ def rest_cancel(side: Side) -> tuple[str, Callable[[str], bytes]]:
 def http_calls(
     address: str, requests: Iterable[bytes], callers: int, seconds: float, status: int
 ) -> Calls:
-    """Makes calls over HTTP/1.1, each caller on a connection of its own."""
+    """Makes calls over HTTP/1.1, each caller on its own connection."""
     remaining = iter(requests)
     connections = [http1.Connection(address) for _ in range(callers)]
     try:
@@ -203,7 +203,7 @@ def cancelled(
 ) -> Figures:
     """Cancels tasks of the agents, and closes the connections.
 
-    Each call has a task of its own. All agents are signalled once before, so a worker has a
+    Each call has its own task. All agents are signalled once before, so a worker has a
     stream to each. When the tasks of all agents were cancelled, all get their next ones, and the
     time for that is not counted.
     """

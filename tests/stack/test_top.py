@@ -1,4 +1,4 @@
-"""The live table, on a terminal of its own."""
+"""The live table, on its own terminal."""
 
 from tests.support import programs
 from tests.support.stack import Gate, Stack, Workspace

@@ -16,7 +16,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def run(stack: Stack) -> Run:
-    """Runs a command in a process of its own."""
+    """Runs a command in its own process."""
 
     def run(program: str, *arguments: str, **options: str) -> "subprocess.CompletedProcess[str]":
         return programs.run(program, stack.state_dir, *arguments, **options)

@@ -1,4 +1,4 @@
-"""Builds the distribution, and installs it in an environment of its own."""
+"""Builds the distribution, and installs it in its own environment."""
 
 import os
 import shutil

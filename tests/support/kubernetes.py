@@ -71,7 +71,7 @@ class Node:
         # Names of the pods whose containers run, and of those that ended after SIGTERM.
         self.running: set[str] = set()
         self.asked_to_end: set[str] = set()
-        # When each pod has to be killed.
+        # When each pod must be killed.
         self._kill_at: dict[str, float] = {}
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ from referencing.jsonschema import DRAFT202012
 from evershell.stack.envoy.documents import edge_file
 
 URI = "urn:openapi"
-# The extension with the codes of an error response, beside the schema that all errors share.
+# The extension with the codes of an error response, next to the schema that all errors share.
 ERROR_CODES = "x-error-codes"
 PATH = edge_file("openapi.yaml")
 

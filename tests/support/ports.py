@@ -15,7 +15,7 @@ def free_ports(count: int, in_a_row: int = 2) -> list[int]:
     """Free ports. The last `in_a_row` of several are consecutive.
 
     They are below the range of ephemeral ports, because the kernel could give one of those to a
-    connection before a server listens on it. Each worker of pytest-xdist has a part of its own,
+    connection before a server listens on it. Each worker of pytest-xdist has its own part,
     because another could take the same port before a server listens on it.
     """
     below = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

@@ -1,4 +1,4 @@
-"""A terminal of its own for a command, as a person has one."""
+"""Gives a command its own terminal, as a person has one."""
 
 import fcntl
 import os

@@ -33,7 +33,7 @@ _AUTHORIZATION = f"\r\nauthorization: bearer {TOKEN}\r\n".encode()
 
 @dataclass(frozen=True)
 class Agent:
-    """The agent in a process of its own. It has the same ports each time."""
+    """The agent in its own process. It has the same ports each time."""
 
     folder: Path
     ports: list[int] = field(default_factory=lambda: free_ports(2))

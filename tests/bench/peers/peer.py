@@ -1,4 +1,4 @@
-"""What the peers have in common: a server in a process of its own, and a database."""
+"""What the peers have in common: a server in its own process, and a database."""
 
 import hashlib
 import secrets

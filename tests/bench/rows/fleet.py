@@ -126,7 +126,7 @@ def _memory(setting: Setting, side: Side) -> Figures:
 
 
 class _Arrivals:
-    """The times at which a watcher sees the ends of tasks. Runs in a thread of its own."""
+    """The times at which a watcher sees the ends of tasks. Runs in its own thread."""
 
     def __init__(self, address: str, token: str, workspace_id: str, after: int) -> None:
         self.seconds: dict[str, float] = {}

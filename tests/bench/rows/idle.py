@@ -33,7 +33,7 @@ def blocks(quick: bool) -> list[Block]:
 
 
 def _measure(setting: Setting, side: Side) -> Figures:
-    """Measures the checkout of the side, with programs and a database of its own."""
+    """Measures the checkout of the side, with separate programs and a separate database."""
     command = [sys.executable, "-m", "tests.bench.idle_fleet", "--rounds", "1"]
     done = subprocess.run(
         [*command, "--checkout", str(side.checkout), str(_WORKSPACES)],

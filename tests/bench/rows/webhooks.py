@@ -93,7 +93,7 @@ def _with_webhook(measured: Measure) -> Measure:
 
 
 def _delivered(*others: str) -> Measure:
-    """The time from an event to its delivery, beside receivers that behave in these ways."""
+    """The time from an event to its delivery, while other receivers behave in these ways."""
 
     def measure(setting: Setting, side: Side) -> Figures:
         tasks = side.arm(_PACED_CALLS, setting.agent_address)

@@ -16,7 +16,7 @@ from tests.faults.invariants.world import World
 _LIMIT_SECONDS = 60 + round(
     BOUNDS.model_timeout_seconds + BOUNDS.tool_timeout_seconds + CANCEL_MARGIN.total_seconds()
 )
-# Time for a heartbeat, a scan of the controller, and the steps between them.
+# The time for a heartbeat, a scan of the controller, and the steps between them.
 _SLACK = timedelta(seconds=5)
 
 

@@ -1,4 +1,4 @@
-"""The observations of a run, which the invariants are checked from, besides the rows."""
+"""The observations of a run. The invariants are checked from these and from the rows."""
 
 import asyncio
 from dataclasses import dataclass, field

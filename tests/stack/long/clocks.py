@@ -1,4 +1,4 @@
-"""The wall clocks of real programs, each of which a test sets on its own, with libfaketime.
+"""The wall clocks of real programs, which a test sets one by one, with libfaketime.
 
 The monotonic clocks go on. A program reads its file each time it looks at its clock, so a clock can
 also be set while the program runs.

@@ -1,4 +1,4 @@
-"""The example of docs/authentication.md: a stack with an identity provider of its own."""
+"""The example of docs/authentication.md: a stack with its own identity provider."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Sends a request with curl, and reads answers in raw bytes."""
+"""Sends a request with curl, and parses answers from raw bytes."""
 
 import subprocess
 import tempfile

@@ -38,7 +38,7 @@ RUNTIME_PORT = 50151
 # it.
 DNS_SECONDS = 30
 REFRESH_SECONDS = 2
-# The settings of the manifests' programs, besides the settings of the base.
+# The settings of the manifests' programs, in addition to the settings of the base.
 SECRETS = {"DATABASE_URL": "postgresql://database/evershell"}
 
 

@@ -8,7 +8,7 @@ from tests.deploy.long.manifests import tools
 from tests.deploy.long.node.stacks import LIMIT_SECONDS
 from tests.support.service import ServiceWorkspace
 
-# Runs kubectl with these arguments, in a namespace.
+# Runs kubectl with these arguments in a namespace.
 Kubectl = Callable[..., str]
 _LIMIT = f"--timeout={LIMIT_SECONDS:g}s"
 

@@ -77,7 +77,7 @@ class Pods:
 
 @pytest.fixture
 def living(server_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """A stack on a database of its own. A test may give it settings."""
+    """A stack with its own database. A test may give it settings."""
     database_url = new_database(server_url)
     stack = Stack(
         tmp_path / "state",

@@ -28,7 +28,7 @@ _SOON_SECONDS = 8.0
 
 @contextmanager
 def worker(hosts: Network) -> Iterator[str]:
-    """A worker on a host of its own. Yields its address."""
+    """A worker on its own host. Yields its address."""
     address = f"{hosts.address('worker')}:{_PORT}"
     command = [sys.executable, "-m", "tests.faults.long.hosts.heartbeat_server", address]
     with subprocess.Popen(

@@ -1,7 +1,7 @@
 """Webhooks whose receivers are hostile, with two real workers and a thousand tasks that end.
 
 The receivers listen on 127.0.0.1, which the settings allow. 127.0.0.2 stands for the addresses that
-must not be called. The workers have a hosts file of their own, in a mount namespace.
+must not be called. The workers have their own hosts file, in a mount namespace.
 """
 
 import os
