@@ -48,7 +48,9 @@ def document() -> str:
 
 
 def _model(model: Any) -> dict[str, Any]:
-    """A model without a price for tokens has none, and hides others that match its name."""
+    """A model that has no price for tokens gets no prices at all. It still comes before others that
+    match its name.
+    """
     prices = model.prices if isinstance(model.prices, list) else [model]
     periods = [_period(each) for each in prices]
     has_price = all("input_tokens" in each["tokens"] for each in periods)

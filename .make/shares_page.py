@@ -67,7 +67,7 @@ class Row:
     total: str
     credential: str = _NONE
     organization: str = _NONE
-    # What one address or one agent may hold.
+    # How much one address or one agent may hold.
     other: str = ""
     next_one: str = ""
     busiest: str = ""
@@ -212,12 +212,12 @@ def _worker() -> Iterator[Row]:
         )
     yield Row(
         "requests of agents that are being read",
-        f"{reading._AGENTS_BYTES >> 20} MiB, by the size limits of their methods",
+        f"{reading._AGENTS_BYTES >> 20} MiB; each request counts as its method's size limit",
         "",
         "",
         f"1, and {agent_rules.MAX_WAITING_CALLS} that wait; "
         f"{agent_rules.BYTES_PER_SECOND >> 20} MiB/s",
-        "waits; beyond the waiting ones 429",
+        "waits; 429 if too many already wait",
         tests=_READING + "test_an_agent_is_served_one_call_at_a_time_and_few_wait",
     )
     yield Row(

@@ -80,12 +80,12 @@ def grpc_classes(first: frozenset[str]) -> dict[str, dict[str, Any]]:
 
 
 def grpc_size_limits(first: frozenset[str]) -> dict[str, int]:
-    """One limit for all methods over gRPC. A worker has the smaller one of most methods."""
+    """One limit for all methods over gRPC. Workers enforce the smaller limits of most methods."""
     return dict.fromkeys(grpc_classes(first), _MESSAGE_BYTES)
 
 
 def routes(first: frozenset[str]) -> list[dict[str, Any]]:
-    """The routes: refusals, those to the workers, then 405 and 404.
+    """The routes: first refusals, then routes to the workers, then 405 and 404.
 
     Paths with the same treatment share a route. One for each path would be more than a hundred.
     """
@@ -166,7 +166,9 @@ def _match(paths: set[str]) -> dict[str, Any]:
 
 
 def _refusals() -> list[dict[str, Any]]:
-    """Refuses content types, queries and versions that would be read in another way than meant."""
+    """Refuses content types, queries and versions that would be read differently from what was
+    meant.
+    """
 
     def having(name: str, regex: str, *, invert: bool = False) -> dict[str, Any]:
         value = {"name": name, "string_match": {"safe_regex": {"regex": regex}}}
@@ -217,5 +219,5 @@ def _calls(kind: str, method: str, path: dict[str, Any]) -> list[dict[str, Any]]
         return [route]
     is_small = {"name": CONTENT_HEADER, "string_match": {"safe_regex": {"regex": SMALL_CONTENT}}}
     small = route | {"match": path | {"headers": [is_method, is_small]}}
-    # It may wait long after its body has arrived, so it has no place of LARGE_ROUTE.
+    # A call may wait long after its body has arrived, so it gets no place of LARGE_ROUTE.
     return [small, route | {"request_headers_to_add": [header(LARGE_BODY_HEADER, "1")]}]

@@ -10,7 +10,7 @@ TASK_ID = "task_01M87BM3XVW5RDTYHKM5QHVYGE"
 KEY_ID = "key_01M87BM0P43R0RRYFB6HF29RVY"
 ORG_ID = "org_01M87BM0NWJ8Q3Y5T2C4XKZ6RD"
 REQUEST_ID = "79130bac-f95a-43b2-b452-ebd8fa0d19b1"
-# Of the call that cancels the task.
+# The id of the call that cancels the task.
 CANCEL_REQUEST_ID = "8793da47-07bf-4a4e-b03b-c755ace98620"
 CREATED, SUBMITTED = "2026-11-24T18:03:20.115204Z", "2026-11-24T18:03:24.475833Z"
 STARTED, CANCELLED = "2026-11-24T18:03:24.493998Z", "2026-11-24T18:03:26.545258Z"
@@ -89,7 +89,7 @@ WEBHOOK = {
     "created_by": KEY_ID,
     "created_at": CREATED,
 }
-# No secret of any webhook, although it has the form of one.
+# Has the form of a webhook's secret, but is the secret of no webhook.
 WEBHOOK_SECRET = "whsec_bm90IGEgc2VjcmV0IG9mIGFueSB3ZWJob29r"  # noqa: S105
 REPLIES: dict[str, dict[str, Any]] = {
     "CancelTaskResponse": {

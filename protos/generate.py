@@ -34,8 +34,8 @@ GEN = PROTOS.parent / "gen"
 ERROR_PAGE = PROTOS.parent / "docs" / "errors.md"
 CALLS_PAGE = PROTOS.parent / "docs" / "calls.md"
 TYPESCRIPT = PROTOS.parent / "clients" / "typescript" / "src" / "index.ts"
-# What the TypeScript client does not export: `Error` would hide that of JavaScript, and the options
-# of fields are for the service.
+# What the TypeScript client does not export: `Error` would hide JavaScript's own `Error`, and the
+# options of fields are only for the service.
 NOT_EXPORTED = ("error", "field")
 # The wheel of the last release. Callers have generated code from its descriptor set.
 RELEASES = PROTOS.parent / "tests" / "releases"
@@ -50,7 +50,7 @@ GOOGLEAPIS = (
     "google/type/money.proto",
 )
 DESCRIPTOR_SET = "evershell/edge/workspace.binpb"
-# What Envoy reads, beside its own files (envoy/evershell/edge).
+# What Envoy reads, in addition to the files in envoy/evershell/edge.
 TRANSCODER = "evershell/edge/transcoder.binpb"
 A2A_TRANSCODER = "evershell/edge/a2a.binpb"
 ROUTES = "evershell/edge/routes.json"
@@ -139,7 +139,7 @@ def write(out: Path) -> None:
 
 
 def generate(out: Path) -> None:
-    """Generates all files into `out`, which has none yet.
+    """Generates all files into `out`, which is empty.
 
     Raises subprocess.CalledProcessError if a proto is not valid; BuildError.
     """

@@ -11,7 +11,7 @@ from replies import GRPC_CALL, header
 TYPE = "application/grpc-web+proto"
 # Clients that send base64 (application/grpc-web-text) are refused, like other content types.
 CONTENT = r"(?i)application/grpc-web(\+proto)?\|.*"
-# The edge and the worker would take a call with these headers for one of REST.
+# The edge and the worker would take a call with these headers for a REST call.
 REST_HEADERS = ["x-evershell-edge", "x-evershell-content"]
 
 # The filter evershell.grpc_web_headers adds this header. It is not removed, because the mappers of
@@ -54,10 +54,10 @@ def route(
 
 
 def local_reply(mapper: dict[str, Any]) -> dict[str, Any]:
-    """The mapper of an answer of Envoy's own, from that of the gRPC listener.
+    """Turns a mapper of the gRPC listener, for an answer of Envoy's own, into one for gRPC-Web.
 
-    Envoy takes the call for one of HTTP, so the mapper itself makes the answer of gRPC-Web: a
-    status in the headers and no body.
+    Envoy does not know that the call is gRPC-Web, so the mapper itself makes the answer: a status
+    in the headers and no body.
     """
     message = mapper["body_format_override"]["text_format_source"]["inline_string"]
     if not message.isascii() or "%" in message:

@@ -58,8 +58,8 @@ def _seconds(most: int) -> str:
     more.
     """
     digits = str(most)
-    # Whole numbers below `most`: those with fewer digits, and those whose first digits are equal to
-    # those of `most` and whose next digit is smaller.
+    # Whole numbers below `most`: numbers with fewer digits, and numbers that begin like `most` and
+    # then have a smaller digit.
     below = [f"[0-9]{{1,{len(digits) - 1}}}"]
     for position, digit in enumerate(digits):
         if digit != "0":

@@ -78,7 +78,7 @@ class _Argument:
 
     name: str
     annotation: str
-    # As an expression; empty if the argument is needed.
+    # The default as an expression; empty if the argument is needed.
     default: str
     value: str
     text: str
@@ -130,14 +130,14 @@ class Calls:
                 yield f"from evershell.client.{module} import {self._results.name(kind)}\n"
 
     def _result(self, method: MethodDescriptor) -> Descriptor:
-        """The message that is returned, or the one of which there are several."""
+        """The message of the result; for a list, the message of its items."""
         answer = method.output_type
         many = self._many(answer)
         return many.message_type if many is not None and many.message_type else answer
 
     @staticmethod
     def _many(answer: Descriptor) -> FieldDescriptor | None:
-        """The items of an answer that is a list."""
+        """The field with the items of an answer that is a list; None for other answers."""
         items = [each for each in answer.fields if each.is_repeated]
         others = {each.name for each in answer.fields} - {each.name for each in items}
         is_list = answer.name.startswith("List") and len(items) == 1
@@ -283,7 +283,7 @@ def _labelled(text: str) -> list[str]:
         "Effect: none.",
         "Effect: none. Idempotency: a read.",
         "Idempotency: a read.",
-        "Errors: only those of every call.",
+        "Errors: only the ones that every call can return.",
     )
     # The argument `idempotency_key` has a text of its own.
     return [
@@ -294,5 +294,7 @@ def _labelled(text: str) -> list[str]:
 
 
 def owners() -> list[str]:
-    """What has methods: the client itself, and what it names."""
+    """The objects that have methods: "" for the client itself, and its attributes such as
+    `webhooks`.
+    """
     return sorted({"", *(name.rpartition(".")[0] for name in METHODS.values())})

@@ -37,7 +37,7 @@ def error_classes(protos: Protos) -> str:
 
 
 def is_of_client(rule: Rule) -> bool:
-    """Whether a caller of gRPC can get the slug. Some of the edge stand for a gRPC code."""
+    """Whether a caller of gRPC can get the slug. Some slugs of the edge stand for a gRPC code."""
     stands_for_code = rule.fallback or rule.slug == code_pb2.Code.Name(rule.grpc).lower()
     return not rule.a2a_only and (stands_for_code or not rule.edge_only)
 

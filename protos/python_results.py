@@ -12,8 +12,8 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from python_text import CLIENT, FIELDS, Texts, docstring, summarized
 from source import PACKAGE, Protos
 
-# The modules, with their docstrings. A message is in that of its file, and a message of the service
-# in the first one, unless it is about webhooks.
+# The modules, with their docstrings. A message about webhooks is in `webhooks`, one of event.proto
+# in `events`, and all others are in `types`.
 MODULES = {
     "types": "The results of the client, and their enums. Absent values are None.",
     "events": (
@@ -39,8 +39,8 @@ _NAMES = {
     "ToolResult.Status": "ToolStatus",
     "WebhookDelivery.Status": "DeliveryStatus",
 }
-# The first fields of a class, if callers know another order than that of the message: a result can
-# be made with positional arguments.
+# The order of a class's first fields where callers rely on it, because they may pass positional
+# arguments, and the message has another order.
 _ORDER = {
     "Task": [
         "id",
@@ -149,7 +149,7 @@ class Attribute:
 
     name: str
     kind: str
-    # As an expression; empty if the field must be given.
+    # The default as an expression; empty if the field must be given.
     default: str
     comment: str
     # The name of the field in the message, if it differs.

@@ -24,7 +24,7 @@ METHODS = {
     "ReplayWebhook": "webhooks.replay",
     "ListWebhookDeliveries": "webhooks.deliveries",
 }
-# The fields that do not have the name of their message's field: a `reason` beside the reason of a
+# The fields with another name than in their message: a `reason` that is not the reason of a
 # cancellation.
 FIELDS = {"Task.reason": "end_reason", "TaskCompleted.reason": "end_reason"}
 _WIDTH = 100
@@ -46,7 +46,7 @@ def camel_case(name: str) -> str:
 
 
 def prose(comment: str, rpcs: list[str]) -> str:
-    """A comment with the names of methods in place of those of RPCs."""
+    """A comment in which the names of methods replace the names of RPCs."""
 
     def method(match: re.Match[str]) -> str:
         return f"`{method_name(match[1])}`"
@@ -123,7 +123,7 @@ def docstring(text: str, indent: int) -> str:
 
 
 def _block(paragraph: str, before: str) -> str:
-    """A paragraph, or lines that have an indentation of their own, as those of `Args`."""
+    """A paragraph, or lines that have their own indentation, such as the lines of `Args`."""
     if "\n " in paragraph:
         return textwrap.indent(paragraph, before)
     return _filled(" ".join(paragraph.split()), before)

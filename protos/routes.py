@@ -101,9 +101,9 @@ def edge_config(
 ) -> dict[str, Any]:
     """The content of gen/evershell/edge/routes.json.
 
-    `other_routes` are those of REST besides the bindings of the protos. `other_size_limits` has the
-    requests of gRPC besides the methods of the protos; a path that ends with a slash stands for all
-    paths below it. `other_classes` has their routes.
+    `other_routes` are the REST routes that are not bindings of the protos. `other_size_limits` has
+    the gRPC methods that are not in the protos; a path that ends with a slash stands for all paths
+    below it. `other_classes` has the routes of these methods.
     """
     rules = protos.rules()
     methods, first = protos.service.methods, protos.first_methods()
@@ -114,7 +114,7 @@ def edge_config(
     size_limits |= other_size_limits
     grpc_errors_of_edge = grpc_local_replies(rules, size_limits)
     return {
-        # Before all other routes, those of the documents included.
+        # Comes before all other routes, including the routes of the documents.
         "preflight_route": answer({"prefix": "/", "headers": PREFLIGHT}, 200, PREFLIGHT_ANSWER),
         "routes": [
             _several_hosts(),
@@ -226,7 +226,7 @@ def answer(match: dict[str, Any], status: int, headers: dict[str, str]) -> dict[
 
 
 def answer_text(match: dict[str, Any], status: int, text: str) -> dict[str, Any]:
-    """As `answer`, with a text that the message of the error quotes."""
+    """Like `answer`, with a text that the message of the error quotes."""
     route = answer(match, status, {})
     route["direct_response"]["body"] = {"inline_string": text}
     return route

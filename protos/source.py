@@ -146,7 +146,7 @@ class Protos:
         return repeat_of(self.option(method.GetOptions(), f"{PACKAGE}.edge"))
 
     def access(self, method: Any) -> Any:
-        """The scopes that a call of this RPC needs. Raises ValueError if it does not say so."""
+        """The `access` of this RPC. Raises ValueError if the RPC has none."""
         edge = self.option(method.GetOptions(), f"{PACKAGE}.edge")
         if not edge.HasField("access"):
             raise ValueError(f"{method.full_name} needs `access` in its edge option")

@@ -147,9 +147,9 @@ class ModelCall(Result):
     duration_ms: int
     status: ModelCallStatus
     cached_input_tokens: int | None = None
-    """Parts of `input_tokens` with a price of their own, as far as they were reported: tokens that
-    were read from a cache, tokens that were written to one, those that it keeps for an hour, and
-    audio."""
+    """Parts of `input_tokens` that have their own price, as far as they were reported: tokens read
+    from a cache, tokens written to a cache, tokens written to a cache that keeps them for an hour,
+    and audio."""
     cache_write_tokens: int | None = None
     cache_write_1h_tokens: int | None = None
     """A part of `cache_write_tokens`."""
@@ -204,8 +204,8 @@ class IterationCompleted(IterationCompletedProperties, Result):
     tool_call: ToolCall | None = None
     """The first tool call. None if the model called no tool."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """All tool calls, the first of them too, if there are several; otherwise empty. In the order in
-    which they began. Several may have run at the same time."""
+    """If there are several tool calls, all of them, including the first, in the order in which they
+    began. Otherwise empty. Several may have run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -352,7 +352,8 @@ class AuditEntry(Result):
     rpc: str = ""
     """For example `CancelTask`."""
     workspace_id: str | None = None
-    """As the caller named it, so it need not exist. For `create_workspace`, the new workspace."""
+    """The workspace that the caller named, which may not exist. For `create_workspace`, the new
+    workspace."""
     task_id: str | None = None
     """The task that the call named or changed; may be None."""
     outcome: str = ""

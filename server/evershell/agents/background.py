@@ -1,4 +1,4 @@
-"""Synchronous code of an agent: in a thread, or in a process of its own."""
+"""Synchronous code of an agent: in a thread, or in its own process."""
 
 import asyncio
 import os
@@ -33,9 +33,9 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 
 
 async def in_process(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls the function in a process of its own, which is killed if this call is cancelled.
+    """Calls the function in its own process, which is killed if this call is cancelled.
 
-    The function, its arguments and its result are pickled, so it has to be defined in a module.
+    The function, its arguments and its result are pickled, so it must be defined in a module.
     Raises what the function raises, and ChildProcessError if the process ends without a result.
     """
     # Imported here, because most agents do not need it.

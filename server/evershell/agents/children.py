@@ -40,7 +40,9 @@ class ChildRefusedError(Exception):
 
 
 class _Calls:
-    """The calls of one task. One is made at a time, because the control plane serves one."""
+    """The calls of one task. They are made one at a time, because the control plane serves one at a
+    time.
+    """
 
     def __init__(self, task_id: str, call: Call) -> None:
         self.task_id = task_id

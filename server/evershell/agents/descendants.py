@@ -1,4 +1,4 @@
-"""Finds and kills the descendants of this process, which has to be a subreaper (pod/process.py)."""
+"""Finds and kills the descendants of this process, which must be a subreaper (pod/process.py)."""
 
 import asyncio
 import os
@@ -96,8 +96,8 @@ def _is_running(pid: int) -> bool:
 def _has_children() -> bool:
     """Whether this process has a child, dead or alive.
 
-    The kernel decides this at one moment. A descendant that lives then has an ancestor among the
-    children, because orphans become children of this process.
+    The kernel decides this at a single moment. A descendant that is alive then has an ancestor
+    among the children, because orphans become children of this process.
     """
     try:
         os.waitid(os.P_ALL, 0, ANY_CHILD)

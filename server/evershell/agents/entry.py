@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evershell.agents.loop import AgentFunction
 
 
-# Whether the program of the agent is only imported, so that it must not run.
+# Whether the program of the agent is only imported: `run` then does nothing.
 is_imported = False
 
 
@@ -72,7 +72,7 @@ def end(code: int) -> NoReturn:
 
 
 def _restore_signals() -> None:
-    """In a forked child: it has the handlers of the agent, which would end the agent."""
+    """Runs in a forked child. Its handlers are the agent's, and would end the agent."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

@@ -203,11 +203,11 @@ class _Run(AsyncIterator[Step]):
         return [*self._ended, ending]
 
     async def _supervise(self, work: "asyncio.Task[str]") -> None:
-        """Returns when the function has ended or has to be interrupted."""
+        """Returns when the function has ended or must be interrupted."""
         forced = asyncio.create_task(self.task.cancel.wait_force_due())
         try:
             await _first(work, self._loop_over, forced)
-            # The function gets what a call has just returned.
+            # Lets the function receive what a call has just returned.
             while any(call.done() for call in self._calls.running):
                 await asyncio.sleep(0)
             if self._is_turning:
@@ -234,7 +234,7 @@ class _Run(AsyncIterator[Step]):
             # Marks its exception as seen.
             each.cancelled() or each.exception()
         while self._calls.running:
-            # A task that the function has started gets what its call has just returned.
+            # Lets an asyncio task of the function receive what its call has just returned.
             await asyncio.sleep(0)
         await self._descendants.wait_gone(0, _KILLED_SECONDS)
 

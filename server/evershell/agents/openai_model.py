@@ -37,7 +37,9 @@ _STREAM_PARAMETER = re.compile(r"\bstream(ing|_options)?\b", re.IGNORECASE)
 
 
 def openai_agent(model: "OpenAIModel", shell: ShellTool) -> AgentFunction:
-    """An agent whose model decides what the shell runs. Its answer without a call is the result."""
+    """An agent whose model decides what the shell runs. The model's answer without a tool call is
+    the result.
+    """
 
     async def agent(task: Task) -> str:
         chat = begin(task.description)
@@ -63,7 +65,7 @@ def openai_agent(model: "OpenAIModel", shell: ShellTool) -> AgentFunction:
 
 
 async def _run(shell: ShellTool, call: ToolCall, before: Sequence[ToolResult]) -> ToolResult:
-    """Runs the call, unless one before it has reached the time limit of all of them."""
+    """Runs the call, unless an earlier one has reached the time limit that all of them share."""
     if any(result.status is ToolStatus.TIMED_OUT for result in before):
         return ToolResult(status=ToolStatus.NOT_RUN, output="There was no time left for it.")
     return await shell.run(call)

@@ -66,7 +66,7 @@ def _without_beginning(text: str) -> str:
 
 
 def _common_end(form: str, text: str) -> int:
-    """The length of the longest end of the form, not all of it, with which the text begins."""
+    """The length of the longest proper suffix of the form with which the text begins."""
     start = 0
     while text and (start := form.find(text[0], start + 1)) > 0:
         if text.startswith(form[start:]):
@@ -75,7 +75,7 @@ def _common_end(form: str, text: str) -> int:
 
 
 def _common_beginning(form: str, text: str) -> int:
-    """The length of the longest beginning of the form, not all of it, with which the text ends."""
+    """The length of the longest proper prefix of the form with which the text ends."""
     end = len(form) - 1
     while text and (end := form.rfind(text[-1], 0, end)) >= 0:
         if text.endswith(form[: end + 1]):

@@ -52,7 +52,7 @@ _SERVER_OPTIONS = (
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 2_000),
 )
-# Answers that another attempt does not change.
+# Status codes that another attempt would not change.
 _FINAL = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED})
 
 

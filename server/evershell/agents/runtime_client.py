@@ -57,12 +57,12 @@ if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
 
 MAX_ATTEMPT_SECONDS = 3.0
-# The longest wait before the first repeat; it doubles for each further one. A worker that is gone
-# is left almost at once. One that is slow, or that answers `unavailable`, has too much to do, and
-# so may the others.
+# The longest wait before the first repeat; it doubles for each further one. The agent leaves a
+# worker that is gone almost at once. A worker that is slow, or that answers `unavailable`, has too
+# much to do, and so may the others.
 FIRST_BACKOFF_SECONDS = 0.05
 BUSY_BACKOFF_SECONDS = 0.5
-# The same while the task has to be interrupted. The control plane allows 2 s for that.
+# The same while the task must be interrupted. The control plane allows 2 s for that.
 FORCE_BACKOFF_SECONDS = 1.0
 # After this time without an answer, another worker gets the commit of such a task too.
 HEDGE_SECONDS = 0.5
@@ -332,7 +332,7 @@ class RuntimeClient:
     async def _until_acknowledged(
         self, attempt: Callable[[RuntimeStub], Awaitable[T]], cancel: CancelFlag | None = None
     ) -> T:
-        """Repeats the call. `cancel` is the flag of the task whose end depends on it."""
+        """Repeats the call. `cancel` is the flag of the task whose end depends on the call."""
         backoff_seconds = 0.0
         while True:
             try:

@@ -36,11 +36,11 @@ T = TypeVar("T")
 _GRACE_SECONDS = 5.0
 # An iteration must fit into one message to the control plane.
 _MAX_TEXT_BYTES = 1024 * 1024
-# The texts of a started tool call, each, and the arguments of all of them together.
+# The limits of the id and the name of a started tool call, and of all arguments together.
 _MAX_ID_BYTES = 128
 _MAX_ARGUMENTS_BYTES = 24 * 1024
-# The outputs of an iteration's tool calls together. The iterations of a task may have 256 KiB each,
-# and the first output is there twice.
+# The limit of all outputs of an iteration together. An iteration may have 256 KiB, and contains the
+# first output twice.
 _MAX_OUTPUTS_BYTES = 128 * 1024
 
 
@@ -116,7 +116,7 @@ class Calls:
         self._note_phase()
 
     def _note_phase(self) -> None:
-        """Sets the phase of the running call that has begun last."""
+        """Sets the phase to that of the running call that began last."""
         last = next(reversed(self.running.values()), None)
         phase = Phase.NONE if last is None else last.phase
         has_changed = phase is not self._task.phase
@@ -211,8 +211,8 @@ class Step:
 
         `arguments` are recorded: a JSON object, or its text as the model wrote it. What the call
         returns is recorded as its output, and so is an exception, which is raised. If the call is
-        cancelled, it may return its output so far. Several calls can run at a time. Of several
-        calls, each has its share of the texts and outputs that are recorded.
+        cancelled, it may return its output so far. Several calls can run at a time. They share the
+        limits of the texts and outputs that are recorded.
 
         The call begins after it and the tokens used so far are reported to the control plane.
 
@@ -333,7 +333,8 @@ class Step:
             started = list(self._started)
             calls_payload = [each.payload(len(started)) for each in started]
             model_call = self._model_call("completed")
-            # A name that is too long for a price stays too long.
+            # Keeps one character too many, so that an over-long name is still recognized and gets
+            # no price.
             model_call["model"] = model_call["model"][: MAX_MODEL_CHARACTERS + 1]
             await self._report(
                 IterationReported(
@@ -343,7 +344,7 @@ class Step:
             self._reported = len(started)
 
     async def _begun(self, call: Awaitable[T]) -> "asyncio.Future[T]":
-        """The call, which has begun. Raises RuntimeError and CancelledError."""
+        """Begins the call, and returns it. Raises RuntimeError and CancelledError."""
         running = asyncio.ensure_future(call)
         if self._calls.are_over or self.has_ended:
             running.cancel()

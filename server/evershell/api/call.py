@@ -41,11 +41,12 @@ class Call:
 
     context: Context
     metadata: dict[str, str]
-    # The edge's id, or one of our own. Log lines and events of the call carry it.
+    # The id from the edge, or one that is made here. Log lines and events of the call carry it.
     request_id: str
-    # Whether it came through the edge's REST listener.
+    # Whether the call came through the edge's REST listener.
     is_rest: bool
-    # The time until its deadline when it began, 0 if that had passed; None without a deadline.
+    # The time that was left until the deadline when the call began: 0 if the deadline had passed,
+    # None without a deadline.
     left_seconds: float | None = None
     # The parsed request; None until it is read.
     request: Any = None
@@ -56,7 +57,7 @@ class Call:
     # Whether a stream has sent a message. An error then has to be sent as a message too.
     has_streamed: bool = False
     caller: Caller | None = None
-    # Makes the entry of this call in the audit log, with an outcome; None for a method without one.
+    # Makes the audit entry of this call from its outcome; None for a method without an entry.
     audit: Callable[["Call", str], AuditEntry] | None = None
     agent: AgentIdentity | None = None
 
@@ -65,7 +66,7 @@ _current: ContextVar[Call] = ContextVar("call")
 
 
 def begin(context: Context) -> Call:
-    """Makes a call that has arrived the current one, with the facts of its metadata."""
+    """Makes an arrived call the current one, with what its metadata says."""
     # Only keys that end with `-bin` have values of bytes. This service reads none of them.
     pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
     metadata = dict(pairs)
@@ -83,7 +84,7 @@ def begin(context: Context) -> Call:
 
 
 def _request_id(metadata: dict[str, str]) -> str:
-    """The id that the edge has chosen, or an id of our own if the call did not pass the edge.
+    """The id that the edge has chosen, or a new one if the call did not pass the edge.
 
     A worker trusts the headers of the edge: a caller who reaches it directly must not choose the
     id, unless it imitates the edge.
@@ -95,7 +96,7 @@ def _request_id(metadata: dict[str, str]) -> str:
 def _joined(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """The values of each key, joined by commas (RFC 9110, section 5.3).
 
-    So two credentials count as none. Otherwise a proxy could check one of them and this
+    Two credentials therefore count as none: otherwise a proxy could check one of them and this
     service the other.
     """
     joined: dict[str, str] = {}
@@ -139,7 +140,9 @@ async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:
 
 
 def idempotency_key(request: Message) -> IdempotencyKey | None:
-    """The key of the current call; None if it has none. Raises Failure validation_error."""
+    """The idempotency key of the current call; None if it has none. Raises Failure
+    validation_error.
+    """
     key = current().metadata.get(IDEMPOTENCY_HEADER)
     if key is None:
         return None
@@ -148,7 +151,7 @@ def idempotency_key(request: Message) -> IdempotencyKey | None:
 
 
 def agent_key(request: runtime_service_pb2.SubmitChildRequest) -> IdempotencyKey:
-    """The key of an agent's submission. Raises Failure validation_error.
+    """The idempotency key of an agent's submission. Raises Failure validation_error.
 
     It holds for one parent. The keys of callers are printable, so none of them is equal to it.
     """
@@ -163,7 +166,7 @@ def _check_key(field: str, key: str, limit: int) -> None:
 
 
 def fingerprint(request: Message) -> bytes:
-    """Equal for equal requests of the same method, each of which has a request type of its own."""
+    """A value that is equal for equal requests of a method. Each method has its request type."""
     content = request.DESCRIPTOR.full_name.encode() + b"\n"
     content += request.SerializeToString(deterministic=True)
     return sha256(content).digest()

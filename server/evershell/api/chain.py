@@ -21,7 +21,7 @@ def interceptors(
     traced_calls: Interceptor | None = None,
     auditing: Auditing | None = None,
 ) -> Sequence[Interceptor]:
-    """The list, outermost first. None leaves an interceptor out."""
+    """The interceptors, outermost first. An interceptor that is None is left out."""
     shares = Shares()
     ordered = [
         request_log,  # outermost: every call gets a request id, a log line and is measured

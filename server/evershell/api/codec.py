@@ -79,21 +79,21 @@ def decode_page(
 
 
 def decode_list_filter(request: workspace_service_pb2.ListTasksRequest) -> OrgListFilter:
-    """The fields of the request besides those of the page. Raises Failure validation_error."""
+    """The request's fields, without the fields about pages. Raises Failure validation_error."""
     return OrgListFilter(
         **{each.name: getattr(request, each.name) for each in dataclasses.fields(OrgListFilter)}
     )
 
 
 def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskResponse:
-    """The reply. Requester, time and reason are those of the call that recorded the intent."""
+    """The reply. Requester, time and reason come from the call that recorded the intent."""
     task = result.task
     intent = task.cancel if task is not None else None
     return workspace_service_pb2.CancelTaskResponse(
         workspace_id=result.workspace_id,
         task_id=task.id if task is not None else "",
-        # The constructor takes the name of an enum value, and the fields of a message, which its
-        # type does not say. A message in place of its fields would be serialized and parsed again.
+        # The constructor also accepts the name of an enum value, and a mapping with the fields of a
+        # message, although its type does not say so. It would serialize and parse a message.
         outcome=cast(Any, str(result.outcome)),
         requested_at=timestamp(intent.requested_at) if intent is not None else None,
         requested_by=intent.requested_by if intent is not None else "",
@@ -129,7 +129,7 @@ def _decode_selection(request: workspace_service_pb2.CancelTasksRequest) -> Task
 
 
 def _decode_filter(message: workspace_service_pb2.TaskFilter) -> TaskFilter:
-    """Takes an empty list for none: a message does not tell them apart."""
+    """Reads an empty list as an absent one: a message does not tell them apart."""
     return TaskFilter(
         task_ids=tuple(message.task_ids) or None,
         workspace_ids=tuple(message.workspace_ids) or None,
@@ -189,7 +189,7 @@ def encode_caller(caller: Caller) -> caller_pb2.Caller:
 
 
 def encode_hold(org_id: str, hold: Hold | None) -> hold_pb2.Hold:
-    """The hold of the organization, or that it has none."""
+    """The hold of the organization. Without one, only `org_id` is set."""
     if hold is None:
         return hold_pb2.Hold(org_id=org_id)
     return hold_pb2.Hold(
@@ -288,7 +288,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
 
 
 def decode_card(request: workspace_service_pb2.CreateWorkspaceRequest) -> AgentCard | None:
-    """The agent card; None without a field of it. Raises Failure validation_error."""
+    """The agent card; None if none of its fields is set. Raises Failure validation_error."""
     if not (request.description or request.skills or request.public_card):
         return None
     return AgentCard(
@@ -384,7 +384,7 @@ def limits_fields(limits: TaskLimits) -> Any:
 async def encode_page(
     items: Sequence[_Item], encode: Callable[[_Item], _Message]
 ) -> Sequence[_Message]:
-    """Encodes the items of a list. Lets other calls run between its parts."""
+    """Encodes the items of a list in parts, and lets other calls run between them."""
     messages = []
     for index, item in enumerate(items, start=1):
         messages.append(encode(item))

@@ -18,7 +18,8 @@ def encode_events(events: Sequence[Event]) -> Sequence[bytes]:
 
 def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
     """A message of the stream of WatchEvents."""
-    # The constructor also takes the fields of a message as a mapping, which its type does not say.
+    # The constructor also accepts a mapping with the fields of a message, although its type does
+    # not say so.
     event: Any = {
         "seq": item.seq,
         "type": item.type,

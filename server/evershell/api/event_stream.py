@@ -14,8 +14,8 @@ from evershell.core import errors
 from evershell.core.event import Event
 
 HEADER = "last-event-id"
-# An event of this type is the last one. The name `error` would be that of the events with which
-# browsers report a lost connection.
+# The type of the event that ends a stream. It is not named `error`, because browsers report a lost
+# connection by an event with that name.
 ERROR_TYPE = "stream_error"
 # How long a client waits before it reconnects, in milliseconds.
 _RETRY_MS = 1_000
@@ -24,8 +24,8 @@ _MAX_SEQ = 2**63 - 1
 # field at them.
 _LINE_ENDS = {end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
-# The first message of a stream, which sets its content type. Neither it nor a heartbeat has an
-# empty line, at which some libraries would report an event without data.
+# The first message of a stream. It sets the content type. It has no empty line, and heartbeats have
+# none, because some libraries would then report an event without data.
 OPENING = HttpBody(content_type="text/event-stream", data=f"retry: {_RETRY_MS}\n".encode())
 HEARTBEAT = HttpBody(data=b": heartbeat\n")
 
@@ -68,8 +68,8 @@ class Frames(Sequence[bytes]):
 def frame(event: Event) -> HttpBody:
     """The event, with its `seq` as its id.
 
-    The id is last: a library that resumes after an id as soon as it has read its line would lose
-    an event that is cut after the id.
+    The id comes last. Some libraries resume after an id once they have read its line: they would
+    lose an event that is cut off after the id.
     """
     data = _json(encode_event(event))
     return HttpBody(data=f"event: {event.type}\ndata: {data}\nid: {event.seq}\n\n".encode())
@@ -82,7 +82,7 @@ def error_frame(error: error_pb2.Error) -> HttpBody:
 
 
 def _json(message: workspace_service_pb2.WatchEventsResponse) -> str:
-    """The message on one line, in the form in which the edge prints all other messages."""
+    """The message as JSON on one line, in the form in which the edge prints all other messages."""
     content = rest_fields(message)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     if not text.isascii():

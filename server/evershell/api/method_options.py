@@ -1,6 +1,6 @@
-"""What the options in the protos say of each method: whether it changes something, whether a failed
-call can be repeated without another effect, which scopes it needs, and whether it is served first.
-The client and the edge read them too.
+"""What the options in the protos say about each method: whether it changes something, whether a
+failed call can be repeated without another effect, which scopes it needs, and whether it is served
+first. The client and the edge read them too.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,7 +31,7 @@ _METHODS = {
     )
     for method in service.methods
 }
-# The methods of A2A that do the same as one of WorkspaceService, whose options they have.
+# The methods of A2A that do the same as a method of WorkspaceService, and have its options.
 _SAME = {
     "CancelTask": "CancelTask",
     "GetTask": "GetTask",
@@ -43,7 +43,7 @@ _SAME = {
 
 
 def _options() -> Iterator[tuple[str, EdgeRule]]:
-    """The path of each public method, with the options of its own or of the same method."""
+    """The path of each public method that has options, with its options."""
     own = DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
     for path, method in _METHODS.items():
         same = own.get(method.name) if path.startswith(f"/{WORKSPACE_SERVICE}/") else None
@@ -53,12 +53,12 @@ def _options() -> Iterator[tuple[str, EdgeRule]]:
 
 
 _OPTIONS = dict(_options())
-# Cancellations of any kind, which have a rate limit of their own.
+# Cancellations of any kind, which have their own rate limit.
 CANCELLATIONS = frozenset(
     path for path, options in _OPTIONS.items() if options.urgency == EdgeRule.cancellation
 )
-# These, and what tells whether they worked. They are served first, and have places that no other
-# call can use.
+# The methods that stop work, or show whether that worked. They are served first, and have places
+# that no other call can use.
 FIRST = frozenset(
     {
         *(path for path, options in _OPTIONS.items() if options.urgency),
@@ -90,8 +90,8 @@ def _has_effect(method: MethodDescriptor) -> bool:
     return pattern != "get" and not (pattern is None and method.server_streaming)
 
 
-# The edge sets it for a REST call whose path names the task. The request is read late, and a call
-# can fail before.
+# The edge sets this header for a REST call whose path names the task. A call can fail before its
+# request is read.
 _TASK_HEADER = "x-evershell-task"
 _ADVICE = {
     EdgeRule.repeat_unspecified: "The call may have had its effect: look before you repeat it.",
@@ -113,7 +113,9 @@ def may_name_task(path: str) -> bool:
 
 
 def names_no_task(path: str, call: Call) -> bool:
-    """Whether the call is a CancelTask without a task id, as far as its request was read."""
+    """Whether the call is a CancelTask without a task id. One that was not read counts as such,
+    unless its path names the task.
+    """
     is_named = call.request is not None and bool(call.request.task_id)
     return may_name_task(path) and not (is_named or _TASK_HEADER in call.metadata)
 
@@ -121,7 +123,7 @@ def names_no_task(path: str, call: Call) -> bool:
 def repeat_advice(path: str, call: Call) -> str:
     """What a caller has to do instead of a repeat; empty if the call can be repeated.
 
-    `path` is that of the method. A call whose request has not been read may name no task.
+    `path` is the path of the method. A call whose request has not been read may name no task.
     """
     rule = _RULES.get(path, EdgeRule.always)
     match rule:
@@ -151,7 +153,7 @@ SCOPE_CHECKS: Mapping[str, Callable[[Caller], object]] = {
 
 
 def stored_failures(path: str) -> frozenset[str]:
-    """The slugs that are decided when the entry of the call in the audit log is stored already."""
+    """The slugs that are decided only after the audit entry of the call is stored."""
     # The agent is called after the change is committed.
     slugs, options = {"agent_unreachable"}, _OPTIONS.get(path)
     if options is not None and options.audits_refusals:

@@ -29,7 +29,7 @@ def convert(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     Ignores fields that the message does not have, because a later version may have written them.
     The constructor raises ValueError for numbers out of range and for unknown names of enum values.
 
-    Raises UnusualError. `parse` decides about such a payload, and if the constructor fails.
+    Raises UnusualError. Use `parse` then, and if the constructor fails.
     """
     try:
         return _convert_fields(_fields(_descriptor(event_type)), payload)

@@ -15,14 +15,14 @@ from typing import Any
 
 import grpc
 
-# The wait at which a worker keeps up with its calls. On two cores with 30 other processes that used
-# all they got, 1 wait in 100 was 0.05 s, and the longest 0.2 s.
+# Below this wait, a worker keeps up with its calls. On two cores with 30 other busy processes, 1
+# wait in 100 was 0.05 s, and the longest 0.2 s.
 _SHORT_SECONDS = 0.1
-# How long the wait has to be longer before calls are refused. A burst is served.
+# How long the wait must stay longer than that before calls are refused. A burst is served.
 _STANDING_SECONDS = 1.0
 # How long the worker pauses between two measurements, while it keeps up and while it does not.
 _PAUSE_SECONDS, _SHORT_PAUSE_SECONDS = 0.2, 0.02
-# How long a measurement may take. Calls that have waited longer were given up by most callers.
+# How long a measurement may take. Most callers have given up calls that have waited longer.
 _LONGEST_SECONDS = 10.0
 
 
@@ -33,7 +33,7 @@ class Priority(IntEnum):
     LEASES = 0
     # Cancellations, stops, and reads of one task.
     FIRST = 1
-    # All other calls of agents. The end of a task frees the work for others.
+    # All other calls of agents. They end tasks, which makes room for other work.
     AGENTS = 2
     # Submissions and all other calls.
     OTHERS = 3
@@ -53,21 +53,21 @@ _LIMITS = {
 
 
 class QueueingDelay:
-    """Decides from measurements of the wait. As in CoDel (RFC 8289), only a standing one counts."""
+    """Decides by measuring the wait. As in CoDel (RFC 8289), only a standing delay counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         # When the measurement in progress began.
         self._sent_at: float | None = None
         self._last_seconds = 0.0
-        # When the wait was short.
+        # When the wait was last short.
         self._was_short_at = clock()
 
     def begin(self) -> None:
         """Begins a measurement: a call is sent."""
         self._sent_at = self._clock()
         if self._last_seconds < _SHORT_SECONDS:
-            # There were no calls between the measurements.
+            # The wait was short until now, because nothing was measured in between.
             self._was_short_at = self._sent_at
 
     def end(self) -> None:
@@ -103,11 +103,11 @@ class QueueingDelay:
 
 
 class DelayProbe(grpc.GenericRpcHandler):
-    """Measures the wait while calls arrive. A handler of the server whose wait it measures."""
+    """Measures the wait while calls arrive. It is a handler of the server that it measures."""
 
     def __init__(self, delay: QueueingDelay) -> None:
         self.delay = delay
-        # Nobody else can end a measurement.
+        # Callers cannot guess the path, so nobody else can end a measurement.
         self._path = f"/{secrets.token_hex(16)}/Probe"
         self._arrived = asyncio.Event()
         self.arrived = self._arrived.set

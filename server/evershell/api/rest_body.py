@@ -19,13 +19,14 @@ from google.protobuf.message import Message
 
 from evershell.core import errors
 
-# Problems that one answer names, and characters of a field's path in it. They are sent in headers.
+# How many problems one answer names, and how many characters of a field's path. They are sent in
+# headers.
 _MAX_PROBLEMS = 10
 _MAX_PATH_CHARACTERS = 200
 
 _OBJECT = "must be an object"
-# Objects of a body. No request has more than three. A body of 1 MiB can have 340,000, which would
-# take 200 MB, and 1.5 s in which the worker answers no other call.
+# How many objects a body may have. No valid request has more than three. A body of 1 MiB can have
+# 340,000: they would take 200 MB, and 1.5 s in which the worker answers no other call.
 _MAX_OBJECTS = 100
 
 # What a field takes, by the full name of its message or by its type.
@@ -39,7 +40,7 @@ _TAKES: Mapping[str | int, str] = {
 
 
 def merge_rest_body(message: bytes, request: Message) -> None:
-    """Sets the fields of the body in a request that has those of the path.
+    """Sets the fields of the body in a request that already has the fields of the path.
 
     Raises Failure validation_error; DecodeError if `message` is not a protobuf message.
     """

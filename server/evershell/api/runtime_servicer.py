@@ -24,10 +24,9 @@ log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# The heartbeats of idle agents wait for the next of the moments that are this far apart, so that
-# those of many agents share a statement.
+# Heartbeats of idle agents are handled together, once in this time, so that they share a statement.
 _GATHER_SECONDS = 0.1
-# Of the version that an agent reports, what is logged.
+# How much of an agent's reported version is logged.
 _MAX_VERSION_CHARACTERS = 64
 
 
@@ -39,7 +38,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
     # Makes the spec of an agent.
     spec_for: Callable[[AgentIdentity], PodSpec]
     children: Children
-    # As that of WorkspaceServicer.
+    # The model of the agents, if it has no price.
     model_without_price: str = ""
 
     async def Bootstrap(
@@ -116,7 +115,9 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
 
     @asynccontextmanager
     async def _breaches_recorded(self) -> AsyncIterator[None]:
-        """Inside the block, a breach is recorded and refused. Raises Failure validation_error."""
+        """Records a breach that is raised in the block, and refuses the call. Raises Failure
+        validation_error.
+        """
         try:
             yield
         except BreachError as breach:

@@ -39,8 +39,8 @@ OPTIONS: Sequence[tuple[str, int]] = (
     # limit to megabytes on a fast connection.
     ("grpc.http2.lookahead_bytes", 64 * 1024),
     ("grpc.http2.bdp_probe", 0),
-    # gRPC itself resets a call that the worker has not begun after so many seconds. Most callers
-    # have gone by then, and a refusal would take a multiple of the time.
+    # gRPC itself resets a call that the worker has not begun after this many seconds. Most callers
+    # have gone by then, and a refusal by the worker would take several times as long.
     ("grpc.server_max_unrequested_time_in_server", 3),
     # Makes a second worker on the same port fail instead of sharing the port.
     ("grpc.so_reuseport", 0),

@@ -27,7 +27,7 @@ from evershell.pod.spec import PodSpec
 
 log = structlog.get_logger()
 
-# A shorter key would be found in texts that do not contain it, and redacted there.
+# A shorter key would also match unrelated text, which would then be redacted.
 _MIN_KEY_CHARACTERS = 8
 
 
@@ -72,7 +72,7 @@ def _fork_server(settings: Settings) -> ForkServer | None:
     """The fork server for the agents of this package; None for other agents."""
     if settings.agent_command:
         return None
-    # -P: as for an agent.
+    # Python gets -P, as it does for an agent.
     command = [sys.executable, "-P", "-m", "evershell.agents.fork_server", settings.model]
     return ForkServer(command, {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"})
 
@@ -128,7 +128,7 @@ def spec_for(
     certificates: AgentCertificates | None,
     pod_isolation: isolation.Isolation | None = None,
 ) -> Callable[[AgentIdentity], PodSpec]:
-    """Makes the spec of an agent. It raises OSError if the key of the model cannot be read."""
+    """A function that makes the spec of an agent. It raises OSError if a key cannot be read."""
     pod_isolation = pod_isolation or isolation.NoIsolation()
     tool_filter = base64.b64encode(pod_isolation.tool_filter).decode()
 
@@ -172,7 +172,9 @@ def _first_spec_for(
     files_dir: str,
     listen_port: int,
 ) -> Callable[[AgentIdentity], PodSpec]:
-    """Makes the spec that the tools of an agent can read too. Bootstrap returns its secrets."""
+    """A function that makes the spec that an agent starts with. Its tools can read it too, so it
+    has no secrets: Bootstrap returns them.
+    """
 
     def first(agent: AgentIdentity) -> PodSpec:
         tls = certificates.agent(agent) if certificates is not None else None
@@ -221,6 +223,6 @@ def _agent_keys(settings: Settings) -> dict[str, str]:
     if not isinstance(keys, dict) or not all(
         isinstance(key, str) and len(key) >= _MIN_KEY_CHARACTERS for key in keys.values()
     ):
-        problem = f"AGENT_KEYS_FILE is not an object of texts of {_MIN_KEY_CHARACTERS} characters"
-        raise OSError(errno.EINVAL, f"{problem} or more")
+        problem = "AGENT_KEYS_FILE is not a JSON object whose values are texts"
+        raise OSError(errno.EINVAL, f"{problem} of at least {_MIN_KEY_CHARACTERS} characters")
     return keys

@@ -43,8 +43,8 @@ class Settings(BaseSettings):
     other ports."""
     database_url: str = ""
     """`postgresql://…`, PostgreSQL 14 or newer, over TCP or a socket. If empty, the embedded
-    PostgreSQL. Each stack needs a database of its own, which is empty at first; a database with
-    tables of another application is refused."""
+    PostgreSQL. Each stack needs its own database, which is empty at first; a database with tables
+    of another application is refused."""
     database_session_url: str = ""
     """If `DATABASE_URL` leads to a [pooler](database.md#a-pooler), the URL of the same database at
     PostgreSQL itself, with the same role. Each program uses it for one connection or two. If empty,
@@ -341,7 +341,7 @@ class Settings(BaseSettings):
 
     @property
     def session_url(self) -> str:
-        """The URL of the database for connections that need a session of their own."""
+        """The URL of the database for connections that need their own session."""
         return self.database_session_url or self.database_url
 
     @property

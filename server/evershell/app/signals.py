@@ -3,8 +3,8 @@
 import asyncio
 import signal
 
-# Makes a worker answer waits and close streams, so that clients reconnect to the new Envoy. SIGURG
-# is ignored by default.
+# The signal that makes a worker answer waiting calls and close streams, so that clients reconnect
+# to the new Envoy. SIGURG is ignored by default.
 END_WAITS = signal.SIGURG
 
 

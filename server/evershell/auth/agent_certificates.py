@@ -2,7 +2,7 @@
 
 The keys of both authorities are derived from the control plane's signing key, like the secrets of
 pod_tokens.py. So nothing is stored, every program of the control plane has the same authorities,
-and another key ends the certificates together with the tokens. Each of several signing keys has
+and another key ends the certificates together with the tokens. With several signing keys, each has
 both authorities.
 """
 
@@ -41,8 +41,8 @@ class AgentCertificates:
     def control_plane(self) -> TlsIdentity:
         """A new certificate of a program of the control plane.
 
-        It is issued with the last signing key. Agents that were started before the first one was
-        added trust no other, and those that were started later trust all of them.
+        It is issued with the last signing key, which every agent trusts. An agent that was started
+        before the newest key was added trusts only the last one.
         """
         return self._control_plane[-1].issue(CONTROL_PLANE, trusted=_certificates(self._agents))
 

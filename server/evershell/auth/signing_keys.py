@@ -54,7 +54,7 @@ def with_new_key(text: str) -> str:
 
 
 def with_first_key(text: str) -> str:
-    """The first key of the text alone. Raises ValueError."""
+    """The text with only its first key. Raises ValueError."""
     return json.dumps(_jwks(text)[0])
 
 

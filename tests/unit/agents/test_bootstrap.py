@@ -30,7 +30,7 @@ async def test_an_agent_gets_its_secrets_and_works(
 async def test_an_agent_gets_its_secrets_over_tls(
     control_plane: ControlPlane, start: Start
 ) -> None:
-    """It calls with the certificate in its first spec, and then uses the one in the answer."""
+    """The agent calls with the certificate in its first spec, then uses the one in the answer."""
     of = certificates()
     control_plane.tls = of.control_plane
     control_plane.more = fields(of.agent(WORKSPACE_ID, EPOCH))

@@ -62,7 +62,7 @@ async def test_a_call_after_the_end_of_the_task_fails() -> None:
 
 
 async def test_a_task_in_the_background_makes_no_call_after_an_interruption() -> None:
-    """It catches every CancelledError, and tries again."""
+    """The task catches every CancelledError, and tries again."""
     begun, reached, outcomes = [], asyncio.Event(), list[str]()
 
     async def hang() -> None:
@@ -168,7 +168,7 @@ class Unreadable(Exception):
 
 
 class Stop(BaseException):
-    """Is no Exception."""
+    """Is not a subclass of Exception."""
 
 
 CIRCLE: list[Any] = []

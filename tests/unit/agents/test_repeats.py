@@ -243,12 +243,14 @@ def after(count: int, failure: Answer) -> Answer:
     [(gone, FIRST_BACKOFF_SECONDS), (busy, BUSY_BACKOFF_SECONDS), (slow, BUSY_BACKOFF_SECONDS)],
 )
 async def test_repeats_back_off(pauses: list[float], failure: Answer, first: float) -> None:
-    """A worker that is gone is left at once; one that has too much to do gets fewer calls."""
+    """The agent leaves a worker that is gone at once; a worker that has too much to do gets fewer
+    calls.
+    """
     side = Side(after(9, failure))
     await side.beat()
     expected = [min(first * 2**number, MAX_BACKOFF_SECONDS) for number in range(9)]
     assert pauses == expected and expected[-1] == MAX_BACKOFF_SECONDS
-    # An answer begins anew.
+    # After an answer, the pauses begin anew.
     pauses.clear()
     side.workers[0].answer = after(1, failure)
     await side.beat()
@@ -290,7 +292,9 @@ async def test_a_force_deadline_ends_a_pause(monkeypatch: pytest.MonkeyPatch) ->
 async def test_heartbeats_are_repeated_until_the_lease_ends(
     monkeypatch: pytest.MonkeyPatch, lease_seconds: float, failure: Answer
 ) -> None:
-    """A control plane that is back in time gets a heartbeat in time, even after long pauses."""
+    """If the control plane is back before the lease ends, it gets a heartbeat in time, even after
+    long pauses.
+    """
     now = 0.0
     sleep = asyncio.sleep
 

@@ -120,15 +120,15 @@ async def test_each_minute_has_a_token_of_its_own(side: Side) -> None:
 
 @pytest.mark.parametrize("seconds", [-86_400.0, -3 * MINUTE, 3 * MINUTE, 3_600.0, 10 * 86_400.0])
 async def test_an_agent_recovers_from_an_expired_token(side: Side, seconds: float) -> None:
-    """Its lease is still its own: the machine slept, the process was frozen between making a token
-    and sending it, or a clock was changed.
+    """The agent still has its lease. The machine slept, the process was frozen between making a
+    token and sending it, or a clock was changed.
     """
     await side.beat()
     side.control_plane_clock.now = NOW + seconds
     await side.beat()
     assert not side.shutdown.is_begun
     assert side.lease.remaining_seconds is not None
-    # It follows the time of the control plane for the signals that it receives, too.
+    # The agent also applies the time of the control plane to the signals that it receives.
     assert side.clock() == NOW + seconds
     # And back again.
     side.control_plane_clock.now = NOW
@@ -165,7 +165,7 @@ async def test_a_fenced_agent_with_an_expired_token_ends_as_fenced(side: Side) -
 
 
 async def test_an_agent_of_another_key_ends_although_its_token_has_expired(side: Side) -> None:
-    """The error has no time. With one, the agent would try again."""
+    """The error does not tell the time. If it did, the agent would try again."""
     rotated = PodTokens(new_key(), side.control_plane_clock)
     side.control_plane_clock.now = NOW + 3_600
     async with running(side.world, pod_tokens=rotated) as server:
@@ -188,7 +188,7 @@ async def test_a_replayed_token_is_refused_after_its_window(side: Side) -> None:
 
 
 async def test_a_token_of_another_workspace_or_epoch_does_not_act_for_this_one(side: Side) -> None:
-    """With the secret of another agent, no token of this one can be made."""
+    """No token of this agent can be made with the secret of another one."""
     secrets = [("ws_other", 1), (side.workspace_id, 2), (f"{side.workspace_id} 1", 1)]
     good = runtime_token(side.tokens, side.workspace_id, 1, NOW)
     names = good.rpartition(".")[0]

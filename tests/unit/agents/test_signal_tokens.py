@@ -145,7 +145,7 @@ async def test_workspace_and_epoch_cannot_be_swapped(agent: SignalledAgent) -> N
 async def test_the_clocks_may_differ_by_a_minute(
     agent: SignalledAgent, skew_seconds: float, is_accepted: bool
 ) -> None:
-    """The token is of the minute that begins now on the control plane."""
+    """The token is made for the minute that begins now on the control plane."""
     agent.agent_clock.now = NOW + skew_seconds
     assert await agent.accepts(agent.token()) is is_accepted
 
@@ -224,7 +224,7 @@ async def test_a_new_signing_key_ends_what_the_old_one_has_authorized(
     with pytest.raises(Failure) as refused:
         rotated.identify(runtime_token(agent.tokens, WORKSPACE_ID, EPOCH, NOW))
     assert refused.value.slug == "unauthenticated"
-    # The error has no time. With one, the agent would try again.
+    # The error does not tell the time. If it did, the agent would try again.
     assert "unix_seconds" not in refused.value.details
 
 

@@ -60,7 +60,7 @@ async def test_a_task_is_started_and_cancelled_over_tls(agent: ControlPlane) -> 
 
 
 async def test_an_agent_takes_no_calls_of_strangers(agent: ControlPlane, of: Certificates) -> None:
-    """They have a good token. Even another agent of the same control plane is a stranger."""
+    """All strangers have a good token. Another agent of the same control plane is one, too."""
     trusted = of.control_plane.trusted
     strangers = of.strangers(WORKSPACE_ID, EPOCH, trusted)
     # This one is not a stranger.

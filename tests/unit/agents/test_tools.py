@@ -294,7 +294,9 @@ def test_a_cut_leaves_no_part_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_key_does_not_keep_the_agent_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop that renews its lease looks for it whenever somebody reads what runs."""
+    """The event loop, which also renews the lease, searches for the key whenever somebody reads
+    what runs.
+    """
     monkeypatch.setitem(own_keys._names, secrets.token_urlsafe(40_000), "[name]")
     output = BoundedOutput()
     output.feed(b"x" * 2 * MAX_OUTPUT_BYTES)

@@ -48,7 +48,9 @@ def test_each_certificate_has_a_key_of_its_own() -> None:
 
 
 def test_a_certificate_does_not_depend_on_the_time() -> None:
-    """It ends with the epoch or with the control plane's key, because clocks may be wrong."""
+    """A certificate ends with the epoch or with the control plane's key, because clocks may be
+    wrong.
+    """
     certificate = parsed(AgentCertificates(KEY).agent(AGENT).certificate)
     assert certificate.not_valid_before_utc < datetime(2001, 1, 1, tzinfo=UTC)
     assert certificate.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

@@ -76,7 +76,7 @@ async def test_an_unknown_key_is_refused_and_looked_up_once(
 async def test_a_revocation_takes_effect_when_the_cache_entry_expires(
     keys: ApiKeys, stored: FakeKeys, timer: FakeTimer
 ) -> None:
-    """Use does not keep the entry alive."""
+    """Using the key does not keep the cache entry alive."""
     secret = stored.add()
     await keys.authenticate(secret)
     stored.revoke(secret)

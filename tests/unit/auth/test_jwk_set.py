@@ -60,7 +60,7 @@ def keys(path: Path) -> CountedSet:
 
 
 async def test_a_caller_that_goes_away_does_not_end_the_read(keys: CountedSet) -> None:
-    """Otherwise every session token is refused until the next read is allowed."""
+    """If the read ended, every session token would be refused until the next read is allowed."""
     verifier = sessions(keys)
     keys.may_read.clear()
     leaving = asyncio.create_task(verifier.authenticate(token()))

@@ -67,7 +67,7 @@ def test_a_runtime_token_names_its_workspace_and_epoch(tokens: PodTokens, good: 
 def test_a_runtime_token_is_accepted_for_three_minutes(
     tokens: PodTokens, timer: FakeTimer, good: str, age_seconds: float, is_accepted: bool
 ) -> None:
-    """The clocks may differ by a minute."""
+    """The clocks of both sides may differ by a minute."""
     timer.now = NOW + age_seconds
     if is_accepted:
         assert tokens.identify(good) == AGENT
@@ -87,7 +87,7 @@ def test_only_the_holder_of_the_secret_learns_that_a_token_is_of_another_time(
 def test_the_parts_of_two_runtime_tokens_cannot_be_mixed(
     tokens: PodTokens, good: str, part: int
 ) -> None:
-    """The other token is of another workspace, epoch and minute."""
+    """The tokens differ in workspace, epoch and minute."""
     other = runtime_token(tokens, "ws_2", 4, NOW + MINUTE).split(".")
     parts = good.split(".")
     parts[part] = other[part]

@@ -61,7 +61,7 @@ async def test_a_token_without_permissions_has_no_scopes(verifier: SessionTokens
 
 @pytest.mark.parametrize("attack", TOKENS)
 async def test_a_forged_token_is_refused(verifier: SessionTokens, attack: str) -> None:
-    """tests/faults/long/attacks sends them to a stack."""
+    """tests/faults/long/attacks sends such tokens to a stack."""
     victim = Victim(
         key=EC,
         kid="ec",

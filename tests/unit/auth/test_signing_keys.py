@@ -108,7 +108,9 @@ def test_an_agent_that_refuses_one_key_gets_the_other() -> None:
 
 
 def test_both_sides_trust_the_certificates_of_both_keys() -> None:
-    """The control plane's is from the last key: agents that started earlier trust no other."""
+    """The control plane's certificate is issued with the last key, because agents that started
+    earlier trust no other.
+    """
     old, both, new = (AgentCertificates(text) for text in (OLD, BOTH, NEW))
     agent = AgentIdentity(WORKSPACE, 3)
     for identity in (both.control_plane(), both.agent(agent)):
@@ -142,7 +144,7 @@ def test_a_rotation(state: Path) -> None:
 
 
 def test_two_rotations_that_begin_together_make_one_new_key(state: Path) -> None:
-    """The second one waits, and then finds that a rotation is in progress."""
+    """The second rotation waits, and then finds that another one is in progress."""
     state.write_text(OLD)
     with ThreadPoolExecutor(1) as thread:
         with folder_lock(state.parent):
@@ -163,7 +165,7 @@ def waits_for_lock() -> bool:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
 def test_the_file_keeps_its_owner(state: Path) -> None:
-    """The programs may run as another user than the operator."""
+    """The user of the programs may differ from the operator."""
     state.write_text(OLD)
     os.chown(state, 1234, 5678)
     assert command("begin").exit_code == 0

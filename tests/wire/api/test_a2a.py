@@ -65,7 +65,7 @@ async def test_a_cancelled_task_works_until_its_end_is_committed(a2a: A2A) -> No
 
 
 async def test_a_cancellation_includes_the_descendants_if_asked(a2a: A2A) -> None:
-    """Also if the task itself has ended."""
+    """The descendants are cancelled even if the task itself has ended."""
     world = a2a.world
 
     async def child() -> tuple[str, str]:
@@ -161,7 +161,7 @@ async def test_a_subscriber_that_leaves_is_forgotten(a2a: A2A) -> None:
 async def test_a_large_message_holds_the_place_of_its_body_until_it_has_arrived(
     a2a: A2A, monkeypatch: pytest.MonkeyPatch, extensions: int
 ) -> None:
-    """One that takes much memory holds it until its task ends."""
+    """A message that takes much memory holds the place until its task ends."""
     few = {**shares.SHARES, shares.Kind.BODIES: shares.Share(1, 1, 1)}
     monkeypatch.setattr(shares, "SHARES", few)
     large = (*headers(), (LARGE_BODY_HEADER, "1"))
@@ -184,7 +184,9 @@ async def test_a_large_message_holds_the_place_of_its_body_until_it_has_arrived(
 
 
 async def test_a_message_begins_a_task(a2a: A2A) -> None:
-    """Its parts, its metadata and the options of the request arrive at the task."""
+    """The parts and the metadata of the message, and the options of the request, arrive at the
+    task.
+    """
     idle = await a2a.world.add()
     parts = [{"text": "echo one"}, {"text": "echo two", "media_type": "text/plain"}]
     request = sending(

@@ -72,7 +72,7 @@ def pushing(a2a: A2A, **fields: Any) -> Any:
 
 
 async def test_a_push_configuration_is_a_webhook_of_the_task(a2a: A2A) -> None:
-    """It is created, read, listed and deleted by its id. No answer has its secrets."""
+    """A configuration is created, read, listed and deleted by its id. No answer has its secrets."""
     stub = a2a.stub
     task: dict[str, Any] = {"tenant": a2a.workspace.id, "task_id": a2a.task.id}
     secrets = {"token": "t-1", "authentication": {"scheme": "Bearer", "credentials": "c-1"}}
@@ -124,7 +124,7 @@ async def test_a_push_configuration_is_a_webhook_of_the_task(a2a: A2A) -> None:
 async def test_a_push_configuration_that_is_not_valid_is_refused(
     a2a: A2A, fields: dict[str, Any], field: str
 ) -> None:
-    """Also in a message, whose task then does not begin."""
+    """A message with such a configuration begins no task."""
     idle = await a2a.world.add()
     config = {"url": "https://example.com/a", **fields}
     message_ = sending(idle.id, configuration={"task_push_notification_config": config})
@@ -155,7 +155,7 @@ async def test_a_message_can_bring_its_push_configuration(a2a: A2A) -> None:
 
 
 async def test_a_push_notification_has_one_update(a2a: A2A) -> None:
-    """The update about the end is the task with its result."""
+    """The update about the end consists of the task with its result."""
     await a2a.world.end(a2a.workspace.id, a2a.task.id, result="found")
     bodies = [
         json.loads(push_payload(event)[1])

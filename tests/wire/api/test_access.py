@@ -42,7 +42,7 @@ def test_each_method_has_a_rule() -> None:
 
 
 async def test_every_method_is_called_by_every_kind_of_caller(world: World, tmp_path: Path) -> None:
-    """A method on a workspace with every distance between the caller and the workspace."""
+    """Calls each method for the caller's own workspace, a colleague's and a stranger's."""
     (tmp_path / "jwks.json").write_text(jwk_set(EC))
     authenticator = Authenticator(
         ApiKeys(_find_key), SessionTokens(JwkSet(str(tmp_path / "jwks.json")), ISSUER, AUDIENCE)

@@ -131,7 +131,7 @@ async def test_the_listener_of_agents_takes_no_callers(server: TlsServer) -> Non
 
 
 async def test_an_agent_refuses_another_agent_in_place_of_the_control_plane() -> None:
-    """Its listener has the certificate of an agent, so that its authority is not the right one."""
+    """The listener has the certificate of an agent, which a different authority has issued."""
     of = certificates()
     imposter = of.agent("ws_1", 1)
     async with running(World(), agent_tls=imposter) as server:

@@ -42,7 +42,7 @@ async def entry_of(server: Running) -> AuditEntry:
 async def test_every_allowed_call_leaves_an_entry_with_its_change(
     server: Running, world: World
 ) -> None:
-    """Also a method that is added later: it has to be added here."""
+    """The test fails for a new method that is not added here."""
     metadata = bearer(x_request_id="req_9", x_forwarded_for="203.0.113.7, 192.0.2.1")
     made = await server.stub.CreateWorkspace(messages.CreateWorkspaceRequest(), metadata=metadata)
     idle = await world.add()

@@ -53,7 +53,7 @@ async def test_a_users_credential_does_not_open_the_runtime_service(
 
 
 async def test_a_second_credential_is_refused(server: Running) -> None:
-    """The edge drops an empty value, so it is tried here."""
+    """The edge drops an empty value, so this test sends one to the worker itself."""
     empty = (("authorization", ""),)
     for metadata in ((*empty, *bearer()), (*bearer(), *empty)):
         refused = await unauthenticated(server, PUBLIC + "ListWorkspaces", metadata)
@@ -62,7 +62,7 @@ async def test_a_second_credential_is_refused(server: Running) -> None:
 
 @pytest.mark.parametrize("name", ["x-evershell-org", "x-evershell-actor", "x-evershell-scopes"])
 async def test_a_header_changes_nobodys_identity(server: Running, world: World, name: str) -> None:
-    """A caller of one organization names another one, with a good credential of its own."""
+    """A caller of one organization names another one, with its own good credential."""
     foreign = await world.add(org_id="org_b")
     request = CancelTaskRequest(workspace_id=foreign.id)
     for value in ("org_b", "user_1", "workspace:write"):

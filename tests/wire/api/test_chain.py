@@ -112,7 +112,7 @@ def test_a_server_with_a_service_that_has_no_kind_of_credential_cannot_be_made()
 
 
 async def test_a_call_without_a_trace_or_a_deadline_has_neither(world: World, probe: Probe) -> None:
-    """A call that has them leaves nothing behind for the next one."""
+    """A call that has both leaves nothing behind for the next one."""
     traced = bearer(traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
     async with running(world) as server:
         listing: Any = server.channel.unary_unary(f"{PUBLIC}ListWorkspaces")
@@ -127,7 +127,7 @@ async def test_a_call_without_a_trace_or_a_deadline_has_neither(world: World, pr
 
 
 async def test_a_stream_of_health_passes_the_interceptors(world: World, probe: Probe) -> None:
-    """Its method writes its messages itself."""
+    """The method Watch of health writes its messages itself."""
     async with running(world) as server:
         watch: Any = server.channel.unary_stream(
             "/grpc.health.v1.Health/Watch",

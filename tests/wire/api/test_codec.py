@@ -204,7 +204,7 @@ def test_the_reply_to_a_cancellation_names_the_first_requester() -> None:
 
 
 def test_every_field_of_a_filter_is_decoded() -> None:
-    """A field that was lost would cancel more tasks."""
+    """If a field were lost, the call would cancel more tasks."""
     filled = TaskFilter(
         task_ids=("task_1", "task_2"),
         workspace_ids=("ws_1",),

@@ -65,7 +65,7 @@ async def test_each_event_has_its_seq_and_its_type(server: Running, world: World
 
 
 def test_no_parser_sees_another_line_end() -> None:
-    """Some split lines wherever Unicode does."""
+    """Some parsers split lines wherever Unicode does."""
     text = "".join(map(chr, [*range(0x100), 0x2028, 0x2029]))
     payload = {"description": text, "max_iterations": 1, "submitted_by": ""}
     event = Event(
@@ -79,7 +79,7 @@ def test_no_parser_sees_another_line_end() -> None:
 
 
 async def test_the_first_message_opens_an_empty_stream(server: Running, world: World) -> None:
-    """A browser would otherwise not know for 15 s whether it is connected."""
+    """Without it, a browser would not know for 15 s whether it is connected."""
     idle = await world.add()
     first = await stream(server, idle.id).read()
     assert first == HttpBody(content_type="text/event-stream", data=b"retry: 1000\n")
@@ -150,7 +150,7 @@ async def test_before_the_stream_an_error_has_its_status(
 
 
 async def test_an_error_in_the_stream_is_its_last_event(server: Running, world: World) -> None:
-    """It has no id, so a client that reconnects continues after the last event."""
+    """The error has no id, so a client that reconnects continues after the last event."""
     busy, _ = await world.add_busy()
     call = stream(server, busy.id, x_request_id="req_7")
     await read(call, 2)

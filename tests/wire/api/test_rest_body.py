@@ -90,7 +90,7 @@ def test_the_path_stands_beside_the_body() -> None:
             '{"filter": {"workspace_ids": ["ws_1", null]}}',
             "filter.workspace_ids[1]",
         ),
-        # Beside another field, it would select more tasks.
+        # Next to another field, it would select more tasks.
         (
             CancelTasksRequest,
             '{"filter": {"submitted_by": "u", "task_ids": []}}',

@@ -151,7 +151,7 @@ def grpc_status(edge: RunningEdge, header: str, value: bytes) -> Any:
 def test_a_bad_header_of_one_call_does_not_make_other_calls_fail(
     edge: RunningEdge, header: str, values: list[str]
 ) -> None:
-    """A worker's gRPC library would refuse later values of the same header, of every caller."""
+    """A worker's gRPC library would refuse later values of the same header from every caller."""
     is_refused = header in ("grpc-timeout", "grpc-encoding")
     expected = grpc.StatusCode.INVALID_ARGUMENT if is_refused else grpc.StatusCode.OK
     for value in values:
@@ -192,7 +192,7 @@ def test_a_bad_binary_header_is_refused_and_does_not_affect_other_callers(
 def test_trailers_of_a_request_do_not_reach_the_worker(
     edge: RunningEdge, trailer: tuple[str, bytes], is_rest: bool
 ) -> None:
-    """One that the worker's gRPC library cannot read would make calls of other callers fail."""
+    """A trailer that the worker's gRPC library cannot read would make calls of others fail."""
     address, path = edge.grpc_address, "/evershell.workspace.v1.WorkspaceService/CancelTask"
     if is_rest:
         address, path = edge.rest_url.removeprefix("http://"), CANCEL

@@ -156,8 +156,8 @@ class AsyncWebhooks:
     async def replay(self, webhook_id: str, *, task_id: str | None = None) -> ReplayResult:
         """Sends again what could not be delivered to a webhook.
 
-        Effect: its failed deliveries, or that of one task, are pending again, from the first event
-        that was not delivered. A disabled webhook is enabled. A call replays at most 1,000
+        Effect: its failed deliveries, or only the one of a task, are pending again, from the first
+        event that was not delivered. A disabled webhook is enabled. A call replays at most 1,000
         deliveries; call again until `remaining` is 0.
 
         Idempotency: deliveries that have not failed do not change.

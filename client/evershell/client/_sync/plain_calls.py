@@ -404,7 +404,7 @@ class PlainCalls(Caller):
         """Lists the audit log, newest first: who changed what, or was refused.
 
         Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
-        answered, and that of a refused call within a second.
+        answered, and the entry of a refused call within a second.
 
         Errors: workspace_not_found includes workspaces of another organization.
 

@@ -64,7 +64,7 @@ class AgentServiceServicer:
 
         A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
         it has ended. Several workers can each have a stream.
-        Effect: that of each signal.
+        Effect: the effect of each signal.
         Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
         """

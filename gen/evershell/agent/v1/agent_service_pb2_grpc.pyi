@@ -43,7 +43,7 @@ class AgentServiceStub:
 
     A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
     it has ended. Several workers can each have a stream.
-    Effect: that of each signal.
+    Effect: the effect of each signal.
     Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
@@ -69,7 +69,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
 
     A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
     it has ended. Several workers can each have a stream.
-    Effect: that of each signal.
+    Effect: the effect of each signal.
     Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
     Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
     """
@@ -98,7 +98,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A worker opens the stream with its first signal to the agent, keeps it, and opens it again after
         it has ended. Several workers can each have a stream.
-        Effect: that of each signal.
+        Effect: the effect of each signal.
         Idempotency: by task id. Of several deadlines of a cancellation, the earliest applies.
         Errors: UNAUTHENTICATED if the call or a signal has no valid signal token.
         """

@@ -424,7 +424,7 @@ class SubmitChildRequest(_message.Message):
     workspace_id: _builtins.str
     """The workspace of the child."""
     description: _builtins.str
-    """The other fields are those of SubmitTaskRequest."""
+    """The other fields are as in SubmitTaskRequest."""
     max_iterations: _builtins.int
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
@@ -489,7 +489,7 @@ class CancelChildRequest(_message.Message):
     reason: _builtins.str
     @_builtins.property
     def force_after(self) -> _duration_pb2.Duration:
-        """As that of CancelTaskRequest."""
+        """As in CancelTaskRequest."""
 
     def __init__(
         self,

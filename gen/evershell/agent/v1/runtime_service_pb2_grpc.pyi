@@ -35,19 +35,19 @@ class RuntimeServiceStub:
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
-    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
-    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
-    validation_error, and ends the epoch. If a token is authentic but expired or not yet
-    valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time. Every other error has the
-    trailer `x-evershell-slug`: its name in error.proto.
+    Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
+    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
+    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
+    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
+    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
+    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
+    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
 
     SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
     organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. Their errors beside those of every call:
-    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
-    and permission_denied for the workspace of the child.
+    with API keys. docs/trees.md describes them. In addition to the errors that every call can
+    return, they return parent_not_running if the task is not the agent's current one or the epoch is
+    over; workspace_not_found and permission_denied for the workspace of the child.
     """
 
     @_typing.overload
@@ -69,7 +69,7 @@ class RuntimeServiceStub:
 
     Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
     Idempotency: an agent can register again in the same epoch.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.HeartbeatRequest, _runtime_service_pb2.HeartbeatResponse]
     """Renews the lease.
@@ -77,7 +77,7 @@ class RuntimeServiceStub:
     Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
     recorded.
     Idempotency: the last call applies.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     """
     CommitEvents: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.CommitEventsRequest, _runtime_service_pb2.CommitEventsResponse]
     """Commits events of a task, and what the current iteration has used so far.
@@ -95,7 +95,7 @@ class RuntimeServiceStub:
     Effect: the child is recorded and delivered. If its agent cannot be reached, the answer is a task
     that has ended `delivery_failed`.
     Idempotency: by `idempotency_key`, within the parent.
-    Errors: those of SubmitTask with a parent, except agent_unreachable.
+    Errors: as for SubmitTask with a parent, except agent_unreachable.
     """
     GetChild: _grpc.UnaryUnaryMultiCallable[_runtime_service_pb2.GetChildRequest, _task_pb2.Task]
     """Reads a child of the agent's current task.
@@ -122,19 +122,19 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
-    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
-    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
-    validation_error, and ends the epoch. If a token is authentic but expired or not yet
-    valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time. Every other error has the
-    trailer `x-evershell-slug`: its name in error.proto.
+    Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
+    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
+    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
+    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
+    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
+    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
+    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
 
     SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
     organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. Their errors beside those of every call:
-    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
-    and permission_denied for the workspace of the child.
+    with API keys. docs/trees.md describes them. In addition to the errors that every call can
+    return, they return parent_not_running if the task is not the agent's current one or the epoch is
+    over; workspace_not_found and permission_denied for the workspace of the child.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -153,7 +153,7 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
 
     Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
     Idempotency: an agent can register again in the same epoch.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.HeartbeatRequest, _runtime_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Renews the lease.
@@ -161,7 +161,7 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
     recorded.
     Idempotency: the last call applies.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     """
     CommitEvents: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.CommitEventsRequest, _runtime_service_pb2.CommitEventsResponse]  # type: ignore[assignment]
     """Commits events of a task, and what the current iteration has used so far.
@@ -179,7 +179,7 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     Effect: the child is recorded and delivered. If its agent cannot be reached, the answer is a task
     that has ended `delivery_failed`.
     Idempotency: by `idempotency_key`, within the parent.
-    Errors: those of SubmitTask with a parent, except agent_unreachable.
+    Errors: as for SubmitTask with a parent, except agent_unreachable.
     """
     GetChild: _aio.UnaryUnaryMultiCallable[_runtime_service_pb2.GetChildRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Reads a child of the agent's current task.
@@ -205,19 +205,19 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     The replies of Register, Heartbeat and CommitEvents carry a Directive, which is the authoritative
     state. After an error the agent does not know whether the call had an effect, and repeats it.
 
-    Errors of every call: validation_error, unauthenticated, rate_limited (too many calls of the agent
-    wait), unavailable, deadline_exceeded and internal, as in error.proto. If the agent's epoch is over,
-    a call with a directive succeeds, and its directive is `fenced`. A message that breaks a rule of docs/agents.md is a
-    validation_error, and ends the epoch. If a token is authentic but expired or not yet
-    valid, `unauthenticated` has the trailer `x-evershell-time`: the time of the control plane, in seconds
-    since 1970. The agent then repeats the call with a token of that time. Every other error has the
-    trailer `x-evershell-slug`: its name in error.proto.
+    Errors that every call can return: validation_error, unauthenticated, rate_limited (too many
+    calls of the agent wait), unavailable, deadline_exceeded and internal, as in error.proto. If the
+    agent's epoch is over, a call with a directive succeeds, and its directive is `fenced`. A message
+    that breaks a rule of docs/agents.md is a validation_error, and ends the epoch. If a token is
+    authentic but expired or not yet valid, `unauthenticated` has the trailer `x-evershell-time`: the
+    time of the control plane, in seconds since 1970. The agent then repeats the call with a token of
+    that time. Every other error has the trailer `x-evershell-slug`: its name in error.proto.
 
     SubmitChild, GetChild and CancelChild act for the agent's current task, the parent. A child is in the
     organization of the parent, in a workspace of the same creator: the same user, or both were created
-    with API keys. docs/trees.md describes them. Their errors beside those of every call:
-    parent_not_running if the task is not the agent's current one or the epoch is over; workspace_not_found
-    and permission_denied for the workspace of the child.
+    with API keys. docs/trees.md describes them. In addition to the errors that every call can
+    return, they return parent_not_running if the task is not the agent's current one or the epoch is
+    over; workspace_not_found and permission_denied for the workspace of the child.
     """
 
     @_abc_1.abstractmethod
@@ -246,7 +246,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: the workspace becomes `idle` or stays `busy`, and the agent's lease begins.
         Idempotency: an agent can register again in the same epoch.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         """
 
     @_abc_1.abstractmethod
@@ -260,7 +260,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: the lease is renewed if a part of it has passed, and the agent's task and phase are
         recorded.
         Idempotency: the last call applies.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         """
 
     @_abc_1.abstractmethod
@@ -290,7 +290,7 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: the child is recorded and delivered. If its agent cannot be reached, the answer is a task
         that has ended `delivery_failed`.
         Idempotency: by `idempotency_key`, within the parent.
-        Errors: those of SubmitTask with a parent, except agent_unreachable.
+        Errors: as for SubmitTask with a parent, except agent_unreachable.
         """
 
     @_abc_1.abstractmethod

@@ -49,7 +49,9 @@ class AuditEntry(_message.Message):
     rpc: _builtins.str
     """For example `CancelTask`."""
     workspace_id: _builtins.str
-    """As the caller named it, so it need not exist. For CreateWorkspace, the new workspace."""
+    """The workspace that the caller named, which may not exist. For CreateWorkspace, the new
+    workspace.
+    """
     task_id: _builtins.str
     """The task that the call named or changed; may be empty."""
     outcome: _builtins.str

@@ -390,7 +390,7 @@ class ErrorDetails(_message.Message):
 
     @_builtins.property
     def required(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """permission_denied: the scopes of which one would do."""
+        """permission_denied: the scopes, any one of which would be enough."""
 
     def __init__(
         self,

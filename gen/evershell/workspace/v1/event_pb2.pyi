@@ -327,8 +327,8 @@ class IterationCompleted(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """All tool calls, the first of them too, if there are several; otherwise empty. In the order in which
-        they began. Several may have run at the same time.
+        """If there are several tool calls, all of them, including the first, in the order in which they
+        began. Otherwise empty. Several may have run at the same time.
         """
 
     def __init__(
@@ -401,8 +401,9 @@ class ModelCall(_message.Message):
     duration_ms: _builtins.int
     status: Global___ModelCall.Status.ValueType
     cached_input_tokens: _builtins.int
-    """Parts of `input_tokens` with a price of their own, as far as they were reported: tokens that were
-    read from a cache, tokens that were written to one, those that it keeps for an hour, and audio.
+    """Parts of `input_tokens` that have their own price, as far as they were reported: tokens read
+    from a cache, tokens written to a cache, tokens written to a cache that keeps them for an hour,
+    and audio.
     """
     cache_write_tokens: _builtins.int
     cache_write_1h_tokens: _builtins.int

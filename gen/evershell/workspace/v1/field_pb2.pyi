@@ -84,7 +84,7 @@ class FieldRule(_message.Message):
     """In a reply, an empty value says that there is none: clients show it as absent."""
     @_builtins.property
     def deprecation(self) -> Global___Deprecation:
-        """If the field is deprecated."""
+        """Set if the field is deprecated."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class EdgeRule(_message.Message):
         that has worked.
         """
         cancellation: EdgeRule._Urgency.ValueType  # 2
-        """The same, and its calls have a rate limit of their own."""
+        """The same, and its calls have their own rate limit."""
 
     class Urgency(_Urgency, metaclass=_UrgencyEnumTypeWrapper): ...
     urgency_unspecified: EdgeRule.Urgency.ValueType  # 0
@@ -61,7 +61,7 @@ class EdgeRule(_message.Message):
     that has worked.
     """
     cancellation: EdgeRule.Urgency.ValueType  # 2
-    """The same, and its calls have a rate limit of their own."""
+    """The same, and its calls have their own rate limit."""
 
     class _Repeat:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -124,7 +124,7 @@ class EdgeRule(_message.Message):
 
     @_builtins.property
     def deprecation(self) -> _field_pb2.Deprecation:
-        """If the RPC is deprecated."""
+        """Set if the RPC is deprecated."""
 
     @_builtins.property
     def access(self) -> Global___AccessRule:
@@ -167,10 +167,12 @@ class AccessRule(_message.Message):
     without_own: _builtins.bool
     """Whether the scopes have no `:own` form."""
     also: _builtins.str
-    """A scope that is needed too, or its `:own` form; empty if none is."""
+    """A second scope that is also required (its `:own` form is enough); empty if only one is
+    required.
+    """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Each of them, or its `:own` form, is enough. Without any, every credential is."""
+        """Any one of them, or its `:own` form, is enough. If there is none, every credential is enough."""
 
     def __init__(
         self,
@@ -199,7 +201,7 @@ class ServiceRule(_message.Message):
     """Size limit of a request of a method that sets no limit itself."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
-        """The errors of every call. Those of the edge occur only over REST."""
+        """The errors that every call can return. The errors of the edge occur only over REST."""
 
     def __init__(
         self,
@@ -585,8 +587,9 @@ class WatchEventsRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     after: _builtins.int
-    """The stream begins after this `seq`; 0 is the first event there is. If the next event was removed,
-    the call fails with `validation_error`, which names the first one there is.
+    """The stream begins after this `seq`; with 0, at the first event that still exists. If the next
+    event was removed, the call fails with `validation_error`, which names the first event that
+    still exists.
     """
     def __init__(
         self,
@@ -611,9 +614,9 @@ class StreamEventsRequest(_message.Message):
     workspace_id: _builtins.str
     """The id of the workspace."""
     after: _builtins.int
-    """The stream begins after this `seq`; 0 is the first event there is. The header `last-event-id`
-    takes precedence. If the next event was removed, the call fails with `validation_error`, which
-    names the first one there is.
+    """The stream begins after this `seq`; with 0, at the first event that still exists. The header
+    `last-event-id` takes precedence. If the next event was removed, the call fails with
+    `validation_error`, which names the first event that still exists.
     """
     def __init__(
         self,

@@ -322,7 +322,7 @@ class WorkspaceServiceServicer:
         Effect: none. With workspace:read:own alone, the list has only the workspaces that the caller
         created.
         Idempotency: a read.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs workspace:read or workspace:read:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -375,7 +375,7 @@ class WorkspaceServiceServicer:
         """Lists the audit log, newest first: who changed what, or was refused.
 
         Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
-        answered, and that of a refused call within a second.
+        answered, and the entry of a refused call within a second.
         Errors: workspace_not_found includes workspaces of another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
         """
@@ -392,9 +392,9 @@ class WorkspaceServiceServicer:
         the answer. The agents are signalled after it, at once.
         Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
         applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
-        Errors: only those of every call. validation_error if neither `filter` nor `all` is set, if both
-        are, or if the filter is empty. After `unavailable`, some of the tasks may be cancelled; it is
-        safe to repeat the call.
+        Errors: only the ones that every call can return. validation_error if neither `filter` nor
+        `all` is set, if both are, or if the filter is empty. After `unavailable`, some of the tasks
+        may be cancelled; it is safe to repeat the call.
         Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
         created match.
         """
@@ -412,7 +412,7 @@ class WorkspaceServiceServicer:
         call again.
         Idempotency: while the organization is on hold, a call does not change the hold: its caller,
         time and reason stay. With `cancel_running`, it cancels what still runs.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs org:hold, and workspace:write for `cancel_running`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -424,7 +424,7 @@ class WorkspaceServiceServicer:
 
         Effect: SubmitTask, CreateWorkspace and ResumeWorkspace work again.
         Idempotency: without a hold, a call changes nothing and succeeds.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs org:hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -435,7 +435,7 @@ class WorkspaceServiceServicer:
         """Reads whether the caller's organization is on hold, and since when, by whom and why.
 
         Effect: none. Idempotency: a read.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs workspace:read or workspace:read:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -446,7 +446,7 @@ class WorkspaceServiceServicer:
         """Reads who calls, and what the credential allows.
 
         Effect: none. Idempotency: a read.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs no scope.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -477,7 +477,7 @@ class WorkspaceServiceServicer:
         Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
         created.
         Idempotency: a read.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs workspace:read or workspace:read:own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -515,9 +515,9 @@ class WorkspaceServiceServicer:
     def ReplayWebhook(self, request, context):
         """Sends again what could not be delivered to a webhook.
 
-        Effect: its failed deliveries, or that of one task, are pending again, from the first event that
-        was not delivered. A disabled webhook is enabled. A call replays at most 1,000 deliveries; call
-        again until `remaining` is 0.
+        Effect: its failed deliveries, or only the one of a task, are pending again, from the first
+        event that was not delivered. A disabled webhook is enabled. A call replays at most 1,000
+        deliveries; call again until `remaining` is 0.
         Idempotency: deliveries that have not failed do not change.
         Errors: webhook_not_found includes webhooks of another organization.
         Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the

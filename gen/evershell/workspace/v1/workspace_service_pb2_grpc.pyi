@@ -152,7 +152,7 @@ class WorkspaceServiceStub:
     Effect: none. With workspace:read:own alone, the list has only the workspaces that the caller
     created.
     Idempotency: a read.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs workspace:read or workspace:read:own.
     """
     StopWorkspace: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.StopWorkspaceRequest, _workspace_pb2.Workspace]
@@ -189,7 +189,7 @@ class WorkspaceServiceStub:
     """Lists the audit log, newest first: who changed what, or was refused.
 
     Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
-    answered, and that of a refused call within a second.
+    answered, and the entry of a refused call within a second.
     Errors: workspace_not_found includes workspaces of another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
@@ -202,9 +202,9 @@ class WorkspaceServiceStub:
     the answer. The agents are signalled after it, at once.
     Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
     applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
-    Errors: only those of every call. validation_error if neither `filter` nor `all` is set, if both
-    are, or if the filter is empty. After `unavailable`, some of the tasks may be cancelled; it is
-    safe to repeat the call.
+    Errors: only the ones that every call can return. validation_error if neither `filter` nor
+    `all` is set, if both are, or if the filter is empty. After `unavailable`, some of the tasks
+    may be cancelled; it is safe to repeat the call.
     Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
     created match.
     """
@@ -218,7 +218,7 @@ class WorkspaceServiceStub:
     call again.
     Idempotency: while the organization is on hold, a call does not change the hold: its caller,
     time and reason stay. With `cancel_running`, it cancels what still runs.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs org:hold, and workspace:write for `cancel_running`.
     """
     ReleaseOrg: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ReleaseOrgRequest, _hold_pb2.Hold]
@@ -226,21 +226,21 @@ class WorkspaceServiceStub:
 
     Effect: SubmitTask, CreateWorkspace and ResumeWorkspace work again.
     Idempotency: without a hold, a call changes nothing and succeeds.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs org:hold.
     """
     GetHold: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetHoldRequest, _hold_pb2.Hold]
     """Reads whether the caller's organization is on hold, and since when, by whom and why.
 
     Effect: none. Idempotency: a read.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs workspace:read or workspace:read:own.
     """
     GetCaller: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCallerRequest, _caller_pb2.Caller]
     """Reads who calls, and what the credential allows.
 
     Effect: none. Idempotency: a read.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs no scope.
     """
     CreateWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]
@@ -263,7 +263,7 @@ class WorkspaceServiceStub:
     Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
     created.
     Idempotency: a read.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs workspace:read or workspace:read:own.
     """
     DeleteWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.DeleteWebhookRequest, _webhook_pb2.Webhook]
@@ -289,9 +289,9 @@ class WorkspaceServiceStub:
     ReplayWebhook: _grpc.UnaryUnaryMultiCallable[_workspace_service_pb2.ReplayWebhookRequest, _workspace_service_pb2.ReplayWebhookResponse]
     """Sends again what could not be delivered to a webhook.
 
-    Effect: its failed deliveries, or that of one task, are pending again, from the first event that
-    was not delivered. A disabled webhook is enabled. A call replays at most 1,000 deliveries; call
-    again until `remaining` is 0.
+    Effect: its failed deliveries, or only the one of a task, are pending again, from the first
+    event that was not delivered. A disabled webhook is enabled. A call replays at most 1,000
+    deliveries; call again until `remaining` is 0.
     Idempotency: deliveries that have not failed do not change.
     Errors: webhook_not_found includes webhooks of another organization.
     Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
@@ -424,7 +424,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: none. With workspace:read:own alone, the list has only the workspaces that the caller
     created.
     Idempotency: a read.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs workspace:read or workspace:read:own.
     """
     StopWorkspace: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.StopWorkspaceRequest, _workspace_pb2.Workspace]  # type: ignore[assignment]
@@ -461,7 +461,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Lists the audit log, newest first: who changed what, or was refused.
 
     Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
-    answered, and that of a refused call within a second.
+    answered, and the entry of a refused call within a second.
     Errors: workspace_not_found includes workspaces of another organization.
     Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
     """
@@ -474,9 +474,9 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     the answer. The agents are signalled after it, at once.
     Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
     applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
-    Errors: only those of every call. validation_error if neither `filter` nor `all` is set, if both
-    are, or if the filter is empty. After `unavailable`, some of the tasks may be cancelled; it is
-    safe to repeat the call.
+    Errors: only the ones that every call can return. validation_error if neither `filter` nor
+    `all` is set, if both are, or if the filter is empty. After `unavailable`, some of the tasks
+    may be cancelled; it is safe to repeat the call.
     Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
     created match.
     """
@@ -490,7 +490,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     call again.
     Idempotency: while the organization is on hold, a call does not change the hold: its caller,
     time and reason stay. With `cancel_running`, it cancels what still runs.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs org:hold, and workspace:write for `cancel_running`.
     """
     ReleaseOrg: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ReleaseOrgRequest, _hold_pb2.Hold]  # type: ignore[assignment]
@@ -498,21 +498,21 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
 
     Effect: SubmitTask, CreateWorkspace and ResumeWorkspace work again.
     Idempotency: without a hold, a call changes nothing and succeeds.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs org:hold.
     """
     GetHold: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetHoldRequest, _hold_pb2.Hold]  # type: ignore[assignment]
     """Reads whether the caller's organization is on hold, and since when, by whom and why.
 
     Effect: none. Idempotency: a read.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs workspace:read or workspace:read:own.
     """
     GetCaller: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.GetCallerRequest, _caller_pb2.Caller]  # type: ignore[assignment]
     """Reads who calls, and what the credential allows.
 
     Effect: none. Idempotency: a read.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs no scope.
     """
     CreateWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.CreateWebhookRequest, _workspace_service_pb2.CreateWebhookResponse]  # type: ignore[assignment]
@@ -535,7 +535,7 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
     created.
     Idempotency: a read.
-    Errors: only those of every call.
+    Errors: only the ones that every call can return.
     Needs workspace:read or workspace:read:own.
     """
     DeleteWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.DeleteWebhookRequest, _webhook_pb2.Webhook]  # type: ignore[assignment]
@@ -561,9 +561,9 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     ReplayWebhook: _aio.UnaryUnaryMultiCallable[_workspace_service_pb2.ReplayWebhookRequest, _workspace_service_pb2.ReplayWebhookResponse]  # type: ignore[assignment]
     """Sends again what could not be delivered to a webhook.
 
-    Effect: its failed deliveries, or that of one task, are pending again, from the first event that
-    was not delivered. A disabled webhook is enabled. A call replays at most 1,000 deliveries; call
-    again until `remaining` is 0.
+    Effect: its failed deliveries, or only the one of a task, are pending again, from the first
+    event that was not delivered. A disabled webhook is enabled. A call replays at most 1,000
+    deliveries; call again until `remaining` is 0.
     Idempotency: deliveries that have not failed do not change.
     Errors: webhook_not_found includes webhooks of another organization.
     Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the
@@ -753,7 +753,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: none. With workspace:read:own alone, the list has only the workspaces that the caller
         created.
         Idempotency: a read.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs workspace:read or workspace:read:own.
         """
 
@@ -814,7 +814,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the audit log, newest first: who changed what, or was refused.
 
         Effect: none. Idempotency: a read. The entry of an allowed call is there when the call is
-        answered, and that of a refused call within a second.
+        answered, and the entry of a refused call within a second.
         Errors: workspace_not_found includes workspaces of another organization.
         Needs audit:read, or audit:read:own for the entries of workspaces that the caller created.
         """
@@ -833,9 +833,9 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         the answer. The agents are signalled after it, at once.
         Idempotency: by task. A repeated call changes nothing, except that an earlier force deadline
         applies. It also cancels the tasks that were submitted in between: HoldOrg prevents these.
-        Errors: only those of every call. validation_error if neither `filter` nor `all` is set, if both
-        are, or if the filter is empty. After `unavailable`, some of the tasks may be cancelled; it is
-        safe to repeat the call.
+        Errors: only the ones that every call can return. validation_error if neither `filter` nor
+        `all` is set, if both are, or if the filter is empty. After `unavailable`, some of the tasks
+        may be cancelled; it is safe to repeat the call.
         Needs workspace:write. With workspace:write:own, only tasks in workspaces that the caller has
         created match.
         """
@@ -855,7 +855,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         call again.
         Idempotency: while the organization is on hold, a call does not change the hold: its caller,
         time and reason stay. With `cancel_running`, it cancels what still runs.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs org:hold, and workspace:write for `cancel_running`.
         """
 
@@ -869,7 +869,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Effect: SubmitTask, CreateWorkspace and ResumeWorkspace work again.
         Idempotency: without a hold, a call changes nothing and succeeds.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs org:hold.
         """
 
@@ -882,7 +882,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads whether the caller's organization is on hold, and since when, by whom and why.
 
         Effect: none. Idempotency: a read.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs workspace:read or workspace:read:own.
         """
 
@@ -895,7 +895,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads who calls, and what the credential allows.
 
         Effect: none. Idempotency: a read.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs no scope.
         """
 
@@ -930,7 +930,7 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         Effect: none. With workspace:read:own alone, the list has only the webhooks that the caller
         created.
         Idempotency: a read.
-        Errors: only those of every call.
+        Errors: only the ones that every call can return.
         Needs workspace:read or workspace:read:own.
         """
 
@@ -974,9 +974,9 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workspace_service_pb2.ReplayWebhookResponse, _abc.Awaitable[_workspace_service_pb2.ReplayWebhookResponse]]:
         """Sends again what could not be delivered to a webhook.
 
-        Effect: its failed deliveries, or that of one task, are pending again, from the first event that
-        was not delivered. A disabled webhook is enabled. A call replays at most 1,000 deliveries; call
-        again until `remaining` is 0.
+        Effect: its failed deliveries, or only the one of a task, are pending again, from the first
+        event that was not delivered. A disabled webhook is enabled. A call replays at most 1,000
+        deliveries; call again until `remaining` is 0.
         Idempotency: deliveries that have not failed do not change.
         Errors: webhook_not_found includes webhooks of another organization.
         Needs webhooks:write and workspace:read, or webhooks:write, workspace:read:own and to be the

@@ -66,7 +66,7 @@ class _Run:
         self._calls = _Calls()
         # The values of the graph's state.
         self._values: Any = None
-        # The tool calls without a result from before the iteration.
+        # The tool calls that had no result when the iteration began.
         self._known: set[str] = set()
 
     async def result(self, given: Any) -> str:
@@ -102,7 +102,7 @@ class _Run:
             given,
             config,
             stream_mode=["tasks", "values"],
-            # A super-step begins when the state of the last one is kept.
+            # A super-step begins once the state of the previous one is stored.
             durability="sync" if self._graph.checkpointer else None,
         )
         async with aclosing(events):
@@ -198,7 +198,7 @@ class _Calls:
             return
 
     def hear(self, text: Any) -> None:
-        """A model says a part of its reply."""
+        """A model has sent a part of its reply."""
         if self.step is not None and isinstance(text, str):
             self.step.reply.add(text)
 
@@ -221,7 +221,7 @@ class _Calls:
             future.set_result(getattr(result, "content", result))
 
     def in_loop(self, callback: Callable[..., None], *arguments: Any, **named: Any) -> None:
-        """Calls it in the thread of the event loop."""
+        """Calls the function in the thread of the event loop."""
         try:
             is_here = asyncio.get_running_loop() is self._loop
         except RuntimeError:
@@ -287,7 +287,7 @@ def _called(values: Any) -> list[Any]:
 
 
 def _last_text(values: Any) -> str:
-    """What the model has said last; the whole state, if it has no messages."""
+    """The model's last message; the whole state, if it has no messages."""
     messages = _messages(values)
     texts = [each.text for each in messages if each.type == "ai" and each.text]
     return str(texts[-1]) if texts else "" if messages or values is None else str(values)

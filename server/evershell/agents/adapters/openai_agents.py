@@ -16,7 +16,8 @@ from evershell.agents.adapters.threads import threads_end
 from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.step import Step
 
-# Whether a tool runs here. The models of an agent that is a tool are part of its call.
+# Whether this code runs inside a tool call. The model calls of an agent that is a tool are part of
+# its tool call.
 _is_in_tool: ContextVar[bool] = ContextVar("_is_in_tool", default=False)
 
 
@@ -55,7 +56,7 @@ class _Run:
         self._task = task
         self._steps = aiter(task.iterations())
         self._step: Step | None = None
-        # What the model has said last.
+        # The model's last message.
         self._text = ""
         # The copies, by the id of the original, which they keep alive.
         self._copies: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Any program as an agent: a command that works on a task in a process of its own.
+"""Any program as an agent: a command that works on a task in its own process.
 
 A task is one iteration, whose tool call is the command. A cancellation without a deadline waits for
 the end of the command, and a forced one kills it.

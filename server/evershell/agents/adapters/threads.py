@@ -34,7 +34,7 @@ _of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDicti
 async def threads_end() -> AsyncIterator[ThreadPoolExecutor]:
     """If the block is cancelled, waits until no function runs in a thread of the event loop.
 
-    A framework that does not use the executor of the event loop has to use this one.
+    A framework that does not use the executor of the event loop must use this one.
     """
     loop = asyncio.get_running_loop()
     if loop not in _of_loops:

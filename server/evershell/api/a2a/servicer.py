@@ -60,7 +60,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     ) -> a2a_pb2.Task:
         _check_version()
         decode.check_ids(tenant=request.tenant, id=request.id)
-        # The entry in the audit log is that of the same call to WorkspaceService.
+        # The audit entry is made from this request, as for WorkspaceService.CancelTask.
         current().request = native = decode.decode_cancel(request)
         result = await cancel_task(
             caller(),

@@ -18,11 +18,11 @@ _LEASES = frozenset({HEARTBEAT, f"/{RUNTIME_SERVICE}/Register"})
 
 
 class Admission(Interceptor):
-    """Outside authentication and audit, so that a refusal costs little and leaves no entry.
+    """Runs outside authentication and audit, so that a refusal costs little and leaves no entry.
 
-    A refused call has had no effect. Calls are refused whose deadline has passed; while the worker
-    is behind, the least important ones; and public calls while the worker is not ready. The edge
-    calls workers that are not ready if no worker is: it cannot tell them from slow ones. Calls of
+    A refused call has had no effect. Refuses calls whose deadline has passed, the least important
+    calls while the worker is behind, and public calls while the worker is not ready. If no worker
+    is ready, the edge calls them all the same, because it cannot tell them from slow ones. Calls of
     agents are then served, because they wait for the database anyway.
     """
 
@@ -58,7 +58,7 @@ class Admission(Interceptor):
 
 
 def _priority(method: Method) -> Priority | None:
-    """The priority of its calls; None for methods that are never refused."""
+    """The priority of the method's calls; None if they are never refused."""
     if method.service not in (*PUBLIC_SERVICES, RUNTIME_SERVICE):
         return None
     if method.path in _LEASES:

@@ -16,11 +16,11 @@ from evershell.core.errors import UnavailableError
 from evershell.core.runtime import AgentIdentity
 from evershell.pod.tls import agent_name
 
-# How often the credential of an open stream is checked again. With the time for which keys are
-# cached, this stays within the 10 s after which a revoked key no longer works.
+# How often the credential of an open stream is checked again. Together with the time for which keys
+# are cached, this is less than 10 s, after which a revoked key must no longer work.
 RECHECK_SECONDS = 3.0
 
-# The unary method that may wait as long as a stream: for the end of the task.
+# The unary method that may wait as long as a stream, because it waits for the end of its task.
 _WAITS = (f"/{A2A_SERVICE}/SendMessage",)
 
 # Sets the caller or the agent of the call. Raises Failure; UnavailableError.
@@ -42,7 +42,7 @@ class Authentication(Interceptor):
         *,
         agent_tls: bool = False,
     ) -> None:
-        """`agent_tls`: agents have a listener of their own, and a certificate each."""
+        """With `agent_tls`, agents have their own listener, and each has a certificate."""
         self._authenticator = authenticator
         self._pod_tokens = pod_tokens
         self._host_binding = host_binding
@@ -55,7 +55,7 @@ class Authentication(Interceptor):
             "grpc.reflection.v1alpha.ServerReflection": None,
         }
 
-        # Methods that take another kind of credential than the rest of their service.
+        # Methods that take a different kind of credential from the rest of their service.
         self._by_method: dict[str, _Authenticate] = {
             f"/{RUNTIME_SERVICE}/Bootstrap": self._authenticate_bootstrapping,
             f"/{A2A_SERVICE}/GetExtendedAgentCard": self._authenticate_unless_public,

@@ -33,11 +33,11 @@ from evershell.core.runtime import AgentIdentity
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
 # output, which JSON and Unicode may widen.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-# Size limit of requests that contain only a few names: those to health and reflection, and those of
-# agents except CommitEvents and the calls about children.
+# Size limit of requests that contain only a few names: requests to health and reflection, and
+# requests of agents except CommitEvents and the calls about children.
 _COMMON_BYTES = 4096
-# Size limit of calls of agents about children, which also have a turn of their own: they may wait
-# for another agent, and no commit and no heartbeat waits for them.
+# Size limit of the calls of agents about children. These calls have their own turn, so that commits
+# and heartbeats do not wait for them: they may wait for another agent.
 _CHILD_BYTES = 1024 * 1024
 _OF_AGENTS = {
     "CommitEvents": MAX_MESSAGE_BYTES,
@@ -48,18 +48,17 @@ _OF_AGENTS = {
 _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
-# A parsed message can take 50 times its size, if it has millions of empty tool calls. One message
-# of agents that is larger than _LARGE_BYTES is parsed and served at a time.
+# A parsed message can take 50 times its size, if it has millions of empty tool calls. Messages of
+# agents that are larger than _LARGE_BYTES are parsed and served one at a time.
 _LARGE_BYTES = 256 * 1024
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
-# A request that has not arrived by then is slow, and needs a place of its own.
+# A request that has not arrived after this time is slow, and needs its own place.
 _QUICK_SECONDS = 0.1
-# How long one of an agent may take while other calls wait for their turn.
+# How long an agent's request may take to arrive while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
-# The total size of the requests of agents that a worker reads at a time. Each size limit has a
-# bound of its own. A request counts with the size limit of its method, because its size is not
-# known yet.
+# The total size of the requests of agents that a worker reads at a time. Each size limit has its
+# own bound. A request counts with the size limit of its method, because its size is not known yet.
 _AGENTS_BYTES = 64 * 1024 * 1024
 
 
@@ -90,7 +89,8 @@ class Reading(Interceptor):
         read = _read_first if method.path in self._reads else _read_only
 
         async def serve(call: Call, message: bytes) -> Any:
-            # Over REST, the message has the path beside the body, whose size the edge has checked.
+            # Over REST, the message has the path in addition to the body. The edge has checked the
+            # body's size.
             if len(message) > (limit + _MAX_PATH_BYTES if call.is_rest else limit):
                 raise _invalid(
                     f"The request has {len(message):,} bytes; this method takes {limit:,} at most."
@@ -119,9 +119,9 @@ class Reading(Interceptor):
                 except TimeoutError as error:
                     raise body.failure or _not_in_time() from error
                 if body.is_large and (has_place_of_edge or len(message) > _LARGE_BYTES):
-                    # The edge keeps its place for a large body until the call ends. Streams, and
-                    # calls that wait for the end of a task, have none there. A request that takes
-                    # much memory keeps its place here.
+                    # A request keeps its place until the call ends if it takes much memory, or if
+                    # the edge keeps a place for it as well. The edge has none for streams and for
+                    # calls that wait for the end of a task.
                     return await serve(call, message)
             return await serve(call, message)
 
@@ -168,7 +168,7 @@ class Reading(Interceptor):
 
 class _Body:
     """The place of a request that is large or arrives slowly, while it arrives. Over REST, a large
-    one keeps it while it is served.
+    request keeps the place while it is served.
 
     A request that arrives quickly needs none, so callers who send at once are never refused.
     """
@@ -234,7 +234,7 @@ class _Turns:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self.waiting = 0
-        # The time limits, not shortened yet, of the requests that are being read.
+        # The time limits of the requests that are being read, except those that are shortened.
         self._unshortened: set[asyncio.Timeout] = set()
 
     async def take(self) -> None:

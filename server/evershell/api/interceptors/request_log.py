@@ -20,7 +20,7 @@ from evershell.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 _OWN_SERVICES = ("evershell.", "lf.a2a.")
-# The slugs of calls that are refused, not failed by the service.
+# The slugs of calls that the service refuses. All other slugs are failures of the service.
 _REFUSALS = frozenset(
     slug for slug, rule in status.RULES.items() if rule.http < HTTPStatus.INTERNAL_SERVER_ERROR
 )
@@ -28,7 +28,7 @@ _REFUSALS = frozenset(
 
 class RequestLog(Interceptor):
     """Writes one line for each call, even when the call fails or its caller goes away. A heartbeat
-    that succeeds has none.
+    that succeeds has no line.
 
     Counts and times calls by method and outcome. Only methods that exist are wrapped, so their
     number is bounded.
@@ -65,7 +65,7 @@ class RequestLog(Interceptor):
                 seconds = perf_counter() - began
                 measured.end(outcome, seconds)
                 if path != HEARTBEAT or outcome != "ok":
-                    # In the next turn of the event loop, when gRPC has sent the reply.
+                    # Writes in the next turn of the event loop, when gRPC has sent the reply.
                     asyncio.get_running_loop().call_soon(self._write, path, call, outcome, seconds)
 
         return logged

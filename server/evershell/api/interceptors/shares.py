@@ -1,8 +1,8 @@
-"""How much of what callers share one credential and one organization may hold at a time.
+"""How much one credential, and one organization, may hold of what callers share.
 
-Each kind of call has places of its own, so no other kind can use up those of cancellations. A call
-holds its place until it ends, and a call beyond a share is refused at once. Each worker counts for
-itself. docs/shares.md is generated from this file.
+Each kind of call has its own places, so no other kind can use up the places of cancellations. A
+call holds its place until it ends, and a call beyond a share is refused at once. Each worker counts
+for itself. docs/shares.md is generated from this file.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Kind(Enum):
     STREAMS = "open streams"
     WAITS = "calls of A2A that may wait for the end of a task"
     OTHERS = "all other calls"
-    # Beside the place of the call, while the body arrives.
+    # Held while the body arrives, in addition to the place of the call.
     FIRST_BODIES = "slow bodies of cancellations, stops, holds and reads of one task"
     BODIES = "large or slow bodies of all other calls"
 
@@ -42,8 +42,8 @@ class Share:
     credential: int
 
 
-# No share of a credential is below three times what an honest one uses of a worker: 64 callers and
-# 1,000 watchers of the bench, 5 reads at once of a console with 5,000 workspaces.
+# A credential's share is at least three times what a well-behaved one uses of a worker: the bench
+# has 64 callers and 1,000 watchers, and a console with 5,000 workspaces makes 5 reads at once.
 SHARES: Mapping[Kind, Share] = {
     Kind.FIRST: Share(20_000, 5_000, 2_500),
     Kind.READS: Share(96, 24, 16),
@@ -51,13 +51,13 @@ SHARES: Mapping[Kind, Share] = {
     Kind.WAITS: Share(2_000, 500, 250),
     Kind.OTHERS: Share(2_048, 512, 256),
     Kind.FIRST_BODIES: Share(1_024, 256, 128),
-    # Of up to 1 MiB each. The edge has 256 places for all workers together (envoy.yaml).
+    # A body has up to 1 MiB. The edge has 256 places for all workers together (envoy.yaml).
     Kind.BODIES: Share(256, 64, 32),
 }
 _WAITING = frozenset({f"/{A2A_SERVICE}/SendMessage"})
-# It asks the agent, and many callers poll it.
+# The method asks the agent, and many callers poll it.
 _POLL = "GetCurrentIteration"
-# The organization of the calls that need no credential: of the public cards of A2A.
+# The organization and the credential of calls without a credential: reads of public A2A cards.
 _STRANGERS = ("\n", "\n\n")
 
 
@@ -66,7 +66,7 @@ class Places:
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
-        # The places that are held: by an organization, by a credential, and "" for all.
+        # The number of places that each organization and each credential holds; "" stands for all.
         self.held: dict[str, int] = {}
 
     def take(self, caller: Caller | None) -> tuple[str, str, str] | str:
@@ -128,7 +128,7 @@ class Shares(Interceptor):
 
 
 def kind_of(method: Method) -> Kind | None:
-    """The kind of its calls; None for methods of agents, health and reflection."""
+    """The kind of the method's calls; None for methods of agents, health and reflection."""
     if method.service not in PUBLIC_SERVICES:
         return None
     if method.path in FIRST:

@@ -66,7 +66,7 @@ RPC = (
   // Reads what time it is for the service.
   //
   // Effect: none. Idempotency: a read.
-  // Errors: only those of every call.
+  // Errors: only the ones that every call can return.
   // Needs workspace:read or workspace:read:own.
   rpc GetServer(GetServerRequest) returns (Server) {
     option (google.api.http) = {get: "/v1/server"};

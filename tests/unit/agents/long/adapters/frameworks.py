@@ -61,7 +61,7 @@ class Framework:
     tool = "shell"
     # The file in examples/.
     example = ""
-    # The tokens of each call, as far as the framework tells them.
+    # The tokens of each call, as far as the framework reports them.
     tokens: Mapping[str, int] = ALL_TOKENS
 
     def __init__(self) -> None:

@@ -152,7 +152,7 @@ async def test_cancelled_at_the_moment_of_the_end(world: World, force: float | N
 
 
 async def test_force_waits_for_a_function_in_a_thread(world: World) -> None:
-    """Nothing can interrupt it, so nothing is recorded before it has ended."""
+    """Nothing can interrupt the function, so nothing is recorded before it has ended."""
     fw = world.framework
     if not fw.has_threads:
         pytest.skip("not applicable: its tools do not run in threads")
@@ -203,7 +203,7 @@ async def test_the_iterations_of_a_task_are_limited(world: World) -> None:
     ids=["model", "tool"],
 )
 async def test_a_call_that_reaches_its_limit(world: World, limits: dict[str, float]) -> None:
-    """The framework may tell the model."""
+    """The framework may report the timeout to the model."""
     fw, gate = world.framework, Gate()
     is_model = "model_timeout_seconds" in limits
     script = [fw.says_part("so far", gate)] if is_model else [fw.calls("wait a"), fw.says("told")]

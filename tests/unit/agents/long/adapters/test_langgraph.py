@@ -82,7 +82,7 @@ async def test_each_super_step_of_a_graph_without_a_model_is_an_iteration(cancel
 
 
 async def test_a_synchronous_node_and_tool_are_recorded() -> None:
-    """Their callbacks come from threads."""
+    """The callbacks of the node and of the tool come from threads."""
     # A call of the event loop from another thread then fails.
     asyncio.get_running_loop().set_debug(True)
     with model_server() as server:
@@ -127,7 +127,7 @@ def _with_threads(server: ModelServer) -> Any:
 
 
 async def test_a_graph_that_is_interrupted_while_it_keeps_its_state_stays_valid() -> None:
-    """Its node has asked for a tool call, which is known only from what the node has written."""
+    """A node has asked for a tool call, which is known only from what the node has written."""
     from langchain_core.messages import AIMessage
     from langgraph.checkpoint.memory import InMemorySaver
 
@@ -158,7 +158,7 @@ async def test_a_graph_that_is_interrupted_while_it_keeps_its_state_stays_valid(
 
 
 async def test_an_entrypoint_is_one_iteration() -> None:
-    """Its tasks begin while it runs, so nothing could stop it between them."""
+    """The tasks of an entrypoint begin while it runs, so nothing could stop it between them."""
     from langgraph.func import entrypoint, task
 
     @task
@@ -178,7 +178,7 @@ async def test_an_entrypoint_is_one_iteration() -> None:
 
 
 async def test_a_reply_that_a_node_does_not_read_to_its_end() -> None:
-    """LangChain then does not tell that the call has ended."""
+    """LangChain then does not report that the call has ended."""
     import httpx
     from langchain_openai import ChatOpenAI
 
@@ -216,7 +216,7 @@ async def test_a_graph_that_waits_for_an_answer_ends_the_task() -> None:
 
 
 async def test_a_call_that_nobody_answers_does_not_lengthen_an_iteration() -> None:
-    """A graph may use the tool calls of a message otherwise."""
+    """A graph may use the tool calls of a message in another way."""
     from langchain_core.messages import AIMessage
 
     ran = []

@@ -85,7 +85,7 @@ async def test_a_handoff_is_an_iteration_and_both_agents_know_each_other(
 async def test_an_agent_that_is_a_tool_is_part_of_its_tool_call(
     server: ModelServer, model: Any, on_stream: Any
 ) -> None:
-    """Its model is named, so it comes from the provider of the run."""
+    """The inner agent's model is given by name, so it comes from the provider of the run."""
 
     class Provider(agents.ModelProvider):
         def get_model(self, name: str | None) -> Any:

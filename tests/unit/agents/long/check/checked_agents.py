@@ -1,6 +1,6 @@
-"""An agent that comes to every moment of the suite, and agents each of which breaks one promise.
+"""An agent that passes every case of the suite, and agents that each break one promise.
 
-What the library prevents, they do behind its back.
+They do behind the library's back what it prevents.
 """
 
 import asyncio

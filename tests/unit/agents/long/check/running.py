@@ -9,7 +9,7 @@ TASKS = [
     *("--parallel", "parallel", "--model-error", "model error"),
     *("--tool-error", "tool error", "--loop-error", "loop error"),
 ]
-# So that a busy machine fails nothing.
+# Long enough for a busy machine.
 PATIENT = ["--force-seconds", "60", "--task-seconds", "120"]
 HOW = "cancelled", "forced"
 

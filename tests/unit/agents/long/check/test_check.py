@@ -27,7 +27,7 @@ def test_an_agent_that_comes_to_every_moment_passes_every_case() -> None:
 
 @pytest.mark.soak
 def test_the_scripted_agent_passes() -> None:
-    """It calls no model, has one tool at a time, and no tool of it raises."""
+    """The agent calls no model and one tool at a time, and none of its tools raises."""
     failing = "--model-error", "fail: it is broken"
     agent = "--", sys.executable, "-P", "-m", "evershell.agents"
     code, rows = check("--task", COMMANDS, *failing, *PATIENT, *agent)
