@@ -2,9 +2,9 @@
 
 Usage: audit.py LOCK_FILE... -- AUDITOR...
 
-AUDITOR is the command of pip-audit; npm audits a LOCK_FILE of its own. Exits with 1 if a package
-has a known vulnerability that another version fixes, and with 2 if the audit failed. Exits with 0
-if the advisories cannot be fetched, and says so, because a developer may be offline.
+AUDITOR is the command of pip-audit; npm audits package-lock.json. Exits with 1 if a package has a
+known vulnerability that another version fixes, and with 2 if the audit failed. Exits with 0 if the
+advisories cannot be fetched, and says so, because a developer may be offline.
 """
 
 import json

@@ -20,7 +20,7 @@ from evershell.version import VERSION
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "deploy" / "chart"
 KUSTOMIZE = ROOT / "deploy" / "kustomize"
-# Settings that the values cannot have: those in Secrets, and the ports in the templates.
+# Settings that the values cannot have: settings in Secrets, and the ports in the templates.
 OWN = {
     *("DATABASE_URL", "DATABASE_SESSION_URL", "MIGRATION_DATABASE_URL", "OPENAI_API_KEY"),
     *("REST_PORT", "GRPC_PORT", "SERVER_PORT"),
@@ -45,7 +45,7 @@ def schema() -> str:
     document["properties"]["settings"] = {
         "type": "object",
         "additionalProperties": False,
-        # The SDK of OpenTelemetry reads settings of its own.
+        # The SDK of OpenTelemetry reads its own settings.
         "patternProperties": {"^OTEL_": {"type": "string"}},
         "properties": {
             name.upper(): _property(each)

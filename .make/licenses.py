@@ -7,7 +7,7 @@ import re
 import sys
 from importlib import metadata
 
-# What the name of a license has to contain. The licenses of MPL and LGPL are for packages that are
+# What the name of a license must contain. The licenses of MPL and LGPL are for packages that are
 # used unchanged.
 ALLOWED = re.compile(r"Apache|BSD|ISC|LGPL|Lesser General|MIT|MPL|Mozilla Public|PSF|Python")
 # The licenses of packages that name theirs only in a file, or whose name is not clear.

@@ -27,7 +27,7 @@ DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
 # `up` and the tests set these. They are no settings for operators.
 INTERNAL = ("run_id", "pod_namespace", "pod_end_seconds", "log_max_bytes", "crash_points_dir")
-# The first setting of each section. The order is that of app/settings.py.
+# The first setting of each section. The order is the same as in app/settings.py.
 SECTIONS = {
     "state_dir": "State and database",
     "rest_port": "Ports and workers",

@@ -111,7 +111,7 @@ def _describe_packages(out: Path, version: str) -> None:
         static = (ROOT / "pyproject.toml").read_text()
         project.write_text(static.replace('dynamic = ["version"]', f'version = "{version}"'))
         _run(*SBOM_TOOL, "environment", python, "--pyproject", project, *form)
-        # The wheel has its own license, and those of the packages in the console.
+        # The wheel has its own license, and the licenses of the packages in the console.
         (wheel,) = out.glob("*.whl")
         _run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "--python", python, wheel)
         (out / "LICENSES.txt").write_text(_run(python, ROOT / ".make" / "licenses.py"))
@@ -151,7 +151,7 @@ def _dpkg_status(tag: str, file: Path) -> str:
 
 
 def _describe_image(out: Path, version: str, architecture: str, dpkg_status: str) -> None:
-    """Writes which packages the image has (CycloneDX): those of Python, and those of Debian."""
+    """Writes which packages of Python and of Debian the image has (CycloneDX)."""
     sbom = json.loads((out / f"evershell-{version}.cdx.json").read_text())
     sbom["metadata"]["component"]["type"] = "container"
     for paragraph in filter(None, dpkg_status.split("\n\n")):

@@ -1,9 +1,9 @@
 """The answer to a CORS preflight."""
 
 # A browser asks for permission (CORS preflight) before it sends a token to another site. Any site
-# may call, with a token of its own, so the answer is the same for every path and method: a script
-# can then read the 404 or 405 of a call that has no route. Envoy's own CORS filter skips the paths
-# that the edge answers itself.
+# may call, with its own token, so the answer is the same for every path and method: a script can
+# then read the 404 or 405 of a call that has no route. Envoy's own CORS filter skips the paths that
+# the edge answers itself.
 PREFLIGHT = [
     {"name": ":method", "string_match": {"exact": "OPTIONS"}},
     {"name": "access-control-request-method", "present_match": True},

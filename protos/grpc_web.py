@@ -1,7 +1,7 @@
 """The routes with which scripts in browsers call the public service by gRPC-Web.
 
 Envoy's filter for gRPC-Web translates to gRPC. On these routes the filters for REST are off, so
-answers are those of gRPC: a message, or a gRPC status with its details.
+answers are the same as over gRPC: a message, or a gRPC status with its details.
 """
 
 from typing import Any

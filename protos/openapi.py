@@ -26,7 +26,7 @@ OPENAPI_VERSION = "3.1.0"
 API_VERSION = "v1"
 TITLE = "Evershell workspaces"
 BEARER = "bearer"
-# Each organization has a host of its own.
+# Each organization has its own host.
 SERVER = {
     "url": "https://{organization}.evershell.ai",
     "description": "The host of an organization.",
@@ -40,7 +40,7 @@ SERVER = {
 LICENSE = {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
 CONTACT = {"name": "Evershell", "url": "https://evershell.ai"}
 ENVELOPE_NAME = "ErrorEnvelope"
-# The error codes of a response stand beside the reference to the envelope, which all errors share.
+# The error codes of a response stand next to the reference to the envelope, which all errors share.
 ERROR_CODES = "x-error-codes"
 TEXT_WIDTH = 120
 
@@ -174,7 +174,7 @@ class _Document:
         return with_deprecation(self._protos, field, parameter) | {"schema": schema}
 
     def _body(self, binding: Binding, name: str, fields: list[FieldDescriptor]) -> dict[str, Any]:
-        """The body. Each binding has a schema of its own, without the fields of its path."""
+        """The body. Each binding has its own schema, without the fields of its path."""
         content: dict[str, Any] = {"schema": self._schemas.request(f"{name}Request", fields)}
         if binding.edge.example:
             content["example"] = json.loads(binding.edge.example)

@@ -285,7 +285,7 @@ def _labelled(text: str) -> list[str]:
         "Idempotency: a read.",
         "Errors: only the ones that every call can return.",
     )
-    # The argument `idempotency_key` has a text of its own.
+    # The argument `idempotency_key` has its own text.
     return [
         part
         for part in parts

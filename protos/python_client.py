@@ -10,7 +10,7 @@ from python_results import MODULES, Results
 from python_text import CLIENT, formatted
 from source import Protos
 
-# The names that callers import from `evershell.client`, by module: these, or all public classes.
+# The names that callers import from `evershell.client`, by module; None for all public classes.
 _EXPORTED: dict[str, list[str] | None] = {
     "_async.caller": ["AsyncPages"],
     "_async.client": ["AsyncClient"],

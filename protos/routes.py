@@ -156,7 +156,7 @@ def edge_config(
 
 
 def _routes(protos: Protos) -> list[dict[str, Any]]:
-    """The routes of the paths. Envoy tries them in turn, so those of CancelTask come first.
+    """The routes of the paths. Envoy tries them in turn, so the routes of CancelTask come first.
 
     Each path has routes for its methods, and one for all other methods (405).
     """

@@ -27,7 +27,7 @@ STRUCTS = {f"{PACKAGE}.Error.details": f"{PACKAGE}.ErrorDetails"}
 
 
 class Schemas:
-    """Builds schemas, and collects those of messages and enums in `components`, by name."""
+    """Builds schemas, and collects the schemas of messages and enums in `components`, by name."""
 
     def __init__(self, protos: Protos) -> None:
         self._protos = protos
@@ -61,7 +61,7 @@ class Schemas:
         schema = self._object(fields, required)
         self._is_request = False
         for each in schema["properties"].values():
-            # Some generators take a field with a default for one that a body always has.
+            # Some generators assume that a body always has the fields with a default.
             if "default" in each:
                 each["description"] += f" Default: {each.pop('default'):,}."
         self.components[name] = schema

@@ -49,7 +49,7 @@ def begin(description: str) -> list[dict[str, Any]]:
 def calls_of(message: Message, number: int) -> list[ToolCall]:
     """The tool calls that the message asks for, in the iteration of this number.
 
-    Each gets an id of its own: some endpoints send none, or the same for all.
+    Each call gets its own id, because some endpoints send none, or the same id for all calls.
     """
     calls: dict[str, ToolCall] = {}
     for position, call in enumerate(message.tool_calls or [], 1):

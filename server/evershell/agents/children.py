@@ -120,7 +120,7 @@ async def submit_task(
 ) -> Child:
     """Submits a child of the agent's current task to the agent of another workspace.
 
-    The workspace has to belong to the organization and the creator of this one. The child is
+    The workspace must have the same organization and the same creator as this one. The child is
     submitted once, even if the call is repeated inside because a worker did not answer. If
     `max_iterations` is 0, the default of SubmitTask applies. Status `delivery_failed` means that
     the agent of the workspace could not be reached.

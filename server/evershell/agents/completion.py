@@ -205,7 +205,7 @@ class _Streamed:
 def _is_another(piece: FunctionCall, call: FunctionCall) -> bool:
     """Whether the piece belongs to another call.
 
-    The index alone is not enough: some endpoints give all calls the same index. Nor is the id: some
+    Neither the index nor the id is enough: some endpoints give all calls the same index, and some
     give each piece a new id.
     """
     if piece.index is not None and piece.index != call.index:

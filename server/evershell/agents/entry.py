@@ -83,7 +83,7 @@ def prepare() -> None:
     # Imports take most of the start. They make no garbage, so collecting it would waste a tenth of
     # their time.
     gc.disable()
-    # As in evershell.cli.main: no lines of gRPC's library in C, and none of its handlers of fork().
+    # As in evershell.cli.main: gRPC's C library logs nothing, and installs no handlers of fork().
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import evershell.agents.program

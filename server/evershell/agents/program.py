@@ -43,8 +43,8 @@ from evershell.telemetry.logs import Log
 
 # The time limit for closing the server and the channels, which may hang.
 _CLOSING_SECONDS = 3.0
-# A model of this package has a time limit of its own, because it knows more about the cause. The
-# limit of the loop is longer by this much.
+# A model of this package has its own time limit, because it knows more about the cause. The limit
+# of the loop is longer by this much.
 _MODEL_MARGIN_SECONDS = 1.0
 _SERVER_OPTIONS = (
     # A stream of signals lasts at most this long. Networks drop an idle connection silently after

@@ -301,7 +301,7 @@ class RuntimeClient:
     ) -> T:
         """Makes a call of a task. The first answer counts, and the call is idempotent.
 
-        If the task has to be interrupted and the worker does not answer soon, the call also goes to
+        If the task must be interrupted and the worker does not answer soon, the call also goes to
         another worker. The first worker may have frozen, and the control plane ends the pod of an
         agent that does not end such a task in time.
         """
@@ -399,7 +399,7 @@ class RuntimeClient:
 
 
 async def _back_off(seconds: float, cancel: CancelFlag | None) -> None:
-    """Waits for a random part of the time; for less if the task has to be interrupted."""
+    """Waits for a random part of the time; for less if the task must be interrupted."""
     seconds = random.uniform(0, seconds)  # noqa: S311 - not a secret
     if cancel is None:
         await asyncio.sleep(seconds)

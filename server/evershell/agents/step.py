@@ -79,7 +79,7 @@ class Calls:
 
     @property
     def is_force_due(self) -> bool:
-        """Whether calls have to be interrupted."""
+        """Whether calls must be interrupted."""
         return self._task.cancel.is_force_due
 
     async def wait(self, opened: OpenCall, call: "asyncio.Future[Any]", seconds: float) -> bool:

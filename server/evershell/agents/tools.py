@@ -331,7 +331,7 @@ class BoundedOutput:
         room = max(self._head_bytes - len(self._head), 0)
         self._head += encoded[:room]
         self._tail += encoded[room:]
-        # Until something has to be cut, the tail may also fill the space of the notice.
+        # Until something is cut, the tail may also fill the space of the notice.
         excess = len(self._tail) - (self._tail_bytes + _NOTICE_BYTES)
         if excess > 0:
             del self._tail[:excess]

@@ -54,7 +54,7 @@ class Call:
     trace_id: str = ""
     # The slug of the failure; empty for a success.
     slug: str = ""
-    # Whether a stream has sent a message. An error then has to be sent as a message too.
+    # Whether a stream has sent a message. An error must then be sent as a message too.
     has_streamed: bool = False
     caller: Caller | None = None
     # Makes the audit entry of this call from its outcome; None for a method without an entry.

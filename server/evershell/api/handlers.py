@@ -45,7 +45,7 @@ class Methods(dict[str, "MethodHandler"]):
     """
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Ignores the handlers: they hold the methods of `add_registered_method_handlers`."""
+        """Ignores the handlers: `add_registered_method_handlers` gets the same methods."""
 
     def add_registered_method_handlers(
         self, service: str, methods: "Mapping[str, MethodHandler]"

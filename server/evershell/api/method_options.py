@@ -73,7 +73,7 @@ HEARTBEAT = f"/{RUNTIME_SERVICE}/Heartbeat"
 def public_methods(
     *, with_effect: bool, services: Collection[str] = PUBLIC_SERVICES
 ) -> frozenset[str]:
-    """The paths of the public methods that change something, or of those that change nothing.
+    """The paths of the public methods that change something, or of the ones that change nothing.
 
     REST offers the latter, and only these, with GET. A stream that REST does not offer is a read.
     """
@@ -121,7 +121,7 @@ def names_no_task(path: str, call: Call) -> bool:
 
 
 def repeat_advice(path: str, call: Call) -> str:
-    """What a caller has to do instead of a repeat; empty if the call can be repeated.
+    """What a caller must do instead of repeating the call; empty if the call can be repeated.
 
     `path` is the path of the method. A call whose request has not been read may name no task.
     """

@@ -145,7 +145,7 @@ LS = '{"command": "ls"}'
         [_call_part(None, id="a", name="shell"), _call_part(LS)],
         [_call_part(LS[:5], None, id="a", name="shell"), _call_part(LS[5:], None)],
         [_call_part({"command": "ls"}, id="a", name="shell")],
-        # Each part repeats the id and the name, or has an id of its own.
+        # Each part repeats the id and the name, or has its own id.
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="a", name="shell")],
         [_call_part(LS[:5], id="a", name="shell"), _call_part(LS[5:], id="b", name=None)],
         [_call_part("", id="a"), _call_part(LS, name="shell")],

@@ -31,12 +31,12 @@ class Asked:
 
 @dataclass
 class Checking:
-    """A running server, the content of its store, and the entries that the calls have to leave."""
+    """A running server, the content of its store, and the entries that the calls must leave."""
 
     world: World
     server: Running
     targets: list[Target] = field(default_factory=list)
-    # The task of each of the first workspaces; those that calls create have none.
+    # The task of each of the first workspaces; workspaces that calls create have none.
     tasks: list[str] = field(default_factory=list)
     tokens: dict[Principal, str] = field(default_factory=dict)
     made: int = 0

@@ -15,7 +15,7 @@ METHODS = sorted(method.name for method in _SERVICE.methods)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a method needs. Each of the scopes is enough; without any, no scope is needed."""
+    """What a method needs. Any one of the scopes is enough; without any, no scope is needed."""
 
     scopes: tuple[str, ...]
     # Whether the request names a workspace, so that `:own` is limited to its creator.
@@ -24,7 +24,7 @@ class Rule:
     audited: bool
     # Whether the scopes have `:own` forms.
     has_own: bool
-    # A scope that is needed too, in one of its forms; empty if none is.
+    # A second scope that is also required, in one of its forms; empty if only one is required.
     also: str
 
     @property

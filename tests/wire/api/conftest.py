@@ -1,4 +1,4 @@
-"""Gives each test a server of its own."""
+"""Gives each test its own server."""
 
 from collections.abc import AsyncIterator
 

@@ -148,7 +148,7 @@ async def test_an_unreachable_agent_does_not_change_the_entry(
 async def test_after_a_failure_the_entry_is_uncertain(
     store: FailingStore, server: Running, error: type[Exception], outcome: str
 ) -> None:
-    """The change, and its entry, may be committed all the same."""
+    """The change and its entry may be committed in spite of the failure."""
     store.error = error
     await server.raw(PUBLIC + "CancelTask", bearer(), b"\x0a\x04ws_1")
     store.error = None

@@ -121,7 +121,7 @@ async def test_a_call_without_a_trace_or_a_deadline_has_neither(world: World, pr
     (trace_id, bounded, _), (*plain, left_seconds) = probe.seen
     assert trace_id == "a" * 32 and bounded < 60
     assert plain == ["", 3600.0]
-    # The arrival is known all the same.
+    # The time of arrival is known nevertheless.
     assert left_seconds < 3600.0
     assert [call.trace_id for call in probe.calls] == ["a" * 32, ""]
 

@@ -51,7 +51,7 @@ async def test_heartbeats_of_idle_agents_are_handled_together(
     for number, each in enumerate(ids):
         clock.now = 100.01 + number * GATHER_SECONDS / 5
         assert not (await beat(server, each)).directive.fenced
-    # All that arrive between two moments wait for the later one.
+    # All heartbeats that arrive between two moments wait for the later moment.
     assert clock.waits == pytest.approx([100.5] * 5 + [101.0] * 5)
 
 

@@ -138,7 +138,7 @@ async def test_agents_may_send_larger_requests(server: Running) -> None:
 async def test_an_agent_is_served_one_call_at_a_time_and_few_wait(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other calls wait unread, and a new one is refused. Heartbeats have turns of their own."""
+    """The other calls wait unread, and a new one is refused. Heartbeats have their own turns."""
     monkeypatch.setattr(reading, "MAX_WAITING_CALLS", 3)
     entered, go_on = list[str](), asyncio.Event()
     transition = world.store.transition

@@ -1,4 +1,4 @@
-"""Envoy's metrics, on a listener of their own."""
+"""Envoy's metrics, on their own listener."""
 
 import re
 import socket

@@ -76,7 +76,7 @@ def silent_calls(channel: grpc.aio.Channel, method: str, count: int) -> list[Any
 async def test_strangers_hold_all_places_of_a_method_without_a_credential(
     edge: RunningEdge, stub: Stub, method: str
 ) -> None:
-    """Reflection and health each have their own places, so neither uses up those of the other."""
+    """Reflection and health each have their own places, so neither uses up the other's."""
     async with (
         grpc.aio.insecure_channel(edge.grpc_address, OPTIONS) as strangers,
         grpc.aio.insecure_channel(edge.grpc_address, OPTIONS) as caller,

@@ -176,7 +176,7 @@ class _Calls:
         try:
             watched = self.group.create_task(watching)
         except RuntimeError:
-            # A call from a thread that could not be interrupted.
+            # The call comes from a thread that could not be interrupted.
             watching.close()
             return
         self._watched.add(watched)

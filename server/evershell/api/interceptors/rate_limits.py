@@ -1,9 +1,9 @@
 """Limits the rate of calls of each credential. Each worker counts for itself.
 
-A limit keeps one caller's runaway loop from slowing down everyone else. Each credential has a
-bucket of its own, so a loop uses up only its own allowance; others can still cancel, even in the
-same workspace. Cancellations and holds have separate buckets, so a credential that has used up its
-other calls can still cancel.
+A limit keeps one caller's runaway loop from slowing down everyone else. Each credential has its own
+bucket, so a loop uses up only its own allowance; others can still cancel, even in the same
+workspace. Cancellations and holds have separate buckets, so a credential that has used up its other
+calls can still cancel.
 """
 
 import math

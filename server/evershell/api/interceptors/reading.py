@@ -68,13 +68,11 @@ class Reading(Interceptor):
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
         self._limits = request_limits()
-        # Such a method is served when its message has arrived. That the request also ends with it
-        # is learned from gRPC by a second read, which would take a large part of the time of a
-        # short call.
+        # Such a method is served when its message has arrived. A second read would show whether the
+        # request ends there, but would take a large part of the time of a short call.
         self._reads = {*public_methods(with_effect=False), HEARTBEAT}
-        # Such a method refuses fields that it does not know: it would do only a part of what the
-        # caller has asked for. A2A asks for unknown fields to be ignored, and the edge reads its
-        # bodies.
+        # Such a method refuses unknown fields, because it would do only a part of what the caller
+        # has asked for. A2A asks for unknown fields to be ignored, and the edge reads its bodies.
         self._strict = public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
         # The turns of all agents, by size limit.
         self._by_limit: dict[int, _Turns] = {}

@@ -140,7 +140,7 @@ SLUG = (
 )
 # The generators of `make gen` that a change of the API needs.
 GENERATORS = ("protos/generate.py", ".make/sync_client.py", ".make/pages.py")
-# Tests with tables of all methods or slugs, and that of the recipe.
+# Tests with tables of all methods or slugs, and the test of the recipe.
 TESTS = (
     "tests/unit/client/test_closed_sets.py",
     "tests/unit/client/test_errors.py",

@@ -1,4 +1,4 @@
-"""Workers that freeze or drain, each a process of its own behind a real edge."""
+"""Workers that freeze or drain, each in its own process behind a real edge."""
 
 import os
 import signal

@@ -47,7 +47,7 @@ WITHOUT_AUDIO = {kind: count for kind, count in ALL_TOKENS.items() if "audio" no
 class Framework:
     """A framework whose model is a chat completion of OpenAI. The others override what differs."""
 
-    # What has to be installed.
+    # What must be installed.
     package = ""
     # Whether an exception of a tool ends the task. Otherwise, the model gets its error.
     fails_with_tool = False
@@ -161,7 +161,7 @@ class OpenAIAgents(Framework):
 
 class LangGraph(Framework):
     package = "langgraph"
-    # As its ToolNode does by default.
+    # As LangGraph's ToolNode does by default.
     fails_with_tool = True
     example = "langgraph_agent.py"
 

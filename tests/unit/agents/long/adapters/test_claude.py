@@ -1,4 +1,4 @@
-"""What is special about the Claude Agent SDK: it runs a program, which has to start."""
+"""What is special about the Claude Agent SDK: it runs a program, which must start."""
 
 import pytest
 

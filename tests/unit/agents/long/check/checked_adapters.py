@@ -19,7 +19,7 @@ _CALL_SECONDS = "0.4"
 
 
 class Commands(frameworks.Commands):
-    """A tool that takes time, in a process of its own."""
+    """A tool that takes time, in its own process."""
 
     async def shell(self, command: str) -> str:
         """Runs a command."""

@@ -1,6 +1,6 @@
 """An agent that passes every case of the suite, and agents that each break one promise.
 
-They do behind the library's back what it prevents.
+They do, behind the library's back, what the library prevents.
 """
 
 import asyncio
