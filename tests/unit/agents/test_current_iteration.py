@@ -154,7 +154,8 @@ async def test_a_report_is_bounded_and_has_no_key(
     async with reported(agent) as seen:
         await eventually_async((tmp_path / "printed").exists)
         await seen.calls(MAX_RUNNING_CALLS)
-        # The output that was printed before the file has been read.
+        # The file exists once the output is printed, but the agent may not have read the output
+        # yet.
         await eventually_async(lambda: len(seen.now().calls[0].output) > 8_000)
         report = seen.now()
         assert not set(report.calls[0].output) & set(KEY)

@@ -52,7 +52,7 @@ async def code_as(agent: ControlPlane, identity: TlsIdentity | None) -> grpc.Sta
 
 async def test_a_task_is_started_and_cancelled_over_tls(agent: ControlPlane) -> None:
     await agent.run_task("t1", "sleep 60")
-    # Before its first iteration, a cancelled task has none.
+    # A task that is cancelled before its first iteration would have no iteration.
     await agent.reaches(lambda: any(each.phase == Task.tool_call for each in agent.heartbeats))
     assert await agent.cancel("t1", force_after_seconds=0)
     await agent.reaches(lambda: agent.end("t1"))

@@ -212,7 +212,7 @@ async def test_a_refused_call_has_no_effect_and_no_entry(
     after = await world.store.get_task(busy.id, task.id)
     assert after is not None and after.cancel is None
     assert not server.audit.entries and not world.agents.cancelled
-    # A worker that keeps up again serves.
+    # A worker that keeps up again serves calls.
     measure(delay, clock, 0.01)
     seen = await server.raw(PUBLIC + "CancelTask", bearer(), request.SerializeToString())
     assert isinstance(seen, bytes)
@@ -335,7 +335,7 @@ async def test_a_worker_that_ends_its_measurements_refuses_no_call(
     delay: QueueingDelay, clock: Clock
 ) -> None:
     probe = DelayProbe(delay)
-    # It answers nothing.
+    # A server that answers nothing.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with background.running(probe.run(f"127.0.0.1:{silent.getsockname()[1]}"), "probe"):
             await settle()
