@@ -26,8 +26,8 @@ _OF_MACHINE = (
     "fd00:ec2::/32",
     "fd20:ce::/32",
 )
-# Networks of the IANA registries of special-purpose addresses that `is_global` lets pass: protocol
-# assignments, AS112, automatic multicast tunneling, the relays of 6to4, documentation.
+# Networks in the IANA special-purpose address registries for which `is_global` may still be true:
+# protocol assignments, AS112, automatic multicast tunneling, 6to4 relays, documentation.
 _SPECIAL = (
     "192.0.0.0/24",
     "192.31.196.0/24",
@@ -51,7 +51,7 @@ def is_loopback(address: Address) -> bool:
 
 
 def is_host(address: Address) -> bool:
-    """Whether it may be the address of a pod or a receiver, in a private network or not.
+    """Whether the address may belong to a pod or a receiver, in a private network or not.
 
     False for a loopback address, for an address at which a cloud serves credentials, and for an
     IPv6 address that contains an IPv4 address.
@@ -62,7 +62,7 @@ def is_host(address: Address) -> bool:
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is the address of a host on the internet."""
+    """Whether the address may belong to a host on the internet."""
     if not is_host(address) or not address.is_global or address.is_reserved:
         return False
     if isinstance(address, ipaddress.IPv6Address) and address not in _GLOBAL_UNICAST:
@@ -71,5 +71,5 @@ def is_public(address: Address) -> bool:
 
 
 def _is_in(address: Address, networks: tuple[Network, ...]) -> bool:
-    # An address is in no network of the other version.
+    # The test is False if address and network have different IP versions.
     return any(address in network for network in networks)

@@ -18,7 +18,7 @@ async def get_agent_card(
 
 
 async def get_public_card(workspace_id: str, store: Store) -> tuple[Workspace, AgentCard]:
-    """The card of a workspace that shows it to everyone.
+    """The card of a workspace whose card is public.
 
     Raises Failure workspace_not_found for every other workspace.
     """

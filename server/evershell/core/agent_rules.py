@@ -22,32 +22,32 @@ from evershell.core.task import (
     TaskStatus,
 )
 
-# The events of one commit.
+# The most events in one commit.
 MAX_EVENTS = 64
-# The bytes that a task may commit, and the additional bytes for each iteration that it may have.
+# How many bytes a task may commit: a base, and more for each iteration of its `max_iterations`.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10
-# The largest report of a running iteration. It is read with the task.
+# The size limit of the report of a running iteration, which every read of the task includes.
 OPEN_ITERATION_BYTES = 64 * 2**10
-# How fast a worker reads calls of one agent. One that sends faster has to wait.
+# How fast a worker reads the calls of one agent. An agent that sends faster waits.
 BYTES_PER_SECOND = 4 * 2**20
-# How many calls of one agent may wait at a worker. Others are refused.
+# How many calls of one agent may wait at a worker. Further calls are refused.
 MAX_WAITING_CALLS = 16
 
 _MAX_PORT = 65_535
-# The maximum of durations in milliseconds, and of the bytes of output that were cut.
+# The largest valid duration in milliseconds, and the largest valid number of cut bytes of output.
 _MAX_COUNT = 2**53
 
 
 class BreachError(Exception):
-    """An agent broke a rule. The text is a clause: "its agent …"."""
+    """An agent broke a rule. The text is a clause that begins with "its agent"."""
 
 
 def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
     """Checks that an agent may listen there. Raises BreachError.
 
-    `on_loopback` says that agents may run on the machine of the workers, and `elsewhere` that they
-    may have addresses of their own.
+    `on_loopback`: agents may run on the workers' machine. `elsewhere`: agents may have their own
+    addresses.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -96,7 +96,7 @@ def _check_iteration(iteration: IterationCompleted) -> None:
         raise BreachError(
             f"its agent committed more than {MAX_TOOL_CALLS} tool calls in one iteration"
         )
-    # Readers that do not know `tool_calls` see this one.
+    # Readers that do not know `tool_calls` see only `tool_call`.
     if tool_calls and tool_calls[0] != iteration.payload.get("tool_call"):
         raise BreachError("its agent committed a tool_call that is not the first of its tool_calls")
     for tool_call in tool_calls:
@@ -132,7 +132,7 @@ def _check_model_call(model_call: Mapping[str, Any] | None) -> None:
 
 
 def _check_status(message: Mapping[str, Any]) -> None:
-    # A value of the enum is its name; any other value is a number.
+    # A known enum value is decoded to its name, an unknown one to its number.
     if not isinstance(message.get("status", ""), str):
         raise BreachError(f"its agent committed the unknown status {message['status']}")
 

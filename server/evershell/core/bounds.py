@@ -23,9 +23,9 @@ CANCEL_MARGIN = timedelta(seconds=30)
 # How long an agent may take to send its pending messages once the control plane answers again. A
 # repeat waits for up to 10 s (agents/lease.py) and is given up after 3 s.
 RECOVERY_MARGIN = timedelta(seconds=15)
-# The same for the end of a forced task. Its repeats wait for up to 1 s.
+# RECOVERY_MARGIN for the end of a forced task, whose repeats wait for up to 1 s.
 FORCE_RECOVERY_MARGIN = timedelta(seconds=5)
-# How late a program that is stopped or overloaded may be.
+# How much later than planned a paused or overloaded program may run.
 LATE_SECONDS = 0.25
 # How often a worker gives a sign of life.
 SIGN_OF_LIFE_SECONDS = 1.0
@@ -49,13 +49,13 @@ class Bounds:
         """Why the agent is overdue, as a human-readable clause; None while it keeps its bounds.
 
         `task` is the current task. It may be None if the task is not cancelled, because the other
-        bounds need only the workspace. `last_outage_at` is when the control plane was last known
-        not to answer.
+        bounds need only the workspace. `last_outage_at` is the last time at which the control plane
+        was known not to answer.
         """
         lease = timedelta(seconds=self.lease_seconds)
 
         def is_over(bound: datetime, recovery: timedelta = RECOVERY_MARGIN) -> bool:
-            # By no more than a lease, because no agent survives a longer outage.
+            # An outage postpones a bound by at most a lease: no agent survives a longer outage.
             return now > max(bound, min(last_outage_at + recovery, bound + lease))
 
         if workspace.agent_breach is not None:
@@ -78,9 +78,10 @@ class Bounds:
         return None
 
     def are_answering(self, silences: Sequence[float]) -> bool:
-        """Whether the workers answer. Each has been silent for this many seconds.
+        """Whether the workers answer. `silences` has the seconds since each last sign of life.
 
-        After a lease, no agent can still wait for a worker, and its host may have gone.
+        A worker that has been silent for a lease does not count: its host may be gone, and no agent
+        can still wait for it.
         """
         return bool(silences) and not any(
             SILENT_SECONDS < each < self.lease_seconds for each in silences

@@ -8,17 +8,17 @@ from typing import TypeGuard
 from evershell.core import errors
 from evershell.core.workspace import Workspace
 
-# The limit of OpenID Connect for a subject. It also keeps organization and creator short enough for
-# an index of PostgreSQL.
+# OpenID Connect's limit for a subject. It also keeps the ids of organizations and creators short
+# enough for a PostgreSQL index.
 MAX_NAME_BYTES = 255
 
 
 def is_valid_name(value: object) -> TypeGuard[str]:
     """Whether the value is 1 to 255 bytes of printable UTF-8.
 
-    A credential may name only such organizations, users, workspaces and scopes. Excludes what
-    PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control and format
-    characters).
+    The names of organizations, users, workspaces and scopes in a credential must be valid. Excludes
+    what PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control and
+    format characters).
     """
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_BYTES:
         return False
@@ -41,7 +41,7 @@ class Caller:
     """An authenticated caller."""
 
     org_id: str
-    # The user's id, the API key's, or `agent:` and the id of its workspace.
+    # The user's id, the API key's id, or `agent:` and the id of the agent's workspace.
     actor_id: str
     credential_kind: CredentialKind
     # `<resource>:<verb>` or `<resource>:<verb>:own`.
@@ -88,7 +88,7 @@ class Permission:
     """What a caller may do, in all workspaces of their organization or only in their own."""
 
     caller: Caller
-    # The scopes that each grant it for all workspaces.
+    # Each of these scopes grants the permission for all workspaces.
     scopes: tuple[str, ...]
     # Whether the permission is limited to workspaces that the caller created.
     own_only: bool

@@ -50,7 +50,7 @@ class Outcome(StrEnum):
     ACCEPTED = "accepted"
     # An earlier call recorded it. The agent is signalled again.
     ALREADY_REQUESTED = "already_requested"
-    # The requested task had ended before.
+    # The named task had ended before this call.
     ALREADY_FINISHED = "already_finished"
     # The call named no task, and none was running.
     NO_ACTIVE_TASK = "no_active_task"
@@ -61,14 +61,14 @@ class CancelTask:
     """The request. Raises Failure validation_error if a field is not valid."""
 
     workspace_id: str
-    # None for the task that runs. An empty id is refused, because the caller may have lost it.
+    # None for the current task. An empty id is refused, because the caller may have lost the id.
     task_id: str | None = None
     reason: str = ""
     # How long to wait for the end of the task; None or 0 for no wait.
     wait_seconds: float | None = None
     # The agent interrupts an iteration that still runs after this time; None for never.
     force_after_seconds: float | None = None
-    # Whether to cancel every descendant that has not ended too.
+    # Whether to cancel also every descendant that has not ended.
     include_descendants: bool = False
     origin: Origin
 

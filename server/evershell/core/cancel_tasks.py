@@ -1,9 +1,9 @@
 """Use case: cancel the tasks of the organization that match a filter, or all of them.
 
-Each task is cancelled as CancelTask does it, with the same promise: the intent is committed first,
-and decides the end of the task. The intents of a call are committed in several transactions, all of
-them before the answer. The fleet controller, which the store wakes, signals the agents, so the call
-does not wait for them.
+Each task is cancelled as by CancelTask, with the same promise: the intent is committed first, and
+decides the end of the task. A call commits its intents in several transactions, all of them before
+the answer. The store then wakes the fleet controller, which signals the agents, so the call does
+not wait for them.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from evershell.core.task import CancelIntent
 from evershell.core.task_filter import TaskFilter, TaskSelection
 from evershell.core.validation import Fields
 
-# The most tasks of a call.
+# The most tasks that one call cancels.
 MAX_TASKS = 1_000
-# The most tasks of a transaction, which locks their workspaces for some milliseconds.
+# The most tasks in one transaction, which locks their workspaces for some milliseconds.
 MAX_BATCH = 250
-# The audit log's outcome of a dry run.
+# The outcome of a dry run in the audit log.
 DRY_RUN = "dry_run"
 
 
@@ -49,7 +49,7 @@ class CancelTasks:
     wanted: TaskSelection
     reason: str = ""
     force_after_seconds: float | None = None
-    # Records nothing.
+    # Whether to record nothing.
     dry_run: bool = False
     origin: Origin
 
@@ -61,7 +61,7 @@ class CancelTasks:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What the call matches for one task."""
+    """A task that the call matches, and what the call does to it."""
 
     workspace_id: str
     task_id: str
@@ -79,7 +79,7 @@ class CancelTasksResult:
 
     @property
     def remaining(self) -> int:
-        """The number of tasks that further calls have to cancel."""
+        """The number of tasks that are left for further calls."""
         return self.matched - self.accepted - self.already_requested
 
 
@@ -88,8 +88,8 @@ async def cancel_tasks(
 ) -> CancelTasksResult:
     """Records the intents of at most MAX_TASKS tasks, the oldest first.
 
-    A task that needs nothing of this call, because its intent is recorded, does not count among
-    these. Raises Failure permission_denied.
+    A task whose intent is already recorded does not count among them. Raises Failure
+    permission_denied.
     """
     permission = caller.permission("workspace:write")
     origin = request.origin
@@ -108,7 +108,7 @@ async def _look(
 ) -> CancelTasksResult:
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     if origin.audit is not None:
-        # No task is named, so only the entry is stored.
+        # Without task ids, cancel_tasks stores only the entry.
         audit = replace(origin.audit, outcome=DRY_RUN)
         await store.cancel_tasks(permission, (), intent, origin.trace_id, audit)
     return CancelTasksResult(
@@ -132,7 +132,7 @@ async def cancel_matching(
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     pending = [each for each in matches.tasks if each.is_pending]
     outcomes: dict[str, TaskOutcome | None] = {}
-    # Without a task too, so that the entry of the audit log is stored.
+    # Runs at least once, to store the entry of the audit log even if no task is pending.
     for first in range(0, max(len(pending), 1), MAX_BATCH):
         batch = [each.task_id for each in pending[first : first + MAX_BATCH]]
         recorded = await store.cancel_tasks(
@@ -153,7 +153,7 @@ async def cancel_matching(
 async def _one_by_one(
     permission: Permission, task_ids: list[str], intent: CancelIntent, origin: Origin, store: Store
 ) -> dict[str, TaskOutcome | None]:
-    """Cancels tasks whose workspaces other transactions had locked. Waits for each of these.
+    """Cancels tasks whose workspaces other transactions had locked. Waits for these locks.
 
     The outcome of a task that has ended, or whose workspace is no longer up, is None. A task whose
     lock was not released in time has no outcome.
@@ -177,7 +177,7 @@ async def _one_by_one(
 async def _in_stopping_workspaces(
     permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Store
 ) -> dict[str, TaskOutcome | None]:
-    """The tasks among these that have not ended: a StopWorkspace has recorded its intent."""
+    """The tasks that have not ended, as requested already: StopWorkspace recorded their intents."""
     named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
     matches = await store.match_tasks(permission, named, intent.force_at, len(tasks))
     open_ids = {each.task_id for each in matches.tasks if not each.is_pending}
@@ -195,7 +195,7 @@ def _summary(matches: MatchedTasks, outcomes: dict[str, TaskOutcome | None]) -> 
     counts = Counter(outcomes.values())
     already_requested = matches.matched - matches.pending
     return CancelTasksResult(
-        # Tasks that have ended in between no longer match.
+        # Tasks that have ended since the match no longer count.
         matched=matches.matched - counts[None],
         accepted=counts[TaskOutcome.ACCEPTED],
         already_requested=already_requested + counts[TaskOutcome.ALREADY_REQUESTED],
@@ -219,7 +219,7 @@ async def cancel_until_done(
     store: Store,
     limit_seconds: float,
 ) -> CancelTasksResult:
-    """Repeats `cancel_matching` until nothing remains, or this time or the deadline is over."""
+    """Repeats `cancel_matching` until no task remains, or the limit or the deadline is over."""
     until = time.monotonic() + deadline.bounded(limit_seconds)
     accepted = 0
     while True:

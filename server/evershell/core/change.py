@@ -30,11 +30,11 @@ KEY_KEPT = timedelta(hours=24)
 class Hold:
     """A hold in force: until it is released, the organization gets no new task and no new agent.
 
-    It names the call that set it first.
+    The fields describe the call that set it.
     """
 
     org_id: str
-    # The user's id, or the API key's.
+    # The id of the user or of the API key.
     held_by: str
     held_since: datetime
     reason: str
@@ -66,11 +66,11 @@ class FirstCall:
     """The first call with a key, the only one of its caller within KEY_KEPT."""
 
     org_id: str
-    # The caller within the organization, a line break, and the key that the caller chose.
+    # `<credential kind>:<actor id>`, a line break, and the key that the caller chose.
     key: str
     fingerprint: bytes
     called_at: datetime
-    # What the call created. It has a task if it is a SubmitTask.
+    # What the call created. Only SubmitTask has a task.
     workspace_id: str
     task_id: str = ""
     # SubmitTask: the status of the task in the answer, or the slug of the error. Empty until it is
@@ -90,7 +90,7 @@ class FirstCall:
 
     @property
     def expires_before(self) -> datetime:
-        """This call may reuse a key whose first call was made at this time or earlier."""
+        """A key whose first call was made at this time or earlier has expired for this call."""
         return self.called_at - KEY_KEPT
 
 
@@ -105,7 +105,7 @@ class IdempotencyKey:
     def first_call(
         self, caller: Caller, called_at: datetime, workspace_id: str, task_id: str = ""
     ) -> FirstCall:
-        """The call, if it turns out to be the first one of the caller with this key."""
+        """What to store if the call turns out to be the caller's first one with this key."""
         return FirstCall(
             org_id=caller.org_id,
             key=f"{caller.credential_kind}:{caller.actor_id}\n{self.key}",
@@ -121,12 +121,12 @@ class Locked:
     """A workspace and its current task, locked together."""
 
     workspace: Workspace
-    # None if the workspace has no task that has not ended.
+    # The task that has not ended; None if there is none.
     task: Task | None
     # The hold of the organization; always None if the store was not asked to read it.
     hold: Hold | None = None
-    # The parent of the task that is submitted; None if there is none in the organization, or the
-    # store was not asked for it.
+    # The parent of the task that is submitted; None if the organization has no such task, or if the
+    # store was not asked to read it.
     parent: Parent | None = None
 
     def require_no_hold(self) -> None:
@@ -138,19 +138,19 @@ class Locked:
 class Change:
     """What to commit. `task` is the locked task, a new one, or None if there is none.
 
-    `lease_seconds` renews the agent's lease for that time by the time of the service. A renewal
-    never shortens a lease. None leaves the lease as it is in `workspace`.
+    `lease_seconds` renews the agent's lease to last this long from now, by the time of the service.
+    A renewal never shortens a lease. None leaves the lease as it is in `workspace`.
     """
 
     workspace: Workspace
     task: Task | None
     events: tuple[NewEvent, ...] = ()
     lease_seconds: float | None = None
-    # The limit at which the change cancels the task.
+    # The limit that makes the change cancel the task.
     limit: Limit | None = None
-    # The audit log's entry of the call, even if nothing else has changed.
+    # The call's entry in the audit log. It is stored even if nothing else has changed.
     audit: AuditEntry | None = None
-    # The call, if it has an idempotency key, which is stored.
+    # The call to store with its idempotency key, if it has one.
     first_call: FirstCall | None = None
 
     def writes_rows(self, locked: Locked) -> bool:

@@ -1,10 +1,9 @@
 """Use cases of agents: submit, read and cancel children of the task that the agent works on.
 
 The credential is the agent's own token, which names one workspace and one epoch. It is accepted
-only while the parent is the agent's current task. The workspaces that a call may reach do not
-depend on who has submitted the parent, because the submitter's scopes are not stored: a child is in
-a workspace of the same organization and the same creator. So an agent that was taken over reaches
-no workspace of another user.
+only while the parent is the agent's current task. A child must be in a workspace of the same
+organization and the same creator. The scopes of whoever submitted the parent do not matter, because
+they are not stored. So an agent that was taken over reaches no workspace of another user.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from evershell.core.tasks import SubmitTask, submit_task
 from evershell.core.validation import check_identifiers
 from evershell.core.workspace import Workspace
 
-# For every workspace that `Children._workspace` accepts.
+# The scopes of an agent, for every workspace that `Children._workspace` accepts.
 _SCOPES = frozenset({"tasks:write", "workspace:write"})
 
 
@@ -80,7 +79,7 @@ class Children:
             return await self._recorded(request.workspace_id, failure)
 
     async def read(self, by: AgentCaller, workspace_id: str, task_id: str) -> Task:
-        """A child of the parent.
+        """Reads a child of the parent.
 
         Raises Failure: validation_error, workspace_not_found, permission_denied, task_not_found.
         """
@@ -117,9 +116,9 @@ class Children:
             raise errors.permission_denied(message, [])
 
     async def _recorded(self, workspace_id: str, failure: Failure) -> Task:
-        """The task, if only its agent did not answer. Raises any other failure.
+        """The task of a call whose effect was recorded, although the agent did not answer.
 
-        Raises Failure task_not_found if its workspace was deleted since.
+        Raises any other failure, and Failure task_not_found if the workspace was deleted since.
         """
         if failure.slug != "agent_unreachable":
             raise failure

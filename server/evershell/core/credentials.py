@@ -1,5 +1,5 @@
-"""How a bearer token says what it is: how it begins."""
+"""The prefixes that tell the kinds of bearer tokens apart."""
 
 API_KEY = "sk_"
-# A JWT: the begin of its header, `{"`, in base64url.
+# The beginning of a JWT's header, `{"`, in base64url.
 JWT = "eyJ"

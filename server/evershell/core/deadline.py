@@ -1,4 +1,4 @@
-"""The arrival and the deadline of the current call, which bound its waits."""
+"""The arrival time and the deadline of the current call. They bound its waits."""
 
 import time
 from contextvars import ContextVar
@@ -13,7 +13,7 @@ _until: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def begin(left_seconds: float | None, waited_seconds: float = 0.0) -> None:
-    """Notes when a call has arrived, and sets its deadline.
+    """Sets the arrival time and the deadline of the current call.
 
     `left_seconds` is the time until the deadline; None for a call without a deadline.
     `waited_seconds` is the time since its arrival.
@@ -33,7 +33,7 @@ def bounded(limit_seconds: float) -> float:
 def left_of_call(limit_seconds: float, least_seconds: float) -> float:
     """What is left of `limit_seconds` since the call arrived, and at least `least_seconds`.
 
-    All of it outside of a call. Ends no later than the deadline.
+    Outside of a call, returns `limit_seconds`. The result never exceeds the time to the deadline.
     """
     arrived = _arrived.get()
     if arrived is not None:

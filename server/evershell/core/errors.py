@@ -58,7 +58,7 @@ def permission_denied(message: str, required: Sequence[str]) -> Failure:
 
 
 def created_by_other(thing: str, kind: str, scopes: Sequence[str]) -> Failure:
-    """Somebody else created the thing, and the caller's scopes have only their `:own` forms."""
+    """Somebody else created the thing, and the caller has the scopes only in their `:own` forms."""
     message = (
         f"{thing} was created by someone else, and your credential is limited to your own {kind}. "
         f"This call needs the scope {' or '.join(scopes)}."
@@ -108,7 +108,7 @@ def webhook_not_found(webhook_id: str) -> Failure:
 
 
 def too_many_webhooks(org_id: str, limit: int, owner: str) -> Failure:
-    """`owner`, an organization or a task, has as many webhooks as it may have."""
+    """`owner`, an organization or a task, already has the most webhooks that it may have."""
     message = f"{owner} has {limit} webhooks, which is the limit. Delete one that is not needed."
     return Failure("too_many_webhooks", message, org_id=org_id, limit=limit)
 
@@ -116,8 +116,8 @@ def too_many_webhooks(org_id: str, limit: int, owner: str) -> Failure:
 def rate_limited(message: str, retry_after_seconds: int | None, **facts: Any) -> Failure:
     """The caller has made too many calls. This call had no effect.
 
-    None for a call without a time: it cancels the task that runs, and its repeat could cancel the
-    next one.
+    `retry_after_seconds` is None for a call that cancels the current task without naming it: a
+    repeat could cancel the next one.
     """
     message = f"{message} This call has changed nothing"
     if retry_after_seconds is None:
@@ -141,7 +141,7 @@ def agent_unreachable(
 
 
 def idempotency_conflict(key: str, called_at: datetime) -> Failure:
-    """The idempotency key belongs to another request of the caller."""
+    """The caller has used the idempotency key with another request."""
     message = (
         f"The idempotency key {key} was used with another request at "
         f"{called_at.isoformat(timespec='seconds')}. Use a new key for a new request."
@@ -152,7 +152,7 @@ def idempotency_conflict(key: str, called_at: datetime) -> Failure:
 def unavailable(advice: str = "") -> Failure:
     """The service's database cannot be reached.
 
-    `advice` is for a call whose repeat could have another effect.
+    `advice` replaces the advice to repeat, for a call whose repeat could have another effect.
     """
     problem = "The service cannot reach its database."
     if advice:
@@ -163,8 +163,9 @@ def unavailable(advice: str = "") -> Failure:
 def refused(problem: str, *, names_no_task: bool) -> Failure:
     """The service cannot serve the call now. The call had no effect.
 
-    `names_no_task`: the call cancels the task that runs, unless its body names one and was not
-    read. It gets no time, because its repeat could cancel the next task.
+    `names_no_task`: the call may cancel the current task without naming it. The body, which could
+    name the task, may not have been read. The answer says no time for a repeat, because a repeat
+    could cancel the next task.
     """
     message = f"{problem} This call had no effect"
     if names_no_task:

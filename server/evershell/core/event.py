@@ -1,6 +1,7 @@
 """The records of calls: the events of a workspace's log, and the entries of the audit log.
 
-A payload of an event has the fields of the message of the same name in event.proto, as plain data.
+An event's payload is plain data with the fields of the message in event.proto that is named after
+the event's type.
 
 Every authenticated call of a method that changes something leaves one entry in the audit log, which
 never changes. An allowed call's entry is committed with its change. CancelTask's entry is always
@@ -23,15 +24,15 @@ from evershell.core.validation import Fields
 
 Encoded = TypeVar("Encoded")
 
-# The outcome of an allowed call, except of CancelTask, which has outcomes of its own.
+# The outcome of an allowed call. CancelTask has its own outcomes.
 AUDIT_OK = "ok"
-# The same for all filters.
+# Applies to all text filters of the list.
 MAX_FILTER_CHARACTERS = field_limits.LIST_AUDIT_ENTRIES_ACTOR_ID_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One call. Texts that are not known are empty."""
+    """The record of one call. Unknown texts are empty."""
 
     # `aud_` and a ULID. Sorts by time.
     id: str
@@ -46,7 +47,7 @@ class AuditEntry:
     credential_id: str
     # The name of the method, for example `CancelTask`.
     rpc: str
-    # As the caller named it. It need not exist.
+    # As the caller named them. They need not exist.
     workspace_id: str
     task_id: str
     # The outcome of CancelTask, `dry_run` of CancelTasks, `ok`, or the slug of the error.
@@ -67,9 +68,9 @@ class AuditFilter:
     actor_id: str = ""
     rpc: str = ""
     outcome: str = ""
-    # From this time on.
+    # Inclusive.
     start_time: datetime | None = None
-    # Before this time.
+    # Exclusive.
     end_time: datetime | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +131,7 @@ class Event(NewEvent):
 
 
 class EventBatch(list[Event]):
-    """Events of one read, which follow each other in the log of a workspace.
+    """The events of one read: a gapless part of a workspace's log.
 
     Watchers that share the read also share the encoded result.
     """
@@ -140,7 +141,7 @@ class EventBatch(list[Event]):
         self._encoded: dict[Callable[[Sequence[Event]], Any], Any] = {}
 
     def encoded(self, encode: Callable[[Sequence[Event]], Sequence[Encoded]]) -> Sequence[Encoded]:
-        """What `encode` returns. It is called once. Do not change the result."""
+        """What `encode` returns for the batch. Calls it only once. Do not change the result."""
         found: Sequence[Encoded] | None = self._encoded.get(encode)
         if found is None:
             found = self._encoded[encode] = encode(self)

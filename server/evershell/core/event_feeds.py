@@ -44,7 +44,7 @@ class Watcher:
 
     def __init__(self, feed: "_Feed", missed_seq: int) -> None:
         self._feed = feed
-        # Does not receive the events up to this `seq`, which are in the log.
+        # The feed does not send the events up to this `seq`. The watcher reads them from the log.
         self.missed_seq = missed_seq
         # The message that the watcher has not taken yet.
         self._message: Message | None = None
@@ -52,7 +52,7 @@ class Watcher:
         self._woken: asyncio.Future[None] | None = None
 
     async def receive(self) -> Message | None:
-        """The next message. None if `missed_seq` has changed, so the watcher has to read the log.
+        """The next message. None if `missed_seq` has changed: the watcher must read the log.
 
         Raises FeedEndedError, and the errors of reading the log.
         """
@@ -74,7 +74,7 @@ class Watcher:
     def send(self, message: Message, last_seq: int) -> None:
         """Gives the watcher the message.
 
-        A slow watcher, which has not taken the one before, has to read the log up to `last_seq`.
+        A slow watcher, which has not taken the previous one, must read the log up to `last_seq`.
         """
         if self._message is None:
             self._message = message
@@ -97,7 +97,7 @@ class EventFeeds:
         self._feeds: dict[str, _Feed] = {}
 
     def join(self, workspace_id: str, last_seq: int) -> Watcher:
-        """A watcher, which has to leave. `last_seq` was read from the workspace before."""
+        """Returns a watcher, which must leave. `last_seq` was read from the workspace before."""
         feed = self._feeds.get(workspace_id)
         if feed is None:
             feed = _Feed(workspace_id, last_seq, self._store, self._clock, self._forget)
@@ -133,7 +133,7 @@ class _Feed:
         forget: "Callable[[_Feed], None]",
     ) -> None:
         self.workspace_id = workspace_id
-        # Why it has ended; None while it runs.
+        # Why the feed has ended; None while it runs.
         self.error: Exception | None = None
         # The position of the last event that was read. The watchers receive all later ones.
         self._last_seq = last_seq
@@ -177,7 +177,7 @@ class _Feed:
             if events:
                 self._last_seq = events[-1].seq
                 await self._send(events)
-                # Not kept while the log is quiet.
+                # Frees the memory while the log is quiet.
                 del events
                 quiet_since = self._clock()
                 continue

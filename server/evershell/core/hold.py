@@ -1,9 +1,9 @@
 """Use cases: put an organization on hold, release it, read its hold.
 
-The promise: no task is submitted, and no agent started, by a call that is committed after the hold.
-Each such call shares a lock of the organization until it is committed, and reads the hold under it.
-A hold takes the same lock alone. It therefore waits for the calls that have the lock, and the calls
-that come later find it.
+The promise: no call that commits after the hold submits a task or starts an agent. Each such call
+holds a shared lock of the organization until it commits, and reads the hold under this lock. A call
+that sets a hold takes the lock exclusively. It therefore waits for the calls that have the lock,
+and later calls find the hold.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
 
 _SCOPE = "org:hold"
 _CANCEL_SCOPE = "workspace:write"
-# How long a call cancels tasks, unless its deadline is earlier.
+# How long one call goes on cancelling tasks, unless its deadline is earlier.
 _CANCEL_SECONDS = 10.0
 
 
@@ -28,7 +28,7 @@ class HoldOrg:
     """The request. Raises Failure validation_error."""
 
     reason: str = ""
-    # Also cancels all tasks that have not ended.
+    # Whether to cancel also all tasks that have not ended.
     cancel_running: bool = False
     origin: Origin
 

@@ -4,11 +4,11 @@ A key belongs to its caller: all sessions of a user, or an API key. The same key
 is a different key. A secret is in the first answer only, not in the answer to a repeat.
 
 The first call stores its key in the transaction that commits its effect. A key is therefore stored
-if and only if its call had an effect, so no crash leaves a key that blocks its repeats. Of two
-first calls at the same time, the database makes the second wait for the transaction of the first.
+if and only if its call had an effect, so no crash leaves a key that blocks its repeats. If two
+calls come at the same time, the database makes one wait for the transaction of the other.
 
 The steps after that transaction can be repeated without harm. A repeat that arrives before the
-first call has answered takes them too, and both give the answer that was stored first.
+first call has answered does these steps too, and both give the answer that was stored first.
 """
 
 from dataclasses import replace
@@ -27,17 +27,17 @@ _NO_ACCESS = frozenset({"permission_denied", "workspace_not_found"})
 async def earlier_call(
     call: FirstCall | None, refusal: Failure | KeyTakenError, store: Store
 ) -> FirstCall:
-    """The first call with the key of `call`, which was refused.
+    """The first call with the key of `call`, after `call` was refused.
 
-    The effect of the first call may be the reason for the refusal: the workspace is busy with the
-    task that it submitted. Raises `refusal` if there was no earlier call, and Failure
-    idempotency_conflict if its request was another one.
+    The effect of the first call may be the reason for the refusal: for example, the workspace is
+    busy with the task that it submitted. Raises `refusal` if there was no earlier call, and Failure
+    idempotency_conflict if the earlier call had another request.
     """
     if call is None or (isinstance(refusal, Failure) and refusal.slug in _NO_ACCESS):
         raise refusal
     first_call = await store.find_first_call(call)
     if first_call is None:
-        # A key that was taken has expired in between.
+        # After KeyTakenError, the key has expired in the meantime.
         raise refusal if isinstance(refusal, Failure) else errors.unavailable()
     if first_call.fingerprint != call.fingerprint:
         raise errors.idempotency_conflict(call.chosen_key, first_call.called_at)
@@ -47,7 +47,7 @@ async def earlier_call(
 async def read_again(
     first: FirstCall, permission: Permission, origin: Origin, store: Store
 ) -> Change:
-    """The workspace of the first call, with its current task, for the repeat of `origin`.
+    """The workspace of the first call, with its current task. `origin` is the repeat.
 
     Stores the repeat's entry in the audit log. Raises Failure: permission_denied,
     workspace_not_found.

@@ -23,13 +23,13 @@ Clock = Callable[[], datetime]
 # gets six attempts in this time.
 DELIVERY_WAIT = timedelta(hours=1)
 
-# The share of a lease below which a heartbeat renews it. With six heartbeats in a lease, every
-# second one writes.
+# A heartbeat renews a lease of which less than this share remains. With six heartbeats in a lease,
+# every second heartbeat writes.
 RENEW_BELOW_SHARE = 0.8
 
 
-# The checks under the lock that refuse a cancellation, besides `permission_denied`, which may be
-# refused before it.
+# Why a cancellation is refused under the lock. `permission_denied` is not here, because it may also
+# be refused before the lock is taken.
 CancellationRefusal = Literal[
     "workspace_not_found",
     "task_not_found",
@@ -75,7 +75,7 @@ class Leased:
 
     # The workspace and its current task, which were not locked.
     locked: Locked
-    # How long the lease still lasts, by the time of the service. Not above 0 without a lease.
+    # How long the lease still lasts, by the time of the service. Without a lease, 0 or less.
     lease_seconds: float
 
 
@@ -95,20 +95,20 @@ class MatchedTask:
 
     workspace_id: str
     task_id: str
-    # Whether a cancellation would record its intent, or an earlier `force_at`.
+    # Whether a cancellation would change the task: record its intent, or an earlier `force_at`.
     is_pending: bool
 
 
 @dataclass(frozen=True, slots=True)
 class MatchedTasks:
-    """The tasks that match a filter. The counts include all of them."""
+    """The counts of all tasks that match a filter, and some of these tasks."""
 
     matched: int
     pending: int
     tasks: Sequence[MatchedTask]
 
 
-# Published in place of a workspace: there are recorded cancellations that were not delivered.
+# Published in place of a workspace: some recorded cancellations have not been delivered.
 UNDELIVERED = "*"
 
 
@@ -128,12 +128,12 @@ class Store(Protocol):
 
         Records the intent if the workspace is in the caller's organization, the permission covers
         it, it is up or being woken, the task (`task_id`, or the current task) has not ended, and no
-        intent is recorded for it. If one is recorded already, only an earlier `force_at` replaces
-        its own.
+        intent is recorded for it. If an intent is recorded already, only its `force_at` can change,
+        to an earlier one.
 
-        Returns the outcome and what it read under the lock, even if it recorded nothing. `trace_id`
-        is stored in the event; empty for no trace. `audit` is stored in the same transaction with
-        the outcome, even if nothing is recorded.
+        Returns the outcome and what it read under the lock, even if it recorded nothing. The event
+        stores `trace_id`, which is empty if there is no trace. The same transaction stores `audit`
+        with the outcome, even if nothing is recorded.
         """
 
     async def cancel_tree(
@@ -145,13 +145,13 @@ class Store(Protocol):
         trace_id: str = "",
         audit: AuditEntry | None = None,
     ) -> RecordedCancellation:
-        """Like record_cancellation, and does the same for every descendant of the task, in the same
-        transaction.
+        """Like record_cancellation, for the task and all its descendants, in one transaction.
 
-        A descendant that has ended, or whose intent is recorded, stays as it is; only an earlier
-        `force_at` replaces the recorded one. Records nothing, with the outcome permission_denied
-        and the workspace that is not covered, if the permission does not cover a descendant that
-        has not ended. Locks the tree, like `transition`. Publishes like cancel_tasks.
+        Leaves out descendants that have ended. If a descendant's intent is recorded already, only
+        its `force_at` can change, to an earlier one. If the permission does not cover a descendant
+        that has not ended, records nothing, and returns the outcome permission_denied with the
+        workspace of that descendant. Locks the tree, like `transition`. Publishes the same as
+        cancel_tasks.
         """
 
     async def match_tasks(
@@ -159,8 +159,8 @@ class Store(Protocol):
     ) -> MatchedTasks:
         """The tasks that match, have not ended and are covered by the permission.
 
-        At most `limit` of them: first those that a cancellation with this `force_at` would change,
-        then the others, each from the oldest on.
+        Returns at most `limit` of them: first the tasks that a cancellation with this `force_at`
+        would change, then the others, the oldest first in both parts.
         """
 
     async def cancel_tasks(
@@ -175,9 +175,9 @@ class Store(Protocol):
     ) -> Mapping[str, bool]:
         """Records the intent for each of the tasks in one transaction, like record_cancellation.
 
-        Returns the tasks whose cancellation is recorded now, and whether this call recorded it.
-        Leaves out tasks that have ended, and tasks whose workspace is not up, is not covered or is
-        locked by another transaction. With `wait`, for one task only, waits for that transaction.
+        Returns the tasks whose cancellation is recorded, and whether this call recorded it. Leaves
+        out tasks that have ended, and tasks whose workspace is not up, is not covered or is locked
+        by another transaction. With `wait`, which allows only one task, waits for that transaction.
         Publishes the workspaces, and UNDELIVERED, because the fleet controller signals the agents.
         """
 
@@ -190,14 +190,14 @@ class Store(Protocol):
     ) -> Change | None:
         """Locks the workspace with its current task, and commits and returns what `decide` returns.
 
-        With `org_id`, `decide` also gets the hold of this organization. No hold of it is committed
-        between that and the commit of the change. With `parent_task_id` as well, it gets this task
-        of the organization, whose tree is locked: until the commit, no other transaction submits a
-        child into the tree or cancels it.
+        With `org_id`, `decide` also gets the hold of this organization. No other transaction
+        commits a hold of it before the change is committed. With `parent_task_id` as well, `decide`
+        also gets this task of the organization, and its tree is locked: until the commit, no other
+        transaction submits a child into the tree or cancels it.
 
         Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
         KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
-        another transaction is about to store the key, waits for its end.
+        another transaction is about to store the key, waits until that transaction has ended.
 
         `decide` holds the lock, so it must return quickly. It may be called more than once.
         """
@@ -208,8 +208,8 @@ class Store(Protocol):
         """Renews the lease of the epoch's agent, and returns the workspace with its current task.
 
         Writes only if less than RENEW_BELOW_SHARE of `lease_seconds` remains. Never waits for a
-        lock: while another transaction holds the workspace, the lease stays as it is. A fenced
-        epoch has no effect.
+        lock: while another transaction has locked the workspace, the lease stays as it is. Has no
+        effect if the epoch is fenced.
 
         Returns None if there is no such workspace. The task may have ended after the workspace was
         read.
@@ -222,20 +222,20 @@ class Store(Protocol):
         first_call: FirstCall | None = None,
         card: AgentCard | None = None,
     ) -> None:
-        """Adds a workspace, with an empty log, its agent card, the audit log's entry, and the key.
+        """Adds a workspace with an empty log, its agent card, the call's audit entry and its key.
 
         Raises KeyTakenError, like `transition`, and Failure org_on_hold if the organization is on
         hold.
         """
 
     async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
-        """Stores the hold, unless there is one, and the audit log's entry. Returns the stored hold.
+        """Stores the hold, unless there is one, and the audit entry. Returns the stored hold.
 
-        Waits for the calls that have read that there is no hold and are not committed yet.
+        Waits for calls that have found no hold and have not committed yet.
         """
 
     async def release_org(self, org_id: str, audit: AuditEntry | None = None) -> None:
-        """Removes the hold of the organization, if there is one. Stores the audit log's entry."""
+        """Removes the hold of the organization, if there is one. Stores the call's audit entry."""
 
     async def get_hold(self, org_id: str) -> Hold | None: ...
 
@@ -245,26 +245,26 @@ class Store(Protocol):
         """The pending and the failed deliveries of webhooks, of all organizations."""
 
     async def find_first_call(self, call: FirstCall) -> FirstCall | None:
-        """The first call with the idempotency key of the call, unless it has expired.
+        """The first call with the same idempotency key as this call, unless the key has expired.
 
-        Also one with the same request that the previous version has stored, which does not store
-        whose key it is.
+        Also finds a call that the previous version stored, without the owner of its key, if its
+        request is the same.
         """
 
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
         """Stores the answer of the call, unless one is stored. Returns the stored answer."""
 
     async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
-        """One workspace of this organization, or of any organization.
+        """A workspace of this organization, or of any organization if it is None.
 
-        For a caller, name the organization. A workspace of another organization is then not read,
-        so that the answer takes as long as for a missing workspace.
+        Name the organization on behalf of a caller. A workspace of another organization is then not
+        read, so the answer takes as long as for a missing workspace.
         """
 
     async def get_agent_card(
         self, workspace_id: str, org_id: str | None = None
     ) -> tuple[Workspace | None, AgentCard]:
-        """Like get_workspace, with the workspace's card, which is empty if it has none."""
+        """Like get_workspace, with the agent card, which is empty if the workspace has none."""
 
     async def list_workspaces(
         self, permission: Permission, before_id: str | None, limit: int
@@ -277,17 +277,17 @@ class Store(Protocol):
     async def remove_workspace(self, workspace_id: str) -> bool:
         """Removes a workspace that is `deleting` and has no run, with all that belongs to it.
 
-        Removes in transactions of bounded size, and continues where an earlier call ended. The last
-        one leaves a record for find_deleted_workspace, and publishes the workspace. Entries of the
-        audit log and idempotency keys stay.
+        Works in transactions of bounded size, and continues where an earlier call ended. The last
+        transaction leaves a record for find_deleted_workspace, and publishes the workspace. Audit
+        entries and idempotency keys stay.
 
-        Returns False, and removes nothing, while events of the workspace are to be delivered to
-        webhooks, for DELIVERY_WAIT at most since the workspace changed. Returns True if there is
-        no such workspace.
+        Returns False, and removes nothing, while events of the workspace still have to be delivered
+        to webhooks, but not for longer than DELIVERY_WAIT after the last change of the workspace.
+        Returns True if there is no such workspace.
         """
 
     async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
-        """The workspace of the organization as it was when it was removed, `deleting`."""
+        """A removed workspace of the organization, as last stored (its status is `deleting`)."""
 
     async def add_audit_entry(self, audit: AuditEntry | None) -> None:
         """Stores the entry of a call that changed nothing."""
@@ -299,7 +299,7 @@ class Store(Protocol):
     ) -> tuple[Workspace | None, Task | None]:
         """Like get_workspace, with one of the workspace's tasks, in one round trip.
 
-        Both are read at the same moment. Each is None if it does not exist.
+        Both are read at the same moment. Either is None if it does not exist.
         """
 
     async def list_tasks(
@@ -311,14 +311,14 @@ class Store(Protocol):
     ) -> Listed[Task]:
         """The tasks of the workspace that match and are older than `before_id`, newest first.
 
-        The list may end early, with at least one task more than MAX_PAGE_CHARACTERS allow, or as
-        Listed describes.
+        The list may end early: if its texts are long, with at least one task more than fits into
+        MAX_PAGE_CHARACTERS, or as Listed describes.
         """
 
     async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
-        """The number of tasks that match, among the newest ones of the workspace.
+        """The number of tasks that match, among the newest tasks of the workspace.
 
-        Counts all of a workspace with up to 1,000 tasks.
+        Looks at the newest 1,000 tasks at least.
         """
 
     async def list_org_tasks(
@@ -332,62 +332,64 @@ class Store(Protocol):
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
         """The workspace's events after `after_seq`, in order.
 
-        The list may end early if the events are large, after at least one. Raises Failure
-        workspace_not_found if there is no such workspace.
+        The list may end early if the events are large, but has at least one if there is one. Raises
+        Failure workspace_not_found if there is no such workspace.
         """
 
     async def list_old_logs(
         self, before: datetime, after_id: str, limit: int
     ) -> tuple[Sequence[str], str | None]:
-        """Of the `limit` workspaces after this id, those whose first event is older than `before`.
+        """The workspaces whose first event is older than `before`, among the first `limit` after
+        `after_id`.
 
-        Also returns the id after which the next call begins; None if there are no more workspaces.
+        Also returns the `after_id` of the next call; None if there are no more workspaces.
         """
 
     async def remove_old_tasks(
         self, workspace_id: str, before: datetime, after_seq: int, limit: int
     ) -> Removed:
-        """Removes the tasks that ended before this time with their events, from the oldest on.
+        """Removes tasks that ended before this time, with their events. The oldest go first.
 
         Stops at the first event of a task that stays. A task stays while a task of its tree has not
-        ended, and while an event of it is to be delivered to a webhook. Events of the workspace
-        itself that are older than `before` are removed up to there too. `last_seq` of the workspace
-        stays as it is.
+        ended, and while one of its events still has to be delivered to a webhook. Before that
+        point, also removes the workspace's own events that are older than `before`. The workspace
+        keeps its `last_seq`.
 
-        Looks at the first `limit` events after `after_seq`, which is 0 or the `last_seq` that a
-        call has returned. Waits for no lock of a workspace.
+        Looks at the first `limit` events after `after_seq`, which is 0 or the `last_seq` that the
+        previous call returned. Waits for no lock of a workspace.
         """
 
     async def oldest_end(self) -> datetime | None:
-        """About when the oldest of the ended tasks ended; None if no task has ended."""
+        """Approximately when the oldest ended task ended; None if no task has ended."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.
 
-        In the order of their ids, from the first id after `after_id`.
+        They are in the order of their ids, and begin after `after_id`.
         """
 
     async def list_unsettled(self) -> Sequence[Workspace]:
         """The workspaces whose state requires a step of the controller, or soon may.
 
-        They await the controller, or their agent does not name the current task or broke a rule.
+        The workspace awaits the controller, or its agent does not name the current task or broke a
+        rule.
         """
 
     async def list_expired_leases(self) -> Sequence[Workspace]:
         """The workspaces with a pod whose lease has run out, by the time of the service."""
 
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
-        """How long the lease of the workspace lasts, by the time of the service.
+        """How long the lease of the workspace still lasts, by the time of the service.
 
-        If the id is None, the lease that runs out first among all workspaces with a pod. Below 0 if
-        it has run out; None if there is no lease.
+        Without an id, reads the lease that runs out first among all workspaces with a pod. Negative
+        if the lease has run out; None if there is no lease.
         """
 
     async def worker_silences(self) -> Sequence[float]:
         """How long ago each worker gave its last sign of life, in seconds.
 
-        A worker gives one every second, from the event loop that answers its calls. A worker that
-        has ended is left out. 0 if the database does not know.
+        A worker gives one every second, from the event loop that answers its calls. Leaves out
+        workers that have ended. The time is 0 if the database does not know it.
         """
 
     async def list_audit_entries(
@@ -395,27 +397,28 @@ class Store(Protocol):
     ) -> Listed[AuditEntry]:
         """The entries of the organization that match and are older than `before_id`, newest first.
 
-        If the permission covers only the caller's own workspaces, only entries of these.
+        If the permission covers only the caller's own workspaces, only the entries of these
+        workspaces.
         """
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
         """All tasks with a recorded intent that have not ended, each with its workspace."""
 
     async def list_limits_reached(self, now: datetime, limit: int) -> Sequence[str]:
-        """The workspaces whose task has reached its `max_duration`, longest ago first.
+        """The workspaces whose task has reached its `max_duration`, the longest overdue first.
 
-        Leaves out tasks for which apply_limits has nothing to change.
+        Leaves out tasks that apply_limits would not change.
         """
 
     async def list_limited_trees(self, now: datetime) -> Sequence[tuple[Workspace, Task]]:
         """The roots of the open trees whose limits include the descendants, with their workspaces.
 
-        `usage` has the tokens and the cost of the whole tree. Leaves out a tree whose tasks are all
-        cancelled, unless the limit would set an earlier force deadline `now`.
+        `usage` has the tokens and the cost of the whole tree. Leaves out a tree in which every open
+        task is being cancelled, unless the limit, reached `now`, sets an earlier force deadline.
         """
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
-        """The number of workspaces in each status, of all organizations. Zeros may be absent."""
+        """The number of workspaces in each status, in all organizations. Zeros may be absent."""
 
 
 class WebhookStore(Protocol):
@@ -428,29 +431,29 @@ class WebhookStore(Protocol):
         audit: AuditEntry | None = None,
         first_call: FirstCall | None = None,
     ) -> None:
-        """Adds a webhook, the entry of the audit log, and the key of the call.
+        """Adds a webhook, the call's audit entry and its key.
 
         Every event whose transaction begins after the return is delivered. A webhook of a task also
-        gets the earlier events of the task, and replaces the one with its name.
+        gets the earlier events of the task, and replaces the task's webhook with the same name.
 
         Raises KeyTakenError, like Store.transition, and Failure: too_many_webhooks if the
         organization, or the task, has `limit` others; permission_denied if somebody else created
-        the one with its name, and `webhook` gets only what its creator may read.
+        the webhook with the same name, and `webhook` is limited to what its creator may read.
         """
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
-        """The webhooks of the organization, without webhooks of tasks; or the webhooks of the task.
+        """The webhooks of the task; without a task, the organization's webhooks that have no task.
 
-        Newest first. The name of `task` is ignored.
+        Newest first. The name in `task` is ignored.
         """
 
     async def delete_webhook(
         self, permission: Permission, webhook_id: str, audit: AuditEntry | None = None
     ) -> Webhook | None:
-        """Removes the webhook, and returns it as it was; None if there is none.
+        """Removes the webhook, and returns it as it was; None if there is no such webhook.
 
-        Raises Failure permission_denied if somebody else created it, and the permission covers only
-        what the caller created. So do `rotate_secret` and `replay`.
+        Like `rotate_secret` and `replay`, raises Failure permission_denied if somebody else created
+        the webhook and the permission covers only what the caller created.
         """
 
     async def rotate_secret(
@@ -464,8 +467,8 @@ class WebhookStore(Protocol):
     ) -> Webhook | None:
         """Replaces the secret; the replaced secret expires at `expires_at`.
 
-        If an earlier secret has not expired `now`, that secret stays valid instead. Returns None if
-        there is no such webhook.
+        If an earlier replaced secret has not expired by `now`, it stays valid instead. Returns None
+        if there is no such webhook.
         """
 
     async def replay(
@@ -476,7 +479,7 @@ class WebhookStore(Protocol):
         now: datetime,
         audit: AuditEntry | None = None,
     ) -> tuple[int, int] | None:
-        """Makes up to 1,000 failed deliveries due `now`, of the task or of all tasks.
+        """Makes up to 1,000 failed deliveries of the task, or of all tasks, due `now`.
 
         Enables the webhook. Returns how many it made due, and how many are left; None if there is
         no such webhook.
@@ -494,7 +497,7 @@ class Sealing(Protocol):
 
     @property
     def key_id(self) -> bytes:
-        """Identifies the key that seals. Sealed bytes begin with this id."""
+        """Identifies the key that `seal` uses. Sealed bytes begin with this id."""
 
     def seal(self, plain: bytes, owner: str) -> bytes:
         """The encrypted bytes. They can be opened only for the same owner."""
@@ -518,10 +521,10 @@ class Subscription(Protocol):
     """One subscription."""
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """Returns when something was committed since the last return, or after the timeout.
+        """Returns once a change was committed since the last return, or after the timeout.
 
-        May also return early for no reason. Returns False if the caller has to answer now with what
-        it has, because this process or the edge is about to end.
+        May also return early without a change. Returns False if the caller must answer now with
+        what it has, because this process or the edge is about to end.
         """
 
 
@@ -538,7 +541,7 @@ class Agents(Protocol):
         """
 
     async def current_iteration(self, workspace: Workspace, task: Task) -> CurrentIteration | None:
-        """The calls of the task that run. Raises AgentUnreachableError within 2 s.
+        """The running calls of the task. Raises AgentUnreachableError within 2 s.
 
         Returns None if the agent does not report its calls.
         """

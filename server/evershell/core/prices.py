@@ -1,7 +1,7 @@
 """What model calls cost: the tokens that agents report, at the prices of their models.
 
-Amounts are whole nano-dollars (money.py). Prices are whole pico-dollars for a token: one dollar for
-a million tokens is 1,000,000. Only the cost of each call is rounded.
+Amounts are whole nano-dollars (money.py). Prices are whole pico-dollars per token: one dollar per
+million tokens is 1,000,000. Only the cost of each call is rounded.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 
 from evershell.core.task import MAX_MODEL_CHARACTERS, TOKEN_PARTS, TOKENS
 
-# The models whose prices are kept for further calls.
+# The number of models whose prices are cached.
 _MAX_KNOWN_MODELS = 1000
 _PICO_PER_NANO = 1000
 
@@ -22,12 +22,12 @@ _PICO_PER_NANO = 1000
 class Prices:
     """The prices of a model in a period."""
 
-    # By kind of tokens: the input tokens from which a price applies, and the price. The last price
-    # that applies is charged for all tokens of the call.
+    # For each kind of token, pairs: the number of input tokens from which a price applies, and the
+    # price. The last price that applies is charged for all tokens of the call.
     tokens: Mapping[str, Sequence[tuple[int, int]]]
-    # The first day of the period, in UTC; None without one.
+    # The first day of the period, in UTC; None if the period has no beginning.
     start_date: date | None = None
-    # The hours of each day, in UTC; None for all day.
+    # The daily hours in which the prices apply, in UTC; None for all day.
     start_time: time | None = None
     end_time: time | None = None
 
@@ -42,7 +42,7 @@ class Prices:
 
     def cost(self, counts: Mapping[str, int]) -> int:
         """The cost of a call in nano-dollars, rounded half up."""
-        # A part without a price is priced like the rest.
+        # A part without its own price costs as much as the whole that it is a part of.
         left = dict(counts)
         for part, wholes in TOKEN_PARTS.items():
             if part in self.tokens:
@@ -61,9 +61,9 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model, and its prices in order. The last that applies counts, or else the first."""
+    """A model and its ordered prices. The last that applies counts; if none applies, the first."""
 
-    # See _matches.
+    # The names that it applies to; see _matches.
     clause: Sequence[Any]
     prices: Sequence[Prices]
 
@@ -80,7 +80,7 @@ class Provider:
 class PriceList:
     """The prices of all models that have one."""
 
-    # The first matching model of the first matching provider counts.
+    # The prices of the first matching model of the first matching provider apply.
     providers: Sequence[Provider] = ()
     # By the name of the model, in lower case. These prices override the prices of providers.
     own: Mapping[str, Prices] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class PriceList:
         """The cost of a model call in nano-dollars; None if its model has no price.
 
         `call` has the fields of the message ModelCall. A call that names no model and has no tokens
-        costs nothing: the agent has made an iteration without a model.
+        costs nothing: the iteration used no model.
         """
         counts = {kind: int(call.get(kind, 0)) for kind in TOKENS}
         model = call.get("model", "")
@@ -127,7 +127,7 @@ class PriceList:
 
 
 def _matches(clause: Sequence[Any], name: str) -> bool:
-    """Whether the clause applies to the name: a kind, and its text or further clauses."""
+    """Whether the clause applies to the name. A clause is a kind, and a text or further clauses."""
     kind, wanted = clause
     match kind:
         case "equals":

@@ -26,9 +26,9 @@ class AgentIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What the agent has to do, according to the database."""
+    """What the agent must do, according to the database."""
 
-    # The agent has to end, because its epoch is over.
+    # Whether the agent must end, because it is fenced.
     fenced: bool
     # The current task, with its intent to cancel if there is one; None if there is no task.
     task: Task | None
@@ -38,8 +38,8 @@ class Directive:
 
 
 _FENCED = Directive(fenced=True, task=None)
-# A heartbeat waits for the lock of its workspace if less than this share of the lease remains.
-# Until then, a later heartbeat renews it.
+# A heartbeat waits for the lock of its workspace only if less than this share of the lease remains.
+# With more, a later heartbeat can renew the lease.
 _WAIT_BELOW_SHARE = 0.5
 
 
@@ -55,8 +55,7 @@ class Runtime:
     clock: Clock
     # An agent that does not renew its lease for this long counts as lost.
     lease_seconds: float
-    # Whether agents may run on the machine of the workers, and whether they may have addresses of
-    # their own.
+    # Whether agents may run on the workers' machine, and whether they may have their own addresses.
     agents_on_loopback: bool = True
     agents_elsewhere: bool = False
     prices: PriceList = field(default_factory=PriceList)
@@ -92,8 +91,8 @@ class Runtime:
     async def heartbeat(self, agent: AgentIdentity, task_id: str, phase: Phase) -> Directive:
         """Renews the lease, and records the agent's task and phase.
 
-        Most heartbeats report nothing new. They take one statement, which takes no lock and writes
-        at most the lease. The others decide under the lock of the workspace.
+        Most heartbeats report nothing new. They need one statement, which waits for no lock and
+        writes at most the lease. The others are decided under the lock of the workspace.
         """
 
         def decide(locked: Locked) -> Change:

@@ -13,10 +13,10 @@ from evershell.workspace.v1 import field_limits
 MAX_DESCRIPTION_CHARACTERS = field_limits.SUBMIT_TASK_DESCRIPTION_MAX
 DEFAULT_MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_DEFAULT_VALUE
 MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_MAX
-# The input or output tokens of one model call. A task has at most 1,000 calls.
+# The most tokens of each kind in one model call. A task has at most 1,000 calls.
 MAX_CALL_TOKENS = 1_000_000_000
-# The parts of the input and the output that may have a price of their own, each with what it is a
-# part of, the smallest parts first.
+# The parts of the input and the output that may have their own price. Each part comes with the
+# wholes that contain it. The smallest parts come first.
 TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
     "cache_write_1h_tokens": ("cache_write_tokens", "input_tokens"),
     "cache_write_tokens": ("input_tokens",),
@@ -27,7 +27,7 @@ TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
 }
 # The fields of a model call that count tokens.
 TOKENS = ("input_tokens", "output_tokens", *TOKEN_PARTS)
-# The tool calls of one iteration.
+# The most tool calls in one iteration.
 MAX_TOOL_CALLS = 128
 # A model with a longer name has no price.
 MAX_MODEL_CHARACTERS = 200
@@ -77,7 +77,7 @@ class Usage:
         return self._with(other, operator.add)
 
     def at_least(self, other: "Usage") -> "Usage":
-        """The larger of each field. A cost that is known only here replaces an unknown one."""
+        """The larger value of each field. If `other` has no cost, the cost stays."""
         if other.cost_nanos is None:
             other = replace(other, cost_nanos=self.cost_nanos)
         return self._with(other, max)
@@ -100,11 +100,11 @@ class OpenIteration:
     # One more than the number of committed iterations.
     number: int
     usage: Usage
-    # The fields of the message StartedCall of each tool call.
+    # For each tool call, the fields of the message StartedCall.
     started_calls: Sequence[Mapping[str, Any]] = ()
 
     def with_report(self, report: "OpenIteration") -> "OpenIteration":
-        """Merges another report, which may be older: it then has fewer tool calls."""
+        """Merges another report. A report with fewer tool calls is an older one."""
         is_older = len(report.started_calls) < len(self.started_calls)
         older, newer = (report, self) if is_older else (self, report)
         return replace(newer, usage=newer.usage.at_least(older.usage))
@@ -114,13 +114,13 @@ class OpenIteration:
 class TaskLimits:
     """When the service itself cancels a task; None for never."""
 
-    # From the start of the task.
+    # Counts from the start of the task.
     max_duration_seconds: float | None = None
-    # Input and output of all model calls.
+    # The input and output tokens of all model calls.
     max_total_tokens: int | None = None
     # The cost of all model calls, in nano-dollars.
     max_cost_nanos: int | None = None
-    # How long after a limit is reached the iteration is interrupted.
+    # How long after a limit was reached the agent interrupts the iteration.
     force_after_seconds: float | None = None
     # Whether the limits apply to the task and its descendants together. Only for a root.
     include_descendants: bool = False
@@ -133,7 +133,7 @@ class TaskLimits:
 
 
 class Limit(StrEnum):
-    """The limits that cancel a task: the fields of TaskLimits, and WORKSPACE_FILES_MB."""
+    """The limits that cancel a task: fields of TaskLimits, and the setting WORKSPACE_FILES_MB."""
 
     MAX_DURATION = "max_duration"
     MAX_TOTAL_TOKENS = "max_total_tokens"
@@ -151,13 +151,13 @@ class CancelIntent:
     requested_at: datetime
     reason: str
     request_id: str
-    # When the iteration is interrupted, and who requested that, possibly in a later call; None for
-    # never.
+    # When the agent interrupts the iteration, and who requested this, possibly in a later call.
+    # None for never.
     force_at: datetime | None = None
     force_requested_by: str | None = None
 
     def is_forced_earlier(self, force_at: datetime | None) -> bool:
-        """Whether this time replaces `force_at`: the earliest one wins.
+        """Whether the given deadline replaces the recorded one: the earliest deadline wins.
 
         In SQL: store/functions/is_forced_earlier.sql.
         """
@@ -165,9 +165,9 @@ class CancelIntent:
 
     @property
     def force_begins_at(self) -> datetime | None:
-        """When the agent has to begin to interrupt the iteration; None for never.
+        """When the agent must begin to interrupt the iteration; None for never.
 
-        A limit may be recorded long after its deadline. The agent learns of it only then.
+        When a limit is recorded, its deadline may be long past. The agent learns of it only then.
         """
         return None if self.force_at is None else max(self.force_at, self.requested_at)
 
@@ -193,13 +193,13 @@ class Task:
     reason: str = ""
     result: str = ""
     forced: bool = False
-    # Whether it ended during an iteration that is not on record.
+    # Whether the task ended during an iteration that was not committed.
     iteration_lost: bool = False
-    # The usage of the committed iterations; for an ended task, also the reported usage of a lost
-    # iteration.
+    # The usage of the committed iterations. Once the task has ended, also the reported usage of a
+    # lost iteration.
     usage: Usage = Usage()
     open_iteration: OpenIteration | None = None
-    # The size of all iterations, as the agent has sent them.
+    # The size of all iterations, as received from the agent.
     committed_bytes: int = 0
     limits: TaskLimits = TaskLimits()
     # The ancestors, from the root of the tree to the parent; empty for a root.
@@ -218,18 +218,18 @@ class Task:
 
     @property
     def used(self) -> Usage:
-        """Its usage, including the reported usage of the current iteration."""
+        """The usage of the task, including the reported usage of the current iteration."""
         return self.usage + self.open_iteration.usage if self.open_iteration else self.usage
 
     @property
     def listed_status(self) -> TaskStatus:
-        """Its status for lists: a task that is being cancelled counts as running."""
+        """The status of the task in lists: a task that is being cancelled counts as running."""
         is_being_cancelled = self.cancel is not None and not self.status.is_terminal
         return TaskStatus.RUNNING if is_being_cancelled else self.status
 
     @property
     def changed_at(self) -> datetime:
-        """When its status was last set, or its cancellation recorded."""
+        """When the status of the task last changed, or its cancellation was recorded."""
         if self.completed_at is not None:
             return self.completed_at
         changed_at = self.started_at or self.created_at
@@ -238,7 +238,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningCall:
-    """A model call or a tool call that runs."""
+    """A running model call or tool call."""
 
     phase: Phase
     # The name of the model or the tool; empty if it is not known.
@@ -246,7 +246,7 @@ class RunningCall:
     # The arguments of a tool call.
     arguments: str = ""
     duration_ms: int
-    # The end of the output so far.
+    # The last part of the output so far.
     output: str = ""
 
 
@@ -256,7 +256,7 @@ class CurrentIteration:
 
     # Counts from 1. 0 if the agent does not work on the task.
     number: int = 0
-    # The calls that run, in the order in which they began.
+    # The running calls, in the order in which they began.
     calls: Sequence[RunningCall] = ()
 
 
@@ -310,7 +310,7 @@ class TaskEnded:
     forced: bool = False
     # Whether all processes of the task are known to have ended.
     work_stopped: bool = True
-    # Whether an iteration ran that is not committed.
+    # Whether an iteration was running that will not be committed.
     iteration_lost: bool = False
 
 

@@ -13,7 +13,7 @@ from evershell.workspace.v1 import field_limits
 from evershell.core.task import Task, TaskStatus
 from evershell.core.validation import Fields
 
-# The same for both lists of ids.
+# Applies to both lists of ids.
 MAX_IDS = field_limits.CANCEL_TASKS_FILTER_TASK_IDS_MAX
 _MAX_ACTOR_CHARACTERS = field_limits.CANCEL_TASKS_FILTER_SUBMITTED_BY_MAX
 _MAX_METADATA = field_limits.CANCEL_TASKS_FILTER_METADATA_MAX
@@ -33,12 +33,12 @@ class TaskFilter:
     Raises Failure validation_error if no field is set, or if one is empty or not valid.
     """
 
-    # Ids that do not exist match nothing.
+    # Unknown ids match nothing.
     task_ids: tuple[str, ...] | None = None
     workspace_ids: tuple[str, ...] | None = None
-    # The creator of the workspace.
+    # Only tasks in workspaces that this user created.
     created_by_user_id: str | None = None
-    # The user's id, or the API key's.
+    # The id of the user or of the API key.
     submitted_by: str | None = None
     # Only tasks that were submitted before this time.
     submitted_before: datetime | None = None
@@ -89,11 +89,11 @@ def _check_count(fields: Fields, name: str, count: int, most: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListFilter:
-    """Which tasks of a workspace to list. None matches all."""
+    """Which tasks of a workspace to list. A field that is None matches all."""
 
-    # Compared with `listed_status`.
+    # Values of `Task.listed_status`.
     statuses: frozenset[TaskStatus] | None = None
-    # Only tasks whose status has changed since then.
+    # Only tasks whose `changed_at` is this time or later.
     changed_since: datetime | None = None
 
     def matches(self, task: Task) -> bool:
@@ -108,7 +108,7 @@ EVERY_TASK = ListFilter()
 class OrgListFilter:
     """Which tasks of an organization to list. Raises Failure validation_error."""
 
-    # An empty field matches all tasks. The fields have the names of those of ListTasksRequest.
+    # An empty field matches all tasks. The fields have the same names as in ListTasksRequest.
     workspace_id: str = ""
     parent_task_id: str = ""
     root_task_id: str = ""
@@ -117,7 +117,7 @@ class OrgListFilter:
 
     @property
     def is_of_workspace(self) -> bool:
-        """Whether it matches all tasks of a workspace."""
+        """Whether no field other than `workspace_id` is set."""
         return self == OrgListFilter(workspace_id=self.workspace_id)
 
     def __post_init__(self) -> None:

@@ -30,8 +30,8 @@ _NO_PRICES = PriceList()
 def submit(locked: Locked, task: Task, submitted_by: str) -> Change:
     """Gives the workspace a task. Wakes a suspended workspace.
 
-    Raises Failure if the workspace is not up or is busy, which includes one that was woken for
-    another task.
+    Raises Failure if the workspace is not up or is busy. A workspace that was woken for another
+    task is busy.
     """
     workspace = locked.workspace
     is_suspended = workspace.status is WorkspaceStatus.SUSPENDED
@@ -77,7 +77,7 @@ def fail_delivery(locked: Locked, task_id: str, reason: str, now: datetime) -> C
 
 
 def end_unstarted(locked: Locked, now: datetime) -> Change:
-    """Ends a cancelled task whose agent has not registered. Nothing of it runs."""
+    """Ends a cancelled task whose agent has not registered: no part of the task is running."""
     task = locked.task
     if not locked.workspace.is_waking or task is None or task.cancel is None:
         return unchanged(locked)
@@ -87,8 +87,8 @@ def end_unstarted(locked: Locked, now: datetime) -> Change:
 def request_cancel(locked: Locked, intent: CancelIntent) -> Change:
     """Records the intent to cancel the current task.
 
-    If an intent is recorded already, it stays; only an earlier `force_at` replaces the recorded
-    one, with its requester. CancelTask does the same in one SQL statement (store/functions). The
+    If an intent is recorded already, it stays; only an earlier `force_at`, with its requester,
+    replaces the recorded one. CancelTask does the same in one SQL statement (store/functions). The
     contract suite of the store compares the two.
     """
     task = locked.task
@@ -127,7 +127,7 @@ def apply_file_limit(locked: Locked, limit_mb: int, now: datetime) -> Change:
 
 def _cancel_at(locked: Locked, reached: task_limits.Reached) -> Change:
     change = request_cancel(locked, reached.intent)
-    # If a caller has cancelled the task before, the limit only changes the deadline.
+    # If the task was cancelled before, the limit only changes the deadline.
     return replace(change, limit=reached.limit) if change.events else change
 
 
@@ -139,7 +139,7 @@ def commit(
     now: datetime,
     prices: PriceList = _NO_PRICES,
 ) -> Change:
-    """Commits what the agent of the epoch reports about its task. Model calls cost these prices.
+    """Commits what the agent of the epoch reports about its task. `prices` are for model calls.
 
     Events have no effect if they are committed already, if their task has ended, or if the agent is
     fenced. The limits of the task are applied before each event and after the last one. Raises
@@ -207,7 +207,10 @@ def _commit_one(
 
 
 def _is_next(task: Task, iteration: IterationCompleted | IterationReported) -> bool:
-    """False if the iteration is committed. Raises Failure invalid_state, and BreachError."""
+    """Whether the iteration is the next one; False if it is committed already.
+
+    Raises Failure invalid_state, and BreachError.
+    """
     if iteration.number <= task.iterations:
         return False
     if iteration.number != task.iterations + 1:
@@ -239,7 +242,7 @@ def _warnings(before: Task, after: Task, now: datetime) -> Iterator[event.NewEve
 
 def _count_iteration(task: Task, iteration: IterationCompleted, usage: Usage) -> Task:
     if task.open_iteration is not None:
-        # Usage that was counted before stays counted.
+        # Reported usage stays counted, even if the committed iteration has less.
         usage = usage.at_least(task.open_iteration.usage)
     outputs = [call["result"].get("output", "") for call in iteration.tool_calls]
     content = iteration.payload["model_call"].get("content")
@@ -258,8 +261,9 @@ def _count_iteration(task: Task, iteration: IterationCompleted, usage: Usage) ->
 def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: bool) -> Change:
     """Ends the current task, if there is one, because its pod has ended.
 
-    The end is forced if the `force_at` of its cancellation has passed. A limit that was reached
-    before applies. A task whose agent never registered was not delivered.
+    The end is forced if the `force_at` of its cancellation has passed. Limits that the task has
+    reached are applied first. A task whose agent never registered ends `delivery_failed`, unless
+    it was cancelled.
     """
     limited = apply_limits(locked, now)
     task = limited.task
@@ -282,9 +286,9 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
 def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Change:
     """Ends the task. No other function of the core does.
 
-    With a recorded intent, the task becomes `cancelled`, for every proposed status. Without one,
-    it never does. The end is forced only if a caller has asked for that. The usage of an
-    uncommitted iteration counts.
+    With a recorded intent, the task becomes `cancelled`, whatever status is proposed. Without one,
+    it never becomes `cancelled`. The end is forced only if the intent has a force deadline. The
+    usage of an uncommitted iteration counts.
     """
     workspace = locked.workspace
     may_be_forced = task.cancel is not None and task.cancel.force_at is not None

@@ -1,12 +1,12 @@
 """The limits of a task. The service itself cancels a task that has reached one.
 
-The intent is recorded like a caller's intent, so the same promises hold. Tokens and cost are
-checked in the transaction that commits an iteration, the duration in the same place and by the
-fleet controller. So no limit is forgotten while an agent is silent or the service restarts.
+The intent is recorded like a caller's intent, so the same promises hold. The transaction that
+commits an iteration checks tokens, cost and duration. The fleet controller checks the duration too,
+so no limit is forgotten while an agent is silent or the service restarts.
 
-Limits that include the descendants also hold for the root alone, in the same places. For the whole
-tree, the fleet controller checks them every second, so that a commit of a descendant costs nothing
-more.
+Limits that include the descendants are checked in the same way for the usage of the root itself.
+For the whole tree, the fleet controller checks them every second, so that commits of descendants
+have no additional cost.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from evershell.core import money
 from evershell.core.caller import Caller, CredentialKind, Permission
 from evershell.core.task import CancelIntent, Limit, Task
 
-# `requested_by` and `credential_kind` of the intent.
+# The `requested_by` and the `credential_kind` of the intent.
 REQUESTER = "system:limit"
 CREDENTIAL_KIND = CredentialKind.SYSTEM
-# The share of a limit at which the task approaches it, in percent.
+# The percentage of a limit from which on the task approaches the limit.
 _APPROACHED_PERCENT = 80
 
 
@@ -38,7 +38,7 @@ class Budget:
 
     limit: Limit
     maximum: int
-    # None if it is unknown.
+    # None if the cost is unknown.
     used: int | None
 
     @property
@@ -50,7 +50,7 @@ class Budget:
         return self.used is None or self.used * 100 >= self.maximum * _APPROACHED_PERCENT
 
     def text(self, number: int) -> str:
-        """The number of tokens, or of dollars with at least two decimals."""
+        """The number as text: tokens, or dollars with at least two decimals."""
         return str(number) if self.limit is Limit.MAX_TOTAL_TOKENS else money.text(number)
 
 
@@ -65,7 +65,7 @@ def budgets(task: Task) -> Iterator[Budget]:
 
 
 def approached(before: Task, after: Task) -> list[Budget]:
-    """The limits that an iteration brought the task close to, and that it has not reached."""
+    """The limits that the task has come close to, but has not reached, from `before` to `after`."""
     return [
         now
         for then, now in zip(budgets(before), budgets(after), strict=True)
@@ -76,7 +76,7 @@ def approached(before: Task, after: Task) -> list[Budget]:
 def reached(task: Task, now: datetime) -> Reached | None:
     """The limit that the task has reached, if any."""
     limits = task.limits
-    # A root that has ended before it was started may still have descendants.
+    # A root that ended without having started may still have descendants.
     since = task.started_at or task.completed_at
     if limits.max_duration_seconds is not None and since is not None:
         due = since + timedelta(seconds=limits.max_duration_seconds)
@@ -90,12 +90,12 @@ def reached(task: Task, now: datetime) -> Reached | None:
 
 
 def service_permission(org_id: str) -> Permission:
-    """The permission of the service itself, to cancel a tree of the organization."""
+    """The service's own permission to cancel a tree of the organization."""
     return Permission(Caller(org_id, REQUESTER, CREDENTIAL_KIND, frozenset()), (), own_only=False)
 
 
 def files_reached(task: Task, limit_mb: int, now: datetime) -> Reached:
-    """The files of the workspace have reached this size."""
+    """The limit on the files of a workspace, which have reached this size."""
     limit = Limit.WORKSPACE_FILES
     return _reached(task, limit, f"{limit} reached: {limit_mb} MiB", now, now)
 

@@ -1,8 +1,8 @@
 """Trees of tasks: what a parent must allow, and what a child stores.
 
-docs/trees.md describes them. A child is submitted, and a tree is cancelled, under the lock of its
-tree (Store.transition, Store.cancel_tree). So a child is in the tree that a call cancels, or its
-parent is cancelled already and it is refused.
+docs/trees.md describes them. Submitting a child and cancelling a tree both lock the tree
+(Store.transition, Store.cancel_tree). So a cancellation of the tree either includes the child, or
+has cancelled the parent before, and the child is refused.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from evershell.core.workspace import Workspace
 
 # The root is the first level.
 MAX_LEVELS = 16
-# The most descendants of a root that have not ended. One call can cancel all of them.
+# How many descendants of a root may be open (not ended). One call can cancel all of them.
 MAX_OPEN_DESCENDANTS = 1_000
 
 
@@ -25,12 +25,12 @@ class Parent:
 
     workspace: Workspace
     task: Task
-    # The descendants of the root of the tree that have not ended.
+    # How many descendants of the tree's root have not ended.
     open_descendants: int
 
 
 def check_parent(parent: Parent | None, parent_id: str, permission: Permission) -> Parent:
-    """Checks that the parent exists, and that the caller may cancel its tree. Returns it.
+    """Checks that the parent exists and that the caller may cancel it. Returns the parent.
 
     `permission` is the permission of `workspace:write`. Raises Failure task_not_found or
     permission_denied.
@@ -42,7 +42,7 @@ def check_parent(parent: Parent | None, parent_id: str, permission: Permission) 
 
 
 def child(parent: Parent, task: Task) -> Task:
-    """The task as a child. Raises Failure parent_not_running or tree_limit_reached."""
+    """The task as a child of `parent`. Raises Failure parent_not_running or tree_limit_reached."""
     above = parent.task
     if above.status.is_terminal or above.cancel is not None:
         state = f"has ended {above.status}" if above.status.is_terminal else "is being cancelled"

@@ -40,7 +40,7 @@ MAX_TOTAL_TOKENS = field_limits.SUBMIT_TASK_LIMITS_MAX_TOTAL_TOKENS_MAX
 MAX_COST = field_limits.SUBMIT_TASK_LIMITS_MAX_COST_MAX
 MAX_FORCE_AFTER_SECONDS = field_limits.SUBMIT_TASK_LIMITS_FORCE_AFTER_MAX
 
-# The answer of a call whose task could not be delivered.
+# The stored answer of a call whose task could not be delivered.
 _UNREACHABLE = "agent_unreachable"
 _REASON = "the agent could not be reached"
 # How long a call without a deadline waits for the agent of a workspace that it wakes.
@@ -56,11 +56,11 @@ class SubmitTask:
     metadata: Mapping[str, str] = field(default_factory=dict)
     max_iterations: int = 0
     limits: TaskLimits = field(default_factory=TaskLimits)
-    # None for no parent.
+    # None for a task without a parent.
     parent_task_id: str | None = None
     origin: Origin
     key: IdempotencyKey | None = None
-    # The model of the agents, if it has no price.
+    # The model that the agents use, if it has no price; otherwise empty.
     model_without_price: str = ""
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ async def submit_task(
 
     If the workspace was suspended, waits for its new agent until the deadline of the call.
 
-    With the key of an earlier call that had an effect, answers what that call answered. Raises
+    With the key of an earlier call that had an effect, gives the answer of that call. Raises
     Failure: permission_denied, workspace_not_found, org_on_hold, workspace_provisioning,
     workspace_stopped, workspace_failed, workspace_deleting, workspace_busy; agent_unreachable when
     the task could not be delivered and has ended `delivery_failed`; idempotency_conflict. With a
@@ -162,7 +162,7 @@ async def submit_task(
         raise errors.workspace_not_found(request.workspace_id)
     answer = call.answer if call is not None else ""
     if submitted.task is not None and submitted.task.id == task.id:
-        # This one has its ancestors.
+        # Unlike `task`, this one has its ancestors.
         task = submitted.task
     if not answer:
         task, answer = await _deliver(
@@ -197,10 +197,10 @@ async def _deliver(
     subscriptions: Subscriptions,
     clock: Clock,
 ) -> tuple[Task, str]:
-    """Delivers the task unless it is delivered. Returns its new state, and the call's answer.
+    """Delivers the task unless it was delivered before. Returns its new state and the answer.
 
     Ends a task that cannot be delivered as `delivery_failed`, unless the agent has started it and
-    only its reply was lost.
+    only the reply of the agent was lost.
     """
     if task.status is not TaskStatus.SUBMITTED:
         return task, _answer(task)
@@ -246,7 +246,7 @@ def _unreachable(task: Task, call: FirstCall | None) -> Failure:
 async def _current(change: Change | None, workspace_id: str, task_id: str, store: Store) -> Task:
     """The task after the change.
 
-    A task that had ended before is not part of the change, so it is read again. Raises Failure
+    If the task had ended before, the change does not have it, so it is read again. Raises Failure
     workspace_not_found if the workspace was deleted since.
     """
     if change is not None and change.task is not None and change.task.id == task_id:

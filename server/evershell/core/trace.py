@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Self
 
 HEADER = "traceparent"
-# Versions after 00 may append fields.
+# Versions after 00 may append further fields to these.
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """A position in a trace. Spans that start here have `span_id` as their parent."""
+    """A position in a trace. New spans have `span_id` as their parent."""
 
     trace_id: str
     span_id: str

@@ -14,7 +14,7 @@ from evershell.core import errors
 _ID = re.compile(field_limits.ID)
 
 MAX_REASON_CHARACTERS = field_limits.CANCEL_TASK_REASON_MAX
-# The same for all lists.
+# Apply to all lists.
 MAX_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_MAX
 DEFAULT_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_DEFAULT_VALUE
 # The default limit of gRPC clients is 4 MiB a message, and a character may take four bytes.
@@ -75,7 +75,7 @@ class HasId(Protocol):
 
     @property
     def id(self) -> str:
-        """Sorts by time of creation."""
+        """The id. Ids sort by time of creation."""
 
 
 Item = TypeVar("Item", bound=HasId)
@@ -84,8 +84,8 @@ Item = TypeVar("Item", bound=HasId)
 class Listed(list[Item]):
     """The items that a store has found, newest first.
 
-    A store reads a bounded number of items. If it stopped there, `last_id` is the id of the last
-    item that it read, which need not have matched; there may be more.
+    A store reads a bounded number of items. If it reached the bound, there may be more items, and
+    `last_id` is the id of the last item that it read, which need not have matched.
     """
 
     def __init__(self, items: Iterable[Item] = (), last_id: str | None = None) -> None:
@@ -97,8 +97,8 @@ class Listed(list[Item]):
 class Page:
     """A page of a list, newest first.
 
-    The page token has the id of the last item before the page, and a checksum of that id and the
-    list. So a malformed token, and a token of another list, are refused (AIP-158).
+    The page token has the id of the last item before the page, and a checksum of this id and the
+    list. So malformed tokens and tokens of other lists are refused (AIP-158).
     """
 
     size: int
@@ -125,11 +125,11 @@ class Page:
     def cut(
         self, listed: Listed[Item], weigh: Callable[[Item], int] = lambda _: 0
     ) -> tuple[Sequence[Item], str]:
-        """The items of the page, and the token of the next page; empty if there is none.
+        """The items of the page, and the token of the next page, which is empty on the last page.
 
         There is a next page if `listed` has more items than the page, or if the store has not read
-        all. `weigh` returns the size of an item in characters. A page that would exceed the size of
-        a message ends early.
+        all items. `weigh` returns the size of an item in characters. A page ends early if it would
+        exceed the size of a message.
         """
         page: list[Item] = []
         characters = 0
@@ -150,7 +150,7 @@ def _page_token(before_id: str, listed: bytes) -> str:
 def _id_in(page_token: str) -> str:
     """The id that the token names; empty if it is malformed.
 
-    Anyone can compute the checksum, so the id is checked like each id that a caller sends.
+    Anyone can compute the checksum, so the id is checked like any id from a caller.
     """
     try:
         padded = page_token.encode("ascii") + b"=" * (-len(page_token) % 4)

@@ -32,22 +32,22 @@ async def watch_events(
 ) -> AsyncIterator[Encoded]:
     """Yields the events after `after_seq`, then new events as they are committed, and heartbeats.
 
-    With 0 for `after_seq`, begins with the first event there is.
+    If `after_seq` is 0, begins with the first event in the log.
 
-    Yields `opening` before them, once the first events that are in the log have been read: from
-    then on, the watch can fail only because the database or the server ends.
+    Yields `opening` first, but only once the first events have been read from the log. From then
+    on, the watch can fail only because the database fails or the server ends.
 
-    `encode` returns what is yielded for each event of a batch. It gets each batch once, even if
-    many watchers have the same `encode`.
+    `encode` returns what to yield for each event of a batch. It is called once for each batch, even
+    if many watchers share the same `encode`.
 
     Ends only when the consumer or the server stops, or the workspace is deleted. A slow consumer
-    buffers at most the batch that it is at and the next one.
+    buffers at most its current batch and the next one.
 
     Raises Failure: validation_error (events after `after_seq` were removed), permission_denied,
     workspace_not_found, unavailable (the server drains); UnavailableError.
     """
     last_seq = await _admit(caller, workspace_id, after_seq, store)
-    # A stream may last for days, and there may be thousands.
+    # Frees memory: there may be thousands of streams, which may last for days.
     del caller
     seq, beat_at = after_seq, clock()
     watcher = feeds.join(workspace_id, last_seq)
@@ -63,7 +63,7 @@ async def watch_events(
                 for item in opening:
                     yield item
                 opening = ()
-                # Meanwhile, the watcher may have missed events.
+                # The watcher may have missed events in the meantime.
                 continue
             else:
                 received = await watcher.receive()
@@ -73,7 +73,7 @@ async def watch_events(
                 first_seq = received[0].seq
                 await _check_next(workspace_id, seq, first_seq, store)
                 encoded = received.encoded(encode)
-                # The events are not kept while the consumer takes the encoded results.
+                # Frees the events while the consumer takes the encoded results.
                 del received
                 for item in opening:
                     yield item
@@ -86,8 +86,9 @@ async def watch_events(
                 and seq == after_seq
                 and (clock() - beat_at).total_seconds() >= HEARTBEAT_SECONDS / 2
             ):
-                # The watcher waits for events that are far ahead. Half of the interval, because the
-                # feed's own heartbeat comes a whole interval after the last event.
+                # The log has not reached `after_seq`, so the watcher gets no events. Half the
+                # interval, because the feed's own heartbeat comes a whole interval after the last
+                # event.
                 beat_at = clock()
                 yield encode_heartbeat(Heartbeat(beat_at, last_seq))
     except FeedEndedError:
@@ -98,7 +99,7 @@ async def watch_events(
 
 
 async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store) -> int:
-    """The `seq` of the last event, if the caller may watch the workspace. Raises Failure."""
+    """Returns the `seq` of the last event. Raises Failure if the caller may not watch."""
     fields = Fields()
     fields.identifier("workspace_id", workspace_id)
     fields.between("after", after_seq, 0, 2**63 - 1)
@@ -109,7 +110,7 @@ async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store
 
 
 async def _check_next(workspace_id: str, after_seq: int, first_seq: int, store: Store) -> None:
-    """Checks that no event between the two was removed.
+    """Checks that no event between `after_seq` and `first_seq` was removed.
 
     Raises Failure: validation_error if one was, workspace_not_found if the workspace is deleted.
     """

@@ -17,20 +17,20 @@ from evershell.core.validation import Fields
 
 MAX_URL_CHARACTERS = field_limits.CREATE_WEBHOOK_URL_MAX
 MAX_DESCRIPTION_CHARACTERS = field_limits.CREATE_WEBHOOK_DESCRIPTION_MAX
-# The most webhooks of an organization, and of a task.
+# How many webhooks an organization may have, and how many a task.
 MAX_WEBHOOKS = 20
 MAX_TASK_WEBHOOKS = 10
-# A webhook sends what this scope may read.
+# A webhook sends what a caller with this scope may read.
 READ_SCOPE = "workspace:read"
 _PORTS = {"http": 80, "https": 443}
 
 
 class PayloadForm(StrEnum):
-    """The form of the body of a request."""
+    """The form of the body of a webhook's request."""
 
-    # The event, as REST shows it.
+    # The event in the JSON of the REST API.
     EVENT = "event"
-    # The event as the push notification of an A2A task.
+    # A push notification of A2A.
     A2A = "a2a"
 
 
@@ -40,7 +40,7 @@ class TaskScope:
 
     workspace_id: str
     task_id: str
-    # The caller's own id of the webhook, unique for the task.
+    # The id that the caller gave to the webhook. It is unique within the task.
     name: str
 
 
@@ -54,26 +54,26 @@ class Webhook:
     url: str
     event_types: Sequence[EventType]
     description: str
-    # The user's id, or the API key's.
+    # The id of the user or of the API key.
     created_by: str
     created_at: datetime
-    # If set, it gets only events of workspaces that this user created.
+    # If set, the webhook gets only events of workspaces that this user created.
     creator_user_id: str | None
-    # None for a webhook of the organization.
+    # None if the webhook is for the whole organization.
     task: TaskScope | None = None
     payload_form: PayloadForm = PayloadForm.EVENT
-    # Further headers of its requests, as sealed JSON; None for none.
+    # Additional headers of the webhook's requests, as sealed JSON; None without any.
     sealed_headers: bytes | None = None
     sealed_secret: bytes
-    # Also signs the requests, until it expires.
+    # Requests are also signed with this secret until it expires.
     sealed_previous_secret: bytes | None = None
     previous_secret_expires_at: datetime | None = None
-    # The time since which nothing is sent; None for an enabled webhook.
+    # When the webhook was disabled. Nothing is sent since then. None for an enabled webhook.
     disabled_at: datetime | None = None
 
     @property
     def receiver(self) -> str:
-        """The receiver of its requests: scheme, host and port of the URL."""
+        """The receiver of the webhook's requests: scheme, host and port of the URL."""
         return receiver_of(self.url)
 
 
@@ -101,7 +101,7 @@ class WebhookDelivery:
     # 0 if no event was delivered.
     delivered_seq: int
     last_seq: int
-    # Failed attempts to deliver the next event.
+    # The number of failed attempts to deliver the next event.
     attempts: int
     last_error: str
     last_attempt_at: datetime | None
@@ -110,11 +110,11 @@ class WebhookDelivery:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryCounts:
-    """How many deliveries are pending and have failed. More than 10,000 count as 10,001."""
+    """How many deliveries are pending, and how many have failed. Each count stops at 10,001."""
 
     pending: int = 0
     failed: int = 0
-    # The time since which the oldest event of a pending delivery has been waiting.
+    # Since when the oldest event of a pending delivery has been waiting.
     oldest: datetime | None = None
 
 
@@ -133,11 +133,12 @@ class ClaimedDelivery:
 
     key: DeliveryKey
     webhook: Webhook
-    # The time since which the next event has been waiting.
+    # Since when the next event has been waiting.
     pending_since: datetime
     delivered_seq: int
     attempts: int
-    # The next events, in order; None for one that is too large to be claimed with others.
+    # The next events, each with its `seq`, in order. An event that is too large to be claimed with
+    # others is None.
     events: Sequence[tuple[int, Event | None]]
 
 
@@ -146,15 +147,15 @@ class AttemptResult:
     """The result of an attempt to send a claimed delivery."""
 
     key: DeliveryKey
-    # The last event that was delivered, whether by this attempt or before.
+    # The `seq` of the last event that was delivered, by this attempt or before.
     delivered_seq: int
-    # Failed attempts to deliver the event after it.
+    # The number of failed attempts to deliver the event after that one.
     attempts: int = 0
     # Empty if the attempt has succeeded.
     error: str = ""
     # When to try again after an error; None if the delivery has failed.
     retry_at: datetime | None = None
-    # Whether the receiver has refused all further requests.
+    # Whether the receiver refuses all further requests.
     disables_webhook: bool = False
     # Whether a request was sent. If not, `error` says why.
     attempted: bool = True
@@ -208,7 +209,7 @@ def _problem_of(url: str, allowed_networks: Sequence[Network]) -> str:
 
 
 def _literal(parts: SplitResult) -> Address | None:
-    """The address that the URL names; None if it names a host that has to be resolved."""
+    """The IP address in the URL; None if the URL has a host name."""
     try:
         return ipaddress.ip_address(parts.hostname or "")
     except ValueError:
@@ -218,7 +219,7 @@ def _literal(parts: SplitResult) -> Address | None:
 def may_call(address: Address, scheme: str, allowed_networks: Sequence[Network]) -> bool:
     """Whether requests may be sent to the address.
 
-    HTTP without TLS is for allowed loopback addresses alone.
+    HTTP without TLS is only for allowed loopback addresses.
     """
     allowed = any(
         network.version == address.version and address in network for network in allowed_networks

@@ -28,9 +28,9 @@ from evershell.core.webhook import (
 )
 
 _SCOPE = "webhooks:write"
-# How long requests are also signed with the secret that was replaced.
+# How long requests are also signed with a replaced secret.
 _PREVIOUS_SECRET_KEPT = timedelta(hours=24)
-# Standard Webhooks asks for 24 to 64.
+# Standard Webhooks asks for 24 to 64 bytes.
 _SECRET_BYTES = 32
 _SECRET_PREFIX = "whsec_"  # noqa: S105
 
@@ -47,8 +47,9 @@ async def create_webhook(
 ) -> tuple[Webhook, str]:
     """Records a webhook. Returns it with its secret.
 
-    With the key of an earlier call, returns its webhook, with an empty secret. A webhook of a task
-    also gets the earlier events of the task, and replaces the webhook with its name.
+    With the key of an earlier call, returns the webhook of that call, with an empty secret. A
+    webhook of a task also gets the earlier events of the task, and replaces the task's webhook with
+    the same name.
 
     Raises Failure: permission_denied, workspace_not_found, task_not_found, too_many_webhooks,
     idempotency_conflict, unavailable.
@@ -96,7 +97,7 @@ def _new(
         id=webhook_id,
         org_id=caller.org_id,
         url=request.url,
-        # In the order of the enum, each once.
+        # Sorted, without duplicates.
         event_types=sorted(set(request.event_types)),
         description=request.description,
         created_by=caller.actor_id,
@@ -116,7 +117,7 @@ def _secret_text(secret: bytes) -> str:
 
 
 def _answer(webhook: Webhook) -> str:
-    """The data, apart from its request, that a repeat needs to answer with the same webhook."""
+    """What a repeat needs, in addition to its request, to answer with the same webhook."""
     return json.dumps(
         {
             "id": webhook.id,
@@ -127,7 +128,7 @@ def _answer(webhook: Webhook) -> str:
 
 
 def _answered(first: FirstCall, webhook: Webhook) -> Webhook:
-    """The webhook of the first call, which had the request of `webhook`."""
+    """The webhook of the first call. `webhook` is of its repeat, which had the same request."""
     answer = json.loads(first.answer)
     return replace(
         webhook,
@@ -171,8 +172,8 @@ async def rotate_webhook_secret(
 ) -> tuple[Webhook, str]:
     """Replaces the secret of the webhook. Returns it with the new one.
 
-    The previous secret also signs for 24 hours. Within this time, a further call replaces only the
-    newest secret. Raises Failure permission_denied, webhook_not_found.
+    Requests are also signed with the previous secret for 24 hours. Within this time, a further call
+    replaces only the newest secret. Raises Failure permission_denied, webhook_not_found.
     """
     check_identifiers(webhook_id=webhook_id)
     permission = _permission(caller)
@@ -201,8 +202,8 @@ async def replay_webhook(
 ) -> tuple[int, int]:
     """Makes failed deliveries pending again, and enables the webhook.
 
-    Returns how many this call made pending, and how many need a further call. Raises Failure
-    permission_denied, webhook_not_found.
+    Returns how many deliveries this call made pending, and how many need a further call. Raises
+    Failure permission_denied, webhook_not_found.
     """
     check_identifiers(webhook_id=webhook_id, **({"task_id": task_id} if task_id else {}))
     counts = await webhooks.replay(_permission(caller), webhook_id, task_id, clock(), origin.audit)

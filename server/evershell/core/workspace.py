@@ -47,7 +47,7 @@ class AgentCard:
     """The content of a workspace's agent card, except its name. Raises Failure validation_error."""
 
     description: str = ""
-    # A description for each name.
+    # Maps the name of each skill to its description.
     skills: Mapping[str, str] = field(default_factory=dict)
     # Whether anyone may read it, without a credential.
     is_public: bool = False
@@ -74,21 +74,21 @@ class Workspace:
     name: str
     status: WorkspaceStatus
     status_reason: str = ""
-    # None when an API key created it.
+    # None if an API key created the workspace.
     created_by_user_id: str | None
     created_at: datetime
     updated_at: datetime
     current_task_id: str | None = None
     # Incremented for each new agent. Commits of any other epoch are refused (fencing).
     epoch: int = 1
-    # The `seq` of the last event in its log.
+    # The `seq` of the last event in the workspace's log.
     last_seq: int = 0
-    # host:port of its agent; None until the agent of this epoch has registered.
+    # host:port of the agent; None until the agent of this epoch has registered.
     agent_address: str | None = None
-    # The agent of this epoch counts as lost after this time.
+    # When the lease of this epoch's agent ends. Afterwards, the agent counts as lost.
     lease_expires_at: datetime | None = None
-    # The time since which the agent's heartbeats have not named the current task; None while
-    # they name it, or if there is no task.
+    # Since when the agent's heartbeats have not named the current task. None while they name it, or
+    # if there is no task.
     task_unnamed_since: datetime | None = None
     # The rule that the agent of this epoch broke, as a clause; None if it broke none.
     agent_breach: str | None = None
@@ -103,12 +103,12 @@ class Workspace:
 
     @property
     def is_waking(self) -> bool:
-        """Whether its agent starts because a task waits for it."""
+        """Whether the agent is starting because a task waits for it."""
         return self.status is WorkspaceStatus.PROVISIONING and self.current_task_id is not None
 
     @property
     def awaits_controller(self) -> bool:
-        """Whether the fleet controller has to start or end the workspace's pod, or to remove it."""
+        """Whether the fleet controller must start or end the pod, or remove the workspace."""
         return self.status in (
             WorkspaceStatus.PROVISIONING,
             WorkspaceStatus.STOPPING,
@@ -117,7 +117,7 @@ class Workspace:
 
     @property
     def awaits_removal(self) -> bool:
-        """Whether the workspace is deleted and its pod has ended. Until then it has a run."""
+        """Whether the workspace is being deleted and its pod has ended (it has no run)."""
         return self.status is WorkspaceStatus.DELETING and self.run_id is None
 
     def is_over(self, epoch: int) -> bool:
@@ -129,7 +129,7 @@ class Workspace:
         return self.is_over(epoch) or self.agent_breach is not None
 
     def in_new_epoch(self, reason: str, now: datetime) -> Self:
-        """The workspace with a new agent to be started, and without a task."""
+        """The workspace in the next epoch, without a task. The controller starts a new agent."""
         cleared = self.without_agent(WorkspaceStatus.PROVISIONING, reason, now)
         return replace(cleared, epoch=self.epoch + 1, current_task_id=None)
 

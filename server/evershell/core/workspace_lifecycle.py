@@ -15,7 +15,7 @@ from evershell.core.workspace import WorkspaceStatus
 # How long StopWorkspace and DeleteWorkspace let the current iteration continue.
 STOP_GRACE_SECONDS = 10
 _RUN_ENDED = "the stack was restarted"
-# The statuses in which the pod of a workspace is ended.
+# The statuses in which the controller ends the workspace's pod.
 _ENDS_POD = (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING)
 
 
@@ -37,7 +37,7 @@ def request_stop(locked: Locked, intent: CancelIntent) -> Change:
 def request_delete(locked: Locked, intent: CancelIntent) -> Change:
     """Starts to delete the workspace. Its task is cancelled as by request_stop.
 
-    A task that no agent has, because the workspace is about to be woken, ends at once.
+    If the workspace is about to be woken for the task, no agent has the task, and it ends at once.
     """
     if locked.workspace.status is WorkspaceStatus.DELETING:
         return unchanged(locked)
@@ -81,7 +81,7 @@ def resume(locked: Locked, now: datetime) -> Change:
 def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stopped: bool) -> Change:
     """Assigns the epoch's pod to a run of the stack.
 
-    Pods of another run have ended. Their workspace gets a new epoch.
+    If the pod belongs to another run, it has ended, and the workspace gets a new epoch.
     """
     workspace = locked.workspace
     if workspace.is_over(epoch) or workspace.run_id == run_id:
@@ -98,9 +98,9 @@ def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stoppe
 def register(
     locked: Locked, epoch: int, address: str, lease_seconds: float, now: datetime
 ) -> Change:
-    """Records that the agent of the epoch is up. An agent that misses the reply calls again.
+    """Records that the agent of the epoch is up. An agent that misses the reply registers again.
 
-    The reply assigns the task for which the workspace was woken.
+    The reply gives the agent the task for which the workspace was woken.
     """
     workspace = locked.workspace
     if workspace.is_fenced(epoch):
@@ -136,7 +136,7 @@ def heartbeat(
 
 
 def record_breach(locked: Locked, epoch: int, breach: str) -> Change:
-    """Records that the agent of the epoch broke a rule, which fences it. The first breach stays."""
+    """Records that the epoch's agent broke a rule, and thus fences it. The first breach stays."""
     if locked.workspace.is_fenced(epoch):
         return unchanged(locked)
     return Change(replace(locked.workspace, agent_breach=breach), locked.task)
@@ -153,13 +153,16 @@ def lose_agent(
 ) -> Change:
     """Records that the epoch's agent is lost or cannot start.
 
-    Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, that is the
-    reason. If it broke none, and did not interrupt its task in time, the workspace is suspended
-    instead: the next task wakes it. Its `run_id` then stays until the pod is known to have ended.
-    `overdue` is the task for which the pod was ended: its end may be committed while the pod ends.
-    Otherwise only the record decides this. A controller that repeats the step of another one
-    decides the same, although it finds an agent that seems to have ended by itself. One that did
-    end by itself before, or whose lease is over, therefore also leaves a suspended workspace.
+    Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, the breach
+    is the reason. If it broke none, but did not interrupt its task in time, the workspace is
+    suspended instead: the next task wakes it. Its `run_id` then stays until the pod is known to
+    have ended.
+
+    `overdue` is the task for which the controller ended the pod; the end of the task may be
+    committed while the pod ends. Without it, only the recorded force deadline decides between
+    failed and suspended. A controller that repeats the step of another one therefore decides the
+    same, although the agent seems to have ended by itself. So an agent that really ended by itself,
+    or whose lease is over, also leaves a suspended workspace if this deadline has passed.
     """
     workspace = locked.workspace
     reason = workspace.agent_breach or reason
@@ -186,7 +189,7 @@ def _is_force_over(task: Task | None, now: datetime) -> bool:
 def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool) -> Change:
     """Records that the pod of a workspace that is stopping or deleting has ended.
 
-    Ends a task that is open.
+    Ends the task if it is still open.
     """
     workspace = locked.workspace
     if workspace.is_over(epoch) or workspace.status not in _ENDS_POD:
@@ -196,7 +199,7 @@ def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool
 
 
 def suspend(locked: Locked, idle_since: datetime, now: datetime) -> Change:
-    """Suspends a workspace that has been idle since then or longer, which fences its agent.
+    """Suspends a workspace that has been idle since `idle_since`, and thus fences its agent.
 
     `run_id` stays until the pod has ended.
     """

@@ -33,7 +33,7 @@ async def create_workspace(
     key: IdempotencyKey | None = None,
     card: AgentCard | None = None,
 ) -> Workspace:
-    """Records a workspace, whose agent the fleet controller starts.
+    """Records a workspace. The fleet controller then starts its agent.
 
     With the key of an earlier call, returns the same answer: the workspace as it was created.
     Raises Failure: permission_denied, org_on_hold, idempotency_conflict, and workspace_not_found if
@@ -120,10 +120,10 @@ async def stop_workspace(
 async def delete_workspace(
     caller: Caller, workspace_id: str, origin: Origin, store: Store, agents: Agents, clock: Clock
 ) -> Workspace:
-    """Starts to delete a workspace, which the fleet controller removes.
+    """Starts to delete a workspace. The fleet controller then removes it.
 
-    A repeat answers the same, also after the workspace is gone. Raises Failure: permission_denied,
-    workspace_not_found.
+    A repeat gives the same answer, even after the workspace is gone. Raises Failure:
+    permission_denied, workspace_not_found.
     """
     check_identifiers(workspace_id=workspace_id)
     permission = caller.permission("workspace:write")
@@ -156,8 +156,8 @@ def _intent(caller: Caller, reason: str, origin: Origin, clock: Clock) -> Cancel
 async def _signal(change: Change, agents: Agents) -> None:
     """Signals the cancellation of the task of a workspace that is stopping or deleting.
 
-    A latency optimisation: an agent that cannot be reached receives the intent with a later reply,
-    or the fleet controller ends it after the grace period.
+    This is only a latency optimisation: an agent that cannot be reached receives the intent with a
+    later reply, or the fleet controller ends the agent after the grace period.
     """
     if change.task is not None and not change.workspace.is_up:
         with suppress(AgentUnreachableError):
