@@ -73,7 +73,7 @@ async def list_audit_entries(
         pool,
         SQL.list_of_workspace if wanted.workspace_id else SQL.list_of_org,
         _entry_of,
-        # A plan for any bounds would expect few rows, and could read and sort all of the key.
+        # A generic plan would expect few rows, and could read and sort all rows of the key.
         prepare=False,
         org_id=permission.caller.org_id,
         own_only=permission.own_only,
@@ -111,16 +111,16 @@ class AuditQueue:
     """Implements api.interceptors.auditing.Queue. Stores while `run` runs."""
 
     def __init__(self, write: Write, lost: Callable[[int], None] = lambda count: None) -> None:
-        """Calls `lost` with the number of entries that cannot be stored."""
+        """`lost` is called with the number of entries that cannot be stored."""
         self._write = write
         self._lost = lost
         self._lost_since_flush = 0
         self._entries: deque[AuditEntry] = deque()
-        # Each with the time from which it may be stored, in seconds of a monotonic clock.
+        # Pairs of an entry and the time from which it may be stored, by the monotonic clock.
         self._uncertain: deque[tuple[float, AuditEntry]] = deque()
 
     def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
-        """Stores the entry soon. If `uncertain`, only if the call itself has not stored it."""
+        """Stores the entry soon. If `uncertain`, later, unless the call itself has stored it."""
         if len(self._entries) + len(self._uncertain) >= _MAX_ENTRIES:
             self.lose()
         elif uncertain:
@@ -129,11 +129,11 @@ class AuditQueue:
             self._entries.append(entry)
 
     def lose(self) -> None:
-        """Counts an entry that is not stored."""
+        """Counts an entry as lost."""
         self._lost_since_flush += 1
 
     async def run(self) -> None:
-        """Stores the entries until it is cancelled, and then the rest."""
+        """Stores entries until it is cancelled, and then stores the remaining ones."""
         try:
             while True:
                 await asyncio.sleep(FLUSH_SECONDS)
@@ -198,7 +198,7 @@ def add_partitions(connection: psycopg.Connection[Any], now: datetime) -> None:
 def prune(connection: psycopg.Connection[Any], before: datetime) -> int:
     """Removes the entries of all months that ended before this time. Returns the number of months.
 
-    The month that holds `before` is kept whole. Removes the records of the workspaces that were
+    The month that contains `before` is kept whole. Also removes the records of workspaces that were
     deleted before this time.
     """
     connection.execute(SQL.prune_deleted_workspaces, {"before": before})
@@ -235,7 +235,7 @@ def _months(first: datetime, count: int) -> Iterator[datetime]:
 
 
 def _end(month: datetime) -> datetime:
-    """The begin of the next month."""
+    """The beginning of the next month."""
     return month.replace(year=month.year + month.month // 12, month=month.month % 12 + 1)
 
 

@@ -5,13 +5,13 @@
 INSERT INTO audit_entries ({entry}) VALUES ({entry_values}) ON CONFLICT (id) DO NOTHING;
 
 -- name: store_entries
--- All values in one statement, with the database's types.
+-- Passes all values in one parameter. PostgreSQL converts them to the types of the columns.
 INSERT INTO audit_entries ({entry})
 SELECT {entry} FROM json_populate_recordset(NULL::audit_entries, %(entries)s)
 ON CONFLICT (id) DO NOTHING;
 
 -- part: page_of_entries
--- Callers of other organizations may have named the workspace. The subqueries are such that
+-- Callers of other organizations may have named the workspace. The subqueries are written so that
 -- PostgreSQL cannot turn them into a hash of all workspaces that the caller created.
 checked AS (
     SELECT *, org_id = %(org_id)s
@@ -37,7 +37,7 @@ checked AS (
 {page}
 
 -- name: list_of_org
--- The ids begin with the time.
+-- Compares ids instead of times, because the ids begin with the time.
 WITH newest AS (
     SELECT {entry}, org_id AS scan_key, id AS scan_id FROM audit_entries
     WHERE org_id = ANY (ARRAY[%(org_id)s::text])

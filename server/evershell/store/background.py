@@ -12,7 +12,7 @@ _log = structlog.get_logger()
 
 @asynccontextmanager
 async def running(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Runs the work, which has no end of its own, until the context is left."""
+    """Runs the work, which does not end by itself, until the context is left."""
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(_report)
     try:

@@ -28,7 +28,7 @@ class CancelTasks:
     """Implements Store.match_tasks, Store.cancel_tasks and Store.cancel_tree."""
 
     def __init__(self, pool: Pool, publish: Publish, recorded: Callable[[int], None]) -> None:
-        """Calls `recorded` with the number of intents of each transaction."""
+        """`recorded` is called with the number of intents that each transaction records."""
         self._pool = pool
         self._publish = publish
         self._recorded = recorded
@@ -45,7 +45,7 @@ class CancelTasks:
             "limit": limit,
         }
         async with connected(self._pool) as connection:
-            # Planned for these values, so that a filter of ids is read by the index of the ids.
+            # Not prepared: a plan for these values uses the index of the ids if ids are given.
             cursor = await connection.execute(SQL.match_tasks, parameters, prepare=False)
             rows = await cursor.fetchall()
         if not rows:

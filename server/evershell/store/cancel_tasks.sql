@@ -13,8 +13,8 @@ SELECT {result}, descendants
 FROM cancel_tree(json_populate_record(NULL::cancellation_request, %(request)s));
 
 -- name: match_tasks
--- By the index workspaces_with_task. The counts are those of all rows, not only of the first ones. A
--- filter that is NULL matches every task. An API key has no user (NULL), and no creator matches NULL.
+-- Uses the index workspaces_with_task. The counts include all rows, not only the first ones. A filter
+-- that is NULL matches every task. An API key has no user (NULL), and no creator matches NULL.
 SELECT
     workspace_id, task_id, is_pending, count(*) OVER () AS matched,
     count(*) FILTER (WHERE is_pending) OVER () AS pending

@@ -1,4 +1,4 @@
-"""Records cancellations. Those of concurrent callers share a statement."""
+"""Records cancellations. Concurrent callers share a statement."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from evershell.store.watched_workspaces import is_watched
 
 SQL = statements("cancellations")
 
-# The fields of a request by their names.
+# The fields of `cancellation_request`, by name.
 Request = dict[str, Any]
 
-# Larger groups took longer for each request, smaller ones more CPU. With fewer statements at once,
-# the call of one of four callers took longer, and with more, groups were smaller
+# Larger groups make each request slower, and smaller groups cost more CPU. With fewer statements at
+# once, calls of four concurrent callers took longer; with more, the groups became smaller
 # (docs/decisions/0014-group-commit.md has the figures).
 _MAX_BATCH = 64
 _AT_ONCE = 2
@@ -50,11 +50,11 @@ class Cancellations:
         max_batch: int = _MAX_BATCH,
         at_once: int = _AT_ONCE,
     ) -> None:
-        """Calls `publish` for each workspace whose task may have changed."""
+        """`publish` is called for each workspace whose task may have changed."""
         self._pool = pool
         self._publish = publish
         self._group = GroupCommit(self._execute, max_batch=max_batch, at_once=at_once)
-        # One request for each locked workspace waits in the database, the others wait here in
+        # For each locked workspace, one request waits in the database. The others wait here, in
         # order.
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -118,7 +118,7 @@ class Cancellations:
 def request_of(
     permission: Permission, intent: CancelIntent, trace_id: str, audit: AuditEntry | None
 ) -> Request:
-    """The fields of `cancellation_request` in the migrations, without those that name the task."""
+    """The fields of `cancellation_request` (a type in the migrations) that do not name the task."""
     return {
         "org_id": permission.caller.org_id,
         "own_only": permission.own_only,
@@ -137,7 +137,7 @@ def request_of(
 
 
 def json_of(request: Request | Sequence[Request]) -> Json:
-    """The parameter for a request, or for several."""
+    """The SQL parameter for one or several requests."""
     return Json(request, dumps=dump_json)
 
 
@@ -150,7 +150,7 @@ def result_of(row: Any) -> RecordedCancellation:
 def _may_have_changed_force_at(recorded: RecordedCancellation, request: Request) -> bool:
     """Whether the call may have moved the force deadline of an intent that was recorded before.
 
-    Also true if the deadline was the same before. It is then published without need.
+    Also true if the deadline was the same before. The change is then published needlessly.
     """
     force_at: datetime | None = request["force_at"]
     if force_at is None or recorded.task is None or recorded.task.cancel is None:

@@ -1,4 +1,4 @@
-"""Connects to PostgreSQL: to the server that accepts writes, alone, in a pool or through a pooler.
+"""Connects to the PostgreSQL server that accepts writes, with one connection, a pool or a pooler.
 
 A URL may name several hosts: a primary and its standbys. libpq passes over servers that accept no
 writes. A standby that is promoted begins a new timeline. If several servers accept writes, the one
@@ -26,10 +26,10 @@ from evershell.core.errors import OperatorError, UnavailableError
 from evershell.store import session_settings
 from evershell.store.statements import statements
 
-# How long the other servers may take to answer after one that accepts writes.
+# How long to wait for the other servers once one that accepts writes has answered.
 _OTHERS_SECONDS = 0.5
 _ANSWER_SECONDS = 1.5
-# The answer of PgBouncer to the settings of a session.
+# PgBouncer's answer to session settings.
 _REFUSED_SETTING = "unsupported startup parameter"
 SQL = statements("connections")
 
@@ -50,11 +50,11 @@ _TCP_USER_TIMEOUT_MILLISECONDS = 5_000
 # deadline is earlier.
 ACQUIRE_TIMEOUT_SECONDS = 1.5
 ANSWER_TIMEOUT_SECONDS = 3.0
-# The same for lists.
+# Both limits for lists.
 _LIST_WAIT_SECONDS = 0.1
 LIST_TIMEOUT_SECONDS = 1.0
-# How long the pool retries to connect. The next request for a connection starts again, with the
-# shortest backoff.
+# How long the pool retries to connect. The next request for a connection starts a new series of
+# attempts, with the shortest backoff.
 _RECONNECT_TIMEOUT_SECONDS = 2.0
 
 _UNAVAILABLE = (
@@ -139,7 +139,7 @@ class PoolerError(OperatorError, psycopg.OperationalError):
 class PrimaryConnection(AsyncConnection[Any]):
     """A connection to the primary among the hosts of its URL."""
 
-    # The highest timeline that this process has seen of the servers of each URL.
+    # The highest timeline that this process has seen among the servers of each URL.
     _highest: ClassVar[dict[_Servers, int]] = {}
     # Empty if the URL names one host, which is then the primary.
     _servers: _Servers = ()
@@ -197,7 +197,7 @@ class PrimaryConnection(AsyncConnection[Any]):
 
     @property
     def is_superseded(self) -> bool:
-        """Whether this process has learned since that another server was promoted."""
+        """Whether another server was promoted since, as far as this process knows."""
         return self._timeline < self._highest.get(self._servers, 0)
 
 
@@ -209,32 +209,32 @@ class Sizes(NamedTuple):
 
     # Cancellations that wait for a lock.
     locks: int
-    # Of these, cancellations of many tasks.
+    # The part of `locks` for cancellations of many tasks.
     bulk: int
-    # All that is no cancellation.
+    # Everything except cancellations.
     others: int
-    # Of the others: lists, and submissions into trees, which wait for the lock of the tree.
+    # The parts of `others` for lists, and for submissions into trees, which wait for tree locks.
     lists: int
     trees: int
 
     @classmethod
     def of(cls, connections: int) -> Self:
-        """Leaves a quarter of the connections to cancellations that wait for nothing."""
+        """Leaves a quarter of the connections for cancellations that wait for no lock."""
         part = max(1, connections // 4)
         return cls(part, max(1, part // 2), max(1, connections - 2 * part), part, part)
 
 
 class Pool(AsyncConnectionPool[Connection]):
-    """A pool that gives the connection that was used last, and has shares.
+    """A pool with shares that hands out the most recently used connection.
 
     The caches of PostgreSQL's process and of the processor then still have what a statement needs.
     After a burst, psycopg's own order would use each connection of the burst in turn.
 
-    Cancellations, reads of one task, holds and credentials use the pool itself. Whatever else
-    callers do uses a share, and the shares together are smaller than the pool.
+    Cancellations, reads of one task, holds and credentials use the pool itself. Everything else
+    that callers do uses a share, and the shares together are smaller than the pool.
     """
 
-    # How long the server's answers may take.
+    # How long a call waits for the server's answers.
     answer_seconds = ANSWER_TIMEOUT_SECONDS
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -247,8 +247,8 @@ class Pool(AsyncConnectionPool[Connection]):
         self.lists = Lists(self.others, sizes.lists, self.timeout)
 
     async def _get_ready_connection(self, timeout: float | None) -> Connection | None:
-        # psycopg has no setting for the order. It takes the first connection and appends one that
-        # is given back. It also closes the first one if connections are not needed.
+        # psycopg has no setting for the order. It takes the first connection, and appends a
+        # connection that is given back. It also closes the first one if there are too many.
         self._pool.rotate(1)
         return await super()._get_ready_connection(timeout)
 
@@ -296,7 +296,7 @@ class Share:
 
 
 class Lists(Share):
-    """The share of lists. They wait for less than other calls, because a repeat costs nothing."""
+    """The share of lists, which wait less long than other calls, because a repeat is harmless."""
 
     answer_seconds = LIST_TIMEOUT_SECONDS
 
@@ -306,7 +306,7 @@ class Lists(Share):
             await super()._take_place(min(timeout, _LIST_WAIT_SECONDS))
         except PoolTimeout as error:
             if self._used < self.size:
-                # The others wait for the database too.
+                # The places are taken by calls that are themselves waiting for a connection.
                 raise
             raise errors.rate_limited("Too many lists are being read.", 1) from error
 
@@ -315,15 +315,18 @@ Connections: TypeAlias = Pool | Share
 
 
 def _refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None) -> None:
-    """Raises PoolerError unless the row of `session_pid` is of the session that has answered."""
+    """Raises PoolerError if another session than the connection's own has answered.
+
+    `row` is the result of `session_pid`.
+    """
     if row != (connection.info.backend_pid,):
         raise PoolerError
 
 
 async def connect_to_session(conninfo: str) -> PrimaryConnection:
-    """A connection with a session of its own, for LISTEN and for advisory locks.
+    """A connection with its own session, for LISTEN and for advisory locks.
 
-    Raises psycopg.OperationalError. It is a PoolerError if a pooler answers, which may run each
+    Raises psycopg.OperationalError; a PoolerError if a pooler answers, because it may run each
     transaction in another session.
     """
     try:
@@ -348,7 +351,7 @@ def _has_standbys(conninfo: str) -> bool:
 
 
 async def primary_of(conninfo: str) -> str:
-    """The connection string of the primary alone. Raises psycopg.OperationalError."""
+    """The connection string of only the primary. Raises psycopg.OperationalError."""
     async with await PrimaryConnection.connect(conninfo, autocommit=True) as connection:
         return make_conninfo(conninfo, host=connection.info.host, port=connection.info.port)
 
@@ -360,7 +363,7 @@ def _servers_of(conninfo: str) -> _Servers:
     if len(ports) == 1:
         ports *= len(hosts)
     if len(ports) != len(hosts):
-        # libpq refuses them too.
+        # libpq refuses such a URL too.
         raise psycopg.OperationalError(f"the URL has {len(ports)} ports for {len(hosts)} hosts")
     return tuple(zip(hosts, ports, strict=True))
 
@@ -406,10 +409,10 @@ async def open_pool(
 class connected:  # noqa: N801 - used like a function
     """A connection of the pool. Raises UnavailableError if the database does not answer.
 
-    The errors in _UNAVAILABLE that the block raises become UnavailableError too.
+    If the block raises an error in _UNAVAILABLE, it becomes an UnavailableError too.
 
-    Written without generators and without `pool.connection()`, which took a quarter of the
-    processor time of a short statement.
+    Uses neither a generator nor `pool.connection()`, which took a quarter of the processor time of
+    a short statement.
     """
 
     __slots__ = ("_connection", "_hang_up", "_pool")
@@ -441,8 +444,8 @@ class connected:  # noqa: N801 - used like a function
                 # treats it as idle. Later writes on it would be answered without being committed.
                 await _close(self._pool, self._connection)
             else:
-                # Sessions commit each statement, unless a block `connection.transaction()` does.
-                # The pool rolls back what is open, and replaces a broken connection.
+                # Each statement is committed by itself, except in a `connection.transaction()`. The
+                # pool rolls back an open transaction, and replaces a broken connection.
                 await self._pool.putconn(self._connection)
         finally:
             self._hang_up.cancel()
@@ -480,8 +483,8 @@ async def _close(pool: Connections, connection: Connection) -> None:
 def _has_ended(connection: Connection) -> bool:
     """Whether the server has ended the session.
 
-    An idle connection is readable only if the server has closed it. This check is one system call;
-    the pool's own check takes a round trip for each call, and a second for each dead connection.
+    An idle connection is readable only if the server has closed it. This check is one system call.
+    The pool's own check takes a round trip for each call, and a second for each dead connection.
     """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
@@ -491,7 +494,7 @@ def _has_ended(connection: Connection) -> bool:
 async def _warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
     """Logs the settings that are not in force in the session behind a pooler.
 
-    The session may be older than the defaults.
+    The session may have started before the defaults were stored.
     """
     names = list(session_settings.SETTINGS)
     with answered_within(connection, _ANSWER_SECONDS):
@@ -512,8 +515,7 @@ async def _warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
 async def pooler_watched(database_url: str) -> AsyncIterator["asyncio.Future[None]"]:
     """Waits until the pooler takes a connection. The future is done when the pooler has closed it.
 
-    The connection is used for nothing else, so a pooler that is busy is not taken for one that has
-    ended.
+    The connection is used for nothing else, so that a busy pooler does not seem to have ended.
     """
     connection = await _connected_to_pooler(conninfo(database_url, ""))
     async with connection:
@@ -549,7 +551,7 @@ def primary_conninfo(database_url: str) -> str:
     server = make_conninfo(database_url, application_name=COMMAND_NAME)
     if _has_standbys(server):
         server = asyncio.run(primary_of(server))
-    # A pooler refuses the options, so they are added afterwards.
+    # A pooler would refuse the session options, so they are added only after the check.
     with psycopg.connect(
         server, autocommit=True, connect_timeout=_COMMAND_CONNECT_SECONDS
     ) as connection:
@@ -558,12 +560,12 @@ def primary_conninfo(database_url: str) -> str:
 
 
 def connect_for_command(database_url: str) -> psycopg.Connection[Any]:
-    """Such a session, which commits each statement. Raises what `primary_conninfo` raises."""
+    """A session of a command, which commits each statement. Raises like `primary_conninfo`."""
     return psycopg.connect(primary_conninfo(database_url), autocommit=True)
 
 
 def problem_of(error: psycopg.Error) -> str:
-    """The text of the error for an operator. That of an invalid URL would contain its password."""
+    """The text of the error for an operator. psycopg's text for an invalid URL has the password."""
     if isinstance(error, psycopg.ProgrammingError) and not error.sqlstate:
         return "DATABASE_URL is not a valid URL of PostgreSQL"
     return str(error).strip()

@@ -1,7 +1,7 @@
 -- What a program asks a server of the database before it uses it.
 
 -- name: session_pid
--- A pooler tells its clients another process id than that of the session that answers.
+-- A pooler tells its clients a process id that differs from the id of the answering session.
 SELECT pg_backend_pid();
 
 -- name: timeline

@@ -1,4 +1,4 @@
-"""Removes workspaces that are deleted, and finds the records of those that were."""
+"""Removes workspaces that are being deleted, and finds the records of removed ones."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from evershell.store.connections import Pool, connected, fetch_one
 from evershell.store.notifications import Publish
 from evershell.store.statements import statements
 
-# At most so many events in a transaction. Each may have 4 MiB, which PostgreSQL removes in pieces
-# of 2 KiB, and a statement may take 5 s.
+# The most events that one transaction removes. Each may have 4 MiB, which PostgreSQL removes in
+# pieces of 2 KiB, and a statement may take 5 s.
 _BATCH = 200
 SQL = statements("deletions")
 
@@ -18,7 +18,7 @@ class Deletions:
     """Implements Store.remove_workspace and Store.find_deleted_workspace."""
 
     def __init__(self, pool: Pool, clock: Clock, publish: Publish, batch: int = _BATCH) -> None:
-        """Calls `publish` when a workspace is gone."""
+        """`publish` is called once a workspace was removed."""
         self._pool = pool
         self._clock = clock
         self._publish = publish

@@ -1,4 +1,4 @@
--- The removal of workspaces, and the records of those that were removed.
+-- The removal of workspaces, and the records of removed workspaces.
 
 -- name: remove_workspace
 SELECT remove_workspace(%(workspace_id)s, %(limit)s, %(now)s, %(waits_since)s) AS result;

@@ -4,15 +4,15 @@
 SELECT pg_try_advisory_xact_lock(%(key)s);
 
 -- name: fence
--- Epochs that were handed out after the backup are unknown, and would be handed out again. The time
--- in seconds is beyond all of them: a workspace gets less than one epoch a second. It is also beyond
--- those that an earlier restore of the same backup has led to.
+-- Epochs that were assigned after the backup are unknown, and would be assigned again. The time in
+-- seconds is higher than all of them, because a workspace gets less than one epoch a second. For the
+-- same reason it is higher than the epochs of an earlier restore of the same backup.
 --
--- A pod that was placed becomes one of another run, so the fleet controller ends its task and starts
+-- A pod that was placed now belongs to another run, so the fleet controller ends its task and starts
 -- another agent.
 --
--- The parameters are the names of the sessions of workers, and the name that the URL gives to
--- sessions of the programs.
+-- The parameters are the names of the workers' sessions, and the name that the URL gives to the
+-- programs' sessions.
 WITH programs AS (
     SELECT count(*) AS number FROM pg_stat_activity
     WHERE datname = current_database()

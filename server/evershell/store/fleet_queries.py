@@ -1,4 +1,4 @@
-"""What the fleet controller reads: what is due, by index, and all pods, a page at a time."""
+"""What the fleet controller reads: whatever is due, by index, and all pods, page by page."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime

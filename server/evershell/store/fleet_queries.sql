@@ -1,4 +1,4 @@
--- What the fleet controller reads: what is due, by index, and all pods, a page at a time.
+-- What the fleet controller reads: whatever is due, by index, and all pods, page by page.
 
 -- part: with_pod
 -- The condition of the index workspaces_with_pod.
@@ -11,8 +11,8 @@ ORDER BY id
 LIMIT %(limit)s;
 
 -- name: list_unsettled
--- The conditions are those of the indexes workspaces_unsettled, workspaces_breached,
--- workspaces_suspending and workspaces_deleting.
+-- The indexes workspaces_unsettled, workspaces_breached, workspaces_suspending and
+-- workspaces_deleting have these conditions.
 SELECT {workspace} FROM workspaces
 WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL
     OR agent_breach IS NOT NULL
@@ -21,8 +21,8 @@ WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL
 ORDER BY id;
 
 -- name: list_cancellations
--- Reads the tasks that run, by the index tasks_one_open. An index of the cancelled ones would make
--- each cancellation write more than it saves here (docs/decisions/0015).
+-- Reads all open tasks, by the index tasks_one_open. An index of cancelled open tasks would save less
+-- here than it would add to the writes of each cancellation (docs/decisions/0015).
 SELECT {w.workspace}, {t.task}
 FROM tasks t JOIN workspaces w ON w.id = t.workspace_id
 WHERE is_open(t) AND t.cancel_requested_at IS NOT NULL
@@ -33,8 +33,8 @@ ORDER BY w.id;
 (started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds)
 
 -- name: list_limits_reached
--- By the index tasks_limited. A task that is cancelled already is left out, unless the limit sets an
--- earlier force deadline, to the millisecond.
+-- Uses the index tasks_limited. Leaves out a task that is being cancelled, unless the limit sets a
+-- force deadline that is earlier by more than a millisecond.
 SELECT workspace_id FROM tasks
 WHERE max_duration_seconds IS NOT NULL AND is_open(tasks)
     AND {reached_at} <= (%(now)s::timestamptz AT TIME ZONE 'UTC')
@@ -63,7 +63,8 @@ FROM workspaces WHERE id = %(workspace_id)s;
 -- name: worker_silences
 -- The listener of a worker (notifications.py) executes a statement every second. `state_change` is
 -- null if the server does not track activities, or shows them only to other roles. A session that
--- serves a call counts while its commit waits for a disk or a standby: reads may be fast meanwhile.
+-- serves a call counts too while its commit waits for a disk or a standby, because reads may still be
+-- fast then.
 SELECT coalesce(extract(epoch FROM clock_timestamp() - state_change), 0)::float8 AS seconds
 FROM pg_stat_activity
 WHERE datname = current_database() AND (
@@ -78,7 +79,7 @@ WHERE datname = current_database() AND (
 SELECT status, count(*) AS number FROM workspaces GROUP BY status;
 
 -- name: count_deliveries
--- Uses the indexes of due and of failed deliveries. Counts at most 10,001 of each, to stay cheap.
+-- Uses the indexes of due deliveries and of failed deliveries. Stops at 10,001 of each, to stay cheap.
 SELECT p.pending, p.oldest, f.failed
 FROM (
     SELECT count(*) AS pending, min(pending_since) AS oldest FROM (

@@ -29,7 +29,7 @@ _PATIENCE_SECONDS = 0.1
 _MAX_SLOW = 3
 
 # Errors that connections.connected turns into UnavailableError although the database works. One
-# member has caused them, and the transaction was rolled back.
+# member has caused the error, and the transaction was rolled back.
 _CAUSED_BY_MEMBER = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,
@@ -47,7 +47,7 @@ class _Member(Generic[Request, Result]):
         self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: Exception) -> None:
-        # The future is done if its caller was cancelled or has waited too long.
+        # The future is already done if the caller was cancelled or has waited too long.
         if not self.result.done():
             self.result.set_exception(error)
 
@@ -84,7 +84,7 @@ class GroupCommit(Generic[Request, Result]):
         self._last_number = 0
         self._slow = 0
         self._groups: set[asyncio.Task[None]] = set()
-        # Armed while a request waits.
+        # Runs while a request waits.
         self._watchdog: asyncio.TimerHandle | None = None
 
     async def __call__(self, request: Request) -> Result:
@@ -158,7 +158,7 @@ class GroupCommit(Generic[Request, Result]):
             await self._commit_group(group)
         finally:
             for member in group:
-                # Does nothing unless this task was cancelled, at the end of the process.
+                # Has an effect only if this task was cancelled, at the end of the process.
                 member.result.cancel()
             self._end(number)
 
@@ -171,7 +171,7 @@ class GroupCommit(Generic[Request, Result]):
                     member.fail(error)
                 return
             for member in group:
-                # Not if the caller has left: the request could take effect much later.
+                # Skips a request whose caller has left: it could take effect much later.
                 if not member.result.done():
                     await self._commit_group([member])
             return
@@ -204,7 +204,7 @@ def _is_caused_by_member(error: Exception) -> bool:
 
 
 class SharedReads(Generic[Key, Result]):
-    """Callers that wait for the same key share one read.
+    """Lets callers that want the same key share one read.
 
     A caller never gets the result of a read that started before its call. At most `at_once` reads
     run at a time, which leaves connections for other queries.

@@ -15,9 +15,9 @@ SQL = statements("holds", lock_class=0x6576_6C68)
 
 
 async def share_hold(connection: Connection, org_id: str) -> AsyncCursor[Any]:
-    """Takes the lock of the organization, shared with other calls that a hold would refuse.
+    """Takes the lock of the organization in shared mode, for a call that a hold would refuse.
 
-    The cursor has the hold, if there is one. `hold_of` decodes it.
+    The cursor has the row of the hold, if there is one. `hold_of` decodes it.
     """
     org = {"org_id": org_id}
     await connection.execute(SQL.share_hold_lock, org, prepare=True)
@@ -25,7 +25,7 @@ async def share_hold(connection: Connection, org_id: str) -> AsyncCursor[Any]:
 
 
 def hold_of(row: Any) -> Hold | None:
-    """The hold in the row; None for no row."""
+    """The hold in the row; None without a row."""
     return None if row is None else Hold(**row._asdict())
 
 

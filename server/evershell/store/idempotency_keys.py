@@ -1,4 +1,4 @@
-"""Idempotency keys, and the answers of the calls that had them first."""
+"""Idempotency keys, and the answers of the first calls with them."""
 
 from dataclasses import asdict
 from typing import Any

@@ -1,8 +1,8 @@
--- Idempotency keys, and the answers of the calls that had them first.
+-- Idempotency keys, and the answers of the first calls with them.
 
 -- name: store_key
 -- The insertion waits for a transaction that is about to store the same key. An expired key is
--- replaced. The previous version stored no caller with a key: `unowned_key`.
+-- replaced. `unowned_key` is the form in which the previous version stored the key, without the caller.
 INSERT INTO idempotency_keys AS stored (
     org_id, key, fingerprint, called_at, workspace_id, task_id, answer
 )

@@ -14,8 +14,8 @@ from evershell.store.statements import statements
 
 # The maximum number of keys in one query, which then takes a few milliseconds.
 _MAX_BATCH = 500
-# Pause after a query for several keys. It limits a worker to a hundred of them a second, which
-# takes about 3 % of its time.
+# The pause after a query for several keys. It limits a worker to a hundred such queries a second,
+# which take about 3 % of its time.
 _PAUSE_SECONDS = 0.01
 SQL = statements("keys", **vars(service_clock.SQL))
 
@@ -25,7 +25,7 @@ class PostgresKeys:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        # Anyone can send unknown keys. Batches look up any number of them over one connection.
+        # Anyone can send unknown keys, so all lookups share one connection, in batches.
         self._lookups = GroupCommit(self._find_keys, max_batch=_MAX_BATCH, at_once=1)
 
     async def ensure_org(self, org_id: str, slug: str) -> None:
@@ -39,7 +39,7 @@ class PostgresKeys:
                 raise ValueError(f"Another organization has the slug {slug}.")
 
     async def find_org_slug(self, org_id: str) -> str | None:
-        """The slug, which is the first part of the organization's host name."""
+        """The slug of the organization: the first part of its host name."""
         row = await fetch_one(self._pool, SQL.find_org_slug, org_id=org_id)
         return None if row is None else row.slug
 
@@ -57,7 +57,7 @@ class PostgresKeys:
         return [keys.get(each) for each in hashes]
 
     async def create_key(self, key: ApiKey, sha256: bytes) -> None:
-        """Adds a key of an organization that exists."""
+        """Adds a key to an existing organization."""
         async with connected(self._pool) as connection:
             await connection.execute(SQL.create_key, asdict(key) | {"sha256": sha256})
 

@@ -39,7 +39,7 @@ _log = structlog.get_logger()
 
 
 class Term:
-    """The time for which this process leads."""
+    """A period in which this process leads."""
 
     def __init__(self) -> None:
         # Set when the leadership may be lost, at most 2 s after the database has stopped answering.
@@ -47,7 +47,7 @@ class Term:
         self._ends_at = _now() + _TERM_SECONDS
 
     def extend(self, asked_at: float) -> None:
-        """Extends the term: the session was in use at this time or later."""
+        """Extends the term, because PostgreSQL has answered a query that was sent at `asked_at`."""
         self._ends_at = asked_at + _TERM_SECONDS
 
     def is_current(self) -> bool:

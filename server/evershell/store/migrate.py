@@ -26,7 +26,7 @@ from evershell.store.statements import statements
 # An arbitrary number, the same in every process that migrates.
 _LOCK_KEY = 0x6576_6D69
 _LOCK_RETRY_SECONDS = 0.1
-# Recorded in every database that this service has migrated.
+# Every database that this service has migrated has a record of this migration.
 _FIRST_MIGRATION = "0001_initial"
 _NAMED_TABLES = 3
 SQL = statements("migrate")
@@ -50,7 +50,7 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
             _check_owner(guard)
             _apply(server)
             _replace_functions(guard, _definitions())
-            # Without the privilege, the default partition takes the entries of further months.
+            # If the role lacks the privilege, the default partition takes the later entries.
             with suppress(psycopg.errors.InsufficientPrivilege):
                 add_partitions(guard, time_of(guard))
             grant(guard, service_database_url or database_url)
@@ -62,17 +62,17 @@ def migrate(database_url: str, service_database_url: str = "") -> None:
 
 
 def _lock(guard: psycopg.Connection[Any]) -> None:
-    """Waits for the lock without a statement.
+    """Waits for the lock, but not within a statement.
 
-    The creation of an index waits for the statements that run, so one that waited for the process
-    that creates it would never end.
+    The creation of an index waits for running statements. A statement that waited for the process
+    that creates the index would therefore never end.
     """
     while guard.execute(SQL.try_lock, {"key": _LOCK_KEY}).fetchone() != (True,):
         time.sleep(_LOCK_RETRY_SECONDS)
 
 
 def check_writable(connection: psycopg.Connection[Any]) -> None:
-    """Raises OperatorError if the database is a standby, or read-only by its settings."""
+    """Raises OperatorError if the database is a standby, or if its settings make it read-only."""
     if connection.execute("SHOW transaction_read_only").fetchone() == ("on",):
         raise OperatorError(
             f"Database {connection.info.dbname} is read-only: it is a standby, or has "
@@ -112,12 +112,12 @@ def _apply(database_url: str) -> None:
         backend.break_lock()
         with backend.lock():
             for migration in backend.to_apply(yoyo.read_migrations(str(folder))):
-                # yoyo's own way takes several transactions: a process that is killed between them
-                # leaves a migration that nothing can continue. It also asks for the name of the
-                # system's user, who has none in a container.
+                # yoyo's own function uses several transactions. A process that is killed between
+                # them leaves a migration that nothing can continue. The function also needs the
+                # name of the operating system's user, who may have none in a container.
                 migration.load()
-                # One that is not transactional can be repeated. It creates an index without a lock
-                # that stops writes.
+                # A migration that is not transactional can be repeated. It creates an index without
+                # a lock that stops writes.
                 is_whole = migration.use_transactions
                 with backend.transaction() if is_whole else backend.disable_transactions():
                     migration.process_steps(backend, "apply")
@@ -134,12 +134,12 @@ def _definitions() -> dict[str, str]:
 def _replace_functions(connection: psycopg.Connection[Any], definitions: Mapping[str, str]) -> None:
     """Replaces the functions whose definitions have changed, all of them or none.
 
-    They call each other, and workers call them meanwhile. Each has the hash of its definition as
-    its comment. Nothing is written if the hashes match, so a role that may only use the schema can
-    start a stack on an up-to-date database.
+    The functions call each other, and workers call them meanwhile. The comment of each function is
+    the hash of its definition. Nothing is written if the hashes match, so a role that may only use
+    the schema can start a stack on an up-to-date database.
     """
     with connection.transaction():
-        # A function may call one that comes after it.
+        # A function may call one that is created after it.
         connection.execute("SET LOCAL check_function_bodies = off")
         _replace_changed(connection, definitions)
 

@@ -1,10 +1,10 @@
--- What a migration asks, besides the migrations and the functions.
+-- What `migrate` asks the database, in addition to the migrations and the functions.
 
 -- name: try_lock
 SELECT pg_try_advisory_lock(%(key)s);
 
 -- name: list_tables
--- The tables and views in the current schema, without those of extensions and of yoyo.
+-- The tables and views in the current schema, except those that belong to extensions or to yoyo.
 SELECT relname FROM pg_class
 WHERE relnamespace = current_schema()::regnamespace
     AND relkind IN ('r', 'p', 'v', 'm', 'f')

@@ -1,7 +1,7 @@
 """Publishes the changes of workspaces, and lets calls and the fleet controller subscribe to them.
 
-Subscribers in this process are told directly, those in other processes with PostgreSQL's NOTIFY and
-LISTEN, if they have marked the workspace (watched_workspaces.py).
+Subscribers in this process are told directly. Other processes are told with PostgreSQL's NOTIFY and
+LISTEN, if one of them has marked the workspace (watched_workspaces.py).
 
 A background task sends the notification after the commit, not within the transaction: PostgreSQL
 takes a lock on the whole cluster while a transaction that has notified commits, so all such commits
@@ -47,7 +47,7 @@ class Channel(StrEnum):
 
     # Changes of workspaces in which some process has subscribers. Workers listen.
     CHANGES = "evershell_changes"
-    # Changes that the fleet controller has to act on without delay. Controllers listen.
+    # Changes on which the fleet controller must act without delay. Controllers listen.
     FLEET = "evershell_fleet"
 
 
@@ -68,17 +68,17 @@ class Publish(Protocol):
     def __call__(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
         """Publishes the change to its subscribers.
 
-        `watched` says whether other processes may have subscribers for the workspace; `reconcile`,
-        whether the fleet controller has to act on the change without delay.
+        `watched`: other processes may have subscribers for the workspace. `reconcile`: the fleet
+        controller must act on the change without delay.
         """
 
 
 def publish_to_nobody(workspace_id: str, *, watched: bool, reconcile: bool) -> None:
-    """For a store whose changes have no subscribers."""
+    """A `Publish` for a store whose changes have no subscribers."""
 
 
 class _Notifications(ABC):
-    """Sends notifications on both channels and receives those of one, while its context is entered.
+    """Sends notifications on both channels and receives from one, while its context is entered.
 
     Sends through `pool`, and listens on its own connection to `database_url`.
     """
@@ -88,7 +88,7 @@ class _Notifications(ABC):
     def __init__(self, pool: Pool, database_url: str) -> None:
         self._pool = pool
         self._conninfo = conninfo(database_url)
-        # Identifies notifications of this process, which receives its own directly.
+        # Identifies the notifications of this process, which has already acted on them.
         self._origin = uuid4().hex
         self._queue: defaultdict[Channel, set[str]] = defaultdict(set)
         self._queued = asyncio.Event()
@@ -105,11 +105,11 @@ class _Notifications(ABC):
 
     @abstractmethod
     def _receive(self, workspace_id: str) -> None:
-        """Tells the subscribers of a change, of this or another process."""
+        """Tells the subscribers of a change that this or another process has committed."""
 
     @abstractmethod
     def _connected(self) -> None:
-        """The listener has connected. Notifications before that may be lost."""
+        """Called when the listener has connected. Earlier notifications may be lost."""
 
     def publish(self, workspace_id: str, *, watched: bool, reconcile: bool) -> None:
         """Implements Publish."""
@@ -140,7 +140,7 @@ class _Notifications(ABC):
         self._queued.set()
 
     async def _listen(self) -> None:
-        # The problems of this outage that are in the log. Each is logged once.
+        # The problems of this outage that were logged. Each is logged only once.
         logged: set[str] = set()
         while True:
             try:
@@ -191,7 +191,7 @@ class _Notifications(ABC):
 
 
 def _payloads(origin: str, ids: Iterable[str]) -> list[str]:
-    """Splits the ids into payloads that fit: the origin, then one id a line."""
+    """Splits the ids into payloads that fit. Each has the origin, then one id per line."""
     payloads, payload = [], origin
     for workspace_id in ids:
         if len(payload) + 1 + len(workspace_id) > _MAX_PAYLOAD_BYTES:
@@ -204,8 +204,8 @@ def _payloads(origin: str, ids: Iterable[str]) -> list[str]:
 class WorkspaceSubscription:
     """Implements core.ports.Subscription while its context is entered.
 
-    There may be thousands that wait, so a wait is a future and a timer. An Event needs three times
-    as much memory, and a context manager with a generator 0.7 kB more.
+    Thousands may wait at a time, so a wait is only a future and a timer. An Event would need three
+    times as much memory, and a context manager with a generator 0.7 kB more.
     """
 
     __slots__ = ("_has_changed", "_has_ended", "_owner", "_waiting", "workspace_id")
@@ -215,12 +215,12 @@ class WorkspaceSubscription:
         self.workspace_id = workspace_id
         self._has_ended = False
         self._has_changed = False
-        # Done when the wait in progress is over; None if there is none.
+        # Done when the current wait is over; None without a wait.
         self._waiting: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self._owner.add(self)
-        # The subscriber reads earlier changes when the subscription begins.
+        # The subscriber finds earlier changes in its first read.
         self._has_changed = False
         return self
 
@@ -228,7 +228,7 @@ class WorkspaceSubscription:
         self._owner.remove(self)
 
     async def wait(self, timeout_seconds: float) -> bool:
-        """Returns after `poll_seconds` at the latest."""
+        """See core.ports.Subscription.wait. Returns after `poll_seconds` at the latest."""
         if self._may_wait() and not self._has_changed:
             loop = asyncio.get_running_loop()
             self._waiting = loop.create_future()
@@ -278,7 +278,7 @@ class WorkspaceSubscriptions(_Notifications):
         self._watched = WatchedWorkspaces(pool, self._receive, clock)
 
     def subscribe(self, workspace_id: str) -> WorkspaceSubscription:
-        """Subscribes. Takes one statement, unless the workspace is marked, and 0.25 s at most."""
+        """Subscribes. Needs one statement, unless the workspace is marked, and at most 0.25 s."""
         return WorkspaceSubscription(self, workspace_id)
 
     async def add(self, subscription: WorkspaceSubscription) -> None:
@@ -298,7 +298,7 @@ class WorkspaceSubscriptions(_Notifications):
             self._watched.leave(subscription.workspace_id)
 
     def has_subscribers(self, workspace_id: str) -> bool:
-        """Whether the workspace has subscribers on this process."""
+        """Whether the workspace has subscribers in this process."""
         return workspace_id in self._subscriptions
 
     def drain(self) -> None:
@@ -352,7 +352,7 @@ class FleetSubscription:
         return set() if missed else ids
 
     def wake(self, workspace_id: str | None) -> None:
-        """Ends the wait; None means that changes may have been missed."""
+        """Ends the wait. `workspace_id` is None if changes may have been missed."""
         if workspace_id is None:
             self._missed = True
         else:
@@ -371,7 +371,7 @@ class FleetSubscriptions(_Notifications):
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[FleetSubscription]:
-        """Subscribes to the changes of all workspaces that the controller has to act on."""
+        """Subscribes to the changes of all workspaces on which the controller must act."""
         subscription = FleetSubscription()
         self._subscriptions.add(subscription)
         try:

@@ -49,9 +49,9 @@ from evershell.store.statements import statements
 from evershell.store.task_lists import TaskLists
 from evershell.store.watched_workspaces import is_watched
 
-# A heartbeat may wait for the previous statement, so that the next one carries many.
+# A heartbeat may wait for the previous statement, so that the next statement carries many.
 MAX_LEASES, LEASE_STATEMENTS = 64, 1
-# A watcher that does not read keeps the batch that it is at, and a single event may have 4 MiB.
+# A watcher that stops reading keeps its current batch in memory. A single event may have 4 MiB.
 MAX_BATCH_BYTES = 256 * 2**10
 SQL = statements(
     "postgres_store",
@@ -60,7 +60,7 @@ SQL = statements(
     max_batch_bytes=MAX_BATCH_BYTES,
 )
 
-# A workspace id, an epoch and the length of a lease in seconds.
+# A workspace id, an epoch, and the length of a lease in seconds.
 _LeaseRequest = tuple[str, int, float]
 
 
@@ -79,7 +79,7 @@ class PostgresStore:
         committed: Callable[[Change], None] = lambda change: None,
         cancelled: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Calls `cancelled` with the number of tasks that a batch has cancelled."""
+        """`cancelled` is called with the number of tasks that each batch has cancelled."""
         self._pool = pool
         self._clock = clock
         # Heartbeats that arrive at the same time share a statement.
@@ -163,7 +163,7 @@ class PostgresStore:
             # The change may have been committed before the cancellation.
             self._publish(workspace_id, watched=True, reconcile=True)
             raise
-        # Nobody waits for a heartbeat.
+        # A heartbeat is not published, because nobody waits for it.
         if change.events or change.workspace.status is not locked.workspace.status:
             self._publish(
                 workspace_id,
@@ -319,7 +319,7 @@ def _leased(row: Any) -> Leased | None:
 async def _lock_parent(
     connection: Connection, org_id: str | None, task_id: str
 ) -> AsyncCursor[Any]:
-    """Locks the tree of the organization's task. The cursor has what `_parent_of` decodes."""
+    """Locks the tree of the organization's task. `_parent_of` decodes the row of the cursor."""
     named = {"org_id": org_id, "task_id": task_id}
     await connection.execute(SQL.lock_tree, named, prepare=True)
     return await connection.execute(SQL.get_parent, named, prepare=True, binary=True)
@@ -331,7 +331,7 @@ def _parent_of(row: Any) -> Parent | None:
 
 
 async def _write_change(connection: Connection, locked: Locked, change: Change) -> Change:
-    """Writes the rows that have changed. Returns the change with its `last_seq`."""
+    """Writes the changed rows. Returns the change with the new `last_seq`."""
     workspace_id, seq = locked.workspace.id, locked.workspace.last_seq
     change = replace(change, workspace=replace(change.workspace, last_seq=seq + len(change.events)))
     await _write_row(

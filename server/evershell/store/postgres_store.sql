@@ -1,10 +1,10 @@
 -- Workspaces, tasks and events.
 --
--- Statements name their columns, so that a later migration which adds a column does not break prepared
--- statements.
+-- Statements name their columns, so that prepared statements still work after a later migration has
+-- added a column.
 
 -- name: lock_workspace
--- A change of a workspace.
+-- Begins a change of a workspace.
 SELECT {workspace}, watched_until FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 
 -- name: current_task
@@ -24,7 +24,7 @@ SELECT /* renew_leases */ seconds_left, {(w).workspace}, {(t).task}
 FROM renew_leases(%(ids)s, %(epochs)s, %(lease_seconds)s, %(below_share)s, %(now)s);
 
 -- name: get_workspace
--- `org_id` is an organization, or NULL for any.
+-- `org_id` may be NULL for any organization.
 SELECT {workspace} FROM workspaces
 WHERE id = %(workspace_id)s AND org_id = coalesce(%(org_id)s, org_id);
 
@@ -38,7 +38,7 @@ WITH newest AS (
 {page};
 
 -- name: list_own_workspaces
--- By the index workspaces_of_creator.
+-- Uses the index workspaces_of_creator.
 WITH newest AS (
     SELECT {workspace}, org_id AS scan_key, id AS scan_id FROM workspaces
     WHERE org_id = ANY (ARRAY[%(org_id)s::text]) AND id < %(before_id)s
@@ -68,12 +68,12 @@ FROM workspaces w LEFT JOIN tasks t ON t.id = %(task_id)s AND t.workspace_id = w
 WHERE w.id = %(workspace_id)s AND org_id = coalesce(%(org_id)s, org_id);
 
 -- name: lock_tree
--- Of the parent of a task that is submitted.
+-- Locks the tree of the parent of a task that is submitted.
 SELECT lock_tree(%(org_id)s, %(task_id)s);
 
 -- name: get_parent
--- With its workspace. Sees what was committed before lock_tree has taken the lock. root_of(t) would
--- read the whole row, with its texts.
+-- Reads the parent with its workspace, as committed before lock_tree took the lock. Does not call
+-- root_of(t), which would read the whole row with its texts.
 SELECT {w.workspace}, {t.task}, (
     SELECT count(*) FROM tasks d
     WHERE d.ancestor_ids IS NOT NULL AND d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id) AND is_open(d)
@@ -82,8 +82,8 @@ FROM tasks t JOIN workspaces w ON w.id = t.workspace_id
 WHERE w.org_id = %(org_id)s AND t.id = %(task_id)s;
 
 -- name: list_events
--- A batch ends early if its payloads are large. No row stands for a workspace that does not exist, one
--- without a `seq` for the end of the log.
+-- A batch ends early if its payloads are large. Returns no row if the workspace does not exist, and one
+-- row without a `seq` at the end of the log.
 SELECT {e.event}
 FROM workspaces w LEFT JOIN LATERAL (
     SELECT {event}, sum(octet_length(payload::text)) OVER (

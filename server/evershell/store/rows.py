@@ -1,7 +1,7 @@
 """Maps rows to core objects and back.
 
 Rows are named tuples (`open_pool`). A statement selects the columns of a workspace under their own
-names, and those of a task with the prefix `task_`, so that one row can have both.
+names, and the columns of a task with the prefix `task_`, so that one row can have both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -128,7 +128,7 @@ def workspace_values(workspace: Workspace) -> Values:
 
 
 def task_of(row: Any) -> Task | None:
-    """The task of a row with `task_columns`; None if an outer join has found none."""
+    """The task of a row with `task_columns`; None if an outer join found no task."""
     if row.task_id is None:
         return None
     return Task(
@@ -172,7 +172,8 @@ def task_of(row: Any) -> Task | None:
 
 def _open_iteration_of(row: Any) -> OpenIteration | None:
     stored = row.task_open_iteration
-    # A worker that does not know the column may have committed the iteration, or ended the task.
+    # A worker of an older version, which does not know the column, may have committed the iteration
+    # or ended the task.
     if (
         stored is None
         or stored["number"] != row.task_iterations + 1
@@ -199,7 +200,7 @@ def _intent_of(row: Any) -> CancelIntent:
 
 
 def task_values(task: Task) -> Values:
-    """The values of TASK_COLUMNS, in this order. `json_value` has to wrap those that are a dict."""
+    """The values of TASK_COLUMNS, in this order. The caller wraps each dict with `json_value`."""
     cancel, usage = task.cancel, task.usage
     intent = (
         (None,) * 7
@@ -276,9 +277,9 @@ def event_values(workspace_id: str, seq: int, event: NewEvent) -> Values:
     )
 
 
-# Takes a quarter of the time of the json module, or less, and reads jsonb no differently.
+# Takes at most a quarter of the json module's time, and reads jsonb in the same way.
 dump_json = msgspec.json.Encoder().encode
-# For all connections.
+# Applies to all connections.
 set_json_loads(msgspec.json.decode)
 
 
@@ -288,7 +289,7 @@ def json_value(value: Mapping[str, Any]) -> Jsonb:
 
 
 def _dumps(value: Any) -> bytes:
-    """JSON for jsonb, which accepts no NUL and no lone surrogate. The output of tools has both."""
+    """JSON for jsonb, which accepts no NUL and no lone surrogate. Tools may output both."""
     try:
         dumped = dump_json(value)
         if b"\\u0000" not in dumped:

@@ -1,20 +1,20 @@
--- How lists read a bounded number of rows, whatever they filter by.
+-- How lists read a bounded number of rows, whatever their filter is.
 --
--- A list has a query `newest` with the rows that a page reads: those of a key, newest first, whose key
--- and id it calls scan_key and scan_id. It needs an index on both. The query `checked` adds whether a
--- row matches.
+-- Each list has a query `newest`, which returns the rows that a page reads: the rows of one key, newest
+-- first. It names the key scan_key and the id scan_id, and needs an index on both. The query `checked`
+-- adds whether a row matches.
 --
 -- `newest` compares the key with an array. With `=`, PostgreSQL would know that all keys are equal. It
--- could then read the rows of all keys by the primary key, and skip the others, however many there are.
--- With an array it does not know, so that only the index on the key and the id has the order.
+-- could then walk through the primary key, and skip the rows of other keys, however many there are.
+-- With an array, it does not know this, and only the index on the key and the id has the order.
 
 -- part: scanned
--- PostgreSQL does not know this limit, because of the SELECT, and then plans for the first tenth of
--- the rows. If it expected few, it could read and sort all rows of the key, however many there are.
+-- The SELECT hides the limit from PostgreSQL, which then plans for a tenth of the rows. If it expected
+-- few rows, it could read and sort all rows of the key, however many there are.
 (SELECT {max_rows})
 
 -- part: page
--- The rows that match. The last row that was read comes along even if it does not match.
+-- The rows that match, and the last row that was read, even if it does not match.
 SELECT * FROM (
     SELECT *, CASE
         WHEN row_number() OVER (ORDER BY scan_key DESC, scan_id DESC) = {max_rows} THEN scan_id

@@ -19,7 +19,7 @@ _log = structlog.get_logger()
 async def await_schema(pool: Pool) -> None:
     """Returns when all migrations of this version are applied and all its functions exist.
 
-    Those of later versions do no harm, because a migration only adds.
+    Migrations of later versions do no harm, because they only add.
     """
     own = _own("migrations") | _own("functions")
     logged: set[str] = set()
@@ -43,7 +43,7 @@ async def _applied(pool: Pool) -> set[str]:
             cursor = await connection.execute(SQL.list_applied)
             return {str(row.name) for row in await cursor.fetchall()}
     except (psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege):
-        # The database was never migrated, or not for the role of this service.
+        # The database was never migrated, or this service's role has no access to it.
         return set()
 
 

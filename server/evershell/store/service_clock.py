@@ -14,8 +14,8 @@ A program that starts has no time of its own to compare with. The leader therefo
 time that it has seen. The clock since the boot of that machine, or the wall clock of another
 machine, then says whether the clock of the database was set in between (`_judged`).
 
-What others judge or are judged by (their tokens, the times of our signatures) needs the right time,
-not an even one: `utc_seconds`.
+Where other systems are involved (the expiry of their tokens, the times in our signatures), the
+right time counts, not an even one. `utc_seconds` is for these.
 """
 
 import asyncio
@@ -41,10 +41,10 @@ _SAMPLE_SECONDS = 1.0
 STEP_SECONDS = 1.0
 # How long a program ignores a step that no leader has corrected. After that it follows the
 # database, unless the record of the last leader says that the database is wrong. UTC ignores for
-# the same time a step of the database and the machine, which may have one clock.
+# the same time a step of the database's and the machine's clock, which may be the same clock.
 HOLD_SECONDS = 30.0
-# The share of the elapsed time by which the leader takes the correction back. An hour takes four
-# days.
+# The share of the elapsed time by which the leader reduces the correction. A correction of an hour
+# takes four days.
 RETURN_SHARE = 0.01
 # How often the leader records the time that it has seen.
 _RECORD_SECONDS = 30.0
@@ -67,7 +67,7 @@ def machine_clock() -> datetime:
 
 
 def _boottime() -> float:
-    """In seconds since the boot of this machine, including the time for which it slept."""
+    """The seconds since the boot of this machine, including the time for which it slept."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -87,7 +87,7 @@ def time_of(connection: psycopg.Connection[Any]) -> datetime:
 
 
 class ServiceClock:
-    """Implements core.ports.Clock. Runs while `run` runs."""
+    """Implements core.ports.Clock. Follows the database while `run` runs."""
 
     def __init__(
         self,
@@ -102,26 +102,27 @@ class ServiceClock:
         self._wall = wall
         self._monotonic = monotonic
         self._boottime = boottime
-        # Empty if it is not known.
+        # Empty if unknown.
         self._boot_id = boot_id()
-        # The time of the service, less the monotonic clock. None before the first answer.
+        # The time of the service minus the monotonic clock. None before the first answer.
         self._base: float | None = None
-        # The same for UTC.
+        # UTC minus the monotonic clock.
         self._utc_base = 0.0
-        # When the other two clocks first said another UTC; None if they do not.
+        # When the other two clocks first disagreed with this UTC; None if they do not.
         self._utc_stepped_at: float | None = None
-        # The record at the first answer, and the base by the machine's clock if it contradicts the
-        # database. A leader takes the earlier base if no other program has led since.
+        # The recorded time at the first answer, and the base by the machine's clock if this clock
+        # contradicts the database. A leader takes the earlier of the two bases, unless another
+        # program has led since.
         self._first_seen: float | None = None
         self._earlier_base: float | None = None
         self._is_known = asyncio.Event()
         self._leads = False
         self._is_off = False
-        # When this program first saw the step that it does not follow yet; None without one.
+        # When this program first saw a step that it does not follow yet; None without such a step.
         self._stepped_at: float | None = None
-        # When the correction was taken back last.
+        # When the correction was last reduced.
         self._returned_at = monotonic()
-        # When the record was written last, by this term of leadership.
+        # When the record was last written in this term of leadership.
         self._recorded_at = -math.inf
         # What is added to the clock of the database, in seconds.
         self.correction_seconds = 0.0
@@ -143,11 +144,11 @@ class ServiceClock:
         return self._base + self._monotonic()
 
     def utc_seconds(self) -> float:
-        """The time of the world in seconds since 1970, as most clocks say.
+        """UTC in seconds since 1970, as the median of three clocks.
 
-        The clock of the database, that of this machine, and what this program has counted since its
-        start: a step of one of them changes nothing. What the other two say is followed after
-        HOLD_SECONDS. Raises UnavailableError like a call.
+        They are the clock of the database, the clock of this machine, and this program's own count
+        since its start. A step of one of them changes nothing. If the other two agree on a step,
+        this program follows them after HOLD_SECONDS. Raises UnavailableError like a call.
         """
         if self._base is None:
             raise UnavailableError("the database has not told the time yet")
@@ -178,7 +179,7 @@ class ServiceClock:
     async def run(self) -> None:
         """Follows the database until it is cancelled."""
         while True:
-            # A migration may not have been applied yet.
+            # psycopg.Error: a migration may not have been applied yet.
             with suppress(UnavailableError, psycopg.Error):
                 await self.follow()
             await asyncio.sleep(_SAMPLE_SECONDS)
@@ -199,7 +200,7 @@ class ServiceClock:
     def _take(self, row: Any, sent: float, received: float) -> float:
         """Follows an answer of the database.
 
-        Returns 0, or, if this program does not follow it, how far the database's clock was set.
+        Returns how far the database's clock was set if this program does not follow it, else 0.
         """
         middle = row.database_seconds - (sent + received) / 2
         is_first = self._base is None
@@ -212,7 +213,7 @@ class ServiceClock:
             self._earlier_base = self._contradicting(row, received)
             self._is_known.set()
         elif row.seen_seconds != self._first_seen:
-            # Another program leads, and agrees with the database.
+            # Another program has led since, and agrees with the database.
             self._earlier_base = None
         self._take_utc(middle, is_first)
         earliest: float = row.database_seconds - received + row.correction_seconds
@@ -236,7 +237,7 @@ class ServiceClock:
     def _take_utc(self, database_base: float, is_first: bool) -> None:
         """Follows the median of the three clocks.
 
-        On one machine, the other two are the same clock, and a step of it is one vote only.
+        If the database is on this machine, the other two clocks are the same and step at once.
         """
         now = self._monotonic()
         base = median((database_base, self._wall() - now, self._utc_base))
@@ -250,11 +251,11 @@ class ServiceClock:
         self._utc_base, self._utc_stepped_at = base, None
 
     def _contradicting(self, row: Any, received: float) -> float | None:
-        """The base by this machine's clock, if that is credible and differs from the database's.
+        """The base by this machine's clock, if it is credible and differs from the database's base.
 
-        The database may then have been set by less than _OUTAGE_SECONDS. The earlier base ends
-        nothing early. None if this machine has led last: it is certain then how much time has
-        passed.
+        The database's clock may then have been set by less than _OUTAGE_SECONDS. With the earlier
+        base, nothing ends too early. None if the last leader ran on this machine: it is then
+        certain how much time has passed.
         """
         seen, machine = row.seen_seconds, self._wall()
         if seen is None or (self._boot_id and row.boot_id == self._boot_id):
@@ -263,7 +264,7 @@ class ServiceClock:
         return machine - received if _is_soon_after(seen, machine) and not is_same else None
 
     def _judged(self, row: Any, base: float, received: float) -> float:
-        """`base`, which is by the database, or a better one if the record contradicts it.
+        """The database's `base`, or a better one if the record contradicts it.
 
         Two of three decide: the clock of the database, the record with the time that has passed
         since, and the clock of this machine.
@@ -273,7 +274,7 @@ class ServiceClock:
             return base
         database = base + received
         if self._boot_id and row.boot_id == self._boot_id:
-            # The machine of the last leader, so how much time has passed is certain.
+            # The last leader ran on this machine, so it is certain how much time has passed.
             passed: float = self._boottime() - row.boot_seconds
             is_right = abs(database - seen - passed) <= STEP_SECONDS + _DRIFT_SHARE * passed
             return base if is_right else seen + passed - received
@@ -292,9 +293,9 @@ class ServiceClock:
         return min(max(-self.correction_seconds, -most), most)
 
     async def _record(self, connection: Connection, seconds: float) -> None:
-        """Adds to the correction, unless another program has changed it since the answer.
+        """Adds `seconds` to the correction, unless another program has changed it since the answer.
 
-        Also records the time of the service, at times even if the correction does not change.
+        Also records the time of the service, every _RECORD_SECONDS even without a correction.
         """
         now = self._monotonic()
         if not seconds and now < self._recorded_at + _RECORD_SECONDS:

@@ -1,8 +1,8 @@
 """The settings of this service's sessions in PostgreSQL.
 
 A connection to PostgreSQL itself sends them when it begins. A pooler in transaction mode cannot
-keep them for a client, because each transaction may run in another session. There they are the
-defaults of the role in this database, which `migrate` stores.
+keep them for a client, because each transaction may run in another session. Behind a pooler, the
+settings are therefore defaults of the role in this database, which `migrate` stores.
 """
 
 from typing import Any, LiteralString
@@ -27,14 +27,14 @@ SETTINGS = {
     "client_connection_check_interval": "500ms",
 }
 # The server notices within 9 s that the host of a client cannot be reached. By default it takes two
-# hours, and each partition would use up connections. A pooler has settings of its own for this.
+# hours, and each network partition would use up connections. A pooler has its own such settings.
 _NETWORK_SETTINGS = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "2",
     "tcp_user_timeout": "5000",
 }
-# As the parameter `options` of a connection.
+# The settings as the connection parameter `options`.
 OPTIONS = " ".join(
     "-c {}={}".format(name, value.replace(" ", r"\ "))
     for name, value in (SETTINGS | _NETWORK_SETTINGS).items()
@@ -50,7 +50,7 @@ UNLIMITED = (
 def store_as_defaults(session_url: str) -> None:
     """Makes the settings the defaults of the URL's role in its database. Every role may do that.
 
-    `session_url` has to lead to PostgreSQL itself. Raises psycopg.Error.
+    `session_url` must lead to PostgreSQL itself. Raises psycopg.Error.
     """
     with psycopg.connect(session_url, autocommit=True) as connection:
         stored = _defaults(connection)
@@ -74,13 +74,13 @@ _GRANTS: tuple[LiteralString, ...] = (
     # Nobody changes or removes an entry of the audit log through the service.
     "REVOKE ALL ON audit_entries FROM {role}",
     "GRANT SELECT, INSERT ON audit_entries TO {role}",
-    # Programs wait until the schema is current.
+    # Programs read the migrations, to wait until the schema is current.
     "GRANT SELECT ON _yoyo_migration TO {role}",
 )
 
 
 def grant(connection: psycopg.Connection[Any], service_database_url: str) -> None:
-    """Gives the role of the URL what the service needs. Nothing if it is the current role.
+    """Grants the URL's role what the service needs. Does nothing if it is the current role.
 
     Raises psycopg.ProgrammingError if there is no such role.
     """

@@ -1,10 +1,10 @@
-"""Reads the SQL of a module of the store from the file beside it, for example holds.sql.
+"""Reads the SQL of a module of the store from the file next to it, for example holds.sql.
 
 A file has statements, and parts that several statements share. A statement begins with a line
 `-- name: …`, a part with `-- part: …`. Other comments are not sent to the database.
 
-In both, `{place}` stands for a part above, or for a value that the module gives. `{workspace}`,
-`{task}` and `{event}` stand for the columns that rows.py reads, and `{w.task}` for those of `w`.
+In both, `{place}` stands for an earlier part, or for a value that the module passes. `{workspace}`,
+`{task}` and `{event}` stand for the columns that rows.py reads. `{w.task}` puts `w.` before each.
 """
 
 import re
@@ -24,8 +24,8 @@ Columns = Callable[[str], str]
 def statements(module: str, **values: str | int | Columns) -> SimpleNamespace:
     """The statements and parts of `<module>.sql`, as attributes.
 
-    A value that is a function gets what comes before each column, for example `w.`. Raises KeyError
-    for a place that stands for nothing.
+    A value that is a function is called with the prefix of each column, for example `w.`. Raises
+    KeyError for an unknown place.
     """
     known: dict[str, str | int | Columns] = {
         "workspace": workspace_columns,

@@ -75,7 +75,7 @@ class TaskLists:
 
 
 def _query_of(wanted: OrgListFilter) -> str:
-    """The query that reads least."""
+    """The query that reads the fewest rows."""
     query: str
     if wanted.active:
         query = SQL.list_active_of_workspace if wanted.workspace_id else SQL.list_active
@@ -91,9 +91,9 @@ def _task_of(row: Any) -> Task:
 
 
 def _usage_of_tree(root: Task, below: Any) -> Usage:
-    """What limits count. The cost is unknown if that of one task is.
+    """The usage that counts for the limits of a tree. The cost is unknown if one task's cost is.
 
-    It may be more than 64 bits can hold, because each agent reports tokens as it likes.
+    The numbers may exceed 64 bits, because agents may report any number of tokens.
     """
     used = root.used
     own, others = used.cost_nanos, below.below_cost_nanos

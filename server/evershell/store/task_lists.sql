@@ -1,8 +1,8 @@
 -- Lists of the tasks of a workspace, of a tree, and of an organization (scans.sql).
 
 -- part: page_of_tasks
--- A page ends early if its texts are long. The worker would need 30 ms to read the rest, which can be
--- 20 MB. The list has one task more than fits into the page, or two, so that the caller sees that there
+-- A page ends early if its texts are long: all of them can be 20 MB, which a worker needs 30 ms to
+-- read. The list has one or two tasks more than fit into the page, so that the caller sees that there
 -- are more.
 SELECT {task}, matches, last_id
 FROM (
@@ -15,7 +15,7 @@ WHERE coalesce(characters, 0) <= {max_characters}
 ORDER BY scan_key DESC, scan_id DESC
 
 -- part: newest_of_workspace
--- By the index tasks_of_workspace.
+-- Uses the index tasks_of_workspace.
 SELECT *, workspace_id AS scan_key, id AS scan_id FROM tasks
 WHERE workspace_id = ANY (ARRAY[%(workspace_id)s::text]) AND id < %(before_id)s
 ORDER BY workspace_id DESC, id DESC
@@ -44,11 +44,11 @@ WITH newest AS ({newest_of_workspace}), checked AS (SELECT *, {is_listed} AS mat
 SELECT count(*) AS number FROM ({newest_of_workspace}) newest WHERE {is_listed};
 
 -- part: root_id
--- As in functions/root_of.sql, and in the index tasks_in_tree.
+-- The same expression as in functions/root_of.sql and in the index tasks_in_tree.
 coalesce(ancestor_ids[1], id)
 
 -- part: parent_id
--- As in the index tasks_of_parent.
+-- The same expression as in the index tasks_of_parent.
 ancestor_ids[cardinality(ancestor_ids)]
 
 -- part: checked
@@ -67,8 +67,8 @@ checked AS (
 )
 
 -- name: list_children
--- By the index tasks_of_parent. PostgreSQL does not conclude from the key that the column is not NULL,
--- which is the condition of the index.
+-- Uses the index tasks_of_parent, whose condition is that the column is not NULL. PostgreSQL does not
+-- conclude this from the key, so the query repeats it.
 WITH newest AS (
     SELECT *, {parent_id} AS scan_key, id AS scan_id FROM tasks
     WHERE {parent_id} = ANY (ARRAY[%(parent_id)s::text])
@@ -79,7 +79,7 @@ WITH newest AS (
 {page_of_tasks};
 
 -- name: list_descendants
--- Of a root, by the index tasks_in_tree. The index tasks_of_root has another order.
+-- The descendants of a root, by the index tasks_in_tree. The index tasks_of_root has another order.
 WITH newest AS (
     SELECT *, {root_id} AS scan_key, id AS scan_id FROM tasks
     WHERE {root_id} = ANY (ARRAY[%(root_id)s::text])
@@ -97,12 +97,12 @@ WITH newest AS (
 SELECT {task} FROM checked WHERE matches;
 
 -- part: current_tasks
--- The tasks that have not ended. Each is looked up by its id, because PostgreSQL might read all tasks
--- for a join.
+-- The tasks that have not ended. The LATERAL query looks up each by its id. For a plain join,
+-- PostgreSQL might read all tasks.
 workspaces w, LATERAL (SELECT * FROM tasks WHERE tasks.id = w.current_task_id OFFSET 0) t
 
 -- name: list_active
--- By the index workspaces_with_task.
+-- Uses the index workspaces_with_task.
 WITH newest AS (
     SELECT t.*, w.org_id AS scan_key, w.current_task_id AS scan_id FROM {current_tasks}
     WHERE w.org_id = ANY (ARRAY[%(org_id)s::text]) AND w.current_task_id < %(before_id)s
@@ -122,8 +122,8 @@ WITH newest AS (
 
 -- name: list_limited_trees
 -- Reads the open tasks by the index tasks_in_limited_trees, then the roots, and the usage of each tree
--- by the index tasks_of_root. `open` is what the iteration that runs has used, as rows.py reads it;
--- NULL if nothing is known.
+-- by the index tasks_of_root. `open` is the usage of the current iteration, as rows.py reads it; NULL
+-- if it is unknown.
 WITH trees AS MATERIALIZED (
     SELECT {root_id} AS root_id,
         bool_or(cancel_requested_at IS NULL) AS has_uncancelled,

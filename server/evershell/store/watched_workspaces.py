@@ -22,7 +22,7 @@ RENEW_SECONDS = 20.0
 _CHECK_SECONDS = 1.0
 # A batch holds the locks of its rows for about a millisecond.
 _MAX_BATCH = 100
-# The pause before the next attempt for a row that another transaction had locked. Doubles.
+# The pause before the next attempt if another transaction had locked the row. It doubles each time.
 _FIRST_RETRY_SECONDS = 0.01
 _MAX_RETRY_SECONDS = 1.0
 # How long a subscriber waits for its mark, for example if a transaction holds the row or the
@@ -45,9 +45,9 @@ class _Mark:
 
     def __init__(self) -> None:
         self.is_watched = True
-        # The start of the last statement that set the mark or found it.
+        # When the last statement that set or found the mark began.
         self.set_at = -math.inf
-        # Only while subscribers wait for the mark, because most marks are set for long.
+        # Exists only while subscribers wait for the mark. Most marks have been set for a long time.
         self.is_set: asyncio.Event | None = None
         self.retry_seconds = _FIRST_RETRY_SECONDS
 
@@ -59,16 +59,15 @@ class WatchedWorkspaces:
     workspace reads the mark in the statement that locks the row, and notifies the other processes
     only if the mark is in the future.
 
-    No commit is missed. A subscriber reads the workspace only after the mark is committed. Every
-    transaction that changes a workspace holds the lock of its row, and so does the one that sets
-    the mark, so one of the two is first. A transaction that is first has committed before the mark
-    is set, so the subscriber reads what it wrote. One that is second sees the mark, and notifies.
+    No commit is missed. A subscriber reads the workspace only after the mark is committed. A
+    transaction that changes the workspace and the transaction that sets the mark both lock the row,
+    so one of them is first. If the change is first, it is committed before the mark is set, and the
+    subscriber reads it. If the mark is first, the change sees it, and notifies.
 
-    The mark ends after MARK_SECONDS. It is renewed while there are subscribers, long before it
-    ends. Nothing removes it, because it ends by itself. When a mark had not been in force, and then
-    is, the subscribers are woken and read again. This covers a new mark, a renewal that came too
-    late, marks that a crash of the database has lost, and notifications that a listener has missed
-    while it reconnected.
+    The mark expires after MARK_SECONDS. While there are subscribers, it is renewed long before.
+    Whenever a mark comes into force, the subscribers are woken and read again. This covers a new
+    mark, a late renewal, marks that were lost in a crash of the database, and notifications that a
+    listener missed while it reconnected.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class WatchedWorkspaces:
                 await is_set.wait()
 
     def leave(self, workspace_id: str) -> None:
-        """Ends the renewal, because the last subscriber has left. The mark ends by itself."""
+        """Stops the renewal, because the last subscriber has left. The mark expires by itself."""
         self._marks[workspace_id].is_watched = False
 
     def mark_again(self) -> None:

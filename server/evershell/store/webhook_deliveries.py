@@ -1,8 +1,8 @@
-"""The deliveries of webhooks: claims those that are due, and records the results.
+"""Claims the deliveries to webhooks that are due, and records their results.
 
-Every statement skips rows that are locked. It waits for nothing, so it delays no event and takes
-part in no deadlock. A result that was not recorded is recorded later, or the delivery is claimed
-again once its lease has ended: an event is then sent twice.
+Every statement skips locked rows. It waits for nothing, so it delays no event and takes part in no
+deadlock. A result that cannot be recorded is recorded later, or the delivery is claimed again once
+its lease has ended. An event is then sent twice.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -24,13 +24,13 @@ from evershell.store.webhooks import COLUMNS, webhook_of
 
 # How long a claim lasts without a result.
 LEASE_SECONDS = 60.0
-# A claim has at most this many deliveries of a receiver, and events of a delivery.
+# A claim has at most this many deliveries for one receiver, and this many events for one delivery.
 MAX_OF_RECEIVER = 100
 _MAX_EVENTS = 4
-# Larger events are read one by one, because a claim may have thousands. So are compressed ones:
-# their size is not known before.
+# Larger events are read one by one, because a claim may have thousands of events. Compressed events
+# are read one by one too, because their size is not known before.
 _MAX_PAYLOAD_BYTES = 8_192
-# A claim looks at this many receivers with pending deliveries, and at this many of an organization.
+# A claim looks at up to this many receivers with pending deliveries, in all and per organization.
 _MAX_RECEIVERS = 200
 MAX_RECEIVERS_OF_ORG = 16
 # Deliveries are kept this long after they were delivered or have failed.
@@ -54,9 +54,9 @@ class Claimed:
     """The result of a claim."""
 
     deliveries: Sequence[ClaimedDelivery]
-    # Whether the claim has looked at the last receiver. The next one begins with the first.
+    # Whether the claim has reached the last receiver. The next claim begins with the first one.
     has_wrapped: bool
-    # Whether deliveries of deleted webhooks were due, and were removed. Others may be due.
+    # Whether due deliveries of deleted webhooks were removed instead. More deliveries may be due.
     has_removed: bool
 
 
@@ -73,7 +73,7 @@ class WebhookDeliveries:
     """The deliveries of this process. Every method raises UnavailableError."""
 
     def __init__(self, pool: Pool, clock: Clock, claim: str) -> None:
-        """`claim` identifies the claims of this process among those of all."""
+        """`claim` identifies the claims of this process among the claims of all processes."""
         self._pool = pool
         self._clock = clock
         self._claim = claim
@@ -81,7 +81,7 @@ class WebhookDeliveries:
         self._after = ("", "")
 
     async def claim(self, busy: Collection[tuple[str, str]], full_orgs: Collection[str]) -> Claimed:
-        """Claims what is due, except for the receivers `busy` and the organizations `full_orgs`."""
+        """Claims due deliveries, except of receivers in `busy` and organizations in `full_orgs`."""
         now = self._clock()
         parameters = {
             "after_org": self._after[0],
@@ -113,8 +113,8 @@ class WebhookDeliveries:
     async def record(self, results: Sequence[AttemptResult]) -> Recorded:
         """Records the results of claims of this process, and disables webhooks.
 
-        Leaves out those whose row is locked, or whose lease has ended and which another process has
-        claimed.
+        Leaves out a result if the row of its delivery is locked, or if another process has claimed
+        the delivery after its lease ended.
         """
         parameters = {
             "results": Json([_result_json(each) for each in results]),
@@ -132,8 +132,8 @@ class WebhookDeliveries:
         return Recorded(keys, any(row.has_more for row in rows))
 
     async def prune(self) -> None:
-        """Removes some of the deliveries that have failed and whose webhook was deleted, and of
-        those that ended long ago.
+        """Removes failed deliveries of deleted webhooks, deliveries that ended long ago, and
+        webhooks of tasks that ended long ago. Each call removes a limited number.
         """
         before = {"before": self._clock() - _KEPT}
         async with connected(self._pool) as connection:
@@ -142,7 +142,7 @@ class WebhookDeliveries:
             await connection.execute(SQL.prune_webhooks, before)
 
     async def reseal(self, key_id: bytes, seal_again: Callable[[bytes, str], bytes]) -> None:
-        """Calls `seal_again` for what was sealed with other keys, and stores what it returns.
+        """Passes secrets that were sealed with other keys to `seal_again`, and stores its results.
 
         Each call does so for up to 100 webhooks. Leaves out those for which it raises
         UnavailableError.

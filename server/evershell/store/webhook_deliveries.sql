@@ -76,15 +76,15 @@ LEFT JOIN LATERAL (
 ORDER BY c.workspace_id, c.task_id, c.webhook_id, e.seq;
 
 -- name: record
--- A delivery with further events is due at once. Its `due_at` was not null, so a new event has changed
--- only `last_seq`.
+-- A delivery with further events is due at once. A new event has changed only `last_seq` of a claimed
+-- row, because its `due_at` is not null.
 WITH results AS (
     SELECT * FROM json_to_recordset(%(results)s) AS r(
         workspace_id text, task_id text, webhook_id text, delivered_seq bigint, attempts integer,
         error text, retry_at timestamptz, attempted boolean
     )
 ), locked AS (
-    -- With FOR UPDATE, `last_seq` is that of the latest version of the row.
+    -- FOR UPDATE reads `last_seq` from the latest version of the row.
     SELECT r.*, d.last_seq FROM results r
     JOIN webhook_deliveries d USING (workspace_id, task_id, webhook_id)
     WHERE d.claim = %(claim)s
@@ -94,7 +94,7 @@ WITH results AS (
         l.error <> '' AND l.retry_at IS NULL AND NOT was_enabled AS has_failed
     FROM locked l
     CROSS JOIN LATERAL (
-        -- The webhook was disabled when the delivery was claimed, and has been enabled since.
+        -- Whether the webhook was disabled when the delivery was claimed, but is enabled now.
         SELECT NOT l.attempted AND l.retry_at IS NULL AND EXISTS (
             SELECT FROM webhooks h WHERE h.id = l.webhook_id AND h.disabled_at IS NULL
         ) AS was_enabled
@@ -139,7 +139,7 @@ DELETE FROM webhook_deliveries WHERE (workspace_id, task_id, webhook_id) IN (
 );
 
 -- name: prune_webhooks
--- The webhook of a task that has ended gets no further event.
+-- The webhook of an ended task gets no further events.
 DELETE FROM webhooks WHERE id IN (
     SELECT h.id FROM webhooks h JOIN tasks t ON t.id = h.task_id
     WHERE t.completed_at < %(before)s

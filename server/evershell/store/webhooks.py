@@ -74,8 +74,8 @@ class PostgresWebhooks:
             lock = {"owner_id": task_id or webhook.org_id}
             await connection.execute(SQL.lock_creations, lock)
             if first_call is not None:
-                # Before the limit is checked: the repeat of the last call that it allows is no
-                # further one.
+                # Comes before the check of the limit: if this call repeats the one that reached the
+                # limit, the taken key must be found first.
                 await store_key(connection, first_call)
             cursor = await connection.execute(SQL.count_webhooks, named)
             row = await cursor.fetchone()
@@ -99,7 +99,7 @@ class PostgresWebhooks:
             await self._await_transactions()
 
     async def _await_transactions(self) -> None:
-        """Waits until the transactions that are running have ended, for 5 s at most."""
+        """Waits until all transactions that are running now have ended, but at most about 5 s."""
         async with connected(self._pool) as connection:
             last: Any = await (await connection.execute(SQL.last_transaction)).fetchone()
         for _ in range(_MAX_LOOKS):
@@ -225,7 +225,7 @@ def _values(webhook: Webhook) -> Values:
     return [scope[name] if name in scope else getattr(webhook, name) for name in COLUMNS]
 
 
-# The fields of a Webhook that are columns.
+# The fields of a Webhook that are stored as they are.
 _PLAIN_FIELDS = [
     field.name
     for field in fields(Webhook)
@@ -234,7 +234,7 @@ _PLAIN_FIELDS = [
 
 
 def webhook_of(row: Any, prefix: str = "") -> Webhook:
-    """The webhook of a row of COLUMNS, whose names have the prefix."""
+    """The webhook of a row with COLUMNS. `prefix` comes before the name of each column."""
     task_id = getattr(row, f"{prefix}task_id")
     task = None
     if task_id is not None:

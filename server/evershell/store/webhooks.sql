@@ -1,7 +1,7 @@
 -- Webhooks.
 
 -- name: lock_creations
--- Creations of one organization or task come one by one, so that none exceeds the limit.
+-- For one organization or task, webhooks are created one by one, so that no call exceeds the limit.
 SELECT pg_advisory_xact_lock(hashtextextended(%(owner_id)s, 1));
 
 -- name: count_webhooks
@@ -10,19 +10,19 @@ WHERE org_id = %(org_id)s AND task_id IS NOT DISTINCT FROM %(task_id)s
     AND (name = %(name)s) IS NOT TRUE;
 
 -- name: lock_workspace
--- The events of the task come one by one under this lock, so none is missed between the last
+-- The task's events are committed one by one under this lock, so none is missed between the last
 -- statement of the creation and the first trigger that sees the webhook.
 SELECT FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 
 -- name: find_task
--- A task of a workspace that is deleted is removed under this lock. An old task is removed without
--- it, so this waits for such a removal, or makes it wait.
+-- The deletion of a workspace removes its tasks under the lock of the workspace. The removal of old
+-- tasks does not take that lock, so this statement waits for such a removal, or makes it wait.
 SELECT FROM tasks WHERE id = %(task_id)s AND workspace_id = %(workspace_id)s FOR KEY SHARE;
 
 -- name: last_transaction
 -- A transaction that began before a webhook was committed may have written an event without seeing
 -- the webhook. The creation is answered after the end of such transactions, but does not wait long
--- for others, such as a migration.
+-- for long ones, such as a migration.
 SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS id;
 
 -- name: have_ended

@@ -2,15 +2,15 @@
 -- transaction and one round trip. If the caller may not cancel one of them, the function records
 -- nothing, and returns permission_denied with the workspace of that task.
 --
--- Without a task id, the call is about the task that is the current one when the function has the
--- locks. If the current task has changed while the function waited for them, it releases them, because
--- the other task may be in another tree, and begins again. If there is no current task, nothing is
--- recorded. The timeout of the statement bounds the repeats.
+-- Without a task id, the function cancels the task that is current once it has the locks. If the
+-- current task has changed while it waited for them, the new task may be in another tree, so the
+-- function releases the locks and begins again. If there is no current task, nothing is recorded. The
+-- timeout of the statement bounds the repeats.
 --
 -- `descendants` is what cancel_tasks returns, as a JSON array; NULL if it is empty.
 --
--- The function waits for locks of several workspaces, which it takes in the order of their ids. No
--- other transaction waits for one of these locks while it has another one, so there is no deadlock.
+-- The function takes the locks of several workspaces, in the order of their ids, and waits for them.
+-- No other transaction waits for such a lock while it holds another one, so there is no deadlock.
 CREATE OR REPLACE FUNCTION cancel_tree(
     p_request cancellation_request,
     OUT outcome text,
@@ -50,7 +50,7 @@ BEGIN
             );
             RAISE serialization_failure;
         EXCEPTION WHEN serialization_failure THEN
-            -- The end of the block has released the locks.
+            -- Leaving the block has released the locks.
         END;
     END LOOP;
     IF p_request.task_id IS NULL THEN

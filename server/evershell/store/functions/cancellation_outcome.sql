@@ -1,8 +1,8 @@
--- The outcome of a request to cancel a task: the one decision, for CancelTask and CancelTasks.
+-- The outcome of a request to cancel a task. CancelTask and CancelTasks both decide here.
 --
 -- `w` is the workspace, NULL if the caller's organization has no such workspace. `t` is the named
--- task or the current one, NULL if there is none. `accepted`: the intent is to be recorded. The other
--- outcomes record nothing. If several apply, the order decides; it is part of the contract.
+-- task or the current one, NULL if there is none. Only for `accepted` does the caller record the
+-- intent. If several outcomes apply, the first one counts; the order is part of the contract.
 --
 -- PostgreSQL inlines this expression into the statements that use it.
 CREATE OR REPLACE FUNCTION cancellation_outcome(
@@ -19,7 +19,7 @@ CREATE OR REPLACE FUNCTION cancellation_outcome(
         WHEN p_names_task AND t.id IS NULL THEN 'task_not_found'
         WHEN t.status IN ('completed', 'failed', 'cancelled', 'delivery_failed')
             THEN 'already_finished'
-        -- With a task it was suspended, and the task wakes it.
+        -- A provisioning workspace with a task is being woken for this task.
         WHEN w.status = 'provisioning' AND t.id IS NULL THEN 'workspace_provisioning'
         WHEN w.status IN ('stopping', 'stopped') THEN 'workspace_stopped'
         WHEN w.status = 'failed' THEN 'workspace_failed'

@@ -1,4 +1,4 @@
--- The end of the lease of the workspace after an agent was heard at p_now. No renewal shortens a lease.
+-- When the workspace's lease ends if its agent was heard at p_now. A renewal never shortens a lease.
 CREATE OR REPLACE FUNCTION extended_lease(
     w workspaces,
     p_now timestamptz,

@@ -1,4 +1,4 @@
--- Whether p_force_at replaces the force deadline of a task whose cancellation is recorded: the
+-- Whether p_force_at replaces the recorded force deadline of a task that is being cancelled: the
 -- earliest deadline wins. NULL stands for no deadline.
 CREATE OR REPLACE FUNCTION is_forced_earlier(
     t tasks,

@@ -1,16 +1,16 @@
--- Records the intent to cancel a task, and its event, if cancellation_outcome accepts the request.
--- One transaction, one round trip. Returns the outcome, and the workspace and the task as they are
--- under the lock.
+-- Records the intent to cancel a task, and its event, if cancellation_outcome accepts the request,
+-- in one transaction and one round trip. Returns the outcome, and the workspace and the task as they
+-- are under the lock.
 --
 -- If another transaction has locked the workspace and p_wait is true, the function waits for it. If
 -- p_wait is false, the function records nothing and returns NULL for the outcome. A transaction whose
 -- calls do not wait cannot take part in a deadlock.
 --
--- If the request has an entry for the audit log and there is an outcome, the entry is stored with it.
+-- If the request has an audit entry and there is an outcome, the entry is stored with the outcome.
 --
 -- Under READ COMMITTED each statement sees what was committed before it started. The task is read
--- in a statement after the one that locks its workspace, so it is read as it is under the lock. This
--- needs a function that is VOLATILE: all statements of another one would see the same.
+-- in a statement after the one that locks its workspace, so it is read as it is under the lock. The
+-- function must be VOLATILE: in a STABLE function, all statements would see the same snapshot.
 CREATE OR REPLACE FUNCTION record_cancellation(
     p_request cancellation_request,
     p_wait boolean,
@@ -72,8 +72,8 @@ BEGIN
         entry := json_populate_record(NULL::audit_entries, p_request.audit);
         entry.outcome := outcome;
         entry.task_id := coalesce(t.id, entry.task_id);
-        -- The entry may be stored already, as that of a call that was given up. For a named index,
-        -- each statement would look for that of the partition.
+        -- The entry may be stored already, if the call was given up. ON CONFLICT names no index,
+        -- because each statement would then have to look up the index of the partition.
         INSERT INTO audit_entries SELECT entry.* ON CONFLICT DO NOTHING;
     END IF;
 END;

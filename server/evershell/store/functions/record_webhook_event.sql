@@ -1,8 +1,9 @@
 -- Records the deliveries of an event to webhooks, in the transaction of the event. The transaction has
 -- locked the workspace, so the events of a task come one by one.
 --
--- A row that is due keeps its `due_at`, and a claimed row stays claimed: the process that has claimed it
--- sees the new `last_seq` when it records its result. Whether the webhook is disabled is decided then, too.
+-- A row that is due keeps its `due_at`, and a claimed row stays claimed: the process that has claimed
+-- it sees the new `last_seq` when it records its result. Only then is it checked whether the webhook is
+-- disabled.
 CREATE OR REPLACE FUNCTION record_webhook_event() RETURNS trigger
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE

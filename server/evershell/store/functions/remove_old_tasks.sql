@@ -1,12 +1,13 @@
--- Removes the tasks of a workspace that ended before p_before, with their events, from the oldest event
--- on, up to the first event of a task that stays. Events of the workspace itself go with them. A task
--- stays while a task of its tree has not ended, and while an event of it is to be delivered.
+-- Removes the tasks of a workspace that ended before p_before, with their events. Begins with the
+-- oldest event and stops at the first event of a task that stays. Up to there, also removes the
+-- workspace's own events. A task stays while a task of its tree has not ended, and while one of its
+-- events still has to be delivered.
 --
--- Looks at the first p_limit events after p_after_seq. The caller passes what the previous call has
--- returned as last_seq, so that the index entries of events that it removed are not read again. The row of
--- a task goes with its first event, so the next call may remove the rest of its events.
+-- Looks at the first p_limit events after p_after_seq. The caller passes the last_seq of the previous
+-- call, so that the index entries of removed events are not read again. The row of a task is removed
+-- with its first event, so the next call may remove the rest of its events.
 --
--- Reads and locks nothing of the workspace, so no cancellation waits for it.
+-- Neither reads nor locks the row of the workspace, so no cancellation waits for it.
 CREATE OR REPLACE FUNCTION remove_old_tasks(
     p_workspace_id text,
     p_before timestamptz,
@@ -20,7 +21,7 @@ DECLARE
     first_kept bigint;
     old_ids text[];
 BEGIN
-    -- A removal that a crash loses is repeated.
+    -- The commit does not wait for the disk: a removal that a crash undoes is repeated.
     PERFORM set_config('synchronous_commit', 'off', true);
     WITH first AS MATERIALIZED (
         SELECT seq, time, coalesce(task_id, '') AS task_id FROM events
@@ -39,7 +40,7 @@ BEGIN
                     WHERE root.id = t.ancestor_ids[1] AND root.completed_at IS NULL
                 )
                 OR EXISTS (
-                    -- root_of(t) would read the whole row, with its texts.
+                    -- Not root_of(t), which would read the whole row with its texts.
                     SELECT FROM tasks d
                     WHERE d.ancestor_ids[1] = coalesce(t.ancestor_ids[1], t.id)
                         AND d.ancestor_ids IS NOT NULL AND is_open(d)

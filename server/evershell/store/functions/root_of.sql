@@ -1,7 +1,7 @@
--- The id of the root of the tree that the task is in. A task without ancestors is a root.
+-- The id of the root of the task's tree. A task without ancestors is itself a root.
 --
--- Lists of a tree have the expression itself, by which a tree is read from an index: the result of a
--- function does not have the collation of the index (task_lists.sql).
+-- Lists of a tree do not call this function: its result does not have the collation of the index. They
+-- repeat the expression, so that they can use the index (task_lists.sql).
 CREATE OR REPLACE FUNCTION root_of(t tasks) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT coalesce(t.ancestor_ids[1], t.id)
 $$;
