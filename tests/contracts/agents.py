@@ -68,7 +68,7 @@ class AgentCase(Protocol):
 
 
 class _Service(AgentService):
-    """The service of an agent, which answers reads while `runs` is set."""
+    """An agent's service. It answers reads only while `runs` is set."""
 
     runs: asyncio.Event
 
@@ -86,7 +86,7 @@ class ClientCase:
         self.client = AgentClient(TOKENS, machine_clock)
         self.agents: Agents = self.client
         self.workspace = world.locked_busy(epoch=3).workspace
-        # While it is not set, signals are not answered, as by a frozen process.
+        # While it is not set, the service does not answer signals, like a frozen process.
         self._runs = asyncio.Event()
         self._runs.set()
         self._server: grpc.aio.Server | None = None

@@ -73,7 +73,7 @@ class PodsCase(Protocol):
     async def lose_track(self, workspace: Workspace) -> Pods:
         """Returns the port of a controller that cannot know what runs in this pod.
 
-        Skips the test if every controller knows it.
+        Skips the test if every controller can know it.
         """
 
     async def remove_files(self, workspace: Workspace) -> None:
@@ -131,10 +131,10 @@ class LocalCase:
     @classmethod
     @asynccontextmanager
     async def open_forked(cls, folder: Path, server: ForkServer) -> AsyncIterator["LocalCase"]:
-        """The fork server runs AGENT."""
+        """The case in which the fork server runs AGENT."""
         with subreaper():
             async with cls.open(folder, working_sandbox(folder), server) as case:
-                # Only a start that cannot be forked runs it.
+                # Only a start that cannot be forked runs this program.
                 (folder / "agent").write_text("#!/bin/sh\nexit 1\n")
                 yield case
             processes.reap_all()
@@ -172,9 +172,9 @@ class LocalCase:
         return bool(pod_processes.of_pod(workspace_id))
 
     async def lose_track(self, workspace: Workspace) -> Pods:
-        """Only the controller that started an agent can find its tools after its death.
+        """Only the controller that started an agent can find the agent's tools after its death.
 
-        In a sandbox, the tools have ended.
+        In a sandbox, the tools end with the agent.
         """
         if self._isolation is not None:
             pytest.skip(f"{NOT_APPLICABLE}in a sandbox, the kernel ends the tools with the agent")

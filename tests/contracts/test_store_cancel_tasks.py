@@ -124,7 +124,7 @@ async def test_a_task_that_has_ended_does_not_match(store: Store) -> None:
     ("status", "accepts"),
     [
         (WorkspaceStatus.BUSY, True),
-        # It is being woken.
+        # The workspace is being woken.
         (WorkspaceStatus.PROVISIONING, True),
         (WorkspaceStatus.STOPPING, False),
     ],
@@ -208,7 +208,7 @@ async def test_a_batch_wakes_its_workspaces_and_the_controller(
 
 
 async def test_one_of_many_concurrent_calls_records_each_task(store: Store) -> None:
-    """Batches in both orders, and single cancellations."""
+    """The calls are batches in both orders, and single cancellations."""
     tasks = [await with_task(store) for _ in range(20)]
     ids = [each.id for _, each in tasks]
 
@@ -220,7 +220,7 @@ async def test_one_of_many_concurrent_calls_records_each_task(store: Store) -> N
         store.cancel_tasks(permission(), order, intent()) for order in (ids, ids[::-1]) * 4
     ]
     calls += [one(busy, submitted) for busy, submitted in tasks]
-    # The tasks that a batch has left out because they were locked.
+    # The last call cancels the tasks that every batch left out because they were locked.
     found = [*await asyncio.gather(*calls), await store.cancel_tasks(permission(), ids, intent())]
     for task_id in ids:
         assert [outcomes.get(task_id) for outcomes in found].count(True) == 1

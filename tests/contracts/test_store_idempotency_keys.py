@@ -69,7 +69,7 @@ async def test_a_key_is_stored_with_a_new_workspace(store: Store) -> None:
 
 
 async def test_a_key_without_a_caller_counts_only_for_the_same_request(store: Store) -> None:
-    """The previous version stores such keys."""
+    """The previous version stores keys without a caller."""
     first, second = await idle(store), await idle(store)
     old = first_call("chosen", workspace_id=first, task_id="task_1", fingerprint=b"same")
     await submit(store, first, old)
@@ -96,7 +96,7 @@ async def test_a_change_with_a_taken_key_is_not_committed(store: Store) -> None:
     listed = await store.list_audit_entries(permission(), AuditFilter(), None, 10)
     assert [entry.workspace_id for entry in listed] == [first]
     assert await find(store, call) == call
-    # The connection goes on.
+    # The connection can still be used.
     assert await store.transition(second, unchanged) is not None
 
 
@@ -124,7 +124,7 @@ async def test_the_first_answer_stays(store: Store) -> None:
     given = await asyncio.gather(*(store.record_answer(call, answer) for answer in answers))
     assert len(set(given)) == 1
     assert await find(store, call) == replace(call, answer=given[0])
-    # A key that is no longer stored, or belongs to a later call.
+    # The key is no longer stored, or belongs to a later call.
     gone = first_call("gone", task_id="task_1")
     assert await store.record_answer(gone, "delivered") == "delivered"
     later = replace(call, task_id="task_2")
@@ -132,7 +132,7 @@ async def test_the_first_answer_stays(store: Store) -> None:
 
 
 async def test_of_first_calls_at_the_same_time_one_is_committed(store: Store) -> None:
-    """In workspaces of their own, so that only the key makes them wait for each other."""
+    """Each call has its own workspace, so that only the key makes them wait for each other."""
     places = [await idle(store) for _ in range(8)]
     calls = [first_call(workspace_id=place) for place in places]
     ended = await asyncio.gather(

@@ -108,7 +108,9 @@ async def test_an_earlier_force_deadline_of_a_limit_is_due(
 async def used(
     store: Store, of: Task, amount: int, cost_nanos: int | None, *, is_open: bool = False
 ) -> None:
-    """The task has used this many input and output tokens each, in an open iteration or before."""
+    """The task has used this many input tokens and as many output tokens, in an open iteration or
+    before.
+    """
     usage = Usage(input_tokens=amount, output_tokens=amount, cost_nanos=cost_nanos)
     opened = OpenIteration(number=1, usage=usage, started_calls=[{"id": "call_1"}])
 
@@ -167,7 +169,7 @@ async def test_the_usage_of_a_tree_is_that_of_all_its_tasks_while_one_is_open(
     await started(store, TaskLimits(), parent=other)
     for each, amount, total in ((root, 1, 1), (child, 10, 11), (leaf, 100, 111)):
         await used(store, each, amount, amount * 7)
-        # Also after the end of the root, as long as a descendant is open.
+        # The tree is listed after the end of the root too, as long as a descendant is open.
         assert await trees(store) == [(root.id, total, total, total * 7)]
         if each is not leaf:
             await end(store, each)

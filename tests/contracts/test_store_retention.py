@@ -45,7 +45,7 @@ async def idle(store: Store) -> Workspace:
 
 
 async def rest(store: Store, at: Workspace) -> tuple[list[str], list[int]]:
-    """The ids of the tasks and the seqs of the events that are there."""
+    """The ids of the remaining tasks, and the seqs of the remaining events."""
     tasks = await store.list_tasks(at.id, None, 100)
     events = await store.list_events(at.id, 0, 100)
     return [each.id for each in reversed(tasks)], [each.seq for each in events]

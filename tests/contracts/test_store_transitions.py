@@ -132,7 +132,7 @@ async def test_a_change_of_events_or_status_is_published(
 async def test_the_controller_has_to_act_on_changes_that_await_it(
     store: Store, published: Published
 ) -> None:
-    """It starts and ends pods. It finds everything else with its next scan."""
+    """The controller starts and ends pods. It finds all other changes in its next scan."""
     created = workspace(WorkspaceStatus.PROVISIONING)
     await store.create_workspace(created)
     assert published.to_reconcile == [created.id]

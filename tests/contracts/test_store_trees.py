@@ -226,7 +226,7 @@ async def test_a_listing_selects_tasks_of_a_tree(store: Store) -> None:
 
 
 async def test_a_child_waits_for_the_cancellation_of_its_tree(database_url: str) -> None:
-    """And is refused then. The call locks the tree before the workspaces."""
+    """The child is then refused. The cancellation locks the tree before the workspaces."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, child = await chain(store, 2)
@@ -246,7 +246,7 @@ async def test_a_child_waits_for_the_cancellation_of_its_tree(database_url: str)
 
 
 async def test_a_cancellation_waits_for_a_child_that_is_submitted(database_url: str) -> None:
-    """And cancels it. The submission has the lock of the tree, and waits for its workspace."""
+    """It then cancels the child. The submission has locked the tree and waits for its workspace."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root = await submit(store)
@@ -338,7 +338,7 @@ async def test_a_call_with_a_task_is_about_it_even_if_it_has_ended_under_the_loc
 
 
 async def test_a_call_that_begins_again_has_released_its_locks(database_url: str) -> None:
-    """Otherwise it would wait for the second tree while it has the first one."""
+    """Otherwise it would wait for the second tree's lock while it holds the first tree's lock."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, child = await root_and_child(store)
@@ -358,7 +358,7 @@ async def test_a_call_that_begins_again_has_released_its_locks(database_url: str
 
 
 async def test_trees_that_are_cancelled_together_do_not_deadlock(database_url: str) -> None:
-    """Calls for one tree from several of its tasks, and single cancellations."""
+    """The calls cancel one tree from several of its tasks, and single tasks."""
     async with open_pool(database_url) as pool, waiting_sessions(database_url):
         store = PostgresStore(pool, machine_clock)
         tasks = await chain(store, 8)
@@ -377,7 +377,7 @@ async def test_trees_that_are_cancelled_together_do_not_deadlock(database_url: s
 async def test_submissions_that_wait_for_a_tree_leave_connections_for_others(
     database_url: str,
 ) -> None:
-    """More than there are connections. One has the tree, and waits for its workspace."""
+    """There are more submissions than connections. One has locked the tree, and waits."""
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, machine_clock)
         root, other = await submit(store), await submit(store)

@@ -91,7 +91,7 @@ def delivered(claimed: ClaimedDelivery) -> AttemptResult:
 
 
 def skipped(claimed: ClaimedDelivery) -> AttemptResult:
-    """The webhook was disabled when it was claimed."""
+    """The result of a delivery whose webhook was disabled when the delivery was claimed."""
     return AttemptResult(
         key=claimed.key,
         delivered_seq=claimed.delivered_seq,
@@ -138,7 +138,7 @@ async def test_only_its_creator_or_who_may_read_everything_changes_a_webhook(
 
 
 async def test_a_webhook_of_a_task_is_replaced_only_by_its_creator(bench: Bench) -> None:
-    """Or by a caller who may read everything."""
+    """A caller who may read everything may replace it too."""
     workspace_id, task_id = await bench.end_task()
     scope = TaskScope(workspace_id=workspace_id, task_id=task_id, name="mine")
     made = webhook(task=scope)
@@ -287,7 +287,7 @@ async def test_a_claim_reads_no_large_events(bench: Bench) -> None:
 
 
 async def test_a_deleted_webhook_holds_up_no_other_of_its_receiver(bench: Bench) -> None:
-    """Its deliveries have been due for longer, and are more than a claim takes."""
+    """The deliveries of the deleted webhook are older, and more than one claim takes."""
     deleted, kept = webhook(), webhook()
     await bench.webhooks.create_webhook(deleted, 20)
     for _ in range(MAX_OF_RECEIVER + 1):
@@ -393,7 +393,7 @@ async def test_a_disabled_webhook_gets_nothing_until_it_is_replayed(bench: Bench
 
 
 async def test_a_delivery_that_is_skipped_during_a_replay_is_due_again(bench: Bench) -> None:
-    """The replay does not count it, because it has not failed yet."""
+    """The replay does not count the delivery, because it has not failed yet."""
     made = webhook(disabled_at=NOW)
     await bench.webhooks.create_webhook(made, 20)
     await bench.end_task()

@@ -64,7 +64,7 @@ async def _postgres(
 
 @pytest.fixture(params=["fake", "postgres", "postgres from another process"])
 def subscriptions_url(request: pytest.FixtureRequest) -> tuple[str | None, bool]:
-    """The database, None for the fake; and whether another process commits."""
+    """The database (None for the fake), and whether another process commits."""
     if request.param == "fake":
         return None, False
     return request.getfixturevalue("database_url"), request.param != "postgres"

@@ -61,7 +61,7 @@ every_call = pytest.mark.parametrize("call", [start, cancel, look])
 
 
 async def unreachable(call: Call, agents: Agents, workspace: Workspace, task: Task) -> float:
-    """Makes the call, which has to fail. Returns how many seconds it took."""
+    """Makes the call, which must fail. Returns how many seconds it took."""
     began = time.monotonic()
     with pytest.raises(AgentUnreachableError):
         await call(agents, workspace, task)

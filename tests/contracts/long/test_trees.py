@@ -16,7 +16,7 @@ from tests.contracts.test_store_trees import cancel, cancelled, chain
 from tests.support.store.examples import workspace
 from tests.support.store.trees import end, submit, submit_to
 
-# The rounds of each of two parts.
+# The number of rounds in each of the two parts.
 ROUNDS = 500
 CHILDREN = 3
 
@@ -40,7 +40,7 @@ async def test_no_child_is_left_behind(database_url: str, part: int) -> None:
                 await end(store, task)
             root = await submit_to(store, tree[0].workspace_id)
             tree = [root, await submit_to(store, tree[1].workspace_id, root)]
-        # The order differed from round to round.
+        # Different rounds accepted different numbers of children.
         assert len(accepted) > 1, accepted
 
 
@@ -90,6 +90,6 @@ async def _round(store: Store, tree: list[Task], ids: list[str], number: int) ->
         await cancel(store, tree[0])
 
     calls = [submit_child(at) for at in range(CHILDREN)]
-    # The last one to arrive at the barrier goes on first.
+    # The call that arrives last at the barrier continues first.
     calls.insert(number % (CHILDREN + 1), cancel_tree())
     return [child for child in await asyncio.gather(*calls) if child is not None]

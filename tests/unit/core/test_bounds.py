@@ -34,7 +34,7 @@ async def forced(world: World) -> Case:
 
 
 async def limited_late(world: World) -> Case:
-    """No controller was there when the limit was reached."""
+    """No controller was running when the limit was reached."""
     busy, _ = await world.add_busy()
     task = (await world.cancel(busy.id, force_after_seconds=1)).task
     assert task is not None and task.cancel is not None
@@ -72,9 +72,9 @@ async def test_a_bound_waits_for_the_control_plane_for_a_lease_at_most(
     # An outage ended at the bound.
     assert not is_over(bound + recovery, bound)
     assert is_over(bound + recovery + MOMENT, bound)
-    # An outage before it has no effect.
+    # An outage that ended long enough before the bound has no effect.
     assert is_over(bound + MOMENT, bound - recovery)
-    # The outage goes on and on.
+    # The outage does not end.
     assert not is_over(bound + LEASE, bound + LEASE)
     assert is_over(bound + LEASE + MOMENT, bound + LEASE + MOMENT)
 
@@ -86,9 +86,9 @@ async def test_a_bound_waits_for_the_control_plane_for_a_lease_at_most(
         ([1.0, 1.2, 0.2], True),
         ([0.1, 1.3], False),
         ([29.0], False),
-        # No agent still waits for that one, and its host may have gone.
+        # No agent still waits for a worker that has been silent for so long.
         ([0.1, 31.0], True),
-        # All have ended.
+        # All workers have ended.
         ([], False),
     ],
 )
@@ -99,6 +99,6 @@ def test_workers_answer_if_they_give_signs_of_life(
 
 
 def test_an_agent_has_time_to_repeat_a_call_after_an_outage() -> None:
-    """The controller notices the end of an outage up to a second before it."""
+    """An outage may end up to a second after the controller last noticed it."""
     assert RECOVERY_MARGIN.total_seconds() >= 1 + MAX_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS
     assert FORCE_RECOVERY_MARGIN.total_seconds() >= 1 + FORCE_BACKOFF_SECONDS + MAX_ATTEMPT_SECONDS

@@ -14,7 +14,7 @@ from evershell.core.watch_events import watch_events
 from tests.support.waiting import eventually_async
 from tests.support.world import World, caller, iteration
 
-# Of the running task, before it has done anything.
+# The `seq` of the last event of a running task that has done nothing yet.
 LAST_SEQ = 2
 FAR = 10**9
 
@@ -124,7 +124,7 @@ async def test_a_slow_watcher_reads_what_it_has_missed_and_delays_nobody(
 
 
 async def test_a_watcher_misses_nothing_while_its_opening_is_written(watched: Watched) -> None:
-    """The feed goes on meanwhile, by more than a watcher keeps."""
+    """Meanwhile, the feed sends more than a watcher keeps."""
     watching = watched.watch(opening=["opening"])
     assert await anext(watching) == "opening"
     for number in (1, 2):

@@ -63,7 +63,7 @@ async def count(world: World, workspace_id: str) -> int:
 
 
 async def test_a_repeated_submission_gets_the_first_answer(world: World) -> None:
-    """While the task runs, when it has ended, and in any state of the workspace."""
+    """This holds while the task runs, when it has ended, and in any state of the workspace."""
     idle = await world.add()
     first = await submit(world, idle.id)
     assert await submit(world, idle.id) == first
@@ -92,7 +92,7 @@ async def test_a_repeated_creation_gets_the_first_answer(world: World) -> None:
 async def test_a_key_of_another_request_is_a_conflict(
     world: World, repeat: Callable[[World, str, IdempotencyKey], Awaitable[Any]]
 ) -> None:
-    """Even if the workspace is busy or failed, and for a key of the other method."""
+    """This holds even if the workspace is busy or failed, and for a key of the other method."""
     idle = await world.add()
     await submit(world, idle.id)
     conflict = await failure(repeat(world, idle.id, OTHER_REQUEST))
@@ -121,7 +121,7 @@ async def test_a_repeat_needs_the_permission_of_the_call(world: World) -> None:
 
 
 async def test_a_key_belongs_to_its_caller(world: World) -> None:
-    """Another user's call with the same key and request, and an API key's, are first calls."""
+    """The same key and request from another user, or from an API key, make a first call."""
     made = await create(world)
     for other in (caller(actor_id="user_2"), caller(kind=CredentialKind.API_KEY)):
         own = await create(world, by=other)
@@ -151,7 +151,7 @@ async def test_a_failed_delivery_is_answered_again(world: World) -> None:
 
 
 class Crash(Exception):
-    """The worker dies."""
+    """Stands for the death of the worker."""
 
 
 @pytest.mark.parametrize("reachable", [True, False])
@@ -159,7 +159,7 @@ class Crash(Exception):
 async def test_a_repeat_completes_a_call_that_died(
     world: World, monkeypatch: pytest.MonkeyPatch, *, point: str, reachable: bool
 ) -> None:
-    """Before the delivery, and between the delivery and the answer."""
+    """The call dies before the delivery, or between the delivery and the answer."""
     idle = await world.add()
     world.agents.reachable = reachable
 

@@ -69,7 +69,7 @@ def test_a_task_that_has_not_started_has_no_duration() -> None:
 
 
 def test_the_iteration_that_reaches_the_tokens_is_the_last() -> None:
-    """An iteration here has 5 tokens."""
+    """Each iteration in this test has 5 tokens."""
     locked = busy(TaskLimits(max_total_tokens=10))
     first = commit(locked, iteration(1))
     assert types(first) == ["iteration_completed"]
@@ -156,7 +156,7 @@ def test_a_limit_of_cost_is_refused_if_the_model_has_no_price() -> None:
 
 @pytest.mark.parametrize("wanted", [TaskLimits(max_total_tokens=5), MINUTE])
 def test_a_limit_that_is_reached_decides_the_end(wanted: TaskLimits) -> None:
-    """Even if the agent commits the end in the same call, or before the controller looks."""
+    """The agent may commit the end in the same call, or before the controller looks."""
     change = commit(busy(wanted, age=60), iteration(1), COMPLETED)
     assert sorted(types(change)) == [
         "iteration_completed",
@@ -200,7 +200,7 @@ def test_the_force_deadline_counts_from_the_limit() -> None:
 
 
 def test_a_limit_does_not_replace_a_callers_cancellation() -> None:
-    """Only its earlier force deadline applies, as a second caller's deadline would."""
+    """The limit only sets an earlier force deadline, as a second caller could."""
     first = intent(force_at=NOW + timedelta(seconds=9), force_requested_by="user_9")
     plain = task_lifecycle.apply_limits(busy(MINUTE, age=60, cancel=first), NOW)
     assert plain.task is not None and plain.task.cancel == first

@@ -25,7 +25,7 @@ from tests.support.world import intent, iteration, locked_busy
 from tests.unit.core.committing import LATER, after, types
 
 MODEL = "priced"
-# A nano-dollar for each token.
+# Each token costs a nano-dollar.
 PRICES = PriceList(
     own={MODEL: Prices(dict.fromkeys(("input_tokens", "output_tokens"), ((0, 1000),)))}
 )
@@ -33,7 +33,7 @@ CALL = {"id": "call_1", "name": "shell", "arguments": "{}"}
 
 
 def report(number: int = 1, calls: int = 1, **model_call: Any) -> IterationReported:
-    """With the tokens of `iteration`."""
+    """A report with the same tokens as `iteration`."""
     reply = {"model": MODEL, "input_tokens": "2", "output_tokens": "3", **model_call}
     return IterationReported(number, {"model_call": reply, "started_calls": [CALL] * calls})
 
@@ -74,7 +74,7 @@ def test_an_iteration_that_is_committed_counts_once() -> None:
     assert (task_of(change).used, task_of(change).open_iteration) == (ONE, None)
     ended = task_of(commit(after(change), TaskEnded(status=TaskStatus.COMPLETED)))
     assert (ended.usage, ended.iteration_lost) == (ONE, False)
-    # Between two iterations.
+    # The agent was lost between two iterations.
     assert not lose(after(change)).iteration_lost
 
 
@@ -99,7 +99,7 @@ def test_a_cost_that_a_commit_or_a_later_report_knows_replaces_an_unknown_one() 
     assert unknown.task is not None and unknown.task.used == replace(ONE, cost_nanos=None)
     assert task_of(commit(unknown, report())).used == ONE
     assert task_of(commit(unknown, iteration(1, model=MODEL))).used == ONE
-    # What is committed stays unknown.
+    # An unknown cost of a committed iteration stays unknown.
     known = after(commit(busy(), report()))
     committed = after(commit(known, iteration(1, model="no price")))
     assert committed.task is not None and committed.task.used.cost_nanos is None

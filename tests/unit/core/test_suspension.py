@@ -167,7 +167,7 @@ async def test_a_task_is_cancelled_before_its_agent_has_registered(world: World)
     await world.change(at.id, lambda locked: task_lifecycle.end_unstarted(locked, world.clock()))
     ended = await call
     assert (ended.status, ended.iterations) == (TaskStatus.CANCELLED, 0)
-    # The workspace goes on waking.
+    # The workspace is still being woken.
     await runtime(world).register(AgentIdentity(at.id, 2), "127.0.0.1:9")
     assert (await world.workspace(at.id)).status is IDLE
 

@@ -259,7 +259,7 @@ async def test_a_member_that_cannot_be_stored_does_not_affect_the_others(cell: C
 
 
 async def test_a_single_caller_who_leaves_is_published(cell: Cell) -> None:
-    """It is unknown whether his intent was committed."""
+    """It is unknown whether the caller's intent was committed."""
     ((busy, _),) = await cell.busy(1)
     cell.published.clear()
     async with await AsyncConnection.connect(cell.url) as holder:

@@ -84,7 +84,7 @@ def test_epochs_are_beyond_those_of_a_history_that_was_lost(database_url: str) -
 
 
 def test_each_fence_moves_each_epoch(database_url: str) -> None:
-    """Even twice within a second, and if the clock was set back."""
+    """This holds even for two fences within a second, and if the clock was set back."""
     far = 2**40
     add(database_url, ws_1=1, ws_2=far)
     seen = [epochs(database_url)]
@@ -126,7 +126,7 @@ def test_the_sessions_of_a_worker_are_found_too(database_url: str, name: str) ->
 def test_the_sessions_of_commands_that_are_ending_do_not_count(
     database_url: str, name: str
 ) -> None:
-    """They end a little later than their command."""
+    """The sessions of a command end a little later than the command."""
     url = make_conninfo(database_url, application_name=name)
     add(database_url, ws_1=3)
     for _ in range(20):

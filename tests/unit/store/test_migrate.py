@@ -71,7 +71,7 @@ def test_a_function_whose_definition_has_changed_is_replaced(
 
 
 def test_the_functions_are_replaced_together(empty_database_url: str) -> None:
-    """A worker must not call a function that calls one which does not exist yet."""
+    """A worker must not call a function that calls another one before that one exists."""
     migrate(empty_database_url)
     new = "CREATE FUNCTION {} RETURNS integer LANGUAGE sql AS $$ SELECT {} $$"
     calling, called = new.format("a_new()", "b_new()"), new.format("b_new()", "1")
@@ -85,7 +85,7 @@ def test_the_functions_are_replaced_together(empty_database_url: str) -> None:
 
 
 def test_a_statement_is_valid_after_its_function_was_replaced(empty_database_url: str) -> None:
-    """A worker of the previous version has prepared it."""
+    """A worker of the previous version may have prepared the statement."""
     migrate(empty_database_url)
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         query = f"SELECT seconds_left FROM {FUNCTION}('{{ws_1}}', '{{1}}', '{{30}}', 0.5, now())"
@@ -161,7 +161,7 @@ def test_a_migration_that_is_interrupted_is_applied_later(
 def test_a_user_without_a_name_can_migrate(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container, whose user is only a number."""
+    """In a container, the user may be only a number."""
 
     def unknown() -> str:
         raise OSError("No username set in the environment")
@@ -262,7 +262,7 @@ def test_a_migration_without_a_server_tells_the_operator() -> None:
 
 
 def test_workers_write_while_an_index_is_created(empty_database_url: str) -> None:
-    """An earlier attempt, which was interrupted, has left an index that is not usable."""
+    """An earlier attempt was interrupted, and has left an unusable index."""
     migrate(empty_database_url)
     with (
         psycopg.connect(empty_database_url) as slow,

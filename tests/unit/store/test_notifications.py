@@ -231,7 +231,7 @@ async def test_ending_waits_affects_current_subscriptions_only(
 async def test_a_worker_gives_signs_of_life_until_it_ends(
     pool: Pool, database_url: str, fleet: FleetSubscriptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The listener of a controller is not one."""
+    """The listener of a controller does not count as a worker."""
     store = PostgresStore(pool, machine_clock)
     monkeypatch.setattr(notifications, "SIGN_OF_LIFE_SECONDS", 0.01)
     async with WorkspaceSubscriptions(pool, database_url, machine_clock) as worker:
@@ -259,7 +259,7 @@ async def test_a_worker_gives_signs_of_life_until_it_ends(
 
 
 async def test_a_slow_statement_of_a_worker_is_no_silence(pool: Pool, database_url: str) -> None:
-    """Only a commit that waits is: tests/stack/long/test_silent_workers.py."""
+    """Only a waiting commit counts as silence: tests/stack/long/test_silent_workers.py."""
     url = make_conninfo(database_url, application_name=CALLS_NAME)
     async with await AsyncConnection.connect(url, autocommit=True) as calls:
         answer = asyncio.create_task(calls.execute("SELECT pg_sleep(60)"))

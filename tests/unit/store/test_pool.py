@@ -44,7 +44,7 @@ async def test_every_share_leaves_connections_for_cancellations(pool: Pool) -> N
 
 @pytest.fixture
 async def locked_creators(database_url: str) -> AsyncIterator[None]:
-    """Lists of the entries of the caller's own workspaces wait, because a table is locked."""
+    """Audit lists of the caller's own workspaces wait, because a table is locked."""
     async with await AsyncConnection.connect(database_url) as holder:
         await holder.execute("LOCK TABLE deleted_workspaces")
         yield
@@ -53,7 +53,7 @@ async def locked_creators(database_url: str) -> AsyncIterator[None]:
 async def test_no_cancellation_waits_for_lists(
     pool: Pool, database_url: str, locked_creators: None
 ) -> None:
-    """Ten times as many lists as there are connections."""
+    """There are ten times as many lists as connections."""
     store = PostgresStore(pool, machine_clock)
     busy, task = await with_task(store)
     own = permission(own_only=True)
@@ -80,7 +80,7 @@ async def test_no_cancellation_waits_for_lists(
 async def test_statements_that_do_not_end_are_ended_and_no_cancellation_waits(
     pool: Pool, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They use all connections that are not for cancellations, and the server runs no more."""
+    """The calls use all connections that are not for cancellations, and the server runs no more."""
     monkeypatch.setattr(pool.others, "answer_seconds", 2.0)
     store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store, org_id="org_b")

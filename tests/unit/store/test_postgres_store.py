@@ -167,7 +167,7 @@ async def test_a_transition_whose_caller_was_cancelled_is_published(database_url
             await queued(1)
             starting.cancel()
             await asyncio.wait({starting})
-        # It is unknown whether the transition was committed, so it has to be published to all.
+        # It is unknown whether the transition was committed, so it must be published to all.
         assert published.ids == published.watched == published.to_reconcile == [busy.id]
 
 
@@ -242,14 +242,14 @@ async def test_a_locked_workspace_delays_no_heartbeat(database_url: str, pool: P
 
 
 async def test_a_renewal_updates_the_row_in_place(database_url: str, pool: Pool) -> None:
-    """HOT: no index has an entry to change. A page without room moves a row now and then."""
+    """HOT updates change no index entry. Now and then, a full page makes a row move."""
     store = PostgresStore(pool, machine_clock)
     busy, _ = await with_task(store)
     await store.transition(
         busy.id, lambda locked: replace(unchanged(locked), lease_seconds=LEASE_SECONDS)
     )
     async with connected(pool) as connection:
-        # The session counts what it has done before only now.
+        # Only now does the session report what it did before.
         await connection.execute("SELECT pg_stat_force_next_flush()")
         await connection.execute("SELECT pg_stat_reset()")
     for _ in range(10):

@@ -49,7 +49,7 @@ async def test_without_a_primary_it_says_why(empty_database_url: str) -> None:
 
 
 def test_a_host_without_a_port_is_not_left_out(empty_database_url: str, host: str) -> None:
-    """It could be the server that is promoted."""
+    """The host without a port could be the promoted server."""
     url = make_conninfo(empty_database_url, host=f"{host},{host},{host}", port="1,2")
     with pytest.raises(psycopg.OperationalError, match="2 ports for 3 hosts"):
         primary_conninfo(url)

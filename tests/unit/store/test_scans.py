@@ -108,7 +108,7 @@ TABLES = ("audit_entries%", "tasks", "workspaces")
 
 @pytest.fixture
 def filled(database_url: str) -> Iterator[Connection[Any]]:
-    """A database in which the newer part of the audit log is of another organization."""
+    """A database in which the newer audit entries belong to another organization."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(FILL.encode())
         yield connection
@@ -118,13 +118,13 @@ def filled(database_url: str) -> Iterator[Connection[Any]]:
 async def pool(filled: Connection[Any], database_url: str) -> AsyncIterator[Pool]:
     """A pool of one connection."""
     async with open_pool(database_url, min_size=1, max_size=1) as opened:
-        # The test is about rows, and not about time.
+        # The test is about rows, not about time.
         opened.lists.answer_seconds = 60
         yield opened
 
 
 async def rows_read(pool: Pool, tables: str) -> int:
-    """How many rows and entries of indexes have been read of the tables with such a name."""
+    """How many rows and index entries have been read from tables with a name like this."""
     async with connected(pool) as connection:
         await connection.execute("SELECT pg_stat_force_next_flush()")
         cursor = await connection.execute(
@@ -140,10 +140,10 @@ async def rows_read(pool: Pool, tables: str) -> int:
 
 @pytest.mark.parametrize("by", [permission(), OWN], ids=["all", "own"])
 async def test_a_page_reads_a_bounded_number_of_rows(pool: Pool, by: Permission) -> None:
-    """Each is read once or twice for the page, and its workspace once for its creator."""
+    """Each row is read once or twice for the page, and its workspace once, for the creator."""
     store = PostgresStore(pool, machine_clock)
     for name, read in LISTS.items():
-        # From the sixth execution on, PostgreSQL may use a plan for any parameters.
+        # From the sixth execution on, PostgreSQL may use a generic plan.
         for _ in range(5):
             await read(store, by, None)
         before = {table: await rows_read(pool, table) for table in TABLES}

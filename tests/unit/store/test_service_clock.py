@@ -39,7 +39,7 @@ class Machine:
         )
 
     def another(self, boot_id: str = "first") -> "Machine":
-        """A program that starts now, on the same machine unless it has another boot."""
+        """A program that starts now, on the same machine unless `boot_id` differs."""
         return Machine(self._pool, boot_id, self.database_ahead_seconds)
 
     def _wall(self) -> float:
@@ -62,7 +62,7 @@ class Machine:
 
     @property
     def ahead_seconds(self) -> float:
-        """How far the time of the service is ahead of the clock of the database as it is."""
+        """How far the time of the service is ahead of the database's real clock."""
         return self.clock.unix_seconds() - time.time()
 
     @property
@@ -72,7 +72,7 @@ class Machine:
 
     @property
     def utc_off_seconds(self) -> float:
-        """How far UTC, as this program has it, is ahead of the right time."""
+        """How far this program's UTC is ahead of the right time."""
         return self.clock.utc_seconds() - time.time() + self.database_ahead_seconds
 
 
@@ -203,8 +203,8 @@ async def test_a_step_while_no_program_runs_is_found_at_the_start(
 async def test_two_of_three_clocks_decide_on_another_machine(
     machine: Machine, step: float, wall_off: float
 ) -> None:
-    """The database, the machine, and the time that was seen last. If both are behind that time, it
-    is the best estimate.
+    """The database, the machine and the last recorded time decide. If both clocks are behind the
+    recorded time, that time is the best estimate.
     """
     await led(machine)
     await machine.set_database(step)
@@ -255,8 +255,8 @@ async def test_no_single_clock_moves_utc(machine: Machine, seconds: float) -> No
 async def test_what_two_clocks_say_is_utc_after_a_while(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    """They may be one clock, which was set. The time of the service goes on evenly, so that no
-    deadline moves.
+    """The two clocks may be the same clock, which was set. The time of the service goes on evenly,
+    so that no deadline moves.
     """
     await led(machine)
     await machine.set_database(seconds)
@@ -284,7 +284,7 @@ async def test_utc_is_right_from_the_start_whatever_the_correction(
 async def test_a_leader_on_another_machine_takes_the_earlier_of_two_credible_clocks(
     machine: Machine,
 ) -> None:
-    """A step of less than the time for which a fleet may be without a leader."""
+    """The step is smaller than the time for which a fleet may be without a leader."""
     await led(machine)
     await machine.set_database(STEP)
     leader = machine.another("second")
@@ -301,7 +301,7 @@ async def test_a_leader_on_another_machine_takes_the_earlier_of_two_credible_clo
 async def test_the_clock_of_a_machine_decides_nothing_if_another_program_has_led_since(
     machine: Machine, pool: Pool, wall_off: float
 ) -> None:
-    """It has agreed with the database."""
+    """The other program agreed with the database."""
     await led(machine)
     async with pool.connection() as connection:
         await connection.execute(_MOVE_RECORD, (1.5 * STEP,))

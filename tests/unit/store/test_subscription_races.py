@@ -111,7 +111,7 @@ async def next_commit_blocked(database_url: str, busy: Workspace) -> AsyncIterat
 async def test_a_transaction_that_locked_the_workspace_before_the_mark(
     processes: tuple[Process, Process], database_url: str, commit: Commit
 ) -> None:
-    """It sees no mark and does not notify. The subscriber reads after its end."""
+    """The transaction sees no mark, and does not notify. The subscriber reads after its end."""
     subscriber, other = processes
     busy, task = await with_task(other.store)
     reads = asyncio.Queue[int]()
@@ -133,7 +133,7 @@ async def test_a_transaction_that_locked_the_workspace_before_the_mark(
 async def test_a_transaction_that_waits_for_the_mark_sees_it(
     processes: tuple[Process, Process], database_url: str, commit: Commit
 ) -> None:
-    """It reads the mark under the lock, not as it was before it waited."""
+    """The transaction reads the mark under the lock, not as it was before the wait."""
     _, other = processes
     busy, task = await with_task(other.store)
     published = Published()
