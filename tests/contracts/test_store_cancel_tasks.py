@@ -37,7 +37,7 @@ ALL = AllTasks()
 async def busy_with(
     store: Store, *, org_id: str = "org_a", user_id: str | None = USER, **fields: Any
 ) -> Task:
-    """A task with these fields, in a workspace of its own."""
+    """A task with these fields, in its own workspace."""
     idle = workspace(org_id=org_id, user_id=user_id)
     await store.create_workspace(idle)
     submitted = replace(task(idle.id), **fields)

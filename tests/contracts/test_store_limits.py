@@ -30,7 +30,7 @@ JUST = timedelta(microseconds=1)
 async def started(
     store: Store, limits: TaskLimits, *, after: float = 0, parent: Task | None = None
 ) -> Task:
-    """A task with these limits, in a workspace of its own, that starts this many seconds later."""
+    """A task with these limits, in its own workspace, that starts this many seconds later."""
     idle = workspace()
     await store.create_workspace(idle)
     new = replace(task(idle.id), limits=limits, in_limited_tree=limits.include_descendants)

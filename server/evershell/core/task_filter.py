@@ -1,6 +1,6 @@
 """Selects tasks of an organization: the tasks that match a filter, or all tasks.
 
-A filter has at least one field, and all tasks are a type of their own. So no code can mistake an
+A filter has at least one field, and `AllTasks` is a separate type. So no code can mistake an
 empty filter for all tasks.
 """
 

@@ -10,7 +10,7 @@ all programs add it to the clock of the database, even those that start later. T
 the correction by RETURN_SHARE of the elapsed time, so the service returns to the clock of the
 database, and no duration is wrong by a larger share.
 
-A program that starts has no time of its own to compare with. The leader therefore also records the
+A program that starts has no earlier time to compare with. The leader therefore also records the
 time that it has seen. The clock since the boot of that machine, or the wall clock of another
 machine, then says whether the clock of the database was set in between (`_judged`).
 
