@@ -2,7 +2,8 @@
 
 gen/ has the Python modules with their stubs, the descriptor set, the edge's routes, the OpenAPI
 document and the bundle of the console, which is made from envoy/console. docs/errors.md, the page
-of the error codes, and parts of docs/calls.md and of the clients are generated as well.
+of the error codes, and parts of docs/calls.md, docs/events.md and the clients are generated as
+well.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import console
 import python_client
 from call_table import call_table, filter_table
 from error_page import error_page
+from event_table import event_table
+from event_table import module as event_types_module
 from google.rpc import code_pb2
 from limits import module as limits_module
 from marked_parts import replaced
@@ -33,6 +36,7 @@ PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
 ERROR_PAGE = PROTOS.parent / "docs" / "errors.md"
 CALLS_PAGE = PROTOS.parent / "docs" / "calls.md"
+EVENTS_PAGE = PROTOS.parent / "docs" / "events.md"
 TYPESCRIPT = PROTOS.parent / "clients" / "typescript" / "src" / "index.ts"
 # What the TypeScript client does not export: `Error` would hide JavaScript's own `Error`, and the
 # options of fields are only for the service.
@@ -57,6 +61,7 @@ ROUTES = "evershell/edge/routes.json"
 OPENAPI = "evershell/edge/openapi.yaml"
 SLUGS = "evershell/workspace/v1/error_slugs.py"
 LIMITS = "evershell/workspace/v1/field_limits.py"
+EVENT_TYPES = "evershell/workspace/v1/event_types.py"
 # Tell type checkers that the packages have types.
 TYPED = ("evershell/agent/py.typed", "evershell/workspace/py.typed")
 
@@ -100,6 +105,7 @@ def others(protos: Protos) -> dict[Path, str]:
     return {
         ERROR_PAGE: error_page(protos),
         CALLS_PAGE: replaced(CALLS_PAGE.read_text(), call_table(protos), filter_table(protos)),
+        EVENTS_PAGE: replaced(EVENTS_PAGE.read_text(), event_table(protos)),
         TYPESCRIPT: replaced(TYPESCRIPT.read_text(), typescript_exports()),
         **python_client.files(protos),
     }
@@ -164,6 +170,7 @@ def generate(out: Path) -> None:
     protos = Protos(descriptor_set.read_bytes())
     (out / SLUGS).write_text(slugs(protos))
     (out / LIMITS).write_text(limits_module(protos))
+    (out / EVENT_TYPES).write_text(event_types_module(protos))
     for name in TYPED:
         (out / name).touch()
     (out / A2A_TRANSCODER).write_bytes(a2a_routes.descriptors())

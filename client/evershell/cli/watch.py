@@ -20,12 +20,9 @@ from evershell.client import (
     TaskCancelRequested,
     TaskCompleted,
     TaskLimitApproached,
-    TaskStarted,
     TaskSubmitted,
     ToolCall,
     WorkspaceFailed,
-    WorkspaceProvisioned,
-    WorkspaceResumed,
     WorkspaceStopped,
     WorkStopped,
 )
@@ -110,10 +107,6 @@ def _describe(event: Event) -> str:
     match event.payload:
         case TaskSubmitted(description=description, submitted_by=who):
             return f"by {who}: {show.first_line(description)}"
-        case TaskStarted(epoch=epoch) | WorkspaceProvisioned(epoch=epoch):
-            return f"epoch {epoch}"
-        case WorkspaceResumed(epoch=epoch):
-            return f"epoch {epoch}"
         case WorkspaceStopped(reason=reason) | WorkspaceFailed(reason=reason):
             return reason
         case TaskCancelRequested(cancel=cancel):
@@ -133,6 +126,8 @@ def _describe(event: Event) -> str:
             return f"{ended}: {show.first_line(reason)}" if reason else ended
         case None:
             return ""
+        case payload:
+            return ", ".join(f"{name} {value}" for name, value in payload.to_dict().items())
 
 
 def _describe_iteration(payload: IterationCompleted) -> str:

@@ -81,7 +81,7 @@ class WorkspaceProvisioned(Result):
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceStopped(Result):
-    """The workspace was stopped, and its agent has ended."""
+    """The workspace was stopped or is being deleted, and its agent has ended."""
 
     _message_type: ClassVar[type[Message]] = event_pb2.WorkspaceStopped
 

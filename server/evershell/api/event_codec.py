@@ -7,7 +7,7 @@ from evershell.workspace.v1 import workspace_service_pb2
 
 from evershell.api import payloads
 from evershell.api.values import timestamp
-from evershell.core.event import Event
+from evershell.core.event import Event, EventType
 from evershell.core.event_feeds import Heartbeat
 
 
@@ -29,6 +29,9 @@ def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
         "request_id": item.origin.request_id,
         "trace_id": item.origin.trace_id,
     }
+    if item.type is EventType.UNSPECIFIED:
+        # Only a later version knows the payload. The event has its place in the log all the same.
+        return workspace_service_pb2.WatchEventsResponse(event=event)
     # The constructor is an order of magnitude faster than ParseDict, with the same result.
     try:
         event[item.type] = payloads.convert(item.type, item.payload)

@@ -11,7 +11,7 @@ from evershell.core.event import EventType
 from evershell.core.webhook import CreateWebhook, Webhook, WebhookDelivery
 
 _Types = event_pb2.EventType.Type
-_TYPES = {int(_Types.Value(each)): each for each in EventType}
+_TYPES = {int(_Types.Value(each)): each for each in EventType if each is not EventType.UNSPECIFIED}
 
 
 def decode_create(

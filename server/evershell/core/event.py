@@ -12,10 +12,10 @@ second.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, TypeVar
 
 from evershell.workspace.v1 import field_limits
+from evershell.workspace.v1.event_types import EventType as EventType
 
 from evershell.core import money
 from evershell.core.task import CancelIntent, Task, Usage
@@ -28,6 +28,12 @@ Encoded = TypeVar("Encoded")
 AUDIT_OK = "ok"
 # Applies to all text filters of the list.
 MAX_FILTER_CHARACTERS = field_limits.LIST_AUDIT_ENTRIES_ACTOR_ID_MAX
+# The types of the events of a task. Those of a workspace itself begin with its name.
+TASK_EVENT_TYPES = tuple(
+    each
+    for each in EventType
+    if each is not EventType.UNSPECIFIED and not each.startswith("workspace_")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +89,6 @@ class AuditFilter:
         if self.start_time and self.end_time and self.start_time >= self.end_time:
             fields.reject("end_time", "must be after start_time")
         fields.check()
-
-
-class EventType(StrEnum):
-    """The values of EventType.Type in the protos."""
-
-    WORKSPACE_PROVISIONED = "workspace_provisioned"
-    WORKSPACE_STOPPED = "workspace_stopped"
-    WORKSPACE_FAILED = "workspace_failed"
-    WORKSPACE_RESUMED = "workspace_resumed"
-    TASK_SUBMITTED = "task_submitted"
-    TASK_STARTED = "task_started"
-    ITERATION_COMPLETED = "iteration_completed"
-    TASK_CANCEL_REQUESTED = "task_cancel_requested"
-    TASK_COMPLETED = "task_completed"
-    TASK_LIMIT_APPROACHED = "task_limit_approached"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import structlog
 
 from evershell.core.errors import UnavailableError
-from evershell.core.event import Event
+from evershell.core.event import Event, EventType
 from evershell.core.ports import Clock, Sealing
 from evershell.core.webhook import AttemptResult, ClaimedDelivery, DeliveryKey, PayloadForm
 from evershell.store.webhook_deliveries import (
@@ -210,6 +210,9 @@ class Deliverer:
             event = claimed or await self._deliveries.read_event(delivery.key.workspace_id, seq)
             if event is None:
                 answer = Answer("the event was removed")
+            elif event.type is EventType.UNSPECIFIED:
+                # A process of the later version sends it, while this version is replaced.
+                answer = Answer("the event has a type of a later version")
             else:
                 answer = await self._send(delivery, event)
             if answer.error:

@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 
 from evershell.core import task_lifecycle
 from evershell.core.change import KEY_KEPT, Change, KeyTakenError, Locked, unchanged
+from evershell.core.event import EventType
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import (
     AgentEvent,
@@ -351,3 +352,17 @@ async def test_a_read_of_a_task_leaves_out_the_started_calls(pool: Pool) -> None
     await store.transition(busy.id, report)
     read = await store.get_task(busy.id, submitted.id)
     assert read is not None and read.open_iteration == replace(opened, started_calls=())
+
+
+async def test_an_event_of_a_type_of_a_later_version_has_its_place_in_the_log(pool: Pool) -> None:
+    store = PostgresStore(pool, machine_clock)
+    busy, _ = await with_task(store)
+    before = await store.list_events(busy.id, 0, 100)
+    async with pool.connection() as connection:
+        await connection.execute(
+            "UPDATE events SET type = 'of_a_later_version' WHERE workspace_id = %s AND seq = %s",
+            (busy.id, before[-1].seq),
+        )
+    after = await store.list_events(busy.id, 0, 100)
+    assert after[:-1] == before[:-1]
+    assert after[-1] == replace(before[-1], type=EventType.UNSPECIFIED)

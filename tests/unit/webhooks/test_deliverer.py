@@ -128,6 +128,29 @@ async def test_an_event_that_fails_holds_back_the_later_ones_of_its_task(bench: 
     assert len(set(ids)) == 4
 
 
+async def test_a_process_of_a_later_version_sends_an_event_of_a_new_type(bench: Delivering) -> None:
+    _, receiver = await bench.receiver(event_types=[*TYPES, "of_a_later_version"])
+    workspace_id, task_id = await bench.end_task()
+
+    async def rename(old: str, new: str) -> None:
+        async with bench.pool.connection() as connection:
+            await connection.execute(
+                "UPDATE events SET type = %s WHERE task_id = %s AND type = %s", (new, task_id, old)
+            )
+
+    async def has_failed() -> bool:
+        return "later version" in (await bench.status(workspace_id, task_id)).last_error
+
+    await rename("task_completed", "of_a_later_version")
+    async with bench.delivering():
+        await eventually_async(has_failed, LIMIT_SECONDS)
+    assert [each["type"] for each in receiver.events()] == ["task_submitted"]
+    await rename("of_a_later_version", "task_completed")
+    bench.now += timedelta(minutes=1)
+    async with bench.delivering():
+        await eventually_async(lambda: len(receiver.events()) == 2, LIMIT_SECONDS)
+
+
 async def test_a_task_with_more_events_than_a_claim_takes_delivers_all_in_order(
     bench: Delivering,
 ) -> None:

@@ -110,7 +110,6 @@ def test_every_field_of_a_workspace_is_encoded() -> None:
         (list(WorkspaceStatus), workspace_pb2.Workspace.Status),
         ([phase for phase in Phase if phase], task_pb2.Task.Phase),
         (list(Outcome), messages.CancelTaskResponse.Outcome),
-        (list(EventType), event_pb2.EventType.Type),
     ],
 )
 def test_the_values_of_each_enum_are_those_of_the_protos(values: list[str], enum: Any) -> None:
@@ -137,7 +136,13 @@ PAYLOADS: dict[EventType, NewEvent] = {
 }
 
 
-@pytest.mark.parametrize("type_", EventType)
+def test_each_type_of_event_has_an_example() -> None:
+    assert {EventType.UNSPECIFIED, *PAYLOADS} == {*EventType}
+    of_tasks = {type_ for type_, new in PAYLOADS.items() if new.task_id}
+    assert of_tasks == {*event.TASK_EVENT_TYPES}
+
+
+@pytest.mark.parametrize("type_", PAYLOADS)
 def test_every_field_of_every_event_is_encoded(type_: EventType) -> None:
     new = PAYLOADS[type_]
     entry = Event(
@@ -174,6 +179,23 @@ def test_each_event_of_a_batch_is_encoded_and_serialized() -> None:
     assert [
         messages.WatchEventsResponse.FromString(each) for each in event_codec.encode_events(batch)
     ] == [event_codec.encode_event(event) for event in batch]
+
+
+def test_an_event_of_a_type_of_a_later_version_has_no_payload() -> None:
+    unknown = Event(
+        workspace_id="ws_1",
+        seq=7,
+        type=EventType("of_a_later_version"),
+        time=NOW,
+        payload={"a": 1},
+        task_id="task_1",
+    )
+    seen = event_codec.encode_event(unknown).event
+    assert (seen.seq, seen.task_id, seen.type) == (7, "task_1", 0)
+    assert seen.WhichOneof("payload") is None
+    (update,) = encode_updates([unknown])
+    status = a2a_pb2.StreamResponse.FromString(update.messages[0]).status_update
+    assert (update.is_end, status.status.state) == (False, a2a_pb2.TASK_STATE_WORKING)
 
 
 def test_streams_of_a2a_have_an_update_for_each_event_of_a_task() -> None:

@@ -187,7 +187,7 @@ Global___WorkspaceProvisioned: _TypeAlias = WorkspaceProvisioned  # noqa: Y015
 
 @_typing.final
 class WorkspaceStopped(_message.Message):
-    """The workspace was stopped, and its agent has ended."""
+    """The workspace was stopped or is being deleted, and its agent has ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -19,14 +19,6 @@ from evershell.core.task import Task, TaskStatus
 
 # The media type of A2A's JSON.
 JSON = "application/a2a+json"
-# The states of the events that are updates of a task's status.
-_EVENT_STATES = {
-    EventType.TASK_SUBMITTED: a2a_pb2.TASK_STATE_SUBMITTED,
-    EventType.TASK_STARTED: a2a_pb2.TASK_STATE_WORKING,
-    EventType.ITERATION_COMPLETED: a2a_pb2.TASK_STATE_WORKING,
-    EventType.TASK_LIMIT_APPROACHED: a2a_pb2.TASK_STATE_WORKING,
-    EventType.TASK_CANCEL_REQUESTED: a2a_pb2.TASK_STATE_WORKING,
-}
 # The limit of the text of an iteration. The metadata has the whole text.
 _MAX_TEXT_CHARACTERS = 10_000
 
@@ -157,7 +149,9 @@ def _messages(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
     """The messages of an event of a task. The last one is its status."""
     if event.type is EventType.TASK_COMPLETED:
         return [*_artifacts(event), _status(event, STATES[TaskStatus(event.payload["status"])])]
-    return [_status(event, _EVENT_STATES[event.type])]
+    if event.type is EventType.TASK_SUBMITTED:
+        return [_status(event, a2a_pb2.TASK_STATE_SUBMITTED)]
+    return [_status(event, a2a_pb2.TASK_STATE_WORKING)]
 
 
 def push_payload(event: Event) -> tuple[str, bytes]:
@@ -196,8 +190,9 @@ def _artifacts(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
 
 def _status(event: Event, state: a2a_pb2.TaskState) -> a2a_pb2.StreamResponse:
     facts = rest_fields(encode_event(event).event)
-    # The artifact has it.
-    facts[event.type].pop("result", None)
+    # The artifact has the result.
+    if event.type is EventType.TASK_COMPLETED:
+        del facts[event.type]["result"]
     update = a2a_pb2.TaskStatusUpdateEvent(
         task_id=event.task_id,
         context_id=event.workspace_id,

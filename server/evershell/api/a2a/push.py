@@ -11,19 +11,11 @@ from hashlib import sha256
 from a2a.types import a2a_pb2
 
 from evershell.core.addresses import Network
-from evershell.core.event import EventType
+from evershell.core.event import TASK_EVENT_TYPES
 from evershell.core.ports import Sealing
 from evershell.core.validation import Fields
 from evershell.core.webhook import CreateWebhook, PayloadForm, TaskScope, Webhook
 
-# The events that are updates of a task.
-EVENT_TYPES = (
-    EventType.TASK_SUBMITTED,
-    EventType.TASK_STARTED,
-    EventType.ITERATION_COMPLETED,
-    EventType.TASK_CANCEL_REQUESTED,
-    EventType.TASK_COMPLETED,
-)
 TOKEN_HEADER = "X-A2A-Notification-Token"  # noqa: S105 - a name
 _AUTHORIZATION = "Authorization"
 _MAX_SECRET_CHARACTERS = 4096
@@ -58,7 +50,7 @@ def decode_push(
     config_id = config.id or sha256(config.url.encode()).hexdigest()[:_ID_CHARACTERS]
     return CreateWebhook(
         url=config.url,
-        event_types=EVENT_TYPES,
+        event_types=TASK_EVENT_TYPES,
         task=TaskScope(workspace_id=workspace_id, task_id=task_id, name=config_id),
         payload_form=PayloadForm.A2A,
         headers=_headers(config),
