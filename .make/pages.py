@@ -1,4 +1,5 @@
-"""Writes what in docs/ follows from the code: settings, help, shares, models, decisions, layers.
+"""Writes what in docs/ follows from the code: settings, help, jobs, shares, models, decisions,
+layers.
 
 `make gen` runs it; `--check` compares instead of writing. `protos/generate.py` writes the page of
 the errors.
@@ -20,6 +21,7 @@ import model_page
 import shares_page
 from pydantic.fields import FieldInfo
 
+from evershell.app.jobs import JOBS
 from evershell.app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +144,16 @@ def decisions() -> str:
     return DECISIONS + "".join(rows)
 
 
+def operating() -> str:
+    """docs/operating.md, with a table of the periodic jobs."""
+    text = (DOCS / "operating.md").read_text()
+    before, begin, rest = text.partition("<!-- begin: written by `make gen` from app/jobs.py -->\n")
+    _, end, after = rest.partition("<!-- end: written by `make gen` -->\n")
+    rows = (f"| `{job.name}` | {job.pause_seconds:g} s | {job.what} |\n" for job in JOBS)
+    head = "| job | pause | what it does |\n|---|---|---|\n"
+    return before + begin + head + "".join(rows) + end + after
+
+
 def layers() -> str:
     """The picture of the packages of the server, one row for each layer of the import contract."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
@@ -189,6 +201,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     """Each page with its text."""
     yield DOCS / "configuration.md", configuration()
     yield DOCS / "commands.md", help_page.page()
+    yield DOCS / "operating.md", operating()
     yield DOCS / "shares.md", shares_page.page()
     yield DOCS / "model.md", model_page.page()
     yield DOCS / "decisions" / "index.md", decisions()

@@ -20,7 +20,7 @@ from typing import Any
 
 import psycopg
 
-from evershell.fleet.retention import Retention
+from evershell.fleet.retention import Retention, repeat
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.bench import arming, processes, size, windows
@@ -98,7 +98,7 @@ async def _remove(database_url: str, before: datetime) -> None:
     asyncio.sleep = pause  # type: ignore[assignment]
     async with open_pool(database_url) as pool:
         store = PostgresStore(pool, lambda: before)
-        await Retention(store, lambda: before, timedelta()).run()
+        await repeat("retention", Retention(store, lambda: before, timedelta()).sweep, 600)
 
 
 if __name__ == "__main__":

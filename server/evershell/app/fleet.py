@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import timedelta
 
 from evershell.api.health import liveness_served
+from evershell.app.jobs import Parts, background
 from evershell.app.pod_backends import pods_of
 from evershell.app.program import (
     database,
@@ -23,8 +24,6 @@ from evershell.core.errors import OperatorError
 from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.controller import Controller
 from evershell.fleet.leading import lead
-from evershell.fleet.local.file_limit import FileLimit
-from evershell.fleet.retention import Retention
 from evershell.pod.crash_points import CrashPoints
 from evershell.store.leadership import Leadership, Term
 from evershell.store.notifications import FleetSubscriptions
@@ -94,20 +93,17 @@ async def controller(
             points = CrashPoints(settings.crash_points_dir)
             pods = points.armed(pods, end="pod_end", remove="file_removal")
             store = points.armed(store, remove_workspace="row_removal")
-        kept = timedelta(days=settings.task_retention_days)
         minutes = settings.idle_suspend_minutes
-        files_mb = settings.workspace_files_mb if settings.pod_backend == "local" else 0
-        pods_dir = settings.state_dir / "pods"
 
         def new_controller(term: Term) -> Controller:
-            leads, background = term.is_current, []
-            if kept:
-                removed = metrics.removed_tasks
-                background.append(Retention(store, clock, kept, removed, leads=leads).run)
-            if files_mb:
-                measured = backlog.set_files if backlog else lambda *_: None
-                limit = FileLimit(pods_dir, files_mb, store, clock, measured, leads=leads)
-                background.append(limit.run)
+            parts = Parts(
+                settings=settings,
+                store=store,
+                clock=clock,
+                metrics=metrics,
+                backlog=backlog,
+                leads=term.is_current,
+            )
             return Controller(
                 store,
                 pods,
@@ -118,8 +114,8 @@ async def controller(
                 clock(),
                 backlog,
                 suspend_after=timedelta(minutes=minutes) if minutes else None,
-                background=background,
-                leads=leads,
+                background=background(parts),
+                leads=term.is_current,
             )
 
         leadership = Leadership(settings.session_url)

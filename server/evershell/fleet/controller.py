@@ -39,8 +39,6 @@ from evershell.fleet.redelivery import Redelivery
 from evershell.telemetry.backlog import Backlog
 
 log = structlog.get_logger()
-# How often workspaces are counted for the metrics. The count reads all rows.
-_COUNT_SECONDS = 60.0
 # How long a pod may take to end before it is killed.
 END_GRACE_SECONDS = 3.0
 # How many workspaces are removed at once.
@@ -81,7 +79,7 @@ class Controller:
         self._store = store
         self._pods = pods
         self._backlog = backlog
-        self._background = (self._count_workspaces, *background)
+        self._background = background
         self._redelivery = (
             Redelivery(agents) if backlog is None else Redelivery(agents, backlog.redelivered)
         )
@@ -160,15 +158,6 @@ class Controller:
         # Last, because a workspace that is locked raises an error.
         waking = [each.id for each, _ in cancellations if each.is_waking]
         await end_unstarted(self._store, self._clock, waking)
-
-    async def _count_workspaces(self) -> None:
-        while self._backlog is not None:
-            with suppress(UnavailableError):
-                self._backlog.set_hold_count(await self._store.count_holds())
-                self._backlog.set_workspace_counts(await self._store.count_workspaces())
-                self._backlog.set_delivery_counts(await self._store.count_deliveries())
-                self._backlog.set_oldest_end(await self._store.oldest_end())
-            await asyncio.sleep(_COUNT_SECONDS)
 
     async def _reconcile_changes(self, changes: Changes) -> None:
         """Reconciles the workspaces whose changes are published, until the next scan is due."""

@@ -11,10 +11,8 @@ import structlog
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock, Store
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
-# How long after the end of a sweep the next one begins.
-_PAUSE_SECONDS = 600.0
 # The workspaces that a statement looks at, and the events that a transaction looks at.
 _PAGE_SIZE = 500
 BATCH_EVENTS = 500
@@ -43,10 +41,6 @@ class Retention:
         self._removed = removed
         self._leads = leads
 
-    async def run(self) -> None:
-        """Removes old tasks until it is cancelled."""
-        await repeat(self.sweep, _PAUSE_SECONDS)
-
     async def sweep(self) -> None:
         """Looks at each workspace once. Raises UnavailableError."""
         before = self._clock() - self._kept
@@ -67,13 +61,15 @@ class Retention:
             after_seq, is_all = removed.last_seq, removed.events < BATCH_EVENTS
 
 
-async def repeat(sweep: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
-    """Calls `sweep` until it is cancelled, and pauses after each call."""
+async def repeat(name: str, job: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+    """Calls `job` until it is cancelled, and pauses after each call. No error ends it."""
     while True:
         try:
-            await sweep()
+            await job()
         except UnavailableError:
-            _log.warning("database_unavailable")
+            log.warning("database_unavailable", job=name)
+        except Exception:
+            log.exception("unexpected_error", job=name)
         await asyncio.sleep(pause_seconds)
 
 

@@ -9,8 +9,8 @@ import pytest
 from evershell.core.errors import UnavailableError
 from evershell.core.workspace import Workspace
 from evershell.fleet import retention
-from evershell.fleet.retention import Retention
-from tests.support.waiting import eventually_async
+from evershell.fleet.retention import Retention, repeat
+from tests.support.waiting import LIMIT_SECONDS, eventually_async
 from tests.support.world import World
 
 KEPT = timedelta(days=30)
@@ -21,7 +21,6 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A world whose statements have no pauses between them."""
     monkeypatch.setattr(retention, "BATCH_EVENTS", 4)
     monkeypatch.setattr(retention, "_PAGE_SIZE", 2)
-    monkeypatch.setattr(retention, "_PAUSE_SECONDS", 0)
     yield World()
 
 
@@ -57,7 +56,9 @@ async def test_an_outage_of_the_database_does_not_end_the_removal(world: World) 
     world.store.unavailable = True
     with pytest.raises(UnavailableError):
         await world.events(old.id)
-    running = asyncio.create_task(Retention(world.store, world.clock, KEPT).run())
+    running = asyncio.create_task(
+        repeat("retention", Retention(world.store, world.clock, KEPT).sweep, 0)
+    )
     try:
         await asyncio.sleep(0)
         world.store.unavailable = False
@@ -68,6 +69,21 @@ async def test_an_outage_of_the_database_does_not_end_the_removal(world: World) 
         await eventually_async(is_removed)
     finally:
         running.cancel()
+
+
+async def test_no_error_ends_a_job() -> None:
+    outcomes = iter([UnavailableError("the database is down"), ValueError("a defect")])
+    has_gone_on = asyncio.Event()
+
+    async def job() -> None:
+        if error := next(outcomes, None):
+            raise error
+        has_gone_on.set()
+
+    running = asyncio.create_task(repeat("job", job, 0))
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await has_gone_on.wait()
+    running.cancel()
 
 
 async def test_statements_take_a_share_of_the_time(

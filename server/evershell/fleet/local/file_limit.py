@@ -14,12 +14,10 @@ import structlog
 
 from evershell.core import task_lifecycle
 from evershell.core.ports import Clock, Store
-from evershell.fleet.retention import paced, repeat
+from evershell.fleet.retention import paced
 
 _log = structlog.get_logger()
 
-# How long after the end of a measurement of all workspaces the next one begins.
-_PAUSE_SECONDS = 30.0
 # The minimum size that a file or folder counts as, so that the number of files is limited too.
 _MIN_BYTES = 4096
 
@@ -49,10 +47,6 @@ class FileLimit:
         self._clock = clock
         self._measured = measured
         self._leads = leads
-
-    async def run(self) -> None:
-        """Measures until it is cancelled."""
-        await repeat(self.sweep, _PAUSE_SECONDS)
 
     async def sweep(self) -> None:
         """Measures each workspace once. Raises UnavailableError."""

@@ -1,0 +1,102 @@
+"""The periodic jobs of the fleet controller.
+
+The controller that leads runs them beside its scans. To add a job, write what it does once in a
+module of `fleet/`, and add it to JOBS. `make gen` writes it into docs/operating.md.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from evershell.app.settings import Settings
+from evershell.core.ports import Clock, Store
+from evershell.fleet.counts import count
+from evershell.fleet.local.file_limit import FileLimit
+from evershell.fleet.retention import Retention, repeat
+from evershell.telemetry.backlog import Backlog
+from evershell.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What jobs are made of, for one term of leadership."""
+
+    settings: Settings
+    store: Store
+    clock: Clock
+    metrics: Metrics
+    # None without METRICS_PORT.
+    backlog: Backlog | None
+    # Whether the term still lasts.
+    leads: Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job that is repeated until the end of the term."""
+
+    name: str
+    # What it does, in Markdown.
+    what: str
+    # How long after its end it begins again.
+    pause_seconds: float
+    # Returns what it does once, or None if the settings switch it off. May raise UnavailableError.
+    of: Callable[[Parts], Callable[[], Awaitable[None]] | None]
+
+
+def _count(parts: Parts) -> Callable[[], Awaitable[None]] | None:
+    return None if parts.backlog is None else partial(count, parts.store, parts.backlog)
+
+
+def _limit_files(parts: Parts) -> Callable[[], Awaitable[None]] | None:
+    settings, backlog = parts.settings, parts.backlog
+    if not settings.workspace_files_mb or settings.pod_backend != "local":
+        return None
+    return FileLimit(
+        settings.state_dir / "pods",
+        settings.workspace_files_mb,
+        parts.store,
+        parts.clock,
+        backlog.set_files if backlog else lambda *_: None,
+        leads=parts.leads,
+    ).sweep
+
+
+def _remove_old_tasks(parts: Parts) -> Callable[[], Awaitable[None]] | None:
+    kept = timedelta(days=parts.settings.task_retention_days)
+    if not kept:
+        return None
+    removed = parts.metrics.removed_tasks
+    return Retention(parts.store, parts.clock, kept, removed, leads=parts.leads).sweep
+
+
+JOBS = (
+    Job(
+        name="counts",
+        what="counts workspaces, holds and deliveries of webhooks for the "
+        "[metrics](monitoring.md#metrics), with `METRICS_PORT`",
+        pause_seconds=60,
+        of=_count,
+    ),
+    Job(
+        name="file_limit",
+        what="measures the [files of each workspace](lifetime.md#files-of-a-workspace), with "
+        "`WORKSPACE_FILES_MB` and local pods",
+        pause_seconds=30,
+        of=_limit_files,
+    ),
+    Job(
+        name="retention",
+        what="removes [old tasks](lifetime.md#retention), with `TASK_RETENTION_DAYS`",
+        pause_seconds=600,
+        of=_remove_old_tasks,
+    ),
+)
+
+
+def background(parts: Parts) -> Sequence[Callable[[], Coroutine[Any, Any, None]]]:
+    """The jobs that the settings switch on. Each runs until it is cancelled."""
+    made = ((job, job.of(parts)) for job in JOBS)
+    return [partial(repeat, job.name, run, job.pause_seconds) for job, run in made if run]
