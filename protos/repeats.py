@@ -10,7 +10,7 @@ from typing import Any
 ALWAYS = "always"
 NAMESPACE = "envoy.filters.http.lua"
 CEL = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
-# The mappers' filter for answers on such a route.
+# Matches Envoy's own answers on a route whose calls can be repeated.
 IS_REPEATABLE = {
     "extension_filter": {
         "name": "envoy.access_loggers.extension_filters.cel",

@@ -141,7 +141,7 @@ def read_history(
             promised=promised,
             promised_trees=promised_trees,
             removes_old=removes_old,
-            # A worker that has just started may be off by half the round trip of its first answer.
+            # The clocks of a new worker may differ by half the round trip of its first reading.
             clocks_differ_seconds=STEP_SECONDS,
         )
 

@@ -130,8 +130,8 @@ class Task:
         """The iterations of the task, until it is cancelled or has used up its iterations.
 
         A second loop continues where the first one has stopped. The next turn of the loop records
-        the iteration that has ended. What follows the loop may take 10 s. What the function then
-        returns is kept as the result of the task.
+        the iteration that has ended. After the loop, the function has 10 s to return. What it
+        returns becomes the result of the task, even of a cancelled one.
         """
         return self._run
 
@@ -198,7 +198,7 @@ class _Run(AsyncIterator[Step]):
             return []
         ending = self._ending(work, error)
         if self._step is not None:
-            # The iteration is not recorded.
+            # The open iteration is not recorded. As an ended one, it refuses later calls.
             self._step.has_ended = True
         return [*self._ended, ending]
 

@@ -24,12 +24,13 @@ class UnusualError(Exception):
 
 
 def convert(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the message for the field `event_type` of Event.
+    """The arguments for the constructor of the message in Event's field `event_type`.
 
     Ignores fields that the message does not have, because a later version may have written them.
-    The constructor raises ValueError for numbers out of range and for unknown names of enum values.
+    The message's constructor raises ValueError for numbers out of range and for unknown names of
+    enum values.
 
-    Raises UnusualError. Use `parse` then, and if the constructor fails.
+    Raises UnusualError. In that case, or if the constructor fails, use `parse`.
     """
     try:
         return _convert_fields(_fields(_descriptor(event_type)), payload)

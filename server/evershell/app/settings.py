@@ -172,9 +172,9 @@ class Settings(BaseSettings):
     pod ends, its files stay, and the next task wakes it. 0 for never. Set it only after all workers
     and controllers are of a version that has this setting."""
     pod_isolation: Literal["auto", "sandbox", "none"] = "auto"
-    """Whether pods run in a [sandbox](operating.md#pods). Where it does not work, the service
-    refuses to start; only `up` with `auto` and a `LISTEN_HOST` of loopback warns instead. Pods on
-    Kubernetes have a container."""
+    """Whether pods run in a [sandbox](operating.md#pods). If a sandbox does not work, the service
+    refuses to start, except that `up` only warns if this is `auto` and `LISTEN_HOST` is a loopback
+    address. It does not apply to Kubernetes, where each pod is a container."""
     tool_memory_mb: int = Field(2048, ge=64)
     """In a sandbox, the memory of all processes of a tool call together. Their files in `/tmp` and
     their files in `/dev/shm` have the same limit, but at most 256 MiB."""

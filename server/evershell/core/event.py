@@ -28,7 +28,7 @@ Encoded = TypeVar("Encoded")
 AUDIT_OK = "ok"
 # Applies to all text filters of the list.
 MAX_FILTER_CHARACTERS = field_limits.LIST_AUDIT_ENTRIES_ACTOR_ID_MAX
-# The types of the events of a task. Those of a workspace itself begin with its name.
+# The types of a task's events. The types of a workspace's own events begin with `workspace_`.
 TASK_EVENT_TYPES = tuple(
     each
     for each in EventType

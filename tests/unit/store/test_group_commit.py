@@ -58,7 +58,7 @@ async def start(group: GroupCommit[int, int], *numbers: int) -> list[asyncio.Tas
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No statement counts as slow, on a busy machine either."""
+    """No statement counts as slow, not even on a busy machine."""
     monkeypatch.setattr(group_commit, "_PATIENCE_SECONDS", 60.0)
 
 

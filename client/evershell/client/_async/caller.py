@@ -176,7 +176,7 @@ class AsyncCaller:
         /,
         **fields: Any,
     ) -> AsyncPages[T]:
-        """The pages of a list, which begin after the page of this token."""
+        """The pages of a list: from the one that the token names, or from the first one."""
         return AsyncPages(
             lambda token: self._call(
                 make_call(rpc, decode, page_size=page_size or 0, page_token=token, **fields)

@@ -40,7 +40,7 @@ def decode_push(
         ("authentication.credentials", auth.credentials),
     ):
         if not value.isascii() or not (value.isprintable() or not value):
-            fields.reject(name, "must have printable ASCII characters")
+            fields.reject(name, "must have only printable ASCII characters")
         fields.text(name, value, max_characters=_MAX_SECRET_CHARACTERS)
     if config.id:
         fields.identifier("id", config.id)

@@ -85,7 +85,7 @@ class Authentication(Interceptor):
             await self._host_binding.check(call.caller, host)
 
     async def _authenticate_unless_public(self, call: Call) -> None:
-        # The public card needs no credential. The core decides whether a workspace has one.
+        # A public card needs no credential. The core decides whether the workspace has such a card.
         if PUBLIC_HEADER not in call.metadata:
             await self._authenticate_caller(call)
 
