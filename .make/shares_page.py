@@ -34,12 +34,12 @@ _EDGE_SHARES = "tests/wire/edge/test_shares.py::"
 _OVERLOAD = "tests/wire/edge/long/test_overload.py::"
 _BUSIEST = {
     Kind.FIRST: "64 callers (bench)",
-    Kind.READS: "5 (console, 5,000 workspaces)",
+    Kind.READS: "15 (A2A client that polls 15 workspaces)",
     Kind.STREAMS: "1,000 watchers (bench)",
     Kind.WAITS: "one a workspace that works (A2A client: 15 of 15)",
     Kind.OTHERS: "64 callers (bench)",
     Kind.FIRST_BODIES: "0: they arrive within 100 ms",
-    Kind.BODIES: "not measured",
+    Kind.BODIES: "1 (A2A client, 20 kB)",
 }
 _HEAD = """\
 # Shares
