@@ -1,0 +1,108 @@
+"""Judges a history."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tests.histories import streams
+from tests.histories.claims import Claims, Place, claims
+from tests.histories.lines import Call, History
+from tests.histories.model import Effect, Operation
+from tests.histories.search import shortest, unexplained
+
+_NO_ORDER = "no order of the calls explains these answers"
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Answers that cannot all be right."""
+
+    # Empty if it is not about one workspace.
+    workspace_id: str
+    rule: str
+    # What callers saw, in the order of time.
+    seen: list[str]
+
+    def __str__(self) -> str:
+        where = f"{self.workspace_id}: " if self.workspace_id else ""
+        return "\n  ".join([f"{where}{self.rule}:", *self.seen])
+
+
+def judge(history: History) -> list[Contradiction]:
+    """Everything in the history that cannot be right: at most one order for each workspace."""
+    split = claims(history)
+    found = [
+        Contradiction("", rule, [str(each) for each in seen])
+        for rule, seen in streams.contradictions(history)
+    ]
+    for place, operations in split.operations.items():
+        conflicts = list(_two_ends(operations))
+        limited = frozenset(split.limited)
+        if not conflicts and unexplained(operations, limited) is not None:
+            few = shortest(operations, limited)
+            conflicts = [(_NO_ORDER, _with_submission(few, operations))]
+        found += (_contradiction(place, rule, seen) for rule, seen in conflicts)
+    found += _late_children(split)
+    return found
+
+
+def _contradiction(place: Place, rule: str, seen: Sequence[Operation]) -> Contradiction:
+    in_order = sorted(seen, key=lambda each: each.began)
+    # A call may have several parts.
+    return Contradiction(place[1], rule, list(dict.fromkeys(str(each.source) for each in in_order)))
+
+
+def _two_ends(operations: Sequence[Operation]) -> Iterator[tuple[str, list[Operation]]]:
+    ends: dict[str, tuple[str, Operation]] = {}
+    for each in operations:
+        for fact in each.facts:
+            if fact.status:
+                status, first = ends.setdefault(fact.task, (fact.status, each))
+                if status != fact.status:
+                    yield "a task ends once, and `cancelled` if that was asked", [first, each]
+
+
+def _with_submission(few: Sequence[Operation], operations: Sequence[Operation]) -> list[Operation]:
+    """An answer that is wrong by itself is shown with the submission of its task."""
+    tasks = {task for each in few for task in each.tasks()} if len(few) == 1 else ()
+    submissions = [each for each in operations if each.effect is Effect.SUBMIT]
+    return [*(each for each in submissions if each.task in tasks), *few]
+
+
+def _late_children(split: Claims) -> Iterator[Contradiction]:
+    """No child is submitted after its parent was cancelled, or had ended."""
+    over: dict[str, Operation] = {}
+    for operations in split.operations.values():
+        for each in operations:
+            for task in _over(each):
+                if task not in over or each.ended < over[task].ended:
+                    over[task] = each
+    for submission, parent in split.children:
+        settled = over.get(parent)
+        if settled is not None and settled.ended < submission.began:
+            rule = f"{submission.task} was submitted as a child of {parent}, which was over"
+            yield Contradiction("", rule, [str(settled.source), str(submission.source)])
+
+
+def _over(operation: Operation) -> Iterator[str]:
+    """The tasks of which the operation says that they were asked to end, or had ended."""
+    if operation.effect in (Effect.ACCEPT, Effect.ASK, Effect.SWEEP) and not operation.is_optional:
+        yield operation.task
+    for fact in operation.facts:
+        if fact.name in ("asked", "ended", "asked or ended"):
+            yield fact.task
+
+
+def size(history: History) -> str:
+    """What a history has, in words."""
+    cancelled = sum(_is_accepted(each) for each in history.calls)
+    open_calls = sum(each.answer is None and not each.error for each in history.calls)
+    seen = sum(len(each.messages) for each in history.calls)
+    return (
+        f"{len(history.calls)} calls, {cancelled} cancellations accepted, "
+        f"{open_calls} calls without an answer, {seen} messages of streams, "
+        f"{len(history.deliveries)} deliveries"
+    )
+
+
+def _is_accepted(call: Call) -> bool:
+    return call.answer is not None and call.answer.get("outcome") == "accepted"

@@ -1,0 +1,175 @@
+"""The sequential model of one workspace: what each call does to it, and which answers are right.
+
+A workspace has one task at a time. Who asks first to cancel it gets `accepted`. A task that was
+asked to end ends `cancelled`, and no other task does.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+CANCELLED = "cancelled"
+TERMINAL = frozenset({"completed", "failed", CANCELLED, "delivery_failed"})
+# The task of a submission that was not answered, if no other call names it.
+UNKNOWN = "?"
+
+
+class Phase(Enum):
+    """How far the task is that was submitted last."""
+
+    # Also before the first task.
+    ENDED = 0
+    RUNNING = 1
+    # It runs, and its cancellation is recorded.
+    ASKED = 2
+
+
+class State(NamedTuple):
+    """A workspace at one moment."""
+
+    task: str = ""
+    phase: Phase = Phase.ENDED
+    # The tasks that have ended, as far as a later call names them.
+    ended: frozenset[str] = frozenset()
+    held: bool = False
+    deleted: bool = False
+
+
+class Effect(Enum):
+    """What a call does. The task is empty if the call names none."""
+
+    SUBMIT = "submit"
+    SUBMIT_UNKNOWN = "submit unknown"
+    # Records a cancellation that nobody has recorded before.
+    ACCEPT = "accept"
+    # Records it, or finds it recorded.
+    ASK = "ask"
+    # The same, unless the task has ended. There has to be such a task.
+    SWEEP = "sweep"
+    # Records the cancellation of the task that runs, if one does.
+    STOP = "stop"
+    DELETE = "delete"
+    HOLD = "hold"
+    RELEASE = "release"
+
+
+class Fact(NamedTuple):
+    """What an answer says about a workspace at one moment."""
+
+    # A name in FACTS.
+    name: str
+    task: str = ""
+    # How the task ended, if the answer says that.
+    status: str = ""
+
+
+FACTS: Mapping[str, Callable[[State, str], bool]] = {
+    "submitted": lambda state, task: task == state.task or task in state.ended,
+    "running": lambda state, task: task == state.task and state.phase is Phase.RUNNING,
+    "asked": lambda state, task: task == state.task and state.phase is Phase.ASKED,
+    "active": lambda state, task: state.phase is not Phase.ENDED and task in ("", state.task),
+    "ended": lambda state, task: task in state.ended,
+    "asked or ended": lambda state, task: (
+        task in state.ended or (task == state.task and state.phase is Phase.ASKED)
+    ),
+    "missing": lambda state, task: (
+        state.deleted or (task != state.task and task not in state.ended)
+    ),
+    "last": lambda state, task: task == state.task,
+    "no task": lambda state, _: state.phase is Phase.ENDED,
+    "all asked": lambda state, _: state.phase is not Phase.RUNNING,
+    "held": lambda state, _: state.held,
+    "not held": lambda state, _: not state.held,
+    "deleted": lambda state, _: state.deleted,
+    "not deleted": lambda state, _: not state.deleted,
+    "never": lambda *_: False,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """The part of a call that one workspace sees: an effect, or facts."""
+
+    # A call, or what a webhook got.
+    source: object
+    began: float
+    ended: float
+    effect: Effect | None = None
+    task: str = ""
+    facts: tuple[Fact, ...] = ()
+    # It may have had its effect, or none.
+    is_optional: bool = False
+
+    def tasks(self) -> Iterator[str]:
+        """The tasks that it names."""
+        if self.task:
+            yield self.task
+        yield from (fact.task for fact in self.facts if fact.task)
+
+    def holds(self, state: State) -> bool:
+        """Whether its facts are true."""
+        return all(FACTS[name](state, task) for name, task, _ in self.facts)
+
+
+@dataclass(slots=True)
+class Tasks:
+    """What is known about the tasks of a workspace, from all its operations."""
+
+    # How they ended, if an answer says that.
+    status: dict[str, str] = field(default_factory=dict)
+    # Those which the service itself may cancel.
+    limited: frozenset[str] = frozenset()
+    # Those that no answer says are submitted, with the end of the first call that names them.
+    orphans: dict[str, float] = field(default_factory=dict)
+    # How many operations still name each.
+    uses: dict[str, int] = field(default_factory=dict)
+
+
+def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
+    """The states after its effect; none if it cannot have that effect now."""
+    task, phase = operation.task, state.phase
+    match operation.effect:
+        case Effect.SUBMIT if _is_free(state) and task not in state.ended and task != state.task:
+            yield state._replace(task=task, phase=Phase.RUNNING)
+        case Effect.SUBMIT_UNKNOWN if _is_free(state):
+            yield state._replace(task=UNKNOWN, phase=Phase.RUNNING)
+            for orphan, named in tasks.orphans.items():
+                is_new = orphan != state.task and orphan not in state.ended
+                if is_new and operation.began <= named and tasks.uses[orphan]:
+                    yield state._replace(task=orphan, phase=Phase.RUNNING)
+        case Effect.ACCEPT if phase is Phase.RUNNING and task == state.task:
+            yield state._replace(phase=Phase.ASKED)
+        case Effect.ASK if phase is not Phase.ENDED and task in ("", state.task):
+            yield state._replace(phase=Phase.ASKED)
+        case Effect.SWEEP if task == state.task or task in state.ended:
+            yield _stopped(state) if task == state.task else state
+        case Effect.STOP:
+            yield _stopped(state)
+        case Effect.DELETE:
+            yield _stopped(state)._replace(deleted=True)
+        case Effect.HOLD:
+            yield state._replace(held=True)
+        case Effect.RELEASE:
+            yield state._replace(held=False)
+
+
+def by_itself(state: State, tasks: Tasks) -> Iterator[State]:
+    """The states after something that no caller did: the end of the task, or a limit of it."""
+    if state.phase is Phase.ENDED:
+        return
+    status = tasks.status.get(state.task, "")
+    is_asked = state.phase is Phase.ASKED
+    if not status or (status == CANCELLED) == is_asked:
+        ended = state.ended | {state.task} if tasks.uses.get(state.task) else state.ended
+        yield state._replace(phase=Phase.ENDED, ended=ended)
+    if not is_asked and state.task in tasks.limited:
+        yield state._replace(phase=Phase.ASKED)
+
+
+def _is_free(state: State) -> bool:
+    return state.phase is Phase.ENDED and not state.held and not state.deleted
+
+
+def _stopped(state: State) -> State:
+    return state._replace(phase=Phase.ASKED) if state.phase is Phase.RUNNING else state

@@ -1,0 +1,49 @@
+"""Writes a history, line by line, so that it survives the end of its process."""
+
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Recorder:
+    """Writes the calls of one process. Threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        # Without a line in Python's buffer, nothing is lost with the process.
+        self._file = path.open("a", buffering=1)
+        self._serial = itertools.count(1)
+        self._writing = threading.Lock()
+
+    def begin(self, caller: str, call: str, arguments: Mapping[str, Any], *, org: str = "") -> str:
+        """Notes that the call begins. Returns its id."""
+        call_id = f"{os.getpid()}.{next(self._serial)}"
+        begun = {"caller": caller, "org": org, "call": call, "arguments": arguments}
+        self._write({"id": call_id} | begun)
+        return call_id
+
+    def answer(self, call_id: str, answer: Mapping[str, Any]) -> None:
+        self._write({"id": call_id, "answer": answer})
+
+    def fail(self, call_id: str, error: str, details: Mapping[str, Any]) -> None:
+        """Notes an error. What is not a slug means that there was no answer."""
+        self._write({"id": call_id, "error": error, "details": details})
+
+    def message(self, call_id: str, message: Mapping[str, Any]) -> None:
+        """Notes a message of a stream."""
+        self._write({"id": call_id, "message": message})
+
+    def deliver(self, webhook_id: str, event: Mapping[str, Any]) -> None:
+        """Notes what a webhook has received."""
+        self._write({"webhook_id": webhook_id, "delivery": event})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._writing:
+            self._file.write(json.dumps(line | {"at": time.monotonic()}) + "\n")

@@ -1,0 +1,225 @@
+"""Looks for an order of the operations of a workspace in which every answer is right.
+
+This is the search of Wing and Gong, in the order of time, with Lowe's memory: it goes through the
+beginnings and ends of operations, and keeps every pair of a state and a set of open operations that
+have had their effect. A pair that two orders reach is followed once. An operation that ends has to
+have had its effect before, so pairs in which it can have none are dropped. Without any pair left,
+there is no order. Where no operation is open, only states remain, so the costs depend on how many
+operations overlap.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from tests.histories.model import (
+    Effect,
+    Operation,
+    State,
+    Tasks,
+    after,
+    by_itself,
+)
+
+# A state, and the open operations that have happened, as bits.
+_Pair = tuple[State, int]
+
+
+def unexplained(
+    operations: Sequence[Operation], limited: frozenset[str] = frozenset()
+) -> Operation | None:
+    """The first operation whose answer no order explains; None if there is an order for all."""
+    return _Search(operations, limited).run()
+
+
+class _Search:
+    def __init__(self, operations: Sequence[Operation], limited: frozenset[str]) -> None:
+        self._operations = operations
+        self._tasks = _tasks(operations, limited)
+        unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
+        since = min((each.began for each in unknown), default=math.inf)
+        # No submission of the history can have created them.
+        older = frozenset(task for task, named in self._tasks.orphans.items() if named < since)
+        self._pairs: set[_Pair] = {(State(ended=older), 0)}
+        # The open operations by their bit.
+        self._facts: dict[int, Operation] = {}
+        self._effects: dict[int, Operation] = {}
+        self._free_bits: list[int] = []
+        self._next_bit = 1
+
+    def run(self) -> Operation | None:
+        moments = [(each.began, 0, i) for i, each in enumerate(self._operations)]
+        moments += [(each.ended, 1, i) for i, each in enumerate(self._operations)]
+        moments.sort()
+        bits: dict[int, int] = {}
+        for _, is_end, index in moments:
+            operation = self._operations[index]
+            if not is_end:
+                bits[index] = self._begin(operation)
+                continue
+            bit = bits.pop(index)
+            happened = self._happened(bit)
+            if not happened and not operation.is_optional:
+                return operation
+            self._pairs = happened | self._pairs if operation.is_optional else happened
+            self._end(operation, bit)
+        return None
+
+    def _begin(self, operation: Operation) -> int:
+        if self._free_bits:
+            bit = self._free_bits.pop()
+        else:
+            bit, self._next_bit = self._next_bit, self._next_bit << 1
+        if operation.effect is None:
+            self._facts[bit] = operation
+            self._pairs = {
+                (state, done | bit if operation.holds(state) else done)
+                for state, done in self._pairs
+            }
+        else:
+            self._effects[bit] = operation
+        return bit
+
+    def _end(self, operation: Operation, bit: int) -> None:
+        self._facts.pop(bit, None)
+        self._effects.pop(bit, None)
+        self._free_bits.append(bit)
+        over = set[str]()
+        for task in operation.tasks():
+            self._tasks.uses[task] -= 1
+            if not self._tasks.uses[task]:
+                over.add(task)
+        self._pairs = {
+            (state._replace(ended=state.ended - over) if over else state, done & ~bit)
+            for state, done in self._pairs
+        }
+
+    def _happened(self, bit: int) -> set[_Pair]:
+        """The pairs in which the operation has happened, each as early as possible."""
+        found = {pair for pair in self._pairs if pair[1] & bit}
+        left = [pair for pair in self._pairs if not pair[1] & bit]
+        if not left:
+            return found
+        groups = list(self._alike())
+        seen = set(left)
+        while left:
+            for pair in self._next(left.pop(), groups):
+                if pair[1] & bit:
+                    found.add(pair)
+                elif pair not in seen:
+                    seen.add(pair)
+                    left.append(pair)
+        return self._best(found)
+
+    def _next(self, pair: _Pair, groups: list[list[int]]) -> Iterator[_Pair]:
+        state, done = pair
+        for new in by_itself(state, self._tasks):
+            yield new, self._noted(new, done)
+        for group in groups:
+            # Of several that do the same, the one that is the first to be over.
+            bit = next((each for each in group if not done & each), 0)
+            if not bit:
+                continue
+            operation = self._effects[bit]
+            for new in after(state, operation, self._tasks):
+                if new != state or not operation.is_optional:
+                    yield new, self._noted(new, done | bit)
+
+    def _noted(self, state: State, done: int) -> int:
+        """Adds the open facts that are true now. To see them later could only be worse."""
+        for bit, operation in self._facts.items():
+            if not done & bit and operation.holds(state):
+                done |= bit
+        return done
+
+    def _alike(self) -> Iterator[list[int]]:
+        """The open effects, with the optional ones that do the same in one group."""
+        groups: dict[object, list[int]] = {}
+        for bit, operation in self._effects.items():
+            is_alike = operation.is_optional and not (
+                operation.effect is Effect.SUBMIT_UNKNOWN and self._tasks.orphans
+            )
+            key = (operation.effect, operation.task) if is_alike else bit
+            groups.setdefault(key, []).append(bit)
+        for group in groups.values():
+            yield sorted(group, key=lambda bit: self._effects[bit].ended)
+
+    def _best(self, pairs: set[_Pair]) -> set[_Pair]:
+        """Drops pairs from which others can do all that they can.
+
+        Of the same state, the pair is better in which more operations have happened that have to,
+        and fewer that do not have to.
+        """
+        optional = sum(bit for bit, each in self._effects.items() if each.is_optional)
+        by_state: dict[State, list[int]] = {}
+        for state, done in pairs:
+            by_state.setdefault(state, []).append(done)
+        return {
+            (state, done)
+            for state, all_done in by_state.items()
+            for done in all_done
+            if not any(_is_better(other, done, optional) for other in all_done)
+        }
+
+
+def _is_better(other: int, done: int, optional: int) -> bool:
+    has_all = not done & ~optional & ~other
+    has_no_more = not other & optional & ~done
+    return other != done and has_all and has_no_more
+
+
+def _tasks(operations: Iterable[Operation], limited: frozenset[str]) -> Tasks:
+    uses, submitted = Counter[str](), set[str]()
+    tasks = Tasks()
+    for each in operations:
+        if each.effect is Effect.SUBMIT:
+            submitted.add(each.task)
+        for fact in each.facts:
+            if fact.status:
+                tasks.status[fact.task] = fact.status
+        for task in each.tasks():
+            uses[task] += 1
+            tasks.orphans[task] = min(each.ended, tasks.orphans.get(task, each.ended))
+    for task in submitted:
+        tasks.orphans.pop(task, None)
+    tasks.limited = limited | tasks.orphans.keys()
+    tasks.uses = dict(uses)
+    return tasks
+
+
+def shortest(operations: Sequence[Operation], limited: frozenset[str]) -> list[Operation]:
+    """The fewest answers among these, which no order explains, that no order explains either.
+
+    The calls of the other answers still count: they may have had the effect that they say.
+    """
+    last = unexplained(operations, limited)
+    assert last is not None, "there is an order"
+    until = last.ended
+    known = [each for each in operations if each.began <= until]
+    kept = [each for each in known if not each.is_optional and each.ended <= until]
+    size = len(kept)
+    while size:
+        for first in range(0, len(kept), size):
+            fewer = kept[:first] + kept[first + size :]
+            if unexplained(_without(known, fewer), limited) is not None:
+                kept = fewer
+                break
+        else:
+            size //= 2
+            continue
+        size = min(size, len(kept))
+    return kept
+
+
+def _without(known: Sequence[Operation], kept: Sequence[Operation]) -> list[Operation]:
+    """The operations, with only the answers that are kept."""
+    wanted = {id(each) for each in kept}
+    return [
+        each
+        if each.is_optional or id(each) in wanted
+        else Operation(
+            each.source, each.began, each.ended, each.effect, each.task, is_optional=True
+        )
+        for each in known
+        if each.effect or id(each) in wanted
+    ]

@@ -1,0 +1,103 @@
+"""Judges what watchers and webhooks got."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.histories.claims import Seen
+from tests.histories.lines import Call, Delivery, History
+
+# A list of what contradicts a rule, after the rule.
+Contradiction = tuple[str, list[object]]
+_Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry of a log, as it was seen first."""
+
+    source: object
+    event: Mapping[str, Any]
+
+    def identity(self) -> tuple[object, ...]:
+        completed = self.event.get("task_completed", {})
+        return self.event["type"], self.event.get("task_id", ""), completed.get("status", "")
+
+
+def contradictions(history: History) -> Iterator[Contradiction]:
+    """Yields what watchers and webhooks must not have got."""
+    logs: dict[str, dict[int, _Entry]] = defaultdict(dict)
+    for call in history.calls:
+        if call.messages:
+            yield from _watched(call, logs[call.workspace_id])
+    for delivery in history.deliveries:
+        log = logs[delivery.event["workspace_id"]]
+        yield from _agrees(log, _Entry(delivery, delivery.event))
+    for log in logs.values():
+        yield from _ends_once([log[seq] for seq in sorted(log)])
+    yield from _delivered(history, logs)
+
+
+def _watched(call: Call, log: dict[int, _Entry]) -> Iterator[Contradiction]:
+    """A stream begins after `after`, and has every entry once and in order."""
+    last, before = int(call.arguments.get("after", 0)), None
+    for at, message in call.messages:
+        if "event" not in message:
+            continue
+        event = message["event"]
+        seen, seq = Seen(call.caller, at, event), int(event["seq"])
+        # The first entries of a log may have been removed.
+        if seq != last + 1 and (last or seq < 1):
+            rule = f"a watcher that has {last} gets {last + 1} next"
+            yield rule, [before or call, seen]
+        last, before = seq, seen
+        yield from _agrees(log, _Entry(seen, event))
+
+
+def _agrees(log: dict[int, _Entry], entry: _Entry) -> Iterator[Contradiction]:
+    first = log.setdefault(int(entry.event["seq"]), entry)
+    if first.identity() != entry.identity():
+        yield "an entry of a log never changes", [first.source, entry.source]
+
+
+def _ends_once(log: list[_Entry]) -> Iterator[Contradiction]:
+    ends: dict[str, _Entry] = {}
+    for entry in log:
+        kind, task, _ = entry.identity()
+        if end := ends.get(str(task)):
+            yield "nothing follows the end of a task in its log", [end.source, entry.source]
+        if kind == "task_completed":
+            ends[str(task)] = entry
+
+
+def _delivered(history: History, logs: dict[str, dict[int, _Entry]]) -> Iterator[Contradiction]:
+    got: dict[str, dict[str, list[Delivery]]] = defaultdict(lambda: defaultdict(list))
+    for delivery in history.deliveries:
+        of_task = got[delivery.webhook_id][str(delivery.event.get("task_id", ""))]
+        seqs = [int(each.event["seq"]) for each in of_task]
+        seq = int(delivery.event["seq"])
+        if of_task and seq not in seqs and seq < seqs[-1]:
+            rule = "a webhook gets the events of a task in their order"
+            yield rule, [of_task[-1], delivery]
+        of_task.append(delivery)
+    deleted = {str(each.arguments.get("webhook_id")) for each in _named(history, "DeleteWebhook")}
+    for call in _named(history, "CreateWebhook"):
+        if call.answer is None or call.answer["webhook"]["id"] in deleted:
+            continue
+        webhook = call.answer["webhook"]
+        later = {
+            each.answer["task_id"]
+            for each in _named(history, "SubmitTask")
+            if each.answer is not None and each.org == call.org and each.began > call.ended
+        }
+        for log in logs.values():
+            for seq, entry in log.items():
+                kind, task, _ = entry.identity()
+                sent = (int(each.event["seq"]) for each in got[webhook["id"]][str(task)])
+                if kind in webhook["event_types"] and task in later and seq not in sent:
+                    yield f"{webhook['id']} gets every event of its types", [call, entry.source]
+
+
+def _named(history: History, name: str) -> list[Call]:
+    return [each for each in history.calls if each.name == name]
