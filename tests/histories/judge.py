@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.histories import streams
 from tests.histories.claims import Claims, Place, claims
-from tests.histories.lines import Call, History
+from tests.histories.lines import Call, History, read
 from tests.histories.model import Effect, Operation
 from tests.histories.search import shortest, unexplained
 
@@ -90,6 +91,14 @@ def _over(operation: Operation) -> Iterator[str]:
     for fact in operation.facts:
         if fact.name in ("asked", "ended", "asked or ended"):
             yield fact.task
+
+
+def judge_file(path: Path) -> tuple[str, list[str]]:
+    """The verdict on the history of a run, and its contradictions."""
+    history = read([path])
+    found = [f"history: {each}" for each in judge(history)]
+    verdict = f"{len(found)} CONTRADICTIONS" if found else "right"
+    return f"history of {size(history)}: {verdict}", found
 
 
 def size(history: History) -> str:

@@ -101,11 +101,13 @@ class Operation:
     # It may have had its effect, or none.
     is_optional: bool = False
 
-    def tasks(self) -> Iterator[str]:
-        """The tasks that it names."""
+    def tasks(self, *, known: bool = False) -> Iterator[str]:
+        """The tasks that it names, or only those of them that the service knows."""
         if self.task:
             yield self.task
-        yield from (fact.task for fact in self.facts if fact.task)
+        for fact in self.facts:
+            if fact.task and not (known and fact.name == "missing"):
+                yield fact.task
 
     def holds(self, state: State) -> bool:
         """Whether its facts are true."""

@@ -177,8 +177,8 @@ def _tasks(operations: Iterable[Operation], limited: frozenset[str]) -> Tasks:
         for fact in each.facts:
             if fact.status:
                 tasks.status[fact.task] = fact.status
-        for task in each.tasks():
-            uses[task] += 1
+        uses.update(each.tasks())
+        for task in each.tasks(known=True):
             tasks.orphans[task] = min(each.ended, tasks.orphans.get(task, each.ended))
     for task in submitted:
         tasks.orphans.pop(task, None)

@@ -172,9 +172,21 @@ RIGHT: dict[str, Sequence[Call]] = {
         watched(1, event("task_started"), event("task_completed")),
         get("t1", "completed"),
     ],
+    "a watcher sees a cancellation": [
+        submit("t1"),
+        cancel("accepted", "t1"),
+        watched(0, event("task_submitted"), event("task_cancel_requested")),
+        get("t1", "asked"),
+        watched(2, event("task_completed", "cancelled")),
+    ],
     "a watcher of a log whose beginning was removed": [
         submit("t1"),
         watched(0, event("task_submitted", seq=7)),
+    ],
+    "a task that never was": [
+        on("CancelTask", error="task_not_found", task_id="t0"),
+        submit("t1"),
+        on("GetTask", error="task_not_found", task_id="t0"),
     ],
     "tasks that are older than the history": [
         submit("t1"),

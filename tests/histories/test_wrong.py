@@ -209,6 +209,17 @@ WRONG: dict[str, tuple[Sequence[Call], Sequence[str]]] = {
         ],
         ["task_completed", "GetTask"],
     ),
+    "a watcher sees a task before its submission": (
+        [watched(0, event("task_submitted")), submit("t1")],
+        ["task_submitted", "SubmitTask"],
+    ),
+    "a workspace is there after its deletion": (
+        [
+            on("DeleteWorkspace", {}),
+            on("GetWorkspace", {"id": "ws", "status": "idle", "current_task_id": ""}),
+        ],
+        ["DeleteWorkspace", "GetWorkspace"],
+    ),
     "nobody asked, and a watcher sees a request": (
         [submit("t1"), watched(0, event("task_cancel_requested"))],
         ["SubmitTask", "task_cancel_requested"],

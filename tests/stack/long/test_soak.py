@@ -1,23 +1,29 @@
-"""Mixed calls leave no open file and no process.
+"""Mixed calls leave no open file and no process, and their answers are right.
 
 `make leaks` makes more calls and also checks the memory.
 """
 
 import asyncio
+from contextlib import closing
+from pathlib import Path
 
 from tests.faults.long.soak.calls import Mix
 from tests.faults.long.soak.holdings import grown_files, holdings
+from tests.histories.judge import judge_file
+from tests.histories.recorder import Recorder
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 
 WARM_UP, CALLS = 100, 300
 
 
-def test_mixed_calls_leave_no_open_file_behind(stack: Stack) -> None:
-    mix = Mix(stack, [Workspace(stack).id for _ in range(2)], seed=1)
-    asyncio.run(mix.run(WARM_UP))
-    before = holdings(stack)
-    asyncio.run(mix.run(CALLS))
+def test_mixed_calls_leave_no_open_file_behind(stack: Stack, tmp_path: Path) -> None:
+    history = tmp_path / "history.jsonl"
+    with closing(Recorder(history)) as recorder:
+        mix = Mix(stack, [Workspace(stack).id for _ in range(2)], 1, recorder)
+        asyncio.run(mix.run(WARM_UP))
+        before = holdings(stack)
+        asyncio.run(mix.run(CALLS))
     # The edge closes a connection with a delay after its client disconnects.
     eventually(lambda: not list(grown_files(before, holdings(stack))))
-    assert mix.tally.problems == []
+    assert mix.tally.problems + judge_file(history)[1] == []

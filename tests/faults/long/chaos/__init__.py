@@ -1,9 +1,11 @@
 """Chaos: callers cancel tasks while faults are drawn at random from a seed.
 
-If a promise was broken, the run exits with 1, lists the broken promises and keeps the logs. A
-workspace that failed, or a program that the supervisor replaced, is a violation unless a fault has
-hurt it (unhurt.py). If a lease ran out because the agent or the workers waited for a processor, it
-was too short for the machine: the run lists it, but not as a violation.
+If a promise was broken, the run exits with 1, lists the broken promises and keeps the logs and the
+history of its calls, which tests/histories judges. What no caller sees (processes, rows, files,
+costs) has verdicts of its own. A workspace that failed, or a program that the supervisor replaced,
+is a violation unless a fault has hurt it (unhurt.py). If a lease ran out because the agent or the
+workers waited for a processor, it was too short for the machine: the run lists it, but not as a
+violation.
 
 The first part runs on one machine and needs root to mount small disks for pods, logs and the
 database, which it sometimes fills. The second part runs on many hosts: edge, workers, two

@@ -1,5 +1,7 @@
 """`make chaos`: cancels tasks during random faults, and exits 1 if a promise was broken.
 
+The calls are recorded, and tests/histories judges them. A failed run keeps them as history.jsonl.
+
 On one machine, the faults freeze, kill and restart programs and fill disks. On many hosts, which
 are network namespaces of this machine, they cut the hosts from each other.
 """
@@ -98,9 +100,7 @@ def report(outcome: Outcome) -> Iterator[str]:
     yield f"\n{'answer':36}  calls"
     for (rpc, answer), count in sorted(outcome.load.answers.items()):
         yield f"{f'{rpc}: {answer}':36} {count:6}"
-    tasks = {task_id for task_id, _ in outcome.load.promised}
-    yield f"\ntasks whose cancellation was promised: {len(tasks)}"
-    yield f"cancellations of a tree that were promised: {len(outcome.load.promised_trees)}"
+    yield f"\n{outcome.judged}"
     yield f"leases that were too short for this machine: {len(outcome.too_short)}"
     yield from outcome.too_short
 

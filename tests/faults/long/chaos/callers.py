@@ -1,9 +1,9 @@
-"""Clients for every wire. They raise no error: every call returns a Reply."""
+"""Clients for every wire. They raise no error: every call returns a Reply, and is recorded."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from tests.histories.recorder import Recorder
 from tests.support.stack import Stack
 
 RULES: dict[str, error_pb2.ErrorRule] = {
@@ -85,8 +86,10 @@ class Reply:
 class Callers:
     """Makes calls over any wire, on connections that no other instance uses."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._token = stack.tokens["full_access"]
+        self._token_of_other = stack.tokens.get("other_org")
         self._rest = httpx.AsyncClient(
             base_url=stack.ready["rest_url"],
             limits=httpx.Limits(max_connections=None),
@@ -123,42 +126,83 @@ class Callers:
         """
         token = self._token if token is None else token
         headers = {"authorization": f"Bearer {token}"} if token else {}
+        org = "other" if token == self._token_of_other else ""
+        call_id = self._recorder.begin(wire, rpc, fields, org=org)
         if wire is Wire.REST:
-            return await self._call_rest(rpc, limit_seconds, dict(fields), headers)
-        return await self._call_grpc(self._channels[wire], rpc, limit_seconds, fields, headers)
+            reply = await self._call_rest(rpc, limit_seconds, dict(fields), headers)
+        else:
+            channel = self._channels[wire]
+            reply = await self._call_grpc(channel, rpc, limit_seconds, fields, headers)
+        self._record(call_id, reply)
+        return reply
+
+    def _record(self, call_id: str, reply: Reply) -> None:
+        if reply.slug:
+            self._recorder.fail(call_id, reply.slug, reply.body)
+        else:
+            self._recorder.answer(call_id, reply.body)
 
     async def watch(
-        self, wire: Wire, workspace_id: str, messages: int, stay_seconds: float
+        self,
+        wire: Wire,
+        workspace_id: str,
+        messages: int,
+        stay_seconds: float,
+        after: int = 0,
+        on_event: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> Reply:
-        """Watches the log from its beginning.
+        """Watches the log after this `seq`. Returns the last message.
 
         Hangs up after `messages` messages, or `stay_seconds` after the first one.
         """
+        fields = {"workspace_id": workspace_id, "after": after}
+        call_id = self._recorder.begin(wire, "WatchEvents", fields)
         seen = 0
         last = Reply("", NO_ANSWER, {})
+        stream = self._watch(wire, workspace_id, after)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FIRST_MESSAGE_SECONDS) as limit:
-                async for last in self._watch(wire, workspace_id):
+            async with asyncio.timeout(_FIRST_MESSAGE_SECONDS) as limit, aclosing(stream):
+                async for last in stream:
                     seen += 1
+                    if event := last.body.get("event"):
+                        self._recorder.message(call_id, {"event": event})
+                        on_event(event)
                     if seen == 1:
                         limit.reschedule(asyncio.get_running_loop().time() + stay_seconds)
                     if last.slug or seen == messages:
                         break
+        self._record(call_id, last)
         return last
 
-    async def _watch(self, wire: Wire, workspace_id: str) -> AsyncIterator[Reply]:
+    async def _watch(self, wire: Wire, workspace_id: str, after: int) -> AsyncGenerator[Reply]:
         headers = {"authorization": f"Bearer {self._token}"}
         if wire is not Wire.REST:
             stub = workspace_service_pb2_grpc.WorkspaceServiceStub(self._channels[wire])
-            request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id)
+            request = workspace_service_pb2.WatchEventsRequest(
+                workspace_id=workspace_id, after=after
+            )
             try:
-                async for _ in stub.WatchEvents(request, metadata=tuple(headers.items())):
-                    yield Reply("OK", "", {})
+                async for message in stub.WatchEvents(request, metadata=tuple(headers.items())):
+                    body = MessageToDict(message, preserving_proto_field_name=True)
+                    yield Reply("OK", "", body)
             except grpc.aio.AioRpcError as error:
                 yield _grpc_failure(error)
             return
+        try:
+            async for reply in self._watch_rest(workspace_id, after, headers):
+                yield reply
+        except httpx.TransportError as error:
+            yield Reply("", NO_CONNECTION, {"said": repr(error)})
+
+    async def _watch_rest(
+        self, workspace_id: str, after: int, headers: Mapping[str, str]
+    ) -> AsyncIterator[Reply]:
         async with self._rest.stream(
-            "GET", f"/v1/workspaces/{workspace_id}/events", headers=headers, timeout=None
+            "GET",
+            f"/v1/workspaces/{workspace_id}/events",
+            params={"after": after},
+            headers=headers,
+            timeout=None,
         ) as response:
             if response.status_code != 200:
                 yield rest_reply(
@@ -167,7 +211,7 @@ class Callers:
                 return
             async for line in response.aiter_lines():
                 if line.startswith("data: "):
-                    yield Reply("200", "", {})
+                    yield Reply("200", "", json.loads(line.removeprefix("data: ")))
 
     async def _call_rest(
         self, rpc: str, limit_seconds: float, fields: dict[str, Any], headers: Mapping[str, str]

@@ -1,9 +1,8 @@
-"""The load: callers submit, cancel and stop tasks and trees of tasks, and keep the answers."""
+"""The load: callers submit, cancel and stop tasks and trees of tasks, and watch them."""
 
 import asyncio
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +23,9 @@ _LIMITS: tuple[dict[str, Any], ...] = (
     {"max_duration": "0.5s", "force_after": "0.1s"},
     {"max_cost": {"currency_code": "USD", "nanos": 2 * TOKENS}},
 )
+# How long a watcher stays on one connection, and the most messages that it reads there.
+_STAY_SECONDS = (0.5, 8.0)
+_MESSAGES = 1_000
 # Between two cancellations of all tasks of the organization.
 _BATCH_SECONDS = 5.0
 # The slugs that a stack under faults may answer. The credentials and requests of the load are
@@ -51,26 +53,23 @@ _Named = dict[str, str]
 
 
 class Load:
-    """Makes calls until `end`, and keeps what was promised."""
+    """Makes calls until `end`. The callers record them."""
 
-    def __init__(self, callers: Callers, workspace_ids: list[str], seed: int) -> None:
+    def __init__(self, callers: Callers, workspaces: Mapping[str, int], seed: int) -> None:
+        """`workspaces` has the last `seq` of each workspace."""
         self._callers = callers
-        self._workspace_ids = workspace_ids
+        self._workspace_ids = list(workspaces)
+        # How far each log was watched, and the tasks whose end was seen.
+        self._seqs = dict(workspaces)
+        self._ended = set[str]()
         self._seed = seed
         self._over = asyncio.Event()
         # By RPC, and outcome or slug.
         self.answers: Counter[tuple[str, str]] = Counter()
-        # The tasks that have to end `cancelled`, each with the answer that says so.
-        self.promised: list[tuple[str, str]] = []
-        # The tasks whose descendants have to end `cancelled`, each with the answer and its time.
-        self.promised_trees: list[tuple[str, str, float]] = []
-        # The workspaces that are deleted, and their tasks.
+        # The workspaces that are deleted.
         self.deleted_ids: list[str] = []
-        self.deleted_tasks: set[str] = set()
         # The task of each workspace that works on one. It may have ended.
         self._tasks: dict[str, str] = {}
-        # How often the cancellation of a task was answered `accepted`.
-        self.accepted: Counter[str] = Counter()
         # Answers that no fault excuses.
         self.problems: list[str] = []
 
@@ -82,6 +81,25 @@ class Load:
                 group.create_task(self._work(workspace_id, chance))
             group.create_task(self._cancel_all(random.Random(self._seed)))
             group.create_task(self._delete(random.Random(f"{self._seed} deletions")))
+
+    async def watch(self) -> None:
+        """Watches every workspace until it is cancelled, and reconnects again and again."""
+        async with asyncio.TaskGroup() as group:
+            for workspace_id in self._workspace_ids:
+                chance = random.Random(f"{self._seed} {workspace_id}")
+                group.create_task(self._watch(workspace_id, chance))
+
+    async def _watch(self, workspace_id: str, chance: random.Random) -> None:
+        def saw(event: Mapping[str, Any]) -> None:
+            self._seqs[workspace_id] = int(event["seq"])
+            if event["type"] == "task_completed":
+                self._ended.add(event["task_id"])
+
+        while True:
+            wire, seconds = chance.choice(list(Wire)), chance.uniform(*_STAY_SECONDS)
+            after = self._seqs[workspace_id]
+            await self._callers.watch(wire, workspace_id, _MESSAGES, seconds, after, saw)
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     def end(self) -> None:
         """Makes `run` begin no further task."""
@@ -141,7 +159,8 @@ class Load:
         while True:
             fields = {"workspace_id": workspace_id, "task_id": task_id}
             task = (await self._call(Wire.REST, "GetTask", **fields)).body
-            if task.get("completed_at"):
+            # A watcher has to see it too.
+            if task.get("completed_at") and task_id in self._ended:
                 return str(task["status"])
             await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -217,10 +236,7 @@ class Load:
             fields = {"workspace_id": str(created.body["id"])}
             self.deleted_ids.append(fields["workspace_id"])
             await asyncio.sleep(chance.uniform(0, 2))
-            submitted = await self._call(
-                wires[1], "SubmitTask", description="sleep 0.3\nsleep 0.3", **fields
-            )
-            self.deleted_tasks.add(str(submitted.body.get("task_id", "")))
+            await self._call(wires[1], "SubmitTask", description="sleep 0.3\nsleep 0.3", **fields)
             await asyncio.sleep(chance.uniform(0, 0.5))
             await self._call(wires[2], "DeleteWorkspace", **fields)
 
@@ -251,16 +267,11 @@ class Load:
     async def _cancel_tree(
         self, parent: _Named, child: _Named, chance: random.Random, after_seconds: float
     ) -> None:
-        """Cancels the tree of the parent. The answer means that the child is cancelled or over."""
+        """Cancels the tree of the parent, and reads the child, which was not left behind."""
         await asyncio.sleep(after_seconds)
         first, second = chance.choices(list(Wire), k=2)
-        reply = await self._call(first, "CancelTask", **parent, include_descendants=True)
-        if promised := _promise_of_tree(reply):
-            seen = (await self._call(second, "GetTask", **child)).body
-            times = seen.get("cancel_requested_at"), seen.get("completed_at")
-            if seen.get("status") and not any(times):
-                tree = f"{parent['task_id']}: {promised}"
-                self.problems.append(f"{tree}, but its child {seen['id']} was left behind")
+        await self._call(first, "CancelTask", **parent, include_descendants=True)
+        await self._call(second, "GetTask", **child)
 
     async def _cancel_all(self, chance: random.Random) -> None:
         while not self._over.is_set():
@@ -277,30 +288,4 @@ class Load:
         is_known = reply.is_lost or reply.slug in _ALLOWED or is_gone
         if reply.problem or reply.slug == NO_ANSWER or not is_known:
             self.problems.append(f"{answer} {reply.slug} {reply.problem} {dict(reply.body)}")
-        if rpc in ("CancelTask", "CancelTasks"):
-            self._note_promises(reply, answer)
-        if fields.get("include_descendants"):
-            self._note_tree(str(fields["task_id"]), reply, answer)
         return reply
-
-    def _note_tree(self, task_id: str, reply: Reply, answer: str) -> None:
-        if outcome := _promise_of_tree(reply):
-            self.promised_trees.append((task_id, f"{answer} {outcome}", time.time()))
-
-    def _note_promises(self, reply: Reply, answer: str) -> None:
-        results: list[Mapping[str, Any]] = list(reply.body.get("results", [reply.body]))
-        for each in results:
-            outcome, task_id = str(each.get("outcome", "")), str(each.get("task_id", ""))
-            is_recorded = str(each.get("intent_recorded")).lower() == "true"
-            if outcome in ("accepted", "already_requested") or is_recorded:
-                self.promised.append((task_id, f"{answer} {outcome or reply.slug}"))
-            self.accepted[task_id] += outcome == "accepted"
-            # The answer to its submission may have been lost.
-            if each.get("workspace_id") in self.deleted_ids:
-                self.deleted_tasks.add(task_id)
-
-
-def _promise_of_tree(reply: Reply) -> str:
-    """The outcome or slug of an answer that promises to cancel a tree; empty for another one."""
-    is_recorded = str(reply.body.get("intent_recorded")).lower() == "true"
-    return str(reply.body.get("outcome", reply.slug if is_recorded else ""))

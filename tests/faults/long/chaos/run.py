@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,8 @@ from tests.faults.long.chaos.load import IDLE_SECONDS, PRICES, TOKENS, Load
 from tests.faults.long.chaos.plan import Fault, Plan
 from tests.faults.long.chaos.unhurt import Hurt, failures, judge_programs, judge_workspaces
 from tests.faults.long.chaos.waits import Waits
+from tests.histories.judge import judge_file
+from tests.histories.recorder import Recorder
 from tests.support.promises import TERMINAL, read_history, violations
 from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually
@@ -58,6 +60,8 @@ class Outcome:
     violations: list[str]
     # The workspaces whose lease was too short for the machine, each as a line.
     too_short: list[str]
+    # What the calls of the load were, and the verdict on them.
+    judged: str
 
 
 class Inflictor(Protocol):
@@ -105,17 +109,15 @@ def play_and_judge(
     # The demo has an agent too.
     everyone = [*workspace_ids, str(stack.ready["demo"]["workspace_id"])]
     waits = Waits(stack, everyone)
-    load, problems = asyncio.run(_play(stack, faults, waits, plan, workspace_ids))
-    problems += load.problems
+    history = stack.state_dir.with_name("history.jsonl")
+    with closing(Recorder(history)) as recorder:
+        load, problems = asyncio.run(_play(stack, faults, waits, plan, workspace_ids, recorder))
+    judged, contradictions = judge_file(history)
+    problems += load.problems + contradictions
     problems += (
         f"{hit.fault.target} did not come back after {hit.fault.kind} at {hit.fault.at_seconds} s"
         for hit in faults.hits
         if not hit.came_back
-    )
-    problems += (
-        f"{task_id} was answered accepted {count} times"
-        for task_id, count in load.accepted.items()
-        if count > 1
     )
     hurts = list(faults.hurts(everyone))
     problems += judge_programs(stack.output, hurts)
@@ -126,22 +128,27 @@ def play_and_judge(
         problems += _strays(stack, workspace_ids)
     with stack.database() as connection:
         problems += _left_of_deleted(stack, connection, load.deleted_ids)
-        problems += _judge_tasks(connection, load)
+        problems += _judge_tasks(connection)
         failed = failures(connection, stack.state_dir / "logs")
     too_short = list[str]()
     for each in judge_workspaces(stack, failed, hurts, waits):
         (too_short if each.is_starved else problems).append(each.text)
     problems += _stopped(stack)
     problems += _defects(stack)
-    return Outcome(load, faults.hits, problems, too_short)
+    return Outcome(load, faults.hits, problems, too_short, judged)
 
 
 async def _play(
-    stack: Stack, faults: Inflictor, waits: Waits, plan: Plan, workspace_ids: list[str]
+    stack: Stack,
+    faults: Inflictor,
+    waits: Waits,
+    plan: Plan,
+    workspace_ids: list[str],
+    recorder: Recorder,
 ) -> tuple[Load, list[str]]:
-    callers = Callers(stack)
-    load = Load(callers, workspace_ids, plan.seed)
-    following = asyncio.create_task(waits.follow())
+    callers = Callers(stack, recorder)
+    load = Load(callers, _last_seqs(stack, workspace_ids), plan.seed)
+    following = asyncio.gather(waits.follow(), load.watch())
     try:
         problems = [
             f"before the first fault: {line}" for line in await load.settle(_SETTLE_SECONDS)
@@ -154,15 +161,24 @@ async def _play(
         return load, problems + await load.settle(_SETTLE_SECONDS)
     finally:
         following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
         await callers.close()
 
 
-def _judge_tasks(connection: "psycopg.Connection[Any]", load: Load) -> Iterator[str]:
-    """Yields the broken promises about tasks, wrong costs, and tasks that have not ended."""
-    # What was promised for tasks of deleted workspaces was kept, or these would not be gone: a
-    # workspace is removed after the end of its task.
-    of_others = [each for each in load.promised if each[0] not in load.deleted_tasks]
-    history = read_history(connection, None, of_others, load.promised_trees, removes_old=True)
+def _last_seqs(stack: Stack, workspace_ids: list[str]) -> dict[str, int]:
+    """Where watchers begin. Old events may be removed during the run."""
+    with stack.database() as connection:
+        query = "SELECT id, last_seq FROM workspaces WHERE id = ANY (%s)"
+        return dict(connection.execute(query, (workspace_ids,)).fetchall())
+
+
+def _judge_tasks(connection: "psycopg.Connection[Any]") -> Iterator[str]:
+    """Yields wrong rows of tasks, wrong costs, and tasks that have not ended.
+
+    What callers see is judged by the history.
+    """
+    history = read_history(connection, removes_old=True)
     for task_id, cost, reported, limit in connection.execute(_WRONG_COSTS, {"tokens": TOKENS}):
         yield f"{task_id} costs {cost}, its iterations cost {reported}, its limit is {limit}"
     yield from violations(history)

@@ -1,21 +1,26 @@
 """`make leaks`: makes many mixed calls, and exits 1 if a program of the stack has grown.
 
-It prints the open files and the memory of every program before and after the calls.
+It prints the open files and the memory of every program before and after the calls, and judges the
+history of the calls (tests/histories).
 """
 
 import asyncio
 import random
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import click
 
 from tests.faults.long.soak.calls import CALLERS, Mix, Tally
 from tests.faults.long.soak.holdings import grown_files, grown_memory, settled, table
+from tests.histories.judge import judge_file
+from tests.histories.recorder import Recorder
 from tests.support.stack import Stack, Workspace
 
 _WORKSPACES = 6
@@ -39,19 +44,24 @@ def main(calls: int, warm_up: int, seed: int | None) -> None:
         f"seed {seed}: {warm_up} calls to warm up, {calls} to measure, {CALLERS} callers, "
         f"{_WORKSPACES} workspaces"
     )
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        stack = Stack(Path(folder) / "state", RATE_LIMIT="on", LOG_LEVEL="INFO", **_LIMITS)
-        with stack.ended():
-            stack.start()
-            problems = list(_soak(stack, calls, warm_up, seed))
-            stack.stop()
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    history = folder / "history.jsonl"
+    stack = Stack(folder / "state", RATE_LIMIT="on", LOG_LEVEL="INFO", **_LIMITS)
+    with stack.ended(), closing(Recorder(history)) as recorder:
+        stack.start()
+        problems = list(_soak(stack, calls, warm_up, seed, recorder))
+        stack.stop()
+    verdict, contradictions = judge_file(history)
+    click.echo(f"{verdict}{f': {history}' if contradictions else ''}")
+    problems += contradictions
+    shutil.rmtree(folder / "state" if contradictions else folder)
     click.echo("\n".join(problems) or "nothing has grown")
     sys.exit(bool(problems))
 
 
-def _soak(stack: Stack, calls: int, warm_up: int, seed: int) -> Iterator[str]:
+def _soak(stack: Stack, calls: int, warm_up: int, seed: int, recorder: Recorder) -> Iterator[str]:
     """Makes the calls, prints the tables, and yields wrong answers and growth."""
-    mix = Mix(stack, [Workspace(stack).id for _ in range(_WORKSPACES)], seed)
+    mix = Mix(stack, [Workspace(stack).id for _ in range(_WORKSPACES)], seed, recorder)
     asyncio.run(mix.run(warm_up))
     before, began, made = settled(stack), time.monotonic(), mix.tally.calls
     asyncio.run(mix.run(calls))

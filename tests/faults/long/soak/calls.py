@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults.long.chaos.callers import Callers, Reply, Wire
+from tests.histories.recorder import Recorder
 from tests.support.stack import Stack
 
 CALLERS = 8
@@ -56,8 +57,11 @@ class Tally:
 class Mix:
     """Concurrent callers that share some workspaces."""
 
-    def __init__(self, stack: Stack, workspace_ids: list[str], seed: int) -> None:
+    def __init__(
+        self, stack: Stack, workspace_ids: list[str], seed: int, recorder: Recorder
+    ) -> None:
         self._stack = stack
+        self._recorder = recorder
         self._workspace_ids = workspace_ids
         self._chance = random.Random(seed)
         self._until = 0
@@ -72,7 +76,7 @@ class Mix:
         async with asyncio.TaskGroup() as group:
             for _ in range(CALLERS):
                 group.create_task(self._keep_calling())
-        callers = Callers(self._stack)
+        callers = Callers(self._stack, self._recorder)
         try:
             for workspace_id in self._workspace_ids:
                 await self._await_idle(callers, workspace_id)
@@ -81,7 +85,7 @@ class Mix:
 
     async def _keep_calling(self) -> None:
         while self.tally.calls < self._until:
-            callers = Callers(self._stack)
+            callers = Callers(self._stack, self._recorder)
             try:
                 for _ in range(_CALLS_A_CONNECTION):
                     if self.tally.calls >= self._until:
