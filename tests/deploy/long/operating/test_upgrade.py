@@ -1,25 +1,30 @@
 """An upgrade from the last release to this checkout and back, under load: no call fails.
 
 The programs, the agents and the clients of the two versions work with each other, in each
-direction, on the schema of the later one.
+direction, on the schema of the later one. All calls are recorded, and judged by tests/histories.
 """
 
 import json
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.histories.judge import judge, size
+from tests.histories.lines import read
+from tests.histories.recorder import Recorder
 from tests.stack.long.canceller import SHORT, Canceller
 from tests.stack.long.load import GrpcCaller, Load, RestCaller
+from tests.stack.long.recorded import Recorded
 from tests.support.distribution import Environment, build_later, released
 from tests.support.metrics import scrape
 from tests.support.ports import free_ports
-from tests.support.stack import Stack, Workspace
+from tests.support.stack import ROOT, Stack, Workspace
 from tests.support.waiting import eventually
 
 log = logging.getLogger(__name__)
@@ -31,20 +36,42 @@ PAUSE_SECONDS = 0.2
 # Iterations of a task whose caller waits.
 WAITED = "\n".join(["sleep 1"] * 100)
 # Submits, cancels and watches tasks with the library of its environment until its input ends.
-# Prints how many have ended.
+# Records its calls. Prints how many have ended.
 CLIENT = """
-import sys, threading
+import pathlib, sys, threading
 from evershell.client import Client, TaskStatus
+from tests.histories.recorder import Recorder
 
-address, key, workspace = sys.argv[1:]
+address, key, workspace, history = sys.argv[1:]
+here, recorder = {"workspace_id": workspace}, Recorder(pathlib.Path(history))
 stopping, ended = threading.Event(), 0
 threading.Thread(target=lambda: (sys.stdin.read(), stopping.set()), daemon=True).start()
+
+def watch():
+    stream = recorder.begin("client", "WatchEvents", here)
+    for each in client.watch(workspace, after=0):
+        event = {"seq": each.seq, "type": each.type, "task_id": each.task_id}
+        if each.type == "task_completed":
+            event["task_completed"] = {"status": each.payload.status}
+        recorder.message(stream, {"event": event})
+        yield each
+
+def call(name, make, fields, **arguments):
+    call_id = recorder.begin("client", name, here | arguments)
+    answer = make()
+    recorder.answer(call_id, here | {field: getattr(answer, field) for field in fields})
+    return answer
+
 with Client(address, key) as client:
-    events = client.watch(workspace, after=0)
+    events = watch()
     while not stopping.wait(0.2):
-        submitted = client.submit_task(workspace, "sleep 0.1\\n" * 100)
-        done = client.cancel(workspace, submitted.task_id, wait=10)
-        task = client.wait_for_task(workspace, submitted.task_id)
+        submit = lambda: client.submit_task(workspace, "sleep 0.1\\n" * 100)
+        submitted = call("SubmitTask", submit, ["task_id"])
+        ids = workspace, submitted.task_id
+        cancel = lambda: client.cancel(*ids, wait=10)
+        done = call("CancelTask", cancel, ["outcome", "task_id"], task_id=ids[1])
+        wait = lambda: client.wait_for_task(*ids)
+        task = call("GetTask", wait, ["id", "status"], task_id=ids[1])
         assert task.status == TaskStatus.CANCELLED, (done, task)
         seen = next(each for each in events if each.type == "task_completed")
         assert seen.task_id == submitted.task_id, (seen, submitted)
@@ -96,16 +123,20 @@ def installations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environment
 
 
 @contextmanager
-def client(stack: Stack, installation: Environment) -> Iterator["subprocess.Popen[str]"]:
+def client(
+    stack: Stack, installation: Environment, history: Path
+) -> Iterator["subprocess.Popen[str]"]:
     """A client of the installation. It must cancel some tasks within the block."""
-    workspace = Workspace(stack)
-    arguments = [f"http://{stack.ready['grpc_addr']}", stack.tokens["full_access"], workspace.id]
+    workspace, address = Workspace(stack), f"http://{stack.ready['grpc_addr']}"
+    arguments = [address, stack.tokens["full_access"], workspace.id, str(history)]
     process = subprocess.Popen(
         [installation.python, "-c", CLIENT, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # For the recorder.
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     try:
         yield process
@@ -152,14 +183,25 @@ def test_no_call_fails_during_an_upgrade_and_a_roll_back(
         eventually(has_progressed, LIMIT_SECONDS)
 
     stack = Installed(tmp_path, old)
-    with stack.started(), client(stack, old), client(stack, new):
-        rest, rpc = RestCaller(stack), GrpcCaller(stack, token="submit_observe")
+    files = [tmp_path / f"{name}.jsonl" for name in ("callers", "old client", "new client")]
+    with (
+        closing(Recorder(files[0])) as recorder,
+        stack.started(),
+        client(stack, old, files[1]),
+        client(stack, new, files[2]),
+    ):
+        rest = Recorded("REST", RestCaller(stack), recorder)
+        rpc = Recorded("gRPC", GrpcCaller(stack, token="submit_observe"), recorder)
         cancellers += [
             Canceller(load, "REST", rest, Workspace(stack), SHORT),
             Canceller(load, "gRPC, waits", rpc, Workspace(stack), WAITED, wait="10s"),
         ]
-        load.watch("stream over REST", RestCaller(stack), cancellers[0].workspace)
-        load.watch("stream over gRPC", GrpcCaller(stack), cancellers[1].workspace)
+        streams = [
+            Recorded("stream over REST", RestCaller(stack), recorder),
+            Recorded("stream over gRPC", GrpcCaller(stack), recorder),
+        ]
+        for caller, canceller in zip(streams, cancellers, strict=True):
+            load.watch("stream", caller, canceller.workspace)
         try:
             stack.run(new, "migrate")
             assert has_new_column(stack)
@@ -168,7 +210,8 @@ def test_no_call_fails_during_an_upgrade_and_a_roll_back(
             stack.roll(new)
             assert stack.versions() == [of_new] * 3
             later = Workspace(stack)
-            cancellers.append(Canceller(load, "a later agent", GrpcCaller(stack), later, SHORT))
+            caller = Recorded("a later agent", GrpcCaller(stack), recorder)
+            cancellers.append(Canceller(load, "a later agent", caller, later, SHORT))
             await_progress()
             stack.roll(old)
             assert stack.versions() == [of_old] * 3
@@ -182,3 +225,7 @@ def test_no_call_fails_during_an_upgrade_and_a_roll_back(
         versions = agents(stack)
         assert versions.pop(later.id) == of_new
         assert set(versions.values()) == {of_old}
+    history = read(files)
+    log.info("%s", size(history))
+    contradictions = judge(history)
+    assert contradictions == [], "\n".join(map(str, contradictions))
