@@ -3,20 +3,16 @@
 import sys
 from pathlib import Path
 
-from tests.histories.judge import judge, size
-from tests.histories.lines import read
+from tests.histories.judge import verdict
 
 
 def main() -> None:
-    """Prints each contradiction, and what the history has."""
+    """Prints each contradiction, and the verdict."""
     if not sys.argv[1:]:
         sys.exit("usage: python -m tests.histories FILE…")
-    history = read(map(Path, sys.argv[1:]))
-    found = judge(history)
-    for each in found:
-        print(each)
-    print(f"{size(history)}: {f'{len(found)} CONTRADICTIONS' if found else 'right'}")
-    sys.exit(bool(found))
+    text, contradictions = verdict(*map(Path, sys.argv[1:]))
+    print("\n".join([*contradictions, text]))
+    sys.exit(bool(contradictions))
 
 
 if __name__ == "__main__":

@@ -93,15 +93,14 @@ def _over(operation: Operation) -> Iterator[str]:
             yield fact.task
 
 
-def judge_file(path: Path) -> tuple[str, list[str]]:
-    """The verdict on the history of a run, and its contradictions."""
-    history = read([path])
-    found = [f"history: {each}" for each in judge(history)]
-    verdict = f"{len(found)} CONTRADICTIONS" if found else "right"
-    return f"history of {size(history)}: {verdict}", found
+def verdict(*paths: Path) -> tuple[str, list[str]]:
+    """The verdict on these files as one history, and its contradictions."""
+    history = read(paths)
+    found = [str(each) for each in judge(history)]
+    return f"{_size(history)}: {f'{len(found)} CONTRADICTIONS' if found else 'right'}", found
 
 
-def size(history: History) -> str:
+def _size(history: History) -> str:
     """What a history has, in words."""
     cancelled = sum(_is_accepted(each) for each in history.calls)
     open_calls = sum(each.answer is None and not each.error for each in history.calls)

@@ -32,7 +32,6 @@ class TaskRecord:
     model_calls: int = 0
     has_open_iteration: bool = False
     iteration_lost: bool = False
-    ancestor_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +64,6 @@ class History:
     last_seqs: Mapping[str, int] = field(default_factory=dict)
     # The answers that promised a cancellation, as pairs of task id and description of the answer.
     promised: Sequence[tuple[str, str]] = ()
-    # The answers that promised to cancel all descendants of a task: the id, a description of the
-    # answer, and when it had arrived.
-    promised_trees: Sequence[tuple[str, str, float]] = ()
     # Whether the oldest events may have been removed.
     removes_old: bool = False
     # How far the clocks of the programs that wrote the times may differ.
@@ -92,8 +88,7 @@ SELECT id, workspace_id, status, iterations, forced,
        extract(epoch FROM completed_at)::float AS completed_at,
        extract(epoch FROM cancel_requested_at)::float AS cancel_requested_at,
        extract(epoch FROM cancel_force_at)::float AS force_at,
-       model_calls, open_iteration IS NOT NULL AS has_open_iteration, iteration_lost,
-       coalesce(ancestor_ids, '{}') AS ancestor_ids
+       model_calls, open_iteration IS NOT NULL AS has_open_iteration, iteration_lost
 FROM tasks WHERE %(id)s::text IS NULL OR workspace_id = %(id)s
 """
 _EVENTS = """
@@ -119,7 +114,6 @@ def read_history(
     connection: "Connection[Any]",
     workspace_id: str | None = None,
     promised: Sequence[tuple[str, str]] = (),
-    promised_trees: Sequence[tuple[str, str, float]] = (),
     *,
     removes_old: bool = False,
 ) -> History:
@@ -139,7 +133,6 @@ def read_history(
             events=events.execute(_EVENTS, parameters).fetchall(),
             last_seqs=dict(connection.execute(_LAST_SEQS, parameters).fetchall()),
             promised=promised,
-            promised_trees=promised_trees,
             removes_old=removes_old,
             # The clocks of a new worker may differ by half the round trip of its first reading.
             clocks_differ_seconds=STEP_SECONDS,
@@ -159,17 +152,6 @@ def promised_tasks_end_cancelled(history: History) -> Iterator[str]:
         status = history.tasks[task_id].status if task_id in history.tasks else "missing"
         if status == "missing" or (status in TERMINAL and status != "cancelled"):
             yield f"{task_id}: {answer}, but its status is {status}"
-
-
-def no_descendant_is_left_behind(history: History) -> Iterator[str]:
-    """Each descendant was cancelled, or had ended, before the answer. No child came later."""
-    for root_id, answer, answered_at in history.promised_trees:
-        latest = answered_at + history.clocks_differ_seconds
-        for task in history.tasks.values():
-            times = task.cancel_requested_at, task.completed_at
-            is_settled = any(at is not None and at <= latest for at in times)
-            if root_id in task.ancestor_ids and not is_settled:
-                yield f"{root_id}: {answer}, but its descendant {task.id} was left behind"
 
 
 def tasks_begin_once(history: History) -> Iterator[str]:
@@ -269,7 +251,6 @@ def only_force_interrupts(history: History) -> Iterator[str]:
 PROMISES = (
     logs_have_no_gaps,
     promised_tasks_end_cancelled,
-    no_descendant_is_left_behind,
     tasks_begin_once,
     tasks_end_once,
     ends_agree_with_their_task,

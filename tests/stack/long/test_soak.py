@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.faults.long.soak.calls import Mix
 from tests.faults.long.soak.holdings import grown_files, holdings
-from tests.histories.judge import judge_file
+from tests.histories.judge import verdict
 from tests.histories.recorder import Recorder
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
@@ -26,4 +26,4 @@ def test_mixed_calls_leave_no_open_file_behind(stack: Stack, tmp_path: Path) -> 
         asyncio.run(mix.run(CALLS))
     # The edge closes a connection with a delay after its client disconnects.
     eventually(lambda: not list(grown_files(before, holdings(stack))))
-    assert mix.tally.problems + judge_file(history)[1] == []
+    assert mix.tally.problems + verdict(history)[1] == []

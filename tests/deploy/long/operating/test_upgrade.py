@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.histories.judge import judge, size
-from tests.histories.lines import read
+from tests.histories.judge import verdict
 from tests.histories.recorder import Recorder
 from tests.stack.long.canceller import SHORT, Canceller
 from tests.stack.long.load import GrpcCaller, Load, RestCaller
@@ -225,7 +224,6 @@ def test_no_call_fails_during_an_upgrade_and_a_roll_back(
         versions = agents(stack)
         assert versions.pop(later.id) == of_new
         assert set(versions.values()) == {of_old}
-    history = read(files)
-    log.info("%s", size(history))
-    contradictions = judge(history)
-    assert contradictions == [], "\n".join(map(str, contradictions))
+    judged, contradictions = verdict(*files)
+    log.info("%s", judged)
+    assert contradictions == [], "\n".join(contradictions)

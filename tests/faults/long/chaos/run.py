@@ -20,7 +20,7 @@ from tests.faults.long.chaos.load import IDLE_SECONDS, PRICES, TOKENS, Load
 from tests.faults.long.chaos.plan import Fault, Plan
 from tests.faults.long.chaos.unhurt import Hurt, failures, judge_programs, judge_workspaces
 from tests.faults.long.chaos.waits import Waits
-from tests.histories.judge import judge_file
+from tests.histories.judge import verdict
 from tests.histories.recorder import Recorder
 from tests.support.promises import TERMINAL, read_history, violations
 from tests.support.stack import Stack, Workspace, processes_of
@@ -112,7 +112,7 @@ def play_and_judge(
     history = stack.state_dir.with_name("history.jsonl")
     with closing(Recorder(history)) as recorder:
         load, problems = asyncio.run(_play(stack, faults, waits, plan, workspace_ids, recorder))
-    judged, contradictions = judge_file(history)
+    judged, contradictions = verdict(history)
     problems += load.problems + contradictions
     problems += (
         f"{hit.fault.target} did not come back after {hit.fault.kind} at {hit.fault.at_seconds} s"

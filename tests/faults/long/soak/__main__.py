@@ -19,7 +19,7 @@ import click
 
 from tests.faults.long.soak.calls import CALLERS, Mix, Tally
 from tests.faults.long.soak.holdings import grown_files, grown_memory, settled, table
-from tests.histories.judge import judge_file
+from tests.histories.judge import verdict
 from tests.histories.recorder import Recorder
 from tests.support.stack import Stack, Workspace
 
@@ -51,8 +51,8 @@ def main(calls: int, warm_up: int, seed: int | None) -> None:
         stack.start()
         problems = list(_soak(stack, calls, warm_up, seed, recorder))
         stack.stop()
-    verdict, contradictions = judge_file(history)
-    click.echo(f"{verdict}{f': {history}' if contradictions else ''}")
+    judged, contradictions = verdict(history)
+    click.echo(f"{judged}{f', in {history}' if contradictions else ''}")
     problems += contradictions
     shutil.rmtree(folder / "state" if contradictions else folder)
     click.echo("\n".join(problems) or "nothing has grown")
