@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
 # `up` and the tests set these. They are no settings for operators.
 INTERNAL = ("run_id", "pod_namespace", "pod_end_seconds", "log_max_bytes", "crash_points_dir")
-# The first setting of each section. The order is the same as in app/settings.py.
+# The first setting of each section. The order is that of app/settings.py, then of the rooms.
 SECTIONS = {
     "state_dir": "State and database",
     "rest_port": "Ports and workers",
@@ -41,6 +41,7 @@ SECTIONS = {
     "pod_backend": "Pods",
     "pod_image": "Kubernetes",
     "metrics_host": "Programs, metrics and logs",
+    "webhook_allowed_networks": "Webhooks",
 }
 CONFIGURATION = """\
 # Configuration
@@ -84,7 +85,7 @@ def configuration() -> str:
             parts.append("|---|---|---|---|\n")
         meaning = " ".join((field.description or "").split())
         if not meaning:
-            raise ValueError(f"{name} in app/settings.py needs a docstring")
+            raise ValueError(f"{name} needs a docstring")
         parts.append(f"| `{name.upper()}` | {default(field)} | {values(field)} | {meaning} |\n")
     return "".join(parts)
 
@@ -157,7 +158,9 @@ def operating() -> str:
 def layers() -> str:
     """The picture of the packages of the server, one row for each layer of the import contract."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (rows,) = (each["layers"] for each in contracts["contracts"] if each["type"] == "layers")
+    (rows,) = (
+        each["layers"] for each in contracts["contracts"] if each.get("containers") == ["evershell"]
+    )
     names = [row.split(" | ") for row in rows]
     packages = {path.parent.name for path in SERVER.glob("*/__init__.py")}
     if packages != {name for row in names for name in row}:

@@ -9,6 +9,7 @@ from evershell.api.interceptors import auditing, reading
 from evershell.api.interceptors.shares import RETRY_SECONDS, SHARES, Kind
 from evershell.app.settings import Settings
 from evershell.core import agent_rules
+from evershell.features.webhooks import deliverer, deliveries, sender
 from evershell.fleet import controller, due, redelivery
 from evershell.pod import sandbox
 from evershell.stack.envoy import config
@@ -18,11 +19,9 @@ from evershell.store import (
     postgres_store,
     scans,
     watched_workspaces,
-    webhook_deliveries,
 )
 from evershell.store.session_settings import SETTINGS
 from evershell.telemetry import metrics_server
-from evershell.webhooks import deliverer, sender
 
 ROOT = Path(__file__).resolve().parents[1]
 _EDGE = ROOT / "envoy" / "evershell" / "edge"
@@ -370,7 +369,7 @@ def _webhooks() -> Iterator[Row]:
     yield Row(
         "receivers to which events are sent",
         _NONE,
-        organization=f"{webhook_deliveries.MAX_RECEIVERS_OF_ORG}",
+        organization=f"{deliveries.MAX_RECEIVERS_OF_ORG}",
         other=f"{deliverer._AT_ONCE} requests at once to a receiver",
         next_one="waits",
         tests="tests/unit/webhooks/test_deliverer.py::"
@@ -379,14 +378,14 @@ def _webhooks() -> Iterator[Row]:
     yield Row(
         "sockets",
         "the system's limit of files",
-        organization=f"{webhook_deliveries.MAX_RECEIVERS_OF_ORG * deliverer._AT_ONCE}",
+        organization=f"{deliveries.MAX_RECEIVERS_OF_ORG * deliverer._AT_ONCE}",
         other=f"a request takes {sender.ATTEMPT_SECONDS:g} s at most",
         tests="tests/unit/webhooks/test_deliverer.py::test_a_slow_receiver_delays_no_other",
     )
     yield Row(
         "threads for DNS",
         f"{sender._DNS_THREADS}",
-        organization=f"about {2 * webhook_deliveries.MAX_RECEIVERS_OF_ORG}, each for seconds",
+        organization=f"about {2 * deliveries.MAX_RECEIVERS_OF_ORG}, each for seconds",
         next_one=f"waits {sender._CONNECT_SECONDS:g} s, then the attempt has failed",
         tests="tests/unit/webhooks/test_deliverer.py::"
         "test_names_that_nobody_resolves_leave_threads_to_other_organizations "

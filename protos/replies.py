@@ -200,6 +200,8 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
     # A worker that shuts down cancels calls that it has not accepted yet. A caller that cancels
     # does not wait for an answer.
     by_status[code_pb2.CANCELLED] = by_status[code_pb2.UNAVAILABLE]
+    # A worker without a room does not know its methods, whose paths the edge has.
+    by_status[code_pb2.UNIMPLEMENTED] = [rule for rule in rules if rule.slug == "not_found"]
     chosen = {grpc: _most_general(group) for grpc, group in sorted(by_status.items())}
     return {
         str(grpc): {

@@ -15,14 +15,14 @@ from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import AuditFilter
 from evershell.core.ports import DELIVERY_WAIT, Store
 from evershell.core.task import Task
-from evershell.core.webhook import AttemptResult, TaskScope
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
+from evershell.features.webhooks.deliveries import WebhookDeliveries
+from evershell.features.webhooks.rules import AttemptResult, TaskScope
+from evershell.features.webhooks.store import PostgresWebhooks
 from evershell.store.connections import Connection, Pool, connected, open_pool
 from evershell.store.deletions import Deletions
 from evershell.store.notifications import publish_to_nobody
 from evershell.store.postgres_store import PostgresStore
-from evershell.store.webhook_deliveries import WebhookDeliveries
-from evershell.store.webhooks import PostgresWebhooks
 from tests.contracts.test_store_webhooks import webhook
 from tests.support.store.audit import audit_entry
 from tests.support.store.examples import (

@@ -11,12 +11,12 @@ from evershell.core import task_lifecycle, workspace_lifecycle
 from evershell.core.errors import Failure
 from evershell.core.ports import Removed, Store
 from evershell.core.task import Task
-from evershell.core.webhook import TaskScope
 from evershell.core.workspace import Workspace
+from evershell.features.webhooks.rules import TaskScope
+from evershell.features.webhooks.store import PostgresWebhooks
 from evershell.store.connections import Pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
-from evershell.store.webhooks import PostgresWebhooks
 from tests.contracts.test_store_webhooks import webhook
 from tests.support.store.examples import NOW, USER, complete, intent, permission, task, workspace
 from tests.support.store.locks import waiting_sessions

@@ -34,7 +34,6 @@ _CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "list_old_logs": lambda store: store.list_old_logs(NOW, "", 1),
     "remove_old_tasks": lambda store: store.remove_old_tasks("ws", NOW, 0, 1),
     "oldest_end": lambda store: store.oldest_end(),
-    "count_deliveries": lambda store: store.count_deliveries(),
     "find_first_call": lambda store: store.find_first_call(first_call()),
     "record_answer": lambda store: store.record_answer(first_call(), "delivered"),
     "get_workspace": lambda store: store.get_workspace("ws_1"),

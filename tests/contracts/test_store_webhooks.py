@@ -14,17 +14,17 @@ from evershell.core.errors import Failure
 from evershell.core.event import EventType
 from evershell.core.ids import new_webhook_id
 from evershell.core.task import TaskStarted
-from evershell.core.webhook import (
+from evershell.features.webhooks.deliveries import MAX_OF_RECEIVER, WebhookDeliveries
+from evershell.features.webhooks.rules import (
     AttemptResult,
     ClaimedDelivery,
     DeliveryStatus,
     TaskScope,
     Webhook,
 )
+from evershell.features.webhooks.store import PostgresWebhooks
 from evershell.store.connections import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
-from evershell.store.webhook_deliveries import MAX_OF_RECEIVER, WebhookDeliveries
-from evershell.store.webhooks import PostgresWebhooks
 from tests.support.store.examples import (
     NOW,
     ORG,

@@ -8,11 +8,11 @@ from evershell.core import errors
 from evershell.core.caller import Permission
 from evershell.core.change import FirstCall, KeyTakenError
 from evershell.core.event import AuditEntry
-from evershell.core.webhook import TaskScope, Webhook, WebhookDelivery, not_own
+from evershell.features.webhooks.rules import TaskScope, Webhook, WebhookDelivery, not_own
 
 
 class FakeWebhookStore:
-    """Implements core.ports.WebhookStore in memory. It records no deliveries."""
+    """Implements ports.WebhookStore of the room in memory. It records no deliveries."""
 
     def __init__(self) -> None:
         self.webhooks: dict[str, Webhook] = {}

@@ -37,7 +37,6 @@ from evershell.core.task_filter import (
 )
 from evershell.core.task_tree import Parent
 from evershell.core.validation import Listed
-from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 from evershell.store.notifications import Publish, publish_to_nobody
 from tests.support.fake_audit import FakeAuditLog, covers
@@ -521,10 +520,6 @@ class FakeStore:
     async def get_hold(self, org_id: str) -> Hold | None:
         self._answer()
         return self._holds.get(org_id)
-
-    async def count_deliveries(self) -> DeliveryCounts:
-        self._answer()
-        return DeliveryCounts()
 
     async def count_holds(self) -> int:
         self._answer()

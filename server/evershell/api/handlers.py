@@ -6,6 +6,8 @@ the server is made.
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -13,24 +15,41 @@ import grpc
 from evershell.api import call as calls
 from evershell.api.call import Call, Context
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
+from evershell.api.status import ENVELOPE, ErrorForm
 
 # The stubs declare type parameters that the class of grpcio does not have at run time.
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behavior = Callable[[Any, Context], Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service that the server offers besides its own, or methods of one."""
+
+    # The generated function `add_…Servicer_to_server`.
+    add: Callable[[Any, grpc.aio.Server], None]
+    servicer: object
+    # The full name of the service, if its errors have a form of their own.
+    name: str = ""
+    form: ErrorForm | None = None
+
+
 class Handlers(grpc.GenericRpcHandler):
     """Finds the handler of a method by its path."""
 
     def __init__(
-        self, methods: "Mapping[str, MethodHandler]", interceptors: Sequence[Interceptor]
+        self,
+        methods: "Mapping[str, MethodHandler]",
+        interceptors: Sequence[Interceptor],
+        forms: Mapping[str, ErrorForm] = MappingProxyType({}),
     ) -> None:
         """`methods` has the method of a servicer for each path. `interceptors`: outermost first.
 
-        Each method takes one message. A method that takes a stream is not supported.
+        Each method takes one message. A method that takes a stream is not supported. `forms` has
+        the services whose errors have a form of their own.
         """
         self._by_path = {
-            path: _composed(path, method, interceptors) for path, method in methods.items()
+            path: _composed(path, method, interceptors, forms) for path, method in methods.items()
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "MethodHandler | None":
@@ -50,11 +69,26 @@ class Methods(dict[str, "MethodHandler"]):
     def add_registered_method_handlers(
         self, service: str, methods: "Mapping[str, MethodHandler]"
     ) -> None:
-        self.update({f"/{service}/{name}": method for name, method in methods.items()})
+        """Leaves out what the servicer does not implement, so gRPC answers UNIMPLEMENTED."""
+        self.update(
+            {
+                f"/{service}/{name}": method
+                for name, method in methods.items()
+                if not _behavior(method).__module__.endswith("_pb2_grpc")
+            }
+        )
+
+
+def _behavior(registered: "MethodHandler") -> _Behavior:
+    streams = registered.response_streaming
+    return cast(_Behavior, registered.unary_stream if streams else registered.unary_unary)
 
 
 def _composed(
-    path: str, registered: "MethodHandler", interceptors: Sequence[Interceptor]
+    path: str,
+    registered: "MethodHandler",
+    interceptors: Sequence[Interceptor],
+    forms: Mapping[str, ErrorForm],
 ) -> "MethodHandler":
     """The method as gRPC calls it.
 
@@ -66,13 +100,12 @@ def _composed(
     _, service, name = path.split("/")
     assert registered.request_deserializer is not None, "the generated code sets it"
     is_stream = bool(registered.response_streaming)
-    method = Method(service, name, registered.request_deserializer, is_stream)
+    form = forms.get(service, ENVELOPE)
+    method = Method(service, name, registered.request_deserializer, is_stream, form)
     serialize = registered.response_serializer
     assert serialize is not None, "the generated code sets it"
-    if is_stream:
-        handler = _streaming(cast(_Behavior, registered.unary_stream))
-    else:
-        handler = _unary(cast(_Behavior, registered.unary_unary))
+    behavior = _behavior(registered)
+    handler = _streaming(behavior) if is_stream else _unary(behavior)
     for interceptor in reversed(interceptors):
         handler = interceptor.wrap(method, handler)
 

@@ -19,6 +19,11 @@ from evershell.core.caller import Caller
 WORKSPACE_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 # The service of A2A (https://a2a-protocol.org).
 A2A_SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
+# It answers when its task has ended, so it may take as long as a stream.
+WAITS = f"/{A2A_SERVICE}/SendMessage"
+# The only method that needs no credential: for the public card, whose calls have this header.
+CARD = f"/{A2A_SERVICE}/GetExtendedAgentCard"
+PUBLIC_CARD_HEADER = "x-evershell-public-card"
 # The service that agents use.
 RUNTIME_SERVICE = runtime_service_pb2.DESCRIPTOR.services_by_name["RuntimeService"].full_name
 # The services that callers use.

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import cast
 
 import grpc
-from a2a.types import a2a_pb2_grpc
 from evershell.agent.v1 import runtime_service_pb2_grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from evershell.api import reflection
-from evershell.api.a2a.servicer import A2AServicer
-from evershell.api.handlers import Handlers, Methods
+from evershell.api.handlers import Handlers, Methods, Service
 from evershell.api.health import LIVENESS, Health
 from evershell.api.interceptors.admission import Admission
 from evershell.api.interceptors.interceptor import Interceptor
@@ -72,7 +70,6 @@ class Server:
     def __init__(
         self,
         public: WorkspaceServicer,
-        a2a: A2AServicer,
         internal: RuntimeServicer,
         request_log: RequestLog,
         admission: Admission,
@@ -80,12 +77,14 @@ class Server:
         drain_waits: Callable[[], None] = lambda: None,
         agent_listener: AgentListener | None = None,
         probe: DelayProbe | None = None,
+        services: Sequence[Service] = (),
     ) -> None:
         """`interceptors` is the list of chain.py, and contains `request_log` and
         `admission`.
 
         `drain_waits` makes every call that waits answer at once, now and later. With
         `agent_listener`, the server also listens there. `probe` measures how long calls wait.
+        `services` are those of rooms.
         """
         self._agent_listener = agent_listener
         # The port of the agents' listener.
@@ -99,15 +98,19 @@ class Server:
         methods = Methods()
         registry = cast(grpc.aio.Server, methods)
         workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server(public, registry)
-        a2a_pb2_grpc.add_A2AServiceServicer_to_server(a2a, registry)
         runtime_service_pb2_grpc.add_RuntimeServiceServicer_to_server(internal, registry)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
+        for each in services:
+            each.add(each.servicer, registry)
+        forms = {each.name: each.form for each in services if each.form is not None}
+        served = {path.split("/")[1] for path in methods}
+        self._public = tuple(name for name in PUBLIC_SERVICES if name in served)
         self._server = grpc.aio.server(options=OPTIONS)
-        self._server.add_generic_rpc_handlers((Handlers(methods, interceptors),))
+        self._server.add_generic_rpc_handlers((Handlers(methods, interceptors, forms),))
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         if probe is not None:
             self._server.add_generic_rpc_handlers((probe,))
-        reflection.add_to_server((*PUBLIC_SERVICES, health_service), self._server)
+        reflection.add_to_server((*self._public, health_service), self._server)
 
     async def start(self, address: str, *, serving: bool = True) -> int:
         """Listens on `address` (host:port) and returns the port.
@@ -139,7 +142,7 @@ class Server:
             if serving
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for name in (_EVERY_SERVICE, *PUBLIC_SERVICES):
+        for name in (_EVERY_SERVICE, *self._public):
             await self._health.set(name, serving_status)
 
     async def drain(self, grace_seconds: float) -> None:

@@ -4,7 +4,8 @@ The gRPC code and the HTTP status of a slug are options of its enum value in err
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -108,6 +109,19 @@ def envelope_json(failure: Failure, request_id: str) -> str:
     if failure.details:
         error["details"] = dict(failure.details)
     return json.dumps({"error": error}, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How the failures of a service are written."""
+
+    # These two get the failure and the id of the request: the status, and the body of REST.
+    rich_status: Callable[[Failure, str], status_pb2.Status]
+    body: Callable[[Failure, str], str]
+    http_status: Callable[[Failure], int]
+
+
+ENVELOPE = ErrorForm(rich_status, envelope_json, lambda failure: RULES[failure.slug].http)
 
 
 def stream_error(failure: Failure, request_id: str) -> error_pb2.Error:

@@ -1,6 +1,6 @@
 """WorkspaceService, which callers use. Each method decodes, calls the core, encodes."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,39 +9,36 @@ from evershell.workspace.v1 import (
     caller_pb2,
     hold_pb2,
     task_pb2,
-    webhook_pb2,
     workspace_pb2,
     workspace_service_pb2,
     workspace_service_pb2_grpc,
 )
 
-from evershell.api import codec, event_codec, event_stream, webhook_codec
+from evershell.api import codec, event_codec, event_stream
 from evershell.api.call import caller, idempotency_key, origin, send_status_200
 from evershell.api.codec import encode_page
-from evershell.core import hold, tasks, watch_events, webhooks, workspaces
-from evershell.core.addresses import Network
+from evershell.core import hold, tasks, watch_events, workspaces
 from evershell.core.audit import list_audit_entries
 from evershell.core.cancel_task import cancel_task
 from evershell.core.cancel_tasks import cancel_tasks
 from evershell.core.event_feeds import EventFeeds
-from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
+from evershell.core.ports import Agents, Clock, Store, Subscriptions
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
-    """The public service. workspace_service.proto has the contract of each method."""
+    """The public service. workspace_service.proto has the contract of each method.
+
+    Rooms have the methods that are missing here.
+    """
 
     store: Store
     agents: Agents
     subscriptions: Subscriptions
     feeds: EventFeeds
     clock: Clock
-    webhooks: WebhookStore
-    sealing: Sealing
-    # The networks of webhooks that may be called although they are not public.
-    allowed_networks: Sequence[Network] = ()
     # The model of the agents, if it has no price.
     model_without_price: str = ""
 
@@ -242,68 +239,3 @@ class WorkspaceServicer(workspace_service_pb2_grpc.WorkspaceServiceServicer):
         self, request: workspace_service_pb2.GetCallerRequest, context: Context
     ) -> caller_pb2.Caller:
         return codec.encode_caller(caller())
-
-    async def CreateWebhook(
-        self, request: workspace_service_pb2.CreateWebhookRequest, context: Context
-    ) -> workspace_service_pb2.CreateWebhookResponse:
-        created, secret = await webhooks.create_webhook(
-            caller(),
-            webhook_codec.decode_create(request, self.allowed_networks),
-            origin(),
-            self.store,
-            self.webhooks,
-            self.sealing,
-            self.clock,
-            idempotency_key(request),
-        )
-        return workspace_service_pb2.CreateWebhookResponse(
-            webhook=webhook_codec.encode_webhook(created), secret=secret
-        )
-
-    async def ListWebhooks(
-        self, request: workspace_service_pb2.ListWebhooksRequest, context: Context
-    ) -> workspace_service_pb2.ListWebhooksResponse:
-        listed = await webhooks.list_webhooks(caller(), self.webhooks)
-        return workspace_service_pb2.ListWebhooksResponse(
-            webhooks=map(webhook_codec.encode_webhook, listed)
-        )
-
-    async def DeleteWebhook(
-        self, request: workspace_service_pb2.DeleteWebhookRequest, context: Context
-    ) -> webhook_pb2.Webhook:
-        return webhook_codec.encode_webhook(
-            await webhooks.delete_webhook(caller(), request.webhook_id, origin(), self.webhooks)
-        )
-
-    async def RotateWebhookSecret(
-        self, request: workspace_service_pb2.RotateWebhookSecretRequest, context: Context
-    ) -> workspace_service_pb2.RotateWebhookSecretResponse:
-        rotated, secret = await webhooks.rotate_webhook_secret(
-            caller(), request.webhook_id, origin(), self.webhooks, self.sealing, self.clock
-        )
-        return workspace_service_pb2.RotateWebhookSecretResponse(
-            webhook=webhook_codec.encode_webhook(rotated), secret=secret
-        )
-
-    async def ReplayWebhook(
-        self, request: workspace_service_pb2.ReplayWebhookRequest, context: Context
-    ) -> workspace_service_pb2.ReplayWebhookResponse:
-        replayed, remaining = await webhooks.replay_webhook(
-            caller(),
-            request.webhook_id,
-            request.task_id or None,
-            origin(),
-            self.webhooks,
-            self.clock,
-        )
-        return workspace_service_pb2.ReplayWebhookResponse(replayed=replayed, remaining=remaining)
-
-    async def ListWebhookDeliveries(
-        self, request: workspace_service_pb2.ListWebhookDeliveriesRequest, context: Context
-    ) -> workspace_service_pb2.ListWebhookDeliveriesResponse:
-        deliveries = await webhooks.list_webhook_deliveries(
-            caller(), request.workspace_id, request.task_id, self.store, self.webhooks
-        )
-        return workspace_service_pb2.ListWebhookDeliveriesResponse(
-            deliveries=map(webhook_codec.encode_delivery, deliveries)
-        )

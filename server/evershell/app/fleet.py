@@ -21,6 +21,8 @@ from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core.bounds import Bounds
 from evershell.core.errors import OperatorError
+from evershell.features import registry
+from evershell.features.parts import LeaderParts
 from evershell.fleet.agent_client import AgentClient
 from evershell.fleet.controller import Controller
 from evershell.fleet.leading import lead
@@ -85,6 +87,8 @@ async def controller(
             aclosing(AgentClient(pod_tokens, clock, tls))
         )
         backlog = metrics.backlog(clock) if settings.metrics_port else None
+        measured = LeaderParts(registry=metrics.registry, pool=pool, clock=clock)
+        measuring = [in_leader(measured) for in_leader in registry.in_leader()] if backlog else []
         store = PostgresStore(
             pool, clock, subscriptions.publish, metrics.committed, metrics.cancelled_tasks
         )
@@ -114,7 +118,7 @@ async def controller(
                 clock(),
                 backlog,
                 suspend_after=timedelta(minutes=minutes) if minutes else None,
-                background=background(parts),
+                background=[*background(parts), *measuring],
                 leads=term.is_current,
             )
 

@@ -2,16 +2,21 @@
 
 import os
 import shlex
-from collections.abc import Sequence
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 import psutil
-from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from evershell.core.addresses import Network
+from evershell.features import registry
 
 # The longest timeout or lease.
 _DAY_SECONDS = 86_400
@@ -25,14 +30,10 @@ def _program_memory_mb() -> int:
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
 
 
-def _networks(text: str) -> Sequence[Network]:
-    """Raises ValueError."""
-    return [ip_network(each.strip()) for each in text.split(",") if each.strip()]
+class ServerSettings(BaseSettings):
+    """The settings, without those of rooms.
 
-
-class Settings(BaseSettings):
-    """The settings. Each is read from the environment variable of its name in capitals.
-
+    Each is read from the environment variable of its name in capitals.
     docs/configuration.md has their texts: `make gen` writes it.
     """
 
@@ -126,11 +127,6 @@ class Settings(BaseSettings):
     rate_limit_per_second: int = Field(100, ge=2)
     """The limit of each credential, with bursts of twice as many. CancelTask, CancelTasks, HoldOrg
     and ReleaseOrg are counted separately, and together have half of it."""
-
-    webhook_allowed_networks: str = ""
-    """Networks in which [webhooks](webhooks.md#which-addresses-are-called) may be called although
-    their addresses are not public, separated by commas, for example `10.1.0.0/16,fd00::/8`.
-    Loopback addresses in them may also be called by http."""
 
     model: str = "scripted"
     """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
@@ -252,12 +248,6 @@ class Settings(BaseSettings):
         # Sandboxes hide the folder, whose real path they need.
         return Path(os.path.realpath(value))
 
-    @field_validator("webhook_allowed_networks")
-    @classmethod
-    def _of_networks(cls, value: str) -> str:
-        _networks(value)
-        return value
-
     @field_validator("agent_command")
     @classmethod
     def _as_a_shell_reads_it(cls, value: str) -> str:
@@ -326,11 +316,6 @@ class Settings(BaseSettings):
         return value
 
     @property
-    def webhook_networks(self) -> Sequence[Network]:
-        """The networks of WEBHOOK_ALLOWED_NETWORKS."""
-        return _networks(self.webhook_allowed_networks)
-
-    @property
     def edge_host(self) -> str:
         """The address at which this machine reaches the edge."""
         return "127.0.0.1" if self.listen_host == "0.0.0.0" else self.listen_host  # noqa: S104
@@ -384,3 +369,12 @@ class Settings(BaseSettings):
         Raises pydantic.ValidationError, which names each variable that is not valid.
         """
         return cls()
+
+
+if TYPE_CHECKING:
+    Settings: TypeAlias = ServerSettings
+else:
+    Settings = create_model(
+        "Settings", __base__=(*registry.settings(), ServerSettings), __module__=__name__
+    )
+    Settings.__doc__ = "The settings, with the settings of the rooms."

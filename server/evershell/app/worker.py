@@ -1,7 +1,7 @@
 """A worker (`serve`): its parts, and how it runs."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -14,8 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from evershell.api import chain
-from evershell.api.a2a.card import Endpoints
-from evershell.api.a2a.servicer import A2AServicer
 from evershell.api.interceptors.admission import Admission
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
@@ -48,6 +46,8 @@ from evershell.core.errors import OperatorError
 from evershell.core.event_feeds import EventFeeds
 from evershell.core.ports import Agents, Store
 from evershell.core.runtime import Runtime
+from evershell.features import registry
+from evershell.features.parts import WorkerParts, WorkerRoom
 from evershell.fleet.agent_client import AgentClient
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
 from evershell.store.audit import AuditQueue, store_audit_entries
@@ -58,11 +58,8 @@ from evershell.store.notifications import WorkspaceSubscriptions
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock
-from evershell.store.webhook_deliveries import webhooks_exist
-from evershell.store.webhooks import PostgresWebhooks
 from evershell.telemetry import turns
 from evershell.telemetry.metrics import MeasuredAgents, Metrics
-from evershell.webhooks.process import DeliveryProcess
 
 if TYPE_CHECKING:
     from evershell.telemetry.tracing import Tracing
@@ -96,11 +93,13 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
             partial(store_audit_entries, pool.others), metrics.audit_entries_lost
         )
         await stack.enter_async_context(running(audit_queue.run(), "audit"))
-        delivery = DeliveryProcess(partial(webhooks_exist, pool), metrics.webhooks)
+        rooms: list[WorkerRoom] = []
 
         def publish(workspace_id: str, *, watched: bool, reconcile: bool) -> None:
             subscriptions.publish(workspace_id, watched=watched, reconcile=reconcile)
-            delivery.committed()
+            for room in rooms:
+                if room.committed is not None:
+                    room.committed()
 
         postgres_store = PostgresStore(
             pool, clock, publish, metrics.committed, metrics.cancelled_tasks
@@ -131,21 +130,36 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
             agents_elsewhere=bool(settings.runtime_service),
             prices=prices,
         )
-        public = WorkspaceServicer(
+        public = WorkspaceServicer(  # type: ignore[abstract] # rooms have the others
             store,
             agents,
             subscriptions,
             EventFeeds(store, subscriptions, clock),
             clock,
-            PostgresWebhooks(pool, delivery.created),
-            SigningKeySealing(signing_keys),
-            settings.webhook_networks,
             model_without_price(prices, settings.model, settings.agent_command),
         )
         if settings.crash_points_dir is not None:
             public, runtime = _with_crash_points(
                 public, runtime, CrashPoints(settings.crash_points_dir)
             )
+        rooms += _rooms(
+            WorkerParts(
+                settings=settings,
+                registry=metrics.registry,
+                pool=pool,
+                clock=clock,
+                store=public.store,
+                agents=public.agents,
+                subscriptions=subscriptions,
+                feeds=public.feeds,
+                sealing=SigningKeySealing(signing_keys),
+                find_org_slug=keys.find_org_slug,
+                rest_url=settings.public_rest_url.rstrip("/") or settings.rest_url,
+                grpc_address=settings.public_grpc_address
+                or f"{settings.edge_host}:{settings.grpc_port}",
+                model_without_price=public.model_without_price,
+            )
+        )
         probe = DelayProbe(QueueingDelay())
         request_log, admission = RequestLog(metrics), Admission(probe.delay, probe.arrived)
         interceptors = chain.interceptors(
@@ -158,7 +172,6 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         )
         server = Server(
             public,
-            _a2a(public, settings, keys),
             RuntimeServicer(
                 runtime,
                 spec_for(settings, pod_tokens, certificates),
@@ -171,6 +184,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
             subscriptions.drain,
             AgentListener(f"{settings.listen_host}:{settings.runtime_port}", tls) if tls else None,
             probe,
+            [room.service for room in rooms],
         )
         following = asyncio.create_task(
             _follow_database(server, subscriptions, pool, clock, settings), name="follow-database"
@@ -179,29 +193,19 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(END_WAITS, subscriptions.end_waits)
         stack.callback(loop.remove_signal_handler, END_WAITS)
-        await stack.enter_async_context(running(delivery.run(), "webhook-process"))
+        for room in rooms:
+            if room.run is not None:
+                await stack.enter_async_context(running(room.run(), "room"))
         yield server
 
 
-def _a2a(public: WorkspaceServicer, settings: Settings, keys: PostgresKeys) -> A2AServicer:
-    """The service of A2A, over the same store and agents as `public`."""
-    endpoints = Endpoints(
-        settings.public_rest_url.rstrip("/") or settings.rest_url,
-        settings.public_grpc_address or f"{settings.edge_host}:{settings.grpc_port}",
-        keys.find_org_slug,
-    )
-    return A2AServicer(
-        public.store,
-        public.agents,
-        public.subscriptions,
-        public.feeds,
-        public.clock,
-        endpoints,
-        public.webhooks,
-        public.sealing,
-        public.allowed_networks,
-        public.model_without_price,
-    )
+def _rooms(parts: WorkerParts) -> Iterator[WorkerRoom]:
+    """The rooms, in the order of the registry."""
+    for in_worker in registry.in_worker():
+        room = in_worker(parts)
+        if room.task_webhooks is not None:
+            parts = replace(parts, task_webhooks=room.task_webhooks)
+        yield room
 
 
 def _authentication(

@@ -14,7 +14,6 @@ from evershell.core.event import AuditEntry, AuditFilter, EventBatch
 from evershell.core.task import CancelIntent, CurrentIteration, Task
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter, TaskSelection
 from evershell.core.validation import Listed
-from evershell.core.webhook import DeliveryCounts, TaskScope, Webhook, WebhookDelivery
 from evershell.core.workspace import AgentCard, Workspace, WorkspaceStatus
 
 Clock = Callable[[], datetime]
@@ -241,9 +240,6 @@ class Store(Protocol):
 
     async def count_holds(self) -> int: ...
 
-    async def count_deliveries(self) -> DeliveryCounts:
-        """The pending and the failed deliveries of webhooks, of all organizations."""
-
     async def find_first_call(self, call: FirstCall) -> FirstCall | None:
         """The first call with the same idempotency key as this call, unless the key has expired.
 
@@ -419,77 +415,6 @@ class Store(Protocol):
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         """The number of workspaces in each status, in all organizations. Zeros may be absent."""
-
-
-class WebhookStore(Protocol):
-    """The webhooks. Every method raises UnavailableError if the database does not answer."""
-
-    async def create_webhook(
-        self,
-        webhook: Webhook,
-        limit: int,
-        audit: AuditEntry | None = None,
-        first_call: FirstCall | None = None,
-    ) -> None:
-        """Adds a webhook, the call's audit entry and its key.
-
-        Every event whose transaction begins after the return is delivered. A webhook of a task also
-        gets the earlier events of the task, and replaces the task's webhook with the same name.
-
-        Raises KeyTakenError, like Store.transition, and Failure: too_many_webhooks if the
-        organization, or the task, has `limit` others; permission_denied if somebody else created
-        the webhook with the same name, and `webhook` is limited to what its creator may read.
-        """
-
-    async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
-        """The webhooks of the task; without a task, the organization's webhooks that have no task.
-
-        Newest first. The name in `task` is ignored.
-        """
-
-    async def delete_webhook(
-        self, permission: Permission, webhook_id: str, audit: AuditEntry | None = None
-    ) -> Webhook | None:
-        """Removes the webhook, and returns it as it was; None if there is no such webhook.
-
-        Like `rotate_secret` and `replay`, raises Failure permission_denied if somebody else created
-        the webhook and the permission covers only what the caller created.
-        """
-
-    async def rotate_secret(
-        self,
-        permission: Permission,
-        webhook_id: str,
-        sealed_secret: bytes,
-        now: datetime,
-        expires_at: datetime,
-        audit: AuditEntry | None = None,
-    ) -> Webhook | None:
-        """Replaces the secret; the replaced secret expires at `expires_at`.
-
-        If an earlier replaced secret has not expired by `now`, it stays valid instead. Returns None
-        if there is no such webhook.
-        """
-
-    async def replay(
-        self,
-        permission: Permission,
-        webhook_id: str,
-        task_id: str | None,
-        now: datetime,
-        audit: AuditEntry | None = None,
-    ) -> tuple[int, int] | None:
-        """Makes up to 1,000 failed deliveries of the task, or of all tasks, due `now`.
-
-        Enables the webhook. Returns how many it made due, and how many are left; None if there is
-        no such webhook.
-        """
-
-    async def list_deliveries(self, workspace_id: str, task_id: str) -> Sequence[WebhookDelivery]:
-        """Up to 100 deliveries of the task's events, the newest webhook first."""
-
-    async def add_audit_entry(self, audit: AuditEntry | None) -> None:
-        """Stores the entry of a call that changed nothing."""
 
 
 class Sealing(Protocol):

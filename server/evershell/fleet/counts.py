@@ -8,5 +8,4 @@ async def count(store: Store, backlog: Backlog) -> None:
     """Counts once. It reads all rows of the workspaces. Raises UnavailableError."""
     backlog.set_hold_count(await store.count_holds())
     backlog.set_workspace_counts(await store.count_workspaces())
-    backlog.set_delivery_counts(await store.count_deliveries())
     backlog.set_oldest_end(await store.oldest_end())

@@ -5,7 +5,6 @@ from datetime import datetime
 
 from evershell.core.ports import Clock
 from evershell.core.task import Task
-from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import Workspace, WorkspaceStatus
 from evershell.store.connections import CALLS_NAME, WORKER_NAME, Pool, fetch_all, fetch_one
 from evershell.store.rows import task_of, workspace_of
@@ -54,7 +53,3 @@ class FleetQueries:
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:
         rows = await fetch_all(self._pool, SQL.count_workspaces)
         return {WorkspaceStatus(row.status): row.number for row in rows}
-
-    async def count_deliveries(self) -> DeliveryCounts:
-        row = await fetch_one(self._pool, SQL.count_deliveries)
-        return DeliveryCounts(row.pending, row.failed, row.oldest)

@@ -77,16 +77,3 @@ WHERE datname = current_database() AND (
 
 -- name: count_workspaces
 SELECT status, count(*) AS number FROM workspaces GROUP BY status;
-
--- name: count_deliveries
--- Uses the indexes of due deliveries and of failed deliveries. Stops at 10,001 of each, to stay cheap.
-SELECT p.pending, p.oldest, f.failed
-FROM (
-    SELECT count(*) AS pending, min(pending_since) AS oldest FROM (
-        SELECT pending_since FROM webhook_deliveries WHERE due_at IS NOT NULL LIMIT 10001
-    ) few
-) p, (
-    SELECT count(*) AS failed FROM (
-        SELECT FROM webhook_deliveries WHERE failed LIMIT 10001
-    ) few
-) f;

@@ -112,7 +112,6 @@ class PostgresStore:
         self.list_cancellations = fleet.list_cancellations
         self.list_limits_reached = fleet.list_limits_reached
         self.count_workspaces = fleet.count_workspaces
-        self.count_deliveries = fleet.count_deliveries
         deletions = Deletions(pool, clock, publish)
         self.remove_workspace = deletions.remove
         self.find_deleted_workspace = deletions.find

@@ -1,4 +1,4 @@
-"""Reads the SQL of a module of the store from the file next to it, for example holds.sql.
+"""Reads the SQL of a module of the store, or of a room, from the file beside it: holds.sql.
 
 A file has statements, and parts that several statements share. A statement begins with a line
 `-- name: …`, a part with `-- part: …`. Other comments are not sent to the database.
@@ -21,8 +21,10 @@ _PLACE = re.compile(r"\{(?:([\w()]+)\.)?(\w+)\}")
 Columns = Callable[[str], str]
 
 
-def statements(module: str, **values: str | int | Columns) -> SimpleNamespace:
-    """The statements and parts of `<module>.sql`, as attributes.
+def statements(
+    module: str, package: str = "evershell.store", **values: str | int | Columns
+) -> SimpleNamespace:
+    """The statements and parts of `<module>.sql` in the package, as attributes.
 
     A value that is a function is called with the prefix of each column, for example `w.`. Raises
     KeyError for an unknown place.
@@ -38,7 +40,7 @@ def statements(module: str, **values: str | int | Columns) -> SimpleNamespace:
         value = known[place[2]]
         return value(f"{place[1]}." if place[1] else "") if callable(value) else str(value)
 
-    text = (resources.files("evershell.store") / f"{module}.sql").read_text()
+    text = (resources.files(package) / f"{module}.sql").read_text()
     _, *pieces = _HEADER.split(text)
     found = {}
     for name, body in zip(pieces[1::3], pieces[2::3], strict=True):

@@ -8,7 +8,6 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from evershell.core.ports import Clock
-from evershell.core.webhook import DeliveryCounts
 from evershell.core.workspace import WorkspaceStatus
 
 
@@ -21,7 +20,6 @@ class Backlog(Collector):
         self._requested: list[datetime] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None
-        self._deliveries: DeliveryCounts | None = None
         # The bytes of the largest workspace, of all workspaces, and the limit of one.
         self._files: tuple[int, int, int] | None = None
         # None also if no task has ended.
@@ -48,9 +46,6 @@ class Backlog(Collector):
     def set_hold_count(self, count: int) -> None:
         self._holds = count
 
-    def set_delivery_counts(self, counts: DeliveryCounts) -> None:
-        self._deliveries = counts
-
     def set_oldest_end(self, completed_at: datetime | None) -> None:
         self._oldest_end = completed_at
 
@@ -60,7 +55,7 @@ class Backlog(Collector):
 
     def clear(self) -> None:
         """Exports nothing until the next scan, because this controller no longer leads."""
-        self._requested = self._workspaces = self._holds = self._deliveries = None
+        self._requested = self._workspaces = self._holds = None
         self._oldest_end = self._files = None
 
     def collect(self) -> Iterator[Metric]:
@@ -79,8 +74,6 @@ class Backlog(Collector):
                 "Age of the oldest recorded cancellation whose task has not ended; 0 if none is.",
                 value=oldest,
             )
-        if self._deliveries is not None:
-            yield from self._of_deliveries(self._deliveries)
         if self._files is not None:
             yield from _of_files(*self._files)
         if self._oldest_end is not None:
@@ -105,22 +98,6 @@ class Backlog(Collector):
 
     def _age_seconds(self, since: datetime) -> float:
         return max(0.0, (self._clock() - since).total_seconds())
-
-    def _of_deliveries(self, counts: DeliveryCounts) -> Iterator[Metric]:
-        deliveries = GaugeMetricFamily(
-            "evershell_webhook_deliveries",
-            "Deliveries of webhooks that are pending, or that have failed, counted every 60 s; "
-            "10,001 stands for more than 10,000.",
-            labels=["status"],
-        )
-        deliveries.add_metric(["pending"], counts.pending)
-        deliveries.add_metric(["failed"], counts.failed)
-        yield deliveries
-        yield GaugeMetricFamily(
-            "evershell_webhook_oldest_seconds",
-            "How long the event of a pending delivery has been waiting; 0 if none is pending.",
-            value=self._age_seconds(counts.oldest) if counts.oldest is not None else 0.0,
-        )
 
 
 def _of_files(largest: int, total: int, limit: int) -> Iterator[Metric]:

@@ -114,19 +114,6 @@ class Metrics:
             "and limits of trees have cancelled.",
             registry=self.registry,
         )
-        self._webhook_events = Counter(
-            "evershell_webhook_events",
-            "Attempts to send an event to a webhook; result: delivered or failed.",
-            ["result"],
-            registry=self.registry,
-        )
-        for result in ("delivered", "failed"):
-            self._webhook_events.labels(result)
-        self._webhook_deliveries_failed = Counter(
-            "evershell_webhook_deliveries_failed",
-            "Deliveries that have failed for 24 hours, or that the receiver does not want.",
-            registry=self.registry,
-        )
         self._cancel_to_end = Histogram(
             "evershell_cancel_to_end_seconds",
             "Time from the record of a cancellation to the commit of its task's end; "
@@ -147,12 +134,6 @@ class Metrics:
 
     def cancelled_tasks(self, count: int) -> None:
         self._cancelled_tasks.inc(count)
-
-    def webhooks(self, delivered: int, failed_attempts: int, given_up: int) -> None:
-        """Counts what the process that delivers webhooks has done."""
-        self._webhook_events.labels("delivered").inc(delivered)
-        self._webhook_events.labels("failed").inc(failed_attempts)
-        self._webhook_deliveries_failed.inc(given_up)
 
     def rpc(self, name: str) -> "MeasuredRpc":
         if name == "CancelTask":

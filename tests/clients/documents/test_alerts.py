@@ -8,7 +8,8 @@ import pytest
 from evershell.api.status import RULES
 from evershell.app.settings import Settings
 from evershell.core.bounds import CANCEL_MARGIN
-from evershell.core.webhook import DeliveryCounts
+from evershell.features.webhooks.metrics import DeliveryBacklog, DeliveryMetrics
+from evershell.features.webhooks.rules import DeliveryCounts
 from evershell.telemetry.metrics import SLO_FAILURES, Metrics
 from tests.support.alerts import ALERTS, PANELS, RECORDED
 from tests.support.stack import ROOT
@@ -41,7 +42,8 @@ def exported() -> set[str]:
     backlog.set_open_cancellations([])
     backlog.set_workspace_counts({})
     backlog.set_hold_count(0)
-    backlog.set_delivery_counts(DeliveryCounts())
+    DeliveryMetrics(metrics.registry)
+    DeliveryBacklog(metrics.registry, lambda: NOW).counts = DeliveryCounts()
     backlog.set_oldest_end(NOW)
     backlog.set_files(0, 0, 0)
     return {

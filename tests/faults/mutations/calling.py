@@ -395,7 +395,7 @@ CALLING: tuple[Rule, ...] = (
         "tests/wire/api/test_stream_credentials.py",
         (
             f"{_API}interceptors/authentication.py",
-            "return checked_again if method.is_stream or method.path in _WAITS else authenticated",
+            "return checked_again if method.is_stream or method.path == WAITS else authenticated",
             "return authenticated",
         ),
     ),

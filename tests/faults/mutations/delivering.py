@@ -3,7 +3,7 @@
 from tests.faults.mutations.mutants import Rule, rule
 
 _STORE = "server/evershell/store/"
-_WEBHOOKS = "server/evershell/webhooks/"
+_WEBHOOKS = "server/evershell/features/webhooks/"
 _DELIVERY = "tests/unit/webhooks/test_deliverer.py tests/faults/long/webhooks"
 _ADDRESSES = "tests/unit/webhooks/test_sender.py tests/faults/long/webhooks"
 
@@ -17,7 +17,7 @@ DELIVERING: tuple[Rule, ...] = (
             "            if False:\n                return self._failed",
         ),
         (
-            f"{_STORE}webhook_deliveries.sql",
+            f"{_WEBHOOKS}deliveries.sql",
             "    ORDER BY seq LIMIT {max_events}\n",
             "    ORDER BY seq DESC LIMIT {max_events}\n",
         ),
@@ -31,7 +31,7 @@ DELIVERING: tuple[Rule, ...] = (
         "no event is lost when the lease of a claim ends",
         _DELIVERY,
         (
-            f"{_STORE}webhook_deliveries.sql",
+            f"{_WEBHOOKS}deliveries.sql",
             "SET claim = %(claim)s, due_at = %(leased_until)s",
             "SET claim = %(claim)s, due_at = NULL",
         ),

@@ -143,7 +143,7 @@ BARE_STATUSES = {
     4: "deadline_exceeded",
     5: "internal",
     8: "rate_limited",
-    12: "internal",
+    12: "not_found",
     13: "internal",
     14: "unavailable",
 }

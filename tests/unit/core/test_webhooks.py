@@ -12,8 +12,8 @@ from evershell.core.caller import Caller, CredentialKind
 from evershell.core.change import FirstCall, IdempotencyKey
 from evershell.core.errors import Failure
 from evershell.core.event import EventType, Origin
-from evershell.core.webhook import CreateWebhook, TaskScope, Webhook
-from evershell.core.webhooks import (
+from evershell.features.webhooks.rules import CreateWebhook, TaskScope, Webhook
+from evershell.features.webhooks.use_cases import (
     create_webhook,
     delete_webhook,
     list_webhooks,

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from evershell.api.webhook_payload import event_payload
 from evershell.auth.sealing import SigningKeySealing
 from evershell.auth.signing_keys import new_key
 from evershell.core.event import EventType
 from evershell.core.ids import new_webhook_id
 from evershell.core.task import TaskStarted
 from evershell.core.task_lifecycle import commit
-from evershell.core.webhook import PayloadForm, Webhook
+from evershell.features.webhooks.deliverer import Counts, Deliverer
+from evershell.features.webhooks.deliveries import MAX_RECEIVERS_OF_ORG, WebhookDeliveries
+from evershell.features.webhooks.payload import FORM, payload
+from evershell.features.webhooks.rules import Webhook
+from evershell.features.webhooks.sender import _DNS_THREADS, Sender
+from evershell.features.webhooks.store import PostgresWebhooks
 from evershell.store.background import running
 from evershell.store.connections import Pool
 from evershell.store.postgres_store import PostgresStore
-from evershell.store.webhook_deliveries import MAX_RECEIVERS_OF_ORG, WebhookDeliveries
-from evershell.store.webhooks import PostgresWebhooks
-from evershell.webhooks.deliverer import Counts, Deliverer
-from evershell.webhooks.sender import _DNS_THREADS, Sender
 from tests.support.receivers import Receiver, accept, receiving, refuse
 from tests.support.store.examples import NOW, ORG, USER, complete, permission, with_task
 from tests.support.waiting import eventually_async
@@ -76,7 +76,7 @@ class Delivering:
                 deliveries,
                 sender,
                 sealing,
-                {PayloadForm.EVENT: event_payload},
+                {FORM: payload},
                 lambda: self.now,
                 self.counts.append,
             )

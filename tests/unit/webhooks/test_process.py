@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from evershell.features.webhooks import process
 from evershell.store.background import running
-from evershell.webhooks import process
 
 _PROGRAM = """
 import asyncio, resource
-from evershell.webhooks.process import follow_worker
+from evershell.features.webhooks.process import follow_worker
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
 asyncio.run(follow_worker(lambda: None))

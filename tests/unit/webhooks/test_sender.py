@@ -12,9 +12,9 @@ import pytest
 
 from evershell.core.errors import Failure
 from evershell.core.event import EventType
-from evershell.core.webhook import CreateWebhook, may_call
-from evershell.webhooks import sender
-from evershell.webhooks.sender import Answer, Sender
+from evershell.features.webhooks import sender
+from evershell.features.webhooks.rules import CreateWebhook, may_call
+from evershell.features.webhooks.sender import Answer, Sender
 from tests.support.waiting import eventually_async
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)

@@ -1,23 +1,24 @@
 """Runs a real server on a loopback port, over a store in memory, and calls it."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
+from a2a.types import a2a_pb2_grpc
 from evershell.workspace.v1 import workspace_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from evershell.api import chain
-from evershell.api.a2a.card import Endpoints
-from evershell.api.a2a.servicer import A2AServicer
+from evershell.api.handlers import Service
 from evershell.api.interceptors.admission import Admission
 from evershell.api.interceptors.auditing import Auditing
 from evershell.api.interceptors.authentication import Authentication
 from evershell.api.interceptors.rate_limits import RateLimits
 from evershell.api.interceptors.request_log import RequestLog
+from evershell.api.method_options import A2A_SERVICE
 from evershell.api.queueing_delay import DelayProbe, QueueingDelay
 from evershell.api.runtime_servicer import RuntimeServicer
 from evershell.api.server import AgentListener, Server
@@ -32,6 +33,11 @@ from evershell.core.caller import ApiKey, Caller, KeyTemplate
 from evershell.core.children import Children
 from evershell.core.event_feeds import EventFeeds
 from evershell.core.runtime import Runtime
+from evershell.features.a2a.api import A2AServicer
+from evershell.features.a2a.card import Endpoints
+from evershell.features.a2a.errors import FORM
+from evershell.features.webhooks.api import WebhookServicer
+from evershell.features.webhooks.task_webhooks import StoredTaskWebhooks
 from evershell.pod.tls import TlsIdentity
 from evershell.telemetry.metrics import Metrics
 from tests.support.fake_audit import FakeAuditQueue
@@ -210,6 +216,8 @@ async def running(
     agent_tls: TlsIdentity | None = None,
     delay: QueueingDelay | None = None,
     probe: DelayProbe | None = None,
+    *,
+    has_rooms: bool = True,
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
@@ -219,24 +227,8 @@ async def running(
     webhooks = FakeWebhookStore()
     feeds = EventFeeds(world.store, world.subscriptions, world.clock)
     server = Server(
-        WorkspaceServicer(
-            world.store,
-            world.agents,
-            world.subscriptions,
-            feeds,
-            world.clock,
-            webhooks,
-            SigningKeySealing(new_key()),
-        ),
-        A2AServicer(
-            world.store,
-            world.agents,
-            world.subscriptions,
-            feeds,
-            world.clock,
-            A2A_ENDPOINTS,
-            webhooks,
-            SigningKeySealing(new_key()),
+        WorkspaceServicer(  # type: ignore[abstract] # rooms have the others
+            world.store, world.agents, world.subscriptions, feeds, world.clock
         ),
         RuntimeServicer(
             Runtime(world.store, world.clock, 30),
@@ -256,6 +248,7 @@ async def running(
         ),
         agent_listener=AgentListener("127.0.0.1:0", agent_tls) if agent_tls else None,
         probe=probe,
+        services=_rooms(world, feeds, webhooks) if has_rooms else (),
     )
     port = await server.start("127.0.0.1:0")
     try:
@@ -275,3 +268,27 @@ async def running(
             )
     finally:
         await server.drain(0)
+
+
+def _rooms(world: World, feeds: EventFeeds, webhooks: FakeWebhookStore) -> Sequence[Service]:
+    shared = world.store, webhooks, SigningKeySealing(new_key()), world.clock
+    return (
+        Service(
+            workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server,
+            WebhookServicer(*shared),  # type: ignore[abstract] # a part of the service
+        ),
+        Service(
+            a2a_pb2_grpc.add_A2AServiceServicer_to_server,
+            A2AServicer(
+                world.store,
+                world.agents,
+                world.subscriptions,
+                feeds,
+                world.clock,
+                A2A_ENDPOINTS,
+                StoredTaskWebhooks(*shared),
+            ),
+            A2A_SERVICE,
+            FORM,
+        ),
+    )

@@ -7,7 +7,7 @@ import pytest
 from a2a.types import a2a_pb2
 from evershell.workspace.v1 import workspace_service_pb2 as messages
 
-from evershell.api.a2a.encode import push_payload
+from evershell.features.a2a.payload import payload
 from tests.wire.api.a2a_calls import A2A, error_type, headers, sending
 from tests.wire.api.running import OBSERVER, bearer
 
@@ -158,7 +158,7 @@ async def test_a_push_notification_has_one_update(a2a: A2A) -> None:
     """The update about the end consists of the task with its result."""
     await a2a.world.end(a2a.workspace.id, a2a.task.id, result="found")
     bodies = [
-        json.loads(push_payload(event)[1])
+        json.loads(payload(event)[1])
         for event in await a2a.world.events(a2a.workspace.id)
         if event.task_id
     ]

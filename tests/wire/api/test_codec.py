@@ -14,7 +14,6 @@ from google.protobuf.message import Message
 from google.type.money_pb2 import Money
 
 from evershell.api import codec, event_codec
-from evershell.api.a2a.encode import encode_updates
 from evershell.core import event
 from evershell.core.cancel_task import CancelResult, Outcome
 from evershell.core.errors import Failure
@@ -24,6 +23,7 @@ from evershell.core.task import Limit, Phase, TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter
 from evershell.core.task_limits import Budget
 from evershell.core.workspace import Workspace, WorkspaceStatus
+from evershell.features.a2a.encode import encode_updates
 from tests.support.world import NOW
 from tests.wire.api.full_task import INTENT, PARALLEL, TASK
 

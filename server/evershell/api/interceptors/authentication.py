@@ -5,10 +5,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from evershell.api.a2a.card import PUBLIC_HEADER
 from evershell.api.call import HOST_HEADER, Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import A2A_SERVICE, PUBLIC_SERVICES, RUNTIME_SERVICE
+from evershell.api.method_options import (
+    CARD,
+    PUBLIC_CARD_HEADER,
+    PUBLIC_SERVICES,
+    RUNTIME_SERVICE,
+    WAITS,
+)
 from evershell.auth.authenticator import Authenticator, HostBinding, bearer_token
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core import errors
@@ -19,9 +24,6 @@ from evershell.pod.tls import agent_name
 # How often the credential of an open stream is checked again. Together with the time for which keys
 # are cached, this is less than 10 s, after which a revoked key must no longer work.
 RECHECK_SECONDS = 3.0
-
-# The unary method that may wait as long as a stream, because it waits for the end of its task.
-_WAITS = (f"/{A2A_SERVICE}/SendMessage",)
 
 # Sets the caller or the agent of the call. Raises Failure; UnavailableError.
 _Authenticate = Callable[[Call], Awaitable[None]]
@@ -58,7 +60,7 @@ class Authentication(Interceptor):
         # Methods that take a different kind of credential from the rest of their service.
         self._by_method: dict[str, _Authenticate] = {
             f"/{RUNTIME_SERVICE}/Bootstrap": self._authenticate_bootstrapping,
-            f"/{A2A_SERVICE}/GetExtendedAgentCard": self._authenticate_unless_public,
+            CARD: self._authenticate_unless_public,
         }
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
@@ -74,7 +76,7 @@ class Authentication(Interceptor):
             await authenticate(call)
             return await _Rechecks(authenticate, call).surround(proceed)
 
-        return checked_again if method.is_stream or method.path in _WAITS else authenticated
+        return checked_again if method.is_stream or method.path == WAITS else authenticated
 
     async def _authenticate_caller(self, call: Call) -> None:
         if self._agent_tls and _certificate_names(call):
@@ -85,8 +87,8 @@ class Authentication(Interceptor):
             await self._host_binding.check(call.caller, host)
 
     async def _authenticate_unless_public(self, call: Call) -> None:
-        # A public card needs no credential. The core decides whether the workspace has such a card.
-        if PUBLIC_HEADER not in call.metadata:
+        # The public card needs no credential. The core decides whether a workspace has one.
+        if PUBLIC_CARD_HEADER not in call.metadata:
             await self._authenticate_caller(call)
 
     async def _authenticate_agent(self, call: Call) -> None:

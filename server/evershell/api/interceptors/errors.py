@@ -12,10 +12,9 @@ from evershell.workspace.v1 import error_pb2, workspace_service_pb2
 from google.protobuf.message import Message
 
 from evershell.api import event_stream, status
-from evershell.api.a2a import errors as a2a_errors
 from evershell.api.call import ENVELOPE_TRAILER, STATUS_HEADER, Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import A2A_SERVICE, RUNTIME_SERVICE, repeat_advice
+from evershell.api.method_options import RUNTIME_SERVICE, repeat_advice
 from evershell.core import errors
 from evershell.core.errors import Failure, UnavailableError
 from evershell.pod.tokens import SLUG_TRAILER, TIME_TRAILER
@@ -96,19 +95,14 @@ async def abort(call: Call, failure: Failure, method: Method) -> None:
         # Fails if the client has not read the previous message. The status has the error too.
         with suppress(grpc.aio.InternalError):
             await context.write(error)
-    if method.service == A2A_SERVICE:
-        rich = a2a_errors.rich_status(failure, call.request_id)
-        http = a2a_errors.http_status(failure)
-        body = a2a_errors.status_json(rich, http) if call.is_rest else ""
-    else:
-        rich = status.rich_status(failure, call.request_id)
-        http = status.RULES[failure.slug].http
-        body = status.envelope_json(failure, call.request_id) if call.is_rest else ""
+    rich = method.form.rich_status(failure, call.request_id)
     trailers = [
         (status.DETAILS_TRAILER, rich.SerializeToString()),
         ("x-request-id", call.request_id),
     ]
     if call.is_rest:
+        body = method.form.body(failure, call.request_id)
+        http = method.form.http_status(failure)
         trailers += [(STATUS_HEADER, str(http)), (ENVELOPE_TRAILER, body)]
         if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):
             trailers.append(("x-should-retry", "false"))

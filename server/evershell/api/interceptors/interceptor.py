@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evershell.api.call import Call
+from evershell.api.status import ENVELOPE, ErrorForm
 
 # Serves a call: returns its response, or writes a stream of responses and returns None.
 Handler = Callable[[Call], Awaitable[Any]]
@@ -22,6 +23,7 @@ class Method:
     parse: Callable[[bytes], Any]
     # Whether it responds with a stream.
     is_stream: bool
+    form: ErrorForm = ENVELOPE
 
     @property
     def path(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.api.interceptors.refusals import rate_limited
-from evershell.api.method_options import A2A_SERVICE, FIRST, PUBLIC_SERVICES
+from evershell.api.method_options import FIRST, PUBLIC_SERVICES, WAITS
 from evershell.core.caller import Caller
 
 # A refused call may be repeated after this time.
@@ -55,8 +55,7 @@ SHARES: Mapping[Kind, Share] = {
     # A body has up to 1 MiB. The edge has 256 places for all workers together (envoy.yaml).
     Kind.BODIES: Share(256, 64, 32),
 }
-_WAITING = frozenset({f"/{A2A_SERVICE}/SendMessage"})
-# The method asks the agent, and many callers poll it.
+# It asks the agent, and many callers poll it.
 _POLL = "GetCurrentIteration"
 # The organization and the credential of calls without a credential: reads of public A2A cards.
 _STRANGERS = ("\n", "\n\n")
@@ -136,7 +135,7 @@ def kind_of(method: Method) -> Kind | None:
         return Kind.FIRST
     if method.is_stream:
         return Kind.STREAMS
-    if method.path in _WAITING:
+    if method.path == WAITS:
         return Kind.WAITS
     if method.name.startswith("List") or method.name == _POLL:
         return Kind.READS

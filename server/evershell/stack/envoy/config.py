@@ -7,13 +7,15 @@ import os
 import resource
 import string
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evershell.app.settings import Settings
 from evershell.core.errors import OperatorError
-from evershell.stack.envoy import a2a, documents, metrics_listener, sign_in, wrong_port
+from evershell.features import registry
+from evershell.stack.envoy import documents, metrics_listener, sign_in, wrong_port
 from evershell.stack.envoy.collector import Collector
 from evershell.stack.envoy.documents import edge_file
 from evershell.stack.envoy.sign_in import Provider
@@ -118,7 +120,7 @@ def render(edge: Edge, config_path: Path) -> None:
         generated["preflight_route"],
         *documents.routes(filters),
         *(provider.routes(filters) if provider else [sign_in.description({}, filters)]),
-        *map(a2a.with_filters, generated["routes"]),
+        *_with_rooms(generated["routes"]),
     ]
     # Before the route of all other paths.
     routes.insert(-1, wrong_port.route(routes[-1]))
@@ -165,6 +167,16 @@ def render(edge: Edge, config_path: Path) -> None:
     config_path.touch()
     config_path.chmod(0o600)
     config_path.write_text(string.Template(edge_file("envoy.yaml").read_text()).substitute(texts))
+
+
+def _with_rooms(routes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The routes, with the filters of rooms. Leaves out the routes of rooms that were removed."""
+    filters = registry.in_edge()
+    for route in routes:
+        if "name" not in route:
+            yield route
+        elif route["name"] in filters:
+            yield filters[route["name"]](route, edge_file)
 
 
 def command(config_path: Path, *options: str, concurrency: int = 1) -> list[str]:

@@ -95,7 +95,7 @@ async def create_workspace(""",
     Edit(SERVICER, "    hold_pb2,\n", "    hold_pb2,\n    server_pb2,\n"),
     Edit(
         SERVICER,
-        "    async def CreateWebhook(\n",
+        "    async def GetCaller(\n",
         """\
     async def GetServer(
         self, request: workspace_service_pb2.GetServerRequest, context: Context
@@ -104,7 +104,7 @@ async def create_workspace(""",
         message.time.FromDatetime(workspaces.read_server_time(caller(), self.clock))
         return message
 
-    async def CreateWebhook(
+    async def GetCaller(
 """,
     ),
 )

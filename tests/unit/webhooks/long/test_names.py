@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evershell.webhooks.process import RESOLVER
+from evershell.features.webhooks.process import RESOLVER
 
 # Prints whether the process that began second has given up first.
 _PROGRAM = """

@@ -14,10 +14,11 @@ from evershell.core.errors import Failure
 from evershell.core.event import Origin
 from evershell.core.idempotency import earlier_call
 from evershell.core.ids import new_webhook_id
-from evershell.core.ports import Clock, Sealing, Store, WebhookStore
+from evershell.core.ports import Clock, Sealing, Store
 from evershell.core.tasks import get_task
 from evershell.core.validation import check_identifiers
-from evershell.core.webhook import (
+from evershell.features.webhooks.ports import WebhookStore
+from evershell.features.webhooks.rules import (
     MAX_TASK_WEBHOOKS,
     MAX_WEBHOOKS,
     READ_SCOPE,

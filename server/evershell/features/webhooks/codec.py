@@ -8,7 +8,7 @@ from evershell.api.values import timestamp
 from evershell.core import errors
 from evershell.core.addresses import Network
 from evershell.core.event import EventType
-from evershell.core.webhook import CreateWebhook, Webhook, WebhookDelivery
+from evershell.features.webhooks.rules import CreateWebhook, Webhook, WebhookDelivery
 
 _Types = event_pb2.EventType.Type
 _TYPES = {int(_Types.Value(each)): each for each in EventType if each is not EventType.UNSPECIFIED}

@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from evershell.core.errors import UnavailableError
-from evershell.webhooks.deliverer import Counts
+from evershell.features.webhooks.deliverer import Counts
 
 _COMMAND = (sys.executable, "-P", "-m", "evershell.commands.deliver")
 # How often the worker checks whether there are webhooks. If one is created here, it checks at once.

@@ -13,7 +13,6 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from evershell.api import codec
-from evershell.api.a2a.states import statuses_in
 from evershell.api.call import fingerprint
 from evershell.api.values import decode_time
 from evershell.core import errors
@@ -23,6 +22,7 @@ from evershell.core.errors import Failure
 from evershell.core.task import MAX_DESCRIPTION_CHARACTERS, TaskStatus
 from evershell.core.task_filter import ListFilter
 from evershell.core.validation import Fields, Page
+from evershell.features.a2a.states import statuses_in
 
 VERSION = "1.0"
 VERSION_HEADER = "a2a-version"

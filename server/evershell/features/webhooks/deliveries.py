@@ -16,11 +16,16 @@ from psycopg.types.json import Json
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Event
 from evershell.core.ports import Clock
-from evershell.core.webhook import AttemptResult, ClaimedDelivery, DeliveryKey
-from evershell.store.connections import Pool, connected
+from evershell.features.webhooks.rules import (
+    AttemptResult,
+    ClaimedDelivery,
+    DeliveryCounts,
+    DeliveryKey,
+)
+from evershell.features.webhooks.store import COLUMNS, webhook_of
+from evershell.store.connections import Pool, connected, fetch_one
 from evershell.store.rows import event_of
 from evershell.store.statements import statements
-from evershell.store.webhooks import COLUMNS, webhook_of
 
 # How long a claim lasts without a result.
 LEASE_SECONDS = 60.0
@@ -38,7 +43,8 @@ _KEPT = timedelta(days=30)
 _MAX_PRUNED = 1_000
 
 SQL = statements(
-    "webhook_deliveries",
+    "deliveries",
+    __package__,
     webhook=lambda of: ", ".join(f"{of}{column} AS webhook_{column}" for column in COLUMNS),
     max_of_receiver=MAX_OF_RECEIVER,
     max_events=_MAX_EVENTS,
@@ -168,6 +174,12 @@ async def webhooks_exist(pool: Pool) -> bool:
     async with connected(pool) as connection:
         row = await (await connection.execute(SQL.any_exist, prepare=True)).fetchone()
     return row is not None and bool(row.exist)
+
+
+async def count_deliveries(pool: Pool) -> DeliveryCounts:
+    """The pending and the failed deliveries, of all organizations. Raises UnavailableError."""
+    row = await fetch_one(pool, SQL.count_deliveries)
+    return DeliveryCounts(row.pending, row.failed, row.oldest)
 
 
 def _key_of(row: Any) -> DeliveryKey:

@@ -21,16 +21,17 @@ import structlog
 from evershell.core.errors import UnavailableError
 from evershell.core.event import Event, EventType
 from evershell.core.ports import Clock, Sealing
-from evershell.core.webhook import AttemptResult, ClaimedDelivery, DeliveryKey, PayloadForm
-from evershell.store.webhook_deliveries import (
+from evershell.features.parts import Payload
+from evershell.features.webhooks.deliveries import (
     LEASE_SECONDS,
     MAX_OF_RECEIVER,
     MAX_RECEIVERS_OF_ORG,
     Recorded,
     WebhookDeliveries,
 )
-from evershell.webhooks.headers import headers_of
-from evershell.webhooks.sender import ATTEMPT_SECONDS, Answer, Sender
+from evershell.features.webhooks.headers import headers_of
+from evershell.features.webhooks.rules import AttemptResult, ClaimedDelivery, DeliveryKey
+from evershell.features.webhooks.sender import ATTEMPT_SECONDS, Answer, Sender
 
 # Requests to a receiver at a time.
 _AT_ONCE = 8
@@ -54,8 +55,6 @@ _MAX_EXPONENT = 7
 _HELD_BACK = "not sent, because other requests to the receiver failed or took too long"
 
 _Receiver: TypeAlias = tuple[str, str]
-# Encodes an event. Returns the content type of the body, and the body.
-Payload: TypeAlias = Callable[[Event], tuple[str, bytes]]
 _log = structlog.get_logger()
 
 
@@ -77,7 +76,7 @@ class Deliverer:
         deliveries: WebhookDeliveries,
         sender: Sender,
         sealing: Sealing,
-        payloads: Mapping[PayloadForm, Payload],
+        payloads: Mapping[str, Payload],
         clock: Clock,
         report: Callable[[Counts], None] = lambda _: None,
         utc_seconds: Callable[[], float] = time.time,
@@ -223,7 +222,10 @@ class Deliverer:
 
     async def _send(self, delivery: ClaimedDelivery, event: Event) -> Answer:
         webhook = delivery.webhook
-        content_type, body = self._payloads[webhook.payload_form](event)
+        payload = self._payloads.get(webhook.payload_form)
+        if payload is None:
+            return Answer(f"the service has no bodies of the form {webhook.payload_form}")
+        content_type, body = payload(event)
         now, utc_seconds = self._clock(), self._utc_seconds()
         headers = headers_of(webhook, event, content_type, body, self._sealing, now, utc_seconds)
         return await self._sender.send(webhook.url, headers, body)

@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from evershell.core.addresses import Network
-from evershell.core.webhook import may_call
+from evershell.features.webhooks.rules import may_call
 
 # The shortest timeout that Standard Webhooks recommends.
 ATTEMPT_SECONDS = 15.0

@@ -1,35 +1,36 @@
 """The filters of the routes for A2A (https://a2a-protocol.org), whose JSON has its own rules."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from evershell.stack.envoy.documents import edge_file
-
 # The name of the routes, and of the service that they call.
-_NAME = "lf.a2a.v1.A2AService"
+NAME = "lf.a2a.v1.A2AService"
 _FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 
 
-def with_filters(route: dict[str, Any]) -> dict[str, Any]:
-    """A generated route of the REST listener, with the filters of A2A if it belongs to A2A."""
-    if route.get("name") != _NAME:
-        return route
-    filters: dict[str, Any] = {"envoy.filters.http.lua": _SCRIPT}
+def with_filters(route: dict[str, Any], edge_file: Callable[[str], Path]) -> dict[str, Any]:
+    """The generated route with the filters of A2A. `edge_file` finds a file of the edge."""
+    filters: dict[str, Any] = {
+        "envoy.filters.http.lua": {
+            "@type": f"{_FILTERS}.lua.v3.LuaPerRoute",
+            "source_code": {"filename": str(edge_file("a2a.lua"))},
+        }
+    }
     if "route" in route:
         filters |= {
-            "envoy.filters.http.grpc_json_transcoder": _TRANSCODER,
+            "envoy.filters.http.grpc_json_transcoder": {
+                **_TRANSCODER,
+                "proto_descriptor": str(edge_file("a2a.binpb")),
+            },
             "envoy.filters.http.header_mutation": _VERSION,
         }
     return route | {"typed_per_filter_config": filters | route["typed_per_filter_config"]}
 
 
-_SCRIPT = {
-    "@type": f"{_FILTERS}.lua.v3.LuaPerRoute",
-    "source_code": {"filename": str(edge_file("a2a.lua"))},
-}
 _TRANSCODER = {
     "@type": f"{_FILTERS}.grpc_json_transcoder.v3.GrpcJsonTranscoder",
-    "proto_descriptor": str(edge_file("a2a.binpb")),
-    "services": [_NAME],
+    "services": [NAME],
     "match_incoming_request_route": True,
     "print_options": {"stream_newline_delimited": True, "stream_sse_style_delimited": True},
     # A2A ignores what it does not know (section 5.7), in a body and in a query.

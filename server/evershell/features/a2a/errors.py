@@ -45,12 +45,16 @@ def http_status(failure: Failure) -> int:
     return rule.http
 
 
-def status_json(rich: status_pb2.Status, http: int) -> str:
+def status_json(failure: Failure, request_id: str) -> str:
     """The body of an HTTP error (A2A, section 11.6). It is ASCII, to be sent in a trailer."""
+    rich = rich_status(failure, request_id)
     error = {
-        "code": http,
+        "code": http_status(failure),
         "status": code_pb2.Code.Name(rich.code),
         "message": rich.message,
         "details": [MessageToDict(detail) for detail in rich.details],
     }
     return json.dumps({"error": error}, separators=(",", ":"))
+
+
+FORM = status.ErrorForm(rich_status, status_json, http_status)

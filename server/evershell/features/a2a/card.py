@@ -7,11 +7,9 @@ from hashlib import sha256
 from a2a.types import a2a_pb2
 
 from evershell import version
-from evershell.api.a2a.decode import TEXT, VERSION
 from evershell.core.workspace import AgentCard, Workspace
+from evershell.features.a2a.decode import TEXT, VERSION
 
-# A call of the edge with this header is for the public card, and has no credential.
-PUBLIC_HEADER = "x-evershell-public-card"
 # How long a client may use a card without asking again.
 _MAX_AGE_SECONDS = 60
 _ORG = "{org}"
@@ -37,7 +35,7 @@ class Endpoints:
 
 
 async def encode_card(
-    workspace: Workspace, card: AgentCard, endpoints: Endpoints
+    workspace: Workspace, card: AgentCard, endpoints: Endpoints, *, has_push: bool
 ) -> a2a_pb2.AgentCard:
     """The card, which has the workspace as the tenant of each binding."""
     rest_url, grpc_address = await endpoints.of(workspace.org_id)
@@ -52,7 +50,7 @@ async def encode_card(
             for url, binding in ((f"{rest_url}/a2a", "HTTP+JSON"), (grpc_address, "GRPC"))
         ],
         capabilities=a2a_pb2.AgentCapabilities(
-            streaming=True, push_notifications=True, extended_agent_card=True
+            streaming=True, push_notifications=has_push, extended_agent_card=True
         ),
         security_schemes={
             "bearer": a2a_pb2.SecurityScheme(

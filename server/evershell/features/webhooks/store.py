@@ -1,4 +1,4 @@
-"""The WebhookStore of the core, on PostgreSQL."""
+"""The WebhookStore, on PostgreSQL."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,9 +10,8 @@ from evershell.core import errors
 from evershell.core.caller import Permission
 from evershell.core.change import FirstCall
 from evershell.core.event import AuditEntry, EventType
-from evershell.core.webhook import (
+from evershell.features.webhooks.rules import (
     DeliveryStatus,
-    PayloadForm,
     TaskScope,
     Webhook,
     WebhookDelivery,
@@ -48,11 +47,11 @@ COLUMNS = (
 _MAX_REPLAYED = 1_000
 
 _LOOK_SECONDS, _MAX_LOOKS = 0.05, 100
-SQL = statements("webhooks", webhook=", ".join(COLUMNS), max_replayed=_MAX_REPLAYED)
+SQL = statements("store", __package__, webhook=", ".join(COLUMNS), max_replayed=_MAX_REPLAYED)
 
 
 class PostgresWebhooks:
-    """Implements core.ports.WebhookStore."""
+    """Implements ports.WebhookStore."""
 
     def __init__(self, pool: Pool, created: Callable[[], None] = lambda: None) -> None:
         """`created` is called after a webhook was created."""
@@ -220,16 +219,13 @@ def _values(webhook: Webhook) -> Values:
         "task_id": task and task.task_id,
         "name": task and task.name,
         "event_types": [str(each) for each in webhook.event_types],
-        "payload_form": str(webhook.payload_form),
     }
     return [scope[name] if name in scope else getattr(webhook, name) for name in COLUMNS]
 
 
 # The fields of a Webhook that are stored as they are.
 _PLAIN_FIELDS = [
-    field.name
-    for field in fields(Webhook)
-    if field.name not in ("task", "event_types", "payload_form")
+    field.name for field in fields(Webhook) if field.name not in ("task", "event_types")
 ]
 
 
@@ -247,7 +243,6 @@ def webhook_of(row: Any, prefix: str = "") -> Webhook:
         **{name: getattr(row, prefix + name) for name in _PLAIN_FIELDS},
         task=task,
         event_types=[EventType(each) for each in getattr(row, f"{prefix}event_types")],
-        payload_form=PayloadForm(getattr(row, f"{prefix}payload_form")),
     )
 
 

@@ -23,15 +23,8 @@ MAX_TASK_WEBHOOKS = 10
 # A webhook sends what a caller with this scope may read.
 READ_SCOPE = "workspace:read"
 _PORTS = {"http": 80, "https": 443}
-
-
-class PayloadForm(StrEnum):
-    """The form of the body of a webhook's request."""
-
-    # The event in the JSON of the REST API.
-    EVENT = "event"
-    # A push notification of A2A.
-    A2A = "a2a"
+# The form of the bodies of webhooks of an organization: the event, as REST shows it.
+FORM = "event"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +39,7 @@ class TaskScope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """An address to which events are sent. `sealed` bytes are encrypted (ports.Sealing)."""
+    """An address to which events are sent. `sealed` bytes are encrypted (core.ports.Sealing)."""
 
     # `wh_` and a ULID.
     id: str
@@ -61,8 +54,9 @@ class Webhook:
     creator_user_id: str | None
     # None if the webhook is for the whole organization.
     task: TaskScope | None = None
-    payload_form: PayloadForm = PayloadForm.EVENT
-    # Additional headers of the webhook's requests, as sealed JSON; None without any.
+    # The form of the bodies (features/registry.py).
+    payload_form: str = FORM
+    # Further headers of its requests, as sealed JSON; None for none.
     sealed_headers: bytes | None = None
     sealed_secret: bytes
     # Requests are also signed with this secret until it expires.
@@ -169,7 +163,7 @@ class CreateWebhook:
     event_types: Sequence[EventType]
     description: str = ""
     task: TaskScope | None = None
-    payload_form: PayloadForm = PayloadForm.EVENT
+    payload_form: str = FORM
     headers: Mapping[str, str] = field(default_factory=dict)
     # The networks that may be called although they are not public.
     allowed_networks: Sequence[Network] = ()

@@ -3,7 +3,7 @@
 The tenant is the workspace. docs/a2a.md has the mapping, and what is refused.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,18 +14,17 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import empty_pb2
 
 from evershell.api import codec
-from evershell.api.a2a import decode, encode, push
-from evershell.api.a2a.card import Endpoints, cache_headers, encode_card
 from evershell.api.call import caller, current, origin
-from evershell.core import agent_card, deadline, errors, tasks, watch_events, webhooks, workspaces
-from evershell.core.addresses import Network
+from evershell.core import deadline, errors, tasks, watch_events, workspaces
 from evershell.core.cancel_task import CancelResult, Outcome, await_end, cancel_task
 from evershell.core.errors import Failure
 from evershell.core.event_feeds import EventFeeds
-from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions, WebhookStore
+from evershell.core.ports import Agents, Clock, Store, Subscriptions
 from evershell.core.task import Task
-from evershell.core.webhook import TaskScope, Webhook
 from evershell.core.workspace import Workspace
+from evershell.features.a2a import decode, encode, push, rules
+from evershell.features.a2a.card import Endpoints, cache_headers, encode_card
+from evershell.features.parts import TaskWebhooks
 
 # SendMessage waits for the end of the task, however long it takes.
 _FOREVER_SECONDS = 365 * 86_400.0
@@ -42,10 +41,8 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     feeds: EventFeeds
     clock: Clock
     endpoints: Endpoints
-    webhooks: WebhookStore
-    sealing: Sealing
-    # The networks that may be called although they are not public.
-    allowed_networks: Sequence[Network] = ()
+    # None if the service has no webhooks, and so no push notifications.
+    task_webhooks: TaskWebhooks | None = None
     model_without_price: str = ""
 
     async def GetTask(self, request: a2a_pb2.GetTaskRequest, context: Context) -> a2a_pb2.Task:
@@ -128,7 +125,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         if request.configuration.HasField("task_push_notification_config"):
             config = request.configuration.task_push_notification_config
             caller().require("webhooks:write")
-            push.decode_push(config, request.tenant, "", self.allowed_networks)
+            self._webhooks().check(push.decode_push(config, request.tenant, ""))
         await workspaces.get_workspace(caller(), request.tenant, self.store)
         try:
             task = await tasks.submit_task(
@@ -166,26 +163,19 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     async def _create_push(
         self, config: a2a_pb2.TaskPushNotificationConfig, workspace_id: str, task_id: str
     ) -> a2a_pb2.TaskPushNotificationConfig:
-        created, _ = await webhooks.create_webhook(
-            caller(),
-            push.decode_push(config, workspace_id, task_id, self.allowed_networks),
-            origin(),
-            self.store,
-            self.webhooks,
-            self.sealing,
-            self.clock,
-        )
-        return push.encode_push(created, self.sealing)
+        wanted = push.decode_push(config, workspace_id, task_id)
+        return push.encode_push(await self._webhooks().create(caller(), wanted, origin()))
 
     async def GetTaskPushNotificationConfig(
         self, request: a2a_pb2.GetTaskPushNotificationConfigRequest, context: Context
     ) -> a2a_pb2.TaskPushNotificationConfig:
         _check_version()
         decode.check_ids(tenant=request.tenant, task_id=request.task_id, id=request.id)
-        webhook = await self._find_push(request.tenant, request.task_id, request.id)
-        if webhook is None:
-            raise errors.webhook_not_found(request.id)
-        return push.encode_push(webhook, self.sealing)
+        listed = await self._webhooks().list_of_task(caller(), request.tenant, request.task_id)
+        for each in listed:
+            if each.name == request.id:
+                return push.encode_push(each)
+        raise errors.webhook_not_found(request.id)
 
     async def ListTaskPushNotificationConfigs(
         self, request: a2a_pb2.ListTaskPushNotificationConfigsRequest, context: Context
@@ -193,9 +183,9 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         _check_version()
         decode.check_ids(tenant=request.tenant, task_id=request.task_id)
         # A task has few configurations, so there is one page.
-        listed = await self._list_push(request.tenant, request.task_id)
+        listed = await self._webhooks().list_of_task(caller(), request.tenant, request.task_id)
         return a2a_pb2.ListTaskPushNotificationConfigsResponse(
-            configs=[push.encode_push(each, self.sealing) for each in listed]
+            configs=[push.encode_push(each) for each in listed]
         )
 
     async def DeleteTaskPushNotificationConfig(
@@ -203,40 +193,28 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     ) -> empty_pb2.Empty:
         _check_version()
         decode.check_ids(tenant=request.tenant, task_id=request.task_id, id=request.id)
-        webhook = await self._find_push(request.tenant, request.task_id, request.id)
-        if webhook is None:
-            # A repeat has the same effect, but needs the same scope.
-            caller().require("webhooks:write")
-            return empty_pb2.Empty()
-        try:
-            await webhooks.delete_webhook(caller(), webhook.id, origin(), self.webhooks)
-        except Failure as failure:
-            # Another call has just deleted it.
-            if failure.slug != "webhook_not_found":
-                raise
+        await self._webhooks().delete(
+            caller(), request.tenant, request.task_id, request.id, origin()
+        )
         return empty_pb2.Empty()
 
-    async def _list_push(self, workspace_id: str, task_id: str) -> Sequence[Webhook]:
-        """The webhooks of a task that the caller may read. Raises Failure."""
-        await tasks.get_task(caller(), workspace_id, task_id, self.store)
-        scope = TaskScope(workspace_id=workspace_id, task_id=task_id, name="")
-        return await webhooks.list_webhooks(caller(), self.webhooks, scope)
-
-    async def _find_push(self, workspace_id: str, task_id: str, config_id: str) -> Webhook | None:
-        listed = await self._list_push(workspace_id, task_id)
-        return next((each for each in listed if each.task and each.task.name == config_id), None)
+    def _webhooks(self) -> TaskWebhooks:
+        """Raises Failure unsupported_operation."""
+        if self.task_webhooks is None:
+            raise Failure("unsupported_operation", "This service sends no push notifications.")
+        return self.task_webhooks
 
     async def GetExtendedAgentCard(
         self, request: a2a_pb2.GetExtendedAgentCardRequest, context: Context
     ) -> a2a_pb2.AgentCard:
         is_public = current().caller is None
         if is_public:
-            stored = await agent_card.get_public_card(request.tenant, self.store)
+            stored = await rules.get_public_card(request.tenant, self.store)
         else:
             _check_version()
             decode.check_ids(tenant=request.tenant)
-            stored = await agent_card.get_agent_card(caller(), request.tenant, self.store)
-        card = await encode_card(*stored, self.endpoints)
+            stored = await rules.get_agent_card(caller(), request.tenant, self.store)
+        card = await encode_card(*stored, self.endpoints, has_push=self.task_webhooks is not None)
         if current().is_rest:
             await context.send_initial_metadata(cache_headers(card, is_public=is_public))
         return card

@@ -165,3 +165,16 @@ WHERE id = %(webhook_id)s
 
 -- name: any_exist
 SELECT EXISTS (SELECT FROM webhooks) OR EXISTS (SELECT FROM webhook_deliveries) AS exist;
+
+-- name: count_deliveries
+-- Uses the indexes of due and of failed deliveries. Counts at most 10,001 of each, to stay cheap.
+SELECT p.pending, p.oldest, f.failed
+FROM (
+    SELECT count(*) AS pending, min(pending_since) AS oldest FROM (
+        SELECT pending_since FROM webhook_deliveries WHERE due_at IS NOT NULL LIMIT 10001
+    ) few
+) p, (
+    SELECT count(*) AS failed FROM (
+        SELECT FROM webhook_deliveries WHERE failed LIMIT 10001
+    ) few
+) f;

@@ -4,17 +4,15 @@ The id of a configuration is the name of its webhook. A configuration replaces t
 and gets all events of the task, the earlier ones too (docs/a2a.md).
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
 
 from a2a.types import a2a_pb2
 
-from evershell.core.addresses import Network
 from evershell.core.event import TASK_EVENT_TYPES
-from evershell.core.ports import Sealing
 from evershell.core.validation import Fields
-from evershell.core.webhook import CreateWebhook, PayloadForm, TaskScope, Webhook
+from evershell.features.a2a.payload import FORM
+from evershell.features.parts import TaskWebhook
 
 TOKEN_HEADER = "X-A2A-Notification-Token"  # noqa: S105 - a name
 _AUTHORIZATION = "Authorization"
@@ -23,11 +21,8 @@ _ID_CHARACTERS = 32
 
 
 def decode_push(
-    config: a2a_pb2.TaskPushNotificationConfig,
-    workspace_id: str,
-    task_id: str,
-    allowed_networks: Sequence[Network],
-) -> CreateWebhook:
+    config: a2a_pb2.TaskPushNotificationConfig, workspace_id: str, task_id: str
+) -> TaskWebhook:
     """The webhook of a configuration. Raises Failure validation_error.
 
     Without an id, the id is derived from the URL, so that a repeat replaces the configuration.
@@ -48,13 +43,14 @@ def decode_push(
         fields.reject("authentication.scheme", "must not be empty")
     fields.check()
     config_id = config.id or sha256(config.url.encode()).hexdigest()[:_ID_CHARACTERS]
-    return CreateWebhook(
+    return TaskWebhook(
+        workspace_id=workspace_id,
+        task_id=task_id,
+        name=config_id,
         url=config.url,
         event_types=TASK_EVENT_TYPES,
-        task=TaskScope(workspace_id=workspace_id, task_id=task_id, name=config_id),
-        payload_form=PayloadForm.A2A,
+        form=FORM,
         headers=_headers(config),
-        allowed_networks=allowed_networks,
     )
 
 
@@ -68,16 +64,11 @@ def _headers(config: a2a_pb2.TaskPushNotificationConfig) -> Mapping[str, str]:
     return headers
 
 
-def encode_push(webhook: Webhook, sealing: Sealing) -> a2a_pb2.TaskPushNotificationConfig:
+def encode_push(webhook: TaskWebhook) -> a2a_pb2.TaskPushNotificationConfig:
     """The configuration. It has the scheme of the authentication, and no secrets."""
-    task = webhook.task
-    assert task is not None, "it is a webhook of a task"
-    headers: Mapping[str, str] = {}
-    if webhook.sealed_headers is not None:
-        headers = json.loads(sealing.open(webhook.sealed_headers, webhook.id))
     config = a2a_pb2.TaskPushNotificationConfig(
-        tenant=task.workspace_id, id=task.name, task_id=task.task_id, url=webhook.url
+        tenant=webhook.workspace_id, id=webhook.name, task_id=webhook.task_id, url=webhook.url
     )
-    if _AUTHORIZATION in headers:
-        config.authentication.scheme = headers[_AUTHORIZATION].partition(" ")[0]
+    if _AUTHORIZATION in webhook.headers:
+        config.authentication.scheme = webhook.headers[_AUTHORIZATION].partition(" ")[0]
     return config

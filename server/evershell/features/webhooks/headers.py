@@ -10,7 +10,7 @@ from standardwebhooks import Webhook as Signer
 
 from evershell.core.event import Event
 from evershell.core.ports import Sealing
-from evershell.core.webhook import Webhook
+from evershell.features.webhooks.rules import Webhook
 
 
 def headers_of(

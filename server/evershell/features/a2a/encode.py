@@ -7,15 +7,15 @@ from typing import Any
 
 from a2a.types import a2a_pb2
 from google.api.httpbody_pb2 import HttpBody
-from google.protobuf.json_format import MessageToDict, MessageToJson
+from google.protobuf.json_format import MessageToDict
 
 from evershell.api import codec
-from evershell.api.a2a.decode import MESSAGE_ID, TEXT
-from evershell.api.a2a.states import STATES
 from evershell.api.event_codec import encode_event
 from evershell.api.values import rest_fields, timestamp
 from evershell.core.event import Event, EventType
 from evershell.core.task import Task, TaskStatus
+from evershell.features.a2a.decode import MESSAGE_ID, TEXT
+from evershell.features.a2a.states import STATES
 
 # The media type of A2A's JSON.
 JSON = "application/a2a+json"
@@ -141,38 +141,17 @@ def _update(event: Event) -> Update:
     if event.task_id is None:
         return Update(None, is_end=False, messages=())
     is_end = event.type is EventType.TASK_COMPLETED
-    messages = [message.SerializeToString() for message in _messages(event)]
+    messages = [message.SerializeToString() for message in messages_of(event)]
     return Update(event.task_id, is_end, messages)
 
 
-def _messages(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
+def messages_of(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
     """The messages of an event of a task. The last one is its status."""
     if event.type is EventType.TASK_COMPLETED:
         return [*_artifacts(event), _status(event, STATES[TaskStatus(event.payload["status"])])]
     if event.type is EventType.TASK_SUBMITTED:
         return [_status(event, a2a_pb2.TASK_STATE_SUBMITTED)]
     return [_status(event, a2a_pb2.TASK_STATE_WORKING)]
-
-
-def push_payload(event: Event) -> tuple[str, bytes]:
-    """The content type and the body of the push notification of an event of a task.
-
-    A notification has one StreamResponse. If the task has ended with a result, it is the task, with
-    the fields that the event has.
-    """
-    *artifacts, status = _messages(event)
-    if artifacts:
-        ended = status.status_update
-        status = a2a_pb2.StreamResponse(
-            task=a2a_pb2.Task(
-                id=ended.task_id,
-                context_id=ended.context_id,
-                status=ended.status,
-                artifacts=[each.artifact_update.artifact for each in artifacts],
-                metadata=ended.metadata,
-            )
-        )
-    return JSON, MessageToJson(status, indent=None).encode()
 
 
 def _artifacts(event: Event) -> Sequence[a2a_pb2.StreamResponse]:

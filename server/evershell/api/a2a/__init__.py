@@ -1,1 +1,0 @@
-"""A2AService, over the use cases of the core."""

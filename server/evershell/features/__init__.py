@@ -1,0 +1,25 @@
+"""Rooms: capabilities that a cancellation does not need.
+
+A room is one folder and one line of registry.py, which says what the programs read of it. Modules
+of two rooms have the same name only if it is one of MODULES.
+"""
+
+# The names that modules of any room may have.
+MODULES = frozenset(
+    {
+        "__init__",
+        "api",
+        "codec",
+        "edge",
+        "errors",
+        "metrics",
+        "payload",
+        "ports",
+        "program",
+        "rules",
+        "settings",
+        "store",
+        "use_cases",
+        "worker",
+    }
+)

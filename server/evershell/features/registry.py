@@ -1,0 +1,70 @@
+"""The rooms of this service, and what each program reads of them.
+
+To remove a room, remove its folder and its line in ROOMS. Its methods then answer UNIMPLEMENTED,
+and over REST 404 `not_found`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
+    from evershell.features.parts import (
+        LeaderParts,
+        Payload,
+        ProgramParts,
+        Run,
+        WorkerParts,
+        WorkerRoom,
+    )
+
+# A room comes after those whose parts it uses.
+ROOMS = (
+    "webhooks",
+    "a2a",
+)
+
+
+def in_worker() -> "Sequence[Callable[[WorkerParts], WorkerRoom]]":
+    """What makes the parts of a worker: `in_worker` of `worker.py`."""
+    return [module.in_worker for module in _modules("worker")]
+
+
+def in_delivery() -> "Sequence[Callable[[ProgramParts], Run]]":
+    """What the process of a worker runs (`deliver`): `in_delivery` of `program.py`."""
+    return [module.in_delivery for module in _modules("program")]
+
+
+def in_leader() -> "Sequence[Callable[[LeaderParts], Run]]":
+    """What measures, while a controller leads: `in_leader` of `metrics.py`."""
+    return [module.in_leader for module in _modules("metrics")]
+
+
+def settings() -> "Sequence[type[BaseSettings]]":
+    """The settings besides those of the server: `RoomSettings` of `settings.py`."""
+    return [module.RoomSettings for module in _modules("settings")]
+
+
+def payloads() -> "Mapping[str, Payload]":
+    """The bodies of the requests of webhooks, by the name of their form: `payload.py`."""
+    return {module.FORM: module.payload for module in _modules("payload")}
+
+
+def in_edge() -> Mapping[str, Callable[[dict[str, Any], Callable[[str], Path]], dict[str, Any]]]:
+    """What adds the filters to a route with this name: `NAME` and `with_filters` of `edge.py`.
+
+    The edge has no route with the name of a room that was removed.
+    """
+    return {module.NAME: module.with_filters for module in _modules("edge")}
+
+
+def _modules(name: str) -> Iterator[Any]:
+    """The module with this name of each room that has one."""
+    for room in ROOMS:
+        path = f"{__package__}.{room}.{name}"
+        if find_spec(path) is not None:
+            yield import_module(path)

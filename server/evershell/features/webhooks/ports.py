@@ -1,0 +1,81 @@
+"""What the use cases of webhooks need of the store."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from evershell.core.caller import Permission
+from evershell.core.change import FirstCall
+from evershell.core.event import AuditEntry
+from evershell.features.webhooks.rules import TaskScope, Webhook, WebhookDelivery
+
+
+class WebhookStore(Protocol):
+    """The webhooks. Every method raises UnavailableError if the database does not answer."""
+
+    async def create_webhook(
+        self,
+        webhook: Webhook,
+        limit: int,
+        audit: AuditEntry | None = None,
+        first_call: FirstCall | None = None,
+    ) -> None:
+        """Adds a webhook, the entry of the audit log, and the key of the call.
+
+        Every event whose transaction begins after the return is delivered. A webhook of a task also
+        gets the earlier events of the task, and replaces the one with its name.
+
+        Raises KeyTakenError, like Store.transition, and Failure: too_many_webhooks if the
+        organization, or the task, has `limit` others; permission_denied if somebody else created
+        the one with its name, and `webhook` gets only what its creator may read.
+        """
+
+    async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
+        """The webhooks of the organization, without webhooks of tasks; or the webhooks of the task.
+
+        Newest first. The name of `task` is ignored.
+        """
+
+    async def delete_webhook(
+        self, permission: Permission, webhook_id: str, audit: AuditEntry | None = None
+    ) -> Webhook | None:
+        """Removes the webhook, and returns it as it was; None if there is none.
+
+        Raises Failure permission_denied if somebody else created it, and the permission covers only
+        what the caller created. So do `rotate_secret` and `replay`.
+        """
+
+    async def rotate_secret(
+        self,
+        permission: Permission,
+        webhook_id: str,
+        sealed_secret: bytes,
+        now: datetime,
+        expires_at: datetime,
+        audit: AuditEntry | None = None,
+    ) -> Webhook | None:
+        """Replaces the secret; the replaced secret expires at `expires_at`.
+
+        If an earlier secret has not expired `now`, that secret stays valid instead. Returns None if
+        there is no such webhook.
+        """
+
+    async def replay(
+        self,
+        permission: Permission,
+        webhook_id: str,
+        task_id: str | None,
+        now: datetime,
+        audit: AuditEntry | None = None,
+    ) -> tuple[int, int] | None:
+        """Makes up to 1,000 failed deliveries due `now`, of the task or of all tasks.
+
+        Enables the webhook. Returns how many it made due, and how many are left; None if there is
+        no such webhook.
+        """
+
+    async def list_deliveries(self, workspace_id: str, task_id: str) -> Sequence[WebhookDelivery]:
+        """Up to 100 deliveries of the task's events, the newest webhook first."""
+
+    async def add_audit_entry(self, audit: AuditEntry | None) -> None:
+        """Stores the entry of a call that changed nothing."""
