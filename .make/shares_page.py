@@ -33,12 +33,12 @@ _EDGE_SHARES = "tests/wire/edge/test_shares.py::"
 _OVERLOAD = "tests/wire/edge/long/test_overload.py::"
 _BUSIEST = {
     Kind.FIRST: "64 callers (bench)",
-    Kind.READS: "15 (A2A client that polls 15 workspaces)",
+    Kind.READS: "11 (A2A client that polls 15 workspaces)",
     Kind.STREAMS: "1,000 watchers (bench)",
     Kind.WAITS: "one a workspace that works (A2A client: 15 of 15)",
     Kind.OTHERS: "64 callers (bench)",
     Kind.FIRST_BODIES: "0: they arrive within 100 ms",
-    Kind.BODIES: "1 (A2A client, 20 kB)",
+    Kind.BODIES: "3 (A2A client, 20 kB)",
 }
 _HEAD = """\
 # Shares
@@ -288,8 +288,10 @@ def _database() -> Iterator[Row]:
         f"{sizes.lists}",
         shared,
         shared,
-        next_one=f"waits {connections._LIST_WAIT_SECONDS:g} s, then {_REFUSED}",
-        tests=pool + "test_no_cancellation_waits_for_lists",
+        next_one=f"waits {connections._LIST_WAIT_SECONDS:g} s, then {_REFUSED}; after a list, its "
+        "connection serves no list for as long as the list took",
+        tests=f"{pool}test_no_cancellation_waits_for_lists "
+        f"{pool}test_lists_leave_the_database_to_others_half_of_the_time",
     )
     locks = (
         "tests/unit/store/test_cancellations.py::"

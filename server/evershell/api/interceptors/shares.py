@@ -43,11 +43,11 @@ class Share:
 
 
 # A credential's share is at least three times what a well-behaved one uses of a worker: the bench
-# has 64 callers and 1,000 watchers, and an A2A client that polls 15 workspaces makes 15 reads at
+# has 64 callers and 1,000 watchers, and an A2A client that polls 15 workspaces makes 11 reads at
 # once.
 SHARES: Mapping[Kind, Share] = {
     Kind.FIRST: Share(20_000, 5_000, 2_500),
-    Kind.READS: Share(192, 64, 48),
+    Kind.READS: Share(144, 48, 36),
     Kind.STREAMS: Share(10_000, 4_000, 3_000),
     Kind.WAITS: Share(2_000, 500, 250),
     Kind.OTHERS: Share(2_048, 512, 256),
