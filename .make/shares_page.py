@@ -289,7 +289,7 @@ def _database() -> Iterator[Row]:
         shared,
         shared,
         next_one=f"waits {connections._LIST_WAIT_SECONDS:g} s, then {_REFUSED}; after a list, its "
-        "connection serves no list for as long as the list took",
+        "connection serves no list for as long as the list took, 0.05 s at most",
         tests=f"{pool}test_no_cancellation_waits_for_lists "
         f"{pool}test_lists_leave_the_database_to_others_half_of_the_time",
     )

@@ -20,7 +20,8 @@ from typing import Any
 
 import psycopg
 
-from evershell.fleet.retention import Retention, repeat
+from evershell.fleet.periodic import repeat
+from evershell.fleet.retention import Retention
 from evershell.store.connections import open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.bench import arming, processes, size, windows

@@ -72,12 +72,15 @@ def _ends_once(log: list[_Entry]) -> Iterator[Contradiction]:
 
 
 def _delivered(history: History, logs: dict[str, dict[int, _Entry]]) -> Iterator[Contradiction]:
-    got: dict[str, dict[str, list[Delivery]]] = defaultdict(lambda: defaultdict(list))
+    # The deliveries to a webhook, by workspace and task.
+    got: dict[str, dict[tuple[str, str], list[Delivery]]] = defaultdict(lambda: defaultdict(list))
     for delivery in history.deliveries:
-        of_task = got[delivery.webhook_id][str(delivery.event.get("task_id", ""))]
+        event = delivery.event
+        of_event = event["workspace_id"], str(event.get("task_id", ""))
+        of_task = got[delivery.webhook_id][of_event]
         seqs = [int(each.event["seq"]) for each in of_task]
         seq = int(delivery.event["seq"])
-        if of_task and seq not in seqs and seq < seqs[-1]:
+        if of_task and seq not in seqs and seq < max(seqs):
             rule = "a webhook gets the events of a task in their order"
             yield rule, [of_task[-1], delivery]
         of_task.append(delivery)
@@ -91,10 +94,11 @@ def _delivered(history: History, logs: dict[str, dict[int, _Entry]]) -> Iterator
             for each in _named(history, "SubmitTask")
             if each.answer is not None and each.org == call.org and each.began > call.ended
         }
-        for log in logs.values():
+        for workspace_id, log in logs.items():
             for seq, entry in log.items():
                 kind, task, _ = entry.identity()
-                sent = (int(each.event["seq"]) for each in got[webhook["id"]][str(task)])
+                of_task = got[webhook["id"]][workspace_id, str(task)]
+                sent = (int(each.event["seq"]) for each in of_task)
                 if kind in webhook["event_types"] and task in later and seq not in sent:
                     yield f"{webhook['id']} gets every event of its types", [call, entry.source]
 

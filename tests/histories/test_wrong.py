@@ -285,6 +285,7 @@ def test_a_webhook_gets_every_event_in_order_and_may_get_it_twice() -> None:
     for seqs, rule in (
         ((1, 2, 1, 2, 3), None),
         ((1, 3, 2), "in their order"),
+        ((1, 3, 1, 2), "in their order"),
         ((1, 2), "gets every event"),
     ):
         judged = history([])

@@ -20,7 +20,10 @@ _POOL_SIZE = 3
 
 
 async def deliver(settings: Settings) -> None:
-    """Runs until the worker that has started it ends. Raises OperatorError."""
+    """Runs until the worker that has started it ends, which each room notices itself.
+
+    Raises OperatorError.
+    """
     logs.configure("deliver", settings.log_level)
     async with _parts(settings) as parts:
         runs = [in_delivery(parts) for in_delivery in registry.in_delivery()]

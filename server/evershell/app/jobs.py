@@ -14,7 +14,8 @@ from evershell.app.settings import Settings
 from evershell.core.ports import Clock, Store
 from evershell.fleet.counts import count
 from evershell.fleet.local.file_limit import FileLimit
-from evershell.fleet.retention import Retention, repeat
+from evershell.fleet.periodic import repeat
+from evershell.fleet.retention import Retention
 from evershell.telemetry.backlog import Backlog
 from evershell.telemetry.metrics import Metrics
 
@@ -75,8 +76,8 @@ def _remove_old_tasks(parts: Parts) -> Callable[[], Awaitable[None]] | None:
 JOBS = (
     Job(
         name="counts",
-        what="counts workspaces, holds and deliveries of webhooks for the "
-        "[metrics](monitoring.md#metrics), with `METRICS_PORT`",
+        what="counts workspaces and holds, and finds the oldest cancellation that has not ended, "
+        "for the [metrics](monitoring.md#metrics), with `METRICS_PORT`",
         pause_seconds=60,
         of=_count,
     ),

@@ -1,25 +1,18 @@
 """Removes old tasks with their events, in small transactions with pauses between them."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from time import monotonic
-from typing import TypeVar
 
 import structlog
 
-from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock, Store
+from evershell.fleet.periodic import paced
 
 log = structlog.get_logger()
 
 # The workspaces that a statement looks at, and the events that a transaction looks at.
 _PAGE_SIZE = 500
 BATCH_EVENTS = 500
-# The share of the time in which the database works for the removal.
-_SHARE = 0.1
-
-_Answer = TypeVar("_Answer")
 
 
 class Retention:
@@ -59,23 +52,3 @@ class Retention:
             )
             self._removed(removed.tasks)
             after_seq, is_all = removed.last_seq, removed.events < BATCH_EVENTS
-
-
-async def repeat(name: str, job: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
-    """Calls `job` until it is cancelled, and pauses after each call. No error ends it."""
-    while True:
-        try:
-            await job()
-        except UnavailableError:
-            log.warning("database_unavailable", job=name)
-        except Exception:
-            log.exception("unexpected_error", job=name)
-        await asyncio.sleep(pause_seconds)
-
-
-async def paced(statement: Awaitable[_Answer]) -> _Answer:
-    """Awaits the statement, and then pauses, so that the statements take _SHARE of the time."""
-    began = monotonic()
-    answer = await statement
-    await asyncio.sleep((monotonic() - began) * (1 / _SHARE - 1))
-    return answer

@@ -232,7 +232,8 @@ class Pool(AsyncConnectionPool[Connection]):
     After a burst, psycopg's own order would use each connection of the burst in turn.
 
     Cancellations, reads of one task, holds and credentials use the pool itself. Everything else
-    that callers do uses a share, and the shares together are smaller than the pool.
+    that callers do uses a share. From four connections on, the shares together are smaller than the
+    pool.
     """
 
     # How long a call waits for the server's answers.
@@ -302,8 +303,9 @@ class Share:
 class Lists(Share):
     """The share of lists, which wait less long than other calls, because a repeat is harmless.
 
-    After a list, its place stays taken for as long as the list took. So lists leave the processors
-    of the database to cancellations at least half of the time.
+    After a list, its place stays taken for as long as the list took, but not so long that the next
+    statement of the same call is refused. So lists leave the database to cancellations for about
+    half of the time.
     """
 
     answer_seconds = LIST_TIMEOUT_SECONDS
@@ -320,7 +322,8 @@ class Lists(Share):
     def _give_place(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         used_seconds = loop.time() - self._taken_at.pop(connection)
-        loop.call_later(used_seconds, super()._give_place, connection)
+        pause_seconds = min(used_seconds, _LIST_WAIT_SECONDS / 2)
+        loop.call_later(pause_seconds, super()._give_place, connection)
 
     async def _take_place(self, timeout: float) -> None:
         """Raises Failure rate_limited if all connections of the share stay used."""

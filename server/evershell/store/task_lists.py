@@ -79,8 +79,11 @@ def _query_of(wanted: OrgListFilter) -> str:
     query: str
     if wanted.active:
         query = SQL.list_active_of_workspace if wanted.workspace_id else SQL.list_active
+    elif wanted.parent_task_id:
+        query = SQL.list_children
     else:
-        query = SQL.list_children if wanted.parent_task_id else SQL.list_descendants
+        assert wanted.root_task_id, "no other filter is used without one of these"
+        query = SQL.list_descendants
     return query
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from evershell.core.errors import UnavailableError
 from evershell.core.workspace import Workspace
-from evershell.fleet import retention
-from evershell.fleet.retention import Retention, repeat
+from evershell.fleet import periodic, retention
+from evershell.fleet.periodic import repeat
+from evershell.fleet.retention import Retention
 from tests.support.waiting import LIMIT_SECONDS, eventually_async
 from tests.support.world import World
 
@@ -96,7 +97,7 @@ async def test_statements_take_a_share_of_the_time(
     async def note(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(retention, "monotonic", lambda: next(times))
+    monkeypatch.setattr(periodic, "monotonic", lambda: next(times))
     monkeypatch.setattr("asyncio.sleep", note)
     await Retention(world.store, world.clock, KEPT).sweep()
     # The list of workspaces, and three batches of up to four events. Each takes 1 s.

@@ -35,7 +35,7 @@ from evershell.core.event_feeds import EventFeeds
 from evershell.core.runtime import Runtime
 from evershell.features.a2a.api import A2AServicer
 from evershell.features.a2a.card import Endpoints
-from evershell.features.a2a.errors import FORM
+from evershell.features.a2a.errors import ERROR_FORM
 from evershell.features.webhooks.api import WebhookServicer
 from evershell.features.webhooks.task_webhooks import StoredTaskWebhooks
 from evershell.pod.tls import TlsIdentity
@@ -289,6 +289,6 @@ def _rooms(world: World, feeds: EventFeeds, webhooks: FakeWebhookStore) -> Seque
                 StoredTaskWebhooks(*shared),
             ),
             A2A_SERVICE,
-            FORM,
+            ERROR_FORM,
         ),
     )

@@ -22,7 +22,7 @@ from evershell.core.event_feeds import EventFeeds
 from evershell.core.ports import Agents, Clock, Store, Subscriptions
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
-from evershell.features.a2a import decode, encode, push, rules
+from evershell.features.a2a import decode, encode, push, use_cases
 from evershell.features.a2a.card import Endpoints, cache_headers, encode_card
 from evershell.features.parts import TaskWebhooks
 
@@ -209,11 +209,11 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
     ) -> a2a_pb2.AgentCard:
         is_public = current().caller is None
         if is_public:
-            stored = await rules.get_public_card(request.tenant, self.store)
+            stored = await use_cases.get_public_card(request.tenant, self.store)
         else:
             _check_version()
             decode.check_ids(tenant=request.tenant)
-            stored = await rules.get_agent_card(caller(), request.tenant, self.store)
+            stored = await use_cases.get_agent_card(caller(), request.tenant, self.store)
         card = await encode_card(*stored, self.endpoints, has_push=self.task_webhooks is not None)
         if current().is_rest:
             await context.send_initial_metadata(cache_headers(card, is_public=is_public))

@@ -57,4 +57,4 @@ def status_json(failure: Failure, request_id: str) -> str:
     return json.dumps({"error": error}, separators=(",", ":"))
 
 
-FORM = status.ErrorForm(rich_status, status_json, http_status)
+ERROR_FORM = status.ErrorForm(rich_status, status_json, http_status)

@@ -6,7 +6,7 @@ from evershell.api.handlers import Service
 from evershell.api.method_options import A2A_SERVICE
 from evershell.features.a2a.api import A2AServicer
 from evershell.features.a2a.card import Endpoints
-from evershell.features.a2a.errors import FORM
+from evershell.features.a2a.errors import ERROR_FORM
 from evershell.features.parts import WorkerParts, WorkerRoom
 
 
@@ -23,4 +23,4 @@ def in_worker(parts: WorkerParts) -> WorkerRoom:
         parts.model_without_price,
     )
     add = a2a_pb2_grpc.add_A2AServiceServicer_to_server
-    return WorkerRoom(service=Service(add, servicer, A2A_SERVICE, FORM))
+    return WorkerRoom(service=Service(add, servicer, A2A_SERVICE, ERROR_FORM))

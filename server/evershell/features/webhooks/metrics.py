@@ -1,18 +1,16 @@
 """The metrics of webhooks."""
 
-import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock
 from evershell.features.parts import LeaderParts, Run
 from evershell.features.webhooks.deliveries import count_deliveries
 from evershell.features.webhooks.rules import DeliveryCounts
+from evershell.fleet.periodic import repeat
 from evershell.store.connections import Pool
 
 _COUNT_SECONDS = 60.0
@@ -65,11 +63,12 @@ class DeliveryBacklog(Collector):
 
     async def run(self, pool: Pool) -> None:
         """Counts until it is cancelled."""
+
+        async def count() -> None:
+            self.counts = await count_deliveries(pool)
+
         try:
-            while True:
-                with suppress(UnavailableError):
-                    self.counts = await count_deliveries(pool)
-                await asyncio.sleep(_COUNT_SECONDS)
+            await repeat("webhooks", count, _COUNT_SECONDS)
         finally:
             self.counts = None
 

@@ -14,7 +14,7 @@ import structlog
 
 from evershell.core import task_lifecycle
 from evershell.core.ports import Clock, Store
-from evershell.fleet.retention import paced
+from evershell.fleet.periodic import paced
 
 _log = structlog.get_logger()
 
