@@ -11,8 +11,9 @@ the files of several processes of one machine are one history.
 
 For each workspace, search.py looks for an order of the calls in which every answer is right by the
 model in model.py. A call that was answered before another one began comes before it. A task ends at
-a moment that nobody saw. A call without an answer, or with one such as `unavailable`, may have had
-its effect, until LATE_SECONDS after it. streams.py judges watchers and webhooks.
+a moment that nobody saw. A call that was answered `unavailable` may have its effect until
+LATE_SECONDS later, and a call without an answer at any later time. streams.py judges watchers and
+webhooks.
 
 A history has to have every call that changes its workspaces. These wrong answers are not refused:
 

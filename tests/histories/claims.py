@@ -11,8 +11,8 @@ from tests.histories.model import CANCELLED, TERMINAL, Effect, Fact, Operation
 # An organization and a workspace. The empty one stands for calls that need no workspace.
 Place = tuple[str, str]
 
-# How long after its answer, or the end of the file, a call may still have an effect if it has not
-# been answered, or not definitely.
+# How long after an answer that does not say whether the call had its effect it may still have it. A
+# call without an answer may have it at any later time.
 LATE_SECONDS = 60.0
 # The errors that say that a call had no effect. After any other one it may have had its effect.
 _REFUSALS = frozenset(
