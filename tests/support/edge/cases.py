@@ -264,6 +264,14 @@ TYPES = [
         415,
         "unsupported_media_type",
     ),
+    # Envoy refuses these before it routes them.
+    *(
+        Case(f"application/grpc, {sent.path} {sent.headers}", sent, 400, "validation_error")
+        for sent in (
+            get(BAD_PATHS[0], content_type="application/grpc"),
+            get("/v1/workspaces/ws_1", content_type="application/grpc", x_bin="!"),
+        )
+    ),
 ]
 
 
