@@ -76,7 +76,7 @@ def _remove_old_tasks(parts: Parts) -> Callable[[], Awaitable[None]] | None:
 JOBS = (
     Job(
         name="counts",
-        what="counts workspaces and holds, and finds the oldest cancellation that has not ended, "
+        what="counts workspaces and holds, and finds the oldest task that has ended, "
         "for the [metrics](monitoring.md#metrics), with `METRICS_PORT`",
         pause_seconds=60,
         of=_count,

@@ -195,7 +195,7 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         stack.callback(loop.remove_signal_handler, END_WAITS)
         for room in rooms:
             if room.run is not None:
-                await stack.enter_async_context(running(room.run(), "room"))
+                await stack.enter_async_context(running(room.run(), room.name))
         yield server
 
 

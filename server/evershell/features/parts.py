@@ -86,6 +86,8 @@ class WorkerParts:
 class WorkerRoom:
     """What a room adds to a worker."""
 
+    # The name of the room, for the log.
+    name: str
     service: Service
     # Called when an event may have been committed. Has to return at once.
     committed: Callable[[], None] | None = None

@@ -51,7 +51,9 @@ _TCP_USER_TIMEOUT_MILLISECONDS = 5_000
 ACQUIRE_TIMEOUT_SECONDS = 1.5
 ANSWER_TIMEOUT_SECONDS = 3.0
 # Both limits for lists.
-_LIST_WAIT_SECONDS = 0.1
+_LIST_WAIT_SECONDS = 0.5
+# The longest pause after a list, so that the next statement of the same call is not refused.
+_LIST_PAUSE_SECONDS = 0.05
 LIST_TIMEOUT_SECONDS = 1.0
 # How long the pool retries to connect. The next request for a connection starts a new series of
 # attempts, with the shortest backoff.
@@ -303,9 +305,9 @@ class Share:
 class Lists(Share):
     """The share of lists, which wait less long than other calls, because a repeat is harmless.
 
-    After a list, its place stays taken for as long as the list took, but not so long that the next
-    statement of the same call is refused. So lists leave the database to cancellations for about
-    half of the time.
+    After a list, its place stays taken for as long as the list took, up to a limit. So many short
+    lists leave the database to cancellations for about half of the time. A list that waits for its
+    place holds no connection.
     """
 
     answer_seconds = LIST_TIMEOUT_SECONDS
@@ -322,7 +324,7 @@ class Lists(Share):
     def _give_place(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         used_seconds = loop.time() - self._taken_at.pop(connection)
-        pause_seconds = min(used_seconds, _LIST_WAIT_SECONDS / 2)
+        pause_seconds = min(used_seconds, _LIST_PAUSE_SECONDS)
         loop.call_later(pause_seconds, super()._give_place, connection)
 
     async def _take_place(self, timeout: float) -> None:

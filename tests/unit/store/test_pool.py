@@ -7,9 +7,11 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
+from evershell.api.interceptors.shares import SHARES, Kind
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.validation import Listed
+from evershell.store import connections
 from evershell.store.connections import Pool, Share, connected, fetch_all
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
@@ -85,6 +87,12 @@ async def test_lists_leave_the_database_to_others_half_of_the_time(pool: Pool) -
         await fetch_all(pool.lists, "SELECT pg_sleep(0.02)")
     places_seconds = (loop.time() - began) * pool.lists.size
     assert places_seconds > 2 * 0.02 * (count - pool.lists.size)
+
+
+async def test_the_lists_of_one_credential_leave_time_for_those_of_others(pool: Pool) -> None:
+    """A full page takes about 5 ms, and its place rests as long."""
+    busy_seconds = SHARES[Kind.READS].credential * 2 * 0.005 / pool.lists.size
+    assert busy_seconds < connections._LIST_WAIT_SECONDS
 
 
 async def test_a_call_with_two_slow_lists_does_not_refuse_itself(pool: Pool) -> None:

@@ -23,4 +23,4 @@ def in_worker(parts: WorkerParts) -> WorkerRoom:
         parts.model_without_price,
     )
     add = a2a_pb2_grpc.add_A2AServiceServicer_to_server
-    return WorkerRoom(service=Service(add, servicer, A2A_SERVICE, ERROR_FORM))
+    return WorkerRoom(name="a2a", service=Service(add, servicer, A2A_SERVICE, ERROR_FORM))

@@ -23,6 +23,7 @@ def in_worker(parts: WorkerParts) -> WorkerRoom:
     webhooks = PostgresWebhooks(parts.pool, process.created)
     shared = parts.store, webhooks, parts.sealing, parts.clock, parts.settings.webhook_networks
     return WorkerRoom(
+        name="webhooks",
         service=Service(
             workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server,
             WebhookServicer(*shared),  # type: ignore[abstract] # a part of the service
