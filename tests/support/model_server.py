@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
-MAX_SECONDS = 15.0
+MAX_SECONDS = 120.0
 USAGE = {
     "prompt_tokens": 11,
     "completion_tokens": 7,

@@ -49,7 +49,7 @@ SHARES: Mapping[Kind, Share] = {
     Kind.FIRST: Share(20_000, 5_000, 2_500),
     Kind.READS: Share(144, 48, 36),
     Kind.STREAMS: Share(10_000, 4_000, 3_000),
-    Kind.WAITS: Share(2_000, 500, 250),
+    Kind.WAITS: Share(1_000, 200, 100),
     Kind.OTHERS: Share(2_048, 512, 256),
     Kind.FIRST_BODIES: Share(1_024, 256, 128),
     # A body has up to 1 MiB. The edge has 256 places for all workers together (envoy.yaml).
