@@ -151,9 +151,11 @@ def _mapper(
     envelope = {
         "error": {"code": rule.slug, "message": rule.message, "request_id": "%RESP(x-request-id)%"}
     }
-    # Envoy answers a request with the content type application/grpc in gRPC. The Lua filter
-    # restores the HTTP status from this header.
-    headers = request_id | {"x-evershell-status": str(rule.http)}
+    headers = dict(request_id)
+    if rule.http < 500:
+        # Envoy answers a request with the content type application/grpc in gRPC, where a 400
+        # becomes INTERNAL. The Lua filter restores the HTTP status from this header.
+        headers["x-evershell-status"] = str(rule.http)
     if rule.slug == RETRYABLE:
         # The Lua filter, which sees all answers after routing, removes the header if the call can
         # be repeated.

@@ -115,7 +115,7 @@ REMOVING: tuple[Rule, ...] = (
         "the removal leaves most of the time to others, and ends with the term",
         "tests/unit/fleet/test_retention.py",
         (
-            f"{_FLEET}retention.py",
+            f"{_FLEET}periodic.py",
             "* (1 / _SHARE - 1)",
             "* 0",
         ),
