@@ -9,7 +9,7 @@ from evershell.core import task_lifecycle
 from evershell.core.ids import new_task_id
 from evershell.core.task import Task, TaskEnded, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace
-from evershell.fleet import retention
+from evershell.fleet import periodic
 from evershell.fleet.retention import Retention
 from evershell.store.connections import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
@@ -66,7 +66,7 @@ class Year:
 async def test_the_size_is_level_after_the_second_day(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_SHARE", 1.0)
+    monkeypatch.setattr(periodic, "_SHARE", 1.0)
     async with open_pool(database_url) as pool:
         year, sizes = Year(pool), list[int]()
         made = [workspace() for _ in range(_WORKSPACES)]
