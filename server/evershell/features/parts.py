@@ -51,7 +51,7 @@ class TaskWebhooks(Protocol):
     async def list_of_task(
         self, caller: Caller, workspace_id: str, task_id: str
     ) -> Sequence[TaskWebhook]:
-        """Those that the caller may read. Raises Failure."""
+        """The webhooks of the task that the caller may read. Raises Failure."""
 
     async def delete(
         self, caller: Caller, workspace_id: str, task_id: str, name: str, origin: Origin
@@ -89,7 +89,7 @@ class WorkerRoom:
     # The name of the room, for the log.
     name: str
     service: Service
-    # Called when an event may have been committed. Has to return at once.
+    # Called when an event may have been committed. Must return at once.
     committed: Callable[[], None] | None = None
     run: Run | None = None
     task_webhooks: TaskWebhooks | None = None

@@ -1,4 +1,4 @@
-"""Counts for the metrics what only the database knows."""
+"""Reads the counts that the metrics show from the database."""
 
 from evershell.core.ports import Store
 from evershell.telemetry.backlog import Backlog
