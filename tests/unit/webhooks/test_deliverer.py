@@ -145,6 +145,7 @@ async def test_a_process_of_a_later_version_sends_an_event_of_a_new_type(bench: 
     async with bench.delivering():
         await eventually_async(has_failed, LIMIT_SECONDS)
     assert [each["type"] for each in receiver.events()] == ["task_submitted"]
+    assert (await bench.status(workspace_id, task_id)).attempts == 0
     await rename("of_a_later_version", "task_completed")
     bench.now += timedelta(minutes=1)
     async with bench.delivering():

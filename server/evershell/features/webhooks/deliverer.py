@@ -211,7 +211,9 @@ class Deliverer:
                 answer = Answer("the event was removed")
             elif event.type is EventType.UNSPECIFIED:
                 # A process of the later version sends it, while this version is replaced.
-                answer = Answer("the event has a type of a later version")
+                retry_at = self._clock() + timedelta(seconds=_jittered(_FIRST_RETRY_SECONDS))
+                left = _not_attempted(delivery, "the event has a type of a later version", retry_at)
+                return replace(left, delivered_seq=result.delivered_seq), False
             else:
                 answer = await self._send(delivery, event)
             if answer.error:
