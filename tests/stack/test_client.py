@@ -113,10 +113,9 @@ def test_a_watch_survives_the_death_of_all_workers_and_misses_nothing(
             stack.kill(pid)
         eventually(lambda: len(set(stack.pids("serve")) - set(workers)) == len(workers))
         task_id = eventually(lambda: _submitted(workspace))
+        faults.await_workers(stack)
         workspace.await_end(task_id)
         assert watching.result(60) == [entry["seq"] for entry in workspace.log()]
-    for address in stack.worker_addresses():
-        eventually(lambda: faults.health_of(address) == "SERVING")
 
 
 def _submitted(workspace: Workspace) -> str:

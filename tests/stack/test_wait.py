@@ -66,12 +66,9 @@ def test_a_draining_worker_answers_its_waits_and_ends_its_streams(
     assert f"after={last_seq(workspace)}" in last["error"]["message"]
     # The supervisor restarts the workers.
     eventually(lambda: len(set(stack.pids("serve")) - set(before)) == len(before))
-    eventually(lambda: workspace.rest.call("GET", workspace.path).status_code == 200)
+    faults.await_workers(stack)
     gate.open()
     assert workspace.await_end(task_id)["status"] == "cancelled"
-    # The next tests call each worker.
-    for address in stack.worker_addresses():
-        eventually(lambda: faults.health_of(address) == "SERVING")
 
 
 def last_seq(workspace: Workspace) -> int:

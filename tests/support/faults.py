@@ -7,8 +7,8 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.promises import read_history, violations
-from tests.support.stack import Workspace
-from tests.support.waiting import eventually
+from tests.support.stack import Stack, Workspace
+from tests.support.waiting import LIMIT_SECONDS, eventually
 from tests.support.wires import read_failure
 
 
@@ -144,3 +144,12 @@ def health_of(address: str) -> str:
         except grpc.RpcError:
             return ""
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+def await_workers(stack: Stack, limit_seconds: float = LIMIT_SECONDS) -> None:
+    """Waits until every worker serves.
+
+    Until then, Envoy may send a call to a worker that is not ready, which refuses it.
+    """
+    for address in stack.worker_addresses():
+        eventually(lambda: health_of(address) == "SERVING", limit_seconds)

@@ -1,8 +1,9 @@
 """Cancels one task after another under load."""
 
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from tests.stack.long.load import Caller, Load
+from tests.stack.long.load import Caller, Load, RecordedError
 from tests.support.service import ServiceWorkspace
 
 # Short iterations: many tasks are cancelled, and a caller is waiting when a worker ends.
@@ -41,10 +42,12 @@ class Canceller(Generic[W]):
         while self._read(task_id) in (None, "submitted", "delivered"):
             pass
         outcomes = {"accepted", "already_requested"}
-        while (cancelled := self._call("CancelTask", task_id=task_id, **self._cancel)) is None:
-            # The call was answered and may have taken effect.
-            outcomes.add("already_finished")
-        assert cancelled["outcome"] in outcomes, cancelled
+        # The agent of a busy machine may answer too late.
+        with suppress(RecordedError):
+            while (cancelled := self._call("CancelTask", task_id=task_id, **self._cancel)) is None:
+                # The call was answered and may have taken effect.
+                outcomes.add("already_finished")
+            assert cancelled["outcome"] in outcomes, cancelled
         while (status := self._read(task_id)) in (None, "running"):
             pass
         assert status == "cancelled"

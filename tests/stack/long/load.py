@@ -17,6 +17,7 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from tests.support.service import Service, ServiceWorkspace
+from tests.support.wires import Failed, read_failure, rest_failure
 
 _CALL_SECONDS = 20.0
 _JOIN_SECONDS = 30.0
@@ -35,15 +36,19 @@ class OverloadedError(Exception):
     """A worker has refused the call, because the machine of the test is too busy for it."""
 
 
-# The beginning of the message of such a refusal, which no outage has.
+class RecordedError(Exception):
+    """The agent did not answer in time. The cancellation is recorded and delivered later."""
+
+
+# The beginning of the message of an overloaded worker's refusal, which no outage has.
 _OVERLOADED = "The service is overloaded."
 
 
 class Caller(Protocol):
     """Makes calls over one kind of connection.
 
-    Raises UnreadError if the client drops a response, OverloadedError, and another exception if a
-    call fails.
+    Raises UnreadError if the client drops a response, OverloadedError, RecordedError, and another
+    exception if a call fails.
     """
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
@@ -63,6 +68,7 @@ class Outcomes:
     unread: list[str] = field(default_factory=list)
     streams: int = 0
     overloaded: int = 0
+    recorded: int = 0
     slowest_seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -70,7 +76,9 @@ class Outcomes:
         return (
             f"{total} calls {dict(self.calls)}, {self.streams} streams, "
             f"{len(self.failures)} failed, {len(self.unread)} not read by the client's library, "
-            f"{self.overloaded} refused by a busy worker, slowest {self.slowest_seconds:.2f} s"
+            f"{self.overloaded} refused by a busy worker, "
+            f"{self.recorded} recorded without an answer of the agent, "
+            f"slowest {self.slowest_seconds:.2f} s"
         )
 
 
@@ -121,6 +129,8 @@ class RestCaller:
             )
             if response.status_code == 503 and _OVERLOADED in response.text:
                 raise OverloadedError
+            if response.status_code == 503 and _is_recorded(rest_failure(response)):
+                raise RecordedError
             assert response.status_code in (status, 200), (
                 f"{rpc}: {response.status_code} {response.text}"
             )
@@ -186,7 +196,7 @@ class GrpcCaller:
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
         request = ParseDict(fields, getattr(workspace_service_pb2, f"{rpc}Request")())
-        with _overload_seen():
+        with _known_errors():
             reply = getattr(self._stub, rpc)(
                 request, metadata=self._metadata, timeout=_CALL_SECONDS
             )
@@ -201,7 +211,7 @@ class GrpcCaller:
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=after)
         told = False
         try:
-            with _overload_seen():
+            with _known_errors():
                 for message in self._stub.WatchEvents(request, metadata=self._metadata):
                     told = message.HasField("error")
                     yield MessageToDict(message, preserving_proto_field_name=True)
@@ -212,13 +222,22 @@ class GrpcCaller:
 
 
 @contextmanager
-def _overload_seen() -> Iterator[None]:
+def _known_errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
         if _OVERLOADED in str(error):
             raise OverloadedError from error
+        if _is_recorded(read_failure(error)):
+            raise RecordedError from error
         raise
+
+
+def _is_recorded(failed: Failed) -> bool:
+    # Over gRPC, the details of the REST error are the metadata of ErrorInfo.
+    details = failed.details.get("ErrorInfo", {}).get("metadata", failed.details)
+    recorded = details.get("intent_recorded") in (True, "true")
+    return failed.slug == "agent_unreachable" and recorded
 
 
 class Load:
@@ -261,6 +280,10 @@ class Load:
             except OverloadedError:
                 self._note_overload()
                 return caller.call(rpc, **fields)
+        except RecordedError:
+            with self._lock:
+                self.outcomes.recorded += 1
+            raise
         except UnreadError as error:
             self.outcomes.unread.append(str(error))
             return None

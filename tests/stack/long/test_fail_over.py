@@ -134,8 +134,7 @@ def assert_listeners_and_leader_are_back(stack: Stack, server: Server, story: St
     locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
     eventually(lambda: server.value(locks) == 1)
     eventually(lambda: server.value(listeners) >= len(stack.worker_addresses()) + 2)
-    for address in stack.worker_addresses():
-        eventually(lambda: faults.health_of(address) == "SERVING")
+    faults.await_workers(stack)
     # Only a leader acts on the end of an agent.
     stack.kill(story.agent)
     faults.resume(story.workspace, after_outage=True)
@@ -160,8 +159,7 @@ def assert_a_former_primary_is_not_used(replication: Replication, stack: Stack) 
     (first, *_) = stack.pids("serve")
     stack.kill(first)
     eventually(lambda: len(stack.pids("serve")) == 2 and first not in stack.pids("serve"))
-    for address in stack.worker_addresses():
-        eventually(lambda: faults.health_of(address) == "SERVING")
+    faults.await_workers(stack)
     story = Story(stack)
     for address in stack.worker_addresses():
         answer = stack.grpc(address=address).call("CancelTask", workspace_id=story.workspace.id)

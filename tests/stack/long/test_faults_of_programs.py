@@ -31,7 +31,7 @@ TAKEOVER_SECONDS = 30.0
 @pytest.fixture(autouse=True)
 def _all_workers_serve(fragile_stack: Stack) -> None:
     """The supervisor may still be replacing a program that an earlier test has killed."""
-    await_serving(fragile_stack)
+    faults.await_workers(fragile_stack, SERVING_SECONDS)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_database_that_is_away(
             # The edge has detected the unhealthy workers and now generates the response itself.
             assert_unavailable(fragile_stack, workspace)
             gate.open()
-    await_serving(fragile_stack)
+    faults.await_workers(fragile_stack, SERVING_SECONDS)
 
     # The agent commits the pending iteration exactly once. A call that failed with `unavailable`
     # may have recorded the intent.
@@ -120,11 +120,6 @@ def test_a_database_that_is_away(
     assert first["tool_call"]["result"]["output"] == "open\n"
     assert fragile_stack.agent_pid(workspace.id) == agent
     faults.assert_next_task_works(workspace, after_outage=True)
-
-
-def await_serving(stack: Stack) -> None:
-    for address in stack.worker_addresses():
-        eventually(lambda: faults.health_of(address) == "SERVING", SERVING_SECONDS)
 
 
 def assert_unavailable(stack: Stack, workspace: Workspace) -> None:
