@@ -287,11 +287,12 @@ def _database() -> Iterator[Row]:
         "of these, for lists",
         f"{sizes.lists}",
         shared,
-        shared,
+        "the shares of its calls; organizations take turns",
         next_one=f"waits {connections._LIST_WAIT_SECONDS:g} s, then {_REFUSED}; after a list, its "
         "connection serves no list for as long as the list took, 0.05 s at most",
         tests=f"{pool}test_no_cancellation_waits_for_lists "
-        f"{pool}test_lists_leave_the_database_to_others_half_of_the_time",
+        f"{pool}test_lists_leave_the_database_to_others_half_of_the_time "
+        f"{pool}test_organizations_take_turns_in_lists",
     )
     locks = (
         "tests/unit/store/test_cancellations.py::"

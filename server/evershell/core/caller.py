@@ -1,5 +1,6 @@
 """The authenticated caller, the permissions of their scopes, and the API keys of programs."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -11,6 +12,10 @@ from evershell.core.workspace import Workspace
 # OpenID Connect's limit for a subject. It also keeps the ids of organizations and creators short
 # enough for a PostgreSQL index.
 MAX_NAME_BYTES = 255
+
+# The organization for which the current call runs, empty outside of a call. Organizations take
+# turns in what their calls wait for.
+calling_org: ContextVar[str] = ContextVar("calling_org", default="")
 
 
 def is_valid_name(value: object) -> TypeGuard[str]:

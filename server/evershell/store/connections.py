@@ -11,8 +11,9 @@ import os
 import select
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
+from weakref import WeakValueDictionary
 
 import psycopg
 import structlog
@@ -22,6 +23,7 @@ from psycopg.rows import TupleRow, namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from evershell.core import deadline, errors
+from evershell.core.caller import calling_org
 from evershell.core.errors import OperatorError, UnavailableError
 from evershell.store import session_settings
 from evershell.store.statements import statements
@@ -59,6 +61,7 @@ LIST_TIMEOUT_SECONDS = 1.0
 # attempts, with the shortest backoff.
 _RECONNECT_TIMEOUT_SECONDS = 2.0
 
+_ALL_USED = "all connections of the share are used"
 _UNAVAILABLE = (
     # Includes PoolTimeout, PoolClosed, AdminShutdown, CannotConnectNow, TooManyConnections and
     # QueryCanceled. For a full or broken disk it includes DiskFull, IoError, CrashShutdown and, for
@@ -267,75 +270,90 @@ class Share:
         self._pool = pool
         self.size = size
         self.timeout = timeout
-        self._used = 0
         self._free = asyncio.Semaphore(size)
 
     async def getconn(self, timeout: float) -> Connection:
         """A connection. Raises psycopg_pool.PoolTimeout if there is none within the timeout."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
-        await self._take_place(timeout)
-        try:
-            connection = await self._pool.getconn(max(0.0, until - loop.time()))
-        except BaseException:
-            self._free.release()
-            raise
-        self._used += 1
-        return connection
-
-    async def _take_place(self, timeout: float) -> None:
         try:
             async with asyncio.timeout(timeout):
                 await self._free.acquire()
         except TimeoutError as error:
-            raise PoolTimeout("all connections of the share are used") from error
+            raise PoolTimeout(_ALL_USED) from error
+        try:
+            return await self._pool.getconn(max(0.0, until - loop.time()))
+        except BaseException:
+            self._free.release()
+            raise
 
     async def putconn(self, connection: Connection) -> None:
         """Gives the connection back."""
         try:
             await self._pool.putconn(connection)
         finally:
-            self._give_place(connection)
-
-    def _give_place(self, connection: Connection) -> None:
-        self._used -= 1
-        self._free.release()
+            self._free.release()
 
 
 class Lists(Share):
-    """The share of lists, which wait less long than other calls, because a repeat is harmless.
+    """The share of lists, in which organizations take turns.
 
-    After a list, its place stays taken for as long as the list took, up to a limit. So many short
-    lists leave the database to cancellations for about half of the time. A list that waits for its
-    place holds no connection.
+    An organization may hold a part of the places, and its other lists wait behind these. So a list
+    waits for a few lists of each other organization, however many those have. A list that waits
+    holds no connection. It waits less long than other calls, because a repeat is harmless.
+
+    After a list, its places stay taken for as long as the list took, up to a limit. So many short
+    lists leave the database to cancellations for about half of the time.
     """
 
     answer_seconds = LIST_TIMEOUT_SECONDS
 
     def __init__(self, pool: "Connections", size: int, timeout: float) -> None:
         super().__init__(pool, size, timeout)
-        self._taken_at: dict[Connection, float] = {}
+        self._used = 0
+        # An organization that reads no list has no entry.
+        self._of_orgs: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        # For each connection, since when it is used, and what frees its places.
+        self._taken: dict[Connection, tuple[float, ExitStack]] = {}
 
     async def getconn(self, timeout: float) -> Connection:
-        connection = await super().getconn(timeout)
-        self._taken_at[connection] = asyncio.get_running_loop().time()
+        """Raises Failure rate_limited too, if all connections of the share stay used."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        with ExitStack() as places:
+            try:
+                async with asyncio.timeout(min(timeout, _LIST_WAIT_SECONDS)):
+                    for each in (self._places_of(calling_org.get()), self._free):
+                        await each.acquire()
+                        places.callback(each.release)
+            except TimeoutError as error:
+                if self._used < self.size:
+                    # The places are taken by calls that are themselves waiting for a connection.
+                    raise PoolTimeout(_ALL_USED) from error
+                raise errors.rate_limited("Too many lists are being read.", 1) from error
+            connection = await self._pool.getconn(max(0.0, until - loop.time()))
+            self._used += 1
+            self._taken[connection] = (loop.time(), places.pop_all())
         return connection
 
-    def _give_place(self, connection: Connection) -> None:
+    async def putconn(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        used_seconds = loop.time() - self._taken_at.pop(connection)
-        pause_seconds = min(used_seconds, _LIST_PAUSE_SECONDS)
-        loop.call_later(pause_seconds, super()._give_place, connection)
-
-    async def _take_place(self, timeout: float) -> None:
-        """Raises Failure rate_limited if all connections of the share stay used."""
+        taken_at, places = self._taken.pop(connection)
         try:
-            await super()._take_place(min(timeout, _LIST_WAIT_SECONDS))
-        except PoolTimeout as error:
-            if self._used < self.size:
-                # The places are taken by calls that are themselves waiting for a connection.
-                raise
-            raise errors.rate_limited("Too many lists are being read.", 1) from error
+            await self._pool.putconn(connection)
+        finally:
+            pause_seconds = min(loop.time() - taken_at, _LIST_PAUSE_SECONDS)
+            loop.call_later(pause_seconds, self._free_places, places)
+
+    def _free_places(self, places: ExitStack) -> None:
+        self._used -= 1
+        places.close()
+
+    def _places_of(self, org_id: str) -> asyncio.Semaphore:
+        places = self._of_orgs.get(org_id)
+        if places is None:
+            places = self._of_orgs[org_id] = asyncio.Semaphore(max(1, self.size // 2))
+        return places
 
 
 Connections: TypeAlias = Pool | Share
