@@ -15,7 +15,7 @@ from evershell.pod import sandbox
 from evershell.stack.envoy import config
 from evershell.store import (
     cancellations,
-    connections,
+    pool,
     postgres_store,
     scans,
     watched_workspaces,
@@ -261,19 +261,19 @@ def _worker() -> Iterator[Row]:
 
 def _database() -> Iterator[Row]:
     size = Settings.model_fields["pool_size"].default
-    sizes = connections.Sizes.of(size)
+    sizes = pool.Sizes.of(size)
     shared = "the shares of its calls"
     unavailable = "503 `unavailable`"
-    waits = f"waits {connections.ACQUIRE_TIMEOUT_SECONDS:g} s, then {unavailable}"
-    pool = "tests/unit/store/test_pool.py::"
-    leaves = pool + "test_every_share_leaves_connections_for_cancellations"
+    waits = f"waits {pool.ACQUIRE_TIMEOUT_SECONDS:g} s, then {unavailable}"
+    in_pool = "tests/unit/store/test_pool.py::"
+    leaves = in_pool + "test_every_share_leaves_connections_for_cancellations"
     yield Row(
         "connections of a worker (`POOL_SIZE`)",
         f"{size}",
         shared,
         shared,
         next_one=waits,
-        tests=pool + "test_no_cancellation_waits_for_lists",
+        tests=in_pool + "test_no_cancellation_waits_for_lists",
     )
     yield Row(
         "of these, for all but cancellations, holds, reads of one task and credentials",
@@ -288,11 +288,11 @@ def _database() -> Iterator[Row]:
         f"{sizes.lists}",
         shared,
         "the shares of its calls; organizations take turns",
-        next_one=f"waits {connections._LIST_WAIT_SECONDS:g} s, then {_REFUSED}; after a list, its "
+        next_one=f"waits {pool._LIST_WAIT_SECONDS:g} s, then {_REFUSED}; after a list, its "
         "connection serves no list for as long as the list took, 0.05 s at most",
-        tests=f"{pool}test_no_cancellation_waits_for_lists "
-        f"{pool}test_lists_leave_the_database_to_others_half_of_the_time "
-        f"{pool}test_organizations_take_turns_in_lists",
+        tests=f"{in_pool}test_no_cancellation_waits_for_lists "
+        f"{in_pool}test_lists_leave_the_database_to_others_half_of_the_time "
+        f"{in_pool}test_organizations_take_turns_in_lists",
     )
     locks = (
         "tests/unit/store/test_cancellations.py::"
@@ -308,7 +308,7 @@ def _database() -> Iterator[Row]:
             f"{number}",
             shared,
             shared,
-            next_one=f"waits {connections.ANSWER_TIMEOUT_SECONDS:g} s, then {unavailable}",
+            next_one=f"waits {pool.ANSWER_TIMEOUT_SECONDS:g} s, then {unavailable}",
             tests=test,
         )
     yield Row(
@@ -320,13 +320,13 @@ def _database() -> Iterator[Row]:
     )
     yield Row(
         "time of a statement",
-        f"{connections.ANSWER_TIMEOUT_SECONDS:g} s, of a list "
-        f"{connections.LIST_TIMEOUT_SECONDS:g} s; the server ends it after "
+        f"{pool.ANSWER_TIMEOUT_SECONDS:g} s, of a list "
+        f"{pool.LIST_TIMEOUT_SECONDS:g} s; the server ends it after "
         f"{SETTINGS['statement_timeout']}",
         other="of each statement",
         next_one=unavailable,
-        tests=f"{pool}test_statements_that_do_not_end_are_ended_and_no_cancellation_waits "
-        f"{pool}test_no_cancellation_waits_for_lists",
+        tests=f"{in_pool}test_statements_that_do_not_end_are_ended_and_no_cancellation_waits "
+        f"{in_pool}test_no_cancellation_waits_for_lists",
     )
     none = "none"
     yield Row(

@@ -18,8 +18,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from evershell.stack import postgres
-from evershell.store.connections import Pool, open_pool
 from evershell.store.migrate import migrate
+from evershell.store.pool import Pool, open_pool
 
 pytest_plugins = [
     # First, because the others import it, and pytest rewrites a plugin that it imports itself.

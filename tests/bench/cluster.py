@@ -21,9 +21,9 @@ from evershell.auth.signing_keys import new_key
 from evershell.core import ids
 from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.fleet.kubernetes.api import Api
-from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
 from evershell.store.migrate import migrate
+from evershell.store.pool import open_pool
 from evershell.store.service_clock import machine_clock
 from tests.bench import processes
 from tests.bench.idle_fleet import database

@@ -22,7 +22,7 @@ import psycopg
 
 from evershell.fleet.periodic import repeat
 from evershell.fleet.retention import Retention
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.bench import arming, processes, size, windows
 from tests.bench.figures import Figures

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from evershell.core.ports import Store
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.fakes import FakeStore

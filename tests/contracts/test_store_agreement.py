@@ -21,7 +21,7 @@ from evershell.core.task import (
     TaskStatus,
 )
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import NOW, intent, permission, task, workspace

@@ -13,7 +13,7 @@ from evershell.core.ports import UNDELIVERED, MatchedTask, MatchedTasks, Store
 from evershell.core.task import Task, TaskStatus
 from evershell.core.task_filter import AllTasks, TaskFilter, TaskSelection
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.audit import audit_entry

@@ -12,7 +12,7 @@ from evershell.core.errors import Failure
 from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
 from evershell.core.task import Task
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.audit import audit_entry

@@ -11,7 +11,7 @@ from evershell.core.change import unchanged
 from evershell.core.ports import Store
 from evershell.core.task import Task
 from evershell.core.workspace import WANTS_POD, Workspace, WorkspaceStatus
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.support.fakes import FakeStore
 from tests.support.store.examples import (

@@ -14,7 +14,7 @@ from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 from evershell.features.webhooks.rules import TaskScope
 from evershell.features.webhooks.store import PostgresWebhooks
-from evershell.store.connections import Pool
+from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.contracts.test_store_webhooks import webhook

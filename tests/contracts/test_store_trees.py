@@ -16,7 +16,7 @@ from evershell.core.task import Task
 from evershell.core.task_filter import OrgListFilter
 from evershell.core.task_tree import Parent
 from evershell.core.workspace import WorkspaceStatus
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.audit import audit_entry

@@ -10,7 +10,7 @@ from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditFilter
 from evershell.core.ports import Store
 from evershell.core.task_filter import AllTasks, ListFilter, OrgListFilter
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.fakes import FakeStore

@@ -23,7 +23,7 @@ from evershell.features.webhooks.rules import (
     Webhook,
 )
 from evershell.features.webhooks.store import PostgresWebhooks
-from evershell.store.connections import Pool, open_pool
+from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import (
     NOW,

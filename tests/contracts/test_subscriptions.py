@@ -9,8 +9,8 @@ import pytest
 
 from evershell.core.ports import Subscription, Subscriptions
 from evershell.store import watched_workspaces
-from evershell.store.connections import open_pool
 from evershell.store.notifications import WorkspaceSubscriptions
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.fake_subscriptions import FakeSubscriptions

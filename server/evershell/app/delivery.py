@@ -10,7 +10,7 @@ from evershell.auth.sealing import SigningKeySealing
 from evershell.features import registry
 from evershell.features.parts import ProgramParts
 from evershell.store.background import running
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry import logs

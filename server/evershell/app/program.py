@@ -11,8 +11,8 @@ from evershell.app.settings import Settings
 from evershell.auth.signing_keys import read_signing_keys
 from evershell.core.errors import OperatorError
 from evershell.store.background import running
-from evershell.store.connections import Pool, open_pool
 from evershell.store.keys import PostgresKeys
+from evershell.store.pool import Pool, open_pool
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry import logs
 from evershell.telemetry.metrics import Metrics, serve_metrics

@@ -52,9 +52,10 @@ from evershell.fleet.agent_client import AgentClient
 from evershell.pod.crash_points import CrashPoints, kind_of, replaced
 from evershell.store.audit import AuditQueue, store_audit_entries
 from evershell.store.background import running
-from evershell.store.connections import CALLS_NAME, Pool, pooler_watched
+from evershell.store.connections import CALLS_NAME, pooler_watched
 from evershell.store.keys import PostgresKeys
 from evershell.store.notifications import WorkspaceSubscriptions
+from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.schema import await_schema
 from evershell.store.service_clock import ServiceClock

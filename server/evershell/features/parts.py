@@ -11,7 +11,7 @@ from evershell.core.caller import Caller
 from evershell.core.event import Event, EventType, Origin
 from evershell.core.event_feeds import EventFeeds
 from evershell.core.ports import Agents, Clock, Sealing, Store, Subscriptions
-from evershell.store.connections import Pool
+from evershell.store.pool import Pool
 from evershell.store.service_clock import ServiceClock
 
 # Encodes an event. Returns the content type of the body, and the body.

@@ -37,8 +37,8 @@ from evershell.stack.port_check import check_ports
 from evershell.stack.ready import Demo, Ready, first_calls, write_environment, write_private
 from evershell.stack.rolling_restart import RollingRestart
 from evershell.stack.supervisor import Program, Supervisor
-from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import ServiceClock
 from evershell.telemetry.logs import Sink

@@ -23,7 +23,7 @@ from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.ids import first_audit_id
 from evershell.core.validation import Listed
 from evershell.store import scans
-from evershell.store.connections import Connection, Connections, connected
+from evershell.store.pool import Connection, Connections, connected
 from evershell.store.scans import AFTER_ALL_IDS, listed
 from evershell.store.statements import statements
 

@@ -6,7 +6,8 @@ from datetime import datetime
 from evershell.core.ports import Clock
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace, WorkspaceStatus
-from evershell.store.connections import CALLS_NAME, WORKER_NAME, Pool, fetch_all, fetch_one
+from evershell.store.connections import CALLS_NAME, WORKER_NAME
+from evershell.store.pool import Pool, fetch_all, fetch_one
 from evershell.store.rows import task_of, workspace_of
 from evershell.store.statements import statements
 

@@ -14,7 +14,7 @@ import psycopg
 
 from evershell.core import deadline
 from evershell.core.errors import UnavailableError
-from evershell.store.connections import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
+from evershell.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
 
 Request = TypeVar("Request")
 Key = TypeVar("Key", bound=Hashable)
@@ -28,7 +28,7 @@ _PATIENCE_SECONDS = 0.1
 # How many slow statements may be in flight, so that they do not use all connections of the pool.
 _MAX_SLOW = 3
 
-# Errors that connections.connected turns into UnavailableError although the database works. One
+# Errors that pool.connected turns into UnavailableError although the database works. One
 # member has caused the error, and the transaction was rolled back.
 _CAUSED_BY_MEMBER = (
     psycopg.errors.DeadlockDetected,

@@ -8,7 +8,7 @@ from psycopg import AsyncCursor
 from evershell.core.change import Hold
 from evershell.core.event import AuditEntry
 from evershell.store.audit import store_audit_entry
-from evershell.store.connections import Connection, Pool, connected, fetch_one
+from evershell.store.pool import Connection, Pool, connected, fetch_one
 from evershell.store.statements import statements
 
 SQL = statements("holds", lock_class=0x6576_6C68)

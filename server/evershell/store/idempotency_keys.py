@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from evershell.core.change import FirstCall, KeyTakenError
-from evershell.store.connections import Connection, Connections, fetch_one
+from evershell.store.pool import Connection, Connections, fetch_one
 from evershell.store.statements import statements
 
 SQL = statements("idempotency_keys")

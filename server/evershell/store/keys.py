@@ -8,8 +8,8 @@ from typing import Any
 
 from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.store import service_clock
-from evershell.store.connections import Pool, connected, fetch_one
 from evershell.store.group_commit import GroupCommit
+from evershell.store.pool import Pool, connected, fetch_one
 from evershell.store.statements import statements
 
 # The maximum number of keys in one query, which then takes a few milliseconds.

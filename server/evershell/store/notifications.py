@@ -31,13 +31,12 @@ from evershell.core.ports import Clock
 from evershell.store.background import running
 from evershell.store.connections import (
     WORKER_NAME,
-    Pool,
     PrimaryConnection,
     answered_within,
     connect_to_session,
-    connected,
     conninfo,
 )
+from evershell.store.pool import Pool, connected
 from evershell.store.statements import statements
 from evershell.store.watched_workspaces import WatchedWorkspaces
 

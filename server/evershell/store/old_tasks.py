@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from evershell.core.ports import Removed
-from evershell.store.connections import Pool, fetch_all, fetch_one
+from evershell.store.pool import Pool, fetch_all, fetch_one
 from evershell.store.statements import statements
 
 SQL = statements("old_tasks")

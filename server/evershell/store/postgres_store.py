@@ -20,7 +20,6 @@ from evershell.store import scans
 from evershell.store.audit import list_audit_entries, store_audit_entry
 from evershell.store.cancel_tasks import CancelTasks
 from evershell.store.cancellations import Cancellations
-from evershell.store.connections import Connection, Pool, connected, fetch_all, fetch_one
 from evershell.store.deletions import Deletions
 from evershell.store.fleet_queries import FleetQueries
 from evershell.store.group_commit import GroupCommit, SharedReads
@@ -28,6 +27,7 @@ from evershell.store.holds import Holds, hold_of, share_hold
 from evershell.store.idempotency_keys import IdempotencyKeys, store_key
 from evershell.store.notifications import Publish, publish_to_nobody
 from evershell.store.old_tasks import OldTasks
+from evershell.store.pool import Connection, Pool, connected, fetch_all, fetch_one
 from evershell.store.rows import (
     EVENT_COLUMNS,
     TASK_COLUMNS,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from evershell.core.validation import HasId, Listed
-from evershell.store.connections import Connections, fetch_all
+from evershell.store.pool import Connections, fetch_all
 from evershell.store.statements import statements
 
 # PostgreSQL takes about 5 ms for this many rows.

@@ -7,7 +7,7 @@ import psycopg
 import structlog
 
 from evershell.core.errors import UnavailableError
-from evershell.store.connections import Pool, connected
+from evershell.store.pool import Pool, connected
 from evershell.store.statements import statements
 
 _RETRY_SECONDS = 1.0

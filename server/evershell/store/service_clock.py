@@ -32,7 +32,7 @@ import psycopg
 import structlog
 
 from evershell.core.errors import UnavailableError
-from evershell.store.connections import Connection, Pool, connected
+from evershell.store.pool import Connection, Pool, connected
 from evershell.store.statements import statements
 
 # How often a program asks for the time.

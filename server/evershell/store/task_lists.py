@@ -11,7 +11,7 @@ from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import MAX_PAGE_CHARACTERS, Listed
 from evershell.core.workspace import Workspace
 from evershell.store import scans
-from evershell.store.connections import Pool, fetch_all, fetch_one
+from evershell.store.pool import Pool, fetch_all, fetch_one
 from evershell.store.rows import task_of, workspace_of
 from evershell.store.scans import AFTER_ALL_IDS, listed
 from evershell.store.statements import statements

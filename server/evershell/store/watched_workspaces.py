@@ -12,7 +12,7 @@ import structlog
 
 from evershell.core.errors import UnavailableError
 from evershell.core.ports import Clock
-from evershell.store.connections import Pool, connected
+from evershell.store.pool import Pool, connected
 from evershell.store.statements import statements
 
 MARK_SECONDS = 60.0

@@ -9,7 +9,7 @@ from evershell.core.errors import Failure
 from evershell.core.ports import Store
 from evershell.core.task import Task
 from evershell.core.task_tree import MAX_OPEN_DESCENDANTS
-from evershell.store.connections import open_pool
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.contracts.test_store_trees import cancel, cancelled, chain

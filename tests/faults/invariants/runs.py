@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from evershell.core.ports import Clock, Store
-from evershell.store.connections import connected, open_pool
 from evershell.store.notifications import Publish
+from evershell.store.pool import connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.faults.invariants.deletion import DeletionMachine

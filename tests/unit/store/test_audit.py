@@ -16,8 +16,8 @@ from evershell.core.errors import UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.store import audit
 from evershell.store.audit import AuditQueue, add_partitions, prune, store_audit_entries
-from evershell.store.connections import Pool, open_pool
 from evershell.store.migrate import migrate
+from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.audit import audit_entry

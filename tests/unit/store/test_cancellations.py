@@ -16,7 +16,7 @@ from evershell.core.ids import new_task_id, new_workspace_id
 from evershell.core.ports import RecordedCancellation
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
-from evershell.store.connections import Pool, open_pool
+from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import complete, intent, permission, with_task

@@ -24,16 +24,10 @@ from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity, Runtime
 from evershell.core.task import Phase, TaskStarted
 from evershell.core.workspace import WorkspaceStatus
-from evershell.store.connections import (
-    CALLS_NAME,
-    COMMAND_NAME,
-    WORKER_NAME,
-    Pool,
-    conninfo,
-    open_pool,
-)
+from evershell.store.connections import CALLS_NAME, COMMAND_NAME, WORKER_NAME, conninfo
 from evershell.store.fence import fence
 from evershell.store.leadership import Leadership
+from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import (

@@ -12,8 +12,8 @@ from evershell.core import deadline
 from evershell.core.caller import ApiKey, KeyTemplate
 from evershell.core.errors import UnavailableError
 from evershell.core.ids import new_key_id
-from evershell.store.connections import Pool
 from evershell.store.keys import PostgresKeys
+from evershell.store.pool import Pool
 from tests.support.store.examples import NOW
 
 SHA256 = hashlib.sha256(b"sk_secret").digest()

@@ -18,8 +18,9 @@ from evershell.stack.database import prepare_database
 from evershell.store import migrate as migration
 from evershell.store import schema
 from evershell.store.audit import add_partitions
-from evershell.store.connections import connect_for_command, open_pool
+from evershell.store.connections import connect_for_command
 from evershell.store.migrate import migrate
+from evershell.store.pool import open_pool
 from evershell.store.schema import await_schema
 from evershell.store.session_settings import store_as_defaults
 from tests.support.waiting import eventually

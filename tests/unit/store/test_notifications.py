@@ -17,11 +17,12 @@ from psycopg.rows import TupleRow
 from evershell.core.bounds import SILENT_SECONDS
 from evershell.store import notifications, watched_workspaces
 from evershell.store.background import running
-from evershell.store.connections import CALLS_NAME, Pool
+from evershell.store.connections import CALLS_NAME
 from evershell.store.notifications import (
     FleetSubscriptions,
     WorkspaceSubscriptions,
 )
+from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from evershell.store.watched_workspaces import WatchedWorkspaces

@@ -12,8 +12,7 @@ from evershell.core.caller import calling_org
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.validation import Listed
-from evershell.store import connections
-from evershell.store.connections import Pool, Share, connected, fetch_all
+from evershell.store.pool import _LIST_WAIT_SECONDS, Pool, Share, connected, fetch_all
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import intent, permission, with_task
@@ -109,7 +108,7 @@ async def test_organizations_take_turns_in_lists(pool: Pool) -> None:
 async def test_the_lists_of_one_credential_do_not_refuse_each_other(pool: Pool) -> None:
     """A full page takes about 5 ms, and its place rests as long."""
     busy_seconds = SHARES[Kind.READS].credential * 2 * 0.005 / max(1, pool.lists.size // 2)
-    assert busy_seconds < connections._LIST_WAIT_SECONDS
+    assert busy_seconds < _LIST_WAIT_SECONDS
 
 
 async def test_a_call_with_two_slow_lists_does_not_refuse_itself(pool: Pool) -> None:

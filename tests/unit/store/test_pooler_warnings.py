@@ -10,9 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from evershell.store import leadership, notifications
-from evershell.store.connections import Pool, PoolerError
+from evershell.store.connections import PoolerError
 from evershell.store.leadership import Leadership
 from evershell.store.notifications import WorkspaceSubscriptions
+from evershell.store.pool import Pool
 from evershell.store.service_clock import machine_clock
 
 LIMIT_SECONDS = 10

@@ -21,7 +21,7 @@ from evershell.core.task import (
     TaskStatus,
     Usage,
 )
-from evershell.store.connections import Pool, connected, open_pool
+from evershell.store.pool import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import (

@@ -8,14 +8,9 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from evershell.store.connections import (
-    PrimaryConnection,
-    connected,
-    open_pool,
-    primary_conninfo,
-    primary_of,
-)
+from evershell.store.connections import PrimaryConnection, primary_conninfo, primary_of
 from evershell.store.migrate import migrate
+from evershell.store.pool import connected, open_pool
 
 NOBODY = "/nonexistent"
 

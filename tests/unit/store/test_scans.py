@@ -14,7 +14,7 @@ from evershell.core.task import TaskStatus
 from evershell.core.task_filter import EVERY_TASK, ListFilter, OrgListFilter
 from evershell.core.validation import Listed, Page
 from evershell.store import scans
-from evershell.store.connections import Pool, connected, open_pool
+from evershell.store.pool import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import permission

@@ -11,7 +11,7 @@ import pytest
 
 from evershell.core.errors import UnavailableError
 from evershell.store import service_clock
-from evershell.store.connections import Pool
+from evershell.store.pool import Pool
 from evershell.store.service_clock import ServiceClock
 
 HOUR = 3_600.0

@@ -12,8 +12,8 @@ from evershell.core import task_lifecycle
 from evershell.core.event import Event
 from evershell.core.task import TaskStarted
 from evershell.core.workspace import Workspace
-from evershell.store.connections import Pool, open_pool
 from evershell.store.notifications import WorkspaceSubscriptions
+from evershell.store.pool import Pool, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import NOW, intent, permission, with_task

@@ -9,7 +9,7 @@ import pytest
 from evershell.agent.v1 import runtime_service_pb2 as messages
 from evershell.workspace.v1 import task_pb2
 
-from evershell.store.connections import Connection, Pool
+from evershell.store.pool import Connection, Pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import with_task

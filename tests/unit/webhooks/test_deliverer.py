@@ -25,7 +25,7 @@ from evershell.features.webhooks.rules import Webhook
 from evershell.features.webhooks.sender import _DNS_THREADS, Sender
 from evershell.features.webhooks.store import PostgresWebhooks
 from evershell.store.background import running
-from evershell.store.connections import Pool
+from evershell.store.pool import Pool
 from evershell.store.postgres_store import PostgresStore
 from tests.support.receivers import Receiver, accept, receiving, refuse
 from tests.support.store.examples import NOW, ORG, USER, complete, permission, with_task

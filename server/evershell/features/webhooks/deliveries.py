@@ -23,7 +23,7 @@ from evershell.features.webhooks.rules import (
     DeliveryKey,
 )
 from evershell.features.webhooks.store import COLUMNS, webhook_of
-from evershell.store.connections import Pool, connected, fetch_one
+from evershell.store.pool import Pool, connected, fetch_one
 from evershell.store.rows import event_of
 from evershell.store.statements import statements
 

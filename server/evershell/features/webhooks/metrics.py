@@ -11,7 +11,7 @@ from evershell.features.parts import LeaderParts, Run
 from evershell.features.webhooks.deliveries import count_deliveries
 from evershell.features.webhooks.rules import DeliveryCounts
 from evershell.fleet.periodic import repeat
-from evershell.store.connections import Pool
+from evershell.store.pool import Pool
 
 _COUNT_SECONDS = 60.0
 

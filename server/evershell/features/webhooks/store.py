@@ -18,8 +18,8 @@ from evershell.features.webhooks.rules import (
     not_own,
 )
 from evershell.store.audit import store_audit_entry
-from evershell.store.connections import Connection, Pool, connected
 from evershell.store.idempotency_keys import store_key
+from evershell.store.pool import Connection, Pool, connected
 from evershell.store.rows import Values, insert
 from evershell.store.statements import statements
 

@@ -24,9 +24,9 @@ from evershell.auth.signing_keys import new_key
 from evershell.stack import postgres
 from evershell.stack.database import prepare_database, seed
 from evershell.stack.ready import Demo, write_private
-from evershell.store.connections import open_pool
 from evershell.store.keys import PostgresKeys
 from evershell.store.leadership import LEADER_LOCK_KEY
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.faults.long.hosts import agent_on_host

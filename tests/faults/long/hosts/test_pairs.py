@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from evershell.agents.shutdown import ExitCode
-from evershell.store.connections import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
+from evershell.store.pool import ACQUIRE_TIMEOUT_SECONDS, ANSWER_TIMEOUT_SECONDS
 from tests.faults.long.hosts.conftest import LEASE_SECONDS
 from tests.faults.long.hosts.many_hosts import (
     CONTROLLERS,

@@ -9,7 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from evershell.store.connections import PrimaryConnection, connected, open_pool, primary_of
+from evershell.store.connections import PrimaryConnection, primary_of
+from evershell.store.pool import connected, open_pool
 from tests.support.replication import Replication
 
 

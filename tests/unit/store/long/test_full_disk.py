@@ -15,8 +15,8 @@ from evershell.core.event import EventType
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 from evershell.stack import postgres
-from evershell.store.connections import open_pool
 from evershell.store.migrate import migrate
+from evershell.store.pool import open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.small_disk import fill, free, small_disk

@@ -16,8 +16,8 @@ from evershell.core import deadline, task_lifecycle
 from evershell.core.change import unchanged
 from evershell.core.errors import UnavailableError
 from evershell.core.task import TaskStarted
-from evershell.store import connections
-from evershell.store.connections import Pool, answered_within, connected, open_pool
+from evershell.store.connections import answered_within
+from evershell.store.pool import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import (
@@ -61,7 +61,7 @@ async def test_a_frozen_server_is_unavailable_within_the_callers_time(
     database_url: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Only the deadline of the caller bounds the waits.
-    monkeypatch.setattr(connections, "ANSWER_TIMEOUT_SECONDS", 600.0)
+    monkeypatch.setattr(Pool, "answer_seconds", 600.0)
     async with open_pool(
         database_url, min_size=1, max_size=1, acquire_timeout_seconds=600.0
     ) as pool:

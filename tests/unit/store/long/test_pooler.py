@@ -9,10 +9,11 @@ from click.testing import CliRunner
 from structlog.testing import capture_logs
 
 from evershell.commands.migrate import migrate as migrate_command
-from evershell.store.connections import PoolerError, connected, open_pool
+from evershell.store.connections import PoolerError
 from evershell.store.leadership import Leadership
 from evershell.store.migrate import migrate
 from evershell.store.notifications import WorkspaceSubscriptions
+from evershell.store.pool import connected, open_pool
 from evershell.store.service_clock import machine_clock
 from evershell.store.session_settings import SETTINGS
 from tests.support.pgbouncer import PgBouncer, needs_pgbouncer

@@ -11,7 +11,7 @@ from evershell.core.task import Task, TaskEnded, TaskStarted, TaskStatus
 from evershell.core.workspace import Workspace
 from evershell.fleet import periodic
 from evershell.fleet.retention import Retention
-from evershell.store.connections import Pool, connected, open_pool
+from evershell.store.pool import Pool, connected, open_pool
 from evershell.store.postgres_store import PostgresStore
 from tests.support.store.examples import NOW, USER, workspace
 
