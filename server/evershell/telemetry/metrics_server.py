@@ -19,6 +19,9 @@ class _Server(ThreadingMixIn, WSGIServer):
     """Closes its oldest connection to accept a new one, so that silent connections block nobody."""
 
     daemon_threads = True
+    # With the default of 5, the system drops connections of a burst, and clients repeat them after
+    # 1 s.
+    request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
         self._open: deque[socket.socket] = deque()
