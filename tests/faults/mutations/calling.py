@@ -157,6 +157,16 @@ CALLING: tuple[Rule, ...] = (
         ),
     ),
     rule(
+        "organizations take turns in lists",
+        "tests/unit/store/test_pool.py tests/wire/api/test_shares.py",
+        (f"{_STORE}pool.py", "calling_org.get()", '""'),
+        (
+            f"{_API}interceptors/shares.py",
+            "                calling_org.set(call.caller.org_id)\n",
+            "                pass\n",
+        ),
+    ),
+    rule(
         "a refused cancellation without a task id gets no time",
         "tests/wire/api/test_rate_limits.py",
         (

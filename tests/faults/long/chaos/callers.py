@@ -37,6 +37,10 @@ _ROUTES = {
     "GetTask": ("GET", "/v1/workspaces/{workspace_id}/tasks/{task_id}"),
     "CancelTask": ("POST", "/v1/workspaces/{workspace_id}/task/cancel"),
     "CancelTasks": ("POST", "/v1/tasks/cancel"),
+    "HoldOrg": ("POST", "/v1/hold"),
+    "GetHold": ("GET", "/v1/hold"),
+    "ReleaseOrg": ("POST", "/v1/hold/release"),
+    "CreateWebhook": ("POST", "/v1/webhooks"),
 }
 _FIRST_MESSAGE_SECONDS = 15.0
 _CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"

@@ -28,6 +28,9 @@ _STAY_SECONDS = (0.5, 8.0)
 _MESSAGES = 1_000
 # Between two cancellations of all tasks of the organization.
 _BATCH_SECONDS = 5.0
+# Between two holds of the organization, and how long they last.
+_UNHELD_SECONDS = (2.0, 12.0)
+_HELD_SECONDS = (0.0, 0.5)
 # The slugs that a stack under faults may answer. The credentials and requests of the load are
 # valid, so any other slug, such as `unauthenticated`, is a defect.
 _ALLOWED = frozenset(
@@ -39,6 +42,7 @@ _ALLOWED = frozenset(
         "workspace_busy",
         "workspace_deleting",
         "parent_not_running",
+        "org_on_hold",
         "invalid_state",
         "agent_unreachable",
         "unavailable",
@@ -59,9 +63,9 @@ class Load:
         """`workspaces` has the last `seq` of each workspace."""
         self._callers = callers
         self._workspace_ids = list(workspaces)
-        # How far each log was watched, and the tasks whose end was seen.
+        # How far each log was watched, and the tasks whose end a watcher has seen.
         self._seqs = dict(workspaces)
-        self._ended = set[str]()
+        self.ended = set[str]()
         self._seed = seed
         self._over = asyncio.Event()
         # By RPC, and outcome or slug.
@@ -80,6 +84,7 @@ class Load:
                 chance = random.Random(f"{self._seed} {number}")
                 group.create_task(self._work(workspace_id, chance))
             group.create_task(self._cancel_all(random.Random(self._seed)))
+            group.create_task(self._hold(random.Random(f"{self._seed} holds")))
             group.create_task(self._delete(random.Random(f"{self._seed} deletions")))
 
     async def watch(self) -> None:
@@ -93,7 +98,7 @@ class Load:
         def saw(event: Mapping[str, Any]) -> None:
             self._seqs[workspace_id] = int(event["seq"])
             if event["type"] == "task_completed":
-                self._ended.add(event["task_id"])
+                self.ended.add(event["task_id"])
 
         while True:
             wire, seconds = chance.choice(list(Wire)), chance.uniform(*_STAY_SECONDS)
@@ -156,11 +161,14 @@ class Load:
                 Wire.REST, "SubmitTask", workspace_id=workspace_id, description="true"
             )
             task_id = "" if submitted.slug else str(submitted.body["task_id"])
+            if submitted.slug == "org_on_hold":
+                # A hold whose answer was lost may have been recorded after the release.
+                await self._call(Wire.REST, "ReleaseOrg")
         while True:
             fields = {"workspace_id": workspace_id, "task_id": task_id}
             task = (await self._call(Wire.REST, "GetTask", **fields)).body
             # A watcher has to see it too.
-            if task.get("completed_at") and task_id in self._ended:
+            if task.get("completed_at") and task_id in self.ended:
                 return str(task["status"])
             await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -202,7 +210,8 @@ class Load:
                 **({"limits": limits} if chance.random() < 0.2 else {}),
                 **({"parent_task_id": parent["task_id"]} if parent else {}),
             )
-            if submitted.slug == "parent_not_running":
+            if submitted.slug in ("parent_not_running", "org_on_hold"):
+                await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             # The details of a failure name the task too, or the running task.
             task_id = str(submitted.body.get("task_id", ""))
@@ -277,6 +286,16 @@ class Load:
         while not self._over.is_set():
             await asyncio.sleep(chance.uniform(0, _BATCH_SECONDS))
             await self._call(chance.choice(list(Wire)), "CancelTasks", all=True)
+
+    async def _hold(self, chance: random.Random) -> None:
+        while not self._over.is_set():
+            await asyncio.sleep(chance.uniform(*_UNHELD_SECONDS))
+            first, second, third = chance.choices(list(Wire), k=3)
+            await self._call(first, "HoldOrg", cancel_running=chance.random() < 0.5)
+            await self._call(second, "GetHold")
+            await asyncio.sleep(chance.uniform(*_HELD_SECONDS))
+            while (await self._call(third, "ReleaseOrg")).slug:
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _call(self, wire: Wire, rpc: str, **fields: Any) -> Reply:
         limit_seconds = _ANSWER_SECONDS + (2.0 if "wait" in fields else 0.0)

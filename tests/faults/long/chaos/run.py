@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import AsyncExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +20,12 @@ from tests.faults.long.chaos.load import IDLE_SECONDS, PRICES, TOKENS, Load
 from tests.faults.long.chaos.plan import Fault, Plan
 from tests.faults.long.chaos.unhurt import Hurt, failures, judge_programs, judge_workspaces
 from tests.faults.long.chaos.waits import Waits
+from tests.faults.long.chaos.webhook import webhook
 from tests.histories.judge import verdict
 from tests.histories.recorder import Recorder
 from tests.support.promises import TERMINAL, read_history, violations
 from tests.support.stack import Stack, Workspace, processes_of
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 WORKERS = 2
 # How long a workspace may take to complete a task before the first and after the last fault.
@@ -99,19 +100,29 @@ def run(plan: Plan, state_dir: Path) -> Outcome:
         stack.start()
         workspace_ids = [Workspace(stack).id for _ in range(plan.workspaces)]
         old_tasks.add(stack, workspace_ids)
-        return play_and_judge(stack, Faults(stack, workspace_ids, mounted), plan, workspace_ids)
+        faults = Faults(stack, workspace_ids, mounted)
+        return play_and_judge(stack, faults, plan, workspace_ids, has_webhook=True)
 
 
 def play_and_judge(
-    stack: Stack, faults: Inflictor, plan: Plan, workspace_ids: list[str]
+    stack: Stack,
+    faults: Inflictor,
+    plan: Plan,
+    workspace_ids: list[str],
+    *,
+    has_webhook: bool = False,
 ) -> Outcome:
-    """Plays a plan on a running stack, and stops it."""
+    """Plays a plan on a running stack, and stops it.
+
+    The receiver of the webhook is on the host of this process.
+    """
     # The demo has an agent too.
     everyone = [*workspace_ids, str(stack.ready["demo"]["workspace_id"])]
     waits = Waits(stack, everyone)
     history = stack.state_dir.with_name("history.jsonl")
     with closing(Recorder(history)) as recorder:
-        load, problems = asyncio.run(_play(stack, faults, waits, plan, workspace_ids, recorder))
+        playing = _play(stack, faults, waits, plan, workspace_ids, recorder, has_webhook)
+        load, problems = asyncio.run(playing)
     judged, contradictions = verdict(history)
     problems += load.problems + contradictions
     problems += (
@@ -145,11 +156,17 @@ async def _play(
     plan: Plan,
     workspace_ids: list[str],
     recorder: Recorder,
+    has_webhook: bool,
 ) -> tuple[Load, list[str]]:
-    callers = Callers(stack, recorder)
-    load = Load(callers, _last_seqs(stack, workspace_ids), plan.seed)
-    following = asyncio.gather(waits.follow(), load.watch())
-    try:
+    async with AsyncExitStack() as ends:
+        callers = Callers(stack, recorder)
+        ends.push_async_callback(callers.close)
+        load = Load(callers, _last_seqs(stack, workspace_ids), plan.seed)
+        delivered = (
+            await ends.enter_async_context(webhook(callers, recorder)) if has_webhook else None
+        )
+        following = asyncio.gather(waits.follow(), load.watch())
+        ends.push_async_callback(_ended, following)
         problems = [
             f"before the first fault: {line}" for line in await load.settle(_SETTLE_SECONDS)
         ]
@@ -158,12 +175,18 @@ async def _play(
                 group.create_task(load.run())
                 await asyncio.gather(faults.run(plan.faults, load), asyncio.sleep(plan.seconds))
                 load.end()
-        return load, problems + await load.settle(_SETTLE_SECONDS)
-    finally:
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
-        await callers.close()
+        problems += await load.settle(_SETTLE_SECONDS)
+        if delivered is not None:
+            # The history shows what is missing.
+            with suppress(TimeoutError):
+                await eventually_async(lambda: load.ended <= delivered.ended, _SETTLE_SECONDS)
+        return load, problems
+
+
+async def _ended(following: "asyncio.Future[Any]") -> None:
+    following.cancel()
+    with suppress(asyncio.CancelledError):
+        await following
 
 
 def _last_seqs(stack: Stack, workspace_ids: list[str]) -> dict[str, int]:

@@ -1,0 +1,48 @@
+"""A webhook of the organization, whose receiver fails now and then."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tests.faults.long.chaos.callers import Callers, Wire
+from tests.histories.recorder import Recorder
+from tests.support.receivers import Receiver, fail_at_random
+
+_ANSWER_SECONDS = 30.0
+_TYPES = ("task_cancel_requested", "task_completed")
+_FAILURES = 0.1
+_HOST = "127.0.0.1"
+
+
+class Deliveries:
+    """The ends of tasks that the webhook has got."""
+
+    def __init__(self) -> None:
+        self.ended = set[str]()
+
+
+@asynccontextmanager
+async def webhook(callers: Callers, recorder: Recorder) -> AsyncIterator[Deliveries]:
+    """Creates the webhook, and records what it gets."""
+    seen, webhook_id = Deliveries(), ""
+    answer = fail_at_random(_FAILURES)
+
+    async def receive(writer: asyncio.StreamWriter) -> bool:
+        event = receiver.requests[-1].event
+        recorder.deliver(webhook_id, event)
+        if event["type"] == "task_completed":
+            seen.ended.add(event["task_id"])
+        return await answer(writer)
+
+    receiver = Receiver(receive, _HOST)
+    server = await asyncio.start_server(receiver.serve, _HOST, 0)
+    receiver.port = server.sockets[0].getsockname()[1]
+    fields = {"url": receiver.url, "event_types": _TYPES}
+    created = await callers.call(Wire.REST, "CreateWebhook", _ANSWER_SECONDS, fields)
+    webhook_id = created.body["webhook"]["id"]
+    try:
+        yield seen
+    finally:
+        server.close()
+        for each in list(receiver.open):
+            each.transport.abort()
