@@ -2,7 +2,8 @@
 
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,13 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tests.support.openapi import operation
+from tests.support.openapi import Operation, operation
+from tests.support.waiting import LIMIT_SECONDS
+
+# The beginning of a busy worker's refusal, which no outage has. The call had no effect.
+OVERLOADED = "The service is overloaded."
+# The time that the refusal names.
+OVERLOADED_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +49,21 @@ class Rest:
         self.client.close()
 
     def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Makes a call and checks its response against the OpenAPI document."""
-        response = self.client.request(method, path, **arguments)
-        described = operation(method, response.request.url.path)
-        if described is not None:
-            described.check(response.status_code, response.headers["content-type"], response.json())
-        return response
+        """Makes a call and checks its response against the OpenAPI document.
+
+        Repeats it while a busy worker refuses it.
+        """
+        until = time.monotonic() + LIMIT_SECONDS
+        while True:
+            response = self.client.request(method, path, **arguments)
+            described = operation(method, response.request.url.path)
+            if described is not None:
+                content_type = response.headers["content-type"]
+                described.check(response.status_code, content_type, response.json())
+            is_refused = response.status_code == 503 and OVERLOADED in response.text
+            if not is_refused or time.monotonic() > until:
+                return response
+            time.sleep(OVERLOADED_SECONDS)
 
     def serves(self, path: str) -> bool:
         """Whether a read of this path succeeds. False while nothing listens."""
@@ -76,8 +92,19 @@ class Rest:
         path = f"/v1/workspaces/{workspace_id}/events"
         watch = operation("GET", path)
         assert watch is not None
+        until = time.monotonic() + LIMIT_SECONDS
+        while not (yield from self._events(path, after, watch, until)):
+            time.sleep(OVERLOADED_SECONDS)
+
+    def _events(
+        self, path: str, after: int, watch: Operation, until: float
+    ) -> Generator[dict[str, Any], None, bool]:
+        """Returns whether a worker has served the stream."""
         with self.client.stream("GET", path, params={"after": after}) as response:
-            assert response.status_code == 200, response.read()
+            if response.status_code != 200:
+                text = response.read().decode()
+                assert OVERLOADED in text and time.monotonic() < until, text
+                return False
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     message = json.loads(line.removeprefix("data: "))
@@ -85,6 +112,7 @@ class Rest:
                     yield message
                 elif line.startswith(":"):
                     yield {"heartbeat": {}}
+        return True
 
 
 def rest_failure(response: httpx.Response) -> Failed:
@@ -125,10 +153,21 @@ class Grpc:
         headers: tuple[tuple[str, str], ...] = (),
         **fields: Any,
     ) -> dict[str, Any]:
-        """Makes a call and returns the response in its REST form. Raises grpc.RpcError."""
+        """Makes a call and returns the response in its REST form. Raises grpc.RpcError.
+
+        Repeats it while a busy worker refuses it.
+        """
         request = getattr(workspace_service_pb2, f"{rpc}Request")(**fields)
         metadata = (*self._metadata, *headers)
-        reply = getattr(self._stub, rpc)(request, metadata=metadata, timeout=timeout)
+        until = time.monotonic() + LIMIT_SECONDS
+        while True:
+            try:
+                reply = getattr(self._stub, rpc)(request, metadata=metadata, timeout=timeout)
+                break
+            except grpc.RpcError as error:
+                if OVERLOADED not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(OVERLOADED_SECONDS)
         return MessageToDict(
             reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )

@@ -11,8 +11,8 @@ from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
 from evershell.stack.ready import Demo, trust
 
-# How long the stack may take to get ready.
-READY_SECONDS = 60.0
+# How long the stack may take to get ready. Longer than an agent may take to start.
+READY_SECONDS = 180.0
 _CALL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _TASK = "echo ready"

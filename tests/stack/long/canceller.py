@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from tests.stack.long.load import Caller, Load, RecordedError
+from tests.stack.long.load import Caller, Load, RecordedError, UndeliveredError
 from tests.support.service import ServiceWorkspace
 
 # Short iterations: many tasks are cancelled, and a caller is waiting when a worker ends.
@@ -33,10 +33,11 @@ class Canceller(Generic[W]):
         load.repeat(what, self._step)
 
     def _step(self) -> None:
-        if (
-            self._call("SubmitTask", description=self._description) is None
-            and self.workspace.get()["status"] == "idle"
-        ):
+        try:
+            submitted = self._call("SubmitTask", description=self._description)
+        except UndeliveredError:
+            return
+        if submitted is None and self.workspace.get()["status"] == "idle":
             return
         task_id = self.workspace.get()["current_task_id"]
         while self._read(task_id) in (None, "submitted", "delivered"):
@@ -66,7 +67,11 @@ class Canceller(Generic[W]):
         """Checks that exactly the tasks whose cancellation was accepted are cancelled."""
         log = self.workspace.log()
         asked = [entry["task_id"] for entry in log if entry["type"] == "task_cancel_requested"]
-        ended = [entry for entry in log if entry["type"] == "task_completed"]
+        ended = [
+            entry
+            for entry in log
+            if entry["type"] == "task_completed" and entry["status"] != "delivery_failed"
+        ]
         # A workspace runs one task after another.
         assert [entry["task_id"] for entry in ended] == asked
         assert {entry["status"] for entry in ended} == {"cancelled"}

@@ -17,7 +17,14 @@ from evershell.workspace.v1 import workspace_service_pb2, workspace_service_pb2_
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from tests.support.service import Service, ServiceWorkspace
-from tests.support.wires import Failed, read_failure, rest_failure
+from tests.support.waiting import LIMIT_SECONDS
+from tests.support.wires import (
+    OVERLOADED,
+    OVERLOADED_SECONDS,
+    Failed,
+    read_failure,
+    rest_failure,
+)
 
 _CALL_SECONDS = 20.0
 _JOIN_SECONDS = 30.0
@@ -40,15 +47,15 @@ class RecordedError(Exception):
     """The agent did not answer in time. The cancellation is recorded and delivered later."""
 
 
-# The beginning of the message of an overloaded worker's refusal, which no outage has.
-_OVERLOADED = "The service is overloaded."
+class UndeliveredError(Exception):
+    """The agent did not take the task in time. The task has ended `delivery_failed`."""
 
 
 class Caller(Protocol):
     """Makes calls over one kind of connection.
 
-    Raises UnreadError if the client drops a response, OverloadedError, RecordedError, and another
-    exception if a call fails.
+    Raises UnreadError if the client drops a response, OverloadedError, RecordedError,
+    UndeliveredError, and another exception if a call fails.
     """
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
@@ -127,10 +134,10 @@ class RestCaller:
             response = self._client.request(
                 method, path.format(**fields), headers=headers, **arguments
             )
-            if response.status_code == 503 and _OVERLOADED in response.text:
+            if response.status_code == 503 and OVERLOADED in response.text:
                 raise OverloadedError
-            if response.status_code == 503 and _is_recorded(rest_failure(response)):
-                raise RecordedError
+            if response.status_code == 503:
+                _raise_known(rpc, rest_failure(response))
             assert response.status_code in (status, 200), (
                 f"{rpc}: {response.status_code} {response.text}"
             )
@@ -145,7 +152,7 @@ class RestCaller:
         ):
             if response.status_code != 200:
                 text = response.read().decode()
-                if response.status_code == 503 and _OVERLOADED in text:
+                if response.status_code == 503 and OVERLOADED in text:
                     raise OverloadedError
                 raise AssertionError(f"WatchEvents: {response.status_code} {text}")
             for line in response.iter_lines():
@@ -196,7 +203,7 @@ class GrpcCaller:
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
         request = ParseDict(fields, getattr(workspace_service_pb2, f"{rpc}Request")())
-        with _known_errors():
+        with _known_errors(rpc):
             reply = getattr(self._stub, rpc)(
                 request, metadata=self._metadata, timeout=_CALL_SECONDS
             )
@@ -211,7 +218,7 @@ class GrpcCaller:
         request = workspace_service_pb2.WatchEventsRequest(workspace_id=workspace_id, after=after)
         told = False
         try:
-            with _known_errors():
+            with _known_errors("WatchEvents"):
                 for message in self._stub.WatchEvents(request, metadata=self._metadata):
                     told = message.HasField("error")
                     yield MessageToDict(message, preserving_proto_field_name=True)
@@ -222,22 +229,25 @@ class GrpcCaller:
 
 
 @contextmanager
-def _known_errors() -> Iterator[None]:
+def _known_errors(rpc: str) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        if _OVERLOADED in str(error):
+        if OVERLOADED in str(error):
             raise OverloadedError from error
-        if _is_recorded(read_failure(error)):
-            raise RecordedError from error
+        _raise_known(rpc, read_failure(error))
         raise
 
 
-def _is_recorded(failed: Failed) -> bool:
-    # Over gRPC, the details of the REST error are the metadata of ErrorInfo.
-    details = failed.details.get("ErrorInfo", {}).get("metadata", failed.details)
-    recorded = details.get("intent_recorded") in (True, "true")
-    return failed.slug == "agent_unreachable" and recorded
+def _raise_known(rpc: str, failed: Failed) -> None:
+    """Raises what the contract says of an agent that is too busy to answer."""
+    if failed.slug == "agent_unreachable":
+        if rpc == "SubmitTask":
+            raise UndeliveredError
+        # Over gRPC, the details of the REST error are the metadata of ErrorInfo.
+        details = failed.details.get("ErrorInfo", {}).get("metadata", failed.details)
+        if details.get("intent_recorded") in (True, "true"):
+            raise RecordedError
 
 
 class Load:
@@ -268,18 +278,19 @@ class Load:
     def call(self, what: str, caller: Caller, rpc: str, **fields: Any) -> dict[str, Any] | None:
         """Makes a call and records its result.
 
-        A call that a busy worker has refused had no effect, and is repeated once after the time
-        that the error names. A second refusal is a failure. Returns None if the client library
-        dropped the response.
+        A call that a busy worker has refused had no effect, and is repeated after the time that the
+        error names. Returns None if the client library dropped the response.
         """
         time.sleep(self._pause_seconds)
         began = time.monotonic()
         try:
-            try:
-                return caller.call(rpc, **fields)
-            except OverloadedError:
-                self._note_overload()
-                return caller.call(rpc, **fields)
+            while True:
+                try:
+                    return caller.call(rpc, **fields)
+                except OverloadedError:
+                    if time.monotonic() - began > LIMIT_SECONDS:
+                        raise
+                    self._note_overload()
         except RecordedError:
             with self._lock:
                 self.outcomes.recorded += 1
@@ -297,7 +308,7 @@ class Load:
     def _note_overload(self) -> None:
         with self._lock:
             self.outcomes.overloaded += 1
-        time.sleep(1)
+        time.sleep(OVERLOADED_SECONDS)
 
     def stop(self) -> None:
         """Stops the callers and waits until their threads exit."""

@@ -22,6 +22,22 @@ TYPES = ["iteration_completed", "task_completed"]
 # All commits begin together, and the last one waits for the others.
 _CALL_SECONDS = 300.0
 _EPOCH = 1
+# As agents do, repeats what a busy worker has refused.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "2s",
+                "maxBackoff": "20s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS = [("grpc.service_config", json.dumps(_SERVICE_CONFIG))]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,7 +54,7 @@ def end(stack: Stack, count: int) -> set[EventKey]:
     with stack.database() as database:
         # No signal is sent to the agents, because no task is cancelled.
         tasks = arm(database, count, ["127.0.0.1:9"])
-    channels = [grpc.insecure_channel(address) for address in stack.worker_addresses()]
+    channels = [grpc.insecure_channel(address, _OPTIONS) for address in stack.worker_addresses()]
     stubs = [runtime_service_pb2_grpc.RuntimeServiceStub(each) for each in channels]
     calls = []
     for number, workspace_id in enumerate(tasks.workspace_ids):
