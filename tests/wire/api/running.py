@@ -1,7 +1,7 @@
 """Runs a real server on a loopback port, over a store in memory, and calls it."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -217,7 +217,7 @@ async def running(
     delay: QueueingDelay | None = None,
     probe: DelayProbe | None = None,
     *,
-    has_rooms: bool = True,
+    rooms: Collection[str] = ("webhooks", "a2a"),
 ) -> AsyncIterator[Running]:
     authenticator = authenticator or Authenticator(
         ApiKeys(find_key), SessionTokens(JwkSet("/nonexistent"), "issuer", "audience")
@@ -248,7 +248,7 @@ async def running(
         ),
         agent_listener=AgentListener("127.0.0.1:0", agent_tls) if agent_tls else None,
         probe=probe,
-        services=_rooms(world, feeds, webhooks) if has_rooms else (),
+        services=_services(world, feeds, webhooks, rooms),
     )
     port = await server.start("127.0.0.1:0")
     try:
@@ -270,14 +270,16 @@ async def running(
         await server.drain(0)
 
 
-def _rooms(world: World, feeds: EventFeeds, webhooks: FakeWebhookStore) -> Sequence[Service]:
+def _services(
+    world: World, feeds: EventFeeds, webhooks: FakeWebhookStore, rooms: Collection[str]
+) -> Sequence[Service]:
     shared = world.store, webhooks, SigningKeySealing(new_key()), world.clock
-    return (
-        Service(
+    services = {
+        "webhooks": Service(
             workspace_service_pb2_grpc.add_WorkspaceServiceServicer_to_server,
             WebhookServicer(*shared),  # type: ignore[abstract] # a part of the service
         ),
-        Service(
+        "a2a": Service(
             a2a_pb2_grpc.add_A2AServiceServicer_to_server,
             A2AServicer(
                 world.store,
@@ -286,9 +288,10 @@ def _rooms(world: World, feeds: EventFeeds, webhooks: FakeWebhookStore) -> Seque
                 feeds,
                 world.clock,
                 A2A_ENDPOINTS,
-                StoredTaskWebhooks(*shared),
+                StoredTaskWebhooks(*shared) if "webhooks" in rooms else None,
             ),
             A2A_SERVICE,
             ERROR_FORM,
         ),
-    )
+    }
+    return [services[room] for room in rooms]

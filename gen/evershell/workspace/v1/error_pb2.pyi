@@ -146,6 +146,10 @@ class Error(_message.Message):
         """
         unsupported_operation: Error._ErrorCode.ValueType  # 41
         """This service does not do what the request asks for. Example: a second message to a task."""
+        push_notification_not_supported: Error._ErrorCode.ValueType  # 44
+        """This service sends no push notifications. Example: CreateTaskPushNotificationConfig to a service
+        without webhooks.
+        """
         content_type_not_supported: Error._ErrorCode.ValueType  # 42
         """A part of the message, or every output that the caller accepts, has a media type other than
         text/plain. Example: a message with a file.
@@ -269,6 +273,10 @@ class Error(_message.Message):
     """
     unsupported_operation: Error.ErrorCode.ValueType  # 41
     """This service does not do what the request asks for. Example: a second message to a task."""
+    push_notification_not_supported: Error.ErrorCode.ValueType  # 44
+    """This service sends no push notifications. Example: CreateTaskPushNotificationConfig to a service
+    without webhooks.
+    """
     content_type_not_supported: Error.ErrorCode.ValueType  # 42
     """A part of the message, or every output that the caller accepts, has a media type other than
     text/plain. Example: a message with a file.

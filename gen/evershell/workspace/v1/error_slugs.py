@@ -27,6 +27,7 @@ Slug: TypeAlias = Literal[
     "tree_limit_reached",
     "task_not_cancelable",
     "unsupported_operation",
+    "push_notification_not_supported",
     "content_type_not_supported",
     "version_not_supported",
 ]

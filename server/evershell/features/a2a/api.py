@@ -199,9 +199,12 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         return empty_pb2.Empty()
 
     def _webhooks(self) -> TaskWebhooks:
-        """Raises Failure unsupported_operation."""
+        """Raises Failure push_notification_not_supported."""
         if self.task_webhooks is None:
-            raise Failure("unsupported_operation", "This service sends no push notifications.")
+            raise Failure(
+                "push_notification_not_supported",
+                "This service sends no push notifications. Follow the task with SubscribeToTask.",
+            )
         return self.task_webhooks
 
     async def GetExtendedAgentCard(
