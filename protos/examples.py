@@ -1,4 +1,4 @@
-"""Examples of replies for the OpenAPI document, by the type of the reply."""
+"""Examples of replies for the OpenAPI document."""
 
 from typing import Any
 
@@ -91,7 +91,8 @@ WEBHOOK = {
 }
 # Has the form of a webhook's secret, but is the secret of no webhook.
 WEBHOOK_SECRET = "whsec_bm90IGEgc2VjcmV0IG9mIGFueSB3ZWJob29r"  # noqa: S105
-REPLIES: dict[str, dict[str, Any]] = {
+# By the name of the message. A message that is not here gets the usual values of its fields.
+EXAMPLES: dict[str, dict[str, Any]] = {
     "CancelTaskResponse": {
         "workspace_id": WORKSPACE_ID,
         "task_id": TASK_ID,
@@ -122,11 +123,10 @@ REPLIES: dict[str, dict[str, Any]] = {
             }
         ],
     },
-    "ListTasksResponse": {"tasks": [TASK]},
+    "Event": EVENT,
     "WatchEventsResponse": {"event": EVENT},
     "Workspace": WORKSPACE,
-    "ListWorkspacesResponse": {"workspaces": [WORKSPACE]},
-    "ListAuditEntriesResponse": {"entries": [AUDIT_ENTRY]},
+    "AuditEntry": AUDIT_ENTRY,
     "HoldOrgResponse": {"hold": HOLD, "accepted": 3},
     "CancelTasksResponse": {
         "matched": 1,
@@ -141,7 +141,6 @@ REPLIES: dict[str, dict[str, Any]] = {
         "scopes": ["audit:read", "workspace:read"],
     },
     "CreateWebhookResponse": {"webhook": WEBHOOK, "secret": WEBHOOK_SECRET},
-    "ListWebhooksResponse": {"webhooks": [WEBHOOK]},
     "Webhook": WEBHOOK,
     "RotateWebhookSecretResponse": {
         "webhook": WEBHOOK | {"previous_secret_expires_at": "2026-11-25T18:03:26.545258Z"},
@@ -171,19 +170,25 @@ def reply(message: Descriptor) -> dict[str, Any]:
 
     Raises ParseError if the example does not fit the message.
     """
-    return printed(REPLIES.get(message.name) or _usual(message), message)
+    return printed(_example(message), message)
+
+
+def _example(message: Descriptor) -> dict[str, Any]:
+    return EXAMPLES.get(message.name) or _usual(message)
 
 
 def _usual(message: Descriptor) -> dict[str, Any]:
-    """An example of a message that needs no story: the fields that occur in other examples."""
+    """An example of the fields that occur in other examples. Maps are empty."""
     known = {"id": WORKSPACE_ID, **AUDIT_ENTRY, **TASK, **WORKSPACE}
     example: dict[str, Any] = {}
     for field in message.fields:
         inner, value = field.message_type, known.get(field.name)
+        if inner is not None and inner.GetOptions().map_entry:
+            continue
         if inner is not None and inner.full_name == "google.protobuf.Timestamp":
             value = CREATED
         elif inner is not None:
-            value = None if inner.file.package != message.file.package else _usual(inner)
+            value = None if inner.file.package != message.file.package else _example(inner)
         elif field.enum_type is not None:
             value = field.enum_type.values[-1].name
         elif field.type == field.TYPE_BOOL:

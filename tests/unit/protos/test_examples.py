@@ -1,0 +1,33 @@
+"""The example of a message for which none is written."""
+
+import json
+import subprocess
+import sys
+
+from tests.support.stack import ROOT
+
+EXAMPLES = """
+import json
+
+import examples
+from generate import DESCRIPTOR_SET, GEN
+from source import PACKAGE, Protos
+
+pool = Protos((GEN / DESCRIPTOR_SET).read_bytes()).pool
+examples.EXAMPLES.pop("CancelTaskResponse")
+for name in ("CancelTaskResponse", "SubmitTaskRequest"):
+    print(json.dumps(examples.reply(pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))))
+"""
+
+
+def test_it_has_the_examples_of_the_messages_in_it_and_empty_maps() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", EXAMPLES],
+        cwd=ROOT / "protos",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    with_task, with_map = map(json.loads, ran.stdout.splitlines())
+    assert with_task["task"]["id"].startswith("task_") and with_task["task"]["metadata"] == {}
+    assert with_map["metadata"] == {}
