@@ -463,11 +463,7 @@ class FakeStore:
         found = [
             task
             for task in self._tasks.values()
-            if covers(permission, self._workspaces[task.workspace_id])
-            and wanted.workspace_id in ("", task.workspace_id)
-            and wanted.parent_task_id in ("", task.parent_id)
-            and wanted.root_task_id in ("", task.root_id)
-            and not (wanted.active and task.status.is_terminal)
+            if covers(permission, self._workspaces[task.workspace_id]) and wanted.matches(task)
         ]
         return _page(found, before_id, limit)
 

@@ -126,3 +126,12 @@ class OrgListFilter:
             if value := getattr(self, name):
                 fields.identifier(name, value)
         fields.check()
+
+    def matches(self, task: Task) -> bool:
+        """Whether the task is listed, if the caller may read it."""
+        return (
+            self.workspace_id in ("", task.workspace_id)
+            and self.parent_task_id in ("", task.parent_id)
+            and self.root_task_id in ("", task.root_id)
+            and not (self.active and task.status.is_terminal)
+        )

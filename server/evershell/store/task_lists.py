@@ -1,7 +1,7 @@
 """Lists of the tasks of a workspace, of a tree, and of an organization."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -51,13 +51,10 @@ class TaskLists:
         self, permission: Permission, wanted: OrgListFilter, before_id: str | None, limit: int
     ) -> Listed[Task]:
         pool, query = self._pool.lists, _query_of(wanted)
-        parameters: dict[str, Any] = {
+        parameters: dict[str, Any] = asdict(wanted) | {
             "org_id": permission.caller.org_id,
             "own_only": permission.own_only,
             "user_id": permission.caller.user_id,
-            "workspace_id": wanted.workspace_id,
-            "parent_id": wanted.parent_task_id,
-            "root_id": wanted.root_task_id,
             "before_id": before_id or AFTER_ALL_IDS,
         }
         found = await listed(pool, query, _task_of, limit=limit, **parameters)

@@ -52,8 +52,8 @@ coalesce(ancestor_ids[1], id)
 ancestor_ids[cardinality(ancestor_ids)]
 
 -- part: checked
--- The condition of an OrgListFilter and of the permission. An API key has no user (NULL), and no
--- creator matches NULL.
+-- The condition of the permission and of an OrgListFilter, except `active`. An API key has no user
+-- (NULL), and no creator matches NULL.
 checked AS (
     SELECT *, (
             SELECT w.org_id = %(org_id)s
@@ -61,8 +61,8 @@ checked AS (
             FROM workspaces w WHERE w.id = newest.workspace_id
         )
         AND (%(workspace_id)s = '' OR workspace_id = %(workspace_id)s)
-        AND (%(parent_id)s = '' OR {parent_id} = %(parent_id)s)
-        AND (%(root_id)s = '' OR {root_id} = %(root_id)s) AS matches
+        AND (%(parent_task_id)s = '' OR {parent_id} = %(parent_task_id)s)
+        AND (%(root_task_id)s = '' OR {root_id} = %(root_task_id)s) AS matches
     FROM newest
 )
 
@@ -71,7 +71,7 @@ checked AS (
 -- conclude this from the key, so the query repeats it.
 WITH newest AS (
     SELECT *, {parent_id} AS scan_key, id AS scan_id FROM tasks
-    WHERE {parent_id} = ANY (ARRAY[%(parent_id)s::text])
+    WHERE {parent_id} = ANY (ARRAY[%(parent_task_id)s::text])
         AND id < %(before_id)s AND ancestor_ids IS NOT NULL
     ORDER BY {parent_id} DESC, id DESC
     LIMIT {scanned}
@@ -82,7 +82,7 @@ WITH newest AS (
 -- The descendants of a root, by the index tasks_in_tree. The index tasks_of_root has another order.
 WITH newest AS (
     SELECT *, {root_id} AS scan_key, id AS scan_id FROM tasks
-    WHERE {root_id} = ANY (ARRAY[%(root_id)s::text])
+    WHERE {root_id} = ANY (ARRAY[%(root_task_id)s::text])
         AND id < %(before_id)s AND ancestor_ids IS NOT NULL
     ORDER BY {root_id} DESC, id DESC
     LIMIT {scanned}
@@ -92,7 +92,7 @@ WITH newest AS (
 -- name: find_root
 WITH newest AS (
     SELECT * FROM tasks
-    WHERE id = %(root_id)s AND id < %(before_id)s AND ancestor_ids IS NULL
+    WHERE id = %(root_task_id)s AND id < %(before_id)s AND ancestor_ids IS NULL
 ), {checked}
 SELECT {task} FROM checked WHERE matches;
 

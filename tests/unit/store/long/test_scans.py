@@ -1,21 +1,20 @@
 """What lists and scans read does not grow with idle workspaces and ended tasks."""
 
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from psycopg import AsyncConnection
 
+from evershell.core.task_filter import OrgListFilter
 from evershell.store import fleet_queries, postgres_store, task_lists
 
 _IDLE, _BUSY, _CANCELLED = 100_000, 200, 20
-_LIST = {
+_LIST = asdict(OrgListFilter()) | {
     "org_id": "org",
     "own_only": False,
     "user_id": "user_1",
-    "workspace_id": "",
-    "parent_id": "",
-    "root_id": "",
     "before_id": "~",
     "limit": 201,
 }
@@ -85,8 +84,8 @@ async def test_a_scan_reads_no_table_as_a_whole(
     ("query", "parameters"),
     [
         (postgres_store.SQL.get_parent, {"org_id": "org", "task_id": f"task_{1:026}"}),
-        (task_lists.SQL.list_descendants, _LIST | {"root_id": "t"}),
-        (task_lists.SQL.list_children, _LIST | {"parent_id": "t"}),
+        (task_lists.SQL.list_descendants, _LIST | {"root_task_id": "t"}),
+        (task_lists.SQL.list_children, _LIST | {"parent_task_id": "t"}),
     ],
     ids=["the parent of a child", "the tasks of a root", "the children of a task"],
 )
