@@ -13,6 +13,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+CHANGELOG = ROOT / "CHANGELOG.md"
+# Around the new names, which `make gen` writes.
+MARK = "^<!-- (begin|end): written by `make gen` -->\n"
 _NPM = r'"name": "@evershell/client",\s+"version": "'
 PYTHON = "client/evershell/version.py"
 # The files that have the version, and the text before it.
@@ -31,9 +34,11 @@ def main() -> None:
     if not re.fullmatch(r"\d+\.\d+\.\d+", version) or _numbers(version) < _numbers(current):
         sys.exit(f"VERSION is {version!r}. It has to be three numbers, such as {current} or later.")
     heading = f"## [{version}]"
-    if heading not in (ROOT / "CHANGELOG.md").read_text():
+    if heading not in CHANGELOG.read_text():
         today = time.strftime("%Y-%m-%d")
-        _replace(ROOT / "CHANGELOG.md", r"^## \[Unreleased\]", f"{heading} - {today}")
+        _replace(CHANGELOG, r"^## \[Unreleased\]", f"{heading} - {today}")
+    # The release has the names, so `make gen` would remove them.
+    CHANGELOG.write_text(re.sub(MARK, "", CHANGELOG.read_text(), flags=re.MULTILINE))
     for name, before in VERSIONS.items():
         _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")
     wheels = ROOT / "tests" / "releases"

@@ -2,8 +2,8 @@
 
 gen/ has the Python modules with their stubs, the descriptor set, the edge's routes, the OpenAPI
 document and the bundle of the console, which is made from envoy/console. docs/errors.md, the page
-of the error codes, and parts of docs/calls.md, docs/events.md and the clients are generated as
-well.
+of the error codes, and parts of docs/calls.md, docs/events.md, CHANGELOG.md and the clients are
+generated as well.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from event_table import module as event_types_module
 from google.rpc import code_pb2
 from limits import module as limits_module
 from marked_parts import replaced
+from new_names import new_names, settings_in, with_new_names
 from openapi import document
 from routes import edge_config
 from source import Protos
@@ -37,6 +38,8 @@ GEN = PROTOS.parent / "gen"
 ERROR_PAGE = PROTOS.parent / "docs" / "errors.md"
 CALLS_PAGE = PROTOS.parent / "docs" / "calls.md"
 EVENTS_PAGE = PROTOS.parent / "docs" / "events.md"
+CHANGELOG = PROTOS.parent / "CHANGELOG.md"
+SERVER = PROTOS.parent / "server"
 TYPESCRIPT = PROTOS.parent / "clients" / "typescript" / "src" / "index.ts"
 # What the TypeScript client does not export: `Error` would hide JavaScript's own `Error`, and the
 # options of fields are only for the service.
@@ -106,6 +109,10 @@ def others(protos: Protos) -> dict[Path, str]:
         ERROR_PAGE: error_page(protos),
         CALLS_PAGE: replaced(CALLS_PAGE.read_text(), call_table(protos), filter_table(protos)),
         EVENTS_PAGE: replaced(EVENTS_PAGE.read_text(), event_table(protos)),
+        CHANGELOG: with_new_names(
+            CHANGELOG.read_text(),
+            new_names(protos, Protos(released_descriptors()), settings(), released_settings()),
+        ),
         TYPESCRIPT: replaced(TYPESCRIPT.read_text(), typescript_exports()),
         **python_client.files(protos),
     }
@@ -255,9 +262,32 @@ def changed_codes(released: Protos, current: Protos) -> list[str]:
 
 def released_descriptors() -> bytes:
     """The descriptor set of the last release."""
-    (wheel,) = RELEASES.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    with released_wheel() as archive:
         return archive.read(DESCRIPTOR_SET)
+
+
+def released_wheel() -> zipfile.ZipFile:
+    """The wheel of the last release."""
+    (wheel,) = RELEASES.glob("*.whl")
+    return zipfile.ZipFile(wheel)
+
+
+def settings() -> dict[str, str]:
+    """The docstring of each setting."""
+    found: dict[str, str] = {}
+    for path in sorted(SERVER.rglob("settings.py")):
+        found |= settings_in(path.read_text())
+    return found
+
+
+def released_settings() -> set[str]:
+    """The names of the settings of the last release."""
+    found: set[str] = set()
+    with released_wheel() as archive:
+        for name in archive.namelist():
+            if Path(name).name == "settings.py":
+                found |= settings_in(archive.read(name).decode()).keys()
+    return found
 
 
 def buf(command: str, image: str, *arguments: str) -> list[str]:

@@ -50,6 +50,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(ROOT, "git", "clone", "--quiet", ROOT, folder)
     cut = run(folder, sys.executable, folder / ".make" / "cut.py", VERSION)
     assert cut.returncode == 0, cut.stderr
+    assert "written by `make gen`" not in (folder / "CHANGELOG.md").read_text()
     commit(folder)
     return folder
 
