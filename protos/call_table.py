@@ -1,5 +1,6 @@
 """Writes the tables of all methods and of the filters of lists in docs/calls.md."""
 
+import textwrap
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor
@@ -10,7 +11,11 @@ _HEAD = "| RPC | REST | success | scope | its errors |\n|---|---|---|---|---|\n"
 
 def call_table(protos: Protos) -> str:
     """The table, and the errors of every call."""
-    return _HEAD + "".join(_row(protos, method) for method in protos.service.methods)
+    table = _HEAD + "".join(_row(protos, method) for method in protos.service.methods)
+    common = [rule.slug for rule in protos.rules() if rule.every_call and not rule.edge_only]
+    slugs = ", ".join(f"`{slug}`" for slug in common)
+    sentence = f"Every call may also answer {slugs}, or what the edge answers itself."
+    return f"{table}\n{textwrap.fill(sentence, 100)}\n"
 
 
 _FILTERS = "| list | field | items |\n|---|---|---|\n"
@@ -36,7 +41,7 @@ def _row(protos: Protos, method: MethodDescriptor) -> str:
     options = method.GetOptions()
     edge = protos.option(options, f"{PACKAGE}.edge")
     http = protos.option(options, "google.api.http")
-    errors = ", ".join(f"`{slug}`" for slug in protos.slugs(edge.errors))
+    errors = ", ".join(f"`{slug}`" for slug in protos.own_errors(method))
     cells = (
         method.name,
         _paths(http),

@@ -84,7 +84,7 @@ def error_page(protos: Protos) -> str:
     edge = [rule for rule in rules if rule.edge_only]
     service = [rule for rule in rules if rule not in (*a2a, *edge)]
     tables = _SERVICE + _table(service) + _A2A + _table(a2a) + _EDGE + _table(edge)
-    sections = "".join(_section(rule, protos) for rule in (*service, *a2a, *edge))
+    sections = "".join(_section(rule) for rule in (*service, *a2a, *edge))
     return f"{_INTRODUCTION}{tables}{sections}"
 
 
@@ -95,11 +95,11 @@ def _table(rules: list[Rule]) -> str:
     )
 
 
-def _section(rule: Rule, protos: Protos) -> str:
-    return f"\n## {rule.slug}\n\n" + "\n\n".join(_paragraphs(rule, protos)) + "\n"
+def _section(rule: Rule) -> str:
+    return f"\n## {rule.slug}\n\n" + "\n\n".join(_paragraphs(rule)) + "\n"
 
 
-def _paragraphs(rule: Rule, protos: Protos) -> Iterator[str]:
+def _paragraphs(rule: Rule) -> Iterator[str]:
     retry = ", `x-should-retry: false`" if rule.no_retry else ""
     yield f"HTTP {rule.http}, gRPC {_grpc(rule)}{retry}."
     yield f"{rule.message} Example: {rule.example}"
@@ -107,17 +107,15 @@ def _paragraphs(rule: Rule, protos: Protos) -> Iterator[str]:
     if rule.details:
         details = json.dumps(json.loads(rule.details))
         yield f"`details` of an example:\n\n```json\n{details}\n```"
-    yield f"Answered by: {_answered_by(rule, protos)}."
+    yield f"Answered by: {_answered_by(rule)}."
 
 
-def _answered_by(rule: Rule, protos: Protos) -> str:
+def _answered_by(rule: Rule) -> str:
     if rule.edge_only:
         return "Envoy"
     if rule.a2a_only:
         return "[A2A](a2a.md#errors)"
-    if rule.slug in protos.common_errors():
-        return "every call"
-    return ", ".join(protos.methods_with(rule.slug))
+    return "every call" if rule.every_call else ", ".join(rule.rpcs)
 
 
 def _grpc(rule: Rule) -> str:

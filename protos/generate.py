@@ -252,11 +252,11 @@ def check() -> list[str]:
 
 def changed_codes(released: Protos, current: Protos) -> list[str]:
     """The slugs of a release that no longer have the same codes, as lines to print."""
-    codes = {rule.slug: (rule.grpc, rule.http) for rule in current.rules()}
+    codes = current.codes()
     return [
-        f"ErrorCode.{rule.slug} has other codes than in the last release"
-        for rule in released.rules()
-        if codes.get(rule.slug) != (rule.grpc, rule.http)
+        f"ErrorCode.{slug} has other codes than in the last release"
+        for slug, both in released.codes().items()
+        if codes.get(slug) != both
     ]
 
 

@@ -253,10 +253,9 @@ class Calls:
             paragraphs.append(section("Args", [(each.name, each.text) for each in arguments]))
         paragraphs.append(section("Returns", [("", self._returns(method, is_paged=is_paged))]))
         raised = " Raised by the iteration." if is_paged else ""
-        edge = self._protos.option(method.GetOptions(), f"{PACKAGE}.edge")
         errors = [
             (error_class(slug), self._messages[slug] + raised)
-            for slug in self._protos.slugs(edge.errors)
+            for slug in self._protos.own_errors(method)
         ]
         last = "Any other failure." if errors else "The call has failed."
         paragraphs.append(section("Raises", [*errors, ("CallError", last + raised)]))

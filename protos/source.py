@@ -1,11 +1,11 @@
 """Reads the descriptor set of the protos: options, bindings, error codes and comments.
 
 The sources are the `google.api.http` annotations, the `edge` option of each RPC, the `every_call`
-option of the service and the `rule` option of each error code. Paths, statuses and slugs are
-therefore written only in the protos.
+option of the service and the `rule` option of each error code, which also names its RPCs. Paths,
+statuses and slugs are therefore written only in the protos.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,9 @@ class Rule:
     no_retry: bool
     # What a caller does about it.
     action: str
+    # The names of the RPCs that answer with it, and whether every call can be answered with it.
+    rpcs: tuple[str, ...]
+    every_call: bool
 
 
 class Protos:
@@ -165,9 +168,21 @@ class Protos:
         own = self.option(method.GetOptions(), f"{PACKAGE}.edge").max_request_bytes
         return int(own or self._every_call.max_request_bytes)
 
-    def rules(self) -> list[Rule]:
-        """All error codes that have a rule. Raises ValueError if a comment has no example."""
+    def codes(self) -> dict[str, tuple[int, int]]:
+        """The gRPC code and the HTTP status of each slug. A release may lack what `rules` reads."""
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
+        rules = {
+            value.name: self.option(value.GetOptions(), f"{PACKAGE}.rule") for value in enum.values
+        }
+        return {slug: (rule.grpc, rule.http) for slug, rule in rules.items() if rule.http}
+
+    def rules(self) -> list[Rule]:
+        """All error codes that have a rule.
+
+        Raises ValueError if a comment has no example, or if there is no such RPC.
+        """
+        enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
+        names = {method.name for method in self.service.methods}
         all_rules = []
         for value in enum.values:
             rule = self.option(value.GetOptions(), f"{PACKAGE}.rule")
@@ -179,6 +194,8 @@ class Protos:
                         f"ErrorCode.{value.name} needs a comment with its meaning, then "
                         "'Example: ' and an example, and an `action` in its rule"
                     )
+                if unknown := set(rule.rpcs) - names:
+                    raise ValueError(f"ErrorCode.{value.name} names no RPC: {sorted(unknown)}")
                 message = message.split(". ")[0].rstrip(".") + "."
                 all_rules.append(
                     Rule(
@@ -193,31 +210,19 @@ class Protos:
                         rule.details,
                         rule.no_retry,
                         rule.action,
+                        tuple(rule.rpcs),
+                        rule.every_call,
                     )
                 )
         return all_rules
 
     def errors(self, binding: Binding) -> list[Rule]:
         """The errors of this RPC over REST, in the order of the enum."""
-        slugs = self.common_errors() | {*self.slugs(binding.edge.errors)}
-        return [rule for rule in self.rules() if rule.slug in slugs]
+        return [rule for rule in self.rules() if rule.every_call or binding.rpc.name in rule.rpcs]
 
-    def common_errors(self) -> set[str]:
-        """The slugs with which every call may answer."""
-        return {*self.slugs(self._every_call.errors)}
-
-    def methods_with(self, slug: str) -> list[str]:
-        """The names of the RPCs whose own errors contain the slug."""
-        edges = {
-            method.name: self.option(method.GetOptions(), f"{PACKAGE}.edge")
-            for method in self.service.methods
-        }
-        return [name for name, edge in edges.items() if slug in self.slugs(edge.errors)]
-
-    def slugs(self, numbers: Iterable[int]) -> list[str]:
-        """The slugs of these values of ErrorCode, in the same order."""
-        enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
-        return [enum.values_by_number[number].name for number in numbers]
+    def own_errors(self, method: Any) -> list[str]:
+        """The slugs of this RPC that not every call has, in the order of the enum."""
+        return [rule.slug for rule in self.rules() if method.name in rule.rpcs]
 
 
 def repeat_of(edge: Any) -> str:

@@ -8,12 +8,12 @@ from operator import methodcaller
 
 from a2a.types import a2a_pb2
 from evershell.agent.v1 import runtime_service_pb2
-from evershell.workspace.v1.error_pb2 import Error
 from evershell.workspace.v1.workspace_service_pb2 import DESCRIPTOR, AccessRule, EdgeRule, edge
 from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
 from evershell.api.call import IDEMPOTENCY_HEADER, Call
+from evershell.api.status import RULES
 from evershell.core.caller import Caller
 
 WORKSPACE_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"].full_name
@@ -47,17 +47,18 @@ _SAME = {
 }
 
 
-def _options() -> Iterator[tuple[str, EdgeRule]]:
-    """The path of each public method that has options, with its options."""
+def _native() -> Iterator[tuple[str, MethodDescriptor]]:
+    """The path of each public method that has options, with the method that has them."""
     own = DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
     for path, method in _METHODS.items():
         same = own.get(method.name) if path.startswith(f"/{WORKSPACE_SERVICE}/") else None
         same = same or own.get(_SAME.get(method.name, ""))
         if same is not None:
-            yield path, same.GetOptions().Extensions[edge]
+            yield path, same
 
 
-_OPTIONS = dict(_options())
+_NATIVE = dict(_native())
+_OPTIONS = {path: method.GetOptions().Extensions[edge] for path, method in _NATIVE.items()}
 # Cancellations of any kind, which have their own rate limit.
 CANCELLATIONS = frozenset(
     path for path, options in _OPTIONS.items() if options.urgency == EdgeRule.cancellation
@@ -162,7 +163,8 @@ def stored_failures(path: str) -> frozenset[str]:
     # The agent is called after the change is committed.
     slugs, options = {"agent_unreachable"}, _OPTIONS.get(path)
     if options is not None and options.audits_refusals:
-        slugs |= {Error.ErrorCode.Name(number) for number in options.errors}
+        name = _NATIVE[path].name
+        slugs |= {slug for slug, rule in RULES.items() if name in rule.rpcs}
         if path.startswith(f"/{A2A_SERVICE}/"):
             slugs.add("task_not_cancelable")
     return frozenset(slugs)

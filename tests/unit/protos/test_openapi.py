@@ -60,8 +60,7 @@ def test_every_operation_belongs_to_an_rpc() -> None:
 @pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
 def test_every_rpc_has_its_statuses_and_its_errors(rpc: Any) -> None:
     edge = rpc.GetOptions().Extensions[workspace_service_pb2.edge]
-    every = SERVICE.GetOptions().Extensions[workspace_service_pb2.every_call].errors
-    slugs = {CODES.values_by_number[number].name: 0 for number in (*every, *edge.errors)}
+    slugs = {slug for slug, rule in RULES.items() if rule.every_call or rpc.name in rule.rpcs}
     for each in operations_of(rpc):
         assert each.slugs() == {slug: RULES[slug].http for slug in slugs}
         successes = {int(status) for status in each.described["responses"] if status < "400"}

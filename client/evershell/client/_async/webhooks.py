@@ -67,10 +67,10 @@ class AsyncWebhooks:
             CreatedWebhook: The answer to `webhooks.create`.
 
         Raises:
-            TooManyWebhooksError: The organization, or the task, has as many webhooks as it may
-                have.
             IdempotencyConflictError: The idempotency key belongs to another request of the caller,
                 within the last 24 hours.
+            TooManyWebhooksError: The organization, or the task, has as many webhooks as it may
+                have.
             CallError: Any other failure.
         """
         return await self._caller._call(

@@ -83,17 +83,17 @@ class PlainCalls(Caller):
 
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
-            WorkspaceProvisioningError: The workspace's agent has not registered yet.
+            TaskNotFoundError: The workspace has no such task, or the organization no such parent.
             WorkspaceStoppedError: The workspace is stopped or stopping.
             WorkspaceFailedError: The workspace's agent died or could not start.
             WorkspaceDeletingError: The workspace is being deleted.
+            WorkspaceProvisioningError: The workspace's agent has not registered yet.
             WorkspaceBusyError: The workspace already has a task.
             AgentUnreachableError: The workspace's agent did not answer in time; a recorded
                 cancellation is delivered later.
             IdempotencyConflictError: The idempotency key belongs to another request of the caller,
                 within the last 24 hours.
             OrgOnHoldError: The organization is on hold, so it gets no new task and no new agent.
-            TaskNotFoundError: The workspace has no such task, or the organization no such parent.
             ParentNotRunningError: The parent of a submitted task has ended, or is being cancelled.
             TreeLimitReachedError: The tree has as many levels, or as many tasks that have not
                 ended, as it may have.
@@ -249,10 +249,10 @@ class PlainCalls(Caller):
             Workspace: A place where an agent works, on one task at a time.
 
         Raises:
+            WorkspaceNotFoundError: The caller's organization has no such workspace.
             IdempotencyConflictError: The idempotency key belongs to another request of the caller,
                 within the last 24 hours.
             OrgOnHoldError: The organization is on hold, so it gets no new task and no new agent.
-            WorkspaceNotFoundError: The caller's organization has no such workspace.
             CallError: Any other failure.
         """
         return self._call(
@@ -355,8 +355,8 @@ class PlainCalls(Caller):
 
         Raises:
             WorkspaceNotFoundError: The caller's organization has no such workspace.
-            InvalidStateError: The state of the resource does not allow this call.
             WorkspaceDeletingError: The workspace is being deleted.
+            InvalidStateError: The state of the resource does not allow this call.
             OrgOnHoldError: The organization is on hold, so it gets no new task and no new agent.
             CallError: Any other failure.
         """

@@ -68,10 +68,10 @@ class Webhooks:
             CreatedWebhook: The answer to `webhooks.create`.
 
         Raises:
-            TooManyWebhooksError: The organization, or the task, has as many webhooks as it may
-                have.
             IdempotencyConflictError: The idempotency key belongs to another request of the caller,
                 within the last 24 hours.
+            TooManyWebhooksError: The organization, or the task, has as many webhooks as it may
+                have.
             CallError: Any other failure.
         """
         return self._caller._call(

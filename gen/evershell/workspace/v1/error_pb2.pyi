@@ -160,9 +160,9 @@ class Error(_message.Message):
         """
 
     class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper):
-        """The closed set of error slugs. Only this enum binds a slug to its gRPC code and its HTTP
-        status: the service, the edge, the client and the documents read the options below. To add a
-        slug, add one entry with its comment here and run `make gen`.
+        """The closed set of error slugs. Only this enum binds a slug to its gRPC code, its HTTP status and
+        the RPCs that answer with it: the service, the edge, the client and the documents read the options
+        below. To add a slug, add one entry with its comment here and run `make gen`.
         """
 
     error_code_unspecified: Error.ErrorCode.ValueType  # 0
@@ -503,6 +503,8 @@ class ErrorRule(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     A2A_FIELD_NUMBER: _builtins.int
     A2A_ONLY_FIELD_NUMBER: _builtins.int
+    RPCS_FIELD_NUMBER: _builtins.int
+    EVERY_CALL_FIELD_NUMBER: _builtins.int
     grpc: _code_pb2.Code.ValueType
     http: _builtins.int
     """HTTP status."""
@@ -525,6 +527,12 @@ class ErrorRule(_message.Message):
     """The error type of A2A that it is, as the `reason` of ErrorInfo; empty if A2A has none."""
     a2a_only: _builtins.bool
     """Whether only the methods of A2A answer with this slug."""
+    every_call: _builtins.bool
+    """Whether every call can be answered with it. The edge's own errors occur only over REST."""
+    @_builtins.property
+    def rpcs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The RPCs of WorkspaceService that answer with it."""
+
     def __init__(
         self,
         *,
@@ -537,10 +545,12 @@ class ErrorRule(_message.Message):
         action: _builtins.str = ...,
         a2a: _builtins.str = ...,
         a2a_only: _builtins.bool = ...,
+        rpcs: _abc.Iterable[_builtins.str] | None = ...,
+        every_call: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["a2a", b"a2a", "a2a_only", b"a2a_only", "action", b"action", "details", b"details", "edge_only", b"edge_only", "fallback", b"fallback", "grpc", b"grpc", "http", b"http", "no_retry", b"no_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["a2a", b"a2a", "a2a_only", b"a2a_only", "action", b"action", "details", b"details", "edge_only", b"edge_only", "every_call", b"every_call", "fallback", b"fallback", "grpc", b"grpc", "http", b"http", "no_retry", b"no_retry", "rpcs", b"rpcs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

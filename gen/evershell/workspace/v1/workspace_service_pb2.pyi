@@ -90,7 +90,6 @@ class EdgeRule(_message.Message):
 
     SUCCESS_STATUS_FIELD_NUMBER: _builtins.int
     SUCCESS_STATUS_AFTER_WAIT_FIELD_NUMBER: _builtins.int
-    ERRORS_FIELD_NUMBER: _builtins.int
     EXAMPLE_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     STREAM_MESSAGE_FIELD_NUMBER: _builtins.int
@@ -117,11 +116,7 @@ class EdgeRule(_message.Message):
     """
     urgency: Global___EdgeRule.Urgency.ValueType
     audits_refusals: _builtins.bool
-    """Whether the store decides its `errors`, and records the entry of the audit log with them."""
-    @_builtins.property
-    def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
-        """The errors of this RPC, in addition to the errors of every call."""
-
+    """Whether the store decides its own errors, and records the entry of the audit log with them."""
     @_builtins.property
     def deprecation(self) -> _field_pb2.Deprecation:
         """Set if the RPC is deprecated."""
@@ -135,7 +130,6 @@ class EdgeRule(_message.Message):
         *,
         success_status: _builtins.int = ...,
         success_status_after_wait: _builtins.int = ...,
-        errors: _abc.Iterable[_error_pb2.Error.ErrorCode.ValueType] | None = ...,
         example: _builtins.str = ...,
         max_request_bytes: _builtins.int = ...,
         stream_message: _builtins.str = ...,
@@ -147,7 +141,7 @@ class EdgeRule(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "deprecation", b"deprecation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "audits_refusals", b"audits_refusals", "deprecation", b"deprecation", "errors", b"errors", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait", "urgency", b"urgency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "audits_refusals", b"audits_refusals", "deprecation", b"deprecation", "example", b"example", "max_request_bytes", b"max_request_bytes", "repeat", b"repeat", "stream_message", b"stream_message", "success_status", b"success_status", "success_status_after_wait", b"success_status_after_wait", "urgency", b"urgency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,23 +189,17 @@ class ServiceRule(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ERRORS_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     """Size limit of a request of a method that sets no limit itself."""
-    @_builtins.property
-    def errors(self) -> _containers.RepeatedScalarFieldContainer[_error_pb2.Error.ErrorCode.ValueType]:
-        """The errors that every call can return. The errors of the edge occur only over REST."""
-
     def __init__(
         self,
         *,
-        errors: _abc.Iterable[_error_pb2.Error.ErrorCode.ValueType] | None = ...,
         max_request_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "max_request_bytes", b"max_request_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_request_bytes", b"max_request_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

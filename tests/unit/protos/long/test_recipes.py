@@ -117,15 +117,11 @@ SLUG = (
     // The workspace is still stopping. Example: ResumeWorkspace right after StopWorkspace.
     workspace_stopping = 60 [(rule) = {
       grpc: FAILED_PRECONDITION, http: 409, no_retry: true
+      rpcs: ['ResumeWorkspace']
       details: '{"workspace_id": "ws_01M87BM0PP0WA7E1PDVM5FMDFS", "status": "stopping"}'
       action: 'Wait until the workspace is `stopped`.'
     }];
     // The workspace already has a task. Example""",
-    ),
-    Edit(
-        SERVICE,
-        "errors: [workspace_not_found, invalid_state, workspace",
-        "errors: [workspace_not_found, workspace_stopping, invalid_state, workspace",
     ),
     Edit(
         "server/evershell/core/workspace_lifecycle.py",
@@ -149,7 +145,6 @@ TESTS = (
     "tests/unit/protos/test_openapi.py",
     "tests/wire/api/test_errors.py",
     "tests/wire/api/test_reading.py",
-    "tests/clients/documents/test_calls.py",
     "tests/stack/test_server.py",
 )
 
@@ -180,6 +175,8 @@ def test_a_copy_gets_an_rpc_and_a_slug(tmp_path: Path) -> None:
     for page, text in (
         ("docs/calls.md", "| GetServer | GET `/v1/server` | 200 | `workspace:read` | |"),
         ("docs/errors.md", "## workspace_stopping"),
+        ("CHANGELOG.md", "The call [GetServer]"),
+        ("CHANGELOG.md", "The error [`workspace_stopping`]"),
         ("client/evershell/client/__init__.py", "WorkspaceStoppingError"),
         ("docs/commands.md", "## evershell get server"),
         ("clients/typescript/src/index.ts", "server_pb.js"),
