@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
 # `up` and the tests set these. They are no settings for operators.
 INTERNAL = ("run_id", "pod_namespace", "pod_end_seconds", "log_max_bytes", "crash_points_dir")
-# The first setting of each section. The order is that of app/settings.py, then of the rooms.
+# The first setting of each section; the next ones follow in their class of settings.
 SECTIONS = {
     "state_dir": "State and database",
     "rest_port": "Ports and workers",
@@ -76,18 +76,22 @@ and the consequences. The [architecture](../architecture.md) says how the parts 
 
 def configuration() -> str:
     """The page of the settings: a table for each section."""
-    parts = [CONFIGURATION]
+    tables = dict.fromkeys(SECTIONS, "")
+    section = ""
     for name, field in Settings.model_fields.items():
         if name in INTERNAL:
             continue
         if name in SECTIONS:
-            parts.append(f"\n## {SECTIONS[name]}\n\n| variable | default | values | meaning |\n")
-            parts.append("|---|---|---|---|\n")
+            section = name
         meaning = " ".join((field.description or "").split())
         if not meaning:
             raise ValueError(f"{name} needs a docstring")
-        parts.append(f"| `{name.upper()}` | {default(field)} | {values(field)} | {meaning} |\n")
-    return "".join(parts)
+        row = f"| `{name.upper()}` | {default(field)} | {values(field)} | {meaning} |\n"
+        tables[section] += row
+    head = "| variable | default | values | meaning |\n|---|---|---|---|\n"
+    return CONFIGURATION + "".join(
+        f"\n## {SECTIONS[name]}\n\n{head}{rows}" for name, rows in tables.items()
+    )
 
 
 def default(field: FieldInfo) -> str:

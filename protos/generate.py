@@ -275,7 +275,7 @@ def released_wheel() -> zipfile.ZipFile:
 def settings() -> dict[str, str]:
     """The docstring of each setting."""
     found: dict[str, str] = {}
-    for path in sorted(SERVER.rglob("settings.py")):
+    for path in sorted(SERVER.rglob("*.py")):
         found |= settings_in(path.read_text())
     return found
 
@@ -285,7 +285,7 @@ def released_settings() -> set[str]:
     found: set[str] = set()
     with released_wheel() as archive:
         for name in archive.namelist():
-            if Path(name).name == "settings.py":
+            if name.endswith(".py"):
                 found |= settings_in(archive.read(name).decode()).keys()
     return found
 

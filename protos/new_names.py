@@ -46,11 +46,13 @@ def new_names(
 
 
 def settings_in(module: str) -> dict[str, str]:
-    """The settings of a module, by its source: the docstring of each field of its classes."""
+    """The fields of the classes of settings in the source of a module, with their docstrings."""
     found = {}
-    for each in ast.parse(module).body:
-        body = each.body if isinstance(each, ast.ClassDef) else []
-        for field, after in pairwise(body):
+    for each in ast.parse(module).body if "Settings):" in module else ():
+        if not isinstance(each, ast.ClassDef):
+            continue
+        is_settings = any(ast.unparse(base).endswith("Settings") for base in each.bases)
+        for field, after in pairwise(each.body if is_settings else []):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(field.target, ast.Name)

@@ -8,8 +8,8 @@ from evershell.agent.v1.runtime_service_pb2 import RegisterRequest
 from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceStub
 
 from evershell.auth.pod_tokens import PodTokens
-from evershell.fleet.kubernetes.api import Api, GoneError, Object
-from evershell.fleet.kubernetes.objects import EPOCH_LABEL, WORKSPACE_LABEL
+from evershell.fleet.kubernetes.api import Api, GoneError
+from evershell.fleet.kubernetes.objects import EPOCH_LABEL, WORKSPACE_LABEL, Object
 from tests.support.kubernetes import LIMIT_SECONDS, Node
 from tests.support.runtime_tokens import runtime_token
 

@@ -5,20 +5,30 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 
 from evershell.core.workspace import Workspace
-from evershell.fleet.kubernetes.api import Api, ApiError, Object
+from evershell.fleet.kubernetes.api import Api, ApiError
 from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from evershell.fleet.kubernetes.objects import PodTemplate, claim_name, key_of, pod_name
+from evershell.fleet.kubernetes.objects import (
+    Object,
+    PodSettings,
+    PodTemplate,
+    claim_name,
+    key_of,
+    pod_name,
+)
 from evershell.fleet.pods import Pods
 from tests.support.kubernetes import LIMIT_SECONDS, Node, new_namespace
 from tests.support.small_agent import spec_for
 from tests.support.waiting import eventually_async
 
 TEMPLATE = PodTemplate(
-    image="example.com/agent:1",
-    command=["agent"],
-    requests={"cpu": "1m", "memory": "1Mi"},
-    limits={"memory": "64Mi"},
-    storage="1Mi",
+    PodSettings(
+        pod_image="example.com/agent:1",
+        pod_cpu_request="1m",
+        pod_memory_request="1Mi",
+        pod_memory_limit="64Mi",
+        pod_storage="1Mi",
+    ),
+    ["agent"],
 )
 # Much longer than the test takes to play the node, on a busy machine too.
 START_SECONDS = END_SECONDS = 15.0

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from evershell.fleet.kubernetes.api import Api, ApiError, Object, UnreachableError, connect
-from evershell.fleet.kubernetes.objects import CONTAINER, MANAGED_BY
+from evershell.fleet.kubernetes.api import Api, ApiError, UnreachableError, connect
+from evershell.fleet.kubernetes.objects import CONTAINER, MANAGED_BY, Object
 
 LIMIT_SECONDS = 10.0
 _POLL_SECONDS = 0.02

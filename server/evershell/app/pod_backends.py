@@ -17,6 +17,7 @@ from evershell.auth.agent_certificates import AgentCertificates
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core.errors import OperatorError
 from evershell.core.runtime import AgentIdentity
+from evershell.fleet.kubernetes.objects import AGENT_PORT, FILES_DIR, PodTemplate
 from evershell.fleet.local import isolation
 from evershell.fleet.local.agent_modules import compile_agent_modules
 from evershell.fleet.local.fork_server import ForkServer
@@ -90,22 +91,13 @@ async def _kubernetes_pods(
             UnreachableError,
         )
         from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
-        from evershell.fleet.kubernetes.objects import AGENT_PORT, FILES_DIR, PodTemplate
     except ModuleNotFoundError as error:
         raise OperatorError(
             "POD_BACKEND is kubernetes, but its client is not installed. Install the extra "
             "`kubernetes` of evershell."
         ) from error
-    template = PodTemplate(
-        image=settings.pod_image,
-        command=shlex.split(settings.agent_command) or ["python3", "-P", "-m", "evershell.agents"],
-        image_pull_secret=settings.pod_image_pull_secret,
-        runtime_class=settings.pod_runtime_class,
-        requests={"cpu": settings.pod_cpu_request, "memory": settings.pod_memory_request},
-        limits={"cpu": settings.pod_cpu_limit, "memory": settings.pod_memory_limit},
-        storage=settings.pod_storage,
-        storage_class=settings.pod_storage_class,
-    )
+    command = shlex.split(settings.agent_command)
+    template = PodTemplate(settings, command or ["python3", "-P", "-m", "evershell.agents"])
     opening = KubernetesPods.open(
         settings.pod_namespace,
         template,

@@ -14,9 +14,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from evershell.features import registry
+from evershell.fleet.kubernetes.objects import PodSettings
 
 # The longest timeout or lease.
 _DAY_SECONDS = 86_400
@@ -30,11 +31,12 @@ def _program_memory_mb() -> int:
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
 
 
-class ServerSettings(BaseSettings):
-    """The settings, without those of rooms.
+class ServerSettings(PodSettings):
+    """The settings, without the settings of rooms.
 
     Each is read from the environment variable of its name in capitals.
-    docs/configuration.md has their texts: `make gen` writes it.
+    docs/configuration.md has their texts: `make gen` writes it. A setting that only one module
+    below uses is a field there, as in PodSettings.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
@@ -159,6 +161,9 @@ class ServerSettings(BaseSettings):
     pod_backend: Literal["local", "kubernetes"] = "local"
     """Where pods run: as processes of this machine, or in a
     [Kubernetes cluster](kubernetes.md)."""
+    runtime_service: str = ""
+    """`host:port` of the workers as agents reach them; several are separated by commas. Required
+    for pods on Kubernetes. If empty, the workers are on the agents' machine."""
     pod_start_seconds: float = Field(120.0, ge=1, le=_DAY_SECONDS)
     """An agent that has not registered after this time has failed to start. An agent whose process
     ends has failed at once. Importing a framework takes long on a busy machine. On Kubernetes, the
@@ -183,30 +188,6 @@ class ServerSettings(BaseSettings):
     cancelled. 0: no limit. On Kubernetes, the size of the volume is the limit: `POD_STORAGE`."""
     tool_network: Literal["none", "host"] = "none"
     """In a sandbox, the network of a tool: none, or the network of this machine."""
-
-    pod_image: str = ""
-    """The image of the agents. Required for pods on Kubernetes."""
-    pod_image_pull_secret: str = ""
-    """The Secret in the namespace of the pods with which their image is pulled, if its registry
-    needs credentials."""
-    runtime_service: str = ""
-    """`host:port` of the workers as agents reach them; several are separated by commas. Required
-    for pods on Kubernetes. If empty, the workers are on the agents' machine."""
-    pod_cpu_request: str = "100m"
-    """The CPU that each pod requests, in the notation of Kubernetes."""
-    pod_cpu_limit: str = "1"
-    """The CPU that each pod may use, tools included."""
-    pod_memory_request: str = "256Mi"
-    """The memory that each pod requests."""
-    pod_memory_limit: str = "2Gi"
-    """The memory that each pod may use, tools included."""
-    pod_storage: str = "1Gi"
-    """The size of the volume with a workspace's files."""
-    pod_storage_class: str = ""
-    """The storage class of these volumes. If empty, the default of the cluster."""
-    pod_runtime_class: str = ""
-    """The runtime class of the pods, for example one of gVisor or Kata. If empty, the default of
-    the cluster."""
 
     edge_workers: str = ""
     """`host:port` of the workers for `evershell edge`; several are separated by commas. A name

@@ -32,7 +32,7 @@ remove(message("event.proto", "Event").field, "task_limit_approached")
 remove(message("error.proto", "Error").enum_type[0].value, "org_on_hold")
 released = Protos(older.SerializeToString())
 settings = settings_in('''
-class Settings:
+class Settings(BaseSettings):
     kept: int = 0
     \"\"\"Kept.\"\"\"
     added: int = 0

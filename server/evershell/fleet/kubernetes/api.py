@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import httpx2
 import structlog
@@ -18,12 +18,10 @@ from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.core.exceptions import ConfigError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay
 
+from evershell.fleet.kubernetes.objects import Object
 from evershell.version import VERSION
 
 log = structlog.get_logger()
-
-# An object of the API, as JSON. Fields that this program does not know are kept.
-Object: TypeAlias = dict[str, Any]
 
 _ATTEMPT_SECONDS = 5.0
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 2.0

@@ -10,13 +10,8 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from evershell.fleet.kubernetes.api import (
-    Api,
-    ApiError,
-    GoneError,
-    Object,
-    UnreachableError,
-)
+from evershell.fleet.kubernetes.api import Api, ApiError, GoneError, UnreachableError
+from evershell.fleet.kubernetes.objects import Object
 
 log = structlog.get_logger()
 

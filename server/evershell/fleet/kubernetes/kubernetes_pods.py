@@ -17,15 +17,9 @@ import structlog
 from evershell.core.runtime import AgentIdentity
 from evershell.core.workspace import Workspace
 from evershell.fleet.kubernetes import objects, pod_states
-from evershell.fleet.kubernetes.api import (
-    Api,
-    ApiError,
-    Object,
-    UnreachableError,
-    connect,
-)
+from evershell.fleet.kubernetes.api import Api, ApiError, UnreachableError, connect
 from evershell.fleet.kubernetes.cache import Cache
-from evershell.fleet.kubernetes.objects import PodTemplate
+from evershell.fleet.kubernetes.objects import Object, PodTemplate
 from evershell.pod.spec import PodSpec
 
 log = structlog.get_logger()

@@ -5,12 +5,17 @@ secret.
 import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from evershell.core.workspace import Workspace
-from evershell.fleet.kubernetes.api import Object
 from evershell.pod.spec import PodSpec
+
+# An object of the API, as JSON. Fields that this program does not know are kept.
+Object: TypeAlias = dict[str, Any]
 
 MANAGED_BY = "app.kubernetes.io/managed-by=evershell"
 WORKSPACE_LABEL, EPOCH_LABEL = "evershell.ai/workspace", "evershell.ai/epoch"
@@ -33,24 +38,40 @@ _WITH_SPEC = ("/bin/sh", "-c", f'exec "$@" < {_SPEC_DIR}/{_SPEC_FILE}', "--")
 _GRACE_SECONDS = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSettings(BaseSettings):
+    """The settings of pods on Kubernetes, a part of the settings of the server."""
+
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
+
+    pod_image: str = ""
+    """The image of the agents. Required for pods on Kubernetes."""
+    pod_image_pull_secret: str = ""
+    """The Secret in the namespace of the pods with which their image is pulled, if its registry
+    needs credentials."""
+    pod_cpu_request: str = "100m"
+    """The CPU that each pod requests, in the notation of Kubernetes."""
+    pod_cpu_limit: str = "1"
+    """The CPU that each pod may use, tools included."""
+    pod_memory_request: str = "256Mi"
+    """The memory that each pod requests."""
+    pod_memory_limit: str = "2Gi"
+    """The memory that each pod may use, tools included."""
+    pod_storage: str = "1Gi"
+    """The size of the volume with a workspace's files."""
+    pod_storage_class: str = ""
+    """The storage class of these volumes. If empty, the default of the cluster."""
+    pod_runtime_class: str = ""
+    """The runtime class of the pods, for example one of gVisor or Kata. If empty, the default of
+    the cluster."""
+
+
+@dataclass(frozen=True, slots=True)
 class PodTemplate:
     """What all pods have in common."""
 
-    image: str
-    # The Secret with which the image is pulled, if it needs one.
-    image_pull_secret: str = ""
+    settings: PodSettings
     # The program of the agent, with its arguments.
     command: Sequence[str]
-    # gVisor or Kata, for example; the default of the cluster if empty.
-    runtime_class: str = ""
-    # By resource (`cpu`, `memory`), in the notation of Kubernetes.
-    requests: Mapping[str, str] = field(default_factory=dict)
-    limits: Mapping[str, str] = field(default_factory=dict)
-    # The size of the volume with the workspace's files, and its class; the default of the cluster
-    # if empty.
-    storage: str = "1Gi"
-    storage_class: str = ""
 
 
 def pod_name(workspace_id: str, epoch: int) -> str:
@@ -78,10 +99,10 @@ def claim(workspace: Workspace, template: PodTemplate) -> Object:
     """The claim of the volume with the workspace's files."""
     spec: Object = {
         "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": template.storage}},
+        "resources": {"requests": {"storage": template.settings.pod_storage}},
     }
-    if template.storage_class:
-        spec["storageClassName"] = template.storage_class
+    if template.settings.pod_storage_class:
+        spec["storageClassName"] = template.settings.pod_storage_class
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -121,10 +142,10 @@ def pod(workspace: Workspace, template: PodTemplate) -> Object:
             {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
         ],
     }
-    if template.image_pull_secret:
-        spec["imagePullSecrets"] = [{"name": template.image_pull_secret}]
-    if template.runtime_class:
-        spec["runtimeClassName"] = template.runtime_class
+    if template.settings.pod_image_pull_secret:
+        spec["imagePullSecrets"] = [{"name": template.settings.pod_image_pull_secret}]
+    if template.settings.pod_runtime_class:
+        spec["runtimeClassName"] = template.settings.pod_runtime_class
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -161,9 +182,10 @@ def secret(workspace: Workspace, spec: PodSpec, owner: Object) -> Object:
 
 
 def _container(template: PodTemplate) -> Object:
+    settings = template.settings
     return {
         "name": CONTAINER,
-        "image": template.image,
+        "image": settings.pod_image,
         "command": [*_WITH_SPEC, *template.command],
         "workingDir": FILES_DIR,
         "env": [
@@ -172,7 +194,10 @@ def _container(template: PodTemplate) -> Object:
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         ],
         "ports": [{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
-        "resources": {"requests": dict(template.requests), "limits": dict(template.limits)},
+        "resources": {
+            "requests": {"cpu": settings.pod_cpu_request, "memory": settings.pod_memory_request},
+            "limits": {"cpu": settings.pod_cpu_limit, "memory": settings.pod_memory_limit},
+        },
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

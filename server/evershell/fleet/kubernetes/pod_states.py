@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Iterator
 
-from evershell.fleet.kubernetes.api import Object
+from evershell.fleet.kubernetes.objects import Object
 
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
 # Reasons for which a waiting container never starts; only a new pod helps.

@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx2
 
-from evershell.fleet.kubernetes.api import Api, Object
+from evershell.fleet.kubernetes.api import Api
+from evershell.fleet.kubernetes.objects import Object
 
 Handler = Callable[[httpx2.Request], httpx2.Response | Awaitable[httpx2.Response]]
 

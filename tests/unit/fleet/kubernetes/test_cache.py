@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from evershell.fleet.kubernetes import cache as cache_module
-from evershell.fleet.kubernetes.api import Object
 from evershell.fleet.kubernetes.cache import Cache
+from evershell.fleet.kubernetes.objects import Object
 from tests.support.waiting import eventually_async
 from tests.unit.fleet.kubernetes.scripted import Script, failure, listed, pod, scripted, watched
 

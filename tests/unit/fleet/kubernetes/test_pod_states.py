@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evershell.fleet.kubernetes import objects, pod_states
-from evershell.fleet.kubernetes.objects import PodTemplate
+from evershell.fleet.kubernetes.objects import PodSettings, PodTemplate
 from tests.support import world
 from tests.unit.fleet.kubernetes.scripted import pod, running_status
 
@@ -145,7 +145,9 @@ def test_the_end_of_a_pod_is_reported_by_all_its_containers() -> None:
     assert not pod_states.end_is_reported(pod(1, containerStatuses=both))
 
 
-TEMPLATE = PodTemplate(image="evershell:1", command=["python3"], image_pull_secret="registry")
+TEMPLATE = PodTemplate(
+    PodSettings(pod_image="evershell:1", pod_image_pull_secret="registry"), ["python3"]
+)
 
 
 def test_a_pod_names_the_secret_of_its_image() -> None:

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from evershell.core.workspace import Workspace
-from evershell.fleet.kubernetes.api import Object
 from evershell.fleet.kubernetes.kubernetes_pods import KubernetesPods
-from evershell.fleet.kubernetes.objects import PodTemplate
+from evershell.fleet.kubernetes.objects import Object, PodSettings, PodTemplate
 from tests.support import world
 from tests.support.small_agent import spec_for
 from tests.unit.fleet.kubernetes.scripted import Script, failure, pod, running_status, scripted
@@ -18,7 +17,7 @@ from tests.unit.fleet.kubernetes.scripted import Script, failure, pod, running_s
 async def pods() -> AsyncIterator[KubernetesPods]:
     """The backend of a cluster in which every pod is gone."""
     async with scripted(Script(failure(404))) as api:
-        template = PodTemplate(image="example.com/agent:1", command=["agent"])
+        template = PodTemplate(PodSettings(pod_image="example.com/agent:1"), ["agent"])
         yield KubernetesPods(api, template, spec_for, run_id="run", start_seconds=1, end_seconds=1)
 
 
