@@ -1,4 +1,4 @@
-"""A service whose rooms were removed: their folders, and their lines in the registry."""
+"""A service without one room, or without both: their folders, and their lines in the registry."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,15 +13,26 @@ from tests.support.checkout import Edit, copied_checkout
 from tests.support.stack import Gate, Stack, Workspace
 
 _FEATURES = "server/evershell/features"
-_ROOMS = ("webhooks", "a2a")
+_PATHS = {
+    "/v1/webhooks": "webhooks",
+    "/a2a/ws_1/tasks/task_1": "a2a",
+    "/a2a/ws_1/.well-known/agent-card.json": "a2a",
+}
+_CONFIG = a2a_pb2.TaskPushNotificationConfig(tenant="ws_1", task_id="task_1", url="https://a.b")
+
+
+@pytest.fixture(scope="module", params=["webhooks", "a2a", "webhooks a2a"])
+def removed(request: pytest.FixtureRequest) -> list[str]:
+    rooms: list[str] = request.param.split()
+    return rooms
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(removed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("rooms")
-    lines = [Edit(f"{_FEATURES}/registry.py", f'    "{room}",\n', "") for room in _ROOMS]
+    lines = [Edit(f"{_FEATURES}/registry.py", f'    "{room}",\n', "") for room in removed]
     checkout = copied_checkout(folder / "checkout", *lines)
-    for room in _ROOMS:
+    for room in removed:
         shutil.rmtree(checkout / _FEATURES / room)
     made = Stack(folder / "state")
     made.checkout = checkout
@@ -48,26 +59,38 @@ def test_a_task_is_cancelled(stack: Stack, wire: str) -> None:
     assert workspace.await_end(task_id)["status"] == "cancelled"
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/webhooks", "/a2a/ws_1/tasks/task_1", "/a2a/ws_1/.well-known/agent-card.json"]
-)
-def test_rest_does_not_find_the_paths_of_a_room(stack: Stack, path: str) -> None:
-    answer = stack.rest().client.get(path, headers={"a2a-version": "1.0"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+def test_rest_does_not_find_the_paths_of_a_room(stack: Stack, removed: list[str]) -> None:
+    for path, room in _PATHS.items():
+        answer = stack.rest().client.get(path, headers={"a2a-version": "1.0"})
+        # The errors of A2A have a number.
+        code = answer.json().get("error", {}).get("code")
+        assert ((answer.status_code, code) == (404, "not_found")) is (room in removed), path
 
 
-def test_the_methods_of_a_room_are_unimplemented(stack: Stack) -> None:
+def test_the_methods_of_a_room_are_unimplemented(stack: Stack, removed: list[str]) -> None:
     with grpc.insecure_channel(stack.ready["grpc_addr"]) as channel:
         service = workspace_service_pb2_grpc.WorkspaceServiceStub(channel)
         a2a = a2a_pb2_grpc.A2AServiceStub(channel)
-        listed: list[tuple[Any, Any]] = [
-            (service.ListWebhooks, workspace_service_pb2.ListWebhooksRequest()),
-            (a2a.GetTask, a2a_pb2.GetTaskRequest(tenant="ws_1", id="task_1")),
-        ]
-        for method, request in listed:
-            with pytest.raises(grpc.RpcError) as raised:
-                method(request, **_options(stack))
-            assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        listed: dict[str, tuple[Any, Any]] = {
+            "webhooks": (service.ListWebhooks, workspace_service_pb2.ListWebhooksRequest()),
+            "a2a": (a2a.GetTask, a2a_pb2.GetTaskRequest(tenant="ws_1", id="task_1")),
+        }
+        for room, (method, request) in listed.items():
+            code, _ = _answer(stack, method, request)
+            assert (code is grpc.StatusCode.UNIMPLEMENTED) is (room in removed), room
+        if removed == ["webhooks"]:
+            code, message = _answer(stack, a2a.CreateTaskPushNotificationConfig, _CONFIG)
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+            assert message.startswith("This service sends no push notifications.")
+
+
+def _answer(stack: Stack, method: Any, request: Any) -> tuple[grpc.StatusCode, str]:
+    try:
+        method(request, **_options(stack))
+    except grpc.RpcError as error:
+        failed: Any = error
+        return failed.code(), failed.details()
+    return grpc.StatusCode.OK, ""
 
 
 def _options(stack: Stack) -> dict[str, Any]:
