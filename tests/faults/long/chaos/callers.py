@@ -42,6 +42,8 @@ _ROUTES = {
     "ReleaseOrg": ("POST", "/v1/hold/release"),
     "CreateWebhook": ("POST", "/v1/webhooks"),
 }
+# An API key has no scope for these.
+_OF_OWNER = {"HoldOrg", "ReleaseOrg", "CreateWebhook"}
 _FIRST_MESSAGE_SECONDS = 15.0
 _CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"
 _CHANNEL_OPTIONS = (
@@ -93,6 +95,7 @@ class Callers:
     def __init__(self, stack: Stack, recorder: Recorder) -> None:
         self._recorder = recorder
         self._token = stack.tokens["full_access"]
+        self._token_of_owner = stack.tokens["owner"]
         self._token_of_other = stack.tokens.get("other_org")
         self._rest = httpx.AsyncClient(
             base_url=stack.ready["rest_url"],
@@ -125,10 +128,11 @@ class Callers:
     ) -> Reply:
         """Makes a call. `fields` are the fields of the request, as in JSON.
 
-        The call sends the token with full access unless another one is given, and no token if it
-        is empty.
+        The call sends a token that may make it unless another one is given, and no token if it is
+        empty.
         """
-        token = self._token if token is None else token
+        if token is None:
+            token = self._token_of_owner if rpc in _OF_OWNER else self._token
         headers = {"authorization": f"Bearer {token}"} if token else {}
         org = "other" if token == self._token_of_other else ""
         call_id = self._recorder.begin(wire, rpc, fields, org=org)
