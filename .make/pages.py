@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
 # `up` and the tests set these. They are no settings for operators.
 INTERNAL = ("run_id", "pod_namespace", "pod_end_seconds", "log_max_bytes", "crash_points_dir")
-# The first setting of each section; the next ones follow in their class of settings.
+# The first setting of each section. A section ends where the next one begins.
 SECTIONS = {
     "state_dir": "State and database",
     "rest_port": "Ports and workers",
@@ -46,7 +46,7 @@ SECTIONS = {
 CONFIGURATION = """\
 # Configuration
 
-<!-- Written by `make gen` from server/evershell/app/settings.py. Do not edit. -->
+<!-- Written by `make gen` from the classes of settings (app/settings.py). Do not edit. -->
 
 All settings of the service are environment variables. The commands `up`, `serve`, `fleet`, `edge`
 and `migrate` of `evershell` read them once, when they start. A value that is not valid stops the

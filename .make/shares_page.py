@@ -45,10 +45,10 @@ _HEAD = """\
 
 <!-- Written by `make gen` from where the limits are enforced. Do not edit. -->
 
-What callers share, and how much of it one of them may hold **at a time**. A call beyond a share is
-refused at once: nobody waits in a queue that others fill. A refusal says when to repeat the call,
-unless the call is a CancelTask without a task id. Besides, each credential has
-[limits on its rate of calls](configuration.md#rate-limits).
+What callers share, and how much of it one of them may hold **at a time**. A worker refuses a call
+beyond a share at once. A call that needs a connection to the database waits, for as long as the
+table says. A refusal says when to repeat the call, unless the call is a CancelTask without a task
+id. Besides, each credential has [limits on its rate of calls](configuration.md#rate-limits).
 
 Cancellations, stops, holds, and reads of one task (GetTask) have places of their own, which no
 other call can use. A worker counts for itself, so with several workers an organization has the
@@ -289,7 +289,7 @@ def _database() -> Iterator[Row]:
         shared,
         "the shares of its calls; organizations take turns",
         next_one=f"waits {pool._LIST_WAIT_SECONDS:g} s, then {_REFUSED}; after a list, its "
-        "connection serves no list for as long as the list took, 0.05 s at most",
+        f"place stays taken for as long as the list took, {pool._LIST_PAUSE_SECONDS:g} s at most",
         tests=f"{in_pool}test_no_cancellation_waits_for_lists "
         f"{in_pool}test_lists_leave_the_database_to_others_half_of_the_time "
         f"{in_pool}test_organizations_take_turns_in_lists",

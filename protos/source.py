@@ -169,7 +169,7 @@ class Protos:
         return int(own or self._every_call.max_request_bytes)
 
     def codes(self) -> dict[str, tuple[int, int]]:
-        """The gRPC code and the HTTP status of each slug. A release may lack what `rules` reads."""
+        """The gRPC code and the HTTP status of each slug. Also reads a release without `rpcs`."""
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
         rules = {
             value.name: self.option(value.GetOptions(), f"{PACKAGE}.rule") for value in enum.values
@@ -179,7 +179,7 @@ class Protos:
     def rules(self) -> list[Rule]:
         """All error codes that have a rule.
 
-        Raises ValueError if a comment has no example, or if there is no such RPC.
+        Raises ValueError if a comment has no example, or if `rpcs` names an unknown RPC.
         """
         enum = self.pool.FindEnumTypeByName(f"{PACKAGE}.Error.ErrorCode")
         names = {method.name for method in self.service.methods}
@@ -195,7 +195,10 @@ class Protos:
                         "'Example: ' and an example, and an `action` in its rule"
                     )
                 if unknown := set(rule.rpcs) - names:
-                    raise ValueError(f"ErrorCode.{value.name} names no RPC: {sorted(unknown)}")
+                    missing = ", ".join(sorted(unknown))
+                    raise ValueError(
+                        f"`rpcs` of ErrorCode.{value.name} names RPCs that do not exist: {missing}"
+                    )
                 message = message.split(". ")[0].rstrip(".") + "."
                 all_rules.append(
                     Rule(

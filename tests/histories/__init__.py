@@ -28,8 +28,8 @@ A history has to have every call that changes its workspaces. These wrong answer
 - A task that never ends is not refused, unless a later answer says that another one has begun.
 - A list is judged by the tasks on it. One that is missing is noticed if it is the newest, or the
   only one that has not ended.
-- Chaos creates no webhooks and repeats no SubmitTask with an idempotency key. The model does not
-  know such a repeat, and only histories written by hand test the rules of webhooks.
+- Chaos repeats no SubmitTask with an idempotency key, and the model does not know such a repeat.
+  On many hosts, chaos has no webhook.
 - A webhook is judged for tasks that were submitted after its creation and seen by a watcher, at the
   end of the history, unless it was deleted.
 """

@@ -21,6 +21,7 @@ from tests.support.ports import free_ports
 from tests.support.service import Service, ServiceWorkspace
 from tests.support.waiting import LIMIT_SECONDS, eventually
 
+# `up` gives up after this time.
 READY_SECONDS = 180.0
 # docs/operating.md promises 10 s. A busy machine takes longer.
 STOP_SECONDS = 30.0

@@ -34,8 +34,7 @@ def test_silent_connections_keep_no_threads_and_nobody_out(
     most = before + metrics_server._MAX_CONNECTIONS
     with ExitStack() as silent:
         for number in range(200):
-            # The system repeats an attempt that it has dropped after 1 s.
-            silent.enter_context(socket.create_connection(("127.0.0.1", port), timeout=0.9))
+            silent.enter_context(socket.create_connection(("127.0.0.1", port)))
             if number % 20 == 0:
                 answer = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
                 assert answer.text == "metrics"
@@ -50,3 +49,18 @@ def test_a_silent_connection_ends(port: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(metrics_server._Handler, "timeout", 0.05)
     with socket.create_connection(("127.0.0.1", port), timeout=30) as silent:
         assert silent.recv(1) == b""
+
+
+def test_no_connection_of_a_burst_is_dropped(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait until the server accepts them."""
+    accept, go_on = metrics_server._Server.get_request, threading.Event()
+
+    def accept_later(server: Any) -> Any:
+        go_on.wait()
+        return accept(server)
+
+    monkeypatch.setattr(metrics_server._Server, "get_request", accept_later)
+    with ExitStack() as burst:
+        burst.callback(go_on.set)
+        for _ in range(64):
+            burst.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))

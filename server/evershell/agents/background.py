@@ -27,7 +27,7 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
         return await asyncio.shield(call)
     except asyncio.CancelledError:
         await asyncio.wait({call})
-        # Marks its exception as seen.
+        # Retrieves the exception, so that asyncio does not log it.
         call.exception()
         raise
 

@@ -231,7 +231,7 @@ class _Run(AsyncIterator[Step]):
             self._descendants.kill()
             await asyncio.wait(pending)
         for each in running:
-            # Marks its exception as seen.
+            # Retrieves the exception, so that asyncio does not log it.
             each.cancelled() or each.exception()
         while self._calls.running:
             # Lets an asyncio task of the function receive what its call has just returned.

@@ -47,8 +47,11 @@ _SAME = {
 }
 
 
-def _native() -> Iterator[tuple[str, MethodDescriptor]]:
-    """The path of each public method that has options, with the method that has them."""
+def _option_sources() -> Iterator[tuple[str, MethodDescriptor]]:
+    """The path of each public method that has options, and the WorkspaceService method with them.
+
+    A method of A2A has the options of the method in `_SAME`.
+    """
     own = DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
     for path, method in _METHODS.items():
         same = own.get(method.name) if path.startswith(f"/{WORKSPACE_SERVICE}/") else None
@@ -57,8 +60,8 @@ def _native() -> Iterator[tuple[str, MethodDescriptor]]:
             yield path, same
 
 
-_NATIVE = dict(_native())
-_OPTIONS = {path: method.GetOptions().Extensions[edge] for path, method in _NATIVE.items()}
+_OPTION_SOURCES = dict(_option_sources())
+_OPTIONS = {path: method.GetOptions().Extensions[edge] for path, method in _OPTION_SOURCES.items()}
 # Cancellations of any kind, which have their own rate limit.
 CANCELLATIONS = frozenset(
     path for path, options in _OPTIONS.items() if options.urgency == EdgeRule.cancellation
@@ -163,7 +166,7 @@ def stored_failures(path: str) -> frozenset[str]:
     # The agent is called after the change is committed.
     slugs, options = {"agent_unreachable"}, _OPTIONS.get(path)
     if options is not None and options.audits_refusals:
-        name = _NATIVE[path].name
+        name = _OPTION_SOURCES[path].name
         slugs |= {slug for slug, rule in RULES.items() if name in rule.rpcs}
         if path.startswith(f"/{A2A_SERVICE}/"):
             slugs.add("task_not_cancelable")

@@ -54,7 +54,7 @@ def with_new_key(text: str) -> str:
 
 
 def with_first_key(text: str) -> str:
-    """The text with only its first key. Raises ValueError."""
+    """The text of the key file, reduced to its first key. Raises ValueError."""
     return json.dumps(_jwks(text)[0])
 
 

@@ -42,7 +42,8 @@ _NEXT_LINES = ("echo still here", "echo and ready for the next")
 _REASON = "the demo has seen enough"
 _PHASE_SECONDS = 10.0
 _TASK_SECONDS = 60.0
-_READY_SECONDS = 90.0
+# The stack itself gives up after 180 s.
+_READY_SECONDS = 200.0
 _POLL_SECONDS = 0.02
 
 

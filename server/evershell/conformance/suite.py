@@ -41,7 +41,7 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 _START_SECONDS = 30.0
 # The lease in the case in which it expires: the shortest lease that leaves the whole margin.
 _SHORT_LEASE_SECONDS = 6.0
-# The number of refused calls after which the database is available again.
+# How many calls the simulated outage of the database refuses.
 _OUTAGE_CALLS = 3
 _SETTLE_SECONDS = 5.0
 # The interval between checks for the end of the process, which no call reports.

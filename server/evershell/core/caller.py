@@ -13,8 +13,8 @@ from evershell.core.workspace import Workspace
 # enough for a PostgreSQL index.
 MAX_NAME_BYTES = 255
 
-# The organization for which the current call runs, empty outside of a call. Organizations take
-# turns in what their calls wait for.
+# The organization of the current call; empty outside of a call. The pool of connections divides the
+# places of lists by it.
 calling_org: ContextVar[str] = ContextVar("calling_org", default="")
 
 

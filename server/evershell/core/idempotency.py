@@ -37,7 +37,7 @@ async def earlier_call(
         raise refusal
     first_call = await store.find_first_call(call)
     if first_call is None:
-        # After KeyTakenError, the key has expired in the meantime.
+        # The key was taken (KeyTakenError), but has expired since.
         raise refusal if isinstance(refusal, Failure) else errors.unavailable()
     if first_call.fingerprint != call.fingerprint:
         raise errors.idempotency_conflict(call.chosen_key, first_call.called_at)

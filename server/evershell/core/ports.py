@@ -365,7 +365,7 @@ class Store(Protocol):
         """
 
     async def list_unsettled(self) -> Sequence[Workspace]:
-        """The workspaces whose state requires a step of the controller, or soon may.
+        """The workspaces that need a step of the controller, or soon may.
 
         The workspace awaits the controller, or its agent does not name the current task or broke a
         rule.

@@ -29,7 +29,7 @@ TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
 TOKENS = ("input_tokens", "output_tokens", *TOKEN_PARTS)
 # The most tool calls in one iteration.
 MAX_TOOL_CALLS = 128
-# A model with a longer name has no price.
+# The longest name for which a price is looked up.
 MAX_MODEL_CHARACTERS = 200
 
 

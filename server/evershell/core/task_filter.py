@@ -128,7 +128,7 @@ class OrgListFilter:
         fields.check()
 
     def matches(self, task: Task) -> bool:
-        """Whether the task is listed, if the caller may read it."""
+        """Whether the task passes the filter. The store has the same rule in SQL."""
         return (
             self.workspace_id in ("", task.workspace_id)
             and self.parent_task_id in ("", task.parent_id)

@@ -11,8 +11,8 @@ from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
 from evershell.stack.ready import Demo, trust
 
-# How long the stack may take to get ready. Longer than an agent may take to start.
-READY_SECONDS = 180.0
+# How long the stack may take to get ready, beside the start of its agent.
+_OTHER_SECONDS = 60.0
 _CALL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _TASK = "echo ready"
@@ -24,9 +24,10 @@ async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None
     Raises OperatorError.
     """
     problem = ""
+    limit_seconds = settings.pod_start_seconds + _OTHER_SECONDS
     try:
         async with (
-            asyncio.timeout(READY_SECONDS),
+            asyncio.timeout(limit_seconds),
             httpx.AsyncClient(
                 base_url=settings.rest_url,
                 headers={"authorization": f"Bearer {demo.tokens['full_access']}"},
@@ -39,7 +40,7 @@ async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
         raise OperatorError(
-            f"The stack did not get ready within {READY_SECONDS:.0f} s ({problem}); "
+            f"The stack did not get ready within {limit_seconds:.0f} s ({problem}); "
             f"see {settings.logs_dir}/."
         ) from error
 

@@ -64,7 +64,7 @@ def choose_installation(state_dir: Path) -> None:
 
 
 def command(state_dir: Path, *arguments: str) -> list[str]:
-    """The command line of a program, with the interpreter of the installation chosen last."""
+    """The command line of a program. The most recently chosen installation runs it."""
     chosen = state_dir / _PYTHON
     python = chosen.read_text() if chosen.exists() else sys.executable
     return [python, "-m", "evershell.commands", *arguments]

@@ -28,7 +28,7 @@ log = structlog.get_logger()
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran for this long before it ended is restarted without a backoff.
 _STABLE_SECONDS = 10.0
-# The kernel enforces this multiple of the program's limit between two checks.
+# Between two checks, the kernel enforces the program's limit times this number.
 _KERNEL_LIMIT_FACTOR = 1.25
 # How long the last lines of the logs may take to reach the disk.
 _LOG_END_SECONDS = 1.0

@@ -26,11 +26,11 @@ from evershell.store.connections import (
 # deadline is earlier.
 ACQUIRE_TIMEOUT_SECONDS = 1.5
 ANSWER_TIMEOUT_SECONDS = 3.0
-# Both limits for lists.
+# The same two limits for lists.
 _LIST_WAIT_SECONDS = 0.5
+LIST_TIMEOUT_SECONDS = 1.0
 # The longest pause after a list, so that the next statement of the same call is not refused.
 _LIST_PAUSE_SECONDS = 0.05
-LIST_TIMEOUT_SECONDS = 1.0
 # How long the pool retries to connect. The next request for a connection starts a new series of
 # attempts, with the shortest backoff.
 _RECONNECT_TIMEOUT_SECONDS = 2.0
@@ -144,26 +144,28 @@ class Share:
 class Lists(Share):
     """The share of lists, in which organizations take turns.
 
-    An organization may hold a part of the places, and its other lists wait behind these. So a list
-    waits for a few lists of each other organization, however many those have. A list that waits
-    holds no connection. It waits less long than other calls, because a repeat is harmless.
+    An organization holds at most half of the places, and at least one. Its other lists wait until
+    it frees a place. So a list waits for at most that many lists of each other organization. A list
+    that waits holds no connection. It waits less long than other calls, because a repeat is
+    harmless.
 
-    After a list, its places stay taken for as long as the list took, up to a limit. So many short
-    lists leave the database to cancellations for about half of the time.
+    After a list, its place stays taken for as long as the list took, up to a limit. Therefore short
+    lists, however many, use the database for at most about half of the time.
     """
 
     answer_seconds = LIST_TIMEOUT_SECONDS
 
     def __init__(self, pool: "Connections", size: int, timeout: float) -> None:
         super().__init__(pool, size, timeout)
-        self._used = 0
+        # The calls that have a place and wait for a connection.
+        self._waiting = 0
         # An organization that reads no list has no entry.
         self._of_orgs: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         # For each connection, since when it is used, and what frees its places.
         self._taken: dict[Connection, tuple[float, ExitStack]] = {}
 
     async def getconn(self, timeout: float) -> Connection:
-        """Raises Failure rate_limited too, if all connections of the share stay used."""
+        """Also raises Failure rate_limited: lists hold all places, or the organization its part."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         with ExitStack() as places:
@@ -173,12 +175,15 @@ class Lists(Share):
                         await each.acquire()
                         places.callback(each.release)
             except TimeoutError as error:
-                if self._used < self.size:
-                    # The places are taken by calls that are themselves waiting for a connection.
+                if self._waiting:
+                    # Not the lists use the connections, or the database cannot be reached.
                     raise PoolTimeout(_ALL_USED) from error
                 raise errors.rate_limited("Too many lists are being read.", 1) from error
-            connection = await self._pool.getconn(max(0.0, until - loop.time()))
-            self._used += 1
+            self._waiting += 1
+            try:
+                connection = await self._pool.getconn(max(0.0, until - loop.time()))
+            finally:
+                self._waiting -= 1
             self._taken[connection] = (loop.time(), places.pop_all())
         return connection
 
@@ -189,11 +194,7 @@ class Lists(Share):
             await self._pool.putconn(connection)
         finally:
             pause_seconds = min(loop.time() - taken_at, _LIST_PAUSE_SECONDS)
-            loop.call_later(pause_seconds, self._free_places, places)
-
-    def _free_places(self, places: ExitStack) -> None:
-        self._used -= 1
-        places.close()
+            loop.call_later(pause_seconds, places.close)
 
     def _places_of(self, org_id: str) -> asyncio.Semaphore:
         places = self._of_orgs.get(org_id)

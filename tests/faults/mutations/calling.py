@@ -158,12 +158,12 @@ CALLING: tuple[Rule, ...] = (
     ),
     rule(
         "organizations take turns in lists",
-        "tests/unit/store/test_pool.py tests/wire/api/test_shares.py",
+        "tests/unit/store/test_pool.py tests/wire/api/test_authentication.py",
         (f"{_STORE}pool.py", "calling_org.get()", '""'),
         (
-            f"{_API}interceptors/shares.py",
-            "                calling_org.set(call.caller.org_id)\n",
-            "                pass\n",
+            f"{_API}interceptors/authentication.py",
+            "        calling_org.set(call.caller.org_id)\n",
+            "",
         ),
     ),
     rule(

@@ -240,7 +240,7 @@ def _known_errors(rpc: str) -> Iterator[None]:
 
 
 def _raise_known(rpc: str, failed: Failed) -> None:
-    """Raises what the contract says of an agent that is too busy to answer."""
+    """Raises the error of this module for an agent that did not answer in time."""
     if failed.slug == "agent_unreachable":
         if rpc == "SubmitTask":
             raise UndeliveredError

@@ -7,12 +7,11 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from evershell.api.interceptors.shares import SHARES, Kind
 from evershell.core.caller import calling_org
 from evershell.core.errors import Failure, UnavailableError
 from evershell.core.event import AuditEntry, AuditFilter
 from evershell.core.validation import Listed
-from evershell.store.pool import _LIST_WAIT_SECONDS, Pool, Share, connected, fetch_all
+from evershell.store.pool import Pool, Share, connected, fetch_all, open_pool
 from evershell.store.postgres_store import PostgresStore
 from evershell.store.service_clock import machine_clock
 from tests.support.store.examples import intent, permission, with_task
@@ -105,18 +104,35 @@ async def test_organizations_take_turns_in_lists(pool: Pool) -> None:
     await asyncio.gather(*busy, return_exceptions=True)
 
 
-async def test_the_lists_of_one_credential_do_not_refuse_each_other(pool: Pool) -> None:
-    """A full page takes about 5 ms, and its place rests as long."""
-    busy_seconds = SHARES[Kind.READS].credential * 2 * 0.005 / max(1, pool.lists.size // 2)
-    assert busy_seconds < _LIST_WAIT_SECONDS
+async def test_an_organization_with_its_part_of_the_places_is_refused(database_url: str) -> None:
+    """Half of the places stay free for the lists of others."""
+    async with open_pool(database_url, max_size=32) as pool:
+        calling_org.set("org_a")
+        held = [await pool.lists.getconn(5) for _ in range(pool.lists.size // 2)]
+        with pytest.raises(Failure) as refused:
+            await pool.lists.getconn(5)
+        assert refused.value.slug == "rate_limited"
+        calling_org.set("org_b")
+        held += [await pool.lists.getconn(5) for _ in range(pool.lists.size // 2)]
+        for each in held:
+            await pool.lists.putconn(each)
+
+
+async def test_a_list_without_a_connection_is_unavailable(pool: Pool) -> None:
+    """Other calls use all connections of which the lists have a part."""
+    others = [await pool.others.getconn(5) for _ in range(pool.others.size)]
+    reading = [
+        asyncio.create_task(fetch_all(pool.lists, "SELECT 1")) for _ in range(pool.lists.size + 1)
+    ]
+    ended = await asyncio.gather(*reading, return_exceptions=True)
+    assert {type(each) for each in ended} == {UnavailableError}
+    for each in others:
+        await pool.others.putconn(each)
 
 
 async def test_a_call_with_two_slow_lists_does_not_refuse_itself(pool: Pool) -> None:
-    held = [await pool.lists.getconn(1) for _ in range(pool.lists.size - 1)]
     for _ in range(2):
         await fetch_all(pool.lists, "SELECT pg_sleep(0.3)")
-    for each in held:
-        await pool.lists.putconn(each)
 
 
 async def test_statements_that_do_not_end_are_ended_and_no_cancellation_waits(

@@ -1,15 +1,20 @@
 """Which credential opens which service."""
 
 import json
+from typing import Any
 
 import grpc
 import pytest
 from evershell.agent.v1 import runtime_service_pb2
-from evershell.workspace.v1.workspace_service_pb2 import CancelTaskRequest
+from evershell.workspace.v1.workspace_service_pb2 import (
+    CancelTaskRequest,
+    ListWorkspacesRequest,
+)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from evershell.auth.authenticator import HostBinding
+from evershell.core.caller import calling_org
 from evershell.core.workspace import WorkspaceStatus
 from tests.support.world import ORG, World
 from tests.wire.api.access_rules import METHODS
@@ -68,6 +73,22 @@ async def test_a_header_changes_nobodys_identity(server: Running, world: World, 
     for value in ("org_b", "user_1", "workspace:write"):
         call = server.stub.CancelTask(request, metadata=(*bearer(), (name, value)))
         assert (await server.fails(call)).slug == "workspace_not_found"
+
+
+async def test_a_call_knows_its_organization(
+    server: Running, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store divides what calls wait for among organizations."""
+    known: list[str] = []
+    read = world.store.list_workspaces
+
+    async def list_workspaces(*arguments: Any) -> Any:
+        known.append(calling_org.get())
+        return await read(*arguments)
+
+    monkeypatch.setattr(world.store, "list_workspaces", list_workspaces)
+    await server.stub.ListWorkspaces(ListWorkspacesRequest(), metadata=bearer())
+    assert known == [ORG]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,7 +14,7 @@ from evershell.api.interceptors import shares
 from evershell.api.interceptors.interceptor import Method
 from evershell.api.interceptors.shares import SHARES, Kind, Places, Share, Shares, kind_of
 from evershell.api.method_options import A2A_SERVICE, WORKSPACE_SERVICE, public_methods
-from evershell.core.caller import Caller, calling_org
+from evershell.core.caller import Caller
 from evershell.core.errors import Failure
 from evershell.core.task import CurrentIteration, Task
 from evershell.core.workspace import Workspace
@@ -110,19 +110,6 @@ async def test_a_credential_and_an_organization_have_a_share(
         assert await held.served(rest, one) == 1, "each kind has places of its own"
     await held.end()
     assert await held.served(kind, one, 5) == FEW.credential
-
-
-async def test_a_call_knows_its_organization() -> None:
-    """Organizations take turns in what their calls wait for."""
-    known: list[str] = []
-
-    async def proceed(_call: Call) -> None:
-        known.append(calling_org.get())
-
-    handler = Shares().wrap(method("ListWorkspaces"), proceed)
-    by = caller(org_id="org_b")
-    await handler(Call(cast(Any, None), metadata={}, request_id="r", is_rest=True, caller=by))
-    assert known == ["org_b"]
 
 
 def test_nothing_is_kept_of_callers_without_a_place() -> None:

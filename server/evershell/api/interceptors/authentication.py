@@ -17,6 +17,7 @@ from evershell.api.method_options import (
 from evershell.auth.authenticator import Authenticator, HostBinding, bearer_token
 from evershell.auth.pod_tokens import PodTokens
 from evershell.core import errors
+from evershell.core.caller import calling_org
 from evershell.core.errors import UnavailableError
 from evershell.core.runtime import AgentIdentity
 from evershell.pod.tls import agent_name
@@ -82,6 +83,7 @@ class Authentication(Interceptor):
         if self._agent_tls and _certificate_names(call):
             raise errors.unauthenticated("The connection of an agent is only for RuntimeService.")
         call.caller = await self._authenticator.authenticate(call.metadata.get("authorization"))
+        calling_org.set(call.caller.org_id)
         host = call.metadata.get(HOST_HEADER)
         if self._host_binding is not None and host:
             await self._host_binding.check(call.caller, host)

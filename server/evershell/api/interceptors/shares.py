@@ -2,7 +2,7 @@
 
 Each kind of call has its own places, so no other kind can use up the places of cancellations. A
 call holds its place until it ends, and a call beyond a share is refused at once. Each worker counts
-for itself. docs/shares.md is generated from this file.
+for itself. docs/shares.md lists these shares and all others.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.api.interceptors.refusals import rate_limited
 from evershell.api.method_options import FIRST, PUBLIC_SERVICES, WAITS
-from evershell.core.caller import Caller, calling_org
+from evershell.core.caller import Caller
 
 # A refused call may be repeated after this time.
 RETRY_SECONDS = 1
@@ -114,8 +114,6 @@ class Shares(Interceptor):
             taken = places.take(call.caller)
             if isinstance(taken, str):
                 raise await rate_limited(call, method, taken, RETRY_SECONDS)
-            if call.caller is not None:
-                calling_org.set(call.caller.org_id)
             try:
                 return await proceed(call)
             finally:

@@ -290,8 +290,8 @@ class _Batch:
             try:
                 result, is_down = await self._deliverer.attempt(delivery, ends_at)
             except UnavailableError as error:
-                # The database does not answer, or this process does not have the key of the secret.
-                # When the lease has ended, the delivery is claimed again.
+                # The database does not answer, or this process does not have the key with which the
+                # secret was sealed. When the lease has ended, the delivery is claimed again.
                 _log.warning("webhook_not_sent", error=str(error).strip())
                 continue
             self._is_down = self._is_down or is_down

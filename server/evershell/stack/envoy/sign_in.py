@@ -142,7 +142,7 @@ class Provider:
         return {kind: f"{prefix}{name}" for kind, name in _COOKIES.items()}
 
     def _config(self, *, passing: dict[str, str] | None = None) -> dict[str, Any]:
-        """Requests whose sec-fetch-site matches `passing` pass the filter."""
+        """The configuration for a route. Requests whose sec-fetch-site matches pass the filter."""
         from_other = [{"name": "sec-fetch-site", "string_match": passing}] if passing else []
         here = f"{self.public_scheme}://%REQ(:authority)%"
         end = {"end_session_endpoint": self.end_session_url} if self.end_session_url else {}

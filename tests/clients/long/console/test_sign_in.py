@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,6 @@ from tests.support.npm import NODE, program_folder
 from tests.support.ports import free_ports
 from tests.support.stack import Stack
 from tests.support.waiting import eventually
-from tests.support.wires import OVERLOADED_SECONDS
 
 PROGRAM = Path(__file__).with_name("provider.mjs")
 SECRET = "the secret of the console"
@@ -115,9 +113,14 @@ def ask(page: Page, path: str, method: str = "GET", mode: str = "cors") -> tuple
 
 def expiry(page: Page) -> str:
     """When the session of the page expires. Asks again while a worker is busy."""
-    while (answer := ask(page, "/v1/caller"))[0] == 503:
-        time.sleep(OVERLOADED_SECONDS)
-    status, caller = answer
+    answers: list[tuple[int, Any]] = []
+
+    def is_served() -> bool:
+        answers.append(ask(page, "/v1/caller"))
+        return answers[-1][0] != 503
+
+    eventually(is_served)
+    status, caller = answers[-1]
     assert status == 200
     return str(caller["expires_at"])
 

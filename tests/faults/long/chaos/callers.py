@@ -42,8 +42,8 @@ _ROUTES = {
     "ReleaseOrg": ("POST", "/v1/hold/release"),
     "CreateWebhook": ("POST", "/v1/webhooks"),
 }
-# An API key has no scope for these.
-_OF_OWNER = {"HoldOrg", "ReleaseOrg", "CreateWebhook"}
+# No template of API keys has the scope org:hold.
+_NEED_OWNER = {"HoldOrg", "ReleaseOrg"}
 _FIRST_MESSAGE_SECONDS = 15.0
 _CANCEL_OF_A_NAMED_TASK = "/v1/workspaces/{workspace_id}/tasks/{task_id}/cancel"
 _CHANNEL_OPTIONS = (
@@ -128,11 +128,10 @@ class Callers:
     ) -> Reply:
         """Makes a call. `fields` are the fields of the request, as in JSON.
 
-        The call sends a token that may make it unless another one is given, and no token if it is
-        empty.
+        Without `token`, sends one with the needed scopes. An empty `token` sends none.
         """
         if token is None:
-            token = self._token_of_owner if rpc in _OF_OWNER else self._token
+            token = self._token_of_owner if rpc in _NEED_OWNER else self._token
         headers = {"authorization": f"Bearer {token}"} if token else {}
         org = "other" if token == self._token_of_other else ""
         call_id = self._recorder.begin(wire, rpc, fields, org=org)

@@ -1,4 +1,4 @@
-"""The load: callers submit, cancel and stop tasks and trees of tasks, and watch them."""
+"""The load: callers submit, watch and cancel tasks, delete workspaces, and hold submissions."""
 
 import asyncio
 import json
@@ -250,7 +250,7 @@ class Load:
             await self._call(wires[2], "DeleteWorkspace", **fields)
 
     def _parent(self, chance: random.Random) -> _Named | None:
-        """A task, for every second task; None for none."""
+        """A parent for about half of the tasks, else None."""
         others = self._named()
         return chance.choice(others) if others and chance.random() < 0.5 else None
 
@@ -276,7 +276,7 @@ class Load:
     async def _cancel_tree(
         self, parent: _Named, child: _Named, chance: random.Random, after_seconds: float
     ) -> None:
-        """Cancels the tree of the parent, and reads the child, which was not left behind."""
+        """Cancels the tree of the parent, then reads the child. The history judges it."""
         await asyncio.sleep(after_seconds)
         first, second = chance.choices(list(Wire), k=2)
         await self._call(first, "CancelTask", **parent, include_descendants=True)
@@ -295,8 +295,7 @@ class Load:
             await self._call(second, "GetHold")
             await asyncio.sleep(chance.uniform(*_HELD_SECONDS))
             while (released := await self._call(third, "ReleaseOrg")).slug:
-                # Any other error is a problem that the run reports.
-                if not released.is_lost and released.slug not in _ALLOWED:
+                if not _is_allowed(released):
                     break
                 await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -307,7 +306,11 @@ class Load:
         self.answers[rpc, reply.slug or str(reply.body.get("outcome", "")) or "success"] += 1
         answer = f"{rpc} over {wire}, request {reply.request_id or 'unknown'}: {reply.status}"
         is_gone = reply.slug == _GONE and fields.get("workspace_id") in self.deleted_ids
-        is_known = reply.is_lost or reply.slug in _ALLOWED or is_gone
-        if reply.problem or reply.slug == NO_ANSWER or not is_known:
+        if reply.problem or reply.slug == NO_ANSWER or not (_is_allowed(reply) or is_gone):
             self.problems.append(f"{answer} {reply.slug} {reply.problem} {dict(reply.body)}")
         return reply
+
+
+def _is_allowed(reply: Reply) -> bool:
+    """Whether a fault excuses the answer."""
+    return reply.is_lost or reply.slug in _ALLOWED

@@ -114,7 +114,7 @@ def play_and_judge(
 ) -> Outcome:
     """Plays a plan on a running stack, and stops it.
 
-    The receiver of the webhook is on the host of this process.
+    With `has_webhook`, the stack must reach a port of this process. On many hosts, it does not.
     """
     # The demo has an agent too.
     everyone = [*workspace_ids, str(stack.ready["demo"]["workspace_id"])]
@@ -179,7 +179,7 @@ async def _play(
         if delivered is not None:
             # The history shows what is missing.
             with suppress(TimeoutError):
-                await eventually_async(lambda: load.ended <= delivered.ended, _SETTLE_SECONDS)
+                await eventually_async(lambda: load.ended <= delivered, _SETTLE_SECONDS)
         return load, problems
 
 
@@ -250,7 +250,7 @@ def _defects(stack: Stack) -> Iterator[str]:
         lines = path.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines, 1):
             if any(defect in line for defect in _DEFECTS):
-                # A record has the whole traceback, a text ends it with the error.
+                # A JSON line has the whole traceback. In plain text, the error is on the next line.
                 error = next((each for each in lines[number:] if not each.startswith(" ")), "")
                 # grpcio logs one for a call that ended before it had begun.
                 if _CANCELLED not in (line if line.startswith("{") else error):

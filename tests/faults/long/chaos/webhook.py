@@ -14,24 +14,20 @@ _FAILURES = 0.1
 _HOST = "127.0.0.1"
 
 
-class Deliveries:
-    """The ends of tasks that the webhook has got."""
-
-    def __init__(self) -> None:
-        self.ended = set[str]()
-
-
 @asynccontextmanager
-async def webhook(callers: Callers, recorder: Recorder) -> AsyncIterator[Deliveries]:
-    """Creates the webhook, and records what it gets."""
-    seen, webhook_id = Deliveries(), ""
+async def webhook(callers: Callers, recorder: Recorder) -> AsyncIterator[set[str]]:
+    """Creates the webhook, and records what it gets.
+
+    Yields the tasks whose ends it has got.
+    """
+    ended, webhook_id = set[str](), ""
     answer = fail_at_random(_FAILURES)
 
     async def receive(writer: asyncio.StreamWriter) -> bool:
         event = receiver.requests[-1].event
         recorder.deliver(webhook_id, event)
         if event["type"] == "task_completed":
-            seen.ended.add(event["task_id"])
+            ended.add(event["task_id"])
         return await answer(writer)
 
     receiver = Receiver(receive, _HOST)
@@ -41,7 +37,7 @@ async def webhook(callers: Callers, recorder: Recorder) -> AsyncIterator[Deliver
     created = await callers.call(Wire.REST, "CreateWebhook", _ANSWER_SECONDS, fields)
     webhook_id = created.body["webhook"]["id"]
     try:
-        yield seen
+        yield ended
     finally:
         server.close()
         for each in list(receiver.open):

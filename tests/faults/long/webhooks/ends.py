@@ -22,7 +22,7 @@ TYPES = ["iteration_completed", "task_completed"]
 # All commits begin together, and the last one waits for the others.
 _CALL_SECONDS = 300.0
 _EPOCH = 1
-# As agents do, repeats what a busy worker has refused.
+# Repeats calls that fail with UNAVAILABLE, as agents do.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
