@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from tests.histories.lines import Call, History
+from evershell.histories.lines import Call, History
 
 WORKSPACE = "ws"
 

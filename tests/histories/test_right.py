@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from evershell.histories.judge import judge
+from evershell.histories.lines import Call, read
+from evershell.histories.recorder import Recorder
 from tests.histories.calls import called, cancel, event, get, history, on, submit, task, watched
-from tests.histories.judge import judge
-from tests.histories.lines import Call, read
-from tests.histories.recorder import Recorder
 from tests.support.waiting import eventually
 
 LOST: dict[str, Any] = {"error": "(no answer)"}
@@ -215,7 +215,7 @@ def test_the_checker_judges_files_and_needs_nothing_else(tmp_path: Path) -> None
 
     def verdict() -> tuple[int, str]:
         # Without the environment of the service.
-        command = [sys.executable, "-m", "tests.histories", str(path)]
+        command = [sys.executable, "-m", "evershell.histories", str(path)]
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         return done.returncode, done.stdout
 
@@ -246,7 +246,7 @@ def test_the_checker_judges_files_and_needs_nothing_else(tmp_path: Path) -> None
 def test_what_a_killed_process_has_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     program = (
-        "import pathlib, sys; from tests.histories.recorder import Recorder\n"
+        "import pathlib, sys; from evershell.histories.recorder import Recorder\n"
         "Recorder(pathlib.Path(sys.argv[1])).begin('A', 'CancelTask', {}); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE)

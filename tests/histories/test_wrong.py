@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
+from evershell.histories.judge import judge
+from evershell.histories.lines import Call, Delivery
 from tests.histories.calls import called, cancel, event, get, history, on, submit, task, watched
-from tests.histories.judge import judge
-from tests.histories.lines import Call, Delivery
 
 PARENT = [submit("p"), submit("c", "ws2", parent_task_id="p")]
 WORKSPACES = {"workspaces": [{"id": "ws", "status": "busy", "current_task_id": "t1"}]}

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from evershell.histories.judge import judge
+from evershell.histories.lines import read
 from tests.histories.calls import task
-from tests.histories.judge import judge
-from tests.histories.lines import read
 
 
 def test_a_hundred_thousand_calls_are_judged_within_a_minute(tmp_path: Path) -> None:

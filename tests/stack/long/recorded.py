@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tests.histories.recorder import Recorder
+from evershell.histories.recorder import Recorder
 from tests.stack.long.load import Caller
 
 

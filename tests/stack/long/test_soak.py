@@ -7,10 +7,10 @@ import asyncio
 from contextlib import closing
 from pathlib import Path
 
+from evershell.histories.judge import verdict
+from evershell.histories.recorder import Recorder
 from tests.faults.long.soak.calls import Mix
 from tests.faults.long.soak.holdings import grown_files, holdings
-from tests.histories.judge import verdict
-from tests.histories.recorder import Recorder
 from tests.support.stack import Stack, Workspace
 from tests.support.waiting import eventually
 

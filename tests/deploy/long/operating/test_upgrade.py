@@ -1,7 +1,7 @@
 """An upgrade from the last release to this checkout and back, under load: no call fails.
 
 The programs, the agents and the clients of the two versions work with each other, in each
-direction, on the schema of the later one. All calls are recorded, and judged by tests/histories.
+direction, on the schema of the later one. All calls are recorded and judged (evershell.histories).
 """
 
 import json
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.histories.judge import verdict
-from tests.histories.recorder import Recorder
+from evershell.histories.judge import verdict
+from evershell.histories.recorder import Recorder
 from tests.stack.long.canceller import SHORT, Canceller
 from tests.stack.long.load import GrpcCaller, Load, RestCaller
 from tests.stack.long.recorded import Recorded
@@ -39,7 +39,7 @@ WAITED = "\n".join(["sleep 1"] * 100)
 CLIENT = """
 import pathlib, sys, threading
 from evershell.client import Client, TaskStatus
-from tests.histories.recorder import Recorder
+from recorder import Recorder
 
 address, key, workspace, history = sys.argv[1:]
 here, recorder = {"workspace_id": workspace}, Recorder(pathlib.Path(history))
@@ -134,8 +134,8 @@ def client(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # For the recorder.
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        # Only for the recorder. Everything else is of the installation.
+        env={**os.environ, "PYTHONPATH": str(ROOT / "client" / "evershell" / "histories")},
     )
     try:
         yield process

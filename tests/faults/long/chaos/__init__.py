@@ -1,7 +1,7 @@
 """Chaos: callers cancel tasks while faults are drawn at random from a seed.
 
 If a promise was broken, the run exits with 1, lists the broken promises and keeps the logs and the
-history of its calls, which tests/histories judges. What no caller sees (processes, rows, files,
+history of its calls, which evershell.histories judges. What no caller sees (processes, rows, files,
 costs) has verdicts of its own. A workspace that failed, or a program that the supervisor replaced,
 is a violation unless a fault has hurt it (unhurt.py). If a lease ran out because the agent or the
 workers waited for a processor, it was too short for the machine: the run lists it, but not as a

@@ -1,6 +1,6 @@
 """`make chaos`: cancels tasks during random faults, and exits 1 if a promise was broken.
 
-The calls are recorded, and tests/histories judges them. A failed run keeps them as history.jsonl.
+The calls are recorded and judged (evershell.histories). A failed run keeps them as history.jsonl.
 
 On one machine, the faults freeze, kill and restart programs and fill disks. On many hosts, which
 are network namespaces of this machine, they cut the hosts from each other.

@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tests.histories.recorder import Recorder
+from evershell.histories.recorder import Recorder
 from tests.support.stack import Stack
 
 RULES: dict[str, error_pb2.ErrorRule] = {

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import psutil
 import psycopg
 
+from evershell.histories.judge import verdict
+from evershell.histories.recorder import Recorder
 from tests.faults.long.chaos import old_tasks
 from tests.faults.long.chaos.callers import Callers
 from tests.faults.long.chaos.disks import disks
@@ -21,8 +23,6 @@ from tests.faults.long.chaos.plan import Fault, Plan
 from tests.faults.long.chaos.unhurt import Hurt, failures, judge_programs, judge_workspaces
 from tests.faults.long.chaos.waits import Waits
 from tests.faults.long.chaos.webhook import webhook
-from tests.histories.judge import verdict
-from tests.histories.recorder import Recorder
 from tests.support.promises import TERMINAL, read_history, violations
 from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually, eventually_async

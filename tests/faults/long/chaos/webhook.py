@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from evershell.histories.recorder import Recorder
 from tests.faults.long.chaos.callers import Callers, Wire
-from tests.histories.recorder import Recorder
 from tests.support.receivers import Receiver, fail_at_random
 
 _ANSWER_SECONDS = 30.0

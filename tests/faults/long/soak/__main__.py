@@ -1,7 +1,7 @@
 """`make leaks`: makes many mixed calls, and exits 1 if a program of the stack has grown.
 
 It prints the open files and the memory of every program before and after the calls, and judges the
-history of the calls (tests/histories).
+history of the calls (evershell.histories).
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import click
 
+from evershell.histories.judge import verdict
+from evershell.histories.recorder import Recorder
 from tests.faults.long.soak.calls import CALLERS, Mix, Tally
 from tests.faults.long.soak.holdings import grown_files, grown_memory, settled, table
-from tests.histories.judge import verdict
-from tests.histories.recorder import Recorder
 from tests.support.stack import Stack, Workspace
 
 _WORKSPACES = 6

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from evershell.histories.recorder import Recorder
 from tests.faults.long.chaos.callers import Callers, Reply, Wire
-from tests.histories.recorder import Recorder
 from tests.support.stack import Stack
 
 CALLERS = 8

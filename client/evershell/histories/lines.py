@@ -35,7 +35,7 @@ class Call:
         arguments = ", ".join(str(value) for value in self.arguments.values())
         ended = "" if math.isinf(self.ended) else f"{self.ended:.3f}"
         return (
-            f"{self.began:.3f}–{ended} {self.caller}: {self.name}({arguments}) → {self._result()}"
+            f"{self.began:.3f}-{ended} {self.caller}: {self.name}({arguments}) → {self._result()}"
         )
 
     def _result(self) -> str:

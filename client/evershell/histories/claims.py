@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.histories.lines import Call, History
-from tests.histories.model import CANCELLED, TERMINAL, Effect, Fact, Operation
+from evershell.histories.lines import Call, History
+from evershell.histories.model import CANCELLED, TERMINAL, Effect, Fact, Operation
 
 # An organization and a workspace. The empty one stands for calls that need no workspace.
 Place = tuple[str, str]

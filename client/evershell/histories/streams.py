@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.histories.claims import Seen
-from tests.histories.lines import Call, Delivery, History
+from evershell.histories.claims import Seen
+from evershell.histories.lines import Call, Delivery, History
 
 # A list of what contradicts a rule, after the rule.
 Contradiction = tuple[str, list[object]]

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from tests.histories.model import (
+from evershell.histories.model import (
     Effect,
     Operation,
     State,

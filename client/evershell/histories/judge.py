@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.histories import streams
-from tests.histories.claims import Claims, Place, claims
-from tests.histories.lines import Call, History, read
-from tests.histories.model import Effect, Operation
-from tests.histories.search import shortest, unexplained
+from evershell.histories import streams
+from evershell.histories.claims import Claims, Place, claims
+from evershell.histories.lines import Call, History, read
+from evershell.histories.model import Effect, Operation
+from evershell.histories.search import shortest, unexplained
 
 _NO_ORDER = "no order of the calls explains these answers"
 

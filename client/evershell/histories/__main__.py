@@ -1,17 +1,17 @@
-"""`python -m tests.histories FILE…`: judges the files as one history. Exits 1 if it is wrong."""
+"""`python -m evershell.histories FILE…`: judges files as one history. Exits 1 if it is wrong."""
 
 import sys
 from pathlib import Path
 
-from tests.histories.judge import verdict
+from evershell.histories.judge import verdict
 
 
 def main() -> None:
     """Prints each contradiction, and the verdict."""
     if not sys.argv[1:]:
-        sys.exit("usage: python -m tests.histories FILE…")
+        sys.exit("usage: python -m evershell.histories FILE…")
     text, contradictions = verdict(*map(Path, sys.argv[1:]))
-    print("\n".join([*contradictions, text]))
+    sys.stdout.write("\n".join([*contradictions, text, ""]))
     sys.exit(bool(contradictions))
 
 
