@@ -236,11 +236,11 @@ def test_the_checker_judges_files_and_needs_nothing_else(tmp_path: Path) -> None
         "0 deliveries: right",
     )
     read_it = recorder.begin("A", "GetTask", {"workspace_id": "ws", "task_id": "t1"})
-    recorder.answer(read_it, task("t1", "completed"))
+    recorder.answer(read_it, task("t1", "completed"), "r9")
     recorder.close()
     code, text = verdict()
     assert code == 1 and "1 CONTRADICTIONS" in text
-    assert "CancelTask(ws) → accepted, t1\n" in text and "→ t1, completed\n" in text
+    assert "CancelTask(ws) → accepted, t1\n" in text and "→ t1, completed (request r9)\n" in text
 
 
 def test_what_a_killed_process_has_written_is_read(tmp_path: Path) -> None:

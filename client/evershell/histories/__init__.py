@@ -5,7 +5,7 @@ of the service. Each line is a JSON object. `at` is the monotonic clock of the m
 so the files of several processes of one machine are one history.
 
     {"id": "7.1", "at": 1.0, "caller": "REST", "org": "", "call": "GetTask", "arguments": {…}}
-    {"id": "7.1", "at": 1.2, "answer": {…}}                     or "error": slug, "details": {…}
+    {"id": "7.1", "at": 1.2, "request_id": "…", "answer": {…}}  or "error": slug, "details": {…}
     {"id": "7.1", "at": 1.1, "message": {…}}                    of a stream, before its answer
     {"at": 1.3, "webhook_id": "wh_1", "delivery": {…}}          an event that a receiver got
 

@@ -24,6 +24,7 @@ class Call:
     answer: Mapping[str, Any] | None = None
     error: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str = ""
     # Of a stream, with the time of each.
     messages: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
 
@@ -34,9 +35,9 @@ class Call:
     def __str__(self) -> str:
         arguments = ", ".join(str(value) for value in self.arguments.values())
         ended = "" if math.isinf(self.ended) else f"{self.ended:.3f}"
-        return (
-            f"{self.began:.3f}-{ended} {self.caller}: {self.name}({arguments}) → {self._result()}"
-        )
+        request = f" (request {self.request_id})" if self.request_id else ""
+        call = f"{self.caller}: {self.name}({arguments}) → {self._result()}"
+        return f"{self.began:.3f}-{ended} {call}{request}"
 
     def _result(self) -> str:
         if self.answer is None:
@@ -90,6 +91,7 @@ def read(paths: Iterable[Path]) -> History:
                 call = begun.pop(line["id"])
                 call.ended, call.answer = at, line.get("answer")
                 call.error, call.details = line.get("error", ""), line.get("details", {})
+                call.request_id = line.get("request_id", "")
     calls.sort(key=lambda each: each.began)
     deliveries.sort(key=lambda each: each.at)
     return History(calls, deliveries)

@@ -13,11 +13,13 @@ from typing import Any
 class Recorder:
     """Writes the calls of one process. Threads may share it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, since: float = 0.0) -> None:
+        """The times count from `since`, a time of the monotonic clock."""
         # Without a line in Python's buffer, nothing is lost with the process.
         self._file = path.open("a", buffering=1)
         self._serial = itertools.count(1)
         self._writing = threading.Lock()
+        self._since = since
 
     def begin(self, caller: str, call: str, arguments: Mapping[str, Any], *, org: str = "") -> str:
         """Notes that the call begins. Returns its id."""
@@ -26,12 +28,16 @@ class Recorder:
         self._write({"id": call_id} | begun)
         return call_id
 
-    def answer(self, call_id: str, answer: Mapping[str, Any]) -> None:
-        self._write({"id": call_id, "answer": answer})
+    def answer(self, call_id: str, answer: Mapping[str, Any], request_id: str = "") -> None:
+        """Notes a success. The request id is the one that the service has given the call."""
+        self._write({"id": call_id, "request_id": request_id, "answer": answer})
 
-    def fail(self, call_id: str, error: str, details: Mapping[str, Any]) -> None:
+    def fail(
+        self, call_id: str, error: str, details: Mapping[str, Any], request_id: str = ""
+    ) -> None:
         """Notes an error. What is not a slug means that there was no answer."""
-        self._write({"id": call_id, "error": error, "details": details})
+        failed = {"request_id": request_id, "error": error, "details": details}
+        self._write({"id": call_id} | failed)
 
     def message(self, call_id: str, message: Mapping[str, Any]) -> None:
         """Notes a message of a stream."""
@@ -46,4 +52,4 @@ class Recorder:
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._writing:
-            self._file.write(json.dumps(line | {"at": time.monotonic()}) + "\n")
+            self._file.write(json.dumps(line | {"at": time.monotonic() - self._since}) + "\n")

@@ -145,9 +145,9 @@ class Callers:
 
     def _record(self, call_id: str, reply: Reply) -> None:
         if reply.slug:
-            self._recorder.fail(call_id, reply.slug, reply.body)
+            self._recorder.fail(call_id, reply.slug, reply.body, reply.request_id)
         else:
-            self._recorder.answer(call_id, reply.body)
+            self._recorder.answer(call_id, reply.body, reply.request_id)
 
     async def watch(
         self,
