@@ -19,8 +19,8 @@ _NAME = {
     ".py": re.compile(r"^ *(?:async )?(?:def|class) (\w+)", re.MULTILINE),
     ".sql": re.compile(r"\b(?:FUNCTION|INDEX|CONSTRAINT) (\w+)"),
 }
-# A rule of tests/faults/mutations.
-_RULE = re.compile(r'\brule\(\s*"([^"]+)"')
+# A rule of tests/faults/mutations, or a history of tests/histories/test_wrong.py.
+_RULE = re.compile(r'\brule\(\s*"([^"]+)"|^    "([^"]+)": \($', re.MULTILINE)
 _ID = re.compile(r'<a id="([^"]+)"></a>')
 
 
@@ -53,7 +53,8 @@ def anchors(path: Path) -> set[str]:
     """The anchors of a document, or the names and the rules in a file of code."""
     text = path.read_text()
     if path.suffix in _NAME:
-        return {*_NAME[path.suffix].findall(text), *map(anchor, _RULE.findall(text))}
+        rules = (anchor(rule or history) for rule, history in _RULE.findall(text))
+        return {*_NAME[path.suffix].findall(text), *rules}
     found = set(_ID.findall(text))
     for heading, inline in zip(tokens(path), tokens(path)[1:], strict=False):
         if heading.type == "heading_open":
@@ -99,7 +100,7 @@ def test_each_promise_says_what_is_not_promised_and_what_shows_it() -> None:
     rows = {each.partition("\n")[0]: each.splitlines()[-1].split(" | ") for each in promises}
     assert len(rows) > 8
     assert [each for each in promises if "\nNot promised:\n\n- that " not in each] == []
-    kinds = ("../server/", "model", "../tests/faults/mutations/", ".py#test_")
+    kinds = ("../server/", "model", "../tests/faults/mutations/", "histories", ".py#test_")
     for promise, cells in rows.items():
         for cell, kind in zip(cells, kinds, strict=True):
             assert kind in cell, promise
