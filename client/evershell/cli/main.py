@@ -55,6 +55,7 @@ _OPERATIONS = {
         "Restart the programs of the running stack, without losing a call.", "local"
     ),
     "demo": Command("Show a cancellation and check every promise.", "local"),
+    "verify": Command("Check a deployment while you inject faults."),
     "agent": Command("Check an agent of your own.", "agent"),
     "keys": Command("Create, list and revoke API keys.", "server"),
     "orgs": Command("Create and list organizations.", "server"),

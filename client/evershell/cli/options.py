@@ -24,6 +24,8 @@ class Call:
     client: Client
     target: Target
     as_json: bool
+    # The limit of each call, in seconds.
+    timeout: float
 
 
 def service_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -54,7 +56,7 @@ def service_options(command: Callable[..., None]) -> Callable[..., None]:
             try:
                 if arguments.get("workspace"):
                     arguments["workspace"] = workspace_id(client, arguments["workspace"])
-                command(Call(client, target, as_json), **arguments)
+                command(Call(client, target, as_json, timeout), **arguments)
             except CallError as error:
                 fail(error, target.url, as_json=as_json)
             except BrokenPipeError:

@@ -5,15 +5,17 @@ import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import click
 
 from evershell.cli import profiles
-from evershell.client import Client, ConfigurationError
+from evershell.client import AsyncClient, Client, ConfigurationError
 from evershell.client.endpoint import find_endpoint
 
 _DEFAULT_STATE_DIR = ".state"
+
+_AnyClient = TypeVar("_AnyClient", Client, AsyncClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,15 @@ class Target:
 
     def connect(self, timeout: float) -> Client:
         """The client. Raises click.ClickException."""
+        return self._connected(Client, timeout)
+
+    def connect_async(self, timeout: float) -> AsyncClient:
+        """The client for asyncio. Raises click.ClickException."""
+        return self._connected(AsyncClient, timeout)
+
+    def _connected(self, kind: type[_AnyClient], timeout: float) -> _AnyClient:
         try:
-            return Client(
+            return kind(
                 self.url,
                 self.credential,
                 timeout=timeout,

@@ -35,12 +35,14 @@ _STATUS_COLORS = {
     "busy": "cyan",
     "idle": "green",
     "completed": "green",
+    "held": "green",
     "ok": "green",
     "cancelled": "yellow",
     "stopping": "yellow",
     "deleting": "yellow",
     "stopped": "yellow",
     "suspended": "yellow",
+    "broken": "red",
     "failed": "red",
     "delivery_failed": "red",
     "pending": "yellow",
@@ -203,15 +205,15 @@ def reported() -> Iterator[None]:
             error.show()
 
 
-def fail(error: CallError, url: str, *, as_json: bool) -> NoReturn:
-    """Prints the error, and exits with its code."""
+def fail(error: CallError, url: str, *, as_json: bool, code: int | None = None) -> NoReturn:
+    """Prints the error, and exits with its code, or with another one."""
     with reported():
         if as_json:
             # On one line, like the events of `watch`.
             json_line(error.to_dict())
         else:
             print_error(error, url)
-    sys.exit(code_of_error(error))
+    sys.exit(code_of_error(error) if code is None else code)
 
 
 def print_error(error: CallError, url: str) -> None:
