@@ -81,11 +81,11 @@ BUGS = {
         ),
         _NO_ORDER,
     ),
-    "a hold is forgotten": Bug(
+    "a task is submitted during a hold": Bug(
         Edit(
             f"{_STORE}holds.py",
-            "return None if row is None else Hold(**row._asdict())",
-            "return None",
+            "return await connection.execute(SQL.get_hold, org, prepare",
+            'return await connection.execute(SQL.get_hold, {"org_id": ""}, prepare',
         ),
         _NO_ORDER,
     ),
