@@ -253,7 +253,7 @@ def _worker() -> Iterator[Row]:
         "is not needed",
         "is not known",
         f"each read and write for {metrics_server._TIMEOUT_SECONDS:g} s at most",
-        "closes the oldest one",
+        "closes the oldest silent one; waits if all are served",
         tests="tests/unit/test_metrics_server.py::"
         "test_silent_connections_keep_no_threads_and_nobody_out",
     )

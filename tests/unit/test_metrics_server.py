@@ -51,6 +51,30 @@ def test_a_silent_connection_ends(port: int, monkeypatch: pytest.MonkeyPatch) ->
         assert silent.recv(1) == b""
 
 
+def test_a_scrape_in_progress_is_never_cut_off() -> None:
+    """One more than there may be connections waits until another one has ended."""
+    count, begun, go_on = metrics_server._MAX_CONNECTIONS, threading.Semaphore(0), threading.Event()
+
+    def slow(environ: Any, start: Any) -> list[bytes]:
+        begun.release()
+        go_on.wait(30)
+        return app(environ, start)
+
+    (port,) = free_ports(1)
+    with serving(slow, port, "127.0.0.1"), ExitStack() as scrapes:
+        connections = []
+        for number in range(count + 1):
+            each = socket.create_connection(("127.0.0.1", port), timeout=30)
+            connections.append(scrapes.enter_context(each))
+            each.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert number == count or begun.acquire(timeout=30)
+        settle_seconds = metrics_server._TIMEOUT_SECONDS / 10
+        assert not begun.acquire(timeout=settle_seconds)
+        go_on.set()
+        for each in connections:
+            assert each.makefile("rb").read().endswith(b"metrics")
+
+
 def test_no_connection_of_a_burst_is_dropped(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait until the server accepts them."""
     accept, go_on = metrics_server._Server.get_request, threading.Event()

@@ -1,11 +1,10 @@
 """The HTTP server of a program's metrics, with a bounded number of connections and threads."""
 
 import socket
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import Condition, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -16,7 +15,7 @@ _TIMEOUT_SECONDS = 5.0
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Closes its oldest connection to accept a new one, so that silent connections block nobody."""
+    """Closes the oldest silent connection to accept a new one. Requests in progress are served."""
 
     daemon_threads = True
     # With the default of 5, the system drops connections of a burst, and clients repeat them after
@@ -24,20 +23,38 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
-        self._open: deque[socket.socket] = deque()
+        # Connections that have sent no request, the oldest first.
+        self._silent: dict[socket.socket, None] = {}
+        # Connections whose request is being served.
+        self._busy: set[socket.socket] = set()
+        self._changed = Condition()
         super().__init__(*arguments)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if len(self._open) >= _MAX_CONNECTIONS:
-            # Its thread then ends, and closes it.
-            with suppress(IndexError, OSError):
-                self._open.popleft().shutdown(socket.SHUT_RDWR)
-        self._open.append(request)
+        with self._changed:
+            if len(self._silent) + len(self._busy) >= _MAX_CONNECTIONS:
+                if self._silent:
+                    oldest = next(iter(self._silent))
+                    del self._silent[oldest]
+                    # Its thread then ends, and closes it.
+                    with suppress(OSError):
+                        oldest.shutdown(socket.SHUT_RDWR)
+                else:
+                    self._changed.wait(_TIMEOUT_SECONDS)
+            self._silent[request] = None
         super().process_request(request, client_address)
 
+    def begin(self, request: Any) -> None:
+        """The connection has sent a request."""
+        with self._changed:
+            self._silent.pop(request, None)
+            self._busy.add(request)
+
     def shutdown_request(self, request: Any) -> None:
-        with suppress(ValueError):
-            self._open.remove(request)
+        with self._changed:
+            self._silent.pop(request, None)
+            self._busy.discard(request)
+            self._changed.notify()
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -46,6 +63,10 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Handler(WSGIRequestHandler):
     timeout = _TIMEOUT_SECONDS
+
+    def parse_request(self) -> bool:
+        self.server.begin(self.request)  # type: ignore[attr-defined]
+        return super().parse_request()
 
     def log_message(self, *_: object) -> None:
         """Logs nothing."""

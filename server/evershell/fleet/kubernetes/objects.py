@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -69,7 +69,8 @@ class PodSettings(BaseSettings):
 class PodTemplate:
     """What all pods have in common."""
 
-    settings: PodSettings
+    # The settings of the server are among them, with its secrets.
+    settings: PodSettings = field(repr=False)
     # The program of the agent, with its arguments.
     command: Sequence[str]
 
