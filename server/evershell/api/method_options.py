@@ -77,6 +77,8 @@ FIRST = frozenset(
 )
 # Every agent calls it every few seconds.
 HEARTBEAT = f"/{RUNTIME_SERVICE}/Heartbeat"
+# Load balancers call it every second.
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 
 def public_methods(

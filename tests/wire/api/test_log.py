@@ -14,7 +14,7 @@ from structlog.testing import LogCapture
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Method
 from evershell.api.interceptors.request_log import RequestLog
-from evershell.api.method_options import HEARTBEAT
+from evershell.api.method_options import HEALTH_CHECK, HEARTBEAT
 from evershell.core.errors import UnavailableError
 from evershell.telemetry.metrics import Metrics
 from tests.support.waiting import eventually_async
@@ -80,11 +80,12 @@ async def test_a_line_does_not_delay_the_reply(log: LogCapture) -> None:
     await lines_of_calls(log, 1)
 
 
-async def test_a_heartbeat_has_a_line_only_if_it_fails(
+async def test_heartbeats_and_health_checks_have_a_line_only_if_they_fail(
     store: FailingStore, server: Running, world: World, log: LogCapture
 ) -> None:
     agent = agent_bearer((await world.add()).id)
     await server.raw(HEARTBEAT, agent, b"")
+    await server.raw(HEALTH_CHECK)
     store.error = UnavailableError
     await server.raw(HEARTBEAT, agent, b"")
     (line,) = await lines_of_calls(log, 1)

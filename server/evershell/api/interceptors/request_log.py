@@ -11,7 +11,7 @@ import structlog
 from evershell.api import status
 from evershell.api.call import Call
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
-from evershell.api.method_options import HEARTBEAT
+from evershell.api.method_options import HEALTH_CHECK, HEARTBEAT
 from evershell.core import trace
 from evershell.core.trace import TraceContext
 from evershell.telemetry.logs import Sampler
@@ -19,6 +19,8 @@ from evershell.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
+# Programs make these calls every second.
+_UNLOGGED = (HEARTBEAT, HEALTH_CHECK)
 _OWN_SERVICES = ("evershell.", "lf.a2a.")
 # The slugs of calls that the service refuses. All other slugs are failures of the service.
 _REFUSALS = frozenset(
@@ -27,8 +29,8 @@ _REFUSALS = frozenset(
 
 
 class RequestLog(Interceptor):
-    """Writes one line for each call, even when the call fails or its caller goes away. A heartbeat
-    that succeeds has no line.
+    """Writes one line for each call, even when the call fails or its caller goes away. Heartbeats
+    and health checks that succeed have no line.
 
     Counts and times calls by method and outcome. Only methods that exist are wrapped, so their
     number is bounded.
@@ -64,7 +66,7 @@ class RequestLog(Interceptor):
             finally:
                 seconds = perf_counter() - began
                 measured.end(outcome, seconds)
-                if path != HEARTBEAT or outcome != "ok":
+                if path not in _UNLOGGED or outcome != "ok":
                     # Writes in the next turn of the event loop, when gRPC has sent the reply.
                     asyncio.get_running_loop().call_soon(self._write, path, call, outcome, seconds)
 
