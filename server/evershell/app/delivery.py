@@ -1,4 +1,4 @@
-"""The process that a worker starts beside itself (`deliver`): its parts, and how it runs."""
+"""The process that a worker starts for deliveries (`deliver`): its parts, and how it runs."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ _POOL_SIZE = 3
 
 
 async def deliver(settings: Settings) -> None:
-    """Runs until the worker that has started it ends, which each room notices itself.
+    """Runs until the worker that started it ends. Each room detects that end itself.
 
     Raises OperatorError.
     """
@@ -32,7 +32,7 @@ async def deliver(settings: Settings) -> None:
 
 @asynccontextmanager
 async def _parts(settings: Settings) -> AsyncIterator[ProgramParts]:
-    """The connections, and what needs them. Raises OperatorError."""
+    """The parts that the rooms get, with open connections. Raises OperatorError."""
     signing_keys = signing_keys_of(settings)
     async with AsyncExitStack() as stack:
         behind_pooler = bool(settings.database_session_url)

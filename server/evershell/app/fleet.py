@@ -44,7 +44,8 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
     async with (
         _live_at(health_address),
         controller(settings, metrics) as run,
-        # A rolling restart stops the other controller once this one has made a turn.
+        # A rolling restart stops the other controller once the event loop of this one has made a
+        # turn.
         turns.counted(),
     ):
         with serving_metrics(metrics, settings):
@@ -53,7 +54,7 @@ async def fleet(settings: Settings, health_address: str | None = None) -> None:
             stopping = asyncio.create_task(stop_signal())
             await asyncio.wait((leading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if leading.done():
-                # It ends only with an unexpected error, which makes the process fail.
+                # It ends only with an unexpected error, which this line raises.
                 leading.result()
             leading.cancel()
             await asyncio.gather(leading, return_exceptions=True)

@@ -1,7 +1,7 @@
 """The periodic jobs of the fleet controller.
 
-The controller that leads runs them beside its scans. To add a job, write what it does once in a
-module of `fleet/`, and add it to JOBS. `make gen` writes it into docs/operating.md.
+The controller that leads runs them in addition to its scans. To add a job, write the function for
+one run in a module of `fleet/`, and add the job to JOBS. `make gen` lists it in docs/operating.md.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -22,7 +22,7 @@ from evershell.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What jobs are made of, for one term of leadership."""
+    """What jobs need during one term of leadership."""
 
     settings: Settings
     store: Store
@@ -39,11 +39,12 @@ class Job:
     """A job that is repeated until the end of the term."""
 
     name: str
-    # What it does, in Markdown.
+    # What the job does, in Markdown.
     what: str
-    # How long after its end it begins again.
+    # The pause from the end of one run to the next run.
     pause_seconds: float
-    # Returns what it does once, or None if the settings switch it off. May raise UnavailableError.
+    # Returns the function for one run, or None if the settings switch the job off. The function may
+    # raise UnavailableError.
     of: Callable[[Parts], Callable[[], Awaitable[None]] | None]
 
 

@@ -73,7 +73,7 @@ def _fork_server(settings: Settings) -> ForkServer | None:
     """The fork server for the agents of this package; None for other agents."""
     if settings.agent_command:
         return None
-    # Python gets -P, as it does for an agent.
+    # With -P, like the command that starts an agent.
     command = [sys.executable, "-P", "-m", "evershell.agents.fork_server", settings.model]
     return ForkServer(command, {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"})
 
@@ -164,8 +164,10 @@ def _first_spec_for(
     files_dir: str,
     listen_port: int,
 ) -> Callable[[AgentIdentity], PodSpec]:
-    """A function that makes the spec that an agent starts with. Its tools can read it too, so it
-    has no secrets: Bootstrap returns them.
+    """A function that makes the spec with which an agent starts.
+
+    The agent's tools can read this spec too, so it has no secrets. The agent gets its secrets from
+    Bootstrap.
     """
 
     def first(agent: AgentIdentity) -> PodSpec:

@@ -27,7 +27,7 @@ _REQUIRED = {"input", "output"}
 # USD for a million tokens. The cost of a task must fit into 64 bits.
 _MAX_PRICE = 1000
 _PICO_PER_TOKEN = 1_000_000
-# The built-in agent without a model costs nothing.
+# The scripted model of the built-in agent costs nothing.
 _FREE = {"scripted": Prices({"input_tokens": [(0, 0)], "output_tokens": [(0, 0)]})}
 
 
@@ -36,7 +36,7 @@ class _Release(msgspec.Struct):
 
 
 def read_prices(file: Path | None) -> PriceList:
-    """The prices of the file, then the prices of the release. Raises OperatorError."""
+    """The prices of the release, which the prices of the file override. Raises OperatorError."""
     content = resources.files("evershell.app").joinpath("prices.json").read_bytes()
     release = msgspec.json.decode(content, type=_Release)
     return PriceList(release.providers, _FREE | (_own(file) if file is not None else {}))
@@ -79,7 +79,7 @@ def _prices(model: str, of_model: Any) -> Prices:
 
 def _pico(name: str, price: Any) -> int:
     """A price in USD for a million tokens, in pico-dollars for a token. Raises ValueError."""
-    # JSON allows numbers that Decimal cannot hold, and true is an int.
+    # JSON allows numbers that Decimal cannot hold. In Python, True is an int.
     is_number = type(price) is int or (isinstance(price, Decimal) and price.is_finite())
     if not (is_number and 0 <= price <= _MAX_PRICE and price * _PICO_PER_TOKEN % 1 == 0):
         raise ValueError(

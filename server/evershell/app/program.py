@@ -43,10 +43,10 @@ def serving_metrics(metrics: Metrics, settings: Settings) -> Iterator[None]:
 
 
 def exempt_from_collection() -> None:
-    """Takes what exists now out of garbage collection.
+    """Excludes all objects that exist now from garbage collection.
 
-    Modules and wiring live until the program ends. A full collection that looks at them blocks the
-    event loop for more than 50 ms.
+    Modules and long-lived parts exist until the program ends. A full collection that includes them
+    blocks the event loop for more than 50 ms.
     """
     gc.collect()
     gc.freeze()
@@ -58,7 +58,7 @@ async def database(
 ) -> AsyncIterator[tuple[Pool, ServiceClock]]:
     """The connections of a program, and the time of the service.
 
-    `name` replaces the usual name of the sessions.
+    `name` replaces the default name of the database sessions.
     """
     named = {"application_name": name} if name else {}
     async with open_pool(
@@ -75,7 +75,7 @@ async def database(
 
 @asynccontextmanager
 async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
-    """The API keys, over a single connection, for a command.
+    """Opens the API keys for a command, which uses a single connection.
 
     Raises psycopg.Error if the URL is not valid.
     """
@@ -86,11 +86,11 @@ async def open_keys(database_url: str) -> AsyncIterator[PostgresKeys]:
 def signing_keys_of(settings: Settings) -> str:
     """The content of the file of the signing keys.
 
-    Raises OperatorError if there is no valid one, or no valid URL of the database.
+    Raises OperatorError if the file, or a URL of the database, is missing or not valid.
     """
     if not settings.database_url:
         raise OperatorError(
-            "DATABASE_URL is not set. `evershell up` starts everything, a database included."
+            "DATABASE_URL is not set. `evershell up` starts everything, including a database."
         )
     for name in ("database_url", "database_session_url"):
         try:

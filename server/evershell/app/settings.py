@@ -26,7 +26,8 @@ _DAY_SECONDS = 86_400
 def _program_memory_mb() -> int:
     """The default of PROGRAM_MEMORY_MB.
 
-    It is several times what a program needs, but at most a quarter of the machine's memory.
+    1024 MB are several times what a program needs. The default is less if that would be more than a
+    quarter of the machine's memory.
     """
     return max(256, min(1024, psutil.virtual_memory().total // 2**20 // 4))
 
@@ -34,9 +35,9 @@ def _program_memory_mb() -> int:
 class ServerSettings(PodSettings):
     """The settings, without the settings of rooms.
 
-    Each is read from the environment variable of its name in capitals.
-    docs/configuration.md has their texts: `make gen` writes it. A setting that only one module
-    below uses is a field there, as in PodSettings.
+    Each is read from the environment variable with its name in capitals. `make gen` copies its
+    docstring into docs/configuration.md. A setting that only one module below uses is a field in
+    that module, like the fields of PodSettings.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
@@ -79,8 +80,8 @@ class ServerSettings(PodSettings):
     listen on 127.0.0.1, because no other machine calls them."""
 
     tls_cert_file: Path | None = None
-    """TLS on both ports of Envoy: the certificate with its chain, as a PEM file. If empty, plain
-    text."""
+    """TLS on both ports of Envoy: the certificate with its chain, as a PEM file. If empty, the
+    ports use plain text."""
     tls_key_file: Path | None = Field(None, validate_default=True)
     """The key of this certificate, as a PEM file."""
     tls_client_ca_file: Path | None = None
@@ -115,7 +116,7 @@ class ServerSettings(PodSettings):
     oidc_client_secret_file: Path | None = None
     """A file with the secret of this client."""
     oidc_authorization_url: str = ""
-    """The authorization endpoint of the provider, with all that it needs in its query."""
+    """The authorization endpoint of the provider, including the query parameters that it needs."""
     oidc_token_url: str = ""
     """The token endpoint of the provider."""
     oidc_end_session_url: str = ""
@@ -130,12 +131,13 @@ class ServerSettings(PodSettings):
     rate_limit: bool = True
     """Whether the calls of each credential are [limited](calls.md#rate-limits)."""
     rate_limit_per_second: int = Field(100, ge=2)
-    """The limit of each credential, with bursts of twice as many. CancelTask, CancelTasks, HoldOrg
-    and ReleaseOrg are counted separately, and together have half of it."""
+    """How many calls per second each credential may make, with bursts of twice as many. CancelTask,
+    CancelTasks, HoldOrg and ReleaseOrg are counted separately, and together may make half as many.
+    """
 
     model: str = "scripted"
     """The model of the agents: `scripted`, or `openai:<model>` at any OpenAI-compatible endpoint.
-    Answers are streamed if the endpoint can."""
+    Answers are streamed if the endpoint supports it."""
     openai_base_url: str = ""
     """The base URL of the endpoint: the part before `/chat/completions`. If empty, OpenAI's own."""
     openai_api_key: SecretStr = SecretStr("")
@@ -147,19 +149,19 @@ class ServerSettings(PodSettings):
     """A file with prices of models, which replace or extend the prices of the release: see
     [costs](costs.md#prices)."""
     model_timeout_seconds: float = Field(120.0, gt=0, le=_DAY_SECONDS)
-    """The time limit of one model call. It makes sure that every accepted cancellation ends in
-    bounded time."""
+    """The time limit of one model call. It ensures that every cancelled task ends in bounded time.
+    """
     tool_timeout_seconds: float = Field(600.0, gt=0, le=_DAY_SECONDS)
     """The same for one tool call."""
     lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
-    """An agent that sends no heartbeat for this long is lost."""
+    """An agent that sends no heartbeat for this long counts as lost."""
     agent_command: str = ""
     """The program that is started as the agent of each workspace, with its arguments, in the syntax
     of a shell. If empty, the agent of this package. [Cancel the agent you
     have](your-agent.md) says what it can be."""
     agent_keys_file: Path | None = None
-    """A file with the keys of an agent of your own: a JSON object that has a text for each name. It
-    is read whenever an agent starts. [Keys](your-agent.md#keys) says who can read them."""
+    """A file with the keys of an agent of your own: a JSON object that maps names to texts. It is
+    read whenever an agent starts. [Keys](your-agent.md#keys) says who can read them."""
 
     pod_backend: Literal["local", "kubernetes"] = "local"
     """Where pods run: as processes of this machine, or in a
@@ -180,8 +182,8 @@ class ServerSettings(PodSettings):
     refuses to start, except that `up` only warns if this is `auto` and `LISTEN_HOST` is a loopback
     address. It does not apply to Kubernetes, where each pod is a container."""
     tool_memory_mb: int = Field(2048, ge=64)
-    """In a sandbox, the memory of all processes of a tool call together. Their files in `/tmp` and
-    their files in `/dev/shm` have the same limit, but at most 256 MiB."""
+    """In a sandbox, the memory of all processes of a tool call together. Their files in `/tmp`, and
+    also their files in `/dev/shm`, are limited to the same size, but to at most 256 MiB."""
     tool_processes: int = Field(512, ge=16)
     """In a sandbox, the number of processes of a tool call."""
     tool_file_mb: int = Field(4096, ge=1)
@@ -210,7 +212,8 @@ class ServerSettings(PodSettings):
     """The number of connections to the database of each program."""
 
     run_id: str = Field("standalone", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    """The run of the stack, set by `up` for its programs. Pods of other runs have ended."""
+    """The id of the run of the stack, which `up` sets for its programs. Pods of other runs count as
+    ended."""
     pod_namespace: str = Field("", max_length=63)
     """Only for tests: the namespace of the pods. If empty, the namespace of the service account or
     of the kubeconfig."""
@@ -225,7 +228,7 @@ class ServerSettings(PodSettings):
     @field_validator("state_dir")
     @classmethod
     def _resolve(cls, value: Path) -> Path:
-        # Sandboxes hide the folder, whose real path they need.
+        # Sandboxes hide this folder, and need its real path to do so.
         return Path(os.path.realpath(value))
 
     @field_validator("agent_command")

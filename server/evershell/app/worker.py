@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     from evershell.telemetry.tracing import Tracing
 
 
-# The time limit of a drain. Less than the 5 s after which the stack kills a worker that stops.
+# The time limit of a drain. Less than the 5 s after which the stack kills a worker that is
+# stopping.
 DRAIN_SECONDS = 4.0
 
 
@@ -105,7 +106,8 @@ async def worker(settings: Settings, metrics: Metrics) -> AsyncIterator[Server]:
         postgres_store = PostgresStore(
             pool, clock, publish, metrics.committed, metrics.cancelled_tasks
         )
-        # Comes before the queue stores its last entries, because a cancellation in flight adds one.
+        # Runs before the queue stores its last entries, because a cancellation in progress adds an
+        # entry.
         stack.push_async_callback(postgres_store.drained)
         store: Store = postgres_store
         keys, pod_tokens = PostgresKeys(pool), PodTokens(signing_keys, clock.unix_seconds)

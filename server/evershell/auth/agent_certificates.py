@@ -2,8 +2,8 @@
 
 The keys of both authorities are derived from the control plane's signing key, like the secrets of
 pod_tokens.py. So nothing is stored, every program of the control plane has the same authorities,
-and another key ends the certificates together with the tokens. With several signing keys, each has
-both authorities.
+and a new key invalidates the certificates together with the tokens. If there are several signing
+keys, each has its own two authorities.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from evershell.auth.signing_keys import private_keys
 from evershell.core.runtime import AgentIdentity
 from evershell.pod.tls import CONTROL_PLANE, TlsIdentity, agent_name
 
-# The order of P-256 (FIPS 186-5). A number with 128 more bits, modulo the order, is as good as
-# uniform (appendix A.2.1).
+# The order of P-256 (FIPS 186-5). A random number with 128 more bits than the order, modulo the
+# order, is practically uniform (appendix A.2.1).
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _SEED_BYTES = 48
-# A certificate is bound to an epoch or to the control plane's key, not to a time. The end is the
-# value for this case in RFC 5280, section 4.1.2.5.
+# A certificate is bound to an epoch or to the control plane's key, and does not expire. RFC 5280,
+# section 4.1.2.5, defines this end for such a certificate.
 _BEGIN, _END = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
@@ -59,7 +59,8 @@ class _Authority:
         self._key = ec.derive_private_key(seed % (_ORDER - 1) + 1, ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"evershell {name}")])
         constraints = x509.BasicConstraints(ca=True, path_length=0)
-        # The authorities of several signing keys have the same name. This tells them apart.
+        # The authorities of several signing keys have the same name. This identifier tells them
+        # apart.
         identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
         own = self._builder(self._name, self._key.public_key())
         self.certificate = self._signed(

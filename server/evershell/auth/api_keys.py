@@ -43,18 +43,18 @@ class ApiKeys:
         record_use: Callable[[str, float], None] = lambda key_id, now: None,
         clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
-        """Calls `record_use` for each call with a valid key, with its id and the time.
+        """For each call with a valid key, calls `record_use` with the id of the key and the time.
 
         `clock` is the time of the service, in seconds since 1970.
         """
         self._find_key = find_key
         self._record_use = record_use
         self._clock = clock
-        # Each key with its caller.
+        # Maps the SHA-256 of a key to the key and its caller.
         self._known: TTLCache[bytes, tuple[ApiKey, Caller]] = TTLCache(
             maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS
         )
-        # Saves a query for each call with a bad key. Separate from the good keys, so that unknown
+        # Saves a query for each call with a bad key. Good keys are cached separately, so that bad
         # keys cannot evict them.
         self._unknown: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
 
@@ -84,7 +84,7 @@ class ApiKeys:
 
 
 STORE_INTERVAL_SECONDS = 60.0
-# Bounds the memory while the database is away. Uses of further keys are not recorded.
+# Bounds the memory while the database is unavailable. Uses of further keys are not recorded.
 _MAX_KEYS = 100_000
 
 StoreUses = Callable[[Mapping[str, datetime]], Awaitable[None]]
@@ -128,5 +128,5 @@ class KeyUse:
             )
         except Exception as error:  # noqa: BLE001 - e.g. a role that may not update keys
             _log.warning("key_use_not_stored", error=str(error), keys=len(used))
-            # What was recorded meanwhile is newer.
+            # Uses that were recorded in the meantime are newer.
             self._used = used | self._used

@@ -31,8 +31,8 @@ _MAX_SIGNAL_TOKENS = 10_000
 class PodTokens:
     """The control plane's side of the tokens. It derives all secrets from the signing keys.
 
-    Nothing is stored, so every worker has the same secrets. Another key gives other secrets. In
-    every method, `signing_key` is the position of a key among the signing keys.
+    Every worker derives the same secrets, so nothing is stored. A different key gives different
+    secrets. In every method, `signing_key` is the position of a key among the signing keys.
     """
 
     def __init__(self, signing_keys: str, clock: Callable[[], float] = time.time) -> None:
@@ -71,7 +71,7 @@ class PodTokens:
         """The agent that the runtime token belongs to. Raises Failure unauthenticated.
 
         If the token is authentic, but expired or not yet valid, the failure has the time of the
-        control plane, so that the agent can make another one.
+        control plane, so that the agent can make a valid one.
         """
         named = parse_runtime_token(token)
         if named is None:

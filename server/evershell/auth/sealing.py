@@ -20,8 +20,8 @@ KEY_ID_BYTES = 8
 class SigningKeySealing:
     """Implements core.ports.Sealing with AES-256-GCM.
 
-    The sealed bytes are the id of the key, the nonce, and the ciphertext with its tag. The first
-    signing key seals, and each of them opens what it has sealed.
+    The sealed bytes are the id of the key, the nonce, and the ciphertext with its tag. `seal` uses
+    the first signing key. `open` uses the key that sealed the bytes.
     """
 
     def __init__(self, signing_keys: str) -> None:

@@ -36,8 +36,8 @@ CACHE_SECONDS = 60.0
 # a key under the same `kid`, which can make the token valid.
 _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
-# The limit of wrong signatures that a worker verifies. One takes up to 130 µs, so that all take at
-# most an eighth of the worker's time.
+# The limit of wrong signatures that a worker verifies. Verifying one takes up to 130 µs, so
+# together they take at most an eighth of the worker's time.
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799
@@ -59,7 +59,7 @@ class JwkSet:
         self._keys: KeySet | None = None
         self._kids: frozenset[str] = frozenset()
         self._read_at = float("-inf")
-        # The read in progress. A caller that goes away does not end it.
+        # The read in progress, if any. It continues even if the caller that started it goes away.
         self._reading: asyncio.Task[None] | None = None
 
     async def get(self, kid: str | None) -> KeySet:
@@ -67,8 +67,8 @@ class JwkSet:
 
         Raises UnavailableError if the set could never be read.
         """
-        # While another call reads the set, a known key is used without waiting. An unknown key
-        # waits for the result.
+        # While another call reads the set, a call with a known key does not wait. A call with an
+        # unknown key waits for the result.
         if self._is_stale(kid) and not (self._knows(kid) and self._reading):
             self._reading = self._reading or asyncio.create_task(self._read())
             await asyncio.shield(self._reading)
@@ -106,7 +106,7 @@ class JwkSet:
 
 
 def _import_keys(content: bytes) -> list[Key]:
-    """The keys of a JWK set, without those that are not supported (RFC 7517, section 5).
+    """The supported keys of a JWK set. Others are ignored (RFC 7517, section 5).
 
     Raises if the content is not a JWK set or has no supported key.
     """
@@ -125,7 +125,7 @@ class _Verified:
     """A verified token."""
 
     caller: Caller
-    # When the token is verified again, in seconds since 1970.
+    # From when on the token must be verified again, in seconds since 1970.
     until: float
 
 
@@ -165,8 +165,8 @@ class SessionTokens:
             maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS
         )
         # Limits the rate of wrong signatures (the generic cell rate algorithm, ITU-T I.371). Each
-        # one adds 1 / FORGERIES_PER_SECOND to this time, which is monotonic. If it is a second or
-        # more ahead, new tokens are refused.
+        # one moves this monotonic time forward by 1 / FORGERIES_PER_SECOND. While it is a second or
+        # more in the future, new tokens are refused.
         self._forgeries_until = 0.0
 
     async def authenticate(self, token: str) -> Caller:
@@ -234,7 +234,7 @@ def _caller(claims: dict[str, Any]) -> Caller:
         )
         raise errors.unauthenticated(message)
     if subject.lower().startswith(_RESERVED_SUBJECTS):
-        # It would look like another kind of actor in tasks, events and the audit log.
+        # Such a subject would look like another kind of actor in tasks, events and the audit log.
         names = " or ".join(f"`{prefix}`" for prefix in _RESERVED_SUBJECTS)
         raise errors.unauthenticated(f"The session token's `sub` must not begin with {names}.")
     if not isinstance(scopes, list) or not all(is_valid_name(scope) for scope in scopes):

@@ -1,7 +1,7 @@
 """The signing keys of the control plane, in the file control-plane.jwk.
 
 The file has a JWK or, while the key is rotated, a JWK set (RFC 7517). New secrets and certificates
-are made from the first key. Those made from the other keys are still accepted.
+are made from the first key. Secrets and certificates made from the other keys are still accepted.
 """
 
 import json

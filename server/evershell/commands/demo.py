@@ -57,7 +57,7 @@ class DemoStack:
 
 @dataclass(slots=True)
 class FollowedTask:
-    """A task, its events so far, and the time at which each was received, since the epoch."""
+    """A task, its events so far, and when each was received, in seconds since 1970."""
 
     task_id: str
     lines: tuple[str, ...]
@@ -187,7 +187,7 @@ def _check_next(first: FollowedTask, second: FollowedTask) -> None:
 
 
 def _print_timing(task: FollowedTask, answered_at: float) -> None:
-    """Prints how long the end took, and how much of that the current iteration needed.
+    """Prints the time until the end, and how much of it the current iteration took.
 
     The last iteration started when the previous one was committed. The demo runs on the machine of
     the stack, so all times are from one clock.

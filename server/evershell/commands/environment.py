@@ -16,7 +16,7 @@ from evershell.store.connections import problem_of
 
 @contextmanager
 def problems_reported() -> Iterator[None]:
-    """Ends the command with the message of an error for the operator."""
+    """Turns an error that the operator can fix into the error message of the command."""
     try:
         yield
     except OperatorError as error:

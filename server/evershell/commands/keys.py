@@ -78,7 +78,7 @@ def create(
     if new_org_slug and not SLUG.fullmatch(new_org_slug):
         fields.reject("--create-org", SLUG_RULE)
     if org_id == _NEW and not new_org_slug:
-        fields.reject("--create-org", "is required with --org new; it is a part of its host name")
+        fields.reject("--create-org", "is required with --org new: the host name contains the slug")
     if expires_in_seconds is not None and not 0 < expires_in_seconds <= _MAX_EXPIRY_SECONDS:
         fields.reject("--expires-in", "must be more than 0 s and at most 100 years")
     _checked(fields)

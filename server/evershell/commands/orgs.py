@@ -27,7 +27,7 @@ def orgs() -> None:
 @orgs.command(help="Add an organization. Its id is printed to standard output.")
 @click.argument("slug")
 def create(slug: str) -> None:
-    """Fails if an organization has the slug."""
+    """Fails if an organization already has the slug."""
     if not SLUG.fullmatch(slug):
         raise click.UsageError(f"SLUG {SLUG_RULE}.")
     org_id = ids.new_org_id()

@@ -16,7 +16,7 @@ from evershell.version import VERSION
     "stack."
 )
 def restart() -> None:
-    """Asks the stack to restart its programs, and does not wait for it."""
+    """Asks the stack to restart its programs, and does not wait for the restart."""
     state_dir = read_settings().state_dir
     pid = running_pid(state_dir)
     if pid is None:

@@ -26,8 +26,8 @@ def rotate() -> None:
 
 
 @rotate.command(
-    help="Put a new key in front of the current one. Restart the workers first, and then the "
-    "controllers: agents that start afterwards use the new key, and the others keep theirs."
+    help="Add a new key before the current one. Then restart the workers, and after them the "
+    "controllers. Agents that start afterwards use the new key, and the others keep theirs."
 )
 def begin() -> None:
     """Fails if a rotation is in progress."""

@@ -17,8 +17,8 @@ _CONTAIN_IPV4 = (
     "2001::/32",
     "2002::/16",
 )
-# Where clouds serve credentials or control to each machine: Alibaba, Azure, Oracle, AWS, Google.
-# Others use a link-local address.
+# The addresses at which clouds offer credentials or control to each of their machines: Alibaba,
+# Azure, Oracle, AWS, Google. Other clouds use a link-local address.
 _OF_MACHINE = (
     "100.100.100.200/32",
     "168.63.129.16/32",
@@ -46,7 +46,7 @@ _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 def is_loopback(address: Address) -> bool:
-    """Does not handle IPv6 addresses that contain an IPv4 address."""
+    """Whether this is a loopback address. False for an IPv6 address that contains an IPv4 one."""
     return _is_in(address, _LOOPBACK)
 
 

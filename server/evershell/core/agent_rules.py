@@ -1,9 +1,9 @@
 """What an agent may send.
 
-Tools run beside an agent, and a model chooses what they do, so an agent may be taken over. A
+Tools run next to an agent, and a model chooses what they do, so an agent may be taken over. A
 message that breaks a rule has no effect. The workspace records the breach
 (`Workspace.agent_breach`) and refuses everything else that the agent sends. The fleet controller
-then ends the pod, and the task with the breach as its reason.
+then ends the pod and the task. The breach is the reason for the end of the task.
 """
 
 import ipaddress
@@ -22,12 +22,13 @@ from evershell.core.task import (
     TaskStatus,
 )
 
-# The most events in one commit.
+# The maximum number of events in one commit.
 MAX_EVENTS = 64
-# How many bytes a task may commit: a base, and more for each iteration of its `max_iterations`.
+# How many bytes a task may commit: TASK_BYTES, and ITERATION_BYTES for each iteration that its
+# `max_iterations` allows.
 TASK_BYTES = 4 * 2**20
 ITERATION_BYTES = 256 * 2**10
-# The size limit of the report of a running iteration, which every read of the task includes.
+# The maximum size of the report of a running iteration. Every read of the task includes the report.
 OPEN_ITERATION_BYTES = 64 * 2**10
 # How fast a worker reads the calls of one agent. An agent that sends faster waits.
 BYTES_PER_SECOND = 4 * 2**20
@@ -35,7 +36,8 @@ BYTES_PER_SECOND = 4 * 2**20
 MAX_WAITING_CALLS = 16
 
 _MAX_PORT = 65_535
-# The largest valid duration in milliseconds, and the largest valid number of cut bytes of output.
+# The largest valid duration in milliseconds, and the largest valid number of bytes cut from an
+# output.
 _MAX_COUNT = 2**53
 
 
@@ -44,7 +46,7 @@ class BreachError(Exception):
 
 
 def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
-    """Checks that an agent may listen there. Raises BreachError.
+    """Checks that an agent may listen at this address. Raises BreachError.
 
     `on_loopback`: agents may run on the workers' machine. `elsewhere`: agents may have their own
     addresses.
@@ -61,7 +63,7 @@ def check_address(address: str, *, on_loopback: bool, elsewhere: bool) -> None:
 
 
 def check_events(events: Sequence[AgentEvent]) -> None:
-    """Checks what does not depend on the task. Raises BreachError."""
+    """Checks the rules that do not depend on the state of the task. Raises BreachError."""
     if sum(not isinstance(event, IterationReported) for event in events) > MAX_EVENTS:
         raise BreachError(f"its agent committed more than {MAX_EVENTS} events at once")
     for event in events:
@@ -72,7 +74,7 @@ def check_events(events: Sequence[AgentEvent]) -> None:
 
 
 def check_next(task: Task, iteration: IterationCompleted | IterationReported) -> None:
-    """Checks an iteration that would be the next one of the task. Raises BreachError."""
+    """Checks an iteration that directly follows the committed ones. Raises BreachError."""
     if task.status is not TaskStatus.RUNNING:
         raise BreachError("its agent committed an iteration before the start of the task")
     if iteration.number > task.max_iterations:

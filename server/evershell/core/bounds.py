@@ -4,8 +4,8 @@ A healthy agent keeps every bound while the control plane answers it. An agent t
 stopped, or has lost its task does not. The fleet controller ends the pod of an overdue agent, and
 the task with it. Nothing inside a pod can therefore keep an accepted cancellation open.
 
-A bound is postponed, by a lease at most, while the control plane does not answer. Only what the
-control plane itself observes counts: nothing that an agent sends postpones a bound.
+While the control plane does not answer, a bound is postponed, but by at most one lease. Only what
+the control plane itself observes counts: nothing that an agent sends postpones a bound.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ FORCE_MARGIN = timedelta(seconds=2)
 # How long an agent may take to end a cancelled task, beyond the limits of one model call and one
 # tool call.
 CANCEL_MARGIN = timedelta(seconds=30)
-# How long an agent may take to send its pending messages once the control plane answers again. A
-# repeat waits for up to 10 s (agents/lease.py) and is given up after 3 s.
+# How long an agent may take to send its pending messages once the control plane answers again. The
+# agent waits for up to 10 s before a repeat (agents/lease.py), and gives the repeat up after 3 s.
 RECOVERY_MARGIN = timedelta(seconds=15)
-# RECOVERY_MARGIN for the end of a forced task, whose repeats wait for up to 1 s.
+# The same for the end of a forced task: the agent waits for only up to 1 s before a repeat.
 FORCE_RECOVERY_MARGIN = timedelta(seconds=5)
-# How much later than planned a paused or overloaded program may run.
+# How late a program may act because it was paused or is overloaded.
 LATE_SECONDS = 0.25
 # How often a worker gives a sign of life.
 SIGN_OF_LIFE_SECONDS = 1.0
-# If a worker is silent for longer than this, it does not answer agents well either.
+# A worker that is silent for longer than this is assumed not to answer agents in time either.
 SILENT_SECONDS = SIGN_OF_LIFE_SECONDS + LATE_SECONDS
 
 
@@ -78,10 +78,12 @@ class Bounds:
         return None
 
     def are_answering(self, silences: Sequence[float]) -> bool:
-        """Whether the workers answer. `silences` has the seconds since each last sign of life.
+        """Whether the workers answer.
 
-        A worker that has been silent for a lease does not count: its host may be gone, and no agent
-        can still wait for it.
+        `silences` has the seconds since the last sign of life of each worker.
+
+        A worker that has been silent for the length of a lease does not count: its host may be
+        gone, and no agent can still wait for it.
         """
         return bool(silences) and not any(
             SILENT_SECONDS < each < self.lease_seconds for each in silences

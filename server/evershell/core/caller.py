@@ -1,4 +1,4 @@
-"""The authenticated caller, the permissions of their scopes, and the API keys of programs."""
+"""The authenticated caller, the permissions that scopes grant, and the API keys of programs."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from evershell.core.workspace import Workspace
 # enough for a PostgreSQL index.
 MAX_NAME_BYTES = 255
 
-# The organization of the current call; empty outside of a call. The pool of connections divides the
-# places of lists by it.
+# The organization of the current call; empty outside of a call. It lets the connection pool limit
+# how many connections the list calls of one organization use.
 calling_org: ContextVar[str] = ContextVar("calling_org", default="")
 
 
 def is_valid_name(value: object) -> TypeGuard[str]:
-    """Whether the value is 1 to 255 bytes of printable UTF-8.
+    """Whether the value is a text of 1 to 255 bytes in UTF-8, all of it printable.
 
     The names of organizations, users, workspaces and scopes in a credential must be valid. Excludes
     what PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control and
@@ -35,7 +35,7 @@ class CredentialKind(StrEnum):
 
     API_KEY = "api_key"
     SESSION = "session"
-    # The token of an agent, for the children of its task (children.py).
+    # The token of an agent, which may use it only for children of its task (children.py).
     AGENT = "agent"
     # The service itself has no credential.
     SYSTEM = "system"
@@ -67,7 +67,7 @@ class Caller:
         return f"{self.org_id}\n{self.credential_kind}\n{self.actor_id}"
 
     def permission(self, *scopes: str) -> "Permission":
-        """The widest permission that one of the scopes or of their `:own` forms grants.
+        """The widest permission that the caller has from any of these scopes or their `:own` forms.
 
         Raises Failure permission_denied if the caller has none of them.
         """
@@ -124,7 +124,7 @@ class Permission:
 
 
 class KeyTemplate(StrEnum):
-    """What a key may do."""
+    """The named sets of scopes. Each API key has one of them."""
 
     FULL_ACCESS = "full_access"
     SUBMIT_OBSERVE = "submit_observe"
@@ -159,9 +159,9 @@ class ApiKey:
     template: KeyTemplate
     created_at: datetime
     revoked_at: datetime | None = None
-    # From then on the key is refused. None: the key does not expire.
+    # From this time on, the key is refused. None if it does not expire.
     expires_at: datetime | None = None
-    # Accurate to about a minute. None: the key was never used.
+    # Accurate to about a minute. None if the key was never used.
     last_used_at: datetime | None = None
 
     def caller(self) -> Caller:

@@ -1,8 +1,8 @@
 """Use case: cancel the task that runs in a workspace.
 
 The promise: after `accepted` the task ends `cancelled`, even if the signal, the agent, the caller,
-this process or the database fails, as long as the database keeps what it has committed. It rests on
-the order of two steps:
+this process or the database fails, as long as the database keeps what it has committed. The promise
+rests on the order of two steps:
 
 1. The store commits the intent to cancel. Every end of a task is decided by `_end` in
    task_lifecycle.py under the same lock on the workspace, and `_end` reads the intent. From here on
@@ -68,7 +68,7 @@ class CancelTask:
     wait_seconds: float | None = None
     # The agent interrupts an iteration that still runs after this time; None for never.
     force_after_seconds: float | None = None
-    # Whether to cancel also every descendant that has not ended.
+    # Whether to also cancel every descendant that has not ended.
     include_descendants: bool = False
     origin: Origin
 
@@ -148,7 +148,7 @@ async def cancel_task(
 def intent_of(
     caller: Caller, reason: str, force_after_seconds: float | None, origin: Origin, clock: Clock
 ) -> CancelIntent:
-    """The intent of a call that cancels now."""
+    """The intent of a cancellation that the caller requests now."""
     now = clock()
     force_at = force_requested_by = None
     if force_after_seconds is not None:
@@ -230,7 +230,7 @@ async def await_end(
 ) -> Task:
     """Waits for the end of the task, and returns the latest known state of the task.
 
-    Returns without the end after `wait_seconds`, if this process is about to end, or if the
+    Returns before the end after `wait_seconds`, if this process is about to end, or if the
     workspace was deleted meanwhile. `has_ended` may define another state to wait for.
     """
     until = time.monotonic() + wait_seconds

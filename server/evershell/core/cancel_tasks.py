@@ -1,9 +1,9 @@
 """Use case: cancel the tasks of the organization that match a filter, or all of them.
 
-Each task is cancelled as by CancelTask, with the same promise: the intent is committed first, and
-decides the end of the task. A call commits its intents in several transactions, all of them before
-the answer. The store then wakes the fleet controller, which signals the agents, so the call does
-not wait for them.
+Each task is cancelled the same way as with CancelTask, with the same promise: the intent is
+committed first, and decides how the task ends. A call commits its intents in several transactions,
+all of them before the answer. The store then wakes the fleet controller, which signals the agents,
+so the call does not wait for them.
 """
 
 import asyncio
@@ -23,9 +23,10 @@ from evershell.core.task import CancelIntent
 from evershell.core.task_filter import TaskFilter, TaskSelection
 from evershell.core.validation import Fields
 
-# The most tasks that one call cancels.
+# The maximum number of tasks that one call cancels.
 MAX_TASKS = 1_000
-# The most tasks in one transaction, which locks their workspaces for some milliseconds.
+# The maximum number of tasks in one transaction, which locks their workspaces for a few
+# milliseconds.
 MAX_BATCH = 250
 # The outcome of a dry run in the audit log.
 DRY_RUN = "dry_run"
@@ -49,7 +50,7 @@ class CancelTasks:
     wanted: TaskSelection
     reason: str = ""
     force_after_seconds: float | None = None
-    # Whether to record nothing.
+    # Whether to record nothing, and only report what the call would do.
     dry_run: bool = False
     origin: Origin
 
@@ -88,7 +89,7 @@ async def cancel_tasks(
 ) -> CancelTasksResult:
     """Records the intents of at most MAX_TASKS tasks, the oldest first.
 
-    A task whose intent is already recorded does not count among them. Raises Failure
+    Tasks whose intent is already recorded do not count toward this maximum. Raises Failure
     permission_denied.
     """
     permission = caller.permission("workspace:write")
@@ -108,7 +109,7 @@ async def _look(
 ) -> CancelTasksResult:
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     if origin.audit is not None:
-        # Without task ids, cancel_tasks stores only the entry.
+        # Without task ids, cancel_tasks stores only the audit entry.
         audit = replace(origin.audit, outcome=DRY_RUN)
         await store.cancel_tasks(permission, (), intent, origin.trace_id, audit)
     return CancelTasksResult(
@@ -177,7 +178,7 @@ async def _one_by_one(
 async def _in_stopping_workspaces(
     permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Store
 ) -> dict[str, TaskOutcome | None]:
-    """The tasks that have not ended, as requested already: StopWorkspace recorded their intents."""
+    """Reports open tasks as already requested, because StopWorkspace recorded their intents."""
     named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
     matches = await store.match_tasks(permission, named, intent.force_at, len(tasks))
     open_ids = {each.task_id for each in matches.tasks if not each.is_pending}
@@ -219,7 +220,7 @@ async def cancel_until_done(
     store: Store,
     limit_seconds: float,
 ) -> CancelTasksResult:
-    """Repeats `cancel_matching` until no task remains, or the limit or the deadline is over."""
+    """Repeats `cancel_matching` until it has no tasks left to cancel or the time is over."""
     until = time.monotonic() + deadline.bounded(limit_seconds)
     accepted = 0
     while True:

@@ -20,7 +20,7 @@ from evershell.core.task_tree import Parent
 from evershell.core.workspace import Workspace
 
 MAX_KEY_CHARACTERS = 255
-# The key of an agent's call for one of its children.
+# The same limit for the key of an agent's call that submits or cancels a child.
 MAX_AGENT_KEY_CHARACTERS = 64
 # How long an idempotency key is kept, from its first call.
 KEY_KEPT = timedelta(hours=24)
@@ -63,14 +63,14 @@ class KeyTakenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstCall:
-    """The first call with a key, the only one of its caller within KEY_KEPT."""
+    """The first call of a caller with a key. A caller has only one such call within KEY_KEPT."""
 
     org_id: str
     # `<credential kind>:<actor id>`, a line break, and the key that the caller chose.
     key: str
     fingerprint: bytes
     called_at: datetime
-    # What the call created. Only SubmitTask has a task.
+    # What the call created. Only SubmitTask creates a task.
     workspace_id: str
     task_id: str = ""
     # SubmitTask: the status of the task in the answer, or the slug of the error. Empty until it is
@@ -90,7 +90,7 @@ class FirstCall:
 
     @property
     def expires_before(self) -> datetime:
-        """A key whose first call was made at this time or earlier has expired for this call."""
+        """Keys whose first call was made at this time or earlier have expired."""
         return self.called_at - KEY_KEPT
 
 
@@ -99,7 +99,7 @@ class IdempotencyKey:
     """The key of a call, as its caller chose it."""
 
     key: str
-    # Equal for equal requests of the same method.
+    # The same for all equal requests of a method.
     fingerprint: bytes
 
     def first_call(
@@ -125,8 +125,8 @@ class Locked:
     task: Task | None
     # The hold of the organization; always None if the store was not asked to read it.
     hold: Hold | None = None
-    # The parent of the task that is submitted; None if the organization has no such task, or if the
-    # store was not asked to read it.
+    # The parent of the task that is being submitted; None if the organization has no such task, or
+    # if the store was not asked to read it.
     parent: Parent | None = None
 
     def require_no_hold(self) -> None:
@@ -138,15 +138,15 @@ class Locked:
 class Change:
     """What to commit. `task` is the locked task, a new one, or None if there is none.
 
-    `lease_seconds` renews the agent's lease to last this long from now, by the time of the service.
-    A renewal never shortens a lease. None leaves the lease as it is in `workspace`.
+    `lease_seconds` renews the agent's lease to last this long from now, by the clock of the
+    service. A renewal never shortens a lease. None leaves the lease as it is in `workspace`.
     """
 
     workspace: Workspace
     task: Task | None
     events: tuple[NewEvent, ...] = ()
     lease_seconds: float | None = None
-    # The limit that makes the change cancel the task.
+    # The limit because of which the change cancels the task.
     limit: Limit | None = None
     # The call's entry in the audit log. It is stored even if nothing else has changed.
     audit: AuditEntry | None = None
@@ -154,7 +154,7 @@ class Change:
     first_call: FirstCall | None = None
 
     def writes_rows(self, locked: Locked) -> bool:
-        """Whether it changes more than the lease."""
+        """Whether the change writes more than the lease."""
         is_same = (self.workspace, self.task) == (locked.workspace, locked.task)
         return bool(self.events) or not is_same
 

@@ -2,8 +2,8 @@
 
 The credential is the agent's own token, which names one workspace and one epoch. It is accepted
 only while the parent is the agent's current task. A child must be in a workspace of the same
-organization and the same creator. The scopes of whoever submitted the parent do not matter, because
-they are not stored. So an agent that was taken over reaches no workspace of another user.
+organization and the same creator, so an agent that was taken over reaches no workspace of another
+user. The scopes of the caller who submitted the parent are not stored, so they do not matter.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Children:
     async def submit(self, by: AgentCaller, request: SubmitTask) -> Task:
         """Submits a child of the parent. Its status is `delivery_failed` if it was not delivered.
 
-        Raises Failure: permission_denied, and as submit_task does for a task with a parent.
+        Raises Failure permission_denied, and the Failures of submit_task for a task with a parent.
         """
         assert request.parent_task_id == by.parent_task_id
         await self._workspace(by, request.workspace_id)
@@ -116,9 +116,10 @@ class Children:
             raise errors.permission_denied(message, [])
 
     async def _recorded(self, workspace_id: str, failure: Failure) -> Task:
-        """The task of a call whose effect was recorded, although the agent did not answer.
+        """Returns the task of a call that was recorded, although the agent did not answer.
 
-        Raises any other failure, and Failure task_not_found if the workspace was deleted since.
+        Raises `failure` if it has another slug, and Failure task_not_found if the workspace was
+        deleted since.
         """
         if failure.slug != "agent_unreachable":
             raise failure

@@ -1,11 +1,11 @@
-"""The arrival time and the deadline of the current call. They bound its waits."""
+"""The arrival time and the deadline of the current call. Both limit how long the call waits."""
 
 import time
 from contextvars import ContextVar
 
 # Reserved for sending the response before the deadline.
 _ANSWER_SECONDS = 0.25
-# The shortest wait. Even just before the deadline, a fast reply is still worth an attempt.
+# The shortest wait. Even just before the deadline, an attempt may still get a fast reply.
 _LEAST_SECONDS = 0.1
 
 _arrived: ContextVar[float | None] = ContextVar("arrival", default=None)
@@ -31,9 +31,9 @@ def bounded(limit_seconds: float) -> float:
 
 
 def left_of_call(limit_seconds: float, least_seconds: float) -> float:
-    """What is left of `limit_seconds` since the call arrived, and at least `least_seconds`.
+    """What is left of `limit_seconds` since the call arrived, but at least `least_seconds`.
 
-    Outside of a call, returns `limit_seconds`. The result never exceeds the time to the deadline.
+    Outside of a call, returns `limit_seconds`. The deadline limits the result as in `bounded`.
     """
     arrived = _arrived.get()
     if arrived is not None:

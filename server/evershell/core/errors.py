@@ -14,10 +14,10 @@ from evershell.workspace.v1.error_slugs import Slug
 class Failure(Exception):
     """A call failed.
 
-    `message` is human-readable: the resource, its state and what to do next. `details` is for
-    programs. Some of its keys also become standard details of gRPC errors: `fields` (field to
-    problem), `resource_type` with `resource_name`, `workspace_id` (the subject of a precondition),
-    and `retry_after_seconds`. `unix_seconds` tells an agent the time of the control plane.
+    `message` tells people the resource, its state and what to do next. `details` is for programs.
+    Some of its keys also become standard details of gRPC errors: `fields` (field to problem),
+    `resource_type` with `resource_name`, `workspace_id` (the subject of a precondition), and
+    `retry_after_seconds`. `unix_seconds` tells an agent the time of the control plane.
     """
 
     def __init__(self, slug: Slug, message: str, **details: Any) -> None:
@@ -36,7 +36,7 @@ class UnavailableError(Exception):
 
 
 class OperatorError(Exception):
-    """A program cannot do its work. The message gives the operator the reason and the remedy."""
+    """A program cannot do its work. The message tells the operator the reason and the remedy."""
 
 
 def invalid(fields: Mapping[str, str]) -> Failure:
@@ -93,7 +93,7 @@ def task_not_found(workspace_id: str, task_id: str) -> Failure:
 
 
 def parent_not_found(task_id: str) -> Failure:
-    """The caller's organization has no task that could be the parent."""
+    """The caller's organization has no task with the id of the parent."""
     message = f"There is no task {task_id} in your organization. Check the id of the parent."
     return Failure("task_not_found", message, resource_type="task", resource_name=task_id)
 
@@ -108,7 +108,7 @@ def webhook_not_found(webhook_id: str) -> Failure:
 
 
 def too_many_webhooks(org_id: str, limit: int, owner: str) -> Failure:
-    """`owner`, an organization or a task, already has the most webhooks that it may have."""
+    """`owner`, an organization or a task, already has the maximum number of webhooks."""
     message = f"{owner} has {limit} webhooks, which is the limit. Delete one that is not needed."
     return Failure("too_many_webhooks", message, org_id=org_id, limit=limit)
 
@@ -116,8 +116,8 @@ def too_many_webhooks(org_id: str, limit: int, owner: str) -> Failure:
 def rate_limited(message: str, retry_after_seconds: int | None, **facts: Any) -> Failure:
     """The caller has made too many calls. This call had no effect.
 
-    `retry_after_seconds` is None for a call that cancels the current task without naming it: a
-    repeat could cancel the next one.
+    Pass None for `retry_after_seconds` if the call cancels the current task without naming it,
+    because a repeat could cancel the next task.
     """
     message = f"{message} This call has changed nothing"
     if retry_after_seconds is None:
@@ -152,7 +152,8 @@ def idempotency_conflict(key: str, called_at: datetime) -> Failure:
 def unavailable(advice: str = "") -> Failure:
     """The service's database cannot be reached.
 
-    `advice` replaces the advice to repeat, for a call whose repeat could have another effect.
+    Pass `advice` to replace the advice to repeat the call, if a repeat could have a different
+    effect.
     """
     problem = "The service cannot reach its database."
     if advice:
@@ -163,9 +164,9 @@ def unavailable(advice: str = "") -> Failure:
 def refused(problem: str, *, names_no_task: bool) -> Failure:
     """The service cannot serve the call now. The call had no effect.
 
-    `names_no_task`: the call may cancel the current task without naming it. The body, which could
-    name the task, may not have been read. The answer says no time for a repeat, because a repeat
-    could cancel the next task.
+    Set `names_no_task` if the call may cancel the current task without naming it: the body, which
+    could name the task, may not have been read. The answer then suggests no time for a repeat,
+    because a repeat could cancel the next task.
     """
     message = f"{problem} This call had no effect"
     if names_no_task:

@@ -3,10 +3,10 @@
 An event's payload is plain data with the fields of the message in event.proto that is named after
 the event's type.
 
-Every authenticated call of a method that changes something leaves one entry in the audit log, which
-never changes. An allowed call's entry is committed with its change. CancelTask's entry is always
-committed with the check that decided it. All other refusals are collected and stored within a
-second.
+Every authenticated call of a method that changes something leaves one entry in the audit log.
+Entries never change. The entry of an allowed call is committed together with the call's change. The
+entry of CancelTask is committed in the transaction that decides the call, even if the call is
+refused. The entries of all other refused calls are collected, and stored within a second.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,9 +26,9 @@ Encoded = TypeVar("Encoded")
 
 # The outcome of an allowed call. CancelTask has its own outcomes.
 AUDIT_OK = "ok"
-# Applies to all text filters of the list.
+# The maximum length of each text in AuditFilter.
 MAX_FILTER_CHARACTERS = field_limits.LIST_AUDIT_ENTRIES_ACTOR_ID_MAX
-# The types of a task's events. The types of a workspace's own events begin with `workspace_`.
+# The types of the events of tasks. The types of a workspace's own events begin with `workspace_`.
 TASK_EVENT_TYPES = tuple(
     each
     for each in EventType
@@ -38,7 +38,7 @@ TASK_EVENT_TYPES = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """The record of one call. Unknown texts are empty."""
+    """The record of one call. A text that is not known is empty."""
 
     # `aud_` and a ULID. Sorts by time.
     id: str
@@ -53,7 +53,7 @@ class AuditEntry:
     credential_id: str
     # The name of the method, for example `CancelTask`.
     rpc: str
-    # As the caller named them. They need not exist.
+    # The ids that the caller named. They need not exist.
     workspace_id: str
     task_id: str
     # The outcome of CancelTask, `dry_run` of CancelTasks, `ok`, or the slug of the error.
@@ -67,7 +67,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditFilter:
-    """Which entries to list. Empty fields match all. Raises Failure validation_error."""
+    """Which entries to list. An empty field matches all. Raises Failure validation_error."""
 
     workspace_id: str = ""
     task_id: str = ""
@@ -93,12 +93,12 @@ class AuditFilter:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The call that caused an event. Empty for an event that no call caused."""
+    """The call that caused an event. All fields are empty if no call caused it."""
 
     request_id: str = ""
     # The trace that the call belongs to, if any.
     trace_id: str = ""
-    # The call's entry in the audit log, if it gets one. It is not a part of the event.
+    # The call's entry in the audit log, if it gets one. The entry is not a part of the event.
     audit: AuditEntry | None = field(default=None, compare=False)
 
 
@@ -132,7 +132,7 @@ class EventBatch(list[Event]):
         self._encoded: dict[Callable[[Sequence[Event]], Any], Any] = {}
 
     def encoded(self, encode: Callable[[Sequence[Event]], Sequence[Encoded]]) -> Sequence[Encoded]:
-        """What `encode` returns for the batch. Calls it only once. Do not change the result."""
+        """The result of `encode` for the batch, computed only once. Callers must not change it."""
         found: Sequence[Encoded] | None = self._encoded.get(encode)
         if found is None:
             found = self._encoded[encode] = encode(self)
@@ -158,7 +158,7 @@ def _intent_payload(intent: CancelIntent) -> dict[str, Any]:
 
 
 def task_submitted(task: Task, submitted_by: str) -> NewEvent:
-    """The task was recorded."""
+    """The event task_submitted: the task was recorded."""
     payload: dict[str, Any] = {
         "description": task.description,
         "max_iterations": task.max_iterations,
@@ -175,19 +175,19 @@ def task_submitted(task: Task, submitted_by: str) -> NewEvent:
 
 
 def task_started(task: Task, epoch: int, now: datetime) -> NewEvent:
-    """The agent started the task."""
+    """The event task_started: the agent started the task."""
     return NewEvent(
         type=EventType.TASK_STARTED, time=now, payload={"epoch": epoch}, task_id=task.id
     )
 
 
 def iteration_completed(task: Task, payload: Mapping[str, Any], now: datetime) -> NewEvent:
-    """An iteration (one model call and its tool call) has ended."""
+    """The event iteration_completed: an iteration (one model call and its tool calls) has ended."""
     return NewEvent(type=EventType.ITERATION_COMPLETED, time=now, payload=payload, task_id=task.id)
 
 
 def task_limit_approached(task: Task, budget: Budget, now: datetime) -> NewEvent:
-    """The task comes close to a limit on its usage."""
+    """The event task_limit_approached: the task comes close to a limit on its usage."""
     used = budget.used or 0
     return NewEvent(
         type=EventType.TASK_LIMIT_APPROACHED,
@@ -202,7 +202,7 @@ def task_limit_approached(task: Task, budget: Budget, now: datetime) -> NewEvent
 
 
 def task_cancel_requested(task: Task, intent: CancelIntent) -> NewEvent:
-    """The intent to cancel the task was recorded."""
+    """The event task_cancel_requested: the intent to cancel the task was recorded."""
     return NewEvent(
         type=EventType.TASK_CANCEL_REQUESTED,
         time=intent.requested_at,
@@ -212,7 +212,7 @@ def task_cancel_requested(task: Task, intent: CancelIntent) -> NewEvent:
 
 
 def task_completed(task: Task, now: datetime, *, work_stopped: bool) -> NewEvent:
-    """The end of a task. `task` is the task after its end."""
+    """The event task_completed: the task has ended. `task` is the task after its end."""
     payload: dict[str, Any] = {
         "status": str(task.status),
         "forced": task.forced,

@@ -1,8 +1,8 @@
 """The new events of watched workspaces. All watchers of a workspace share one feed.
 
-A feed reads each new event once and gives it to all its watchers, so an event costs each of them
-one write. A watcher itself reads the events that the feed has read before the watcher came, or
-while the watcher was busy with earlier events.
+A feed reads each new event from the log once and passes it to all its watchers, which only have to
+send it. A watcher reads from the log itself what the feed read before the watcher joined, or while
+the watcher was busy with earlier events.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from evershell.core.ports import Clock, Store, Subscription, Subscriptions
 HEARTBEAT_SECONDS = 15.0
 # The maximum number of events that are read at a time.
 BATCH_EVENTS = 100
-# How many watchers are woken at a time. Other calls are served before the next ones.
+# How many watchers are woken at a time. Other calls are served before the next group is woken.
 _WOKEN_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sent when the log had no new event for HEARTBEAT_SECONDS."""
+    """Sent when the log has had no new event for HEARTBEAT_SECONDS."""
 
     time: datetime
     # The position of the last event in the log; 0 if the log is empty.
@@ -34,27 +34,28 @@ Message = EventBatch | Heartbeat
 
 
 class FeedEndedError(Exception):
-    """The feed has ended because the server is about to end."""
+    """The feed has ended because the server is shutting down."""
 
 
 class Watcher:
-    """Receives the messages of a feed until it leaves."""
+    """Receives the messages of a feed until `leave` is called."""
 
     __slots__ = ("_feed", "_message", "_woken", "missed_seq")
 
     def __init__(self, feed: "_Feed", missed_seq: int) -> None:
         self._feed = feed
-        # The feed does not send the events up to this `seq`. The watcher reads them from the log.
+        # The watcher must read the events up to this `seq` from the log, because the feed does not
+        # send them.
         self.missed_seq = missed_seq
         # The message that the watcher has not taken yet.
         self._message: Message | None = None
-        # Done at the next change; None if the watcher does not wait.
+        # Completed when the feed sends a message or fails; None while the watcher does not wait.
         self._woken: asyncio.Future[None] | None = None
 
     async def receive(self) -> Message | None:
-        """The next message. None if `missed_seq` has changed: the watcher must read the log.
+        """Waits for the next message. Returns None if the watcher must read the log.
 
-        Raises FeedEndedError, and the errors of reading the log.
+        Raises FeedEndedError, or the error with which the feed failed to read the log.
         """
         if self._message is None:
             if self._feed.error is not None:
@@ -74,7 +75,8 @@ class Watcher:
     def send(self, message: Message, last_seq: int) -> None:
         """Gives the watcher the message.
 
-        A slow watcher, which has not taken the previous one, must read the log up to `last_seq`.
+        If the watcher has not taken the previous message yet, it must read the log up to
+        `last_seq`.
         """
         if self._message is None:
             self._message = message
@@ -97,7 +99,10 @@ class EventFeeds:
         self._feeds: dict[str, _Feed] = {}
 
     def join(self, workspace_id: str, last_seq: int) -> Watcher:
-        """Returns a watcher, which must leave. `last_seq` was read from the workspace before."""
+        """Returns a new watcher. Call its `leave` at the end.
+
+        `last_seq` is the `last_seq` of the workspace, read before this call.
+        """
         feed = self._feeds.get(workspace_id)
         if feed is None:
             feed = _Feed(workspace_id, last_seq, self._store, self._clock, self._forget)
@@ -135,7 +140,7 @@ class _Feed:
         self.workspace_id = workspace_id
         # Why the feed has ended; None while it runs.
         self.error: Exception | None = None
-        # The position of the last event that was read. The watchers receive all later ones.
+        # The position of the last event that was read. The watchers receive all later events.
         self._last_seq = last_seq
         self._store = store
         self._clock = clock

@@ -1,9 +1,9 @@
 """Use cases: put an organization on hold, release it, read its hold.
 
-The promise: no call that commits after the hold submits a task or starts an agent. Each such call
-holds a shared lock of the organization until it commits, and reads the hold under this lock. A call
-that sets a hold takes the lock exclusively. It therefore waits for the calls that have the lock,
-and later calls find the hold.
+The promise: no call that commits after the hold submits a task or starts an agent. A call that
+submits a task or starts an agent holds a shared lock of the organization until it commits, and
+checks for a hold under this lock. A call that sets a hold takes the lock exclusively. It therefore
+waits for the calls that hold the lock, and later calls find the hold.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
 
 _SCOPE = "org:hold"
 _CANCEL_SCOPE = "workspace:write"
-# How long one call goes on cancelling tasks, unless its deadline is earlier.
+# The longest time for which one call cancels tasks. The call's own deadline may end it earlier.
 _CANCEL_SECONDS = 10.0
 
 
@@ -28,7 +28,7 @@ class HoldOrg:
     """The request. Raises Failure validation_error."""
 
     reason: str = ""
-    # Whether to cancel also all tasks that have not ended.
+    # Whether to also cancel all tasks that have not ended.
     cancel_running: bool = False
     origin: Origin
 
@@ -43,8 +43,8 @@ async def hold_org(
 ) -> tuple[Hold, CancelTasksResult]:
     """Puts the caller's organization on hold. Returns the hold in force, and what was cancelled.
 
-    If there is a hold already, its caller, time and reason stay. The tasks are cancelled after the
-    hold is committed, so none is missed. Raises Failure permission_denied.
+    An existing hold keeps its caller, time and reason. The tasks are cancelled after the hold is
+    committed, so no task is missed. Raises Failure permission_denied.
     """
     caller.require(_SCOPE)
     if request.cancel_running:

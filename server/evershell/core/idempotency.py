@@ -1,14 +1,17 @@
 """Repeats of a call with the same idempotency key: they get the answer of the first call.
 
 A key belongs to its caller: all sessions of a user, or an API key. The same key of another caller
-is a different key. A secret is in the first answer only, not in the answer to a repeat.
+is a different key. Only the answer to the first call contains a secret; the answer to a repeat does
+not.
 
 The first call stores its key in the transaction that commits its effect. A key is therefore stored
 if and only if its call had an effect, so no crash leaves a key that blocks its repeats. If two
-calls come at the same time, the database makes one wait for the transaction of the other.
+calls with the same key arrive at the same time, the database makes one of them wait for the
+transaction of the other.
 
 The steps after that transaction can be repeated without harm. A repeat that arrives before the
-first call has answered does these steps too, and both give the answer that was stored first.
+first call has answered takes these steps too, and both calls return the answer that was stored
+first.
 """
 
 from dataclasses import replace
@@ -47,7 +50,7 @@ async def earlier_call(
 async def read_again(
     first: FirstCall, permission: Permission, origin: Origin, store: Store
 ) -> Change:
-    """The workspace of the first call, with its current task. `origin` is the repeat.
+    """The workspace of the first call, with its current task. `origin` describes the repeat.
 
     Stores the repeat's entry in the audit log. Raises Failure: permission_denied,
     workspace_not_found.

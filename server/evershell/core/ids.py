@@ -1,6 +1,6 @@
 """Identifiers: a prefix that names the kind, then a ULID (https://github.com/ulid/spec).
 
-They sort by time of creation.
+Identifiers of one kind sort by the time of their creation.
 """
 
 from datetime import datetime
@@ -9,12 +9,12 @@ from ulid import ULID
 
 
 def new_workspace_id(time: datetime | None = None) -> str:
-    """`ws_` followed by a ULID of this time, or of the time of this machine."""
+    """`ws_` followed by a ULID of `time`; without it, of the current time of this machine."""
     return f"ws_{_ulid(time)}"
 
 
 def new_task_id(time: datetime | None = None) -> str:
-    """`task_` followed by a ULID of this time, or of the time of this machine."""
+    """`task_` followed by a ULID of `time`; without it, of the current time of this machine."""
     return f"task_{_ulid(time)}"
 
 
@@ -39,7 +39,7 @@ def new_audit_id(time: datetime) -> str:
 
 
 def first_audit_id(time: datetime) -> str:
-    """Sorts before every audit id of this millisecond or later, and after all earlier ones."""
+    """Sorts before every audit id of this millisecond or later, and after all earlier audit ids."""
     return f"aud_{str(ULID.from_datetime(time))[:10]}"
 
 

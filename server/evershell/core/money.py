@@ -1,4 +1,4 @@
-"""Amounts of money: whole nano-dollars, as google.type.Money has them."""
+"""Amounts of money, in whole nano-dollars, the smallest unit of google.type.Money."""
 
 from typing import Any
 

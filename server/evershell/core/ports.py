@@ -22,13 +22,13 @@ Clock = Callable[[], datetime]
 # gets six attempts in this time.
 DELIVERY_WAIT = timedelta(hours=1)
 
-# A heartbeat renews a lease of which less than this share remains. With six heartbeats in a lease,
-# every second heartbeat writes.
+# A heartbeat renews the lease only if less than this share of it remains. With six heartbeats per
+# lease, every second heartbeat writes.
 RENEW_BELOW_SHARE = 0.8
 
 
-# Why a cancellation is refused under the lock. `permission_denied` is not here, because it may also
-# be refused before the lock is taken.
+# The reasons for which a cancellation is refused under the lock. `permission_denied` is not one of
+# them, because it may also be decided before the lock is taken.
 CancellationRefusal = Literal[
     "workspace_not_found",
     "task_not_found",
@@ -37,7 +37,7 @@ CancellationRefusal = Literal[
     "workspace_failed",
     "workspace_deleting",
 ]
-# What store/functions/cancellation_outcome.sql decides: an outcome of CancelTask, or a refusal.
+# The results of store/functions/cancellation_outcome.sql: outcomes of CancelTask, and refusals.
 CancellationOutcome = (
     Literal[
         "accepted",
@@ -74,7 +74,7 @@ class Leased:
 
     # The workspace and its current task, which were not locked.
     locked: Locked
-    # How long the lease still lasts, by the time of the service. Without a lease, 0 or less.
+    # How long the lease still lasts, by the clock of the service; 0 or less if there is no lease.
     lease_seconds: float
 
 
@@ -94,7 +94,7 @@ class MatchedTask:
 
     workspace_id: str
     task_id: str
-    # Whether a cancellation would change the task: record its intent, or an earlier `force_at`.
+    # Whether a cancellation would record something: the intent, or an earlier `force_at`.
     is_pending: bool
 
 
@@ -107,7 +107,7 @@ class MatchedTasks:
     tasks: Sequence[MatchedTask]
 
 
-# Published in place of a workspace: some recorded cancellations have not been delivered.
+# Published instead of a workspace id if some recorded cancellations have not been delivered.
 UNDELIVERED = "*"
 
 
@@ -125,10 +125,10 @@ class Store(Protocol):
     ) -> RecordedCancellation:
         """Checks and records a cancellation in one transaction and one round trip.
 
-        Records the intent if the workspace is in the caller's organization, the permission covers
-        it, it is up or being woken, the task (`task_id`, or the current task) has not ended, and no
-        intent is recorded for it. If an intent is recorded already, only its `force_at` can change,
-        to an earlier one.
+        Records the intent if all of the following is true: the workspace is in the caller's
+        organization, the permission covers it, it is up or being woken, the task (`task_id`, or the
+        current task) has not ended, and no intent is recorded for the task. If an intent is
+        recorded already, only its `force_at` can change, to an earlier one.
 
         Returns the outcome and what it read under the lock, even if it recorded nothing. The event
         stores `trace_id`, which is empty if there is no trace. The same transaction stores `audit`
@@ -149,8 +149,8 @@ class Store(Protocol):
         Leaves out descendants that have ended. If a descendant's intent is recorded already, only
         its `force_at` can change, to an earlier one. If the permission does not cover a descendant
         that has not ended, records nothing, and returns the outcome permission_denied with the
-        workspace of that descendant. Locks the tree, like `transition`. Publishes the same as
-        cancel_tasks.
+        workspace of that descendant. Locks the tree, like `transition`. Publishes what cancel_tasks
+        publishes.
         """
 
     async def match_tasks(
@@ -174,9 +174,9 @@ class Store(Protocol):
     ) -> Mapping[str, bool]:
         """Records the intent for each of the tasks in one transaction, like record_cancellation.
 
-        Returns the tasks whose cancellation is recorded, and whether this call recorded it. Leaves
-        out tasks that have ended, and tasks whose workspace is not up, is not covered or is locked
-        by another transaction. With `wait`, which allows only one task, waits for that transaction.
+        Maps each task whose cancellation is recorded to whether this call recorded it. Leaves out
+        tasks that have ended, and tasks whose workspace is not up, is not covered or is locked by
+        another transaction. With `wait`, which allows only one task, waits for that transaction.
         Publishes the workspaces, and UNDELIVERED, because the fleet controller signals the agents.
         """
 
@@ -190,9 +190,9 @@ class Store(Protocol):
         """Locks the workspace with its current task, and commits and returns what `decide` returns.
 
         With `org_id`, `decide` also gets the hold of this organization. No other transaction
-        commits a hold of it before the change is committed. With `parent_task_id` as well, `decide`
-        also gets this task of the organization, and its tree is locked: until the commit, no other
-        transaction submits a child into the tree or cancels it.
+        commits a hold of this organization before the change is committed. With `parent_task_id` as
+        well, `decide` also gets this task of the organization, and its tree is locked: until the
+        commit, no other transaction submits a child into the tree or cancels it.
 
         Returns None if there is no such workspace. If `decide` raises, nothing is committed. Raises
         KeyTakenError, and commits nothing, if the key of the change's `first_call` is taken. If
@@ -228,7 +228,7 @@ class Store(Protocol):
         """
 
     async def hold_org(self, hold: Hold, audit: AuditEntry | None = None) -> Hold:
-        """Stores the hold, unless there is one, and the audit entry. Returns the stored hold.
+        """Stores the hold, unless one exists, and the audit entry. Returns the stored hold.
 
         Waits for calls that have found no hold and have not committed yet.
         """
@@ -243,8 +243,8 @@ class Store(Protocol):
     async def find_first_call(self, call: FirstCall) -> FirstCall | None:
         """The first call with the same idempotency key as this call, unless the key has expired.
 
-        Also finds a call that the previous version stored, without the owner of its key, if its
-        request is the same.
+        The previous version stored calls without the owner of their key. Such a call is found too,
+        if its request is the same.
         """
 
     async def record_answer(self, first_call: FirstCall, answer: str) -> str:
@@ -253,8 +253,8 @@ class Store(Protocol):
     async def get_workspace(self, workspace_id: str, org_id: str | None = None) -> Workspace | None:
         """A workspace of this organization, or of any organization if it is None.
 
-        Name the organization on behalf of a caller. A workspace of another organization is then not
-        read, so the answer takes as long as for a missing workspace.
+        Pass `org_id` if the request comes from a caller. A workspace of another organization is
+        then not read, so the answer takes as long as for a missing workspace.
         """
 
     async def get_agent_card(
@@ -271,15 +271,15 @@ class Store(Protocol):
         """
 
     async def remove_workspace(self, workspace_id: str) -> bool:
-        """Removes a workspace that is `deleting` and has no run, with all that belongs to it.
+        """Removes a workspace that is `deleting` and has no run, and everything that belongs to it.
 
         Works in transactions of bounded size, and continues where an earlier call ended. The last
         transaction leaves a record for find_deleted_workspace, and publishes the workspace. Audit
         entries and idempotency keys stay.
 
-        Returns False, and removes nothing, while events of the workspace still have to be delivered
-        to webhooks, but not for longer than DELIVERY_WAIT after the last change of the workspace.
-        Returns True if there is no such workspace.
+        Returns False, and removes nothing, while events of the workspace wait for delivery to
+        webhooks. This lasts at most DELIVERY_WAIT from the last change of the workspace. Returns
+        True if there is no such workspace.
         """
 
     async def find_deleted_workspace(self, workspace_id: str, org_id: str) -> Workspace | None:
@@ -307,14 +307,14 @@ class Store(Protocol):
     ) -> Listed[Task]:
         """The tasks of the workspace that match and are older than `before_id`, newest first.
 
-        The list may end early: if its texts are long, with at least one task more than fits into
-        MAX_PAGE_CHARACTERS, or as Listed describes.
+        The list may end early, as Listed describes, or because its texts are long. In the second
+        case it has at least one task more than fits into MAX_PAGE_CHARACTERS.
         """
 
     async def count_tasks(self, workspace_id: str, wanted: ListFilter) -> int:
         """The number of tasks that match, among the newest tasks of the workspace.
 
-        Looks at the newest 1,000 tasks at least.
+        Considers at least the newest 1,000 tasks. It may leave out older ones.
         """
 
     async def list_org_tasks(
@@ -328,15 +328,16 @@ class Store(Protocol):
     async def list_events(self, workspace_id: str, after_seq: int, limit: int) -> EventBatch:
         """The workspace's events after `after_seq`, in order.
 
-        The list may end early if the events are large, but has at least one if there is one. Raises
-        Failure workspace_not_found if there is no such workspace.
+        The list may end early if the events are large, but if there are events, it has at least
+        one. Raises Failure workspace_not_found if there is no such workspace.
         """
 
     async def list_old_logs(
         self, before: datetime, after_id: str, limit: int
     ) -> tuple[Sequence[str], str | None]:
-        """The workspaces whose first event is older than `before`, among the first `limit` after
-        `after_id`.
+        """Finds workspaces whose first event is older than `before`.
+
+        Looks at the first `limit` workspaces after `after_id`.
 
         Also returns the `after_id` of the next call; None if there are no more workspaces.
         """
@@ -356,26 +357,26 @@ class Store(Protocol):
         """
 
     async def oldest_end(self) -> datetime | None:
-        """Approximately when the oldest ended task ended; None if no task has ended."""
+        """About when the stored task that ended first has ended; None if no task has ended."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.
 
-        They are in the order of their ids, and begin after `after_id`.
+        Sorted by id, starting after `after_id`.
         """
 
     async def list_unsettled(self) -> Sequence[Workspace]:
-        """The workspaces that need a step of the controller, or soon may.
+        """The workspaces for which the controller must act now, or may have to soon.
 
-        The workspace awaits the controller, or its agent does not name the current task or broke a
-        rule.
+        Each of them awaits the controller, or its agent broke a rule or does not name the current
+        task.
         """
 
     async def list_expired_leases(self) -> Sequence[Workspace]:
-        """The workspaces with a pod whose lease has run out, by the time of the service."""
+        """The workspaces with a pod whose lease has run out, by the clock of the service."""
 
     async def lease_seconds_left(self, workspace_id: str | None = None) -> float | None:
-        """How long the lease of the workspace still lasts, by the time of the service.
+        """How long the lease of the workspace still lasts, by the clock of the service.
 
         Without an id, reads the lease that runs out first among all workspaces with a pod. Negative
         if the lease has run out; None if there is no lease.
@@ -384,8 +385,8 @@ class Store(Protocol):
     async def worker_silences(self) -> Sequence[float]:
         """How long ago each worker gave its last sign of life, in seconds.
 
-        A worker gives one every second, from the event loop that answers its calls. Leaves out
-        workers that have ended. The time is 0 if the database does not know it.
+        A worker gives a sign of life every second, from the event loop that answers its calls.
+        Leaves out workers that have ended. The time is 0 if the database does not know it.
         """
 
     async def list_audit_entries(
@@ -393,8 +394,7 @@ class Store(Protocol):
     ) -> Listed[AuditEntry]:
         """The entries of the organization that match and are older than `before_id`, newest first.
 
-        If the permission covers only the caller's own workspaces, only the entries of these
-        workspaces.
+        If the permission covers only the caller's own workspaces, leaves out all other entries.
         """
 
     async def list_cancellations(self) -> Sequence[tuple[Workspace, Task]]:
@@ -410,7 +410,8 @@ class Store(Protocol):
         """The roots of the open trees whose limits include the descendants, with their workspaces.
 
         `usage` has the tokens and the cost of the whole tree. Leaves out a tree in which every open
-        task is being cancelled, unless the limit, reached `now`, sets an earlier force deadline.
+        task is being cancelled already, unless a limit that is reached at `now` would set an
+        earlier force deadline.
         """
 
     async def count_workspaces(self) -> Mapping[WorkspaceStatus, int]:

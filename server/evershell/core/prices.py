@@ -1,7 +1,7 @@
 """What model calls cost: the tokens that agents report, at the prices of their models.
 
-Amounts are whole nano-dollars (money.py). Prices are whole pico-dollars per token: one dollar per
-million tokens is 1,000,000. Only the cost of each call is rounded.
+Amounts are whole nano-dollars (money.py). Prices are whole pico-dollars per token: a price of one
+dollar per million tokens is 1,000,000. Only the cost of each call is rounded.
 """
 
 import re
@@ -23,7 +23,7 @@ class Prices:
     """The prices of a model in a period."""
 
     # For each kind of token, pairs: the number of input tokens from which a price applies, and the
-    # price. The last price that applies is charged for all tokens of the call.
+    # price. The last price that applies is charged for all tokens of this kind in the call.
     tokens: Mapping[str, Sequence[tuple[int, int]]]
     # The first day of the period, in UTC; None if the period has no beginning.
     start_date: date | None = None
@@ -61,7 +61,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and its ordered prices. The last that applies counts; if none applies, the first."""
+    """A model and its prices, in order. The last one that applies is used, or else the first."""
 
     # The names that it applies to; see _matches.
     clause: Sequence[Any]
@@ -70,7 +70,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Models whose names have something in common."""
+    """A provider and its models. The clause matches the names of all of them."""
 
     clause: Sequence[Any]
     models: Sequence[Model]
@@ -82,7 +82,8 @@ class PriceList:
 
     # The prices of the first matching model of the first matching provider apply.
     providers: Sequence[Provider] = ()
-    # By the name of the model, in lower case. These prices override the prices of providers.
+    # Maps the name of a model, in lower case, to its prices. These prices override the prices of
+    # providers.
     own: Mapping[str, Prices] = field(default_factory=dict)
     _found: Any = field(init=False, repr=False, compare=False)
 

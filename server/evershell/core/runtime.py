@@ -20,7 +20,7 @@ class AgentIdentity:
 
     workspace_id: str
     epoch: int
-    # Which of the control plane's signing keys its secrets are derived from.
+    # The position of the signing key from which the agent's secrets are derived.
     signing_key: int = field(default=0, compare=False)
 
 
@@ -32,14 +32,14 @@ class Directive:
     fenced: bool
     # The current task, with its intent to cancel if there is one; None if there is no task.
     task: Task | None
-    # How long the lease still lasts, by the time of the service. None in the reply to a commit,
-    # which does not renew it.
+    # How long the lease still lasts, by the clock of the service. None in the reply to a commit,
+    # because a commit does not renew the lease.
     lease_seconds: float | None = None
 
 
 _FENCED = Directive(fenced=True, task=None)
 # A heartbeat waits for the lock of its workspace only if less than this share of the lease remains.
-# With more, a later heartbeat can renew the lease.
+# If more remains, a later heartbeat can renew the lease.
 _WAIT_BELOW_SHARE = 0.5
 
 
@@ -63,7 +63,7 @@ class Runtime:
     async def begin_bootstrap(self, agent: AgentIdentity) -> None:
         """Checks that the agent has not registered yet. Raises Failure unauthenticated.
 
-        Registering spends the bootstrap token. Until then, nothing but the agent runs in its pod.
+        The registration uses up the bootstrap token. Until then, only the agent runs in its pod.
         """
         workspace = await self.store.get_workspace(agent.workspace_id)
         if (
@@ -117,7 +117,7 @@ class Runtime:
         events: Sequence[AgentEvent],
         trace_id: str = "",
     ) -> Directive:
-        """Commits events of a task, in order, in one transaction. `trace_id` is stored in them.
+        """Commits events of a task, in order, in one transaction. Each event stores `trace_id`.
 
         Raises Failure invalid_state for an iteration out of order, and BreachError.
         """
@@ -132,7 +132,7 @@ class Runtime:
     async def record_breach(self, agent: AgentIdentity, breach: BreachError) -> bool:
         """Fences the agent. The fleet controller ends its pod and its task.
 
-        Returns False if the agent was fenced before.
+        Returns False if the agent was already fenced.
         """
         was_fenced = True
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from evershell.workspace.v1 import field_limits
 
-# The longest description, in characters.
+# The maximum length of a description, in characters.
 MAX_DESCRIPTION_CHARACTERS = field_limits.SUBMIT_TASK_DESCRIPTION_MAX
 DEFAULT_MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_DEFAULT_VALUE
 MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_MAX
-# The most tokens of each kind in one model call. A task has at most 1,000 calls.
+# The maximum number of tokens of each kind in one model call. A task has at most 1,000 calls.
 MAX_CALL_TOKENS = 1_000_000_000
-# The parts of the input and the output that may have their own price. Each part comes with the
-# wholes that contain it. The smallest parts come first.
+# The counts of tokens that are parts of other counts and may have their own price. Each is mapped
+# to the counts that include it, and precedes them.
 TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
     "cache_write_1h_tokens": ("cache_write_tokens", "input_tokens"),
     "cache_write_tokens": ("input_tokens",),
@@ -27,7 +27,7 @@ TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
 }
 # The fields of a model call that count tokens.
 TOKENS = ("input_tokens", "output_tokens", *TOKEN_PARTS)
-# The most tool calls in one iteration.
+# The maximum number of tool calls in one iteration.
 MAX_TOOL_CALLS = 128
 # The longest name for which a price is looked up.
 MAX_MODEL_CHARACTERS = 200
@@ -77,7 +77,7 @@ class Usage:
         return self._with(other, operator.add)
 
     def at_least(self, other: "Usage") -> "Usage":
-        """The larger value of each field. If `other` has no cost, the cost stays."""
+        """The larger value of each field. If the cost of `other` is unknown, keeps this cost."""
         if other.cost_nanos is None:
             other = replace(other, cost_nanos=self.cost_nanos)
         return self._with(other, max)
@@ -104,7 +104,7 @@ class OpenIteration:
     started_calls: Sequence[Mapping[str, Any]] = ()
 
     def with_report(self, report: "OpenIteration") -> "OpenIteration":
-        """Merges another report. A report with fewer tool calls is an older one."""
+        """Merges another report of this iteration. The one with fewer tool calls is older."""
         is_older = len(report.started_calls) < len(self.started_calls)
         older, newer = (report, self) if is_older else (self, report)
         return replace(newer, usage=newer.usage.at_least(older.usage))
@@ -112,7 +112,7 @@ class OpenIteration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskLimits:
-    """When the service itself cancels a task; None for never."""
+    """The limits at which the service itself cancels a task; None for no limit."""
 
     # Counts from the start of the task.
     max_duration_seconds: float | None = None
@@ -120,9 +120,9 @@ class TaskLimits:
     max_total_tokens: int | None = None
     # The cost of all model calls, in nano-dollars.
     max_cost_nanos: int | None = None
-    # How long after a limit was reached the agent interrupts the iteration.
+    # How long the iteration may continue after a limit is reached, before the agent interrupts it.
     force_after_seconds: float | None = None
-    # Whether the limits apply to the task and its descendants together. Only for a root.
+    # Whether the limits apply to the task and its descendants together. Only a root may set this.
     include_descendants: bool = False
 
     @property
@@ -151,15 +151,15 @@ class CancelIntent:
     requested_at: datetime
     reason: str
     request_id: str
-    # When the agent interrupts the iteration, and who requested this, possibly in a later call.
-    # None for never.
+    # When the agent interrupts the iteration, and who requested this. A later call may have set
+    # both. None if the iteration is not interrupted.
     force_at: datetime | None = None
     force_requested_by: str | None = None
 
     def is_forced_earlier(self, force_at: datetime | None) -> bool:
-        """Whether the given deadline replaces the recorded one: the earliest deadline wins.
+        """Whether `force_at` replaces the recorded deadline, because it is earlier.
 
-        In SQL: store/functions/is_forced_earlier.sql.
+        store/functions/is_forced_earlier.sql is the same rule in SQL.
         """
         return force_at is not None and (self.force_at is None or force_at < self.force_at)
 
@@ -167,7 +167,8 @@ class CancelIntent:
     def force_begins_at(self) -> datetime | None:
         """When the agent must begin to interrupt the iteration; None for never.
 
-        When a limit is recorded, its deadline may be long past. The agent learns of it only then.
+        When the intent of a limit is recorded, its `force_at` may be long past. The agent learns of
+        it only when it is recorded.
         """
         return None if self.force_at is None else max(self.force_at, self.requested_at)
 
@@ -199,17 +200,17 @@ class Task:
     # lost iteration.
     usage: Usage = Usage()
     open_iteration: OpenIteration | None = None
-    # The size of all iterations, as received from the agent.
+    # The total size of all iterations in bytes, as received from the agent.
     committed_bytes: int = 0
     limits: TaskLimits = TaskLimits()
     # The ancestors, from the root of the tree to the parent; empty for a root.
     ancestor_ids: tuple[str, ...] = ()
-    # Whether the limits of its root include the descendants.
+    # Whether the limits of the root of its tree include the descendants.
     in_limited_tree: bool = False
 
     @property
     def parent_id(self) -> str:
-        """Empty for a root."""
+        """The id of the parent; empty for a root."""
         return self.ancestor_ids[-1] if self.ancestor_ids else ""
 
     @property
@@ -252,7 +253,7 @@ class RunningCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurrentIteration:
-    """What a task does now."""
+    """The current iteration of a task, with its running calls."""
 
     # Counts from 1. 0 if the agent does not work on the task.
     number: int = 0
@@ -279,7 +280,7 @@ class IterationCompleted:
 
     @property
     def tool_calls(self) -> Sequence[Mapping[str, Any]]:
-        """All tool calls. A single one has only the field `tool_call`."""
+        """All tool calls. A single one may be only in the field `tool_call` of the payload."""
         first = self.payload.get("tool_call")
         return self.payload.get("tool_calls") or ([] if first is None else [first])
 
@@ -310,7 +311,7 @@ class TaskEnded:
     forced: bool = False
     # Whether all processes of the task are known to have ended.
     work_stopped: bool = True
-    # Whether an iteration was running that will not be committed.
+    # Whether an iteration was running, which will not be committed.
     iteration_lost: bool = False
 
 

@@ -13,7 +13,7 @@ from evershell.workspace.v1 import field_limits
 from evershell.core.task import Task, TaskStatus
 from evershell.core.validation import Fields
 
-# Applies to both lists of ids.
+# The maximum length of `task_ids` and of `workspace_ids`.
 MAX_IDS = field_limits.CANCEL_TASKS_FILTER_TASK_IDS_MAX
 _MAX_ACTOR_CHARACTERS = field_limits.CANCEL_TASKS_FILTER_SUBMITTED_BY_MAX
 _MAX_METADATA = field_limits.CANCEL_TASKS_FILTER_METADATA_MAX

@@ -1,4 +1,4 @@
-"""Every change of a task. See change.py."""
+"""The functions that decide every change to a task. See change.py."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -118,7 +118,7 @@ def apply_limits(locked: Locked, now: datetime) -> Change:
 
 
 def apply_file_limit(locked: Locked, limit_mb: int, now: datetime) -> Change:
-    """Cancels the current task because the files of its workspace have reached this size."""
+    """Cancels the current task because the files of its workspace have reached `limit_mb`."""
     task = locked.task
     if task is None or task.status.is_terminal:
         return unchanged(locked)

@@ -1,12 +1,12 @@
-"""The limits of a task. The service itself cancels a task that has reached one.
+"""The limits of a task. The service itself cancels a task that has reached a limit.
 
 The intent is recorded like a caller's intent, so the same promises hold. The transaction that
 commits an iteration checks tokens, cost and duration. The fleet controller checks the duration too,
 so no limit is forgotten while an agent is silent or the service restarts.
 
-Limits that include the descendants are checked in the same way for the usage of the root itself.
-For the whole tree, the fleet controller checks them every second, so that commits of descendants
-have no additional cost.
+If the limits of a root include its descendants, the root's own usage is checked in the same way.
+The usage of the whole tree is checked only by the fleet controller, every second, so commits of
+descendants have no additional cost.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from evershell.core import money
 from evershell.core.caller import Caller, CredentialKind, Permission
 from evershell.core.task import CancelIntent, Limit, Task
 
-# The `requested_by` and the `credential_kind` of the intent.
+# The `requested_by` and the `credential_kind` of an intent that a limit caused.
 REQUESTER = "system:limit"
 CREDENTIAL_KIND = CredentialKind.SYSTEM
-# The percentage of a limit from which on the task approaches the limit.
+# From this percentage of a limit on, a task counts as approaching it.
 _APPROACHED_PERCENT = 80
 
 
@@ -65,7 +65,7 @@ def budgets(task: Task) -> Iterator[Budget]:
 
 
 def approached(before: Task, after: Task) -> list[Budget]:
-    """The limits that the task has come close to, but has not reached, from `before` to `after`."""
+    """The limits that `after` approaches without reaching them, and `before` does not yet."""
     return [
         now
         for then, now in zip(budgets(before), budgets(after), strict=True)
@@ -76,7 +76,8 @@ def approached(before: Task, after: Task) -> list[Budget]:
 def reached(task: Task, now: datetime) -> Reached | None:
     """The limit that the task has reached, if any."""
     limits = task.limits
-    # A root that ended without having started may still have descendants.
+    # A root that ended before it started may still have descendants. Their time counts from its
+    # end.
     since = task.started_at or task.completed_at
     if limits.max_duration_seconds is not None and since is not None:
         due = since + timedelta(seconds=limits.max_duration_seconds)
@@ -95,7 +96,7 @@ def service_permission(org_id: str) -> Permission:
 
 
 def files_reached(task: Task, limit_mb: int, now: datetime) -> Reached:
-    """The limit on the files of a workspace, which have reached this size."""
+    """The limit on the size of the workspace's files, for a workspace that has reached it."""
     limit = Limit.WORKSPACE_FILES
     return _reached(task, limit, f"{limit} reached: {limit_mb} MiB", now, now)
 
@@ -109,7 +110,7 @@ def _reason(budget: Budget) -> str:
 
 
 def _reached(task: Task, limit: Limit, reason: str, now: datetime, since: datetime) -> Reached:
-    """`force_after` counts from the time at which the limit was reached."""
+    """`since` is when the limit was reached. `force_after` counts from then."""
     seconds = task.limits.force_after_seconds
     intent = CancelIntent(
         requested_by=REQUESTER,

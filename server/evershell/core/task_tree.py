@@ -1,8 +1,8 @@
-"""Trees of tasks: what a parent must allow, and what a child stores.
+"""Trees of tasks: when a task may get a child, and what a child stores about its ancestors.
 
 docs/trees.md describes them. Submitting a child and cancelling a tree both lock the tree
-(Store.transition, Store.cancel_tree). So a cancellation of the tree either includes the child, or
-has cancelled the parent before, and the child is refused.
+(Store.transition, Store.cancel_tree). So a cancellation of the tree either includes the new child,
+or has already cancelled the parent, and then the child is refused.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from evershell.core.errors import Failure
 from evershell.core.task import Task
 from evershell.core.workspace import Workspace
 
-# The root is the first level.
+# The maximum number of levels of a tree. The root is the first level.
 MAX_LEVELS = 16
 # How many descendants of a root may be open (not ended). One call can cancel all of them.
 MAX_OPEN_DESCENDANTS = 1_000
@@ -21,7 +21,7 @@ MAX_OPEN_DESCENDANTS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The parent of a task that is submitted, under the lock of its tree."""
+    """The parent of a task that is being submitted, read under the lock of its tree."""
 
     workspace: Workspace
     task: Task
@@ -32,8 +32,8 @@ class Parent:
 def check_parent(parent: Parent | None, parent_id: str, permission: Permission) -> Parent:
     """Checks that the parent exists and that the caller may cancel it. Returns the parent.
 
-    `permission` is the permission of `workspace:write`. Raises Failure task_not_found or
-    permission_denied.
+    `permission` is what the caller's scope `workspace:write` permits. Raises Failure task_not_found
+    or permission_denied.
     """
     if parent is None:
         raise errors.parent_not_found(parent_id)

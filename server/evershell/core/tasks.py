@@ -162,7 +162,7 @@ async def submit_task(
         raise errors.workspace_not_found(request.workspace_id)
     answer = call.answer if call is not None else ""
     if submitted.task is not None and submitted.task.id == task.id:
-        # Unlike `task`, this one has its ancestors.
+        # The committed task has its ancestors, which `task` does not have.
         task = submitted.task
     if not answer:
         task, answer = await _deliver(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Self
 
 HEADER = "traceparent"
-# Versions after 00 may append further fields to these.
+# Versions later than 00 may append further fields.
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
@@ -27,7 +27,7 @@ class TraceContext:
 
     @classmethod
     def parse(cls, traceparent: str | None) -> Self | None:
-        """Parses the header. Returns None if it is absent or not valid: the call has no trace."""
+        """Parses the header. Returns None if it is absent or not valid: then there is no trace."""
         match = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent else None
         if (
             match is None

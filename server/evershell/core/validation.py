@@ -17,7 +17,7 @@ MAX_REASON_CHARACTERS = field_limits.CANCEL_TASK_REASON_MAX
 # Apply to all lists.
 MAX_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_MAX
 DEFAULT_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_DEFAULT_VALUE
-# The default limit of gRPC clients is 4 MiB a message, and a character may take four bytes.
+# By default, gRPC clients accept messages of up to 4 MiB, and a character may take four bytes.
 MAX_PAGE_CHARACTERS = 900_000
 _CHECKSUM_BYTES = 6
 
@@ -63,7 +63,7 @@ class Fields:
 
 
 def check_identifiers(**values: str) -> None:
-    """Checks fields that only have to be ids. Raises Failure validation_error."""
+    """Checks fields whose only rule is the syntax of ids. Raises Failure validation_error."""
     fields = Fields()
     for field, value in values.items():
         fields.identifier(field, value)
@@ -85,7 +85,7 @@ class Listed(list[Item]):
     """The items that a store has found, newest first.
 
     A store reads a bounded number of items. If it reached the bound, there may be more items, and
-    `last_id` is the id of the last item that it read, which need not have matched.
+    `last_id` is the id of the last item that it read, whether this item matched or not.
     """
 
     def __init__(self, items: Iterable[Item] = (), last_id: str | None = None) -> None:
@@ -148,7 +148,7 @@ def _page_token(before_id: str, listed: bytes) -> str:
 
 
 def _id_in(page_token: str) -> str:
-    """The id that the token names; empty if it is malformed.
+    """The id that the token names; empty if the token is malformed.
 
     Anyone can compute the checksum, so the id is checked like any id from a caller.
     """

@@ -86,9 +86,9 @@ async def watch_events(
                 and seq == after_seq
                 and (clock() - beat_at).total_seconds() >= HEARTBEAT_SECONDS / 2
             ):
-                # The log has not reached `after_seq`, so the watcher gets no events. Half the
-                # interval, because the feed's own heartbeat comes a whole interval after the last
-                # event.
+                # The log has not reached `after_seq`, so the watcher yields none of the events. It
+                # sends its own heartbeat after half the interval, because the feed sends one only a
+                # whole interval after the last event.
                 beat_at = clock()
                 yield encode_heartbeat(Heartbeat(beat_at, last_seq))
     except FeedEndedError:

@@ -49,7 +49,7 @@ class AgentCard:
     description: str = ""
     # Maps the name of each skill to its description.
     skills: Mapping[str, str] = field(default_factory=dict)
-    # Whether anyone may read it, without a credential.
+    # Whether anyone may read the card, without a credential.
     is_public: bool = False
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Workspace:
     created_at: datetime
     updated_at: datetime
     current_task_id: str | None = None
-    # Incremented for each new agent. Commits of any other epoch are refused (fencing).
+    # Incremented for each new agent. Commits from any other epoch are refused (fencing).
     epoch: int = 1
     # The `seq` of the last event in the workspace's log.
     last_seq: int = 0
@@ -92,8 +92,8 @@ class Workspace:
     task_unnamed_since: datetime | None = None
     # The rule that the agent of this epoch broke, as a clause; None if it broke none.
     agent_breach: str | None = None
-    # The run of the stack that this epoch's pod belongs to; None until it is placed. A suspended
-    # workspace keeps it until the pod has ended.
+    # The run of the stack that this epoch's pod belongs to; None until the pod is placed. A
+    # suspended workspace keeps its run until the pod has ended.
     run_id: str | None = None
 
     @property

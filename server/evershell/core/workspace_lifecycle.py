@@ -1,4 +1,4 @@
-"""Every change of a workspace and of its agent. See change.py."""
+"""The functions that decide every change to a workspace and its agent. See change.py."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ _ENDS_POD = (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING)
 
 
 def request_stop(locked: Locked, intent: CancelIntent) -> Change:
-    """Starts to stop the workspace. Its task is cancelled, and forced after the grace period.
+    """Begins to stop the workspace. Cancels its task, and interrupts it after the grace period.
 
     Raises Failure: workspace_failed, workspace_deleting.
     """
@@ -35,9 +35,10 @@ def request_stop(locked: Locked, intent: CancelIntent) -> Change:
 
 
 def request_delete(locked: Locked, intent: CancelIntent) -> Change:
-    """Starts to delete the workspace. Its task is cancelled as by request_stop.
+    """Begins to delete the workspace. Cancels its task like request_stop.
 
-    If the workspace is about to be woken for the task, no agent has the task, and it ends at once.
+    If the workspace is being woken for the task and has no pod yet, no agent has the task, so the
+    task ends at once.
     """
     if locked.workspace.status is WorkspaceStatus.DELETING:
         return unchanged(locked)
@@ -63,7 +64,7 @@ def _begin_end(locked: Locked, status: WorkspaceStatus, intent: CancelIntent) ->
 
 
 def resume(locked: Locked, now: datetime) -> Change:
-    """Asks for a new agent, in a new epoch.
+    """Requests a new agent, in a new epoch.
 
     Raises Failure: invalid_state while stopping, workspace_deleting.
     """
@@ -81,7 +82,7 @@ def resume(locked: Locked, now: datetime) -> Change:
 def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stopped: bool) -> Change:
     """Assigns the epoch's pod to a run of the stack.
 
-    If the pod belongs to another run, it has ended, and the workspace gets a new epoch.
+    A pod that belongs to another run has ended, so the workspace then gets a new epoch.
     """
     workspace = locked.workspace
     if workspace.is_over(epoch) or workspace.run_id == run_id:
@@ -121,8 +122,8 @@ def heartbeat(
 ) -> Change:
     """Renews the lease. Records which task the agent works on, and the phase of its iteration.
 
-    An agent counts as working on its task only after it has committed the start, because the limits
-    of the task count from then.
+    An agent counts as working on its task only after it has committed the start, because the task's
+    limits apply from then on.
     """
     workspace, task = locked.workspace, locked.task
     if workspace.is_fenced(epoch):
@@ -136,7 +137,7 @@ def heartbeat(
 
 
 def record_breach(locked: Locked, epoch: int, breach: str) -> Change:
-    """Records that the epoch's agent broke a rule, and thus fences it. The first breach stays."""
+    """Records that the epoch's agent broke a rule, which fences it. Keeps only the first breach."""
     if locked.workspace.is_fenced(epoch):
         return unchanged(locked)
     return Change(replace(locked.workspace, agent_breach=breach), locked.task)
@@ -154,15 +155,15 @@ def lose_agent(
     """Records that the epoch's agent is lost or cannot start.
 
     Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, the breach
-    is the reason. If it broke none, but did not interrupt its task in time, the workspace is
-    suspended instead: the next task wakes it. Its `run_id` then stays until the pod is known to
-    have ended.
+    is the reason. If it broke no rule but did not interrupt its task in time, the workspace is
+    suspended instead of failed, so that the next task wakes it. It then keeps its `run_id` until
+    the pod is known to have ended.
 
-    `overdue` is the task for which the controller ended the pod; the end of the task may be
-    committed while the pod ends. Without it, only the recorded force deadline decides between
-    failed and suspended. A controller that repeats the step of another one therefore decides the
-    same, although the agent seems to have ended by itself. So an agent that really ended by itself,
-    or whose lease is over, also leaves a suspended workspace if this deadline has passed.
+    `overdue` is the task because of which the controller ended the pod; the end of the task may be
+    committed while the pod ends. Without `overdue`, the recorded force deadline decides between
+    failed and suspended. A controller that repeats another controller's step therefore decides the
+    same, although it cannot see who ended the pod. For the same reason, if this deadline has
+    passed, the workspace is also suspended when the agent ended by itself or its lease ran out.
     """
     workspace = locked.workspace
     reason = workspace.agent_breach or reason
@@ -180,7 +181,7 @@ def lose_agent(
 
 
 def _is_force_over(task: Task | None, now: datetime) -> bool:
-    """Whether the time limit for the agent to interrupt the task has passed."""
+    """Whether the time in which the agent had to interrupt the task is over."""
     cancel = task.cancel if task is not None else None
     force_at = cancel.force_begins_at if cancel is not None else None
     return force_at is not None and force_at + FORCE_MARGIN < now
@@ -199,7 +200,7 @@ def finish_stop(locked: Locked, epoch: int, now: datetime, *, work_stopped: bool
 
 
 def suspend(locked: Locked, idle_since: datetime, now: datetime) -> Change:
-    """Suspends a workspace that has been idle since `idle_since`, and thus fences its agent.
+    """Suspends a workspace that has been idle since `idle_since`, which fences its agent.
 
     `run_id` stays until the pod has ended.
     """

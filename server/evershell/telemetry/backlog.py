@@ -20,9 +20,10 @@ class Backlog(Collector):
         self._requested: list[datetime] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None
-        # The bytes of the largest workspace, of all workspaces, and the limit of one.
+        # In bytes: the size of the largest workspace, the size of all workspaces, and the limit of
+        # each.
         self._files: tuple[int, int, int] | None = None
-        # None also if no task has ended.
+        # Also None if no task has ended.
         self._oldest_end: datetime | None = None
         self._redeliveries = Counter(
             "evershell_cancel_redeliveries",
@@ -63,15 +64,13 @@ class Backlog(Collector):
         requested, workspaces = self._requested, self._workspaces
         if requested is not None:
             oldest = self._age_seconds(min(requested)) if requested else 0.0
-            description = (
-                "Recorded cancellations whose tasks have not ended, read by index every second."
-            )
+            description = "Recorded cancellations whose tasks have not ended, read every second."
             yield GaugeMetricFamily(
                 "evershell_cancellations_open", description, value=len(requested)
             )
             yield GaugeMetricFamily(
                 "evershell_cancellations_oldest_seconds",
-                "Age of the oldest recorded cancellation whose task has not ended; 0 if none is.",
+                "Age of the oldest cancellation whose task has not ended; 0 if there is none.",
                 value=oldest,
             )
         if self._files is not None:

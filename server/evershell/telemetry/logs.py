@@ -21,13 +21,13 @@ from evershell.core import credentials, trace
 
 _FIELD_CHARACTERS = 1_000
 _TRACEBACK_CHARACTERS = 8_000
-# API keys, JWTs, and what follows the name of a scheme. Libraries write bytes with escapes, which
-# may be within a credential.
+# API keys, JWTs, and what follows the name of an authentication scheme. A credential may contain
+# escape sequences, because libraries print bytes with them.
 _CREDENTIAL = re.compile(
     rf"""((?<![a-z]){credentials.API_KEY}|\b{credentials.JWT}|\b(?i:bearer|basic)\s+)[^\s"']+"""
 )
-# The size of an agent's log. Nothing else rotates it: agents outlive the program that has started
-# them, and a sandbox hides the log's folder from them.
+# The maximum size of an agent's log. Nothing else rotates this log: agents outlive the program that
+# started them, and a sandbox hides the log's folder from them.
 _AGENT_LOG_BYTES = 1 << 20
 # The rate of each kind of line, and the size of a burst.
 _LINES_PER_SECOND = 20
@@ -35,7 +35,7 @@ _LINES_PER_SECOND = 20
 _Event = MutableMapping[str, Any]
 _Clock = Callable[[], float]
 _Line = Callable[[Any, str, _Event], str]
-# Made once: `json.dumps` makes an encoder for each call that has options.
+# Made once, because `json.dumps` with options makes a new encoder for each call.
 _encode = json.JSONEncoder(default=repr).encode
 _NUMBERS = (int, float)
 
@@ -58,15 +58,15 @@ class Sink:
     ) -> None:
         """`notice` formats the line that reports how many lines were lost.
 
-        It is written when lines can be written again. A file that has reached `max_bytes` keeps
-        only its second half.
+        The notice is written when lines can be written again. A file that has reached `max_bytes`
+        keeps only its second half.
         """
         self._descriptor = descriptor
         self._max_bytes = max_bytes
         self._notice = notice
         self._lock = threading.Lock()
         self._unreported = 0
-        # The last line was written only in part, so the next one must start with a newline.
+        # Whether the last line was written only in part. The next one then starts with a newline.
         self._is_torn = False
         # Lines lost since the program started.
         self.lost_lines = 0
@@ -116,8 +116,8 @@ class Sampler:
     def admit(self, kind: str) -> dict[str, int] | None:
         """Returns None if the line must be left out.
 
-        Otherwise returns a field with the number of lines that were left out before it, or no field
-        if there are none. Kinds are kept for ever, so they must be a closed set.
+        Otherwise returns the fields to add to the line: the number of lines that were left out
+        before it, if there are any. Kinds are never forgotten, so they must be a closed set.
         """
         now = self._clock()
         bucket = self._kinds.setdefault(kind, _Bucket(self._per_second, now))
@@ -167,11 +167,11 @@ class PlainLog:
 
 
 def configure(program: str, level: str, **context: Any) -> Sink:
-    """Sends the log of this process, of its libraries and Python's warnings to standard error.
+    """Sends the logs of this process and its libraries, and Python's warnings, to standard error.
 
     `context` has the fields that every line gets. Returns the sink, which counts lost lines.
     """
-    # Imported here, because agents do without it.
+    # Imported here, because agents do not need it.
     import structlog
 
     line = _line({"program": program, **context})
@@ -277,7 +277,7 @@ def _timestamp() -> str:
 
 
 def _traceback(exc_info: Any) -> str:
-    """Formats an exception, the tuple of sys.exc_info(), or with True the current exception."""
+    """Formats an exception, the tuple of sys.exc_info(), or for True the current exception."""
     if isinstance(exc_info, BaseException):
         error: BaseException | None = exc_info
     else:

@@ -34,12 +34,13 @@ from evershell.telemetry.metrics_server import serving
 from evershell.version import VERSION
 
 _Answer = TypeVar("_Answer")
-# Always loopback, because metrics are not for callers.
+# Loopback by default, because metrics are not for callers.
 HOST = "127.0.0.1"
 # The outcomes of CancelTask that count against its SLO (docs/slo.md).
 SLO_FAILURES = ("internal", "unavailable", "deadline_exceeded")
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# From the answer of an idle agent up to the limits of a model call and a tool call.
+# The buckets range from the reaction of an idle agent to the time limits of a model call and a tool
+# call together.
 _CANCEL_TO_END_SECONDS = (
     0.05,
     0.1,
@@ -69,7 +70,7 @@ class Metrics:
         self._calls = Histogram(
             "evershell_rpc_seconds",
             "Time from the start of a call to its end; "
-            "outcome: ok, the slug that it failed with, failed without one, or caller_gone.",
+            "outcome: ok, the slug of its error, failed if the error has no slug, or caller_gone.",
             ["rpc", "outcome"],
             buckets=_CALL_SECONDS,
             registry=self.registry,
@@ -100,12 +101,12 @@ class Metrics:
             ["limit"],
             registry=self.registry,
         )
-        # Prometheus sees no increase in a series that starts at 1.
+        # Starts each series at 0, because Prometheus sees no increase in a series that starts at 1.
         for limit in Limit:
             self._limits_reached.labels(limit)
         self._reported_cost = Counter(
             "evershell_reported_cost_dollars",
-            "The known costs of the tasks that have ended, as their agents have reported them.",
+            "The costs of ended tasks, as far as they are known from the reports of agents.",
             registry=self.registry,
         )
         self._cancelled_tasks = Counter(
@@ -137,7 +138,8 @@ class Metrics:
 
     def rpc(self, name: str) -> "MeasuredRpc":
         if name == "CancelTask":
-            # Its SLO counts the first failure too, in which Prometheus would see no increase.
+            # Starts these series at 0: the SLO must count the first failure, and Prometheus sees no
+            # increase in a series that starts at 1.
             for outcome in SLO_FAILURES:
                 self._calls.labels(name, outcome)
         return MeasuredRpc(name, self._calls, self._in_flight)
@@ -161,7 +163,7 @@ class Metrics:
             self._reported_cost.inc(task.usage.cost_nanos / NANOS_PER_DOLLAR)
         if task.cancel is None or task.completed_at is None:
             return
-        # The times may be from two workers, each of which knows the time to some milliseconds.
+        # The two times may be from two workers, whose clocks may differ by some milliseconds.
         seconds = max(0.0, (task.completed_at - task.cancel.requested_at).total_seconds())
         self._cancel_to_end.labels(str(task.forced).lower()).observe(seconds)
 
@@ -191,12 +193,12 @@ class Metrics:
         """Exports how far the clocks of this machine and of the database are off."""
         self._watch(
             "evershell_clock_offset_seconds",
-            "How far the clock of this machine is ahead of the time of the service.",
+            "How far the clock of this machine is ahead of the clock of the service.",
             machine_offset_seconds,
         )
         self._watch(
             "evershell_clock_correction_seconds",
-            "What is added to the clock of the database, because that clock was set.",
+            "Seconds added to the clock of the database, to make up for a step of that clock.",
             correction_seconds,
         )
 
@@ -226,7 +228,7 @@ class MeasuredRpc:
         self._in_flight.inc()
 
     def end(self, outcome: str, seconds: float) -> None:
-        """Counts a call that has ended after `seconds`, and its outcome."""
+        """Counts a call that has ended with `outcome` after `seconds`."""
         series = self._by_outcome.get(outcome)
         if series is None:
             series = self._by_outcome[outcome] = self._calls.labels(self._name, outcome)

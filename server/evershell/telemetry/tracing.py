@@ -141,7 +141,7 @@ class _Rarely(logging.Filter):
 
 
 def limit_export_warnings(monotonic: Callable[[], float] = time.monotonic) -> None:
-    """Limits the loggers of the exporter, in this process."""
+    """Limits each logger of the exporter, in this process, to one warning a minute."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         for earlier in [each for each in logger.filters if isinstance(each, _Rarely)]:

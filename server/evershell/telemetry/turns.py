@@ -1,7 +1,8 @@
 """Counts the turns of a program's event loop in memory that its supervisor reads.
 
-A program whose loop turns is not frozen, however slow the machine is. The supervisor passes the
-memory as an open file, whose number is in the environment. Without it, a program counts nothing.
+While the count grows, the program is not frozen, however slow the machine is. The supervisor passes
+the memory as an open file, and the number of its descriptor in an environment variable. Without
+this variable, a program counts nothing.
 """
 
 import asyncio
@@ -12,9 +13,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-# The number of the open file, in the environment of the program.
+# The environment variable with the number of the file descriptor.
 VARIABLE = "EVERSHELL_TURNS_FD"
-# A loop that is not busy makes one turn in this time.
+# An idle loop makes one turn in this time.
 TURN_SECONDS = 0.5
 _NAME = "evershell-turns"
 _COUNT = struct.Struct("=Q")
@@ -58,7 +59,7 @@ async def counted() -> AsyncIterator[None]:
 
 
 def _is_turns(descriptor: str) -> bool:
-    """Whether it is the file of a count. A copied environment may name a file that is not open."""
+    """Whether this is the file of a turn count. In a copied environment it may not be."""
     with suppress(OSError):
         return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(f"/memfd:{_NAME}")
     return False
