@@ -108,7 +108,8 @@ class ServerSettings(PodSettings):
     """The base URL of REST as [agent cards](a2a.md#agent-cards) name it. `{org}` stands for the
     slug of the organization. If empty, the URL of this machine."""
     public_grpc_address: str = ""
-    """The same for gRPC: `host:port`."""
+    """The address of gRPC as agent cards name it: `host:port`. If empty, the address of this
+    machine."""
 
     oidc_client_id: str = ""
     """The client id of the [console](console.md#sign-in) at an OpenID Connect provider. If empty,
@@ -152,7 +153,7 @@ class ServerSettings(PodSettings):
     """The time limit of one model call. It ensures that every cancelled task ends in bounded time.
     """
     tool_timeout_seconds: float = Field(600.0, gt=0, le=_DAY_SECONDS)
-    """The same for one tool call."""
+    """The time limit of one tool call, for the same purpose."""
     lease_seconds: float = Field(30.0, ge=1, le=_DAY_SECONDS)
     """An agent that sends no heartbeat for this long counts as lost."""
     agent_command: str = ""

@@ -144,7 +144,8 @@ class SessionTokens:
         audience: str,
         clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
-        """`clock` is UTC in seconds since 1970. The provider has its own clock."""
+        """`clock` is UTC in seconds since 1970, because the provider does not use the service's
+        clock."""
         # The deprecated name of the algorithm is accepted on purpose.
         warnings.filterwarnings("ignore", message="EdDSA is deprecated", category=SecurityWarning)
         self._keys = keys

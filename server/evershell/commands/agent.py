@@ -27,7 +27,7 @@ def agent() -> None:
 
     AGENT is `my_agent.py:agent` or `my_module:agent`. After `--`, it is the command that starts an
     agent in any language. Exits with 1 if a case fails. A case that the agent does not reach does
-    not count as passed; the options say which tasks reach it.""",
+    not count as passed; use the options to name tasks that reach it.""",
 )
 @click.argument("command", metavar="AGENT | -- COMMAND...", nargs=-1, required=True)
 @click.option(

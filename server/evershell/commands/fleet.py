@@ -13,7 +13,7 @@ from evershell.commands.environment import problems_reported, read_settings
     "--health-address",
     metavar="ADDRESS",
     help="Serve the gRPC health service at host:port or unix:/path. Its service `liveness` is "
-    "SERVING while the process answers. Default: nowhere.",
+    "SERVING while the process answers. Default: it is not served.",
 )
 def fleet(health_address: str | None) -> None:
     """Runs until SIGTERM or SIGINT."""

@@ -12,7 +12,7 @@ from evershell.version import VERSION
 
 @click.command(
     help="Restart the programs of the running stack one after another, without losing a call. They "
-    "get the version of this command, which may be installed in another environment than the "
+    "then run the version of this command, which may be installed in another environment than the "
     "stack."
 )
 def restart() -> None:

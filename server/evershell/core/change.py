@@ -121,7 +121,7 @@ class Locked:
     """A workspace and its current task, locked together."""
 
     workspace: Workspace
-    # The task that has not ended; None if there is none.
+    # The current task, which has not ended; None if there is none.
     task: Task | None
     # The hold of the organization; always None if the store was not asked to read it.
     hold: Hold | None = None

@@ -289,8 +289,8 @@ async def get_current_iteration(
         current = await agents.current_iteration(workspace, task)
     except AgentUnreachableError as error:
         message = (
-            f"The agent of workspace {workspace.id} did not answer in time. GetTask has the status "
-            f"and the phase of task {task.id}, as the service knows them."
+            f"The agent of workspace {workspace.id} did not answer in time. GetTask returns the "
+            f"status and the phase of task {task.id}, as the service knows them."
         )
         raise errors.agent_unreachable(
             workspace.id, task.id, message, intent_recorded=task.cancel is not None

@@ -87,8 +87,8 @@ class Workspace:
     agent_address: str | None = None
     # When the lease of this epoch's agent ends. Afterwards, the agent counts as lost.
     lease_expires_at: datetime | None = None
-    # Since when the agent's heartbeats have not named the current task. None while they name it, or
-    # if there is no task.
+    # The time since which the agent's heartbeats have not named the current task. None while they
+    # name it, or if there is no task.
     task_unnamed_since: datetime | None = None
     # The rule that the agent of this epoch broke, as a clause; None if it broke none.
     agent_breach: str | None = None

@@ -59,7 +59,7 @@ async def counted() -> AsyncIterator[None]:
 
 
 def _is_turns(descriptor: str) -> bool:
-    """Whether this is the file of a turn count. In a copied environment it may not be."""
+    """Whether this is the file of a turn count. A copied environment may name another file."""
     with suppress(OSError):
         return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(f"/memfd:{_NAME}")
     return False
