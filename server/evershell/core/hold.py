@@ -19,7 +19,7 @@ from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
 
 _SCOPE = "org:hold"
 _CANCEL_SCOPE = "workspace:write"
-# The longest time for which one call cancels tasks. The call's own deadline may end it earlier.
+# The longest time that one call spends on cancelling tasks. Its deadline may come earlier.
 _CANCEL_SECONDS = 10.0
 
 

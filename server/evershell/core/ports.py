@@ -357,7 +357,7 @@ class Store(Protocol):
         """
 
     async def oldest_end(self) -> datetime | None:
-        """About when the stored task that ended first has ended; None if no task has ended."""
+        """The approximate time of the earliest end of a stored task; None if no task has ended."""
 
     async def list_wanted_pods(self, after_id: str, limit: int) -> Sequence[Workspace]:
         """The workspaces that have a pod or get one: provisioning, idle, busy, stopping.

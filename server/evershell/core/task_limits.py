@@ -65,7 +65,7 @@ def budgets(task: Task) -> Iterator[Budget]:
 
 
 def approached(before: Task, after: Task) -> list[Budget]:
-    """The limits that `after` approaches without reaching them, and `before` does not yet."""
+    """The limits that the task newly approaches in `after`, without having reached them."""
     return [
         now
         for then, now in zip(budgets(before), budgets(after), strict=True)
@@ -96,7 +96,7 @@ def service_permission(org_id: str) -> Permission:
 
 
 def files_reached(task: Task, limit_mb: int, now: datetime) -> Reached:
-    """The limit on the size of the workspace's files, for a workspace that has reached it."""
+    """The result for a workspace whose files have reached the size limit."""
     limit = Limit.WORKSPACE_FILES
     return _reached(task, limit, f"{limit} reached: {limit_mb} MiB", now, now)
 
