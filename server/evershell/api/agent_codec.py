@@ -70,13 +70,13 @@ def decode_commit(request: runtime_service_pb2.CommitEventsRequest) -> list[Agen
 
 def decode_agent_events(events: Iterable[runtime_service_pb2.TaskEvent]) -> list[AgentEvent]:
     """The events of a commit. Raises BreachError."""
-    # Decodes one more than is allowed, which is enough for the core to refuse them.
+    # Decodes one event more than the limit, so that the core refuses the commit.
     return [_decode_agent_event(event) for event in islice(events, MAX_EVENTS + 1)]
 
 
 def _decode_open_iteration(opened: runtime_service_pb2.OpenIteration) -> IterationReported:
     size_bytes = opened.ByteSize()
-    # Decodes one more than is allowed, so that the core refuses the report.
+    # Decodes one call more than the limit, so that the core refuses the report.
     del opened.started_calls[MAX_TOOL_CALLS + 1 :]
     return IterationReported(opened.number, rest_fields(opened), size_bytes)
 
@@ -88,7 +88,7 @@ def _decode_agent_event(event: runtime_service_pb2.TaskEvent) -> AgentEvent:
         case "iteration_completed":
             iteration = event.iteration_completed
             size_bytes = iteration.ByteSize()
-            # Decodes one more than is allowed, so that the core refuses the iteration.
+            # Decodes one call more than the limit, so that the core refuses the iteration.
             del iteration.tool_calls[MAX_TOOL_CALLS + 1 :]
             payload = rest_fields(iteration)
             if not iteration.tool_calls:

@@ -66,8 +66,8 @@ _current: ContextVar[Call] = ContextVar("call")
 
 
 def begin(context: Context) -> Call:
-    """Makes an arrived call the current one, with what its metadata says."""
-    # Only keys that end with `-bin` have values of bytes. This service reads none of them.
+    """Makes an arrived call the current call, and reads its metadata."""
+    # Only keys that end in `-bin` have bytes as values. This service reads no such key.
     pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
     metadata = dict(pairs)
     if len(metadata) != len(pairs):
@@ -84,10 +84,10 @@ def begin(context: Context) -> Call:
 
 
 def _request_id(metadata: dict[str, str]) -> str:
-    """The id that the edge has chosen, or a new one if the call did not pass the edge.
+    """The id that the edge has chosen, or a new id if the call did not come through the edge.
 
-    A worker trusts the headers of the edge: a caller who reaches it directly must not choose the
-    id, unless it imitates the edge.
+    A caller who reaches a worker directly can choose the id only by imitating the headers of the
+    edge.
     """
     chosen = metadata.get("x-request-id") if HOST_HEADER in metadata else None
     return chosen or str(uuid.uuid4())
@@ -96,8 +96,8 @@ def _request_id(metadata: dict[str, str]) -> str:
 def _joined(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """The values of each key, joined by commas (RFC 9110, section 5.3).
 
-    Two credentials therefore count as none: otherwise a proxy could check one of them and this
-    service the other.
+    A call with two credentials therefore has no valid credential. Otherwise a proxy could check one
+    of them, and this service the other.
     """
     joined: dict[str, str] = {}
     for name, value in pairs:
@@ -133,7 +133,7 @@ def origin() -> Origin:
 async def send_status_200(context: grpc.aio.ServicerContext[Any, Any]) -> None:
     """Makes the edge answer a REST call with 200 instead of the method's usual status.
 
-    Used if what the call requested is done, and not only accepted.
+    Used if the requested work is already done, and not only accepted.
     """
     if current().is_rest:
         await context.send_initial_metadata(((STATUS_HEADER, "200"),))
@@ -153,7 +153,8 @@ def idempotency_key(request: Message) -> IdempotencyKey | None:
 def agent_key(request: runtime_service_pb2.SubmitChildRequest) -> IdempotencyKey:
     """The idempotency key of an agent's submission. Raises Failure validation_error.
 
-    It holds for one parent. The keys of callers are printable, so none of them is equal to it.
+    The key is valid for one parent task. It contains a line end, so it differs from every key of a
+    caller, which is printable.
     """
     key = request.idempotency_key
     _check_key("idempotency_key", key, MAX_AGENT_KEY_CHARACTERS)
@@ -166,7 +167,7 @@ def _check_key(field: str, key: str, limit: int) -> None:
 
 
 def fingerprint(request: Message) -> bytes:
-    """A value that is equal for equal requests of a method. Each method has its request type."""
+    """A hash that is equal for equal requests. It includes the request type, so methods differ."""
     content = request.DESCRIPTOR.full_name.encode() + b"\n"
     content += request.SerializeToString(deterministic=True)
     return sha256(content).digest()

@@ -24,10 +24,10 @@ def interceptors(
     """The interceptors, outermost first. An interceptor that is None is left out."""
     shares = Shares()
     ordered = [
-        request_log,  # outermost: every call gets a request id, a log line and is measured
-        admission,  # outside all that takes time; inside the log, which counts refusals
+        request_log,  # outermost: gives every call a request id and a log line, and measures it
+        admission,  # before anything that takes time; inside the log, which counts refusals
         traced_calls,  # inside the log, which names the trace; around everything that takes time
-        auditing,  # outside the errors, which set the outcome that is recorded
+        auditing,  # around Errors, which sets the outcome that is recorded
         Errors(),  # around everything that can fail; inside the log, which names the slug
         authentication,  # before the request is read; servicers rely on it
         rate_limits,  # after authentication, because limits are per credential

@@ -40,7 +40,7 @@ from evershell.pod.messages import encode_phase
 _OUTCOMES = workspace_service_pb2.CancelTasksResult.Outcome
 _Item = TypeVar("_Item")
 _Message = TypeVar("_Message")
-# 50 large tasks take about 2 ms to encode.
+# How many items are encoded before other calls run. 50 large tasks take about 2 ms.
 _ITEMS_AT_ONCE = 50
 
 
@@ -65,7 +65,7 @@ def decode_page(
     | workspace_service_pb2.ListAuditEntriesRequest,
     org_id: str,
 ) -> Page:
-    """The page of the organization's list that the other fields select.
+    """The requested page. Its token is valid only for this organization and the same filters.
 
     Raises Failure validation_error.
     """
@@ -79,7 +79,7 @@ def decode_page(
 
 
 def decode_list_filter(request: workspace_service_pb2.ListTasksRequest) -> OrgListFilter:
-    """The request's fields, without the fields about pages. Raises Failure validation_error."""
+    """The filter: the request's fields without the page fields. Raises Failure validation_error."""
     return OrgListFilter(
         **{each.name: getattr(request, each.name) for each in dataclasses.fields(OrgListFilter)}
     )
@@ -92,8 +92,9 @@ def encode_cancel(result: CancelResult) -> workspace_service_pb2.CancelTaskRespo
     return workspace_service_pb2.CancelTaskResponse(
         workspace_id=result.workspace_id,
         task_id=task.id if task is not None else "",
-        # The constructor also accepts the name of an enum value, and a mapping with the fields of a
-        # message, although its type does not say so. It would serialize and parse a message.
+        # Contrary to its type hints, the constructor also accepts the name of an enum value, and a
+        # mapping with the fields of a message. It would copy a message by serializing and parsing
+        # it.
         outcome=cast(Any, str(result.outcome)),
         requested_at=timestamp(intent.requested_at) if intent is not None else None,
         requested_by=intent.requested_by if intent is not None else "",
@@ -124,12 +125,12 @@ def _decode_selection(request: workspace_service_pb2.CancelTasksRequest) -> Task
             raise errors.invalid({"all": "must not be true if there is a `filter`"})
         return _decode_filter(request.filter)
     if not request.all:
-        raise errors.invalid({"filter": "is missing; `all`: true cancels every task"})
+        raise errors.invalid({"filter": "is missing; to cancel every task, set `all` to true"})
     return AllTasks()
 
 
 def _decode_filter(message: workspace_service_pb2.TaskFilter) -> TaskFilter:
-    """Reads an empty list as an absent one: a message does not tell them apart."""
+    """Treats an empty list as an absent list, because protobuf does not distinguish them."""
     return TaskFilter(
         task_ids=tuple(message.task_ids) or None,
         workspace_ids=tuple(message.workspace_ids) or None,

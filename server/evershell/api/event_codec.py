@@ -18,8 +18,8 @@ def encode_events(events: Sequence[Event]) -> Sequence[bytes]:
 
 def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
     """A message of the stream of WatchEvents."""
-    # The constructor also accepts a mapping with the fields of a message, although its type does
-    # not say so.
+    # Contrary to its type hints, the constructor also accepts a mapping with the fields of a
+    # message.
     event: Any = {
         "seq": item.seq,
         "type": item.type,
@@ -30,7 +30,8 @@ def encode_event(item: Event) -> workspace_service_pb2.WatchEventsResponse:
         "trace_id": item.origin.trace_id,
     }
     if item.type is EventType.UNSPECIFIED:
-        # Only a later version knows the payload. The event has its place in the log all the same.
+        # Only a later version knows the payload. The event is sent without it, so that the stream
+        # has no gap.
         return workspace_service_pb2.WatchEventsResponse(event=event)
     # The constructor is an order of magnitude faster than ParseDict, with the same result.
     try:

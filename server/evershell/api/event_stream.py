@@ -20,12 +20,12 @@ ERROR_TYPE = "stream_error"
 # How long a client waits before it reconnects, in milliseconds.
 _RETRY_MS = 1_000
 _MAX_SEQ = 2**63 - 1
-# JSON does not require that these are escaped. Parsers that split lines as Unicode does would end a
-# field at them.
+# JSON allows these characters unescaped, but a parser that splits lines at every Unicode line
+# separator would end a field there.
 _LINE_ENDS = {end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
-# The first message of a stream. It sets the content type. It has no empty line, and heartbeats have
-# none, because some libraries would then report an event without data.
+# The first message of a stream. It sets the content type. Like a heartbeat, it does not end with an
+# empty line, because some libraries would then report an event without data.
 OPENING = HttpBody(content_type="text/event-stream", data=f"retry: {_RETRY_MS}\n".encode())
 HEARTBEAT = HttpBody(data=b": heartbeat\n")
 
@@ -47,11 +47,12 @@ def position(after: int) -> int:
 class Frames(Sequence[bytes]):
     """The serialized frames of a batch of events, each made when a watcher first needs it.
 
-    The JSON of a large event takes a millisecond, so a whole batch would delay other calls.
+    Encoding a large event takes a millisecond, so encoding a whole batch at once would delay other
+    calls.
     """
 
     def __init__(self, events: Sequence[Event]) -> None:
-        # A copy: the batch keeps these frames.
+        # A copy, because the batch itself refers to these frames.
         self._events = tuple(events)
         self._frames: list[bytes | None] = [None] * len(events)
 
@@ -68,8 +69,8 @@ class Frames(Sequence[bytes]):
 def frame(event: Event) -> HttpBody:
     """The event, with its `seq` as its id.
 
-    The id comes last. Some libraries resume after an id once they have read its line: they would
-    lose an event that is cut off after the id.
+    The id comes last, because some libraries store an id as soon as they have read its line. If the
+    connection broke after an earlier id, they would resume after the event and lose it.
     """
     data = _json(encode_event(event))
     return HttpBody(data=f"event: {event.type}\ndata: {data}\nid: {event.seq}\n\n".encode())

@@ -17,19 +17,19 @@ from evershell.api.call import Call, Context
 from evershell.api.interceptors.interceptor import Handler, Interceptor, Method
 from evershell.api.status import ENVELOPE, ErrorForm
 
-# The stubs declare type parameters that the class of grpcio does not have at run time.
+# The type stubs declare type parameters that grpcio's class does not have at run time.
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behavior = Callable[[Any, Context], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service that the server offers besides its own, or methods of one."""
+    """An additional service of the server, or some methods of a service."""
 
     # The generated function `add_…Servicer_to_server`.
     add: Callable[[Any, grpc.aio.Server], None]
     servicer: object
-    # The full name of the service, if its errors have a form of their own.
+    # The full name of the service if its errors have their own form.
     name: str = ""
     form: ErrorForm | None = None
 
@@ -43,10 +43,10 @@ class Handlers(grpc.GenericRpcHandler):
         interceptors: Sequence[Interceptor],
         forms: Mapping[str, ErrorForm] = MappingProxyType({}),
     ) -> None:
-        """`methods` has the method of a servicer for each path. `interceptors`: outermost first.
+        """Composes the handler of each method in `methods`, which has the methods by path.
 
-        Each method takes one message. A method that takes a stream is not supported. `forms` has
-        the services whose errors have a form of their own.
+        The first of `interceptors` is the outermost. A method that takes a stream of messages is
+        not supported. `forms` has the error form of each service whose errors have their own form.
         """
         self._by_path = {
             path: _composed(path, method, interceptors, forms) for path, method in methods.items()
@@ -58,7 +58,7 @@ class Handlers(grpc.GenericRpcHandler):
 
 
 class Methods(dict[str, "MethodHandler"]):
-    """Collects the methods of servicers by path, in place of a server.
+    """Stands in for a server, and collects the methods of servicers by path.
 
     The generated functions `add_…Servicer_to_server` register with it.
     """
@@ -69,7 +69,7 @@ class Methods(dict[str, "MethodHandler"]):
     def add_registered_method_handlers(
         self, service: str, methods: "Mapping[str, MethodHandler]"
     ) -> None:
-        """Leaves out what the servicer does not implement, so gRPC answers UNIMPLEMENTED."""
+        """Leaves out methods that the servicer lacks, so that gRPC answers UNIMPLEMENTED."""
         self.update(
             {
                 f"/{service}/{name}": method
@@ -92,10 +92,10 @@ def _composed(
 ) -> "MethodHandler":
     """The method as gRPC calls it.
 
-    gRPC reads the request of a unary method before it calls the handler, so a caller without a
-    credential could make a worker buffer it. Every method is therefore registered as one that takes
-    a stream, and the interceptor `Reading` reads the message when the others have admitted the
-    call.
+    For a unary method, gRPC reads the request before it calls the handler, so a caller without a
+    credential could make a worker buffer the request. Every method is therefore registered as a
+    method that takes a stream, and the interceptor `Reading` reads the message once the other
+    interceptors have admitted the call.
     """
     _, service, name = path.split("/")
     assert registered.request_deserializer is not None, "the generated code sets it"
@@ -113,14 +113,14 @@ def _composed(
         try:
             return await handler(calls.begin(context))
         except grpc.aio.AbortError as error:
-            # gRPC stores the error in the call. If its traceback referred to the call, the call and
-            # all that belongs to it would exist until the next garbage collection.
+            # gRPC stores the error in the call. If the traceback of the error referred to the call,
+            # the call and its objects would stay in memory until the next garbage collection.
             del messages, context
             error.__context__ = None
-            raise error.with_traceback(None)  # noqa: B904 - its context is what has to go
+            raise error.with_traceback(None)  # noqa: B904 - must have no context
 
     if is_stream:
-        # Watchers share serialized messages.
+        # A stream may send serialized messages, which watchers share.
         return grpc.stream_stream_rpc_method_handler(
             answer,
             response_serializer=lambda reply: reply if type(reply) is bytes else serialize(reply),
@@ -136,7 +136,7 @@ def _unary(behavior: _Behavior) -> Handler:
 
 
 def _streaming(behavior: _Behavior) -> Handler:
-    """Writes the messages itself, so that the interceptors surround all of the stream."""
+    """Writes the messages itself, so that the interceptors surround the whole stream."""
 
     async def stream(call: Call) -> None:
         context = call.context

@@ -14,12 +14,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# A client that has not asked for this long does not ask regularly. The edge asks every second.
+# A client whose last check is older than this has stopped checking. The edge checks every second.
 _FORGET_SECONDS = 1.5
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has no types
-    """Remembers which peers ask for the health. They send calls until they see NOT_SERVING."""
+    """Remembers which peers check the health. A peer sends calls until it sees NOT_SERVING."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         if request.service == LIVENESS:
-            # A probe of the process sends no calls, so a drain does not wait for it.
+            # A liveness probe sends no other calls, so a drain does not wait for it.
             pass
         elif self._is_draining:
             self._unaware.pop(context.peer(), None)
@@ -57,7 +57,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has
         await super().enter_graceful_shutdown()
 
     def is_drain_known(self) -> bool:
-        """Whether all peers that ask regularly have seen NOT_SERVING."""
+        """Whether all peers that check regularly have seen NOT_SERVING."""
         self._forget()
         return not self._unaware
 
@@ -66,7 +66,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # the package has
         self._unaware = {peer: asked for peer, asked in self._unaware.items() if asked > since}
 
 
-# SERVING while the process answers, even without a database, until it drains.
+# A service name whose status is SERVING until the process drains, even without a database.
 LIVENESS = "liveness"
 
 

@@ -19,9 +19,10 @@ from evershell.core.caller import Caller
 WORKSPACE_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 # The service of A2A (https://a2a-protocol.org).
 A2A_SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
-# It answers when its task has ended, so it may take as long as a stream.
+# SendMessage answers when its task has ended, so it may take as long as a stream.
 WAITS = f"/{A2A_SERVICE}/SendMessage"
-# The only method that needs no credential: for the public card, whose calls have this header.
+# The only method that needs no credential, if the call asks for the public card. Such a call has
+# this header.
 CARD = f"/{A2A_SERVICE}/GetExtendedAgentCard"
 PUBLIC_CARD_HEADER = "x-evershell-public-card"
 # The service that agents use.
@@ -48,9 +49,9 @@ _SAME = {
 
 
 def _option_sources() -> Iterator[tuple[str, MethodDescriptor]]:
-    """The path of each public method that has options, and the WorkspaceService method with them.
+    """The path of each public method with options, and the method whose options it has.
 
-    A method of A2A has the options of the method in `_SAME`.
+    That is a method of WorkspaceService: for a method of A2A, the method in `_SAME`.
     """
     own = DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
     for path, method in _METHODS.items():
@@ -84,9 +85,9 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 def public_methods(
     *, with_effect: bool, services: Collection[str] = PUBLIC_SERVICES
 ) -> frozenset[str]:
-    """The paths of the public methods that change something, or of the ones that change nothing.
+    """The paths of the public methods that change something, or of the methods that only read.
 
-    REST offers the latter, and only these, with GET. A stream that REST does not offer is a read.
+    A method only reads if REST offers it with GET, or if it is a stream that REST does not offer.
     """
     return frozenset(
         path
@@ -101,8 +102,8 @@ def _has_effect(method: MethodDescriptor) -> bool:
     return pattern != "get" and not (pattern is None and method.server_streaming)
 
 
-# The edge sets this header for a REST call whose path names the task. A call can fail before its
-# request is read.
+# The edge sets this header for a REST call whose path names the task, because a call can fail
+# before its request is read.
 _TASK_HEADER = "x-evershell-task"
 _ADVICE = {
     EdgeRule.repeat_unspecified: "The call may have had its effect: look before you repeat it.",
@@ -119,13 +120,14 @@ _RULES = {path: method.GetOptions().Extensions[edge].repeat for path, method in 
 
 
 def may_name_task(path: str) -> bool:
-    """Whether the method cancels the task that its request names, or else the one that runs."""
+    """Whether the method cancels the task that its request names, or else the current task."""
     return _RULES.get(path) == EdgeRule.if_task_is_named
 
 
 def names_no_task(path: str, call: Call) -> bool:
-    """Whether the call is a CancelTask without a task id. One that was not read counts as such,
-    unless its path names the task.
+    """Whether the call is a CancelTask without a task id.
+
+    A CancelTask whose request was not read counts as such a call, unless its path names the task.
     """
     is_named = call.request is not None and bool(call.request.task_id)
     return may_name_task(path) and not (is_named or _TASK_HEADER in call.metadata)
@@ -153,9 +155,9 @@ def _scope_check(access: AccessRule) -> Callable[[Caller], object]:
     return methodcaller("require" if access.without_own else "permission", *access.scopes)
 
 
-# Check the scopes of the methods with effect, as far as they do not depend on the request, before a
-# large or slow body is read. The core checks all scopes again. CancelTask is checked after its
-# request, because a request that is not valid is answered first.
+# Checks the scopes of methods that change something, before a large or slow body is read. Scopes
+# that depend on the request are left to the core, which checks all scopes again. CancelTask is not
+# listed, because it must answer an invalid request before a missing scope.
 SCOPE_CHECKS: Mapping[str, Callable[[Caller], object]] = {
     path: _scope_check(_OPTIONS[path].access)
     for path in public_methods(with_effect=True) & _OPTIONS.keys()
@@ -175,7 +177,7 @@ def stored_failures(path: str) -> frozenset[str]:
     return frozenset(slugs)
 
 
-# What an agent can do about the children of its task.
+# The methods with which an agent starts and cancels children of its task.
 CHILDREN_WITH_EFFECT = frozenset(
     {f"/{RUNTIME_SERVICE}/SubmitChild", f"/{RUNTIME_SERVICE}/CancelChild"}
 )

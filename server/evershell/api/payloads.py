@@ -1,8 +1,8 @@
-"""Turns the payload of an event into what the constructor of its message takes.
+"""Converts the payload of an event to arguments for the constructor of its message.
 
 A payload is the JSON of a message. `ParseDict` reads every form that JSON allows for a field, which
 takes many steps. The events that this service writes use one form for each field, except that int64
-is a string or a number. These forms are converted here; `ParseDict` reads the others.
+is a string or a number. This module converts these forms, and `ParseDict` reads all others.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ def _descriptor(event_type: str) -> Descriptor:
 @cache
 def _fields(message: Descriptor) -> dict[str, _Convert]:
     """The conversion of each field of the message, by the field's name."""
-    # ParseDict also takes the JSON names. This service does not write them.
+    # ParseDict also accepts the JSON names of fields. This service does not write them.
     unusual = {field.json_name: _unusual for field in message.fields}
     return {**unusual, **{field.name: _conversion(field) for field in message.fields}}
 

@@ -1,7 +1,7 @@
-"""How long calls wait until a worker begins them, and which calls it refuses while that is long.
+"""Measures how long calls wait until a worker begins them, and decides which calls to refuse.
 
-Calls that a worker has not begun wait in gRPC, where they cannot be seen. The worker therefore
-measures the wait with a call of its own, which waits like any other.
+Calls that a worker has not begun wait in gRPC, where the worker cannot see them. The worker
+therefore measures the wait with its own call, which waits like any other call.
 """
 
 import asyncio
@@ -15,19 +15,19 @@ from typing import Any
 
 import grpc
 
-# Below this wait, a worker keeps up with its calls. On two cores with 30 other busy processes, 1
-# wait in 100 was 0.05 s, and the longest 0.2 s.
+# While the wait is shorter than this, a worker keeps up with its calls. On two cores with 30 other
+# busy processes, the 99th percentile was 0.05 s and the maximum 0.2 s.
 _SHORT_SECONDS = 0.1
-# How long the wait must stay longer than that before calls are refused. A burst is served.
+# How long the wait must exceed _SHORT_SECONDS before calls are refused. A shorter burst is served.
 _STANDING_SECONDS = 1.0
 # How long the worker pauses between two measurements, while it keeps up and while it does not.
 _PAUSE_SECONDS, _SHORT_PAUSE_SECONDS = 0.2, 0.02
-# How long a measurement may take. Most callers have given up calls that have waited longer.
+# How long a measurement may take. Most callers give up a call before it has waited this long.
 _LONGEST_SECONDS = 10.0
 
 
 class Priority(IntEnum):
-    """The order in which calls are refused: the last one first."""
+    """The order in which calls are refused. The highest number is refused first."""
 
     # Register and Heartbeat. An agent without a lease is lost, so they are never refused.
     LEASES = 0
@@ -41,8 +41,9 @@ class Priority(IntEnum):
     LAST = 4
 
 
-# The wait above which calls of each priority are refused, in seconds, because they would be served
-# too late. An attempt of an agent lasts 3 s, and gRPC resets what has waited for 3 s.
+# If the wait is longer than this, in seconds, calls of the priority are refused, because they would
+# be served too late. An agent gives up an attempt after 3 s, and gRPC resets a call that has waited
+# for 3 s.
 _LIMITS = {
     Priority.LEASES: math.inf,
     Priority.FIRST: 2.5,
@@ -53,7 +54,7 @@ _LIMITS = {
 
 
 class QueueingDelay:
-    """Decides by measuring the wait. As in CoDel (RFC 8289), only a standing delay counts."""
+    """Decides by the measured wait. As in CoDel (RFC 8289), only a standing delay counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -64,14 +65,15 @@ class QueueingDelay:
         self._was_short_at = clock()
 
     def begin(self) -> None:
-        """Begins a measurement: a call is sent."""
+        """Begins a measurement, when the measuring call is sent."""
         self._sent_at = self._clock()
         if self._last_seconds < _SHORT_SECONDS:
-            # The wait was short until now, because nothing was measured in between.
+            # The last wait was short, and nothing was measured since, so it counts as short until
+            # now.
             self._was_short_at = self._sent_at
 
     def end(self) -> None:
-        """Ends the measurement: the worker begins the call, or the call was given up."""
+        """Ends the measurement: the worker has begun the measuring call, or it was given up."""
         if self._sent_at is not None:
             now = self._clock()
             self._last_seconds, self._sent_at = now - self._sent_at, None
@@ -79,12 +81,12 @@ class QueueingDelay:
                 self._was_short_at = now
 
     def forget(self) -> None:
-        """Ends all measurements. Until the next one, the wait counts as short."""
+        """Drops all measurements. Until the next one ends, the wait counts as short."""
         self._sent_at, self._last_seconds = None, 0.0
 
     @property
     def seconds(self) -> float:
-        """The wait: of the last measurement, or of the one in progress if that is longer."""
+        """The wait in the last measurement, or in the current one if that is already longer."""
         if self._sent_at is None:
             return self._last_seconds
         return max(self._last_seconds, self._clock() - self._sent_at)
@@ -103,7 +105,7 @@ class QueueingDelay:
 
 
 class DelayProbe(grpc.GenericRpcHandler):
-    """Measures the wait while calls arrive. It is a handler of the server that it measures."""
+    """Measures the wait while calls arrive, with a method of the server that it measures."""
 
     def __init__(self, delay: QueueingDelay) -> None:
         self.delay = delay
@@ -126,7 +128,7 @@ class DelayProbe(grpc.GenericRpcHandler):
             async with grpc.aio.insecure_channel(address, options) as channel:
                 await self._measure(channel.unary_unary(self._path))
         finally:
-            # A wait that is no longer measured is no reason to refuse calls.
+            # Without further measurements, the last wait is no reason to refuse calls.
             self.delay.forget()
 
     async def _measure(self, call: Any) -> None:

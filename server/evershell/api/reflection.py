@@ -84,7 +84,7 @@ def _comments() -> "dict[str, descriptor_pb2.SourceCodeInfo]":
 
 
 class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the package has no types
-    """Finds methods too. The pool finds a file by any other symbol that it declares."""
+    """Also finds the file of a method. The pool finds a file only by its other symbols."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

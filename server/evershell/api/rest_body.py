@@ -1,4 +1,4 @@
-"""Reads the JSON body of a REST call into its request, and refuses what it would have to guess.
+"""Reads the JSON body of a REST call into its request, and refuses ambiguous values.
 
 The edge passes the body on unparsed, in the field of RestBody. Unknown fields, null, repeated names
 and values of another type are refused at any depth: docs/decisions/0036-unknown-fields.md.
@@ -25,11 +25,11 @@ _MAX_PROBLEMS = 10
 _MAX_PATH_CHARACTERS = 200
 
 _OBJECT = "must be an object"
-# How many objects a body may have. No valid request has more than three. A body of 1 MiB can have
-# 340,000: they would take 200 MB, and 1.5 s in which the worker answers no other call.
+# How many objects a body may have. No valid request has more than three. A body of 1 MiB could have
+# 340,000 objects, which would take 200 MB, and 1.5 s in which the worker answers no other call.
 _MAX_OBJECTS = 100
 
-# What a field takes, by the full name of its message or by its type.
+# What a value must be, by the full name of its message or by the type of its field.
 _TAKES: Mapping[str | int, str] = {
     "google.protobuf.Duration": 'must be a duration, a string that ends in s, such as "10s"',
     "google.protobuf.Timestamp": 'must be a time, a string such as "2026-01-02T03:04:05Z"',
@@ -51,7 +51,7 @@ def merge_rest_body(message: bytes, request: Message) -> None:
     problems = _Problems()
     try:
         value = json.loads(body.decode(), object_pairs_hook=_bounded_objects())
-    # json bounds the digits of a number (ValueError) and the depth (RecursionError).
+    # The json module limits the digits of a number (ValueError) and the depth (RecursionError).
     except (ValueError, RecursionError) as error:
         problems.add("body", f"is not valid JSON: {_cause(error)}")
     else:
@@ -61,7 +61,7 @@ def merge_rest_body(message: bytes, request: Message) -> None:
 
 
 def _cause(error: Exception) -> str:
-    """The cause without any part of the body."""
+    """The cause of the error, without any part of the body."""
     match error:
         case json.JSONDecodeError():
             return f"{error.msg} at line {error.lineno}, column {error.colno}"
@@ -97,7 +97,7 @@ class _Problems(dict[str, str]):
     """The first problems of a body, by the path of the field."""
 
     def add(self, path: str, problem: str) -> None:
-        """Adds a problem. A field keeps its first one."""
+        """Adds a problem. Only the first problem of each field is kept."""
         if len(self) < _MAX_PROBLEMS:
             # Replaces what cannot be encoded, such as half of a surrogate pair.
             text = path[:_MAX_PATH_CHARACTERS].encode(errors="replace").decode()
@@ -134,7 +134,8 @@ def _set(
 ) -> None:
     """Sets a field that is not a message of this service."""
     rule = field.GetOptions().Extensions[field_pb2.field]
-    # ParseDict needs up to 0.4 s for a list of 1 MiB, in which the worker answers no other call.
+    # For a list of 1 MiB, ParseDict would need up to 0.4 s, in which the worker answers no other
+    # call.
     if field.is_repeated and isinstance(value, list | dict) and 0 < rule.max < len(value):
         problems.add(path, f"has {len(value):,} entries; at most {rule.max:,} are allowed")
         return

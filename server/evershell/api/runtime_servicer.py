@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Heartbeats of idle agents are handled together, once in this time, so that they share a statement.
+# Heartbeats of idle agents are gathered for this long, so that they share a statement.
 _GATHER_SECONDS = 0.1
 # How much of an agent's reported version is logged.
 _MAX_VERSION_CHARACTERS = 64

@@ -28,17 +28,17 @@ from evershell.store.background import running
 
 _MAX_METADATA_BYTES = 64 * 1024
 OPTIONS: Sequence[tuple[str, int]] = (
-    # Tokens may be long, and trailers carry the envelope of an error. By default gRPC rejects
-    # metadata above 8 KiB at random.
+    # Tokens may be long, and trailers carry the envelope of an error. By default gRPC rejects some
+    # calls with metadata above 8 KiB, at random.
     ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Limits what gRPC buffers of a call before the request is read. The probe would raise the
-    # limit to megabytes on a fast connection.
+    # Limits how much of a call gRPC buffers before the request is read. The bandwidth probe
+    # (bdp_probe) would raise the limit to megabytes on a fast connection.
     ("grpc.http2.lookahead_bytes", 64 * 1024),
     ("grpc.http2.bdp_probe", 0),
     # gRPC itself resets a call that the worker has not begun after this many seconds. Most callers
-    # have gone by then, and a refusal by the worker would take several times as long.
+    # have gone by then. A refusal by the worker would take several times as much processor time.
     ("grpc.server_max_unrequested_time_in_server", 3),
     # Makes a second worker on the same port fail instead of sharing the port.
     ("grpc.so_reuseport", 0),
@@ -79,12 +79,11 @@ class Server:
         probe: DelayProbe | None = None,
         services: Sequence[Service] = (),
     ) -> None:
-        """`interceptors` is the list of chain.py, and contains `request_log` and
-        `admission`.
+        """`interceptors` is the list of chain.py, and contains `request_log` and `admission`.
 
-        `drain_waits` makes every call that waits answer at once, now and later. With
+        `drain_waits` makes every waiting call answer at once, including later calls. With
         `agent_listener`, the server also listens there. `probe` measures how long calls wait.
-        `services` are those of rooms.
+        `services` are the services of rooms.
         """
         self._agent_listener = agent_listener
         # The port of the agents' listener.
@@ -164,7 +163,7 @@ class Server:
         When gRPC stops, it aborts calls that it has received but not started, without a rich
         status.
         """
-        # Counts checks instead of seconds, because the process may have been frozen meanwhile.
+        # Counts checks instead of seconds, because the process may be frozen in between.
         for _ in range(int(limit_seconds / _QUIET_SECONDS)):
             arrived = self._request_log.arrived_calls
             await asyncio.sleep(_QUIET_SECONDS)

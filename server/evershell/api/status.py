@@ -86,7 +86,7 @@ def _packed(detail: Message) -> any_pb2.Any:
 
 
 def _flat(details: Mapping[str, Any]) -> dict[str, str]:
-    """The details as strings, for ErrorInfo, without the maps, which are in other details."""
+    """The details as strings, for ErrorInfo. Leaves out maps, which other details carry."""
     flat: dict[str, str] = {}
     for name, value in details.items():
         match value:
@@ -113,9 +113,10 @@ def envelope_json(failure: Failure, request_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """How the failures of a service are written."""
+    """The form of a service's errors."""
 
-    # These two get the failure and the id of the request: the status, and the body of REST.
+    # Both functions get the failure and the request id. They make the status, and the body of a
+    # REST error.
     rich_status: Callable[[Failure, str], status_pb2.Status]
     body: Callable[[Failure, str], str]
     http_status: Callable[[Failure], int]

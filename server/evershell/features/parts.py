@@ -1,4 +1,4 @@
-"""What programs give to rooms, what rooms give to programs, and one room to others."""
+"""What programs and rooms offer to each other."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class TaskWebhook:
 
     workspace_id: str
     task_id: str
-    # The caller's own id of it, unique for the task.
+    # The caller's id for the webhook, unique within the task.
     name: str
     url: str
     event_types: Sequence[EventType]
@@ -40,23 +40,23 @@ class TaskWebhooks(Protocol):
     """The webhooks of tasks, which the room `webhooks` offers to other rooms."""
 
     def check(self, wanted: TaskWebhook) -> None:
-        """Raises Failure validation_error if it cannot be created."""
+        """Raises Failure validation_error if the webhook cannot be created."""
 
     async def create(self, caller: Caller, wanted: TaskWebhook, origin: Origin) -> TaskWebhook:
-        """Creates it, or replaces the one with its name. The earlier events are sent too.
+        """Creates the webhook, or replaces the webhook with the same name.
 
-        Raises Failure, like CreateWebhook.
+        Earlier events of the task are sent too. Raises Failure, like CreateWebhook.
         """
 
     async def list_of_task(
         self, caller: Caller, workspace_id: str, task_id: str
     ) -> Sequence[TaskWebhook]:
-        """The webhooks of the task that the caller may read. Raises Failure."""
+        """The task's webhooks that the caller may read. Raises Failure."""
 
     async def delete(
         self, caller: Caller, workspace_id: str, task_id: str, name: str, origin: Origin
     ) -> None:
-        """Deletes the one with this name. A repeat has no further effect. Raises Failure."""
+        """Deletes the webhook with this name. A repeat has no further effect. Raises Failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The rooms of this service, and what each program reads of them.
+"""The rooms of this service, and what each program reads from them.
 
 To remove a room, remove its folder and its line in ROOMS. Its methods then answer UNIMPLEMENTED,
 and over REST 404 `not_found`.
@@ -30,34 +30,34 @@ ROOMS = (
 
 
 def in_worker() -> "Sequence[Callable[[WorkerParts], WorkerRoom]]":
-    """What makes the parts of a worker: `in_worker` of `worker.py`."""
+    """The functions that make the parts of a worker: `in_worker` in each `worker.py`."""
     return [module.in_worker for module in _modules("worker")]
 
 
 def in_delivery() -> "Sequence[Callable[[ProgramParts], Run]]":
-    """What the process of a worker runs (`deliver`): `in_delivery` of `program.py`."""
+    """What a worker's delivery process (`deliver`) runs: `in_delivery` in each `program.py`."""
     return [module.in_delivery for module in _modules("program")]
 
 
 def in_leader() -> "Sequence[Callable[[LeaderParts], Run]]":
-    """What measures, while a controller leads: `in_leader` of `metrics.py`."""
+    """The measurements of a controller while it leads: `in_leader` in each `metrics.py`."""
     return [module.in_leader for module in _modules("metrics")]
 
 
 def settings() -> "Sequence[type[BaseSettings]]":
-    """The settings besides those of the server: `RoomSettings` of `settings.py`."""
+    """The settings in addition to the server's settings: `RoomSettings` in each `settings.py`."""
     return [module.RoomSettings for module in _modules("settings")]
 
 
 def payloads() -> "Mapping[str, Payload]":
-    """The bodies of the requests of webhooks, by the name of their form: `payload.py`."""
+    """The functions that make the bodies of webhooks, by form: `payload` in each `payload.py`."""
     return {module.FORM: module.payload for module in _modules("payload")}
 
 
 def in_edge() -> Mapping[str, Callable[[dict[str, Any], Callable[[str], Path]], dict[str, Any]]]:
-    """What adds the filters to a route with this name: `NAME` and `with_filters` of `edge.py`.
+    """The functions that add filters to a route, by its name: `with_filters` in each `edge.py`.
 
-    The edge has no route with the name of a room that was removed.
+    The edge has no route with the name of a removed room.
     """
     return {module.NAME: module.with_filters for module in _modules("edge")}
 

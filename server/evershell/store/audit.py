@@ -1,4 +1,4 @@
-"""The audit log: how entries are stored, in the background or with a change, and listed.
+"""Stores entries of the audit log, in the background or with a change, and lists them.
 
 The table has a partition for each month.
 """
@@ -94,10 +94,10 @@ def _entry_of(row: Any) -> AuditEntry:
     return AuditEntry(**{column: getattr(row, column) for column in _COLUMNS})
 
 
-# An entry is stored within a second.
+# The pause between two flushes, so that an entry is stored within a second.
 FLUSH_SECONDS = 0.5
-# A call that was given up may still be committing its change and its entry. The database ends its
-# statement before this time is over.
+# How long an uncertain entry waits. The call that was given up may still be committing its change
+# and its entry; the database ends its statement within this time.
 UNCERTAIN_SECONDS = 10.0
 _MAX_BATCH = 500
 _MAX_ENTRIES = 10_000
@@ -120,7 +120,7 @@ class AuditQueue:
         self._uncertain: deque[tuple[float, AuditEntry]] = deque()
 
     def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
-        """Stores the entry soon. If `uncertain`, later, unless the call itself has stored it."""
+        """Stores the entry soon; an `uncertain` one later, unless the call itself has stored it."""
         if len(self._entries) + len(self._uncertain) >= _MAX_ENTRIES:
             self.lose()
         elif uncertain:

@@ -45,7 +45,8 @@ class CancelTasks:
             "limit": limit,
         }
         async with connected(self._pool) as connection:
-            # Not prepared: a plan for these values uses the index of the ids if ids are given.
+            # Not prepared, so that the plan fits these values: it uses the index of the ids if ids
+            # are given.
             cursor = await connection.execute(SQL.match_tasks, parameters, prepare=False)
             rows = await cursor.fetchall()
         if not rows:
@@ -71,7 +72,7 @@ class CancelTasks:
             execute = self._wait if wait else self._execute
             rows = await execute(SQL.cancel_tasks, parameters)
         except asyncio.CancelledError:
-            # The intents may have been committed before the cancellation.
+            # The intents may have been committed before this call was cancelled.
             self._publish(UNDELIVERED, watched=False, reconcile=True)
             raise
         for row in rows:
@@ -96,7 +97,7 @@ class CancelTasks:
         try:
             (row,) = await self._wait(SQL.cancel_tree, {"request": json_of(request)})
         except asyncio.CancelledError:
-            # The intents may have been committed before the cancellation.
+            # The intents may have been committed before this call was cancelled.
             self._publish(workspace_id, watched=True, reconcile=False)
             self._publish(UNDELIVERED, watched=False, reconcile=True)
             raise

@@ -101,7 +101,7 @@ class Cancellations:
                 )
                 rows = await cursor.fetchall()
         except asyncio.CancelledError:
-            # The intents may have been committed before the cancellation.
+            # The intents may have been committed before this asyncio task was cancelled.
             for request in requests:
                 self._publish(request["workspace_id"], watched=True, reconcile=False)
             raise

@@ -167,12 +167,12 @@ class PrimaryConnection(AsyncConnection[Any]):
 
     @property
     def is_superseded(self) -> bool:
-        """Whether another server was promoted since, as far as this process knows."""
+        """Whether this process knows of a server that was promoted later."""
         return self._timeline < self._highest.get(self._servers, 0)
 
 
 def _refuse_pooler(connection: psycopg.BaseConnection[Any], row: TupleRow | None) -> None:
-    """Raises PoolerError if another session than the connection's own has answered.
+    """Raises PoolerError if a session other than the connection's own has answered.
 
     `row` is the result of `session_pid`.
     """
@@ -208,7 +208,7 @@ def _has_standbys(conninfo: str) -> bool:
 
 
 async def primary_of(conninfo: str) -> str:
-    """The connection string of only the primary. Raises psycopg.OperationalError."""
+    """The connection string that names only the primary. Raises psycopg.OperationalError."""
     async with await PrimaryConnection.connect(conninfo, autocommit=True) as connection:
         return make_conninfo(conninfo, host=connection.info.host, port=connection.info.port)
 
@@ -252,7 +252,7 @@ async def warn_of_missing_settings(connection: AsyncConnection[Any]) -> None:
 
 @asynccontextmanager
 async def pooler_watched(database_url: str) -> AsyncIterator["asyncio.Future[None]"]:
-    """Waits until the pooler takes a connection. The future is done when the pooler has closed it.
+    """Waits for a connection to the pooler. Yields a future, done when the pooler has closed it.
 
     The connection is used for nothing else, so that a busy pooler does not seem to have ended.
     """

@@ -16,7 +16,7 @@ def fence(database_url: str) -> int:
     """Moves each workspace to an epoch that no agent has had, in one statement. Blocks.
 
     No controller leads meanwhile, and none begins to. Returns the number of workspaces. Raises
-    OperatorError if nothing was changed, and what connect_for_command raises.
+    OperatorError if nothing was changed, and the errors of connect_for_command.
     """
     name = conninfo_to_dict(database_url).get("application_name")
     names = {"worker": WORKER_NAME, "calls": CALLS_NAME, "url_name": name}

@@ -62,9 +62,9 @@ FROM workspaces WHERE id = %(workspace_id)s;
 
 -- name: worker_silences
 -- The listener of a worker (notifications.py) executes a statement every second. `state_change` is
--- null if the server does not track activities, or shows them only to other roles. A session that
--- serves a call counts too while its commit waits for a disk or a standby, because reads may still be
--- fast then.
+-- null if the server does not track activities, or shows them only to other roles. Also lists the
+-- sessions that serve calls while their commit waits for a disk or a standby, because reads may
+-- still be fast then.
 SELECT coalesce(extract(epoch FROM clock_timestamp() - state_change), 0)::float8 AS seconds
 FROM pg_stat_activity
 WHERE datname = current_database() AND (

@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 
 # How long a caller waits for its result if its deadline is not earlier.
 _WAIT_SECONDS = ACQUIRE_TIMEOUT_SECONDS + ANSWER_TIMEOUT_SECONDS
-# How long a statement holds requests back. A statement that takes longer is slow, for example
-# because its connection is broken.
+# How long a statement holds requests back. A statement that takes longer counts as slow, for
+# example because its connection is broken.
 _PATIENCE_SECONDS = 0.1
 # How many slow statements may be in flight, so that they do not use all connections of the pool.
 _MAX_SLOW = 3
@@ -59,10 +59,10 @@ class GroupCommit(Generic[Request, Result]):
     """Commits the requests of concurrent callers in shared statements.
 
     `commit` runs one statement, which is one transaction, for several requests, and returns their
-    results in the same order after the commit. At most `at_once` statements are in flight. A
-    request starts at once, alone and in the task of its caller, if fewer are. Otherwise it waits
-    until a statement returns, and then goes into the next one with all requests that wait, at most
-    `max_batch`.
+    results in the same order after the commit. At most `at_once` statements are in flight. If fewer
+    are in flight, a request starts at once, alone and in the task of its caller. Otherwise it waits
+    until a statement returns, and shares the next statement with the other waiting requests, at
+    most `max_batch` in all.
 
     If a member makes the statement fail, each member is committed alone, so that only this member
     gets the error. A slow statement does not hold back the requests after it.

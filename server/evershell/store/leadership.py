@@ -23,7 +23,8 @@ from evershell.store.statements import statements
 LEADER_LOCK_KEY = 0x6576_6C64
 # If a leader is silent for 4 s, PostgreSQL ends its session, which releases the lock. The leader
 # stops leading before that, after at most _CHECK_SECONDS plus _CHECK_TIMEOUT_SECONDS. A leader that
-# was frozen for longer does nothing more: it asks Term.is_current before it acts.
+# was frozen for longer takes no further action, because it checks Term.is_current before each
+# action.
 _SESSION_OPTIONS = (
     "-c tcp_keepalives_idle=1 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 "
     "-c tcp_user_timeout=4000 -c idle_session_timeout=4s -c statement_timeout=5s"
@@ -67,7 +68,7 @@ class Leadership:
     async def acquired(self) -> AsyncIterator[Term]:
         """Waits until this process leads. Leaving the context gives up the leadership.
 
-        Keeps waiting during outages of the database. When the term is lost, the caller has to stop
+        Keeps waiting during outages of the database. When the term is lost, the caller must stop
         leading at once and leave the context. A standby takes over within 5 s.
         """
         connection = await self._acquire()
@@ -134,7 +135,7 @@ async def _answers_in_time(connection: AsyncConnection[Any]) -> bool:
 
 
 def _now() -> float:
-    """In seconds. The clock goes on while the machine sleeps."""
+    """The seconds of a clock that also runs while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -53,8 +53,8 @@ class Channel(StrEnum):
 # PostgreSQL accepts payloads of less than 8000 bytes (NOTIFY).
 _MAX_PAYLOAD_BYTES = 7_900
 _RETRY_SECONDS = 0.25
-# A listener checks its connection, which is a worker's sign of life, and reconnects if there is no
-# answer in time.
+# How long a listener waits for the answer to a check of its connection before it reconnects. These
+# checks also show that the worker is alive.
 _LISTENER_ANSWER_SECONDS = 1.5
 SQL = statements("notifications")
 
@@ -277,11 +277,11 @@ class WorkspaceSubscriptions(_Notifications):
         self._watched = WatchedWorkspaces(pool, self._receive, clock)
 
     def subscribe(self, workspace_id: str) -> WorkspaceSubscription:
-        """Subscribes. Needs one statement, unless the workspace is marked, and at most 0.25 s."""
+        """Subscribes. Takes at most 0.25 s, and one statement if the workspace is not marked."""
         return WorkspaceSubscription(self, workspace_id)
 
     async def add(self, subscription: WorkspaceSubscription) -> None:
-        """Begins a subscription. It lasts until `remove`, unless this raises."""
+        """Begins a subscription, which lasts until `remove`. If this raises, there is none."""
         self._subscriptions[subscription.workspace_id].add(subscription)
         try:
             await self._watched.watch(subscription.workspace_id)
@@ -360,7 +360,7 @@ class FleetSubscription:
 
 
 class FleetSubscriptions(_Notifications):
-    """The fleet controller subscribes to the workspaces that await it."""
+    """The fleet controller's subscriptions to the workspaces on which it must act."""
 
     _channel = Channel.FLEET
 

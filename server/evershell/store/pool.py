@@ -29,7 +29,8 @@ ANSWER_TIMEOUT_SECONDS = 3.0
 # The same two limits for lists.
 _LIST_WAIT_SECONDS = 0.5
 LIST_TIMEOUT_SECONDS = 1.0
-# The longest pause after a list, so that the next statement of the same call is not refused.
+# The longest time for which a place stays taken after a list. It is short, so that the next
+# statement of the same call is not refused.
 _LIST_PAUSE_SECONDS = 0.05
 # How long the pool retries to connect. The next request for a connection starts a new series of
 # attempts, with the shortest backoff.
@@ -70,7 +71,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, connections: int) -> Self:
-        """Leaves a quarter of the connections for cancellations that wait for no lock."""
+        """The sizes for a pool. A quarter stays for cancellations that wait for no lock."""
         part = max(1, connections // 4)
         lists = max(1, connections // 8)
         return cls(part, max(1, part // 2), max(1, connections - 2 * part), lists, part)
@@ -100,8 +101,8 @@ class Pool(AsyncConnectionPool[Connection]):
         self.lists = Lists(self.others, sizes.lists, self.timeout)
 
     async def _get_ready_connection(self, timeout: float | None) -> Connection | None:
-        # psycopg has no setting for the order. It takes the first connection, and appends a
-        # connection that is given back. It also closes the first one if there are too many.
+        # psycopg takes the first connection, appends a connection that is given back, and closes
+        # the first one if there are too many. It has no setting for this order.
         self._pool.rotate(1)
         return await super()._get_ready_connection(timeout)
 
@@ -146,8 +147,8 @@ class Lists(Share):
 
     An organization holds at most half of the places, and at least one. Its other lists wait until
     it frees a place. So a list waits for at most that many lists of each other organization. A list
-    that waits holds no connection. It waits less long than other calls, because a repeat is
-    harmless.
+    that waits holds no connection. It waits for a shorter time than other calls, because a repeat
+    is harmless.
 
     After a list, its place stays taken for as long as the list took, up to a limit. Therefore short
     lists, however many, use the database for at most about half of the time.
@@ -161,11 +162,11 @@ class Lists(Share):
         self._waiting = 0
         # An organization that reads no list has no entry.
         self._of_orgs: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        # For each connection, since when it is used, and what frees its places.
+        # For each connection in use: when it was taken, and what frees its places.
         self._taken: dict[Connection, tuple[float, ExitStack]] = {}
 
     async def getconn(self, timeout: float) -> Connection:
-        """Also raises Failure rate_limited: lists hold all places, or the organization its part."""
+        """Also raises Failure rate_limited if lists have no place left for this organization."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
         with ExitStack() as places:
@@ -176,7 +177,7 @@ class Lists(Share):
                         places.callback(each.release)
             except TimeoutError as error:
                 if self._waiting:
-                    # Not the lists use the connections, or the database cannot be reached.
+                    # Other calls use the connections, or the database cannot be reached.
                     raise PoolTimeout(_ALL_USED) from error
                 raise errors.rate_limited("Too many lists are being read.", 1) from error
             self._waiting += 1

@@ -49,7 +49,8 @@ from evershell.store.statements import statements
 from evershell.store.task_lists import TaskLists
 from evershell.store.watched_workspaces import is_watched
 
-# A heartbeat may wait for the previous statement, so that the next statement carries many.
+# At most one statement at a time renews leases. Heartbeats wait for it, so that the next statement
+# renews many.
 MAX_LEASES, LEASE_STATEMENTS = 64, 1
 # A watcher that stops reading keeps its current batch in memory. A single event may have 4 MiB.
 MAX_BATCH_BYTES = 256 * 2**10
@@ -159,7 +160,7 @@ class PostgresStore:
                 if change.lease_seconds is not None:
                     change = await self._extend_lease(connection, change, change.lease_seconds)
         except asyncio.CancelledError:
-            # The change may have been committed before the cancellation.
+            # The change may have been committed before this call was cancelled.
             self._publish(workspace_id, watched=True, reconcile=True)
             raise
         # A heartbeat is not published, because nobody waits for it.

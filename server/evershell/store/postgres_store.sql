@@ -24,7 +24,7 @@ SELECT /* renew_leases */ seconds_left, {(w).workspace}, {(t).task}
 FROM renew_leases(%(ids)s, %(epochs)s, %(lease_seconds)s, %(below_share)s, %(now)s);
 
 -- name: get_workspace
--- `org_id` may be NULL for any organization.
+-- With NULL for `org_id`, any organization matches.
 SELECT {workspace} FROM workspaces
 WHERE id = %(workspace_id)s AND org_id = coalesce(%(org_id)s, org_id);
 

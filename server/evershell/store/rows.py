@@ -277,7 +277,7 @@ def event_values(workspace_id: str, seq: int, event: NewEvent) -> Values:
     )
 
 
-# Takes at most a quarter of the json module's time, and reads jsonb in the same way.
+# msgspec takes at most a quarter of the json module's time, with the same results for jsonb.
 dump_json = msgspec.json.Encoder().encode
 # Applies to all connections.
 set_json_loads(msgspec.json.decode)

@@ -9,8 +9,8 @@
 -- With an array, it does not know this, and only the index on the key and the id has the order.
 
 -- part: scanned
--- The SELECT hides the limit from PostgreSQL, which then plans for a tenth of the rows. If it expected
--- few rows, it could read and sort all rows of the key, however many there are.
+-- The SELECT hides the limit from PostgreSQL, which therefore plans for a tenth of the rows. If
+-- PostgreSQL expected few rows, it could read and sort all rows of the key, however many there are.
 (SELECT {max_rows})
 
 -- part: page

@@ -14,8 +14,8 @@ A program that starts has no earlier time to compare with. The leader therefore 
 time that it has seen. The clock since the boot of that machine, or the wall clock of another
 machine, then says whether the clock of the database was set in between (`_judged`).
 
-Where other systems are involved (the expiry of their tokens, the times in our signatures), the
-right time counts, not an even one. `utc_seconds` is for these.
+Where other systems are involved (the expiry of their tokens, the times in our signatures), a
+correct time matters more than an even one. `utc_seconds` is for these cases.
 """
 
 import asyncio
@@ -37,19 +37,20 @@ from evershell.store.statements import statements
 
 # How often a program asks for the time.
 _SAMPLE_SECONDS = 1.0
-# A difference that is not the drift of a monotonic clock: a clock was set.
+# A larger difference is not the drift of a monotonic clock: a clock was set.
 STEP_SECONDS = 1.0
 # How long a program ignores a step that no leader has corrected. After that it follows the
-# database, unless the record of the last leader says that the database is wrong. UTC ignores for
-# the same time a step of the database's and the machine's clock, which may be the same clock.
+# database, unless the record of the last leader says that the database is wrong. `utc_seconds`
+# ignores a common step of the database's and the machine's clock for the same time, because the two
+# may be the same clock.
 HOLD_SECONDS = 30.0
 # The share of the elapsed time by which the leader reduces the correction. A correction of an hour
 # takes four days.
 RETURN_SHARE = 0.01
 # How often the leader records the time that it has seen.
 _RECORD_SECONDS = 30.0
-# A wall clock within this time after the recorded time is credible. A fleet without any leader for
-# longer is rare.
+# A wall clock is credible if it is at most this far ahead of the recorded time. A fleet rarely has
+# no leader for longer.
 _OUTAGE_SECONDS = 600.0
 # How much two clocks that nobody sets may drift apart, as a share of the elapsed time.
 _DRIFT_SHARE = 0.001
@@ -108,7 +109,7 @@ class ServiceClock:
         self._base: float | None = None
         # UTC minus the monotonic clock.
         self._utc_base = 0.0
-        # When the other two clocks first disagreed with this UTC; None if they do not.
+        # When the other two clocks first disagreed with this UTC; None while they agree.
         self._utc_stepped_at: float | None = None
         # The recorded time at the first answer, and the base by the machine's clock if this clock
         # contradicts the database. A leader takes the earlier of the two bases, unless another
@@ -160,7 +161,7 @@ class ServiceClock:
         return 0.0 if self._base is None else self._wall() - self.unix_seconds()
 
     async def known(self) -> None:
-        """Returns after the first answer."""
+        """Waits for the first answer of the database."""
         await self._is_known.wait()
 
     @contextmanager
@@ -237,7 +238,8 @@ class ServiceClock:
     def _take_utc(self, database_base: float, is_first: bool) -> None:
         """Follows the median of the three clocks.
 
-        If the database is on this machine, the other two clocks are the same and step at once.
+        If the database runs on this machine, its clock and the machine's clock are the same clock
+        and step together.
         """
         now = self._monotonic()
         base = median((database_base, self._wall() - now, self._utc_base))

@@ -39,8 +39,9 @@ OPTIONS = " ".join(
     "-c {}={}".format(name, value.replace(" ", r"\ "))
     for name, value in (SETTINGS | _NETWORK_SETTINGS).items()
 )
-# Migrations may take longer, even if the limits are defaults of their role. The server ends the
-# session of a command that was killed, even while it waits for a lock.
+# The settings of migrations, which may take longer than the limits, even if the limits are defaults
+# of their role. The server ends the session of a command that was killed, even while it waits for a
+# lock.
 UNLIMITED = (
     "-c statement_timeout=0 -c idle_in_transaction_session_timeout=0 "
     f"-c client_connection_check_interval={SETTINGS['client_connection_check_interval']}"

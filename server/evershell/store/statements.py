@@ -1,4 +1,4 @@
-"""Reads the SQL of a module of the store, or of a room, from the file beside it: holds.sql.
+"""Reads the SQL of a module of the store, or of a room, from the .sql file of the same name.
 
 A file has statements, and parts that several statements share. A statement begins with a line
 `-- name: …`, a part with `-- part: …`. Other comments are not sent to the database.

@@ -1,9 +1,9 @@
 -- Lists of the tasks of a workspace, of a tree, and of an organization (scans.sql).
 
 -- part: page_of_tasks
--- A page ends early if its texts are long: all of them can be 20 MB, which a worker needs 30 ms to
--- read. The list has one or two tasks more than fit into the page, so that the caller sees that there
--- are more.
+-- A page ends early if its texts are long. A full page could have 20 MB of texts, which a worker
+-- needs 30 ms to read. The list has one or two tasks more than fit into the page, so that the
+-- caller sees that there are more.
 SELECT {task}, matches, last_id
 FROM (
     SELECT *, sum(length(description) + length(result)) OVER (

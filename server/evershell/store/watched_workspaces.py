@@ -47,7 +47,7 @@ class _Mark:
         self.is_watched = True
         # When the last statement that set or found the mark began.
         self.set_at = -math.inf
-        # Exists only while subscribers wait for the mark. Most marks have been set for a long time.
+        # Exists only while subscribers wait for the mark. Most marks are in force already.
         self.is_set: asyncio.Event | None = None
         self.retry_seconds = _FIRST_RETRY_SECONDS
 
@@ -85,7 +85,7 @@ class WatchedWorkspaces:
         self._clock = clock
         self._mark_seconds = mark_seconds
         self._renew_seconds = renew_seconds
-        # The least remaining time of a mark that a statement has set or found.
+        # The shortest time that is left of a mark after a statement has set or found it.
         self._kept_seconds = mark_seconds - renew_seconds
         # Includes marks whose last subscriber has left since the last check.
         self._marks: dict[str, _Mark] = {}

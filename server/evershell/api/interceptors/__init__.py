@@ -1,1 +1,1 @@
-"""The interceptors of the gRPC server, one a file. api/chain.py lists them in order."""
+"""The interceptors of the gRPC server, one per file. api/chain.py lists them in order."""

@@ -18,12 +18,12 @@ _LEASES = frozenset({HEARTBEAT, f"/{RUNTIME_SERVICE}/Register"})
 
 
 class Admission(Interceptor):
-    """Runs outside authentication and audit, so that a refusal costs little and leaves no entry.
+    """Runs before authentication and audit, so that a refusal costs little and leaves no entry.
 
-    A refused call has had no effect. Refuses calls whose deadline has passed, the least important
-    calls while the worker is behind, and public calls while the worker is not ready. If no worker
-    is ready, the edge calls them all the same, because it cannot tell them from slow ones. Calls of
-    agents are then served, because they wait for the database anyway.
+    A refused call has no effect. The interceptor refuses calls whose deadline has passed, the least
+    important calls while the worker is overloaded, and public calls while the worker is not ready.
+    If no worker is ready, the edge sends calls to all workers, because it cannot tell them from
+    slow workers. Calls of agents are served even then, because they wait for the database anyway.
     """
 
     def __init__(self, delay: QueueingDelay, arrived: Callable[[], None] = lambda: None) -> None:
@@ -44,7 +44,7 @@ class Admission(Interceptor):
             arrived()
             deadline.begin(call.left_seconds, 0.0 if delay.is_short else delay.seconds)
             if call.left_seconds == 0:
-                message = "The deadline had passed before the call began. It had no effect."
+                message = "The deadline had passed before the call began. The call had no effect."
                 await abort(call, Failure("deadline_exceeded", message), method)
             if needs_database and not self.is_ready:
                 problem = "The service cannot reach its database."

@@ -37,7 +37,7 @@ class Queue(Protocol):
     """Stores entries in the background. It never blocks and never raises."""
 
     def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
-        """Stores the entry soon. If `uncertain`, only if the call itself has not stored it."""
+        """Stores the entry soon. Stores an `uncertain` entry only if the call itself has not."""
 
     def lose(self) -> None:
         """Counts an entry that is not stored."""
@@ -60,8 +60,8 @@ class Auditing(Interceptor):
         async def audited(call: Call) -> Any:
             now = self._clock()
             entry_id = new_audit_id(now)
-            # Does not contain the call: a cycle would keep everything of the call, in gRPC too,
-            # until the next garbage collection.
+            # The function does not refer to the call. Such a cycle would keep the call's objects,
+            # including gRPC's, in memory until the next garbage collection.
             call.audit = audit = partial(_entry, entry_id, now, rpc)
             outcome = "caller_gone"
             try:
@@ -114,7 +114,7 @@ def _client_address(call: Call) -> str:
     """The IP address of the client, as the edge saw it, or of the peer of a direct call."""
     forwarded = call.metadata.get("x-forwarded-for")
     if forwarded:
-        # The edge appends the address of its peer. What stands before it was sent by the client.
+        # The edge appends the address of its peer. The client sent the part before it.
         return forwarded.rpartition(",")[2].strip()
     # `ipv4:127.0.0.1:50051`, `ipv6:%5B::1%5D:50051` or `unix:`.
     kind, _, address = call.context.peer().partition(":")

@@ -22,8 +22,9 @@ from evershell.core.errors import UnavailableError
 from evershell.core.runtime import AgentIdentity
 from evershell.pod.tls import agent_name
 
-# How often the credential of an open stream is checked again. Together with the time for which keys
-# are cached, this is less than 10 s, after which a revoked key must no longer work.
+# The interval at which the credential of an open stream is checked again. This interval and the
+# time for which keys are cached add up to less than 10 s, because a revoked key must stop working
+# within 10 s.
 RECHECK_SECONDS = 3.0
 
 # Sets the caller or the agent of the call. Raises Failure; UnavailableError.

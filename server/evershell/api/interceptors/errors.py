@@ -22,10 +22,11 @@ from evershell.telemetry.logs import Sampler
 
 log = structlog.get_logger()
 
-# Much longer than gRPC takes on an idle machine, and much shorter than a caller notices.
+# How long to wait until gRPC has reported a reset: much longer than gRPC takes on an idle machine,
+# and too short for a caller to notice.
 _RESET_REPORTED_SECONDS = 0.002
-# How long gRPC may take to report that a caller has gone, after a message could not be sent to it:
-# thousands of callers may go at once.
+# How long gRPC may take to report that a caller has gone, after a message could not be sent to the
+# caller. Thousands of callers may go at once.
 _GONE_REPORTED_SECONDS = 10.0
 
 # The last message of a stream that fails after its first message, by method.
@@ -42,7 +43,7 @@ class Errors(Interceptor):
     """
 
     def __init__(self) -> None:
-        # A caller can repeat a request that triggers a defect any number of times.
+        # Limits the log lines, because a caller can repeat a request that triggers a defect.
         self._sampler = Sampler()
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
@@ -60,12 +61,12 @@ class Errors(Interceptor):
                 if task is None or task.cancelling():
                     # The caller cancelled the call, or the server ends it.
                     raise
-                # A defect in an inner interceptor or the servicer raised it. If it were raised
-                # again, the call would end without a status.
+                # A defect in an inner interceptor or in the servicer has raised this error. If it
+                # were raised again, the call would end without a status.
                 await self._abort_for_defect(call, method)
             except grpc.aio.InternalError:
-                # A message could not be sent, because the caller has gone: gRPC then cancels this
-                # task.
+                # The message could not be sent, because the caller has gone. gRPC cancels this task
+                # during the sleep.
                 await asyncio.sleep(_GONE_REPORTED_SECONDS)
                 await self._abort_for_defect(call, method)
             except Exception:  # noqa: BLE001 - logged, with its traceback
@@ -84,15 +85,17 @@ class Errors(Interceptor):
 
 async def abort(call: Call, failure: Failure, method: Method) -> None:
     """Ends the call with the status of the failure. Raises AbortError."""
-    # A call that its caller has reset ends here, once gRPC has reported the reset. The library
-    # would never free the status of such a call (https://github.com/grpc/grpc/issues/43360).
+    # If the caller has reset the call, gRPC reports this during the sleep, and the call ends here.
+    # Without the sleep, gRPC would never free the status of such a call
+    # (https://github.com/grpc/grpc/issues/43360).
     await asyncio.sleep(_RESET_REPORTED_SECONDS)
     call.slug = failure.slug
     context = call.context
     if call.has_streamed and (message := _LAST_MESSAGES.get(method.name)) is not None:
         # The edge ends a broken stream with status 200, so the last message carries the error.
         error = message(status.stream_error(failure, call.request_id))
-        # Fails if the client has not read the previous message. The status has the error too.
+        # The write fails if the client has not read the previous message. The status also has the
+        # error.
         with suppress(grpc.aio.InternalError):
             await context.write(error)
     rich = method.form.rich_status(failure, call.request_id)
@@ -107,7 +110,7 @@ async def abort(call: Call, failure: Failure, method: Method) -> None:
         if status.RULES[failure.slug].no_retry or repeat_advice(method.path, call):
             trailers.append(("x-should-retry", "false"))
     if method.service == RUNTIME_SERVICE:
-        # Agents have no package that reads the details.
+        # Agents do not have the package that decodes the details.
         trailers.append((SLUG_TRAILER, failure.slug))
     if failure.slug == "unauthenticated":
         trailers.append(("www-authenticate", "Bearer"))

@@ -36,8 +36,8 @@ class Interceptor(ABC):
 
     @abstractmethod
     def wrap(self, method: Method, proceed: Handler) -> Handler:
-        """The handler of the method that does this and calls `proceed`, the rest of the chain.
+        """The handler of the method, which does this and calls `proceed`, the rest of the chain.
 
-        Called once for each method, when the server is made. What depends only on the method is
-        decided here. Returns `proceed` itself for a method that needs nothing.
+        The server calls `wrap` once for each method when the server is made. Whatever depends only
+        on the method is decided here. Returns `proceed` itself if the method needs nothing.
         """

@@ -1,4 +1,4 @@
-"""Limits the rate of calls of each credential. Each worker counts for itself.
+"""Limits the rate of calls of each credential. Each worker counts separately.
 
 A limit keeps one caller's runaway loop from slowing down everyone else. Each credential has its own
 bucket, so a loop uses up only its own allowance; others can still cancel, even in the same
@@ -18,15 +18,15 @@ from evershell.api.interceptors.refusals import rate_limited
 from evershell.api.method_options import CANCELLATIONS
 from evershell.core.caller import Caller
 
-# The least recently used buckets are dropped. An empty bucket is full again after two seconds, in
-# which a worker serves fewer calls than this, so a dropped bucket was full. A bucket takes 300
-# bytes.
+# Beyond this number, the least recently used bucket is dropped. An unused bucket is full after two
+# seconds, and in two seconds a worker serves fewer calls than this, so a dropped bucket was full. A
+# bucket takes 300 bytes.
 _MAX_BUCKETS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A number of calls per second, and a number of calls at once after a pause."""
+    """The number of calls per second in the long run, and the size of a burst after a pause."""
 
     per_second: int
     burst: int

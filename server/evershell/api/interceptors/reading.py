@@ -36,8 +36,8 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Size limit of requests that contain only a few names: requests to health and reflection, and
 # requests of agents except CommitEvents and the calls about children.
 _COMMON_BYTES = 4096
-# Size limit of the calls of agents about children. These calls have their own turn, so that commits
-# and heartbeats do not wait for them: they may wait for another agent.
+# Size limit of the calls of agents about children. These calls may wait for another agent, so they
+# have separate turns, and commits and heartbeats do not wait for them.
 _CHILD_BYTES = 1024 * 1024
 _OF_AGENTS = {
     "CommitEvents": MAX_MESSAGE_BYTES,
@@ -48,17 +48,17 @@ _OF_AGENTS = {
 _COMMON_SERVICES = "grpc."
 # The edge's limit for all headers, the path included.
 _MAX_PATH_BYTES = 60 * 1024
-# A parsed message can take 50 times its size, if it has millions of empty tool calls. Messages of
+# A message with millions of empty tool calls takes 50 times its size after parsing. Messages of
 # agents that are larger than _LARGE_BYTES are parsed and served one at a time.
 _LARGE_BYTES = 256 * 1024
 # How long a request may take to arrive. The edge gives a REST request 30 s and then answers 408.
 _ARRIVAL_SECONDS = 35.0
-# A request that has not arrived after this time is slow, and needs its own place.
+# A request that has not arrived after this time is slow, and needs a place for slow bodies.
 _QUICK_SECONDS = 0.1
 # How long an agent's request may take to arrive while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
-# The total size of the requests of agents that a worker reads at a time. Each size limit has its
-# own bound. A request counts with the size limit of its method, because its size is not known yet.
+# How many bytes of agents' requests a worker reads at a time, for each size limit. A request counts
+# with the size limit of its method, because its own size is not known yet.
 _AGENTS_BYTES = 64 * 1024 * 1024
 
 
@@ -68,11 +68,12 @@ class Reading(Interceptor):
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
         self._limits = request_limits()
-        # Such a method is served when its message has arrived. A second read would show whether the
-        # request ends there, but would take a large part of the time of a short call.
+        # These methods are served as soon as one message has arrived. A second read would show
+        # whether the request ends there, but would take a large part of the time of a short call.
         self._reads = {*public_methods(with_effect=False), HEARTBEAT}
-        # Such a method refuses unknown fields, because it would do only a part of what the caller
-        # has asked for. A2A asks for unknown fields to be ignored, and the edge reads its bodies.
+        # These methods refuse unknown fields. Otherwise they would do only a part of what the
+        # caller asks for. A2A requires servers to ignore unknown fields, and the edge reads the
+        # bodies of A2A.
         self._strict = public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
         # The turns of all agents, by size limit.
         self._by_limit: dict[int, _Turns] = {}
@@ -118,8 +119,8 @@ class Reading(Interceptor):
                     raise body.failure or _not_in_time() from error
                 if body.is_large and (has_place_of_edge or len(message) > _LARGE_BYTES):
                     # A request keeps its place until the call ends if it takes much memory, or if
-                    # the edge keeps a place for it as well. The edge has none for streams and for
-                    # calls that wait for the end of a task.
+                    # the edge also keeps a place for it. The edge keeps no place for streams, or
+                    # for calls that wait for the end of a task.
                     return await serve(call, message)
             return await serve(call, message)
 
@@ -131,13 +132,14 @@ class Reading(Interceptor):
         limit: int,
         serve: Callable[[Call, bytes], Awaitable[Any]],
     ) -> Handler:
-        """Serves one call of an agent at a time. The next one is read when it has ended."""
+        """Serves one call of an agent at a time, and reads the next one after its end."""
         of_worker = self._by_limit.get(limit)
         if of_worker is None:
             of_worker = self._by_limit[limit] = _Turns(_AGENTS_BYTES // limit)
 
         async def read_of_agent(call: Call) -> Any:
-            # An agent whose epoch is over must not take the turns of the next one.
+            # The key includes the epoch, so an agent of an earlier epoch does not take the turns of
+            # its successor.
             assert call.agent is not None, "authentication sets it"
             of_agent = self._by_agent.get((call.agent, limit))
             if of_agent is None:
@@ -165,10 +167,10 @@ class Reading(Interceptor):
 
 
 class _Body:
-    """The place of a request that is large or arrives slowly, while it arrives. Over REST, a large
-    request keeps the place while it is served.
+    """The place that a large or slow request holds while it arrives.
 
-    A request that arrives quickly needs none, so callers who send at once are never refused.
+    Over REST, a large request keeps the place while it is served. A request that arrives quickly
+    needs no place, so callers who send at once are never refused.
     """
 
     __slots__ = (
@@ -193,9 +195,9 @@ class _Body:
         self._taken: tuple[str, str, str] | None = None
         # Whether the edge announces a large body.
         self.is_large = LARGE_BODY_HEADER in call.metadata
-        # Ends the reading: the request is too slow, or has no place.
+        # Ends the reading if the request is too slow, or gets no place.
         self.arrival = asyncio.timeout(None)
-        # Why the request has no place.
+        # Why the request got no place.
         self.failure: Failure | None = None
 
     def __enter__(self) -> "_Body":
@@ -232,7 +234,7 @@ class _Turns:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self.waiting = 0
-        # The time limits of the requests that are being read, except those that are shortened.
+        # The time limits of the requests that are being read, except limits that were shortened.
         self._unshortened: set[asyncio.Timeout] = set()
 
     async def take(self) -> None:
@@ -262,10 +264,10 @@ class _Turns:
 
 
 async def _message(read: Callable[[], Awaitable[bytes]], *turns: _Turns) -> bytes:
-    """Takes all turns and reads. The caller releases the turns, except after an error.
+    """Takes all turns and reads the message. The caller releases the turns, except after an error.
 
-    The time limit is shortened only when the request has its turns, because it is not read before.
-    Raises Failure deadline_exceeded, validation_error.
+    The time limit is shortened only once the request has its turns, because the reading begins only
+    then. Raises Failure deadline_exceeded, validation_error.
     """
     taken: list[_Turns] = []
     try:
@@ -319,7 +321,7 @@ def request_limits() -> dict[str, int]:
     for method in service.methods:
         own = method.GetOptions().Extensions[workspace_service_pb2.edge].max_request_bytes
         limits[f"/{service.full_name}/{method.name}"] = own or usual
-    # A request of A2A that carries no message may have the size of a cancellation.
+    # A request of A2A without a message has the size limit of a cancellation.
     small = limits[f"/{service.full_name}/CancelTask"]
     for method in a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].methods:
         carries_message = method.name in ("SendMessage", "SendStreamingMessage")

@@ -1,7 +1,7 @@
 """The failures of calls that are refused before their request is read.
 
-An unnamed CancelTask must not be repeated by a program, because it could cancel the next task. The
-request says whether it is one.
+A program must not repeat a CancelTask without a task id, because it could cancel the next task.
+Only the request shows whether it names a task.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""How much one credential, and one organization, may hold of what callers share.
+"""Limits how many of the shared places one credential and one organization may hold.
 
-Each kind of call has its own places, so no other kind can use up the places of cancellations. A
+Each kind of call has its own places, so other kinds cannot use up the places of cancellations. A
 call holds its place until it ends, and a call beyond a share is refused at once. Each worker counts
-for itself. docs/shares.md lists these shares and all others.
+separately. docs/shares.md lists these shares and all others.
 """
 
 from collections.abc import Mapping
@@ -42,9 +42,9 @@ class Share:
     credential: int
 
 
-# A credential's share is at least three times what a well-behaved one uses of a worker: the bench
-# has 64 callers and 1,000 watchers, and an A2A client that polls 15 workspaces makes 11 reads at
-# once.
+# A credential's share is at least three times what a well-behaved credential uses of a worker: the
+# bench has 64 callers and 1,000 watchers, and an A2A client that polls 15 workspaces makes 11 reads
+# at once.
 SHARES: Mapping[Kind, Share] = {
     Kind.FIRST: Share(20_000, 5_000, 2_500),
     Kind.READS: Share(144, 48, 36),
@@ -55,7 +55,7 @@ SHARES: Mapping[Kind, Share] = {
     # A body has up to 1 MiB. The edge has 256 places for all workers together (envoy.yaml).
     Kind.BODIES: Share(256, 64, 32),
 }
-# It asks the agent, and many callers poll it.
+# This method asks the agent, and many callers poll it.
 _POLL = "GetCurrentIteration"
 # The organization and the credential of calls without a credential: reads of public A2A cards.
 _STRANGERS = ("\n", "\n\n")
@@ -70,7 +70,7 @@ class Places:
         self.held: dict[str, int] = {}
 
     def take(self, caller: Caller | None) -> tuple[str, str, str] | str:
-        """Takes a place. Returns what frees it, or the reason why there is none."""
+        """Takes a place. Returns the argument of `free`, or the reason why there is no place."""
         share, held = SHARES[self.kind], self.held
         of_org, of_credential = (caller.org_id, caller.key) if caller else _STRANGERS
         keys = (of_credential, of_org, "")

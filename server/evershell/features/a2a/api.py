@@ -199,7 +199,7 @@ class A2AServicer(a2a_pb2_grpc.A2AServiceServicer):
         return empty_pb2.Empty()
 
     def _webhooks(self) -> TaskWebhooks:
-        """Raises Failure push_notification_not_supported."""
+        """The webhooks of tasks. Without them, raises Failure push_notification_not_supported."""
         if self.task_webhooks is None:
             raise Failure(
                 "push_notification_not_supported",

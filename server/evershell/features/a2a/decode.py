@@ -1,4 +1,4 @@
-"""Decodes requests of A2A, if possible into the same requests of WorkspaceService."""
+"""Decodes requests of A2A, where possible into requests of WorkspaceService."""
 
 import json
 import re
@@ -30,9 +30,9 @@ VERSION_HEADER = "a2a-version"
 _ABSENT_VERSION = "0.3"
 _SUPPORTED = re.compile(r"1\.0(\.\d+)?")
 TEXT = "text/plain"
-# What a client accepts if it accepts text.
+# The output modes that include text. A client that lists one of them accepts text.
 _ACCEPTS_TEXT = frozenset({TEXT, "text/*", "*/*", "text"})
-# Names the message of a task that A2A submitted, in the task's metadata.
+# In a task's metadata, the id of the A2A message that began the task.
 MESSAGE_ID = "a2a_message_id"
 _MAX_MESSAGE_ID_CHARACTERS = 255
 _MAX_PAGE_SIZE = 100
@@ -71,7 +71,7 @@ def check_history_length(request: Any) -> None:
 
 
 def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, ListFilter]:
-    """The page, and which tasks it lists. Raises Failure validation_error."""
+    """The page, and the filter of its tasks. Raises Failure validation_error."""
     fields = Fields()
     fields.identifier("tenant", request.tenant)
     if request.HasField("page_size"):
@@ -80,14 +80,14 @@ def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, L
     check_history_length(request)
     statuses = None
     if request.context_id not in ("", request.tenant):
-        # The workspace is the only context.
+        # A workspace has only one context, so another context has no tasks.
         statuses = frozenset[TaskStatus]()
     elif request.status:
         statuses = statuses_in(request.status)
     changed_since = None
     if request.HasField("status_timestamp_after"):
         changed_since = decode_time("status_timestamp_after", request.status_timestamp_after)
-    # What does not select tasks may change from page to page.
+    # Fields that do not select tasks may change from page to page.
     selection = a2a_pb2.ListTasksRequest()
     selection.CopyFrom(request)
     selection.ClearField("history_length")
@@ -100,8 +100,8 @@ def decode_list(request: a2a_pb2.ListTasksRequest, org_id: str) -> tuple[Page, L
 def message_key(request: a2a_pb2.SendMessageRequest, method: str, caller: Caller) -> IdempotencyKey:
     """The idempotency key of a message: its id, within the credential, the workspace, the method.
 
-    Two requests are equal if they have the same message and metadata. Other fields say only how to
-    answer.
+    Two requests are equal if they have the same message and metadata. The other fields only say how
+    to answer.
     """
     scope = "\0".join((caller.key, request.tenant, method, request.message.message_id))
     effect = a2a_pb2.SendMessageRequest(
@@ -200,7 +200,7 @@ def _texts(message: a2a_pb2.Message) -> dict[str, str]:
 
 
 def _with_options(native: _Request, metadata: Struct, names: Sequence[str]) -> _Request:
-    """Sets the options in the metadata, which have the JSON of WorkspaceService."""
+    """Sets the options that the metadata has, in the JSON form of WorkspaceService."""
     found = [name for name in names if name in metadata]
     try:
         ParseDict({name: _plain(metadata[name]) for name in found}, native)

@@ -33,7 +33,7 @@ _TRANSCODER = {
     "services": [NAME],
     "match_incoming_request_route": True,
     "print_options": {"stream_newline_delimited": True, "stream_sse_style_delimited": True},
-    # A2A ignores what it does not know (section 5.7), in a body and in a query.
+    # A2A requires that unknown fields are ignored (section 5.7), in a body and in a query.
     "ignore_unknown_query_parameters": True,
     "request_validation_options": {
         "reject_unknown_method": True,

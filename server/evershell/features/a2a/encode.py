@@ -1,4 +1,4 @@
-"""Encodes tasks and events for A2A. The metadata has the fields for which A2A has none."""
+"""Encodes tasks and events for A2A. The metadata has the fields that A2A does not have."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -46,8 +46,9 @@ def encode_list(
 def list_json(reply: a2a_pb2.ListTasksResponse, *, has_artifacts: bool) -> HttpBody:
     """The reply for HTTP.
 
-    Its fields are required, even if they are empty, and artifacts are absent unless they were asked
-    for (A2A, section 3.1.4). The edge could print either all empty fields or none.
+    The fields of the list are required, even if they are empty, but artifacts must be absent unless
+    the client asked for them (A2A, section 3.1.4). The edge could only print all empty fields, or
+    none.
     """
     content = MessageToDict(reply)
     for task in content.setdefault("tasks", []):
@@ -126,9 +127,9 @@ class Update:
 
     # None for an event of the workspace.
     task_id: str | None
-    # Whether the task has ended with it.
+    # Whether the event ends the task.
     is_end: bool
-    # Serialized: each is a StreamResponse.
+    # Serialized messages of the type StreamResponse.
     messages: Sequence[bytes]
 
 
@@ -169,7 +170,7 @@ def _artifacts(event: Event) -> Sequence[a2a_pb2.StreamResponse]:
 
 def _status(event: Event, state: a2a_pb2.TaskState) -> a2a_pb2.StreamResponse:
     facts = rest_fields(encode_event(event).event)
-    # The artifact has the result.
+    # The artifact already has the result.
     if event.type is EventType.TASK_COMPLETED:
         del facts[event.type]["result"]
     update = a2a_pb2.TaskStatusUpdateEvent(

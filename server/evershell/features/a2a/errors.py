@@ -19,8 +19,9 @@ DOMAIN = "a2a-protocol.org"
 def rich_status(failure: Failure, request_id: str) -> status_pb2.Status:
     """The status with its details.
 
-    The ErrorInfo of an error type of A2A names it, and has the slug in its metadata. The client of
-    A2A for HTTP reads only the first ErrorInfo, so there is one. Other errors keep their own.
+    For an error type of A2A, the ErrorInfo names that type, and its metadata has the slug. There is
+    only one ErrorInfo, because the HTTP client of A2A reads only the first. Other errors keep their
+    own ErrorInfo.
     """
     rich = status.rich_status(failure, request_id)
     error_type = status.RULES[failure.slug].a2a

@@ -1,7 +1,7 @@
 """Push configurations of A2A, which are webhooks of one task.
 
-The id of a configuration is the name of its webhook. A configuration replaces the one with its id,
-and gets all events of the task, the earlier ones too (docs/a2a.md).
+The id of a configuration is the name of its webhook. A new configuration replaces an existing one
+with the same id, and gets all events of the task, including earlier ones (docs/a2a.md).
 """
 
 from collections.abc import Mapping

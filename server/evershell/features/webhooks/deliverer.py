@@ -1,6 +1,6 @@
 """Delivers events to webhooks: claims what is due, sends it, and records the results.
 
-Any number of processes may do so at once. Each receiver has a task of its own, so a slow one delays
+Any number of processes may do so at once. Each receiver has its own task, so a slow receiver delays
 only itself.
 """
 
@@ -33,22 +33,24 @@ from evershell.features.webhooks.headers import headers_of
 from evershell.features.webhooks.rules import AttemptResult, ClaimedDelivery, DeliveryKey
 from evershell.features.webhooks.sender import ATTEMPT_SECONDS, Answer, Sender
 
-# Requests to a receiver at a time.
+# The maximum number of concurrent requests to a receiver.
 _AT_ONCE = 8
-# How often due deliveries are claimed if nothing wakes the process: retries, for example.
+# How often due deliveries (retries, for example) are claimed if nothing wakes the process.
 _POLL_SECONDS = 2.0
 _MAINTENANCE_SECONDS = 60.0
 # Results are gathered for this long, so that many are recorded by one statement.
 _GATHER_SECONDS = 0.1
 # An attempt begins only if it ends within the lease.
 _BEGIN_SECONDS = LEASE_SECONDS - 2 * ATTEMPT_SECONDS
-# A claim looks at a part of the receivers. At most this many claims follow each other at once.
+# A claim looks at a part of the receivers. At most this many claims follow each other without a
+# pause.
 _MAX_ROUNDS = 4
-# Attempts to record a result. After the last one, the delivery is claimed and sent again.
+# The maximum number of attempts to record a result. If all fail, the delivery is claimed and sent
+# again.
 _MAX_TRIES = 100
 GIVE_UP_AFTER = timedelta(hours=24)
 _FIRST_RETRY_SECONDS, _RETRY_FACTOR, _MAX_RETRY_SECONDS = 5.0, 3.0, 3_600.0
-# After this many failures the longest pause is reached.
+# The number of failures after which the pause no longer grows.
 _MAX_EXPONENT = 7
 
 # The error of a delivery that was not sent.
@@ -162,7 +164,8 @@ class Deliverer:
         self._has_results.set()
 
     async def _record_all(self) -> None:
-        # The failed attempts to record a result: another transaction has locked its row.
+        # How many attempts to record each result have failed, for example because its row was
+        # locked.
         tries: Counter[DeliveryKey] = Counter()
         while True:
             await self._has_results.wait()
@@ -210,7 +213,7 @@ class Deliverer:
             if event is None:
                 answer = Answer("the event was removed")
             elif event.type is EventType.UNSPECIFIED:
-                # A process of the later version sends it, while this version is replaced.
+                # During an upgrade, a process of the later version sends the event.
                 retry_at = self._clock() + timedelta(seconds=_jittered(_FIRST_RETRY_SECONDS))
                 left = _not_attempted(delivery, "the event has a type of a later version", retry_at)
                 return replace(left, delivered_seq=result.delivered_seq), False
@@ -235,9 +238,9 @@ class Deliverer:
     def _failed(
         self, delivery: ClaimedDelivery, result: AttemptResult, answer: Answer
     ) -> AttemptResult:
-        """The result of an attempt that has failed after the events that it has delivered."""
+        """The result of an attempt that failed, perhaps after some events were delivered."""
         now = self._clock()
-        # The events before it were delivered now, so it was not attempted earlier.
+        # This attempt delivered earlier events, so the failed event was not attempted before.
         is_first = result.delivered_seq != delivery.delivered_seq
         attempts = 1 if is_first else delivery.attempts + 1
         pending_since = now if is_first else delivery.pending_since
@@ -322,5 +325,5 @@ def _retry_at(now: datetime, attempts: int, at_least_seconds: float) -> datetime
 
 
 def _jittered(seconds: float) -> float:
-    """Up to a fifth more, so that retries do not come all at once."""
+    """Adds up to a fifth, so that retries do not all come at once."""
     return seconds * random.uniform(1.0, 1.2)  # noqa: S311

@@ -1,8 +1,8 @@
 """Claims the deliveries to webhooks that are due, and records their results.
 
-Every statement skips locked rows. It waits for nothing, so it delays no event and takes part in no
-deadlock. A result that cannot be recorded is recorded later, or the delivery is claimed again once
-its lease has ended. An event is then sent twice.
+Every statement skips locked rows. It never waits, so it delays no event and cannot take part in a
+deadlock. If a result cannot be recorded at once, it is recorded later. If it is not recorded before
+the lease ends, the delivery is claimed again, and an event is sent twice.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -33,7 +33,7 @@ LEASE_SECONDS = 60.0
 MAX_OF_RECEIVER = 100
 _MAX_EVENTS = 4
 # Larger events are read one by one, because a claim may have thousands of events. Compressed events
-# are read one by one too, because their size is not known before.
+# are read one by one too, because their size is known only after decompression.
 _MAX_PAYLOAD_BYTES = 8_192
 # A claim looks at up to this many receivers with pending deliveries, in all and per organization.
 _MAX_RECEIVERS = 200
@@ -150,7 +150,7 @@ class WebhookDeliveries:
     async def reseal(self, key_id: bytes, seal_again: Callable[[bytes, str], bytes]) -> None:
         """Passes secrets that were sealed with other keys to `seal_again`, and stores its results.
 
-        Each call does so for up to 100 webhooks. Leaves out those for which it raises
+        Each call does so for up to 100 webhooks. Leaves out webhooks for which `seal_again` raises
         UnavailableError.
         """
         async with connected(self._pool) as connection:
@@ -177,7 +177,7 @@ async def webhooks_exist(pool: Pool) -> bool:
 
 
 async def count_deliveries(pool: Pool) -> DeliveryCounts:
-    """The pending and the failed deliveries, of all organizations. Raises UnavailableError."""
+    """Counts pending and failed deliveries of all organizations. Raises UnavailableError."""
     row = await fetch_one(pool, SQL.count_deliveries)
     return DeliveryCounts(row.pending, row.failed, row.oldest)
 

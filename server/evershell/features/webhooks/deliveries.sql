@@ -35,7 +35,7 @@ WITH RECURSIVE receivers AS (
     ) due
     WHERE free.number <= {max_receivers_of_org}
 ), removed AS (
-    -- Their webhook was deleted.
+    -- Removes deliveries whose webhook was deleted.
     DELETE FROM webhook_deliveries d USING picked
     WHERE (d.workspace_id, d.task_id, d.webhook_id)
             = (picked.workspace_id, picked.task_id, picked.webhook_id)
@@ -76,8 +76,8 @@ LEFT JOIN LATERAL (
 ORDER BY c.workspace_id, c.task_id, c.webhook_id, e.seq;
 
 -- name: record
--- A delivery with further events is due at once. A new event has changed only `last_seq` of a claimed
--- row, because its `due_at` is not null.
+-- A delivery with further events is due at once. An event that came while the row was claimed has
+-- changed only `last_seq`, because `due_at` was not null.
 WITH results AS (
     SELECT * FROM json_to_recordset(%(results)s) AS r(
         workspace_id text, task_id text, webhook_id text, delivered_seq bigint, attempts integer,

@@ -31,7 +31,7 @@ class DeliveryMetrics:
             self._events.labels(result)
         self._deliveries_failed = Counter(
             "evershell_webhook_deliveries_failed",
-            "Deliveries that have failed for 24 hours, or that the receiver does not want.",
+            "Deliveries that failed for 24 hours, or whose receiver refuses all requests.",
             registry=registry,
         )
 
@@ -53,7 +53,7 @@ def in_leader(parts: LeaderParts) -> Run:
 
 
 class DeliveryBacklog(Collector):
-    """The deliveries as of the last count. A controller that does not lead exports none."""
+    """The deliveries at the last count. A controller that does not lead exports nothing."""
 
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock

@@ -1,4 +1,4 @@
-"""What the use cases of webhooks need of the store."""
+"""What the use cases of webhooks need from the store."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,12 +22,14 @@ class WebhookStore(Protocol):
     ) -> None:
         """Adds a webhook, the entry of the audit log, and the key of the call.
 
-        Every event whose transaction begins after the return is delivered. A webhook of a task also
-        gets the earlier events of the task, and replaces the one with its name.
+        Every event whose transaction begins after this method has returned is delivered. A webhook
+        of a task also gets the earlier events of the task, and replaces the task's webhook with the
+        same name.
 
-        Raises KeyTakenError, like Store.transition, and Failure: too_many_webhooks if the
-        organization, or the task, has `limit` others; permission_denied if somebody else created
-        the one with its name, and `webhook` gets only what its creator may read.
+        Raises KeyTakenError, like Store.transition. Raises Failure too_many_webhooks if the
+        organization, or the task, has `limit` others. Raises Failure permission_denied if somebody
+        else created the webhook to be replaced, and `webhook` may get only what its creator may
+        read.
         """
 
     async def list_webhooks(self, org_id: str, task: TaskScope | None = None) -> Sequence[Webhook]:
@@ -42,7 +44,7 @@ class WebhookStore(Protocol):
         """Removes the webhook, and returns it as it was; None if there is none.
 
         Raises Failure permission_denied if somebody else created it, and the permission covers only
-        what the caller created. So do `rotate_secret` and `replay`.
+        what the caller created. `rotate_secret` and `replay` raise the same failure.
         """
 
     async def rotate_secret(
@@ -56,8 +58,8 @@ class WebhookStore(Protocol):
     ) -> Webhook | None:
         """Replaces the secret; the replaced secret expires at `expires_at`.
 
-        If an earlier secret has not expired `now`, that secret stays valid instead. Returns None if
-        there is no such webhook.
+        If the webhook already has a previous secret that is still valid at `now`, that secret stays
+        valid, and the replaced secret does not. Returns None if there is no such webhook.
         """
 
     async def replay(

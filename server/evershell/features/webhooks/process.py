@@ -1,11 +1,11 @@
 """The process in which a worker sends the requests of webhooks.
 
-Sending takes more processor time than a call. In a process of its own, with a lower priority, it
-does not delay calls. It runs only if there are webhooks.
+Sending takes more processor time than a call. A separate process with a lower priority sends, so
+that calls are not delayed. It runs only if there are webhooks.
 
-The worker writes a line to its standard input when something was committed, and closes it to end
-the process; if the worker is killed, the kernel closes it. The process writes what it has counted
-to its standard output, a line of JSON each time.
+The worker writes a line to the process's standard input when something was committed, and closes it
+to end the process; if the worker is killed, the kernel closes it. The process writes what it has
+counted to its standard output, a line of JSON each time.
 """
 
 import asyncio
@@ -31,12 +31,13 @@ _LOOK_SECONDS = 5.0
 _GATHER_SECONDS = 0.1
 _END_SECONDS = 2.0
 _RESTART_SECONDS = 1.0
-# The niceness of the process. If both are busy, it gets a thirtieth of the time of a worker.
+# The niceness of the process. If the worker and the process are both busy, the process gets a
+# thirtieth of the worker's processor time.
 _NICENESS = 15
 _WAKE = b"\n"
 # If name servers do not answer, a lookup holds a thread until the resolver of the C library gives
-# up: with these options after 4 s, and not 10 s, for one server and one name. Several servers and
-# search domains take longer.
+# up. For one server and one name, that takes 4 s with these options, and 10 s without. With several
+# servers or search domains, it takes longer.
 RESOLVER = {"RES_OPTIONS": "timeout:2 attempts:2"}
 
 _log = structlog.get_logger()
@@ -56,19 +57,20 @@ class DeliveryProcess:
         self._created = asyncio.Event()
 
     def committed(self) -> None:
-        """An event may have been committed. Returns at once."""
+        """Wakes the process soon, because an event may have been committed. Returns at once."""
         if self._process is not None and self._wake_timer is None:
             loop = asyncio.get_running_loop()
             self._wake_timer = loop.call_later(_GATHER_SECONDS, self._wake)
 
     def created(self) -> None:
-        """A webhook was created on this worker."""
+        """Checks for webhooks at once, because one was created on this worker."""
         self._created.set()
 
     def _wake(self) -> None:
         self._wake_timer = None
         pipe = self._process.stdin if self._process is not None else None
-        # A process that is stopped reads nothing. One line is enough to wake it later.
+        # A suspended process does not read its input, so lines would pile up. One line is enough to
+        # wake it.
         if (
             pipe is not None
             and not pipe.is_closing()
@@ -99,8 +101,9 @@ class DeliveryProcess:
 
     async def _run_process(self) -> int:
         """Returns the exit code. Ends the process if it is cancelled."""
-        # The process shares the standard error of the worker, and libuv makes what a child inherits
-        # blocking (uv__process_child_init). Log lines would then block the worker on a full disk.
+        # The process shares the standard error of the worker, and libuv makes every descriptor that
+        # a child inherits blocking (uv__process_child_init). On a full disk, log lines would then
+        # block the worker.
         is_blocking = os.get_blocking(sys.stderr.fileno())
         process = await asyncio.create_subprocess_exec(
             *_COMMAND, stdin=PIPE, stdout=PIPE, env={**RESOLVER, **os.environ}
@@ -132,7 +135,8 @@ async def _ended(process: Process) -> None:
 async def follow_worker(wake: Callable[[], None]) -> None:
     """Runs in the delivery process: calls `wake` when the worker writes, until the worker ends."""
     os.nice(_NICENESS)
-    # Each connection takes a file. Many systems allow 1,024 unless a program asks for more.
+    # Each connection needs a file descriptor. Many systems allow 1,024, unless a program asks for
+    # more.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loop = asyncio.get_running_loop()

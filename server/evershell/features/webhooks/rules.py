@@ -72,7 +72,7 @@ class Webhook:
 
 
 def not_own(webhook_id: str) -> Failure:
-    """Somebody else created the webhook, and the caller has only `workspace:read:own`."""
+    """The failure if somebody else created the webhook and the scope is `workspace:read:own`."""
     return errors.created_by_other(f"Webhook {webhook_id}", "webhooks", (READ_SCOPE,))
 
 
@@ -143,7 +143,7 @@ class AttemptResult:
     key: DeliveryKey
     # The `seq` of the last event that was delivered, by this attempt or before.
     delivered_seq: int
-    # The number of failed attempts to deliver the event after that one.
+    # The number of failed attempts to deliver the event after `delivered_seq`.
     attempts: int = 0
     # Empty if the attempt has succeeded.
     error: str = ""

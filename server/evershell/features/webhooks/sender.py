@@ -19,7 +19,7 @@ from evershell.features.webhooks.rules import may_call
 # The shortest timeout that Standard Webhooks recommends.
 ATTEMPT_SECONDS = 15.0
 _CONNECT_SECONDS = 5.0
-# The most that is read of the body of an answer. A connection whose answer has more is closed.
+# How much of the body of an answer is read. A connection whose answer is longer is closed.
 _MAX_BODY_BYTES = 4_096
 _MAX_HEADER_BYTES = 8_190
 _MAX_HEADERS = 64
@@ -53,8 +53,8 @@ class Answer:
 class Sender:
     """Sends requests while its context is entered, and keeps connections open for later ones.
 
-    An address is checked where its socket is opened, even if the URL names the address itself. So
-    the address that is called is always a checked one.
+    Every address is checked when its socket is opened, even an address that the URL contains
+    itself, so only checked addresses are called.
     """
 
     def __init__(self, allowed_networks: Sequence[Network]) -> None:
@@ -137,7 +137,7 @@ def _answer(response: aiohttp.ClientResponse) -> Answer:
 
 
 def _seconds(retry_after: str) -> float:
-    """The seconds of the header. 0 for a date, which is rare."""
+    """The seconds in `retry-after`. 0 for a date, which is rare."""
     if not (retry_after.isascii() and retry_after.isdigit()):
         return 0.0
     return float(min(int(retry_after[:9]), _MAX_RETRY_AFTER_SECONDS))
@@ -152,10 +152,10 @@ def _problem(error: Exception) -> str:
 
 
 class _Resolver(AbstractResolver):
-    """Resolves names in threads of its own.
+    """Resolves names in its own threads.
 
-    The event loop's own threads are few, so a name whose servers do not answer would delay the
-    others.
+    The event loop has only a few threads, so a name whose servers do not answer would delay other
+    names.
     """
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """A connector closes its resolver. This one is shared."""
+        """Does nothing. A connector closes its resolver, but this resolver is shared."""
 
     async def end(self) -> None:
         """Does not wait for threads that are resolving."""

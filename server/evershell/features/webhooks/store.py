@@ -73,8 +73,8 @@ class PostgresWebhooks:
             lock = {"owner_id": task_id or webhook.org_id}
             await connection.execute(SQL.lock_creations, lock)
             if first_call is not None:
-                # Comes before the check of the limit: if this call repeats the one that reached the
-                # limit, the taken key must be found first.
+                # The key is stored before the limit is checked. A repeat of the call that reached
+                # the limit must find its key, and not fail because of the limit.
                 await store_key(connection, first_call)
             cursor = await connection.execute(SQL.count_webhooks, named)
             row = await cursor.fetchone()
@@ -180,7 +180,7 @@ class PostgresWebhooks:
     async def _change(
         self, query: str, parameters: Any, permission: Permission, audit: AuditEntry | None
     ) -> Webhook | None:
-        """Commits nothing if the permission does not include the webhook."""
+        """Makes the change, or undoes it if the permission does not include the webhook."""
         async with connected(self._pool) as connection, connection.transaction():
             cursor = await connection.execute(query, parameters, binary=True)
             row = await cursor.fetchone()
@@ -193,7 +193,7 @@ class PostgresWebhooks:
 
 
 def _check_replaced(webhook: Webhook, replaced: Any) -> None:
-    """Raises Failure permission_denied, which undoes the replacement."""
+    """Raises Failure permission_denied, which undoes the replacement, if it is not allowed."""
     is_limited = webhook.creator_user_id is not None
     if replaced is not None and is_limited and replaced.created_by != webhook.created_by:
         raise not_own(replaced.id)

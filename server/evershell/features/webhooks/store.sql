@@ -16,13 +16,13 @@ SELECT FROM workspaces WHERE id = %(workspace_id)s FOR UPDATE;
 
 -- name: find_task
 -- The deletion of a workspace removes its tasks under the lock of the workspace. The removal of old
--- tasks does not take that lock, so this statement waits for such a removal, or makes it wait.
+-- tasks does not take that lock, so this row lock keeps both from overlapping.
 SELECT FROM tasks WHERE id = %(task_id)s AND workspace_id = %(workspace_id)s FOR KEY SHARE;
 
 -- name: last_transaction
 -- A transaction that began before a webhook was committed may have written an event without seeing
--- the webhook. The creation is answered after the end of such transactions, but does not wait long
--- for long ones, such as a migration.
+-- the webhook. CreateWebhook is therefore answered only after such transactions have ended. It
+-- waits only a short time, because a transaction such as a migration may take long.
 SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS id;
 
 -- name: have_ended
@@ -72,8 +72,8 @@ UPDATE webhooks SET disabled_at = NULL WHERE id = %(webhook_id)s AND org_id = %(
 RETURNING created_by;
 
 -- name: replay
--- Rows that a worker or an event has locked are left to the next call: a call that waits could take
--- part in a deadlock.
+-- Rows that a worker or an event has locked are left to the next call, because a call that waits
+-- could take part in a deadlock.
 UPDATE webhook_deliveries
 SET due_at = %(now)s, pending_since = %(now)s, attempts = 0, failed = false, settled_at = NULL
 WHERE (workspace_id, task_id, webhook_id) IN (

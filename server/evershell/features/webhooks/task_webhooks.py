@@ -70,7 +70,7 @@ class StoredTaskWebhooks:
         listed = await self._list(caller, workspace_id, task_id)
         found = next((each for each in listed if each.task and each.task.name == name), None)
         if found is None:
-            # A repeat has the same effect, but needs the same scope.
+            # A repeat finds no webhook and has no effect, but needs the same scope.
             caller.require("webhooks:write")
             return
         try:

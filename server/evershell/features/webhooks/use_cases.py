@@ -73,7 +73,7 @@ async def create_webhook(
 
 
 def _permission(caller: Caller) -> Permission:
-    """The webhooks that a caller may change: with `workspace:read:own` alone, only their own.
+    """The permission to change webhooks: with only `workspace:read:own`, the caller's own webhooks.
 
     Raises Failure permission_denied.
     """
@@ -118,7 +118,7 @@ def _secret_text(secret: bytes) -> str:
 
 
 def _answer(webhook: Webhook) -> str:
-    """What a repeat needs, in addition to its request, to answer with the same webhook."""
+    """What a repeat needs, in addition to its request, to return the same webhook."""
     return json.dumps(
         {
             "id": webhook.id,
@@ -129,7 +129,7 @@ def _answer(webhook: Webhook) -> str:
 
 
 def _answered(first: FirstCall, webhook: Webhook) -> Webhook:
-    """The webhook of the first call. `webhook` is of its repeat, which had the same request."""
+    """The webhook of the first call, made from `webhook` of its repeat."""
     answer = json.loads(first.answer)
     return replace(
         webhook,
@@ -171,7 +171,7 @@ async def rotate_webhook_secret(
     sealing: Sealing,
     clock: Clock,
 ) -> tuple[Webhook, str]:
-    """Replaces the secret of the webhook. Returns it with the new one.
+    """Replaces the secret of the webhook. Returns the webhook with the new secret.
 
     Requests are also signed with the previous secret for 24 hours. Within this time, a further call
     replaces only the newest secret. Raises Failure permission_denied, webhook_not_found.

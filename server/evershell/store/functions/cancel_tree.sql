@@ -3,9 +3,9 @@
 -- nothing, and returns permission_denied with the workspace of that task.
 --
 -- Without a task id, the function cancels the task that is current once it has the locks. If the
--- current task has changed while it waited for them, the new task may be in another tree, so the
--- function releases the locks and begins again. If there is no current task, nothing is recorded. The
--- timeout of the statement bounds the repeats.
+-- current task has changed while the function waited for the locks, the new task may be in another
+-- tree, so the function releases the locks and begins again. If there is no current task, nothing
+-- is recorded. The timeout of the statement bounds the repeats.
 --
 -- `descendants` is what cancel_tasks returns, as a JSON array; NULL if it is empty.
 --

@@ -8,9 +8,10 @@
 --
 -- If the request has an audit entry and there is an outcome, the entry is stored with the outcome.
 --
--- Under READ COMMITTED each statement sees what was committed before it started. The task is read
--- in a statement after the one that locks its workspace, so it is read as it is under the lock. The
--- function must be VOLATILE: in a STABLE function, all statements would see the same snapshot.
+-- Under READ COMMITTED each statement sees what was committed before it started. One statement
+-- locks the workspace, and a later one reads the task, so that it sees what the task is under the
+-- lock. The function must be VOLATILE: in a STABLE function, all statements would see the same
+-- snapshot.
 CREATE OR REPLACE FUNCTION record_cancellation(
     p_request cancellation_request,
     p_wait boolean,

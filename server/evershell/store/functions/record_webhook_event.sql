@@ -11,7 +11,7 @@ DECLARE
     creator text;
     h record;
 BEGIN
-    -- Without webhooks, this is all that an event costs.
+    -- Without webhooks, an event costs only this check.
     IF NOT EXISTS (SELECT FROM webhooks) THEN
         RETURN NULL;
     END IF;

@@ -1,7 +1,7 @@
 -- Removes the tasks of a workspace that ended before p_before, with their events. Begins with the
--- oldest event and stops at the first event of a task that stays. Up to there, also removes the
--- workspace's own events. A task stays while a task of its tree has not ended, and while one of its
--- events still has to be delivered.
+-- oldest event and stops at the first event of a task that must stay. Up to there, also removes the
+-- workspace's own events. A task must stay while any task of its tree has not ended, or while one of
+-- its events is still to be delivered.
 --
 -- Looks at the first p_limit events after p_after_seq. The caller passes the last_seq of the previous
 -- call, so that the index entries of removed events are not read again. The row of a task is removed
