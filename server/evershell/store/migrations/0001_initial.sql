@@ -1,9 +1,8 @@
 -- The tables. Ids are compared byte by byte (COLLATE "C"), so that newest first means the same here
 -- and in Python.
 
--- The closed sets of values. A domain is checked where a value comes in. Every statement that
--- writes a row would read and compile a CHECK of the table again, which would slow down
--- cancellations.
+-- The closed sets. As domains they are checked where a value comes in. A CHECK of the table would be
+-- read and compiled anew by every statement that writes a row, which a cancellation would feel.
 CREATE DOMAIN workspace_status AS text
     CHECK (
         VALUE IN (
@@ -42,7 +41,7 @@ CREATE TABLE api_keys (
     revoked_at timestamptz,
     -- NULL for a key that never expires.
     expires_at timestamptz,
-    -- With a resolution of one minute.
+    -- To the minute.
     last_used_at timestamptz
 );
 
@@ -82,11 +81,11 @@ CREATE INDEX workspaces_of_creator ON workspaces (org_id, created_by_user_id, id
 CREATE INDEX workspaces_with_pod ON workspaces (id)
 WHERE status IN ('provisioning', 'idle', 'busy', 'stopping');
 -- The tasks of an organization that have not ended, oldest first. A cancellation changes no column
--- of this index, so its updates stay in place (HOT).
+-- of it, so that its updates stay in place (HOT).
 CREATE INDEX workspaces_with_task ON workspaces (org_id, current_task_id)
 WHERE current_task_id IS NOT NULL;
--- The workspaces that the fleet controller reads every second. No index contains lease_expires_at,
--- so that a heartbeat updates its row in place (HOT).
+-- What the fleet controller looks at every second. No index contains lease_expires_at, so that a
+-- heartbeat updates its row in place (HOT).
 CREATE INDEX workspaces_unsettled ON workspaces (id)
 WHERE status IN ('provisioning', 'stopping') OR task_unnamed_since IS NOT NULL;
 CREATE INDEX workspaces_breached ON workspaces (id) WHERE agent_breach IS NOT NULL;
@@ -95,8 +94,8 @@ CREATE INDEX workspaces_suspending ON workspaces (id)
 WHERE status = 'suspended' AND run_id IS NOT NULL;
 CREATE INDEX workspaces_deleting ON workspaces (id) WHERE status = 'deleting';
 
--- The agent card of each workspace, except its name. A separate table keeps the rows of workspaces,
--- which every call reads, small.
+-- What the agent card of a workspace says, beside its name. Apart from the workspaces, so that their
+-- rows, which every call reads, stay small.
 CREATE TABLE agent_cards (
     workspace_id text COLLATE "C" PRIMARY KEY REFERENCES workspaces (id) ON DELETE CASCADE,
     description text NOT NULL,
@@ -105,9 +104,9 @@ CREATE TABLE agent_cards (
     is_public boolean NOT NULL
 );
 
--- Records of deleted workspaces (docs/decisions/0049-deletion.md). They answer a repeated
--- DeleteWorkspace, and tell the audit log who created the workspace. They are removed after the
--- retention time of the audit log.
+-- What is left of deleted workspaces (docs/decisions/0049-deletion.md): a repeat of DeleteWorkspace
+-- is answered from it, and the audit log finds the creator in it. Removed as the audit log is, by its
+-- retention.
 CREATE TABLE deleted_workspaces (
     id text COLLATE "C" PRIMARY KEY,
     org_id text COLLATE "C" NOT NULL,
@@ -189,14 +188,14 @@ CREATE INDEX tasks_of_workspace ON tasks (workspace_id, id);
 -- One task at a time.
 CREATE UNIQUE INDEX tasks_one_open ON tasks (workspace_id)
 WHERE status IN ('submitted', 'delivered', 'running');
--- The running tasks whose duration is limited, by the time at which the limit is reached. The times
--- have no zone, because an index may contain only values that do not depend on a setting. A
--- cancellation changes no column of this index, so its updates stay in place (HOT).
+-- The running tasks whose duration is limited, by the time at which the limit is reached. As times
+-- without a zone, because an index may contain only what no setting changes. A cancellation changes
+-- no column of it, so that its updates stay in place (HOT).
 CREATE INDEX tasks_limited ON tasks (
     ((started_at AT TIME ZONE 'UTC') + make_interval(secs => max_duration_seconds))
 )
 WHERE max_duration_seconds IS NOT NULL AND status IN ('submitted', 'delivered', 'running');
--- The tasks of a tree. Those that have not ended can be read without the others.
+-- The tasks of a tree, those that have not ended without the others.
 CREATE INDEX tasks_of_root ON tasks ((ancestor_ids[1]), status) WHERE ancestor_ids IS NOT NULL;
 CREATE INDEX tasks_of_parent ON tasks ((ancestor_ids[cardinality(ancestor_ids)]), id)
 WHERE ancestor_ids IS NOT NULL;
