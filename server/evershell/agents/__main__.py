@@ -1,6 +1,7 @@
 """`python -m evershell.agents [AGENT]`: the program in a pod. The fleet controller starts it.
 
-`AGENT` is `file.py:name` or `module:name`; by default an agent of this package.
+`AGENT` is `file.py:name` or `module:name`. Without it, the pod's spec names an agent of this
+package.
 
 It is not a command of `python -m evershell.commands`, because click takes 40 ms to import.
 """

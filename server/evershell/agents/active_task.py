@@ -10,14 +10,14 @@ from evershell.core.task import Phase
 
 
 class TaskFailed(Exception):
-    """The task cannot be continued. The human-readable text becomes the reason of its end."""
+    """The task cannot be continued. The human-readable text becomes the task's `reason`."""
 
 
 class CancelFlag:
     """Whether the task is cancelled, and when its iteration is interrupted.
 
-    The signal and every directive set the flag, in any order and any number of times. Once set, it
-    stays set, and the earliest `force_at` applies. `force_at` is monotonic, in seconds.
+    Signals and directives may set the flag in any order and any number of times. Once set, it stays
+    set, and the earliest `force_at` applies. `force_at` is a monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -80,5 +80,5 @@ class ActiveTask:
     phase: Phase = Phase.NONE
     # The calls that run, in the order in which they began.
     calls: dict[asyncio.Future[Any], OpenCall] = field(default_factory=dict)
-    # Whether its end has been proposed to the control plane.
+    # Whether the agent has proposed the end of the task to the control plane.
     is_ending: bool = False

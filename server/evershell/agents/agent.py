@@ -21,9 +21,10 @@ from evershell.core.task import Phase, TaskEnded
 from evershell.pod.crash_points import CrashPoints, kind_of
 from evershell.telemetry.logs import Log
 
-# How long code may block the event loop before it is logged. Less than the default lease.
+# How long code may block the event loop before tracebacks are logged. Shorter than the default
+# lease.
 _BLOCKED_SECONDS = 10.0
-# How many times the thread that watches the event loop waits in this time.
+# The number of waits into which the watching thread divides this time.
 _WAITS = 4
 _STDERR = 2
 # The time limit for ending the background work, which may hang.
@@ -120,9 +121,9 @@ class Agent:
 async def _show_blocking() -> None:
     """Writes tracebacks to the log when the code of the agent blocks the event loop.
 
-    A thread counts its own waits instead of seconds, because the whole process may be stopped
-    meanwhile. The timer of faulthandler is not used: it writes without the lock of the interpreter,
-    which crashes the process if the code runs again after a stop.
+    The watching thread counts its own waits instead of seconds, because a stop (SIGSTOP) of the
+    whole process must not count. faulthandler's timer is not used: it reads the stacks without the
+    interpreter's lock, which can crash the process when it continues after a stop.
     """
     turns, over = 0, threading.Event()
 

@@ -35,8 +35,9 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
 async def in_process(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls the function in its own process, which is killed if this call is cancelled.
 
-    The function, its arguments and its result are pickled, so it must be defined in a module.
-    Raises what the function raises, and ChildProcessError if the process ends without a result.
+    The function, its arguments and its result are pickled, so the function must be defined in a
+    module. Raises what the function raises, and ChildProcessError if the process ends without a
+    result.
     """
     # Imported here, because most agents do not need it.
     import pickle
@@ -65,7 +66,9 @@ async def in_process(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwa
 
 
 def _surroundings() -> dict[str, Any]:
-    """What multiprocessing.spawn.prepare needs, so that the process finds the function."""
+    """The data that multiprocessing.spawn.prepare needs so that the process can import the
+    function.
+    """
     surroundings: dict[str, Any] = {"sys_path": sys.path}
     main = sys.modules["__main__"]
     if main.__spec__ is not None:

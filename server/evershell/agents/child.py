@@ -1,4 +1,4 @@
-"""`python -m evershell.agents.child`: the process of `in_process`."""
+"""`python -m evershell.agents.child`: the process that `in_process` starts."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ def main() -> None:
     results = os.dup(1)
     # What the function prints goes to the log.
     os.dup2(2, 1)
-    # The process gets the keys of the agent.
+    # The process receives the agent's keys, which other processes must not read.
     become_unreadable()
     entry.is_imported = True
     own_keys.hide(pickle.load(sys.stdin.buffer))  # noqa: S301 - from the agent

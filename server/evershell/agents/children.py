@@ -1,7 +1,7 @@
 """Tasks that the agent submits for its tools, to the agents of other workspaces.
 
-They are children of the agent's current task. The credential is the token of the agent itself, so
-no tool holds a key. docs/trees.md describes what a child may be.
+They are children of the agent's current task. The agent's own token authorizes the calls, so no
+tool holds a key. docs/trees.md describes what a child may be.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _LAST_LOOK_SECONDS = 1.0
 _NANOS = 1_000_000_000
 
 ChildRequest = SubmitChildRequest | GetChildRequest | CancelChildRequest
-# Makes a call of RuntimeService until it is answered. Raises ChildRefusedError.
+# Repeats a call of RuntimeService until it is answered. Raises ChildRefusedError.
 Call = Callable[[ChildRequest], Awaitable[task_pb2.Task]]
 
 
@@ -61,7 +61,7 @@ _current: ContextVar[_Calls] = ContextVar("children")
 
 
 def begin(task_id: str, call: Call) -> None:
-    """Makes the task the parent of what is submitted in this context."""
+    """Makes the task the parent of all tasks that are submitted in this context."""
     _current.set(_Calls(task_id, call))
 
 
@@ -72,7 +72,7 @@ class Child:
     workspace_id: str
     id: str
     status: TaskStatus
-    # Its result, and the reason of its end; empty before its end.
+    # The result, and the reason why the child ended. Both are empty until it has ended.
     result: str
     reason: str
     _calls: _Calls = field(repr=False, compare=False)
@@ -91,9 +91,9 @@ class Child:
         return child
 
     async def cancel(self, reason: str = "", force_after_seconds: float | None = None) -> "Child":
-        """Cancels the child, unless it has ended, but not its own children.
+        """Cancels the child unless it has ended. Does not cancel the child's own children.
 
-        After `force_after_seconds` its iteration is interrupted; None for never. Raises
+        After `force_after_seconds` its iteration is interrupted, or never if that is None. Raises
         ChildRefusedError.
         """
         request = CancelChildRequest(
@@ -121,7 +121,7 @@ async def submit_task(
     """Submits a child of the agent's current task to the agent of another workspace.
 
     The workspace must have the same organization and the same creator as this one. The child is
-    submitted once, even if the call is repeated inside because a worker did not answer. If
+    submitted once, even if the call is repeated internally because a worker did not answer. If
     `max_iterations` is 0, the default of SubmitTask applies. Status `delivery_failed` means that
     the agent of the workspace could not be reached.
 
@@ -146,7 +146,7 @@ async def submit_task(
 
 
 def _duration(seconds: float | None) -> Any:
-    """The fields of a Duration for the constructor of a message; None for an absent one."""
+    """The fields of a Duration as the constructor of a message takes them; None if there is none."""
     if seconds is None:
         return None
     whole, nanos = divmod(round(seconds * _NANOS), _NANOS)

@@ -21,7 +21,10 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 class AnswerError(Exception):
-    """The answer cannot be used. The text is a predicate of the endpoint: "answered with …"."""
+    """The answer cannot be used.
+
+    The text completes a sentence about the endpoint: "answered with …".
+    """
 
 
 class Function(BaseModel):

@@ -15,10 +15,11 @@ _BLOCKING_SECONDS = 0.2
 # The number of scans without a living child after which `kill` is done.
 _LAST_SCANS = 3
 _POLL_SECONDS = 0.005
-# Without this file (a kernel option) all processes of the machine are scanned, which takes a
-# hundred times as long.
+# The file exists if the kernel was built with an option. Without it, all processes of the machine
+# are scanned, which takes a hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
-# Read without pathlib, which takes three times as long. Each thread of the agent has a file there.
+# Has a folder for each thread of this process, with its file `children`. The files are read without
+# pathlib, which would take three times as long.
 _THREADS = "/proc/self/task"
 
 
@@ -58,7 +59,8 @@ class Descendants:
 
         Each zombie takes one of the machine's process ids.
         """
-        # During a tool call, usually no child has ended. Reading the list takes 200 times as long.
+        # During a tool call, usually no child has ended. Reading the list of children takes 200
+        # times as long as this check.
         if not has_ended_child():
             return
         for pid in self._children():
@@ -96,8 +98,8 @@ def _is_running(pid: int) -> bool:
 def _has_children() -> bool:
     """Whether this process has a child, dead or alive.
 
-    The kernel decides this at a single moment. A descendant that is alive then has an ancestor
-    among the children, because orphans become children of this process.
+    The kernel's answer is true for a single moment. A descendant that is alive at that moment is a
+    child or has an ancestor among the children, because orphans become children of this process.
     """
     try:
         os.waitid(os.P_ALL, 0, ANY_CHILD)
@@ -112,7 +114,7 @@ def _children() -> Iterator[int]:
     The kernel's list may miss a child while another one ends (proc_pid_children(5)), so scan again
     after killing.
     """
-    # After most tool calls nothing is left. Reading the lists of all threads takes half a
+    # After most tool calls no child is left, and reading the lists of all threads takes half a
     # millisecond.
     if not _has_children():
         return

@@ -35,7 +35,7 @@ class NoAgentError(Exception):
 
 
 def load(name: str) -> "AgentFunction":
-    """The agent `file.py:name` or `module:name`. Raises NoAgentError."""
+    """Imports the agent `file.py:name` or `module:name`. Raises NoAgentError."""
     global is_imported
     place, _, attribute = name.rpartition(":")
     module = place
@@ -65,25 +65,28 @@ def load(name: str) -> "AgentFunction":
 def end(code: int) -> NoReturn:
     """Ends this process, even if threads and tasks that the agent has started still run."""
     for stream in (sys.stdout, sys.stderr):
-        # The agent may have closed or replaced it.
+        # The agent may have closed or replaced the stream.
         with suppress(Exception):
             stream.flush()
     os._exit(code)
 
 
 def _restore_signals() -> None:
-    """Runs in a forked child. Its handlers are the agent's, and would end the agent."""
+    """Runs in a forked child. The inherited signal handlers would end the agent."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
 def prepare() -> None:
-    """Imports what every agent needs. Starts no thread, and no part of gRPC."""
-    # Imports take most of the start. They make no garbage, so collecting it would waste a tenth of
-    # their time.
+    """Imports what every agent needs.
+
+    Starts no thread and no part of gRPC, so the process can fork.
+    """
+    # Imports take most of the start. They leave no garbage, and searching for it would take another
+    # tenth of their time.
     gc.disable()
-    # As in evershell.cli.main: gRPC's C library logs nothing, and installs no handlers of fork().
+    # As in evershell.cli.main: gRPC's C library logs nothing and installs no fork handlers.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import evershell.agents.program
@@ -128,15 +131,15 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     # The library needs asyncio's own event loop, even if the agent has installed another one.
     asyncio.set_event_loop_policy(None)
     if sys.version_info < (3, 12):
-        # The default of later versions. The default of 3.11 starts a thread for each process of a
-        # tool, and reports its end later.
+        # The default since 3.12. The default of 3.11 starts a thread for each process of a tool,
+        # and reports its end later.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     os.register_at_fork(after_in_child=_restore_signals)
-    # Not closed, because that would wait for everything that a function has left behind.
+    # The loop is not closed, because closing waits for everything that a function has left running.
     loop = asyncio.Runner().get_loop()
     program = loop.create_task(run(spec, log, agent))
     while not program.done():
-        # An asyncio task that calls `sys.exit` keeps the exception, and stops the loop.
+        # If an asyncio task calls `sys.exit`, the loop stops with that exception and is run again.
         with suppress(SystemExit, KeyboardInterrupt):
             loop.run_until_complete(program)
     return program.result()

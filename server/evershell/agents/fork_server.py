@@ -15,7 +15,7 @@ def _agent() -> NoReturn:
 if __name__ == "__main__":
     prepare()
     if sys.argv[1].startswith("openai:"):
-        # An agent whose package is not installed says so itself.
+        # If the package is not installed, each agent reports that itself.
         with suppress(ModuleNotFoundError):
             import evershell.agents.openai_model  # noqa: F401 - for the agents
     serve(_agent)

@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 MARGIN_SHARE = 0.2
 # An agent with a tool took 1.0 s to end on a machine with three times the load that it can handle.
 MIN_MARGIN_SECONDS = 2.0
-# Limits the minimum margin of a short lease.
+# For a short lease, the minimum margin is at most this share of the lease.
 MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
 # Each interval is multiplied by a random factor between these.
 JITTER = (0.9, 1.1)
-# A repeat of a call waits for this long at most, or for this share of the remaining lease. The
-# shorter one applies, so there is always time for several repeats.
+# The longest wait before a call is repeated: a time, and a share of the remaining lease. The
+# shorter one applies, so there is time for several repeats.
 MAX_BACKOFF_SECONDS = 10.0
 BACKOFF_SHARE = 1 / 3
 
@@ -23,8 +23,8 @@ BACKOFF_SHARE = 1 / 3
 class Lease:
     """The time until which the control plane counts the agent as alive, less a margin.
 
-    It counts from the time when the renewing call was sent, so it never ends later than the lease
-    in the database. The agent ends its tools within the margin. Times are monotonic, in seconds.
+    The lease begins when the renewing call is sent, so it never ends later than the lease in the
+    database. The agent ends its tools within the margin. Times are monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,7 +52,7 @@ class Lease:
 
     @property
     def heartbeat_interval_seconds(self) -> float:
-        """The interval is short enough that several heartbeats in a row may fail."""
+        """The interval between heartbeats. It is so short that several in a row may fail."""
         return self.length_seconds / HEARTBEATS_A_LEASE
 
     @property
@@ -62,7 +62,7 @@ class Lease:
 
     @property
     def max_backoff_seconds(self) -> float:
-        """How long a repeat of a call may wait."""
+        """The longest wait before a call is repeated."""
         remaining_seconds = self.remaining_seconds
         if remaining_seconds is None:
             return MAX_BACKOFF_SECONDS
@@ -88,7 +88,7 @@ class Heartbeat:
     """
 
     def __init__(self, beat: Callable[[], Awaitable[None]], lease: Lease) -> None:
-        """`beat` calls Heartbeat until it is answered."""
+        """`beat` repeats the call Heartbeat until it is answered."""
         self._beat = beat
         self._lease = lease
         self._requested = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The task as the function of an agent sees it, and what runs the function."""
+"""The task as an agent's function sees it, and the code that runs the function."""
 
 import asyncio
 import inspect
@@ -45,7 +45,7 @@ class Commit(Protocol):
     """Commits events of a task."""
 
     async def __call__(self, task_id: str, events: Sequence[AgentEvent]) -> bool:
-        """Returns once they are committed: True if the task is still this agent's.
+        """Returns once the events are committed: True if the task still belongs to this agent.
 
         Raises RejectedError.
         """
@@ -144,7 +144,7 @@ class _Run(AsyncIterator[Step]):
         self._commit = commit
         self._calls = calls
         self._descendants = Descendants()
-        # The current iteration, and the last one until it is committed.
+        # The current iteration, and the events of the last one until they are committed.
         self._step: Step | None = None
         self._ended: list[AgentEvent] = []
         self._is_turning = False
@@ -159,7 +159,8 @@ class _Run(AsyncIterator[Step]):
         if self._is_turning:
             raise RuntimeError("two loops ask for the next iteration of a task at the same time")
         if self._calls.are_over or self._is_dropped or (self._step and self._step.is_interrupted):
-            # The function has caught a CancelledError. It may do so again and again.
+            # The function has caught a CancelledError and may catch every further one. The sleep
+            # gives other asyncio tasks a turn.
             await asyncio.sleep(0)
             raise asyncio.CancelledError
         if self._calls.are_open:
@@ -178,9 +179,10 @@ class _Run(AsyncIterator[Step]):
         return self._step
 
     async def events(self, function: AgentFunction) -> list[AgentEvent]:
-        """Runs the function. Returns what remains to be committed; nothing if it was dropped.
+        """Runs the function.
 
-        Raises RejectedError and all other errors of `commit`.
+        Returns the events that remain to be committed, or none if the task was dropped.  Raises
+        RejectedError and all other errors of `commit`.
         """
         work = asyncio.create_task(_text_of(function, Task(self)))
         try:
@@ -198,7 +200,8 @@ class _Run(AsyncIterator[Step]):
             return []
         ending = self._ending(work, error)
         if self._step is not None:
-            # The open iteration is not recorded. As an ended one, it refuses later calls.
+            # The open iteration is not recorded. It is marked as ended, so that it refuses later
+            # calls.
             self._step.has_ended = True
         return [*self._ended, ending]
 
@@ -284,7 +287,7 @@ class _Run(AsyncIterator[Step]):
         self._step = None
 
     def _error_of(self, work: "asyncio.Task[str]") -> BaseException | None:
-        """Why the function has ended, if it was not interrupted."""
+        """The error that ended the function before any interruption; None if there is none."""
         if not work.done():
             return None
         if self._calls.are_open:
@@ -326,12 +329,12 @@ async def _text_of(function: AgentFunction, task: Task) -> str:
 
 
 async def _first(*parts: "asyncio.Future[Any]", timeout_seconds: float | None = None) -> None:
-    """Returns when one of them is done, or at the timeout."""
+    """Returns when one of the parts is done, or at the timeout."""
     await asyncio.wait(parts, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _end(task: ActiveTask, commit: Commit, *events: AgentEvent) -> TaskEnded:
-    """Proposes the end, in one commit with the last iteration, so that nothing comes in between."""
+    """Proposes the end in one commit with the last iteration, so no other event comes in between."""
     task.is_ending = True
     await commit(task.id, events)
     ending = events[-1]

@@ -21,10 +21,10 @@ from evershell.agents.reply import Reply
 from evershell.agents.tools import ShellTool, ToolCall, ToolResult, ToolStatus
 
 _DEFAULT_BASE_URL = "https://api.openai.com/v1"
-# The SDK requires a key, so it sends this one to endpoints that require none.
+# Sent to endpoints that need no key, because the SDK requires one.
 _NO_KEY = "none"
-# The SDK retries 429, 5xx and connections that fail or break: after 0.5 s, then after twice as long
-# each time, or when the endpoint says.
+# The SDK retries 429, 5xx and connections that fail or break: first after 0.5 s, then after twice
+# the previous wait, or when the endpoint says.
 _MAX_RETRIES = 3
 # Streaming parameters of the request, in order of preference. If an endpoint refuses one set, the
 # next one is tried.
@@ -37,8 +37,9 @@ _STREAM_PARAMETER = re.compile(r"\bstream(ing|_options)?\b", re.IGNORECASE)
 
 
 def openai_agent(model: "OpenAIModel", shell: ShellTool) -> AgentFunction:
-    """An agent whose model decides what the shell runs. The model's answer without a tool call is
-    the result.
+    """An agent whose model decides what the shell runs.
+
+    The model's first answer without a tool call is the result of the task.
     """
 
     async def agent(task: Task) -> str:
@@ -50,8 +51,8 @@ def openai_agent(model: "OpenAIModel", shell: ShellTool) -> AgentFunction:
             if not calls:
                 return message.text
             await step.announce(*((call.name, call.arguments, call.id) for call in calls))
-            # One after the other: the shell kills what a call leaves behind, which it cannot tell
-            # from the processes of a call that runs at the same time.
+            # Calls run one after the other. After each, the shell kills the processes that are
+            # left, and it cannot tell them from the processes of another running call.
             results: list[ToolResult] = []
             for call in calls:
                 running = _run(shell, call, results)
@@ -65,7 +66,7 @@ def openai_agent(model: "OpenAIModel", shell: ShellTool) -> AgentFunction:
 
 
 async def _run(shell: ShellTool, call: ToolCall, before: Sequence[ToolResult]) -> ToolResult:
-    """Runs the call, unless an earlier one has reached the time limit that all of them share."""
+    """Runs the call, unless an earlier call has used up the time limit that all calls share."""
     if any(result.status is ToolStatus.TIMED_OUT for result in before):
         return ToolResult(status=ToolStatus.NOT_RUN, output="There was no time left for it.")
     return await shell.run(call)
@@ -88,7 +89,7 @@ class OpenAIModel:
     ) -> None:
         """`base_url` is the URL without `/chat/completions`; empty for OpenAI's own endpoint.
 
-        Raises ValueError if a setting is not valid. Its text never contains the API key.
+        Raises ValueError if a setting is not valid. The error never contains the API key.
         """
         self.name = name
         self._limit_seconds = timeout_seconds
@@ -109,17 +110,17 @@ class OpenAIModel:
         client = AsyncOpenAI(
             base_url=base_url,
             api_key=self._api_key or _NO_KEY,
-            # `answer` limits the whole call.
+            # `answer` has a time limit for the whole call.
             timeout=None,
             max_retries=max_retries,
-            # Uses one connection per call. A kept one would be idle during the tool call, and is
-            # then often closed before the next model call.
+            # Uses one connection per call. An open connection would be idle during the tool call,
+            # and the endpoint would often close it before the next model call.
             default_headers={"connection": "close"},
             http_client=DefaultAsyncHttpxClient(event_hooks={"response": [self._receive]}),
         )
         # Accessed here because the first access imports more of the SDK, which would block the
-        # event loop later. Any, because the SDK types its requests, which are plain dictionaries
-        # here.
+        # event loop later. The type is Any, because the SDK expects its own types for requests,
+        # which are plain dictionaries here.
         self._completions: Any = client.chat.completions.with_streaming_response
 
     async def answer(self, chat: Sequence[Mapping[str, Any]], reply: Reply) -> Message:
@@ -176,7 +177,7 @@ class OpenAIModel:
             self._completion = await receive(response, self._reply)
 
     def _timeout_problem(self) -> str:
-        """The problem of a call that exceeded its time limit."""
+        """Describes what is missing from a call that exceeded its time limit."""
         limit = f"within {self._limit_seconds:g} seconds"
         if not self._statuses:
             return f"did not answer {limit}"
@@ -187,12 +188,12 @@ class OpenAIModel:
 
     def _failure(self, problem: str) -> TaskFailed:
         reason = f"The model's endpoint {self._host} {problem}."
-        # An endpoint may quote the key.
+        # The endpoint's answer may quote the key.
         return TaskFailed(reason.replace(self._api_key, "[API key]") if self._api_key else reason)
 
 
 def _host_of(base_url: str) -> str:
-    """The host and port of the URL. Its other parts may contain secrets. Raises ValueError."""
+    """The host and port of the URL. The rest of the URL may contain secrets. Raises ValueError."""
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError(

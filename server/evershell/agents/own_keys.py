@@ -5,11 +5,11 @@ import sys
 import threading
 from typing import TextIO
 
-# By name. The agent's own process can read them, and so can everything that runs in it.
+# The keys by name. All code in the agent's own process can read them.
 keys: dict[str, str] = {}
 
 
-# What is printed in place of each form of a key.
+# The text that replaces each form of a key.
 _names: dict[str, str] = {}
 
 
@@ -17,10 +17,10 @@ def hide(given: dict[str, str]) -> None:
     """Adds keys, and keeps them out of what Python code of this process prints."""
     keys.update(given)
     for name, key in given.items():
-        # Texts of errors and lines of the log have escapes.
+        # In error texts and log lines, a key may be escaped.
         for form in filter(None, (key, repr(key)[1:-1])):
             _names.update(dict.fromkeys((json.dumps(form)[1:-1], form), f"[{name}]"))
-    # The longest first, because a key may begin with another one.
+    # The longest first, because a key may begin with another key.
     longest_first = sorted(_names.items(), key=lambda item: -len(item[0]))
     _names.clear()
     _names.update(longest_first)
@@ -46,7 +46,7 @@ def redacted_end(text: str, *, is_cut: bool = False) -> str:
 
 
 def without_parts(head: str, tail: str) -> tuple[str, str]:
-    """Both sides of a cut without the part of a key that the cut has left there.
+    """The text before and after a cut, without the parts of a key that was cut in two.
 
     `redacted` finds only whole keys.
     """
@@ -61,8 +61,8 @@ def _without_beginning(text: str) -> str:
     return text[: len(text) - longest]
 
 
-# A key may have some thousand characters, and commands and models wait meanwhile. So both functions
-# search for one character, and compare texts only at its positions.
+# Keys may have thousands of characters, and commands and models wait for these functions. To be
+# fast, both search for one character and compare texts only where it occurs.
 
 
 def _common_end(form: str, text: str) -> int:
@@ -86,7 +86,7 @@ def _common_beginning(form: str, text: str) -> int:
 def _redact(stream: TextIO) -> None:
     """Makes the stream print no key, even if it is written in parts.
 
-    The object stays the same, because handlers of `logging` may refer to it.
+    The stream object is not replaced, because handlers of `logging` may refer to it.
     """
     write, lock = stream.write, threading.RLock()
     # A possible beginning of a key. It is printed when the next text shows that it is not a key.

@@ -43,8 +43,8 @@ from evershell.telemetry.logs import Log
 
 # The time limit for closing the server and the channels, which may hang.
 _CLOSING_SECONDS = 3.0
-# A model of this package has its own time limit, because it knows more about the cause. The limit
-# of the loop is longer by this much.
+# The models of this package enforce the time limit themselves, because they can name the cause. The
+# loop's own limit is longer by this much.
 _MODEL_MARGIN_SECONDS = 1.0
 _SERVER_OPTIONS = (
     # A stream of signals lasts at most this long. Networks drop an idle connection silently after
@@ -52,7 +52,7 @@ _SERVER_OPTIONS = (
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 2_000),
 )
-# Status codes that another attempt would not change.
+# Status codes after which another attempt would not help.
 _FINAL = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED})
 
 
@@ -61,7 +61,7 @@ class UnknownModelError(Exception):
 
 
 async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) -> ExitCode:
-    """Runs the agent until SIGTERM or SIGINT, or until it has to end for a reason that it logs.
+    """Runs the agent until SIGTERM or SIGINT, or until it must end for a reason that it logs.
 
     All tools have ended when it returns. Without a function, runs the agent for the spec's model.
     """
@@ -111,10 +111,10 @@ async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) ->
 
 
 async def with_secrets(spec: PodSpec, log: Log) -> PodSpec | None:
-    """The spec with its secrets; None if the control plane refuses them."""
+    """The spec with its secrets; None if the control plane refuses to send them."""
     if not spec.bootstrap_token:
         return spec
-    # From here on, no tool of the same user can read the secrets in this process.
+    # From here on, no tool that runs as the same user can read the secrets in this process.
     become_unreadable()
     try:
         return await complete(spec, _tls(spec), log)
@@ -158,7 +158,7 @@ def _host(spec: PodSpec) -> str:
 
 
 def _point_of(signal: Signal) -> str:
-    """The crash point of an acknowledgement."""
+    """The crash point at the acknowledgement of this signal."""
     return "ack" if signal.HasField("cancel_task") else "start_ack"
 
 
@@ -185,7 +185,7 @@ def _shell(spec: PodSpec) -> ShellTool:
 
 @contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop` at SIGTERM and SIGINT for the duration of the context."""
+    """Within the context, SIGTERM and SIGINT call `stop`."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -201,7 +201,7 @@ class BootstrapRefusedError(Exception):
 
 
 async def complete(spec: PodSpec, tls: TlsIdentity | None, log: Log) -> PodSpec:
-    """The whole spec of the agent. Asks one worker after the other until one answers.
+    """Fetches the whole spec of the agent. Asks one worker after the other until one answers.
 
     The agent keeps its own addresses and paths. Raises BootstrapRefusedError.
     """

@@ -1,4 +1,4 @@
-"""The model call of an iteration, as far as it is known."""
+"""What is known about the model call of an iteration."""
 
 from evershell.agents.usage import field_of, tokens_of
 from evershell.core.task import TOKENS
@@ -9,7 +9,7 @@ class Reply:
 
     An agent may fill it in while the call runs, for example from a stream: if the call is
     interrupted, this is what is recorded. What an agent leaves out is read from the answer of the
-    call, if that has the fields of a common SDK.
+    call, if the answer has the fields that common SDKs use.
     """
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class Reply:
         # The numbers that the endpoint has reported so far.
         self.input_tokens = 0
         self.output_tokens = 0
-        # Parts of the input and the output. docs/costs.md says what they are.
+        # Parts of the input and output tokens. docs/costs.md explains them.
         self.cached_input_tokens = 0
         self.cache_write_tokens = 0
         self.cache_write_1h_tokens = 0
@@ -29,7 +29,7 @@ class Reply:
     @property
     def content(self) -> str:
         """The text received so far."""
-        # SDKs have None for parts without a text.
+        # SDKs use None for parts without text.
         return "".join(str(text) for text in self._texts if text is not None)
 
     @content.setter
@@ -42,7 +42,7 @@ class Reply:
 
     @property
     def known(self) -> tuple[object, ...]:
-        """Changes whenever the agent adds something."""
+        """A value that changes whenever the agent adds something."""
         return self.model, len(self._texts), *(getattr(self, kind) for kind in TOKENS)
 
     def set_tokens(self, usage: object) -> None:
@@ -51,7 +51,7 @@ class Reply:
             setattr(self, kind, count)
 
     def add_tokens(self, usage: object) -> None:
-        """Adds the reported tokens."""
+        """Adds the reported tokens to the counts."""
         for kind, count in tokens_of(usage).items():
             setattr(self, kind, getattr(self, kind) + count)
 
@@ -67,7 +67,7 @@ class Reply:
 
 
 def _text(answer: object) -> str:
-    """The text of an answer: of a chat completion, of a response, or of a message with blocks."""
+    """The text of an answer: a chat completion, a response, or a message with blocks."""
     if isinstance(answer, str):
         return answer
     choices = field_of(answer, "choices")

@@ -57,17 +57,18 @@ if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
 
 MAX_ATTEMPT_SECONDS = 3.0
-# The longest wait before the first repeat; it doubles for each further one. The agent leaves a
-# worker that is gone almost at once. A worker that is slow, or that answers `unavailable`, has too
-# much to do, and so may the others.
+# The longest wait before the first repeat; it doubles for each further one. It is short if the
+# worker is gone, so that the agent soon tries another one. It is longer if the worker is slow or
+# answers `unavailable`: the worker is overloaded, and the others may be too.
 FIRST_BACKOFF_SECONDS = 0.05
 BUSY_BACKOFF_SECONDS = 0.5
-# The same while the task must be interrupted. The control plane allows 2 s for that.
+# The longest wait before any repeat while the task must be interrupted. The control plane allows 2
+# s for the interruption.
 FORCE_BACKOFF_SECONDS = 1.0
-# After this time without an answer, another worker gets the commit of such a task too.
+# If a commit of such a task is not answered within this time, it is also sent to another worker.
 HEDGE_SECONDS = 0.5
 _UNAUTHORIZED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
-# Errors that a retry does not change.
+# Errors after which a retry does not help.
 _REJECTED = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -77,14 +78,14 @@ _REJECTED = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
-# Failures of a call about a child that a retry may change. All other slugs are refusals.
+# The slugs after which a call about a child is repeated. All other slugs are refusals.
 _RETRIED_SLUGS = frozenset({"unauthenticated", "unavailable", "deadline_exceeded", "internal"})
 _CHANNEL_OPTIONS = (
     # Reconnects to a restarted worker within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Workers behind a name may all be replaced within a lease. By default, gRPC asks for the
+    # All workers behind a name may be replaced within one lease. By default, gRPC asks for the
     # addresses again after 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # Behind a name, all calls go to one worker. If it is frozen or unreachable, a ping during a
@@ -93,13 +94,13 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
-    # The agents spread over the workers behind a name.
+    # Spreads the agents over the workers behind a name.
     (
         "grpc.service_config",
         '{"loadBalancingConfig": [{"pick_first": {"shuffleAddressList": true}}]}',
     ),
 )
-# The connection of another channel to the same address would be shared.
+# Without this, two channels to the same address share a connection.
 _OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 T = TypeVar("T")
 # Only the type stubs have a class for asynchronous calls.
@@ -111,8 +112,8 @@ def connect(
 ) -> tuple[list[grpc.aio.Channel], dict[str, RuntimeStub]]:
     """Channels to the control plane workers at these addresses, and their stubs.
 
-    Behind a single name may be several workers, so it gets two channels. The second one connects
-    when it is used first.
+    A single name may stand for several workers, so it gets two channels. The second channel
+    connects when it is first used.
     """
     connector = Connector(tls)
     channels = {
@@ -137,9 +138,9 @@ def _is_ip(address: str) -> bool:
 class ControlPlaneClock:
     """The agent's estimate of the control plane's time, in seconds since 1970.
 
-    Begins with the time of this machine at the start of the agent. If the control plane answers
-    that its own time differs, that time replaces it. The monotonic clock counts from there, so it
-    does not matter if the clock of this machine is set.
+    The first estimate is the time of this machine when the agent starts. If the control plane
+    answers with a different time, that time replaces the estimate. A monotonic clock counts from
+    there, so changes to this machine's clock have no effect.
     """
 
     def __init__(
@@ -299,7 +300,7 @@ class RuntimeClient:
     async def _hedged(
         self, attempt: Callable[[RuntimeStub], Awaitable[T]], cancel: CancelFlag
     ) -> T:
-        """Makes a call of a task. The first answer counts, and the call is idempotent.
+        """Makes a call about a task. The call must be idempotent, and its first answer counts.
 
         If the task must be interrupted and the worker does not answer soon, the call also goes to
         another worker. The first worker may have frozen, and the control plane ends the pod of an
@@ -371,8 +372,8 @@ class RuntimeClient:
     def _renew_token(self, refusal: grpc.aio.AioRpcError) -> None:
         """Prepares the next attempt after a token was refused only because of its time.
 
-        The clocks differ, or the process was frozen while it sent the call. Raises AgentEndingError
-        if the control plane refuses the agent itself.
+        Either the clocks differ, or the process was frozen while it sent the call. Raises
+        AgentEndingError if the control plane refuses the agent itself.
         """
         now = _control_plane_time(refusal)
         if now is None:
@@ -385,7 +386,7 @@ class RuntimeClient:
         self._credential.clock.set(now)
 
     def _options(self, context: TraceContext | None = None) -> dict[str, Any]:
-        """The options of a call, which continues the trace if one is named."""
+        """The options of a call. If `context` is given, the call continues that trace."""
         lease_seconds = self._lease.length_seconds
         limit_seconds = (
             min(MAX_ATTEMPT_SECONDS, lease_seconds / HEARTBEATS_A_LEASE)
@@ -419,7 +420,7 @@ def _is_busy(error: grpc.aio.AioRpcError) -> bool:
 
 
 def _control_plane_time(error: grpc.aio.AioRpcError) -> int | None:
-    """The time with which the control plane refused the token; None for any other failure."""
+    """The control plane's time, if it refused the token because of the time; None otherwise."""
     value = _trailer(error, TIME_TRAILER)
     return int(value) if value.isdecimal() else None
 

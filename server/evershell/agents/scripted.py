@@ -15,8 +15,8 @@ _TOKENS = re.compile(r"tokens: (\d{1,9}) (.*)")
 def scripted_agent(shell: ShellTool) -> AgentFunction:
     """An agent that runs each non-blank line of the description as a shell command.
 
-    N lines make N iterations. A line `fail: text` ends the task `failed` with that text. The model
-    call of a line `tokens: number command` reports that number of output tokens.
+    N lines make N iterations. A line `fail: text` ends the task `failed` with that text. For a line
+    `tokens: number command`, the model call reports that number of output tokens.
     """
 
     async def agent(task: Task) -> str:
@@ -41,7 +41,7 @@ def scripted_agent(shell: ShellTool) -> AgentFunction:
 
 
 async def _next_call(lines: list[str], number: int, reply: Reply) -> ToolCall | None:
-    """Stands for the call of a model."""
+    """Takes the place of a model call."""
     if number > len(lines):
         return None
     line = lines[number - 1]

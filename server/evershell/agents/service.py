@@ -1,4 +1,4 @@
-"""AgentService: verifies tokens, acknowledges signals, and reports the calls that run."""
+"""AgentService: verifies tokens, acknowledges signals, and reports running calls."""
 
 import hmac
 import time
@@ -72,7 +72,7 @@ class TokenVerifier:
 
 
 class AgentService(AgentServiceServicer):
-    """agent_service.proto has the contract."""
+    """Implements the service in agent_service.proto, which states the contract."""
 
     def __init__(self, verifier: TokenVerifier, acknowledge: Acknowledge, session: Session) -> None:
         self._verifier = verifier
@@ -108,7 +108,7 @@ class AgentService(AgentServiceServicer):
 
 
 def current_iteration(session: Session, task_id: str) -> CurrentIteration:
-    """The calls of the task that run, without keys; empty if the agent does not work on it."""
+    """The running calls of the task, without keys; empty if the agent works on another task."""
     task = session.task
     if task is None or task.id != task_id:
         return CurrentIteration()

@@ -20,7 +20,7 @@ from evershell.core.trace import TraceContext
 from evershell.telemetry.logs import Log
 
 # The number of tasks that are remembered after their end or before their start. A late message
-# arrives within seconds, so it is never this many tasks late.
+# arrives within seconds, in which no agent runs this many tasks.
 _REMEMBERED_TASKS = 1_000
 
 # The time limit for ending the current task when the agent ends.
@@ -33,11 +33,12 @@ RunTask = Callable[[ActiveTask], Coroutine[Any, Any, TaskEnded | None]]
 class Session:
     """Runs one task at a time, and no task twice.
 
-    A task arrives with the signal or with a directive; the first of them starts it.
+    A task arrives with a signal and with directives. The first of these messages starts it.
 
-    A directive has the state of the database at some time between a call and its reply. A reply
-    that does not name the current task therefore ends it only if the call was sent after the task
-    had started: the reply to an older heartbeat may arrive late. `mark` orders calls and starts.
+    A directive shows the state of the database at some time between a call and its reply. The reply
+    to an older heartbeat may arrive late. So a reply that does not name the current task ends the
+    task only if the call was sent after the task had started. `mark` numbers calls and starts in
+    order.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Session:
         self._is_closed = False
         self._task: ActiveTask | None = None
         self._runner: asyncio.Task[None] | None = None
-        # Starts when the runner of the current task has ended.
+        # The task that starts when the runner of the current task has ended.
         self._next: Assignment | None = None
         # Cancel flags by task id, even of tasks that have not arrived yet.
         self._flags: OrderedDict[str, CancelFlag] = OrderedDict()
@@ -110,10 +111,10 @@ class Session:
             self._begin(assignment)
         elif self._task.is_ending and self._next is None:
             # The control plane assigns a task only after the end of the previous one is committed.
-            # Only the acknowledgement of that commit has not arrived yet.
+            # So that commit has succeeded, and its acknowledgement has not arrived yet.
             self._next = assignment
         else:
-            # The agent or the sender is out of date. The next directive decides.
+            # The agent or the sender is out of date. The next directive tells which task is right.
             self._beat_now()
             return False
         return True
@@ -169,7 +170,7 @@ class Session:
         runner = self._runner
         if runner is not None:
             cancel(runner)
-            # A function that catches CancelledError ends with the process.
+            # A function that catches CancelledError ends only when the process does.
             await asyncio.wait({runner}, timeout=_CLOSING_SECONDS)
 
     @property

@@ -1,5 +1,5 @@
-"""Agents that people have already, as agents of this library: one module for each framework.
+"""Run agents that are written for other frameworks, with one module for each framework.
 
-Each has a function `agent` that takes the object of the framework and returns a function for `run`.
-A module imports its framework only when `agent` is called.
+Each module has a function `agent` that takes the framework's object and returns a function for
+`run`. A module imports its framework only when `agent` is called.
 """

@@ -1,8 +1,8 @@
 """Agents of the Claude Agent SDK, the package `claude-agent-sdk`.
 
-The SDK runs a program `claude`. An iteration is a message of the assistant, and the results of its
-tools: after them, the program waits in a hook until the next iteration may begin. The adapter does
-not use the SDK's `interrupt()`. A task that is interrupted ends the program.
+The SDK runs a program `claude`. An iteration is a message of the assistant together with the
+results of its tools. The program then waits in a hook until the next iteration may begin. The
+adapter does not use the SDK's `interrupt()`. Interrupting a task ends the program.
 """
 
 import asyncio
@@ -20,20 +20,22 @@ from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.step import Step, result_of
 from evershell.agents.tools import ToolResult
 
-# How long the program waits in the hook. Longer than the time for which a commit is retried.
+# How long the program may wait in the hook: longer than a commit is ever retried.
 _HOOK_SECONDS = 86_400
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
-# Agents and commands in the background would go on after their iteration, and after a cancellation.
+# Otherwise background agents and commands would continue after their iteration and after a
+# cancellation.
 _ALL_IN_ITERATIONS = {"CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1"}
 _END = {"continue_": False, "stopReason": "The task ends here."}
 
 
 def agent(own: Any = None, *, conversation: str | None = "conversation.claude") -> AgentFunction:
-    """A function for `run` that gives each task to an agent with these ClaudeAgentOptions.
+    """Returns a function for `run` that gives each task to an agent with these ClaudeAgentOptions.
 
-    Its conversation continues with the next task of the workspace: the program keeps it, with its
-    configuration, in a folder in the workspace's files, unless `conversation` is None.
+    Unless `conversation` is None, each task continues the conversation of the workspace's previous
+    task. The program stores the conversation and its own configuration in the folder of this name
+    in the workspace's files.
     """
 
     async def run(task: Task) -> str:
@@ -41,7 +43,7 @@ def agent(own: Any = None, *, conversation: str | None = "conversation.claude") 
 
         program = _Program()
         options = program.hooked(own or ClaudeAgentOptions())
-        # The program needs a home, which a pod does not have.
+        # The program needs HOME, which is not set in a pod.
         environment = {"HOME": os.environ.get("HOME", str(Path.cwd()))}
         if conversation is not None:
             environment["CLAUDE_CONFIG_DIR"] = str(Path(conversation).absolute())
@@ -54,12 +56,12 @@ def agent(own: Any = None, *, conversation: str | None = "conversation.claude") 
 
 
 class _Program:
-    """The program, and what it has said since the last iteration began."""
+    """The program `claude`, and what it has sent since the last iteration began."""
 
     def __init__(self) -> None:
         self._client: Any = None
         self._step: Step | None = None
-        # Whether the message of the assistant is complete, and the tool calls in it.
+        # Whether the assistant's message is complete, and its tool calls by id.
         self._is_answered = False
         self._calls: dict[str, Any] = {}
         self._results: dict[str, ToolResult] = {}
@@ -68,12 +70,12 @@ class _Program:
         # Whether the program waits in the hook, and what the hook will answer.
         self._is_waiting = False
         self._permission: asyncio.Future[dict[str, Any]] | None = None
-        # The last message, or why there is none.
+        # The program's last message, or the error because of which there is none.
         self._end: Any = None
         self._changed = asyncio.Event()
 
     def hooked(self, own: Any) -> Any:
-        """The options with what the adapter needs."""
+        """The options, with the hooks and settings that the adapter needs."""
         from claude_agent_sdk import HookMatcher
 
         # An event of the program that the SDK passes on.
@@ -86,7 +88,10 @@ class _Program:
 
     @asynccontextmanager
     async def running(self, options: Any) -> AsyncIterator[None]:
-        """Runs the program. Everything that has been started ends with the block."""
+        """Runs the program.
+
+        At the end of the block, everything that the program has started ends too.
+        """
         from claude_agent_sdk import ClaudeSDKClient
 
         descendants = Descendants()
@@ -133,7 +138,7 @@ class _Program:
         return text
 
     async def _answer(self, step: Step, description: str) -> None:
-        """Returns when the model has called tools, or has answered for the last time."""
+        """Returns when the model has called tools, or the program has ended."""
         is_first = self._step is None
         self._step, self._calls, self._results = step, {}, {}
         self._is_answered = self._is_waiting = False
@@ -149,7 +154,7 @@ class _Program:
         return self._results[call_id]
 
     def _permit(self, answer: dict[str, Any]) -> None:
-        """Lets the program go on, or end."""
+        """Answers the hook in which the program waits, so that the program continues or ends."""
         permission, self._permission = (
             self._permission,
             asyncio.get_running_loop().create_future(),
@@ -158,15 +163,15 @@ class _Program:
         permission.set_result(answer)
 
     async def _before_tool(self, given: Any, call_id: str | None, *_: Any) -> Any:
-        """A hook, which the program calls before each tool."""
+        """The hook that the program calls before each tool."""
         if "agent_id" not in given:
             await self._until(lambda: call_id in self._may_begin)
         return {}
 
     async def _after_tools(self, given: Any, *_: Any) -> Any:
-        """A hook, which the program calls before it gives the results of tools to the model."""
+        """The hook that the program calls before it gives the results of tools to the model."""
         if "agent_id" in given:
-            # The message comes from an agent that a tool runs.
+            # The call comes from a subagent, which a tool runs.
             return {}
         assert self._permission is not None
         self._is_waiting = True
@@ -174,7 +179,10 @@ class _Program:
         return await asyncio.shield(self._permission)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Returns when the condition holds, or at the end of the program. Raises its failure."""
+        """Returns when the condition holds or the program has ended.
+
+        Raises the error if it has failed.
+        """
         while not condition() and self._end is None:
             self._changed.clear()
             await self._changed.wait()
@@ -200,7 +208,7 @@ class _Program:
         self._changed.set()
 
     def _take(self, message: Any) -> None:
-        """Notes what a message says, except one of an agent that a tool runs."""
+        """Records the content of a message, unless it comes from a subagent."""
         from claude_agent_sdk import ToolResultBlock, ToolUseBlock
 
         if getattr(message, "parent_tool_use_id", None) is not None or self._step is None:
@@ -217,11 +225,11 @@ class _Program:
                 self._results[block.tool_use_id] = _result(block)
 
     def _take_event(self, event: dict[str, Any], step: Step) -> None:
-        """Notes an event of the model's stream."""
+        """Records an event of the model's stream."""
         reply = step.reply
         if event["type"] == "message_start":
             reply.model, reply.content = event["message"]["model"], ""
-            # The output so far is counted at the end.
+            # `message_delta` reports all output tokens at the end.
             reply.add_tokens(event["message"]["usage"] | {"output_tokens": 0})
         elif event["type"] == "content_block_delta":
             reply.add(event["delta"].get("text", ""))

@@ -1,9 +1,10 @@
 """Graphs of LangGraph, the package `langgraph`.
 
-An iteration is a super-step of the graph, together with the following one if that answers tool
-calls of its model. A graph begins a super-step only when the adapter asks for its events. The calls
-of models and tools are known from LangChain's callbacks: the library awaits futures, which the
-callbacks set. An interrupted graph waits for its nodes, except for those in threads.
+An iteration is a super-step of the graph. If the next super-step runs tool calls of its model, it
+belongs to the same iteration. A graph begins a super-step only when the adapter asks for its
+events. LangChain's callbacks report when the calls of models and tools begin and end: the library
+awaits futures that the callbacks complete. An interrupted graph waits for its nodes, except for
+nodes that run in threads.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from evershell.agents.adapters.threads import threads_end
 from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.step import CallTimeoutError, Step
 
-# The conversation of a workspace, which has only one.
+# The conversation. A workspace has only one.
 _CONFIG: dict[str, Any] = {"configurable": {"thread_id": "workspace"}}
 _INTERRUPTED = "The call was interrupted. It may have had an effect."
 
@@ -29,11 +30,12 @@ def agent(
     conversation: str | None = "conversation.sqlite",
     to_input: Callable[[Task], Any] = lambda task: {"messages": [("user", task.description)]},
 ) -> AgentFunction:
-    """A function for `run` that gives each task to a compiled graph.
+    """Returns a function for `run` that gives each task to a compiled graph.
 
-    Its state continues with the next task of the workspace: in the checkpointer of the graph, or in
-    a file in the workspace's files, which needs the package `langgraph-checkpoint-sqlite`. Without
-    a `conversation`, only in the checkpointer.
+    Each task continues with the graph's state after the previous task of the workspace. The graph's
+    checkpointer keeps the state. A graph without one gets one that keeps it in the file
+    `conversation` in the workspace's files, unless that is None; this needs the package
+    `langgraph-checkpoint-sqlite`.
     """
 
     async def run(task: Task) -> str:
@@ -52,7 +54,7 @@ async def _saver(path: str) -> AsyncIterator[Any]:
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
     async with AsyncSqliteSaver.from_conn_string(path) as saver:
-        # Tools can write the file, so it makes only values of known types.
+        # Tools can change the file, so only values of known types are loaded from it.
         saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
         yield saver
 
@@ -83,7 +85,7 @@ class _Run:
             return given
         state = await self._graph.aget_state(_CONFIG)
         if state.tasks:
-            # A super-step has not ended. What its nodes have written is kept.
+            # A super-step was interrupted. This ends it and keeps what its nodes have written.
             await self._graph.aupdate_state(_CONFIG, None, as_node=END)
             state = await self._graph.aget_state(_CONFIG)
         unanswered = _unanswered(state.values)
@@ -102,7 +104,7 @@ class _Run:
             given,
             config,
             stream_mode=["tasks", "values"],
-            # A super-step begins once the state of the previous one is stored.
+            # With "sync", a super-step begins only when the state of the previous one is stored.
             durability="sync" if self._graph.checkpointer else None,
         )
         async with aclosing(events):
@@ -114,7 +116,7 @@ class _Run:
                     if event["interrupts"]:
                         raise TaskFailed("The graph waits for an answer, which nobody can give.")
                 else:
-                    # A node begins, but it does not run before the next event.
+                    # The event announces a node, which runs only when the next event is requested.
                     if not has_begun:
                         self._known.update(_unanswered(self._values))
                     elif not running:
@@ -128,7 +130,7 @@ class _Run:
                     running.add(event["id"])
         await self._calls.settle()
         if self._calls.step is not None and not self._calls.step.has_calls:
-            # An iteration without a call is recorded only when the next one begins.
+            # A last iteration without a call would not be recorded.
             await self._calls.step.model_call(asyncio.sleep(0))
 
     def _new_unanswered(self) -> list[str]:
@@ -163,20 +165,20 @@ class _Calls:
         self._watched: set[asyncio.Task[None]] = set()
 
     async def settle(self) -> None:
-        """Ends the calls of a super-step."""
+        """Ends all calls of the super-step that are still open."""
         for run_id in list(self._open):
             self.end(run_id)
         if self._watched:
             await asyncio.wait(self._watched)
 
     def begin(self, run_id: UUID, name: str = "", arguments: Any = None, call_id: str = "") -> None:
-        """A call of a model, or of the tool with this name, begins."""
+        """Begins a call of the tool `name`, or of a model if `name` is empty."""
         future = self._open[run_id] = self._loop.create_future()
         watching = self._watch(future, name, arguments, call_id)
         try:
             watched = self.group.create_task(watching)
         except RuntimeError:
-            # The call comes from a thread that could not be interrupted.
+            # The group has ended: the call comes from a thread that could not be interrupted.
             watching.close()
             return
         self._watched.add(watched)
@@ -192,18 +194,18 @@ class _Calls:
             else:
                 await self.step.model_call(call)
         except CallTimeoutError:
-            # Interrupts the graph.
+            # Raised again to interrupt the graph.
             raise
-        except Exception:  # noqa: BLE001 - the graph has it, too, and may handle it
+        except Exception:  # noqa: BLE001 - the graph gets it too and may handle it
             return
 
     def hear(self, text: Any) -> None:
-        """A model has sent a part of its reply."""
+        """Adds a part of a model's reply."""
         if self.step is not None and isinstance(text, str):
             self.step.reply.add(text)
 
     def end_model(self, run_id: UUID, response: Any) -> None:
-        """A model has replied."""
+        """Records a model's reply, and ends the call."""
         message = getattr(response.generations[0][0], "message", None)
         if self.step is not None and message is not None:
             self.step.reply.take(message)
@@ -211,7 +213,7 @@ class _Calls:
         self.end(run_id)
 
     def end(self, run_id: UUID, result: Any = None, error: BaseException | None = None) -> None:
-        """A call has ended."""
+        """Ends a call with its result or its error."""
         future = self._open.pop(run_id, None)
         if future is None or future.done():
             return
@@ -233,7 +235,7 @@ class _Calls:
 
 
 def _handler(calls: _Calls) -> Any:
-    """The callbacks of LangChain."""
+    """The handler of LangChain's callbacks."""
     from langchain_core.callbacks import BaseCallbackHandler
 
     class Handler(BaseCallbackHandler):
@@ -287,7 +289,7 @@ def _called(values: Any) -> list[Any]:
 
 
 def _last_text(values: Any) -> str:
-    """The model's last message; the whole state, if it has no messages."""
+    """The text of the model's last message, or the whole state if it has no messages."""
     messages = _messages(values)
     texts = [each.text for each in messages if each.type == "ai" and each.text]
     return str(texts[-1]) if texts else "" if messages or values is None else str(values)

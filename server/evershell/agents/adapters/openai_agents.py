@@ -1,8 +1,8 @@
 """Agents of the OpenAI Agents SDK, the package `openai-agents`.
 
-An iteration is a turn of the SDK: a response of the model, and the tool calls that it asks for. The
-adapter does not use the SDK's own cancellation, which leaves tools behind. It gives the SDK copies
-of the agent's models and tools, whose calls go through the library.
+An iteration is a turn of the SDK: a response of the model and the tool calls in it. The adapter
+does not use the SDK's own cancellation, which leaves tools behind. It gives the SDK copies of the
+agent's models and tools, whose calls go through the library.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from evershell.agents.adapters.threads import threads_end
 from evershell.agents.loop import AgentFunction, Task
 from evershell.agents.step import Step
 
-# Whether this code runs inside a tool call. The model calls of an agent that is a tool are part of
-# its tool call.
+# Whether this code runs inside a tool call. If an agent is used as a tool, its model calls are part
+# of the tool call.
 _is_in_tool: ContextVar[bool] = ContextVar("_is_in_tool", default=False)
 
 
@@ -28,11 +28,11 @@ class _LoopOver(Exception):
 def agent(
     own: Any, *, conversation: str | None = "conversation.sqlite", **options: Any
 ) -> AgentFunction:
-    """A function for `run` that gives each task to an agent of the SDK.
+    """Returns a function for `run` that gives each task to an agent of the SDK.
 
-    Its conversation continues with the next task of the workspace: it is kept in a file in the
-    workspace's files, unless `conversation` is None or the options have a `session`. The other
-    options are passed to `Runner.run_streamed`.
+    Each task continues the conversation of the workspace's previous task. The conversation is kept
+    in the file `conversation` in the workspace's files, unless that is None or the options have a
+    `session`. The options are passed to `Runner.run_streamed`.
     """
 
     async def run(task: Task) -> str:
@@ -58,7 +58,8 @@ class _Run:
         self._step: Step | None = None
         # The model's last message.
         self._text = ""
-        # The copies, by the id of the original, which they keep alive.
+        # The copies of agents and tools, by the `id()` of the original. A copy keeps its original
+        # alive.
         self._copies: dict[int, Any] = {}
 
     async def result(self, own: Any, options: dict[str, Any]) -> str:
@@ -85,7 +86,7 @@ class _Run:
         return str(run.final_output)
 
     def _agent(self, own: Any) -> Any:
-        """A copy whose model, tools and handoffs call the library."""
+        """A copy of the agent whose model, tools and handoffs call the library."""
         from agents import Model
 
         if id(own) in self._copies:
@@ -141,7 +142,10 @@ class _Run:
         return copied
 
     def _tool(self, own: Any) -> Any:
-        """A copy of a function. Other tools run at the model's endpoint, or inside the SDK."""
+        """A copy of a function tool that calls the library.
+
+        Other tools are not copied: they run at the model's endpoint or inside the SDK.
+        """
         from agents import FunctionTool
 
         if not isinstance(own, FunctionTool):
@@ -167,7 +171,7 @@ class _Run:
 
 
 async def _received(events: AsyncIterator[Any], step: Step) -> list[Any]:
-    """All events of a response. The reply of the step has the parts received so far."""
+    """Receives all events of a response. Adds each part to the step's reply as it arrives."""
     received = []
     async for event in events:
         received.append(event)

@@ -1,6 +1,6 @@
 """Agents of Pydantic AI, the package `pydantic-ai-slim`.
 
-An iteration is a request to the model, and the tool calls that it asks for. The adapter runs the
+An iteration is a request to the model and the tool calls in the response. The adapter runs the
 nodes of the agent's graph itself. Pydantic AI records an interrupted call in the messages.
 """
 
@@ -17,10 +17,10 @@ from evershell.agents.step import Step
 def agent(
     own: Any, *, conversation: str | None = "conversation.json", **options: Any
 ) -> AgentFunction:
-    """A function for `run` that gives each task to an agent of Pydantic AI.
+    """Returns a function for `run` that gives each task to an agent of Pydantic AI.
 
-    Its conversation continues with the next task of the workspace: its messages are kept in a file
-    in the workspace's files, unless `conversation` is None or the options have a
+    Each task continues the conversation of the workspace's previous task. The messages are kept in
+    the file `conversation` in the workspace's files, unless that is None or the options have a
     `message_history`. The options are passed to `Agent.iter`.
     """
 
@@ -35,7 +35,7 @@ def agent(
 
 
 async def _conversing(run: "_Run", own: Any, options: dict[str, Any], file: Path) -> str:
-    """The result of a run that continues the messages in a file, and writes its own to it."""
+    """Runs the agent with the messages in the file, and writes the new messages back to it."""
     from pydantic_ai import ModelMessagesTypeAdapter
     from pydantic_ai.messages import repair_messages
 
@@ -77,7 +77,7 @@ class _Run:
                 self.messages = run.all_messages()
                 request = getattr(run.next_node, "request", None)
                 if request is not None and request not in self.messages:
-                    # The results of the last tools. No model gets them in this task.
+                    # The results of the last tool calls, which no model receives in this task.
                     self.messages = [*self.messages, request]
         if run.result is None:
             return text
@@ -105,7 +105,7 @@ class _Run:
     async def _tool_call(
         self, _: Any, *, call: Any, tool_def: Any, args: Any, handler: Callable[..., Awaitable[Any]]
     ) -> Any:
-        """Wraps the call of a tool: a hook of Pydantic AI."""
+        """The hook through which Pydantic AI calls each tool."""
         assert self._step is not None
         return await self._step.tool_call(
             tool_def.name, call.args or {}, handler(args), call_id=call.tool_call_id
@@ -113,7 +113,7 @@ class _Run:
 
 
 async def _answered(node: Any, run: Any, step: Step) -> Any:
-    """Runs the node of a request to the model. The step has the response so far."""
+    """Runs the node that sends a request to the model. Keeps the step's reply up to date."""
     async with node.stream(run.ctx) as stream:
         async for _ in stream:
             step.reply.content = stream.response.text or ""

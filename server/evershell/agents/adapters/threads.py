@@ -1,7 +1,7 @@
 """Waits for the threads in which a framework runs synchronous functions.
 
-A framework that is interrupted leaves such a function behind, because a thread cannot be
-interrupted. Nothing may be recorded before everything has ended.
+A framework that is interrupted leaves such a function running, because a thread cannot be
+interrupted. The end of the task may be recorded only after the function has returned.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 
 class _Threads(ThreadPoolExecutor):
-    """The executor of an event loop, which knows what runs in it."""
+    """The executor of an event loop. It knows which functions run in it."""
 
     def __init__(self) -> None:
         super().__init__()
