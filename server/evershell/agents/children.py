@@ -146,7 +146,7 @@ async def submit_task(
 
 
 def _duration(seconds: float | None) -> Any:
-    """The fields of a Duration as the constructor of a message takes them; None if there is none."""
+    """The fields of a Duration as a message constructor takes them; None if there is none."""
     if seconds is None:
         return None
     whole, nanos = divmod(round(seconds * _NANOS), _NANOS)

@@ -334,7 +334,7 @@ async def _first(*parts: "asyncio.Future[Any]", timeout_seconds: float | None = 
 
 
 async def _end(task: ActiveTask, commit: Commit, *events: AgentEvent) -> TaskEnded:
-    """Proposes the end in one commit with the last iteration, so no other event comes in between."""
+    """Proposes the end in one commit with the last iteration, so no event comes in between."""
     task.is_ending = True
     await commit(task.id, events)
     ending = events[-1]

@@ -1,4 +1,4 @@
-"""One iteration of a task: the calls that an agent makes in it, and their record."""
+"""One iteration of a task: the agent's calls in it, and the record of these calls."""
 
 import asyncio
 import json
@@ -32,15 +32,16 @@ from evershell.pod.messages import MAX_ARGUMENTS_BYTES
 
 T = TypeVar("T")
 
-# How long a call that has reached its limit may take to end. Then it is left behind.
+# How long a call may take to end after its time limit. After this time, nothing waits for it.
 _GRACE_SECONDS = 5.0
 # An iteration must fit into one message to the control plane.
 _MAX_TEXT_BYTES = 1024 * 1024
-# The limits of the id and the name of a started tool call, and of all arguments together.
+# The size limits of the id and the name of a started tool call, and of the arguments of all started
+# calls together.
 _MAX_ID_BYTES = 128
 _MAX_ARGUMENTS_BYTES = 24 * 1024
-# The limit of all outputs of an iteration together. An iteration may have 256 KiB, and contains the
-# first output twice.
+# The size limit of all outputs of an iteration together. A whole iteration may have 256 KiB and
+# contains the first output twice.
 _MAX_OUTPUTS_BYTES = 128 * 1024
 
 
@@ -50,14 +51,16 @@ class CallTimeoutError(TaskFailed, TimeoutError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The time limits of an iteration: of its model calls, and of its tool calls together."""
+    """The time limits of an iteration: one for all its model calls together, one for all its tool
+    calls.
+    """
 
     model_timeout_seconds: float
     tool_timeout_seconds: float
 
 
 class Calls:
-    """The calls of a task that have not ended. Each is a task of asyncio."""
+    """The calls of a task that have not ended. Each is an asyncio task."""
 
     def __init__(self, task: ActiveTask, limits: Limits, phase_changed: Callable[[], None]) -> None:
         self.limits = limits
@@ -65,7 +68,7 @@ class Calls:
         self.running = task.calls
         # The number of tool calls that are reported and about to begin.
         self.beginning = 0
-        # The calls that did not end at their limit.
+        # The calls that did not end when they were cancelled at their limit.
         self.left: set[asyncio.Future[Any]] = set()
         # Whether the agent is interrupted, so that no further call may begin.
         self.are_over = False
@@ -85,7 +88,7 @@ class Calls:
     async def wait(self, opened: OpenCall, call: "asyncio.Future[Any]", seconds: float) -> bool:
         """Waits for the end of the call. Returns False if it was cancelled at its limit.
 
-        Raises CancelledError, when the call has ended, if it was interrupted.
+        If the call was interrupted, raises CancelledError as soon as the call has ended.
         """
         self.running[call] = opened
         self._note_phase()
@@ -116,19 +119,19 @@ class Calls:
         self._note_phase()
 
     def _note_phase(self) -> None:
-        """Sets the phase to that of the running call that began last."""
+        """Sets the phase to the phase of the running call that began last."""
         last = next(reversed(self.running.values()), None)
         phase = Phase.NONE if last is None else last.phase
         has_changed = phase is not self._task.phase
         self._task.phase = phase
-        # The commit that follows the end of an iteration says that no call runs. A heartbeat at the
-        # same time would delay it.
+        # When the last call ends, no heartbeat is sent: the commit that follows also shows that no
+        # call runs, and a heartbeat would delay the commit.
         if has_changed and self.running:
             self._phase_changed()
 
 
-# Returns when the control plane has recorded the iteration so far. Raises CancelledError
-# if the function of the agent has to end.
+# Returns when the control plane has recorded the iteration so far. Raises CancelledError if the
+# agent's function must end.
 Report = Callable[[IterationReported], Awaitable[None]]
 
 
@@ -139,9 +142,9 @@ class Step:
         # Counts from 1.
         self.number = number
         self.reply = Reply()
-        # Whether a forced cancellation has interrupted one of its calls.
+        # Whether a forced cancellation has interrupted a call of this iteration.
         self.is_interrupted = False
-        # Whether its record is complete, so that no call may begin.
+        # Whether the record of the iteration is complete, so that no further call may begin.
         self.has_ended = False
         self._calls = calls
         self._has_reply = False
@@ -149,13 +152,13 @@ class Step:
         self._model_seconds = 0.0
         self._tools: list[_Tool] = []
         self._report = report
-        # The tool calls that begin or have begun, and how many of them are reported.
+        # The tool calls that are beginning or have begun, and how many of them have been reported.
         self._started: list[_Started] = []
         self._reported = 0
         self._reporting = asyncio.Lock()
-        # The ids of the tool calls that are announced and have not begun.
+        # The ids of the tool calls that have been announced but have not begun.
         self._announced: list[str] = []
-        # When all calls of a phase together reach their limit.
+        # The time at which the calls of each phase reach the limit that they share.
         self._ends_at: dict[Phase, float] = {}
 
     @property
@@ -214,10 +217,11 @@ class Step:
         cancelled, it may return its output so far. Several calls can run at a time. They share the
         limits of the texts and outputs that are recorded.
 
-        The call begins after it and the tokens used so far are reported to the control plane.
+        Before the call begins, the call and the tokens used so far are reported to the control
+        plane.
 
         Raises CallTimeoutError at the limit, unless the call returns its output so far, TaskFailed
-        if the iteration has too many tool calls, and RuntimeError if it has ended.
+        if the iteration has too many tool calls, and RuntimeError if the iteration has ended.
         """
         if call_id in self._announced:
             self._announced.remove(call_id)
@@ -323,18 +327,18 @@ class Step:
             raise asyncio.CancelledError
 
     async def _report_started(self) -> None:
-        """Reports the tool calls up to now. Those that begin together share a report."""
+        """Reports the tool calls so far. Calls that begin together share a report."""
         number = len(self._started)
         async with self._reporting:
             if self._reported >= number or self._calls.are_over:
                 return
-            # Lets other calls of this turn of the event loop add themselves first.
+            # Lets other calls that begin in the same turn of the event loop join the report.
             await asyncio.sleep(0)
             started = list(self._started)
             calls_payload = [each.payload(len(started)) for each in started]
             model_call = self._model_call("completed")
-            # Keeps one character too many, so that an over-long name is still recognized and gets
-            # no price.
+            # Keeps one character more than allowed, so that an over-long name is still recognized
+            # as such and gets no price.
             model_call["model"] = model_call["model"][: MAX_MODEL_CHARACTERS + 1]
             await self._report(
                 IterationReported(
@@ -348,7 +352,7 @@ class Step:
         running = asyncio.ensure_future(call)
         if self._calls.are_over or self.has_ended:
             running.cancel()
-            # The agent may try it again and again.
+            # The agent may retry in a loop. The sleep gives other asyncio tasks a turn.
             await asyncio.sleep(0)
             if self._calls.are_over:
                 raise asyncio.CancelledError
@@ -373,14 +377,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """A tool call, as it is reported before it begins."""
+    """A tool call in the form in which it is reported before it begins."""
 
     call_id: str
     name: str
     arguments: str
 
     def payload(self, calls: int) -> dict[str, Any]:
-        """The fields of the message StartedCall, in an iteration with this number of tool calls."""
+        """The fields of the message StartedCall.
+
+        `calls` is the number of tool calls in the report, which share the size limit.
+        """
         max_bytes = min(MAX_ARGUMENTS_BYTES, _MAX_ARGUMENTS_BYTES // calls)
         return {
             "id": storable_text(self.call_id, _MAX_ID_BYTES),
@@ -390,7 +397,7 @@ class _Started:
 
 
 class _Tool:
-    """A tool call, as it is recorded."""
+    """A tool call in the form in which it is recorded."""
 
     def __init__(self, call_id: str, name: str, arguments: Mapping[str, Any] | str) -> None:
         self._id = call_id
@@ -401,7 +408,10 @@ class _Tool:
         self.result = ToolResult(status=ToolStatus.INTERRUPTED)
 
     def payload(self, calls: int) -> dict[str, Any]:
-        """The fields of the message ToolCall, in an iteration with this number of tool calls."""
+        """The fields of the message ToolCall.
+
+        `calls` is the number of tool calls in the iteration, which share the size limits.
+        """
         max_bytes = _MAX_TEXT_BYTES // calls
         output, cut = _bounded(
             storable(redacted(self.result.output)),
@@ -422,7 +432,9 @@ class _Tool:
 
 
 def cancel(call: "asyncio.Future[Any]") -> None:
-    """Cancels the call once: another CancelledError could interrupt how it ends its processes."""
+    """Cancels the call once: a second CancelledError could interrupt it while it ends its
+    processes.
+    """
     if not (isinstance(call, asyncio.Task) and call.cancelling()):
         call.cancel()
 
@@ -439,12 +451,12 @@ def _has_answer(call: "asyncio.Future[Any]") -> bool:
 
 
 def _so_far(call: "asyncio.Future[Any]", status: ToolStatus) -> ToolResult:
-    """The result of a call that was cancelled."""
+    """The recorded result of a call that was cancelled."""
     return replace(result_of(call.result() if _has_answer(call) else None), status=status)
 
 
 def result_of(answer: object, exit_code: int = 0) -> ToolResult:
-    """What a call returned, as it is recorded."""
+    """The recorded result of a call that returned this."""
     if isinstance(answer, ToolResult):
         return answer
     kept, truncated_bytes = _bounded(_text_of(answer))
@@ -464,7 +476,7 @@ def _bounded(text: str, max_bytes: int = MAX_OUTPUT_BYTES) -> tuple[str, int]:
 
 
 def description_of(error: BaseException) -> str:
-    """The record of an exception."""
+    """The recorded text of an exception."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - the agent's own exception has no text
@@ -472,7 +484,9 @@ def description_of(error: BaseException) -> str:
 
 
 def _text_of(value: object) -> str:
-    """A text, or bytes, as they are; another value as JSON, or as Python shows it."""
+    """The value as text: strings and bytes unchanged, other values as JSON or, if that fails, as
+    their `repr`.
+    """
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, bytes):
@@ -484,7 +498,7 @@ def _text_of(value: object) -> str:
 
 
 def storable_text(value: object, max_bytes: int = _MAX_TEXT_BYTES) -> str:
-    """The text as it can be recorded."""
+    """The value as text that can be recorded: without keys, and cut at the limit."""
     return storable(redacted(_text_of(value))).encode()[:max_bytes].decode(errors="ignore")
 
 

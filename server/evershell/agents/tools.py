@@ -22,22 +22,23 @@ from evershell.pod.sandbox import ToolSandbox
 
 # How long to wait for more output after the shell has exited.
 _LATE_OUTPUT_SECONDS = 0.2
-# How many reads of available output follow each other, so that a flood does not block the loop.
+# The maximum number of reads in a row, so that a flood of output does not block the event loop.
 _READS_AT_ONCE = 16
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
-# A tool can use some hundred megabytes more in this time, with huge pages 2 GiB.
+# The interval between checks of the memory. In this time, a tool can use some hundred megabytes
+# more, or 2 GiB with huge pages.
 _WATCH_SECONDS = 0.2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # No file of /proc that is read here is larger.
 _PROC_BYTES = 16 * 1024
 _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
 MAX_OUTPUT_BYTES = 64 * 1024
-# Reserved for the notice of how much was cut.
+# The bytes that are reserved for the notice of how much was cut.
 _NOTICE_BYTES = 64
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# The output of each command that runs, by the task of asyncio that waits for it.
+# The output of each running command, by the asyncio task that waits for the command.
 _outputs: "weakref.WeakKeyDictionary[asyncio.Future[Any], BoundedOutput]" = (
     weakref.WeakKeyDictionary()
 )
@@ -66,7 +67,8 @@ class ToolResult:
     """The result of a tool call."""
 
     status: ToolStatus
-    # If a signal ended the process: minus its number; in a sandbox, 128 and its number.
+    # If a signal ended the process: the negative number of the signal, or in a sandbox 128 plus the
+    # number.
     exit_code: int = 0
     output: str = ""
     truncated_bytes: int = 0
@@ -76,7 +78,7 @@ class ShellTool:
     """Runs `/bin/sh -c command` in the workspace's folder.
 
     The environment contains no secret. Standard input is empty; standard output and standard error
-    are one text.
+    are combined in one text.
 
     No descendant outlives its tool call. When the shell has exited, the tool waits 0.2 s for more
     output of the processes that are left. Then it kills the process group and all other
@@ -94,7 +96,7 @@ class ShellTool:
         epoch: int,
         sandbox: ToolSandbox | None = None,
     ) -> None:
-        """Without `sandbox`, commands can do what this process can.
+        """Without `sandbox`, commands can do everything that this process can do.
 
         Raises OSError if the folder cannot be opened.
         """
@@ -109,7 +111,9 @@ class ShellTool:
         }
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """Runs the call to its end. If it cannot be started, the output of `not_run` says why.
+        """Runs the call to its end.
+
+        If it cannot be started, the status is `not_run`, and the output says why.
 
         When cancelled, it ends everything that the call has started, and returns the output so far.
         Raises DirectoryLostError if no call can be started any more.
@@ -135,10 +139,12 @@ async def execute(
     sandbox: ToolSandbox | None = None,
     input_file: int = subprocess.DEVNULL,
 ) -> ToolResult:
-    """Runs a command to its end. If it cannot be started, the output of `not_run` says why.
+    """Runs a command to its end.
+
+    If it cannot be started, the status is `not_run`, and the output says why.
 
     When cancelled, it ends everything that the command has started, and returns the output so far.
-    `input_file` is a descriptor, which becomes the standard input.
+    The file descriptor `input_file` becomes the standard input.
     """
     descendants = Descendants()
     read_end, write_end = os.pipe()
@@ -153,7 +159,7 @@ async def execute(
                 stdin=input_file,
                 stdout=write_end,
                 stderr=asyncio.subprocess.STDOUT,
-                # A new process group, so that all of it can be killed.
+                # A new process group, so that all its processes can be killed together.
                 process_group=0,
                 pass_fds=sandbox.descriptors if sandbox else (),
             )
@@ -208,7 +214,9 @@ async def _finish(running: "_Running") -> ToolResult:
 
 
 def output_so_far(call: "asyncio.Future[Any]") -> str:
-    """The last output of the command that the call runs, without keys; empty if it runs none."""
+    """The end of the output so far of the command that the call runs, without keys; empty if it
+    runs none.
+    """
     output = _outputs.get(call)
     return "" if output is None else output.end()
 
@@ -223,18 +231,21 @@ class _Running:
         read_end: int,
         max_bytes: int | None,
     ) -> None:
-        """`max_bytes` is the memory of all processes together, in a sandbox."""
+        """`max_bytes` limits the memory of all processes together. It is None without a sandbox."""
         self.process = process
         self.output = BoundedOutput()
         self._descendants = descendants
         self._max_bytes = max_bytes
         self._read_end = read_end
         self._ended = asyncio.Event()
-        # Why the call was killed.
+        # The text that tells the model why the call was killed.
         self._notice = b""
 
     def finished_output(self) -> tuple[str, int]:
-        """The output with the notice of a kill, and how many bytes were cut. Call it once."""
+        """The output, including the notice if the call was killed, and how many bytes were cut.
+
+        Call it once.
+        """
         self.output.feed(self._notice)
         return self.output.finish()
 
@@ -293,7 +304,7 @@ class _Running:
 
 
 def _command(call: ToolCall) -> str:
-    """The command of the call. Raises ValueError; its text is for the model."""
+    """The command of the call. Raises ValueError, whose text is for the model."""
     if call.name != ShellTool.name:
         raise ValueError(f"There is no tool {call.name!r}. The only one is {ShellTool.name!r}.")
     try:
@@ -331,7 +342,7 @@ class BoundedOutput:
         room = max(self._head_bytes - len(self._head), 0)
         self._head += encoded[:room]
         self._tail += encoded[room:]
-        # Until something is cut, the tail may also fill the space of the notice.
+        # While nothing is cut, no notice is needed, and the tail may use its space.
         excess = len(self._tail) - (self._tail_bytes + _NOTICE_BYTES)
         if excess > 0:
             del self._tail[:excess]
@@ -347,7 +358,7 @@ class BoundedOutput:
         self.feed(b"", final=True)
         if not self._dropped:
             return (self._head + self._tail).decode(), 0
-        # The cuts may split a character on each side. The rest of that character is cut too.
+        # The cuts may split a character on each side. The rest of such a character is cut too.
         head = self._head.decode("utf-8", "ignore")
         tail = self._tail[-self._tail_bytes :].decode("utf-8", "ignore")
         head, tail = without_parts(head, tail)
@@ -357,30 +368,29 @@ class BoundedOutput:
 
 
 def memory_exceeds(limit_bytes: int) -> bool:
-    """Whether all other processes that this one can see together exceed the limit.
-
-    Memory of files does not count: the folders in which processes share it have a size
-    (pod/tool_filter.py).
+    """Whether the other processes that this process can see use more memory together than the
+    limit. Memory of files does not count: the folders in which processes can share such memory have
+    a size limit (pod/tool_filter.py).
     """
     own = str(os.getpid())
     names = os.listdir("/proc")  # noqa: PTH208 - many times a second
     pids = [name for name in names if name.isdigit() and name != own]
-    # Counts pages that processes share after a fork once for each process.
+    # An upper bound: a page that processes share after a fork is counted once for each process.
     bound = sum(map(_with_swap if _machine_swaps() else _resident, pids))
     if bound <= limit_bytes:
         return False
-    # Counts each page once. It takes milliseconds for each gigabyte.
+    # The exact sum counts each page once. It takes milliseconds for each gigabyte.
     exact = (_fields(f"/proc/{pid}/smaps_rollup", b"\nPss_Anon:", b"\nSwapPss:") for pid in pids)
     return sum(exact) > limit_bytes
 
 
 def _machine_swaps() -> bool:
-    """Whether the machine has swap. The file has a heading and a line for each area."""
+    """Whether the machine has swap. /proc/swaps has a heading and a line for each area."""
     return _read("/proc/swaps").count(b"\n") > 1
 
 
 def _resident(pid: str) -> int:
-    """The memory without files, in bytes. It takes a fifth of the time of `_with_swap`."""
+    """The memory without files, in bytes. Five times as fast as `_with_swap`."""
     # Size, resident and shared, in pages. Empty if the process has ended.
     pages = _read(f"/proc/{pid}/statm").split(maxsplit=3)
     return (int(pages[1]) - int(pages[2])) * _PAGE_BYTES if pages else 0
@@ -394,7 +404,7 @@ def _with_swap(pid: str) -> int:
 def _fields(path: str, *names: bytes) -> int:
     """The sum of these fields, in bytes; 0 if the process has ended."""
     text = _read(path)
-    # A process of the kernel, or one that is ending, has none of the fields.
+    # A kernel thread, or a process that is ending, has none of the fields.
     values = (text.partition(name)[2].split(maxsplit=1) for name in names)
     return sum(int(value[0]) * 1024 for value in values if value)
 
@@ -402,7 +412,7 @@ def _fields(path: str, *names: bytes) -> int:
 def _read(path: str) -> bytes:
     """The content of a small file in /proc; empty if the process has ended."""
     try:
-        # Without a file object, which takes four more system calls.
+        # Does not use a file object, which would take four more system calls.
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return b""
@@ -415,11 +425,14 @@ def _read(path: str) -> bytes:
 
 
 class DirectoryLostError(TaskFailed):
-    """The directory was deleted or replaced. The text says which of the two."""
+    """The directory was deleted or replaced. The text says which of the two happened."""
 
 
 class WorkingDirectory:
-    """A directory that is opened once. If it is replaced later, tools do not run in the new one."""
+    """A directory that is opened once.
+
+    If its path is replaced later, tools do not run in the new directory.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises OSError if the directory cannot be opened, or if the path is a symbolic link."""

@@ -4,8 +4,9 @@ from typing import Any
 
 from evershell.core.task import MAX_CALL_TOKENS, TOKENS
 
-# The fields with each kind of tokens: in chat completions and responses of OpenAI, and in messages
-# of Anthropic, LangChain and Pydantic AI, in this order. The first field that exists counts.
+# For each kind of tokens, the fields that may have its count, in the order in which they are looked
+# up. The first field that exists counts. The formats are chat completions and responses of OpenAI,
+# and messages of Anthropic, LangChain and Pydantic AI.
 _PLACES = {
     "input_tokens": ("input_tokens", "prompt_tokens"),
     "output_tokens": ("output_tokens", "completion_tokens"),
@@ -48,9 +49,9 @@ _PLACES = {
         "output_audio_tokens",
     ),
 }
-# Anthropic does not count these as input.
+# Anthropic does not include these in `input_tokens`, so they are added.
 _BESIDE_INPUT = ("cache_read_input_tokens", "cache_creation_input_tokens")
-# LangChain does not count these as written to a cache.
+# LangChain does not include these in `cache_creation`, so they are added.
 _BESIDE_CACHE_WRITE = (
     "input_token_details.ephemeral_5m_input_tokens",
     "input_token_details.ephemeral_1h_input_tokens",

@@ -1,8 +1,8 @@
-"""The gRPC client with which the control plane signals agents and asks them what they do.
+"""The gRPC client with which the control plane signals agents and reads their running calls.
 
-It keeps a stream open to each agent that it has signalled, so a signal is a message and not a call.
-A cancellation has one time budget for recording it and for all attempts of the signal, so a caller
-waits at most 2 s for an agent that has ended, is frozen or is slow.
+It keeps a stream open to each agent that it has signalled, so that a signal needs one message
+instead of a new call. One time budget covers recording a cancellation and all attempts to signal
+it, so a caller waits at most 2 s for an agent that has ended, is frozen or is slow.
 """
 
 import asyncio
@@ -45,23 +45,23 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# The time for all attempts of a signal, less if the caller's deadline is earlier. Counted from
-# the arrival of the call for a cancellation and for a read. The contract promises an answer within
-# 2 s, and the timers of a busy process are late.
+# The time for all attempts of a signal, or less if the caller's deadline is earlier. For a
+# cancellation and a read, it begins when the call arrives. It is shorter than the 2 s that the
+# contract promises, because the timers of a busy process are late.
 SIGNAL_BUDGET_SECONDS = 1.5
-# The least time for an attempt, even if recording the cancellation used up the budget: the agent
-# may be fast.
+# The minimum time for an attempt, even if recording the cancellation has used up the budget. A fast
+# agent can still answer.
 _LEAST_SECONDS = 0.2
-# The time for the first attempt without an answer. The next one has another connection, because a
-# network may have dropped the first one without notice, and the rest of the budget, because the
-# agent may just be slow.
+# The time limit of the first attempt. The next attempt uses a new connection, because the network
+# may have dropped the first one without notice. It gets the rest of the budget, because the agent
+# may just be slow.
 _ATTEMPT_SECONDS = 0.5
 _FIRST_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 0.3
 # The default limit of open files is 1,024 on many systems, and a stream takes one file.
 MAX_STREAMS = 500
 _OPTIONS = (
-    # Agents are on this network, so a proxy that the environment names is not used.
+    # Agents are on the local network, so a proxy from the environment is not used.
     ("grpc.enable_http_proxy", 0),
     # Enough for 16 calls with 12 KiB of text each. Acknowledgements are smaller.
     ("grpc.max_receive_message_length", 256 * 1024),
@@ -75,10 +75,10 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
-# The address, host:port, and the name of the agent. Another agent may listen on the address later,
-# and an agent may register the address of another one.
+# The address (host:port) and the name of the agent. The address is not enough: another agent may
+# use it later, and an agent may register the address of another agent.
 Key: TypeAlias = tuple[str, str]
-# Makes a signal for each attempt, because it says how much time is left.
+# Makes a new signal for each attempt, because a signal says how much time is left.
 NewSignal: TypeAlias = Callable[[], Signal]
 Reply = TypeVar("Reply")
 
@@ -96,16 +96,16 @@ class _Agent:
         return self._stream is not None
 
     async def send(self, signal: Signal) -> Acknowledgement:
-        """Sends the signal on the stream. Opens one if there is none or it is over.
+        """Sends the signal on the stream.
 
-        Raises NotAcknowledgedError.
+        Opens a stream if there is none or the last one has ended.  Raises NotAcknowledgedError.
         """
         if self._stream is None or self._stream.is_over:
             self._stream = SignalStream(self._channel, signal.token)
         return await self._stream.send(signal)
 
     async def current_iteration(self, token: str, task_id: str) -> CurrentIteration | None:
-        """Asks for the calls that run. Returns None if the agent does not report them.
+        """Asks for the running calls. Returns None if the agent does not report them.
 
         Raises NotAcknowledgedError.
         """
@@ -120,7 +120,7 @@ class _Agent:
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 return None
             raise NotAcknowledgedError(error.details() or code.name, code) from None
-        # gRPC has None for bytes that cannot be parsed.
+        # gRPC returns None for bytes that cannot be parsed.
         if not isinstance(answer, agent_service_pb2.CurrentIteration):
             raise NotAcknowledgedError("it does not follow the protocol")
         return decode_current_iteration(answer)
@@ -151,7 +151,7 @@ class AgentClient:
         self._clock = clock
         self._connector = Connector(tls)
         self._max_streams = max_streams
-        # In the order of their last signals. Agents that were only read come first.
+        # In the order of the last signal to each agent. Agents that were only read come first.
         self._agents: OrderedDict[Key, _Agent] = OrderedDict()
         self._reads: AgentReads[Key, CurrentIteration | None] = AgentReads()
         self._closing: set[asyncio.Task[None]] = set()
@@ -191,7 +191,7 @@ class AgentClient:
             raise AgentUnreachableError(f"the agent at {key[0]}: {error}") from None
 
     async def aclose(self) -> None:
-        """Ends the reads, and closes every stream.
+        """Ends the reads and closes every channel.
 
         Signals in flight may use the rest of their budget.
         """
@@ -234,7 +234,8 @@ class AgentClient:
             except TimeoutError:
                 reason = "it does not acknowledge"
                 longest_attempt = math.inf
-                # A shorter attempt says nothing about the connection: the agent may just be slow.
+                # A shorter attempt that fails says nothing about the connection: the agent may just
+                # be slow.
                 is_lost = attempt_seconds >= _ATTEMPT_SECONDS
                 if is_lost:
                     self._forget_if_current(key, agent)
@@ -296,7 +297,10 @@ class AgentClient:
             raise
 
     def _agent(self, key: Key, *, is_signal: bool) -> _Agent:
-        """The channel to the agent. One that is opened for a read is the first to be closed."""
+        """The channel to the agent.
+
+        A channel that is opened for a read is the first to be closed when there are too many.
+        """
         agent = self._agents.get(key)
         if agent is None:
             if len(self._agents) >= self._max_streams:
@@ -308,7 +312,7 @@ class AgentClient:
         return agent
 
     def _forget_if_current(self, key: Key, agent: _Agent) -> None:
-        """Does nothing if another call has replaced the channel."""
+        """Forgets the channel, unless another call has already replaced it."""
         if self._agents.get(key) is agent:
             self._forget(key)
 

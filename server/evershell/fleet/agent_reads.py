@@ -1,8 +1,8 @@
 """Reads of agents. Callers who ask at the same time share one read.
 
-A read that fails makes its agent silent for a few seconds. Reads of a silent agent fail at once, so
-agents that do not answer cost the process a few reads a second, however many callers ask. Signals
-are not reads: they always pass, and an acknowledgement ends the silence.
+If a read fails, its agent counts as silent for a few seconds. Reads of a silent agent fail at once.
+So agents that do not answer cost only a few reads per second, however many callers ask. Signals are
+not reads: they always pass, and an acknowledgement ends the silence.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from evershell.pod.signal_stream import NotAcknowledgedError
 
-# How long reads of an agent fail at once after one has failed.
+# How long an agent counts as silent after a read has failed.
 _SILENT_SECONDS = 3.0
 # At most this many reads of silent agents start per second. With many silent agents, each stays
 # silent for longer.
@@ -38,7 +38,7 @@ class AgentReads(Generic[Agent, Reply]):
         start: Callable[[], Coroutine[Any, Any, Reply]],
         seconds: float,
     ) -> Reply:
-        """Joins the read of this task that is in flight, or starts one. Returns its answer.
+        """Joins the read of this task that is already in flight, or starts one. Returns its answer.
 
         `seconds` limits the wait. `start` raises NotAcknowledgedError if the agent does not answer.
         Raises NotAcknowledgedError.
@@ -53,7 +53,7 @@ class AgentReads(Generic[Agent, Reply]):
             reading = asyncio.create_task(start(), context=Context())
             self._reads[key] = reading
             reading.add_done_callback(lambda ended: self._end(key, ended))
-        # A caller that leaves does not end the read for the others.
+        # If this caller stops waiting, the read continues for the others.
         await asyncio.wait({reading}, timeout=seconds)
         if not reading.done() or reading.cancelled():
             raise NotAcknowledgedError("it does not answer")
@@ -63,7 +63,7 @@ class AgentReads(Generic[Agent, Reply]):
         return reading.result()
 
     def answered(self, agent: Agent) -> None:
-        """Notes that the agent has answered, so it is read again."""
+        """Notes that the agent has answered, so that it no longer counts as silent."""
         self._silent.pop(agent, None)
 
     async def aclose(self) -> None:

@@ -1,12 +1,12 @@
 """Reconciles pods with the database.
 
-The controller starts the pods that are wanted, ends those that are not, fails workspaces that have
-lost their agent, and removes workspaces that are deleted. due.py says which workspaces it reads,
+The controller starts the pods that are wanted, ends all other pods, fails workspaces that have lost
+their agent, and removes workspaces that are being deleted. due.py says which workspaces it reads,
 and when.
 
-One controller leads, and any number stand by. Each pass over a workspace compares what the database
-wants with what runs, and takes one step. A controller may therefore die between any two steps, and
-the next leader continues.
+One controller leads, and any number of controllers stand by. Each pass over a workspace compares
+what the database wants with what runs, and takes one step. A controller may therefore die between
+any two steps, and the next leader continues.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _REMOVALS_AT_ONCE = 4
 
 
 class _NotLeadingError(Exception):
-    """The term has ended."""
+    """The controller's term of leadership has ended."""
 
 
 class Controller:
@@ -69,11 +69,11 @@ class Controller:
     ) -> None:
         """Prepares a term of leadership.
 
-        `run_id` is the run of the stack. Pods of other runs have ended. `last_outage_at` is
-        when the control plane was last known not to answer, or the start of the term. Without
-        `backlog`, nothing is measured. Workspaces are suspended after they were idle for
-        `suspend_after`; None for never. Also runs `background`, until the end of the term. `leads`
-        says whether the term still lasts.
+        `run_id` is the id of this run of the stack. Pods of other runs have ended. `last_outage_at`
+        is when the control plane was last known not to answer, or the start of the term. Without
+        `backlog`, nothing is measured. Workspaces that have been idle for `suspend_after` are
+        suspended; None means never. The functions in `background` also run until the end of the
+        term. `leads` says whether the term still lasts.
         """
         self._leads = leads
         self._store = store
@@ -95,11 +95,11 @@ class Controller:
         # Workspaces that the next scan reads again, by id.
         self._again: set[str] = set()
         self._removals = asyncio.Semaphore(_REMOVALS_AT_ONCE)
-        # The epoch of the pod that this controller has started last, by workspace id.
+        # The epoch of the last pod that this controller has started, by workspace id.
         self._started: dict[str, int] = {}
-        # The steps that run, by workspace id: at most one per workspace.
+        # The running steps by workspace id, at most one per workspace.
         self._steps: dict[str, asyncio.Task[None]] = {}
-        # The tasks that wait for the exit of an agent, by workspace id and epoch.
+        # The asyncio tasks that wait for the exit of an agent, by workspace id and epoch.
         self._exits: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def run(self, changes: Changes) -> None:
@@ -127,7 +127,8 @@ class Controller:
         try:
             has_reached_limits = await enforce_limits(self._store, self._clock)
         except UnavailableError:
-            # The database did not answer, or a workspace is locked. The others are not delayed.
+            # The database did not answer, or a workspace is locked. The scan continues, so that
+            # other workspaces are not delayed.
             log.warning("limits_not_enforced")
             self._overdue.note_outage()
         due = await self._due.read()
@@ -145,9 +146,9 @@ class Controller:
     async def _follow(
         self, cancellations: Sequence[tuple[Workspace, Task]], *, at_once: bool = False
     ) -> None:
-        """Redelivers the cancellations that are due; with `at_once`, all of them.
+        """Redelivers the cancellations that are due, or all of them with `at_once`.
 
-        Ends the tasks that no agent has.
+        Ends the cancelled tasks that no agent has.
         """
         delivered = [each for each in cancellations if not each[0].is_waking]
         self._redelivery.follow(delivered, self._clock(), at_once=at_once)
@@ -155,25 +156,27 @@ class Controller:
             self._backlog.set_open_cancellations(
                 task.cancel.requested_at for _, task in cancellations if task.cancel
             )
-        # Last, because a workspace that is locked raises an error.
+        # This comes last, because a locked workspace raises an error.
         waking = [each.id for each, _ in cancellations if each.is_waking]
         await end_unstarted(self._store, self._clock, waking)
 
     async def _reconcile_changes(self, changes: Changes) -> None:
-        """Reconciles the workspaces whose changes are published, until the next scan is due."""
+        """Reconciles workspaces when their changes are published, until the next scan is due."""
         scan_at = time.monotonic() + SCAN_SECONDS
         while (left_seconds := scan_at - time.monotonic()) > 0:
             changed = await changes.wait(left_seconds)
             if time.monotonic() - scan_at > LATE_SECONDS:
-                # This machine stood still or is overloaded. The controller's own work between two
-                # waits may also take long, but it does not affect agents and does not count here.
+                # This machine stood still or is overloaded. Only the wait is measured: the
+                # controller's own work between two waits may also take long, but it does not affect
+                # agents.
                 self._overdue.note_outage()
             await self._reconcile_ids(changed)
 
     async def _reconcile_ids(self, workspace_ids: set[str]) -> None:
-        """Reads and reconciles these workspaces. After an UnavailableError, the next scan does.
+        """Reads and reconciles these workspaces.
 
-        UNDELIVERED stands for all cancellations.
+        After an UnavailableError, the next scan reads them again. UNDELIVERED stands for all
+        cancellations.
         """
         try:
             if UNDELIVERED in workspace_ids:
@@ -189,7 +192,10 @@ class Controller:
             raise
 
     def _begin_step(self, workspace: Workspace, *, is_overdue: bool = False) -> None:
-        """Starts to reconcile the workspace. If a step for it runs already, the next scan does."""
+        """Starts to reconcile the workspace.
+
+        If a step for it is already running, the next scan does so.
+        """
         if workspace.id in self._steps:
             self._again.add(workspace.id)
             return
@@ -227,7 +233,7 @@ class Controller:
     async def _reconcile_run(self, workspace: Workspace) -> Workspace:
         """Ends the pods of an earlier run of the stack, then assigns the workspace to this run.
 
-        The assignment ends a task of the earlier run, so it comes last.
+        The assignment comes last, because it ends the task of the earlier run.
         """
         stopped = workspace.run_id is None or await self._end_pod(workspace, END_GRACE_SECONDS)
         return await self._apply(
@@ -253,7 +259,7 @@ class Controller:
 
     async def _reconcile_start(self, workspace: Workspace) -> None:
         if not self._pods.has_never_run(workspace.id):
-            # Another controller may have started the pod and died before it registered.
+            # Another controller may have started the pod and died before the agent registered.
             await self._end_pod(workspace, 0)
         current = await self._store.get_workspace(workspace.id)
         if (
@@ -277,7 +283,10 @@ class Controller:
         self._watch_exit(workspace)
 
     async def _reconcile_agent(self, workspace: Workspace, *, is_overdue: bool) -> None:
-        """Fails the workspace if its agent has ended or is overdue. Suspends an idle one."""
+        """Fails the workspace if its agent has ended or is overdue.
+
+        Suspends it if it was idle too long.
+        """
         if not self._pods.is_alive(workspace):
             await self._fail(workspace, self._failure_reason(workspace))
         elif is_overdue:
@@ -304,7 +313,10 @@ class Controller:
             await self._end_suspended(suspended)
 
     async def _end_suspended(self, workspace: Workspace) -> None:
-        """Ends the pod of a suspended workspace. Its agent is fenced, so it also ends by itself."""
+        """Ends the pod of a suspended workspace.
+
+        The agent is fenced, so it would also end by itself.
+        """
         await self._end_pod(workspace, END_GRACE_SECONDS)
         await self._apply(
             workspace,
@@ -354,9 +366,10 @@ class Controller:
         return "its agent's process ended unexpectedly"
 
     async def _fail(self, workspace: Workspace, reason: str, overdue: Task | None = None) -> None:
-        """Ends everything that runs in the pod, then the task. The record decides what follows.
+        """Ends everything that runs in the pod, and then the task.
 
-        `overdue` is the task for which the pod is ended, if that is the reason.
+        The workspace's record decides what follows. `overdue` is the overdue task because of which
+        the pod is ended, if there is one.
         """
         stopped = await self._end_pod(workspace, 0)
         await self._apply(
@@ -399,9 +412,9 @@ class Controller:
     async def _remove(self, workspace: Workspace) -> None:
         """Removes the files of a deleted workspace, and then its rows.
 
-        Ends its pods first: one of an earlier epoch may still run if the workspace was suspended
-        or has failed, because a wake and a failure clear `run_id`. If something has to wait, the
-        next scan continues.
+        Ends its pods first: a pod of an earlier epoch may still run if the workspace was suspended
+        or has failed, because a wake and a failure clear `run_id`. The next scan continues with
+        what could not be removed yet.
         """
         async with self._removals:
             await self._end_pod(workspace, 0)
@@ -419,8 +432,8 @@ class Controller:
     def _require_term(self) -> None:
         """Raises _NotLeadingError after the term.
 
-        A controller that was frozen continues with what it read before. The store refuses changes
-        of an earlier epoch, but a pod is ended or started without the store.
+        A controller that was frozen continues with outdated state. The store refuses changes of an
+        earlier epoch, but starting or ending a pod does not go through the store.
         """
         if not self._leads():
             raise _NotLeadingError

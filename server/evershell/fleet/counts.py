@@ -5,7 +5,7 @@ from evershell.telemetry.backlog import Backlog
 
 
 async def count(store: Store, backlog: Backlog) -> None:
-    """Counts once. It reads all rows of the workspaces. Raises UnavailableError."""
+    """Counts once. This reads the rows of all workspaces. Raises UnavailableError."""
     backlog.set_hold_count(await store.count_holds())
     backlog.set_workspace_counts(await store.count_workspaces())
     backlog.set_oldest_end(await store.oldest_end())

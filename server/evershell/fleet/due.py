@@ -1,8 +1,9 @@
 """Decides which workspaces the controller reads, and when. Makes the changes that need no pod.
 
-Every second it reads what is due: by index the workspaces whose state requires a step, the running
-tasks that are cancelled, and the leases that have run out. Everything else is read once a minute, a
-page at a time. A notification only makes a step earlier: all of this is found without one.
+Every second, the controller reads what is due: the workspaces whose state requires a step (by
+index), the running tasks that are cancelled, and the leases that have run out. It reads everything
+else once a minute, a page at a time. A notification only makes a step happen earlier: the reads
+find everything without it.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ class Overdue:
     def reason(
         self, workspace: Workspace, task: Task | None, lease_seconds_left: float | None = None
     ) -> str | None:
-        """The bound that the agent has exceeded, as a human-readable reason, or None."""
+        """The human-readable reason if the agent has exceeded a bound, else None."""
         if lease_seconds_left is not None and lease_seconds_left < 0:
             return "its agent did not renew its lease in time"
         return self.violation(workspace, task)
@@ -84,9 +85,9 @@ class DueWork:
 class Due:
     """Reads what is due.
 
-    No lease can run out before the earliest end that was read or, if it is new, before a whole
-    lease after the read, because leases only become longer. Until then leases are not read. They
-    are in no index, because a heartbeat would then have to change the index.
+    Leases are only ever extended. So after a read, no lease can run out before the earliest end
+    that was read, and no new lease before a whole lease has passed. Until then leases are not read.
+    They have no index, because every heartbeat would have to change it.
     """
 
     def __init__(
@@ -139,7 +140,9 @@ class Due:
 
 
 class Sweep:
-    """Reads every workspace with a pod: all at once at first, then all within `sweep_seconds`."""
+    """Reads every workspace with a pod: at first without a pause, later spread over
+    `sweep_seconds`.
+    """
 
     def __init__(
         self,
@@ -175,8 +178,8 @@ class Sweep:
 async def enforce_limits(store: Store, clock: Clock) -> bool:
     """Cancels the tasks and the trees that have reached a limit. Returns whether there were any.
 
-    Commits of agents check the limits of their task too. This finds, by index, the tasks of agents
-    that commit nothing, and the trees with limits that include the descendants. Raises
+    An agent's commit also checks the limits of its task. This function finds, by index, the tasks
+    of agents that commit nothing, and the trees whose limits include descendants. Raises
     UnavailableError.
     """
     due = await store.list_limits_reached(clock(), PAGE_SIZE)
@@ -220,7 +223,7 @@ async def _apply(
     decide: Callable[[Locked, datetime], Change],
     event: str,
 ) -> None:
-    """Changes each of the workspaces. Logs the event for each that has changed."""
+    """Changes each of the workspaces, and logs `event` for each one that has changed."""
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def apply(workspace_id: str) -> None:

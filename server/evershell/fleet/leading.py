@@ -23,7 +23,7 @@ async def lead(
 ) -> None:
     """Runs a new controller each time this process becomes the leader, until it is cancelled.
 
-    The context `leading` is open while this process leads.
+    The context manager from `leading` is entered while this process leads.
     """
     while True:
         async with leadership.acquired() as term, subscriptions.subscribe() as changes:

@@ -29,7 +29,7 @@ async def repeat(name: str, job: Callable[[], Awaitable[None]], pause_seconds: f
 
 
 async def paced(statement: Awaitable[_Answer]) -> _Answer:
-    """Awaits the statement, and then pauses, so that the statements take _SHARE of the time."""
+    """Awaits the statement, and then pauses for so long that statements take _SHARE of the time."""
     began = monotonic()
     answer = await statement
     await asyncio.sleep((monotonic() - began) * (1 / _SHARE - 1))

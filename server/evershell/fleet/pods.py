@@ -23,7 +23,7 @@ class Pods(Protocol):
     """
 
     async def sync(self) -> None:
-        """Returns when the other methods know what other controllers have done before.
+        """Returns when the other methods know what earlier controllers have done.
 
         Called at the start of each term of leadership. Returns even if this cannot be known now. An
         unknown pod then counts as started and alive.
@@ -65,11 +65,11 @@ class Pods(Protocol):
     async def end(self, workspace: Workspace, grace_seconds: float) -> bool:
         """Ends everything that runs in the pod and in the workspace's earlier pods, tools too.
 
-        Asks the agent to end, and kills what is left after the grace; 0 kills as soon as the
-        backend can. Leaves pods of later epochs alone. Returns whether everything is known to have
-        ended: it may be unknown in a pod that another controller started, if the pod that ran was
-        of another epoch, or if its machine does not answer. An earlier pod whose end was unknown
-        no longer counts once a later one has run.
+        Asks the agent to end, and after the grace kills whatever still runs. A grace of 0 kills as
+        soon as the backend can. Leaves pods of later epochs alone. Returns whether everything is
+        known to have ended: this may be unknown if another controller started the pod, if the
+        running pod had another epoch, or if its machine does not answer. Once a later pod has run,
+        an earlier pod whose end was unknown no longer counts.
         """
 
     async def remove(self, workspace_id: str) -> bool:

@@ -19,11 +19,12 @@ from evershell.core.workspace import Workspace
 
 log = structlog.get_logger()
 
-# Until this time after the request, the call that recorded the cancellation still retries itself.
+# Until this time after the request, the call that recorded the cancellation may still retry the
+# signal itself.
 FIRST_AFTER = timedelta(seconds=2)
 _FIRST_BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 5.0
-# How many agents are signalled at once. One that does not answer takes 1.5 s.
+# How many agents are signalled at once. An agent that does not answer takes 1.5 s.
 _AT_ONCE = 200
 
 # The task id and the force deadline. An earlier force deadline must be delivered too.

@@ -10,7 +10,7 @@ from evershell.fleet.periodic import paced
 
 log = structlog.get_logger()
 
-# The workspaces that a statement looks at, and the events that a transaction looks at.
+# How many workspaces one statement reads, and how many events one transaction reads.
 _PAGE_SIZE = 500
 BATCH_EVENTS = 500
 
@@ -27,7 +27,10 @@ class Retention:
         *,
         leads: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Keeps tasks for `kept` after their end. Calls `removed` with numbers of tasks."""
+        """Keeps tasks for `kept` after their end.
+
+        Calls `removed` with the number of tasks in each removal.
+        """
         self._store = store
         self._clock = clock
         self._kept = kept

@@ -1,7 +1,7 @@
 """Forks agents into their sandboxes, from a process that has already imported their program.
 
-The controller sends one message for each agent (fleet/local/fork_server.py). The agent, not this
-process, reads its spec: nothing of one agent is in the memory of another.
+The controller sends one message for each agent (fleet/local/fork_server.py). The agent itself, not
+this process, reads its spec. So the memory of an agent contains nothing of another agent.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ _ARG_START, _ENV_END = 45, 48
 class ForkRequest:
     """A message to the fork server.
 
-    With it come three descriptors: the agent's standard input, its log, and a socket. The agent
+    Three descriptors are sent with it: the agent's standard input, its log, and a socket. The agent
     sends JOINED through the socket and runs when it has received a byte; if the socket is closed
     instead, it ends.
     """

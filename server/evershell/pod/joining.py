@@ -73,7 +73,7 @@ def become_init(sandbox: Sandbox) -> None:
         _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl")
         capability += 1
     _check(_libc.capset(_CAPABILITIES_HEADER, (ctypes.c_uint32 * 6)()), "capset")
-    # After the change of the user, the process could not read its own /proc/self.
+    # After a change of its user, the process cannot read its own /proc/self without this.
     _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
 
 

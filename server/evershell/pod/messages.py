@@ -31,7 +31,9 @@ def encode_assignment(task: Task, now: datetime) -> agent_service_pb2.Assignment
 
 
 def cancellation_fields(task: Task, now: datetime) -> Any:
-    """The recorded intent to cancel, for the constructor of a message; None if there is none."""
+    """The recorded intent to cancel, as the constructor of a message takes it; None if there is
+    none.
+    """
     if task.cancel is None:
         return None
     return {

@@ -4,7 +4,8 @@ import asyncio
 import ctypes
 import os
 
-# In the environment of an agent, its tools and their children, unless one of these clears it.
+# Variables in the environment of an agent, its tools and their children, unless a process clears
+# its environment.
 WORKSPACE_VARIABLE = "EVERSHELL_WORKSPACE_ID"
 EPOCH_VARIABLE = "EVERSHELL_EPOCH"
 
@@ -25,7 +26,7 @@ def become_subreaper() -> None:
 
 
 def become_unreadable() -> None:
-    """Hides the memory and the environment of this process from others of the same user.
+    """Hides the memory and the environment of this process from other processes of the same user.
 
     See PR_SET_DUMPABLE in prctl(2). Does not apply to programs that this process starts.
     """

@@ -91,8 +91,8 @@ def agent_command(
     inner_files = files
     prefix: list[str] = []
     if uid is not None:
-        # Root only builds the view: a folder that its owner keeps private is mounted to a place
-        # that the agent's user can reach. From here on, root and any other user do the same.
+        # Root only builds the view: it mounts folders that are private to their owner where the
+        # agent's user can reach them. The rest is the same for root and for any other user.
         prefix = [bwrap, *view, "--bind", "/proc", "/proc", "--bind", files, FILES, "--cap-drop"]
         prefix += ["ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         prefix += ["--cap-add", "CAP_SETPCAP", "--", "setpriv", f"--reuid={uid}", f"--regid={uid}"]
@@ -123,13 +123,16 @@ class ToolSandbox:
         return (self._filter,)
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """The command that runs a tool call in a sandbox. Only one of them may start at a time."""
+        """The command that runs a tool call in a sandbox.
+
+        Only one such command may start at a time.
+        """
         # The previous bwrap has read the filter to its end.
         os.lseek(self._filter, 0, os.SEEK_SET)
         limits = self.limits
         scratch = str(min(_SCRATCH_BYTES, limits.memory_bytes))
-        # If the machine runs out of memory, the kernel prefers to kill tools. Set outside, because
-        # nothing inside can write to /proc.
+        # If the machine runs out of memory, the kernel prefers to kill tools. This is set outside
+        # of the sandbox, because nothing inside can write to /proc.
         own = ["choom", "-n", "1000", "--", self._bwrap]
         own += ["--unshare-all", "--unshare-user", "--disable-userns"]
         own += ["--seccomp", str(self._filter), *_system()]
@@ -173,8 +176,9 @@ def _system() -> list[str]:
 def _program(command: Sequence[str], hidden: Path) -> list[Path]:
     """The folders of this program, of its Python, and of the command.
 
-    A file that the command names by an absolute path, also as `file.py:name`, is shown with its
-    folder, unless that is hidden; if it is in an environment of Python, with the whole environment.
+    A file that the command names by an absolute path, also as `file.py:name`, is shown together
+    with its folder, unless that is hidden. A file in a Python environment is shown with the whole
+    environment.
     """
     paths: list[Path] = []
 

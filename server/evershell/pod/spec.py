@@ -33,7 +33,7 @@ class PodSpec:
     keys: dict[str, str] = field(default_factory=dict, repr=False)
     model_timeout_seconds: float = 120.0
     tool_timeout_seconds: float = 600.0
-    # The program bwrap, with which tools are started in a sandbox; without one if empty.
+    # The path of bwrap, which starts tools in a sandbox. If empty, tools have no sandbox.
     bwrap: str = ""
     # With bwrap: the filter of tool_filter.py, in base64.
     tool_filter: str = ""

@@ -1,8 +1,8 @@
 """TLS between the control plane and its agents, if AGENT_TLS is on.
 
-Both sides present a certificate, in both directions. Different authorities issue the certificates
-of the control plane and of agents, so that an agent cannot pass for the control plane. Each
-certificate has a single name, and each side checks the name of the other one.
+Both sides present a certificate, whichever of them opens the connection. Different authorities
+issue the certificates of the control plane and of agents, so that an agent cannot pass for the
+control plane. Each certificate has a single name, and each side checks the name of the other one.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Options = Sequence[tuple[str, int | str]]
 _UNACKNOWLEDGED_MILLISECONDS = 2_000
 _LIVENESS: Options = (
     ("grpc.keepalive_timeout_ms", _UNACKNOWLEDGED_MILLISECONDS),
-    # Turns keepalive on. No shorter than what servers tolerate by default.
+    # Turns keepalive on. A shorter interval would exceed what servers tolerate by default.
     ("grpc.keepalive_time_ms", 600_000),
 )
 

@@ -55,7 +55,8 @@ def prepare_database(settings: Settings) -> None:
     if settings.database_session_url:
         store_as_defaults(settings.database_session_url)
     if settings.audit_retention_days:
-        # A role that may only use the tables does not prune; `migrate` does, with another role.
+        # A role that may only use the tables cannot prune. Then the command `migrate` prunes, with
+        # another role.
         with (
             suppress(psycopg.errors.InsufficientPrivilege),
             connect_for_command(settings.owner_url) as connection,

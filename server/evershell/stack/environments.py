@@ -29,7 +29,7 @@ def render_environment(settings: Settings, workers: Sequence[str]) -> dict[str, 
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:
-    """The environment of a worker, which calls no model.
+    """The environment of a worker. A worker calls no model.
 
     On Kubernetes, agents get the key of their model from a worker.
     """
@@ -43,7 +43,7 @@ def worker_environment(settings: Settings, index: int) -> dict[str, str]:
 def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
     """The environment of a fleet controller, which gives agents the key of their model.
 
-    The second controller's metrics port is the next after the edge's.
+    The second controller's metrics port follows the edge's metrics port.
     """
     return _service_environment(settings) | _metrics_port(settings, settings.workers + 2 * index)
 
@@ -76,7 +76,7 @@ def _service_environment(settings: Settings) -> dict[str, str]:
 def _environment(settings: Settings) -> dict[str, str]:
     """The environment of this process, with the settings.
 
-    Settings that are a SecretStr, which formats as asterisks, are inherited.
+    A SecretStr would be formatted as asterisks, so these settings are inherited instead.
     """
     values = settings.model_dump(exclude_none=True).items()
     own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}

@@ -11,7 +11,7 @@ from evershell.core.task import TaskStatus
 from evershell.core.workspace import WorkspaceStatus
 from evershell.stack.ready import Demo, trust
 
-# How long the stack may take to get ready, beside the start of its agent.
+# How long the stack may take to get ready, in addition to the start of its agent.
 _OTHER_SECONDS = 60.0
 _CALL_SECONDS = 5.0
 _POLL_SECONDS = 0.05

@@ -1,8 +1,8 @@
-"""Decides which programs of a stack are frozen, from what was seen of each of them once a second.
+"""Decides which programs of a stack are frozen, from a sample of each program once a second.
 
 A program is frozen if it is stopped (state T), or if it is silent: its event loop makes no turn,
-and the machine is not the reason. A silent program either had enough processor time for many turns,
-or wanted none while another program of its kind made many turns.
+and the machine is not the reason. A silent program either got enough processor time for many turns,
+or was blocked while another program of its kind made many turns.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,12 +11,13 @@ from enum import Enum
 
 from evershell.telemetry.turns import TURN_SECONDS
 
-# How often programs are looked at.
+# The interval between samples.
 SAMPLE_SECONDS = 1.0
 # A program that is stopped this many times in a row is frozen.
 _STOPPED_SAMPLES = 2
-# A program is silent without a turn for this time: of its own processor time, or of the turns of
-# another program. Some calls of libraries block an event loop for seconds.
+# A program is silent if it makes no turn while it uses this much processor time, or while another
+# program makes the turns of this much time. Some calls of libraries block an event loop for
+# seconds.
 _SILENT_SECONDS = 15.0
 _SILENT_TURNS = _SILENT_SECONDS / TURN_SECONDS
 # A program that starts may take this many times as long for its first turn.
@@ -27,7 +28,7 @@ _REPLACEMENT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen of a process."""
+    """The observed state of a process."""
 
     # Programs of one kind replace each other.
     kind: str
@@ -36,8 +37,8 @@ class Sample:
     is_stopped: bool
     # The processor time of the process since its start.
     processor_seconds: float
-    # The turns of its event loop since its start; for a program that counts none, its answers. None
-    # if nothing is known.
+    # The turns of its event loop since its start, or its answers if the program does not count
+    # turns. None if nothing is known.
     turns: int | None
     # Whether all of its threads wait for something other than a processor or a disk.
     is_blocked: Callable[[], bool]
@@ -54,8 +55,8 @@ class Reason(Enum):
 class Finding:
     """A program that is frozen, or that is silent and must stay.
 
-    A silent program stays if no other of its kind serves, if another one was replaced within the
-    last minute, or if it may be waiting for the machine.
+    A silent program stays if no other program of its kind serves, if a silent program was replaced
+    within the last minute, or if it may be waiting for the machine.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Finding:
 
 @dataclass(slots=True)
 class _Seen:
-    """What was seen of a process since its last turn."""
+    """What has been observed of a process since its last turn."""
 
     pid: int
     # The processor time of the process at that turn.
@@ -132,7 +133,10 @@ class FrozenPrograms:
         return found
 
     def _take_turns(self, name: str, sample: Sample) -> int:
-        """The number of turns since the last sample. The silence begins anew after each turn."""
+        """The number of turns since the last sample.
+
+        Each turn restarts the measurement of the silence.
+        """
         seen = self._seen[name]
         gained = (sample.turns or 0) - seen.turns
         if gained:
@@ -145,7 +149,10 @@ class FrozenPrograms:
         return gained
 
     def _judge(self, name: str, sample: Sample, others: int, now: float) -> Finding | None:
-        """`others` is the number of turns that another program of its kind has just made."""
+        """Judges a program that made no turn.
+
+        `others` is the number of turns that another program of its kind made since the last sample.
+        """
         seen = self._seen[name]
         factor = 1 if seen.turns else _START_FACTOR
         processor_seconds = sample.processor_seconds - seen.processor_seconds

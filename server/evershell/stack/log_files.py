@@ -3,8 +3,8 @@
 A program writes its log to a pipe, and a thread copies it to the file. The pipe does not block: if
 the disk is full or hangs, the pipe fills up and the program loses log lines, but continues.
 
-Errors are also kept apart, in the folder `errors`: other lines, of which callers can cause any
-number, do not displace them.
+Errors are also written to separate files in the folder `errors`. There, other lines, of which
+callers can cause any number, cannot displace them.
 """
 
 import errno
@@ -23,11 +23,11 @@ from evershell.fleet.local import pod_files
 
 log = structlog.get_logger()
 
-# The most that any user may request. Envoy writes 64 KiB at a time.
+# The largest pipe that any user may request. Envoy writes 64 KiB at a time.
 _PIPE_BYTES = 1 << 20
-# The most that is read at a time. Must not exceed the smallest `max_bytes` of a file.
+# The maximum size of one read. It must not exceed the smallest `max_bytes` of a file.
 _CHUNK_BYTES = 1 << 16
-# One write to the file for the lines of this time, instead of one for each line.
+# The lines of this time are written to the file together, instead of one by one.
 _BATCH_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _ERRORS_FOLDER = "errors"
@@ -46,8 +46,8 @@ _ERROR = re.compile(
 class LogFile:
     """The log of a program, which writes it to `descriptor`.
 
-    If the file has reached `max_bytes`, it is renamed to `<name>.1`, and that one to `<name>.2`, so
-    that there are `files` files.
+    When the file has reached `max_bytes`, it is renamed to `<name>.1`, an existing `<name>.1` to
+    `<name>.2` and so on. At most `files` files are kept.
     """
 
     def __init__(self, path: Path, max_bytes: int, files: int) -> None:

@@ -2,7 +2,7 @@
 
 PostgreSQL refuses to run as root. Root therefore starts it in a user namespace that maps root to
 another user, so that its files still belong to root. Without user namespaces, it runs as `nobody`
-in a folder of its own under /var/tmp.
+in its own folder under /var/tmp.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ def clear_stale(data_dir: Path) -> None:
     # start of the next server.
     _, alive = psutil.wait_procs(_servers(data_dir), timeout=_ABORT_SECONDS)
     for process in alive:
-        # The process may have ended since.
+        # The process may have ended in the meantime.
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=_ABORT_SECONDS)
@@ -266,7 +266,7 @@ def _readable_installation() -> Path:
     """A copy of the programs that the fallback user can read.
 
     The original may be in a home folder that is closed to other users. The wheel keeps shared
-    libraries in a folder beside the package, and the programs look for them there.
+    libraries in a folder next to the package, and the programs look for them there.
     """
     source = _installation()
     package = source.parent

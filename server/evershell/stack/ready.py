@@ -1,4 +1,6 @@
-"""The addresses and credentials of a running stack: in files, and as the first calls to make."""
+"""The addresses and credentials of a running stack: in files, and in the text that shows the first
+calls to make.
+"""
 
 import os
 import shlex
@@ -81,7 +83,7 @@ class Ready(BaseModel):
 
     @property
     def grpc_url(self) -> str:
-        """The address of gRPC at the edge, as the client takes it."""
+        """The URL of gRPC at the edge, in the form that the client expects."""
         return f"{'https' if self.tls_cert_file else 'http'}://{self.grpc_addr}"
 
 

@@ -1,7 +1,7 @@
 """The calls to the API server: list, watch, get, create, patch and delete in one namespace.
 
-lightkube finds and reads the kubeconfig or the service account. The calls themselves are made
-here, because it offers neither bookmarks nor a time limit for a silent watch.
+lightkube finds and reads the kubeconfig or the service account. The calls themselves are made here,
+because lightkube offers neither bookmarks nor a time limit for a silent watch.
 """
 
 import asyncio
@@ -65,8 +65,8 @@ class Api:
     """The API server, for the objects of one namespace.
 
     A call that fails for a passing reason (no connection, an error of the server, too many
-    requests) is repeated until its time limit. So an attempt may follow one that took effect
-    without an answer: creating an object then fails with 409, deleting it with 404.
+    requests) is repeated until its time limit. So an earlier attempt may have taken effect although
+    its answer was lost: creating an object then fails with 409, and deleting it with 404.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Api:
     async def list(self, kind: str, limit_seconds: float) -> tuple[list[Object], int]:
         """All objects of the kind (`pods`), and the version of the list.
 
-        The answer has all changes that were made before the call. Raises ApiError,
+        The list includes all changes that were made before the call. Raises ApiError,
         UnreachableError.
         """
         objects: list[Object] = []
@@ -191,7 +191,7 @@ class Api:
 async def connect(
     namespace: str, labels: str, transport: httpx2.AsyncBaseTransport | None = None
 ) -> AsyncIterator[Api]:
-    """The API server of the service account, or of the kubeconfig.
+    """Connects to the API server of the service account or of the kubeconfig.
 
     An empty namespace means the namespace of the configuration. `transport` is for tests. Raises
     NotConfiguredError.
@@ -238,7 +238,7 @@ def _raise_for_status(status: Object) -> None:
 
 
 def _wait(state: RetryCallState) -> float:
-    """The time until the next attempt: what the server asks for, or a growing random time."""
+    """The time until the next attempt: a growing random time, or more if the server asks for it."""
     error = state.outcome.exception() if state.outcome is not None else None
     backoff = min(
         _FIRST_BACKOFF_SECONDS * 2 ** min(state.attempt_number - 1, 10), _MAX_BACKOFF_SECONDS

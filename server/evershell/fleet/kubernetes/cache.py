@@ -1,7 +1,7 @@
 """A copy of the objects of one kind that follows the API server: one list, then one watch.
 
-Versions are compared as numbers. Every supported version of Kubernetes counts them up for each
-kind, and Kubernetes 1.35 made it a promise.
+Versions are compared as numbers. In every supported version of Kubernetes they increase for each
+kind, and since Kubernetes 1.35 this is guaranteed.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ class Cache:
     ) -> None:
         """`kind` is the plural in the API (`pods`).
 
-        `removed` is called with the last state of an object that is gone, then `changed`, which is
-        also called with each new state. `refreshed` is called after each list.
+        `changed` is called with each new state of an object. When an object is gone, `removed` and
+        then `changed` are called with its last state. `refreshed` is called after each list.
         """
         self._api = api
         self._kind = kind
@@ -59,7 +59,7 @@ class Cache:
         """Follows the API server until it is cancelled, even through outages."""
         while True:
             try:
-                # The next list decides, even if the cluster was restored to an earlier version.
+                # Makes the next list apply even if the cluster was restored to an earlier version.
                 self._version = 0
                 await self.refresh(_LIST_SECONDS)
                 while True:
@@ -76,7 +76,7 @@ class Cache:
         Raises ApiError, UnreachableError.
         """
         objects, version = await self._api.list(self._kind, limit_seconds)
-        # Otherwise the watch has already delivered more than the list has.
+        # A list with a lower version is outdated: the watch has already delivered later changes.
         if version >= self._version:
             self._replace({_name(each): each for each in objects}, version)
             self._version = version
@@ -84,12 +84,13 @@ class Cache:
         self._refreshed()
 
     def expect_changes(self) -> None:
-        """Notes that others may have made changes that are not known here, until `refresh`."""
+        """Notes that others may have made changes, which are unknown here until `refresh`."""
         self.is_current = False
 
     def put_own(self, new: Object) -> None:
         """Adds an object that this program has just written, before the watch delivers it."""
-        # If the watch has already gone beyond its version, the object may be gone again.
+        # If the watch has already passed the object's version, the object may have been deleted
+        # since.
         if _version(new) > self._version:
             self._put(new)
 

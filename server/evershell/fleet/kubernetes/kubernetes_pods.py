@@ -1,7 +1,8 @@
 """Pods on Kubernetes: one pod for each epoch of a workspace, and a volume for its files.
 
-Two watches keep copies of the pods and of the claims, from which the synchronous methods answer.
-The claim records which pod was started last, so every controller knows it, even if the pod is gone.
+Two watches maintain copies of the pods and the claims. The synchronous methods read these copies.
+The claim records which pod was started last, so every controller knows this even if the pod is
+gone.
 """
 
 import asyncio
@@ -26,10 +27,10 @@ log = structlog.get_logger()
 
 _PODS, _CLAIMS, _SECRETS = "pods", "persistentvolumeclaims", "secrets"
 _NOT_FOUND, _CONFLICT = 404, 409
-# How long a program waits at its start, or at the start of a term, for the API server.
+# How long a program waits for the API server when it starts or when a term of leadership begins.
 _SYNC_SECONDS = 10.0
-# The shortest grace. With 0, the API server would remove the pod without asking its kubelet, and
-# nobody would know whether it has ended.
+# The shortest grace period. With 0, the API server would remove the pod without asking its kubelet,
+# and nobody would know whether the pod has ended.
 _SHORTEST_GRACE_SECONDS = 1
 
 
@@ -49,8 +50,8 @@ class KubernetesPods:
         """`open` calls this.
 
         `spec_for` makes the spec of an agent, without long-lived secrets. `start_seconds` is how
-        long a start waits for an API server that does not answer, and `end_seconds` how long an end
-        waits beyond its grace for the cluster's confirmation.
+        long a start waits for an API server that does not answer, and `end_seconds` is how long
+        `end` waits for the cluster's confirmation after the grace period.
         """
         self._api = api
         self._template = template
@@ -67,7 +68,7 @@ class KubernetesPods:
             refreshed=self._wake_all,
         )
         self._claims = Cache(api, _CLAIMS, changed=self._wake, refreshed=self._wake_all)
-        # The names of the pods that are known, by workspace id.
+        # The names of the known pods, by workspace id.
         self._names: dict[str, set[str]] = {}
         # Set at the next change of a workspace's objects, by workspace id.
         self._changes: dict[str, asyncio.Event] = {}
@@ -87,10 +88,10 @@ class KubernetesPods:
         end_seconds: float = 20.0,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> AsyncIterator["KubernetesPods"]:
-        """The pods of a namespace; if it is empty, the namespace of the kubeconfig or service
-        account.
+        """Opens the pods of a namespace.
 
-        Raises NotConfiguredError, ApiError, UnreachableError.
+        An empty one means the namespace of the kubeconfig or service account.  Raises
+        NotConfiguredError, ApiError, UnreachableError.
         """
         async with connect(namespace, objects.MANAGED_BY, transport) as api:
             namespace_object = await api.read_namespace(_SYNC_SECONDS)
@@ -116,8 +117,8 @@ class KubernetesPods:
     async def sync(self) -> None:
         """Implements Pods.
 
-        Returns even if the API server does not answer. Until it does, every pod counts as
-        started and alive, so that no second one is started; leases say which agents are lost.
+        Returns even if the API server does not answer. Until it does, every pod counts as started
+        and alive, so that no second pod is started. Lost agents are recognized by their leases.
         """
         for cache in (self._pods, self._claims):
             cache.expect_changes()
@@ -131,7 +132,7 @@ class KubernetesPods:
     def was_started(self, workspace: Workspace) -> bool:
         if not self._is_current:
             return True
-        # The claim, because the pod may be gone; the pod, because the claim may be gone.
+        # Reads both records, because either the pod or the claim may be gone.
         records = (
             self._claims.get(objects.claim_name(workspace.id)),
             self._pods.get(objects.pod_name(workspace.id, workspace.epoch)),
@@ -139,7 +140,7 @@ class KubernetesPods:
         return objects.started(workspace) in map(objects.started_of, filter(None, records))
 
     def has_never_run(self, workspace_id: str) -> bool:
-        # `end` asks the cluster, which knows what this controller has not seen.
+        # This controller may not have seen all pods. `end` asks the cluster.
         return False
 
     async def start(self, workspace: Workspace) -> None:
@@ -210,7 +211,7 @@ class KubernetesPods:
         return False
 
     async def _end_pod(self, workspace_id: str, name: str, grace_seconds: float) -> bool:
-        """Deletes the pod. Returns whether nothing of it runs any more."""
+        """Deletes the pod. Returns whether all its containers have ended."""
         grace = max(_SHORTEST_GRACE_SECONDS, math.ceil(grace_seconds))
         try:
             async with asyncio.timeout(grace + self._end_seconds):
@@ -220,7 +221,7 @@ class KubernetesPods:
                     if error.status != _NOT_FOUND:
                         log.warning("pod_not_deleted", pod=name, problem=str(error))
                         return False
-                # If it is gone, the watch may be behind.
+                # Even if the pod is gone, the watch may not have delivered that yet.
                 while (pod := self._pods.get(name)) and not pod_states.end_is_reported(pod):
                     await self._next_change(workspace_id)
         except (TimeoutError, UnreachableError) as error:
@@ -231,8 +232,8 @@ class KubernetesPods:
     async def _record_start(self, workspace: Workspace) -> None:
         """Records the start on the claim, and creates the claim if there is none.
 
-        Comes before the start, so that the next controller does not start a second pod if this one
-        dies in between.
+        This comes before the start, so that the next controller does not start a second pod if this
+        controller dies in between.
         """
         name = objects.claim_name(workspace.id)
         annotations = {objects.STARTED_ANNOTATION: objects.started(workspace)}
@@ -279,7 +280,7 @@ class KubernetesPods:
         workspace_id, epoch = objects.key_of(pod)
         self._note_name(workspace_id, pod["metadata"]["name"])
         if workspace_id in self._unconfirmed and pod_states.is_alive(pod):
-            # Nobody asks for the end of an epoch once a later one has begun.
+            # Nobody asks whether an epoch has ended once a later epoch has begun.
             later = {each for each in self._unconfirmed.pop(workspace_id) if each >= epoch}
             if later:
                 self._unconfirmed[workspace_id] = later

@@ -1,4 +1,4 @@
-"""The objects of a workspace: a claim of a volume for its files, and for each epoch a pod and its
+"""The objects of a workspace: a volume claim for its files, and for each epoch a pod and its
 secret.
 """
 
@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from evershell.core.workspace import Workspace
 from evershell.pod.spec import PodSpec
 
-# An object of the API, as JSON. Fields that this program does not know are kept.
+# An API object as JSON. Fields that this program does not know are kept.
 Object: TypeAlias = dict[str, Any]
 
 MANAGED_BY = "app.kubernetes.io/managed-by=evershell"
@@ -25,7 +25,7 @@ _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 # run.
 STARTED_ANNOTATION = "evershell.ai/started"
 CONTAINER = "agent"
-# The port of the agent, so that network policies can name it.
+# The agent's port. It is fixed so that network policies can name it.
 AGENT_PORT = 50061
 FILES_DIR = "/workspace"
 _SPEC_DIR = "/run/evershell"
@@ -34,7 +34,7 @@ _SPEC_FILE = "spec.json"
 _UID = 10001
 # Runs a command with the spec as its standard input, as agents expect it (docs/agents.md).
 _WITH_SPEC = ("/bin/sh", "-c", f'exec "$@" < {_SPEC_DIR}/{_SPEC_FILE}', "--")
-# The grace that a deletion from outside leaves the agent.
+# The grace period of the agent if somebody else deletes the pod.
 _GRACE_SECONDS = 10
 
 
@@ -164,7 +164,10 @@ def pod(workspace: Workspace, template: PodTemplate) -> Object:
 
 
 def secret(workspace: Workspace, spec: PodSpec, owner: Object) -> Object:
-    """The secret with the spec. Its owner is the pod, so that it is deleted with it."""
+    """The secret with the spec.
+
+    Its owner is the pod, so that the secret is deleted with the pod.
+    """
     name = owner["metadata"]["name"]
     return {
         "apiVersion": "v1",

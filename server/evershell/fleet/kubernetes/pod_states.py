@@ -1,4 +1,4 @@
-"""What the status of a pod says: whether its agent runs, and if not, why, for operators."""
+"""Reads the status of a pod: whether its agent runs and, if not, the reason for operators."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from evershell.fleet.kubernetes.objects import Object
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
 # Reasons for which a waiting container never starts; only a new pod helps.
 _NEVER_STARTS = frozenset({"InvalidImageName", "ErrImageNeverPull"})
-# Reasons of a waiting container that is about to start.
+# The reasons that a container reports while it waits for a normal start.
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 _IMAGE_PROBLEMS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}
@@ -20,7 +20,7 @@ _KILLED = _SIGNALLED + signal.SIGKILL
 
 
 def is_alive(pod: Object) -> bool:
-    """Whether the agent of the pod runs, or is to run."""
+    """Whether the agent of the pod runs or is about to run."""
     status = pod.get("status", {})
     return not (
         status.get("phase") in _ENDED_PHASES
@@ -31,18 +31,19 @@ def is_alive(pod: Object) -> bool:
 
 
 def has_ended(last: Object) -> bool:
-    """Whether nothing of a pod runs any more. `last` is the state in which it was deleted.
+    """Whether all containers of a deleted pod have ended. `last` is its last known state.
 
     The kubelet reports the end of all containers before it confirms a deletion. A pod that
-    disappears without this report was deleted by force, or with its node: its containers may still
-    run.
+    disappears without this report was deleted by force or together with its node, and its
+    containers may still run.
     """
     status = last.get("status", {})
     if not last["spec"].get("nodeName"):
         return True
     states = list(_states(last))
     if not states:
-        # An evicted pod is `Failed` before its containers have ended, and then has no statuses.
+        # An evicted pod becomes `Failed` before its containers have ended, and then has no
+        # container statuses.
         return status.get("phase") not in _ENDED_PHASES
     return not any("running" in state for state in states)
 
@@ -50,7 +51,7 @@ def has_ended(last: Object) -> bool:
 def end_is_reported(pod: Object) -> bool:
     """Whether the kubelet has reported the end of all containers of a pod that still exists.
 
-    The object stays until the kubelet has also released the volumes, which can take long.
+    The pod object remains until the kubelet has also released the volumes, which can take long.
     """
     states = list(_states(pod))
     return bool(states) and all("terminated" in state for state in states)
@@ -138,7 +139,7 @@ def _explain_placement(pod: Object) -> str:
         and ready.get("status") == "False"
         and any("running" in state for state in _states(pod))
     ):
-        # The pod has no readiness probe, so only the controller of nodes reports this.
+        # The pod has no readiness probe, so only the node controller sets this condition.
         return "the node of its pod does not answer"
     return ""
 

@@ -1,8 +1,8 @@
 """Compiles the modules of the agent's program before the first agent starts.
 
 Python stores the compiled modules next to their sources. An agent cannot do that, because its
-sandbox is read-only there. Modules that no other program imports would be compiled at the start of
-every agent, and all modules if the packages were installed without compiling them.
+sandbox is read-only there. Otherwise, modules that only agents import would be compiled at every
+start of an agent, and so would all modules if the packages were installed without compiling them.
 """
 
 import os
@@ -25,8 +25,7 @@ def compile_agent_modules(model: str, environment: Mapping[str, str] | None = No
     """Imports what an agent with this model imports. Blocks, and never raises.
 
     If nothing can be stored, agents still start, but more slowly. `environment` is the environment
-    of the importing process. PYTHONDONTWRITEBYTECODE of this program does not apply to it, just as
-    it does not to agents.
+    of the importing process. This program's PYTHONDONTWRITEBYTECODE does not apply to that process.
     """
     modules = _MODULES if model == "scripted" else (*_MODULES, _HOSTED_MODEL)
     with suppress(OSError, subprocess.SubprocessError):

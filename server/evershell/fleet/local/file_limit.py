@@ -1,4 +1,5 @@
-"""Measures the files of the workspaces on this machine, and cancels the tasks at the limit.
+"""Measures the files of the workspaces on this machine, and cancels the task of a workspace at the
+limit.
 
 A tool may write while it is measured, and may hide a folder from a controller that does not run as
 root. So this limits what tools write by mistake; it is not a quota.
@@ -18,7 +19,7 @@ from evershell.fleet.periodic import paced
 
 _log = structlog.get_logger()
 
-# The minimum size that a file or folder counts as, so that the number of files is limited too.
+# Each file and folder counts as at least this size, so that the number of files is limited too.
 _MIN_BYTES = 4096
 
 
@@ -37,8 +38,8 @@ class FileLimit:
     ) -> None:
         """Measures the folders `files` of the pods below `pods_dir`.
 
-        Calls `measured` with the bytes of the largest workspace, of all workspaces, and of the
-        limit.
+        Calls `measured` with the size of the largest workspace, the size of all workspaces, and the
+        limit, in bytes.
         """
         self._pods_dir = pods_dir
         self._limit_mb = limit_mb
@@ -71,7 +72,7 @@ class FileLimit:
 def size_of(folder: Path, limit_bytes: int) -> int:
     """The disk space of everything below the folder, in bytes. Stops at the limit.
 
-    Follows no links, and leaves out what cannot be read.
+    Follows no links, and skips everything that cannot be read.
     """
     total, folders = 0, [str(folder)]
     while folders and total < limit_bytes:

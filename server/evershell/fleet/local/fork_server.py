@@ -1,8 +1,8 @@
 """The fork server of a controller: a process that forks agents into their sandboxes.
 
-pod/fork_server.py is the code of that process. An agent that cannot be forked is executed instead.
-Agents that run do not need the fork server. If it has died or hangs, the next start of an agent
-starts a new one.
+pod/fork_server.py is the code of that process. If an agent cannot be forked, its program is
+executed instead. Running agents do not need the fork server. If it has died or hangs, the next
+start of an agent starts a new one.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class ForkServer:
         self.process: ProcessId | None = None
 
     def start(self) -> socket.socket:
-        """Starts the process unless it is started. Blocks for milliseconds. Raises OSError."""
+        """Starts the process if it does not run yet. Blocks for milliseconds. Raises OSError."""
         if self._socket is None:
             own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             own.setblocking(False)
@@ -54,13 +54,13 @@ class ForkServer:
                     # Signals from the terminal are meant only for `up`.
                     start_new_session=True,
                 )
-            # LocalPods.reap reaps it.
+            # LocalPods.reap reaps the child.
             child.returncode = 0
             self._socket, self.process = own, ProcessId.of(child.pid)
         return self._socket
 
     def close(self) -> None:
-        """Ends the process. The agents live on."""
+        """Ends the process. Its agents continue to run."""
         if self._socket is not None and self.process is not None:
             self._socket.close()
             self.process.send_signal(signal.SIGKILL)
@@ -71,8 +71,8 @@ class ForkServer:
     ) -> ProcessId | None:
         """Forks an agent into a sandbox whose command waits at a gate (isolation.py).
 
-        Returns None if the command runs instead, or if the sandbox has ended. At most one
-        of the two runs. Raises TimeoutError if the command does not come to the gate.
+        Returns None if the command is executed instead, or if the sandbox has ended. The fork and
+        the command never both run. Raises TimeoutError if the command does not reach the gate.
         """
         gate.setblocking(False)
         async with asyncio.timeout(_SANDBOX_SECONDS):
@@ -88,7 +88,7 @@ class ForkServer:
         return None
 
     async def _fork(self, request: ForkRequest, stdin: int, log: int) -> ProcessId:
-        """Raises OSError; then no agent runs, now or later."""
+        """Forks the agent. If this raises OSError, no agent runs, now or later."""
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         own.setblocking(False)
@@ -109,7 +109,7 @@ class ForkServer:
             )
             if answer != JOINED:
                 raise OSError(answer.decode(errors="replace") or "the fork server has ended")
-            # The kernel translates the id to this PID namespace.
+            # The kernel has translated the process id into this PID namespace.
             agent = ProcessId.of(_CREDENTIALS.unpack(credentials[0][2])[0])
             own.send(b"\n")
         return agent

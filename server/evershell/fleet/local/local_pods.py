@@ -34,7 +34,7 @@ from evershell.pod.spec import PodSpec
 
 log = structlog.get_logger()
 
-# The interval between checks that the files of a pod are in place. One check takes 60 µs.
+# The interval between checks whether the files of a pod are in place. One check takes 60 µs.
 _FILES_CHECK_SECONDS = 3.0
 
 # How often children that have ended are reaped.
@@ -62,9 +62,9 @@ class LocalPods:
         `agent_command` is the program of the agents, with its arguments; by default the agent of
         this package.
 
-        `foreign_children` are the children of this process that are not agents. This process has to
-        be a subreaper then: all other children are agents, or processes left by a dead agent. If
-        None, processes left by dead agents are not ended.
+        `foreign_children` are the children of this process that are not agents. This process must
+        then be a subreaper, and all its other children are agents or processes left by dead agents.
+        If None, processes left by dead agents are not ended.
 
         With a sandbox, `fork_server` forks the agents.
         """
@@ -83,7 +83,8 @@ class LocalPods:
     async def sync(self) -> None:
         """Implements Pods. The other methods read the records, which are always current.
 
-        Starts the fork server, which takes a second to import the agent. A standby has none.
+        Starts the fork server, which takes a second to import the agent. A standby controller has
+        none.
         """
         if self._fork_server is not None:
             # If this fails, the first start of an agent tries again.
@@ -93,8 +94,8 @@ class LocalPods:
     async def reap(self) -> None:
         """Reaps children that have ended, until it is cancelled.
 
-        Nothing else waits for agents that end while another controller leads, for agents that it
-        has replaced, or for the processes that they leave behind.
+        Nothing else reaps agents that end while another controller leads, agents that were
+        replaced, or the processes that they leave behind.
         """
         while True:
             processes.reap_all()
@@ -121,10 +122,10 @@ class LocalPods:
     async def start(self, workspace: Workspace) -> None:
         assert workspace.run_id is not None
         # Written before the start, so that the next controller does not start a second pod if this
-        # one dies right after the start.
+        # controller dies right after the start.
         self._records.write(workspace.id, AgentRecord(workspace.epoch, workspace.run_id))
         read_end, write_end = os.pipe()
-        # An agent that has ended already does not read its spec.
+        # An agent that has already ended does not read its spec.
         with contextlib.suppress(BrokenPipeError), os.fdopen(write_end, "wb") as spec_input:
             try:
                 started = await self._start(workspace, read_end)
@@ -157,8 +158,8 @@ class LocalPods:
                 stdin=stdin,
                 log=log,
             )
-            # Remembered before anything else can run, because `end` kills all other children of
-            # this process.
+            # Stored before any other code can run, because `end` kills all children of this process
+            # that are not stored.
             if self._fork_server is None:
                 self._started[key] = started = start()
             else:
@@ -181,7 +182,10 @@ class LocalPods:
         return started
 
     async def _wait_program(self, workspace: Workspace, agent: ProcessId) -> None:
-        """Returns when the process runs the agent's program, in its folder. Raises OSError."""
+        """Returns when the process runs the agent's program in the workspace's folder.
+
+        Raises OSError.
+        """
         async with asyncio.timeout(_PROGRAM_SECONDS):
             while not processes.is_of(agent.pid, workspace.id, workspace.epoch):
                 if not agent.is_running():
@@ -238,7 +242,7 @@ class LocalPods:
             for key, started in self._started.items()
             if key[0] == workspace.id and key[1] <= workspace.epoch
         }
-        # Whether each agent is an init process.
+        # The agents to end, each with whether it is an init process.
         agents = dict.fromkeys(own.values(), self._isolation.agent_is_init)
         record = self._record(workspace.id)
         if record is not None and record.epoch <= workspace.epoch:
@@ -250,7 +254,7 @@ class LocalPods:
             for agent, is_init in agents.items()
         ]
         ended = zip(agents, await asyncio.gather(*ends), strict=True)
-        # The agents that have ended with everything that they had started.
+        # The agents that have ended together with everything that they had started.
         whole = {agent for agent, is_whole in ended if is_whole}
         if own and self._foreign_children is not None and not self._isolation.agent_is_init:
             if not await self._end_orphans(self._foreign_children):
@@ -269,7 +273,7 @@ class LocalPods:
 
     async def remove(self, workspace_id: str) -> bool:
         try:
-            # A part at a time, because a program cannot end before its threads.
+            # One part at a time, because a program that is ending must wait for its threads.
             while not await asyncio.to_thread(self._records.remove_some, workspace_id):
                 pass
         except OSError as error:
@@ -285,7 +289,7 @@ class LocalPods:
         )
 
     def _reap(self, keys: Iterable[tuple[str, int]]) -> None:
-        """Reaps the processes of these pods that have ended."""
+        """Reaps those processes of these pods that have ended."""
         # Another call of `end` may have forgotten some of them.
         known = (self._started[key] for key in keys if key in self._started)
         for pid in {pid for started in known for pid in started.pids}:
@@ -294,9 +298,9 @@ class LocalPods:
     def _is_over(self, workspace: Workspace, ended: Collection[ProcessId]) -> bool:
         """Whether everything in a pod that another controller started is known to have ended.
 
-        `ended` are agents that have ended with everything that they had started. Processes that an
-        agent leaves when it dies become children of the controller that started it; another
-        controller cannot find them.
+        `ended` are agents that have ended together with everything that they had started. When an
+        agent dies, the processes that it leaves become children of the controller that started it.
+        Another controller cannot find them.
         """
         try:
             record = self._records.read(workspace.id)
@@ -349,8 +353,8 @@ async def end_every_pod(state_dir: Path, own_pids: Callable[[], Collection[int]]
     """Kills everything that runs in the pods of the stack, after its controllers have ended.
 
     This process is a subreaper, so the agents of its controllers, and the processes left by dead
-    agents, are now its children. `own_pids` returns the ids of all other children. Agents of a
-    controller that was started otherwise are found by their records. Agents get no SIGTERM first,
+    agents, are now its children. `own_pids` returns the ids of all other children. The agents of a
+    controller that another process started are found by their records. Agents get no SIGTERM first,
     because they have nothing left to commit.
     """
     records = PodRecords(state_dir)

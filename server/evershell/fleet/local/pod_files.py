@@ -24,7 +24,10 @@ _MAX_NAMES = 1_000
 
 @contextmanager
 def opened(base: Path, *names: str) -> Iterator[int]:
-    """The descriptor of the folder `base/names…`. Raises OSError, for example if one is a link."""
+    """The descriptor of the folder `base/names…`.
+
+    Raises OSError, for example if a name is a link.
+    """
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in names:
@@ -75,7 +78,7 @@ def names(folder: int, limit: int | None = None) -> list[str]:
 def read(folder: int, name: str) -> str:
     """Returns the text that `write` wrote.
 
-    Raises OSError, for example if it is not a plain file, and ValueError for invalid UTF-8.
+    Raises OSError, for example if the file is not a plain file, and ValueError for invalid UTF-8.
     """
     with open_plain(folder, name, os.O_RDONLY) as file:
         return file.read(_MAX_BYTES).decode()
@@ -120,8 +123,8 @@ def remove(folder: int, name: str) -> None:
 def remove_some(folder: int, name: str) -> bool:
     """Removes the file or folder of this name, or a part of it. Returns whether nothing is left.
 
-    Moves each folder to the top before it reads it, so that no depth of a tree matters. Follows no
-    links. Gives itself the permissions that it lacks. Raises OSError.
+    Moves each folder to the top before reading it, so that trees of any depth can be removed.
+    Follows no links. Adds missing permissions to the folders. Raises OSError.
     """
     if _unlink(folder, name):
         return True
@@ -166,7 +169,8 @@ def _unlink(folder: int, name: str) -> bool:
 
 @contextmanager
 def _writable(folder: int, name: str) -> Iterator[int]:
-    """The descriptor of the folder of this name, which its user may now read and change.
+    """The descriptor of the folder of this name, after giving its owner the right to read and
+    change it.
 
     Raises OSError.
     """

@@ -113,7 +113,7 @@ class PodRecords:
 
         Raises OSError.
         """
-        # The record last, because controllers find the pod by it.
+        # The record is removed last, because controllers find the pod by it.
         for name in (_PODS, _FLEET):
             with pod_files.created(self._base, name) as folder:
                 if not pod_files.remove_some(folder, workspace_id):

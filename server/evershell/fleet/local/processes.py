@@ -1,8 +1,9 @@
 """Ends the processes of a pod.
 
 An agent without a sandbox is a subreaper (pod/process.py): while it lives, all processes that it
-and its tools have started are its descendants. When it dies, they become children of the controller
-that started it, which is a subreaper too, or else of `up`.
+and its tools have started are its descendants. When the agent dies, they become children of the
+controller that started it, which is a subreaper too. If that has died, they become children of
+`up`.
 """
 
 import asyncio
@@ -20,13 +21,12 @@ from evershell.pod.process import EPOCH_VARIABLE, WORKSPACE_VARIABLE, wait_exit
 
 # How long a killed process may take to end. After that, it is assumed to hang in the kernel.
 _KILLED_SECONDS = 10.0
-# How many reads in a row must find no descendant: a process may start another one while its
-# descendants are read.
+# How many scans in a row must find no descendant: a process may start another one during a scan.
 _LAST_SCANS = 2
 _POLL_SECONDS = 0.005
 # Added to the niceness of agents and tools. Under load, each gets a ninth of the processor share of
-# a program of the service. With a smaller share, they would starve next to a busy program of
-# another user.
+# a program of the service. With a smaller share, agents and tools would starve next to a busy
+# program of another user.
 _NICER = 10
 _NICEST = 19
 # Fields of proc_pid_stat(5), counted from the one after the name.
@@ -78,9 +78,9 @@ def lower_priority(pid: int, child_pid: int) -> None:
 
     Many busy agents on one machine would otherwise delay every call, including their own
     heartbeats. The kernel may divide the processor among sessions first: "The autogroup feature" in
-    sched(7). All forked agents are in the session of the fork server, so together they get what one
-    program gets. An agent that was executed has its own session, which `child_pid` may lead: the
-    child that was started for it.
+    sched(7). All forked agents are in the fork server's session, so together they get the share of
+    one program. An agent that was executed has its own session. The leader of that session is the
+    agent or `child_pid`, the child that was started for the agent.
     """
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, _NICEST)
     with suppress(OSError):
@@ -101,7 +101,7 @@ def is_of(pid: int, workspace_id: str, epoch: int) -> bool:
 
 
 async def end_agent(agent: ProcessId, grace_seconds: float, *, is_init: bool) -> bool:
-    """Ends the agent with its tools: with SIGTERM first, unless the grace is 0.
+    """Ends the agent and its tools. Sends SIGTERM first, unless the grace is 0.
 
     `is_init`: the agent is the init process of a PID namespace, with which the kernel ends all
     others. Returns whether everything that the agent has started is known to have ended.
@@ -113,7 +113,8 @@ async def end_agent(agent: ProcessId, grace_seconds: float, *, is_init: bool) ->
         await _wait_exit(agent, grace_seconds)
     tools_ended = is_init
     if not is_init and agent.is_running():
-        # A frozen agent starts nothing, and keeps the descendants of the processes that are killed.
+        # While the agent is stopped, it starts nothing, and orphans of the killed processes become
+        # its children.
         agent.send_signal(signal.SIGSTOP)
         tools_ended = await kill_descendants(agent.pid) and agent.is_running()
     agent.send_signal(signal.SIGKILL)

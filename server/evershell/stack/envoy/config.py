@@ -25,10 +25,10 @@ SOCKET_PATH_BYTES = 108
 MAX_CONNECTIONS = 10_000
 # Envoy's heap may have this share of PROGRAM_MEMORY_MB. Envoy then sheds load before it is killed.
 _HEAP_SHARE = 0.75
-# Open files that Envoy needs besides the connections of callers.
+# The open files that Envoy needs in addition to the connections of callers.
 _OTHER_FILES = 100
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
-# Posted to the admin interface, it makes Envoy close each connection after its next answer.
+# A POST to this admin path makes Envoy close each connection after its next answer.
 START_DRAIN = "/drain_listeners?graceful&skip_exit"
 # Asks all clients at once to reconnect. The default spreads these requests over the drain time.
 DRAIN_AT_ONCE = ("--drain-strategy", "immediate")
@@ -170,7 +170,7 @@ def render(edge: Edge, config_path: Path) -> None:
 
 
 def _with_rooms(routes: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The routes, with the filters of rooms. Leaves out the routes of rooms that were removed."""
+    """Adds the filters of rooms to their routes. Omits the routes of rooms that were removed."""
     filters = registry.in_edge()
     for route in routes:
         if "name" not in route:

@@ -56,7 +56,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     # For browsers that do not know `frame-ancestors`.
     "x-frame-options": "DENY",
-    # Pages of other sites get no reference to the window of a page.
+    # Pages of other sites get no reference to the window of one of these pages.
     "cross-origin-opener-policy": "same-origin",
 }
 # The console makes no HTML from strings.

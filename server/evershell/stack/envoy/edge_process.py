@@ -17,7 +17,7 @@ import httpx
 
 from evershell.stack.envoy import config as envoy
 
-# How long a process still answers on its open connections after another one has taken over.
+# How long a process still answers on its open connections after its successor has taken over.
 DRAIN_SECONDS = 4
 _ADMIN_SECONDS = 1.0
 _POLL_SECONDS = 0.05
@@ -28,7 +28,7 @@ _BASE_IDS = 2**28
 class EdgeProcess:
     """The running process of Envoy.
 
-    A process finds its predecessor by the base id, which both share, and has the next restart
+    A process has the same base id as its predecessor, by which it finds it, and the next restart
     epoch. It takes over the listening sockets; the predecessor answers its open calls and ends. A
     process that is started after a crash gets a new base id and epoch 0, so that remains of the
     dead process cannot prevent its start.
@@ -68,7 +68,7 @@ class EdgeProcess:
         Path(f"/dev/shm/envoy_shared_memory_{self._base_id * 10}").unlink(missing_ok=True)  # noqa: S108 - Envoy's own name
 
     async def is_live(self) -> bool:
-        """Whether the process of the last command serves. It then has taken over."""
+        """Whether the process of the last command serves, and so has taken over."""
         try:
             info = json.loads(await self._ask("GET", "/server_info"))
         except (httpx.TransportError, ValueError):

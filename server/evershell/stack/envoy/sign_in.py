@@ -3,9 +3,9 @@
 Envoy's OAuth2 filter runs the flow and keeps the tokens in encrypted cookies that scripts cannot
 read. It sends the access token to the workers, which check it as they check every session token.
 
-The cookies count only for requests of the console itself. Browsers say where a request comes from
-(Sec-Fetch-Site), and a page cannot change that. So a page of another site cannot call with the
-cookies of a user, not even one of the same domain, which SameSite would allow.
+The cookies are accepted only in requests from the console itself. Browsers state where a request
+comes from (Sec-Fetch-Site), and a page cannot change that. So no other page can make calls with a
+user's cookies, not even a page of the same domain, which SameSite would allow.
 """
 
 import base64
@@ -45,7 +45,7 @@ _LAX = ("oauth_nonce", "code_verifier")
 _TIMEOUT = "5s"
 # An element of the HTTP filters. The routes configure it.
 FILTER_ELEMENT = {"name": _FILTER, "typed_config": {"@type": f"{_TYPES}.OAuth2"}}
-# For the pages that the edge serves itself, which a user whose session is over needs to sign in.
+# For the pages that the edge serves itself. A user whose session is over needs them to sign in.
 WITHOUT_SESSION = {
     _FILTER: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
 }
@@ -92,8 +92,8 @@ class Provider:
         `filters` configures the HTTP filters of routes that Envoy answers itself.
         """
         configs = {
-            # A request from another site passes: the way back from the provider, which comes
-            # without the Strict cookies, or a link, which must not begin a session.
+            # A request from another site passes the filter. It is either the return from the
+            # provider, which lacks the Strict cookies, or a link, which must not begin a session.
             _SIGN_IN_PATH: self._config(passing={"exact": "cross-site"}),
             _CALLBACK_PATH: self._config(),
             # A link from another site, or from another host of this site, passes and does not end a
@@ -128,7 +128,7 @@ class Provider:
                 {"name": "authorization", "present_match": True},
                 _unless("cookie", cookie),
                 _unless("sec-fetch-site", {"exact": "same-origin"}),
-                # If a request has several values, one that matches is enough.
+                # If a request has several values, one matching value is enough.
                 {"name": "sec-fetch-site", "string_match": {"suffix": "-site"}},
                 {"name": "sec-fetch-site", "string_match": {"exact": "none"}},
             ],
