@@ -26,7 +26,7 @@ class AgentProcess:
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process
         self._log = log
-        # The number of cancelled tasks that it has ended itself.
+        # The number of cancelled tasks that the agent has ended itself.
         self.cancelled_tasks = 0
 
     @classmethod
@@ -52,11 +52,11 @@ class AgentProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """The exit code of the process; None while it runs."""
         return self._process.returncode
 
     def last_lines(self) -> str:
-        """The end of its log."""
+        """The end of the agent's log."""
         return self._log.read_bytes()[-_MAX_LOG_BYTES:].decode(errors="replace").strip()
 
     async def wait(self, seconds: float) -> bool:
@@ -66,7 +66,7 @@ class AgentProcess:
         return self._process.returncode is not None
 
     def started(self) -> dict[int, psutil.Process]:
-        """The living processes that the agent has started, even if it has lost them."""
+        """The living processes that the agent has started, including orphans."""
         living = {}
         for each in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):

@@ -1,6 +1,6 @@
 """A control plane of one workspace, in memory: it serves RuntimeService and signals the agent.
 
-The rules come from the core.
+It applies the rules of the core.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 WORKSPACE_ID = "ws_check"
 _SIGNAL_SECONDS = 5.0
-# Longer than any case, so that no stall of the machine ends an agent.
+# Longer than any case, so that no agent loses its lease because the machine stalls.
 LEASE_SECONDS = 600.0
 # The lease length that agents are told. They send about six heartbeats in this time.
 _BEATS_SECONDS = 3.0
@@ -70,7 +70,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Worker(RuntimeServiceServicer):
-    """One of the workers, which have the same state."""
+    """One of the workers. All workers share the state of the control plane."""
 
     def __init__(self, plane: "ControlPlane") -> None:
         self._plane = plane
@@ -86,12 +86,12 @@ class Worker(RuntimeServiceServicer):
         await self._server.start()
 
     async def stop(self) -> None:
-        """Ends its calls."""
+        """Stops the worker and ends its calls."""
         if self._server is not None:
             await self._server.stop(grace=None)
 
     async def Bootstrap(self, request: BootstrapRequest, context: Context) -> BootstrapResponse:
-        """The spec is on standard input."""
+        """Not needed: the agent gets its whole spec on standard input."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED)
         raise AssertionError("abort always raises")
 
@@ -130,7 +130,7 @@ class Worker(RuntimeServiceServicer):
         return CommitEventsResponse(directive=self._plane.directive(epoch, is_renewed=False))
 
     async def SubmitChild(self, request: SubmitChildRequest, context: Context) -> task_pb2.Task:
-        """There is only one workspace."""
+        """Refused, because there is only one workspace."""
         return await _no_children(context)
 
     async def GetChild(self, request: GetChildRequest, context: Context) -> task_pb2.Task:
@@ -153,12 +153,12 @@ class ControlPlane:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.lease_seconds = LEASE_SECONDS
         self.lease_length_seconds = _BEATS_SECONDS
-        # While it is set, every call is answered with this code.
+        # While this is set, every call is answered with this code.
         self.outage: grpc.StatusCode | None = None
         # The rules that the agent broke.
         self.breaches: list[str] = []
         self.workers: list[Worker] = []
-        # Its certificate; None for plain text.
+        # The certificate of the control plane; None for plain text.
         self.tls: TlsIdentity | None = None
         self._clock = clock
         self._secrets = token_bytes(SECRET_BYTES), token_bytes(SECRET_BYTES)
@@ -186,7 +186,10 @@ class ControlPlane:
             await worker.stop()
 
     async def until(self, condition: Callable[[], object], seconds: float) -> bool:
-        """Waits for a condition that calls of the agent change. Returns False at the limit."""
+        """Waits for a condition that becomes true through calls of the agent.
+
+        Returns False at the limit.
+        """
         try:
             async with asyncio.timeout(seconds):
                 while not condition():
@@ -216,7 +219,7 @@ class ControlPlane:
         )
 
     async def begin_epoch(self) -> None:
-        """Fences the agent. The next one has other secrets."""
+        """Fences the agent. The next agent gets new secrets."""
         await self._close_channel()
         self._secrets = token_bytes(SECRET_BYTES), token_bytes(SECRET_BYTES)
         workspace = replace(_workspace(), epoch=self.epoch + 1)
@@ -284,7 +287,7 @@ class ControlPlane:
         return task
 
     async def start(self, task: Task, traceparent: str = "") -> bool:
-        """Signals a task to the agent. Returns whether the agent takes it.
+        """Signals a task to the agent. Returns whether the agent accepts the task.
 
         Raises NotAcknowledgedError.
         """
@@ -366,7 +369,7 @@ class ControlPlane:
         return self.directive(epoch)
 
     async def notice(self, task_id: str, phase: Phase) -> None:
-        """The agent reports its task and the phase."""
+        """Called when the agent reports its task and its phase."""
         self.wake()
 
     async def commit(self, epoch: int, task_id: str, events: Sequence[AgentEvent]) -> None:
@@ -387,7 +390,10 @@ class ControlPlane:
         )
 
     def committed(self, change: Change) -> None:
-        """A change was committed. `task` has ended or is the current one."""
+        """Called after a change was committed.
+
+        Its `task` is the current task, or has just ended.
+        """
 
     def _apply(self, change: Change) -> None:
         has_ended = change.task is not None and change.task.status.is_terminal

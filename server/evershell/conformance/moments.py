@@ -45,21 +45,21 @@ class Run:
     """A task, and the control plane's observations of it."""
 
     description: str
-    # When it is cancelled; None for never.
+    # When the task is cancelled; None for never.
     moment: Moment | None = None
     force: bool = False
     iterations: list[dict[str, Any]] = field(default_factory=list)
     # The task after its end.
     ended: Task | None = None
-    # The number of iterations at the time of the cancellation; None if it is not cancelled.
+    # The number of iterations at the time of the cancellation; None if the task is not cancelled.
     cancelled_after: int | None = None
     cancelled_at: float = 0.0
-    # What the agent committed after the end was acknowledged.
+    # The number of commits that the agent made after the end was acknowledged.
     repeats: int = 0
 
 
 class SuiteControlPlane(ControlPlane):
-    """Two workers. The suite sets the faults."""
+    """A control plane with two workers. The suite sets the faults."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SuiteControlPlane(ControlPlane):
         self.refused_calls = 0
         self.renewed_at = 0.0
         self.run = Run("")
-        # Whether an acknowledgement had a phase.
+        # Whether any acknowledgement so far has had a phase.
         self._has_phase = False
 
     async def serve_all(self) -> None:
@@ -77,7 +77,7 @@ class SuiteControlPlane(ControlPlane):
             await self.serve()
 
     async def submit(self, run: Run) -> None:
-        """Gives the agent a task. The signal may fail: the next directive delivers it, too."""
+        """Gives the agent a task. If the signal fails, the next directive delivers the task."""
         self.run = run
         try:
             if not await self.start(self.assign(run.description)):
@@ -106,7 +106,7 @@ class SuiteControlPlane(ControlPlane):
         await super().abort_in_outage(context)
 
     async def notice(self, task_id: str, phase: Phase) -> None:
-        """Cancels the task if the agent reports the phase in which it is to be cancelled."""
+        """Cancels the task if the agent reports the phase in which the task must be cancelled."""
         self.wake()
         run, task = self.run, self.task
         is_current = task is not None and task.id == task_id
@@ -120,7 +120,10 @@ class SuiteControlPlane(ControlPlane):
             await self._cancel_run()
 
     async def _is_in(self, phase: Phase) -> bool:
-        """Whether the agent is still in the phase. Its acknowledgements need not have a phase."""
+        """Whether the agent is still in the phase.
+
+        An agent whose acknowledgements have no phase is believed.
+        """
         with suppress(NotAcknowledgedError):
             current = (await self.signal(Signal())).phase
             self._has_phase = self._has_phase or bool(current)
@@ -128,7 +131,7 @@ class SuiteControlPlane(ControlPlane):
         return False
 
     async def commit(self, epoch: int, task_id: str, events: Sequence[AgentEvent]) -> None:
-        """Cancels the task before or after the commit, if this is its moment."""
+        """Cancels the task before or after the commit, if the moment has come."""
         run, task = self.run, self.task
         if task is None or task.id != task_id or epoch != self.epoch:
             run.repeats += 1

@@ -14,7 +14,7 @@ class FailedError(Exception):
 
 
 class NotReachedError(Exception):
-    """The agent did not reach the moment. The text says why."""
+    """The agent did not reach the moment that the case needs. The text says why."""
 
 
 def tool_calls(iteration: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def check_whole(run: Run) -> None:
 
 
 def has_to_end(run: Run) -> bool:
-    """Whether the task is cancelled, and its last iteration has ended."""
+    """Whether the task must end now: it is cancelled, and its last iteration has ended."""
     if run.cancelled_after is None:
         return False
     during = run.moment in (Moment.MODEL_CALL, Moment.TOOL_CALL, Moment.TWO_TOOLS)
@@ -77,7 +77,7 @@ def check_end(run: Run) -> None:
 
 
 def _interrupted(iteration: Mapping[str, Any]) -> str:
-    """The calls of the iteration that were interrupted."""
+    """Which kind of call was interrupted in the iteration; empty if none was."""
     if iteration["model_call"]["status"] == _INTERRUPTED:
         return "model call"
     statuses = [call["result"]["status"] for call in tool_calls(iteration)]
@@ -91,7 +91,9 @@ def tokens(iteration: Mapping[str, Any]) -> int:
 
 
 def missing(whole: Mapping[str, Any], iteration: Mapping[str, Any]) -> str:
-    """The parts that the record of an iteration lacks, compared with an uncancelled task."""
+    """The part that the record of an iteration lacks, compared with an uncancelled task; empty if
+    none.
+    """
     call = iteration["model_call"]
     if call["status"] != _INTERRUPTED:
         if tokens(whole) and not tokens(iteration):

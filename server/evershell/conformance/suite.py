@@ -1,7 +1,7 @@
 """The cases of `evershell agent check`, in the order in which they run.
 
-A report from the agent shows the suite that a moment is reached: a heartbeat with a phase, or a
-commit. A case whose moment the agent does not reach does not count as passed.
+The suite recognizes that a moment is reached by a report of the agent: a heartbeat with a phase, or
+a commit. If the agent does not reach the moment of a case, the case does not count as passed.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from evershell.pod.signal_stream import NotAcknowledgedError
 
 # How long an agent may take to register.
 _START_SECONDS = 30.0
-# The lease in the case in which it expires: the shortest lease that leaves the whole margin.
+# The lease in the case that lets it expire. It is the shortest lease that leaves the whole margin.
 _SHORT_LEASE_SECONDS = 6.0
 # How many calls the simulated outage of the database refuses.
 _OUTAGE_CALLS = 3
@@ -71,7 +71,8 @@ class Options:
 
     # A task with at least two iterations, each with a model call and a tool call of some length.
     description: str
-    # Tasks in which two tools run at the same time, and in which model, tool and loop raise.
+    # A task in which two tools run at the same time, and tasks in which the model, a tool or the
+    # loop raises an exception.
     parallel: str = ""
     model_error: str = ""
     tool_error: str = ""
@@ -89,7 +90,10 @@ class Suite:
     """Runs the cases on one agent, which is started again only if a case ends its process."""
 
     def __init__(self, command: Sequence[str], options: Options, folder: Path) -> None:
-        """`command` starts the agent. The folder is empty, and has its files and its log."""
+        """`command` starts the agent.
+
+        The folder is empty at first, and receives the agent's files and its log.
+        """
         self._command = command
         self._options = options
         self._files = folder / "files"
@@ -97,15 +101,18 @@ class Suite:
         self._plane = SuiteControlPlane()
         self._agent: AgentProcess | None = None
         self._has_started = False
-        # The run without a cancellation, with which the others are compared.
+        # The run without a cancellation, with which the other runs are compared.
         self._whole = Run(options.description)
-        # For each case, what is missing in the record, and the commits after an end.
+        # What is missing in the records, and the cases in which the agent committed after an end.
         self._lost: list[str] = []
         self._repeats: list[str] = []
         self._ends = 0
 
     async def rows(self) -> AsyncIterator[Row]:
-        """The rows, each when its case has run. Only the first one if the agent does not start."""
+        """Yields each row when its case has run.
+
+        If the agent does not start, yields only the first row.
+        """
         await self._plane.serve_all()
         try:
             for name, case in self._cases():
@@ -160,7 +167,7 @@ class Suite:
     # The agent
 
     async def _running(self) -> AgentProcess:
-        """The agent, which is idle. Raises FailedError if it does not register."""
+        """The idle agent. Starts one if none runs. Raises FailedError if it does not register."""
         if self._agent is not None and self._agent.exit_code is None:
             return self._agent
         options = self._options
@@ -201,7 +208,7 @@ class Suite:
     async def _do(self, run: Run) -> tuple[AgentProcess, dict[int, psutil.Process]]:
         """Runs a task to its end. Returns the agent, and its processes before the task.
 
-        If the task does not end in time, raises FailedError if it should have, else
+        If the task does not end in time, raises FailedError if the agent should have ended it, else
         NotReachedError.
         """
         agent = await self._running()
@@ -209,7 +216,7 @@ class Suite:
         await self._plane.submit(run)
         limit = time.monotonic() + self._options.task_seconds
         plane = self._plane
-        # Polls often, because the deadline of a forced cancellation may begin during the wait.
+        # Polls often, because a forced cancellation may set a deadline during the wait.
         while not await plane.until(lambda: run.ended, _POLL_SECONDS):
             now = time.monotonic()
             if agent.exit_code is not None:
@@ -255,7 +262,7 @@ class Suite:
                 if time.monotonic() > limit:
                     raise FailedError(f"the agent still works on {task_id} after its end")
         except NotAcknowledgedError as error:
-            # The end of the process is reported a moment later.
+            # The exit code of a process that has just ended is known a moment later.
             await agent.wait(_SETTLE_SECONDS)
             what = str(error) if agent.exit_code is None else f"exit code {agent.exit_code}"
             raise FailedError(f"the agent does not answer after the task: {what}") from None
@@ -309,7 +316,8 @@ class Suite:
             raise NotReachedError("the task completed")
         if run.ended.status is TaskStatus.COMPLETED and where == "model":
             raise NotReachedError("the task completed")
-        # Most frameworks tell the model that a tool has failed, and the task goes on.
+        # For a tool, a completed task is fine: most frameworks report the failure to the model and
+        # continue.
         if run.ended.status is TaskStatus.FAILED and not run.ended.reason:
             raise FailedError("the task ended failed, without a reason")
         await self._check_idle(agent)
@@ -333,7 +341,9 @@ class Suite:
                 await worker.start()
 
     async def _unavailable_database(self) -> None:
-        """The commit of an iteration takes effect, but neither it nor what follows is answered."""
+        """The commit of an iteration takes effect, but neither this commit nor the following calls
+        are answered.
+        """
         plane, run = self._plane, Run(self._options.description)
         agent = await self._running()
         plane.has_outage_after_iteration, plane.refused_calls = True, 0
@@ -362,7 +372,7 @@ class Suite:
         run.repeats = 0
 
     async def _expired_lease(self) -> None:
-        """The agent ends itself and what it has started before the lease is over."""
+        """The agent ends itself and all processes that it has started before the lease is over."""
         plane = self._plane
         await self._discard_agent()
         plane.lease_seconds = _SHORT_LEASE_SECONDS
@@ -414,8 +424,8 @@ class Suite:
     async def _foreign_signals(self) -> None:
         await self._running()
         valid, foreign = self._plane.signal_token, "0" * 64
-        # A write at the same time as the end of the stream could hide its status, so nothing is
-        # written to the first stream.
+        # A write while the stream ends could hide the status of the stream, so nothing is written
+        # to the first stream.
         for opened_with, sent in ((foreign, ()), (valid, (Signal(id=1, token=foreign),))):
             code = await self._refusal(opened_with, *sent)
             if code is not grpc.StatusCode.UNAUTHENTICATED:

@@ -26,9 +26,10 @@ _POLL_SECONDS = 0.05
 # The new Envoy ends its predecessor. A predecessor that still runs after this time is ended by the
 # supervisor.
 _OVERTIME_SECONDS = 2.0
-# When the workers end the calls that wait or stream through the old Envoy, so that their clients
-# reconnect. In seconds after the new Envoy serves. Repeated, because a client may reuse its
-# connection to the old Envoy; the last time is just before the old Envoy ends.
+# The times at which the workers end the calls that wait or stream through the old Envoy, so that
+# their clients reconnect. They are in seconds after the new Envoy begins to serve. There are
+# several, because a client may reuse its connection to the old Envoy. The last one is just before
+# the old Envoy ends.
 _END_WAITS_SECONDS = (0.0, 1.0, 2.0, 3.0, DRAIN_SECONDS - 0.3)
 
 
@@ -57,7 +58,7 @@ class RollingRestart:
     async def run_on_request(self, started: "asyncio.Task[Any]") -> None:
         """Restarts the programs after each SIGHUP, until it is cancelled.
 
-        A SIGHUP during the start or during a restart is handled after that.
+        A SIGHUP during the start or during a restart is handled afterwards.
         """
         await asyncio.wait((started,))
         while True:
@@ -71,12 +72,12 @@ class RollingRestart:
     async def run(self) -> None:
         """Restarts all programs except the database and the agents.
 
-        If one does not serve in time, those after it are not restarted. Raises OperatorError and
-        OSError.
+        If a program does not serve in time, the programs after it are not restarted. Raises
+        OperatorError and OSError.
         """
         started_at = time.monotonic()
         log.info("rolling_restart_started")
-        # First, so that an invalid configuration changes nothing.
+        # This comes first, so that an invalid configuration changes nothing.
         await asyncio.to_thread(self._edge.configure, self._render)
         names = {address: f"worker-{i}" for i, address in enumerate(self._edge.settings.workers)}
         healthy = await self._edge.healthy_workers()
@@ -147,7 +148,7 @@ def _has_terminal() -> bool:
 
 
 async def _until(holds: Callable[[], Awaitable[bool]], name: str) -> None:
-    """Waits for the condition. Raises OperatorError, which names the program."""
+    """Waits for the condition. Raises an OperatorError that names the program."""
     try:
         async with asyncio.timeout(_READY_SECONDS):
             while not await holds():

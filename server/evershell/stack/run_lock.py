@@ -10,7 +10,7 @@ from pathlib import Path
 from evershell.core.errors import OperatorError
 
 _LOCK = "lock"
-# Separate from the lock file, because it is written later: once the run handles SIGHUP.
+# Separate from the lock file, because it is written later, when the run handles SIGHUP.
 _PID = "up.pid"
 # The Python interpreter that starts the programs of the run, if it differs from the run's own.
 _PYTHON = "up.python"
@@ -35,7 +35,8 @@ def exclusive(state_dir: Path) -> Iterator[None]:
             yield
         finally:
             (state_dir / _PID).unlink(missing_ok=True)
-            # A child that has just been forked has the file open too, until it runs its program.
+            # A forked child also has the file open until it executes its program, so closing it is
+            # not enough.
             fcntl.flock(lock, fcntl.LOCK_UN)
 
 

@@ -28,7 +28,8 @@ log = structlog.get_logger()
 _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran for this long before it ended is restarted without a backoff.
 _STABLE_SECONDS = 10.0
-# Between two checks, the kernel enforces the program's limit times this number.
+# Between two checks of the memory, the kernel enforces a limit that is this many times the
+# program's own.
 _KERNEL_LIMIT_FACTOR = 1.25
 # How long the last lines of the logs may take to reach the disk.
 _LOG_END_SECONDS = 1.0
@@ -50,7 +51,7 @@ class Program:
     stop_seconds: float = 4.0
     # Whether the program counts the turns of its event loop: evershell.telemetry.turns.
     counts_turns: bool = False
-    # Whether a program that counts no turns answers. It is not asked if this is None.
+    # For a program that counts no turns: asks whether it is live. If None, nothing is asked.
     is_live: IsLive | None = None
     process: subprocess.Popen[bytes] | None = None
     keeping: asyncio.Task[None] | None = None
@@ -65,7 +66,9 @@ class Program:
 
     @property
     def turns(self) -> int | None:
-        """The turns of the running process, or its answers; None if it has neither."""
+        """The turns of the running process, or its answers if it does not count turns; None if it
+        is not asked either.
+        """
         if self.turn_count is not None:
             return self.turn_count.read()
         return None if self.is_live is None else self.answers
@@ -80,7 +83,7 @@ class Supervisor:
     Each program has its own session, so that Ctrl-C in the terminal reaches only the supervisor.
 
     A program that uses more memory than `memory_bytes` is killed and restarted. Between two checks,
-    the kernel limits it to a quarter more. Without `memory_bytes` there is no limit.
+    the kernel enforces a limit that is a quarter higher. Without `memory_bytes` there is no limit.
 
     A program that is frozen (evershell.stack.frozen) is killed and restarted, too.
 
@@ -148,7 +151,7 @@ class Supervisor:
         self._logs.clear()
 
     def kill_all(self) -> None:
-        """Kills all programs, and starts none again. A `stop` that waits for one returns."""
+        """Kills all programs, and restarts none. A `stop` that waits for a program then returns."""
         log.warning("programs_killed", names=[program.name for program in self._programs])
         for program in self._programs:
             if program.keeping is not None:
@@ -169,10 +172,9 @@ class Supervisor:
     async def replace(
         self, name: str, command: list[str], leave_seconds: float
     ) -> "subprocess.Popen[bytes]":
-        """Starts a second process of the program with this command, and keeps that one running.
-
-        Returns the old process, which has to end within `leave_seconds`. After that time it is
-        stopped as `stop` does. Raises OSError.
+        """Starts a second process of the program with this command, and keeps the new process
+        running. Returns the old process, which must end within `leave_seconds`. After that time it
+        is stopped in the same way as in `stop`. Raises OSError.
         """
         program = self._find(name)
         await _cancel(program.keeping)
@@ -198,7 +200,7 @@ class Supervisor:
 
     def reap(self) -> None:
         """Reaps ended children that this process has inherited from its programs."""
-        # To list the children, all processes of the machine are read.
+        # Listing the children is slow, because it reads all processes of the machine.
         if not has_ended_child():
             return
         own = self.own_pids()
@@ -210,8 +212,8 @@ class Supervisor:
     def own_pids(self) -> set[int]:
         """The ids of the children that this process has started itself.
 
-        These are its programs, and all children in its own session. An inherited child comes from a
-        program, and therefore from another session.
+        These are its programs, and all children in its own session. An inherited child was started
+        by a program, and therefore belongs to another session.
         """
         own = {*self.pids().values(), *(process.pid for process in self._predecessors)}
         for child in psutil.Process().children():
@@ -262,8 +264,8 @@ class Supervisor:
         # If the supervisor is killed, the kernel ends the program.
         _libc.prctl(_PR_SET_PDEATHSIG, program.stop_signal, 0, 0, 0)
         if self._memory_bytes is not None:
-            # Only the soft limit, because an agent inherits it from the controller and has to raise
-            # it again for its tools.
+            # Sets only the soft limit, because an agent inherits it from the controller and must
+            # raise it again for its tools.
             soft = int(self._memory_bytes * _KERNEL_LIMIT_FACTOR)
             resource.setrlimit(
                 resource.RLIMIT_DATA, (soft, resource.getrlimit(resource.RLIMIT_DATA)[1])
@@ -272,7 +274,7 @@ class Supervisor:
     async def _wait_exit(self, program: Program) -> int:
         """Waits for the exit of the program and returns its exit code.
 
-        Kills the program if it uses more memory than the limit, and counts its answers.
+        Meanwhile kills the program if it uses more memory than the limit, and counts its answers.
         """
         assert program.process is not None
         process = program.process
@@ -301,7 +303,7 @@ class Supervisor:
                 log.exception("programs_not_watched")
 
     def _look(self, frozen: FrozenPrograms) -> None:
-        # A program that is being stopped is not kept.
+        # A program that is being stopped is not watched.
         kept = {
             program.name: program
             for program in self._programs

@@ -49,7 +49,8 @@ _REAP_SECONDS = 1.0
 _LOG_FILES = 5
 # How long the calls that are in flight may take when the stack stops.
 _DRAIN_SECONDS = 1.5
-# The time limit of a stop. Programs that still run then are killed, even within their own limits.
+# The time limit of a stop. Programs that still run after it are killed, even if their own limits
+# have not passed.
 _STOP_SECONDS = 8.0
 
 
@@ -186,7 +187,7 @@ async def _start_controller(settings: Settings, supervisor: Supervisor, index: i
 def _render(settings: Settings, edge: EdgeProcess, path: Path) -> None:
     """Writes Envoy's configuration with the installation that the last restart has chosen.
 
-    That may be another version than this process. Raises OperatorError.
+    Its version may differ from the version of this process. Raises OperatorError.
     """
     socket = str(edge.settings.admin_socket)
     done = subprocess.run(
@@ -203,7 +204,7 @@ def _render(settings: Settings, edge: EdgeProcess, path: Path) -> None:
 
 
 def _choose_isolation(settings: Settings) -> Literal["auto", "sandbox", "none"]:
-    """The isolation of local pods. Prints it, and what it lacks.
+    """Chooses the isolation of local pods, and prints it with what it lacks.
 
     If there is no sandbox, raises OperatorError. With POD_ISOLATION=auto, a stack that only this
     machine can call gets no isolation and a warning instead.
@@ -233,7 +234,7 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
     url = postgres.database_url(places.socket_dir)
 
     def command() -> list[str]:
-        # Frozen processes of a server that was killed do not end by themselves.
+        # If a server was killed, its frozen child processes do not end by themselves.
         postgres.clear_stale(places.data_dir)
         return postgres.command(places.data_dir, places.socket_dir)
 
@@ -257,9 +258,8 @@ async def _database(settings: Settings, supervisor: Supervisor) -> str:
 
 
 async def _stop(settings: Settings, supervisor: Supervisor, edge: EdgeProcess) -> None:
-    """Stops the stack: first the programs that start others, and the database last.
-
-    Until then, commits that are in flight can complete.
+    """Stops the stack: first the programs that start others, and the database last, so that commits
+    in flight can complete.
     """
     late = asyncio.get_running_loop().call_later(_STOP_SECONDS, supervisor.kill_all)
     draining = edge.drain(lambda: supervisor.send_signal(END_WAITS, "worker-"), _DRAIN_SECONDS)

@@ -1,4 +1,4 @@
-"""Looks at the programs of a stack: their memory, their state, and whether they answer."""
+"""Watches the programs of a stack: their memory, their state, and whether they answer."""
 
 import asyncio
 import subprocess
@@ -26,7 +26,10 @@ IsLive: TypeAlias = Callable[[], Awaitable[bool]]
 async def kill_if_over_memory(
     name: str, process: "subprocess.Popen[bytes]", memory_bytes: int | None
 ) -> None:
-    """Kills the process whenever it uses more than the limit. Without `memory_bytes`, never."""
+    """Kills the process if it uses more memory than the limit.
+
+    Without `memory_bytes` there is no limit.
+    """
     while memory_bytes is not None:
         await asyncio.sleep(_MEMORY_CHECK_SECONDS)
         used = _used_memory_bytes(process)
@@ -36,7 +39,7 @@ async def kill_if_over_memory(
 
 
 async def count_answers(is_live: IsLive | None, answered: Callable[[], None]) -> None:
-    """Asks the program regularly and reports each answer. Without `is_live`, never."""
+    """Asks the program regularly and reports each answer. Does nothing without `is_live`."""
     while is_live is not None:
         if await is_live():
             answered()
