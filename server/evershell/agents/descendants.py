@@ -15,11 +15,11 @@ _BLOCKING_SECONDS = 0.2
 # The number of scans without a living child after which `kill` is done.
 _LAST_SCANS = 3
 _POLL_SECONDS = 0.005
-# The file exists if the kernel was built with an option. Without it, all processes of the machine
-# are scanned, which takes a hundred times as long.
+# The file exists only if the kernel was built with an option. Without it, all processes of the
+# machine are scanned, which takes a hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
-# Has a folder for each thread of this process, with its file `children`. The files are read without
-# pathlib, which would take three times as long.
+# Contains a folder for each thread of this process, with a file `children`. The files are read
+# without pathlib, which would take three times as long.
 _THREADS = "/proc/self/task"
 
 

@@ -181,7 +181,7 @@ class _Run(AsyncIterator[Step]):
     async def events(self, function: AgentFunction) -> list[AgentEvent]:
         """Runs the function.
 
-        Returns the events that remain to be committed, or none if the task was dropped.  Raises
+        Returns the events that remain to be committed, or none if the task was dropped. Raises
         RejectedError and all other errors of `commit`.
         """
         work = asyncio.create_task(_text_of(function, Task(self)))

@@ -62,8 +62,8 @@ MAX_ATTEMPT_SECONDS = 3.0
 # answers `unavailable`: the worker is overloaded, and the others may be too.
 FIRST_BACKOFF_SECONDS = 0.05
 BUSY_BACKOFF_SECONDS = 0.5
-# The longest wait before any repeat while the task must be interrupted. The control plane allows 2
-# s for the interruption.
+# The longest wait before any repeat while the task must be interrupted. The control plane
+# allows 2 s for the interruption.
 FORCE_BACKOFF_SECONDS = 1.0
 # If a commit of such a task is not answered within this time, it is also sent to another worker.
 HEDGE_SECONDS = 0.5

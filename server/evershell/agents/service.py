@@ -108,7 +108,7 @@ class AgentService(AgentServiceServicer):
 
 
 def current_iteration(session: Session, task_id: str) -> CurrentIteration:
-    """The running calls of the task, without keys; empty if the agent works on another task."""
+    """The running calls of the task, without keys; empty if it is not the current one."""
     task = session.task
     if task is None or task.id != task_id:
         return CurrentIteration()

@@ -36,8 +36,7 @@ T = TypeVar("T")
 _GRACE_SECONDS = 5.0
 # An iteration must fit into one message to the control plane.
 _MAX_TEXT_BYTES = 1024 * 1024
-# The size limits of the id and the name of a started tool call, and of the arguments of all started
-# calls together.
+# The size limits of a started call's id and name, and of the arguments of all calls together.
 _MAX_ID_BYTES = 128
 _MAX_ARGUMENTS_BYTES = 24 * 1024
 # The size limit of all outputs of an iteration together. A whole iteration may have 256 KiB and
@@ -51,9 +50,7 @@ class CallTimeoutError(TaskFailed, TimeoutError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The time limits of an iteration: one for all its model calls together, one for all its tool
-    calls.
-    """
+    """The time limits of an iteration, each for all its calls of one kind together."""
 
     model_timeout_seconds: float
     tool_timeout_seconds: float
@@ -217,8 +214,7 @@ class Step:
         cancelled, it may return its output so far. Several calls can run at a time. They share the
         limits of the texts and outputs that are recorded.
 
-        Before the call begins, the call and the tokens used so far are reported to the control
-        plane.
+        Before the call begins, it and the tokens used so far are reported to the control plane.
 
         Raises CallTimeoutError at the limit, unless the call returns its output so far, TaskFailed
         if the iteration has too many tool calls, and RuntimeError if the iteration has ended.
@@ -384,10 +380,7 @@ class _Started:
     arguments: str
 
     def payload(self, calls: int) -> dict[str, Any]:
-        """The fields of the message StartedCall.
-
-        `calls` is the number of tool calls in the report, which share the size limit.
-        """
+        """The fields of StartedCall. `calls` tool calls share the size limit."""
         max_bytes = min(MAX_ARGUMENTS_BYTES, _MAX_ARGUMENTS_BYTES // calls)
         return {
             "id": storable_text(self.call_id, _MAX_ID_BYTES),
@@ -408,10 +401,7 @@ class _Tool:
         self.result = ToolResult(status=ToolStatus.INTERRUPTED)
 
     def payload(self, calls: int) -> dict[str, Any]:
-        """The fields of the message ToolCall.
-
-        `calls` is the number of tool calls in the iteration, which share the size limits.
-        """
+        """The fields of ToolCall. `calls` tool calls share the size limits."""
         max_bytes = _MAX_TEXT_BYTES // calls
         output, cut = _bounded(
             storable(redacted(self.result.output)),
@@ -432,9 +422,7 @@ class _Tool:
 
 
 def cancel(call: "asyncio.Future[Any]") -> None:
-    """Cancels the call once: a second CancelledError could interrupt it while it ends its
-    processes.
-    """
+    """Cancels the call once: a second CancelledError could interrupt its cleanup."""
     if not (isinstance(call, asyncio.Task) and call.cancelling()):
         call.cancel()
 
@@ -484,9 +472,7 @@ def description_of(error: BaseException) -> str:
 
 
 def _text_of(value: object) -> str:
-    """The value as text: strings and bytes unchanged, other values as JSON or, if that fails, as
-    their `repr`.
-    """
+    """The value as text. Other values than strings and bytes become JSON, or else a `repr`."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, bytes):

@@ -98,7 +98,7 @@ class _Agent:
     async def send(self, signal: Signal) -> Acknowledgement:
         """Sends the signal on the stream.
 
-        Opens a stream if there is none or the last one has ended.  Raises NotAcknowledgedError.
+        Opens a stream if there is none or the last one has ended. Raises NotAcknowledgedError.
         """
         if self._stream is None or self._stream.is_over:
             self._stream = SignalStream(self._channel, signal.token)

@@ -66,9 +66,7 @@ class Program:
 
     @property
     def turns(self) -> int | None:
-        """The turns of the running process, or its answers if it does not count turns; None if it
-        is not asked either.
-        """
+        """The turns of the running process, or else its answers; None if neither is counted."""
         if self.turn_count is not None:
             return self.turn_count.read()
         return None if self.is_live is None else self.answers

@@ -1,6 +1,6 @@
 """Graphs of LangGraph, the package `langgraph`.
 
-An iteration is a super-step of the graph. If the next super-step runs tool calls of its model, it
+An iteration is a super-step of the graph. If the next super-step runs the model's tool calls, it
 belongs to the same iteration. A graph begins a super-step only when the adapter asks for its
 events. LangChain's callbacks report when the calls of models and tools begin and end: the library
 awaits futures that the callbacks complete. An interrupted graph waits for its nodes, except for
@@ -33,8 +33,8 @@ def agent(
     """Returns a function for `run` that gives each task to a compiled graph.
 
     Each task continues with the graph's state after the previous task of the workspace. The graph's
-    checkpointer keeps the state. A graph without one gets one that keeps it in the file
-    `conversation` in the workspace's files, unless that is None; this needs the package
+    checkpointer keeps the state. A graph without a checkpointer gets one that uses the file
+    `conversation` in the workspace's files, unless that is None. This needs the package
     `langgraph-checkpoint-sqlite`.
     """
 

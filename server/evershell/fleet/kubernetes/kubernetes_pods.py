@@ -90,7 +90,7 @@ class KubernetesPods:
     ) -> AsyncIterator["KubernetesPods"]:
         """Opens the pods of a namespace.
 
-        An empty one means the namespace of the kubeconfig or service account.  Raises
+        An empty one means the namespace of the kubeconfig or service account. Raises
         NotConfiguredError, ApiError, UnreachableError.
         """
         async with connect(namespace, objects.MANAGED_BY, transport) as api:
