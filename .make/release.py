@@ -2,9 +2,9 @@
 
 Usage: release.py VERSION [--key KEY] [--base IMAGE] [--source URL] [--platform PLATFORM...]
 
-Writes them to dist/VERSION. They depend on the commit alone: a second run writes equal bytes. KEY
+Writes them to dist/VERSION. They depend only on the commit: a second run writes equal bytes. KEY
 is a private key of SSH, which signs the checksums. With the base IMAGE, podman builds the image for
-each PLATFORM, by default that of this machine. URL is where the source can be had.
+each PLATFORM, by default that of this machine. URL is where the source is available.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-# Not part of the environment, which has only what the service and its tests need.
+# uv installs it when it runs: the environment has only what the service and its tests need.
 SBOM_TOOL = [BIN / "uv", "tool", "run", "--quiet", "--from", "cyclonedx-bom==7.5.0", "cyclonedx-py"]
 
 
@@ -92,7 +92,7 @@ def _compare_baseline(out: Path, version: str) -> None:
 
 
 def _describe_packages(out: Path, version: str) -> None:
-    """Writes which locked packages there are (CycloneDX), and their licenses."""
+    """Writes the SBOM (CycloneDX) of the locked packages, and their licenses."""
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder, "env", "bin", "python")
         _run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, python.parents[1])
@@ -134,7 +134,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
         _run("podman", "build", "--quiet", "--no-cache", *build, *labels, *file)
     with tempfile.TemporaryDirectory() as folder:
         _run("podman", "save", "--quiet", "--format", "oci-dir", "--output", f"{folder}/image", tag)
-        # podman's own archive has the time of its files.
+        # An archive written by podman would contain the modification times of its files.
         with tarfile.open(out / f"evershell-{version}-{architecture}.oci.tar", "w") as archive:
             for path in sorted(Path(folder, "image").rglob("*")):
                 name = path.relative_to(f"{folder}/image")
@@ -151,7 +151,7 @@ def _dpkg_status(tag: str, file: Path) -> str:
 
 
 def _describe_image(out: Path, version: str, architecture: str, dpkg_status: str) -> None:
-    """Writes which packages of Python and of Debian the image has (CycloneDX)."""
+    """Writes the SBOM (CycloneDX) of the image: its packages of Python and of Debian."""
     sbom = json.loads((out / f"evershell-{version}.cdx.json").read_text())
     sbom["metadata"]["component"]["type"] = "container"
     for paragraph in filter(None, dpkg_status.split("\n\n")):

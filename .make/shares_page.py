@@ -48,11 +48,11 @@ _HEAD = """\
 What callers share, and how much of it one of them may hold **at a time**. A worker refuses a call
 beyond a share at once. A call that needs a connection to the database waits, for as long as the
 table says. A refusal says when to repeat the call, unless the call is a CancelTask without a task
-id. Besides, each credential has [limits on its rate of calls](configuration.md#rate-limits).
+id. In addition, each credential has [limits on its rate of calls](configuration.md#rate-limits).
 
 Cancellations, stops, holds, and reads of one task (GetTask) have places of their own, which no
-other call can use. A worker counts for itself, so with several workers an organization has the
-number of each. "No limit" means that nothing bounds what one caller takes of it, except what the
+other call can use. Each worker counts separately, so with several workers an organization has this
+number on each. "No limit" means that nothing bounds what one caller takes of it, except what the
 row says. A credential "is not needed" for what anybody may call. "Busiest" is the most that a
 well-behaved credential is known to use of one worker.
 """
@@ -70,7 +70,7 @@ class Row:
     other: str = ""
     next_one: str = ""
     busiest: str = ""
-    # path::name of each, with a space between them.
+    # The tests as path::name, separated by spaces.
     tests: str = ""
 
 

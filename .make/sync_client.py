@@ -26,7 +26,7 @@ NAMES = {
     "aclosing": "closing",
     "async_token_of": "token_of",
 }
-# What differs in texts. unasync does not change them.
+# Replacements in docstrings, which unasync does not change.
 TEXTS = {
     "The asynchronous client, from which `make gen` generates the synchronous one.": (
         "The synchronous client."
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; compare")
     check = parser.parse_args().check
     if not check:
-        # ruff sorts imports by the modules that there are.
+        # ruff sorts imports by which modules exist.
         GENERATED.mkdir(exist_ok=True)
         for path in WRITTEN.glob("*.py"):
             (GENERATED / path.name).touch()

@@ -33,7 +33,7 @@ def git(*arguments: str) -> str:
 
 
 def by_hand(before: str, after: str, about: str | None) -> list[str]:
-    """The files that differ, with lines that match `about` among the differences."""
+    """The files with changed lines that match `about`."""
     only = [f"-G{about}"] if about else []
     names = git("diff", "--name-only", "--no-renames", *only, before, after).splitlines()
     attributes = git("check-attr", "linguist-generated", "--", *names).splitlines()

@@ -33,8 +33,8 @@ from routes import (
 
 _PREFIX = "/a2a"
 _SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
-# The name of each route, by which the edge's configuration adds the filters of A2A. The spans have
-# it too.
+# All these routes have this name. It is in spans, and the edge's configuration uses it to add the
+# filters of A2A.
 NAME = _SERVICE
 _METHODS_WITH_MESSAGE = ("SendMessage", "SendStreamingMessage")
 # The size limits of requests, in bytes.
@@ -68,7 +68,7 @@ def descriptors() -> bytes:
 
 
 def grpc_classes(first: frozenset[str]) -> dict[str, dict[str, Any]]:
-    """The routes of the methods over gRPC, then of all other paths. `first` is as in class_of."""
+    """The routes of methods over gRPC; the last one is the default. For `first`, see class_of."""
     return {
         **{
             f"/{_SERVICE}/{method.name}": route

@@ -14,7 +14,7 @@ def call_table(protos: Protos) -> str:
     table = _HEAD + "".join(_row(protos, method) for method in protos.service.methods)
     common = [rule.slug for rule in protos.rules() if rule.every_call and not rule.edge_only]
     slugs = ", ".join(f"`{slug}`" for slug in common)
-    sentence = f"Every call may also answer {slugs}, or what the edge answers itself."
+    sentence = f"Every call may also answer {slugs}, or an error of the edge itself."
     return f"{table}\n{textwrap.fill(sentence, 100)}\n"
 
 

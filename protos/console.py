@@ -37,8 +37,7 @@ class BuildError(Exception):
 def generate(out: Path, committed: Path) -> None:
     """Writes the bundle into the folder `out`, which does not exist yet.
 
-    Copies `committed` if it was made from the current sources and is as it was made. Raises
-    BuildError.
+    Copies `committed` if it is unchanged and was made from the current sources. Raises BuildError.
     """
     if is_current(committed):
         shutil.copytree(committed, out)
@@ -47,7 +46,7 @@ def generate(out: Path, committed: Path) -> None:
 
 
 def is_current(bundle: Path) -> bool:
-    """Whether the bundle was made from the current sources and is as it was made."""
+    """Whether the bundle is unchanged and was made from the current sources."""
     digest = bundle / DIGEST
     return digest.exists() and digest.read_text() == _digest(bundle)
 

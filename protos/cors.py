@@ -10,8 +10,8 @@ PREFLIGHT = [
 ]
 PREFLIGHT_ANSWER = {
     "access-control-allow-methods": "DELETE, GET, HEAD, PATCH, POST, PUT",
-    # All but the first two come from tracing libraries, from EventSource libraries that resume a
-    # stream, from callers that name a call or its repetitions, from gRPC-Web and from A2A.
+    # After the first two: headers of tracing libraries, of EventSource libraries that resume a
+    # stream, of callers that choose a request id or an idempotency key, of gRPC-Web and of A2A.
     "access-control-allow-headers": (
         "authorization, content-type, traceparent, tracestate, last-event-id, x-request-id, "
         "idempotency-key, grpc-timeout, x-grpc-web, x-user-agent, a2a-version, a2a-extensions"

@@ -58,8 +58,8 @@ task. Over REST, each of their errors has `x-should-retry: false`, since SDKs of
 repeat every 409 and 5xx unless an answer has this header; `unavailable` has no `retry-after` and,
 over gRPC, no RetryInfo. A cancellation that fails before its body is read is answered as one
 without a task id, unless its path names the task. `rate_limited` has `retry-after`, since the call
-had no effect, and so does `unavailable` of a call that was [refused](calls.md#overload); both
-without it if the call cancels without a task id.
+had no effect, and so does `unavailable` of a call that was [refused](calls.md#overload). Neither
+has it if the call is a cancellation without a task id.
 
 Errors that would occur again at once have `x-should-retry: false` for every call. The sections
 below say which.
@@ -68,11 +68,11 @@ below say which.
 _TABLE = "| code | HTTP | gRPC | meaning |\n|---|---|---|---|\n"
 _SERVICE = "## All codes\n\n"
 _A2A = """
-These codes come from the methods of [A2A](a2a.md#errors) alone:
+Only the methods of [A2A](a2a.md#errors) return these codes:
 
 """
 _EDGE = """
-These codes come from Envoy alone, before a call reaches the service:
+Only Envoy returns these codes, before a call reaches the service:
 
 """
 

@@ -13,8 +13,8 @@ from enum import StrEnum
 class EventType(StrEnum):
     """The values of EventType.Type in the protos."""
 
-    # What a worker reads while it is replaced, if a worker of a later version has recorded an event
-    # of a new type.
+    # Read during an upgrade, by a worker of the old version, if a worker of the new version has
+    # recorded an event of a new type.
     UNSPECIFIED = "type_unspecified"
 {types}
 
@@ -33,7 +33,7 @@ def module(protos: Protos) -> str:
 
 
 def event_table(protos: Protos) -> str:
-    """A row for each type: the comment of its message, and the fields of it."""
+    """A row for each type: the comment of its message, and its fields."""
     return _HEAD + "".join(
         f"| `{each.name}` | {_text(protos, each.message_type)} | {_fields(each.message_type)} |\n"
         for each in _payloads(protos)
@@ -41,7 +41,7 @@ def event_table(protos: Protos) -> str:
 
 
 def _payloads(protos: Protos) -> Any:
-    """The fields of the payload of an event, which have the names of the types."""
+    """The fields of the oneof `payload` of Event. Each has the name of a type."""
     return protos.pool.FindMessageTypeByName(f"{PACKAGE}.Event").oneofs_by_name["payload"].fields
 
 

@@ -18,7 +18,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "x-should-retry": {
         "description": (
-            "Present if the call would fail again, or could have another effect, if it were "
+            "Present if the call would fail again, or could have a second effect, if it were "
             "repeated at once. This depends on the request."
         ),
         "schema": {"const": "false"},

@@ -1,4 +1,4 @@
-"""Writes in CHANGELOG.md which names of the API and of settings the last release does not have."""
+"""Lists in CHANGELOG.md the names of the API and of settings that the last release lacks."""
 
 import ast
 import re

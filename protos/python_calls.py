@@ -22,7 +22,7 @@ from source import PACKAGE, Protos
 
 # The methods that do more than a call. They are written by hand, in tasks.py.
 BY_HAND = ("CancelTask", "CancelTasks", "WatchEvents", "StreamEvents")
-# The arguments that are positional although a call does not need them.
+# The optional arguments that can be positional.
 _POSITIONAL = {"CreateWorkspace": ("name",)}
 _KEY = (
     "1 to 255 printable characters. For 24 hours, a call of the same user or API key with this key "
@@ -31,7 +31,7 @@ _KEY = (
 )
 _PAGES = {
     "page_size": "The number of items in one answer, 1 to 200. None for the default, 50.",
-    "page_token": "The `next_page_token` of the page after which the list begins.",
+    "page_token": "The `next_page_token` of the previous page. None begins with the first page.",
 }
 _IMPORTS = """\
 from collections.abc import Iterable, Mapping
@@ -74,7 +74,7 @@ class AsyncWebhooks:
 
 @dataclass(frozen=True)
 class _Argument:
-    """An argument of a method, and what becomes of it in the request."""
+    """An argument of a method, and the value that it gives a field of the request."""
 
     name: str
     annotation: str

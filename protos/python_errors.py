@@ -6,22 +6,22 @@ from google.rpc import code_pb2
 from python_text import camel_case, docstring, prose
 from source import Protos, Rule
 
-# The standard exceptions that a class is, too.
+# Standard exceptions that are a second base class.
 _STANDARD = {"deadline_exceeded": "TimeoutError"}
-# What differs for the client: slugs that also come from the client itself, or that stand for a gRPC
-# code.
+# Docstrings for slugs that the client itself also raises, or that stand for a gRPC code. All others
+# come from error.proto.
 _TEXTS = {
     "validation_error": (
         "A field of the request is not valid; `fields` names it.\n\n"
-        "The client itself raises it, and makes no call, for an empty id of a task and for a field "
-        "that no request can hold."
+        "The client itself raises it, without a call, if a task id is empty or a request cannot "
+        "hold a value."
     ),
     "unavailable": (
         "The service cannot be reached, or cannot answer now.\n\n"
-        "Without `retry_after`, a repeat could have another effect: look first whether the call "
+        "Without `retry_after`, a repeat could have a second effect: first check whether the call "
         "had its effect."
     ),
-    "not_found": "The address is not that of the service.",
+    "not_found": "The address is not the address of an evershell service.",
     "method_not_allowed": (
         "The service does not have this method. It may be older than the client."
     ),

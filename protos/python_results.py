@@ -39,8 +39,8 @@ _NAMES = {
     "ToolResult.Status": "ToolStatus",
     "WebhookDelivery.Status": "DeliveryStatus",
 }
-# The order of a class's first fields where callers rely on it, because they may pass positional
-# arguments, and the message has another order.
+# The first fields of classes, if their order differs from the message. Callers rely on this order,
+# because they may pass positional arguments.
 _ORDER = {
     "Task": [
         "id",

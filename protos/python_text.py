@@ -24,8 +24,7 @@ METHODS = {
     "ReplayWebhook": "webhooks.replay",
     "ListWebhookDeliveries": "webhooks.deliveries",
 }
-# The fields with another name than in their message: a `reason` that is not the reason of a
-# cancellation.
+# Fields that the client renames: a `reason` that is not the reason of a cancellation.
 FIELDS = {"Task.reason": "end_reason", "TaskCompleted.reason": "end_reason"}
 _WIDTH = 100
 
@@ -51,7 +50,7 @@ def prose(comment: str, rpcs: list[str]) -> str:
     def method(match: re.Match[str]) -> str:
         return f"`{method_name(match[1])}`"
 
-    # What stands in backticks is a value, for example of a field.
+    # A name in backticks is a value, not a method.
     return re.sub(rf"(?<!`)\b({'|'.join(rpcs)})\b(?!`)", method, comment)
 
 

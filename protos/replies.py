@@ -25,9 +25,9 @@ MESSAGES_WITH_FACTS = {
         "this method."
     ),
 }
-# For answers without a text of Envoy's.
+# For answers to which Envoy adds no text.
 MESSAGES_WITHOUT_FACTS = {"validation_error": "The request cannot be read."}
-# The only one of the edge's own errors that a later retry can avoid.
+# The only one of the edge's own errors after which a retry can succeed.
 RETRYABLE = "unavailable"
 RETRY_AFTER_SECONDS = 1
 # Sets the response header. The envelope then takes the id from that header.
@@ -204,7 +204,7 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
     # A worker that shuts down cancels calls that it has not accepted yet. A caller that cancels
     # does not wait for an answer.
     by_status[code_pb2.CANCELLED] = by_status[code_pb2.UNAVAILABLE]
-    # A worker without a room does not know its methods, whose paths the edge has.
+    # The edge has routes for the methods of an optional service, even if the workers do not run it.
     by_status[code_pb2.UNIMPLEMENTED] = [rule for rule in rules if rule.slug == "not_found"]
     chosen = {grpc: _most_general(group) for grpc, group in sorted(by_status.items())}
     return {
@@ -221,8 +221,8 @@ def grpc_errors(rules: list[Rule]) -> dict[str, dict[str, str]]:
 def grpc_local_replies(rules: list[Rule], size_limits: Mapping[str, int]) -> list[dict[str, Any]]:
     """The mappers for calls of gRPC.
 
-    `size_limits` maps the path of a method, or its beginning with a slash at the end, to the size
-    limit of its requests, in bytes.
+    `size_limits` maps the path of a method, or a prefix that ends with a slash, to the size limit
+    of its requests, in bytes.
     """
     by_slug = {rule.slug: rule for rule in rules}
     mappers = []
@@ -251,7 +251,7 @@ def _grpc_mapper(
 ) -> dict[str, Any]:
     request_id = NEW_REQUEST_ID if when[1] == 400 else REQUEST_ID
     headers = {
-        # Envoy maps few HTTP statuses to the gRPC status of their code.
+        # For most HTTP statuses, Envoy itself would set another gRPC status.
         "grpc-status": str(rule.grpc),
         "grpc-status-details-bin": _rich_status(rule, text, is_repeatable),
     }

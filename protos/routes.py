@@ -35,7 +35,7 @@ WAITING_METHODS = frozenset({"SendMessage"})
 # Tells a worker that the route has the circuit breaker for large bodies.
 LARGE_BODY_HEADER = "x-evershell-large-body"
 
-# No other method has paths that match one of its paths.
+# Its routes can come first: no path of another method matches them.
 HOT_METHOD = "CancelTask"
 
 # A call may wait 30 s for a task, so it has been answered within 35 s. 0 turns the limit off,
@@ -336,7 +336,7 @@ def _calls(path: dict[str, Any], binding: Binding, first: frozenset[str]) -> lis
 
 
 def class_of(method: Any, first: frozenset[str]) -> dict[str, Any]:
-    """The route of small calls of a method, whichever its service. `first` has the names of the
+    """The route of small calls of a method of any service. `first` has the names of the
     methods whose calls are served first.
     """
     if method.server_streaming or method.name in WAITING_METHODS:

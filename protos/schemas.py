@@ -87,9 +87,9 @@ class Schemas:
         return self._described(message.full_name, schema)
 
     def _is_set(self, field: FieldDescriptor) -> bool:
-        """Whether every reply has the field. In a request, no field of a message is needed.
+        """Whether every reply has the field. False in requests, where every field can be left out.
 
-        Messages of Google are in requests and replies.
+        Also false for Google's messages, which requests and replies share.
         """
         if self._is_request or not field.full_name.startswith(PACKAGE):
             return False

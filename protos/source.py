@@ -67,7 +67,7 @@ class Rule:
     details: str
     # Whether REST answers say that the call must not be repeated.
     no_retry: bool
-    # What a caller does about it.
+    # What a caller should do.
     action: str
     # The names of the RPCs that answer with it, and whether every call can be answered with it.
     rpcs: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""The command `evershell`, with the commands of callers."""
+"""The command `evershell`, and its subcommands that call the service."""

@@ -99,7 +99,7 @@ def cancel(
     if everything and wanted is not None:
         raise click.UsageError("--all and --filter exclude each other.")
     if everything or wanted is not None:
-        # A variable that is not set gives an empty text, which is not the same as no option.
+        # Compares with None, so that the empty text of an unset shell variable is refused too.
         if descendants or any(each is not None for each in (workspace, task, wait)):
             raise click.UsageError(
                 "--all and --filter take no WORKSPACE, --task, --descendants or --wait."
@@ -242,5 +242,5 @@ def _print_what_is_recorded(error: CallError, workspace: str, call: Call) -> Non
 
 
 def _follow(call: Call, workspace: str, task_id: str | None) -> str:
-    """The command that follows the task. It names no credential."""
+    """The command that follows the task, without the credential."""
     return f"evershell watch{call.target.options} {workspace} --task {task_id}"

@@ -53,7 +53,7 @@ def cancel_tasks(
         _print_dry_run(call, preview)
         sys.exit(ExitCode.DONE if preview.matched else ExitCode.NOTHING_TO_CANCEL)
     if preview is not None and not preview.matched:
-        # Makes no call: it would cancel tasks that began later, which nobody has confirmed.
+        # Nothing to confirm. A call now could cancel tasks that have been submitted since.
         results = [preview]
     else:
         if preview is not None:
@@ -153,7 +153,7 @@ def _print_dry_run(call: Call, preview: CancelTasksResult) -> None:
 def parse_filter(
     context: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]
 ) -> TaskFilter | None:
-    """The filter of the option's values; None without any."""
+    """Makes a filter from the values of `--filter`; None if there are none."""
     if not pairs:
         return None
     fields: dict[str, Any] = {}

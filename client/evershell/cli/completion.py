@@ -55,7 +55,7 @@ def complete_profile(
 def complete_workspace(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
-    """The names of workspaces, each with its id, and their ids, each with its name."""
+    """The names of workspaces, or their ids where a name does not fit."""
     return _ask(context, lambda client: _workspaces(client, typed))
 
 
@@ -68,8 +68,8 @@ def _workspaces(client: Client, typed: str) -> Iterator[tuple[str, str]]:
         if name.startswith(typed):
             yield name, f"{each.id} {each.status}"
     for each in listed:
-        # Offers the id if the name selects no workspace, or if a shell would not read it as one
-        # word.
+        # Offers the id if several workspaces have the name, or if a shell would not read the
+        # name as one word.
         is_typed = bool(typed) and each.id.startswith(typed)
         if is_typed or (each.name not in named and each.name.startswith(typed)):
             yield each.id, f"{each.status} {each.name}".strip()
@@ -79,7 +79,7 @@ def complete_task(
     context: click.Context, parameter: click.Parameter, typed: str
 ) -> list[CompletionItem]:
     """The newest tasks of the workspace, each with its status."""
-    # While an option lacks its value, click leaves the arguments unread.
+    # If the value of an option is still missing, click has not parsed the arguments.
     unread = (argument for argument in context.args if not argument.startswith("-"))
     workspace = context.params.get("workspace") or next(unread, None)
     if not workspace:
@@ -109,11 +109,11 @@ def complete_webhook(
 def _ask(
     context: click.Context, list_: Callable[[Client], Iterable[tuple[str, str]]]
 ) -> list[CompletionItem]:
-    """What the service lists. Empty if the service does not answer or there is none."""
+    """The items that the service lists; none if it does not answer or no service is known."""
     url, profile = context.params.get("url") or "", context.params.get("profile") or ""
     try:
         with find_target(url, profile, None, {}).connect(_SECONDS) as client:
-            # A newline in a name would begin another item.
+            # A newline in a name would start a new item.
             return [
                 CompletionItem(value, help=printable(help_))
                 for value, help_ in islice(list_(client.with_options(max_retries=0)), _MOST)

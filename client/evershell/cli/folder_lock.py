@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block for the same folder. Raises OSError.
+    """Holds an exclusive lock on the folder during the block. Raises OSError.
 
-    The folder is locked, because the file itself is replaced, and a file for the lock would belong
-    to one user.
+    The lock is on the folder, because the file in it is replaced, and a separate lock file would
+    belong to one user.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

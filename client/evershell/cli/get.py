@@ -17,7 +17,7 @@ _COMPLETIONS = {"workspace_id": complete_workspace, "task_id": complete_task}
 
 @click.group(help="Print one object from the service as JSON.")
 def get() -> None:
-    """Has the commands that follow from the methods of the client."""
+    """The group of the commands that are made from the methods of the client."""
 
 
 def summary(method: Callable[..., Any]) -> str:
@@ -26,7 +26,7 @@ def summary(method: Callable[..., Any]) -> str:
 
 
 def flags(method: Callable[..., Any], command: Callable[..., None]) -> Callable[..., None]:
-    """Adds an option for each argument of a method that is true or false."""
+    """Adds an option for each boolean argument of a method."""
     for name, parameter in reversed(list(inspect.signature(method).parameters.items())):
         if parameter.annotation is bool:
             option = f"--{name.replace('_', '-')}"
@@ -35,7 +35,7 @@ def flags(method: Callable[..., Any], command: Callable[..., None]) -> Callable[
 
 
 def text_of(method: Callable[..., Any], argument: str) -> str:
-    """The text about an argument in the docstring of a method."""
+    """What the docstring of a method says about an argument."""
     lines = (inspect.getdoc(method) or "").partition("\nArgs:\n")[2].splitlines()
     begins = (at for at, line in enumerate(lines) if line.startswith(f"    {argument}: "))
     if (begin := next(begins, None)) is None:
@@ -58,7 +58,7 @@ def _command(name: str, method: Callable[..., Any]) -> click.Command:
     command = flags(method, service_options(print_answer))
     for each in reversed(list(inspect.signature(method).parameters.values())):
         if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "self":
-            # The id of a workspace may be its name.
+            # A command also takes the name of a workspace.
             declared = "workspace" if each.name == "workspace_id" else each.name
             complete = _COMPLETIONS.get(each.name)
             metavar = declared.removesuffix("_id").upper()

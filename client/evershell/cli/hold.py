@@ -10,7 +10,7 @@ from evershell.cli.terminal import printable, say_lines
 from evershell.client import Hold
 
 _HELP = f"""Put your organization on hold: it gets no new task and no new agent until
-`evershell release`. Tasks that run go on, unless they are to be cancelled.
+`evershell release`. Running tasks continue, unless you add --cancel-running.
 
 Needs the scope org:hold, which no API key has: use a session token.
 

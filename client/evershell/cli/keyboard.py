@@ -26,7 +26,7 @@ _NAMES = {
 
 @contextmanager
 def single_keys() -> Iterator[None]:
-    """Makes the terminal pass on each key at once and show none. Ctrl-C stays a signal."""
+    """Makes the terminal deliver each key at once, without echo. Ctrl-C still sends a signal."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:
@@ -37,9 +37,9 @@ def single_keys() -> Iterator[None]:
 
 
 def read_keys(seconds: float) -> list[str]:
-    """The keys that were pressed; waits for one. Empty if none is pressed within this time.
+    """Waits for a key. Returns the keys that were pressed; none if the time runs out.
 
-    Raises EOFError if the terminal has gone.
+    Raises EOFError if the terminal was closed.
     """
     descriptor = sys.stdin.fileno()
     if not select.select([descriptor], [], [], seconds)[0]:

@@ -19,7 +19,7 @@ from evershell.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: the object with its name in a module of evershell.cli.
+    """Where a command is: an object with its name in a module of evershell.cli.
 
     If the command needs an extra, the module is in evershell.commands.
     """
@@ -127,10 +127,10 @@ def _load(name: str, command: Command) -> click.Command:
 
 def _set_up_grpc() -> None:
     """Sets defaults of gRPC's library in C, which reads them when it is imported."""
-    # Its lines are plain text, and nothing limits or redacts them.
+    # gRPC logs plain text, which nothing limits or redacts.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Its handlers of fork() are for children that use gRPC without an exec. In `up`, which starts
-    # programs, they logged a line, and some programs crashed at their start.
+    # gRPC's fork() handlers serve children that use gRPC without an exec. In `up`, which starts
+    # programs, they logged a line, and some of the programs crashed at their start.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
@@ -151,5 +151,5 @@ def main() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # The encoding of the locale may lack characters of other people's texts.
+            # Texts may have characters that the encoding of the locale lacks.
             stream.reconfigure(errors="backslashreplace")

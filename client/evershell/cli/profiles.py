@@ -60,14 +60,14 @@ def _profile(**fields: Any) -> Profile:
     profile = Profile(**fields)
     files = (profile.ca_file, profile.cert_file, profile.key_file)
     is_text = all(isinstance(text, str) for text in (profile.url, profile.credential))
-    # Without an address, the credential would belong to any service.
+    # A credential without an address could be sent to any service.
     if not is_text or not profile.url or not all(isinstance(file, str | None) for file in files):
         raise TypeError
     return profile
 
 
 def add(name: str, profile: Profile) -> None:
-    """Adds the profile, or replaces it. Keeps those that another process adds meanwhile.
+    """Adds or replaces the profile. Keeps profiles that another process adds meanwhile.
 
     Raises click.ClickException.
     """

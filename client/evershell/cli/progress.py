@@ -21,7 +21,7 @@ from evershell.client import (
 
 # How often a command reads the task that it waits for.
 _LOOK_SECONDS = 0.25
-# After these, the outcome is not known, and another call may help.
+# Errors after which the outcome is unknown, and a retry may succeed.
 OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 
 Say = Callable[[str], None]
@@ -29,9 +29,9 @@ Say = Callable[[str], None]
 
 @contextmanager
 def shown_progress(*, wanted: bool) -> Iterator[Say]:
-    """Yields the function that shows a text on standard error, if that is a terminal.
+    """Yields a function that shows a text on standard error, if that is a terminal.
 
-    The text vanishes at the end, and each one replaces the one before it.
+    Each text replaces the one before it. The last one is removed at the end of the block.
     """
     if not wanted or not sys.stderr.isatty():
         yield lambda text: None
@@ -52,9 +52,9 @@ def await_task(
     say: Say,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Task | None:
-    """The task when it has ended, or as it is after the wait; None if it could not be read.
+    """Waits for the end of the task, even while the service is unavailable.
 
-    While the service is unavailable, it goes on waiting.
+    Returns the task as it was last read; None if it could not be read.
     """
     deadline = time.monotonic() + wait_seconds
     task: Task | None = None
@@ -73,14 +73,14 @@ def await_task(
 def await_cancellation(
     client: Client, result: CancelResult, wait_seconds: float, say: Say
 ) -> CancelResult:
-    """The result with the task when it has ended, or as it is after the wait."""
+    """Waits for the end of the task. Returns the result with the task as it was last read."""
     assert result.task_id is not None
     began = time.monotonic()
     try:
         task = await_task(client, result.workspace_id, result.task_id, wait_seconds, say)
         return replace(result, task=task or result.task)
     except PermissionDeniedError:
-        # The credential may cancel, but not read.
+        # The credential may cancel tasks, but not read them.
         say("waiting for the end of the task")
     remaining = max(wait_seconds - (time.monotonic() - began), 0.0)
     try:

@@ -31,16 +31,16 @@ class Reading:
 
 
 class Running:
-    """Reads what runs with one list of tasks."""
+    """Reads the tasks that have not ended, with a single list."""
 
     def __init__(self, client: Client) -> None:
         self._client = client.with_options(on_answer=self._look_at_clock)
-        # By the ids of the workspaces. A name never changes.
+        # The names of workspaces by id. A name never changes.
         self._names: dict[str, str] = {}
         self._ahead = timedelta(0)
 
     def read(self) -> Reading:
-        """Reads it again. Raises CallError."""
+        """Reads what runs now. Raises CallError."""
         tasks = list(self._client.list_tasks(active=True, page_size=200))
         if any(task.workspace_id not in self._names for task in tasks):
             listed = self._client.list_workspaces(page_size=200)

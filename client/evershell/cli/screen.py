@@ -15,18 +15,18 @@ from evershell.cli.terminal import printable
 from evershell.client import Task
 
 _KEYS = "↑ ↓ select   c cancel   s sort   q quit"
-# The lines in addition to the rows and the notice: title, header and keys.
+# The number of lines other than the rows and the notice: title, header and keys.
 _OTHER_LINES = 3
 _UP, _DOWN, _CANCEL = ("up", "k"), ("down", "j"), ("c", "enter", "delete")
 
 
 def by_time(row: Row) -> tuple[float, str]:
-    """The order with the task first that has run for the longest time."""
+    """The sort key that puts the longest running task first."""
     return (row.began.timestamp() if row.began else float("inf"), row.task.id)
 
 
 def by_cost(row: Row) -> tuple[Decimal, float, str]:
-    """The order with the task first that has cost the most."""
+    """The sort key that puts the most expensive task first."""
     return (-(row.task.usage.cost or Decimal(0)), *by_time(row))
 
 
@@ -55,7 +55,7 @@ class Screen:
         self._sort()
 
     def fail(self, problem: str) -> None:
-        """Says that the service could not be read. The rows stay."""
+        """Shows that the service could not be read, and keeps the rows."""
         self._problem = problem
 
     def tell(self, notice: str) -> None:

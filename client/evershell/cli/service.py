@@ -105,7 +105,7 @@ def read_token(file: TextIO) -> str:
 
 
 def _known(profile_name: str, *, needed: bool) -> list[Target]:
-    """The services that have a credential on this machine. Raises errors only if `needed`."""
+    """The services for which this machine has a credential. Raises errors only if `needed`."""
     targets = []
     try:
         stored = profiles.read()

@@ -15,7 +15,7 @@ from evershell.cli.exit_codes import ExitCode
 from evershell.cli.terminal import OutputError, printable, say_lines, width, wrapped
 from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 
-# An id has up to 31 characters and is never broken. A longer word may be.
+# Words of up to 31 characters, such as ids, are never broken. Longer words may be.
 _LONGEST_WORD = 31
 _UNLIMITED = 10_000
 # Printed before the text of gRPC if no service has answered.
@@ -24,7 +24,7 @@ _UNANSWERED = {
     "deadline_exceeded": "The service did not answer within --timeout: ",
 }
 _GAP = 2
-# Where the texts of lines begin.
+# The column at which the text of a line begins.
 _INDENT = 16
 _STATUS_COLORS = {
     "accepted": "green",
@@ -122,9 +122,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -> 
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -> list[int] | None:
-    """The widths of the columns: the widest are wrapped until the rows fit.
+    """The widths of the columns, of which the widest are narrowed until the rows fit.
 
-    None if that would break words.
+    None if words would be broken.
     """
     from rich.cells import cell_len
 
@@ -144,7 +144,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], limit: int) -
 
 
 def _paragraph(columns: Sequence[str], row: Sequence[str], limit: int) -> None:
-    """Prints a row: its first two cells, and below them the others that hold something."""
+    """Prints a row: its first two cells, and below them each other cell that is not empty."""
     first, second, begin = row[0], row[1], 2
     if len(first) + _GAP + len(second) > limit:
         second, begin = "", 1
@@ -167,7 +167,7 @@ def first_line(text: str, limit: int = 60) -> str:
 
 
 def progress(task: Task) -> str:
-    """How far the task is."""
+    """The progress of the task."""
     word = "iteration" if task.iterations == 1 else "iterations"
     done = f"{task.iterations} {word} completed"
     return done if task.phase is None else f"{done}, now in a {task.phase.replace('_', ' ')}"
@@ -193,11 +193,11 @@ def elapsed(time: timedelta) -> str:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Reports that the block could not print, and goes on: the exit code tells the outcome."""
+    """If the block cannot print, reports that and goes on: the exit code tells the outcome."""
     try:
         yield
     except BrokenPipeError:
-        # The reader has gone.
+        # The reader has closed the pipe.
         pass
     except OutputError as error:
         # Standard error may be full as well.
@@ -206,7 +206,7 @@ def reported() -> Iterator[None]:
 
 
 def fail(error: CallError, url: str, *, as_json: bool, code: int | None = None) -> NoReturn:
-    """Prints the error, and exits with its code, or with another one."""
+    """Prints the error, and exits with `code`, by default the exit code of the error."""
     with reported():
         if as_json:
             # On one line, like the events of `watch`.
@@ -228,7 +228,7 @@ def print_error(error: CallError, url: str) -> None:
         line("needs", " or ".join(error.required), error=True)
     if error.retry_after is not None:
         line("again", f"after {error.retry_after:g} s", error=True)
-    # A call with neither may not have reached the service, so the URL helps.
+    # The call may not have reached the service. The URL may show why.
     if not error.request_id and not error.fields:
         line("called", url, error=True)
 

@@ -190,7 +190,7 @@ def _print_id(call: Call, submitted: SubmittedTask) -> None:
     try:
         say_lines(submitted.task_id)
     except (OSError, OutputError):
-        # Names the task where it can still be read.
+        # Standard error may still be readable.
         _print_follow(call, submitted)
         raise
 

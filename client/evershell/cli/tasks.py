@@ -21,16 +21,16 @@ from evershell.cli.options import Call, service_options
 from evershell.cli.terminal import printable, say_lines
 from evershell.client import CallError, Client, Task, TaskStatus
 
-# The lines of output that are shown of each call that runs.
+# How many lines of output are shown for each running call.
 _OUTPUT_LINES = 10
 
 
 @click.command(
-    help="List the tasks of WORKSPACE, those that run, or a tree of tasks, newest first."
+    help="List the tasks of WORKSPACE, all running tasks, or a tree of tasks, newest first."
 )
 @click.argument("workspace", required=False, shell_complete=complete_workspace)
 @partial(flags, Client.list_tasks)
-@click.option("--root", metavar="ID", help="List this task, the root of a tree, and the others.")
+@click.option("--root", metavar="ID", help="List this task and all its descendants.")
 @click.option("--parent", metavar="ID", help="List the children of this task.")
 @status_option(TaskStatus)
 @limit_option()
@@ -102,7 +102,7 @@ def _print_now(call: Call, task: Task) -> None:
     try:
         current = call.client.get_current_iteration(task.workspace_id, task.id)
     except CallError as error:
-        # The task itself is printed already.
+        # The task itself has been printed.
         show.line("now", error.message)
         return
     for each in current.calls:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import click
 
-# If there is no room for this many characters next to an indent, the terminal breaks the lines.
+# If fewer characters than this fit beside the indent, the text is not wrapped.
 _LEAST_WIDTH = 20
 
 
@@ -43,7 +43,7 @@ def say_lines(text: str, *, error: bool = False) -> None:
     try:
         click.echo(text, err=error, color=_color())
     except BrokenPipeError:
-        # The reader has gone, which click treats as an end without a message.
+        # The reader has closed the pipe. click then ends the command without a message.
         _discard(sys.stderr if error else sys.stdout)
         raise
     except OSError as failure:
@@ -60,7 +60,7 @@ def width(*, error: bool = False) -> int | None:
 def wrapped(text: str, indent: int = 0, *, error: bool = False) -> str:
     """The text with line breaks between words, if it is wider than the terminal.
 
-    The lines after the first one begin with the indent, and the first one has it already.
+    All lines except the first begin with the indent. The caller has indented the first.
     """
     columns = width(error=error)
     if columns is None or indent + _LEAST_WIDTH > columns:
@@ -77,13 +77,13 @@ def wrapped(text: str, indent: int = 0, *, error: bool = False) -> str:
 
 
 def _color() -> bool | None:
-    """False if the user wants no colours, else None: only terminals get them."""
+    """False if the user wants no colours; None to use colours only on terminals."""
     is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     return False if is_plain else None
 
 
 def _discard(stream: TextIO) -> None:
-    """Makes Python discard its buffered output, which it could not write when it exits."""
+    """Makes Python discard its buffered output, which would cause an error at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError):
         os.dup2(nowhere, stream.fileno())

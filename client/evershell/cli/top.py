@@ -35,7 +35,7 @@ _FRAME_SECONDS = 0.2
     "order",
     type=click.Choice(list(ORDERS)),
     default="time",
-    help="The longest running task first, or the one that has cost the most. Default: time.",
+    help="Put the longest running task first, or the most expensive one. Default: time.",
 )
 @click.option(
     "--reason",
@@ -92,7 +92,7 @@ class _Live:
         self._has_ended = threading.Event()
 
     def run(self) -> None:
-        # Imported here, because other systems than Unix lack it.
+        # Imported here, because keyboard.py works only on Unix.
         from rich.console import Console
         from rich.live import Live
 

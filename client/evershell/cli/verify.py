@@ -37,9 +37,9 @@ command injects no faults: kill programs, cut networks, fail the database over, 
 what every caller sees, and then looks for an order of the calls in which every answer is right. At
 the end, also after Ctrl-C, it deletes its workspaces.
 
-Use a key with full access of an organization that is only for this. Whoever else cancels its tasks
-or puts it on hold makes right answers look wrong. End the faults before the load ends: the last
-tasks then have 2 minutes to end.
+Use a key with full access to an organization that is used for nothing else. If somebody else
+cancels its tasks or puts it on hold, right answers look wrong. End the faults before the load ends:
+the last tasks then have 2 minutes to end.
 
 \b
 Exit codes:
@@ -63,7 +63,7 @@ class Verdict(IntEnum):
 
 
 class _Verify(click.Command):
-    """Exits with 2 if it could not run."""
+    """A command that exits with 2 after an error of click."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -87,7 +87,7 @@ class _Verify(click.Command):
     type=click.IntRange(1, 50),
     default=4,
     metavar="NUMBER",
-    help="How many workspaces, and so agents and tasks at a time. Default: 4.",
+    help="How many workspaces to create. Each runs one task at a time. Default: 4.",
 )
 @click.option(
     "--description",
@@ -151,7 +151,7 @@ def _refuse_others(call: Call) -> None:
     if other is not None:
         raise click.ClickException(
             f"The organization has a workspace, {other.id} ({other.name or 'without a name'}). Use "
-            "the key of an organization that is only for this, or add --beside-others."
+            "the key of an organization that has none, or add --beside-others."
         )
 
 
@@ -161,7 +161,7 @@ async def _run(
     """Runs the load, and writes its history to the file."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    # As Ctrl-C does, SIGTERM ends the load, and the workspaces are deleted. Only Unix has it.
+    # SIGTERM ends the load and deletes the workspaces, as Ctrl-C does. Only Unix supports this.
     with suppress(NotImplementedError):
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
     try:
@@ -211,7 +211,7 @@ def _report(load: Load, history: lines.History, began: datetime, *, as_json: boo
 
 
 def _method(name: str, calls: Sequence[lines.Call]) -> dict[str, Any]:
-    """What a table says about a method. A stream and a wait are not slow."""
+    """The row of a method in the table. Streams and waits do not count as slow calls."""
     of_name = [each for each in calls if each.name == name]
     timed = [each for each in of_name if name != "WatchEvents" and "wait" not in each.arguments]
     answered = [each for each in timed if each.answer is not None]

@@ -20,15 +20,15 @@ from evershell.cli.terminal import say
 from evershell.client import Answer, AsyncClient, CallError, WorkspaceNotFoundError
 from evershell.histories.recorder import Recorder
 
-# How long new agents may take to register, the last tasks to end after their cancellation, and
-# workspaces to be removed.
+# The time limits for new agents to register, for the last tasks to end after their cancellation,
+# and for workspaces to be removed.
 _START_SECONDS = 180.0
 END_SECONDS = 120.0
 _REMOVAL_SECONDS = 60.0
 _PAUSE_SECONDS = 0.25
-# A cancellation comes within this time after the submission of its task.
+# A task is cancelled within this time after its submission.
 _CANCEL_SECONDS = 3.0
-# How long a task is left alone that is not cancelled.
+# How long a caller reads a task before it goes on, and the longest pause after an error.
 _LONGEST_SECONDS = 10.0
 # How long a watcher stays on one connection.
 _STAY_SECONDS = (1.0, 8.0)
@@ -58,7 +58,7 @@ class _Callers:
     """Make each call once, and record what comes back."""
 
     def __init__(self, client: AsyncClient, recorder: Recorder) -> None:
-        # A repeat would be a call of its own.
+        # No retries: the history needs each of them as a separate call.
         self._client, self._recorder = client.with_options(max_retries=0), recorder
         self.count = 0
 
@@ -99,32 +99,32 @@ class _Callers:
         except CallError as error:
             self._fail(call_id, error)
         except (TimeoutError, asyncio.CancelledError) as end:
-            # The watcher has hung up.
+            # The watcher itself has ended the stream.
             self._recorder.answer(call_id, {})
             if isinstance(end, asyncio.CancelledError):
                 raise
         return after
 
     def _fail(self, call_id: str, error: CallError) -> None:
-        # If the service has not answered itself, its effect is not known.
+        # If the error does not come from the service, the effect of the call is unknown.
         code = error.code if error.is_from_service else f"({error.code})"
         self._recorder.fail(call_id, code, error.details, error.request_id)
 
 
 class Load:
-    """Calls on workspaces of its own."""
+    """Creates workspaces, makes calls on them, and deletes them."""
 
     def __init__(self, client: AsyncClient, recorder: Recorder, description: str) -> None:
-        """The description is the one of every task."""
+        """Every task gets the description."""
         self._client, self._description = client, description
         self._callers = _Callers(client, recorder)
-        # With what the names of its workspaces begin.
+        # The prefix of the names of its workspaces.
         self._name = f"verify-{secrets.token_hex(4)}"
         self._workspace_ids: list[str] = []
         self._over = asyncio.Event()
-        # The tasks that had not ended long after their cancellation, by workspace.
+        # The tasks that had not ended END_SECONDS after the end of the load, by workspace.
         self.not_ended: dict[str, str] = {}
-        # The workspaces that could not be read, or not be cancelled, at the end.
+        # The workspaces that could not be read, or whose task could not be cancelled, at the end.
         self.unknown: list[str] = []
         self.is_interrupted = False
 
@@ -187,7 +187,7 @@ class Load:
                 case "idle" | "suspended":
                     await self._run_task(workspace_id)
                 case "busy":
-                    # The task takes long, or the answer to its submission was lost.
+                    # The task runs for long, or the answer to its submission was lost.
                     await self._cancel("canceller", workspace_id)
                 case "stopped" | "failed":
                     fields = {"workspace_id": workspace_id}
@@ -206,7 +206,7 @@ class Load:
             await asyncio.gather(self._follow(workspace_id, task_id), *cancels)
 
     async def _cancel(self, caller: str, workspace_id: str, task_id: str = "") -> None:
-        """Cancels the task, or what runs. Sometimes repeats the call."""
+        """Cancels the task by its id, or whichever task runs. Sometimes repeats the call."""
         await self._pause(_chance.uniform(0, _CANCEL_SECONDS))
         fields: dict[str, Any] = {"workspace_id": workspace_id}
         if task_id and _chance.random() < 0.5:
@@ -219,7 +219,7 @@ class Load:
             await self._callers.call(caller, "CancelTask", **fields)
 
     async def _follow(self, workspace_id: str, task_id: str) -> None:
-        """Reads the task until it has ended, but not for long."""
+        """Reads the task until it has ended, for at most _LONGEST_SECONDS."""
         fields = {"workspace_id": workspace_id}
         until = time.monotonic() + _LONGEST_SECONDS
         while not self._over.is_set() and time.monotonic() < until:
@@ -243,13 +243,13 @@ class Load:
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
-        """Waits, but not longer than the load."""
+        """Waits, but not beyond the end of the load."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._over.wait()
 
     async def _settle(self, workspace_id: str) -> None:
-        """Cancels the task that runs, by force, and waits for its end."""
+        """Cancels the running task, interrupts its iteration, and waits for its end."""
         workspace: dict[str, Any] = {}
         task_id = ""
         with suppress(TimeoutError):
@@ -269,11 +269,11 @@ class Load:
             self.unknown.append(workspace_id)
 
     async def _delete(self) -> None:
-        """Deletes the workspaces, and says what is left of them, even if it is interrupted."""
+        """Deletes the workspaces, and names those that are left, even if it is interrupted."""
         left = dict.fromkeys(self._workspace_ids, "could not be deleted")
         try:
             with suppress(CallError):
-                # The answer to a creation may have been lost.
+                # Finds workspaces whose creation was not answered.
                 async for each in self._client.list_workspaces(page_size=200):
                     if each.name.startswith(self._name) and each.status != "deleting":
                         left[each.id] = "could not be deleted"
@@ -283,7 +283,7 @@ class Load:
                 say(f"Workspace {workspace_id} {state}.", error=True)
 
     async def _delete_one(self, workspace_id: str, left: dict[str, str]) -> None:
-        # Not recorded: the history may have ended because its disk is full.
+        # Not recorded: the load may have ended because the disk of the history is full.
         with suppress(TimeoutError):
             async with asyncio.timeout(_REMOVAL_SECONDS):
                 while workspace_id in left:

@@ -53,7 +53,7 @@ _COLORS = {
     type=whole_number(0),
     default=0,
     metavar="SEQ",
-    help="Begin after this event. Default: 0, the first event there is.",
+    help="Begin after the event at this position. Default: 0, which begins with the first event.",
 )
 @click.option(
     "--wait",
@@ -78,7 +78,7 @@ def _watch(call: Call, workspace: str, task: str | None, after: int, wait: float
             for event in events:
                 last = event
                 if call.as_json:
-                    # The message that the stream of REST sends.
+                    # The same message as in the REST stream.
                     show.json_line({"event": event.to_dict()})
                 else:
                     print_event(event)

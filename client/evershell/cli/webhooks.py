@@ -14,7 +14,7 @@ _ARGUMENT = click.argument("webhook", shell_complete=complete_webhook)
 
 @click.group(cls=Commands, help="Send events of your organization to a program of yours.")
 def webhooks() -> None:
-    """Has no options."""
+    """The group of the commands about webhooks."""
 
 
 @webhooks.command(
@@ -80,7 +80,7 @@ def list_(call: Call) -> None:
 @_ARGUMENT
 @service_options
 def remove(call: Call, webhook: str) -> None:
-    """Prints the webhook as it was."""
+    """Prints the webhook that was deleted."""
     deleted = call.client.webhooks.delete(webhook)
     if call.as_json:
         show.json_value(deleted.to_dict())

@@ -24,7 +24,7 @@ _ARGUMENT = click.argument("workspace", shell_complete=complete_workspace)
 
 @click.group(cls=Commands, help="Show, create, stop, resume and delete a workspace.")
 def workspace() -> None:
-    """Has no options."""
+    """The group of the commands about one workspace."""
 
 
 @workspace.command("show", help="Show one workspace.")

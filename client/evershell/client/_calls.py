@@ -1,7 +1,7 @@
 """The calls of the service, apart from how they are sent.
 
-Each function makes a Call from the arguments of a client's method. The client refuses what no
-message can hold, and an empty id for "any".
+Each function makes a Call from the arguments of a client's method. The client refuses values that
+no message can hold, and empty ids, which the service would take for "any".
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class Call(Generic[T]):
 
     @property
     def can_repeat(self) -> bool:
-        """Whether the call can be repeated after a failure without another effect."""
+        """Whether the call can be repeated after a failure without a second effect."""
         method = service.DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name[self.rpc]
         match method.GetOptions().Extensions[service.edge].repeat:
             case service.EdgeRule.always:
@@ -123,7 +123,7 @@ def cancel_tasks(
 
 
 def _filter(wanted: TaskFilter) -> service.TaskFilter:
-    """Refuses empty fields: the service would take an empty list for none."""
+    """Refuses empty fields: to the service, an empty list is the same as no list."""
     fields = {each.name: getattr(wanted, each.name) for each in dataclasses.fields(wanted)}
     present = {name: value for name, value in fields.items() if value is not None}
     if not present:
@@ -131,7 +131,7 @@ def _filter(wanted: TaskFilter) -> service.TaskFilter:
     present["submitted_before"] = timestamp("submitted_before", wanted.submitted_before)
     message = request(service.TaskFilter, **present)
     for name in present:
-        # Not the value itself: a generator is never empty, but has no items the second time.
+        # Checks the message: an empty generator counts as true.
         if present[name] is not None and not getattr(message, name):
             raise invalid(name, "must not be empty; leave it out for any")
     return message

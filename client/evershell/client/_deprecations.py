@@ -37,7 +37,7 @@ def _warn(name: str, sunset: str = "") -> None:
 
 
 def _depth_of_caller() -> int:
-    """How far from `_warn` the line is that has called the client."""
+    """How many stack frames the line that called the client is above `_warn`."""
     depth, frame = 1, sys._getframe(1)
     while frame.f_back and frame.f_globals["__name__"].startswith(_PACKAGE):
         depth, frame = depth + 1, frame.f_back

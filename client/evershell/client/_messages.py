@@ -1,8 +1,8 @@
 """Converts between the messages of the protos and the frozen results of the client.
 
 A result is a dataclass whose fields have the names of the message's fields, unless `named` gives
-another. The annotation of a field decides how it is converted: a type with None is absent if the
-message's field is empty.
+another. The annotation of a field decides how it is converted. If its type includes None, the field
+is None when the message's field is empty.
 """
 
 import dataclasses
@@ -203,7 +203,7 @@ def _put(message: Message, field: Any, value: Any) -> None:
 
 
 def _put_amount(money: Any, value: Decimal) -> None:
-    """Raises ValueError if the amount has more decimals than the message."""
+    """Raises ValueError if the amount has more decimals than the message can hold."""
     nanos = value.scaleb(9)
     if not value.is_finite() or nanos != int(nanos):
         raise ValueError(f"{value} is not an amount in USD with at most nine decimals")

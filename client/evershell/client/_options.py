@@ -50,9 +50,9 @@ class Options:
         metadata: Mapping[str, str] | None = None,
         on_answer: OnAnswer | None = None,
     ) -> Self:
-        """The options with these changes; None for no change. Raises ConfigurationError.
+        """The options with these changes; None keeps the old value. Raises ConfigurationError.
 
-        A timeout replaces those of single methods, too.
+        A new `timeout` also removes the timeouts of single methods.
         """
         kept = self.timeouts if timeout is None else {}
         own = {rpc: seconds(limit) for rpc, limit in (timeouts or {}).items()}
@@ -128,7 +128,7 @@ def _trace_headers(traceparent: str | None) -> list[tuple[str, str]]:
     """The headers of the given trace context, else of OpenTelemetry's current one, if any."""
     if traceparent:
         return [("traceparent", traceparent)]
-    # A program that makes spans has imported this module.
+    # A program that creates spans has already imported this module.
     if "opentelemetry.trace" not in sys.modules:
         return []
     from opentelemetry import propagate

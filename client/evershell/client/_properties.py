@@ -5,7 +5,7 @@ The generated class of the same name without `Properties` inherits from each of 
 
 from typing import Protocol, TypeVar
 
-# ToolCall, whose module imports this one.
+# Stands for ToolCall, whose module imports this one.
 Call_co = TypeVar("Call_co", covariant=True)
 
 
@@ -15,7 +15,7 @@ class _Ends(Protocol):
 
 
 class TaskStatusProperties:
-    """In addition to the values of TaskStatus."""
+    """What TaskStatus has in addition to its values."""
 
     @property
     def has_ended(self) -> bool:
@@ -29,7 +29,7 @@ class _Task(Protocol):
 
 
 class TaskProperties:
-    """In addition to the fields of Task."""
+    """What a Task has in addition to its fields."""
 
     __slots__ = ()
 
@@ -49,7 +49,7 @@ class _CancelResult(Protocol):
 
 
 class CancelResultProperties:
-    """In addition to the fields of CancelResult."""
+    """What a CancelResult has in addition to its fields."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class _IterationCompleted(Protocol[Call_co]):
 
 
 class IterationCompletedProperties:
-    """In addition to the fields of IterationCompleted."""
+    """What an IterationCompleted has in addition to its fields."""
 
     __slots__ = ()
 

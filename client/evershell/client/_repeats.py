@@ -33,7 +33,7 @@ MAX_BACKOFF_SECONDS = 5.0
 MAX_WAIT_SECONDS = 30.0
 # The pause between two calls of a wait.
 _PAUSE_SECONDS = 0.5
-# Includes DeadlineExceededError, because a connection that is lost without a sign causes it.
+# Includes DeadlineExceededError, because a connection that breaks silently causes it.
 _OUTAGES = (UnavailableError, RateLimitedError, DeadlineExceededError)
 # How long a wait goes on while the service is unavailable.
 _OUTAGE_SECONDS = 300.0
@@ -110,7 +110,7 @@ class Watch:
         self._monotonic = monotonic
         self._deadline = None if timeout is None else monotonic() + timeout
         self._has_connected = False
-        # Since the last message.
+        # The number of failures since the last message.
         self._failures = 0
         self._failing_since = 0.0
         self.is_over = False
@@ -183,7 +183,7 @@ class Limit:
         self._deadline = None if self.timeout is None else monotonic() + self.timeout
 
     def clip(self, wanted: float) -> float:
-        """The wanted time, or what is left if that is less."""
+        """The wanted time, or the time that is left if it is shorter."""
         if self._deadline is None:
             return wanted
         return min(wanted, max(self._deadline - self.monotonic(), 0.0))
@@ -250,7 +250,7 @@ class CancelWait:
         """Raises the error, unless the cancellation is recorded and the wait can go on."""
         if isinstance(error, AgentUnreachableError) and error.intent_recorded and error.task_id:
             self._failing_since = None
-            # Whether this call or an earlier one recorded it is not known.
+            # It is unknown whether this call or an earlier one recorded the cancellation.
             self.result = self.result or CancelResult(
                 self._workspace_id,
                 CancelOutcome.ALREADY_REQUESTED,
@@ -301,7 +301,7 @@ def pause_before_look(task: Task, limit: Limit) -> float | None:
 def pause_while_remaining(result: CancelTasksResult, last_seconds: float) -> float:
     """The time to wait before the next call, which cancels what remains.
 
-    0 unless the call has cancelled nothing: slow transactions then hold the rest, and the time
-    grows with each call.
+    It is 0 if the last call has cancelled tasks. Otherwise slow transactions have locked the
+    remaining tasks, and the time grows with each call, up to 1 s.
     """
     return 0.0 if result.accepted else min(last_seconds + 0.1, 1.0)

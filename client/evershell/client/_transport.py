@@ -1,8 +1,8 @@
-"""How gRPC sends a call and reads a stream, in both forms of the client.
+"""Sends calls and reads streams with gRPC, for the asynchronous and the synchronous client.
 
-These pairs, and the credential in `_options.py`, are all that is written twice. The rest of the
-synchronous client is generated from the asynchronous one, with the names of the first of each pair
-replaced by those of the second.
+Only these pairs, and the credential in `_options.py`, are written once for each client. The rest of
+the synchronous client is generated from the asynchronous one, which replaces the first name of each
+pair by the second.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ Headers = list[tuple[str, str]]
 
 
 async def async_token_of(credential: AsyncCredential) -> Any:
-    """The token, which a callable may return, also as an awaitable. It is not checked."""
+    """The token. A callable may return it, or an awaitable of it. It is not checked."""
     token = credential() if callable(credential) else credential
     return await token if inspect.isawaitable(token) else token
 

@@ -33,7 +33,7 @@ class Answer:
     rpc: str
     """The method of the API, for example `CancelTask`."""
     request_id: str
-    """Identifies the attempt in the log of the service; empty if it did not get there."""
+    """Identifies the attempt in the log of the service; empty if it did not reach the service."""
     metadata: Mapping[str, str | bytes] = field(default_factory=dict, hash=False)
     """The initial and the trailing metadata. Names that end with `-bin` have bytes."""
     seconds: float = 0.0
@@ -46,7 +46,7 @@ OnAnswer = Callable[[Answer], None]
 
 
 def from_rpc_error(error: grpc.RpcError) -> CallError:
-    """The error that the details of the status describe, else one from the gRPC code."""
+    """The error that the details of the status describe, or else the error of the gRPC code."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     # `from_call` raises if a proxy has replaced the code or the text of the service's status.
     try:
@@ -110,7 +110,7 @@ def _typed(name: str, value: str) -> Any:
 
 
 def _class_of(code: grpc.StatusCode) -> type[CallError]:
-    """The class of the error with the name of the gRPC code, else of the gRPC code's fallback."""
+    """The class of the error that is named like the gRPC code, or of the code's fallback error."""
     name = code.name.lower()
     if name not in BY_CODE:
         name = next(

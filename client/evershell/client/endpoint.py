@@ -116,6 +116,6 @@ def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_time_ms", 30_000),
         # Only the client repeats calls, by its own rules.
         ("grpc.service_config_disable_resolution", 1),
-        # No proxy of the environment reaches this machine.
+        # A proxy from the environment could not connect to this machine.
         ("grpc.enable_http_proxy", 0 if endpoint.is_loopback else 1),
     ]

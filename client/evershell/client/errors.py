@@ -23,7 +23,7 @@ class EvershellError(Exception):
 
 
 class ConfigurationError(EvershellError, ValueError):
-    """The client cannot be used like this: no address, no credential, or one that is not valid."""
+    """An option is missing or not valid, for example the address or the credential."""
 
 
 class ClientClosedError(EvershellError):
@@ -35,8 +35,8 @@ class TaskNotEndedError(EvershellError):
 
     Attributes:
         task: The task as it was last seen; None if the service could not show it.
-        result: The answer to the cancellation, if the caller waited for one. It is recorded, so the
-            task will end `cancelled`.
+        result: The answer to the cancellation, if the caller waited for a cancelled task; otherwise
+            None. The cancellation is recorded, so the task will end `cancelled`.
     """
 
     def __init__(self, message: str, task: Task | None, result: CancelResult | None = None) -> None:
@@ -55,7 +55,7 @@ class CallError(EvershellError):
     Attributes:
         code: The member of the closed set of codes, for example `workspace_not_found`.
         message: Human-readable. Names the resource, its state and what to do next.
-        request_id: Identifies the call in the log of the service; empty if it did not get there.
+        request_id: Identifies the call in the log of the service; empty if it did not reach it.
         details: The facts of the failure, by name. The properties below give the common ones.
         is_from_service: False if the service did not describe the failure, for example because
             the connection broke. The code then follows from the gRPC code, and the call may or may
@@ -81,7 +81,7 @@ class CallError(EvershellError):
         return f"{self.code}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For a copy in another process.
+        # Allows pickle to copy the error to another process.
         return type(self), (self.message, self.request_id, self.details, self.is_from_service)
 
     @property
@@ -91,7 +91,7 @@ class CallError(EvershellError):
 
     @property
     def retry_after(self) -> float | None:
-        """The seconds after which the service asks to repeat the call; None if it does not."""
+        """After how many seconds the service asks to repeat the call; None if it does not ask."""
         seconds = self.details.get("retry_after_seconds")
         return None if seconds is None else float(seconds)
 
@@ -113,7 +113,7 @@ class CallError(EvershellError):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The scopes of which one would have permitted the call."""
+        """The scopes, any one of which would have permitted the call."""
         return tuple(self.details.get("required", ()))
 
     @property
@@ -139,8 +139,8 @@ class CallError(EvershellError):
 class ValidationError(CallError):
     """A field of the request is not valid; `fields` names it.
 
-    The client itself raises it, and makes no call, for an empty id of a task and for a field that
-    no request can hold.
+    The client itself raises it, without a call, if a task id is empty or a request cannot hold a
+    value.
     """
 
     code = "validation_error"
@@ -262,7 +262,7 @@ class AgentUnreachableError(CallError):
 class UnavailableError(CallError):
     """The service cannot be reached, or cannot answer now.
 
-    Without `retry_after`, a repeat could have another effect: look first whether the call had its
+    Without `retry_after`, a repeat could have a second effect: first check whether the call had its
     effect.
     """
 
@@ -288,7 +288,7 @@ class InternalError(CallError):
 
 
 class NotFoundError(CallError):
-    """The address is not that of the service."""
+    """The address is not the address of an evershell service."""
 
     code = "not_found"
 

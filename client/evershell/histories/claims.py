@@ -8,13 +8,13 @@ from typing import Any
 from evershell.histories.lines import Call, History
 from evershell.histories.model import CANCELLED, TERMINAL, Effect, Fact, Operation
 
-# An organization and a workspace. The empty one stands for calls that need no workspace.
+# An organization and a workspace. The workspace is empty for calls that need none.
 Place = tuple[str, str]
 
-# How long after an answer that does not say whether the call had its effect it may still have it. A
-# call without an answer may have it at any later time.
+# How long a call may still take effect after an error that leaves its effect open. A call without
+# an answer may take effect at any later time.
 LATE_SECONDS = 60.0
-# The errors that say that a call had no effect. After any other one it may have had its effect.
+# The errors that say that a call had no effect. Any other error leaves its effect open.
 _REFUSALS = frozenset(
     {
         "validation_error",
@@ -43,7 +43,7 @@ _REFUSALS = frozenset(
     }
 )
 _GONE = "workspace_not_found"
-# What a refusal says about its workspace, whatever the call was.
+# What a refusal of any call says about the workspace.
 _FACTS_OF_REFUSALS = {
     "org_on_hold": "held",
     "workspace_deleting": "deleted",
@@ -58,7 +58,7 @@ class Claims:
     operations: dict[Place, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     # The tasks that the service itself may cancel.
     limited: set[str] = field(default_factory=set)
-    # The submission of each task that is a child, and its parent.
+    # The submission of each child task, and the id of its parent.
     children: list[tuple[Operation, str]] = field(default_factory=list)
 
 
@@ -71,7 +71,7 @@ class _Splitter:
     def __init__(self, history: History) -> None:
         self.claims = Claims()
         self._exists: set[Place] = set()
-        # The tasks of each organization by their parent, and the workspace of each.
+        # The children of each task, and the workspace of each task.
         self._children: dict[str, set[str]] = defaultdict(set)
         self._workspaces: dict[str, Place] = {}
         for call in history.calls:
@@ -85,7 +85,7 @@ class _Splitter:
         for operations in self.claims.operations.values():
             operations.sort(key=lambda each: each.began)
 
-    # What has to be known before calls can be split.
+    # What must be known before calls can be split.
 
     def _look(self, call: Call) -> None:
         """Notes the workspaces and the tasks that the call has shown."""
@@ -196,7 +196,7 @@ class _Splitter:
             self._sweep(call, task)
 
     def _sweep(self, call: Call, task: str, *, is_optional: bool = False) -> None:
-        """The call cancels the descendants of the task that have not ended."""
+        """Adds the cancellation of the descendants that have not ended."""
         effect = Effect.ASK if is_optional else Effect.SWEEP
         for each in self._descendants(task):
             self._effect(call, self._workspaces[each], effect, each, is_optional=is_optional)
@@ -216,7 +216,7 @@ class _Splitter:
                     self._facts(call, place, Fact("all asked"))
 
     def _listed(self, call: Call, here: Place, answer: Mapping[str, Any]) -> None:
-        """All tasks of a page are as they were at one moment."""
+        """All tasks of a page have the state of one moment."""
         tasks = answer.get("tasks", ())
         facts = [fact for task in tasks for fact in _facts_of_task(task)]
         is_active = bool(call.arguments.get("active"))
@@ -232,7 +232,7 @@ class _Splitter:
             return
         task = str(call.arguments.get("task_id", ""))
         if call.error == _GONE and call.name == "DeleteWorkspace":
-            # A repeat succeeds.
+            # To delete a deleted workspace succeeds, so this answer is always wrong.
             self._facts(call, here, Fact("never"))
         elif call.error == "workspace_busy":
             self._facts(call, here, Fact("active", str(call.details.get("task_id", ""))))
@@ -256,7 +256,7 @@ class _Splitter:
         return is_recorded
 
     def _lost(self, call: Call, here: Place) -> None:
-        """The call may have had its effect."""
+        """Adds the effect that the call may have had."""
         match call.name:
             case "SubmitTask":
                 self._effect(call, here, Effect.SUBMIT_UNKNOWN, is_optional=True)
@@ -279,13 +279,13 @@ class _Splitter:
                 self._everywhere(call, Effect.RELEASE, is_optional=True)
 
     def _seen(self, place: Place, event: Mapping[str, Any], at: float, source: object) -> None:
-        """An event was seen, so what it says is true from then on."""
+        """Adds what the event says, which is true from then on."""
         if task := event.get("task_id"):
             fact = Fact("submitted", task)
             if event["type"] == "task_completed":
                 fact = Fact("ended", task, event["task_completed"]["status"])
             elif event["type"] == "task_cancel_requested":
-                # It has no other end.
+                # The task may have ended since, but only as cancelled.
                 fact = Fact("asked or ended", task, CANCELLED)
             self.claims.operations[place].append(Operation(source, at, at, facts=(fact,)))
 
@@ -329,7 +329,7 @@ def _of(call: Call, name: str) -> list[Mapping[str, Any]]:
 
 
 def _task_of(call: Call) -> list[Mapping[str, Any]]:
-    """The task that the answer of CancelTask has."""
+    """The task in the answer of CancelTask."""
     return [each["task"] for each in _of(call, "CancelTask") if each.get("task")]
 
 

@@ -17,7 +17,7 @@ _NO_ORDER = "no order of the calls explains these answers"
 class Contradiction:
     """Answers that cannot all be right."""
 
-    # Empty if it is not about one workspace.
+    # Empty if the answers are not about one workspace.
     workspace_id: str
     rule: str
     # What callers saw, in the order of time.
@@ -29,7 +29,7 @@ class Contradiction:
 
 
 def judge(history: History) -> list[Contradiction]:
-    """Everything in the history that cannot be right: at most one order for each workspace."""
+    """Finds what cannot be right. Reports _NO_ORDER at most once for each workspace."""
     split = claims(history)
     found = [
         Contradiction("", rule, [str(each) for each in seen])
@@ -48,7 +48,7 @@ def judge(history: History) -> list[Contradiction]:
 
 def _contradiction(place: Place, rule: str, seen: Sequence[Operation]) -> Contradiction:
     in_order = sorted(seen, key=lambda each: each.began)
-    # A call may have several parts.
+    # Several operations may belong to one call, which is shown once.
     return Contradiction(place[1], rule, list(dict.fromkeys(str(each.source) for each in in_order)))
 
 
@@ -63,14 +63,14 @@ def _two_ends(operations: Sequence[Operation]) -> Iterator[tuple[str, list[Opera
 
 
 def _with_submission(few: Sequence[Operation], operations: Sequence[Operation]) -> list[Operation]:
-    """An answer that is wrong by itself is shown with the submission of its task."""
+    """Adds the submission of its task to an answer that is wrong by itself."""
     tasks = {task for each in few for task in each.tasks()} if len(few) == 1 else ()
     submissions = [each for each in operations if each.effect is Effect.SUBMIT]
     return [*(each for each in submissions if each.task in tasks), *few]
 
 
 def _late_children(split: Claims) -> Iterator[Contradiction]:
-    """No child is submitted after its parent was cancelled, or had ended."""
+    """Yields children that were submitted after their parent was cancelled or had ended."""
     over: dict[str, Operation] = {}
     for operations in split.operations.values():
         for each in operations:
@@ -85,7 +85,7 @@ def _late_children(split: Claims) -> Iterator[Contradiction]:
 
 
 def _over(operation: Operation) -> Iterator[str]:
-    """The tasks of which the operation says that they were asked to end, or had ended."""
+    """The tasks that were cancelled or had ended, according to the operation."""
     if operation.effect in (Effect.ACCEPT, Effect.ASK, Effect.SWEEP) and not operation.is_optional:
         yield operation.task
     for fact in operation.facts:
@@ -101,7 +101,7 @@ def verdict(*paths: Path) -> tuple[str, list[str]]:
 
 
 def _size(history: History) -> str:
-    """What a history has, in words."""
+    """The size of the history, in words."""
     cancelled = sum(_is_accepted(each) for each in history.calls)
     open_calls = sum(each.answer is None and not each.error for each in history.calls)
     seen = sum(len(each.messages) for each in history.calls)

@@ -13,19 +13,19 @@ class Call:
     """A call as its caller saw it."""
 
     caller: str
-    # Each organization has workspaces of its own.
+    # Each organization has its own workspaces.
     org: str
     name: str
     arguments: Mapping[str, Any]
     began: float
-    # Infinite if the file ends first.
+    # Infinite if the file has no answer.
     ended: float = math.inf
-    # None without a success.
+    # None unless the call succeeded.
     answer: Mapping[str, Any] | None = None
     error: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
     request_id: str = ""
-    # Of a stream, with the time of each.
+    # The messages of a stream, each with its time.
     messages: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
 
     @property
@@ -47,7 +47,7 @@ class Call:
         return ", ".join(shown) or "success"
 
 
-# The parts of an answer that a message shows.
+# The fields of an answer that a printed call shows.
 _SHOWN = ("outcome", "task_id", "id", "status", "current_task_id", "cancel_requested_at", "on_hold")
 
 
@@ -100,6 +100,6 @@ def read(paths: Iterable[Path]) -> History:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open() as file:
         for text in file:
-            # Only the last line can be incomplete: its process was killed.
+            # The last line is incomplete if its process was killed.
             if text.endswith("\n"):
                 yield json.loads(text)

@@ -16,12 +16,12 @@ UNKNOWN = "?"
 
 
 class Phase(Enum):
-    """How far the task is that was submitted last."""
+    """The phase of the task that was submitted last."""
 
-    # Also before the first task.
+    # Also the phase before the first task.
     ENDED = 0
     RUNNING = 1
-    # It runs, and its cancellation is recorded.
+    # The task runs, and its cancellation is recorded.
     ASKED = 2
 
 
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
     task: str = ""
     phase: Phase = Phase.ENDED
-    # The tasks that have ended, as far as a later call names them.
+    # The ended tasks that an open or later operation names.
     ended: frozenset[str] = frozenset()
     held: bool = False
     deleted: bool = False
@@ -41,11 +41,11 @@ class Effect(Enum):
 
     SUBMIT = "submit"
     SUBMIT_UNKNOWN = "submit unknown"
-    # Records a cancellation that nobody has recorded before.
+    # Records the first cancellation of the task.
     ACCEPT = "accept"
-    # Records it, or finds it recorded.
+    # Records a cancellation, or finds one recorded.
     ASK = "ask"
-    # The same, unless the task has ended. There has to be such a task.
+    # Like ASK, but does nothing if the task has ended. The task must exist.
     SWEEP = "sweep"
     # Records the cancellation of the task that runs, if one does.
     STOP = "stop"
@@ -57,7 +57,7 @@ class Effect(Enum):
 class Fact(NamedTuple):
     """What an answer says about a workspace at one moment."""
 
-    # A name in FACTS.
+    # A key of FACTS.
     name: str
     task: str = ""
     # How the task ended, if the answer says that.
@@ -89,20 +89,20 @@ FACTS: Mapping[str, Callable[[State, str], bool]] = {
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """The part of a call that one workspace sees: an effect, or facts."""
+    """What a call does to one workspace, or says about it: an effect, or facts."""
 
-    # A call, or what a webhook got.
+    # The call, or the event that a watcher or a webhook got.
     source: object
     began: float
     ended: float
     effect: Effect | None = None
     task: str = ""
     facts: tuple[Fact, ...] = ()
-    # It may have had its effect, or none.
+    # Whether the call may have had no effect.
     is_optional: bool = False
 
     def tasks(self, *, known: bool = False) -> Iterator[str]:
-        """The tasks that it names, or only those of them that the service knows."""
+        """The tasks that it names. With `known`, leaves out tasks that the answer calls missing."""
         if self.task:
             yield self.task
         for fact in self.facts:
@@ -110,7 +110,7 @@ class Operation:
                 yield fact.task
 
     def holds(self, state: State) -> bool:
-        """Whether its facts are true."""
+        """Whether its facts are true in this state."""
         return all(FACTS[name](state, task) for name, task, _ in self.facts)
 
 
@@ -118,18 +118,18 @@ class Operation:
 class Tasks:
     """What is known about the tasks of a workspace, from all its operations."""
 
-    # How they ended, if an answer says that.
+    # How each task ended, if an answer says that.
     status: dict[str, str] = field(default_factory=dict)
-    # Those which the service itself may cancel.
+    # The tasks that the service itself may cancel.
     limited: frozenset[str] = frozenset()
-    # Those that no answer says are submitted, with the end of the first call that names them.
+    # The tasks without an answered submission, with the end of the first operation that names each.
     orphans: dict[str, float] = field(default_factory=dict)
-    # How many operations still name each.
+    # How many open or later operations name each task.
     uses: dict[str, int] = field(default_factory=dict)
 
 
 def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
-    """The states after its effect; none if it cannot have that effect now."""
+    """The states after the operation's effect; none if it cannot have that effect now."""
     task, phase = operation.task, state.phase
     match operation.effect:
         case Effect.SUBMIT if _is_free(state) and task not in state.ended and task != state.task:
@@ -157,7 +157,7 @@ def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
 
 
 def by_itself(state: State, tasks: Tasks) -> Iterator[State]:
-    """The states after something that no caller did: the end of the task, or a limit of it."""
+    """The states after a change that needs no call: the task ends, or reaches a limit."""
     if state.phase is Phase.ENDED:
         return
     status = tasks.status.get(state.task, "")

@@ -14,8 +14,8 @@ class Recorder:
     """Writes the calls of one process. Threads may share it."""
 
     def __init__(self, path: Path, since: float = 0.0) -> None:
-        """The times count from `since`, a time of the monotonic clock."""
-        # Without a line in Python's buffer, nothing is lost with the process.
+        """Counts times from `since`, which is a time of the monotonic clock."""
+        # Python buffers no line, so none is lost if the process is killed.
         self._file = path.open("a", buffering=1)
         self._serial = itertools.count(1)
         self._writing = threading.Lock()
@@ -35,7 +35,7 @@ class Recorder:
     def fail(
         self, call_id: str, error: str, details: Mapping[str, Any], request_id: str = ""
     ) -> None:
-        """Notes an error. What is not a slug means that there was no answer."""
+        """Notes an error. If it is not a slug, the service gave no answer."""
         failed = {"request_id": request_id, "error": error, "details": details}
         self._write({"id": call_id} | failed)
 

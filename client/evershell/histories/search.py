@@ -1,11 +1,11 @@
 """Looks for an order of the operations of a workspace in which every answer is right.
 
-This is the search of Wing and Gong, in the order of time, with Lowe's memory: it goes through the
-beginnings and ends of operations, and keeps every pair of a state and a set of open operations that
-have had their effect. A pair that two orders reach is followed once. An operation that ends has to
-have had its effect before, so pairs in which it can have none are dropped. Without any pair left,
-there is no order. Where no operation is open, only states remain, so the costs depend on how many
-operations overlap.
+This is the search of Wing and Gong, with the memory of Lowe. It goes through the beginnings and
+ends of operations in the order of time. It keeps pairs: a state, and the set of open operations
+that have had their effect. A pair that two orders reach is followed once. When an operation ends,
+the pairs in which it cannot have had its effect are dropped. If no pair is left, there is no order.
+The costs depend on how many operations overlap: while none is open, the pairs differ only in their
+states.
 """
 
 import math
@@ -38,10 +38,10 @@ class _Search:
         self._tasks = _tasks(operations, limited)
         unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
         since = min((each.began for each in unknown), default=math.inf)
-        # No submission of the history can have created them.
+        # Tasks from before the history, which none of its submissions can have created.
         older = frozenset(task for task, named in self._tasks.orphans.items() if named < since)
         self._pairs: set[_Pair] = {(State(ended=older), 0)}
-        # The open operations by their bit.
+        # The open operations, by bit.
         self._facts: dict[int, Operation] = {}
         self._effects: dict[int, Operation] = {}
         self._free_bits: list[int] = []
@@ -95,7 +95,7 @@ class _Search:
         }
 
     def _happened(self, bit: int) -> set[_Pair]:
-        """The pairs in which the operation has happened, each as early as possible."""
+        """Follows each pair until the operation has happened. Returns the pairs at this point."""
         found = {pair for pair in self._pairs if pair[1] & bit}
         left = [pair for pair in self._pairs if not pair[1] & bit]
         if not left:
@@ -116,7 +116,7 @@ class _Search:
         for new in by_itself(state, self._tasks):
             yield new, self._noted(new, done)
         for group in groups:
-            # Of several that do the same, the one that is the first to be over.
+            # Of several operations that do the same, tries only the one that ends first.
             bit = next((each for each in group if not done & each), 0)
             if not bit:
                 continue
@@ -126,14 +126,14 @@ class _Search:
                     yield new, self._noted(new, done | bit)
 
     def _noted(self, state: State, done: int) -> int:
-        """Adds the open facts that are true now. To see them later could only be worse."""
+        """Marks the open facts that are true now as seen: to wait longer has no advantage."""
         for bit, operation in self._facts.items():
             if not done & bit and operation.holds(state):
                 done |= bit
         return done
 
     def _alike(self) -> Iterator[list[int]]:
-        """The open effects, with the optional ones that do the same in one group."""
+        """Groups the open effects: optional effects that do the same share a group."""
         groups: dict[object, list[int]] = {}
         for bit, operation in self._effects.items():
             is_alike = operation.is_optional and not (
@@ -145,10 +145,10 @@ class _Search:
             yield sorted(group, key=lambda bit: self._effects[bit].ended)
 
     def _best(self, pairs: set[_Pair]) -> set[_Pair]:
-        """Drops pairs from which others can do all that they can.
+        """Drops each pair for which a better one with the same state exists.
 
-        Of the same state, the pair is better in which more operations have happened that have to,
-        and fewer that do not have to.
+        In a better pair, at least the same required operations have happened, and no additional
+        optional ones.
         """
         optional = sum(bit for bit, each in self._effects.items() if each.is_optional)
         by_state: dict[State, list[int]] = {}
@@ -188,9 +188,9 @@ def _tasks(operations: Iterable[Operation], limited: frozenset[str]) -> Tasks:
 
 
 def shortest(operations: Sequence[Operation], limited: frozenset[str]) -> list[Operation]:
-    """The fewest answers among these, which no order explains, that no order explains either.
+    """Reduces answers that no order explains to a smallest part that no order explains.
 
-    The calls of the other answers still count: they may have had the effect that they say.
+    The calls of the other answers still count: they may have had their effects.
     """
     last = unexplained(operations, limited)
     assert last is not None, "there is an order"
@@ -212,7 +212,7 @@ def shortest(operations: Sequence[Operation], limited: frozenset[str]) -> list[O
 
 
 def _without(known: Sequence[Operation], kept: Sequence[Operation]) -> list[Operation]:
-    """The operations, with only the answers that are kept."""
+    """The operations without the answers that are not in `kept`."""
     wanted = {id(each) for each in kept}
     return [
         each

@@ -8,14 +8,14 @@ from typing import Any
 from evershell.histories.claims import Seen
 from evershell.histories.lines import Call, Delivery, History
 
-# A list of what contradicts a rule, after the rule.
+# A rule, and what contradicts it.
 Contradiction = tuple[str, list[object]]
 _Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An entry of a log, as it was seen first."""
+    """An entry of a log, as it was first seen."""
 
     source: object
     event: Mapping[str, Any]
@@ -40,7 +40,7 @@ def contradictions(history: History) -> Iterator[Contradiction]:
 
 
 def _watched(call: Call, log: dict[int, _Entry]) -> Iterator[Contradiction]:
-    """A stream begins after `after`, and has every entry once and in order."""
+    """A stream must begin after `after`, and have every entry once and in order."""
     last, before = int(call.arguments.get("after", 0)), None
     for at, message in call.messages:
         if "event" not in message:

@@ -55,7 +55,7 @@ class AsyncPages(Generic[T]):
                 yield item
 
     async def pages(self) -> AsyncIterator[Page[T]]:
-        """Yields the pages, for example to keep `next_page_token` and to go on later."""
+        """Yields the pages, for example to store `next_page_token` and continue later."""
         token: str | None = self._page_token
         while token is not None:
             page = await self._fetch(token)
@@ -110,17 +110,17 @@ class AsyncCaller:
         metadata: Mapping[str, str] | None = None,
         on_answer: OnAnswer | None = None,
     ) -> Self:
-        """A client with other options. It shares the connection, and ends with it.
+        """A client with other options. It shares the connection of this client, and closes with it.
 
         Args:
             credential: The credential of its calls.
             timeout: The limit of each call with its retries, in seconds or as a timedelta. It
-                replaces `timeouts` of the client, too.
+                also replaces the `timeouts` of this client.
             timeouts: The same for single methods, by name: `{"CancelTask": 2}`.
             max_retries: How often a call that may be repeated is repeated; 0 for never.
             traceparent: The W3C trace context of its calls. Without it, a call belongs to the
                 current span of OpenTelemetry, if the program uses that.
-            metadata: Headers that are added to its calls and to those of the client, for example
+            metadata: Headers for its calls, in addition to the headers of this client, for example
                 for a proxy. The service ignores names that it does not know.
             on_answer: Called with the Answer to each attempt of a call, even a failed one, except
                 of `watch`: its request id and its metadata. It must not block or raise.
@@ -176,7 +176,7 @@ class AsyncCaller:
         /,
         **fields: Any,
     ) -> AsyncPages[T]:
-        """The pages of a list: from the one that the token names, or from the first one."""
+        """The pages of a list, from the page that the token names, by default from the first."""
         return AsyncPages(
             lambda token: self._call(
                 make_call(rpc, decode, page_size=page_size or 0, page_token=token, **fields)
@@ -185,7 +185,7 @@ class AsyncCaller:
         )
 
     async def _attempt(self, call: Call[T], attempts: Attempts) -> T:
-        # The time that the credential takes is a part of the timeout.
+        # The timeout includes the time to get the credential.
         began, headers = self._monotonic(), await self._headers(call.headers)
         timeout = attempts.remaining_seconds()
         try:

@@ -196,7 +196,7 @@ class AsyncPlainCalls(AsyncCaller):
             root_task_id: Only this task and its descendants, if it is the root of its tree.
             active: Only tasks that have not ended.
             page_size: The number of items in one answer, 1 to 200. None for the default, 50.
-            page_token: The `next_page_token` of the page after which the list begins.
+            page_token: The `next_page_token` of the previous page. None begins with the first page.
 
         Returns:
             The items, which are fetched page by page during the iteration.
@@ -299,7 +299,7 @@ class AsyncPlainCalls(AsyncCaller):
 
         Args:
             page_size: The number of items in one answer, 1 to 200. None for the default, 50.
-            page_token: The `next_page_token` of the page after which the list begins.
+            page_token: The `next_page_token` of the previous page. None begins with the first page.
 
         Returns:
             The items, which are fetched page by page during the iteration.
@@ -422,7 +422,7 @@ class AsyncPlainCalls(AsyncCaller):
             end_time: Only calls before this time, to the millisecond. A time without a zone is
                 local time.
             page_size: The number of items in one answer, 1 to 200. None for the default, 50.
-            page_token: The `next_page_token` of the page after which the list begins.
+            page_token: The `next_page_token` of the previous page. None begins with the first page.
 
         Returns:
             The items, which are fetched page by page during the iteration.

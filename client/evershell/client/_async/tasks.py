@@ -151,12 +151,12 @@ class AsyncTaskCalls(AsyncPlainCalls):
 
         Args:
             workspace_id: The workspace.
-            after: Begins after this `seq`; 0 for the first event there is.
+            after: Begins after this `seq`; 0 begins with the first event.
             task_id: Yields only the events of this task, and returns after its end.
             timeout: The limit of the whole watch, in seconds or as a timedelta. None for no limit.
-            reconnect_for: How long to try to connect again without success, in seconds or as a
-                timedelta. The first connection has the client's timeout. One on which the service
-                says nothing is given up after 45 to 60 s.
+            reconnect_for: How long to keep trying to reconnect, in seconds or as a timedelta. The
+                first connection has the client's timeout. A connection on which nothing arrives is
+                given up after 45 to 60 s.
 
         Returns:
             A generator. Closing it, for example with `contextlib.closing`, ends the stream.
@@ -164,7 +164,7 @@ class AsyncTaskCalls(AsyncPlainCalls):
         Raises:
             WorkspaceNotFoundError: There is no such workspace.
             DeadlineExceededError: The timeout has passed.
-            UnavailableError: The service could not be reached for that long.
+            UnavailableError: The service could not be reached for `reconnect_for`.
             CallError: Any other failure.
         """
         return self._events(self._watch(workspace_id, after, task_id, timeout, reconnect_for))

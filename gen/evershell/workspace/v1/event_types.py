@@ -6,8 +6,8 @@ from enum import StrEnum
 class EventType(StrEnum):
     """The values of EventType.Type in the protos."""
 
-    # What a worker reads while it is replaced, if a worker of a later version has recorded an event
-    # of a new type.
+    # Read during an upgrade, by a worker of the old version, if a worker of the new version has
+    # recorded an event of a new type.
     UNSPECIFIED = "type_unspecified"
     WORKSPACE_PROVISIONED = "workspace_provisioned"
     WORKSPACE_STOPPED = "workspace_stopped"
