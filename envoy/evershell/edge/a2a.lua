@@ -23,7 +23,7 @@ local CODES = {
 }
 
 local function answer(handle, status, body)
-  -- Fetched again, because Envoy refuses headers from before the body was read.
+  -- Gets the headers again: reading the body makes the earlier object invalid.
   local headers = handle:headers()
   headers:replace(":status", status)
   headers:replace("content-type", "application/a2a+json")

@@ -1,7 +1,7 @@
 -- Puts the HTTP status and the error envelope of an answer into place. Runs after the transcoder.
 --
--- A success has its grpc-status in the trailers, which this filter does not read. It costs a few
--- look-ups. There is no function for requests: Envoy then does not run Lua for them.
+-- A success costs a few look-ups: its grpc-status is in the trailers, which this filter does not
+-- read. There is no function for requests, so Envoy runs no Lua for them.
 -- An error arrives without a body: the server has put the envelope and its HTTP status into two
 -- headers. The header_mutation filter, which sees answers after this one, removes these headers.
 
