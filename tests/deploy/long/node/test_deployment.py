@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from evershell.cli.main import main
 from tests.deploy.long.node.deployment import (
     UPGRADED_MEMORY,
     Deployment,
@@ -17,6 +19,7 @@ from tests.deploy.long.node.pods import GATE, open_gate, pod, running_pod
 from tests.deploy.long.node.stacks import LIMIT_SECONDS, NodeWorkspace
 from tests.stack.long.canceller import LONG, SHORT, Canceller
 from tests.stack.long.load import Caller, GrpcCaller, Load, RestCaller
+from tests.support import programs
 from tests.support.waiting import eventually
 
 log = logging.getLogger(__name__)
@@ -101,6 +104,18 @@ def test_an_upgrade_loses_no_call_and_can_be_rolled_back(deployment: Deployment)
     assert requested_memory() == "128Mi"
     # A roll-back does not run the job that migrates the schema.
     assert kubectl("get", "jobs", "-o", "name") == ""
+
+
+def test_the_deployment_is_verified(deployment: Deployment) -> None:
+    variables = {
+        **dict.fromkeys(programs.OVERRIDES),
+        **programs.NO_PROFILES,
+        "EVERSHELL_URL": f"http://{deployment.ready['grpc_addr']}",
+        "EVERSHELL_API_KEY": deployment.tokens["full_access"],
+    }
+    command = ["verify", "--for", "5s", "--workspaces", "2", "--beside-others"]
+    done = CliRunner().invoke(main, command, env=variables)
+    assert done.exit_code == 0, done.output
 
 
 def requested_memory() -> str:
