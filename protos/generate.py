@@ -94,7 +94,7 @@ def write_googleapis() -> None:
 
 
 def typescript_exports() -> str:
-    """The lines that export the messages of each file of the API."""
+    """The lines that export the messages of the files of the API, except NOT_EXPORTED."""
     names = [Path(each).stem for each in proto_files() if each.startswith("evershell/workspace/")]
     return "".join(
         f'export * from "./gen/evershell/workspace/v1/{name}_pb.js";\n'

@@ -47,8 +47,8 @@ STREAM_IDLE_TIMEOUT = "300s"
 
 # The listener joins a request's content type and content length into this header (see envoy.yaml).
 CONTENT_HEADER = "x-evershell-content"
-# Content types that are accepted as JSON: none; JSON; the default of curl; the default of browsers,
-# if the body is empty.
+# A body is read as JSON if the request has no content type, a type of JSON, or the default type of
+# curl. The default type of browsers is accepted only with an empty body.
 ACCEPTED_CONTENT = (
     r"(?i)-?\|.*"
     r"|application/([^;]+\+)?json( *;.*)?\|.*"

@@ -13,7 +13,7 @@ _AMOUNT = re.compile(r"\d{1,18}(\.\d{1,9})?")
 
 
 class _Duration(click.ParamType[float]):
-    """A duration in seconds: `500ms`, `10s`, `1m`, `1h`, `30d`, or a number of seconds."""
+    """Converts a duration to seconds: `500ms`, `10s`, `1m`, `1h`, `30d`, or a number of seconds."""
 
     name = "duration"
 

@@ -54,7 +54,10 @@ _LIMITS = {
 
 
 class QueueingDelay:
-    """Decides by the measured wait. As in CoDel (RFC 8289), only a standing delay counts."""
+    """Decides by the measured wait which calls to refuse.
+
+    As in CoDel (RFC 8289), no call is refused until the wait has been long for a while.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

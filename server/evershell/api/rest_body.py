@@ -82,7 +82,7 @@ class _Object(dict[str, Any]):
 
 
 def _bounded_objects() -> Callable[[list[tuple[str, Any]]], _Object]:
-    """Makes the objects of a body. Raises ValueError if it has too many."""
+    """An `object_pairs_hook` for one body, which raises ValueError if it has too many objects."""
     numbers = count(1)
 
     def make(pairs: list[tuple[str, Any]]) -> _Object:

@@ -206,10 +206,10 @@ class Suite:
             self._agent = None
 
     async def _do(self, run: Run) -> tuple[AgentProcess, dict[int, psutil.Process]]:
-        """Runs a task to its end. Returns the agent, and its processes before the task.
+        """Runs a task to its end.
 
-        If the task does not end in time, raises FailedError if the agent should have ended it, else
-        NotReachedError.
+        Returns the agent, and the processes that it had started before the task. Raises FailedError
+        if the task had to end in time and has not, and NotReachedError if another task has not.
         """
         agent = await self._running()
         before = agent.started()

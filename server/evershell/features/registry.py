@@ -40,7 +40,7 @@ def in_delivery() -> "Sequence[Callable[[ProgramParts], Run]]":
 
 
 def in_leader() -> "Sequence[Callable[[LeaderParts], Run]]":
-    """The measurements of a controller while it leads: `in_leader` in each `metrics.py`."""
+    """The functions that measure while a controller leads: `in_leader` in a room's `metrics.py`."""
     return [module.in_leader for module in _modules("metrics")]
 
 

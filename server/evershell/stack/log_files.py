@@ -64,7 +64,7 @@ class LogFile:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the log when the program and all processes that have its descriptor have ended."""
+        """Closes the descriptor of this process. The log ends when no other process has it open."""
         os.close(self.descriptor)
 
     def wait(self, seconds: float) -> None:

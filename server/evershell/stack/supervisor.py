@@ -158,7 +158,7 @@ class Supervisor:
                 program.process.kill()
 
     async def restart(self, name: str) -> None:
-        """Stops the program as `stop` does, and starts it again. Raises OSError."""
+        """Stops the program and starts it again. Raises OSError."""
         program = self._find(name)
         await self._stop(program)
         await self._run(program)

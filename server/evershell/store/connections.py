@@ -23,7 +23,8 @@ from evershell.core.errors import OperatorError
 from evershell.store import session_settings
 from evershell.store.statements import statements
 
-# How long to wait for the other servers once one that accepts writes has answered.
+# If the URL names several hosts: after a server that accepts writes has answered, how long to wait
+# for the next answer. That server may be a former primary, so the newest one is chosen.
 _OTHERS_SECONDS = 0.5
 _ANSWER_SECONDS = 1.5
 # PgBouncer's answer to session settings.

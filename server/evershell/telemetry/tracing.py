@@ -58,7 +58,7 @@ class Tracing:
 
     @contextmanager
     def span(self, name: str, kind: SpanKind, **attributes: str) -> Iterator[Span]:
-        """A span for the duration of the context, even if the body raises."""
+        """Runs the body within a new span, which ends with the body, even if the body raises."""
         span = self._tracer.start_span(name, _parent(trace.current()), kind, attributes)
         created = span.get_span_context()
         context = trace.current()

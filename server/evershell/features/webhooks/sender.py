@@ -154,8 +154,8 @@ def _problem(error: Exception) -> str:
 class _Resolver(AbstractResolver):
     """Resolves names in its own threads.
 
-    The event loop has only a few threads, so a name whose servers do not answer would delay other
-    names.
+    A name whose DNS servers do not answer blocks a thread for seconds. In the event loop's default
+    threads, which are few, such names would delay all others.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class Collector:
 
     # The URL that takes spans.
     url: str
-    # They may hold a credential for the collector.
+    # Headers of each request to the collector. They may hold a credential.
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     # The authorities that the collector's certificate is checked with.
     ca_file: str = ""

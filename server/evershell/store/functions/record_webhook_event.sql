@@ -1,9 +1,9 @@
--- Records the deliveries of an event to webhooks, in the transaction of the event. The transaction has
--- locked the workspace, so the events of a task come one by one.
+-- Adds an event to the pending deliveries of the webhooks that want it, in the transaction of the event.
+-- The transaction has locked the workspace, so its events come one by one.
 --
--- A row that is due keeps its `due_at`, and a claimed row stays claimed: the process that has claimed
--- it sees the new `last_seq` when it records its result. Only then is it checked whether the webhook is
--- disabled.
+-- A row that has a `due_at` keeps it, whether it is due, waits for a retry or is claimed. A claim stays
+-- valid: its process sees the new `last_seq` when it records its result. Disabled webhooks get rows too;
+-- the process that claims a row checks whether its webhook is disabled.
 CREATE OR REPLACE FUNCTION record_webhook_event() RETURNS trigger
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
