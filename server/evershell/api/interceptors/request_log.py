@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 # Programs make these calls every second.
 _UNLOGGED = (HEARTBEAT, HEALTH_CHECK)
+# The edge has lines for these calls too.
+_LINES_OF_STRANGERS_PER_SECOND = 10
 _OWN_SERVICES = ("evershell.", "lf.a2a.")
 # The slugs of calls that the service refuses. All other slugs are failures of the service.
 _REFUSALS = frozenset(
@@ -40,7 +42,8 @@ class RequestLog(Interceptor):
         self._metrics = metrics
         # Calls of the project's own services that have arrived so far.
         self.arrived_calls = 0
-        self._sampler = Sampler()
+        self._refused = Sampler()
+        self._of_strangers = Sampler(_LINES_OF_STRANGERS_PER_SECOND)
 
     def wrap(self, method: Method, proceed: Handler) -> Handler:
         path, is_own = method.path, method.service.startswith(_OWN_SERVICES)
@@ -75,15 +78,18 @@ class RequestLog(Interceptor):
     def _write(self, path: str, call: Call, outcome: str, seconds: float) -> None:
         """Writes the line.
 
-        Lines of unauthenticated and refused calls have a rate limit per outcome, so that no caller
-        can fill the disk.
+        So that no caller can fill the disk, all lines for callers without a credential have one
+        rate limit, and the lines for refused calls one for each outcome.
         """
         facts: dict[str, Any] = {}
-        if (call.caller is None and call.agent is None) or outcome in _REFUSALS:
-            repeats = self._sampler.admit(outcome)
-            if repeats is None:
-                return
-            facts.update(repeats)
+        repeats: dict[str, int] | None = {}
+        if call.caller is None and call.agent is None:
+            repeats = self._of_strangers.admit("stranger")
+        elif outcome in _REFUSALS:
+            repeats = self._refused.admit(outcome)
+        if repeats is None:
+            return
+        facts.update(repeats)
         if call.trace_id:
             facts["trace_id"] = call.trace_id
         if call.caller is not None:
