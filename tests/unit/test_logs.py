@@ -167,7 +167,7 @@ def test_repeated_messages_of_a_library_are_limited(written: Lines) -> None:
     logs.configure("serve", "INFO")
     for _ in range(1_000):
         logging.getLogger("some.library").warning("again")
-    assert 20 <= len(written()) < 100
+    assert 2 <= len(written()) < 20
 
 
 def test_repeats_are_left_out_and_counted() -> None:

@@ -31,6 +31,9 @@ _CREDENTIAL = re.compile(
 _AGENT_LOG_BYTES = 1 << 20
 # The rate of each kind of line, and the size of a burst.
 _LINES_PER_SECOND = 20
+# The rate for each library. Its lines may have tracebacks, and strangers can cause them: gRPC logs
+# header values that are not UTF-8.
+_LIBRARY_LINES_PER_SECOND = 2
 
 _Event = MutableMapping[str, Any]
 _Clock = Callable[[], float]
@@ -224,7 +227,7 @@ class _Libraries(logging.Handler):
     def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
-        self._sampler = Sampler()
+        self._sampler = Sampler(_LIBRARY_LINES_PER_SECOND)
 
     def emit(self, record: logging.LogRecord) -> None:
         repeats = self._sampler.admit(record.name)
