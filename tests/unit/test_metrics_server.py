@@ -34,7 +34,10 @@ def test_silent_connections_keep_no_threads_and_nobody_out(
     most = before + metrics_server._MAX_CONNECTIONS
     with ExitStack() as silent:
         for number in range(200):
-            silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+            each = silent.enter_context(socket.create_connection(("127.0.0.1", port)))
+            if number % 2:
+                # A part of a request is none.
+                each.sendall(b"GET /metrics HTTP/1.1\r\n")
             if number % 20 == 0:
                 answer = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
                 assert answer.text == "metrics"

@@ -23,7 +23,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
-        # Connections that have sent no request, the oldest first.
+        # Connections that have sent no whole request, the oldest first.
         self._silent: dict[socket.socket, None] = {}
         # Connections whose request is being served.
         self._busy: set[socket.socket] = set()
@@ -65,8 +65,10 @@ class _Handler(WSGIRequestHandler):
     timeout = _TIMEOUT_SECONDS
 
     def parse_request(self) -> bool:
-        self.server.begin(self.request)  # type: ignore[attr-defined]
-        return super().parse_request()
+        is_whole = super().parse_request()
+        if is_whole:
+            self.server.begin(self.request)  # type: ignore[attr-defined]
+        return is_whole
 
     def log_message(self, *_: object) -> None:
         """Logs nothing."""
