@@ -1,10 +1,8 @@
 """The example of a message for which none is written."""
 
 import json
-import subprocess
-import sys
 
-from tests.support.stack import ROOT
+from tests.unit.protos.generator import printed
 
 EXAMPLES = """
 import json
@@ -21,13 +19,6 @@ for name in ("CancelTaskResponse", "SubmitTaskRequest"):
 
 
 def test_it_has_the_examples_of_the_messages_in_it_and_empty_maps() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", EXAMPLES],
-        cwd=ROOT / "protos",
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    with_task, with_map = map(json.loads, ran.stdout.splitlines())
+    with_task, with_map = map(json.loads, printed(EXAMPLES).splitlines())
     assert with_task["task"]["id"].startswith("task_") and with_task["task"]["metadata"] == {}
     assert with_map["metadata"] == {}

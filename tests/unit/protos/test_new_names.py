@@ -1,9 +1,6 @@
 """The changelog lists the names that the last release does not have."""
 
-import subprocess
-import sys
-
-from tests.support.stack import ROOT
+from tests.unit.protos.generator import printed
 
 # The release lacks a call, a field, an event, an error and a setting.
 COMPARE = """
@@ -54,14 +51,7 @@ EXPECTED = [
 
 
 def test_new_names_are_in_the_section_unreleased() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", COMPARE],
-        cwd=ROOT / "protos",
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    without, with_names = ran.stdout.split("===\n")
+    without, with_names = printed(COMPARE).split("===\n")
     assert without == "# Changelog\n\n## [0.1.0]\n"
     assert with_names.startswith("# Changelog\n\n## [Unreleased]\n\n### New names\n")
     entries = [line for line in with_names.splitlines() if line.startswith("- ")]
