@@ -202,11 +202,12 @@ def agents_are_frozen(stage: Stage) -> Iterator[dict[str, str]]:
     with ExitStack() as frozen:
         for workspace in (cancelled, *started):
             frozen.enter_context(stack.frozen_process(stack.agent_pid(workspace.id)))
-        frozen.enter_context(repeated(lambda: cancelled.cancel(status=503, force_after="600s")))
+        cancel = partial(cancelled.cancel, status=503, force_after="600s")
+        frozen.enter_context(repeated(cancel, _PAUSE_SECONDS))
         for workspace in started:
             path, task = f"{workspace.path}/tasks", {"description": "true"}
             submit = partial(stack.rest().call, "POST", path, json=task)
-            frozen.enter_context(repeated(submit))
+            frozen.enter_context(repeated(submit, _PAUSE_SECONDS))
         yield {"AgentsUnreachable": "agent_unreachable"}
     # An agent that has just been thawed may answer too late. The cancellation is recorded anyway.
     path = f"{cancelled.path}/task/cancel"

@@ -1,9 +1,11 @@
 """Many tasks that end, and the events that receivers must get."""
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from evershell.agent.v1 import runtime_service_pb2 as messages
@@ -16,28 +18,13 @@ from tests.faults.long.attacks.hostile_agent import iterated
 from tests.support.receivers import Receiver
 from tests.support.runtime_tokens import runtime_token
 from tests.support.stack import Stack
+from tests.support.wires import OVERLOADED_SECONDS
 
 # The events of each end, which its agent commits in one transaction.
 TYPES = ["iteration_completed", "task_completed"]
 # All commits begin together, and the last one waits for the others.
 _CALL_SECONDS = 300.0
 _EPOCH = 1
-# Repeats calls that fail with UNAVAILABLE, as agents do.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "2s",
-                "maxBackoff": "20s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-_OPTIONS = [("grpc.service_config", json.dumps(_SERVICE_CONFIG))]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,23 +41,33 @@ def end(stack: Stack, count: int) -> set[EventKey]:
     with stack.database() as database:
         # No signal is sent to the agents, because no task is cancelled.
         tasks = arm(database, count, ["127.0.0.1:9"])
-    channels = [grpc.insecure_channel(address, _OPTIONS) for address in stack.worker_addresses()]
+    channels = [grpc.insecure_channel(address) for address in stack.worker_addresses()]
     stubs = [runtime_service_pb2_grpc.RuntimeServiceStub(each) for each in channels]
-    calls = []
-    for number, workspace_id in enumerate(tasks.workspace_ids):
-        token = runtime_token(tokens, workspace_id, _EPOCH)
-        calls.append(
-            stubs[number % len(stubs)].CommitEvents.future(
-                messages.CommitEventsRequest(
-                    task_id=tasks.task_id(workspace_id), events=list(_events())
-                ),
-                metadata=(("authorization", f"Bearer {token}"),),
-                timeout=_CALL_SECONDS,
-                wait_for_ready=True,
-            )
+
+    def commit(number: int, workspace_id: str) -> Any:
+        request = messages.CommitEventsRequest(
+            task_id=tasks.task_id(workspace_id), events=list(_events())
         )
-    for call in calls:
-        call.result()
+        token = runtime_token(tokens, workspace_id, _EPOCH)
+        return stubs[number % len(stubs)].CommitEvents.future(
+            request,
+            metadata=(("authorization", f"Bearer {token}"),),
+            timeout=_CALL_SECONDS,
+            wait_for_ready=True,
+        )
+
+    left = list(enumerate(tasks.workspace_ids))
+    while left:
+        calls = {each: commit(*each) for each in left}
+        left = []
+        for each, call in calls.items():
+            # A busy worker has refused it, and agents repeat it. gRPC's own retries are not used:
+            # on a busy machine, calls that the worker had served ended with CANCELLED.
+            if call.code() is grpc.StatusCode.UNAVAILABLE:
+                left.append(each)
+            else:
+                call.result()
+        time.sleep(OVERLOADED_SECONDS if left else 0)
     for channel in channels:
         channel.close()
     # A running task has had three events.
