@@ -31,7 +31,10 @@ from tests.support.waiting import eventually
 
 _HOUR = 3_600
 _LIMIT_SECONDS = 60.0
-_POOL_SIZE = 3
+# Longer than an agent is frozen.
+_LEASE_SECONDS = 240
+# The drills of a turn share these connections.
+_POOL_SIZE = 8
 # What the log line of a failed call contains.
 _FAILED = '"(unavailable|deadline_exceeded)"'
 # More calls than a worker stores entries for in a second.
@@ -74,7 +77,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         POOL_SIZE=str(_POOL_SIZE),
         WORKSPACE_FILES_MB="16",
         LOG_MAX_BYTES="65536",
-        LEASE_SECONDS="600",
+        LEASE_SECONDS=str(_LEASE_SECONDS),
         **clocks.environment,
     )
     targets = dict(zip(("worker", "controller", "edge", "standby"), ports, strict=True))
@@ -215,7 +218,7 @@ def agents_are_frozen(stage: Stage) -> Iterator[dict[str, str]]:
     assert answer.status_code in (202, 503), answer.text
     assert cancelled.await_end(task_id)["status"] == "cancelled"
     for workspace in started:
-        workspace.await_status("idle")
+        _await_idle(workspace)
         workspace.await_end(workspace.submit("true"))
 
 
@@ -225,10 +228,13 @@ def a_session_holds_a_lock(stage: Stage) -> Iterator[dict[str, str]]:
     """The runbook finds the session and ends it."""
     stack = stage.stack
     workspace = Workspace(stack)
+    task_id = workspace.submit("true")
+    workspace.await_end(task_id)
 
     def read() -> None:
+        # Reads of a task may use all connections.
         with suppress(grpc.RpcError):
-            stack.grpc().call("GetWorkspace", workspace_id=workspace.id, timeout=1)
+            stack.grpc().call("GetTask", workspace_id=workspace.id, task_id=task_id, timeout=1)
 
     with suppress(psycopg.OperationalError), stack.database() as connection, ExitStack() as calls:
         connection.execute("BEGIN")
@@ -303,6 +309,11 @@ def test_drills(turn: list[Drill], stage: Stage) -> None:
 def test_all_alerts_end(stage: Stage) -> None:
     """All alerts end after their causes are removed."""
     stage.prometheus.await_end(set(ALERTS))
+
+
+def _await_idle(workspace: Workspace) -> None:
+    """An agent that did not answer may get its task only when it renews its lease."""
+    eventually(lambda: workspace.get()["status"] == "idle", _LEASE_SECONDS)
 
 
 def _webhook(stage: Stage, url: str) -> str:
