@@ -127,6 +127,8 @@ class ServiceClock:
         self._recorded_at = -math.inf
         # What is added to the clock of the database, in seconds.
         self.correction_seconds = 0.0
+        # The correction with which this program last followed the database.
+        self._followed_correction = 0.0
 
     def __call__(self) -> datetime:
         """The time of the service. Raises UnavailableError before the first answer."""
@@ -205,11 +207,14 @@ class ServiceClock:
         """
         middle = row.database_seconds - (sent + received) / 2
         is_first = self._base is None
-        was_corrected = abs(row.correction_seconds - self.correction_seconds) > STEP_SECONDS
+        # The clock of the database may be set again between a correction and the next answer.
+        # Therefore two answers must have a new correction before this program follows it.
+        is_settled = abs(row.correction_seconds - self.correction_seconds) <= STEP_SECONDS
         self.correction_seconds = row.correction_seconds
         if self._base is None:
             self._base = self._judged(row, middle + row.correction_seconds, received)
             self._utc_base = self._base
+            self._followed_correction = row.correction_seconds
             self._first_seen = row.seen_seconds
             self._earlier_base = self._contradicting(row, received)
             self._is_known.set()
@@ -221,7 +226,8 @@ class ServiceClock:
         latest: float = row.database_seconds - sent + row.correction_seconds
         nearest = min(max(self._base, earliest), latest)
         step, now = nearest - self._base, self._monotonic()
-        if abs(step) > STEP_SECONDS and (is_first or not was_corrected):
+        is_new = abs(row.correction_seconds - self._followed_correction) > STEP_SECONDS
+        if abs(step) > STEP_SECONDS and not (is_new and is_settled):
             if self._stepped_at is None:
                 self._stepped_at = now
                 _log.warning("database_clock_stepped", seconds=round(step, 3))
@@ -233,6 +239,7 @@ class ServiceClock:
                 return step
             _log.warning("database_clock_followed", seconds=round(step, 3))
         self._base, self._stepped_at = nearest, None
+        self._followed_correction = row.correction_seconds
         return 0.0
 
     def _take_utc(self, database_base: float, is_first: bool) -> None:
@@ -312,6 +319,7 @@ class ServiceClock:
         cursor = await connection.execute(SQL.record, parameters, prepare=True)
         if cursor.rowcount == 1:
             self.correction_seconds += seconds
+            self._followed_correction = self.correction_seconds
             self._recorded_at = now
             if abs(seconds) > STEP_SECONDS:
                 _log.warning("service_clock_corrected", seconds=round(seconds, 3))

@@ -76,6 +76,12 @@ class Machine:
         return self.clock.utc_seconds() - time.time() + self.database_ahead_seconds
 
 
+async def both_set(machine: Machine, program: Machine, ahead_seconds: float) -> None:
+    """The clock of the database of two programs seems to be ahead by this much."""
+    await machine.set_database(ahead_seconds)
+    program.database_ahead_seconds = ahead_seconds
+
+
 @pytest.fixture
 async def machine(pool: Pool) -> Machine:
     async with pool.connection() as connection:
@@ -131,17 +137,37 @@ async def test_without_a_leader_a_step_is_followed_after_a_while(
     assert machine.clock.correction_seconds == 0
 
 
-async def test_a_program_that_started_before_the_correction_follows_it_at_once(
-    machine: Machine,
-) -> None:
+async def test_a_program_that_started_before_the_correction_follows_it(machine: Machine) -> None:
     await machine.clock.follow()
     await machine.set_database(HOUR)
     early = machine.another()
     await early.clock.follow()
     with machine.clock.leading():
         await machine.clock.follow()
-    await early.clock.follow()
+    for _ in range(2):
+        await early.clock.follow()
     assert early.ahead_seconds == pytest.approx(-HOUR, abs=SLACK_SECONDS)
+
+
+@pytest.mark.parametrize("sees_first_step", [True, False])
+async def test_a_second_step_before_the_next_answer_is_not_followed(
+    machine: Machine, sees_first_step: bool
+) -> None:
+    """The leader corrects the first step, and the next answer has the correction and both steps."""
+    program = machine.another()
+    for each in (machine, program):
+        await each.clock.follow()
+    await both_set(machine, program, HOUR)
+    if sees_first_step:
+        await program.clock.follow()
+    with machine.clock.leading():
+        await machine.clock.follow()
+        await both_set(machine, program, 0)
+        await program.clock.follow()
+        assert program.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
+        await machine.clock.follow()
+    await program.clock.follow()
+    assert program.off_seconds == pytest.approx(0, abs=SLACK_SECONDS)
 
 
 async def test_the_correction_is_taken_back_slowly(machine: Machine, pool: Pool) -> None:
