@@ -53,6 +53,19 @@ RIGHT: dict[str, Sequence[Call]] = {
         submit("t2"),
         get("t2", "cancelled"),
     ],
+    "many lost calls, and two tasks that only other answers name": [
+        *(on("SubmitTask", **LOST) for _ in range(16)),
+        *(on("CancelTask", **LOST) for _ in range(8)),
+        *(on("StopWorkspace", **LOST) for _ in range(2)),
+        get("t1", "cancelled"),
+        get("t2", "completed"),
+        *(
+            call
+            for number in range(3, 12)
+            for call in (submit(f"t{number}"), cancel("accepted", f"t{number}"))
+        ),
+        get("t11", "cancelled"),
+    ],
     "many lost cancellations": [
         submit("t1"),
         *(on("CancelTask", **LOST) for _ in range(40)),

@@ -136,9 +136,8 @@ def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
             yield state._replace(task=task, phase=Phase.RUNNING)
         case Effect.SUBMIT_UNKNOWN if _is_free(state):
             yield state._replace(task=UNKNOWN, phase=Phase.RUNNING)
-            for orphan, named in tasks.orphans.items():
-                is_new = orphan != state.task and orphan not in state.ended
-                if is_new and operation.began <= named and tasks.uses[orphan]:
+            for orphan in possible_tasks(operation, tasks):
+                if orphan != state.task and orphan not in state.ended:
                     yield state._replace(task=orphan, phase=Phase.RUNNING)
         case Effect.ACCEPT if phase is Phase.RUNNING and task == state.task:
             yield state._replace(phase=Phase.ASKED)
@@ -154,6 +153,13 @@ def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
             yield state._replace(held=True)
         case Effect.RELEASE:
             yield state._replace(held=False)
+
+
+def possible_tasks(submission: Operation, tasks: Tasks) -> Iterator[str]:
+    """The named tasks that a submission without an answer may have created."""
+    for orphan, named in tasks.orphans.items():
+        if submission.began <= named and tasks.uses[orphan]:
+            yield orphan
 
 
 def by_itself(state: State, tasks: Tasks) -> Iterator[State]:

@@ -9,7 +9,7 @@ states.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from evershell.histories.model import (
@@ -19,6 +19,7 @@ from evershell.histories.model import (
     Tasks,
     after,
     by_itself,
+    possible_tasks,
 )
 
 # A state, and the open operations that have happened, as bits.
@@ -97,19 +98,24 @@ class _Search:
     def _happened(self, bit: int) -> set[_Pair]:
         """Follows each pair until the operation has happened. Returns the pairs at this point."""
         found = {pair for pair in self._pairs if pair[1] & bit}
-        left = [pair for pair in self._pairs if not pair[1] & bit]
+        left = deque(pair for pair in self._pairs if not pair[1] & bit)
         if not left:
             return found
-        groups = list(self._alike())
-        seen = set(left)
+        groups, optional = list(self._alike()), self._optional()
+        seen: defaultdict[State, list[int]] = defaultdict(list)
+        for state, done in self._pairs:
+            seen[state].append(done)
         while left:
-            for pair in self._next(left.pop(), groups):
-                if pair[1] & bit:
+            for pair in self._next(left.popleft(), groups):
+                state, done = pair
+                if any(_is_as_good(other, done, optional) for other in seen[state]):
+                    continue
+                seen[state].append(done)
+                if done & bit:
                     found.add(pair)
-                elif pair not in seen:
-                    seen.add(pair)
+                else:
                     left.append(pair)
-        return self._best(found)
+        return self._best(found, optional)
 
     def _next(self, pair: _Pair, groups: list[list[int]]) -> Iterator[_Pair]:
         state, done = pair
@@ -136,21 +142,19 @@ class _Search:
         """Groups the open effects: optional effects that do the same share a group."""
         groups: dict[object, list[int]] = {}
         for bit, operation in self._effects.items():
-            is_alike = operation.is_optional and not (
-                operation.effect is Effect.SUBMIT_UNKNOWN and self._tasks.orphans
-            )
-            key = (operation.effect, operation.task) if is_alike else bit
+            key: object = (operation.effect, operation.task) if operation.is_optional else bit
+            if operation.effect is Effect.SUBMIT_UNKNOWN:
+                key = frozenset(possible_tasks(operation, self._tasks))
             groups.setdefault(key, []).append(bit)
         for group in groups.values():
             yield sorted(group, key=lambda bit: self._effects[bit].ended)
 
-    def _best(self, pairs: set[_Pair]) -> set[_Pair]:
-        """Drops each pair for which a better one with the same state exists.
+    def _optional(self) -> int:
+        """The bits of the open optional effects."""
+        return sum(bit for bit, each in self._effects.items() if each.is_optional)
 
-        In a better pair, at least the same required operations have happened, and no additional
-        optional ones.
-        """
-        optional = sum(bit for bit, each in self._effects.items() if each.is_optional)
+    def _best(self, pairs: set[_Pair], optional: int) -> set[_Pair]:
+        """Drops each pair for which another one is as good."""
         by_state: dict[State, list[int]] = {}
         for state, done in pairs:
             by_state.setdefault(state, []).append(done)
@@ -158,14 +162,16 @@ class _Search:
             (state, done)
             for state, all_done in by_state.items()
             for done in all_done
-            if not any(_is_better(other, done, optional) for other in all_done)
+            if not any(other != done and _is_as_good(other, done, optional) for other in all_done)
         }
 
 
-def _is_better(other: int, done: int, optional: int) -> bool:
-    has_all = not done & ~optional & ~other
-    has_no_more = not other & optional & ~done
-    return other != done and has_all and has_no_more
+def _is_as_good(other: int, done: int, optional: int) -> bool:
+    """Whether a pair replaces another one with the same state.
+
+    At least the same required operations have happened, and no additional optional ones.
+    """
+    return not done & ~optional & ~other and not other & optional & ~done
 
 
 def _tasks(operations: Iterable[Operation], limited: frozenset[str]) -> Tasks:
