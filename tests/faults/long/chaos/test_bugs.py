@@ -1,6 +1,8 @@
 """A bug in the code makes a run end with the contradiction that callers saw.
 
-No bug violates a constraint of the database, which would only make the call fail.
+No bug violates a constraint of the database, which would only make the call fail. None lets a task
+be submitted during a hold: under faults, some releases get no answer, and each of them may have its
+effect late, which explains such a submission.
 """
 
 import os
@@ -19,7 +21,7 @@ _STORE = "server/evershell/store/"
 _DECIDE = f"{_STORE}functions/cancellation_outcome.sql"
 _RECORD = f"{_STORE}functions/record_cancellation.sql"
 _NO_ORDER = "no order of the calls explains these answers"
-_RUN = ("-m", "tests.faults.long.chaos", "--place", "machine", "--seconds", "20", "--seed", "40")
+_RUN = ("-m", "tests.faults.long.chaos", "--place", "machine", "--seconds", "40", "--seed", "40")
 _LIMIT_SECONDS = 600
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(2 * _LIMIT_SECONDS)]
@@ -81,14 +83,6 @@ BUGS = {
         ),
         _NO_ORDER,
     ),
-    "a task is submitted during a hold": Bug(
-        Edit(
-            f"{_STORE}holds.py",
-            "return await connection.execute(SQL.get_hold, org, prepare",
-            'return await connection.execute(SQL.get_hold, {"org_id": ""}, prepare',
-        ),
-        _NO_ORDER,
-    ),
     "a cancelled parent gets a child": Bug(
         Edit(
             f"{_CORE}task_tree.py",
@@ -99,9 +93,10 @@ BUGS = {
     ),
     "a watcher misses an event": Bug(
         Edit(
-            f"{_STORE}postgres_store.sql",
-            "AND seq > %(after_seq)s\n",
-            "AND seq > %(after_seq)s AND seq %% 50 <> 0\n",
+            f"{_CORE}watch_events.py",
+            "                    yield encoded[index]\n",
+            "                    if (first_seq + index) % 50:\n"
+            "                        yield encoded[index]\n",
         ),
         "a watcher that has",
     ),
