@@ -26,7 +26,7 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 REPEATS = int(os.environ.get("FUZZ_REPEATS", "2000"))
 # Most of them wait for the rest of an answer.
-CONCURRENCY = 64
+CONCURRENCY = 256
 # The most that a call may add on average. On a slow machine, the limit on lines a second allows
 # more.
 BYTES_OF_A_CALL = 50
