@@ -85,7 +85,7 @@ scale: $(BENCH_READY) ## draw bench.json: the pictures and tables of docs/scale.
 spec: $(READY) ## explore the models of the protocol, and find every mutation of them; needs spin and gcc
 	@exec $(BIN)/python -m tests.spec
 
-chaos: $(READY) ## cancel tasks while programs, disks and networks fail at random (SECONDS=60 SEED=n LOAD=n PLACE=machine)
+chaos: $(READY) ## cancel tasks while programs, disks and networks fail at random (SECONDS=60 SEED=n LOAD=n PLACE=machine|pair|hosts)
 	@$(BIN)/python -m tests.faults.long.chaos --seconds $(or $(SECONDS),60) $(SEED_OPTION) \
 		$(and $(LOAD),--load $(LOAD)) $(and $(PLACE),--place $(PLACE))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -15,8 +16,8 @@ import psycopg
 from evershell.stack import postgres
 from tests.support.waiting import eventually
 
-START_SECONDS = 20.0
-PROMOTE_SECONDS = 10.0
+START_SECONDS = 60.0
+PROMOTE_SECONDS = 30.0
 
 
 class Server:
@@ -34,8 +35,13 @@ class Server:
     def start(self, **settings: str) -> None:
         """Returns when it answers."""
         command = postgres.command(self.places.data_dir, self.places.socket_dir)
-        # Shared memory in its folder, because nobody would remove it from /dev/shm after a kill.
-        settings = {"dynamic_shared_memory_type": "mmap", **settings}
+        # Shared memory in its folder, because nobody would remove it from /dev/shm after a kill. No
+        # supervisor would start the server again after the crash of one of its processes.
+        settings = {
+            "dynamic_shared_memory_type": "mmap",
+            "restart_after_crash": "on",
+            **settings,
+        }
         options = [each for pair in settings.items() for each in ("-c", "=".join(pair))]
         with self._log.open("ab") as log:
             self._process = psutil.Popen([*command, *options], env=self._environment, stderr=log)
@@ -55,14 +61,14 @@ class Server:
     def frozen(self) -> Iterator[None]:
         """Stops all of its processes (SIGSTOP) inside the block."""
         with ExitStack() as frozen:
-            for process in self._family():
+            for process in self.processes():
                 process.suspend()
                 frozen.callback(process.resume)
             yield
 
     def kill(self) -> None:
         """Ends all of its processes at once, as the loss of its machine does."""
-        family = self._family()
+        family = self.processes()
         # Frozen first, so that none acts on the end of another one.
         for process in family:
             process.suspend()
@@ -75,16 +81,23 @@ class Server:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(START_SECONDS)
 
-    def _family(self) -> list[psutil.Process]:
-        assert self._process is not None
+    def processes(self) -> list[psutil.Process]:
+        """Its processes, the first one first. None if it does not run."""
+        if self._process is None or not self._process.is_running():
+            return []
         return [self._process, *self._process.children(recursive=True)]
 
 
 class Replication:
     """A primary that commits only what its standby has, and the standby."""
 
-    def __init__(self, folder: Path, standby_environment: Mapping[str, str] | None = None) -> None:
-        self.primary = Server(folder / "first")
+    def __init__(
+        self,
+        folder: Path,
+        standby_environment: Mapping[str, str] | None = None,
+        primary_environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.primary = Server(folder / "first", primary_environment)
         self.standby = Server(folder / "second", standby_environment)
         hosts = [each.places.socket_dir for each in (self.primary, self.standby)]
         # The URL of both servers, for clients.
@@ -96,6 +109,36 @@ class Replication:
         """Returns when the replication is synchronous."""
         postgres.initialise(self.primary.places.data_dir)
         self.start_primary()
+        self._start_standby()
+        self._await_standby()
+
+    def start_primary(self) -> None:
+        """Starts the first server, also after its end."""
+        self.primary.start(synchronous_standby_names="*", autovacuum="off")
+
+    def promote(self) -> None:
+        """Returns when the standby accepts writes."""
+        assert self.standby.value(f"SELECT pg_promote(true, {PROMOTE_SECONDS:.0f})")
+
+    def fail_over(self) -> None:
+        """Kills the primary. The standby takes its place, and commits alone until `rejoin`."""
+        self.primary.kill()
+        self.promote()
+        self.primary, self.standby = self.standby, self.primary
+
+    def rejoin(self) -> None:
+        """Starts a new standby in the place of the server that was killed.
+
+        Returns when the replication is synchronous.
+        """
+        shutil.rmtree(self.standby.places.data_dir, ignore_errors=True)
+        self._start_standby()
+        with self.primary.connect() as connection:
+            connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            connection.execute("SELECT pg_reload_conf()")
+        self._await_standby()
+
+    def _start_standby(self) -> None:
         subprocess.run(
             [
                 *postgres._argv("pg_basebackup"),
@@ -108,16 +151,10 @@ class Replication:
             timeout=START_SECONDS,
         )
         self.standby.start()
+
+    def _await_standby(self) -> None:
         state = "SELECT coalesce(min(sync_state), '') FROM pg_stat_replication"
         eventually(lambda: self.primary.value(state) == "sync", START_SECONDS)
-
-    def start_primary(self) -> None:
-        """Starts the first server, also after its end."""
-        self.primary.start(synchronous_standby_names="*", autovacuum="off")
-
-    def promote(self) -> None:
-        """Returns when the standby accepts writes."""
-        assert self.standby.value(f"SELECT pg_promote(true, {PROMOTE_SECONDS:.0f})")
 
     def stop(self) -> None:
         for server in (self.standby, self.primary):

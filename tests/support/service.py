@@ -60,7 +60,10 @@ class Service:
         self._grpc.clear()
 
     def database(self) -> "psycopg.Connection[Any]":
-        return psycopg.connect(self.ready["database_url"], autocommit=True)
+        """A connection to the primary."""
+        return psycopg.connect(
+            self.ready["database_url"], autocommit=True, target_session_attrs="read-write"
+        )
 
 
 class ServiceWorkspace:

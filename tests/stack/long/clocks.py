@@ -25,6 +25,11 @@ if name in ("serve", "fleet"):
 """
 
 
+def refusal() -> str:
+    """Why this machine can have no wrong clocks. Empty if it can."""
+    return "" if _LIBRARIES else "libfaketime is not installed (Debian: apt-get install faketime)"
+
+
 class Clocks:
     """How far the clock of each program is ahead: `serve`, `fleet`, `agent` and databases."""
 
@@ -34,8 +39,8 @@ class Clocks:
         If `cached`, a process reads its file only once a second. Programs are faster then, and the
         processes of a database do not see a step at the same moment.
         """
-        if not _LIBRARIES:
-            pytest.skip("libfaketime is not installed (Debian: apt-get install faketime)")
+        if reason := refusal():
+            pytest.skip(reason)
         folder.mkdir()
         self._folder = folder
         self._cached = cached

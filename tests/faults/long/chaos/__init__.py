@@ -7,10 +7,12 @@ is a violation unless a fault has hurt it (unhurt.py). If a lease ran out becaus
 workers waited for a processor, it was too short for the machine: the run lists it, but not as a
 violation.
 
-The first part runs on one machine and needs root to mount small disks for pods, logs and the
-database, which it sometimes fills. The second part runs on many hosts: edge, workers, two
-controllers, database and agents are in network namespaces, and pairs of them are cut, both ways or
-one way, without any error that says so. It needs root and `ip`. What a run cannot do, it leaves out
-and says so. With `--place machine` or `--place hosts`, one part runs alone. With `--load 40`, 40
-processes of other programs are ready to run during the whole run.
+There are three places (`--place`). `machine` is one machine. It needs root to mount small disks for
+pods, logs and the database, which it sometimes fills. In `pair`, the database is a primary with a
+synchronous standby and fails over, agents use TLS, wall clocks step by an hour, and the programs
+roll to a later version and back. It needs libfaketime. In `hosts`, the edge, workers, two
+controllers, the database and agents are in network namespaces, and pairs of them are cut, both ways
+or one way, without any error that says so. It needs root and `ip`. What a run cannot do, it leaves
+out and says so. With `--load 40`, 40 processes of other programs are ready to run during the whole
+run.
 """

@@ -2,8 +2,10 @@
 
 The calls are recorded and judged (evershell.histories). A failed run keeps them as history.jsonl.
 
-On one machine, the faults freeze, kill and restart programs and fill disks. On many hosts, which
-are network namespaces of this machine, they cut the hosts from each other.
+On one machine, the faults freeze, kill and restart programs and fill disks. With a pair of
+databases, they also make the database fail over, set clocks wrong and roll to another version, and
+agents use TLS. On many hosts, which are network namespaces of this machine, they cut the hosts from
+each other.
 """
 
 import random
@@ -15,17 +17,36 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
 from tests.faults import network
+from tests.faults.long.chaos import pair
 from tests.faults.long.chaos.plan import Plan, draw
 from tests.faults.long.chaos.run import Outcome, run
 from tests.faults.long.hosts import partitions
+from tests.stack.long import clocks
 
 # One defect may break a promise in every call. The folder of a run has all violations.
 _VIOLATIONS_SHOWN = 30
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Place(NamedTuple):
+    """Where plans are played."""
+
+    draw: Callable[[int, float, int, int], Plan]
+    run: Callable[[Plan, Path], Outcome]
+    # Why this machine cannot play them. Empty if it can.
+    refusal: Callable[[], str]
+
+
+PLACES = {
+    "machine": Place(draw, run, str),
+    "pair": Place(pair.draw, pair.run, clocks.refusal),
+    "hosts": Place(partitions.draw, partitions.run, network.refusal),
+}
 
 
 @click.command()
@@ -38,7 +59,7 @@ _ENDS = (signal.SIGTERM, signal.SIGHUP)
 @click.option("--workspaces", default=20, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the state even if every promise was kept.")
 @click.option("--load", default=0, help="Processes that take the processors during the whole run.")
-@click.option("--place", type=click.Choice(["machine", "hosts"]), help="Only there.")
+@click.option("--place", type=click.Choice(list(PLACES)), help="Only there.")
 def main(
     seconds: float, seed: int | None, workspaces: int, *, keep: bool, load: int, place: str | None
 ) -> None:
@@ -47,15 +68,14 @@ def main(
         signal.signal(number, _end)
     seed = random.randrange(10**6) if seed is None else seed
     kept = True
-    if place != "hosts":
-        click.echo("on one machine")
-        kept = _play(draw(seed, seconds, workspaces, load), run, keep=keep)
-    if place != "machine" and (reason := network.refusal()):
-        click.echo(f"\nnot on many hosts: {reason}")
-    elif place != "machine":
-        click.echo("\non many hosts")
-        plan = partitions.draw(seed, seconds, workspaces, load)
-        kept &= _play(plan, partitions.run, keep=keep)
+    for name, each in PLACES.items():
+        if place not in (None, name):
+            continue
+        if reason := each.refusal():
+            click.echo(f"\n{name}: not played, because {reason}")
+            continue
+        click.echo(f"\n{name}")
+        kept &= _play(each.draw(seed, seconds, workspaces, load), each.run, keep=keep)
     sys.exit(not kept)
 
 

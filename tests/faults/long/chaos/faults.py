@@ -98,14 +98,16 @@ class Faults:
     async def _inflict(self, fault: Fault, load: Load) -> None:
         await asyncio.sleep(fault.at_seconds)
         self._last[fault.target] = time.monotonic()
+        self.hits.append(await self._hit(fault, load))
+
+    async def _hit(self, fault: Fault, load: Load) -> Hit:
         match fault.kind:
             case Kind.FILL:
-                hit = await self._fill(fault)
+                return await self._fill(fault)
             case Kind.LOAD:
-                hit = await self._take_processors(fault)
+                return await self._take_processors(fault)
             case _:
-                hit = await self._strike(fault, load)
-        self.hits.append(hit)
+                return await self._strike(fault, load)
 
     async def _take_processors(self, fault: Fault) -> Hit:
         with ExitStack() as taken:
@@ -263,6 +265,7 @@ class Faults:
             autocommit=True,
             connect_timeout=_PROBE_SECONDS,
             options=options,
+            target_session_attrs="read-write",
         )
 
 

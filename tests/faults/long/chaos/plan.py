@@ -24,6 +24,12 @@ class Kind(StrEnum):
     FORCE = "freeze at a force"
     # Other programs of the machine take its processors for a while.
     LOAD = "load"
+    # The primary is lost, its standby takes its place, and another standby joins.
+    FAIL_OVER = "fail over"
+    # A wall clock is an hour off for a while.
+    STEP = "step"
+    # `evershell restart` of another version.
+    ROLL = "roll"
 
 
 class Target(StrEnum):
@@ -44,6 +50,12 @@ class Target(StrEnum):
     # The disk of the logs of all programs except agents.
     LOGS = "logs"
     PROCESSORS = "processors"
+    # All programs except agents and databases.
+    PROGRAMS = "programs"
+    # The wall clocks of all programs of a kind.
+    CLOCK_OF_WORKERS = "clock of workers"
+    CLOCK_OF_CONTROLLERS = "clock of controllers"
+    CLOCK_OF_DATABASE = "clock of the database"
     # The network between two groups of hosts (tests/faults/long/hosts).
     EDGE_WORKERS = "edge-workers"
     WORKERS_DATABASE = "workers-database"
@@ -59,7 +71,7 @@ class Fault:
     at_seconds: float
     kind: Kind
     target: Target
-    # How long a freeze, a full disk, a cut or a load lasts.
+    # How long a freeze, a full disk, a cut, a load or a step lasts.
     seconds: float
     # Selects one of several agents, backends, controllers or hosts. For the disk of the database,
     # an odd index means that the database also has to begin the next file of its write-ahead log.
@@ -79,8 +91,9 @@ class Plan:
     load: int = 0
 
 
+Weights = Mapping[tuple[Kind, Target], int]
 # The relative frequency of each fault.
-_WEIGHTS: dict[tuple[Kind, Target], int] = {
+WEIGHTS: Weights = {
     **{
         (kind, target): 4
         for kind in (Kind.FREEZE, Kind.KILL, Kind.RESTART)
@@ -118,20 +131,22 @@ _SECONDS = {
     Kind.FORCE: ((3.0, 10.0), (16.0, 20.0)),
     Kind.FILL: ((1.0, 4.0),),
     Kind.LOAD: ((3.0, 10.0),),
-    # They do not last.
-    Kind.KILL: ((0.0, 0.0),),
-    Kind.RESTART: ((0.0, 0.0),),
+    Kind.STEP: ((1.0, 10.0),),
+    # They last as long as they take.
+    **dict.fromkeys((Kind.KILL, Kind.RESTART, Kind.FAIL_OVER, Kind.ROLL), ((0.0, 0.0),)),
 }
 _LOADS = (10, 50)
 
 
-def draw(seed: int, seconds: float, workspaces: int, load: int = 0) -> Plan:
+def draw(
+    seed: int, seconds: float, workspaces: int, load: int = 0, weights: Weights = WEIGHTS
+) -> Plan:
     """Draws the plan of a seed.
 
     With a load during the whole run there are fewer faults, and none of them is a load.
     """
     weights = {
-        pair: weight for pair, weight in _WEIGHTS.items() if not load or Kind.LOAD not in pair
+        pair: weight for pair, weight in weights.items() if not load or Kind.LOAD not in pair
     }
     mean_seconds = _MEAN_SECONDS_BETWEEN_FAULTS * (1 + load / _HALVING_LOAD)
     faults = _faults(random.Random(seed), seconds, workspaces, weights, mean_seconds)
@@ -142,7 +157,7 @@ def _faults(
     chance: random.Random,
     seconds: float,
     workspaces: int,
-    weights: Mapping[tuple[Kind, Target], int],
+    weights: Weights,
     mean_seconds: float,
 ) -> Iterator[Fault]:
     at = _CALM_SECONDS

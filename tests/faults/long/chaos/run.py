@@ -2,7 +2,7 @@
 
 import asyncio
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from evershell.histories.judge import verdict
 from evershell.histories.recorder import Recorder
 from tests.faults.long.chaos import old_tasks
 from tests.faults.long.chaos.callers import Callers
-from tests.faults.long.chaos.disks import disks
+from tests.faults.long.chaos.disks import Disks, disks
 from tests.faults.long.chaos.faults import Faults, Hit
 from tests.faults.long.chaos.hog import hog
 from tests.faults.long.chaos.load import IDLE_SECONDS, PRICES, TOKENS, Load
@@ -28,8 +28,10 @@ from tests.support.stack import Stack, Workspace, processes_of
 from tests.support.waiting import eventually, eventually_async
 
 WORKERS = 2
-# How long a workspace may take to complete a task before the first and after the last fault.
-_SETTLE_SECONDS = 60.0
+# How long a workspace may take to complete a task before the first and after the last fault, and
+# to be removed. Its removal waits for deliveries of webhooks. If their worker has died, another one
+# takes them over after 60 s.
+_SETTLE_SECONDS = 120.0
 # How long processes that have ended may take to be gone.
 _CLEARED_SECONDS = 15.0
 # A line of a log with one of these reports a defect.
@@ -87,20 +89,37 @@ def environment(state_dir: Path) -> dict[str, str]:
 
 def run(plan: Plan, state_dir: Path) -> Outcome:
     """Starts a stack, plays the plan and stops the stack."""
+    stack = new_stack(state_dir)
+    return play(stack, plan, lambda ids, disks: Faults(stack, ids, disks))
+
+
+def new_stack(state_dir: Path, **settings: str) -> Stack:
+    """A stack on one machine, which is not started."""
     stack = Stack(
         state_dir,
         WORKERS=str(WORKERS),
         IDLE_SUSPEND_MINUTES=str(IDLE_SECONDS / 60),
         TASK_RETENTION_DAYS="1",
         **environment(state_dir),
+        **settings,
     )
     # The kernel stops it if this process is killed.
     stack.runner = ("setpriv", "--pdeathsig", "TERM")
-    with disks(state_dir, plan.seconds) as mounted, stack.ended():
+    return stack
+
+
+def play(
+    stack: Stack, plan: Plan, faults_on: Callable[[Sequence[str], Disks], Inflictor]
+) -> Outcome:
+    """Starts the stack, plays the plan and stops the stack.
+
+    `faults_on` has the ids of the workspaces, and the disks.
+    """
+    with disks(stack.state_dir, plan.seconds) as mounted, stack.ended():
         stack.start()
         workspace_ids = [Workspace(stack).id for _ in range(plan.workspaces)]
         old_tasks.add(stack, workspace_ids)
-        faults = Faults(stack, workspace_ids, mounted)
+        faults = faults_on(workspace_ids, mounted)
         return play_and_judge(stack, faults, plan, workspace_ids, has_webhook=True)
 
 
