@@ -128,7 +128,9 @@ async def filled(
 async def _count(lines: asyncio.StreamReader, ends: Counter[str], is_filled: asyncio.Event) -> None:
     async for line in lines:
         ends.update(json.loads(line))
-        if ends["rate_limited"]:
+        # On a busy machine, the filler may get too little time to fill a share before a worker that
+        # is behind refuses it.
+        if ends["rate_limited"] or ends["unavailable"]:
             is_filled.set()
 
 
