@@ -82,7 +82,7 @@ class Server:
             self._process.wait(START_SECONDS)
 
     def processes(self) -> list[psutil.Process]:
-        """Its processes, the first one first. None if it does not run."""
+        """Its processes, the first one first. Empty if it does not run."""
         if self._process is None or not self._process.is_running():
             return []
         return [self._process, *self._process.children(recursive=True)]

@@ -37,7 +37,7 @@ _CLOCKS = {
     Target.CLOCK_OF_CONTROLLERS: "fleet",
     Target.CLOCK_OF_DATABASE: "database",
 }
-# The faults of one machine, except those of the embedded database.
+# All faults of one machine that do not need the embedded database, and those of this place.
 WEIGHTS = {
     **{
         pair: weight
