@@ -6,6 +6,7 @@ The other refusals are cells of the matrix (test_matrix.py).
 import grpc
 from evershell.workspace.v1 import error_pb2
 
+from tests.support.alive import is_alive
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 from tests.support.wires import Failed
@@ -76,7 +77,7 @@ def test_a_stopped_workspace_refuses_a_cancellation(stack: Stack, workspace: Wor
     pid = stack.agent_pid(workspace.id)
     assert workspace.rest.post(f"{workspace.path}/stop")["status"] == "stopping"
     workspace.await_status("stopped")
-    assert not stack.is_alive(pid)
+    assert not is_alive(pid)
     assert_precondition(*cancel_fails(stack, "workspace_stopped", workspace.id), workspace.id)
 
     assert workspace.rest.post(f"{workspace.path}/resume")["status"] == "provisioning"

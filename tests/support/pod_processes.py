@@ -8,6 +8,7 @@ import psutil
 
 from evershell.pod import process
 from evershell.pod.process import WORKSPACE_VARIABLE
+from tests.support.alive import is_alive
 
 
 def of_pod(workspace_id: str) -> list[psutil.Process]:
@@ -18,7 +19,7 @@ def of_pod(workspace_id: str) -> list[psutil.Process]:
             if candidate.environ().get(WORKSPACE_VARIABLE) == workspace_id:
                 for each in (candidate, *candidate.children(recursive=True)):
                     found[each.pid] = each
-    return [each for each in found.values() if _is_alive(each)]
+    return [each for each in found.values() if is_alive(each)]
 
 
 def kill(workspace_id: str) -> None:
@@ -36,10 +37,3 @@ def subreaper() -> Iterator[None]:
         yield
     finally:
         ctypes.CDLL(None).prctl(process._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-
-
-def _is_alive(found: psutil.Process) -> bool:
-    try:
-        return found.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

@@ -290,9 +290,6 @@ class Stack(Service):
     def terminate(self, pid: int) -> None:
         os.kill(pid, signal.SIGTERM)
 
-    def is_alive(self, pid: int) -> bool:
-        return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
     def pod_processes(self, workspace_id: str) -> list[int]:
         """The process ids in the workspace's pod."""
         return [process.pid for process in pod_processes.of_pod(workspace_id)]

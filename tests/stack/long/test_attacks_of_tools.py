@@ -11,6 +11,7 @@ import pytest
 
 from evershell.fleet.local.processes import ProcessId
 from tests.support import faults
+from tests.support.alive import is_alive
 from tests.support.stack import Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
 
@@ -36,7 +37,7 @@ def other(stack: Stack) -> Workspace:
 
 
 def assert_unharmed(other: Workspace, agent: int) -> None:
-    assert other.stack.is_alive(agent) and other.stack.agent_pid(other.id) == agent
+    assert is_alive(agent) and other.stack.agent_pid(other.id) == agent
     assert (other.stack.files(other.id) / "kept").read_text() == "untouched\n"
     assert sorted(path.name for path in other.stack.files(other.id).iterdir()) == ["kept"]
     faults.assert_next_task_works(other)
@@ -66,9 +67,9 @@ def test_a_tool_that_names_a_stranger_as_its_agent(
         # The next controller rejects the record and treats the agent as lost. The agent is fenced,
         # so it ends itself.
         faults.await_workspace(workspace, "failed")
-        eventually(lambda: not stack.is_alive(agent))
+        eventually(lambda: not is_alive(agent))
     assert stranger.poll() is None
-    assert not stack.is_alive(agent) and stack.pod_processes(workspace.id) == []
+    assert not is_alive(agent) and stack.pod_processes(workspace.id) == []
     workspace.rest.post(f"{workspace.path}/resume")
     workspace.await_status("idle")
     faults.assert_next_task_works(workspace)
@@ -87,7 +88,7 @@ def test_a_tool_that_links_its_pods_folder_to_another_ones(
     end = faults.await_terminal(workspace, task_id)
     assert (end["status"], "replaced" in end["reason"]) == ("failed", True), end
     faults.await_workspace(workspace, "failed")
-    assert not stack.is_alive(agents[0])
+    assert not is_alive(agents[0])
     assert_unharmed(other, agents[1])
     faults.resume(workspace)
     faults.assert_next_task_works(workspace)
@@ -117,7 +118,7 @@ def test_nothing_is_left_of_a_stack_whose_folders_a_tool_has_hidden(tmp_path: Pa
         hiding.submit(f"cd {own.state_dir}; mv fleet fleet.old; mv pods pods.old; sleep 600")
         eventually(lambda: (own.state_dir / "pods.old").exists())
         assert own.stop() == 0
-        assert not own.is_alive(agent) and running(LEFT) == []
+        assert not is_alive(agent) and running(LEFT) == []
     finally:
         own.kill_if_running()
 

@@ -20,6 +20,7 @@ import pytest
 from evershell.stack import postgres
 from tests.stack.long.clocks import Clocks
 from tests.support import faults
+from tests.support.alive import is_alive
 from tests.support.lengths import smoke
 from tests.support.metrics import scrape
 from tests.support.ports import free_ports
@@ -195,7 +196,7 @@ def _step_between_controllers(stack: Stack, clocks: Clocks, ahead_seconds: int) 
     with stack.frozen_process(stack.pid):
         for pid in killed:
             stack.kill(pid)
-        eventually(lambda: not any(stack.is_alive(pid) for pid in killed))
+        eventually(lambda: not any(map(is_alive, killed)))
         clocks.set("database", ahead_seconds)
     eventually(lambda: set(stack.pids("fleet")) - set(killed), NOTICE_SECONDS)
 

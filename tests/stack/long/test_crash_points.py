@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import faults
+from tests.support.alive import is_alive
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
@@ -131,7 +132,7 @@ def test_a_crash(
     if case.point == "after_report_commit" or case.status == "completed":
         assert end["iteration_lost"] is (case.status == "failed")
     if case.dies == "agent":
-        eventually(lambda: not stack.is_alive(agent))
+        eventually(lambda: not is_alive(agent))
         faults.await_workspace(bed, "failed")
         assert stack.pod_processes(bed.id) == []
         faults.resume(bed, after_outage=True)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.stack.commit_barrier import await_waiting, next_event_held_up
 from tests.support import faults
+from tests.support.alive import is_alive
 from tests.support.lengths import smoke
 from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
@@ -169,7 +170,7 @@ def test_the_folder_of_a_pod_is_deleted(
     status = "cancelled" if cancelled else "failed"
     end = faults.await_terminal(workspace, task_id)
     assert end["reason"]
-    assert not stack.is_alive(agent)
+    assert not is_alive(agent)
     assert running(LEFT_BEHIND) == []
     faults.assert_story(workspace, task_id, status=status, intent=cancelled)
     faults.await_workspace(workspace, "failed")

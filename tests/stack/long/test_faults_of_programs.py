@@ -13,6 +13,7 @@ import pytest
 
 from tests.stack.commit_barrier import await_waiting
 from tests.support import faults
+from tests.support.alive import is_alive
 from tests.support.lengths import smoke
 from tests.support.sandbox import has_sandbox
 from tests.support.stack import STOP_SECONDS, Gate, Stack, Workspace
@@ -53,7 +54,7 @@ def database_killed(stack: Stack) -> Iterator[None]:
     with stack.frozen_process(stack.pid):
         postgres.kill()
         # A new server cannot start until the sessions of the old one end.
-        eventually(lambda: all(not stack.is_alive(each.pid) for each in family))
+        eventually(lambda: all(not is_alive(each) for each in family))
         yield
 
 

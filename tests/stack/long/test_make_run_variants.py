@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 
 from evershell.store.leadership import LEADER_LOCK_KEY
+from tests.support.alive import is_alive
 from tests.support.stack import READY_SECONDS, Gate, Stack, Workspace, processes_of
 from tests.support.waiting import eventually
 
@@ -59,7 +60,7 @@ def test_ctrl_c_leaves_no_process_and_a_restart_resumes_the_workspaces(
 
     assert says_ready(own_stack) == []
     assert processes_of(own_stack.state_dir) == []
-    assert not any(own_stack.is_alive(pid) for pid in agents)
+    assert not any(map(is_alive, agents))
 
     own_stack.start()
     try:

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
+from tests.support.alive import is_alive
 
 
 def double(number: int) -> int:
@@ -51,7 +51,4 @@ def write_ids(folder: Path, *pids: int) -> None:
 def are_alive(folder: Path) -> bool:
     """Whether one of the processes with these ids runs."""
     pids = map(int, (folder / "pids").read_text().split())
-    return any(
-        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        for pid in pids
-    )
+    return any(map(is_alive, pids))

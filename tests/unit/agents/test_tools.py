@@ -22,6 +22,7 @@ from evershell.agents.tools import (
     storable,
 )
 from evershell.pod.process import become_subreaper
+from tests.support.alive import is_alive
 from tests.support.waiting import eventually_async
 from tests.unit.agents.conftest import shell_call
 
@@ -39,10 +40,7 @@ async def _run(files_dir: Path, command: str) -> ToolResult:
 
 
 def _is_alive(pid_file: Path) -> bool:
-    try:
-        return psutil.Process(int(pid_file.read_text())).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return is_alive(int(pid_file.read_text()))
 
 
 async def test_a_result_has_the_output_in_order_and_the_exit_code(tmp_path: Path) -> None:

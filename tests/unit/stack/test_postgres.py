@@ -16,6 +16,7 @@ from evershell.core.errors import OperatorError
 from evershell.stack import postgres
 from evershell.stack.postgres import STOP_SIGNAL, Places
 from evershell.stack.supervisor import Program, Supervisor
+from tests.support.alive import is_alive
 from tests.support.leftovers import SHARED_MEMORY, mapped
 from tests.support.small_disk import fill, free, small_disk
 from tests.support.waiting import eventually
@@ -112,14 +113,7 @@ def test_the_processes_of_a_killed_server_end(
     process.wait(20)
     postgres.clear_stale(places.data_dir)
     # A process that is exiting has released its working directory, so clear_stale does not find it.
-    eventually(lambda: not any(map(_is_running, family)))
-
-
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    eventually(lambda: not any(map(is_alive, family)))
 
 
 @pytest.mark.parametrize("found", ["_postmaster", "_servers"])

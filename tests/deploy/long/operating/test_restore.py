@@ -12,6 +12,7 @@ from tests.conftest import drop_database, new_database
 from tests.deploy.long.operating import backups
 from tests.stack.long.canceller import SHORT, Canceller
 from tests.stack.long.load import Load, RestCaller
+from tests.support.alive import is_alive
 from tests.support.faults import assert_next_task_works, await_workspace
 from tests.support.programs import run
 from tests.support.promises import read_history, violations
@@ -68,11 +69,7 @@ class Pods:
         return agent
 
     def running(self) -> list[psutil.Process]:
-        return [
-            each
-            for each in self._seen
-            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
-        ]
+        return list(filter(is_alive, self._seen))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from evershell.stack import postgres
 from tests.faults.long.attacks.sandbox_attacks import ATTACKS, THROUGH, Attack, Target
 from tests.support import faults
+from tests.support.alive import is_alive
 from tests.support.sandbox import skip_without_sandbox
 from tests.support.stack import Gate, Stack, Workspace, running, unique_seconds
 from tests.support.waiting import eventually
@@ -64,7 +65,7 @@ def target(limited: Stack, attacker: Workspace) -> Iterator[Target]:
             other_agent_port=_agent_port(other),
             server_port=int(limited.ready["server_addr"].rpartition(":")[2]),
         )
-        assert limited.is_alive(found.agent_pid)
+        assert is_alive(found.agent_pid)
         for path in (found.database_socket, found.admin_socket):
             with socket.socket(socket.AF_UNIX) as reached:
                 reached.connect(path)

@@ -20,6 +20,7 @@ from tests.faults.long.hosts.many_hosts import (
     ManyHosts,
 )
 from tests.faults.network import both_ways, one_way
+from tests.support.alive import is_alive
 from tests.support.lengths import smoke
 from tests.support.promises import read_history, violations
 from tests.support.stack import Gate, Workspace
@@ -174,7 +175,7 @@ def test_what_nobody_can_know_is_unknown(hosts: ManyHosts, workspace: Workspace)
     with hosts.network.parted(*both_ways(WORKERS, agents), *both_ways([leader], [DATABASE])):
         assert cancel(workspace).json()["error"]["code"] == "agent_unreachable"
         with within(LEASE_SECONDS):
-            eventually(lambda: not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE)
+            eventually(lambda: not is_alive(agent))
         end = workspace.await_end(task_id)
         assert (end["status"], end["work_stopped"]) == ("cancelled", "unknown")
         assert hosts.pod_processes(workspace.id) == []
