@@ -4,8 +4,8 @@ If a promise was broken, the run exits with 1, lists the broken promises and kee
 history of its calls, which evershell.histories judges. What no caller sees (processes, rows, files,
 costs) has verdicts of its own. A workspace that failed, or a program that the supervisor replaced,
 is a violation unless a fault has hurt it (unhurt.py). If a lease ran out because the agent or the
-workers waited for a processor, it was too short for the machine: the run lists it, but not as a
-violation.
+workers waited for a processor, or because faults kept the control plane from answering, the lease
+was too short for the machine and the faults: the run lists it, but not as a violation.
 
 There are three places (`--place`). `machine` is one machine. It needs root to mount small disks for
 pods, logs and the database, which it sometimes fills. In `pair`, the database is a primary with a

@@ -61,7 +61,7 @@ class Outcome:
     load: Load
     hits: list[Hit]
     violations: list[str]
-    # The workspaces whose lease was too short for the machine, each as a line.
+    # The workspaces whose lease was too short for the machine and the faults, each as a line.
     too_short: list[str]
     # What the calls of the load were, and the verdict on them.
     judged: str
@@ -162,7 +162,7 @@ def play_and_judge(
         failed = failures(connection, stack.state_dir / "logs")
     too_short = list[str]()
     for each in judge_workspaces(stack, failed, hurts, waits):
-        (too_short if each.is_starved else problems).append(each.text)
+        (too_short if each.is_too_short else problems).append(each.text)
     problems += _stopped(stack)
     problems += _defects(stack)
     return Outcome(load, faults.hits, problems, too_short, judged)

@@ -49,7 +49,7 @@ def test_a_full_disk_excuses_an_agent_that_could_not_be_started() -> None:
     assert failed.is_by(Hurt("ws_1", 999.0, 1_001.0, is_of_starts=True), _LEASE)
 
 
-def test_a_lease_that_ran_out_is_a_violation_unless_the_machine_was_too_busy(
+def test_a_lease_that_ran_out_is_a_violation_unless_it_was_too_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = Stack(tmp_path / "state", LEASE_SECONDS=str(_LEASE))
@@ -57,10 +57,17 @@ def test_a_lease_that_ran_out_is_a_violation_unless_the_machine_was_too_busy(
     waits = Waits(stack, ["ws_1"])
     failed = replace(_FAILURE, reason="its agent did not renew its lease in time")
 
-    def verdicts() -> list[tuple[bool, bool]]:
-        found = judge_workspaces(stack, [failed, _FAILURE], [], waits)
-        return [(each.is_starved, "30 s ran out" in each.text) for each in found]
+    hurts = [Hurt("worker-0", 950.0, 990.0)]
 
+    def verdicts() -> list[tuple[bool, bool]]:
+        found = judge_workspaces(stack, [failed, _FAILURE], hurts, waits)
+        return [(each.is_too_short, "30 s ran out" in each.text) for each in found]
+
+    assert verdicts() == [(False, True), (False, False)]
+    hurts.append(Hurt("worker-1", 960.0, 980.0))
+    hurts.append(Hurt("postgres", 979.0, 986.0))
+    assert verdicts() == [(True, True), (False, False)]
+    hurts.pop()
     assert verdicts() == [(False, True), (False, False)]
     counter = tmp_path / "schedstat"
     monkeypatch.setattr(waits, "_counters", lambda: [("ws_1", counter)])

@@ -3,7 +3,7 @@
 The faults of a run say which agents and programs they have hurt, and when. A workspace that failed
 at another time is a violation, with its reason, and so is a program that the supervisor replaced.
 The exception is an agent whose lease ran out because the machine had no time for it or for the
-workers.
+workers, or because faults kept the control plane from answering.
 """
 
 import json
@@ -21,9 +21,10 @@ from evershell.store.service_clock import STEP_SECONDS
 from tests.faults.long.chaos.waits import Waits
 from tests.support.stack import Stack
 
-# The part of a lease for which the agent, or a worker on average, had to wait for a processor if
-# the lease was too short for the machine.
-_STARVED_SHARE = 0.5
+# A lease was too short if for this part of it the agent, or a worker on average, waited for a
+# processor, or faults kept the control plane from answering.
+_LOST_SHARE = 0.5
+_STEP_OF_OUTAGE_SECONDS = 0.1
 # How long the controllers may take to notice that an agent has ended.
 _NOTICED_SECONDS = 10.0
 # How the reasons begin if an agent has not started.
@@ -126,8 +127,8 @@ class Verdict:
     """A workspace that failed although nobody had hurt its agent."""
 
     text: str
-    # Its lease ran out because the machine was too busy for it.
-    is_starved: bool
+    # Its lease was too short for this machine and these faults.
+    is_too_short: bool
 
 
 def judge_workspaces(
@@ -141,15 +142,31 @@ def judge_workspaces(
         text = f"{each.workspace_id} lost its agent at {_time(each.at)}, although nobody hurt it: "
         ran_out_at = _ran_out_at(stack.state_dir, each)
         if ran_out_at is None:
-            yield Verdict(text + each.reason, is_starved=False)
+            yield Verdict(text + each.reason, is_too_short=False)
             continue
-        waited = waits.of(each.workspace_id, ran_out_at - lease_seconds, ran_out_at)
+        began = ran_out_at - lease_seconds
+        waited = waits.of(each.workspace_id, began, ran_out_at)
+        outage = _outage_seconds(len(stack.worker_addresses()), hurts, began, ran_out_at)
         yield Verdict(
             f"{text}its lease of {lease_seconds:g} s ran out at {_time(ran_out_at)}. In this time "
             f"its agent waited {waited.agent:.1f} s for a processor, and a worker "
-            f"{waited.worker:.1f} s",
-            is_starved=max(waited) >= _STARVED_SHARE * lease_seconds,
+            f"{waited.worker:.1f} s. For {outage:.1f} s, the database or all workers were hurt",
+            is_too_short=max(*waited, outage) >= _LOST_SHARE * lease_seconds,
         )
+
+
+def _outage_seconds(workers: int, hurts: Sequence[Hurt], began: float, ended: float) -> float:
+    """How long faults have hurt the database, or all workers, between two times."""
+
+    def is_hurt(program: str, at: float) -> bool:
+        return any(each.whom == program and each.began <= at <= each.ended for each in hurts)
+
+    steps = range(int((ended - began) / _STEP_OF_OUTAGE_SECONDS))
+    moments = (began + step * _STEP_OF_OUTAGE_SECONDS for step in steps)
+    names = [f"worker-{number}" for number in range(workers)]
+    return _STEP_OF_OUTAGE_SECONDS * sum(
+        is_hurt("postgres", at) or all(is_hurt(name, at) for name in names) for at in moments
+    )
 
 
 def judge_programs(output: Path, hurts: Sequence[Hurt]) -> Iterator[str]:
