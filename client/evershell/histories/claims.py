@@ -71,6 +71,10 @@ class _Splitter:
     def __init__(self, history: History) -> None:
         self.claims = Claims()
         self._exists: set[Place] = set()
+        # When the creation of a workspace began, and the last call on it ended.
+        self._created: dict[Place, float] = {}
+        self._last: defaultdict[Place, float] = defaultdict(float)
+        self._deleted: set[Place] = set()
         # The children of each task, and the workspace of each task.
         self._children: dict[str, set[str]] = defaultdict(set)
         self._workspaces: dict[str, Place] = {}
@@ -91,8 +95,14 @@ class _Splitter:
         """Notes the workspaces and the tasks that the call has shown."""
         self._exists.add((call.org, ""))
         answer = call.answer or {}
+        here = call.org, call.workspace_id
+        self._last[here] = max(self._last[here], call.ended + LATE_SECONDS)
         if call.answer is not None and call.workspace_id:
-            self._exists.add((call.org, call.workspace_id))
+            self._exists.add(here)
+        for _ in _of(call, "DeleteWorkspace"):
+            self._deleted.add(here)
+        for each in _of(call, "CreateWorkspace"):
+            self._created[call.org, each["id"]] = call.began
         for each in (*answer.get("workspaces", ()), *_of(call, "CreateWorkspace")):
             self._exists.add((call.org, each["id"]))
         for each in _of(call, "SubmitTask"):
@@ -169,7 +179,7 @@ class _Splitter:
             case "ReleaseOrg":
                 self._everywhere(call, Effect.RELEASE)
             case "GetHold":
-                for place in self._places(call.org):
+                for place in self._places(call):
                     self._facts(call, place, Fact("held" if answer["on_hold"] else "not held"))
 
     def _submitted(self, call: Call, here: Place, task: str, status: str = "") -> None:
@@ -211,7 +221,7 @@ class _Splitter:
                 self._facts(call, place, Fact("asked", each["task_id"]))
         if call.arguments.get("all") and not int(answer.get("remaining", 0)):
             named = {(call.org, each["workspace_id"]) for each in results}
-            for place in self._places(call.org):
+            for place in self._places(call):
                 if place not in named:
                     self._facts(call, place, Fact("all asked"))
 
@@ -289,11 +299,22 @@ class _Splitter:
                 fact = Fact("asked or ended", task, CANCELLED)
             self.claims.operations[place].append(Operation(source, at, at, facts=(fact,)))
 
-    def _places(self, org: str) -> list[Place]:
-        return [place for place in self._exists if place[0] == org]
+    def _places(self, call: Call) -> list[Place]:
+        """The places of the organization where the call may have an effect that an answer shows.
+
+        A workspace is created only while there is no hold, so what was before has no effect on it.
+        After the last call on a deleted workspace, no answer shows an effect on it.
+        """
+        return [
+            place
+            for place in self._exists
+            if place[0] == call.org
+            and self._created.get(place, call.began) <= call.ended + LATE_SECONDS
+            and not (place in self._deleted and self._last[place] < call.began)
+        ]
 
     def _everywhere(self, call: Call, effect: Effect, *, is_optional: bool = False) -> None:
-        for place in self._places(call.org):
+        for place in self._places(call):
             self._effect(call, place, effect, is_optional=is_optional)
 
     def _effect(

@@ -31,6 +31,9 @@ _BATCH_SECONDS = 5.0
 # Between two holds of the organization, and how long they last.
 _UNHELD_SECONDS = (2.0, 12.0)
 _HELD_SECONDS = (0.0, 0.5)
+# Between two attempts to release it. Each attempt that fails may have its effect in the next minute,
+# and the search for an order of the calls tries every one.
+_RELEASE_SECONDS = 1.0
 # The slugs that a stack under faults may answer. The credentials and requests of the load are
 # valid, so any other slug, such as `unauthenticated`, is a defect.
 _ALLOWED = frozenset(
@@ -297,7 +300,7 @@ class Load:
             while (released := await self._call(third, "ReleaseOrg")).slug:
                 if not _is_allowed(released):
                     break
-                await asyncio.sleep(_PAUSE_SECONDS)
+                await asyncio.sleep(_RELEASE_SECONDS)
 
     async def _call(self, wire: Wire, rpc: str, **fields: Any) -> Reply:
         limit_seconds = _ANSWER_SECONDS + (2.0 if "wait" in fields else 0.0)
