@@ -29,7 +29,7 @@ _RESET_REPORTED_SECONDS = 0.002
 # caller. Thousands of callers may go at once.
 _GONE_REPORTED_SECONDS = 10.0
 
-# The last message of a stream that fails after its first message, by method.
+# By method: makes the last message of a stream that fails after its first message.
 _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
     "WatchEvents": lambda error: workspace_service_pb2.WatchEventsResponse(error=error),
     "StreamEvents": event_stream.error_frame,
@@ -39,7 +39,7 @@ _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
 class Errors(Interceptor):
     """Aborts a failed call with the failure's status.
 
-    An unexpected exception is logged. Callers receive `internal` without its text.
+    An unexpected exception is logged. Callers receive `internal`, without the exception's text.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Errors(Interceptor):
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
-                    # The caller cancelled the call, or the server ends it.
+                    # The caller has cancelled the call, or the server is ending it.
                     raise
                 # A defect in an inner interceptor or in the servicer has raised this error. If it
                 # were raised again, the call would end without a status.

@@ -57,8 +57,8 @@ _ARRIVAL_SECONDS = 35.0
 _QUICK_SECONDS = 0.1
 # How long an agent's request may take to arrive while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
-# How many bytes of agents' requests a worker reads at a time, for each size limit. A request counts
-# with the size limit of its method, because its own size is not known yet.
+# How many bytes of agents' requests a worker reads at a time, for each size limit. Each request
+# counts as many bytes as its method allows, because its own size is not known yet.
 _AGENTS_BYTES = 64 * 1024 * 1024
 
 
@@ -75,9 +75,9 @@ class Reading(Interceptor):
         # caller asks for. A2A requires servers to ignore unknown fields, and the edge reads the
         # bodies of A2A.
         self._strict = public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
-        # The turns of all agents, by size limit.
+        # The turns that all agents share, by size limit.
         self._by_limit: dict[int, _Turns] = {}
-        # The turn of each agent, by agent and size limit, while its requests are being read.
+        # The turn of each agent, by agent and size limit. It exists only while the agent has calls.
         self._by_agent: WeakValueDictionary[tuple[AgentIdentity, int], _Turns] = (
             WeakValueDictionary()
         )
@@ -234,7 +234,7 @@ class _Turns:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self.waiting = 0
-        # The time limits of the requests that are being read, except limits that were shortened.
+        # The time limits, not shortened so far, of the requests that are being read.
         self._unshortened: set[asyncio.Timeout] = set()
 
     async def take(self) -> None:

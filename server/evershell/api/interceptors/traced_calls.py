@@ -1,4 +1,4 @@
-"""Opens a span for every call. Imported only if traces are exported."""
+"""Opens the spans of calls. This module is imported only if traces are exported."""
 
 from http import HTTPStatus
 from typing import Any
