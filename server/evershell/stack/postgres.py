@@ -36,7 +36,8 @@ _MAX_CONNECTIONS = 200
 # the folder.
 _MAX_SOCKET_PATH_BYTES = 107
 _SOCKET_NAME = "/.s.PGSQL.5432.lock"
-# Other characters have a meaning in a URL, or in PostgreSQL's list of socket folders.
+# Matches paths without characters that have a meaning in a URL or in PostgreSQL's list of socket
+# folders.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 _FALLBACK_USER = "nobody"
 # The id that stands for ids without a mapping in a user namespace (user_namespaces(7)).
@@ -158,7 +159,7 @@ def is_live(url: str) -> bool:
 
 
 async def wait_ready(url: str, timeout_seconds: float) -> None:
-    """Returns when the server accepts connections. Raises TimeoutError."""
+    """Waits until the server accepts connections. Raises TimeoutError."""
     async with asyncio.timeout(timeout_seconds):
         while True:
             try:
@@ -284,7 +285,7 @@ def _readable_installation() -> Path:
 
 
 def _private(parent: Path, owner: Path) -> Path:
-    """Creates a private folder in a parent that all users can write to, named after its owner.
+    """Creates a private folder in a parent that all users can write to. `owner` gives it its name.
 
     Raises OperatorError if another user created it first.
     """
