@@ -35,7 +35,8 @@ class Sandbox:
 def enter(pid: int, uid: int | None) -> Sandbox:
     """Enters the sandbox of the process `pid`, with a new PID namespace instead of the sandbox's.
 
-    The next child of this process is the init process of that namespace, and calls `become_init`.
+    The next child of this process is the init process of the new PID namespace. It must call
+    `become_init`.
     This process must have one thread. If it is root, it becomes `uid`, the user of the sandbox.
     Raises OSError.
     """
@@ -44,7 +45,7 @@ def enter(pid: int, uid: int | None) -> Sandbox:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     theirs, own = (Path("/proc", str(each), "ns") for each in (pid, os.getpid()))
-    # Opened before it enters the mount namespace, which has another /proc.
+    # Opened before this process enters the mount namespace, which has another /proc.
     others = [
         os.open(theirs / name, os.O_RDONLY)
         for name in _NAMESPACES
