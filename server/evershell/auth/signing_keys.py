@@ -13,7 +13,7 @@ from joserfc.jwk import OKPKey
 
 from evershell.core.errors import OperatorError
 
-# RFC 8032.
+# The length of a private key of Ed25519 (RFC 8032).
 _KEY_BYTES = 32
 
 
