@@ -78,7 +78,7 @@ class ActiveTask:
     # The number of iterations that have ended.
     iterations: int = 0
     phase: Phase = Phase.NONE
-    # The calls that run, in the order in which they began.
+    # The running calls, in the order in which they began.
     calls: dict[asyncio.Future[Any], OpenCall] = field(default_factory=dict)
     # Whether the agent has proposed the end of the task to the control plane.
     is_ending: bool = False

@@ -1,7 +1,7 @@
 """Tasks that the agent submits for its tools, to the agents of other workspaces.
 
-They are children of the agent's current task. The agent's own token authorizes the calls, so no
-tool holds a key. docs/trees.md describes the rules for children.
+They are children of the agent's current task. The agent's own token authorizes the calls, so tools
+do not need keys. docs/trees.md describes the rules for children.
 """
 
 import asyncio
@@ -40,8 +40,9 @@ class ChildRefusedError(Exception):
 
 
 class _Calls:
-    """The calls of one task. They are made one at a time, because the control plane serves one at a
-    time.
+    """The calls about the children of one task.
+
+    They are made one at a time, because the control plane serves only one of them at a time.
     """
 
     def __init__(self, task_id: str, call: Call) -> None:

@@ -114,8 +114,8 @@ def _children() -> Iterator[int]:
     The kernel's list may miss a child while another one ends (proc_pid_children(5)), so scan again
     after killing.
     """
-    # After most tool calls no child is left, and reading the lists of all threads takes half a
-    # millisecond.
+    # Checked first, because after most tool calls no child is left, and reading the lists of all
+    # threads takes half a millisecond.
     if not _has_children():
         return
     if not _KERNEL_LISTS_CHILDREN:

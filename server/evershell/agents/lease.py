@@ -13,7 +13,7 @@ MIN_MARGIN_SECONDS = 2.0
 # For a short lease, the minimum is at most this share of the lease.
 MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
-# Each interval is multiplied by a random factor between these.
+# Each interval between heartbeats is multiplied by a random factor between these two.
 JITTER = (0.9, 1.1)
 # The longest wait before a call is repeated: a time, and a share of the remaining lease. The
 # shorter one applies, so there is time for several repeats.

@@ -57,10 +57,10 @@ if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
 
 MAX_ATTEMPT_SECONDS = 3.0
-# The longest wait before the first repeat of a call. It doubles for each further repeat. The first
-# time applies if the worker is gone, so that the agent soon tries another worker. The second time
-# applies if the worker is slow or answers `unavailable`, because other workers may be overloaded
-# too.
+# The longest wait before the first repeat of a call. It doubles for each further repeat.
+# FIRST_BACKOFF_SECONDS applies if the worker is gone, so that the agent soon tries another worker.
+# BUSY_BACKOFF_SECONDS applies if the worker is slow or answers `unavailable`, because the other
+# workers may be overloaded too.
 FIRST_BACKOFF_SECONDS = 0.05
 BUSY_BACKOFF_SECONDS = 0.5
 # The longest wait before any repeat while the task must be interrupted. The control plane
@@ -92,7 +92,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # Behind a name, all calls go to one worker. If this worker is frozen or unreachable, a ping
     # during a call detects it, and the agent connects to another worker. With the default lease,
-    # heartbeats are so frequent that a worker that answers gets no ping.
+    # heartbeats are so frequent that a worker that answers is never pinged.
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
@@ -188,8 +188,7 @@ class RuntimeCredential:
 class RuntimeClient:
     """Retries each call, on one worker after the other, until it is acknowledged or the agent ends.
 
-    Register and Heartbeat renew the lease. A commit does not, because it does not renew the lease
-    in the database either.
+    Register and Heartbeat renew the lease. A commit renews it neither in the database nor here.
     """
 
     def __init__(

@@ -124,7 +124,7 @@ class Session:
     ) -> bool:
         """Sets the cancel flag of a task. Returns False if the agent does not have the task.
 
-        If the task arrives later, the agent runs no iteration of it.
+        If the task arrives later, the agent ends it without running an iteration.
         """
         is_known = task_id in (self.task_id, self._next_id)
         self._remember_trace(task_id, trace)

@@ -169,7 +169,7 @@ class Step:
         return self.has_calls and not self._has_failed
 
     async def model_call(self, call: Awaitable[T]) -> T:
-        """Returns what the call of a model returns, within the time limit.
+        """Waits for a model call, within the time limit, and returns what the call returns.
 
         Raises what the call raises, and CallTimeoutError. A failed call can be repeated. Raises
         RuntimeError if the iteration has ended.
@@ -207,7 +207,7 @@ class Step:
         *,
         call_id: str = "",
     ) -> T:
-        """Returns what the call of a tool returns, within the time limit.
+        """Waits for a tool call, within the time limit, and returns what the call returns.
 
         `arguments` are recorded: a JSON object, or its text as the model wrote it. What the call
         returns is recorded as its output. An exception is recorded too, and raised. If the call is
@@ -346,7 +346,10 @@ class Step:
             self._reported = len(started)
 
     async def _begun(self, call: Awaitable[T]) -> "asyncio.Future[T]":
-        """Begins the call, and returns it. Raises RuntimeError or CancelledError if it must not."""
+        """Begins the call, and returns it.
+
+        If the call must not begin, raises RuntimeError or CancelledError.
+        """
         running = asyncio.ensure_future(call)
         if self._calls.are_over or self.has_ended:
             running.cancel()

@@ -31,7 +31,7 @@ _READ_BYTES = 64 * 1024
 # more, or 2 GiB with huge pages.
 _WATCH_SECONDS = 0.2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-# The files of /proc that are read here are smaller.
+# The maximum size of a file in /proc that is read here.
 _PROC_BYTES = 16 * 1024
 _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
 MAX_OUTPUT_BYTES = 64 * 1024
@@ -350,7 +350,7 @@ class BoundedOutput:
             self._dropped += excess
 
     def end(self) -> str:
-        """The last part of the text so far: at least about half of `max_bytes`, without keys."""
+        """The end of the text so far, with keys removed: about half of `max_bytes` or more."""
         kept = self._tail if self._dropped else self._head + self._tail
         return redacted_end(kept.decode("utf-8", "ignore"), is_cut=bool(self._dropped))
 
@@ -369,7 +369,7 @@ class BoundedOutput:
 
 
 def memory_exceeds(limit_bytes: int) -> bool:
-    """Whether the other processes that this process can see use more memory than the limit, in all.
+    """Whether the memory of all other processes that this process can see exceeds the limit.
 
     Memory of files does not count: the folders in which processes can share such memory have a size
     limit (pod/tool_filter.py).

@@ -59,7 +59,7 @@ _BESIDE_CACHE_WRITE = (
 
 
 def tokens_of(usage: object) -> dict[str, int]:
-    """The tokens by the fields of a model call. A missing or invalid count is 0."""
+    """The token counts, by the fields of a model call. A missing or invalid count is 0."""
     counts = {kind: _count(usage, *_PLACES[kind]) for kind in TOKENS}
     counts["input_tokens"] += sum(_count(usage, place) for place in _BESIDE_INPUT)
     counts["cache_write_tokens"] += sum(_count(usage, place) for place in _BESIDE_CACHE_WRITE)

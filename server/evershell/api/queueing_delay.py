@@ -68,7 +68,7 @@ class QueueingDelay:
         self._was_short_at = clock()
 
     def begin(self) -> None:
-        """Begins a measurement, when the measuring call is sent."""
+        """Begins a measurement. Called when the measuring call is sent."""
         self._sent_at = self._clock()
         if self._last_seconds < _SHORT_SECONDS:
             # The last wait was short, and nothing was measured since, so it counts as short until

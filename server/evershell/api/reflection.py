@@ -1,6 +1,6 @@
 """Server reflection in the versions v1 and v1alpha. Clients that support both try v1 first.
 
-The package has only v1alpha. The messages of both versions are the same on the wire, so one
+grpcio-reflection has only v1alpha. The messages of both versions are the same on the wire, so one
 servicer serves both. It shows only the files of the public services, although the process has also
 loaded the files of the internal services.
 

@@ -193,7 +193,7 @@ def _enum_problem(field: FieldDescriptor, value: object) -> str:
 
 
 def _is_ours(field: FieldDescriptor) -> bool:
-    """Whether JSON writes the field as an object: a message of this service, or an amount."""
+    """Whether the field is an object in JSON: a message of this service, or an amount of money."""
     message = field.message_type
     assert message is not None, "the field is a message"
     return (

@@ -58,7 +58,7 @@ _ARRIVALS_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class AgentListener:
-    """Where agents call with TLS: host:port, and the certificate of the control plane."""
+    """The listener for agents with TLS: its host:port, and the control plane's certificate."""
 
     address: str
     identity: TlsIdentity

@@ -39,7 +39,7 @@ class AgentCertificates:
         self._agents = [_Authority(each, "agents") for each in keys]
 
     def control_plane(self) -> TlsIdentity:
-        """A new certificate of a program of the control plane.
+        """A new certificate for a program of the control plane.
 
         It is issued with the last signing key, which every agent trusts. An agent that was started
         before the newest key was added trusts only the last one.

@@ -1,6 +1,6 @@
 """The command `demo`: cancels a task, prints its events, and checks each promise.
 
-The demo uses the running stack, or starts its own one.
+The demo uses the running stack, or starts its own.
 """
 
 import signal

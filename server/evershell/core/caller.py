@@ -101,7 +101,7 @@ class Permission:
     def covers(self, workspace: Workspace) -> bool:
         """Whether the permission includes the workspace, which is in the caller's organization.
 
-        An API key belongs to no user, so its `:own` scopes include no workspace.
+        An API key does not belong to a user, so its `:own` scopes do not include any workspace.
         """
         return self.includes(workspace.created_by_user_id)
 

@@ -116,7 +116,7 @@ async def cancel_task(
 ) -> CancelResult:
     """Records the intent, signals the agent, and waits for the end of the task if requested.
 
-    If the call is refused, no intent is recorded. It then raises Failure permission_denied,
+    If the call is refused, no intent is recorded, and the Failure is permission_denied,
     workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped, workspace_failed
     or workspace_deleting.
 

@@ -50,7 +50,7 @@ class CancelTasks:
     wanted: TaskSelection
     reason: str = ""
     force_after_seconds: float | None = None
-    # Whether to record nothing, and only report what the call would do.
+    # Whether to cancel nothing, and only report what the call would do.
     dry_run: bool = False
     origin: Origin
 

@@ -28,7 +28,7 @@ KEY_KEPT = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """A hold in force: until it is released, the organization gets no new task and no new agent.
+    """A hold in force: until it is released, the organization cannot get new tasks or new agents.
 
     The fields describe the call that set it.
     """

@@ -42,7 +42,7 @@ class Prices:
 
     def cost(self, counts: Mapping[str, int]) -> int:
         """The cost of a call in nano-dollars, rounded half up."""
-        # A part without its own price costs as much as the whole that it is a part of.
+        # A part without its own price is charged at the price of the count that includes it.
         left = dict(counts)
         for part, wholes in TOKEN_PARTS.items():
             if part in self.tokens:
@@ -61,7 +61,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and its prices in periods: the last that apply are used; if none apply, the first."""
+    """A model and its prices, by period. The last that apply are used; if none apply, the first."""
 
     # Matches the names of the model; see _matches.
     clause: Sequence[Any]

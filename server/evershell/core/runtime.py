@@ -91,8 +91,8 @@ class Runtime:
     async def heartbeat(self, agent: AgentIdentity, task_id: str, phase: Phase) -> Directive:
         """Renews the lease, and records the agent's task and phase.
 
-        Most heartbeats report nothing new. For them, one statement is enough, which waits for no
-        lock and writes at most the lease. All others are decided under the lock of the workspace.
+        Most heartbeats report nothing new. They need only one statement, which does not wait for
+        locks and writes at most the lease. All others are decided under the lock of the workspace.
         """
 
         def decide(locked: Locked) -> Change:

@@ -286,9 +286,9 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
 def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Change:
     """Ends the task. In the core, only this function ends tasks.
 
-    With a recorded intent, the task becomes `cancelled`, whatever status is proposed. Without one,
-    it never becomes `cancelled`. The end is forced only if the intent has a force deadline. The
-    usage of an uncommitted iteration counts.
+    With a recorded intent, the task becomes `cancelled`, whatever status is proposed. Without an
+    intent, the task never becomes `cancelled`. The end is forced only if the intent has a force
+    deadline. The reported usage of an uncommitted iteration counts.
     """
     workspace = locked.workspace
     may_be_forced = task.cancel is not None and task.cancel.force_at is not None

@@ -98,7 +98,7 @@ class Page:
     """A page of a list, newest first.
 
     The page token has the id of the last item before the page, and a checksum of this id and the
-    list. The checksum lets malformed tokens and tokens of other lists be refused (AIP-158).
+    list, so that malformed tokens and tokens of other lists can be refused (AIP-158).
     """
 
     size: int

@@ -159,12 +159,12 @@ def lose_agent(
     is suspended instead of failed, so that the next task wakes it. A suspended workspace keeps its
     `run_id` until the pod is known to have ended.
 
-    If the agent was overdue, `overdue` is its task as the controller read it before it ended the
-    pod; the end of the task may be committed while the pod ends. Without `overdue`, the force
-    deadline of the current task decides between failed and suspended. A controller that repeats the
-    step of another controller therefore decides the same, although it cannot see who ended the pod.
-    If the deadline has passed, the workspace is also suspended when the agent ended by itself or
-    its lease ran out.
+    For an overdue agent, `overdue` is the task as it was before the controller ended the pod: the
+    end of the task may be committed while the pod ends. Without `overdue`, the force deadline of
+    the current task decides between failed and suspended. A controller that repeats the step of
+    another controller therefore decides the same, although it cannot see who ended the pod. If the
+    deadline has passed, the workspace is also suspended when the agent ended by itself or its lease
+    ran out.
     """
     workspace = locked.workspace
     reason = workspace.agent_breach or reason

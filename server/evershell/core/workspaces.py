@@ -154,7 +154,7 @@ def _intent(caller: Caller, reason: str, origin: Origin, clock: Clock) -> Cancel
 
 
 async def _signal(change: Change, agents: Agents) -> None:
-    """Signals the agent of a workspace that is stopping or deleting that its task is cancelled.
+    """Tells the agent that its task is cancelled, if the workspace is stopping or being deleted.
 
     This is only a latency optimisation: an agent that cannot be reached receives the intent with a
     later reply, or the fleet controller ends the agent after the grace period.

@@ -17,7 +17,8 @@ CONTROL_PLANE = "control-plane.evershell.internal"
 Options = Sequence[tuple[str, int | str]]
 # Closes a connection on which sent data stays unacknowledged for this long: with keepalive, gRPC
 # sets TCP_USER_TIMEOUT to this (tcp(7)). Otherwise the kernel retransmits at ever longer intervals,
-# so the calls on the connection may fail for as long again after a partition as it has lasted.
+# and after a partition, calls on the connection may go on failing for as long as the partition
+# lasted.
 _UNACKNOWLEDGED_MILLISECONDS = 2_000
 _LIVENESS: Options = (
     ("grpc.keepalive_timeout_ms", _UNACKNOWLEDGED_MILLISECONDS),

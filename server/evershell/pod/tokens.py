@@ -2,7 +2,7 @@
 
 Both directions use the same kind of token: an HMAC (RFC 2104) of the current minute. The control
 plane derives two secrets for each workspace and epoch, and gives them to the agent at its start.
-The secrets themselves are never sent over a network.
+No token contains a secret.
 
 - With a runtime token, the agent calls RuntimeService. The token names the workspace, the epoch and
   the minute, because the control plane stores no secrets: it derives the secret from the workspace
@@ -79,7 +79,7 @@ def parse_runtime_token(token: str) -> tuple[str, int, int] | None:
 
 
 def bootstrap_token(workspace_id: str, epoch: int, secret: bytes) -> str:
-    """The bootstrap token of an agent. The secret itself is never sent."""
+    """The bootstrap token of an agent. It does not contain the secret."""
     code = hmac.digest(secret, b"bootstrap", "sha256").hex()
     return f"bootstrap.{workspace_id}.{epoch}.{code}"
 

@@ -74,7 +74,7 @@ async def _task_problem(client: httpx.AsyncClient, path: str) -> str:
     answer = await client.post(f"{path}/tasks", json={"description": _TASK})
     if answer.status_code == httpx.codes.CONFLICT:
         code = answer.json()["error"]["code"]
-        # An organization that is on hold takes no task, although all programs serve.
+        # While the organization is on hold, tasks are refused, although all programs serve.
         return "" if code == "org_on_hold" else str(code)
     task_id = answer.raise_for_status().json()["task_id"]
     while True:

@@ -61,7 +61,7 @@ class Finding:
 
     name: str
     reason: Reason
-    # Whether to replace it.
+    # Whether the program is replaced.
     is_replaced: bool
     # The time without a turn, and the processor time that was used in it.
     seconds: float = 0.0

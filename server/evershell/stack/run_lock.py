@@ -10,7 +10,7 @@ from pathlib import Path
 from evershell.core.errors import OperatorError
 
 _LOCK = "lock"
-# Separate from the lock file, because it is written later, when the run handles SIGHUP.
+# The process id is not in the lock file, because it is written later, once the run handles SIGHUP.
 _PID = "up.pid"
 # The Python interpreter that starts the programs of the run, if it differs from the run's own.
 _PYTHON = "up.python"

@@ -42,7 +42,7 @@ class Program:
     """A program to keep running."""
 
     name: str
-    # A function is called before each start, in a thread.
+    # If this is a function, it is called before each start, in a thread.
     command: list[str] | Callable[[], list[str]]
     # The whole environment of the program.
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -126,8 +126,8 @@ class Supervisor:
     async def stop(self, *names: str) -> None:
         """Stops the programs with these names concurrently.
 
-        Sends each its stop signal, and kills it if it still runs after its `stop_seconds`. From now
-        on, no frozen program is replaced, because the stack ends.
+        Sends each program its stop signal, and kills the program if it still runs after its
+        `stop_seconds`. From now on, no frozen program is replaced, because the stack ends.
         """
         await self._end_watch()
         await asyncio.gather(

@@ -61,7 +61,7 @@ async def up(settings: Settings) -> None:
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with run_lock.exclusive(settings.state_dir):
-        # A run that was killed has left its files.
+        # A run that was killed may have left its files.
         ready.clear(settings.state_dir)
         _ensure_signing_key(settings.signing_key_path)
         check_ports(settings)

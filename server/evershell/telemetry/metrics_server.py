@@ -23,7 +23,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
-        # Connections that have sent no whole request, the oldest first.
+        # Connections that have not sent a whole request yet, the oldest first.
         self._silent: dict[socket.socket, None] = {}
         # Connections whose request is being served.
         self._busy: set[socket.socket] = set()

@@ -85,7 +85,7 @@ class _Run:
             return given
         state = await self._graph.aget_state(_CONFIG)
         if state.tasks:
-            # A super-step was interrupted. This ends it and keeps what its nodes have written.
+            # A super-step was interrupted. This call ends it and keeps what its nodes have written.
             await self._graph.aupdate_state(_CONFIG, None, as_node=END)
             state = await self._graph.aget_state(_CONFIG)
         unanswered = _unanswered(state.values)

@@ -37,7 +37,7 @@ class Queue(Protocol):
     """Stores entries in the background. It never blocks and never raises."""
 
     def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
-        """Stores the entry soon, an `uncertain` one only if the call has not stored it itself."""
+        """Stores the entry soon, but an `uncertain` entry only if the call has not stored it."""
 
     def lose(self) -> None:
         """Counts an entry that is not stored."""

@@ -94,8 +94,8 @@ async def abort(call: Call, failure: Failure, method: Method) -> None:
     if call.has_streamed and (message := _LAST_MESSAGES.get(method.name)) is not None:
         # The edge ends a broken stream with status 200, so the last message carries the error.
         error = message(status.stream_error(failure, call.request_id))
-        # The write fails if the client has not read the previous message. The status also has the
-        # error.
+        # The write fails if the client has not read the previous message. The status carries the
+        # error too.
         with suppress(grpc.aio.InternalError):
             await context.write(error)
     rich = method.form.rich_status(failure, call.request_id)

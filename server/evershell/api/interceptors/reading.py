@@ -132,7 +132,7 @@ class Reading(Interceptor):
         limit: int,
         serve: Callable[[Call, bytes], Awaitable[Any]],
     ) -> Handler:
-        """Serves one call of an agent at a time, and reads the next one after its end."""
+        """Serves an agent's calls one at a time. Each is read after the previous one has ended."""
         of_worker = self._by_limit.get(limit)
         if of_worker is None:
             of_worker = self._by_limit[limit] = _Turns(_AGENTS_BYTES // limit)
@@ -195,9 +195,9 @@ class _Body:
         self._taken: tuple[str, str, str] | None = None
         # Whether the edge announces a large body.
         self.is_large = LARGE_BODY_HEADER in call.metadata
-        # Ends the reading if the request is too slow, or gets no place.
+        # Ends the reading if the request is too slow or does not get a place.
         self.arrival = asyncio.timeout(None)
-        # Why the request got no place.
+        # Why the request did not get a place.
         self.failure: Failure | None = None
 
     def __enter__(self) -> "_Body":
@@ -249,7 +249,7 @@ class _Turns:
             self.waiting -= 1
 
     def read_within(self, arrival: asyncio.Timeout) -> None:
-        """Shortens the time limit of a request with a turn as soon as others wait for a turn."""
+        """Shortens the time limit of a request that has a turn, once others wait for a turn."""
         if self.waiting:
             _shorten(arrival)
         else:

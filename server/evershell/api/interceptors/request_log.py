@@ -1,4 +1,4 @@
-"""Returns the request id of each call, writes its log line, and measures it."""
+"""For each call: returns the request id, writes a log line, and measures the call."""
 
 import asyncio
 from http import HTTPStatus
@@ -19,7 +19,7 @@ from evershell.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-# Programs make these calls every second.
+# Programs make these calls all the time, so successful ones are not logged.
 _UNLOGGED = (HEARTBEAT, HEALTH_CHECK)
 # The maximum number of lines per second for calls without a credential. The edge logs these calls
 # too.

@@ -69,7 +69,7 @@ class Collector:
         )
 
     def environment(self) -> dict[str, str]:
-        """The variables that hold the headers. Envoy would show headers in its configuration."""
+        """The variables that hold the headers, because Envoy shows what is in its configuration."""
         return {
             f"{_HEADER_VARIABLE}{index}": value for index, (_, value) in enumerate(self.headers)
         }

@@ -138,7 +138,7 @@ class Provider:
         return {_FILTER: config}
 
     def _cookies(self) -> dict[str, str]:
-        """The names of the cookies. No other host of the domain can set one with this prefix."""
+        """The names of the cookies. With https, a prefix keeps other hosts from setting them."""
         prefix = "__Host-" if self.public_scheme == "https" else ""
         return {kind: f"{prefix}{name}" for kind, name in _COOKIES.items()}
 
