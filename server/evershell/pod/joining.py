@@ -10,14 +10,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# The namespaces of a sandbox that may differ from the machine's, besides user and PID.
+# The namespaces, in addition to user and PID, in which a sandbox may differ from the machine.
 _NAMESPACES = ("cgroup", "ipc", "net", "uts", "mnt")
 # The request of ioctl_ns(2) for the user namespace that owns another namespace.
 _NS_GET_USERNS = 0xB701
 _CLONE_NEWPID = 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 23, 24, 38
-# capset(2): the version of its structs, and the process, which is the caller.
+# The header for capset(2): the version of its structs, and 0, which stands for this process.
 _CAPABILITIES_HEADER = (ctypes.c_uint32 * 2)(0x20080522, 0)
 
 _libc = ctypes.CDLL(None, use_errno=True)

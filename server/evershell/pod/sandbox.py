@@ -25,7 +25,7 @@ FILES = "/workspace"
 _USR = Path("/usr")
 # On most systems these are links to folders in /usr.
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-# What programs need from /etc. Most other files there are not needed.
+# What programs need from /etc.
 _ETC = (
     "alternatives",
     "ca-certificates",

@@ -70,7 +70,7 @@ class SignalStream:
         waiting: asyncio.Future[Acknowledgement | None] = asyncio.Future()
         self._waiting[signal.id] = waiting
         try:
-            # A write fails only if the stream has ended, which the reader reports.
+            # A write fails only if the stream has ended, and the reader reports the end.
             with (
                 suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, NotAcknowledgedError),
                 _ends_as_errors(),

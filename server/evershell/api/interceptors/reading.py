@@ -31,7 +31,7 @@ from evershell.core.errors import Failure
 from evershell.core.runtime import AgentIdentity
 
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
-# output, which JSON and Unicode may widen.
+# output, which may take more bytes in JSON and in Unicode.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Size limit of requests that contain only a few names: requests to health and reflection, and
 # requests of agents except CommitEvents and the calls about children.

@@ -31,7 +31,7 @@ class Collector:
     url: str
     # Headers of each request to the collector. They may hold a credential.
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    # The authorities that the collector's certificate is checked with.
+    # The file with the authorities that the collector's certificate is checked against.
     ca_file: str = ""
     service_name: str = "evershell-edge"
     # Of the calls that arrive without a trace, the percentage to sample.
