@@ -3,7 +3,8 @@
 `AGENT` is `file.py:name` or `module:name`. Without it, the pod's spec names an agent of this
 package.
 
-It is not a command of `python -m evershell.commands`, because click takes 40 ms to import.
+This program is not a command of `python -m evershell.commands`, because click takes 40 ms to
+import.
 """
 
 import sys

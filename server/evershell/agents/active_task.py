@@ -42,7 +42,7 @@ class CancelFlag:
         return self.force_at is not None and self.force_at <= self._clock()
 
     async def wait_force_due(self) -> None:
-        """Returns when `force_at` has passed, even if it is set or moved earlier meanwhile."""
+        """Waits until `force_at` has passed, even if it is set or moved earlier meanwhile."""
         while not self.is_force_due:
             self._changed.clear()
             remaining_seconds = None if self.force_at is None else self.force_at - self._clock()
@@ -63,7 +63,7 @@ class OpenCall:
     # Returns the name of the model or the tool. The name of a model may be known only later.
     name: Callable[[], str]
     arguments: str = ""
-    # Returns the end of its output so far, without keys.
+    # Returns the last part of the output so far, with the agent's keys removed.
     output: Callable[[], str]
 
 
@@ -78,7 +78,7 @@ class ActiveTask:
     # The number of iterations that have ended.
     iterations: int = 0
     phase: Phase = Phase.NONE
-    # The calls that run, in the order in which they began.
+    # The running calls, in the order in which they began.
     calls: dict[asyncio.Future[Any], OpenCall] = field(default_factory=dict)
     # Whether the agent has proposed the end of the task to the control plane.
     is_ending: bool = False

@@ -63,7 +63,7 @@ class Agent:
     async def run(self, address: str) -> None:
         """Registers `address` (host:port) and works until the shutdown begins.
 
-        All tools have ended when it returns.
+        All tools have ended when this method returns.
         """
         background = [
             asyncio.create_task(self._guard(self._register_and_beat(address))),
@@ -75,8 +75,8 @@ class Agent:
                 "agent_ending", reason=self.shutdown.reason, exit_code=int(self.shutdown.code)
             )
         finally:
-            # Tools end before the process, because the controller treats the end of the process as
-            # the end of its tools.
+            # Tools end before the process, because the controller takes the end of the process to
+            # mean that its tools have ended too.
             await self.session.close()
             for part in background:
                 part.cancel()

@@ -19,8 +19,9 @@ T = TypeVar("T")
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls the function in a thread.
 
-    A thread cannot be interrupted: this call ends when the function returns, even if it is
-    cancelled. If that takes too long after a forced cancellation, the control plane ends the pod.
+    A thread cannot be interrupted: this call ends only when the function returns, even if the call
+    is cancelled. If that takes too long after a forced cancellation, the control plane ends the
+    pod.
     """
     call = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:

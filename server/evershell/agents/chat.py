@@ -47,9 +47,9 @@ def begin(description: str) -> list[dict[str, Any]]:
 
 
 def calls_of(message: Message, number: int) -> list[ToolCall]:
-    """The tool calls that the message asks for, in the iteration of this number.
+    """The tool calls that the message asks for. `number` is the number of the iteration.
 
-    Each call gets its own id, because some endpoints send none, or the same id for all calls.
+    Each call gets its own id, because some endpoints send no ids, or the same id for all calls.
     """
     calls: dict[str, ToolCall] = {}
     for position, call in enumerate(message.tool_calls or [], 1):

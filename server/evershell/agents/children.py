@@ -1,7 +1,7 @@
 """Tasks that the agent submits for its tools, to the agents of other workspaces.
 
-They are children of the agent's current task. The agent's own token authorizes the calls, so no
-tool holds a key. docs/trees.md describes what a child may be.
+They are children of the agent's current task. The agent's own token authorizes the calls, so tools
+do not need keys. docs/trees.md describes the rules for children.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ Call = Callable[[ChildRequest], Awaitable[task_pb2.Task]]
 
 
 class ChildRefusedError(Exception):
-    """The control plane refused a call about a child, which then had no effect."""
+    """The control plane refused a call about a child. The call had no effect."""
 
     def __init__(self, code: str, message: str) -> None:
         """`code` is a slug from docs/errors.md, for example `workspace_busy`."""
@@ -40,8 +40,9 @@ class ChildRefusedError(Exception):
 
 
 class _Calls:
-    """The calls of one task. They are made one at a time, because the control plane serves one at a
-    time.
+    """The calls about the children of one task.
+
+    They are made one at a time, because the control plane serves only one of them at a time.
     """
 
     def __init__(self, task_id: str, call: Call) -> None:
@@ -93,8 +94,8 @@ class Child:
     async def cancel(self, reason: str = "", force_after_seconds: float | None = None) -> "Child":
         """Cancels the child unless it has ended. Does not cancel the child's own children.
 
-        After `force_after_seconds` its iteration is interrupted, or never if that is None. Raises
-        ChildRefusedError.
+        The child's iteration is interrupted if it still runs after `force_after_seconds`; None for
+        never. Raises ChildRefusedError.
         """
         request = CancelChildRequest(
             **self._names(), reason=reason, force_after=_duration(force_after_seconds)

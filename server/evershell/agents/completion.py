@@ -108,7 +108,7 @@ async def receive(response: httpx2.Response, reply: Reply) -> Completion:
 
 
 def quoted(error: Any) -> str:
-    """The endpoint's own error message, shortened; empty if it has none."""
+    """The endpoint's own error message, shortened; empty if there is none."""
     text = error.get("message") if isinstance(error, dict) else error
     if not isinstance(text, str) or is_html(text):
         return ""
@@ -206,7 +206,7 @@ class _Streamed:
 
 
 def _is_another(piece: FunctionCall, call: FunctionCall) -> bool:
-    """Whether the piece belongs to another call.
+    """Whether the piece belongs to a call other than `call`.
 
     Neither the index nor the id is enough: some endpoints give all calls the same index, and some
     give each piece a new id.

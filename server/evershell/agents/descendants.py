@@ -15,8 +15,8 @@ _BLOCKING_SECONDS = 0.2
 # The number of scans without a living child after which `kill` is done.
 _LAST_SCANS = 3
 _POLL_SECONDS = 0.005
-# The file exists only if the kernel was built with an option. Without it, all processes of the
-# machine are scanned, which takes a hundred times as long.
+# The file exists only if the kernel was built with the option for it. Without the file, all
+# processes of the machine are scanned, which takes a hundred times as long.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 # Contains a folder for each thread of this process, with a file `children`. The files are read
 # without pathlib, which would take three times as long.
@@ -24,7 +24,7 @@ _THREADS = "/proc/self/task"
 
 
 class Descendants:
-    """The descendants that are started after this object was created.
+    """All descendants that were started after this object was created.
 
     The children of a killed child become children of this process, so killing children repeatedly
     reaches all descendants. The kernel does not reuse the id of a child before it is reaped, so no
@@ -69,7 +69,7 @@ class Descendants:
                     os.waitpid(pid, os.WNOHANG)
 
     async def wait_gone(self, spare_pid: int, timeout_seconds: float) -> None:
-        """Kills all descendants except `spare_pid` and waits for their end.
+        """Kills all descendants until only `spare_pid` is left, which is reaped elsewhere.
 
         Gives up after the timeout if only processes that hang in the kernel are left.
         """
@@ -114,8 +114,8 @@ def _children() -> Iterator[int]:
     The kernel's list may miss a child while another one ends (proc_pid_children(5)), so scan again
     after killing.
     """
-    # After most tool calls no child is left, and reading the lists of all threads takes half a
-    # millisecond.
+    # Checked first, because after most tool calls no child is left, and reading the lists of all
+    # threads takes half a millisecond.
     if not _has_children():
         return
     if not _KERNEL_LISTS_CHILDREN:

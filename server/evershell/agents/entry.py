@@ -131,8 +131,8 @@ def main(agent: "AgentFunction | None" = None, name: str = "") -> int:
     # The library needs asyncio's own event loop, even if the agent has installed another one.
     asyncio.set_event_loop_policy(None)
     if sys.version_info < (3, 12):
-        # The default since 3.12. The default of 3.11 starts a thread for each process of a tool,
-        # and reports its end later.
+        # The default watcher since Python 3.12. The default of 3.11 starts a thread for each
+        # process of a tool, and reports the end of the process later.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     os.register_at_fork(after_in_child=_restore_signals)
     # The loop is not closed, because closing waits for everything that a function has left running.

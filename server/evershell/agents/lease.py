@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 
 # The part of a lease that is reserved for ending the tools and the agent.
 MARGIN_SHARE = 0.2
-# An agent with a tool took 1.0 s to end on a machine with three times the load that it can handle.
+# The minimum of this part. An agent with a tool took 1.0 s to end on a machine with three times the
+# load that it can handle.
 MIN_MARGIN_SECONDS = 2.0
-# For a short lease, the minimum margin is at most this share of the lease.
+# For a short lease, the minimum is at most this share of the lease.
 MAX_MARGIN_SHARE = 0.5
 HEARTBEATS_A_LEASE = 6
-# Each interval is multiplied by a random factor between these.
+# Each interval between heartbeats is multiplied by a random factor between these two.
 JITTER = (0.9, 1.1)
 # The longest wait before a call is repeated: a time, and a share of the remaining lease. The
 # shorter one applies, so there is time for several repeats.
@@ -35,10 +36,10 @@ class Lease:
         self.length_seconds = 0.0
 
     def renew(self, sent_at: float, left_seconds: float, length_seconds: float) -> None:
-        """Extends the lease after a call that was sent at `sent_at`, by this lease's clock.
+        """Extends the lease after a call. `sent_at` is when the call was sent, by `clock`.
 
         `left_seconds` is the remaining time of the lease, and `length_seconds` its whole length.
-        Replies may arrive out of order; an older one never shortens the lease.
+        Replies may arrive out of order; an older reply never shortens the lease.
         """
         margin_seconds = max(
             length_seconds * MARGIN_SHARE,
@@ -52,7 +53,7 @@ class Lease:
 
     @property
     def heartbeat_interval_seconds(self) -> float:
-        """The interval between heartbeats. It is so short that several in a row may fail."""
+        """The interval between heartbeats: so short that several heartbeats in a row may fail."""
         return self.length_seconds / HEARTBEATS_A_LEASE
 
     @property
@@ -69,7 +70,7 @@ class Lease:
         return min(MAX_BACKOFF_SECONDS, max(0.0, remaining_seconds) * BACKOFF_SHARE)
 
     async def wait_over(self) -> None:
-        """Returns when the lease has ended without a renewal."""
+        """Waits until the lease has ended without a renewal."""
         while (remaining_seconds := self.remaining_seconds) is None or remaining_seconds > 0:
             self._changed.clear()
             try:

@@ -69,15 +69,17 @@ async def run_task(
        iterations.
     3. An iteration is one turn of the function's loop. It is committed as one event with the
        results of its calls, so no tool call is committed without its result. Numbers count from 1
-       without gaps. An iteration whose last call failed is not committed. What an iteration has
-       used, and the tool calls that it starts, are reported before these begin.
+       without gaps. An iteration whose last call failed is not committed. Before tool calls begin,
+       they are reported, together with what the iteration has used so far.
     4. The task ends when the function returns: `cancelled` if the flag is set, `failed` if its
-       iterations were used up, else `completed`. What it returns is the result. An exception ends
-       the task `failed`, with a human-readable reason. No exception ends the process.
+       iterations were used up, else `completed`. What the function returns is the result. An
+       exception ends the task `failed`, with a human-readable reason. No exception ends the
+       process.
     5. The function is interrupted only when the flag's `force_at` has passed, or when it runs on
        for too long after its loop. It gets a CancelledError, and every process that the task has
-       started is ended. A current iteration is committed with the results received so far. Only
-       then is the end forced. Nothing is committed before everything has ended.
+       started is ended. If this interrupts an iteration, the iteration is committed with the
+       results received so far, and the end is forced; otherwise, the end is not forced. Nothing is
+       committed before everything has ended.
     6. The end is the last event of the task. It is committed together with the last iteration. If
        the reply to a commit no longer names the task, the function is interrupted, and nothing more
        is committed.
@@ -150,7 +152,7 @@ class _Run(AsyncIterator[Step]):
         self._is_turning = False
         # Done when the loop of the function has ended.
         self._loop_over = asyncio.get_running_loop().create_future()
-        # Set if the task is no longer this agent's, or could not be recorded.
+        # Whether the task no longer belongs to this agent, or could not be recorded.
         self._is_dropped = False
         self._error: Exception | None = None
 
@@ -206,7 +208,7 @@ class _Run(AsyncIterator[Step]):
         return [*self._ended, ending]
 
     async def _supervise(self, work: "asyncio.Task[str]") -> None:
-        """Returns when the function has ended or must be interrupted."""
+        """Waits until the function has ended or must be interrupted."""
         forced = asyncio.create_task(self.task.cancel.wait_force_due())
         try:
             await _first(work, self._loop_over, forced)
@@ -254,12 +256,12 @@ class _Run(AsyncIterator[Step]):
         )
 
     async def _commit_ended(self) -> None:
-        """Commits the last iteration. Raises CancelledError if the function has to end."""
+        """Commits the last iteration. Raises CancelledError if the function must end."""
         await self._commit_or_end(self._ended)
         self._ended = []
 
     async def _report(self, report: IterationReported) -> None:
-        """Reports the current iteration. Raises CancelledError if the function has to end."""
+        """Reports the current iteration. Raises CancelledError if the function must end."""
         await self._commit_or_end([report])
 
     async def _commit_or_end(self, events: Sequence[AgentEvent]) -> None:
@@ -304,7 +306,7 @@ class _Run(AsyncIterator[Step]):
         if step is not None and (step.has_calls if error is None else step.is_whole):
             self._end_step()
         while isinstance(error, BaseExceptionGroup):
-            # An asyncio.TaskGroup raises a group.
+            # An asyncio.TaskGroup raises an exception group.
             error = error.exceptions[0]
         if isinstance(error, TaskFailed):
             return _failed(str(error))
@@ -329,7 +331,7 @@ async def _text_of(function: AgentFunction, task: Task) -> str:
 
 
 async def _first(*parts: "asyncio.Future[Any]", timeout_seconds: float | None = None) -> None:
-    """Returns when one of the parts is done, or at the timeout."""
+    """Waits until one of the parts is done, or until the timeout."""
     await asyncio.wait(parts, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
 
 

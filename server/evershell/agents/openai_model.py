@@ -1,4 +1,4 @@
-"""`openai:<model>`: an agent with a model behind an endpoint of OpenAI's chat-completions protocol.
+"""`openai:<model>`: an agent whose model is served with OpenAI's chat-completions protocol.
 
 Importing the `openai` SDK takes 1 s and 30 MB. Only an agent that uses such a model imports this
 module, when it starts.
@@ -73,7 +73,7 @@ async def _run(shell: ShellTool, call: ToolCall, before: Sequence[ToolResult]) -
 
 
 class OpenAIModel:
-    """Requests each answer with the whole chat. Offers the model the tool `shell`.
+    """Sends the whole chat with each request. Offers the model the tool `shell`.
 
     A call takes at most the time limit, including retries.
     """

@@ -38,8 +38,8 @@ def redacted(text: str) -> str:
 def redacted_end(text: str, *, is_cut: bool = False) -> str:
     """The end of a text that is still being written, without keys and parts of keys.
 
-    Its last characters may be the beginning of a key. With `is_cut`, the beginning of the text is
-    missing, so its first characters may be the end of a key.
+    The last characters of the text may be the beginning of a key. With `is_cut`, the beginning of
+    the text is missing, so its first characters may be the end of a key.
     """
     text, _ = without_parts(redacted(text), "")
     return without_parts("", text)[1] if is_cut else text
@@ -61,8 +61,8 @@ def _without_beginning(text: str) -> str:
     return text[: len(text) - longest]
 
 
-# Keys may have thousands of characters, and commands and models wait for these functions. To be
-# fast, both search for one character and compare texts only where it occurs.
+# Keys may have thousands of characters, and commands and models wait for the next two functions. To
+# be fast, they search for one character, and compare texts only where this character occurs.
 
 
 def _common_end(form: str, text: str) -> int:
@@ -84,7 +84,7 @@ def _common_beginning(form: str, text: str) -> int:
 
 
 def _redact(stream: TextIO) -> None:
-    """Makes the stream print no key, even if it is written in parts.
+    """Keeps keys out of what the stream prints, even keys that are written in parts.
 
     The stream object is not replaced, because handlers of `logging` may refer to it.
     """

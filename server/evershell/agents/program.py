@@ -43,8 +43,8 @@ from evershell.telemetry.logs import Log
 
 # The time limit for closing the server and the channels, which may hang.
 _CLOSING_SECONDS = 3.0
-# The models of this package enforce the time limit themselves, because they can name the cause. The
-# loop's own limit is longer by this much.
+# The models of this package enforce the time limit themselves, because their errors can name the
+# cause. The loop's own limit is longer by this much.
 _MODEL_MARGIN_SECONDS = 1.0
 _SERVER_OPTIONS = (
     # A stream of signals lasts at most this long. Networks drop an idle connection silently after
@@ -63,7 +63,8 @@ class UnknownModelError(Exception):
 async def run(spec: PodSpec, log: Log, function: AgentFunction | None = None) -> ExitCode:
     """Runs the agent until SIGTERM or SIGINT, or until it must end for a reason that it logs.
 
-    All tools have ended when it returns. Without a function, runs the agent for the spec's model.
+    All tools have ended when this function returns. If `function` is None, it runs the agent for
+    the spec's model.
     """
     become_subreaper()
     completed = await with_secrets(spec, log)

@@ -1,4 +1,4 @@
-"""The agent's client of RuntimeService: its calls, its tokens and the clock that they follow."""
+"""The agent's client of RuntimeService: the calls, the tokens, and the clock for the tokens."""
 
 import asyncio
 import ipaddress
@@ -57,15 +57,17 @@ if TYPE_CHECKING:
     from evershell.agent.v1.runtime_service_pb2_grpc import RuntimeServiceAsyncStub
 
 MAX_ATTEMPT_SECONDS = 3.0
-# The longest wait before the first repeat; it doubles for each further one. It is short if the
-# worker is gone, so that the agent soon tries another one. It is longer if the worker is slow or
-# answers `unavailable`: the worker is overloaded, and the others may be too.
+# The longest wait before the first repeat of a call. It doubles for each further repeat.
+# FIRST_BACKOFF_SECONDS applies if the worker is gone, so that the agent soon tries another worker.
+# BUSY_BACKOFF_SECONDS applies if the worker is slow or answers `unavailable`, because the other
+# workers may be overloaded too.
 FIRST_BACKOFF_SECONDS = 0.05
 BUSY_BACKOFF_SECONDS = 0.5
 # The longest wait before any repeat while the task must be interrupted. The control plane
 # allows 2 s for the interruption.
 FORCE_BACKOFF_SECONDS = 1.0
-# If a commit of such a task is not answered within this time, it is also sent to another worker.
+# If the task must be interrupted and a commit of the task is not answered within this time, the
+# commit is also sent to another worker.
 HEDGE_SECONDS = 0.5
 _UNAUTHORIZED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 # Errors after which a retry does not help.
@@ -88,9 +90,9 @@ _CHANNEL_OPTIONS = (
     # All workers behind a name may be replaced within one lease. By default, gRPC asks for the
     # addresses again after 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
-    # Behind a name, all calls go to one worker. If it is frozen or unreachable, a ping during a
-    # call notices it, and the agent connects to another one. With the default lease, heartbeats
-    # are so frequent that a worker that answers gets no ping.
+    # Behind a name, all calls go to one worker. If this worker is frozen or unreachable, a ping
+    # during a call detects it, and the agent connects to another worker. With the default lease,
+    # heartbeats are so frequent that a worker that answers is never pinged.
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.http2.ping_timeout_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
@@ -186,8 +188,7 @@ class RuntimeCredential:
 class RuntimeClient:
     """Retries each call, on one worker after the other, until it is acknowledged or the agent ends.
 
-    Register and Heartbeat renew the lease. A commit does not renew it in the database, so it does
-    not renew it here either.
+    Register and Heartbeat renew the lease. A commit renews it neither in the database nor here.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class RuntimeClient:
         The session applies the directive in each reply.
         """
         self._addresses, self._stubs = list(workers), list(workers.values())
-        # The index of the worker that answered last. The agents begin with different ones.
+        # The index of the worker that is called. Agents begin with different workers.
         self._current = random.randrange(len(self._stubs))  # noqa: S311 - not a secret
         self._credential = credential
         self._lease = lease
@@ -253,7 +254,7 @@ class RuntimeClient:
         return response.directive.task.task_id == task_id
 
     async def call_about_child(self, request: ChildRequest) -> task_pb2.Task:
-        """Implements children.Call. Raises AgentEndingError too."""
+        """Implements children.Call. Also raises AgentEndingError."""
 
         async def attempt(stub: RuntimeStub) -> task_pb2.Task:
             try:
@@ -400,7 +401,7 @@ class RuntimeClient:
 
 
 async def _back_off(seconds: float, cancel: CancelFlag | None) -> None:
-    """Waits for a random part of the time; for less if the task must be interrupted."""
+    """Waits for a random part of `seconds`, but only briefly if the task must be interrupted."""
     seconds = random.uniform(0, seconds)  # noqa: S311 - not a secret
     if cancel is None:
         await asyncio.sleep(seconds)
@@ -426,7 +427,7 @@ def _control_plane_time(error: grpc.aio.AioRpcError) -> int | None:
 
 
 def _trailer(error: grpc.aio.AioRpcError, name: str) -> str:
-    """The trailer of this name; empty for none."""
+    """The trailer with this name; empty if there is none."""
     return str(dict(error.trailing_metadata() or ()).get(name, ""))
 
 

@@ -108,7 +108,7 @@ class AgentService(AgentServiceServicer):
 
 
 def current_iteration(session: Session, task_id: str) -> CurrentIteration:
-    """The running calls of the task, without keys; empty if it is not the current one."""
+    """The running calls of the task, with keys removed; empty if the task is not current."""
     task = session.task
     if task is None or task.id != task_id:
         return CurrentIteration()

@@ -33,7 +33,7 @@ RunTask = Callable[[ActiveTask], Coroutine[Any, Any, TaskEnded | None]]
 class Session:
     """Runs one task at a time, and no task twice.
 
-    A task arrives with a signal and with directives. The first of these messages starts it.
+    A task arrives with a signal and with directives. The first of these messages starts the task.
 
     A directive shows the state of the database at some time between a call and its reply. The reply
     to an older heartbeat may arrive late. So a reply that does not name the current task ends the
@@ -111,10 +111,10 @@ class Session:
             self._begin(assignment)
         elif self._task.is_ending and self._next is None:
             # The control plane assigns a task only after the end of the previous one is committed.
-            # So that commit has succeeded, and its acknowledgement has not arrived yet.
+            # The commit has therefore succeeded, but its acknowledgement has not arrived yet.
             self._next = assignment
         else:
-            # The agent or the sender is out of date. The next directive tells which task is right.
+            # The agent or the sender is out of date. The next directive names the current task.
             self._beat_now()
             return False
         return True
@@ -124,7 +124,7 @@ class Session:
     ) -> bool:
         """Sets the cancel flag of a task. Returns False if the agent does not have the task.
 
-        If such a task arrives later, the agent runs no iteration of it.
+        If the task arrives later, the agent ends it without running an iteration.
         """
         is_known = task_id in (self.task_id, self._next_id)
         self._remember_trace(task_id, trace)
@@ -136,7 +136,7 @@ class Session:
         return is_known
 
     def apply(self, directive: Directive, sent_at: int, committed_task_id: str = "") -> None:
-        """Makes the agent follow the directive. `sent_at` is the mark of the call it replies to.
+        """Makes the agent follow the directive. `sent_at` is the mark of the call that it answers.
 
         For the reply to a commit, `committed_task_id` is the task of the commit. The loop itself
         stops work on that task if the reply no longer names it.

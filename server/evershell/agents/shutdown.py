@@ -13,11 +13,11 @@ class ExitCode(IntEnum):
     CRASHED = 1
     # The spec is not valid. Starting the agent again would not help.
     BAD_SPEC = 2
-    # Its epoch is over.
+    # The agent's epoch is over.
     FENCED = 3
-    # The control plane refused its token.
+    # The control plane refused the agent's token.
     UNAUTHORIZED = 4
-    # It could not renew its lease in time.
+    # The agent could not renew its lease in time.
     LEASE_OVER = 5
     # The control plane refused a registration, a heartbeat or a commit.
     REJECTED = 6
@@ -47,5 +47,5 @@ class Shutdown:
         return self._begun.is_set()
 
     async def wait(self) -> None:
-        """Returns once the shutdown has begun."""
+        """Waits until the shutdown has begun."""
         await self._begun.wait()

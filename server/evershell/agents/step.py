@@ -63,7 +63,7 @@ class Calls:
         self.limits = limits
         # In the order in which they began.
         self.running = task.calls
-        # The number of tool calls that are reported and about to begin.
+        # The number of tool calls that are being reported before they begin.
         self.beginning = 0
         # The calls that did not end when they were cancelled at their limit.
         self.left: set[asyncio.Future[Any]] = set()
@@ -169,7 +169,7 @@ class Step:
         return self.has_calls and not self._has_failed
 
     async def model_call(self, call: Awaitable[T]) -> T:
-        """Returns what the call of a model returns, within the time limit.
+        """Waits for a model call, within the time limit, and returns what the call returns.
 
         Raises what the call raises, and CallTimeoutError. A failed call can be repeated. Raises
         RuntimeError if the iteration has ended.
@@ -207,17 +207,18 @@ class Step:
         *,
         call_id: str = "",
     ) -> T:
-        """Returns what the call of a tool returns, within the time limit.
+        """Waits for a tool call, within the time limit, and returns what the call returns.
 
         `arguments` are recorded: a JSON object, or its text as the model wrote it. What the call
-        returns is recorded as its output, and so is an exception, which is raised. If the call is
+        returns is recorded as its output. An exception is recorded too, and raised. If the call is
         cancelled, it may return its output so far. Several calls can run at a time. They share the
-        limits of the texts and outputs that are recorded.
+        size limits of the recorded texts and outputs.
 
         Before the call begins, it and the tokens used so far are reported to the control plane.
 
-        Raises CallTimeoutError at the limit, unless the call returns its output so far, TaskFailed
-        if the iteration has too many tool calls, and RuntimeError if the iteration has ended.
+        At the limit, raises CallTimeoutError, unless the call returns its output so far. Raises
+        TaskFailed if the iteration has too many tool calls, and RuntimeError if the iteration has
+        ended.
         """
         if call_id in self._announced:
             self._announced.remove(call_id)
@@ -270,8 +271,9 @@ class Step:
     async def announce(self, *calls: tuple[str, Mapping[str, Any] | str, str]) -> None:
         """Reports tool calls together, before the first of them begins.
 
-        Each has a name, arguments and an id, and begins with a `tool_call` of this id. Raises
-        TaskFailed if they are too many, and CancelledError if they must not begin.
+        Each of `calls` has a name, arguments and an id. It begins when `tool_call` is called with
+        this id. Raises TaskFailed if there are too many calls, and CancelledError if they must not
+        begin.
         """
         new = {
             call_id: _Started(call_id, name, _text_of(given))
@@ -307,9 +309,9 @@ class Step:
         }
 
     async def _start(self, *calls: "_Started") -> None:
-        """Returns when these tool calls are reported.
+        """Waits until these tool calls are reported.
 
-        Raises TaskFailed if they are too many, and CancelledError if they must not begin.
+        Raises TaskFailed if there are too many calls, and CancelledError if they must not begin.
         """
         if self._calls.are_over or self.has_ended:
             # `_begun` refuses the call.
@@ -344,7 +346,10 @@ class Step:
             self._reported = len(started)
 
     async def _begun(self, call: Awaitable[T]) -> "asyncio.Future[T]":
-        """Begins the call, and returns it. Raises RuntimeError and CancelledError."""
+        """Begins the call, and returns it.
+
+        If the call must not begin, raises RuntimeError or CancelledError.
+        """
         running = asyncio.ensure_future(call)
         if self._calls.are_over or self.has_ended:
             running.cancel()
@@ -444,7 +449,7 @@ def _so_far(call: "asyncio.Future[Any]", status: ToolStatus) -> ToolResult:
 
 
 def result_of(answer: object, exit_code: int = 0) -> ToolResult:
-    """The recorded result of a call that returned this."""
+    """The recorded result of a call that returned `answer`."""
     if isinstance(answer, ToolResult):
         return answer
     kept, truncated_bytes = _bounded(_text_of(answer))
@@ -472,7 +477,7 @@ def description_of(error: BaseException) -> str:
 
 
 def _text_of(value: object) -> str:
-    """The value as text. Other values than strings and bytes become JSON, or else a `repr`."""
+    """The value as text. Values other than strings and bytes become JSON, or else a `repr`."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, bytes):

@@ -27,11 +27,11 @@ _READS_AT_ONCE = 16
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
 _READ_BYTES = 64 * 1024
-# The interval between checks of the memory. In this time, a tool can use some hundred megabytes
+# The interval between checks of the memory. In this time, a tool can take several hundred megabytes
 # more, or 2 GiB with huge pages.
 _WATCH_SECONDS = 0.2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-# No file of /proc that is read here is larger.
+# The maximum size of a file in /proc that is read here.
 _PROC_BYTES = 16 * 1024
 _OUT_OF_MEMORY = b"\n[The command used more than %d MiB of memory and was killed.]\n"
 MAX_OUTPUT_BYTES = 64 * 1024
@@ -113,10 +113,10 @@ class ShellTool:
     async def run(self, call: ToolCall) -> ToolResult:
         """Runs the call to its end.
 
-        If it cannot be started, the status is `not_run`, and the output says why.
+        If the call cannot be started, the status is `not_run`, and the output says why.
 
-        When cancelled, it ends everything that the call has started, and returns the output so far.
-        Raises DirectoryLostError if no call can be started any more.
+        When `run` is cancelled, it ends everything that the call has started, and returns the
+        output so far. Raises DirectoryLostError if no call can be started any more.
         """
         try:
             command = _command(call)
@@ -141,10 +141,10 @@ async def execute(
 ) -> ToolResult:
     """Runs a command to its end.
 
-    If it cannot be started, the status is `not_run`, and the output says why.
+    If the command cannot be started, the status is `not_run`, and the output says why.
 
-    When cancelled, it ends everything that the command has started, and returns the output so far.
-    The file descriptor `input_file` becomes the standard input.
+    When `execute` is cancelled, it ends everything that the command has started, and returns the
+    output so far. The file descriptor `input_file` becomes the standard input.
     """
     descendants = Descendants()
     read_end, write_end = os.pipe()
@@ -214,8 +214,9 @@ async def _finish(running: "_Running") -> ToolResult:
 
 
 def output_so_far(call: "asyncio.Future[Any]") -> str:
-    """The end of the output so far of the command that the call runs, without keys; empty if it
-    runs none.
+    """The last part of the output so far of the command that the call runs, with keys removed.
+
+    Empty if the call runs no command.
     """
     output = _outputs.get(call)
     return "" if output is None else output.end()
@@ -269,7 +270,7 @@ class _Running:
         return bool(data)
 
     async def wait_output(self, timeout_seconds: float) -> None:
-        """Returns when all processes have closed the pipe, or at the timeout."""
+        """Waits until all processes have closed the pipe, or until the timeout."""
         for _ in range(_READS_AT_ONCE):
             if self._ended.is_set() or not self._read():
                 break
@@ -349,7 +350,7 @@ class BoundedOutput:
             self._dropped += excess
 
     def end(self) -> str:
-        """The end of the text so far, at least half of `max_bytes` of it, without keys."""
+        """The end of the text so far, with keys removed: about half of `max_bytes` or more."""
         kept = self._tail if self._dropped else self._head + self._tail
         return redacted_end(kept.decode("utf-8", "ignore"), is_cut=bool(self._dropped))
 
@@ -368,9 +369,10 @@ class BoundedOutput:
 
 
 def memory_exceeds(limit_bytes: int) -> bool:
-    """Whether the other processes that this process can see use more memory together than the
-    limit. Memory of files does not count: the folders in which processes can share such memory have
-    a size limit (pod/tool_filter.py).
+    """Whether the memory of all other processes that this process can see exceeds the limit.
+
+    Memory of files does not count: the folders in which processes can share such memory have a size
+    limit (pod/tool_filter.py).
     """
     own = str(os.getpid())
     names = os.listdir("/proc")  # noqa: PTH208 - many times a second
@@ -397,7 +399,7 @@ def _resident(pid: str) -> int:
 
 
 def _with_swap(pid: str) -> int:
-    """The memory without files, and what was swapped, in bytes."""
+    """The memory without files, plus the swapped memory, in bytes."""
     return _fields(f"/proc/{pid}/status", b"\nRssAnon:", b"\nVmSwap:")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from evershell.core.task import MAX_CALL_TOKENS, TOKENS
 
 # For each kind of tokens, the fields that may have its count, in the order in which they are looked
-# up. The first field that exists counts. The formats are chat completions and responses of OpenAI,
+# up. The first field that exists is used. The formats are chat completions and responses of OpenAI,
 # and messages of Anthropic, LangChain and Pydantic AI.
 _PLACES = {
     "input_tokens": ("input_tokens", "prompt_tokens"),
@@ -59,7 +59,7 @@ _BESIDE_CACHE_WRITE = (
 
 
 def tokens_of(usage: object) -> dict[str, int]:
-    """The tokens by the fields of a model call. A missing or invalid count is 0."""
+    """The token counts, by the fields of a model call. A missing or invalid count is 0."""
     counts = {kind: _count(usage, *_PLACES[kind]) for kind in TOKENS}
     counts["input_tokens"] += sum(_count(usage, place) for place in _BESIDE_INPUT)
     counts["cache_write_tokens"] += sum(_count(usage, place) for place in _BESIDE_CACHE_WRITE)

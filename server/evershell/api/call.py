@@ -25,11 +25,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 # The edge's REST listener sets this header, and its gRPC listener strips it. Errors of REST calls
 # carry the envelope.
 EDGE_HEADER = "x-evershell-edge"
-# The edge sets it for a REST call whose body is large, or of unknown size.
+# The edge sets this header for a REST call whose body is large or has an unknown size.
 LARGE_BODY_HEADER = "x-evershell-large-body"
 # The host that the client named, as the edge received it.
 HOST_HEADER = "x-evershell-host"
-# The HTTP status for the edge: in the initial metadata of a success, in the trailers of an error.
+# Tells the edge the HTTP status: in the initial metadata of a success, or the trailers of an error.
 STATUS_HEADER = "x-evershell-status"
 ENVELOPE_TRAILER = "x-evershell-error"
 IDEMPOTENCY_HEADER = "idempotency-key"
@@ -57,7 +57,7 @@ class Call:
     # Whether a stream has sent a message. An error must then be sent as a message too.
     has_streamed: bool = False
     caller: Caller | None = None
-    # Makes the audit entry of this call from its outcome; None for a method without an entry.
+    # Makes the audit entry of this call from its outcome; None for a method without audit entries.
     audit: Callable[["Call", str], AuditEntry] | None = None
     agent: AgentIdentity | None = None
 
@@ -67,7 +67,7 @@ _current: ContextVar[Call] = ContextVar("call")
 
 def begin(context: Context) -> Call:
     """Makes an arrived call the current call, and reads its metadata."""
-    # Only keys that end in `-bin` have bytes as values. This service reads no such key.
+    # Only keys that end in `-bin` have bytes as values. This service does not read such keys.
     pairs = cast(tuple[tuple[str, str], ...], context.invocation_metadata())
     metadata = dict(pairs)
     if len(metadata) != len(pairs):
@@ -153,8 +153,8 @@ def idempotency_key(request: Message) -> IdempotencyKey | None:
 def agent_key(request: runtime_service_pb2.SubmitChildRequest) -> IdempotencyKey:
     """The idempotency key of an agent's submission. Raises Failure validation_error.
 
-    The key is valid for one parent task. It contains a line end, so it differs from every key of a
-    caller, which is printable.
+    The key is valid for one parent task. It contains a line end, so it cannot equal a caller's key,
+    which must be printable.
     """
     key = request.idempotency_key
     _check_key("idempotency_key", key, MAX_AGENT_KEY_CHARACTERS)
@@ -167,7 +167,7 @@ def _check_key(field: str, key: str, limit: int) -> None:
 
 
 def fingerprint(request: Message) -> bytes:
-    """A hash that is equal for equal requests. It includes the request type, so methods differ."""
+    """A hash that is equal only for equal requests of the same type, and so of the same method."""
     content = request.DESCRIPTOR.full_name.encode() + b"\n"
     content += request.SerializeToString(deterministic=True)
     return sha256(content).digest()

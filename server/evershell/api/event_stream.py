@@ -33,8 +33,8 @@ HEARTBEAT = HttpBody(data=b": heartbeat\n")
 def position(after: int) -> int:
     """The `seq` after which the stream of the current call begins.
 
-    A client that reconnects repeats the URL of its first call, with the id of the last event that
-    it received in a header. Raises Failure validation_error.
+    A client that reconnects repeats the URL of its first call. HEADER then has the id of the last
+    event that the client received. Raises Failure validation_error.
     """
     last_id = current().metadata.get(HEADER)
     if not last_id:
@@ -70,7 +70,8 @@ def frame(event: Event) -> HttpBody:
     """The event, with its `seq` as its id.
 
     The id comes last, because some libraries store an id as soon as they have read its line. If the
-    connection broke after an earlier id, they would resume after the event and lose it.
+    id came first and the connection broke after it, they would resume after an event that they have
+    not received.
     """
     data = _json(encode_event(event))
     return HttpBody(data=f"event: {event.type}\ndata: {data}\nid: {event.seq}\n\n".encode())

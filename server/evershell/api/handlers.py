@@ -1,7 +1,7 @@
 """The handlers of the server: one for each method, composed of the interceptors and the servicer.
 
-grpc.aio builds its own chain of interceptors again for each call. This one is composed once, when
-the server is made.
+grpc.aio would build its own chain of interceptors again for each call. This chain is composed once,
+when the server is made.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Service:
     # The generated function `add_…Servicer_to_server`.
     add: Callable[[Any, grpc.aio.Server], None]
     servicer: object
-    # The full name of the service if its errors have their own form.
+    # If the errors of the service have their own form: the full name of the service, and the form.
     name: str = ""
     form: ErrorForm | None = None
 
@@ -43,10 +43,11 @@ class Handlers(grpc.GenericRpcHandler):
         interceptors: Sequence[Interceptor],
         forms: Mapping[str, ErrorForm] = MappingProxyType({}),
     ) -> None:
-        """Composes the handler of each method in `methods`, which has the methods by path.
+        """Composes a handler for each method. `methods` maps the path of each method to the method.
 
         The first of `interceptors` is the outermost. A method that takes a stream of messages is
-        not supported. `forms` has the error form of each service whose errors have their own form.
+        not supported. `forms` has, by the name of the service, the error forms of services whose
+        errors have their own form.
         """
         self._by_path = {
             path: _composed(path, method, interceptors, forms) for path, method in methods.items()

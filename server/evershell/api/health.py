@@ -14,7 +14,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# A client whose last check is older than this has stopped checking. The edge checks every second.
+# A client whose last check is older than this is assumed to have stopped checking. The edge checks
+# every second.
 _FORGET_SECONDS = 1.5
 
 

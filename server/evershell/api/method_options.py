@@ -1,6 +1,6 @@
 """What the options in the protos say about each method: whether it changes something, whether a
 failed call can be repeated without another effect, which scopes it needs, and whether it is served
-first. The client and the edge read them too.
+first. The client and the edge read these options too.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,8 +21,8 @@ WORKSPACE_SERVICE = DESCRIPTOR.services_by_name["WorkspaceService"].full_name
 A2A_SERVICE = a2a_pb2.DESCRIPTOR.services_by_name["A2AService"].full_name
 # SendMessage answers when its task has ended, so it may take as long as a stream.
 WAITS = f"/{A2A_SERVICE}/SendMessage"
-# The only method that needs no credential, if the call asks for the public card. Such a call has
-# this header.
+# The only public method that can be called without a credential. The call then has this header, and
+# asks for the public card.
 CARD = f"/{A2A_SERVICE}/GetExtendedAgentCard"
 PUBLIC_CARD_HEADER = "x-evershell-public-card"
 # The service that agents use.
@@ -37,7 +37,8 @@ _METHODS = {
     )
     for method in service.methods
 }
-# The methods of A2A that do the same as a method of WorkspaceService, and have its options.
+# Maps methods of A2A to the methods of WorkspaceService that do the same and whose options they
+# have.
 _SAME = {
     "CancelTask": "CancelTask",
     "GetTask": "GetTask",
@@ -51,7 +52,8 @@ _SAME = {
 def _option_sources() -> Iterator[tuple[str, MethodDescriptor]]:
     """The path of each public method with options, and the method whose options it has.
 
-    That is a method of WorkspaceService: for a method of A2A, the method in `_SAME`.
+    A method of WorkspaceService has its own options. A method of A2A has the options of the method
+    in `_SAME`.
     """
     own = DESCRIPTOR.services_by_name["WorkspaceService"].methods_by_name
     for path, method in _METHODS.items():
@@ -67,7 +69,7 @@ _OPTIONS = {path: method.GetOptions().Extensions[edge] for path, method in _OPTI
 CANCELLATIONS = frozenset(
     path for path, options in _OPTIONS.items() if options.urgency == EdgeRule.cancellation
 )
-# The methods that stop work, or show whether that worked. They are served first, and have places
+# The methods that stop work, or show whether it has stopped. They are served first, and have places
 # that no other call can use.
 FIRST = frozenset(
     {
@@ -76,9 +78,9 @@ FIRST = frozenset(
         f"/{RUNTIME_SERVICE}/GetChild",
     }
 )
-# Every agent calls it every few seconds.
+# Every agent calls this method every few seconds.
 HEARTBEAT = f"/{RUNTIME_SERVICE}/Heartbeat"
-# Load balancers call it every second.
+# Load balancers call this method every second.
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 
@@ -166,7 +168,7 @@ SCOPE_CHECKS: Mapping[str, Callable[[Caller], object]] = {
 
 
 def stored_failures(path: str) -> frozenset[str]:
-    """The slugs that are decided only after the audit entry of the call is stored."""
+    """The slugs of the failures for which the call itself has already stored its audit entry."""
     # The agent is called after the change is committed.
     slugs, options = {"agent_unreachable"}, _OPTIONS.get(path)
     if options is not None and options.audits_refusals:

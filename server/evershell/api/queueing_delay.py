@@ -20,7 +20,7 @@ import grpc
 _SHORT_SECONDS = 0.1
 # How long the wait must exceed _SHORT_SECONDS before calls are refused. A shorter burst is served.
 _STANDING_SECONDS = 1.0
-# How long the worker pauses between two measurements, while it keeps up and while it does not.
+# The pause between two measurements: while the worker keeps up, and while it does not.
 _PAUSE_SECONDS, _SHORT_PAUSE_SECONDS = 0.2, 0.02
 # How long a measurement may take. Most callers give up a call before it has waited this long.
 _LONGEST_SECONDS = 10.0
@@ -68,7 +68,7 @@ class QueueingDelay:
         self._was_short_at = clock()
 
     def begin(self) -> None:
-        """Begins a measurement, when the measuring call is sent."""
+        """Begins a measurement. Called when the measuring call is sent."""
         self._sent_at = self._clock()
         if self._last_seconds < _SHORT_SECONDS:
             # The last wait was short, and nothing was measured since, so it counts as short until
@@ -76,7 +76,7 @@ class QueueingDelay:
             self._was_short_at = self._sent_at
 
     def end(self) -> None:
-        """Ends the measurement: the worker has begun the measuring call, or it was given up."""
+        """Ends the measurement, because the worker has begun the call or the call was given up."""
         if self._sent_at is not None:
             now = self._clock()
             self._last_seconds, self._sent_at = now - self._sent_at, None
@@ -131,7 +131,7 @@ class DelayProbe(grpc.GenericRpcHandler):
             async with grpc.aio.insecure_channel(address, options) as channel:
                 await self._measure(channel.unary_unary(self._path))
         finally:
-            # Without further measurements, the last wait is no reason to refuse calls.
+            # There are no further measurements, and the last one must not cause refusals.
             self.delay.forget()
 
     async def _measure(self, call: Any) -> None:

@@ -1,8 +1,8 @@
 """Server reflection in the versions v1 and v1alpha. Clients that support both try v1 first.
 
-The package has only v1alpha. The messages of both versions are the same on the wire, so one
-servicer serves both. It shows only the files of the public services, although the process has
-loaded those of the internal services too.
+grpcio-reflection has only v1alpha. The messages of both versions are the same on the wire, so one
+servicer serves both. It shows only the files of the public services, although the process has also
+loaded the files of the internal services.
 
 The generated code has no comments. They are taken from the descriptor set of the edge, so that
 `grpcurl describe` shows what each method and field means.
@@ -22,7 +22,7 @@ SERVICE_NAMES = (f"{_V1}.ServerReflection", f"{_V1ALPHA}.ServerReflection")
 
 
 def add_to_server(service_names: tuple[str, ...], server: grpc.aio.Server) -> None:
-    """Adds reflection for these services, and for itself."""
+    """Adds reflection for these services, and for the reflection service itself."""
     servicer = _Servicer((*service_names, *SERVICE_NAMES), _public_pool(service_names))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     method = grpc.stream_stream_rpc_method_handler(
@@ -84,7 +84,7 @@ def _comments() -> "dict[str, descriptor_pb2.SourceCodeInfo]":
 
 
 class _Servicer(reflection.aio.ReflectionServicer):  # type: ignore[misc] # the package has no types
-    """Also finds the file of a method. The pool finds a file only by its other symbols."""
+    """Also finds a file by the name of a method. The pool cannot do this."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -19,8 +19,8 @@ from google.protobuf.message import Message
 
 from evershell.core import errors
 
-# How many problems one answer names, and how many characters of a field's path. They are sent in
-# headers.
+# How many problems one answer names, and how many characters of a field's path. Both are limited
+# because the edge gets the answer in a trailer.
 _MAX_PROBLEMS = 10
 _MAX_PATH_CHARACTERS = 200
 
@@ -147,7 +147,7 @@ def _set(
         return
     if isinstance(value, _Object) and value.repeated:
         problems.add(f"{path}.{min(value.repeated)}", "must not be repeated")
-    # In the message, an empty list or id would be the same as none.
+    # In the message, an empty list or id would be the same as an absent one.
     if not value and (rule.is_id or (field.is_repeated and rule.min)):
         problems.add(path, "must not be empty; leave the field out")
     in_path = getattr(message, field.name)
@@ -157,7 +157,7 @@ def _set(
 
 
 def _explained(path: str, field: FieldDescriptor, value: Any) -> tuple[str, str]:
-    """The path and the problem of a value that the field does not take."""
+    """The path and the problem of a value that the field does not accept."""
     problems: Iterable[tuple[str, str]]
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         if not isinstance(value, dict):
@@ -193,7 +193,7 @@ def _enum_problem(field: FieldDescriptor, value: object) -> str:
 
 
 def _is_ours(field: FieldDescriptor) -> bool:
-    """Whether JSON writes the field as an object: a message of this service, or an amount."""
+    """Whether the field is an object in JSON: a message of this service, or an amount of money."""
     message = field.message_type
     assert message is not None, "the field is a message"
     return (

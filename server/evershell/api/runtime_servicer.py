@@ -108,7 +108,7 @@ class RuntimeServicer(runtime_service_pb2_grpc.RuntimeServiceServicer):
         return codec.encode_task(await self.children.cancel(by, decoded))
 
     async def _enter(self, parent_task_id: str) -> AgentCaller:
-        """The agent as the caller of the current call, which the audit log names."""
+        """Makes the agent the caller of the current call, which the audit log names."""
         by = await self.children.enter(agent(), parent_task_id)
         current().caller = by.caller
         return by

@@ -44,8 +44,8 @@ OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.so_reuseport", 0),
     # Detects a peer that has vanished, so that its streams end.
     ("grpc.keepalive_time_ms", 60_000),
-    # The edge pings every second, to detect a frozen worker at once. By default gRPC closes such a
-    # connection.
+    # The edge pings every second, to detect a frozen worker at once. By default gRPC closes a
+    # connection with so many pings.
     ("grpc.http2.max_ping_strikes", 0),
 )
 # The names under which the health service answers. The empty name stands for the whole server.
@@ -58,7 +58,7 @@ _ARRIVALS_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class AgentListener:
-    """Where agents call with TLS: host:port, and the certificate of the control plane."""
+    """The listener for agents with TLS: its host:port, and the control plane's certificate."""
 
     address: str
     identity: TlsIdentity
@@ -79,7 +79,7 @@ class Server:
         probe: DelayProbe | None = None,
         services: Sequence[Service] = (),
     ) -> None:
-        """`interceptors` is the list of chain.py, and contains `request_log` and `admission`.
+        """`interceptors` comes from chain.py, and contains `request_log` and `admission`.
 
         `drain_waits` makes every waiting call answer at once, including later calls. With
         `agent_listener`, the server also listens there. `probe` measures how long calls wait.

@@ -1,4 +1,4 @@
-"""Issues the certificates of pod/tls.py.
+"""Issues the certificates that pod/tls.py describes.
 
 The keys of both authorities are derived from the control plane's signing key, like the secrets of
 pod_tokens.py. So nothing is stored, every program of the control plane has the same authorities,
@@ -33,13 +33,13 @@ class AgentCertificates:
     """Issues the certificates of the control plane and of its agents."""
 
     def __init__(self, signing_keys: str) -> None:
-        """`signing_keys` is the content of their file. Raises ValueError."""
+        """`signing_keys` is the content of the key file. Raises ValueError."""
         keys = private_keys(signing_keys)
         self._control_plane = [_Authority(each, "control plane") for each in keys]
         self._agents = [_Authority(each, "agents") for each in keys]
 
     def control_plane(self) -> TlsIdentity:
-        """A new certificate of a program of the control plane.
+        """A new certificate for a program of the control plane.
 
         It is issued with the last signing key, which every agent trusts. An agent that was started
         before the newest key was added trusts only the last one.

@@ -17,7 +17,7 @@ from evershell.core import credentials, errors
 from evershell.core.caller import ApiKey, Caller
 
 _RANDOM_BYTES = 32
-# A revoked key stops working on every worker within this time. The promise is 10 s.
+# A revoked key stops working on every worker within this time. The service promises 10 s.
 CACHE_SECONDS = 5.0
 _MAX_CACHED_KEYS = 10_000
 
@@ -59,7 +59,7 @@ class ApiKeys:
         self._unknown: TTLCache[bytes, bool] = TTLCache(maxsize=_MAX_CACHED_KEYS, ttl=CACHE_SECONDS)
 
     async def authenticate(self, secret: str) -> Caller:
-        """The key's caller. Raises Failure unauthenticated; UnavailableError."""
+        """The key's caller. Raises Failure unauthenticated, or UnavailableError."""
         digest = fingerprint(secret)
         # Reads each cache once, because an entry may expire between two reads.
         known = self._known.get(digest)

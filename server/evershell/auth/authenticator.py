@@ -33,7 +33,7 @@ class Authenticator:
         self._sessions = sessions
 
     async def authenticate(self, authorization: str | None) -> Caller:
-        """The caller. Raises Failure unauthenticated; UnavailableError."""
+        """The caller. Raises Failure unauthenticated, or UnavailableError."""
         token = bearer_token(authorization)
         if token.startswith(credentials.API_KEY):
             return await self._api_keys.authenticate(token)

@@ -36,12 +36,13 @@ class PodTokens:
     """
 
     def __init__(self, signing_keys: str, clock: Callable[[], float] = time.time) -> None:
-        """`signing_keys` is the content of their file. Raises ValueError."""
+        """`signing_keys` is the content of the key file. Raises ValueError."""
         self._clock = clock
         self._private_keys = private_keys(signing_keys)
         # Minting takes 10 µs, and many signals to an agent take place in the same minute.
         self._signal_token = lru_cache(_MAX_SIGNAL_TOKENS)(self._mint_signal_token)
-        # The signing key of agents that have refused the first one, by workspace id and epoch.
+        # The signing key to use for agents that have refused the first key, by workspace id and
+        # epoch.
         self._signing_keys: LRUCache[tuple[str, int], int] = LRUCache(_MAX_SIGNAL_TOKENS)
 
     def runtime_secret(self, workspace_id: str, epoch: int, signing_key: int = 0) -> bytes:
@@ -71,7 +72,7 @@ class PodTokens:
         """The agent that the runtime token belongs to. Raises Failure unauthenticated.
 
         If the token is authentic, but expired or not yet valid, the failure has the time of the
-        control plane, so that the agent can make a valid one.
+        control plane, so that the agent can make a valid token.
         """
         named = parse_runtime_token(token)
         if named is None:
@@ -97,7 +98,7 @@ class PodTokens:
     def identify_bootstrapping(self, token: str) -> AgentIdentity:
         """The agent that the bootstrap token belongs to. Raises Failure unauthenticated.
 
-        Does not say whether the token was spent.
+        Does not check whether the token was spent.
         """
         named = parse_bootstrap_token(token)
         if named is None:

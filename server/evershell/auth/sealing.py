@@ -25,7 +25,7 @@ class SigningKeySealing:
     """
 
     def __init__(self, signing_keys: str) -> None:
-        """`signing_keys` is the content of their file. Raises ValueError."""
+        """`signing_keys` is the content of the key file. Raises ValueError."""
         derived = [_derived(each) for each in private_keys(signing_keys)]
         self._keys = {_key_id(key): AESGCM(key) for key in derived}
         self.key_id = _key_id(derived[0])

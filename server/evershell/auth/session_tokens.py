@@ -36,8 +36,8 @@ CACHE_SECONDS = 60.0
 # a key under the same `kid`, which can make the token valid.
 _FORGED_SECONDS = 10.0
 _MAX_CACHED_TOKENS = 10_000
-# The limit of wrong signatures that a worker verifies. Verifying one takes up to 130 µs, so
-# together they take at most an eighth of the worker's time.
+# How many wrong signatures a worker verifies at most. Verifying one takes up to 130 µs, so together
+# they take at most an eighth of the worker's time.
 FORGERIES_PER_SECOND = 1_000
 # The end of the year 9999, the last year of RFC 3339.
 _MAX_TIME = 253_402_300_799
@@ -87,7 +87,8 @@ class JwkSet:
         try:
             keys = _import_keys(await asyncio.to_thread(self._load))
         except (OSError, HTTPException, ValueError, TypeError, LookupError, RecursionError):
-            # The known keys stay in use while the provider is unreachable or sends no JWK set.
+            # The known keys stay in use while the provider is unreachable or does not send a JWK
+            # set.
             return
         finally:
             self._read_at = time.monotonic()
@@ -106,7 +107,7 @@ class JwkSet:
 
 
 def _import_keys(content: bytes) -> list[Key]:
-    """The supported keys of a JWK set. Others are ignored (RFC 7517, section 5).
+    """The supported keys of a JWK set. Other keys are ignored (RFC 7517, section 5).
 
     Raises if the content is not a JWK set or has no supported key.
     """
@@ -125,7 +126,7 @@ class _Verified:
     """A verified token."""
 
     caller: Caller
-    # From when on the token must be verified again, in seconds since 1970.
+    # When the token must be verified again, in seconds since 1970.
     until: float
 
 
@@ -166,12 +167,12 @@ class SessionTokens:
             maxsize=_MAX_CACHED_TOKENS, ttl=_FORGED_SECONDS
         )
         # Limits the rate of wrong signatures (the generic cell rate algorithm, ITU-T I.371). Each
-        # one moves this monotonic time forward by 1 / FORGERIES_PER_SECOND. While it is a second or
-        # more in the future, new tokens are refused.
+        # wrong signature moves this monotonic time forward by 1 / FORGERIES_PER_SECOND. While this
+        # time is a second or more in the future, new tokens are refused.
         self._forgeries_until = 0.0
 
     async def authenticate(self, token: str) -> Caller:
-        """The token's caller. Raises Failure unauthenticated, rate_limited; UnavailableError."""
+        """The token's caller. Raises Failure unauthenticated, rate_limited, or UnavailableError."""
         digest = hashlib.sha256(token.encode()).digest()
         known = self._verified.get(digest)
         if known is not None and self._clock() < known.until:

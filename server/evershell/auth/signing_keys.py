@@ -13,12 +13,12 @@ from joserfc.jwk import OKPKey
 
 from evershell.core.errors import OperatorError
 
-# RFC 8032.
+# The length of a private key of Ed25519 (RFC 8032).
 _KEY_BYTES = 32
 
 
 def read_signing_keys(path: Path) -> str:
-    """The content of the file, in which each key is valid. Raises OperatorError."""
+    """The content of the file. Raises OperatorError unless each key in it is valid."""
     try:
         text = path.read_text("utf-8")
         private_keys(text)
@@ -28,7 +28,7 @@ def read_signing_keys(path: Path) -> str:
     except OSError as error:
         raise OperatorError(f"{path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError:
-        # The error contains a part of the file.
+        # The cause is not shown, because it contains a part of the file.
         raise OperatorError(f"{path} is not valid: it is not a text.") from None
     except ValueError as error:
         raise OperatorError(f"{path} is not valid: {error}.") from None

@@ -1,6 +1,7 @@
 """`python -m evershell.commands.deliver`: sends webhook requests for a worker.
 
-The worker starts this program and writes to its standard input. It ends when its input ends.
+The worker starts this program and writes to its standard input. The program ends when its input
+ends.
 """
 
 import uvloop

@@ -1,6 +1,6 @@
 """The command `demo`: cancels a task, prints its events, and checks each promise.
 
-It uses the running stack, or starts one for itself.
+The demo uses the running stack, or starts its own.
 """
 
 import signal
@@ -249,7 +249,8 @@ def _own_stack(state_dir: Path) -> Iterator[DemoStack]:
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         with tempfile.TemporaryFile("w+") as output:
-            # Its own session, so that Ctrl-C reaches only the demo, which then stops the stack.
+            # The stack gets its own session, so that Ctrl-C reaches only the demo, which then stops
+            # the stack.
             command = [sys.executable, "-m", "evershell.commands", "up"]
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, start_new_session=True

@@ -73,7 +73,7 @@ def _drain(admin_socket: Path, seconds: float) -> None:
 
 def _run(admin_socket: Path | None) -> None:
     """Writes the configuration, and becomes Envoy."""
-    # Not removed: it disappears with the container.
+    # The folder is not removed. It disappears with the container.
     folder = Path(tempfile.mkdtemp(prefix="edge-"))
     with problems_reported():
         wanted = _wanted(admin_socket or folder / "admin.sock")
@@ -81,7 +81,7 @@ def _run(admin_socket: Path | None) -> None:
         envoy.validate(folder / "envoy.yaml")
         options = ("--disable-hot-restart", *envoy.DRAIN_AT_ONCE)
         command = envoy.command(folder / "envoy.yaml", *options)
-    # Becomes Envoy, which gets the signals.
+    # This process becomes Envoy, so that Envoy gets the signals.
     os.execve(command[0], command, edge_environment(wanted))  # noqa: S606 - no shell is needed
 
 

@@ -70,7 +70,7 @@ def create(
 ) -> None:
     """Prints only the secret to standard output, so that a script can read it.
 
-    If it cannot be printed, no key is created.
+    If the secret cannot be printed, no key is created.
     """
     fields = Fields()
     fields.identifier("--org", org_id)

@@ -56,7 +56,8 @@ def list_() -> None:
 async def add_org(stored: PostgresKeys, org_id: str, slug: str) -> None:
     """Adds the organization if it does not exist.
 
-    Raises click.ClickException if it has another slug, or another organization has this slug.
+    Raises click.ClickException if the organization has another slug, or another organization has
+    this slug.
     """
     known = await stored.find_org_slug(org_id)
     if known not in (None, slug):

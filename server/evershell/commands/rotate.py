@@ -55,7 +55,10 @@ def finish() -> None:
 
 
 def _change(change: Callable[[str], str], *, in_rotation: bool, refusal: str, done: str) -> None:
-    """Changes the file. Raises click.ClickException if `in_rotation` is not the current state."""
+    """Changes the file. `in_rotation` says whether a rotation must be in progress.
+
+    Raises click.ClickException if it is not so.
+    """
     path = read_settings().signing_key_path
     try:
         with problems_reported(), folder_lock(path.parent):

@@ -17,8 +17,8 @@ _CONTAIN_IPV4 = (
     "2001::/32",
     "2002::/16",
 )
-# The addresses at which clouds offer credentials or control to each of their machines: Alibaba,
-# Azure, Oracle, AWS, Google. Other clouds use a link-local address.
+# The addresses at which Alibaba, Azure, Oracle, AWS and Google (in this order) offer credentials or
+# control to each of their machines. Other clouds use a link-local address.
 _OF_MACHINE = (
     "100.100.100.200/32",
     "168.63.129.16/32",
@@ -71,5 +71,5 @@ def is_public(address: Address) -> bool:
 
 
 def _is_in(address: Address, networks: tuple[Network, ...]) -> bool:
-    # The test is False if address and network have different IP versions.
+    # `in` is False if the address and the network have different IP versions.
     return any(address in network for network in networks)

@@ -21,11 +21,12 @@ FORCE_MARGIN = timedelta(seconds=2)
 # tool call.
 CANCEL_MARGIN = timedelta(seconds=30)
 # How long an agent may take to send its pending messages once the control plane answers again. The
-# agent waits for up to 10 s before a repeat (agents/lease.py), and gives the repeat up after 3 s.
+# agent waits up to 10 s before it retries (agents/lease.py), and gives up the retry after 3 s.
 RECOVERY_MARGIN = timedelta(seconds=15)
-# The same for the end of a forced task: the agent waits for only up to 1 s before a repeat.
+# Like RECOVERY_MARGIN, but for the end of a forced task: the agent waits only up to 1 s before it
+# retries.
 FORCE_RECOVERY_MARGIN = timedelta(seconds=5)
-# How late a program may act because it was paused or is overloaded.
+# How far behind its schedule a program may be because it was paused or is overloaded.
 LATE_SECONDS = 0.25
 # How often a worker gives a sign of life.
 SIGN_OF_LIFE_SECONDS = 1.0
@@ -80,10 +81,10 @@ class Bounds:
     def are_answering(self, silences: Sequence[float]) -> bool:
         """Whether the workers answer.
 
-        `silences` has the seconds since the last sign of life of each worker.
+        `silences` has, for each worker, the seconds since its last sign of life.
 
-        A worker that has been silent for the length of a lease does not count: its host may be
-        gone, and no agent can still wait for it.
+        A worker that has been silent for a whole lease is ignored: its host may be gone, and no
+        agent can still wait for it.
         """
         return bool(silences) and not any(
             SILENT_SECONDS < each < self.lease_seconds for each in silences

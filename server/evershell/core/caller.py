@@ -21,9 +21,9 @@ calling_org: ContextVar[str] = ContextVar("calling_org", default="")
 def is_valid_name(value: object) -> TypeGuard[str]:
     """Whether the value is a text of 1 to 255 bytes in UTF-8, all of it printable.
 
-    The names of organizations, users, workspaces and scopes in a credential must be valid. Excludes
-    what PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control and
-    format characters).
+    The names of organizations, users, workspaces and scopes in a credential must be valid. The rule
+    excludes what PostgreSQL cannot store (NUL, lone surrogates) and what people cannot see (control
+    and format characters).
     """
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_BYTES:
         return False
@@ -35,9 +35,9 @@ class CredentialKind(StrEnum):
 
     API_KEY = "api_key"
     SESSION = "session"
-    # The token of an agent, which may use it only for children of its task (children.py).
+    # An agent's token. The agent may use it only for children of its task (children.py).
     AGENT = "agent"
-    # The service itself has no credential.
+    # The service itself, which has no credential.
     SYSTEM = "system"
 
 
@@ -51,7 +51,7 @@ class Caller:
     credential_kind: CredentialKind
     # `<resource>:<verb>` or `<resource>:<verb>:own`.
     scopes: frozenset[str]
-    # The API key's id, or the session token's `jti`; empty if it has none.
+    # The API key's id, or the session token's `jti`; empty if the token has no `jti`.
     credential_id: str = ""
     # When the credential expires; None for never.
     expires_at: datetime | None = None
@@ -99,9 +99,9 @@ class Permission:
     own_only: bool
 
     def covers(self, workspace: Workspace) -> bool:
-        """Whether the permission includes the workspace of the caller's organization.
+        """Whether the permission includes the workspace, which is in the caller's organization.
 
-        An API key belongs to no user, so its `:own` scopes include no workspace.
+        An API key does not belong to a user, so its `:own` scopes do not include any workspace.
         """
         return self.includes(workspace.created_by_user_id)
 

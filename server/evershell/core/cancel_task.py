@@ -48,7 +48,7 @@ class Outcome(StrEnum):
 
     # This call recorded the intent.
     ACCEPTED = "accepted"
-    # An earlier call recorded it. The agent is signalled again.
+    # An earlier call recorded the intent. The agent is signalled again.
     ALREADY_REQUESTED = "already_requested"
     # The named task had ended before this call.
     ALREADY_FINISHED = "already_finished"
@@ -66,7 +66,7 @@ class CancelTask:
     reason: str = ""
     # How long to wait for the end of the task; None or 0 for no wait.
     wait_seconds: float | None = None
-    # The agent interrupts an iteration that still runs after this time; None for never.
+    # If the iteration still runs after this time, the agent interrupts it; None for never.
     force_after_seconds: float | None = None
     # Whether to also cancel every descendant that has not ended.
     include_descendants: bool = False
@@ -97,7 +97,7 @@ class CancelResult:
     workspace_id: str
     outcome: Outcome
     task: Task | None
-    # The descendants whose cancellation the call recorded.
+    # The number of descendants whose cancellation the call recorded.
     descendants_cancelled: int = 0
 
     @property
@@ -116,17 +116,20 @@ async def cancel_task(
 ) -> CancelResult:
     """Records the intent, signals the agent, and waits for the end of the task if requested.
 
-    Raises Failure permission_denied, workspace_not_found, task_not_found, workspace_provisioning,
-    workspace_stopped, workspace_failed or workspace_deleting if nothing is recorded, and
-    agent_unreachable if the intent is recorded but the agent did not acknowledge the signal in
-    time. Raises UnavailableError if the database did not answer; the intent may or may not be
-    recorded. A failed signal raises at once, even if the request asks to wait.
+    If the call is refused, no intent is recorded, and the Failure is permission_denied,
+    workspace_not_found, task_not_found, workspace_provisioning, workspace_stopped, workspace_failed
+    or workspace_deleting.
+
+    If the intent is recorded, but the agent does not acknowledge the signal in time, raises Failure
+    agent_unreachable at once, even if the request asks to wait.
+
+    If the database does not answer, raises UnavailableError. The intent may or may not be recorded.
 
     The fleet controller, which the store wakes, signals the agents of descendants.
     """
     permission = caller.permission("workspace:write")
     record = store.cancel_tree if request.include_descendants else store.record_cancellation
-    # Checks and records in one transaction. If a check fails, nothing is recorded.
+    # Checks and records in one transaction. If a check fails, no intent is recorded.
     recorded = await record(
         permission,
         request.workspace_id,
@@ -193,7 +196,7 @@ async def _signal(
     workspace, task = recorded.workspace, recorded.task
     assert workspace is not None and task is not None
     if workspace.is_waking:
-        # No agent has the task. The fleet controller ends it.
+        # No agent has the task yet. The fleet controller ends the task.
         return task
     try:
         is_known = await agents.cancel_task(workspace, task)
@@ -213,9 +216,10 @@ async def _signal(
         ) from error
     if is_known:
         return task
-    # The agent has just ended the task, or has not received it yet; the database has the current
-    # state. If it does not answer, the call still succeeds, because the intent is recorded. After
-    # `unavailable` the caller would retry, and without a `task_id` that could cancel the next task.
+    # The agent has just ended the task, or has not received it yet. The database has the current
+    # state. If the database does not answer, the call still succeeds, because the intent is
+    # recorded. After `unavailable` the caller would retry, and a retry without a `task_id` could
+    # cancel the next task.
     with suppress(UnavailableError):
         return await store.get_task(workspace.id, task.id) or task
     return task
@@ -230,8 +234,8 @@ async def await_end(
 ) -> Task:
     """Waits for the end of the task, and returns the latest known state of the task.
 
-    Returns before the end after `wait_seconds`, if this process is about to end, or if the
-    workspace was deleted meanwhile. `has_ended` may define another state to wait for.
+    Returns earlier when `wait_seconds` are over, when this process is about to end, or when the
+    workspace has been deleted. `has_ended` may define another state to wait for.
     """
     until = time.monotonic() + wait_seconds
     # Subscribes before the first read, so that a commit between a read and the wait is not missed.

@@ -1,9 +1,9 @@
 """Use case: cancel the tasks of the organization that match a filter, or all of them.
 
 Each task is cancelled the same way as with CancelTask, with the same promise: the intent is
-committed first, and decides how the task ends. A call commits its intents in several transactions,
-all of them before the answer. The store then wakes the fleet controller, which signals the agents,
-so the call does not wait for them.
+committed first, and decides how the task ends. A call may commit its intents in several
+transactions, but commits all of them before it answers. The store then wakes the fleet controller,
+which signals the agents, so the call does not wait for the agents.
 """
 
 import asyncio
@@ -37,9 +37,9 @@ class TaskOutcome(StrEnum):
 
     # This call recorded the intent.
     ACCEPTED = "accepted"
-    # An earlier call recorded it.
+    # An earlier call recorded the intent.
     ALREADY_REQUESTED = "already_requested"
-    # A dry run: the call would have recorded it.
+    # This call is a dry run; otherwise it would have recorded the intent.
     MATCHED = "matched"
 
 
@@ -50,7 +50,7 @@ class CancelTasks:
     wanted: TaskSelection
     reason: str = ""
     force_after_seconds: float | None = None
-    # Whether to record nothing, and only report what the call would do.
+    # Whether to cancel nothing, and only report what the call would do.
     dry_run: bool = False
     origin: Origin
 
@@ -129,7 +129,7 @@ async def cancel_matching(
     origin: Origin,
     store: Store,
 ) -> CancelTasksResult:
-    """Records the intent for at most MAX_TASKS tasks, without a check of the scope."""
+    """Records the intent for at most MAX_TASKS tasks. Does not check the caller's scope."""
     matches = await store.match_tasks(permission, wanted, intent.force_at, MAX_TASKS)
     pending = [each for each in matches.tasks if each.is_pending]
     outcomes: dict[str, TaskOutcome | None] = {}
@@ -157,7 +157,7 @@ async def _one_by_one(
     """Cancels tasks whose workspaces other transactions had locked. Waits for these locks.
 
     The outcome of a task that has ended, or whose workspace is no longer up, is None. A task whose
-    lock was not released in time has no outcome.
+    lock was not released in time is missing from the outcomes.
     """
 
     async def cancel(task_id: str) -> dict[str, TaskOutcome | None]:
@@ -178,7 +178,7 @@ async def _one_by_one(
 async def _in_stopping_workspaces(
     permission: Permission, tasks: Sequence[MatchedTask], intent: CancelIntent, store: Store
 ) -> dict[str, TaskOutcome | None]:
-    """Reports open tasks as already requested, because StopWorkspace recorded their intents."""
+    """Reports tasks that have not ended as already requested: StopWorkspace recorded the intent."""
     named = TaskFilter(task_ids=tuple(each.task_id for each in tasks))
     matches = await store.match_tasks(permission, named, intent.force_at, len(tasks))
     open_ids = {each.task_id for each in matches.tasks if not each.is_pending}

@@ -20,7 +20,7 @@ from evershell.core.task_tree import Parent
 from evershell.core.workspace import Workspace
 
 MAX_KEY_CHARACTERS = 255
-# The same limit for the key of an agent's call that submits or cancels a child.
+# The maximum length of the key with which an agent submits a child.
 MAX_AGENT_KEY_CHARACTERS = 64
 # How long an idempotency key is kept, from its first call.
 KEY_KEPT = timedelta(hours=24)
@@ -28,7 +28,7 @@ KEY_KEPT = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """A hold in force: until it is released, the organization gets no new task and no new agent.
+    """A hold in force: until it is released, the organization cannot get new tasks or new agents.
 
     The fields describe the call that set it.
     """
@@ -63,7 +63,7 @@ class KeyTakenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstCall:
-    """The first call of a caller with a key. A caller has only one such call within KEY_KEPT."""
+    """A caller's first call with an idempotency key. Within KEY_KEPT, each key has only one."""
 
     org_id: str
     # `<credential kind>:<actor id>`, a line break, and the key that the caller chose.
@@ -73,14 +73,14 @@ class FirstCall:
     # What the call created. Only SubmitTask creates a task.
     workspace_id: str
     task_id: str = ""
-    # SubmitTask: the status of the task in the answer, or the slug of the error. Empty until it is
-    # known. CreateWebhook: the webhook, without its secret. CreateWorkspace: empty, because its
-    # answer follows from the workspace.
+    # SubmitTask: the status of the task in the answer, or the slug of the error; empty until the
+    # call has an answer. CreateWebhook: the webhook, without its secret. CreateWorkspace: empty,
+    # because its answer follows from the workspace.
     answer: str = ""
 
     @property
     def unowned_key(self) -> str:
-        """The key as the previous version stores it, for the whole organization."""
+        """The key as the previous version stores it: without the caller, for the organization."""
         return self.key.partition("\n")[2]
 
     @property
@@ -99,7 +99,7 @@ class IdempotencyKey:
     """The key of a call, as its caller chose it."""
 
     key: str
-    # The same for all equal requests of a method.
+    # Equal for equal requests to the same method.
     fingerprint: bytes
 
     def first_call(
@@ -146,7 +146,7 @@ class Change:
     task: Task | None
     events: tuple[NewEvent, ...] = ()
     lease_seconds: float | None = None
-    # The limit because of which the change cancels the task.
+    # The limit that the task has reached, if the change cancels the task for this reason.
     limit: Limit | None = None
     # The call's entry in the audit log. It is stored even if nothing else has changed.
     audit: AuditEntry | None = None
@@ -168,5 +168,5 @@ class Change:
 
 
 def unchanged(locked: Locked) -> Change:
-    """Commits nothing."""
+    """A change that commits nothing."""
     return Change(locked.workspace, locked.task)

@@ -2,8 +2,9 @@
 
 The credential is the agent's own token, which names one workspace and one epoch. It is accepted
 only while the parent is the agent's current task. A child must be in a workspace of the same
-organization and the same creator, so an agent that was taken over reaches no workspace of another
-user. The scopes of the caller who submitted the parent are not stored, so they do not matter.
+organization and the same creator, so an agent that was taken over cannot reach the workspaces of
+other users. The scopes of the caller who submitted the parent are not stored, so they do not limit
+the agent.
 """
 
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Children:
         return AgentCaller(parent.id, own, caller)
 
     async def submit(self, by: AgentCaller, request: SubmitTask) -> Task:
-        """Submits a child of the parent. Its status is `delivery_failed` if it was not delivered.
+        """Submits a child of the parent. A child that is not delivered ends `delivery_failed`.
 
         Raises Failure permission_denied, and the Failures of submit_task for a task with a parent.
         """
@@ -116,10 +117,10 @@ class Children:
             raise errors.permission_denied(message, [])
 
     async def _recorded(self, workspace_id: str, failure: Failure) -> Task:
-        """Returns the task of a call that was recorded, although the agent did not answer.
+        """Returns the task, if the call failed only because the agent did not answer.
 
-        Raises `failure` if it has another slug, and Failure task_not_found if the workspace was
-        deleted since.
+        The task or its cancellation is then recorded. Raises `failure` if its slug is not
+        agent_unreachable, and Failure task_not_found if the workspace has been deleted.
         """
         if failure.slug != "agent_unreachable":
             raise failure

@@ -31,9 +31,9 @@ def bounded(limit_seconds: float) -> float:
 
 
 def left_of_call(limit_seconds: float, least_seconds: float) -> float:
-    """What is left of `limit_seconds` since the call arrived, but at least `least_seconds`.
+    """`limit_seconds` minus the time since the call arrived, but at least `least_seconds`.
 
-    Outside of a call, returns `limit_seconds`. The deadline limits the result as in `bounded`.
+    Outside of a call, this is `limit_seconds`. The deadline limits the result as in `bounded`.
     """
     arrived = _arrived.get()
     if arrived is not None:

@@ -178,6 +178,6 @@ def refused(problem: str, *, names_no_task: bool) -> Failure:
 
 
 def internal(advice: str = "") -> Failure:
-    """An unexpected error. `advice` is as for `unavailable`."""
+    """An unexpected error. `advice` is appended to the message."""
     problem = "Internal error. Report this request id."
     return Failure("internal", f"{problem} {advice}".strip())

@@ -56,7 +56,8 @@ class AuditEntry:
     # The ids that the caller named. They need not exist.
     workspace_id: str
     task_id: str
-    # The outcome of CancelTask, `dry_run` of CancelTasks, `ok`, or the slug of the error.
+    # An outcome of CancelTask, `dry_run` for a dry run of CancelTasks, `ok`, or the slug of an
+    # error.
     outcome: str
     reason: str
     request_id: str

@@ -1,8 +1,8 @@
 """The new events of watched workspaces. All watchers of a workspace share one feed.
 
 A feed reads each new event from the log once and passes it to all its watchers, which only have to
-send it. A watcher reads from the log itself what the feed read before the watcher joined, or while
-the watcher was busy with earlier events.
+send it. If the feed read an event before a watcher joined, or while the watcher was busy with
+earlier events, the watcher itself reads the event from the log.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class Watcher:
         return message
 
     def leave(self) -> None:
-        """Ends the feed if nobody else watches the workspace."""
+        """Stops watching. Ends the feed if nobody else watches the workspace."""
         self._feed.leave(self)
 
     def send(self, message: Message, last_seq: int) -> None:

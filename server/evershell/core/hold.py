@@ -19,7 +19,7 @@ from evershell.core.validation import MAX_REASON_CHARACTERS, Fields
 
 _SCOPE = "org:hold"
 _CANCEL_SCOPE = "workspace:write"
-# The longest time that one call spends on cancelling tasks. Its deadline may come earlier.
+# The longest time that one call spends on cancelling tasks. The call's deadline may come earlier.
 _CANCEL_SECONDS = 10.0
 
 

@@ -1,11 +1,11 @@
 """Repeats of a call with the same idempotency key: they get the answer of the first call.
 
-A key belongs to its caller: all sessions of a user, or an API key. The same key of another caller
-is a different key. Only the answer to the first call contains a secret; the answer to a repeat does
-not.
+A key belongs to its caller: all sessions of a user, or an API key. The same text from another
+caller is a different key. If the answer to the first call contains a secret, the answer to a repeat
+leaves it out.
 
 The first call stores its key in the transaction that commits its effect. A key is therefore stored
-if and only if its call had an effect, so no crash leaves a key that blocks its repeats. If two
+if and only if its call had an effect, so a crash never leaves a key that blocks repeats. If two
 calls with the same key arrive at the same time, the database makes one of them wait for the
 transaction of the other.
 
@@ -33,14 +33,14 @@ async def earlier_call(
     """The first call with the key of `call`, after `call` was refused.
 
     The effect of the first call may be the reason for the refusal: for example, the workspace is
-    busy with the task that it submitted. Raises `refusal` if there was no earlier call, and Failure
-    idempotency_conflict if the earlier call had another request.
+    busy with the task that the first call submitted. Raises `refusal` if there was no earlier call,
+    and Failure idempotency_conflict if the earlier call had another request.
     """
     if call is None or (isinstance(refusal, Failure) and refusal.slug in _NO_ACCESS):
         raise refusal
     first_call = await store.find_first_call(call)
     if first_call is None:
-        # The key was taken (KeyTakenError), but has expired since.
+        # If the refusal is a KeyTakenError, the key was taken, but has expired since.
         raise refusal if isinstance(refusal, Failure) else errors.unavailable()
     if first_call.fingerprint != call.fingerprint:
         raise errors.idempotency_conflict(call.chosen_key, first_call.called_at)

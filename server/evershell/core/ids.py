@@ -9,12 +9,12 @@ from ulid import ULID
 
 
 def new_workspace_id(time: datetime | None = None) -> str:
-    """`ws_` followed by a ULID of `time`; without it, of the current time of this machine."""
+    """`ws_` followed by a ULID of `time`, which defaults to the current time of this machine."""
     return f"ws_{_ulid(time)}"
 
 
 def new_task_id(time: datetime | None = None) -> str:
-    """`task_` followed by a ULID of `time`; without it, of the current time of this machine."""
+    """`task_` followed by a ULID of `time`, which defaults to the current time of this machine."""
     return f"task_{_ulid(time)}"
 
 

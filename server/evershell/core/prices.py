@@ -22,8 +22,8 @@ _PICO_PER_NANO = 1000
 class Prices:
     """The prices of a model in a period."""
 
-    # For each kind of token, pairs: the number of input tokens from which a price applies, and the
-    # price. The last price that applies is charged for all tokens of this kind in the call.
+    # Maps each kind of token to pairs: the number of input tokens from which a price applies, and
+    # the price. The last price that applies is charged for all tokens of this kind in the call.
     tokens: Mapping[str, Sequence[tuple[int, int]]]
     # The first day of the period, in UTC; None if the period has no beginning.
     start_date: date | None = None
@@ -42,7 +42,7 @@ class Prices:
 
     def cost(self, counts: Mapping[str, int]) -> int:
         """The cost of a call in nano-dollars, rounded half up."""
-        # A part without its own price costs as much as the whole that it is a part of.
+        # A part without its own price is charged at the price of the count that includes it.
         left = dict(counts)
         for part, wholes in TOKEN_PARTS.items():
             if part in self.tokens:
@@ -61,9 +61,9 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model and its prices, in order. The last one that applies is used, or else the first."""
+    """A model and its prices, by period. The last that apply are used; if none apply, the first."""
 
-    # The names that it applies to; see _matches.
+    # Matches the names of the model; see _matches.
     clause: Sequence[Any]
     prices: Sequence[Prices]
 
@@ -78,7 +78,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """The prices of all models that have one."""
+    """The prices of all models that have prices."""
 
     # The prices of the first matching model of the first matching provider apply.
     providers: Sequence[Provider] = ()
@@ -128,7 +128,7 @@ class PriceList:
 
 
 def _matches(clause: Sequence[Any], name: str) -> bool:
-    """Whether the clause applies to the name. A clause is a kind, and a text or further clauses."""
+    """Whether the clause matches the name. A clause is a pair: a kind, and a text or clauses."""
     kind, wanted = clause
     match kind:
         case "equals":

@@ -20,7 +20,7 @@ class AgentIdentity:
 
     workspace_id: str
     epoch: int
-    # The position of the signing key from which the agent's secrets are derived.
+    # The agent's secrets are derived from the signing key at this position of the key file.
     signing_key: int = field(default=0, compare=False)
 
 
@@ -63,7 +63,7 @@ class Runtime:
     async def begin_bootstrap(self, agent: AgentIdentity) -> None:
         """Checks that the agent has not registered yet. Raises Failure unauthenticated.
 
-        The registration uses up the bootstrap token. Until then, only the agent runs in its pod.
+        The registration uses up the bootstrap token. Until then, no tool runs in the agent's pod.
         """
         workspace = await self.store.get_workspace(agent.workspace_id)
         if (
@@ -91,8 +91,8 @@ class Runtime:
     async def heartbeat(self, agent: AgentIdentity, task_id: str, phase: Phase) -> Directive:
         """Renews the lease, and records the agent's task and phase.
 
-        Most heartbeats report nothing new. They need one statement, which waits for no lock and
-        writes at most the lease. The others are decided under the lock of the workspace.
+        Most heartbeats report nothing new. They need only one statement, which does not wait for
+        locks and writes at most the lease. All others are decided under the lock of the workspace.
         """
 
         def decide(locked: Locked) -> Change:
@@ -119,7 +119,7 @@ class Runtime:
     ) -> Directive:
         """Commits events of a task, in order, in one transaction. Each event stores `trace_id`.
 
-        Raises Failure invalid_state for an iteration out of order, and BreachError.
+        Raises Failure invalid_state for an iteration that is out of order, and BreachError.
         """
         agent_rules.check_events(events)
         return await self._apply(

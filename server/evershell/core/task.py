@@ -15,8 +15,8 @@ DEFAULT_MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_DEFAULT_VALUE
 MAX_ITERATIONS = field_limits.SUBMIT_TASK_MAX_ITERATIONS_MAX
 # The maximum number of tokens of each kind in one model call. A task has at most 1,000 calls.
 MAX_CALL_TOKENS = 1_000_000_000
-# The counts of tokens that are parts of other counts and may have their own price. Each is mapped
-# to the counts that include it, and precedes them.
+# The counts of tokens that are included in other counts and may have their own price. Maps each of
+# them to the counts that include it. A count stands before the counts that include it.
 TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
     "cache_write_1h_tokens": ("cache_write_tokens", "input_tokens"),
     "cache_write_tokens": ("input_tokens",),
@@ -29,7 +29,7 @@ TOKEN_PARTS: Mapping[str, tuple[str, ...]] = {
 TOKENS = ("input_tokens", "output_tokens", *TOKEN_PARTS)
 # The maximum number of tool calls in one iteration.
 MAX_TOOL_CALLS = 128
-# The longest name for which a price is looked up.
+# The longest name of a model for which a price is looked up.
 MAX_MODEL_CHARACTERS = 200
 
 
@@ -77,7 +77,7 @@ class Usage:
         return self._with(other, operator.add)
 
     def at_least(self, other: "Usage") -> "Usage":
-        """The larger value of each field. If the cost of `other` is unknown, keeps this cost."""
+        """The larger value of each field. Ignores the cost of `other` if it is unknown."""
         if other.cost_nanos is None:
             other = replace(other, cost_nanos=self.cost_nanos)
         return self._with(other, max)
@@ -95,7 +95,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenIteration:
-    """What the agent has reported about the current iteration before its tool calls began."""
+    """The agent's report about the current iteration, sent before the tool calls begin."""
 
     # One more than the number of committed iterations.
     number: int
@@ -104,7 +104,7 @@ class OpenIteration:
     started_calls: Sequence[Mapping[str, Any]] = ()
 
     def with_report(self, report: "OpenIteration") -> "OpenIteration":
-        """Merges another report of this iteration. The one with fewer tool calls is older."""
+        """Merges another report of this iteration. The report with fewer tool calls is older."""
         is_older = len(report.started_calls) < len(self.started_calls)
         older, newer = (report, self) if is_older else (self, report)
         return replace(newer, usage=newer.usage.at_least(older.usage))
@@ -151,15 +151,15 @@ class CancelIntent:
     requested_at: datetime
     reason: str
     request_id: str
-    # When the agent interrupts the iteration, and who requested this. A later call may have set
-    # both. None if the iteration is not interrupted.
+    # When the agent interrupts the iteration, and who requested this. Both may come from a later
+    # call than the intent. None if the iteration is not interrupted.
     force_at: datetime | None = None
     force_requested_by: str | None = None
 
     def is_forced_earlier(self, force_at: datetime | None) -> bool:
         """Whether `force_at` replaces the recorded deadline, because it is earlier.
 
-        store/functions/is_forced_earlier.sql is the same rule in SQL.
+        store/functions/is_forced_earlier.sql has the same rule in SQL.
         """
         return force_at is not None and (self.force_at is None or force_at < self.force_at)
 
@@ -167,8 +167,8 @@ class CancelIntent:
     def force_begins_at(self) -> datetime | None:
         """When the agent must begin to interrupt the iteration; None for never.
 
-        When the intent of a limit is recorded, its `force_at` may be long past. The agent learns of
-        it only when it is recorded.
+        When the intent of a limit is recorded, its `force_at` may be long past, but the agent
+        cannot know of the intent before it is recorded.
         """
         return None if self.force_at is None else max(self.force_at, self.requested_at)
 
@@ -181,7 +181,7 @@ class Task:
     workspace_id: str
     description: str
     metadata: Mapping[str, str] = field(default_factory=dict)
-    # Caller.actor_id of the caller who submitted it.
+    # Caller.actor_id of the caller who submitted the task.
     submitted_by: str = ""
     max_iterations: int = DEFAULT_MAX_ITERATIONS
     status: TaskStatus = TaskStatus.SUBMITTED
@@ -196,11 +196,11 @@ class Task:
     forced: bool = False
     # Whether the task ended during an iteration that was not committed.
     iteration_lost: bool = False
-    # The usage of the committed iterations. Once the task has ended, also the reported usage of a
-    # lost iteration.
+    # The usage of the committed iterations. After the end of the task, it includes the reported
+    # usage of a lost iteration.
     usage: Usage = Usage()
     open_iteration: OpenIteration | None = None
-    # The total size of all iterations in bytes, as received from the agent.
+    # The total size of the committed iterations in bytes, as received from the agent.
     committed_bytes: int = 0
     limits: TaskLimits = TaskLimits()
     # The ancestors, from the root of the tree to the parent; empty for a root.
@@ -280,7 +280,7 @@ class IterationCompleted:
 
     @property
     def tool_calls(self) -> Sequence[Mapping[str, Any]]:
-        """All tool calls. A single one may be only in the field `tool_call` of the payload."""
+        """All tool calls. If there is only one, it may stand only in the payload's `tool_call`."""
         first = self.payload.get("tool_call")
         return self.payload.get("tool_calls") or ([] if first is None else [first])
 
@@ -311,7 +311,7 @@ class TaskEnded:
     forced: bool = False
     # Whether all processes of the task are known to have ended.
     work_stopped: bool = True
-    # Whether an iteration was running, which will not be committed.
+    # Whether an iteration was running that will not be committed.
     iteration_lost: bool = False
 
 

@@ -1,7 +1,7 @@
 """Selects tasks of an organization: the tasks that match a filter, or all tasks.
 
-A filter has at least one field, and `AllTasks` is a separate type. So no code can mistake an
-empty filter for all tasks.
+A filter has at least one field, and `AllTasks` is a separate type, so no code can mistake an empty
+filter for all tasks.
 """
 
 from collections.abc import Mapping

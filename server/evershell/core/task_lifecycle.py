@@ -31,7 +31,7 @@ def submit(locked: Locked, task: Task, submitted_by: str) -> Change:
     """Gives the workspace a task. Wakes a suspended workspace.
 
     Raises Failure if the workspace is not up or is busy. A workspace that was woken for another
-    task is busy.
+    task counts as busy.
     """
     workspace = locked.workspace
     is_suspended = workspace.status is WorkspaceStatus.SUSPENDED
@@ -77,7 +77,7 @@ def fail_delivery(locked: Locked, task_id: str, reason: str, now: datetime) -> C
 
 
 def end_unstarted(locked: Locked, now: datetime) -> Change:
-    """Ends a cancelled task whose agent has not registered: no part of the task is running."""
+    """Ends a cancelled task whose agent has not registered, so no part of the task is running."""
     task = locked.task
     if not locked.workspace.is_waking or task is None or task.cancel is None:
         return unchanged(locked)
@@ -87,9 +87,9 @@ def end_unstarted(locked: Locked, now: datetime) -> Change:
 def request_cancel(locked: Locked, intent: CancelIntent) -> Change:
     """Records the intent to cancel the current task.
 
-    If an intent is recorded already, it stays; only an earlier `force_at`, with its requester,
-    replaces the recorded one. CancelTask does the same in one SQL statement (store/functions). The
-    contract suite of the store compares the two.
+    An intent that is already recorded stays. Only its `force_at` and who requested it are replaced,
+    if the new `force_at` is earlier. CancelTask does the same in one SQL statement
+    (store/functions). The contract suite of the store compares the two.
     """
     task = locked.task
     if task is None:
@@ -127,7 +127,7 @@ def apply_file_limit(locked: Locked, limit_mb: int, now: datetime) -> Change:
 
 def _cancel_at(locked: Locked, reached: task_limits.Reached) -> Change:
     change = request_cancel(locked, reached.intent)
-    # If the task was cancelled before, the limit only changes the deadline.
+    # If the task was cancelled before, the limit can only make the force deadline earlier.
     return replace(change, limit=reached.limit) if change.events else change
 
 
@@ -139,11 +139,11 @@ def commit(
     now: datetime,
     prices: PriceList = _NO_PRICES,
 ) -> Change:
-    """Commits what the agent of the epoch reports about its task. `prices` are for model calls.
+    """Commits what the agent of the epoch reports about its task. `prices` gives the model prices.
 
     Events have no effect if they are committed already, if their task has ended, or if the agent is
     fenced. The limits of the task are applied before each event and after the last one. Raises
-    Failure invalid_state for an iteration out of order, and BreachError.
+    Failure invalid_state for an iteration that is out of order, and BreachError.
     """
     change = unchanged(locked)
     for agent_event in (*events, None):
@@ -284,11 +284,11 @@ def end_open_task(locked: Locked, reason: str, now: datetime, *, work_stopped: b
 
 
 def _end(locked: Locked, task: Task, proposed: TaskEnded, now: datetime) -> Change:
-    """Ends the task. No other function of the core does.
+    """Ends the task. In the core, only this function ends tasks.
 
-    With a recorded intent, the task becomes `cancelled`, whatever status is proposed. Without one,
-    it never becomes `cancelled`. The end is forced only if the intent has a force deadline. The
-    usage of an uncommitted iteration counts.
+    With a recorded intent, the task becomes `cancelled`, whatever status is proposed. Without an
+    intent, the task never becomes `cancelled`. The end is forced only if the intent has a force
+    deadline. The reported usage of an uncommitted iteration counts.
     """
     workspace = locked.workspace
     may_be_forced = task.cancel is not None and task.cancel.force_at is not None

@@ -65,7 +65,7 @@ def budgets(task: Task) -> Iterator[Budget]:
 
 
 def approached(before: Task, after: Task) -> list[Budget]:
-    """The limits that the task newly approaches in `after`, without having reached them."""
+    """The limits that the task approaches in `after` but not in `before`, and has not reached."""
     return [
         now
         for then, now in zip(budgets(before), budgets(after), strict=True)
@@ -76,8 +76,8 @@ def approached(before: Task, after: Task) -> list[Budget]:
 def reached(task: Task, now: datetime) -> Reached | None:
     """The limit that the task has reached, if any."""
     limits = task.limits
-    # A root that ended before it started may still have descendants. Their time counts from its
-    # end.
+    # A root that ended before it started may still have descendants. Their time counts from the end
+    # of the root.
     since = task.started_at or task.completed_at
     if limits.max_duration_seconds is not None and since is not None:
         due = since + timedelta(seconds=limits.max_duration_seconds)

@@ -128,10 +128,11 @@ async def submit_task(
 
     If the workspace was suspended, waits for its new agent until the deadline of the call.
 
-    With the key of an earlier call that had an effect, gives the answer of that call. Raises
-    Failure: permission_denied, workspace_not_found, org_on_hold, workspace_provisioning,
-    workspace_stopped, workspace_failed, workspace_deleting, workspace_busy; agent_unreachable when
-    the task could not be delivered and has ended `delivery_failed`; idempotency_conflict. With a
+    If an earlier call with the same key had an effect, gives the answer of the earlier call.
+
+    Raises Failure: permission_denied, workspace_not_found, org_on_hold, workspace_provisioning,
+    workspace_stopped, workspace_failed, workspace_deleting, workspace_busy, idempotency_conflict;
+    agent_unreachable when the task could not be delivered and has ended `delivery_failed`; with a
     parent also task_not_found, parent_not_running, tree_limit_reached.
     """
     permission = caller.permission("tasks:write")
@@ -199,7 +200,7 @@ async def _deliver(
 ) -> tuple[Task, str]:
     """Delivers the task unless it was delivered before. Returns its new state and the answer.
 
-    Ends a task that cannot be delivered as `delivery_failed`, unless the agent has started it and
+    If the task cannot be delivered, it ends `delivery_failed`, unless the agent has started it and
     only the reply of the agent was lost.
     """
     if task.status is not TaskStatus.SUBMITTED:
@@ -246,8 +247,8 @@ def _unreachable(task: Task, call: FirstCall | None) -> Failure:
 async def _current(change: Change | None, workspace_id: str, task_id: str, store: Store) -> Task:
     """The task after the change.
 
-    If the task had ended before, the change does not have it, so it is read again. Raises Failure
-    workspace_not_found if the workspace was deleted since.
+    If the task had ended before the change, the change does not contain it, so it is read from the
+    store. Raises Failure workspace_not_found if the workspace has been deleted.
     """
     if change is not None and change.task is not None and change.task.id == task_id:
         return change.task
@@ -266,7 +267,7 @@ async def get_task(caller: Caller, workspace_id: str, task_id: str, store: Store
 async def read_task(
     caller: Caller, workspace_id: str, task_id: str, store: Store
 ) -> tuple[Workspace, Task]:
-    """Reads one task and its workspace at the same moment. Raises the same Failures as get_task."""
+    """Reads a task and its workspace in one query. Raises the same Failures as get_task."""
     check_identifiers(workspace_id=workspace_id, task_id=task_id)
     permission = caller.permission("workspace:read")
     workspace, task = await store.get_workspace_with_task(workspace_id, task_id, caller.org_id)
@@ -279,9 +280,10 @@ async def read_task(
 async def get_current_iteration(
     workspace: Workspace, task: Task, agents: Agents
 ) -> tuple[Phase, CurrentIteration]:
-    """The phase of a task that has just been read, and the calls that its agent says are running.
+    """The phase of the task, and the calls that its agent reports as running.
 
-    Raises Failure agent_unreachable if the agent does not answer within 2 s.
+    `task` must just have been read. Raises Failure agent_unreachable if the agent does not answer
+    within 2 s.
     """
     if task.status is not TaskStatus.RUNNING:
         return Phase.NONE, CurrentIteration()
@@ -337,7 +339,7 @@ async def count_tasks(caller: Caller, workspace_id: str, store: Store, wanted: L
 
 
 def _characters(task: Task) -> int:
-    """The size of the fields that a caller or an agent can make long."""
+    """The total size of the fields that a caller or an agent can make long."""
     texts = [task.description, task.result, task.reason, *task.metadata, *task.metadata.values()]
     if task.cancel is not None:
         texts.append(task.cancel.reason)

@@ -14,7 +14,7 @@ from evershell.core import errors
 _ID = re.compile(field_limits.ID)
 
 MAX_REASON_CHARACTERS = field_limits.CANCEL_TASK_REASON_MAX
-# Apply to all lists.
+# These two apply to all lists.
 MAX_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_MAX
 DEFAULT_PAGE_SIZE = field_limits.LIST_TASKS_PAGE_SIZE_DEFAULT_VALUE
 # By default, gRPC clients accept messages of up to 4 MiB, and a character may take four bytes.
@@ -98,7 +98,7 @@ class Page:
     """A page of a list, newest first.
 
     The page token has the id of the last item before the page, and a checksum of this id and the
-    list. So malformed tokens and tokens of other lists are refused (AIP-158).
+    list, so that malformed tokens and tokens of other lists can be refused (AIP-158).
     """
 
     size: int

@@ -34,14 +34,14 @@ async def watch_events(
 
     If `after_seq` is 0, begins with the first event in the log.
 
-    Yields `opening` first, but only once the first events have been read from the log. From then
+    Yields `opening` first, but not before the first events have been read from the log. From then
     on, the watch can fail only because the database fails or the server ends.
 
     `encode` returns what to yield for each event of a batch. It is called once for each batch, even
     if many watchers share the same `encode`.
 
-    Ends only when the consumer or the server stops, or the workspace is deleted. A slow consumer
-    buffers at most its current batch and the next one.
+    Ends only when the consumer or the server stops, or the workspace is deleted. For a slow
+    consumer, at most its current batch and the next one are buffered.
 
     Raises Failure: validation_error (events after `after_seq` were removed), permission_denied,
     workspace_not_found, unavailable (the server drains); UnavailableError.
@@ -112,7 +112,8 @@ async def _admit(caller: Caller, workspace_id: str, after_seq: int, store: Store
 async def _check_next(workspace_id: str, after_seq: int, first_seq: int, store: Store) -> None:
     """Checks that no event between `after_seq` and `first_seq` was removed.
 
-    Raises Failure: validation_error if one was, workspace_not_found if the workspace is deleted.
+    Raises Failure: validation_error if an event was removed, workspace_not_found if the workspace
+    is deleted.
     """
     if 0 < after_seq < first_seq - 1:
         workspace = await store.get_workspace(workspace_id)

@@ -90,7 +90,7 @@ class Workspace:
     # The time since which the agent's heartbeats have not named the current task. None while they
     # name it, or if there is no task.
     task_unnamed_since: datetime | None = None
-    # The rule that the agent of this epoch broke, as a clause; None if it broke none.
+    # How the agent of this epoch broke a rule, as a clause; None if there is no breach.
     agent_breach: str | None = None
     # The run of the stack that this epoch's pod belongs to; None until the pod is placed. A
     # suspended workspace keeps its run until the pod has ended.

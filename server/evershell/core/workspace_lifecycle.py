@@ -20,7 +20,7 @@ _ENDS_POD = (WorkspaceStatus.STOPPING, WorkspaceStatus.DELETING)
 
 
 def request_stop(locked: Locked, intent: CancelIntent) -> Change:
-    """Begins to stop the workspace. Cancels its task, and interrupts it after the grace period.
+    """Begins to stop the workspace. Cancels its task, which is interrupted after the grace period.
 
     Raises Failure: workspace_failed, workspace_deleting.
     """
@@ -82,7 +82,7 @@ def resume(locked: Locked, now: datetime) -> Change:
 def place(locked: Locked, epoch: int, run_id: str, now: datetime, *, work_stopped: bool) -> Change:
     """Assigns the epoch's pod to a run of the stack.
 
-    A pod that belongs to another run has ended, so the workspace then gets a new epoch.
+    If the pod belongs to another run, it has ended, so the workspace gets a new epoch.
     """
     workspace = locked.workspace
     if workspace.is_over(epoch) or workspace.run_id == run_id:
@@ -101,7 +101,7 @@ def register(
 ) -> Change:
     """Records that the agent of the epoch is up. An agent that misses the reply registers again.
 
-    The reply gives the agent the task for which the workspace was woken.
+    If the workspace was woken for a task, the reply gives the agent this task.
     """
     workspace = locked.workspace
     if workspace.is_fenced(epoch):
@@ -155,15 +155,16 @@ def lose_agent(
     """Records that the epoch's agent is lost or cannot start.
 
     Ends its task, fails the workspace and fences the epoch. If the agent broke a rule, the breach
-    is the reason. If it broke no rule but did not interrupt its task in time, the workspace is
-    suspended instead of failed, so that the next task wakes it. It then keeps its `run_id` until
-    the pod is known to have ended.
+    is the reason. If the agent broke no rule but did not interrupt its task in time, the workspace
+    is suspended instead of failed, so that the next task wakes it. A suspended workspace keeps its
+    `run_id` until the pod is known to have ended.
 
-    `overdue` is the task because of which the controller ended the pod; the end of the task may be
-    committed while the pod ends. Without `overdue`, the recorded force deadline decides between
-    failed and suspended. A controller that repeats another controller's step therefore decides the
-    same, although it cannot see who ended the pod. For the same reason, if this deadline has
-    passed, the workspace is also suspended when the agent ended by itself or its lease ran out.
+    For an overdue agent, `overdue` is the task as it was before the controller ended the pod: the
+    end of the task may be committed while the pod ends. Without `overdue`, the force deadline of
+    the current task decides between failed and suspended. A controller that repeats the step of
+    another controller therefore decides the same, although it cannot see who ended the pod. If the
+    deadline has passed, the workspace is also suspended when the agent ended by itself or its lease
+    ran out.
     """
     workspace = locked.workspace
     reason = workspace.agent_breach or reason
@@ -181,7 +182,7 @@ def lose_agent(
 
 
 def _is_force_over(task: Task | None, now: datetime) -> bool:
-    """Whether the time in which the agent had to interrupt the task is over."""
+    """Whether the agent's time to interrupt the task is over."""
     cancel = task.cancel if task is not None else None
     force_at = cancel.force_begins_at if cancel is not None else None
     return force_at is not None and force_at + FORCE_MARGIN < now

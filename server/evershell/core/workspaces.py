@@ -37,7 +37,7 @@ async def create_workspace(
 
     With the key of an earlier call, returns the same answer: the workspace as it was created.
     Raises Failure: permission_denied, org_on_hold, idempotency_conflict, and workspace_not_found if
-    it was deleted since.
+    the workspace has been deleted.
     """
     fields = Fields()
     fields.text("name", name, max_characters=MAX_NAME_CHARACTERS)
@@ -154,7 +154,7 @@ def _intent(caller: Caller, reason: str, origin: Origin, clock: Clock) -> Cancel
 
 
 async def _signal(change: Change, agents: Agents) -> None:
-    """Signals the cancellation of the task of a workspace that is stopping or deleting.
+    """Tells the agent that its task is cancelled, if the workspace is stopping or being deleted.
 
     This is only a latency optimisation: an agent that cannot be reached receives the intent with a
     later reply, or the fleet controller ends the agent after the grace period.

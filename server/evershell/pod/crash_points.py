@@ -1,7 +1,7 @@
 """Crash points: places at which tests make a program kill itself.
 
-Only the composition roots use this module, and only if `crash_points_dir` is set. Other code has no
-branch for it.
+Only the composition roots use this module, and only if `crash_points_dir` is set. Other code does
+not know of crash points.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class CrashPoints:
-    """The crash points of a program. A file in the folder arms the point of its name.
+    """The crash points of a program. A file in the folder arms the point with the same name.
 
     A point fires once, so a restarted program survives it.
     """
@@ -30,7 +30,7 @@ class CrashPoints:
     def reach(self, point: str) -> None:
         """Kills this process if the point is armed.
 
-        If several processes reach it at the same time, one of them is killed.
+        If several processes reach the point at the same time, one of them is killed.
         """
         try:
             (self._folder / point).unlink()
@@ -68,7 +68,7 @@ class CrashPoints:
     ) -> Callable[[Any, Any], Awaitable[R]]:
         """Wraps a servicer's method in the points `before_<name>` and `after_<name>`.
 
-        It reaches the first when its reply is complete, and the second when the call has ended.
+        The first point is reached when the reply is complete, the second when the call has ended.
         """
 
         async def until_replied(request: Any, context: Any) -> R:
@@ -80,7 +80,7 @@ class CrashPoints:
         return until_replied
 
     def armed(self, target: T, **names: str | Callable[..., str]) -> T:
-        """A proxy of the target whose methods in `names` are wrapped. `names` has their points."""
+        """A proxy of the target. `names` maps each method to wrap to the name of its points."""
         return replaced(
             target,
             **{
@@ -107,7 +107,7 @@ def kind_of(events: Sequence[AgentEvent]) -> str:
     """The kind of a commit.
 
     `terminal` if it contains the end of the task, else `iteration` if it contains an iteration,
-    `report` if it reports one that runs, else `start`.
+    else `report` if it reports a running iteration, else `start`.
     """
     if any(isinstance(event, TaskEnded) for event in events):
         return "terminal"

@@ -1,7 +1,7 @@
 """Forks agents into their sandboxes, from a process that has already imported their program.
 
 The controller sends one message for each agent (fleet/local/fork_server.py). The agent itself, not
-this process, reads its spec. So the memory of an agent contains nothing of another agent.
+this process, reads its spec, so the memory of an agent contains nothing of another agent.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ JOINED = b"joined"
 ROOM_VARIABLE = "EVERSHELL_ROOM"
 
 _MAX_BYTES = 65536
-# Fields of proc_pid_stat(5), counted from the one after the name.
+# Fields of proc_pid_stat(5), counted from the field after the name.
 _ARG_START, _ENV_END = 45, 48
 
 
@@ -36,8 +36,8 @@ class ForkRequest:
     """A message to the fork server.
 
     Three descriptors are sent with it: the agent's standard input, its log, and a socket. The agent
-    sends JOINED through the socket and runs when it has received a byte; if the socket is closed
-    instead, it ends.
+    sends JOINED through the socket, waits for a byte, and then runs. If the socket is closed
+    instead, the agent ends.
     """
 
     # A process that waits in the sandbox.
@@ -56,7 +56,7 @@ class ForkRequest:
 def serve(main: Callable[[], NoReturn]) -> None:
     """Forks until the other end of standard input is closed. `main` runs in each agent.
 
-    The program must not have started a thread, because a fork has only the thread that calls it.
+    The program must not have started a thread, because a forked process has only one thread.
     """
     # The kernel reaps the children. Agents become children of the controller.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -98,8 +98,8 @@ def _fork_agent(
 
 def _become_agent(request: ForkRequest, stdin: int, log: int, answer: int) -> None:
     """Gives the process the state of a new program. Returns when the controller lets it run."""
-    # Not its own session: the kernel may divide the processor among sessions, and many agents would
-    # get nearly all of it.
+    # The agent does not get its own session: the kernel may divide processor time among sessions,
+    # and many agents would then get nearly all of it.
     os.setpgid(0, 0)
     os.chdir(FILES)
     for descriptor, standard in ((stdin, 0), (log, 1), (log, 2)):

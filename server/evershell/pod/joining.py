@@ -10,14 +10,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-# The namespaces of a sandbox that may differ from the machine's, besides user and PID.
+# The namespaces, in addition to user and PID, in which a sandbox may differ from the machine.
 _NAMESPACES = ("cgroup", "ipc", "net", "uts", "mnt")
 # The request of ioctl_ns(2) for the user namespace that owns another namespace.
 _NS_GET_USERNS = 0xB701
 _CLONE_NEWPID = 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 23, 24, 38
-# capset(2): the version of its structs, and the process, which is the caller.
+# The header for capset(2): the version of its structs, and 0, which stands for this process.
 _CAPABILITIES_HEADER = (ctypes.c_uint32 * 2)(0x20080522, 0)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,7 +35,8 @@ class Sandbox:
 def enter(pid: int, uid: int | None) -> Sandbox:
     """Enters the sandbox of the process `pid`, with a new PID namespace instead of the sandbox's.
 
-    The next child of this process is the init process of that namespace, and calls `become_init`.
+    The next child of this process is the init process of the new PID namespace. It must call
+    `become_init`.
     This process must have one thread. If it is root, it becomes `uid`, the user of the sandbox.
     Raises OSError.
     """
@@ -44,7 +45,7 @@ def enter(pid: int, uid: int | None) -> Sandbox:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     theirs, own = (Path("/proc", str(each), "ns") for each in (pid, os.getpid()))
-    # Opened before it enters the mount namespace, which has another /proc.
+    # Opened before this process enters the mount namespace, which has another /proc.
     others = [
         os.open(theirs / name, os.O_RDONLY)
         for name in _NAMESPACES

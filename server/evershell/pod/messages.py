@@ -20,7 +20,7 @@ PHASES = {
 
 
 def encode_assignment(task: Task, now: datetime) -> agent_service_pb2.Assignment:
-    """The task for its agent."""
+    """The task as a message to its agent."""
     return agent_service_pb2.Assignment(
         task_id=task.id,
         description=task.description,
@@ -43,12 +43,12 @@ def cancellation_fields(task: Task, now: datetime) -> Any:
 
 
 def encode_phase(phase: Phase) -> "task_pb2.Task.Phase.ValueType":
-    """The phase that an agent reports."""
+    """The value of the phase in messages."""
     return task_pb2.Task.Phase.Value(str(phase) or "phase_unspecified")
 
 
 def decode_current_iteration(message: agent_service_pb2.CurrentIteration) -> CurrentIteration:
-    """Decodes the report of an agent. Cuts it to the limits, and drops calls of unknown phases."""
+    """Decodes an agent's report. Cuts it to the limits, and drops calls with unknown phases."""
     return CurrentIteration(
         number=max(0, message.number),
         calls=[
@@ -76,5 +76,5 @@ def last_bytes(text: str, max_bytes: int) -> str:
 
 
 def _milliseconds_until(moment: datetime | None, now: datetime) -> int | None:
-    """The time left, rounded up so that nothing is interrupted too early; 0 if it is over."""
+    """The time left, rounded up so that nothing is interrupted too early; 0 if none is left."""
     return None if moment is None else max(0, -((now - moment) // timedelta(milliseconds=1)))

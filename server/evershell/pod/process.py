@@ -1,4 +1,4 @@
-"""The processes of a pod: how their environment names it, and how orphans are kept."""
+"""The processes of a pod: the variables that identify them, and system calls that control them."""
 
 import asyncio
 import ctypes
@@ -9,7 +9,8 @@ import os
 WORKSPACE_VARIABLE = "EVERSHELL_WORKSPACE_ID"
 EPOCH_VARIABLE = "EVERSHELL_EPOCH"
 
-# For waitid(2): any child, even one that does not end with SIGCHLD (__WALL), without reaping it.
+# The options of waitid(2) to find any child that has ended, even if it does not send SIGCHLD
+# (__WALL), without reaping it.
 ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT | 0x40000000
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -34,7 +35,7 @@ def become_unreadable() -> None:
 
 
 def has_ended_child() -> bool:
-    """Whether a child of this process has ended and is not reaped. It takes a microsecond."""
+    """Whether a child of this process has ended and is not reaped. This check takes 1 µs."""
     try:
         return os.waitid(os.P_ALL, 0, ANY_CHILD) is not None
     except ChildProcessError:
@@ -42,9 +43,9 @@ def has_ended_child() -> bool:
 
 
 async def wait_exit(pid: int) -> None:
-    """Waits until a process has ended, even if it is not a child. Returns at once if there is none.
+    """Waits until the process has ended. It need not be a child of this process.
 
-    Raises OSError. The caller reaps the process if it is its child.
+    Returns at once if the process does not exist. Does not reap it. Raises OSError.
     """
     try:
         descriptor = os.pidfd_open(pid)

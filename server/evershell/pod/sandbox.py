@@ -1,12 +1,13 @@
 """The two sandboxes of a pod, which bubblewrap builds: bwrap(1).
 
-The outer one holds the agent. It has a PID namespace, whose init process is the agent: when the
+The outer sandbox holds the agent. It has a PID namespace, whose init process is the agent: when the
 agent ends, the kernel kills everything else in the pod. The agent sees the system's programs, its
 own program (`_program`) and the workspace's files. It shares the network of the machine, because it
 must reach the control plane and the model.
 
-Each tool call has an inner one, with its own namespaces of every kind. The tool sees the system's
-programs and the workspace's files, but no other process, no network and nothing of the agent.
+Each tool call has an inner sandbox, with its own namespaces of every kind. The tool sees the
+system's programs and the workspace's files, but no other process, no network and nothing of the
+agent.
 """
 
 import os
@@ -24,7 +25,7 @@ FILES = "/workspace"
 _USR = Path("/usr")
 # On most systems these are links to folders in /usr.
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-# What programs need from /etc. Most other files there are not needed.
+# What programs need from /etc.
 _ETC = (
     "alternatives",
     "ca-certificates",
@@ -44,7 +45,8 @@ _ETC = (
 )
 _NETWORK_ETC = ("hosts", "resolv.conf")
 _SCRATCH_BYTES = 256 * 2**20
-# The open files of one process of a tool call, so that it cannot use up the machine's limit.
+# How many files a process of a tool call may have open, so that it cannot use up the machine's
+# limit.
 MAX_FILES = 4_096
 
 
@@ -127,7 +129,7 @@ class ToolSandbox:
 
         Only one such command may start at a time.
         """
-        # The previous bwrap has read the filter to its end.
+        # The previous bwrap has moved the position in the file to its end.
         os.lseek(self._filter, 0, os.SEEK_SET)
         limits = self.limits
         scratch = str(min(_SCRATCH_BYTES, limits.memory_bytes))
@@ -142,22 +144,22 @@ class ToolSandbox:
         if limits.has_network:
             own += ["--share-net", "--ro-bind-try", "/run/systemd/resolve", "/run/systemd/resolve"]
         own += ["--proc", "/proc", "--dev", "/dev", "--hostname", "workspace"]
-        # /dev/full has zeros too, but cannot be mapped. No limit would count a shared mapping of
-        # /dev/zero.
+        # /dev/full also yields zeros, but cannot be mapped. A shared mapping of /dev/zero would not
+        # count toward any limit.
         own += ["--dev-bind", "/dev/full", "/dev/zero"]
         for folder in ("/tmp", "/dev/shm"):  # noqa: S108
             own += ["--perms", "1777", "--size", scratch, "--tmpfs", folder]
         own += ["--bind", FILES, FILES, "--chdir", FILES]
-        # Otherwise a tool could fill the memory that holds these folders.
+        # Without this, a tool could fill the memory that holds these folders.
         own += ["--remount-ro", "/dev", "--remount-ro", "/"]
-        # Otherwise a tool could lower the priority of the session that all agents share.
+        # Without this, a tool could lower the priority of the session that all agents share.
         own += ["--remount-ro", "/proc", "--"]
         own += ["nice", "-n", "10", "prlimit", "--core=0"]
-        # The memory of a single process, so that a program that needs more gets an error. The agent
-        # ends a tool call whose processes together exceed the limit.
+        # `--data` limits the memory of a single process, so that a program that needs more gets an
+        # error. The agent ends a tool call whose processes together exceed the limit.
         own += [f"--nproc={limits.processes}", f"--data={limits.memory_bytes}"]
         own += [f"--fsize={limits.file_bytes}"]
-        # Otherwise a tool could use up the open files of the machine.
+        # Without this, a tool could use up the open files of the machine.
         own += [f"--nofile={min(MAX_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])}", "--"]
         return [*own, *command]
 
@@ -176,9 +178,9 @@ def _system() -> list[str]:
 def _program(command: Sequence[str], hidden: Path) -> list[Path]:
     """The folders of this program, of its Python, and of the command.
 
-    A file that the command names by an absolute path, also as `file.py:name`, is shown together
-    with its folder, unless that is hidden. A file in a Python environment is shown with the whole
-    environment.
+    If the command names a file by an absolute path, also as `file.py:name`, the file is shown
+    together with its folder, unless the folder is hidden. A file in a Python environment is shown
+    with the whole environment.
     """
     paths: list[Path] = []
 

@@ -70,7 +70,7 @@ class SignalStream:
         waiting: asyncio.Future[Acknowledgement | None] = asyncio.Future()
         self._waiting[signal.id] = waiting
         try:
-            # A write fails only if the stream has ended, which the reader reports.
+            # A write fails only if the stream has ended, and the reader reports the end.
             with (
                 suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, NotAcknowledgedError),
                 _ends_as_errors(),
@@ -85,8 +85,8 @@ class SignalStream:
         return acknowledgement
 
     async def close(self, grace_seconds: float) -> None:
-        """Ends the stream. Waiting signals may still be acknowledged within the grace."""
-        # InternalError: the agent has ended before the stream was open.
+        """Ends the stream. Waiting signals may still be acknowledged within `grace_seconds`."""
+        # gRPC raises InternalError if the agent ended before the stream was open.
         with (
             suppress(TimeoutError, grpc.aio.InternalError, NotAcknowledgedError),
             _ends_as_errors(),
@@ -102,8 +102,8 @@ class SignalStream:
         try:
             async for acknowledgement in self._call:
                 received += 1
-                # gRPC has None for bytes that cannot be parsed. An agent that sends more than it
-                # was asked for could keep this process busy.
+                # gRPC yields None for bytes that cannot be parsed. An agent that sends more
+                # acknowledgements than it has received signals could keep this process busy.
                 if not isinstance(acknowledgement, Acknowledgement) or received > self._sent:
                     self._end = NotAcknowledgedError("it does not follow the protocol")
                     break

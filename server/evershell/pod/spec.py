@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 class PodSpec:
     """The settings of one agent, as a JSON object on its standard input.
 
-    They are not in its environment, because its tools could read that.
+    They are not in the agent's environment, because tools could read it.
     """
 
     workspace_id: str
@@ -20,7 +20,7 @@ class PodSpec:
     runtime_secret: str = field(repr=False)
     signal_secret: str = field(repr=False)
     # For TLS, as PEM (pod/tls.py): the agent's certificate and key, and the authority that it
-    # trusts. Plain text if empty.
+    # trusts. If they are empty, connections use plain text.
     tls_certificate: str = ""
     tls_key: str = field(default="", repr=False)
     tls_trusted: str = ""
@@ -56,7 +56,7 @@ class PodSpec:
         """The spec of a JSON object. Ignores fields that this version does not know.
 
         The control plane may be newer than the image of the agent. Raises TypeError if a field is
-        missing, or if it is not an object.
+        missing, or if the document is not an object.
         """
         if not isinstance(document, Mapping):
             raise TypeError("it is not an object")

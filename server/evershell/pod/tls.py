@@ -17,7 +17,8 @@ CONTROL_PLANE = "control-plane.evershell.internal"
 Options = Sequence[tuple[str, int | str]]
 # Closes a connection on which sent data stays unacknowledged for this long: with keepalive, gRPC
 # sets TCP_USER_TIMEOUT to this (tcp(7)). Otherwise the kernel retransmits at ever longer intervals,
-# and after a partition the calls on the connection fail for as long as the partition has lasted.
+# and after a partition, calls on the connection may go on failing for as long as the partition
+# lasted.
 _UNACKNOWLEDGED_MILLISECONDS = 2_000
 _LIVENESS: Options = (
     ("grpc.keepalive_timeout_ms", _UNACKNOWLEDGED_MILLISECONDS),
@@ -43,8 +44,8 @@ class TlsIdentity:
 def listen(server: grpc.aio.Server, address: str, identity: TlsIdentity | None) -> int:
     """Makes the server listen on `address` (host:port), and returns the port.
 
-    With TLS, it refuses clients without a certificate of the trusted authority. Raises RuntimeError
-    if the port is in use.
+    With TLS, the server refuses clients without a certificate of the trusted authority. Raises
+    RuntimeError if the port is in use.
     """
     if identity is None:
         return server.add_insecure_port(address)
@@ -72,7 +73,7 @@ class Connector:
     def open(self, address: str, name: str, options: Options) -> grpc.aio.Channel:
         """A channel to `address` (host:port).
 
-        With TLS, it accepts only a certificate of the trusted authority for this name.
+        With TLS, the channel accepts only a certificate of the trusted authority for `name`.
         """
         # If an option is given twice, gRPC uses the first one.
         options = [*options, *_LIVENESS]

@@ -2,10 +2,11 @@
 
 Both directions use the same kind of token: an HMAC (RFC 2104) of the current minute. The control
 plane derives two secrets for each workspace and epoch, and gives them to the agent at its start.
-The secrets themselves are never sent over a network.
+No token contains a secret.
 
-- With a runtime token, the agent calls RuntimeService. It names the workspace, the epoch and the
-  minute, because the control plane stores no secrets: it derives the secret from these names.
+- With a runtime token, the agent calls RuntimeService. The token names the workspace, the epoch and
+  the minute, because the control plane stores no secrets: it derives the secret from the workspace
+  and the epoch.
 - With a signal token, the control plane calls AgentService.
 
 A token is accepted in its minute, and in the minutes before and after it.
@@ -21,11 +22,11 @@ SECRET_BYTES = 32
 # The trailer with which the control plane refuses a runtime token that is expired or not yet valid.
 # Its value is the time of the control plane, in seconds since 1970.
 TIME_TRAILER = "x-evershell-time"
-# The trailer of every error of RuntimeService: its slug.
+# The trailer with the slug, in every error of RuntimeService.
 SLUG_TRAILER = "x-evershell-slug"
 
 _SECONDS_PER_MINUTE = 60
-# The tolerated difference between the clocks of the two hosts, transit included.
+# The tolerated difference between the clocks of the two hosts, including the time in transit.
 _CLOCK_SKEW_MINUTES = 1
 # Workspace, epoch, minute, code.
 _RUNTIME_TOKEN = re.compile(
@@ -78,7 +79,7 @@ def parse_runtime_token(token: str) -> tuple[str, int, int] | None:
 
 
 def bootstrap_token(workspace_id: str, epoch: int, secret: bytes) -> str:
-    """The bootstrap token of an agent. The secret itself is never sent."""
+    """The bootstrap token of an agent. It does not contain the secret."""
     code = hmac.digest(secret, b"bootstrap", "sha256").hex()
     return f"bootstrap.{workspace_id}.{epoch}.{code}"
 

@@ -55,7 +55,7 @@ _SHARED_ANONYMOUS = _MAP_SHARED | _MAP_ANONYMOUS
 
 
 def compile_filter() -> bytes:
-    """The filter as a program of BPF, for `bwrap --seccomp`. Raises OperatorError.
+    """The filter as a BPF program, for `bwrap --seccomp`. Raises OperatorError.
 
     Allows shared memory only as files, which the size of a tool's file systems limits. Nothing
     limits memfd_create, System V shared memory and shared anonymous mappings, so they are blocked.
@@ -67,13 +67,14 @@ def compile_filter() -> bytes:
         raise OperatorError(f"{error}; as root: apt-get install libseccomp2") from error
     allow, argument, masked = pyseccomp.ALLOW, pyseccomp.Arg, pyseccomp.MASKED_EQ
     rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
-    # Calls of other architectures, which have other numbers.
+    # Kills a process that makes a call of another architecture, where calls have other numbers.
     rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     for name in _ALLOWED.split():
         number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
         if number != _UNKNOWN:
             rules.add_rule(allow, number)
-    # clone3 has its flags in memory, which a filter cannot read. Without it, programs use clone.
+    # clone3 is not allowed, because its flags are in memory, which a filter cannot read. Programs
+    # then use clone.
     rules.add_rule(allow, "clone", argument(0, masked, _NAMESPACES, 0))
     for family in _FAMILIES:
         rules.add_rule(allow, "socket", argument(0, pyseccomp.EQ, family))

@@ -45,7 +45,7 @@ _KID = "demo"
 
 
 def prepare_database(settings: Settings) -> None:
-    """Migrates, and removes what is older than the retention of the audit log. Blocks.
+    """Migrates the database, and removes audit entries that are older than the retention. Blocks.
 
     If a pooler is used, also stores the settings of its sessions.
 
@@ -55,8 +55,8 @@ def prepare_database(settings: Settings) -> None:
     if settings.database_session_url:
         store_as_defaults(settings.database_session_url)
     if settings.audit_retention_days:
-        # A role that may only use the tables cannot prune. Then the command `migrate` prunes, with
-        # another role.
+        # A role that may only use the tables cannot prune. In this case, the command `migrate`
+        # prunes, with another role.
         with (
             suppress(psycopg.errors.InsufficientPrivilege),
             connect_for_command(settings.owner_url) as connection,

@@ -29,9 +29,9 @@ def render_environment(settings: Settings, workers: Sequence[str]) -> dict[str, 
 
 
 def worker_environment(settings: Settings, index: int) -> dict[str, str]:
-    """The environment of a worker. A worker calls no model.
+    """The environment of a worker.
 
-    On Kubernetes, agents get the key of their model from a worker.
+    It has the key of the agents' model only on Kubernetes, where agents get the key from a worker.
     """
     own = _service_environment(settings) | _metrics_port(settings, index)
     own["RUNTIME_PORT"] = str(settings.runtime_port + index)
@@ -49,7 +49,7 @@ def fleet_environment(settings: Settings, index: int) -> dict[str, str]:
 
 
 def edge_metrics_port(settings: Settings) -> int:
-    """The port of the edge's metrics: the next after the workers and the first fleet controller."""
+    """The port of the edge's metrics. It follows the ports of the workers and one controller."""
     return settings.metrics_port and settings.metrics_port + settings.workers + 1
 
 
@@ -76,11 +76,11 @@ def _service_environment(settings: Settings) -> dict[str, str]:
 def _environment(settings: Settings) -> dict[str, str]:
     """The environment of this process, with the settings.
 
-    A SecretStr would be formatted as asterisks, so these settings are inherited instead.
+    A SecretStr would be formatted as asterisks, so secret settings are inherited instead.
     """
     values = settings.model_dump(exclude_none=True).items()
     own = {name.upper(): str(value) for name, value in values if not isinstance(value, SecretStr)}
-    # Only migrations use that role.
+    # Only migrations use the role of MIGRATION_DATABASE_URL.
     return {**os.environ, **own, "MIGRATION_DATABASE_URL": ""}
 
 

@@ -19,7 +19,7 @@ _TASK = "echo ready"
 
 
 async def await_first_task(settings: Settings, demo: Demo, store: Store) -> None:
-    """Returns when the demo workspace has completed a task in this run of the stack.
+    """Waits until the demo workspace has completed a task in this run of the stack.
 
     Raises OperatorError.
     """
@@ -53,15 +53,15 @@ async def _problem(settings: Settings, demo: Demo, store: Store, client: httpx.A
         assert workspace is not None
         if workspace.status is WorkspaceStatus.FAILED:
             raise OperatorError(f"The demo workspace has failed: {workspace.status_reason}.")
-        # A workspace that was idle in an earlier run stays so until the controller places it. Pods
-        # on Kubernetes belong to no run of the stack.
+        # A workspace that was idle in an earlier run stays idle until the controller places it.
+        # Pods on Kubernetes belong to no run of the stack.
         is_placed = workspace.run_id == settings.run_id or settings.pod_backend == "kubernetes"
         is_idle = workspace.status is WorkspaceStatus.IDLE and is_placed
         # The task wakes a suspended workspace.
         if not is_idle and workspace.status is not WorkspaceStatus.SUSPENDED:
             return "the demo workspace has no agent yet"
         if settings.model != "scripted" or settings.agent_command:
-            # A task would cost a model call, or have an effect that only its agent knows.
+            # With another agent, the task would cost a model call, or could have any effect.
             (await client.get(path)).raise_for_status()
             return ""
         return await _task_problem(client, path)
@@ -74,7 +74,7 @@ async def _task_problem(client: httpx.AsyncClient, path: str) -> str:
     answer = await client.post(f"{path}/tasks", json={"description": _TASK})
     if answer.status_code == httpx.codes.CONFLICT:
         code = answer.json()["error"]["code"]
-        # An organization that is on hold takes no task, although all programs serve.
+        # While the organization is on hold, tasks are refused, although all programs serve.
         return "" if code == "org_on_hold" else str(code)
     task_id = answer.raise_for_status().json()["task_id"]
     while True:

@@ -16,8 +16,8 @@ SAMPLE_SECONDS = 1.0
 # A program that is stopped this many times in a row is frozen.
 _STOPPED_SAMPLES = 2
 # A program is silent if it makes no turn while it uses this much processor time, or while another
-# program makes the turns of this much time. Some calls of libraries block an event loop for
-# seconds.
+# program makes as many turns as an idle event loop makes in this time. Some calls of libraries
+# block an event loop for seconds.
 _SILENT_SECONDS = 15.0
 _SILENT_TURNS = _SILENT_SECONDS / TURN_SECONDS
 # A program that starts may take this many times as long for its first turn.
@@ -30,7 +30,7 @@ _REPLACEMENT_SECONDS = 60.0
 class Sample:
     """The observed state of a process."""
 
-    # Programs of one kind replace each other.
+    # Programs of one kind do the same work.
     kind: str
     pid: int
     # State T of proc_pid_stat(5). A process that a debugger holds has state t, and is not frozen.
@@ -61,9 +61,9 @@ class Finding:
 
     name: str
     reason: Reason
-    # Whether to replace it.
+    # Whether the program is replaced.
     is_replaced: bool
-    # The time without a turn, and the processor time in it.
+    # The time without a turn, and the processor time that was used in it.
     seconds: float = 0.0
     processor_seconds: float = 0.0
 
@@ -73,7 +73,7 @@ class _Seen:
     """What has been observed of a process since its last turn."""
 
     pid: int
-    # The processor time of the process at that turn.
+    # The processor time of the process at its last turn.
     processor_seconds: float
     turns: int = 0
     # The time without a turn, and the turns of another program while this one was blocked.
@@ -97,7 +97,7 @@ class FrozenPrograms:
         """The findings from the next samples, by the names of the programs.
 
         `now` is in monotonic seconds. If the last samples are more than two periods ago, the caller
-        itself got no processor, so the time between them says nothing about the programs.
+        itself got no processor time, so the time since then says nothing about the programs.
         """
         since = now - self._sampled_at if self._sampled_at is not None else 0.0
         self._sampled_at = now

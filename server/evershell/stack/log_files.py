@@ -3,8 +3,8 @@
 A program writes its log to a pipe, and a thread copies it to the file. The pipe does not block: if
 the disk is full or hangs, the pipe fills up and the program loses log lines, but continues.
 
-Errors are also written to separate files in the folder `errors`. There, other lines, of which
-callers can cause any number, cannot displace them.
+Errors are also written to separate files in the folder `errors`, so that other lines, of which
+callers can cause any number, do not displace errors.
 """
 
 import errno
@@ -27,14 +27,14 @@ log = structlog.get_logger()
 _PIPE_BYTES = 1 << 20
 # The maximum size of one read. It must not exceed the smallest `max_bytes` of a file.
 _CHUNK_BYTES = 1 << 16
-# The lines of this time are written to the file together, instead of one by one.
+# Lines that arrive within this time are written to the file together, instead of one by one.
 _BATCH_SECONDS = 0.05
 _RETRY_SECONDS = 1.0
 _ERRORS_FOLDER = "errors"
 _ERROR_FILES = 2
-# Matches an error in a line of a program, of the access log, of Envoy's own log, and of PostgreSQL,
-# which begins the further lines of a message with a tab. In JSON, the quotes of a caller's text are
-# escaped.
+# Matches a line with an error: from a program of the service, from the access log, from Envoy's own
+# log, or from PostgreSQL, which begins the further lines of a message with a tab. A caller's text
+# does not match, because its quotes are escaped in JSON.
 _ERROR = re.compile(
     rb'"level": ?"(?:error|critical)"|"status": ?5\d\d\b'
     rb"|^\[[^]\n]*\]\[\d+\]\[(?:error|critical)\]"
@@ -68,7 +68,7 @@ class LogFile:
         os.close(self.descriptor)
 
     def wait(self, seconds: float) -> None:
-        """Waits until the log has ended, but not longer than this."""
+        """Waits until the log has ended, but at most for `seconds`."""
         self._thread.join(seconds)
 
     def _copy(self, source: int) -> None:
@@ -102,7 +102,7 @@ class _RotatedFile:
     def __init__(self, path: Path, max_bytes: int, files: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        # Only renames, and opens no file.
+        # Only renames files, and does not open them.
         self._rotation = RotatingFileHandler(path, backupCount=files - 1, delay=True)
 
     def write(self, data: bytes) -> None:

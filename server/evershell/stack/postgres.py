@@ -36,7 +36,8 @@ _MAX_CONNECTIONS = 200
 # the folder.
 _MAX_SOCKET_PATH_BYTES = 107
 _SOCKET_NAME = "/.s.PGSQL.5432.lock"
-# Other characters have a meaning in a URL, or in PostgreSQL's list of socket folders.
+# Matches paths without characters that have a meaning in a URL or in PostgreSQL's list of socket
+# folders.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+")
 _FALLBACK_USER = "nobody"
 # The id that stands for ids without a mapping in a user namespace (user_namespaces(7)).
@@ -56,9 +57,10 @@ class Places:
 
 
 def places(state_dir: Path) -> Places:
-    """The folders for the stack of this `state_dir`. Creates them if absent, private to the user.
+    """The folders for the stack of this `state_dir`.
 
-    Raises OperatorError if one of them belongs to another user.
+    Creates missing folders, to which only the user has access. Raises OperatorError if one of the
+    folders belongs to another user.
     """
     state_dir = state_dir.resolve()
     home = state_dir / "pg" if _prefix() is not None else _private(Path("/var/tmp"), state_dir)  # noqa: S108
@@ -128,7 +130,7 @@ def database_url(socket_dir: Path) -> str:
 
 
 def clear_stale(data_dir: Path) -> None:
-    """Ends the server that a killed run has left in this `data_dir`, and its child processes.
+    """Ends the server that a killed run has left in this `data_dir`, with its child processes.
 
     Blocks for at most 20 s.
     """
@@ -158,7 +160,7 @@ def is_live(url: str) -> bool:
 
 
 async def wait_ready(url: str, timeout_seconds: float) -> None:
-    """Returns when the server accepts connections. Raises TimeoutError."""
+    """Waits until the server accepts connections. Raises TimeoutError."""
     async with asyncio.timeout(timeout_seconds):
         while True:
             try:
@@ -188,7 +190,7 @@ def _servers(data_dir: Path) -> list[psutil.Process]:
 
 
 def _serves(process: psutil.Process, data_dir: Path) -> bool:
-    """Whether it is a PostgreSQL process of this folder, which is its working directory."""
+    """Whether the process is a PostgreSQL process whose working directory is this folder."""
     try:
         return process.name() == "postgres" and Path(process.cwd()) == data_dir.resolve()
     except psutil.Error:
@@ -284,7 +286,7 @@ def _readable_installation() -> Path:
 
 
 def _private(parent: Path, owner: Path) -> Path:
-    """Creates a private folder in a parent that all users can write to, named after its owner.
+    """Creates a private folder, named after `owner`, in a parent that all users can write to.
 
     Raises OperatorError if another user created it first.
     """

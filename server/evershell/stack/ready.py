@@ -12,7 +12,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 _NAME = "ready.json"
-# Exports variables for a shell: write_environment.
+# The file that exports variables for a shell; see write_environment.
 ENVIRONMENT = "demo.env"
 _CALLS = """
 Ready: REST at {rest_url}, gRPC at {grpc_addr}. Ctrl-C stops everything.
@@ -129,7 +129,7 @@ def write_environment(ready: Ready, state_dir: Path) -> None:
 
 
 def first_calls(ready: Ready, state_dir: Path) -> str:
-    """Shell commands that make the calls."""
+    """The shell commands for the first calls."""
     # The certificate may be self-signed, so the commands name it.
     cert = shlex.quote(os.path.relpath(ready.tls_cert_file)) if ready.tls_cert_file else ""
     return _CALLS.format(

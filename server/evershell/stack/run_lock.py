@@ -10,7 +10,7 @@ from pathlib import Path
 from evershell.core.errors import OperatorError
 
 _LOCK = "lock"
-# Separate from the lock file, because it is written later, when the run handles SIGHUP.
+# The process id is not in the lock file, because it is written later, once the run handles SIGHUP.
 _PID = "up.pid"
 # The Python interpreter that starts the programs of the run, if it differs from the run's own.
 _PYTHON = "up.python"
@@ -35,8 +35,8 @@ def exclusive(state_dir: Path) -> Iterator[None]:
             yield
         finally:
             (state_dir / _PID).unlink(missing_ok=True)
-            # A forked child also has the file open until it executes its program, so closing it is
-            # not enough.
+            # A forked child also has the file open until it executes its program, so closing the
+            # file might not release the lock.
             fcntl.flock(lock, fcntl.LOCK_UN)
 
 
@@ -58,7 +58,7 @@ def running_pid(state_dir: Path) -> int | None:
 
 
 def choose_installation(state_dir: Path) -> None:
-    """Makes the run start programs of the installation of this process from now on."""
+    """Makes the run start its programs from the installation of this process from now on."""
     chosen = state_dir / f"next-{_PYTHON}"
     chosen.write_text(sys.executable)
     chosen.replace(state_dir / _PYTHON)
@@ -74,7 +74,7 @@ def command(state_dir: Path, *arguments: str) -> list[str]:
 def _holds_lock(pid: int, path: Path) -> bool:
     """Whether the process holds the lock, according to the kernel. Raises OSError.
 
-    The file of a killed run may name a process that has reused its id.
+    The id in the file of a killed run may belong to another process by now.
     """
     lock = path.stat()
     for entry in Path(f"/proc/{pid}/fd").iterdir():

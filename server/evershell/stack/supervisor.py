@@ -1,4 +1,4 @@
-"""Starts programs, restarts those that have ended or are frozen, and stops them on request."""
+"""Starts programs, restarts programs that have ended or are frozen, and stops them on request."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ _RESTART_BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0)
 # A program that ran for this long before it ended is restarted without a backoff.
 _STABLE_SECONDS = 10.0
 # Between two checks of the memory, the kernel enforces a limit that is this many times the
-# program's own.
+# program's own limit.
 _KERNEL_LIMIT_FACTOR = 1.25
 # How long the last lines of the logs may take to reach the disk.
 _LOG_END_SECONDS = 1.0
@@ -42,7 +42,7 @@ class Program:
     """A program to keep running."""
 
     name: str
-    # A function is called before each start, in a thread.
+    # If this is a function, it is called before each start, in a thread.
     command: list[str] | Callable[[], list[str]]
     # The whole environment of the program.
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -51,7 +51,7 @@ class Program:
     stop_seconds: float = 4.0
     # Whether the program counts the turns of its event loop: evershell.telemetry.turns.
     counts_turns: bool = False
-    # For a program that counts no turns: asks whether it is live. If None, nothing is asked.
+    # Asks a program that does not count turns whether it is live; None to ask nothing.
     is_live: IsLive | None = None
     process: subprocess.Popen[bytes] | None = None
     keeping: asyncio.Task[None] | None = None
@@ -61,7 +61,10 @@ class Program:
 
     @property
     def kind(self) -> str:
-        """Programs of one kind replace each other: `worker-0` and `worker-1` are workers."""
+        """The kind of the program: for example, `worker-0` and `worker-1` are of the kind `worker`.
+
+        Programs of one kind do the same work.
+        """
         return self.name.partition("-")[0]
 
     @property
@@ -123,8 +126,8 @@ class Supervisor:
     async def stop(self, *names: str) -> None:
         """Stops the programs with these names concurrently.
 
-        Sends each its stop signal, and kills it if it still runs after its `stop_seconds`. From now
-        on, no frozen program is replaced, because the stack ends.
+        Sends each program its stop signal, and kills the program if it still runs after its
+        `stop_seconds`. From now on, no frozen program is replaced, because the stack ends.
         """
         await self._end_watch()
         await asyncio.gather(

@@ -61,7 +61,7 @@ async def up(settings: Settings) -> None:
     """
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with run_lock.exclusive(settings.state_dir):
-        # A run that was killed has left its files.
+        # A run that was killed may have left its files.
         ready.clear(settings.state_dir)
         _ensure_signing_key(settings.signing_key_path)
         check_ports(settings)
@@ -138,7 +138,8 @@ async def _start(
             await _start_programs(settings, supervisor, edge)
             _print("Starting the demo workspace's agent …")
             await await_first_task(settings, demo, store)
-            # The standby starts last: the first controller leads by now, and nothing waits for it.
+            # The standby starts last: the first controller leads by now, and nothing waits for the
+            # standby.
             await _start_controller(settings, supervisor, 1)
     except UnavailableError as error:
         raise OperatorError(f"The database cannot be used: {error}.") from error

@@ -12,11 +12,11 @@ from evershell.core.workspace import WorkspaceStatus
 
 
 class Backlog(Collector):
-    """The backlog of the leading fleet controller, as of its last scan. A standby exports none."""
+    """The backlog of the leading fleet controller, as of its last scan. A standby has none."""
 
     def __init__(self, registry: CollectorRegistry, clock: Clock) -> None:
         self._clock = clock
-        # None if it is not known yet, or if this controller does not lead.
+        # Each of these is None if it is not known yet, or if this controller does not lead.
         self._requested: list[datetime] | None = None
         self._workspaces: Mapping[WorkspaceStatus, int] | None = None
         self._holds: int | None = None

@@ -98,7 +98,7 @@ class Sink:
         return not self._is_torn
 
     def _shorten(self, max_bytes: int) -> None:
-        # 0 for a pipe or a terminal.
+        # The size of a pipe or a terminal is 0.
         size = os.fstat(self._descriptor).st_size
         if size < max_bytes:
             return

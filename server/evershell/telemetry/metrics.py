@@ -39,8 +39,8 @@ HOST = "127.0.0.1"
 # The outcomes of CancelTask that count against its SLO (docs/slo.md).
 SLO_FAILURES = ("internal", "unavailable", "deadline_exceeded")
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# The buckets range from the reaction of an idle agent to the time limits of a model call and a tool
-# call together.
+# The buckets range from the reaction time of an idle agent to the sum of the time limits of a model
+# call and a tool call.
 _CANCEL_TO_END_SECONDS = (
     0.05,
     0.1,
@@ -145,7 +145,7 @@ class Metrics:
         return MeasuredRpc(name, self._calls, self._in_flight)
 
     def signal(self, rpc: str) -> "MeasuredSignal":
-        """The measurements of the signals to agents by this RPC."""
+        """Measures the signals to agents that this RPC sends."""
         return MeasuredSignal(rpc, self._signals)
 
     def audit_entries_lost(self, count: int) -> None:
@@ -221,7 +221,8 @@ class MeasuredRpc:
         self._name = name
         self._calls = calls
         self._in_flight = in_flight.labels(name)
-        # The library takes longer to find the series of an outcome than to count a call.
+        # A cache, because the library takes longer to find the series of an outcome than to count a
+        # call.
         self._by_outcome: dict[str, Histogram] = {}
 
     def begin(self) -> None:

@@ -18,12 +18,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     """Closes the oldest silent connection to accept a new one. Requests in progress are served."""
 
     daemon_threads = True
-    # With the default of 5, the system drops connections of a burst, and clients repeat them after
+    # With the default of 5, the system drops connections of a burst, and clients retry only after
     # 1 s.
     request_queue_size = 128
 
     def __init__(self, *arguments: Any) -> None:
-        # Connections that have sent no whole request, the oldest first.
+        # Connections that have not sent a whole request yet, the oldest first.
         self._silent: dict[socket.socket, None] = {}
         # Connections whose request is being served.
         self._busy: set[socket.socket] = set()
@@ -36,7 +36,7 @@ class _Server(ThreadingMixIn, WSGIServer):
                 if self._silent:
                     oldest = next(iter(self._silent))
                     del self._silent[oldest]
-                    # Its thread then ends, and closes it.
+                    # The thread of this connection then ends, and closes the connection.
                     with suppress(OSError):
                         oldest.shutdown(socket.SHUT_RDWR)
                 else:
@@ -45,7 +45,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def begin(self, request: Any) -> None:
-        """The connection has sent a request."""
+        """Notes that the connection has sent a request."""
         with self._changed:
             self._silent.pop(request, None)
             self._busy.add(request)
@@ -58,7 +58,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone, or was silent, is not an error of the program."""
+        """Does nothing: a client that has gone, or was silent, is not an error of the program."""
 
 
 class _Handler(WSGIRequestHandler):

@@ -1,4 +1,4 @@
-"""Exports spans by OTLP over HTTP. Imported only if an exporter is configured.
+"""Exports spans by OTLP over HTTP. This module is imported only if an exporter is configured.
 
 The exporter, the sampler and the resource are configured by the standard environment variables
 (OTEL_…).

@@ -1,8 +1,8 @@
 """Agents of the Claude Agent SDK, the package `claude-agent-sdk`.
 
 The SDK runs a program `claude`. An iteration is a message of the assistant together with the
-results of its tools. The program then waits in a hook until the next iteration may begin. The
-adapter does not use the SDK's `interrupt()`. Interrupting a task ends the program.
+results of its tools. The program then waits in a hook until the next iteration may begin. To
+interrupt a task, the adapter does not call the SDK's `interrupt()`, but ends the program.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from evershell.agents.tools import ToolResult
 _HOOK_SECONDS = 86_400
 # How long to wait for the end of a killed process, which may hang in the kernel.
 _KILLED_SECONDS = 1.0
-# Otherwise background agents and commands would continue after their iteration and after a
-# cancellation.
+# Without this variable, background agents and commands would continue after their iteration and
+# after a cancellation.
 _ALL_IN_ITERATIONS = {"CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1"}
 _END = {"continue_": False, "stopReason": "The task ends here."}
 
@@ -70,7 +70,7 @@ class _Program:
         # Whether the program waits in the hook, and what the hook will answer.
         self._is_waiting = False
         self._permission: asyncio.Future[dict[str, Any]] | None = None
-        # The program's last message, or the error because of which there is none.
+        # The program's last message, or the error with which the program ended.
         self._end: Any = None
         self._changed = asyncio.Event()
 
@@ -78,7 +78,7 @@ class _Program:
         """The options, with the hooks and settings that the adapter needs."""
         from claude_agent_sdk import HookMatcher
 
-        # An event of the program that the SDK passes on.
+        # This is an event of the program. The SDK only passes it on.
         after_tools: Any = "PostToolBatch"
         hooks = dict(own.hooks or {})
         for name, hook in ((after_tools, self._after_tools), ("PreToolUse", self._before_tool)):
@@ -138,7 +138,7 @@ class _Program:
         return text
 
     async def _answer(self, step: Step, description: str) -> None:
-        """Returns when the model has called tools, or the program has ended."""
+        """Waits until the model has called tools, or the program has ended."""
         is_first = self._step is None
         self._step, self._calls, self._results = step, {}, {}
         self._is_answered = self._is_waiting = False
@@ -179,9 +179,9 @@ class _Program:
         return await asyncio.shield(self._permission)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Returns when the condition holds or the program has ended.
+        """Waits until the condition holds or the program has ended.
 
-        Raises the error if it has failed.
+        Raises the error of a program that has failed.
         """
         while not condition() and self._end is None:
             self._changed.clear()

@@ -33,8 +33,8 @@ def agent(
     """Returns a function for `run` that gives each task to a compiled graph.
 
     Each task continues with the graph's state after the previous task of the workspace. The graph's
-    checkpointer keeps the state. A graph without a checkpointer gets one that uses the file
-    `conversation` in the workspace's files, unless that is None. This needs the package
+    checkpointer keeps the state. Unless `conversation` is None, a graph without a checkpointer gets
+    one that uses the file of this name in the workspace's files, and that needs the package
     `langgraph-checkpoint-sqlite`.
     """
 
@@ -85,7 +85,7 @@ class _Run:
             return given
         state = await self._graph.aget_state(_CONFIG)
         if state.tasks:
-            # A super-step was interrupted. This ends it and keeps what its nodes have written.
+            # A super-step was interrupted. This call ends it and keeps what its nodes have written.
             await self._graph.aupdate_state(_CONFIG, None, as_node=END)
             state = await self._graph.aget_state(_CONFIG)
         unanswered = _unanswered(state.values)

@@ -31,8 +31,8 @@ def agent(
     """Returns a function for `run` that gives each task to an agent of the SDK.
 
     Each task continues the conversation of the workspace's previous task. The conversation is kept
-    in the file `conversation` in the workspace's files, unless that is None or the options have a
-    `session`. The options are passed to `Runner.run_streamed`.
+    in the file `conversation` in the workspace's files, unless `conversation` is None or the
+    options have a `session`. The options are passed to `Runner.run_streamed`.
     """
 
     async def run(task: Task) -> str:

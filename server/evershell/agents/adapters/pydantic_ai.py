@@ -20,8 +20,8 @@ def agent(
     """Returns a function for `run` that gives each task to an agent of Pydantic AI.
 
     Each task continues the conversation of the workspace's previous task. The messages are kept in
-    the file `conversation` in the workspace's files, unless that is None or the options have a
-    `message_history`. The options are passed to `Agent.iter`.
+    the file `conversation` in the workspace's files, unless `conversation` is None or the options
+    have a `message_history`. The options are passed to `Agent.iter`.
     """
 
     async def run(task: Task) -> str:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 
 class _Threads(ThreadPoolExecutor):
-    """The executor of an event loop. It knows which functions run in it."""
+    """The executor of an event loop, with the functions that run in it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,12 +18,13 @@ _LEASES = frozenset({HEARTBEAT, f"/{RUNTIME_SERVICE}/Register"})
 
 
 class Admission(Interceptor):
-    """Runs before authentication and audit, so that a refusal costs little and leaves no entry.
+    """Runs before authentication and audit, so that a refusal is cheap and has no audit entry.
 
     A refused call has no effect. The interceptor refuses calls whose deadline has passed, the least
     important calls while the worker is overloaded, and public calls while the worker is not ready.
-    If no worker is ready, the edge sends calls to all workers, because it cannot tell them from
-    slow workers. Calls of agents are served even then, because they wait for the database anyway.
+    If no worker is ready, the edge sends calls to all workers, because it cannot tell whether they
+    are only slow. A worker that is not ready still serves the calls of agents, because they wait
+    for the database anyway.
     """
 
     def __init__(self, delay: QueueingDelay, arrived: Callable[[], None] = lambda: None) -> None:

@@ -37,7 +37,7 @@ class Queue(Protocol):
     """Stores entries in the background. It never blocks and never raises."""
 
     def put(self, entry: AuditEntry, *, uncertain: bool) -> None:
-        """Stores the entry soon. Stores an `uncertain` entry only if the call itself has not."""
+        """Stores the entry soon, but an `uncertain` entry only if the call has not stored it."""
 
     def lose(self) -> None:
         """Counts an entry that is not stored."""
@@ -60,8 +60,8 @@ class Auditing(Interceptor):
         async def audited(call: Call) -> Any:
             now = self._clock()
             entry_id = new_audit_id(now)
-            # The function does not refer to the call. Such a cycle would keep the call's objects,
-            # including gRPC's, in memory until the next garbage collection.
+            # The function does not refer to the call: a reference cycle would keep the call's
+            # objects, including gRPC's, in memory until the next garbage collection.
             call.audit = audit = partial(_entry, entry_id, now, rpc)
             outcome = "caller_gone"
             try:

@@ -27,7 +27,7 @@ from evershell.pod.tls import agent_name
 # within 10 s.
 RECHECK_SECONDS = 3.0
 
-# Sets the caller or the agent of the call. Raises Failure; UnavailableError.
+# Sets the caller or the agent of the call. Raises Failure or UnavailableError.
 _Authenticate = Callable[[Call], Awaitable[None]]
 
 
@@ -46,7 +46,7 @@ class Authentication(Interceptor):
         *,
         agent_tls: bool = False,
     ) -> None:
-        """With `agent_tls`, agents have their own listener, and each has a certificate."""
+        """With `agent_tls`, agents have their own listener, and each agent has a certificate."""
         self._authenticator = authenticator
         self._pod_tokens = pod_tokens
         self._host_binding = host_binding
@@ -90,7 +90,7 @@ class Authentication(Interceptor):
             await self._host_binding.check(call.caller, host)
 
     async def _authenticate_unless_public(self, call: Call) -> None:
-        # The public card needs no credential. The core decides whether a workspace has one.
+        # A public card needs no credential. The core decides whether a workspace has a public card.
         if PUBLIC_CARD_HEADER not in call.metadata:
             await self._authenticate_caller(call)
 

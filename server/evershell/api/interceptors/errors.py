@@ -29,7 +29,7 @@ _RESET_REPORTED_SECONDS = 0.002
 # caller. Thousands of callers may go at once.
 _GONE_REPORTED_SECONDS = 10.0
 
-# The last message of a stream that fails after its first message, by method.
+# By method: makes the last message of a stream that fails after its first message.
 _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
     "WatchEvents": lambda error: workspace_service_pb2.WatchEventsResponse(error=error),
     "StreamEvents": event_stream.error_frame,
@@ -39,7 +39,7 @@ _LAST_MESSAGES: Mapping[str, Callable[[error_pb2.Error], Message]] = {
 class Errors(Interceptor):
     """Aborts a failed call with the failure's status.
 
-    An unexpected exception is logged. Callers receive `internal` without its text.
+    An unexpected exception is logged. Callers receive `internal`, without the exception's text.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Errors(Interceptor):
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
-                    # The caller cancelled the call, or the server ends it.
+                    # The caller has cancelled the call, or the server is ending it.
                     raise
                 # A defect in an inner interceptor or in the servicer has raised this error. If it
                 # were raised again, the call would end without a status.
@@ -94,8 +94,8 @@ async def abort(call: Call, failure: Failure, method: Method) -> None:
     if call.has_streamed and (message := _LAST_MESSAGES.get(method.name)) is not None:
         # The edge ends a broken stream with status 200, so the last message carries the error.
         error = message(status.stream_error(failure, call.request_id))
-        # The write fails if the client has not read the previous message. The status also has the
-        # error.
+        # The write fails if the client has not read the previous message. The status carries the
+        # error too.
         with suppress(grpc.aio.InternalError):
             await context.write(error)
     rich = method.form.rich_status(failure, call.request_id)

@@ -36,8 +36,9 @@ class Interceptor(ABC):
 
     @abstractmethod
     def wrap(self, method: Method, proceed: Handler) -> Handler:
-        """The handler of the method, which does this and calls `proceed`, the rest of the chain.
+        """Returns a handler that does the interceptor's work and calls `proceed`, the next handler.
 
         The server calls `wrap` once for each method when the server is made. Whatever depends only
-        on the method is decided here. Returns `proceed` itself if the method needs nothing.
+        on the method is decided here. For a method that does not need the interceptor, returns
+        `proceed` itself.
         """

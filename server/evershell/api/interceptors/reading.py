@@ -31,7 +31,7 @@ from evershell.core.errors import Failure
 from evershell.core.runtime import AgentIdentity
 
 # The largest message that gRPC itself takes. Committed iterations carry up to 64 KiB of tool
-# output, which JSON and Unicode may widen.
+# output, which may take more bytes in JSON and in Unicode.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 # Size limit of requests that contain only a few names: requests to health and reflection, and
 # requests of agents except CommitEvents and the calls about children.
@@ -57,8 +57,8 @@ _ARRIVAL_SECONDS = 35.0
 _QUICK_SECONDS = 0.1
 # How long an agent's request may take to arrive while other calls wait for their turn.
 _CONTENDED_ARRIVAL_SECONDS = 1.0
-# How many bytes of agents' requests a worker reads at a time, for each size limit. A request counts
-# with the size limit of its method, because its own size is not known yet.
+# How many bytes of agents' requests a worker reads at a time, for each size limit. Each request
+# counts as many bytes as its method allows, because its own size is not known yet.
 _AGENTS_BYTES = 64 * 1024 * 1024
 
 
@@ -75,9 +75,9 @@ class Reading(Interceptor):
         # caller asks for. A2A requires servers to ignore unknown fields, and the edge reads the
         # bodies of A2A.
         self._strict = public_methods(with_effect=True, services=[WORKSPACE_SERVICE])
-        # The turns of all agents, by size limit.
+        # The turns that all agents share, by size limit.
         self._by_limit: dict[int, _Turns] = {}
-        # The turn of each agent, by agent and size limit, while its requests are being read.
+        # The turn of each agent, by agent and size limit. It exists only while the agent has calls.
         self._by_agent: WeakValueDictionary[tuple[AgentIdentity, int], _Turns] = (
             WeakValueDictionary()
         )
@@ -132,7 +132,7 @@ class Reading(Interceptor):
         limit: int,
         serve: Callable[[Call, bytes], Awaitable[Any]],
     ) -> Handler:
-        """Serves one call of an agent at a time, and reads the next one after its end."""
+        """Serves an agent's calls one at a time. Each is read after the previous one has ended."""
         of_worker = self._by_limit.get(limit)
         if of_worker is None:
             of_worker = self._by_limit[limit] = _Turns(_AGENTS_BYTES // limit)
@@ -195,9 +195,9 @@ class _Body:
         self._taken: tuple[str, str, str] | None = None
         # Whether the edge announces a large body.
         self.is_large = LARGE_BODY_HEADER in call.metadata
-        # Ends the reading if the request is too slow, or gets no place.
+        # Ends the reading if the request is too slow or does not get a place.
         self.arrival = asyncio.timeout(None)
-        # Why the request got no place.
+        # Why the request did not get a place.
         self.failure: Failure | None = None
 
     def __enter__(self) -> "_Body":
@@ -234,7 +234,7 @@ class _Turns:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self.waiting = 0
-        # The time limits of the requests that are being read, except limits that were shortened.
+        # The time limits, not shortened so far, of the requests that are being read.
         self._unshortened: set[asyncio.Timeout] = set()
 
     async def take(self) -> None:
@@ -249,7 +249,7 @@ class _Turns:
             self.waiting -= 1
 
     def read_within(self, arrival: asyncio.Timeout) -> None:
-        """Shortens the time limit of a request with a turn as soon as others wait for a turn."""
+        """Shortens the time limit of a request that has a turn, once others wait for a turn."""
         if self.waiting:
             _shorten(arrival)
         else:

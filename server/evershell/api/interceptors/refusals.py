@@ -1,7 +1,8 @@
 """The failures of calls that are refused before their request is read.
 
-A program must not repeat a CancelTask without a task id, because it could cancel the next task.
-Only the request shows whether it names a task.
+A program must not repeat a CancelTask without a task id, because the repeat could cancel the next
+task. Only the request of a gRPC call shows whether the call names a task, so the request is read to
+find out.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Returns the request id of each call, writes its log line, and measures it."""
+"""For each call: returns the request id, writes a log line, and measures the call."""
 
 import asyncio
 from http import HTTPStatus
@@ -19,9 +19,10 @@ from evershell.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-# Programs make these calls every second.
+# Programs make these calls all the time, so successful ones are not logged.
 _UNLOGGED = (HEARTBEAT, HEALTH_CHECK)
-# The edge has lines for these calls too.
+# The maximum number of lines per second for calls without a credential. The edge logs these calls
+# too.
 _LINES_OF_STRANGERS_PER_SECOND = 10
 _OWN_SERVICES = ("evershell.", "lf.a2a.")
 # The slugs of calls that the service refuses. All other slugs are failures of the service.
@@ -34,8 +35,8 @@ class RequestLog(Interceptor):
     """Writes one line for each call, even when the call fails or its caller goes away. Heartbeats
     and health checks that succeed have no line.
 
-    Counts and times calls by method and outcome. Only methods that exist are wrapped, so their
-    number is bounded.
+    Counts and times calls by method and outcome. Only methods that exist are wrapped, so the number
+    of counters is bounded.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -78,8 +79,8 @@ class RequestLog(Interceptor):
     def _write(self, path: str, call: Call, outcome: str, seconds: float) -> None:
         """Writes the line.
 
-        So that no caller can fill the disk, all lines for callers without a credential have one
-        rate limit, and the lines for refused calls one for each outcome.
+        So that no caller can fill the disk, the lines for callers without a credential share one
+        rate limit, and the lines for refused calls have a rate limit for each outcome.
         """
         facts: dict[str, Any] = {}
         repeats: dict[str, int] | None = {}

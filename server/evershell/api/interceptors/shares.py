@@ -35,14 +35,14 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The places of a worker, and how many one organization and one credential may hold."""
+    """The places of a worker, and how many of them an organization and a credential may hold."""
 
     total: int
     organization: int
     credential: int
 
 
-# A credential's share is at least three times what a well-behaved credential uses of a worker: the
+# A credential's share is at least three times what a well-behaved credential uses at a worker: the
 # bench has 64 callers and 1,000 watchers, and an A2A client that polls 15 workspaces makes 11 reads
 # at once.
 SHARES: Mapping[Kind, Share] = {
@@ -57,7 +57,7 @@ SHARES: Mapping[Kind, Share] = {
 }
 # This method asks the agent, and many callers poll it.
 _POLL = "GetCurrentIteration"
-# The organization and the credential of calls without a credential: reads of public A2A cards.
+# Calls without a credential (reads of public A2A cards) count as one organization and credential.
 _STRANGERS = ("\n", "\n\n")
 
 
@@ -66,11 +66,11 @@ class Places:
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
-        # The number of places that each organization and each credential holds; "" stands for all.
+        # The number of places that each organization and each credential holds; "" for the total.
         self.held: dict[str, int] = {}
 
     def take(self, caller: Caller | None) -> tuple[str, str, str] | str:
-        """Takes a place. Returns the argument of `free`, or the reason why there is no place."""
+        """Takes a place. Returns the argument for `free`, or the reason why there is no place."""
         share, held = SHARES[self.kind], self.held
         of_org, of_credential = (caller.org_id, caller.key) if caller else _STRANGERS
         keys = (of_credential, of_org, "")

@@ -1,4 +1,4 @@
-"""Opens a span for every call. Imported only if traces are exported."""
+"""Opens the spans of calls. This module is imported only if traces are exported."""
 
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +15,7 @@ from evershell.telemetry.tracing import Tracing
 
 
 class TracedCalls(Interceptor):
-    """Opens the spans of the project's own services. Health and reflection have none."""
+    """Opens the spans of the project's own services, but not of health and reflection."""
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing

@@ -1,7 +1,7 @@
 """The collector of the edge's spans.
 
-Envoy reads no variables of OpenTelemetry. This module translates the variables that name the
-collector for the other programs.
+The other programs find the collector by OpenTelemetry's environment variables, which Envoy does not
+read. This module translates them for Envoy.
 """
 
 import math
@@ -27,21 +27,22 @@ _SAMPLINGS = ("client_sampling", "random_sampling", "overall_sampling")
 class Collector:
     """The collector, and the sampling of calls."""
 
-    # The URL that takes spans.
+    # The URL that receives spans.
     url: str
     # Headers of each request to the collector. They may hold a credential.
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    # The authorities that the collector's certificate is checked with.
+    # The file with the authorities that the collector's certificate is checked against.
     ca_file: str = ""
     service_name: str = "evershell-edge"
-    # The percentage of calls without a trace that is sampled.
+    # Of the calls that arrive without a trace, the percentage to sample.
     sampled_percent: float = 100.0
 
     @classmethod
     def of(cls, endpoint: str, environment: Mapping[str, str]) -> Self | None:
-        """The collector at OTEL_EXPORTER_OTLP_ENDPOINT, with the other variables of OpenTelemetry.
+        """The collector at `endpoint`, the value of OTEL_EXPORTER_OTLP_ENDPOINT.
 
-        None if spans are off. Raises OperatorError if a variable is not valid.
+        The other variables of OpenTelemetry are in `environment`. Returns None if spans are off.
+        Raises OperatorError if a variable is not valid.
         """
         if not endpoint or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
             return None
@@ -68,7 +69,7 @@ class Collector:
         )
 
     def environment(self) -> dict[str, str]:
-        """The variables that Envoy needs. Its configuration and admin pages show no headers."""
+        """The variables that hold the headers, because Envoy shows what is in its configuration."""
         return {
             f"{_HEADER_VARIABLE}{index}": value for index, (_, value) in enumerate(self.headers)
         }
@@ -97,7 +98,7 @@ class Collector:
                 },
             },
             "random_sampling": {"value": self.sampled_percent},
-            # The path without its query, in which callers may put secrets, as in the access log.
+            # As in the access log, the path has no query, because callers may put secrets into it.
             "max_path_tag_length": 0,
             "custom_tags": [
                 {"tag": "url.path", "value": "%PATH(NQ:ORIG_OR_PATH):300%"},
@@ -109,11 +110,11 @@ class Collector:
         }
 
     def traced(self, routes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The routes, with the name of the span of each call. Only calls of workers have spans."""
+        """The routes, with the span names of their calls. Only calls to workers have spans."""
         return [{**route, **_span_of(route)} for route in routes]
 
     def cluster(self) -> dict[str, Any]:
-        """The cluster of the collector. Spans that it does not take in time are lost."""
+        """The collector's cluster. Spans that the collector does not accept in time are lost."""
         return external_cluster(_COLLECTOR_CLUSTER, self.url, self.ca_file, max_requests=8)
 
 
@@ -133,7 +134,7 @@ def _span_of(route: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sampled_percent(environment: Mapping[str, str]) -> float:
-    """The percentage of calls without a trace to sample, according to OTEL_TRACES_SAMPLER."""
+    """Of the calls without a trace, the percentage to sample according to OTEL_TRACES_SAMPLER."""
     sampler = environment.get("OTEL_TRACES_SAMPLER", "").removeprefix("parentbased_")
     if sampler == "always_off":
         return 0.0

@@ -32,11 +32,12 @@ _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 START_DRAIN = "/drain_listeners?graceful&skip_exit"
 # Asks all clients at once to reconnect. The default spreads these requests over the drain time.
 DRAIN_AT_ONCE = ("--drain-strategy", "immediate")
-# Logs only what callers cannot cause: the configuration, the start and the end, the workers, and
-# defects of Envoy (of envoy_bug, the first, second, fourth, eighth line and so on). Callers can
-# cause lines of most other components: one for each body that is too large, or for each request
-# with a bad state of the sign-in, with bytes that they choose. The access log has these calls, and
-# limits their rate and length.
+# The components of Envoy that log only what callers cannot cause: the configuration, the start and
+# the end, the workers, and defects of Envoy (envoy_bug logs only its first, second, fourth, eighth
+# line and so on). Most other components log lines that callers cause and that contain bytes of the
+# callers' choice: for example, a line for each body that is too large, and for each request with an
+# invalid sign-in state. Such calls are in the access log, which limits the rate and the length of
+# its lines.
 OPERATORS_LOGGERS = (
     "admin",
     "assert",
@@ -68,8 +69,8 @@ _BY_NAME = {
 class Tls:
     """A certificate with its chain, and its key, as PEM files.
 
-    With `client_ca_file`, callers of gRPC need a client certificate that one of its authorities has
-    signed.
+    With `client_ca_file`, callers of gRPC need a client certificate that an authority in this file
+    has signed.
     """
 
     cert_file: Path
@@ -96,9 +97,9 @@ class Edge:
     tls: Tls | None = None
     # Envoy sheds load as its memory approaches this limit.
     max_heap_bytes: int = 2**30
-    # Where Envoy sends spans; None for none.
+    # Where Envoy sends spans; None to send no spans.
     collector: Collector | None = None
-    # Where users of the console sign in; None for nowhere.
+    # Where users of the console sign in; None if they cannot sign in.
     provider: Provider | None = None
 
 
@@ -122,9 +123,9 @@ def render(edge: Edge, config_path: Path) -> None:
         *(provider.routes(filters) if provider else [sign_in.description({}, filters)]),
         *_with_rooms(generated["routes"]),
     ]
-    # Before the route of all other paths.
+    # This route goes before the route for all other paths.
     routes.insert(-1, wrong_port.route(routes[-1]))
-    # The values are JSON on one line. That is valid YAML and needs no further quotes.
+    # The values are JSON on one line, which is valid YAML and needs no further quotes.
     values = {
         "host": edge.host,
         "max_connections": min(MAX_CONNECTIONS, _open_files_limit() - _OTHER_FILES),
@@ -153,7 +154,7 @@ def render(edge: Edge, config_path: Path) -> None:
         "secrets": provider.secrets() if provider else [],
     }
     texts = {name: json.dumps(value) for name, value in values.items()}
-    # Elements of lists, or nothing.
+    # Each of these is an element of a list, or is absent.
     elements = {
         "collector_cluster": collector and collector.cluster(),
         "metrics_listener": edge.metrics_port
@@ -222,7 +223,7 @@ def validate(config_path: Path) -> None:
     check = [*command(config_path), "--mode", "validate", "--log-format", "%v"]
     result = subprocess.run(check, check=False, capture_output=True, text=True)
     if result.returncode:
-        # The last line of Envoy's log is the reason. A crash of Envoy leaves none.
+        # The last line of Envoy's log is the reason. If Envoy crashes, it leaves no line.
         reason = (result.stderr.strip().splitlines() or [f"it ended with {result.returncode}"])[-1]
         reason = reason.rpartition(f"'{config_path}': ")[2]
         if "KEY_VALUES_MISMATCH" in reason:

@@ -21,7 +21,7 @@ def edge_file(*names: str) -> Path:
     return Path(str(resource))
 
 
-# The package is used only for the static files of Swagger UI.
+# This package is used only for its static files of Swagger UI.
 SWAGGER_UI = Path(str(metadata.distribution("swagger-ui-py").locate_file("swagger_ui/static")))
 
 # Maps each path to its file and content type.
@@ -45,7 +45,7 @@ FILES = {
 MAX_FILE_BYTES = max(file.stat().st_size for file, _ in FILES.values())
 
 HEADERS = {
-    # Browsers do not load the page again within minutes, and notice a new release after that.
+    # Browsers load the page again only after five minutes, and then notice a new release.
     "cache-control": "public, max-age=300",
     # Allows only the page's own files and this API, and no frames. `data:` is for the images in
     # Swagger UI's style sheet.
@@ -59,7 +59,7 @@ HEADERS = {
     # Pages of other sites get no reference to the window of one of these pages.
     "cross-origin-opener-policy": "same-origin",
 }
-# The console makes no HTML from strings.
+# This policy is stricter, because the console never makes HTML from strings.
 CONSOLE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

@@ -28,10 +28,10 @@ _BASE_IDS = 2**28
 class EdgeProcess:
     """The running process of Envoy.
 
-    A process has the same base id as its predecessor, by which it finds it, and the next restart
-    epoch. It takes over the listening sockets; the predecessor answers its open calls and ends. A
-    process that is started after a crash gets a new base id and epoch 0, so that remains of the
-    dead process cannot prevent its start.
+    A new process finds its predecessor by the base id, which is the same for both, and has the next
+    restart epoch. It takes over the listening sockets; the predecessor answers its open calls and
+    ends. A process that is started after a crash gets a new base id and epoch 0, so that remains of
+    the dead process cannot prevent the start.
     """
 
     def __init__(self, settings: envoy.Edge, config_path: Path) -> None:
@@ -43,7 +43,8 @@ class EdgeProcess:
     def configure(self, render: Callable[[Path], None] | None = None) -> None:
         """Validates and writes the configuration for later processes. Raises OperatorError.
 
-        `render` writes it; by default, this version does. It may raise OperatorError.
+        `render` writes the configuration, and may raise OperatorError. Without `render`, this
+        version of the service writes it.
         """
         # An invalid configuration does not replace the last valid one, which Envoy needs if it is
         # restarted after a crash.
@@ -119,7 +120,8 @@ class EdgeProcess:
         return sum(stat["value"] for stat in json.loads(stats)["stats"])
 
     async def _ask(self, method: str, path: str) -> str:
-        # Plain text. The default would read the certificates of all authorities each time.
+        # The socket uses plain text. By default, httpx would read the certificates of all
+        # authorities each time.
         transport = httpx.AsyncHTTPTransport(uds=str(self.settings.admin_socket), verify=False)
         async with httpx.AsyncClient(transport=transport, timeout=_ADMIN_SECONDS) as client:
             return (await client.request(method, f"http://admin{path}")).text

@@ -11,7 +11,7 @@ _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 def external_cluster(name: str, url: str, ca_file: str, *, max_requests: int) -> dict[str, Any]:
     """The cluster of the URL's host.
 
-    With https, its certificate is checked with the authorities of `ca_file`.
+    With https, the host's certificate is checked against the authorities in `ca_file`.
     """
     parts = urlsplit(url)
     host = str(parts.hostname)

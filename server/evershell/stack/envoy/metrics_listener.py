@@ -20,7 +20,7 @@ def listener(host: str, port: int) -> dict[str, Any]:
     manager = {
         "@type": f"{_NETWORK}.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "metrics",
-        # A silent connection is closed soon. Their number is limited in envoy.yaml.
+        # Silent connections are closed soon. envoy.yaml limits the number of connections.
         "common_http_protocol_options": {"idle_timeout": "10s"},
         "request_headers_timeout": "10s",
         "http_filters": [

@@ -25,7 +25,7 @@ _FILTER = "envoy.filters.http.oauth2"
 _CLUSTER = "identity_provider"
 _SIGN_IN_PATH = "/console/sign-in"
 _SIGN_OUT_PATH = "/console/sign-out"
-# The provider must allow this path at the address of the edge.
+# The provider must allow this path at the edge's address as a redirect URI.
 _CALLBACK_PATH = "/console/signed-in"
 # Tells the console whether there is a provider.
 _DESCRIPTION_PATH = "/console/sign-in.json"
@@ -59,7 +59,7 @@ class Provider:
     client_secret: str = field(repr=False)
     authorization_url: str
     token_url: str
-    # Ends the session at the provider; empty for none.
+    # Where a session at the provider is ended; empty if the provider does not offer this.
     end_session_url: str = ""
     scopes: tuple[str, ...] = ("openid",)
     # The resource that the access token is for (RFC 8707); empty to send none.
@@ -92,12 +92,12 @@ class Provider:
         `filters` configures the HTTP filters of routes that Envoy answers itself.
         """
         configs = {
-            # A request from another site passes the filter. It is either the return from the
+            # A request from another site bypasses the filter. It is either the return from the
             # provider, which lacks the Strict cookies, or a link, which must not begin a session.
             _SIGN_IN_PATH: self._config(passing={"exact": "cross-site"}),
             _CALLBACK_PATH: self._config(),
-            # A link from another site, or from another host of this site, passes and does not end a
-            # session.
+            # A link from another site, or from another host of this site, bypasses the filter and
+            # does not end a session.
             _SIGN_OUT_PATH: self._config(passing={"suffix": "-site"}),
         }
         to_console = [
@@ -115,7 +115,8 @@ class Provider:
     def session(self) -> dict[str, Any]:
         """The filter for all other routes: a request with the cookies gets the access token.
 
-        Every other request is left as it is. A session that is over is answered with 401.
+        A request without the cookies is left as it is. A request whose session is over is answered
+        with 401.
         """
         # Browsers remove the cookie of the session when its access token expires. The cookie of the
         # refresh token, with which the session is renewed, lasts longer.
@@ -128,7 +129,7 @@ class Provider:
                 {"name": "authorization", "present_match": True},
                 _unless("cookie", cookie),
                 _unless("sec-fetch-site", {"exact": "same-origin"}),
-                # If a request has several values, one matching value is enough.
+                # If the request has several values of the header, one matching value is enough.
                 {"name": "sec-fetch-site", "string_match": {"suffix": "-site"}},
                 {"name": "sec-fetch-site", "string_match": {"exact": "none"}},
             ],
@@ -137,12 +138,12 @@ class Provider:
         return {_FILTER: config}
 
     def _cookies(self) -> dict[str, str]:
-        """The names of the cookies. No other host of the domain can set one with this prefix."""
+        """The names of the cookies. With https, a prefix keeps other hosts from setting them."""
         prefix = "__Host-" if self.public_scheme == "https" else ""
         return {kind: f"{prefix}{name}" for kind, name in _COOKIES.items()}
 
     def _config(self, *, passing: dict[str, str] | None = None) -> dict[str, Any]:
-        """The configuration for a route. Requests whose sec-fetch-site matches pass the filter."""
+        """A route's configuration. Requests whose sec-fetch-site is `passing` bypass the filter."""
         from_other = [{"name": "sec-fetch-site", "string_match": passing}] if passing else []
         here = f"{self.public_scheme}://%REQ(:authority)%"
         end = {"end_session_endpoint": self.end_session_url} if self.end_session_url else {}
@@ -177,7 +178,7 @@ class Provider:
 
 
 def description(content: dict[str, str], filters: dict[str, Any]) -> dict[str, Any]:
-    """The route that tells the console how a user signs in; empty without a provider."""
+    """The route that tells the console how to sign in. Without a provider, `content` is empty."""
     return {
         "match": {"path": _DESCRIPTION_PATH},
         "direct_response": {"status": 200, "body": {"inline_string": json.dumps(content)}},
@@ -212,7 +213,7 @@ def _unless(name: str, match: dict[str, Any]) -> dict[str, Any]:
 
 
 def provider_of(settings: Settings) -> Provider | None:
-    """The provider of the settings; None if they name none. Raises OperatorError."""
+    """The provider that the settings name; None if there is none. Raises OperatorError."""
     if not settings.oidc_client_id:
         return None
     assert settings.oidc_client_secret_file is not None, "the settings are validated"

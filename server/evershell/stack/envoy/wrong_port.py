@@ -1,11 +1,11 @@
-"""Tells a client of gRPC that it has called the port of REST, and which port gRPC has."""
+"""Tells a gRPC client that it has called the REST port, and which port serves gRPC."""
 
 from typing import Any
 
 from evershell.stack.envoy.header import header
 
-# A call of gRPC: its path, the header that every client sends, and the content type as envoy.yaml
-# puts it together with the content length.
+# What a gRPC call looks like: the path, the header that every gRPC client sends, and the content
+# type, which envoy.yaml combines with the content length in one header.
 _GRPC_CALL = [
     {"name": name, "string_match": {"safe_regex": {"regex": regex}}}
     for name, regex in (
@@ -18,11 +18,11 @@ _DISABLED = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", 
 
 
 def route(not_found: dict[str, Any]) -> dict[str, Any]:
-    """The route for gRPC calls that no other route takes, made from the route of unknown paths."""
+    """The route for gRPC calls that no other route takes, made from the route for unknown paths."""
     return {
         "direct_response": not_found["direct_response"],
         "match": {"prefix": "/", "headers": _GRPC_CALL},
-        # These filters would make a REST answer from a gRPC answer.
+        # These filters would turn the gRPC answer into a REST answer.
         "typed_per_filter_config": not_found["typed_per_filter_config"]
         | dict.fromkeys(
             ("envoy.filters.http.header_mutation", "envoy.filters.http.lua"), _DISABLED
@@ -31,7 +31,7 @@ def route(not_found: dict[str, Any]) -> dict[str, Any]:
 
 
 def reply(grpc_port: int) -> dict[str, Any]:
-    """The mapper for the answer to such a call: a status in the headers and no body."""
+    """The mapper for the answer to such a call: a gRPC status in the headers, and no body."""
     status = {"comparison": {"op": "EQ", "value": {"default_value": 404, "runtime_key": "none"}}}
     headers = {
         "grpc-status": "12",
