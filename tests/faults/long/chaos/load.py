@@ -31,8 +31,8 @@ _BATCH_SECONDS = 5.0
 # Between two holds of the organization, and how long they last.
 _UNHELD_SECONDS = (2.0, 12.0)
 _HELD_SECONDS = (0.0, 0.5)
-# Between two attempts to release it. Each attempt that fails may have its effect in the next minute,
-# and the search for an order of the calls tries every one.
+# Between two attempts to release it. A failed attempt may have its effect in the next minute, and
+# the search for an order of the calls tries each of them.
 _RELEASE_SECONDS = 1.0
 # The slugs that a stack under faults may answer. The credentials and requests of the load are
 # valid, so any other slug, such as `unauthenticated`, is a defect.
