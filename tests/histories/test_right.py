@@ -66,6 +66,17 @@ RIGHT: dict[str, Sequence[Call]] = {
         ),
         get("t11", "cancelled"),
     ],
+    "many lost submissions, whose tasks are in a stream": [
+        *(on("SubmitTask", during=(0.1, 1.0), **LOST) for _ in range(20)),
+        watched(
+            0,
+            *(
+                event(kind, task_id=f"t{number}")
+                for number in range(20)
+                for kind in ("task_submitted", "task_completed")
+            ),
+        ),
+    ],
     "many lost cancellations": [
         submit("t1"),
         *(on("CancelTask", **LOST) for _ in range(40)),

@@ -58,6 +58,8 @@ class Claims:
     operations: dict[Place, list[Operation]] = field(default_factory=lambda: defaultdict(list))
     # The tasks that the service itself may cancel.
     limited: set[str] = field(default_factory=set)
+    # The `seq` of the event with which each task began.
+    seqs: dict[str, int] = field(default_factory=dict)
     # The submission of each child task, and the id of its parent.
     children: list[tuple[Operation, str]] = field(default_factory=list)
 
@@ -292,6 +294,8 @@ class _Splitter:
         """Adds what the event says, which is true from then on."""
         if task := event.get("task_id"):
             fact = Fact("submitted", task)
+            if event["type"] == "task_submitted":
+                self.claims.seqs[task] = int(event["seq"])
             if event["type"] == "task_completed":
                 fact = Fact("ended", task, event["task_completed"]["status"])
             elif event["type"] == "task_cancel_requested":

@@ -7,7 +7,7 @@ from pathlib import Path
 from evershell.histories import streams
 from evershell.histories.claims import Claims, Place, claims
 from evershell.histories.lines import Call, History, read
-from evershell.histories.model import Effect, Operation
+from evershell.histories.model import Effect, Known, Operation
 from evershell.histories.search import shortest, unexplained
 
 _NO_ORDER = "no order of the calls explains these answers"
@@ -31,15 +31,15 @@ class Contradiction:
 def judge(history: History) -> list[Contradiction]:
     """Finds what cannot be right. Reports _NO_ORDER at most once for each workspace."""
     split = claims(history)
+    known = Known(frozenset(split.limited), split.seqs)
     found = [
         Contradiction("", rule, [str(each) for each in seen])
         for rule, seen in streams.contradictions(history)
     ]
     for place, operations in split.operations.items():
         conflicts = list(_two_ends(operations))
-        limited = frozenset(split.limited)
-        if not conflicts and unexplained(operations, limited) is not None:
-            few = shortest(operations, limited)
+        if not conflicts and unexplained(operations, known) is not None:
+            few = shortest(operations, known)
             conflicts = [(_NO_ORDER, _with_submission(few, operations))]
         found += (_contradiction(place, rule, seen) for rule, seen in conflicts)
     found += _late_children(split)

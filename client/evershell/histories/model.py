@@ -114,6 +114,16 @@ class Operation:
         return all(FACTS[name](state, task) for name, task, _ in self.facts)
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What calls say about the tasks of all workspaces."""
+
+    # The tasks that the service itself may cancel.
+    limited: frozenset[str] = frozenset()
+    # The `seq` of the event with which each task began. It is known if a caller got the event.
+    seqs: Mapping[str, int] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Tasks:
     """What is known about the tasks of a workspace, from all its operations."""
@@ -123,7 +133,9 @@ class Tasks:
     # The tasks that the service itself may cancel.
     limited: frozenset[str] = frozenset()
     # The tasks without an answered submission, with the end of the first operation that names each.
+    # Tasks whose `seq` is known are in the order of their `seq`.
     orphans: dict[str, float] = field(default_factory=dict)
+    seqs: Mapping[str, int] = field(default_factory=dict)
     # How many open or later operations name each task.
     uses: dict[str, int] = field(default_factory=dict)
 
@@ -132,12 +144,13 @@ def after(state: State, operation: Operation, tasks: Tasks) -> Iterator[State]:
     """The states after the operation's effect; none if it cannot have that effect now."""
     task, phase = operation.task, state.phase
     match operation.effect:
-        case Effect.SUBMIT if _is_free(state) and task not in state.ended and task != state.task:
-            yield state._replace(task=task, phase=Phase.RUNNING)
+        case Effect.SUBMIT if _is_free(state) and not _is_submitted(task, state):
+            if _is_next(task, state, tasks):
+                yield state._replace(task=task, phase=Phase.RUNNING)
         case Effect.SUBMIT_UNKNOWN if _is_free(state):
             yield state._replace(task=UNKNOWN, phase=Phase.RUNNING)
             for orphan in possible_tasks(operation, tasks):
-                if orphan != state.task and orphan not in state.ended:
+                if not _is_submitted(orphan, state) and _is_next(orphan, state, tasks):
                     yield state._replace(task=orphan, phase=Phase.RUNNING)
         case Effect.ACCEPT if phase is Phase.RUNNING and task == state.task:
             yield state._replace(phase=Phase.ASKED)
@@ -173,6 +186,21 @@ def by_itself(state: State, tasks: Tasks) -> Iterator[State]:
         yield state._replace(phase=Phase.ENDED, ended=ended)
     if not is_asked and state.task in tasks.limited:
         yield state._replace(phase=Phase.ASKED)
+
+
+def _is_submitted(task: str, state: State) -> bool:
+    return task == state.task or task in state.ended
+
+
+def _is_next(task: str, state: State, tasks: Tasks) -> bool:
+    """Whether no task that began before this one, by their events, is still to be submitted."""
+    seq = tasks.seqs.get(task)
+    if seq is None:
+        return True
+    for orphan in tasks.orphans:
+        if tasks.uses[orphan] and not _is_submitted(orphan, state):
+            return tasks.seqs.get(orphan, seq) >= seq
+    return True
 
 
 def _is_free(state: State) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from evershell.histories.model import (
     Effect,
+    Known,
     Operation,
     State,
     Tasks,
@@ -24,19 +25,18 @@ from evershell.histories.model import (
 
 # A state, and the open operations that have happened, as bits.
 _Pair = tuple[State, int]
+_NOTHING = Known()
 
 
-def unexplained(
-    operations: Sequence[Operation], limited: frozenset[str] = frozenset()
-) -> Operation | None:
+def unexplained(operations: Sequence[Operation], known: Known = _NOTHING) -> Operation | None:
     """The first operation whose answer no order explains; None if there is an order for all."""
-    return _Search(operations, limited).run()
+    return _Search(operations, known).run()
 
 
 class _Search:
-    def __init__(self, operations: Sequence[Operation], limited: frozenset[str]) -> None:
+    def __init__(self, operations: Sequence[Operation], known: Known) -> None:
         self._operations = operations
-        self._tasks = _tasks(operations, limited)
+        self._tasks = _tasks(operations, known)
         unknown = (each for each in operations if each.effect is Effect.SUBMIT_UNKNOWN)
         since = min((each.began for each in unknown), default=math.inf)
         # Tasks from before the history, which none of its submissions can have created.
@@ -174,9 +174,9 @@ def _is_as_good(other: int, done: int, optional: int) -> bool:
     return not done & ~optional & ~other and not other & optional & ~done
 
 
-def _tasks(operations: Iterable[Operation], limited: frozenset[str]) -> Tasks:
+def _tasks(operations: Iterable[Operation], known: Known) -> Tasks:
     uses, submitted = Counter[str](), set[str]()
-    tasks = Tasks()
+    tasks = Tasks(seqs=known.seqs)
     for each in operations:
         if each.effect is Effect.SUBMIT:
             submitted.add(each.task)
@@ -188,26 +188,28 @@ def _tasks(operations: Iterable[Operation], limited: frozenset[str]) -> Tasks:
             tasks.orphans[task] = min(each.ended, tasks.orphans.get(task, each.ended))
     for task in submitted:
         tasks.orphans.pop(task, None)
-    tasks.limited = limited | tasks.orphans.keys()
+    in_order = sorted(tasks.orphans.items(), key=lambda each: known.seqs.get(each[0], math.inf))
+    tasks.orphans = dict(in_order)
+    tasks.limited = known.limited | tasks.orphans.keys()
     tasks.uses = dict(uses)
     return tasks
 
 
-def shortest(operations: Sequence[Operation], limited: frozenset[str]) -> list[Operation]:
+def shortest(operations: Sequence[Operation], known: Known) -> list[Operation]:
     """Reduces answers that no order explains to a smallest part that no order explains.
 
     The calls of the other answers still count: they may have had their effects.
     """
-    last = unexplained(operations, limited)
+    last = unexplained(operations, known)
     assert last is not None, "there is an order"
     until = last.ended
-    known = [each for each in operations if each.began <= until]
-    kept = [each for each in known if not each.is_optional and each.ended <= until]
+    begun = [each for each in operations if each.began <= until]
+    kept = [each for each in begun if not each.is_optional and each.ended <= until]
     size = len(kept)
     while size:
         for first in range(0, len(kept), size):
             fewer = kept[:first] + kept[first + size :]
-            if unexplained(_without(known, fewer), limited) is not None:
+            if unexplained(_without(begun, fewer), known) is not None:
                 kept = fewer
                 break
         else:
@@ -217,7 +219,7 @@ def shortest(operations: Sequence[Operation], limited: frozenset[str]) -> list[O
     return kept
 
 
-def _without(known: Sequence[Operation], kept: Sequence[Operation]) -> list[Operation]:
+def _without(begun: Sequence[Operation], kept: Sequence[Operation]) -> list[Operation]:
     """The operations without the answers that are not in `kept`."""
     wanted = {id(each) for each in kept}
     return [
@@ -226,6 +228,6 @@ def _without(known: Sequence[Operation], kept: Sequence[Operation]) -> list[Oper
         else Operation(
             each.source, each.began, each.ended, each.effect, each.task, is_optional=True
         )
-        for each in known
+        for each in begun
         if each.effect or id(each) in wanted
     ]
