@@ -174,7 +174,7 @@ class WorkspaceNotFoundError(CallError):
 
 
 class TaskNotFoundError(CallError):
-    """The workspace has no such task, or the organization no such parent.
+    """The workspace has no such task, or the organization has no such parent task.
 
     Check the ids of the task and of its workspace.
     """
@@ -300,7 +300,7 @@ class MethodNotAllowedError(CallError):
 
 
 class IdempotencyConflictError(CallError):
-    """The idempotency key belongs to another request of the caller, within the last 24 hours.
+    """The caller has already used the idempotency key for another request within the last 24 hours.
 
     Use a new key for a new request.
     """
@@ -327,7 +327,7 @@ class WebhookNotFoundError(CallError):
 
 
 class TooManyWebhooksError(CallError):
-    """The organization, or the task, has as many webhooks as it may have.
+    """The organization or the task already has the maximum number of webhooks.
 
     Delete a webhook that is not needed, or use one for several purposes.
     """
@@ -345,7 +345,7 @@ class ParentNotRunningError(CallError):
 
 
 class TreeLimitReachedError(CallError):
-    """The tree has as many levels, or as many tasks that have not ended, as it may have.
+    """The tree already has the maximum number of levels, or of tasks that have not ended.
 
     Nothing was submitted. Wait until tasks of the tree have ended, or submit to a task of a higher
     level.
