@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing; compare")
     parser.add_argument("--without-manifests", action="store_true")
     options = parser.parse_args()
-    # The manifests follow from the other files.
+    # The manifests are made from the other files, which must be written first.
     steps = [lambda: {CHART / "Chart.yaml": chart_yaml(), CHART / "values.schema.json": schema()}]
     if not options.without_manifests:
         steps.append(manifests)

@@ -7,8 +7,8 @@ import re
 import sys
 from importlib import metadata
 
-# What the name of a license must contain. The licenses of MPL and LGPL are for packages that are
-# used unchanged.
+# What the name of a license must contain. MPL and LGPL are allowed for packages that are used
+# unchanged.
 ALLOWED = re.compile(r"Apache|BSD|ISC|LGPL|Lesser General|MIT|MPL|Mozilla Public|PSF|Python")
 # The licenses of packages whose metadata has none, or an unclear one.
 BY_HAND = {

@@ -2,9 +2,9 @@
 
 Usage: release.py VERSION [--key KEY] [--base IMAGE] [--source URL] [--platform PLATFORM...]
 
-Writes them to dist/VERSION. They depend only on the commit: a second run writes equal bytes. KEY
-is a private key of SSH, which signs the checksums. With the base IMAGE, podman builds the image for
-each PLATFORM, by default that of this machine. URL is where the source is available.
+Writes them to dist/VERSION. They depend only on the commit: a second run writes equal bytes. KEY is
+a private key of SSH, which signs the checksums. With the base IMAGE, podman builds the image for
+each PLATFORM, by default for the platform of this machine. URL is where the source is available.
 """
 
 import argparse

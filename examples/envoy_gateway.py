@@ -85,7 +85,7 @@ def _edge(workers: list[str]) -> dict[str, Any]:
 
 
 def _inline(value: Any) -> Any:
-    """Puts the content of files in place of their names: the gateway does not have them."""
+    """Replaces the names of files with their content, because the gateway does not have the files."""
     if isinstance(value, list):
         return [_inline(each) for each in value]
     if not isinstance(value, dict):

@@ -89,7 +89,7 @@ WEBHOOK = {
     "created_by": KEY_ID,
     "created_at": CREATED,
 }
-# Has the form of a webhook's secret, but is the secret of no webhook.
+# Has the form of a webhook's secret, but no webhook uses it.
 WEBHOOK_SECRET = "whsec_bm90IGEgc2VjcmV0IG9mIGFueSB3ZWJob29r"  # noqa: S105
 # By the name of the message. A message that is not here gets the usual values of its fields.
 EXAMPLES: dict[str, dict[str, Any]] = {

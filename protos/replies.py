@@ -135,8 +135,8 @@ def local_replies(rules: list[Rule]) -> list[dict[str, Any]]:
 def _most_general(candidates: list[Rule]) -> Rule | None:
     """Chooses the code for an answer of which only the status is known.
 
-    The first of these that applies: the code of the edge, the code with the name of its gRPC code,
-    the fallback, the only code. None if several codes remain.
+    The first of these that exists: the edge's own code, the code that has the name of its gRPC
+    code, the fallback, the only candidate. None if several codes remain.
     """
     own = [rule for rule in candidates if rule.edge_only]
     same = [rule for rule in candidates if rule.slug.upper() == code_pb2.Code.Name(rule.grpc)]

@@ -290,7 +290,7 @@ def _misplaced_query(path: dict[str, Any], binding: Binding) -> dict[str, Any] |
 
 
 def _several_hosts() -> dict[str, Any]:
-    """Refuses more than one Host header, because each reader could choose another one.
+    """Refuses more than one Host header, because two readers could choose different ones.
 
     Envoy joins them with a comma before it matches routes.
     """
@@ -326,7 +326,7 @@ def _calls(path: dict[str, Any], binding: Binding, first: frozenset[str]) -> lis
             "string_match": {"safe_regex": {"regex": SMALL_CONTENT}},
         }
         large = _call(path, binding, first, [])
-        # A large cancellation stays in the class of cancellations, which nothing else can fill.
+        # A large cancellation stays in the class of cancellations, which other calls cannot fill.
         if class_of(binding.rpc, first) is not FIRST_ROUTE:
             large["route"] |= LARGE_ROUTE
         large.setdefault("request_headers_to_add", []).append(header(LARGE_BODY_HEADER, "1"))

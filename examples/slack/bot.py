@@ -92,7 +92,7 @@ def tasks_of(channel: str) -> dict[str, Any]:
 
 
 def block_of(workspace: str, task: Task) -> dict[str, Any]:
-    """What one task does, and the button that cancels it."""
+    """What one task is doing, and the button that cancels it."""
     text = f"*{escaped(workspace)}* {escaped(task.description)}\n{task.status}"
     if task.cancel_requested_at is not None:
         return section(f"{text}, cancelled by {escaped(task.cancel_reason or 'someone')}")

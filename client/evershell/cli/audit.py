@@ -12,7 +12,7 @@ from evershell.cli.options import Call, service_options
 from evershell.cli.values import DURATION
 
 
-@click.command(help="List the audit log, newest first: who changed what, or was refused.")
+@click.command(help="List the audit log, newest first: who changed what, and who was refused.")
 @click.option(
     "--workspace",
     metavar="WORKSPACE",

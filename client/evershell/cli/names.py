@@ -49,7 +49,7 @@ def _listed(workspaces: list[Workspace]) -> str:
 
 
 def unique_names(workspaces: Iterable[Workspace]) -> dict[str, Workspace]:
-    """The workspaces that have a name which no other workspace has, by name."""
+    """The workspaces whose name no other workspace has, by name."""
     found: dict[str, list[Workspace]] = {}
     for each in workspaces:
         found.setdefault(each.name, []).append(each)

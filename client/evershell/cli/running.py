@@ -1,4 +1,4 @@
-"""What runs in an organization, read again and again for `top`."""
+"""Reads what runs in an organization, repeatedly, for `top`."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

@@ -18,7 +18,7 @@ from evershell.client import AgentUnreachableError, CallError, Task, TaskStatus
 # Words of up to 31 characters, such as ids, are never broken. Longer words may be.
 _LONGEST_WORD = 31
 _UNLIMITED = 10_000
-# Printed before the text of gRPC if no service has answered.
+# Printed before gRPC's own error text if no service has answered.
 _UNANSWERED = {
     "unavailable": "The service cannot be reached: ",
     "deadline_exceeded": "The service did not answer within --timeout: ",

@@ -1,6 +1,6 @@
 """What some results and enums have in addition to the fields of their messages.
 
-The generated class of the same name without `Properties` inherits from each of these.
+From each class here, the generated class with the same name, without `Properties`, inherits.
 """
 
 from typing import Protocol, TypeVar

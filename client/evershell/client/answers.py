@@ -28,7 +28,7 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to one attempt. A call that is repeated has several."""
+    """The answer to one attempt. A call that is repeated gets several answers."""
 
     rpc: str
     """The method of the API, for example `CancelTask`."""

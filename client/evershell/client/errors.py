@@ -1,7 +1,7 @@
 """The errors of the client. All are EvershellError.
 
 A call that failed raises the class of its code, which is a CallError. The codes are the closed set
-of error.proto, without those that only callers of REST can get.
+of error.proto, without the codes that only callers of REST can get.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,8 @@ class CallError(EvershellError):
     Attributes:
         code: The member of the closed set of codes, for example `workspace_not_found`.
         message: Human-readable. Names the resource, its state and what to do next.
-        request_id: Identifies the call in the log of the service; empty if it did not reach it.
+        request_id: Identifies the call in the log of the service; empty if the call did not reach
+            the service.
         details: The facts of the failure, by name. The properties below give the common ones.
         is_from_service: False if the service did not describe the failure, for example because
             the connection broke. The code then follows from the gRPC code, and the call may or may

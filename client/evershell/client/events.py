@@ -308,7 +308,7 @@ class EventOf(Result, Generic[Kind, Payload]):
     task_id: str | None
     """None for events of the workspace itself."""
     request_id: str | None
-    """The call that caused it; None if the agent or the fleet controller caused it."""
+    """The call that caused the event; None if the agent or the fleet controller caused it."""
     trace_id: str | None
     """The W3C trace id of the call, 32 hex digits."""
     payload: Payload

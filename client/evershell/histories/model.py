@@ -102,7 +102,9 @@ class Operation:
     is_optional: bool = False
 
     def tasks(self, *, known: bool = False) -> Iterator[str]:
-        """The tasks that it names. With `known`, leaves out tasks that the answer calls missing."""
+        """The tasks that the operation names. With `known`, leaves out tasks that the answer calls
+        missing.
+        """
         if self.task:
             yield self.task
         for fact in self.facts:
@@ -110,7 +112,7 @@ class Operation:
                 yield fact.task
 
     def holds(self, state: State) -> bool:
-        """Whether its facts are true in this state."""
+        """Whether the operation's facts are true in this state."""
         return all(FACTS[name](state, task) for name, task, _ in self.facts)
 
 

@@ -1,11 +1,11 @@
 """Looks for an order of the operations of a workspace in which every answer is right.
 
-This is the search of Wing and Gong, with the memory of Lowe. It goes through the beginnings and
-ends of operations in the order of time. It keeps pairs: a state, and the set of open operations
-that have had their effect. A pair that two orders reach is followed once. When an operation ends,
-the pairs in which it cannot have had its effect are dropped. If no pair is left, there is no order.
-The costs depend on how many operations overlap: while none is open, the pairs differ only in their
-states.
+This is Wing and Gong's linearizability search with Lowe's memoization. It goes through the
+beginnings and ends of operations in the order of time. It keeps pairs: a state, and the set of open
+operations that have had their effect. A pair that two orders reach is followed only once. When an
+operation ends, the pairs in which it cannot have had its effect are dropped. If no pair is left,
+there is no order. The costs depend on how many operations overlap: while none is open, the pairs
+differ only in their states.
 """
 
 import math

@@ -35,9 +35,10 @@ export const api = createClient<paths>({
 });
 api.use(authorize);
 
-// Envoy renews a session whose access token has expired, with the next call. Calls in parallel would
-// use the refresh token more than once, and the provider may then revoke the session. So the calls of
-// all tabs are made one after another, from shortly before the expiry until one has renewed the session.
+// When the access token of a session has expired, Envoy renews the session with the next call.
+// Parallel calls would use the refresh token more than once, and the provider might then revoke the
+// session. So the calls of all tabs are made one after another, from shortly before the expiry
+// until a call has renewed the session.
 export async function fetchInTurn(request: Request): Promise<Response> {
   if (!isExpiring()) return fetch(request);
   return navigator.locks.request("evershell-session", { signal: request.signal }, async () => {

@@ -10,7 +10,7 @@ export interface Progress {
   forceAt: string | null;
   // The iteration that was in flight, once it has ended.
   iteration: WorkspaceEvent | null;
-  // Whether the task ended during an iteration that is not on record.
+  // Whether the task ended during an iteration that is not in the log.
   isLost: boolean;
   end: Schemas["TaskCompleted"] | null;
   endedAt: string | null;

@@ -13,7 +13,7 @@ const ENDED_MS = 10_000;
 const MOST = 200;
 
 export class TaskTree {
-  // The newest ones, the newest first.
+  // The newest tasks of the tree, newest first.
   readonly tasks = signal<readonly Task[]>([]);
   readonly hasMore = signal(false);
   // The last cancellation that failed.

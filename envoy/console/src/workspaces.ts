@@ -44,7 +44,7 @@ const known = new Map<string, Row>();
 let tasks: ReadonlyMap<string, Task> = new Map();
 // The token of each page that has been read.
 let tokens = [""];
-// Whether the rows will be published.
+// Whether the rows will be published at the next drawing.
 let isDue = false;
 let publishedAt = 0;
 
