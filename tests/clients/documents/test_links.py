@@ -12,7 +12,7 @@ from markdown_it.token import Token
 
 from tests.support.stack import ROOT
 
-# As GitHub does it: letters, digits, hyphens and underscores remain.
+# GitHub's rule for anchors: letters, digits, hyphens and underscores remain.
 _NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
 # What a link to a file of code can name.
 _NAME = {

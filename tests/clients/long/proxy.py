@@ -49,7 +49,9 @@ class Proxy(ThreadingTCPServer):
 
     @contextmanager
     def connected(self, *ends: socket.socket) -> Iterator[bool]:
-        """Lets `unplug` cut a connection inside the block. Yields False if it has already."""
+        """Lets `unplug` cut a connection inside the block. Yields False if the proxy is already
+        unplugged.
+        """
         with self._plug:
             self._sockets.update(ends)
             is_plugged_in = self._is_plugged_in
@@ -82,7 +84,7 @@ class _Connection(BaseRequestHandler):
             answers.join()
 
     def _noted(self, request: bytes) -> bytes:
-        # A body may come on its own.
+        # A body may arrive without its headers.
         if re.match(rb"[A-Z]+ \S+ HTTP/1", request):
             found = re.search(rb"(?i)\r\nlast-event-id: *(\S+)", request)
             self.server.last_ids.append(found[1].decode() if found else None)

@@ -15,7 +15,7 @@ METHODS = sorted(method.name for method in _SERVICE.methods)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a method needs. Any one of the scopes is enough; without any, no scope is needed."""
+    """What a method needs. Any one of the scopes is enough; if there are none, no scope is needed."""
 
     scopes: tuple[str, ...]
     # Whether the request names a workspace, so that `:own` is limited to its creator.
@@ -65,7 +65,7 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Principal:
-    """Who calls. An API key belongs to no user, and no credential belongs to no organization."""
+    """A caller. An API key has no user; every credential has an organization."""
 
     org_id: str
     # None for an API key.
@@ -86,7 +86,7 @@ class Target:
 
 
 def refusal(method: str, principal: Principal | None, target: Target | None) -> str:
-    """The slug with which the call is refused; empty if it is allowed.
+    """The slug with which the call is refused; empty if the call is allowed.
 
     `target` is None if the request names no workspace.
     """

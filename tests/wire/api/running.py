@@ -81,7 +81,7 @@ DETAILS = (
 def bearer(token: str = SECRET, **more: str) -> Metadata:
     """Metadata with this token. `more` is further metadata; underscores stand for hyphens.
 
-    A call with a request id is one that the edge passes on.
+    A call with a request id is a call that the edge has passed on.
     """
     if "x_request_id" in more:
         more.setdefault("x_evershell_host", "x")

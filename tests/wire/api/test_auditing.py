@@ -42,7 +42,7 @@ async def entry_of(server: Running) -> AuditEntry:
 async def test_every_allowed_call_leaves_an_entry_with_its_change(
     server: Running, world: World
 ) -> None:
-    """The test fails for a new method that is not added here."""
+    """The test fails if a new method is not added here."""
     metadata = bearer(x_request_id="req_9", x_forwarded_for="203.0.113.7, 192.0.2.1")
     made = await server.stub.CreateWorkspace(messages.CreateWorkspaceRequest(), metadata=metadata)
     idle = await world.add()
@@ -188,7 +188,7 @@ async def test_a_flood_of_unauthenticated_calls_leaves_few_entries(server: Runni
     calls = [server.raw(PUBLIC + "CancelTask", bearer("sk_unknown")) for _ in range(200)]
     await asyncio.gather(*calls)
     await eventually_async(lambda: len(server.audit.entries) + server.audit.lost == 200)
-    # A burst of 20, and 20 a second.
+    # The limit is a burst of 20, and then 20 a second.
     assert 20 <= len(server.audit.entries) <= 20 * (1 + time.monotonic() - began)
 
 

@@ -20,7 +20,7 @@ METHODS = [
     path.rpartition("/")[2]
     for path in sorted(public_methods(with_effect=True, services=[WORKSPACE_SERVICE]))
 ]
-# More than any text may have, and within the size limit of the method.
+# More characters than any text may have, but within the size limit of the method.
 LONG = {"SubmitTask": 120_000}
 USUAL_LONG = 15_000
 OF_KIND = ("null", "wrong type", "empty", "repeated", "unknown", "too long")
@@ -44,8 +44,8 @@ ACCEPTED = {
     ("SubmitTask", "metadata", "empty"): SAME_AS_ABSENT,
     ("SubmitTask", "limits", "empty"): SAME_AS_ABSENT,
 }
-# Over gRPC, a field of another wire type is an unknown field. Of a value that is sent twice, the
-# last one counts (protobuf, "Encoding"); no generated code sends one twice.
+# Over gRPC, a field of another wire type is an unknown field. If a value is sent twice, the last
+# one counts (protobuf, "Encoding"); generated code never sends a value twice.
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Cell:
     """A value for one field of a method."""
 
     method: str
-    # The path of the field: its name, or the name of its message and its own.
+    # The path of the field: its name, or the name of its message and the name of the field.
     path: tuple[str, ...]
     kind: str
     # The body, as a caller of REST sends it.

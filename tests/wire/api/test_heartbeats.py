@@ -1,4 +1,4 @@
-"""Heartbeats on the server: heartbeats of idle agents are handled together."""
+"""The server handles the heartbeats of idle agents together."""
 
 import asyncio
 from types import SimpleNamespace

@@ -120,7 +120,7 @@ def test_the_first_calls_after_a_pause_are_served(delay: QueueingDelay, clock: C
 
 
 def test_a_measurement_in_progress_counts(delay: QueueingDelay, clock: Clock) -> None:
-    """A worker that begins no call at all notices that it is behind."""
+    """A worker that does not begin any call notices that it is behind."""
     delay.begin()
     clock.seconds += 2.1
     assert refused(delay) == [Priority.AGENTS, Priority.OTHERS, Priority.LAST]
@@ -335,7 +335,7 @@ async def test_a_worker_that_ends_its_measurements_refuses_no_call(
     delay: QueueingDelay, clock: Clock
 ) -> None:
     probe = DelayProbe(delay)
-    # A server that answers nothing.
+    # A server that never answers.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with background.running(probe.run(f"127.0.0.1:{silent.getsockname()[1]}"), "probe"):
             await settle()

@@ -135,7 +135,7 @@ def health(edge: RunningEdge, client: httpx.Client) -> int:
 
 
 def preflights(edge: RunningEdge, client: httpx.Client) -> int:
-    """Successes of the edge's own, on the path of a gRPC method."""
+    """Calls on the path of a gRPC method that the edge itself answers with a success."""
     headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
     path = "/evershell.workspace.v1.WorkspaceService/CancelTask"
     for _ in range(200):
@@ -186,7 +186,7 @@ def test_every_answer_of_a_worker_is_logged(
         (True, 503, "Unavailable"): 60,
         (False, 200, "OK"): 60,
         (False, 200, "Unavailable"): 120,
-        # 60 of them succeeded over gRPC-Web, whose status is then in the body.
+        # 60 of these calls succeeded over gRPC-Web; the gRPC status of a success is in the body.
         (False, 200, "Unknown"): 120,
     }
 

@@ -50,7 +50,7 @@ def test_a_client_at_the_port_of_rest_learns_the_port_of_grpc(edge: RunningEdge)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
     port = edge.settings.grpc_port
     assert raised.value.details() == f"This port serves REST; gRPC has port {port}."
-    # Other clients get the error of REST.
+    # Clients that do not speak gRPC get the error of REST.
     answer = httpx.post(
         f"{edge.rest_url}/evershell.workspace.v1.WorkspaceService/CancelTask", trust_env=False
     )
@@ -246,7 +246,7 @@ def metadata_of(error: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "metadata", "can_repeat"),
     [
-        # The edge does not know whether it names a task.
+        # The edge does not know whether the call names a task.
         ("CancelTask", (), False),
         ("StopWorkspace", (), False),
         ("DeleteWorkspace", (), True),

@@ -62,7 +62,8 @@ def test_the_answer_to_head_has_the_length_and_not_the_body(
     edge: RunningEdge, workspace_id: str
 ) -> None:
     path = f"/v1/workspaces/{workspace_id}"
-    # On HTTP/2 the client fails if it receives a body. On HTTP/1.1 it could not tell.
+    # Over HTTP/2, the client fails if it receives a body. Over HTTP/1.1, it would not notice the
+    # body.
     with httpx.Client(
         base_url=edge.rest_url, http1=False, http2=True, trust_env=False, timeout=15
     ) as client:

@@ -1,4 +1,6 @@
-"""An agent of Pydantic AI has a workspace as a remote agent: it gives it a task and cancels it."""
+"""An agent of Pydantic AI uses a workspace as a remote agent: it gives the workspace a task and
+cancels the task.
+"""
 
 import asyncio
 import json

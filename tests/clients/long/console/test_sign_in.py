@@ -21,7 +21,7 @@ SECRET = "the secret of the console"
 RESOURCE = "https://evershell.example"
 # Short, so that the session is renewed during the test.
 TOKEN_SECONDS = 2
-# Takes turns with the page's own calls, which may renew the session too.
+# Takes turns with the page's own calls, which may also renew the session.
 ASK = """async ([path, method, mode]) => {
   const call = () => fetch(path, {method, mode, credentials: "include"});
   const answer = await navigator.locks.request("evershell-session", call);

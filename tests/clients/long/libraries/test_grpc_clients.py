@@ -50,7 +50,7 @@ def test_connects_client_for_browsers_works_as_it_is(
         "unknown": ("NotFound", "WORKSPACE_NOT_FOUND"),
         "no_token": ("Unauthenticated", "UNAUTHENTICATED"),
         "invalid": ("InvalidArgument", "VALIDATION_ERROR"),
-        # The edge itself refuses this one.
+        # The edge itself refuses this call.
         "too_large": ("InvalidArgument", "VALIDATION_ERROR"),
     }
     for name, (code, reason) in slugs.items():

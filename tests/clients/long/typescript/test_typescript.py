@@ -91,7 +91,7 @@ def test_an_error_has_its_code_and_its_details(
     assert seen["unknown"]["resourceName"] == "ws_unknown"
     assert seen["invalid"]["fields"] == {"reason": "has 501 characters; at most 500 are allowed"}
     assert seen["denied"]["required"] == ["workspace:write", "workspace:write:own"]
-    # The client itself has refused one, and one has not reached the service.
+    # The client itself has refused one of the calls, and one call has not reached the service.
     without_id = {name for name, each in seen.items() if len(each["requestId"]) != 36}
     assert without_id == {"empty", "unreachable"}
     assert [name for name, each in seen.items() if not each["isFromService"]] == ["unreachable"]
@@ -163,7 +163,7 @@ def test_the_wait_for_an_agent_that_cannot_be_reached_names_the_task(
         with stack.frozen_process(stack.agent_pid(workspace.id)):
             given = service(stack, workspace) | {"url": used.url}
             seeing = pool.submit(in_node, "waitForUnreachable", **given)
-            # The first has been answered with `agent_unreachable`.
+            # The first call has been answered with `agent_unreachable`.
             eventually(lambda: len(used.last_ids) > 1 or seeing.done())
         gate.open()
         assert seeing.result() == [task_id, "already_requested", "cancelled"]

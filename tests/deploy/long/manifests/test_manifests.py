@@ -285,7 +285,7 @@ def test_an_edge_drains_for_longer_than_a_wait_before_it_ends(
 def test_apply_leaves_the_number_of_workers_to_the_autoscaler(
     rendered: list[dict[str, Any]],
 ) -> None:
-    """Otherwise an upgrade would take away the workers that were added."""
+    """Otherwise an upgrade would remove the workers that the autoscaler has added."""
     scalers = of_kind(rendered, "HorizontalPodAutoscaler").values()
     scaled = {each["spec"]["scaleTargetRef"]["name"] for each in scalers}
     for name, deployment in of_kind(rendered, "Deployment").items():

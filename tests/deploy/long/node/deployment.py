@@ -197,7 +197,7 @@ def forwarded_ports(target: str, *ports: int) -> Iterator[list[int]]:
             found = re.fullmatch(r"Forwarding from 127\.0\.0\.1:(\d+) -> \d+\n", line)
             assert found is not None, line
             local.append(int(found[1]))
-        # It prints a line for each connection, and would wait for a reader of a full pipe.
+        # kubectl prints a line for each connection, and would block when the pipe is full.
         threading.Thread(target=process.stdout.read, daemon=True).start()
         yield local
     finally:

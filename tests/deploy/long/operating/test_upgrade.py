@@ -134,7 +134,7 @@ def client(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Only for the recorder. Everything else is of the installation.
+        # Only for the recorder. Everything else comes from the installation.
         env={**os.environ, "PYTHONPATH": str(ROOT / "client" / "evershell" / "histories")},
     )
     try:

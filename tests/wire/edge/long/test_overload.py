@@ -1,4 +1,6 @@
-"""The edge stays available when callers take too many connections, streams or too much memory."""
+"""The edge stays available when callers take too many connections, too many streams or too much
+memory.
+"""
 
 import socket
 from contextlib import ExitStack
