@@ -47,7 +47,7 @@ def _names(package: metadata.Distribution) -> str:
         for each in fields.get_all("Classifier", [])
         if each.startswith("License ::")
     ]
-    # Some packages have the whole text here.
+    # Some packages have the whole text of the license in this field.
     declared = str(fields.get("License", "")).partition("\n")[0]
     return ", ".join(classified or [declared])
 

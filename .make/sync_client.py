@@ -77,7 +77,9 @@ def _finished(name: str, text: str) -> str:
 
 
 def main() -> None:
-    """Writes the modules. With --check, names those that have drifted, and exits with 1 if any."""
+    """Writes the modules. With --check, prints the modules that have drifted, and exits with 1 if
+    there are any.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; compare")
     check = parser.parse_args().check

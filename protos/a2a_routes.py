@@ -87,7 +87,8 @@ def grpc_size_limits(first: frozenset[str]) -> dict[str, int]:
 def routes(first: frozenset[str]) -> list[dict[str, Any]]:
     """The routes: first refusals, then routes to the workers, then 405 and 404.
 
-    Paths with the same treatment share a route. One for each path would be more than a hundred.
+    Paths with the same treatment share a route. With one route for each path, there would be more
+    than a hundred.
     """
     calls: dict[tuple[str, str], set[str]] = defaultdict(set)
     methods: dict[str, set[str]] = defaultdict(set)

@@ -1,7 +1,7 @@
 """Bundles the page at /console, from envoy/console into gen/evershell/edge/console.
 
-This needs packages of npm, which are installed into a folder of the user's cache. If a
-digest says that neither the sources nor the bundle have changed, nothing is installed or bundled.
+Bundling needs packages of npm, which are installed into a folder of the user's cache. If a digest
+says that neither the sources nor the bundle have changed, nothing is installed or bundled.
 """
 
 import hashlib
@@ -115,7 +115,7 @@ def node_modules() -> Path:
             try:
                 installed.rename(folder)
             except OSError:
-                # Another run may have installed them meanwhile.
+                # Another run may have installed the packages in the meantime.
                 if not folder.exists():
                     raise
     return folder / "node_modules"

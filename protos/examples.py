@@ -178,7 +178,7 @@ def _example(message: Descriptor) -> dict[str, Any]:
 
 
 def _usual(message: Descriptor) -> dict[str, Any]:
-    """An example with the values that fields of the same name have in EXAMPLES. Has no maps."""
+    """An example with the values that fields of the same name have in EXAMPLES, without maps."""
     known = {"id": WORKSPACE_ID, **AUDIT_ENTRY, **TASK, **WORKSPACE}
     example: dict[str, Any] = {}
     for field in message.fields:

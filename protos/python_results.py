@@ -39,8 +39,8 @@ _NAMES = {
     "ToolResult.Status": "ToolStatus",
     "WebhookDelivery.Status": "DeliveryStatus",
 }
-# The first fields of classes, if their order differs from the message. Callers rely on this order,
-# because they may pass positional arguments.
+# The first fields of some classes, whose order differs from the order in the message. Callers rely
+# on this order, because they may pass positional arguments.
 _ORDER = {
     "Task": [
         "id",

@@ -36,7 +36,7 @@ REQUEST_ID = {
         '%COALESCE({"operators":[{"command":"REQ","param":"x-request-id"},"UNIQUE_ID"]})%'
     )
 }
-# For a request that could not be read: it has no id yet, or one that its client chose.
+# For a request that could not be read: it has no id yet, or an id that its client chose.
 NEW_REQUEST_ID = {"x-request-id": "%UNIQUE_ID%"}
 # The HTTP statuses of requests that could not be read.
 UNREAD_STATUSES = (426, 431)

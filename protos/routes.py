@@ -35,7 +35,7 @@ WAITING_METHODS = frozenset({"SendMessage"})
 # Tells a worker that the route has the circuit breaker for large bodies.
 LARGE_BODY_HEADER = "x-evershell-large-body"
 
-# Its routes can come first: no path of another method matches them.
+# The routes of this method can come first: no path of another method matches them.
 HOT_METHOD = "CancelTask"
 
 # A call may wait 30 s for a task, so it has been answered within 35 s. 0 turns the limit off,
@@ -89,7 +89,7 @@ INTROSPECTION_METHODS: dict[str, dict[str, Any]] = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": REFLECTION,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": REFLECTION,
 }
-# These requests hold the name of a service or a file.
+# Requests of these methods contain only the name of a service or a file.
 INTROSPECTION_REQUEST_BYTES = 4096
 
 

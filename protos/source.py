@@ -40,7 +40,7 @@ class Binding:
 
     @property
     def names_task(self) -> bool:
-        """Whether the path names the task of a method that may also be called without one."""
+        """Whether the path names the task, for a method that may also be called without a task."""
         return self.repeat == "if_task_is_named" and "{task_id}" in self.path
 
     @property

@@ -1,4 +1,4 @@
-"""Cancels many tasks: `cancel --all` and `cancel --filter`. `hold` asks the same question."""
+"""Cancels many tasks: `cancel --all` and `cancel --filter`. `hold` uses the same confirmation."""
 
 import sys
 from collections.abc import Iterable

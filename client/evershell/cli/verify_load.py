@@ -269,7 +269,9 @@ class Load:
             self.unknown.append(workspace_id)
 
     async def _delete(self) -> None:
-        """Deletes the workspaces, and names those that are left, even if it is interrupted."""
+        """Deletes the workspaces, and prints the workspaces that are left, even if the deletion is
+        interrupted.
+        """
         left = dict.fromkeys(self._workspace_ids, "could not be deleted")
         try:
             with suppress(CallError):
@@ -294,6 +296,6 @@ class Load:
                     except WorkspaceNotFoundError:
                         del left[workspace_id]
                     except CallError:
-                        # It is tried again.
+                        # The loop tries to delete the workspace again.
                         pass
                     await asyncio.sleep(_PAUSE_SECONDS)

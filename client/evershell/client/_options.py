@@ -34,7 +34,7 @@ class Options:
 
     # For each call, with its retries.
     timeout: float = 10.0
-    # The same, for single methods.
+    # Like `timeout`, for single methods.
     timeouts: Mapping[str, float] = field(default_factory=dict)
     max_retries: int = 3
     traceparent: str | None = None

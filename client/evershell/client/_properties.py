@@ -1,6 +1,6 @@
 """What some results and enums have in addition to the fields of their messages.
 
-From each class here, the generated class with the same name, without `Properties`, inherits.
+Each class here is the base class of a generated class, whose name lacks `Properties`.
 """
 
 from typing import Protocol, TypeVar
@@ -60,7 +60,7 @@ class CancelResultProperties:
 
     @property
     def is_over(self: _CancelResult) -> bool:
-        """Whether nothing is left to wait for: the task has ended, or there was none."""
+        """Whether there is nothing to wait for: the task has ended, or no task was running."""
         return not self.is_recorded or (self.task is not None and self.task.has_ended)
 
 

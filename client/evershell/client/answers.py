@@ -20,7 +20,7 @@ _LISTS = ("required",)
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a list. `next_page_token` is None on the last one."""
+    """One page of a list. `next_page_token` is None on the last page."""
 
     items: tuple[T, ...]
     next_page_token: str | None

@@ -222,8 +222,8 @@ class CancelIntent(Result):
     requested_at: datetime | None = None
     reason: str = ""
     force_at: datetime | None = None
-    """When the cancellation interrupts an iteration that still runs. If None, it does not interrupt
-    the iteration."""
+    """The time at which the cancellation interrupts an iteration that is still running. If None, it
+    does not interrupt the iteration."""
     force_requested_by: str | None = None
     """Who set `force_at`, possibly in a later call. It has the form of `requested_by`."""
 

@@ -205,8 +205,8 @@ class Task(TaskProperties, Result):
     cancel_reason: str = ""
     """The reason that the first requester gave."""
     cancel_force_at: datetime | None = None
-    """When the cancellation interrupts an iteration that still runs. If None, it does not interrupt
-    the iteration."""
+    """The time at which the cancellation interrupts an iteration that is still running. If None, it
+    does not interrupt the iteration."""
     forced: bool = False
     """True if the last iteration of the task was interrupted."""
     end_reason: str = field(default="", metadata=named("reason"))

@@ -122,7 +122,7 @@ class _Search:
         for new in by_itself(state, self._tasks):
             yield new, self._noted(new, done)
         for group in groups:
-            # Of several operations that do the same, tries only the one that ends first.
+            # If several operations have the same effect, tries only the operation that ends first.
             bit = next((each for each in group if not done & each), 0)
             if not bit:
                 continue
@@ -139,7 +139,9 @@ class _Search:
         return done
 
     def _alike(self) -> Iterator[list[int]]:
-        """Groups the open effects: optional effects that do the same share a group."""
+        """Groups the open effects: optional effects that change the state in the same way share a
+        group.
+        """
         groups: dict[object, list[int]] = {}
         for bit, operation in self._effects.items():
             key: object = (operation.effect, operation.task) if operation.is_optional else bit
@@ -154,7 +156,7 @@ class _Search:
         return sum(bit for bit, each in self._effects.items() if each.is_optional)
 
     def _best(self, pairs: set[_Pair], optional: int) -> set[_Pair]:
-        """Drops each pair for which another one is as good."""
+        """Drops each pair that another pair can replace."""
         by_state: dict[State, list[int]] = {}
         for state, done in pairs:
             by_state.setdefault(state, []).append(done)
@@ -194,7 +196,8 @@ def _tasks(operations: Iterable[Operation], limited: frozenset[str]) -> Tasks:
 
 
 def shortest(operations: Sequence[Operation], limited: frozenset[str]) -> list[Operation]:
-    """Reduces answers that no order explains to a smallest part that no order explains.
+    """Reduces a set of answers that no order explains to a smallest part that still no order
+    explains.
 
     The calls of the other answers still count: they may have had their effects.
     """

@@ -74,7 +74,7 @@ export function noAnswer(error: unknown): unknown {
   return new Failure(NO_CONNECTION, "The service did not answer.", "", 0);
 }
 
-// Converts an answer with an error to a Failure. After a 401, the user has to sign in again.
+// Converts an answer with an error to a Failure. After a 401, the user must sign in again.
 export function refusal(response: Response, body: unknown, usedToken: string): Failure {
   const envelope = withVisibleDirections((body ?? {}) as Partial<Schemas["ErrorEnvelope"]>).error;
   const failure = new Failure(

@@ -1,5 +1,5 @@
-// The rows of the list. Only those in view are in the document, so that thousands of rows scroll
-// smoothly. All rows have the same height, so their positions need no library.
+// The rows of the list. Only the rows in view are in the document, so that thousands of rows scroll
+// smoothly. All rows have the same height, so their positions are computed without a library.
 import { computed, signal } from "@preact/signals";
 import { memo } from "preact/compat";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";

@@ -67,7 +67,7 @@ def test_what_is_wrong_is_first(console: Console, stack: Stack, named: Named) ->
     console.page.get_by_role("button", name="cancelling too long").click()
     expect(console.rows).to_have_count(1)
     assert names(console) == ["late"]
-    # One call reads all tasks.
+    # The list reads all tasks with one call.
     assert not [each.url for each in console.requests if "/tasks/" in each.url]
 
 

@@ -25,7 +25,7 @@ _ID = re.compile(r'<a id="([^"]+)"></a>')
 
 
 def documents() -> list[Path]:
-    """The Markdown files under version control, and the new ones."""
+    """The Markdown files under version control, and new Markdown files."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     found = (ROOT / name for name in listed.stdout.split())

@@ -17,7 +17,9 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy(ThreadingTCPServer):
-    """Forwards connections, and cuts the first ones after this many bytes of their answers."""
+    """Forwards connections. Cuts the first connections, each after a given number of bytes of its
+    answers.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -37,7 +39,7 @@ class Proxy(ThreadingTCPServer):
         self._sockets: set[socket.socket] = set()
 
     def unplug(self) -> None:
-        """Cuts all connections. New ones are closed at once."""
+        """Cuts all connections. From then on, new connections are closed at once."""
         with self._plug:
             self._is_plugged_in = False
             for each in self._sockets:

@@ -25,7 +25,7 @@ class Asked:
 
     method: str
     principal: Principal | None
-    # None: a workspace and a task that do not exist.
+    # None stands for a workspace and a task that do not exist.
     target: int | None
 
 

@@ -67,7 +67,9 @@ async def test_a_second_credential_is_refused(server: Running) -> None:
 
 @pytest.mark.parametrize("name", ["x-evershell-org", "x-evershell-actor", "x-evershell-scopes"])
 async def test_a_header_changes_nobodys_identity(server: Running, world: World, name: str) -> None:
-    """A caller of one organization names another one, with its own good credential."""
+    """A caller with a valid credential of one organization names another organization in the
+    headers.
+    """
     foreign = await world.add(org_id="org_b")
     request = CancelTaskRequest(workspace_id=foreign.id)
     for value in ("org_b", "user_1", "workspace:write"):
@@ -78,7 +80,7 @@ async def test_a_header_changes_nobodys_identity(server: Running, world: World, 
 async def test_a_call_knows_its_organization(
     server: Running, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store divides what calls wait for among organizations."""
+    """The store needs the organization of a call, because organizations share what calls wait for."""
     known: list[str] = []
     read = world.store.list_workspaces
 

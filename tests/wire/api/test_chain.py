@@ -98,7 +98,7 @@ async def test_every_method_of_every_service_passes_every_interceptor(
             # `Reading` refuses the request, which is not a message.
             assert Failed.of(raised.value).slug == "validation_error", path
         assert len(probe.calls) == len(PATHS)
-        # Nothing was composed again for these calls.
+        # The handlers of these calls were not composed again.
         assert dict(probe.wrapped) == dict.fromkeys(PATHS, 1)
 
 

@@ -65,7 +65,7 @@ async def test_each_event_has_its_seq_and_its_type(server: Running, world: World
 
 
 def test_no_parser_sees_another_line_end() -> None:
-    """Some parsers split lines wherever Unicode does."""
+    """Some parsers split lines at every line separator of Unicode."""
     text = "".join(map(chr, [*range(0x100), 0x2028, 0x2029]))
     payload = {"description": text, "max_iterations": 1, "submitted_by": ""}
     event = Event(
@@ -104,7 +104,7 @@ async def test_a_quiet_stream_sends_comments(
 async def test_a_stream_resumes_after_the_last_id(
     server: Running, world: World, after: int, last_id: str, expected: int
 ) -> None:
-    """To resume, a browser repeats the URL of its first call and adds the header `last-event-id`."""
+    """To resume, a browser repeats the URL of its first call with the header `last-event-id`."""
     busy, running = await world.add_busy()
     await world.commit(busy.id, running.id, iteration(1))
     call = stream(server, busy.id, after, last_event_id=last_id)

@@ -140,7 +140,7 @@ def valid(field: FieldDescriptor) -> str:
 
 
 def body(method: str, path: tuple[str, ...], inner: str) -> str:
-    """The body of a request that needs nothing else. `inner` has the field in question."""
+    """The body of a valid request. `inner` has the field in question."""
     for name in reversed(path[:-1]):
         inner = f'{{"{name}": {inner}}}'
     needed = dict(NEEDED.get(method, {}))
@@ -179,7 +179,7 @@ async def check(server: Running, cell: Cell) -> None:
 @pytest.mark.parametrize("method", METHODS)
 async def test_an_unknown_field_is_refused_over_grpc(server: Running, method: str) -> None:
     for unknown in (b"\xfa\x07\x01a", b"\x0d\x00\x00\x00\x00"):
-        # A field that no request has, and the first field with another wire type.
+        # The bytes of a field that no request has, and of the first field with another wire type.
         seen = await server.raw(
             f"/evershell.workspace.v1.WorkspaceService/{method}", bearer(HOLDER), unknown
         )

@@ -37,7 +37,7 @@ CANCEL, LIST = f"{PUBLIC}CancelTask", f"{PUBLIC}ListWorkspaces"
 CANCEL_BYTES, USUAL_BYTES = 16_384, 1_048_576
 PROMPT_SECONDS = 30.0
 BODIES = shares.Kind.BODIES
-# The method of WorkspaceService that needs the same scopes.
+# Methods of A2A, each with the method of WorkspaceService that needs the same scopes.
 A2A_LIKE = {
     "SendMessage": "SubmitTask",
     "SendStreamingMessage": "SubmitTask",

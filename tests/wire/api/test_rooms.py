@@ -1,4 +1,4 @@
-"""A server without rooms, or without one of them."""
+"""A server without optional rooms, or without one of them."""
 
 from typing import Any
 

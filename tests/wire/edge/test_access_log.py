@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 
 # The refill of the token bucket in envoy/unsolicited_calls.yaml.
 _PER_SECOND = 20
-# No line is longer, even with every field at its maximum length.
+# The maximum length of a line, with every field at its maximum length.
 _LINE_BYTES = 2_000
 CANCEL = "/v1/workspaces/{}/task/cancel"
 

@@ -141,7 +141,7 @@ def grpc_status(edge: RunningEdge, header: str, value: bytes) -> Any:
     [
         ("grpc-timeout", ["abc", "", "1", "1x", "-1S", "999999999S", "1S "]),
         ("grpc-encoding", ["foo", "GZIP", "gzip,"]),
-        # These have no meaning in a request, and are removed.
+        # These headers have no meaning in a request, and are removed.
         ("grpc-previous-rpc-attempts", ["x"]),
         ("grpc-retry-pushback-ms", ["x"]),
         ("grpc-status", ["x"]),

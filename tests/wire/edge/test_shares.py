@@ -133,7 +133,7 @@ class Multiplexed:
         self.protocol = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
         self.protocol.initiate_connection()
         self._flush()
-        # The edge sends its limit first.
+        # The edge first sends its limit on streams.
         self.receive()
 
     def call(self) -> None:

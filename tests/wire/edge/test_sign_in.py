@@ -115,7 +115,7 @@ def test_a_session_is_renewed_after_the_browser_has_removed_its_access_token(
     renewed = get(provided, "/v1/workspaces/ws_1", cookies=refresh)
     assert renewed.status_code == 200
     assert renewed.cookies["evershell-session"]
-    # Not for a page of another site.
+    # Cookies do not count for a page of another site.
     assert not get(provided, "/v1/workspaces/ws_1", "same-site", refresh).cookies
 
 

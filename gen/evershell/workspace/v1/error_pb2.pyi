@@ -517,8 +517,8 @@ class ErrorRule(_message.Message):
     edge_only: _builtins.bool
     """Whether only the edge answers with this slug."""
     fallback: _builtins.bool
-    """Whether an answer that does not name a slug gets this one if it has the same gRPC code or HTTP
-    status. If a slug has the same name as the gRPC code, the answer gets that slug instead.
+    """Whether this slug is given to an answer that has the slug's gRPC code or HTTP status but does
+    not name a slug. A slug with the same name as the gRPC code takes precedence.
     """
     details: _builtins.str
     """The `details` of the example in the documents, as JSON; empty if the example has none."""

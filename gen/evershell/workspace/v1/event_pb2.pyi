@@ -634,8 +634,8 @@ class CancelIntent(_message.Message):
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def force_at(self) -> _timestamp_pb2.Timestamp:
-        """When the cancellation interrupts an iteration that still runs. If absent, it does not interrupt
-        the iteration.
+        """The time at which the cancellation interrupts an iteration that is still running. If absent, it
+        does not interrupt the iteration.
         """
 
     def __init__(

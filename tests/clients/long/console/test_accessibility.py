@@ -1,4 +1,4 @@
-"""axe-core finds no problems on any page of the console, and every action works with the keyboard."""
+"""axe-core finds no problem on any page of the console, and every action works by keyboard."""
 
 import re
 from collections.abc import Iterator

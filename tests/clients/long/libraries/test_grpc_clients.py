@@ -91,7 +91,7 @@ def build_go_sample(folder: Path) -> Path:
     generate += ["--path", protos / "evershell" / "workspace"]
     environment = {
         **os.environ,
-        # Without modules, so that nothing is downloaded.
+        # Go's modules are off, so that nothing is downloaded.
         "GO111MODULE": "off",
         "GOPATH": f"{folder}:{GO_LIBRARIES}",
         "GOCACHE": str(cache_folder() / "go-build"),

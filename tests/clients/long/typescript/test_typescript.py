@@ -111,7 +111,7 @@ def test_a_watch_resumes_after_each_break(
     stack: Stack, workspace: Workspace, gate: Gate, step: Step
 ) -> None:
     task_id = workspace.submit(*[gate.command] * 3)
-    # The first stream is reset. Later ones are cut after an event that the client has seen.
+    # The first stream is reset. Later streams are cut after an event that the client has seen.
     with proxy(stack, [1]) as used, ThreadPoolExecutor(1) as pool:
         given = service(stack, workspace) | {"url": used.url, "taskId": task_id}
         cutting = pool.submit(cut, used, workspace, gate)

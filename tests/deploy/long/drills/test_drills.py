@@ -279,7 +279,7 @@ def clocks_are_wrong(stage: Stage) -> Iterator[dict[str, str]]:
         stage.clocks.set(name, 0)
 
 
-# Drills that do not disturb each other run at the same time. The alerts of the first one take
+# Drills that do not disturb each other run at the same time. The alerts of the first drill take
 # longest to end.
 TURNS = (
     [the_database_is_frozen],

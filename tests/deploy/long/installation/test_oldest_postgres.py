@@ -1,6 +1,6 @@
 """The service on PostgreSQL 14, the oldest version that docs/versions.md supports.
 
-The other tests use the newest one. A package of npm has the programs of this one.
+The other tests use the newest version. A package of npm has the programs of version 14.
 """
 
 import asyncio

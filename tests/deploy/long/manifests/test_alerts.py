@@ -69,7 +69,7 @@ class Case:
     not_yet: str = ""
 
 
-# One sample every 15 s. `_` is a scrape without the series.
+# The values are one sample every 15 s. `_` is a scrape without the series.
 CASES = {
     "CancellationOverdue": Case(
         fires={OPEN: "1x120", OLDEST: "0+15x120"},

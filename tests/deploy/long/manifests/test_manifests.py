@@ -178,7 +178,9 @@ def served(rendered: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def priority_class(values: dict[str, Any]) -> Iterator[None]:
-    """The PriorityClass that the values name. The API server refuses pods without it."""
+    """The PriorityClass that the values name. The API server refuses pods if the class does not
+    exist.
+    """
     require_cluster()
     if name := values.get("priorityClassName"):
         tools.kubectl("create", "priorityclass", name, "--value=1")

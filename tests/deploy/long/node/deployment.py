@@ -86,7 +86,7 @@ class Deployment(Service):
     def upgrade(self, *names: str) -> None:
         """Upgrades the release so that all pods of these programs are replaced.
 
-        Returns when the old ones are gone.
+        Returns when the old pods are gone.
         """
         selector = f"app.kubernetes.io/name in ({','.join(names)})"
         old = kubectl("get", "pods", "--selector", selector, "-o", "name").split()
@@ -185,7 +185,7 @@ def _create_api_key() -> str:
 
 @contextmanager
 def forwarded_ports(target: str, *ports: int) -> Iterator[list[int]]:
-    """Local ports that lead to the ports of a Service or a pod. kubectl chooses free ones."""
+    """Local ports that lead to the ports of a Service or a pod. kubectl chooses free local ports."""
     arguments = ("--address=127.0.0.1", target, *(f":{port}" for port in ports))
     command = tools.kubectl_command("-n", NAMESPACE, "port-forward", *arguments)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -19,7 +19,7 @@ from tests.support.promises import read_history, violations
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# Much of it waits for programs, which take longer on a busy machine.
+# The test mostly waits for programs, which take longer on a busy machine.
 pytestmark = pytest.mark.timeout(240)
 
 # Longer than the time from the loss of the stack to its start on the restored database, so that no

@@ -20,7 +20,7 @@ from tests.support.programs import run
 from tests.support.stack import Gate, Stack, Workspace
 from tests.support.waiting import eventually
 
-# Much of it waits for programs, which take longer on a busy machine.
+# The test mostly waits for programs, which take longer on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 RESTART_SECONDS = 60.0

@@ -85,7 +85,7 @@ def test_every_request_gets_a_success_or_the_envelope(edge: RunningEdge, stub: S
 
 
 def verdict_on(edge: RunningEdge, sent: bytes) -> str:
-    """Returns the status of the answer, NOTHING if there is none, or the problem with the answer."""
+    """Returns the status of the answer, NOTHING if there is none, or what is wrong with it."""
     received = received_for(edge, sent)
     if not received:
         return NOTHING
