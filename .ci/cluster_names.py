@@ -4,9 +4,9 @@
 
 A Service without its own address stands for its ready pods. A new name appears at once. A change
 appears CACHE_SECONDS later, because the DNS of many clusters keeps answers for that long. PID is
-dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the address of the API server and a token.
-While the API server does not answer, the names stay. The program ends with dnsmasq or with its
-parent.
+the process id of dnsmasq, which reads FILE again at SIGHUP. KUBECONFIG has the address of the API
+server and a token. While the API server does not answer, the names stay. The program ends with
+dnsmasq or with its parent.
 """
 
 import json
@@ -41,7 +41,7 @@ def connect() -> httpx.Client:
 
 
 def read(api: httpx.Client) -> Names:
-    """What the names stand for now. Raises httpx.HTTPError."""
+    """The current addresses of each name. Raises httpx.HTTPError."""
 
     def items(kind: str) -> list[dict[str, Any]]:
         objects: list[dict[str, Any]] = api.get(kind).raise_for_status().json()["items"]

@@ -76,7 +76,7 @@ def _in_lines(value: Any, indent: str = "") -> str:
 
 def manifests() -> dict[Path, str]:
     """The files of deploy/kustomize: the objects, and the settings for its generator."""
-    # Only `make gen` and the long tests install it.
+    # Only `make gen` and the long tests install helm_python.
     from helm_python import Chart
 
     with Chart.load(CHART) as chart:

@@ -121,7 +121,7 @@ def _build_image(out: Path, version: str, base: str, platform: str, source_url: 
     tag = f"evershell:{version}"
     architecture = platform.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as context:
-        # Only what is committed.
+        # The archive has only what is committed.
         _run("git", "archive", "--output", f"{context}/source.tar", "HEAD")
         with tarfile.open(f"{context}/source.tar") as source:
             source.extractall(context, filter="data")

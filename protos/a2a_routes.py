@@ -167,7 +167,7 @@ def _match(paths: set[str]) -> dict[str, Any]:
 
 
 def _refusals() -> list[dict[str, Any]]:
-    """Refuses content types, queries and versions that would not be read as the caller meant them."""
+    """Refuses content types, queries and versions that would not be read as the caller means."""
 
     def having(name: str, regex: str, *, invert: bool = False) -> dict[str, Any]:
         value = {"name": name, "string_match": {"safe_regex": {"regex": regex}}}

@@ -23,7 +23,7 @@ _TEXTS = {
     ),
     "not_found": "The address is not the address of an evershell service.",
     "method_not_allowed": (
-        "The service does not have this method. It may be older than the client."
+        "The service does not have this method, because it may be older than the client."
     ),
 }
 # The facts of an error that are properties of its class.
@@ -54,7 +54,7 @@ def _class(rule: Rule, rpcs: list[str]) -> str:
 
 
 def _text(rule: Rule, rpcs: list[str]) -> str:
-    # A part after a semicolon belongs to the summary only if there is room.
+    # The part after a semicolon is in the summary only if it fits.
     parts = rule.message.split("; ") if len(rule.message) > 90 else [rule.message]
     more = " ".join([*(f"{each[:1].upper()}{each[1:]}" for each in parts[1:]), rule.action])
     more = re.sub(rf"`details\.({_PROPERTIES})`", r"`\1`", more).replace(

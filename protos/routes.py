@@ -56,8 +56,8 @@ ACCEPTED_CONTENT = (
     r"|text/plain.*\|0"
 )
 GRPC_CONTENT = r"(?i)application/grpc.*"
-# The headers of callers that a worker reads. Its gRPC library logs a value that it cannot decode,
-# and the value may be a credential.
+# The headers of callers that a worker reads. The worker's gRPC library logs a value that it cannot
+# decode, and the value may be a credential.
 READ_HEADERS = (
     "authorization",
     "idempotency-key",

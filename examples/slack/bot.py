@@ -23,7 +23,7 @@ from evershell.client import AgentUnreachableError, Client, Task
 
 # The workspaces of each channel, by its id: {"C0123456789": ["ws_…"]}.
 CHANNELS: dict[str, list[str]] = json.loads(os.environ["CHANNELS"])
-# Slack refuses a message with more blocks, and a longer text in a block.
+# The maximum number of blocks in a message, and of characters in a block. Slack refuses more.
 MAX_BLOCKS = 50
 MAX_CHARACTERS = 200
 

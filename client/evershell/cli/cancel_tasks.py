@@ -86,7 +86,7 @@ def _with_ids(call: Call, wanted: TaskFilter) -> TaskFilter:
 
 
 def _results(calls: Iterable[CancelTasksResult]) -> list[CancelTasksResult]:
-    """The results of all calls. If a call fails, prints what the other calls recorded, and raises."""
+    """The results of all calls. If a call fails, prints what earlier calls recorded, and raises."""
     results: list[CancelTasksResult] = []
     accepted = 0
     try:

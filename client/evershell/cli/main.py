@@ -127,7 +127,7 @@ def _load(name: str, command: Command) -> click.Command:
 
 def _set_up_grpc() -> None:
     """Sets defaults of gRPC's library in C, which reads them when it is imported."""
-    # gRPC logs plain text, which nothing limits or redacts.
+    # gRPC's own log is plain text, and is neither limited nor redacted.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # gRPC's fork() handlers are for children that use gRPC without an exec. In `up`, which starts
     # programs, the handlers logged a line, and some programs crashed when they started.

@@ -114,7 +114,7 @@ def channel_options(endpoint: Endpoint) -> list[tuple[str, str | int]]:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Notices a peer that has vanished, so that a watch reconnects.
         ("grpc.keepalive_time_ms", 30_000),
-        # Only the client repeats calls, by its own rules.
+        # gRPC must not repeat calls: the client itself does so, by its own rules.
         ("grpc.service_config_disable_resolution", 1),
         # A proxy from the environment could not connect to this machine.
         ("grpc.enable_http_proxy", 0 if endpoint.is_loopback else 1),

@@ -8,7 +8,7 @@ from typing import Any
 from evershell.histories.lines import Call, History
 from evershell.histories.model import CANCELLED, TERMINAL, Effect, Fact, Operation
 
-# An organization and a workspace. The workspace is empty for calls that need none.
+# An organization and a workspace. The workspace is empty for calls that do not need one.
 Place = tuple[str, str]
 
 # How long a call may still take effect after an error that leaves its effect open. A call without
@@ -279,7 +279,7 @@ class _Splitter:
                 self._everywhere(call, Effect.RELEASE, is_optional=True)
 
     def _seen(self, place: Place, event: Mapping[str, Any], at: float, source: object) -> None:
-        """Adds what the event says, which is true from then on."""
+        """Adds the facts of the event, which are true from then on."""
         if task := event.get("task_id"):
             fact = Fact("submitted", task)
             if event["type"] == "task_completed":

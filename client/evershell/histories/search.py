@@ -171,7 +171,8 @@ class _Search:
 def _is_as_good(other: int, done: int, optional: int) -> bool:
     """Whether a pair replaces another one with the same state.
 
-    At least the same required operations have happened, and no additional optional ones.
+    In the other pair, at least the same required operations have happened, and no additional
+    optional operations.
     """
     return not done & ~optional & ~other and not other & optional & ~done
 

@@ -37,7 +37,7 @@ export interface Counted {
   readonly matched: number;
   // The matching tasks that are already cancelled.
   readonly before: number;
-  // At most 1,000 for each 1,000 ids.
+  // At most 1,000 results for each 1,000 ids.
   readonly results: readonly Result[];
 }
 

@@ -194,7 +194,7 @@ function useTick(isOn: boolean): void {
   }, [isOn]);
 }
 
-// The log announces the events; this announces what only the answer says.
+// The log announces its events. This function announces what only the answer to the call says.
 function useAnnouncedChanges(progress: Progress, call: CancelCall | null): void {
   const outcome = call?.outcome ?? "";
   const isRecorded = progress.requestedAt !== null;

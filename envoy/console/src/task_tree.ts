@@ -27,7 +27,7 @@ export class TaskTree {
         await this.refresh(signal);
         failures = 0;
       } catch {
-        // The page of the workspace shows that the service does not answer.
+        // Nothing to do: the page of the workspace shows that the service does not answer.
         failures += 1;
       }
       const isOpen = this.tasks.peek().some((each) => !each.completed_at);

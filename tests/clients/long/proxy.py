@@ -101,7 +101,7 @@ class _Connection(BaseRequestHandler):
                 if limit is not None and received >= limit:
                     self.request.sendall(part[: len(part) - (received - limit)])
                     self.server.cuts += 1
-                    # Without this, the client would see an end instead of a reset.
+                    # Without this option, the client would see an end instead of a reset.
                     self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                     self.request.shutdown(socket.SHUT_RD)
                     return

@@ -15,7 +15,9 @@ METHODS = sorted(method.name for method in _SERVICE.methods)
 
 @dataclass(frozen=True)
 class Rule:
-    """What a method needs. Any one of the scopes is enough; if the list is empty, none is needed."""
+    """What a method needs. Any one of the scopes is enough. If there are none, every caller may
+    call.
+    """
 
     scopes: tuple[str, ...]
     # Whether the request names a workspace, so that `:own` is limited to its creator.

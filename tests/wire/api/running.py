@@ -163,7 +163,7 @@ class Running:
     port: int
     server: Server
     stub: "workspace_service_pb2_grpc.WorkspaceServiceAsyncStub"
-    # The entries that the calls did not store themselves.
+    # The queue of audit entries that the calls did not store themselves.
     audit: FakeAuditQueue
     webhooks: FakeWebhookStore
 

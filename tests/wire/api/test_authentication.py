@@ -80,7 +80,7 @@ async def test_a_header_changes_nobodys_identity(server: Running, world: World, 
 async def test_a_call_knows_its_organization(
     server: Running, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store needs the organization of a call, because organizations share what calls wait for."""
+    """The store needs the organization of a call, because organizations take turns."""
     known: list[str] = []
     read = world.store.list_workspaces
 

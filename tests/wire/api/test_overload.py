@@ -31,7 +31,7 @@ SUBMIT = messages.SubmitTaskRequest(workspace_id="ws_1", description="x")
 LIST = messages.ListTasksRequest(workspace_id="ws_1")
 WATCH = messages.WatchEventsRequest(workspace_id="ws_1")
 DELAY_TASK = "queueing-delay"
-# In the order in which they are refused.
+# The classes of calls, in the order in which a worker that is behind refuses them.
 CLASSES: list[list[tuple[str, Message]]] = [
     [(PUBLIC + "ListTasks", LIST), (PUBLIC + "WatchEvents", WATCH)],
     [(PUBLIC + "SubmitTask", SUBMIT)],
@@ -258,7 +258,7 @@ async def test_a_call_whose_caller_has_gone_does_no_work(
     path: str,
     is_reset: bool,
 ) -> None:
-    """The deadline passes, or the caller resets the call, while it waits for the worker."""
+    """The deadline passes, or the caller resets the call, while the call waits for the worker."""
     busy, task = await world.add_busy()
     asked: list[None] = []
     monkeypatch.setattr(world.store, "_answer", lambda: asked.append(None))

@@ -32,7 +32,8 @@ OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 async def reflects(channel: grpc.aio.Channel) -> bool:
     """Whether reflection answers."""
-    # The only message is sent with the call: a later one fails if the call was already refused.
+    # The only message is sent with the call: sending a message later fails if the call was already
+    # refused.
     call: Any = channel.unary_stream(
         REFLECTION,
         reflection_pb2.ServerReflectionRequest.SerializeToString,

@@ -82,7 +82,7 @@ class _Remote:
 
 
 async def _run(base_url: str, remote: _Remote) -> Any:
-    # Only the long tests install them.
+    # Only the long tests install these packages.
     import pydantic_ai
     from openai import AsyncOpenAI
     from pydantic_ai.models.openai import OpenAIChatModel

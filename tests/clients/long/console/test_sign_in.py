@@ -168,7 +168,7 @@ def test_a_session_is_renewed_and_ends_with_the_provider_or_by_signing_out(
 def test_no_refresh_token_is_used_twice(browser: Browser, provided: tuple[Stack, Provider]) -> None:
     """The provider ends a session whose refresh token is used twice.
 
-    All loops of two tabs make calls at the same time.
+    In two tabs, all loops of the page make calls at the same time.
     """
     context = browser.new_context()
     pages = [sign_in(context.new_page(), provided[0], "grace"), context.new_page()]

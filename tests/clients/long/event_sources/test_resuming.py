@@ -57,7 +57,9 @@ def node_client(program: str) -> Client:
 
 
 def sample_client(language: str) -> Client:
-    """The sample of the OpenAPI document in this language. It ends with the workspace."""
+    """The sample of the OpenAPI document in this language. The program ends when the workspace
+    stops.
+    """
 
     def run(url: str, token: str) -> Seen:
         (source,) = [

@@ -142,8 +142,8 @@ def _values() -> dict[str, Any]:
 def _chart(folder: Path, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The chart and its values.
 
-    For an old cluster, a chart with the objects that this one renders, patched by the overlay, as
-    `helm install --post-renderer` would do it.
+    For an old cluster, the chart contains the rendered objects, patched by the overlay, as `helm
+    install --post-renderer` would do it.
     """
     server = json.loads(tools.kubectl("version", "-o", "json"))["serverVersion"]
     if (int(server["major"]), int(server["minor"].rstrip("+"))) >= _GRPC_PROBES:
@@ -185,7 +185,7 @@ def _create_api_key() -> str:
 
 @contextmanager
 def forwarded_ports(target: str, *ports: int) -> Iterator[list[int]]:
-    """Local ports that lead to the ports of a Service or a pod. kubectl chooses free local ports."""
+    """Local ports that lead to the ports of a Service or a pod. kubectl chooses the local ports."""
     arguments = ("--address=127.0.0.1", target, *(f":{port}" for port in ports))
     command = tools.kubectl_command("-n", NAMESPACE, "port-forward", *arguments)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -1,7 +1,8 @@
 """An upgrade from the last release to this checkout and back, under load: no call fails.
 
 The programs, the agents and the clients of the two versions work with each other, in each
-direction, on the schema of the later one. All calls are recorded and judged (evershell.histories).
+direction, on the schema of the later version. All calls are recorded and judged
+(evershell.histories).
 """
 
 import json
