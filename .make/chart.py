@@ -45,7 +45,7 @@ def schema() -> str:
     document["properties"]["settings"] = {
         "type": "object",
         "additionalProperties": False,
-        # The SDK of OpenTelemetry reads its own settings.
+        # OpenTelemetry's SDK reads these settings itself.
         "patternProperties": {"^OTEL_": {"type": "string"}},
         "properties": {
             name.upper(): _property(each)

@@ -53,7 +53,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def _replace(path: Path, pattern: str, replacement: str) -> None:
-    """Replaces the pattern. Ends the program if it is not there."""
+    """Replaces the pattern in a file. Ends the program if the file does not have the pattern."""
     text, count = re.subn(pattern, replacement, path.read_text(), flags=re.MULTILINE)
     if not count:
         sys.exit(f"{path.relative_to(ROOT)} has no {pattern}")

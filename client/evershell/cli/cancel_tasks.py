@@ -107,7 +107,7 @@ def check_can_ask(call: Call) -> None:
 
 
 def confirm(count: int) -> None:
-    """Asks for the number of tasks, and exits if another answer is given."""
+    """Asks the user to type the number of tasks, and exits if the answer differs."""
     noun = "task" if count == 1 else "tasks"
     try:
         answer = click.prompt(

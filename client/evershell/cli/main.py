@@ -31,7 +31,7 @@ class Command:
     module: str = ""
 
 
-# In the order of use.
+# The commands in the order in which a user needs them.
 _CALLS = {
     "cancel": Command("Cancel the task that runs in a workspace."),
     "hold": Command("Refuse new tasks and agents in your organization."),

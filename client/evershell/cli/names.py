@@ -7,7 +7,7 @@ from evershell.cli import show
 from evershell.client import Client, ValidationError, Workspace, WorkspaceNotFoundError
 
 _ID_PREFIX = "ws_"
-# The most workspaces with the same name that an error lists.
+# The maximum number of workspaces with the same name that an error lists.
 _MOST_LISTED = 10
 
 

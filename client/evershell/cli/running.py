@@ -26,7 +26,7 @@ class Reading:
     """What runs now."""
 
     rows: tuple[Row, ...]
-    # By the clock of the service.
+    # The time of the reading by the service's clock.
     at: datetime
 
 

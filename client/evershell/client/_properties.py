@@ -5,7 +5,7 @@ Each class here is the base class of a generated class, whose name lacks `Proper
 
 from typing import Protocol, TypeVar
 
-# Stands for ToolCall, whose module imports this one.
+# Stands for ToolCall, because ToolCall's module imports this module.
 Call_co = TypeVar("Call_co", covariant=True)
 
 

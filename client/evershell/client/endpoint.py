@@ -14,7 +14,7 @@ from evershell.version import VERSION
 
 URL_VARIABLE = "EVERSHELL_URL"
 _PORTS = {"https": 443, "http": 80}
-# A name, or an address of IPv4 or IPv6.
+# A host name, or an IPv4 or IPv6 address.
 _HOST = re.compile(r"[a-z0-9._:%-]+")
 
 

@@ -232,7 +232,7 @@ class _Splitter:
             return
         task = str(call.arguments.get("task_id", ""))
         if call.error == _GONE and call.name == "DeleteWorkspace":
-            # To delete a deleted workspace succeeds, so this answer is always wrong.
+            # Deleting a deleted workspace succeeds, so this answer is always wrong.
             self._facts(call, here, Fact("never"))
         elif call.error == "workspace_busy":
             self._facts(call, here, Fact("active", str(call.details.get("task_id", ""))))
@@ -285,7 +285,7 @@ class _Splitter:
             if event["type"] == "task_completed":
                 fact = Fact("ended", task, event["task_completed"]["status"])
             elif event["type"] == "task_cancel_requested":
-                # The task may have ended since, but only as cancelled.
+                # The task may have ended since then, but only as cancelled.
                 fact = Fact("asked or ended", task, CANCELLED)
             self.claims.operations[place].append(Operation(source, at, at, facts=(fact,)))
 

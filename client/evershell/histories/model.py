@@ -55,7 +55,7 @@ class Effect(Enum):
 
 
 class Fact(NamedTuple):
-    """What an answer says about a workspace at one moment."""
+    """A fact that an answer tells about a workspace at one moment."""
 
     # A key of FACTS.
     name: str
@@ -89,7 +89,7 @@ FACTS: Mapping[str, Callable[[State, str], bool]] = {
 
 @dataclass(slots=True, eq=False)
 class Operation:
-    """What a call does to one workspace, or says about it: an effect, or facts."""
+    """What a call does to one workspace (an effect), or says about it (facts)."""
 
     # The call, or the event that a watcher or a webhook got.
     source: object
@@ -124,7 +124,7 @@ class Tasks:
     status: dict[str, str] = field(default_factory=dict)
     # The tasks that the service itself may cancel.
     limited: frozenset[str] = frozenset()
-    # The tasks without an answered submission, with the end of the first operation that names each.
+    # Maps each task without an answered submission to the end of the first operation that names it.
     orphans: dict[str, float] = field(default_factory=dict)
     # How many open or later operations name each task.
     uses: dict[str, int] = field(default_factory=dict)

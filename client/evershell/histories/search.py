@@ -22,7 +22,7 @@ from evershell.histories.model import (
     possible_tasks,
 )
 
-# A state, and the open operations that have happened, as bits.
+# A state, and the set of open operations that have happened, as a bit mask.
 _Pair = tuple[State, int]
 
 

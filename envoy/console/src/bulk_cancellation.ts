@@ -11,7 +11,7 @@ import { count } from "./text";
 // How many times a call that the service could not answer is repeated.
 const ATTEMPTS = 6;
 const FOLLOW_MS = 1_000;
-// The most tasks that a filter can name.
+// The maximum number of tasks that a filter can name.
 const MOST_IDS = 1_000;
 
 export type Result = Schemas["CancelTasksResult"];
@@ -22,7 +22,7 @@ export interface BulkState {
   // The first failure. The cancellation does not continue until the person repeats it.
   readonly failure: Failure | null;
   readonly accepted: number;
-  // Tasks whose cancellation was recorded before.
+  // Tasks that had been cancelled before this cancellation.
   readonly before: number;
   // How long it took to record all cancellations; null until then.
   readonly recordedMs: number | null;

@@ -1,4 +1,4 @@
-// How values are written on the pages.
+// Formats values for the pages.
 import type { Schemas } from "./api";
 
 // The formats are kept, because making a format takes longer than using it.

@@ -33,7 +33,7 @@ OUTCOMES = re.compile(r'outcome[=!]~"([^"]*)"')
 
 @pytest.fixture(scope="module")
 def exported() -> set[str]:
-    """The names of the series of all programs."""
+    """The names of the series that all programs export."""
     metrics = Metrics()
     metrics.watch_pool(dict)
     metrics.watch_log(lambda: 0)

@@ -19,7 +19,7 @@ _NAME = {
     ".py": re.compile(r"^ *(?:async )?(?:def|class) (\w+)", re.MULTILINE),
     ".sql": re.compile(r"\b(?:FUNCTION|INDEX|CONSTRAINT) (\w+)"),
 }
-# A rule of tests/faults/mutations, or a history of tests/histories/test_wrong.py.
+# The name of a rule in tests/faults/mutations, or of a history in tests/histories/test_wrong.py.
 _RULE = re.compile(r'\brule\(\s*"([^"]+)"|^    "([^"]+)": \($', re.MULTILINE)
 _ID = re.compile(r'<a id="([^"]+)"></a>')
 

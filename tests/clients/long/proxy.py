@@ -25,7 +25,9 @@ class Proxy(ThreadingTCPServer):
     block_on_close = False
 
     def __init__(self, target: tuple[str, int], limits: Sequence[int], token: str) -> None:
-        """With a token, adds it to each request: a browser's EventSource cannot send one."""
+        """If there is a token, adds the token to each request: a browser's EventSource cannot send
+        one.
+        """
         super().__init__(("127.0.0.1", 0), _Connection)
         self.target = target
         self.limits = itertools.chain(limits, itertools.repeat(None))

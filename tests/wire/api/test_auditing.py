@@ -177,7 +177,7 @@ async def test_a_caller_who_goes_away_leaves_an_uncertain_entry(
         await waiting
     await eventually_async(lambda: server.audit.entries)
     (entry,) = server.audit.entries
-    # The store has the entry already, under the same id.
+    # The store already has an entry with the same id.
     (accepted,) = await stored(world)
     assert (entry.id, entry.outcome) == (accepted.id, "caller_gone")
     assert (accepted.outcome, server.audit.uncertain) == ("accepted", {entry.id})

@@ -1,4 +1,4 @@
-"""Which credential opens which service."""
+"""Which credential is valid for which service."""
 
 import json
 from typing import Any
@@ -135,7 +135,7 @@ async def test_a_bootstrap_token_is_spent_when_the_agent_registers(
     server: Running, world: World
 ) -> None:
     made = await world.add(WorkspaceStatus.PROVISIONING)
-    # An answer may be lost, so the agent can ask again.
+    # The first answer may be lost, so the agent can repeat the call.
     for _ in range(2):
         seen = await server.raw(INTERNAL + "Bootstrap", bootstrap_bearer(made.id))
         assert isinstance(seen, bytes)

@@ -130,7 +130,7 @@ async def test_each_slug_has_its_status_and_details_over_grpc(
 async def test_each_slug_has_its_status_and_envelope_over_rest(
     server: Running, store: FailingStore, slug: Slug
 ) -> None:
-    """Envoy takes all that it needs from the trailers."""
+    """The trailers contain everything that Envoy needs."""
     store.error = lambda: failure_of(slug)
     seen = await failed(server, x_evershell_edge="rest")
     assert seen.trailers["x-evershell-status"] == str(TABLE[slug][1])

@@ -14,7 +14,7 @@ GATHER_SECONDS = 0.5
 
 
 class Clock:
-    """The clock of the event loop, which the test sets, and until when each heartbeat waits."""
+    """The clock of the event loop, which the test sets. Records until when each heartbeat waits."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -67,7 +67,7 @@ def delay(clock: Clock) -> QueueingDelay:
 
 
 def measure(delay: QueueingDelay, clock: Clock, seconds: float) -> None:
-    """A measurement that finds this wait."""
+    """A measurement with this wait as its result."""
     delay.begin()
     clock.seconds += seconds
     delay.end()
@@ -212,7 +212,7 @@ async def test_a_refused_call_has_no_effect_and_no_entry(
     after = await world.store.get_task(busy.id, task.id)
     assert after is not None and after.cancel is None
     assert not server.audit.entries and not world.agents.cancelled
-    # A worker that keeps up again serves calls.
+    # A worker that is no longer behind serves calls.
     measure(delay, clock, 0.01)
     seen = await server.raw(PUBLIC + "CancelTask", bearer(), request.SerializeToString())
     assert isinstance(seen, bytes)

@@ -53,7 +53,7 @@ async def call(server: Running, request: Request, token: str = "") -> Any:
 
 @pytest.mark.parametrize("named", ["a\0b", "\n", "'", "", "x" * 129])
 async def test_a_token_names_an_id(server: Running, world: World, named: str) -> None:
-    """Anyone can compute the checksum."""
+    """Anyone can compute the checksum of a token, so the id in it must be checked."""
     listed = b"ListWorkspacesRequest org_a "
     checksum = hashlib.sha256(listed + named.encode()).digest()[:6]
     token = urlsafe_b64encode(checksum + named.encode()).decode().rstrip("=")

@@ -74,7 +74,7 @@ def test_the_path_stands_beside_the_body() -> None:
         assert raised.value.details["fields"] == {name: "has another value than in the path"}
 
 
-# tests/wire/api/test_field_table.py has what every field refuses.
+# tests/wire/api/test_field_table.py tests what every field refuses.
 @pytest.mark.parametrize(
     ("kind", "body", "field"),
     [

@@ -35,7 +35,7 @@ def quiet_edge(
     with running_edge(
         short_directory(tmp_path_factory), _stub_and_address[1], logs_all=False
     ) as running:
-        # The calls of the start are in the log before a test counts lines.
+        # The calls that the start of the edge makes are in the log before a test counts lines.
         started = Log(running, from_start=True)
         eventually(
             lambda: (

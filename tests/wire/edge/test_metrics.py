@@ -15,7 +15,7 @@ from tests.support.edge.stub import Stub
 from tests.support.metrics import read
 from tests.support.waiting import eventually
 
-# The limit of envoy.yaml.
+# The limit on connections in envoy.yaml.
 CONNECTIONS = 64
 METRIC = re.compile(r"\benvoy_\w+(?=\{)")
 

@@ -84,7 +84,7 @@ def test_messages_of_a_stream_arrive_one_by_one(rest: httpx.Client, stub: Stub) 
             if name.startswith(("grpc-", "x-evershell-", "x-envoy-"))
         ]
         lines = answer.iter_lines()
-        # The stub holds the second message back until the first has arrived.
+        # The stub holds back the second message until the first message has arrived.
         assert [next(lines) for _ in range(2)] == ["retry: 1000", "event: task_started"]
         first = json.loads(next(lines).removeprefix("data: "))
         assert first["event"]["seq"] == "5"

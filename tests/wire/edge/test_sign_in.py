@@ -170,7 +170,7 @@ def test_a_stranger_writes_nothing_into_the_log_of_the_edge(provided: RunningEdg
             answer = get(provided, f"/console/signed-in?{httpx.QueryParams(query)}", "cross-site")
             assert answer.status_code < 500
     path = provided.settings.admin_socket.parent / "envoy.log"
-    # The line of a later call is there.
+    # Waits until the log has the line of a later call.
     eventually(lambda: answer.headers["x-request-id"] in path.read_text())
     log = path.read_text()
     assert "\x1b" not in log

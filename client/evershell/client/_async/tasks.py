@@ -17,7 +17,7 @@ from evershell.client.types import CancelResult, CancelTasksResult, Task, TaskFi
 
 
 class AsyncTaskCalls(AsyncPlainCalls):
-    """The calls about tasks that do more than ask and answer."""
+    """The calls about tasks that do more than send a request and return the answer."""
 
     async def cancel(
         self,

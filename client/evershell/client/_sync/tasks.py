@@ -18,7 +18,7 @@ from evershell.client.types import CancelResult, CancelTasksResult, Task, TaskFi
 
 
 class TaskCalls(PlainCalls):
-    """The calls about tasks that do more than ask and answer."""
+    """The calls about tasks that do more than send a request and return the answer."""
 
     def cancel(
         self,

@@ -33,7 +33,7 @@ _LIMIT_SECONDS = 120.0
 
 
 def _quick_rules() -> dict[str, Any]:
-    """The rules, with shorter times."""
+    """The rules for alerts, with shorter times."""
     spec = copy.deepcopy(SPEC)
     for rule in (rule for group in spec["groups"] for rule in group["rules"]):
         rule["expr"] = re.sub(r"(?<=\[)\w+(?=\])", lambda at: _WINDOWS[at[0]], rule["expr"])

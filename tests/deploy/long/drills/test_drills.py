@@ -40,7 +40,7 @@ _POOL_SIZE = 8
 _FAILED = '"(unavailable|deadline_exceeded)"'
 # More calls than a worker stores entries for in a second.
 _REFUSED_CALLS = 100
-# How many webhooks are kept at a time. An organization may have 20.
+# The maximum number of webhooks that the drill keeps. An organization may have 20.
 _KEPT_WEBHOOKS = 5
 
 # A pause between calls leaves processor time for the programs.
@@ -126,7 +126,7 @@ def what_the_leader_counts(stage: Stage) -> Iterator[dict[str, str]]:
 @drill("NoLeadingController", "NoWorkers", "NoEdges")
 @contextmanager
 def programs_end(stage: Stage) -> Iterator[dict[str, str]]:
-    """All programs end, and nothing restarts them."""
+    """All programs end and are not restarted."""
     stack = stage.stack
     workspace = Workspace(stack)
     task_id = workspace.begin("sleep 86400")
@@ -341,7 +341,7 @@ def _call(stage: Stage, method: str, path: str, **arguments: Any) -> httpx.Respo
     caller = stage.stack.rest("owner")
     response = caller.call(method, path, **arguments)
     if "retry-after" in response.headers:
-        # A busy worker has refused the call, which has no effect.
+        # A busy worker has refused the call, so the call has no effect.
         time.sleep(float(response.headers["retry-after"]))
         response = caller.call(method, path, **arguments)
     assert response.status_code < 500, response.text

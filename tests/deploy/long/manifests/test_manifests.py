@@ -77,7 +77,7 @@ def test_the_objects_of_a_workspace_fit_the_schemas(tmp_path: Path) -> None:
 
 
 def assert_restricted(name: str, spec: dict[str, Any]) -> None:
-    """The Pod Security Standard `restricted`, and a read-only root."""
+    """Checks the Pod Security Standard `restricted`, and that the root file system is read-only."""
     assert spec["securityContext"]["runAsNonRoot"] is True, name
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
@@ -215,7 +215,7 @@ class As(httpx2.AsyncHTTPTransport):
 
 @pytest.fixture
 async def case() -> AsyncIterator[KubernetesCase]:
-    """A namespace with the rights of the chart."""
+    """A namespace with the chart's service accounts and their rights."""
     async with KubernetesCase.open() as case:
         rights = [
             o for o in tools.render({}) if o["kind"] in ("ServiceAccount", "Role", "RoleBinding")

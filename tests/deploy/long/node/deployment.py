@@ -159,7 +159,7 @@ def _chart(folder: Path, values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def _described() -> Iterator[None]:
-    """Adds what the pods say to an error."""
+    """Adds to an error what the pods report."""
     try:
         yield
     except Exception as error:

@@ -20,7 +20,7 @@ async function failure(call: Promise<unknown>) {
     await call;
   } catch (error) {
     if (!(error instanceof CallError)) throw error;
-    // @ts-expect-error: not a code.
+    // @ts-expect-error: the string is not an error code.
     if (error.code === "workspace_bussy") throw error;
     const { code, requestId, isFromService, details } = error;
     const { fields, required, resourceName } = details;
